@@ -1,0 +1,301 @@
+//! The checked model: what one configuration file means, with every default filled in and every name resolved.
+//!
+//! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// One configuration file, checked.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Model {
+    /// Workers and how they wait.
+    pub runtime: Runtime,
+    /// Upper bounds of everything that is allocated.
+    pub limits: Limits,
+    /// Where the daemon answers `towpath status`.
+    pub control: Control,
+    /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
+    pub groups: Vec<ServerGroup>,
+    /// Virtual services in the order of the file.
+    pub services: Vec<VirtualService>,
+}
+
+/// `[runtime]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Runtime {
+    /// Which CPUs carry a worker.
+    pub workers: Workers,
+    /// How a worker waits when it has nothing to do.
+    pub poll: Poll,
+}
+
+/// `runtime.workers`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workers {
+    /// One worker per CPU that the process may use.
+    Auto,
+    /// One worker on each of these CPU ids; not empty, no id twice.
+    Cpus(Vec<usize>),
+}
+
+/// `runtime.poll`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Poll {
+    /// Spin a little, then sleep in the ring.
+    Adaptive,
+    /// Never sleep: lowest latency, one whole CPU per worker.
+    Busy,
+}
+
+/// `[limits]`: what is allocated at start, for the whole process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// TCP connections relayed at the same time; `None` = as many as the descriptors allow.
+    pub connections: Option<u32>,
+    /// UDP sessions at the same time.
+    pub udp_sessions: u32,
+    /// Persistence entries over all services.
+    pub persistence_entries: u32,
+    /// Receive buffers per worker, each `buffer_bytes` long.
+    pub buffers: u32,
+    /// Bytes of one receive buffer.
+    pub buffer_bytes: u32,
+}
+
+/// `[control]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Control {
+    /// Path of the Unix socket; `None` = no control socket.
+    pub socket: Option<PathBuf>,
+}
+
+/// `[[group]]`, or the servers written inside one service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServerGroup {
+    /// Name from the file; an anonymous group bears the name of its service.
+    pub name: String,
+    /// The members, in the order of the file; never empty.
+    pub servers: Vec<Server>,
+    /// How members are judged up or down; `None` = always up.
+    pub health: Option<Health>,
+}
+
+/// `[[service.server]]` or `[[group.server]]`: membership of one RealServer in one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// Name, unique in its group.
+    pub name: String,
+    /// Address of the RealServer.
+    pub address: IpAddr,
+    /// Port; `None` = keep the port that the client addressed.
+    pub port: Option<u16>,
+    /// Share of new connections relative to the other members, 0 to 65,535; 0 = none.
+    pub weight: u16,
+    /// Never more than this many connections; 0 = no limit.
+    pub max_connections: u32,
+    /// The operator's word.
+    pub admin: AdminState,
+}
+
+/// The operator's word about a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdminState {
+    /// Takes new connections.
+    #[default]
+    Ready,
+    /// Keeps its connections, takes no new ones (but see `persistence.enter_draining`).
+    Drain,
+    /// Takes none and keeps none.
+    Halt,
+}
+
+/// `[[service]]`
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct VirtualService {
+    /// Unique name.
+    pub name: String,
+    /// The address that clients use.
+    pub vip: IpAddr,
+    /// The ports that clients use.
+    pub ports: Ports,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Which plane carries it.
+    pub plane: Plane,
+    /// What it serves; switches on the rules for that product.
+    pub application: Option<Application>,
+    /// How a server is chosen for a new client.
+    pub balance: Balance,
+    /// Whether a client comes back to its server.
+    pub persistence: Option<Persistence>,
+    /// A connection or session without a byte in either direction for this long is closed.
+    pub idle_timeout_ms: u64,
+    /// How long a connection to a server may take.
+    pub connect_timeout_ms: u64,
+    /// How long connections may finish when the process stops or the service goes.
+    pub drain_timeout_ms: u64,
+    /// How many further servers are tried when a connect fails; 0 = none.
+    pub redispatch: u8,
+    /// Never more than this many connections at once; 0 = no limit.
+    pub max_connections: u32,
+    /// The address that the real server sees.
+    pub source: Source,
+    /// Index into [`Model::groups`].
+    pub group: usize,
+}
+
+/// `ports`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ports {
+    /// Sorted, without duplicates, never empty.
+    List(Vec<u16>),
+    /// Every port (packet plane only).
+    All,
+}
+
+/// `protocol`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// `plane`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Plane {
+    /// Packets: the VIP belongs to Towpath.
+    Packet,
+    /// Connections: the VIP belongs to the kernel.
+    Stream,
+}
+
+/// `application`: the product behind a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Application {
+    /// Exchange 2010.
+    #[serde(rename = "exchange-2010")]
+    Exchange2010,
+    /// Exchange 2013 and later.
+    #[serde(rename = "exchange-2013")]
+    Exchange2013,
+    /// LDAP.
+    Ldap,
+    /// Lync 2010.
+    #[serde(rename = "lync-2010")]
+    Lync2010,
+    /// Lync 2013 / Skype for Business.
+    #[serde(rename = "lync-2013")]
+    Lync2013,
+    /// Office Communications Server 2007 R2.
+    #[serde(rename = "ocs-2007r2")]
+    Ocs2007R2,
+    /// RADIUS.
+    Radius,
+    /// SharePoint.
+    Sharepoint,
+    /// SMTP.
+    Smtp,
+}
+
+/// `balance`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Fewest connections; ties rotate.
+    LeastConnections,
+    /// Maglev consistent hash of the client address (Eisenbud et al., NSDI 2016).
+    Maglev,
+    /// The less loaded of two drawn at random.
+    RandomOfTwo,
+    /// In turn.
+    RoundRobin,
+    /// Hash of the client address over the members that are up.
+    SourceHash,
+    /// Fewest connections per weight; ties rotate.
+    WeightedLeastConnections,
+    /// In turn, by weight, smoothly interleaved.
+    WeightedRoundRobin,
+}
+
+/// `persistence`, for what runs today: by source address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Persistence {
+    /// Entry lifetime after the client's last new connection.
+    pub timeout_ms: u64,
+    /// Prefix length that makes an IPv4 client (32 = each address its own).
+    pub ipv4_prefix: u8,
+    /// Prefix length that makes an IPv6 client.
+    pub ipv6_prefix: u8,
+    /// Whether a client with an entry may still enter a draining server (requirements.md trap 11).
+    pub enter_draining: bool,
+}
+
+/// `source`: the address that the real server sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The kernel picks address and port.
+    Interface,
+    /// Ports are leased from these addresses.
+    Pool(SourcePool),
+}
+
+/// `source = { pool = […], ports = "1024-65535" }`; `source = "vip"` becomes a pool of the VIP.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SourcePool {
+    /// SNAT addresses, without duplicates, never empty.
+    pub addresses: Vec<IpAddr>,
+    /// Lowest port leased.
+    pub port_low: u16,
+    /// Highest port leased, ≥ `port_low`.
+    pub port_high: u16,
+    /// How long a port rests when we sent the first FIN towards the server (design.md 10.9).
+    pub rest_ms: u64,
+}
+
+/// `health`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// What is done to judge a server.
+    pub check: CheckKind,
+    /// Ports checked, each must answer; empty = the server's own port, or the service's first port where the server keeps the service's.
+    pub ports: Vec<u16>,
+    /// Time between checks of one server.
+    pub interval_ms: u64,
+    /// A check that takes longer has failed.
+    pub timeout_ms: u64,
+    /// Consecutive successes that make a server up.
+    pub rise: u16,
+    /// Consecutive failures that make a server down.
+    pub fall: u16,
+}
+
+/// `health.check`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckKind {
+    /// A TCP connection is accepted.
+    Tcp,
+}
+
+impl VirtualService {
+    /// The sockets that clients connect to, one per port; empty for an all-ports service.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let ports: &[u16] = match &self.ports {
+            Ports::List(list) => list,
+            Ports::All => &[],
+        };
+        ports.iter().map(|&port| SocketAddr::new(self.vip, port))
+    }
+}

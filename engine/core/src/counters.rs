@@ -1,0 +1,115 @@
+//! What is counted, and the page that a worker counts on: one writer, any number of readers.
+//!
+//! Every refusal, end and fallback has a variant here, so it has a counter, a help line and a row in the reference.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$help:meta])* $variant:ident = $label:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $(#[doc = $text] $variant,)* }
+
+        impl $name {
+            /// Every variant, in the order of the page.
+            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+
+            /// The word used in status, metrics and docs.
+            pub fn label(self) -> &'static str {
+                match self { $($name::$variant => $label,)* }
+            }
+
+            /// One sentence for the reference.
+            pub fn help(self) -> &'static str {
+                match self { $($name::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+counters!(
+    /// Counted per worker and service.
+    ServiceCounter {
+        Accepted = "accepted", "Connections or UDP sessions that clients opened.";
+        Opened = "opened", "Connections or UDP sessions that reached a real server.";
+        Closed = "closed", "Opened connections or UDP sessions that have ended.";
+        BytesFromClient = "bytes_from_client", "Payload bytes relayed from clients to real servers.";
+        BytesToClient = "bytes_to_client", "Payload bytes relayed from real servers to clients.";
+        DatagramsFromClient = "datagrams_from_client", "UDP datagrams relayed from clients to real servers.";
+        DatagramsToClient = "datagrams_to_client", "UDP datagrams relayed from real servers to clients.";
+        Redispatched = "redispatched", "Connects that failed and were tried again on another real server.";
+        SnatRetried = "snat_retried", "Leased source ports that the kernel refused; the next lease was tried.";
+        Bulk = "bulk", "Directions of a connection that were spliced through a pipe.";
+        BufferWaited = "buffer_waited", "Times a receive waited because the worker's buffers were all in use.";
+    }
+);
+
+counters!(
+    /// Why a connection or UDP session ended: its termination code.
+    Termination {
+        ClientClosed = "client_closed", "Both sides finished; the client sent its FIN first.";
+        ClientReset = "client_reset", "The client reset the connection.";
+        ConnectFailed = "connect_failed", "No real server accepted the connection.";
+        ConnectTimedOut = "connect_timed_out", "The last real server tried did not answer within connect_timeout.";
+        DrainEnded = "drain_ended", "drain_timeout ran out, or a second stop signal came.";
+        IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
+        OutOfBuffers = "out_of_buffers", "A buffer limit left no room for this datagram or connection.";
+        OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
+        OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
+        OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
+        NoServer = "no_server", "No real server was up and ready.";
+        ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
+        ServerHalted = "server_halted", "The operator halted the real server.";
+        ServerReset = "server_reset", "The real server reset the connection.";
+        ServersFull = "servers_full", "Every real server that is up was at max_connections.";
+        ServiceFull = "service_full", "The service was at its max_connections.";
+        SystemRefused = "system_refused", "The kernel refused an operation that should have worked.";
+    }
+);
+
+counters!(
+    /// Counted per worker.
+    WorkerCounter {
+        Breaths = "breaths", "Turns of the worker's loop.";
+        Sleeps = "sleeps", "Turns in which the worker slept until something happened.";
+        Completions = "completions", "Completions taken from the ring.";
+        Submissions = "submissions", "Operations submitted to the ring.";
+        AcceptFailed = "accept_failed", "Accepts that failed for another reason than a missing descriptor.";
+        BreathMaxMicroseconds = "breath_max_microseconds", "Longest turn of the loop since the start.";
+    }
+);
+
+/// A page of counters for one worker (and, where `T` is per service, one service).
+///
+/// Exactly one thread adds; others only read. So adding is a plain load and store without a lock prefix.
+pub struct CounterPage {
+    cells: Box<[AtomicU64]>,
+}
+
+impl CounterPage {
+    /// A page with `len` cells, all 0.
+    pub fn new(len: usize) -> CounterPage {
+        CounterPage { cells: (0..len).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Adds `n` to cell `index`. Only the page's one writer may call this.
+    #[inline]
+    pub fn add(&self, index: usize, n: u64) {
+        let cell = &self.cells[index];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Raises cell `index` to `value` if it is lower. Only the page's one writer may call this.
+    #[inline]
+    pub fn raise(&self, index: usize, value: u64) {
+        let cell = &self.cells[index];
+        if value > cell.load(Ordering::Relaxed) {
+            cell.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// The value of cell `index` as of about now.
+    pub fn read(&self, index: usize) -> u64 {
+        self.cells[index].load(Ordering::Relaxed)
+    }
+}
