@@ -1,1 +1,15 @@
-//! Placeholder line, replaced below.
+//! The kernel, for Towpath: sockets, rings, namespaces, interfaces, facts about the machine.
+//!
+//! This crate knows bytes and descriptors, not balancing, and it is the only one with `unsafe` code.
+
+#![allow(unsafe_code)]
+
+pub mod address;
+mod errno;
+pub mod event;
+pub mod host;
+pub mod ring;
+pub mod socket;
+pub mod splice;
+
+pub use errno::Cause;

@@ -1,0 +1,281 @@
+//! Facts about this machine: CPUs, descriptors, memory, addresses, port ranges.
+
+use std::ffi::CStr;
+use std::fs;
+use std::io;
+use std::mem;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::{Duration, Instant};
+
+use crate::address::RawAddress;
+use crate::errno::check;
+
+/// How many descriptors this process may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DescriptorLimit {
+    /// In force now.
+    pub soft: u64,
+    /// To which it can be raised without privilege.
+    pub hard: u64,
+}
+
+/// Main memory of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total_bytes: u64,
+    /// What new work can take without swapping.
+    pub available_bytes: u64,
+}
+
+/// An address that this host has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Name of the interface it is on.
+    pub interface: String,
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of its network's prefix.
+    pub prefix: u8,
+    /// Whether the interface is up.
+    pub up: bool,
+}
+
+/// The limit on descriptors.
+pub fn nofile_limit() -> io::Result<DescriptorLimit> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel writes one rlimit into `limit`, which outlives the call.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
+    Ok(DescriptorLimit {
+        soft: limit.rlim_cur,
+        hard: limit.rlim_max,
+    })
+}
+
+/// Raises the limit on descriptors as far as it goes without privilege, and tells where it is now.
+pub fn raise_nofile_limit() -> io::Result<DescriptorLimit> {
+    let limit = nofile_limit()?;
+    let wanted = libc::rlimit {
+        rlim_cur: limit.hard,
+        rlim_max: limit.hard,
+    };
+    // SAFETY: the kernel reads one rlimit from `wanted`, which outlives the call.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) })?;
+    nofile_limit()
+}
+
+/// The CPUs this thread may run on, ascending.
+pub fn available_cpus() -> io::Result<Vec<usize>> {
+    // SAFETY: cpu_set_t is an array of integers, for which all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes at most the given size into `set`, which outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) })?;
+    let bits = size_of::<libc::cpu_set_t>() * 8;
+    Ok((0..bits)
+        .filter(|&cpu| {
+            // SAFETY: `cpu` is below the number of bits in the set.
+            unsafe { libc::CPU_ISSET(cpu, &set) }
+        })
+        .collect())
+}
+
+/// Keeps the calling thread on the given CPUs; threads and processes it starts inherit it.
+pub fn pin_thread(cpus: &[usize]) -> io::Result<()> {
+    let bits = size_of::<libc::cpu_set_t>() * 8;
+    // SAFETY: cpu_set_t is an array of integers, for which all zeroes is the empty set.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    for &cpu in cpus {
+        if cpu >= bits {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("CPU {cpu}: the kernel's set ends at {bits}"),
+            ));
+        }
+        // SAFETY: `cpu` is below the number of bits in the set.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    // SAFETY: the kernel reads `set`, which outlives the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) })?;
+    Ok(())
+}
+
+/// The ports the kernel picks from when a socket asks for none (of the calling thread's network namespace).
+pub fn ip_local_port_range() -> io::Result<RangeInclusive<u16>> {
+    let path = "/proc/sys/net/ipv4/ip_local_port_range";
+    let text = fs::read_to_string(path)?;
+    let mut ports = text.split_whitespace().map(str::parse::<u16>);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(first..=last),
+        _ => Err(unreadable(path, &text)),
+    }
+}
+
+/// The longest backlog a listener gets (of the calling thread's network namespace).
+pub fn somaxconn() -> io::Result<u32> {
+    let path = "/proc/sys/net/core/somaxconn";
+    let text = fs::read_to_string(path)?;
+    text.trim().parse().map_err(|_| unreadable(path, &text))
+}
+
+/// Memory of the machine.
+pub fn memory() -> io::Result<Memory> {
+    let path = "/proc/meminfo";
+    let text = fs::read_to_string(path)?;
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| {
+                line.strip_prefix(name)?
+                    .trim()
+                    .strip_suffix("kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .map(|kib| kib * 1024)
+            .ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{path}: no line `{name}`"),
+                )
+            })
+    };
+    Ok(Memory {
+        total_bytes: field("MemTotal:")?,
+        available_bytes: field("MemAvailable:")?,
+    })
+}
+
+/// Waits until a descriptor has something to read or its peer is gone; `TimedOut` after `timeout`.
+pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up: a remainder below a millisecond must not spin.
+        let left_ms = libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX);
+        let mut poll = libc::pollfd {
+            fd: fd.as_fd().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the kernel reads and writes one pollfd, which outlives the call.
+        match check(unsafe { libc::poll(&mut poll, 1, left_ms) }) {
+            Ok(0) if Instant::now() >= deadline => {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("nothing to read within {timeout:?}"),
+                ));
+            }
+            Ok(0) => {}
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Release of the running kernel, as in `6.1.0-25-amd64`.
+pub fn kernel_release() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
+        .trim()
+        .to_owned())
+}
+
+/// Every IPv4 and IPv6 address of the calling thread's network namespace.
+pub fn addresses() -> io::Result<Vec<HostAddress>> {
+    let mut head: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: getifaddrs writes the head of a list, which is freed below and not touched after.
+    check(unsafe { libc::getifaddrs(&mut head) })?;
+    let mut found = Vec::new();
+    let mut next = head;
+    while !next.is_null() {
+        // SAFETY: `next` is a non-null node of the list that getifaddrs returned and that is not freed yet.
+        let node = unsafe { &*next };
+        next = node.ifa_next;
+        let Some(ip) = read_ip(node.ifa_addr) else {
+            continue;
+        };
+        // SAFETY: ifa_name is a NUL-terminated string that lives as long as the list.
+        let name = unsafe { CStr::from_ptr(node.ifa_name) };
+        let prefix = read_ip(node.ifa_netmask).map_or(0, |mask| match mask {
+            IpAddr::V4(mask) => mask.to_bits().leading_ones() as u8,
+            IpAddr::V6(mask) => mask.to_bits().leading_ones() as u8,
+        });
+        found.push(HostAddress {
+            interface: name.to_string_lossy().into_owned(),
+            ip,
+            prefix,
+            up: node.ifa_flags & libc::IFF_UP as libc::c_uint != 0,
+        });
+    }
+    // SAFETY: `head` came from getifaddrs and no reference into the list is left.
+    unsafe { libc::freeifaddrs(head) };
+    Ok(found)
+}
+
+/// The address behind a sockaddr of getifaddrs; `None` when absent or neither IPv4 nor IPv6.
+fn read_ip(address: *const libc::sockaddr) -> Option<IpAddr> {
+    if address.is_null() {
+        return None;
+    }
+    // SAFETY: getifaddrs lets it point to a sockaddr, whose family comes first.
+    let family = libc::c_int::from(unsafe { (*address).sa_family });
+    let length = match family {
+        libc::AF_INET => size_of::<libc::sockaddr_in>(),
+        libc::AF_INET6 => size_of::<libc::sockaddr_in6>(),
+        _ => return None,
+    };
+    // SAFETY: the family says that `length` bytes are there, and the list they are part of outlives this function.
+    let bytes = unsafe { std::slice::from_raw_parts(address.cast::<u8>(), length) };
+    RawAddress::from_bytes(bytes).map(|raw| raw.to_socket_addr().ip())
+}
+
+fn unreadable(path: &str, text: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("{path}: unexpected content {text:?}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_among_the_addresses() {
+        let addresses = addresses().unwrap();
+        let loopback = addresses
+            .iter()
+            .find(|a| a.ip == IpAddr::from([127, 0, 0, 1]))
+            .unwrap();
+        assert_eq!((loopback.interface.as_str(), loopback.prefix), ("lo", 8));
+    }
+
+    #[test]
+    fn a_pinned_thread_runs_on_its_cpu_only() {
+        let cpu = *available_cpus().unwrap().last().unwrap();
+        std::thread::spawn(move || {
+            pin_thread(&[cpu]).unwrap();
+            assert_eq!(available_cpus().unwrap(), [cpu]);
+            assert!(pin_thread(&[1 << 20]).is_err());
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn the_machine_tells_its_limits() {
+        let limit = raise_nofile_limit().unwrap();
+        assert_eq!(limit.soft, limit.hard);
+        assert!(somaxconn().unwrap() > 0);
+        let ports = ip_local_port_range().unwrap();
+        assert!(ports.start() < ports.end());
+        let memory = memory().unwrap();
+        assert!(memory.available_bytes <= memory.total_bytes);
+        assert!(!kernel_release().unwrap().is_empty());
+    }
+}
