@@ -2,6 +2,8 @@
 
 pub mod counters;
 pub mod ids;
+pub mod snat;
+pub mod steering;
 pub mod time;
 
 pub use ids::{Generation, RealServerId, ServiceId, TargetIndex, VShard, WorkerId};

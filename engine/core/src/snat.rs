@@ -1,0 +1,253 @@
+//! SNAT ports: which (source address, port) a new flow uses towards its real server.
+//!
+//! Exact: per (SNAT address, real server address and port, protocol) one bitmap of ports, shared by every pool and worker that
+//! uses the three. A free port is found without random trials, so N addresses carry N × their range of ports per real server and
+//! not one less; the next one is an error value. Within a shard a rotating cursor lets a port that came back rest before its next use.
+//!
+//! The controller keeps the [`SnatBook`]; each service leases from a [`SnatPool`]; a [`SnatLease`] must be released, or put to
+//! rest in the worker's [`SnatRest`] first.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use towpath_config::model::Protocol;
+
+use crate::steering::{SteeringTable, VSHARDS, vshard_of_port};
+use crate::{VShard, WorkerId};
+
+mod book;
+mod map;
+mod rest;
+#[cfg(test)]
+mod tests;
+
+pub use book::{SnatBook, SnatBookError, SnatLimits};
+pub use map::SnatMaps;
+pub use rest::SnatRest;
+
+use map::{PortMap, PortMask};
+
+/// A source address and port of ours towards one real server; nobody else has it until it is released.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a lease that is dropped is never free again: release it or let it rest"]
+pub struct SnatLease {
+    map: u32,
+    port: u16,
+    address: IpAddr,
+}
+
+impl SnatLease {
+    /// The SNAT address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// The leased port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Address and port, to bind to.
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
+    /// The virtual shard that steering sends the returns to; where it is not the flow's home, returns need a note.
+    pub fn vshard(&self) -> VShard {
+        vshard_of_port(self.port)
+    }
+}
+
+/// Every port of every SNAT address of the pool is leased towards this real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatExhausted {
+    /// The real server.
+    pub destination: SocketAddr,
+    /// SNAT addresses that can reach it; 0 when the pool does not serve this real server.
+    pub addresses: usize,
+    /// Ports that these addresses have together, all of them leased.
+    pub capacity: u32,
+}
+
+impl fmt::Display for SnatExhausted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SnatExhausted {
+            destination,
+            addresses,
+            capacity,
+        } = self;
+        if *addresses == 0 {
+            return write!(
+                f,
+                "real server {destination}: this pool has no source address for it"
+            );
+        }
+        write!(
+            f,
+            "real server {destination}: all {capacity} source ports of {addresses} source address(es) are leased; add an address to source.pool, \
+             or a real server"
+        )
+    }
+}
+
+impl std::error::Error for SnatExhausted {}
+
+/// How full one SNAT address is towards one real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnatFill {
+    /// The SNAT address.
+    pub address: IpAddr,
+    /// The real server.
+    pub destination: SocketAddr,
+    /// Ports leased, those at rest included.
+    pub leased: u32,
+    /// Ports that can be leased.
+    pub capacity: u32,
+}
+
+impl SnatFill {
+    /// Whether 80 % is reached, the point at which the operator is told.
+    pub fn is_nearly_full(&self) -> bool {
+        u64::from(self.leased) * 5 >= u64::from(self.capacity) * 4
+    }
+}
+
+/// What one service leases source ports from: its SNAT addresses and port range, towards its real servers.
+pub struct SnatPool {
+    maps: Arc<SnatMaps>,
+    addresses: Box<[IpAddr]>,
+    protocol: Protocol,
+    rest_ms: u64,
+    mask: PortMask,
+    /// Sorted by destination, for a binary search.
+    routes: Box<[Route]>,
+}
+
+/// The SNAT addresses that can reach one real server; never empty.
+struct Route {
+    destination: SocketAddr,
+    sources: Box<[RouteSource]>,
+}
+
+struct RouteSource {
+    address: IpAddr,
+    map: Arc<PortMap>,
+}
+
+impl SnatPool {
+    /// Leases a source address and port towards `destination` for a flow of `worker` whose home is `home`.
+    ///
+    /// Ports of the home shard come first, then those of the worker's other shards, then foreign ones; within each, the addresses
+    /// take turns.
+    pub fn lease(
+        &self,
+        destination: SocketAddr,
+        home: VShard,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let Ok(index) = self
+            .routes
+            .binary_search_by_key(&destination, |route| route.destination)
+        else {
+            return Err(SnatExhausted {
+                destination,
+                addresses: 0,
+                capacity: 0,
+            });
+        };
+        let sources = &self.routes[index].sources;
+        let turn = if sources.len() == 1 {
+            0
+        } else {
+            sources[0].map.next_turn(home) as usize % sources.len()
+        };
+        let around_home = || (1..VSHARDS).map(|step| VShard(home.0.wrapping_add(step as u8)));
+        self.claim(sources, turn, home)
+            .or_else(|| {
+                around_home()
+                    .filter(|&vshard| steering.worker_of(vshard) == worker)
+                    .find_map(|vshard| self.claim(sources, turn, vshard))
+            })
+            .or_else(|| {
+                around_home()
+                    .filter(|&vshard| steering.worker_of(vshard) != worker)
+                    .find_map(|vshard| self.claim(sources, turn, vshard))
+            })
+            .ok_or(SnatExhausted {
+                destination,
+                addresses: sources.len(),
+                capacity: self.mask.capacity() * sources.len() as u32,
+            })
+    }
+
+    /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is.
+    fn claim(&self, sources: &[RouteSource], turn: usize, vshard: VShard) -> Option<SnatLease> {
+        let (before, from) = sources.split_at(turn);
+        from.iter().chain(before).find_map(|source| {
+            let port = source.map.claim(vshard, &self.mask)?;
+            Some(SnatLease {
+                map: source.map.id(),
+                port,
+                address: source.address,
+            })
+        })
+    }
+
+    /// Makes the port of `lease` free again. Any pool of the same book may be asked.
+    pub fn release(&self, lease: SnatLease) {
+        self.maps.release(lease);
+    }
+
+    /// How full each SNAT address is towards each real server.
+    pub fn fill(&self) -> impl Iterator<Item = SnatFill> + '_ {
+        self.routes.iter().flat_map(move |route| {
+            route.sources.iter().map(move |source| SnatFill {
+                address: source.address,
+                destination: route.destination,
+                leased: source.map.leased(&self.mask),
+                capacity: self.mask.capacity(),
+            })
+        })
+    }
+
+    /// The SNAT addresses, in the order of the configuration.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// The protocol whose ports are leased.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// How long a port rests when we sent the first FIN towards the server; 0 = not at all.
+    pub fn rest_ms(&self) -> u64 {
+        self.rest_ms
+    }
+}
+
+impl fmt::Debug for SnatPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnatPool")
+            .field("addresses", &self.addresses)
+            .field("protocol", &self.protocol)
+            .field("capacity", &self.mask.capacity())
+            .field("real_servers", &self.routes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl RouteSource {
+    fn new(address: IpAddr, map: Arc<PortMap>) -> RouteSource {
+        map.join();
+        RouteSource { address, map }
+    }
+}
+
+impl Drop for RouteSource {
+    fn drop(&mut self) {
+        self.map.leave();
+    }
+}
