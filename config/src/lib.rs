@@ -1,5 +1,86 @@
 //! What the operator may say: one TOML file in, one checked [`Model`] or every error at once out.
 
+mod build;
+mod decode;
+mod diagnostic;
+mod draft;
 pub mod model;
+mod parse;
+mod reference;
+mod render;
+mod rules;
+pub mod schema;
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Serialize;
+
+pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Label, Location, NOT_AVAILABLE, Severity};
 pub use model::Model;
+pub use reference::reference;
+pub use render::render;
+
+/// Largest file that is read, in bytes.
+pub const FILE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a check found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Checked {
+    /// The name given to [`check`].
+    pub file_name: String,
+    /// The model; there is one exactly when there are no errors. It tells only what is carried out today: see
+    /// [`Checked::unavailable`] before using it.
+    pub model: Option<Model>,
+    /// Everything that is wrong, in the order of the file.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Checked {
+    /// What the file asks for and no code carries out yet. Unless this is empty the model is not the whole file, and must
+    /// not be run.
+    pub fn unavailable(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|diagnostic| diagnostic.code == NOT_AVAILABLE)
+    }
+
+    /// What keeps the file from having a meaning.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+}
+
+/// Checks a file's text alone, without looking at the machine. `file_name` is only shown.
+pub fn check(file_name: &str, text: &str) -> Checked {
+    let file_name = file_name.to_owned();
+    let mut report = diagnostic::Report::default();
+    let lines = diagnostic::Lines::new(if text.len() <= FILE_BYTES_MAX { text } else { "" });
+    if text.len() > FILE_BYTES_MAX {
+        report
+            .error(
+                "file-too-large",
+                &(0..0),
+                format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", text.len()),
+            )
+            .hint("share servers by `[[group]]`, and write neighbouring ports as a range");
+        return Checked { file_name, model: None, diagnostics: report.finish(&lines) };
+    }
+    let root = parse::parse(text, &mut report);
+    let section = decode::decode(root.get_ref(), &schema::ROOT, &mut report);
+    let draft = draft::Draft::new(&section, &mut report);
+    rules::judge(&draft, &mut report);
+    let model = if report.has_errors() { None } else { build::build(&draft) };
+    Checked { file_name, model, diagnostics: report.finish(&lines) }
+}
+
+/// Reads a file for [`check`], never more than [`FILE_BYTES_MAX`] and a byte: a longer one is told by `check`.
+///
+/// Bytes that are no UTF-8 become U+FFFD, which no TOML key or bare value may contain.
+pub fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    })
+}

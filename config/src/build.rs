@@ -1,0 +1,173 @@
+//! From a draft without errors to the model.
+
+use std::path::PathBuf;
+
+use crate::decode::{PortSet, Section};
+use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service};
+use crate::model;
+
+/// `None` when something that the model needs is missing, which has been reported.
+pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
+    let mut groups = Vec::with_capacity(draft.groups.len() + draft.services.len());
+    for group in &draft.groups {
+        groups.push(model::ServerGroup {
+            name: group.name.as_ref()?.value.to_owned(),
+            servers: group.servers.iter().map(server).collect::<Option<_>>()?,
+            health: health(group.section.table("health")),
+        });
+    }
+    let mut services = Vec::with_capacity(draft.services.len());
+    for draft_service in &draft.services {
+        let own_health = draft_service.section.table("health");
+        let group = match (&draft_service.members, own_health) {
+            (Members::Group(index), None) => *index,
+            (_, own_health) => {
+                groups.push(model::ServerGroup {
+                    name: draft_service.name.as_ref()?.value.to_owned(),
+                    servers: draft.servers(draft_service).iter().map(server).collect::<Option<_>>()?,
+                    health: health(own_health),
+                });
+                groups.len() - 1
+            }
+        };
+        services.push(service(draft_service, draft, group)?);
+    }
+    Some(model::Model {
+        runtime: runtime(draft.root)?,
+        limits: limits(draft.root)?,
+        control: control(draft.root),
+        groups,
+        services,
+    })
+}
+
+fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<model::VirtualService> {
+    let section = service.section;
+    Some(model::VirtualService {
+        name: service.name.as_ref()?.value.to_owned(),
+        vip: service.vip.as_ref()?.value,
+        ports: match service.ports.as_ref()? {
+            DraftPorts::All(_) => model::Ports::All,
+            DraftPorts::Set(ports) => model::Ports::List(ports.value.list()),
+        },
+        protocol: service.protocol.as_ref()?.value,
+        plane: service.plane.value,
+        application: service.application.as_ref().map(|application| application.value),
+        balance: service.balance(&draft.groups),
+        persistence: persistence(service)?,
+        idle_timeout_ms: service.idle_timeout_ms.value,
+        connect_timeout_ms: section.duration("connect_timeout")?.value,
+        drain_timeout_ms: section.duration("drain_timeout")?.value,
+        redispatch: section.number("redispatch")?.value,
+        max_connections: section.number("max_connections")?.value,
+        source: source(service)?,
+        group,
+    })
+}
+
+fn server(server: &Server<'_>) -> Option<model::Server> {
+    Some(model::Server {
+        name: server.name.as_ref()?.value.to_owned(),
+        address: server.address.as_ref()?.value,
+        port: server.port.as_ref().map(|port| port.value),
+        weight: server.weight.value,
+        max_connections: server.max_connections.value,
+        admin: server.admin.value,
+    })
+}
+
+/// The outer `None` means that something is missing, the inner that clients are not pinned.
+fn persistence(service: &Service<'_>) -> Option<Option<model::Persistence>> {
+    match &service.persistence {
+        Persists::None => Some(None),
+        Persists::Unknown => None,
+        Persists::By(_) => {
+            let section = service.section.table("persistence")?;
+            Some(Some(model::Persistence {
+                timeout_ms: section.duration("timeout")?.value,
+                ipv4_prefix: section.number("ipv4_prefix")?.value,
+                ipv6_prefix: section.number("ipv6_prefix")?.value,
+                enter_draining: section.bool("enter_draining")?.value,
+            }))
+        }
+    }
+}
+
+fn source(service: &Service<'_>) -> Option<model::Source> {
+    match &service.source {
+        DraftSource::Unknown => None,
+        DraftSource::Client(_) | DraftSource::Interface(_) => Some(model::Source::Interface),
+        DraftSource::Vip(_) => {
+            let vip = service.vip.as_ref()?.value;
+            Some(model::Source::Pool(model::SourcePool {
+                addresses: vec![vip],
+                port_low: 1024,
+                port_high: u16::MAX,
+                rest_ms: 60_000,
+            }))
+        }
+        DraftSource::Pool(pool) => {
+            let (port_low, port_high) = pool.port_range("ports")?.value;
+            Some(model::Source::Pool(model::SourcePool {
+                addresses: pool_addresses(pool),
+                port_low,
+                port_high,
+                rest_ms: pool.duration("rest")?.value,
+            }))
+        }
+    }
+}
+
+/// The addresses of a `source = { pool = [...] }`.
+pub(crate) fn pool_addresses(pool: &Section) -> Vec<std::net::IpAddr> {
+    pool.list("pool").map_or(&[][..], |list| list.value).iter().filter_map(|item| item.address()).collect()
+}
+
+fn health(section: Option<&Section>) -> Option<model::Health> {
+    let section = section?;
+    if section.word("check")?.value == "none" {
+        return None;
+    }
+    Some(model::Health {
+        check: model::CheckKind::Tcp,
+        ports: section.ports("ports").map(|ports| ports.value).map_or_else(Vec::new, PortSet::list),
+        interval_ms: section.duration("interval")?.value,
+        timeout_ms: section.duration("timeout")?.value,
+        rise: section.number("rise")?.value,
+        fall: section.number("fall")?.value,
+    })
+}
+
+fn runtime(root: &Section) -> Option<model::Runtime> {
+    let Some(section) = root.table("runtime") else {
+        return Some(model::Runtime { workers: model::Workers::Auto, poll: model::Poll::Adaptive });
+    };
+    let workers = match section.list("workers") {
+        Some(cpus) => model::Workers::Cpus(
+            cpus.value.iter().filter_map(|cpu| cpu.integer()).filter_map(|cpu| usize::try_from(cpu).ok()).collect(),
+        ),
+        None => model::Workers::Auto,
+    };
+    let poll = if section.word("poll")?.value == "busy" { model::Poll::Busy } else { model::Poll::Adaptive };
+    Some(model::Runtime { workers, poll })
+}
+
+fn limits(root: &Section) -> Option<model::Limits> {
+    let defaults = crate::decode::defaults("limits");
+    let section = root.table("limits").unwrap_or(&defaults);
+    Some(model::Limits {
+        connections: section.number("connections").map(|connections| connections.value),
+        udp_sessions: section.number("udp_sessions")?.value,
+        persistence_entries: section.number("persistence_entries")?.value,
+        buffers: section.number("buffers")?.value,
+        buffer_bytes: section.number("buffer_bytes")?.value,
+    })
+}
+
+fn control(root: &Section) -> model::Control {
+    let defaults = crate::decode::defaults("control");
+    let section = root.table("control").unwrap_or(&defaults);
+    let socket =
+        section.text("socket").map(|socket| socket.value).filter(|socket| *socket != "none").map(PathBuf::from);
+    model::Control { socket }
+}

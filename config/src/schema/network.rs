@@ -1,0 +1,108 @@
+//! Tables about the packet plane's network: interfaces, routes, bridge, router, outbound NAT.
+
+use super::{Kind, Table, integer, key, word};
+
+static ADDRESSES: Kind = Kind::List(&Kind::Network, 256);
+
+pub(super) static INTERFACE: Table = Table {
+    path: "interface",
+    doc: "A network interface that the packet plane owns. Its addresses belong to Towpath, not to the kernel.",
+    keys: &[
+        key("name", Kind::Name, "Name of the link, as the kernel shows it.").required(),
+        key("addresses", ADDRESSES, "Own addresses with prefix length, one for each address range."),
+        key("mac", Kind::Text, "Fixed hardware address, `02:00:00:00:00:01`.").described("the link's own"),
+        key("bond", Kind::List(&Kind::Name, 16), "Links that this interface is made of."),
+        key("mtu", integer(576, 9216, "bytes"), "Largest packet.").default("1500"),
+        key("vlan", Kind::Tables(&VLAN, 4094), "Tagged networks on this link."),
+    ],
+};
+
+static VLAN: Table = Table {
+    path: "interface.vlan",
+    doc: "A tagged network (802.1Q) on the link.",
+    keys: &[
+        key("id", integer(1, 4094, "VLAN id"), "The tag.").required(),
+        key("name", Kind::Name, "Name to refer to it elsewhere.").described("link name, dot, id"),
+        key("addresses", ADDRESSES, "Own addresses with prefix length."),
+    ],
+};
+
+pub(super) static ROUTE: Table = Table {
+    path: "route",
+    doc: "A static route of the packet plane.",
+    keys: &[
+        key(
+            "to",
+            Kind::Either(&[Kind::Word(&[word("default", "Everything without a better route.")]), Kind::Network]),
+            "Destination network, or `\"default\"`.",
+        )
+        .required(),
+        key("via", Kind::Address, "Next hop.").required(),
+        key("interface", Kind::Name, "Interface or VLAN that reaches the next hop.")
+            .described("the one whose network holds the next hop"),
+        key("metric", integer(0, 65_535, "metric"), "The lowest of several equal routes wins.").default("100"),
+    ],
+};
+
+pub(super) static BRIDGE: Table = Table {
+    path: "bridge",
+    doc: "Transparent mode: two arms in one network. Frames for a VIP are taken out, everything else passes like through a cable.",
+    keys: &[
+        key("name", Kind::Name, "Unique name.").required(),
+        key("interfaces", Kind::List(&Kind::Name, 2), "The two arms.").required(),
+        key("addresses", ADDRESSES, "Own addresses on the bridge."),
+        key("spanning_tree", Kind::Bool, "Let spanning tree frames pass, so that a pair of bridges makes no loop.")
+            .default("true"),
+    ],
+};
+
+pub(super) static ROUTER: Table = Table {
+    path: "router",
+    doc: "Forwarding between the arms, without NAT: traffic that real servers start, and direct access to them.",
+    keys: &[
+        key("enabled", Kind::Bool, "Forward packets that belong to no service.").default("false"),
+        key(
+            "policy",
+            Kind::Word(&[
+                word("allow", "Forward what no rule denies."),
+                word("deny", "Forward only what a rule allows."),
+            ]),
+            "What happens to a packet that no rule names.",
+        )
+        .default("allow"),
+        key("rule", Kind::Tables(&RULE, 1024), "Firewall rules; the first that fits decides."),
+    ],
+};
+
+static RULE: Table = Table {
+    path: "router.rule",
+    doc: "A firewall rule for routed traffic.",
+    keys: &[
+        key("action", Kind::Word(&[word("allow", "Forward."), word("deny", "Drop, and count it.")]), "What happens.")
+            .required(),
+        key("from", Kind::List(&Kind::Network, 256), "Source networks.").described("any"),
+        key("to", Kind::List(&Kind::Network, 256), "Destination networks.").described("any"),
+        key(
+            "protocol",
+            Kind::Word(&[
+                word("any", "Every protocol."),
+                word("icmp", "ICMP and ICMPv6."),
+                word("tcp", "TCP."),
+                word("udp", "UDP."),
+            ]),
+            "Transport protocol.",
+        )
+        .default("any"),
+        key("ports", Kind::Ports, "Destination ports.").described("any"),
+    ],
+};
+
+pub(super) static OUTBOUND_NAT: Table = Table {
+    path: "outbound_nat",
+    doc: "Address rewriting for traffic that real servers start (some call it \"server NAT\"). Independent of the services' `source`.",
+    keys: &[
+        key("from", Kind::List(&Kind::Network, 256), "Networks whose traffic is rewritten.").required(),
+        key("interface", Kind::Name, "Only what leaves here.").described("any"),
+        key("address", Kind::Address, "The address it is given.").described("that of the interface it leaves by"),
+    ],
+};

@@ -1,0 +1,160 @@
+//! Tables about the process as a whole.
+
+use super::{DAY, HOUR, Kind, MINUTE, MS, SECOND, Table, Word, duration, integer, key, later, word};
+
+pub(super) static RUNTIME: Table = Table {
+    path: "runtime",
+    doc: "Workers and how they wait.",
+    keys: &[
+        key(
+            "workers",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "One worker on each CPU that the process may use.")]),
+                Kind::List(&integer(0, 4095, "CPU id"), 1024),
+            ]),
+            "Which CPUs carry a worker: `\"auto\"`, or their ids.",
+        )
+        .default("auto"),
+        key(
+            "poll",
+            Kind::Word(&[
+                word("adaptive", "Spin a little, then sleep until there is work."),
+                word("busy", "Never sleep: lowest latency, one whole CPU per worker."),
+            ]),
+            "How a worker waits when it has nothing to do.",
+        )
+        .default("adaptive"),
+    ],
+};
+
+pub(super) static LIMITS: Table = Table {
+    path: "limits",
+    doc: "Upper bounds of everything that is allocated, for the whole process. Reaching one is counted and refuses the newcomer.",
+    keys: &[
+        key(
+            "connections",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "As many as the open file limit allows.")]),
+                integer(1, 16_777_216, "connections"),
+            ]),
+            "TCP connections relayed at the same time.",
+        )
+        .default("auto"),
+        key("udp_sessions", integer(1, 16_777_216, "sessions"), "UDP sessions at the same time.").default("65536"),
+        key(
+            "persistence_entries",
+            integer(1, 16_777_216, "entries"),
+            "Persistence entries over all services; the least recently used makes room.",
+        )
+        .default("262144"),
+        key("buffers", integer(16, 32_768, "buffers"), "Receive buffers per worker; a power of two.").default("256"),
+        key("buffer_bytes", integer(4096, 1_048_576, "bytes"), "Length of one receive buffer.").default("65536"),
+        key("flows", integer(1024, 268_435_456, "flows"), "Flows of the packet plane.").default("1048576").later(),
+        key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
+            .default("16384")
+            .later(),
+    ],
+};
+
+pub(super) static CONTROL: Table = Table {
+    path: "control",
+    doc: "Where the daemon answers the operator.",
+    keys: &[
+        key("socket", Kind::Path, "Unix socket for `towpath status`; `\"none\"` opens none.")
+            .default("/run/towpath/control.sock"),
+        key("listen", Kind::Socket, "Address and port of the web page, the HTTP API and the metrics.").later(),
+        key("certificate", Kind::Path, "Certificate chain (PEM) for `listen`.").later(),
+        key("private_key", Kind::Path, "Private key (PEM) for `listen`.").later(),
+        key("users", Kind::Path, "File with the users who may use `listen`; there are no default credentials.").later(),
+    ],
+};
+
+pub(super) static TLS_POOL: Table = Table {
+    path: "tls",
+    doc: "TLS for the whole process.",
+    keys: &[
+        key(
+            "provider",
+            Kind::Word(&[word("aws-lc-rs", "The faster one for RSA."), later("ring", "The smaller one.")]),
+            "Who computes.",
+        )
+        .default("aws-lc-rs"),
+        key(
+            "threads",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "A share of the CPUs.")]),
+                Kind::List(&integer(0, 4095, "CPU id"), 1024),
+            ]),
+            "Which CPUs carry handshakes.",
+        )
+        .default("auto"),
+        key("post_quantum", Kind::Bool, "Offer X25519MLKEM768 first.").default("true"),
+        key("ticket_lifetime", duration(MINUTE, 7 * DAY), "How long a session may be resumed.").default("12h"),
+    ],
+};
+
+/// `log.connections` and `service.log`.
+pub(super) static LOGGED: &[Word] = &[
+    word("none", "Only counters."),
+    later("errors", "One line per connection that ended badly."),
+    later("all", "One line per connection."),
+];
+
+pub(super) static LOG: Table = Table {
+    path: "log",
+    doc: "What is written down, and where to.",
+    keys: &[
+        key(
+            "level",
+            Kind::Word(&[
+                later("error", "Errors only."),
+                later("warn", "Errors and warnings."),
+                word("info", "And what the operator should know: servers up and down, reloads."),
+                later("debug", "And what a developer wants to know."),
+            ]),
+            "How much the daemon tells about itself.",
+        )
+        .default("info"),
+        key(
+            "format",
+            Kind::Word(&[word("text", "For people."), later("json", "For programs.")]),
+            "How a line is written.",
+        )
+        .default("text"),
+        key(
+            "to",
+            Kind::Word(&[
+                word("stderr", "Standard error; systemd keeps it in its journal."),
+                later("syslog", "The syslog server of `syslog`."),
+            ]),
+            "Where lines go.",
+        )
+        .default("stderr"),
+        key("syslog", Kind::Socket, "Syslog server.").later(),
+        key("connections", Kind::Word(LOGGED), "Which connections get a line each.").default("none"),
+    ],
+};
+
+pub(super) static PAIR: Table = Table {
+    path: "pair",
+    doc: "A second machine that takes over addresses, flows, leases and persistence.",
+    keys: &[
+        key("peer", Kind::Socket, "Address and port of the other machine.").required(),
+        key("listen", Kind::Socket, "Own address and port for the other machine.").required(),
+        key(
+            "role",
+            Kind::Word(&[word("primary", "Carries traffic when both are well."), word("secondary", "Stands by.")]),
+            "Who carries traffic when both are well.",
+        )
+        .required(),
+        key("secret_file", Kind::Path, "File with the shared secret.").required(),
+        key("heartbeat", duration(100 * MS, MINUTE), "Time between signs of life.").default("1s"),
+        key("dead_after", duration(300 * MS, HOUR), "Silence after which the other machine counts as dead.")
+            .default("3s"),
+        key("preempt", Kind::Bool, "The primary takes traffic back when it returns.").default("false"),
+        key("replicate", Kind::Bool, "Flows, leases and persistence entries are copied, so connections survive.")
+            .default("true"),
+        key("start_alone_after", duration(SECOND, HOUR), "How long a lonely start waits for the other machine.")
+            .default("10s"),
+    ],
+};

@@ -1,0 +1,359 @@
+//! Tables about services, their servers, and how both are judged.
+
+use super::{
+    DAY, HOUR, Kind, MINUTE, MS, SECOND, SERVERS_MAX, Table, Word, duration, http, integer, key, later,
+    process::LOGGED, word,
+};
+
+static BALANCE: Kind = Kind::Word(&[
+    word("least-connections", "Fewest connections; ties rotate."),
+    later("least-load", "Lowest load that the server itself reports (`health.load_port`)."),
+    word("maglev", "Consistent hash of the client address (Maglev): few clients move when servers come and go."),
+    word("random-of-two", "The less loaded of two drawn at random."),
+    later("response-time", "Fastest answers."),
+    word("round-robin", "In turn."),
+    word("source-hash", "Hash of the client address over the servers that are up."),
+    word("weighted-least-connections", "Fewest connections per weight; ties rotate."),
+    word("weighted-round-robin", "In turn, by weight, smoothly interleaved."),
+]);
+
+/// `[[service]]`
+pub static SERVICE: Table = Table {
+    path: "service",
+    doc: "A virtual service: the address and ports that clients use, and the servers behind them.",
+    keys: &[
+        key("name", Kind::Name, "Unique name.").required(),
+        key("vip", Kind::Address, "The address that clients use.").required(),
+        key(
+            "ports",
+            Kind::Either(&[Kind::Word(&[word("all", "Every port (packet plane only).")]), Kind::Ports]),
+            "The ports that clients use: `443`, `[80, 443]`, `\"49152-57500\"`, `[443, \"50000-50099\"]` or `\"all\"`.",
+        )
+        .required(),
+        key("protocol", Kind::Word(&[word("tcp", "TCP."), word("udp", "UDP.")]), "Transport protocol.").default("tcp"),
+        key(
+            "plane",
+            Kind::Word(&[
+                later("packet", "Packets: the VIP belongs to Towpath."),
+                word("stream", "Connections: the VIP belongs to the kernel and must be an address of this host."),
+            ]),
+            "Which plane carries it.",
+        )
+        .default("stream"),
+        key(
+            "forwarding",
+            Kind::Word(&[
+                later("dsr", "Direct server return: the reply bypasses the balancer."),
+                later("full-nat", "Source and destination are rewritten."),
+                later(
+                    "half-nat",
+                    "Only the destination is rewritten; servers see the client and route back through the balancer.",
+                ),
+            ]),
+            "How packets are rewritten; packet plane only.",
+        )
+        .described("`\"full-nat\"` on the packet plane"),
+        key(
+            "application",
+            Kind::Word(&[
+                word("exchange-2010", "Exchange 2010."),
+                word("exchange-2013", "Exchange 2013 and later."),
+                word("ldap", "LDAP."),
+                word("lync-2010", "Lync 2010."),
+                word("lync-2013", "Lync 2013, Skype for Business."),
+                word("ocs-2007r2", "Office Communications Server 2007 R2."),
+                word("radius", "RADIUS."),
+                word("sharepoint", "SharePoint."),
+                word("smtp", "SMTP."),
+            ]),
+            "What it serves; switches on the rules for that product.",
+        ),
+        key("balance", BALANCE, "How a server is chosen for a new client.")
+            .described("the group's, else `\"weighted-least-connections\"`"),
+        key("persistence", Kind::Table(&PERSISTENCE), "Whether a client comes back to its server."),
+        key(
+            "idle_timeout",
+            duration(SECOND, 7 * DAY),
+            "A connection or session without a byte in either direction for this long is closed.",
+        )
+        .described("`\"30m\"` for TCP, `\"5m\"` for UDP"),
+        key("connect_timeout", duration(10 * MS, 5 * MINUTE), "How long a connection to a server may take.")
+            .default("4s"),
+        key(
+            "drain_timeout",
+            duration(0, 7 * DAY),
+            "How long connections may finish when the process stops or the service goes.",
+        )
+        .default("30s"),
+        key("redispatch", integer(0, 16, "servers"), "How many further servers are tried when a connect fails.")
+            .default("3"),
+        key(
+            "drop_on_failure",
+            Kind::Bool,
+            "Connections to a server that goes down are reset, so that clients come back at once.",
+        )
+        .default("false")
+        .later(),
+        key(
+            "min_connections",
+            integer(0, 16_777_216, "connections"),
+            "Connections that are kept for this service; 0 = none.",
+        )
+        .default("0")
+        .later(),
+        key(
+            "max_connections",
+            integer(0, 16_777_216, "connections"),
+            "Never more than this many connections at once; 0 = no limit.",
+        )
+        .default("0"),
+        key(
+            "source",
+            Kind::Either(&[
+                Kind::Word(&[
+                    later("client", "The client's own address; needs `forwarding = \"half-nat\"` on the packet plane."),
+                    word("interface", "Address and port that the kernel picks."),
+                    word("vip", "The VIP, with ports leased from 1024-65535."),
+                ]),
+                Kind::Table(&SOURCE),
+            ]),
+            "The address that the real server sees: `\"interface\"`, `\"vip\"` or `{ pool = [...] }`.",
+        )
+        .default("interface"),
+        key(
+            "client_networks",
+            Kind::List(&Kind::Network, 256),
+            "Networks that clients come from; half-NAT is checked against them.",
+        )
+        .described("any"),
+        key(
+            "accept_hidden_client",
+            Kind::Bool,
+            "Accept that servers of mail and RADIUS services see the balancer instead of the client.",
+        )
+        .default("false"),
+        key("next_hop", Kind::Address, "Gateway of this service's replies, instead of the routes.").later(),
+        key("interface", Kind::Name, "Interface or VLAN that the VIP lives on.")
+            .described("the one whose network holds the VIP")
+            .later(),
+        key("tls", Kind::Table(&TLS), "TLS of this service."),
+        key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on.").later(),
+        key("log", Kind::Word(LOGGED), "Which connections get a line each.").described("`log.connections`"),
+        key("template", Kind::Name, "Template whose settings this service takes over.").later(),
+        key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`."),
+        key("health", Kind::Table(&HEALTH), "How servers are judged; replaces the group's."),
+        key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers, when no group is named."),
+    ],
+};
+
+/// `[[group]]`
+pub static GROUP: Table = Table {
+    path: "group",
+    doc: "Servers that several services share.",
+    keys: &[
+        key("name", Kind::Name, "Unique name.").required(),
+        key("balance", BALANCE, "How services of this group choose, unless they say otherwise.")
+            .default("weighted-least-connections"),
+        key("health", Kind::Table(&HEALTH), "How servers are judged; without it they count as up."),
+        key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers.").required(),
+    ],
+};
+
+/// `[[service.server]]`, `[[group.server]]`
+pub static SERVER: Table = Table {
+    path: "service.server",
+    doc: "A real server, as `[[service.server]]` or `[[group.server]]`. The same address and port is one server: counted, checked and drained once.",
+    keys: &[
+        key("name", Kind::Name, "Unique in its group.").required(),
+        key("address", Kind::Address, "Address of the server.").required(),
+        key("port", integer(1, 65_535, "port"), "Port of the server.").described("the port that the client used"),
+        key("weight", integer(0, 65_535, "weight"), "Share of new connections relative to the others; 0 = none.")
+            .default("100"),
+        key(
+            "min_connections",
+            integer(0, 16_777_216, "connections"),
+            "Filled up to this many before others get theirs; 0 = off.",
+        )
+        .default("0")
+        .later(),
+        key(
+            "max_connections",
+            integer(0, 16_777_216, "connections"),
+            "Never more than this many connections; 0 = no limit.",
+        )
+        .default("0"),
+        key(
+            "admin",
+            Kind::Word(&[
+                word("drain", "Keeps its connections, takes no new ones."),
+                word("halt", "Takes none and keeps none."),
+                word("ready", "Takes new connections."),
+            ]),
+            "The operator's word.",
+        )
+        .default("ready"),
+        key("backup", Kind::Bool, "Takes connections only when no other server can.").default("false").later(),
+        key("re_encrypt", Kind::Bool, "TLS towards this server.").described("by `tls.mode`").later(),
+        key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.").later(),
+    ],
+};
+
+/// `persistence`
+pub static PERSISTENCE: Table = Table {
+    path: "service.persistence",
+    doc: "Whether a client comes back to its server. It holds across the ports of the service. A server that is down or halted loses its clients.",
+    keys: &[
+        key(
+            "by",
+            Kind::Word(&[
+                later("cookie", "A cookie, inserted or found; needs HTTP mode."),
+                later("header", "A request header; needs HTTP mode."),
+                word("none", "Every connection is balanced."),
+                word("source-ip", "The client's address."),
+                later("super-http", "`User-Agent` and `Authorization` together; needs HTTP mode."),
+                later("super-http-and-source-ip", "The same, with the client's address."),
+                later("tls-session-id", "The TLS session."),
+            ]),
+            "What makes a client.",
+        )
+        .required(),
+        key("timeout", duration(SECOND, 30 * DAY), "Lifetime of an entry after the client's last new connection.")
+            .default("30m"),
+        key("ipv4_prefix", integer(1, 32, "bits"), "Prefix length that makes an IPv4 client.").default("32"),
+        key("ipv6_prefix", integer(1, 128, "bits"), "Prefix length that makes an IPv6 client.").default("128"),
+        key("enter_draining", Kind::Bool, "A client with an entry may still enter a draining server.").default("false"),
+        key("cookie", Kind::Name, "Name of the cookie.").default("SERVERID").later(),
+        key(
+            "cookie_mode",
+            Kind::Word(&[word("find", "Look for a cookie that the server sets."), word("insert", "Set our own.")]),
+            "Who sets the cookie.",
+        )
+        .default("insert"),
+        key("header", Kind::Name, "Name of the header.").default("Authorization").later(),
+    ],
+};
+
+/// `source = { … }`
+pub static SOURCE: Table = Table {
+    path: "service.source",
+    doc: "Addresses and ports leased for connections to real servers. One address carries about 64,000 connections to each server port.",
+    keys: &[
+        key("pool", Kind::List(&Kind::Address, 256), "Addresses.").required(),
+        key("ports", Kind::PortRange, "Ports leased at each address.").default("1024-65535"),
+        key("rest", duration(0, HOUR), "How long a port rests when we closed first.").default("60s"),
+    ],
+};
+
+/// `health`
+pub static HEALTH: Table = Table {
+    path: "service.health",
+    doc: "How servers are judged, as `health` of a service or a group. A server is checked once, however many services use it.",
+    keys: &[
+        key(
+            "check",
+            Kind::Word(&[
+                later("dns", "A DNS query is answered."),
+                later("http", "An HTTP request is answered as expected."),
+                later("https", "The same over TLS."),
+                later("ldap", "An LDAP bind succeeds."),
+                word("none", "Always up."),
+                later("ping", "An echo request is answered."),
+                later("radius", "A RADIUS request is answered."),
+                later("sip", "A SIP OPTIONS request is answered."),
+                later("smtp", "An SMTP greeting arrives."),
+                later("stun", "A STUN binding request is answered."),
+                word("tcp", "A TCP connection is accepted."),
+                later("tls", "A TLS handshake completes."),
+            ]),
+            "What is done.",
+        )
+        .required(),
+        key("ports", Kind::Ports, "Ports checked; each must answer. They need not be ports of the service.")
+            .described("the server's port, else the first port of the service"),
+        key("interval", duration(100 * MS, HOUR), "Time between checks of one server.").default("5s"),
+        key("timeout", duration(10 * MS, 5 * MINUTE), "A check that takes longer has failed.").default("3s"),
+        key("rise", integer(1, 1000, "checks"), "Consecutive successes that make a server up.").default("2"),
+        key("fall", integer(1, 1000, "checks"), "Consecutive failures that make a server down.").default("3"),
+        key(
+            "evict",
+            Kind::Word(&[
+                later("port", "The failing port only."),
+                later("server", "The server leaves every service that uses it."),
+                word("service", "The server leaves the services that use this check, with all their ports."),
+            ]),
+            "What a failing check takes away.",
+        )
+        .default("service"),
+        key(
+            "load_port",
+            integer(1, 65_535, "port"),
+            "Port where the server reports its load, for `balance = \"least-load\"`.",
+        )
+        .later(),
+        key("method", Kind::Word(&[word("GET", "With a body."), word("HEAD", "Without a body.")]), "HTTP method.")
+            .default("GET")
+            .later(),
+        key("path", Kind::Text, "HTTP path.").default("/").later(),
+        key("host", Kind::Text, "HTTP Host header, and the TLS name.").described("the server's address").later(),
+        key("status", Kind::Text, "HTTP status codes that count as well, e.g. `\"200-399,401\"`.")
+            .default("200-399")
+            .later(),
+        key("expect", Kind::Text, "Text that the answer must contain.").later(),
+        key("verify", Kind::Bool, "Check the server's certificate.").default("false").later(),
+        key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password.").later(),
+        key("user", Kind::Text, "RADIUS user or LDAP name.").later(),
+    ],
+};
+
+static TLS_VERSIONS: Kind = Kind::Word(TLS_VERSION_WORDS);
+static TLS_VERSION_WORDS: &[Word] = &[word("1.2", "TLS 1.2."), word("1.3", "TLS 1.3.")];
+
+/// `service.tls`
+pub static TLS: Table = Table {
+    path: "service.tls",
+    doc: "TLS of a service.",
+    keys: &[
+        key(
+            "mode",
+            Kind::Word(&[
+                word("pass-through", "TLS is not touched."),
+                later("re-encrypt", "Terminated, and TLS again towards the servers."),
+                later("terminate", "Terminated; plain towards the servers."),
+            ]),
+            "Who ends TLS.",
+        )
+        .default("pass-through"),
+        key("certificate", Kind::Tables(&CERTIFICATE, 64), "Certificates; the client's SNI chooses."),
+        key("min_version", TLS_VERSIONS, "Oldest version accepted.").default("1.2"),
+        key(
+            "ciphers",
+            Kind::Word(&[
+                word("compatible", "And older clients."),
+                word("high-security", "Forward secrecy and AEAD only."),
+            ]),
+            "Which ciphers are accepted.",
+        )
+        .default("high-security"),
+        key(
+            "client_certificate",
+            Kind::Word(&[word("none", "Not asked for."), word("request", "Asked for."), word("require", "Demanded.")]),
+            "Certificates of clients.",
+        )
+        .default("none"),
+        key("client_ca", Kind::Path, "Authorities (PEM) that client certificates come from."),
+        key("server_ca", Kind::Path, "Authorities (PEM) that server certificates come from, with `re-encrypt`.")
+            .described("those of the host"),
+        key("verify_server", Kind::Bool, "Check the servers' certificates, with `re-encrypt`.").default("true"),
+    ],
+};
+
+static CERTIFICATE: Table = Table {
+    path: "service.tls.certificate",
+    doc: "A certificate with its private key: PEM files, or one PFX file.",
+    keys: &[
+        key("file", Kind::Path, "Certificate (PEM, leaf first) or PFX file with the private key.").required(),
+        key("key", Kind::Path, "Private key (PEM); not for PFX."),
+        key("chain", Kind::Path, "Intermediate certificates (PEM), when `file` has none."),
+        key("password_file", Kind::Path, "File with the password of the private key or PFX."),
+    ],
+};
