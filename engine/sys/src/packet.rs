@@ -1,0 +1,144 @@
+//! A tap on an interface, for tests that look at what is on the wire.
+
+use std::ffi::CString;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Instant;
+
+use crate::errno::{Cause, check, check_length};
+use crate::host;
+
+/// The largest frame a virtual interface hands over: a super-packet of 64 KiB and its headers.
+const FRAME_BYTES_MAX: usize = (1 << 16) + 256;
+
+/// Which way a frame went, seen from the tapped interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// It came in.
+    Received,
+    /// It left.
+    Sent,
+}
+
+/// A captured frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Which way it went.
+    pub direction: Direction,
+    /// From the Ethernet header on; without a VLAN tag, which the kernel takes off. Between virtual interfaces the
+    /// transport checksum may be unfinished and the frame larger than the MTU.
+    pub bytes: Vec<u8>,
+}
+
+/// Sees every frame of an interface from the moment it is opened.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+    lost: u64,
+}
+
+impl Tap {
+    /// Opens a tap on an interface of the calling thread's namespace.
+    pub fn open(interface: &str) -> io::Result<Tap> {
+        let name = CString::new(interface)?;
+        // SAFETY: `name` is a NUL-terminated string that outlives the call.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        if index == 0 {
+            let error = io::Error::last_os_error();
+            return Err(io::Error::new(error.kind(), format!("tap on `{interface}`: {error}")));
+        }
+        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // Protocol 0: nothing arrives before the socket is bound to the interface.
+        // SAFETY: socket takes no pointer.
+        let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
+        // SAFETY: socket has just returned this descriptor, and nobody else holds it.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        // What the kernel does not grant only makes losses likelier, and those are counted.
+        let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
+        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
+        let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as libc::c_ushort;
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
+        let place: *const libc::sockaddr_ll = &address;
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the pointer and length name `address`, which outlives the call.
+        check(unsafe { libc::bind(fd.as_raw_fd(), place.cast(), length) })?;
+        Ok(Tap { fd, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
+    }
+
+    /// The next frame; `None` when none comes before the deadline.
+    pub fn next(&mut self, deadline: Instant) -> io::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.take()? {
+                return Ok(Some(frame));
+            }
+            match host::await_readable(&self.fd, deadline.saturating_duration_since(Instant::now())) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next frame that `wanted` accepts; `None` when none comes before the deadline. Others are passed over.
+    pub fn find(&mut self, deadline: Instant, mut wanted: impl FnMut(&Frame) -> bool) -> io::Result<Option<Frame>> {
+        while let Some(frame) = self.next(deadline)? {
+            if wanted(&frame) {
+                return Ok(Some(frame));
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    /// A frame that has been captured already, without waiting.
+    pub fn take(&mut self) -> io::Result<Option<Frame>> {
+        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
+        let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        let place: *mut libc::sockaddr_ll = &mut from;
+        let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        let buffer = self.buffer.as_mut_ptr().cast();
+        let room = self.buffer.len();
+        // SAFETY: the pointers name `buffer` with its length and `from` with its own; both outlive the call.
+        let received =
+            unsafe { libc::recvfrom(self.fd.as_raw_fd(), buffer, room, libc::MSG_TRUNC, place.cast(), &mut length) };
+        let received = match check_length(received) {
+            Ok(received) => received,
+            Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if received > self.buffer.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("frame of {received} bytes does not fit the tap"),
+            ));
+        }
+        let direction = if from.sll_pkttype == libc::PACKET_OUTGOING { Direction::Sent } else { Direction::Received };
+        Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec() }))
+    }
+
+    /// How many frames passed while the tap had no room for them.
+    pub fn lost(&mut self) -> io::Result<u64> {
+        let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let place: *mut libc::tpacket_stats = &mut stats;
+        let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+        // SAFETY: the pointers name `stats` and its length; both outlive the call.
+        check(unsafe {
+            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, place.cast(), &mut length)
+        })?;
+        // Reading resets the kernel's own count.
+        self.lost += u64::from(stats.tp_drops);
+        Ok(self.lost)
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}

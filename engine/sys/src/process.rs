@@ -1,0 +1,139 @@
+//! Child processes that cannot outlive us.
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::errno::check;
+use crate::host;
+
+/// A running program that is killed, with all it started, when this is dropped or when our process ends.
+///
+/// It runs as the first process of a PID namespace of its own, whose end takes every descendant with it; and the kernel
+/// kills it (`PR_SET_PDEATHSIG`) when the thread that started it ends, which is therefore kept for its lifetime.
+#[derive(Debug)]
+pub struct Child {
+    process: std::process::Child,
+    exit: OwnedFd,
+    /// Held while the child may live; dropping it lets `warden` go.
+    release: Option<mpsc::Sender<()>>,
+    warden: Option<JoinHandle<()>>,
+}
+
+impl Child {
+    /// The process as the standard library knows it: its id and pipes.
+    pub fn process(&mut self) -> &mut std::process::Child {
+        &mut self.process
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Sends a signal, as in `libc::SIGTERM`. Being the first of its PID namespace, the program ignores signals for which it
+    /// has no handler, except SIGKILL and SIGSTOP.
+    pub fn signal(&mut self, signal: i32) -> io::Result<()> {
+        // A process that is reaped has given its id back.
+        if self.process.try_wait()?.is_some() {
+            return Ok(());
+        }
+        let pid = libc::pid_t::try_from(self.process.id()).map_err(io::Error::other)?;
+        // SAFETY: kill takes no pointer; the process is not reaped yet, so the id is still its own.
+        check(unsafe { libc::kill(pid, signal) })?;
+        Ok(())
+    }
+
+    /// Asks it to end (SIGTERM).
+    pub fn terminate(&mut self) -> io::Result<()> {
+        self.signal(libc::SIGTERM)
+    }
+
+    /// Kills it and all it started.
+    pub fn kill(&mut self) -> io::Result<ExitStatus> {
+        self.process.kill()?;
+        self.process.wait()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.process.try_wait()
+    }
+
+    /// Waits until it ends; `None` when it still runs after `timeout`.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+        match host::await_readable(&self.exit, timeout) {
+            Ok(()) => self.process.wait().map(Some),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // Both fail only for a process that has ended and been reaped, which is what we want.
+        let _ended = self.process.kill();
+        let _reaped = self.process.wait();
+        self.release = None;
+        if let Some(warden) = self.warden.take() {
+            let _ended = warden.join();
+        }
+    }
+}
+
+/// Has the kernel kill the program when the thread that starts it ends.
+pub fn die_with_parent(command: &mut Command) {
+    let request = || {
+        // SAFETY: PR_SET_PDEATHSIG takes an integer.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) })?;
+        Ok(())
+    };
+    // SAFETY: the closure makes one system call and neither allocates nor takes a lock.
+    unsafe { command.pre_exec(request) };
+}
+
+/// Starts a program in a PID namespace of its own, from a thread that has called `prepare` first.
+pub(crate) fn spawn_confined(
+    mut command: Command,
+    prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> io::Result<Child> {
+    die_with_parent(&mut command);
+    let (report, started) = mpsc::channel();
+    let (release, released) = mpsc::channel::<()>();
+    let warden = thread::Builder::new().name("warden".into()).spawn(move || {
+        let spawned = prepare()
+            .and_then(|()| {
+                // SAFETY: unshare takes no pointer; it concerns the children of this thread only.
+                check(unsafe { libc::unshare(libc::CLONE_NEWPID) })
+            })
+            .and_then(|_| {
+                command.spawn().map_err(|error| {
+                    io::Error::new(error.kind(), format!("start {:?}: {error}", command.get_program()))
+                })
+            });
+        if report.send(spawned).is_ok() {
+            // Nothing is ever sent: this returns when the other side is gone.
+            let _gone = released.recv();
+        }
+    })?;
+    let process = started.recv().map_err(|_| io::Error::other("the thread that starts a child has panicked"))??;
+    let exit = open_pidfd(process.id())?;
+    Ok(Child { process, exit, release: Some(release), warden: Some(warden) })
+}
+
+/// A descriptor that is readable once the process has ended.
+fn open_pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = libc::c_long::from(pid);
+    let flags: libc::c_long = 0;
+    // SAFETY: pidfd_open takes two integers.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) };
+    let raw = RawFd::try_from(raw).map_err(io::Error::other)?;
+    let raw = check(raw)?;
+    // SAFETY: pidfd_open has just returned this descriptor, and nobody else holds it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
