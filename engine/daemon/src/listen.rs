@@ -1,0 +1,246 @@
+//! Opens every listener before anything serves: one per service port and worker, so that each worker has its own accept queue.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+
+use towpath_config::model::{Model, Protocol};
+use towpath_core::ServiceId;
+use towpath_core::steering::SteeringTable;
+use towpath_core::steering::program::reuseport_program;
+use towpath_sys::socket::{self, Family, ListenOptions, ReusePort, Transport};
+
+/// One listening (TCP) or bound (UDP) socket of one worker.
+#[derive(Debug)]
+pub struct Listener {
+    /// The service that clients reach through it.
+    pub service: ServiceId,
+    /// The port that clients use.
+    pub port: u16,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The socket.
+    pub socket: OwnedFd,
+    /// The address that clients use.
+    pub address: SocketAddr,
+}
+
+/// One socket that clients will use, before it is opened for each worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// Number of the service.
+    pub service: ServiceId,
+    /// Its name, for the operator.
+    pub name: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// The address that clients use.
+    pub address: SocketAddr,
+}
+
+/// A listener that could not be opened: cause and next step.
+#[derive(Debug)]
+pub struct ListenError {
+    /// What was to be opened.
+    pub opening: Opening,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+/// Every listener that could not be opened.
+#[derive(Debug)]
+pub struct ListenErrors(pub Vec<ListenError>);
+
+/// The sockets of a model, in the order of the file; `id_of` knows the number of a service by its name.
+pub fn openings(model: &Model, mut id_of: impl FnMut(&str) -> Option<ServiceId>) -> Vec<Opening> {
+    let mut openings = Vec::new();
+    for service in &model.services {
+        let Some(id) = id_of(&service.name) else { continue };
+        openings.extend(service.sockets().map(|address| Opening {
+            service: id,
+            name: service.name.clone(),
+            protocol: service.protocol,
+            address,
+        }));
+    }
+    openings
+}
+
+/// Opens each of `openings` once per worker and lets `table` steer clients to them; the n-th list belongs to worker n.
+///
+/// Either every listener is open at the end or none is.
+pub fn open_all(openings: &[Opening], table: &SteeringTable, seed: u32) -> Result<Vec<Vec<Listener>>, ListenErrors> {
+    let workers = table.workers();
+    let program: Vec<(u16, u8, u8, u32)> =
+        reuseport_program(table, seed).into_iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect();
+    let mut per_worker: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::with_capacity(openings.len())).collect();
+    let mut errors = Vec::new();
+    for opening in openings {
+        match open_group(opening, workers, &program) {
+            Err(source) => errors.push(ListenError { opening: opening.clone(), source }),
+            Ok(group) => {
+                for (list, socket) in per_worker.iter_mut().zip(group) {
+                    list.push(Listener {
+                        service: opening.service,
+                        port: opening.address.port(),
+                        protocol: opening.protocol,
+                        socket,
+                        address: opening.address,
+                    });
+                }
+            }
+        }
+    }
+    if errors.is_empty() { Ok(per_worker) } else { Err(ListenErrors(errors)) }
+}
+
+/// One socket per worker, in worker order: the steering program answers with an index into this order.
+fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)]) -> io::Result<Vec<OwnedFd>> {
+    let transport = match opening.protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+    };
+    if workers == 1 {
+        let options = ListenOptions { reuse_port: ReusePort::Exclusive, ..ListenOptions::default() };
+        return Ok(vec![socket::open_listener(opening.address, transport, &options)?]);
+    }
+    // SO_REUSEPORT would join the sockets of another process of this user and take a share of its clients.
+    refuse_shared(opening.address, transport)?;
+    let options = ListenOptions { reuse_port: ReusePort::Shared, ..ListenOptions::default() };
+    let group = (0..workers)
+        .map(|_| socket::open_listener(opening.address, transport, &options))
+        .collect::<io::Result<Vec<OwnedFd>>>()?;
+    socket::attach_reuseport_program(&group[0], program)?;
+    Ok(group)
+}
+
+/// Fails with `EADDRINUSE` when another socket has this address and port, even one that would share it.
+fn refuse_shared(address: SocketAddr, transport: Transport) -> io::Result<()> {
+    let family = Family::of(address.ip());
+    match transport {
+        // With SO_REUSEADDR, or connections in TIME_WAIT would count as somebody else's; a listener conflicts all the same.
+        Transport::Tcp => socket::bind_leased(&socket::tcp_socket(family)?, address),
+        Transport::Udp => socket::bind(&socket::udp_socket(family)?, address),
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Opening { name, protocol, address, .. } = &self.opening;
+        let protocol = match protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        write!(f, "service `{name}`: listen {protocol} {address}: ")?;
+        match self.source.kind() {
+            io::ErrorKind::AddrNotAvailable => f.write_str(&not_on_this_host(address.ip())),
+            io::ErrorKind::AddrInUse => write!(
+                f,
+                "another process has this port; stop it (`ss -lnp 'sport = :{}'` names it), or give the service another port",
+                address.port()
+            ),
+            io::ErrorKind::PermissionDenied => write!(
+                f,
+                "not permitted; ports below 1024 need CAP_NET_BIND_SERVICE (AmbientCapabilities= in the systemd unit, or start as root)"
+            ),
+            _ if self.source.raw_os_error() == Some(EMFILE) => {
+                write!(
+                    f,
+                    "the process has no file descriptor left; raise LimitNOFILE= in the systemd unit, or `ulimit -n`"
+                )
+            }
+            _ => write!(f, "{}", self.source),
+        }
+    }
+}
+
+const EMFILE: i32 = 24;
+
+/// The words for a VIP that the stream plane cannot use, shared with preflight.
+pub(crate) fn not_on_this_host(vip: IpAddr) -> String {
+    let prefix = if vip.is_ipv4() { 32 } else { 128 };
+    format!(
+        "vip {vip} is not an address of this host; add it (`ip address add {vip}/{prefix} dev …`), or use plane = \"packet\""
+    )
+}
+
+impl std::error::Error for ListenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+impl fmt::Display for ListenErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ListenErrors {}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, UdpSocket};
+
+    use super::*;
+
+    fn opening(address: SocketAddr, protocol: Protocol) -> Opening {
+        Opening { service: ServiceId(0), name: "front-end".to_owned(), protocol, address }
+    }
+
+    #[test]
+    fn every_worker_gets_every_listener_in_the_same_order() {
+        let free: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let openings: Vec<Opening> = free.iter().map(|l| opening(l.local_addr().unwrap(), Protocol::Tcp)).collect();
+        drop(free);
+        let lists = open_all(&openings, &SteeringTable::even(3), 7).unwrap();
+        assert_eq!(lists.len(), 3);
+        for list in &lists {
+            let addresses: Vec<_> = list.iter().map(|l| l.address).collect();
+            assert_eq!(addresses, openings.iter().map(|o| o.address).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn all_failures_are_named_not_only_the_first() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let foreign: SocketAddr = "192.0.2.1:443".parse().unwrap();
+        let openings = [
+            opening(tcp.local_addr().unwrap(), Protocol::Tcp),
+            opening(udp.local_addr().unwrap(), Protocol::Udp),
+            opening(foreign, Protocol::Tcp),
+        ];
+        for workers in [1, 2] {
+            let errors = open_all(&openings, &SteeringTable::even(workers), 7).unwrap_err();
+            assert_eq!(errors.0.len(), 3, "{errors}");
+            let text = errors.to_string();
+            assert!(text.contains("another process has this port"), "{text}");
+            assert!(
+                text.contains(
+                    "service `front-end`: listen tcp 192.0.2.1:443: vip 192.0.2.1 is not an address of this host"
+                ),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_port_that_another_process_would_share_is_in_use() {
+        let options = ListenOptions::default();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        for (transport, protocol) in [(Transport::Tcp, Protocol::Tcp), (Transport::Udp, Protocol::Udp)] {
+            let other = socket::open_listener(any, transport, &options).unwrap();
+            let address = socket::local_address(&other).unwrap();
+            let errors = open_all(&[opening(address, protocol)], &SteeringTable::even(2), 7).unwrap_err();
+            assert_eq!(errors.0[0].source.kind(), io::ErrorKind::AddrInUse);
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! What will be allocated: shown at start, and refused when it cannot fit (facts.md, "fd limit").
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+use thiserror::Error;
+use towpath_config::model::{Model, Poll, Protocol, Source, Workers};
+
+use crate::preflight::HostFacts;
+
+/// Most workers of a process: a worker id is one byte.
+pub const WORKERS_MAX: usize = 256;
+/// Pipes that each worker may lend to bulk connections (design.md 10.10).
+pub const PIPES_PER_WORKER: u32 = 32;
+/// Health checks that connect at the same time.
+pub const PROBES_MAX: usize = 64;
+/// Clients that the control socket serves at the same time.
+pub const CONTROL_CLIENTS_MAX: usize = 16;
+
+/// Descriptors of the process itself: standard streams, the controller's event loop, whatever was inherited.
+const PROCESS_DESCRIPTORS: u64 = 24;
+/// Per worker: its ring, its eventfd, and one to give up when descriptors run out.
+const WORKER_DESCRIPTORS: u64 = 3;
+/// Kept free, so that a full process can still open a file or be looked at.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// A relayed connection has a client socket and a server socket.
+const DESCRIPTORS_PER_CONNECTION: u64 = 2;
+/// A UDP session has a socket towards its server; clients come in through the listener.
+const DESCRIPTORS_PER_UDP_SESSION: u64 = 1;
+/// A pipe has two ends.
+const DESCRIPTORS_PER_PIPE: u64 = 2;
+/// Below this many connections a relay is of no use, so deriving fewer is refused.
+const DERIVED_CONNECTIONS_MIN: u64 = 16;
+
+/// State of one relayed connection, its place in tables and timers included.
+const CONNECTION_BYTES: u64 = 1024;
+/// What the kernel holds for the two sockets of an idle connection (facts.md 1a: 17-19 KB for the four of both ends).
+const KERNEL_CONNECTION_BYTES: u64 = 9 * 1024;
+/// State of one UDP session, its place in tables and timers included.
+const UDP_SESSION_BYTES: u64 = 512;
+/// What the kernel holds for the one socket of an idle session.
+const KERNEL_UDP_SESSION_BYTES: u64 = 2 * 1024;
+/// One entry of the persistence table with its bucket.
+const PERSISTENCE_ENTRY_BYTES: u64 = 56;
+/// Capacity of one lent pipe.
+const PIPE_BYTES: u64 = 1024 * 1024;
+/// One port map: (SNAT address, server, protocol).
+const SNAT_MAP_BYTES: u64 = 16 * 1024;
+/// Rings, timers, counters and stack of one worker.
+const WORKER_BYTES: u64 = 4 * 1024 * 1024;
+/// Derived limits leave this share of the memory to others.
+const DERIVED_MEMORY_SHARE: u64 = 2;
+
+/// What a plan is made from, beside the model.
+#[derive(Clone, Debug)]
+pub struct PlanInput {
+    /// CPUs that the process may use, ascending.
+    pub cpus: Vec<usize>,
+    /// Descriptors that the process may hold.
+    pub nofile: u64,
+    /// Descriptors that somebody else in this process needs.
+    pub descriptors_elsewhere: u64,
+    /// Memory that the process may take.
+    pub memory_bytes: u64,
+}
+
+impl PlanInput {
+    /// The machine's facts as they are.
+    pub fn of(facts: &HostFacts) -> PlanInput {
+        PlanInput {
+            cpus: facts.cpus.clone(),
+            nofile: facts.nofile,
+            descriptors_elsewhere: 0,
+            memory_bytes: facts.memory_bytes,
+        }
+    }
+}
+
+/// What will be allocated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// One worker per line, in worker order.
+    pub workers: Vec<WorkerPlan>,
+    /// How workers wait.
+    pub poll: Poll,
+    /// Each is opened once per worker.
+    pub listeners: Vec<ListenerPlan>,
+    /// TCP connections at the same time.
+    pub connections: Bound,
+    /// UDP sessions at the same time.
+    pub udp_sessions: Bound,
+    /// Persistence entries at the same time.
+    pub persistence_entries: u32,
+    /// Receive buffers of one worker.
+    pub buffers: u32,
+    /// Bytes of one receive buffer.
+    pub buffer_bytes: u32,
+    /// Pipes of one worker for bulk connections.
+    pub pipes_per_worker: u32,
+    /// Bytes, by use.
+    pub memory: Vec<Share>,
+    /// Bytes that the process may take.
+    pub memory_available: u64,
+    /// Descriptors, by use.
+    pub descriptors: Vec<Share>,
+    /// Descriptors that the process may hold.
+    pub nofile: u64,
+}
+
+/// One worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WorkerPlan {
+    /// Its number.
+    pub id: u8,
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+}
+
+/// One socket that clients use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ListenerPlan {
+    /// Name of the service.
+    pub service: String,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Address and port.
+    pub address: SocketAddr,
+}
+
+/// A limit and where it comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Bound {
+    /// The limit.
+    pub max: u32,
+    /// Where it comes from.
+    pub from: BoundFrom,
+}
+
+/// Where a limit comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoundFrom {
+    /// As configured.
+    Configured,
+    /// As many as the descriptors allow.
+    Descriptors,
+    /// As many as the memory allows.
+    Memory,
+    /// No service needs any.
+    Unused,
+    /// Fewer than configured, because the descriptors end there.
+    Lowered {
+        /// What the configuration says.
+        configured: u32,
+    },
+}
+
+/// A part of something that is limited.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Share {
+    /// What it is used for.
+    pub what: String,
+    /// How much.
+    pub amount: u64,
+}
+
+/// Why a plan cannot fit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum PlanError {
+    /// A CPU that is not there, or that the process may not use.
+    #[error(
+        "runtime.workers names CPU {}, but this process may use {}; take them out, or write workers = \"auto\"",
+        list(missing),
+        cpu_list(usable)
+    )]
+    NoSuchCpu {
+        /// The CPUs that are not there.
+        missing: Vec<usize>,
+        /// The CPUs that are.
+        usable: Vec<usize>,
+    },
+    /// More workers than a worker id can name.
+    #[error("{0} workers, but one process carries at most {WORKERS_MAX}; name fewer CPUs in runtime.workers")]
+    TooManyWorkers(usize),
+    /// More descriptors than the process may hold.
+    #[error(
+        "{} descriptors are needed ({}), the process may hold {}; raise LimitNOFILE= in the systemd unit (or `ulimit -n`) to {}, or {}",
+        grouped(*needed), shares(parts), grouped(*nofile), grouped(*needed), remedy
+    )]
+    Descriptors {
+        /// How many are needed.
+        needed: u64,
+        /// How many there may be.
+        nofile: u64,
+        /// What for, largest first.
+        parts: Vec<Share>,
+        /// What to change in the configuration.
+        remedy: String,
+    },
+    /// More memory than there is.
+    #[error("{} of memory are needed ({}), {} are available; lower the limit behind the largest part",
+        bytes(*needed), byte_shares(parts), bytes(*available))]
+    Memory {
+        /// How many bytes are needed.
+        needed: u64,
+        /// How many there are.
+        available: u64,
+        /// What for, largest first.
+        parts: Vec<Share>,
+    },
+}
+
+/// Every reason why a plan cannot fit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanErrors(pub Vec<PlanError>);
+
+impl fmt::Display for PlanErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            if index > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PlanErrors {}
+
+impl Plan {
+    /// Plans the allocation for `model`, or says everything that does not fit.
+    pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
+        let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
+        let needs = Needs::of(model, cpus.len(), input);
+        let (connections, udp_sessions) = needs.bounds(model, input);
+        let descriptors = needs.descriptors(connections.max, udp_sessions.max);
+        let memory = needs.memory(connections.max, udp_sessions.max);
+        let mut errors = Vec::new();
+        if let Err(error) = needs.fit_descriptors(model, &descriptors, connections, input) {
+            errors.push(error);
+        }
+        if total(&memory) > input.memory_bytes {
+            errors.push(PlanError::Memory {
+                needed: total(&memory),
+                available: input.memory_bytes,
+                parts: largest_first(&memory),
+            });
+        }
+        if !errors.is_empty() {
+            return Err(PlanErrors(errors));
+        }
+        Ok(Plan {
+            workers: cpus.into_iter().zip(0u8..=255).map(|(cpu, id)| WorkerPlan { id, cpu }).collect(),
+            poll: model.runtime.poll,
+            listeners: listeners(model),
+            connections,
+            udp_sessions,
+            persistence_entries: model.limits.persistence_entries,
+            buffers: model.limits.buffers,
+            buffer_bytes: model.limits.buffer_bytes,
+            pipes_per_worker: needs.pipes_per_worker,
+            memory,
+            memory_available: input.memory_bytes,
+            descriptors,
+            nofile: input.nofile,
+        })
+    }
+
+    /// Descriptors in all, when every limit is reached.
+    pub fn descriptors_total(&self) -> u64 {
+        total(&self.descriptors)
+    }
+
+    /// Bytes in all, when every limit is reached.
+    pub fn memory_total(&self) -> u64 {
+        total(&self.memory)
+    }
+
+    /// What is planned other than the configuration says.
+    pub fn warnings(&self) -> Vec<String> {
+        let BoundFrom::Lowered { configured } = self.udp_sessions.from else { return Vec::new() };
+        vec![format!(
+            "limits.udp_sessions = {configured} does not fit into {} descriptors; {} will be admitted; raise LimitNOFILE= in the \
+             systemd unit (or `ulimit -n`), or lower limits.udp_sessions",
+            grouped(self.nofile),
+            grouped(u64::from(self.udp_sessions.max))
+        )]
+    }
+}
+
+/// The CPUs that carry a worker, in worker order.
+fn worker_cpus(workers: &Workers, usable: &[usize]) -> Result<Vec<usize>, PlanError> {
+    match workers {
+        Workers::Auto => Ok(usable.iter().copied().take(WORKERS_MAX).collect()),
+        Workers::Cpus(wanted) => {
+            let missing: Vec<usize> = wanted.iter().copied().filter(|cpu| !usable.contains(cpu)).collect();
+            if !missing.is_empty() {
+                return Err(PlanError::NoSuchCpu { missing, usable: usable.to_vec() });
+            }
+            if wanted.len() > WORKERS_MAX {
+                return Err(PlanError::TooManyWorkers(wanted.len()));
+            }
+            Ok(wanted.clone())
+        }
+    }
+}
+
+fn listeners(model: &Model) -> Vec<ListenerPlan> {
+    model
+        .services
+        .iter()
+        .flat_map(|service| {
+            service.sockets().map(|address| ListenerPlan {
+                service: service.name.clone(),
+                protocol: service.protocol,
+                address,
+            })
+        })
+        .collect()
+}
+
+/// What is needed whatever the number of connections, and by each of them.
+struct Needs {
+    fixed_descriptors: Vec<Share>,
+    fixed_memory: Vec<Share>,
+    pipes_per_worker: u32,
+    tcp: Use,
+    udp: Use,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Needed,
+    Unused,
+}
+
+impl Needs {
+    fn of(model: &Model, workers: usize, input: &PlanInput) -> Needs {
+        let workers = workers as u64;
+        let uses = |protocol| {
+            if model.services.iter().any(|s| s.protocol == protocol) { Use::Needed } else { Use::Unused }
+        };
+        let (tcp, udp) = (uses(Protocol::Tcp), uses(Protocol::Udp));
+        let pipes_per_worker = if tcp == Use::Needed { PIPES_PER_WORKER } else { 0 };
+        let pipes = workers * u64::from(pipes_per_worker);
+        let sockets = listeners(model).len() as u64;
+        let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
+        let limits = &model.limits;
+        Needs {
+            fixed_descriptors: vec![
+                share("process", PROCESS_DESCRIPTORS + input.descriptors_elsewhere),
+                share("workers", workers * WORKER_DESCRIPTORS),
+                share("listeners", workers * sockets),
+                share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
+                share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64)),
+                share("control socket", control),
+                share("reserve", RESERVED_DESCRIPTORS),
+            ],
+            fixed_memory: vec![
+                share("workers", workers * WORKER_BYTES),
+                share("receive buffers", workers * u64::from(limits.buffers) * u64::from(limits.buffer_bytes)),
+                share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
+                share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
+                share("pipes for bulk", pipes * PIPE_BYTES),
+            ],
+            pipes_per_worker,
+            tcp,
+            udp,
+        }
+    }
+
+    /// How many connections and sessions are admitted; what is not given is derived from what is left.
+    fn bounds(&self, model: &Model, input: &PlanInput) -> (Bound, Bound) {
+        let free = input.nofile.saturating_sub(total(&self.fixed_descriptors));
+        let configured_udp = model.limits.udp_sessions;
+        let udp = match (self.udp, model.limits.connections) {
+            (Use::Unused, _) => Bound { max: 0, from: BoundFrom::Unused },
+            // Somebody who gives both numbers means them; otherwise UDP takes at most what TCP leaves of a fair share.
+            (Use::Needed, Some(_)) => Bound { max: configured_udp, from: BoundFrom::Configured },
+            (Use::Needed, None) => {
+                let fair = if self.tcp == Use::Needed { free / 2 } else { free };
+                let max = configured_udp.min(whole(fair / DESCRIPTORS_PER_UDP_SESSION));
+                let from = if max < configured_udp {
+                    BoundFrom::Lowered { configured: configured_udp }
+                } else {
+                    BoundFrom::Configured
+                };
+                Bound { max, from }
+            }
+        };
+        let tcp = match (self.tcp, model.limits.connections) {
+            (Use::Unused, _) => Bound { max: 0, from: BoundFrom::Unused },
+            (Use::Needed, Some(max)) => Bound { max, from: BoundFrom::Configured },
+            (Use::Needed, None) => {
+                let left = free.saturating_sub(u64::from(udp.max) * DESCRIPTORS_PER_UDP_SESSION);
+                let by_descriptors = left / DESCRIPTORS_PER_CONNECTION;
+                let room = (input.memory_bytes / DERIVED_MEMORY_SHARE).saturating_sub(total(&self.memory(0, udp.max)));
+                let by_memory = room / (CONNECTION_BYTES + KERNEL_CONNECTION_BYTES);
+                if by_memory < by_descriptors {
+                    Bound { max: whole(by_memory), from: BoundFrom::Memory }
+                } else {
+                    Bound { max: whole(by_descriptors), from: BoundFrom::Descriptors }
+                }
+            }
+        };
+        (tcp, udp)
+    }
+
+    fn descriptors(&self, connections: u32, udp_sessions: u32) -> Vec<Share> {
+        let mut shares = self.fixed_descriptors.clone();
+        shares.push(share("TCP connections", u64::from(connections) * DESCRIPTORS_PER_CONNECTION));
+        shares.push(share("UDP sessions", u64::from(udp_sessions) * DESCRIPTORS_PER_UDP_SESSION));
+        shares.retain(|share| share.amount > 0);
+        shares
+    }
+
+    fn memory(&self, connections: u32, udp_sessions: u32) -> Vec<Share> {
+        let mut shares = self.fixed_memory.clone();
+        let (connections, udp_sessions) = (u64::from(connections), u64::from(udp_sessions));
+        shares.push(share("connections", connections * CONNECTION_BYTES));
+        shares.push(share("UDP sessions", udp_sessions * UDP_SESSION_BYTES));
+        shares.push(share(
+            "kernel sockets, idle",
+            connections * KERNEL_CONNECTION_BYTES + udp_sessions * KERNEL_UDP_SESSION_BYTES,
+        ));
+        shares.retain(|share| share.amount > 0);
+        shares
+    }
+
+    fn fit_descriptors(
+        &self,
+        model: &Model,
+        descriptors: &[Share],
+        connections: Bound,
+        input: &PlanInput,
+    ) -> Result<(), PlanError> {
+        let too_few = connections.from != BoundFrom::Configured
+            && self.tcp == Use::Needed
+            && u64::from(connections.max) < DERIVED_CONNECTIONS_MIN;
+        let mut needed = total(descriptors);
+        if needed <= input.nofile && !too_few {
+            return Ok(());
+        }
+        if too_few {
+            let missing = DERIVED_CONNECTIONS_MIN - u64::from(connections.max);
+            needed = needed.max(input.nofile) + missing * DESCRIPTORS_PER_CONNECTION;
+        }
+        let fixed = total(&self.fixed_descriptors);
+        let udp = if self.udp == Use::Needed { u64::from(model.limits.udp_sessions) } else { 0 };
+        let left = input.nofile.saturating_sub(fixed + udp * DESCRIPTORS_PER_UDP_SESSION) / DESCRIPTORS_PER_CONNECTION;
+        let remedy = if model.limits.connections.is_some() && left >= DERIVED_CONNECTIONS_MIN {
+            format!("set limits.connections to at most {left}")
+        } else if model.limits.connections.is_some() && udp > 0 {
+            "lower limits.udp_sessions and limits.connections".to_owned()
+        } else {
+            "use fewer workers or fewer ports".to_owned()
+        };
+        Err(PlanError::Descriptors { needed, nofile: input.nofile, parts: largest_first(descriptors), remedy })
+    }
+}
+
+/// Distinct (server, checked port) pairs; each may be under way at the same time.
+fn checked_ports(model: &Model) -> usize {
+    let mut pairs = BTreeSet::new();
+    for group in &model.groups {
+        let Some(health) = &group.health else { continue };
+        for server in &group.servers {
+            let own = [server.port.unwrap_or(0)];
+            let ports: &[u16] = if health.ports.is_empty() { &own } else { &health.ports };
+            pairs.extend(ports.iter().map(|&port| (server.address, port)));
+        }
+    }
+    pairs.len()
+}
+
+/// Distinct (SNAT address, server address and port, protocol), the keys of the port maps.
+fn snat_maps(model: &Model) -> usize {
+    let mut keys = BTreeSet::new();
+    for service in &model.services {
+        let Source::Pool(pool) = &service.source else { continue };
+        for server in &model.groups[service.group].servers {
+            for destination in service.sockets().map(|s| server.port.unwrap_or(s.port())) {
+                for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
+                    keys.insert((address, server.address, destination, service.protocol));
+                }
+            }
+        }
+    }
+    keys.len()
+}
+
+fn share(what: &str, amount: u64) -> Share {
+    Share { what: what.to_owned(), amount }
+}
+
+fn total(shares: &[Share]) -> u64 {
+    shares.iter().map(|share| share.amount).sum()
+}
+
+fn largest_first(shares: &[Share]) -> Vec<Share> {
+    let mut shares = shares.to_vec();
+    shares.sort_by_key(|share| std::cmp::Reverse(share.amount));
+    shares
+}
+
+fn whole(amount: u64) -> u32 {
+    u32::try_from(amount).unwrap_or(u32::MAX)
+}
+
+mod text;
+
+use text::{byte_shares, bytes, cpu_list, grouped, list, shares};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,22 @@
+//! What a worker is told once, at its start.
+
+use towpath_config::model::Poll;
+
+/// Bounds and seeds of one worker.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerSettings {
+    /// How it waits when it has nothing to do.
+    pub poll: Poll,
+    /// TCP connections of the whole process; one worker may hold them all.
+    pub connections_max: u32,
+    /// UDP sessions of the whole process; one worker may hold them all.
+    pub udp_sessions_max: u32,
+    /// Receive buffers of this worker.
+    pub buffers: u32,
+    /// Bytes of one receive buffer.
+    pub buffer_bytes: u32,
+    /// Pipes that may be lent to bulk connections (two descriptors each).
+    pub pipes_max: u32,
+    /// Seed of the worker's random decisions.
+    pub seed: u64,
+}

@@ -1,0 +1,347 @@
+//! What workers and controller share. Everything else belongs to one thread.
+//!
+//! A worker touches it once per breath (two atomic loads) and when a connection opens or closes; never per byte.
+//!
+//! Lock order, outermost first: one service's desk, one persistence stripe. The snapshot's lock is never held together with
+//! another. No thread ever holds two desks or two stripes.
+
+mod gate;
+mod guard;
+mod loads;
+mod seat;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use towpath_config::model::Protocol;
+use towpath_core::balancer::BalancerState;
+use towpath_core::director::{self, Pick, Refusal, Tried};
+use towpath_core::loads::Loads;
+use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceTable, key_stripe};
+use towpath_core::snapshot::{Service, Snapshot};
+use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
+
+pub use gate::Gate;
+pub use guard::{WorkerGuard, worker_guard};
+pub use loads::SharedLoads;
+pub use seat::{Seat, ServicePage};
+
+/// Bounds and seeds of the shared state; allocated at start.
+#[derive(Clone, Debug)]
+pub struct SharedSettings {
+    /// The CPU of each worker, in worker order.
+    pub cpus: Vec<usize>,
+    /// Highest number of services, so of [`ServiceId`]s.
+    pub services_max: usize,
+    /// Highest number of real servers, so of [`RealServerId`]s.
+    pub real_servers_max: usize,
+    /// TCP connections at the same time.
+    pub connections_max: u32,
+    /// UDP sessions at the same time.
+    pub udp_sessions_max: u32,
+    /// Persistence entries over all services.
+    pub persistence_entries: u32,
+    /// Seed of every random decision.
+    pub seed: u64,
+}
+
+/// Where the process is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Accepts and relays.
+    Running,
+    /// Accepts nothing; connections may finish, up to the drain timeout of their service.
+    Draining,
+    /// Everything is closed now.
+    Ending,
+}
+
+/// The state that workers and controller share.
+pub struct Shared {
+    origin: Instant,
+    phase: AtomicU8,
+    phase_since_ms: AtomicU64,
+    generation: AtomicU64,
+    snapshot: Mutex<Arc<Snapshot>>,
+    desks: Box<[OnceLock<Mutex<Desk>>]>,
+    persistence: Box<[Mutex<PersistenceTable>]>,
+    loads: SharedLoads,
+    seats: Box<[Seat]>,
+    connections: Gate,
+    udp_sessions: Gate,
+    seed: u64,
+    lost: OnceLock<WorkerId>,
+    news: Notify,
+}
+
+/// How full the persistence table is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PersistenceUse {
+    /// Entries now.
+    pub entries: usize,
+    /// Entries at most.
+    pub entries_max: usize,
+    /// Entries lost before their time because the table was full.
+    pub evicted: u64,
+}
+
+/// What one service's decisions remember.
+struct Desk {
+    balancer: BalancerState,
+    /// Holds nothing: handed to the director for a service without persistence, which never looks into it.
+    no_persistence: PersistenceTable,
+}
+
+impl Shared {
+    /// Allocates everything; `first` is the snapshot that workers begin with.
+    pub fn new(settings: &SharedSettings, first: Arc<Snapshot>) -> io::Result<Shared> {
+        assert!(!settings.cpus.is_empty(), "a process without workers");
+        assert!(settings.cpus.len() <= 256, "a worker id is one byte");
+        let seats = settings
+            .cpus
+            .iter()
+            .zip(0u8..=255)
+            .map(|(&cpu, id)| Seat::new(WorkerId(id), cpu, settings.services_max, settings.real_servers_max))
+            .collect::<io::Result<Box<[Seat]>>>()?;
+        let per_stripe = settings.persistence_entries.div_ceil(PERSISTENCE_STRIPES as u32);
+        Ok(Shared {
+            origin: Instant::now(),
+            phase: AtomicU8::new(Phase::Running as u8),
+            phase_since_ms: AtomicU64::new(0),
+            generation: AtomicU64::new(first.generation.0),
+            snapshot: Mutex::new(first),
+            desks: (0..settings.services_max).map(|_| OnceLock::new()).collect(),
+            persistence: (0..PERSISTENCE_STRIPES as u64)
+                .map(|stripe| Mutex::new(PersistenceTable::new(per_stripe, settings.seed.wrapping_add(stripe))))
+                .collect(),
+            loads: SharedLoads::new(settings.services_max, settings.real_servers_max),
+            seats,
+            connections: Gate::new(settings.connections_max),
+            udp_sessions: Gate::new(settings.udp_sessions_max),
+            seed: settings.seed,
+            lost: OnceLock::new(),
+            news: Notify::new(),
+        })
+    }
+
+    /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
+    /// last place. Pair every `Ok` with [`Shared::close`].
+    pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
+        let slot = &self.desks[service.id.index()];
+        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.id.0))));
+        let mut desk = lock(desk);
+        let Desk { balancer, no_persistence } = &mut *desk;
+        if service.persistence.is_none() {
+            return director::pick(service, balancer, no_persistence, &self.loads, client, tried, now);
+        }
+        let stripe = key_stripe(service, client.ip(), self.seed);
+        let mut table = lock(&self.persistence[stripe]);
+        director::pick(service, balancer, &mut table, &self.loads, client, tried, now)
+    }
+
+    /// The connection or session that [`Shared::pick`] counted has ended, or its connect has failed.
+    pub fn close(&self, service: ServiceId, server: RealServerId) {
+        self.loads.close(service, server);
+    }
+
+    /// The snapshot in force, if it is another than `have`. One atomic load when it is not.
+    #[inline]
+    pub fn newer_than(&self, have: Generation) -> Option<Arc<Snapshot>> {
+        if self.generation.load(Ordering::Acquire) == have.0 {
+            return None;
+        }
+        Some(self.snapshot())
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&lock(&self.snapshot))
+    }
+
+    /// The number of the snapshot in force.
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Puts the next snapshot in force and wakes every worker. Only the controller calls this.
+    pub fn publish(&self, next: Arc<Snapshot>) {
+        {
+            let mut snapshot = lock(&self.snapshot);
+            assert!(next.generation > snapshot.generation, "generations only grow");
+            let generation = next.generation.0;
+            *snapshot = next;
+            self.generation.store(generation, Ordering::Release);
+        }
+        self.wake_all();
+    }
+
+    /// A worker says that it now serves `generation` and holds no older snapshot.
+    pub fn report_adopted(&self, worker: WorkerId, generation: Generation) {
+        self.seat(worker).set_adopted(generation);
+        self.news.notify_one();
+    }
+
+    /// Whether every worker that still runs serves `generation` or a later one.
+    pub fn all_adopted(&self, generation: Generation) -> bool {
+        self.seats.iter().all(|seat| seat.ended() || seat.adopted() >= generation)
+    }
+
+    /// Whether the process runs, drains or ends: one atomic load.
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Running,
+            1 => Phase::Draining,
+            _ => Phase::Ending,
+        }
+    }
+
+    /// When the phase began; drain timeouts count from here.
+    pub fn phase_since(&self) -> Now {
+        Now(self.phase_since_ms.load(Ordering::Acquire))
+    }
+
+    /// Enters a later phase and wakes every worker; says whether this call did it. There is no way back.
+    pub fn enter(&self, phase: Phase) -> bool {
+        let since = self.now().0;
+        let entered = self
+            .phase
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
+                if current >= phase as u8 {
+                    return None;
+                }
+                // Before the phase itself: whoever sees the phase sees its time.
+                self.phase_since_ms.store(since, Ordering::Release);
+                Some(phase as u8)
+            })
+            .is_ok();
+        if entered {
+            self.wake_all();
+            self.news.notify_one();
+        }
+        entered
+    }
+
+    /// The place of one worker.
+    #[inline]
+    pub fn seat(&self, worker: WorkerId) -> &Seat {
+        &self.seats[worker.index()]
+    }
+
+    /// Every worker's place, in worker order.
+    pub fn seats(&self) -> &[Seat] {
+        &self.seats
+    }
+
+    /// The gate that a connection (TCP) or session (UDP) passes before anything else is done for it.
+    #[inline]
+    pub fn gate(&self, protocol: Protocol) -> &Gate {
+        match protocol {
+            Protocol::Tcp => &self.connections,
+            Protocol::Udp => &self.udp_sessions,
+        }
+    }
+
+    /// Connections and sessions per service and real server.
+    pub fn loads(&self) -> &SharedLoads {
+        &self.loads
+    }
+
+    /// Persistence entries in use (expired ones included until they are met) and entries lost because the table was full.
+    pub fn persistence_use(&self) -> PersistenceUse {
+        self.persistence.iter().fold(PersistenceUse::default(), |sum, stripe| {
+            let table = lock(stripe);
+            PersistenceUse {
+                entries: sum.entries + table.len(),
+                entries_max: sum.entries_max + table.capacity(),
+                evicted: sum.evicted + table.evicted(),
+            }
+        })
+    }
+
+    /// Looks for expired persistence entries, `budget` per stripe, so that the count stays honest while few clients come.
+    pub(crate) fn sweep_persistence(&self, budget: usize) {
+        let now = self.now();
+        for stripe in &self.persistence {
+            lock(stripe).sweep(now, budget);
+        }
+    }
+
+    /// Removes every persistence entry of servers whose ids may be given to others.
+    pub(crate) fn forget_servers(&self, gone: &[RealServerId]) {
+        for stripe in &self.persistence {
+            let mut table = lock(stripe);
+            for &server in gone {
+                table.forget_server(server);
+            }
+        }
+    }
+
+    /// Milliseconds since the process's state was made.
+    #[inline]
+    pub fn now(&self) -> Now {
+        self.at(Instant::now())
+    }
+
+    /// `instant` on the same scale, for a worker that has read the clock already.
+    #[inline]
+    pub fn at(&self, instant: Instant) -> Now {
+        Now(u64::try_from(instant.saturating_duration_since(self.origin).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Seed of [`towpath_core::steering::vshard_of_client`], the same as in the listeners' steering program.
+    pub fn steering_seed(&self) -> u32 {
+        steering_seed(self.seed)
+    }
+
+    /// The instant that [`Now`] counts from.
+    pub fn origin(&self) -> Instant {
+        self.origin
+    }
+
+    /// The worker that ended although nobody had asked it to.
+    pub fn lost_worker(&self) -> Option<WorkerId> {
+        self.lost.get().copied()
+    }
+
+    /// Something that the controller waits for has happened: an adoption, a worker's end, a phase.
+    pub(crate) fn news(&self) -> &Notify {
+        &self.news
+    }
+
+    /// A worker's thread is about to end. Unasked, it takes the others with it: a part of the clients would hang otherwise.
+    fn report_ended(&self, worker: WorkerId) {
+        if self.phase() == Phase::Running {
+            self.lost.get_or_init(|| worker);
+            self.enter(Phase::Ending);
+        }
+        self.seat(worker).set_ended();
+        self.news.notify_one();
+    }
+
+    fn wake_all(&self) {
+        for seat in &self.seats {
+            seat.wake();
+        }
+    }
+}
+
+/// The part of the process's seed that steers clients.
+pub(crate) fn steering_seed(seed: u64) -> u32 {
+    (seed >> 32) as u32 ^ seed as u32
+}
+
+impl Desk {
+    fn new(seed: u64) -> Desk {
+        Desk { balancer: BalancerState::new(seed), no_persistence: PersistenceTable::new(0, seed) }
+    }
+}
+
+/// A worker that panics aborts the process ([`WorkerGuard`]), so nobody ever meets what a poisoned lock protects.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,132 @@
+//! How many connections each service and each real server carries now, counted by all workers together.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crossbeam_utils::CachePadded;
+use towpath_core::loads::{Full, Loads};
+use towpath_core::{RealServerId, ServiceId};
+
+/// [`Loads`] over atomics: touched when a connection opens or closes, never per byte.
+///
+/// Each cell has a cache line of its own, so that two busy servers do not slow each other down.
+pub struct SharedLoads {
+    services: Box<[CachePadded<AtomicU32>]>,
+    servers: Box<[CachePadded<AtomicU32>]>,
+}
+
+impl SharedLoads {
+    /// All counts 0.
+    pub fn new(services_max: usize, real_servers_max: usize) -> SharedLoads {
+        SharedLoads {
+            services: (0..services_max).map(|_| CachePadded::default()).collect(),
+            servers: (0..real_servers_max).map(|_| CachePadded::default()).collect(),
+        }
+    }
+
+    /// Connections and sessions of `service` now.
+    pub fn service_active(&self, service: ServiceId) -> u32 {
+        self.services[service.index()].load(Ordering::Acquire)
+    }
+}
+
+impl Loads for SharedLoads {
+    fn active(&self, server: RealServerId) -> u32 {
+        self.servers[server.index()].load(Ordering::Acquire)
+    }
+
+    fn try_open(
+        &self,
+        service: ServiceId,
+        service_max: u32,
+        server: RealServerId,
+        server_max: u32,
+    ) -> Result<(), Full> {
+        // Service first: its slot is given back when the server has none, so both count or neither does.
+        if !take_slot(&self.services[service.index()], service_max) {
+            return Err(Full::Service);
+        }
+        if !take_slot(&self.servers[server.index()], server_max) {
+            give_back(&self.services[service.index()]);
+            return Err(Full::Server);
+        }
+        Ok(())
+    }
+
+    fn close(&self, service: ServiceId, server: RealServerId) {
+        give_back(&self.servers[server.index()]);
+        give_back(&self.services[service.index()]);
+    }
+}
+
+/// Counts one more unless `max` (0 = none) is reached.
+fn take_slot(cell: &AtomicU32, max: u32) -> bool {
+    cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| {
+        let room = max == 0 || count < max;
+        if room { count.checked_add(1) } else { None }
+    })
+    .is_ok()
+}
+
+fn give_back(cell: &AtomicU32) {
+    let before = cell.fetch_sub(1, Ordering::AcqRel);
+    debug_assert!(before > 0, "a close without its open");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    const SERVICE: ServiceId = ServiceId(0);
+    const SERVER: RealServerId = RealServerId(3);
+
+    #[test]
+    fn a_full_server_leaves_the_service_uncounted() {
+        let loads = SharedLoads::new(1, 4);
+        assert_eq!(loads.try_open(SERVICE, 0, SERVER, 1), Ok(()));
+        assert_eq!(loads.try_open(SERVICE, 0, SERVER, 1), Err(Full::Server));
+        assert_eq!((loads.service_active(SERVICE), loads.active(SERVER)), (1, 1));
+        loads.close(SERVICE, SERVER);
+        assert_eq!((loads.service_active(SERVICE), loads.active(SERVER)), (0, 0));
+    }
+
+    #[test]
+    fn a_full_service_leaves_the_server_uncounted() {
+        let loads = SharedLoads::new(1, 4);
+        assert_eq!(loads.try_open(SERVICE, 1, SERVER, 0), Ok(()));
+        assert_eq!(loads.try_open(SERVICE, 1, SERVER, 0), Err(Full::Service));
+        assert_eq!((loads.service_active(SERVICE), loads.active(SERVER)), (1, 1));
+    }
+
+    #[test]
+    fn threads_that_race_for_the_last_slot_never_share_it() {
+        const THREADS: usize = 4;
+        const ROUNDS: usize = 2_000;
+        let loads = SharedLoads::new(1, 4);
+        let barrier = Barrier::new(THREADS);
+        let wins: usize = thread::scope(|scope| {
+            let workers: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let mut wins = 0;
+                        for _ in 0..ROUNDS {
+                            barrier.wait();
+                            let won = loads.try_open(SERVICE, 0, SERVER, 1).is_ok();
+                            barrier.wait();
+                            if won {
+                                wins += 1;
+                                loads.close(SERVICE, SERVER);
+                            }
+                        }
+                        wins
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|w| w.join().expect("no panic")).sum()
+        });
+        assert_eq!(wins, ROUNDS, "exactly one winner a round");
+        assert_eq!(loads.active(SERVER), 0);
+    }
+}

@@ -1,0 +1,471 @@
+//! TCP on the stream plane: turns completions into session events and session operations into ring operations.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::director::Tried;
+use towpath_core::session::{Event, Op, ReceiveEnd, Room, Session, Side};
+use towpath_core::snapshot::{Service, ServiceSource};
+use towpath_core::snat::SnatLease;
+use towpath_core::steering::vshard_of_client;
+use towpath_core::{RealServerId, VShard};
+use towpath_config::model::Protocol;
+use towpath_sys::Cause;
+use towpath_sys::ring::{Completion, Readiness};
+use towpath_sys::socket::{self, Family};
+
+use super::Worker;
+use super::pump::Pump;
+use super::token::{Key, Token};
+
+/// Leases tried for one connect when the kernel says that a port is taken by somebody else.
+const LEASES_MAX: u8 = 16;
+
+/// One TCP connection through a worker.
+pub(super) struct Relay {
+    session: Session,
+    client: TcpStream,
+    client_address: SocketAddr,
+    server: Option<TcpStream>,
+    service: Arc<Service>,
+    service_port: u16,
+    home: VShard,
+    /// The server that the connection is counted on.
+    counted: Option<RealServerId>,
+    destination: SocketAddr,
+    tried: Tried,
+    redispatches: u8,
+    leases_refused: u8,
+    lease: Option<SnatLease>,
+    opened: bool,
+    pumps: [Pump; 2],
+}
+
+impl Relay {
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+
+    pub(super) fn server(&self) -> Option<RealServerId> {
+        self.counted
+    }
+
+    fn leg(&self, side: Side) -> Option<&TcpStream> {
+        match side {
+            Side::Client => Some(&self.client),
+            Side::Server => self.server.as_ref(),
+        }
+    }
+}
+
+impl Worker {
+    /// A client's connection was accepted on a listener of `service`.
+    pub(super) fn open_relay(&mut self, socket: OwnedFd, service: Arc<Service>, service_port: u16) -> io::Result<()> {
+        let page = self.shared.seat(self.id).service_page(service.id);
+        page.add(ServiceCounter::Accepted, 1);
+        let client = TcpStream::from(socket);
+        let Ok(client_address) = client.peer_addr() else {
+            page.count_end(Termination::ClientReset);
+            return Ok(());
+        };
+        if !self.shared.gate(Protocol::Tcp).try_enter() {
+            page.count_end(Termination::OutOfConnections);
+            refuse(&client);
+            return Ok(());
+        }
+        // Without it a small answer can wait 40 ms for an acknowledgement; a failure costs only that.
+        let _ = client.set_nodelay(true);
+        let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
+        let relay = Box::new(Relay {
+            session,
+            client,
+            client_address,
+            server: None,
+            service_port,
+            home: vshard_of_client(client_address.ip(), client_address.port(), self.shared.seed() as u32),
+            service,
+            counted: None,
+            destination: client_address,
+            tried: Tried::new(),
+            redispatches: 0,
+            leases_refused: 0,
+            lease: None,
+            opened: false,
+            pumps: [Pump::default(), Pump::default()],
+        });
+        match self.relays.insert(relay) {
+            Ok(key) => match self.dial(key)? {
+                Ok(()) => {
+                    self.arm_relay(key);
+                    Ok(())
+                }
+                Err(termination) => self.close_relay(key, termination, true, false),
+            },
+            Err(relay) => {
+                self.shared.gate(Protocol::Tcp).leave();
+                self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
+                refuse(&relay.client);
+                Ok(())
+            }
+        }
+    }
+
+    /// Chooses a real server and starts the connect; the inner error ends the session.
+    fn dial(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+        loop {
+            let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
+            let picked = self.shared.pick(&relay.service, relay.client_address, &relay.tried, self.now);
+            let pick = match picked {
+                Ok(pick) => pick,
+                Err(refusal) => return Ok(Err(Termination::from(refusal))),
+            };
+            relay.counted = Some(pick.server);
+            let target = relay.service.target(pick.target).expect("the pick is from this very service");
+            relay.destination = target.destination(relay.service_port);
+            match self.connect(key)? {
+                Ok(()) => return Ok(Ok(())),
+                // Another server's ports may be free.
+                Err(Termination::OutOfSourcePorts) if self.may_try_another(key) => self.leave_server(key),
+                Err(termination) => return Ok(Err(termination)),
+            }
+        }
+    }
+
+    /// Starts the connect to the chosen server from a leased source port, if the service leases them.
+    fn connect(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
+        let family = Family::of(relay.destination.ip());
+        loop {
+            let socket = match socket::tcp_socket(family) {
+                Ok(socket) => socket,
+                Err(error) => return Ok(Err(termination_of(&error))),
+            };
+            let _ = socket::set_nodelay(&socket);
+            if let ServiceSource::Pool(pool) = &relay.service.source {
+                let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
+                let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
+                let source = lease.source();
+                relay.lease = Some(lease);
+                if let Err(error) = socket::bind_leased(&socket, source) {
+                    let taken = Cause::of(&error) == Cause::AddressTaken;
+                    if taken && relay.leases_refused < LEASES_MAX {
+                        self.lease_refused(key);
+                        return self.connect(key);
+                    }
+                    return Ok(Err(termination_of(&error)));
+                }
+            }
+            self.ring.connect(socket.as_fd(), relay.destination, Token::Connect(key).pack())?;
+            relay.server = Some(TcpStream::from(socket));
+            return Ok(Ok(()));
+        }
+    }
+
+    /// Somebody else holds the leased port: it rests, the next one is tried.
+    fn lease_refused(&mut self, key: Key) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        relay.leases_refused += 1;
+        self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::SnatRetried, 1);
+        let lease = relay.lease.take();
+        let service = Arc::clone(&relay.service);
+        self.return_lease(&service, lease, true);
+    }
+
+    fn may_try_another(&self, key: Key) -> bool {
+        self.relays.get(key).is_some_and(|relay| relay.redispatches < relay.service.redispatch)
+    }
+
+    /// Undoes what was counted and leased for the server at hand and remembers that it was tried.
+    fn leave_server(&mut self, key: Key) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        relay.redispatches += 1;
+        relay.server = None;
+        if let Some(server) = relay.counted.take() {
+            relay.tried.insert(server);
+            self.shared.close(relay.service.id, server);
+        }
+        self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
+        let lease = relay.lease.take();
+        let service = Arc::clone(&relay.service);
+        // A SYN may still be under way: the port rests.
+        self.return_lease(&service, lease, true);
+    }
+
+    /// The connect of `key` has completed.
+    pub(super) fn connected(&mut self, key: Key, result: i32) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        if result == 0 {
+            if !relay.opened {
+                relay.opened = true;
+                let seat = self.shared.seat(self.id);
+                seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
+                if let Some(server) = relay.counted {
+                    seat.count_opened(server);
+                }
+            }
+            return self.drive(key, Event::Connected);
+        }
+        let taken = Cause::of_errno(-result) == Cause::AddressTaken;
+        if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.session.is_ending() {
+            self.lease_refused(key);
+            return match self.connect(key)? {
+                Ok(()) => Ok(()),
+                Err(termination) => self.fail_connect(key, termination),
+            };
+        }
+        self.drive(key, Event::ConnectFailed)
+    }
+
+    /// The connect cannot even be started again: the session ends without anything in flight.
+    fn fail_connect(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        self.close_relay(key, termination, true, false)
+    }
+
+    /// A receive of `key` has completed.
+    pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
+        if self.relays.get(key).is_none() {
+            if let Some(buffer) = completion.buffer() {
+                self.ring.stream_buffers().recycle(buffer);
+            }
+            return Ok(());
+        }
+        let event = match (completion.result(), completion.buffer()) {
+            (bytes, Some(buffer)) if bytes > 0 => Event::Received {
+                from,
+                buffer,
+                len: bytes as u32,
+                full: bytes as u32 == self.ring.stream_buffers().buffer_bytes(),
+                more: completion.more(),
+            },
+            (result, buffer) => {
+                if let Some(buffer) = buffer {
+                    self.ring.stream_buffers().recycle(buffer);
+                }
+                Event::ReceiveEnded { from, end: receive_end(result) }
+            }
+        };
+        self.drive(key, event)
+    }
+
+    /// A send of `key` has completed.
+    pub(super) fn sent(&mut self, key: Key, to: Side, result: i32) -> io::Result<()> {
+        if result <= 0 {
+            return self.drive(key, Event::SendFailed { to });
+        }
+        self.count_bytes(key, to, result as u64);
+        self.drive(key, Event::Sent { to, bytes: result as u32 })
+    }
+
+    /// The timer of `key` has fired.
+    pub(super) fn relay_timer(&mut self, key: Key) -> io::Result<()> {
+        self.drive(key, Event::Tick)?;
+        self.arm_relay(key);
+        Ok(())
+    }
+
+    /// Gives `event` to the session of `key` and does what it asks for.
+    pub(super) fn drive(&mut self, key: Key, event: Event) -> io::Result<()> {
+        let mut ops = std::mem::take(&mut self.ops);
+        let result = self.drive_with(key, event, &mut ops);
+        ops.clear();
+        self.ops = ops;
+        result
+    }
+
+    fn drive_with(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) -> io::Result<()> {
+        self.tell(key, event, ops);
+        let mut done = 0;
+        while let Some(&op) = ops.get(done) {
+            done += 1;
+            self.execute(key, op, ops)?;
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
+        let room = self.room();
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        relay.session.on(event, self.now, room, &mut self.chunks, ops);
+    }
+
+    fn execute(&mut self, key: Key, op: Op, ops: &mut Vec<Op>) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        match op {
+            Op::AwaitBuffers(from) => {
+                let page = self.shared.seat(self.id).service_page(relay.service.id);
+                page.add(ServiceCounter::BufferWaited, 1);
+                self.starved.push_back((key, from));
+            }
+            Op::AwaitReadable(from) => {
+                let Some(leg) = relay.leg(from) else { return Ok(()) };
+                self.ring.await_ready(leg.as_fd(), Readiness::Readable, Token::Await(key, from).pack())?;
+            }
+            Op::AwaitWritable(to) => {
+                let Some(leg) = relay.leg(to) else { return Ok(()) };
+                self.ring.await_ready(leg.as_fd(), Readiness::Writable, Token::Await(key, to.other()).pack())?;
+            }
+            Op::CancelAll(side) => {
+                let Some(leg) = relay.leg(side) else { return Ok(()) };
+                self.ring.cancel_all(leg.as_fd(), Token::Nothing.pack())?;
+            }
+            Op::CancelAwait(from) => self.ring.cancel(Token::Await(key, from).pack(), Token::Nothing.pack())?,
+            Op::CancelReceive(from) => {
+                self.ring.cancel_receive(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
+            }
+            Op::Close { termination, reset, rest } => self.close_relay(key, termination, reset, rest)?,
+            Op::FinishWriting(side) => {
+                // Fails only when the leg is gone already, and then its receive says so.
+                if let Some(leg) = relay.leg(side) {
+                    let _ = socket::shutdown_write(leg);
+                }
+            }
+            Op::Pump(from) => self.pump(key, from, ops),
+            Op::PumpLater(from) => self.later.push_back((key, from)),
+            Op::ReceiveMany(from) => {
+                let Some(leg) = relay.leg(from) else { return Ok(()) };
+                self.ring.receive_many(leg.as_fd(), Token::Receive(key, from).pack())?;
+            }
+            Op::ReceiveOnce(from) => {
+                let Some(leg) = relay.leg(from) else { return Ok(()) };
+                self.ring.receive_once(leg.as_fd(), Token::Receive(key, from).pack())?;
+            }
+            Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
+            Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
+            Op::Send { to, chunk } => {
+                let Some(leg) = relay.leg(to) else { return Ok(()) };
+                let token = Token::Send(key, to).pack();
+                self.ring.send(leg.as_fd(), chunk.buffer, chunk.start, chunk.len, token)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
+        let failed = if timed_out { Termination::ConnectTimedOut } else { Termination::ConnectFailed };
+        if !self.may_try_another(key) {
+            self.tell(key, Event::End(failed), ops);
+            return Ok(());
+        }
+        self.leave_server(key);
+        match self.dial(key)? {
+            Ok(()) => {
+                if let Some(relay) = self.relays.get_mut(key) {
+                    relay.session.redispatched(self.now);
+                }
+                self.arm_relay(key);
+            }
+            // No server is left to try: what counts is how the tried ones failed.
+            Err(Termination::NoServer) => self.tell(key, Event::End(failed), ops),
+            Err(termination) => self.tell(key, Event::End(termination), ops),
+        }
+        Ok(())
+    }
+
+    /// Moves bulk bytes of the path that reads `from` and tells the session.
+    pub(super) fn pump_later(&mut self, key: Key, from: Side) -> io::Result<()> {
+        let mut ops = std::mem::take(&mut self.ops);
+        self.pump(key, from, &mut ops);
+        let mut done = 0;
+        while let Some(&op) = ops.get(done) {
+            done += 1;
+            self.execute(key, op, &mut ops)?;
+        }
+        ops.clear();
+        self.ops = ops;
+        Ok(())
+    }
+
+    fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        let Some(server) = relay.server.as_ref() else { return };
+        let (source, sink, pump) = match from {
+            Side::Client => (&relay.client, server, &mut relay.pumps[0]),
+            Side::Server => (server, &relay.client, &mut relay.pumps[1]),
+        };
+        if pump.is_fresh() {
+            self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Bulk, 1);
+        }
+        let (bytes, stop) = pump.run(source, sink, &mut self.pipes);
+        self.count_bytes(key, from.other(), bytes);
+        self.tell(key, Event::Pumped { from, bytes, stop }, ops);
+    }
+
+    fn count_bytes(&self, key: Key, to: Side, bytes: u64) {
+        let Some(relay) = self.relays.get(key) else { return };
+        let counter = match to {
+            Side::Client => ServiceCounter::BytesToClient,
+            Side::Server => ServiceCounter::BytesFromClient,
+        };
+        self.shared.seat(self.id).service_page(relay.service.id).add(counter, bytes);
+    }
+
+    fn close_relay(&mut self, key: Key, termination: Termination, reset: bool, rest: bool) -> io::Result<()> {
+        self.wheel.disarm(key.index);
+        let Some(mut relay) = self.relays.remove(key) else { return Ok(()) };
+        for pump in &mut relay.pumps {
+            pump.abandon(&mut self.pipes);
+        }
+        let page = self.shared.seat(self.id).service_page(relay.service.id);
+        page.count_end(termination);
+        if relay.opened {
+            page.add(ServiceCounter::Closed, 1);
+        }
+        let Relay { client, server, service, counted, lease, .. } = *relay;
+        if let Some(server) = counted {
+            self.shared.close(service.id, server);
+        }
+        for leg in [Some(client), server].into_iter().flatten() {
+            if reset {
+                // A leg that cannot be reset is finished instead.
+                let _ = socket::set_linger_reset(&leg);
+            }
+            self.ring.close(OwnedFd::from(leg), Token::Nothing.pack())?;
+        }
+        self.return_lease(&service, lease, rest);
+        self.shared.gate(Protocol::Tcp).leave();
+        Ok(())
+    }
+
+    fn arm_relay(&mut self, key: Key) {
+        let Some(relay) = self.relays.get(key) else { return };
+        match relay.session.deadline() {
+            Some(due) => self.wheel.arm(key.index, due),
+            None => self.wheel.disarm(key.index),
+        }
+    }
+
+    fn room(&mut self) -> Room {
+        let buffers = self.ring.stream_buffers();
+        if buffers.free() * 2 > usize::from(buffers.count()) { Room::Ample } else { Room::Scarce }
+    }
+}
+
+/// Refuses a connection at once: a reset leaves no TIME_WAIT with us, and the client fails over without waiting.
+fn refuse(client: &TcpStream) {
+    let _ = socket::set_linger_reset(client);
+}
+
+fn receive_end(result: i32) -> ReceiveEnd {
+    match -result {
+        0 => ReceiveEnd::Fin,
+        CANCELLED => ReceiveEnd::Cancelled,
+        NO_BUFFERS => ReceiveEnd::NoBuffers,
+        _ => ReceiveEnd::Failed,
+    }
+}
+
+/// `ECANCELED`.
+const CANCELLED: i32 = 125;
+/// `ENOBUFS`: the buffer group is empty (io_uring_prep_recv_multishot(3)).
+const NO_BUFFERS: i32 = 105;
+
+fn termination_of(error: &io::Error) -> Termination {
+    match Cause::of(error) {
+        Cause::OutOfDescriptors => Termination::OutOfDescriptors,
+        Cause::AddressTaken => Termination::OutOfSourcePorts,
+        _ => Termination::SystemRefused,
+    }
+}
