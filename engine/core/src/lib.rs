@@ -1,10 +1,28 @@
 //! Decisions: who serves a new flow, from which source port, until when. No I/O, no clock, no threads, no unsafe.
 
+#![forbid(unsafe_code)]
+
+pub mod balancer;
+pub mod compile;
 pub mod counters;
+pub mod director;
+pub mod health;
 pub mod ids;
+pub mod loads;
+pub mod maglev;
+pub mod persistence;
+pub mod random;
+pub mod registry;
+pub mod session;
+pub mod snapshot;
 pub mod snat;
 pub mod steering;
 pub mod time;
+pub mod wheel;
 
+pub use director::{Pick, PickReason, Refusal, Tried, pick};
+pub use health::{CheckId, CheckPlan, CheckResult, HealthBoard};
 pub use ids::{Generation, RealServerId, ServiceId, TargetIndex, VShard, WorkerId};
+pub use loads::{Full, Loads};
+pub use snapshot::{Service, Snapshot, Target};
 pub use time::Now;

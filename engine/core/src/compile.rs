@@ -1,0 +1,334 @@
+//! One truth, one swap: configuration, health and ids become one snapshot. Any error leaves everything as it was.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use towpath_config::model::{Balance, Health, Model, Ports, Server, Source, SourcePool, VirtualService};
+
+use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
+use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
+use crate::maglev::{MaglevMember, MaglevTable};
+use crate::registry::{CheckKey, Registry, RegistryFull};
+use crate::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use crate::snat::{SnatBook, SnatBookError, SnatPool};
+use crate::steering::SteeringTable;
+use crate::time::Now;
+
+/// Why a model cannot become a snapshot. The registry is as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompileError {
+    /// A group names the same address and port twice.
+    DuplicateServer {
+        /// Name of the service.
+        service: String,
+        /// Names of the two.
+        servers: [String; 2],
+    },
+    /// A check has no port: none is given, and neither the server nor the service has one.
+    NoCheckPort {
+        /// Name of the service.
+        service: String,
+        /// Name of the server.
+        server: String,
+    },
+    /// The source pool of a service cannot be made.
+    Source {
+        /// Name of the service.
+        service: String,
+        /// Why.
+        error: SnatBookError,
+    },
+    /// More different health checks than [`CHECKS_MAX`].
+    TooManyChecks,
+    /// More real servers than ids.
+    TooManyServers(RegistryFull),
+    /// More services than ids.
+    TooManyServices(RegistryFull),
+}
+
+impl fmt::Display for CompileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CompileError::DuplicateServer { service, servers: [first, second] } => write!(
+                f,
+                "service \"{service}\": servers \"{first}\" and \"{second}\" have the same address and port; remove one, or add its weight to the other"
+            ),
+            CompileError::NoCheckPort { service, server } => write!(
+                f,
+                "service \"{service}\": the health check of server \"{server}\" has no port; set health.ports"
+            ),
+            CompileError::Source { service, error } => write!(f, "service \"{service}\": {error}"),
+            CompileError::TooManyChecks => {
+                write!(f, "more than {CHECKS_MAX} different health checks; give servers the same check parameters")
+            }
+            CompileError::TooManyServers(full) => write_full(f, "real servers", full),
+            CompileError::TooManyServices(full) => write_full(f, "services", full),
+        }
+    }
+}
+
+fn write_full(f: &mut fmt::Formatter<'_>, what: &str, full: &RegistryFull) -> fmt::Result {
+    let RegistryFull { max, gone } = full;
+    match gone {
+        0 => write!(f, "more than {max} {what}; divide them over several machines"),
+        _ => write!(
+            f,
+            "more than {max} {what}, {gone} of them removed but still in use; wait until their connections have ended"
+        ),
+    }
+}
+
+impl std::error::Error for CompileError {}
+
+/// The checks that this model needs, each once however many services use it (design.md 10.3), by id. Checks that it no longer
+/// needs are forgotten. Hand the result to [`HealthBoard::adopt`], then [`compile`].
+pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, CompileError> {
+    let mut next = registry.clone();
+    let mut plans: HashMap<CheckId, CheckPlan> = HashMap::new();
+    for service in &model.services {
+        let group = &model.groups[service.group];
+        let Some(health) = &group.health else { continue };
+        for server in &group.servers {
+            let key = check_key(service, server, health)?;
+            // Two passes over the old and the new checks at once may not exceed the limit: first the kept, then the rest.
+            if let Some(id) = next.check(&key) {
+                plans.entry(id).or_insert_with(|| plan(id, key));
+            }
+        }
+    }
+    next.retain_checks(|id| plans.contains_key(&id));
+    for service in &model.services {
+        let group = &model.groups[service.group];
+        let Some(health) = &group.health else { continue };
+        for server in &group.servers {
+            let key = check_key(service, server, health)?;
+            let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
+            plans.entry(id).or_insert_with(|| plan(id, key));
+        }
+    }
+    let mut plans: Vec<CheckPlan> = plans.into_values().collect();
+    plans.sort_unstable_by_key(|plan| plan.id);
+    *registry = next;
+    Ok(plans)
+}
+
+/// The snapshot of this model under this health. Ids are taken from `registry`, port maps from `snat`.
+///
+/// A server is up if its check is up on every port of its group, or if no health is configured; without a verdict, and when
+/// [`checks`] was not asked about this model before, it is unknown.
+pub fn compile(
+    model: &Model,
+    registry: &mut Registry,
+    health: &HealthBoard,
+    snat: &mut SnatBook,
+    steering: Arc<SteeringTable>,
+    generation: Generation,
+) -> Result<Snapshot, CompileError> {
+    let mut next = registry.clone();
+    next.begin();
+    let mut snapshot = Snapshot { generation, services: Vec::new(), real_servers: Vec::new(), steering };
+    for service in &model.services {
+        let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
+        let targets = targets(model, service, &mut next, health)?;
+        for target in &targets {
+            place_at(&mut snapshot.real_servers, target.server.index()).get_or_insert_with(|| RealServer {
+                id: target.server,
+                name: target.name.clone(),
+                address: target.address,
+                port: target.port,
+            });
+        }
+        let service = service_of(model, service, id, targets, snat)?;
+        *place_at(&mut snapshot.services, id.index()) = Some(Arc::new(service));
+    }
+    *registry = next;
+    Ok(snapshot)
+}
+
+fn service_of(
+    model: &Model,
+    service: &VirtualService,
+    id: ServiceId,
+    targets: Vec<Target>,
+    snat: &mut SnatBook,
+) -> Result<Service, CompileError> {
+    let ports = match &service.ports {
+        Ports::List(ports) => ports.clone(),
+        Ports::All => Vec::new(),
+    };
+    let source = match &service.source {
+        Source::Interface => ServiceSource::Interface,
+        Source::Pool(rule) => ServiceSource::Pool(
+            pool(model, service, rule, &ports, &targets, snat)
+                .map_err(|error| CompileError::Source { service: service.name.clone(), error })?,
+        ),
+    };
+    let maglev = match service.balance {
+        Balance::Maglev => maglev(&targets),
+        _ => None,
+    };
+    Ok(Service {
+        id,
+        name: service.name.clone(),
+        vip: service.vip,
+        ports,
+        protocol: service.protocol,
+        balance: service.balance,
+        persistence: service.persistence.clone(),
+        idle_timeout_ms: service.idle_timeout_ms,
+        connect_timeout_ms: service.connect_timeout_ms,
+        drain_timeout_ms: service.drain_timeout_ms,
+        redispatch: service.redispatch,
+        max_connections: service.max_connections,
+        source,
+        targets,
+        maglev,
+    })
+}
+
+fn targets(
+    model: &Model,
+    service: &VirtualService,
+    registry: &mut Registry,
+    board: &HealthBoard,
+) -> Result<Vec<Target>, CompileError> {
+    let group = &model.groups[service.group];
+    let mut first: HashMap<RealServerId, &str> = HashMap::new();
+    let mut targets = Vec::with_capacity(group.servers.len());
+    for server in &group.servers {
+        let id = registry.take_server(server.address, server.port).map_err(CompileError::TooManyServers)?;
+        if let Some(other) = first.insert(id, &server.name) {
+            return Err(CompileError::DuplicateServer {
+                service: service.name.clone(),
+                servers: [other.to_owned(), server.name.clone()],
+            });
+        }
+        let check = match &group.health {
+            Some(health) => Some(registry.check(&check_key(service, server, health)?)),
+            None => None,
+        };
+        let verdict = match check {
+            None => {
+                Verdict { health: ServerHealth::Up, reason: Arc::from("no health check configured"), since: Now(0) }
+            }
+            Some(check) => check.and_then(|check| board.state(check)).map_or_else(
+                || Verdict {
+                    health: ServerHealth::Unknown,
+                    reason: Arc::from("no check has started yet"),
+                    since: Now(0),
+                },
+                |state| Verdict { health: state.health(), reason: state.reason().clone(), since: state.since() },
+            ),
+        };
+        targets.push(Target {
+            server: id,
+            name: server.name.clone(),
+            address: server.address,
+            port: server.port,
+            weight: server.weight,
+            max_connections: server.max_connections,
+            admin: server.admin,
+            health: verdict.health,
+            check: check.flatten(),
+            reason: verdict.reason,
+            since: verdict.since,
+        });
+    }
+    Ok(targets)
+}
+
+struct Verdict {
+    health: ServerHealth,
+    reason: Arc<str>,
+    since: Now,
+}
+
+/// What is checked for `server` as a member of `service`: the ports given, else the port of its own, else the service's first.
+fn check_key(service: &VirtualService, server: &Server, health: &Health) -> Result<CheckKey, CompileError> {
+    let own = || server.port.or_else(|| service.sockets().next().map(|socket| socket.port()));
+    let mut ports = match health.ports.is_empty() {
+        false => health.ports.clone(),
+        true => own().into_iter().collect(),
+    };
+    if ports.is_empty() {
+        return Err(CompileError::NoCheckPort { service: service.name.clone(), server: server.name.clone() });
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    Ok(CheckKey {
+        address: server.address,
+        kind: health.check,
+        ports,
+        interval_ms: health.interval_ms,
+        timeout_ms: health.timeout_ms,
+        rise: health.rise,
+        fall: health.fall,
+    })
+}
+
+fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
+    CheckPlan {
+        id,
+        address: key.address,
+        kind: key.kind,
+        ports: key.ports,
+        interval_ms: key.interval_ms,
+        timeout_ms: key.timeout_ms,
+        rise: key.rise,
+        fall: key.fall,
+    }
+}
+
+/// The pool of `service` towards every place its members can be reached, without the ports we listen on at its addresses.
+fn pool(
+    model: &Model,
+    service: &VirtualService,
+    rule: &SourcePool,
+    ports: &[u16],
+    targets: &[Target],
+    snat: &mut SnatBook,
+) -> Result<Arc<SnatPool>, SnatBookError> {
+    let listening: HashSet<u16> = model
+        .services
+        .iter()
+        .filter(|other| other.protocol == service.protocol && rule.addresses.contains(&other.vip))
+        .flat_map(VirtualService::sockets)
+        .map(|socket| socket.port())
+        .collect();
+    let mut listening: Vec<u16> = listening.into_iter().collect();
+    listening.sort_unstable();
+    let destinations: Vec<SocketAddr> = targets
+        .iter()
+        .flat_map(|target| match target.port {
+            Some(port) => vec![SocketAddr::new(target.address, port)],
+            None => ports.iter().map(|&port| target.destination(port)).collect(),
+        })
+        .collect();
+    snat.pool(rule, &listening, service.protocol, &destinations)
+}
+
+/// The Maglev table over the members that take new connections now.
+fn maglev(targets: &[Target]) -> Option<Arc<MaglevTable>> {
+    let members: Vec<MaglevMember> = targets
+        .iter()
+        .enumerate()
+        .filter(|(_, target)| target.takes_new())
+        .map(|(place, target)| MaglevMember {
+            target: TargetIndex(place as u16),
+            address: target.address,
+            port: target.port,
+            weight: target.weight,
+        })
+        .collect();
+    MaglevTable::new(&members).map(Arc::new)
+}
+
+/// The place with this index, the table made long enough.
+fn place_at<T>(table: &mut Vec<Option<T>>, index: usize) -> &mut Option<T> {
+    if table.len() <= index {
+        table.resize_with(index + 1, || None);
+    }
+    &mut table[index]
+}

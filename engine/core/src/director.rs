@@ -1,0 +1,198 @@
+//! Who serves a new connection: the one decision for both planes.
+
+use std::net::SocketAddr;
+
+use crate::balancer::{BalancerState, Candidates};
+use crate::counters::Termination;
+use crate::ids::{RealServerId, TargetIndex};
+use crate::loads::{Full, Loads};
+use crate::persistence::{PersistenceKey, PersistenceTable};
+use crate::snapshot::Service;
+use crate::time::Now;
+
+/// Real servers that a [`Tried`] remembers: as many as `redispatch` may be in a configuration.
+pub const TRIED_MAX: usize = 16;
+
+/// Real servers already tried for one connection, so that a redispatch goes elsewhere.
+///
+/// Holds ids, not places: a newer snapshot may come between two tries. When full, the oldest gives way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tried {
+    servers: [RealServerId; TRIED_MAX],
+    len: u8,
+    next: u8,
+}
+
+impl Tried {
+    /// None tried yet.
+    pub const fn new() -> Tried {
+        Tried { servers: [RealServerId(0); TRIED_MAX], len: 0, next: 0 }
+    }
+
+    /// Remembers `server`.
+    pub fn insert(&mut self, server: RealServerId) {
+        if self.contains(server) {
+            return;
+        }
+        self.servers[usize::from(self.next)] = server;
+        self.next = (self.next + 1) % TRIED_MAX as u8;
+        self.len = (self.len + 1).min(TRIED_MAX as u8);
+    }
+
+    /// Whether `server` was tried.
+    #[inline]
+    pub fn contains(&self, server: RealServerId) -> bool {
+        self.servers[..self.len()].contains(&server)
+    }
+
+    /// Servers remembered.
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether none was tried.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// The server of a new connection, already counted in [`Loads`]: whoever takes it must call [`Loads::close`] once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a pick is counted as a connection until it is closed"]
+pub struct Pick {
+    /// Its place in [`Service::targets`] of the snapshot that was asked.
+    pub target: TargetIndex,
+    /// Its id.
+    pub server: RealServerId,
+    /// How it came to be this one.
+    pub why: PickReason,
+}
+
+/// How a server came to be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PickReason {
+    /// The client had no entry: the balancer chose.
+    Balanced,
+    /// The client's server was at `max_connections`: the balancer chose another for this connection, the entry stays.
+    Overflowed,
+    /// The client came back to its server.
+    Persistent,
+    /// The client's server could not take it (down, halted, draining, gone, or its connect failed): the balancer chose, and
+    /// the entry names the new one.
+    Repinned,
+}
+
+/// Why nobody serves a new connection. Nothing was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// No real server is up, ready, of some weight and untried.
+    NoServer,
+    /// Those that are were all at `max_connections`.
+    ServersFull,
+    /// The service is at its `max_connections`.
+    ServiceFull,
+}
+
+impl From<Refusal> for Termination {
+    fn from(refusal: Refusal) -> Termination {
+        match refusal {
+            Refusal::NoServer => Termination::NoServer,
+            Refusal::ServersFull => Termination::ServersFull,
+            Refusal::ServiceFull => Termination::ServiceFull,
+        }
+    }
+}
+
+/// Picks the real server for a new connection of `client` and counts the connection.
+///
+/// First the client's own server, if persistence names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
+/// the balancer chooses among the members that take new connections, are not in `tried` and have room. A success records or
+/// refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+///
+/// `state` belongs to this service, `persistence` is the stripe of this client ([`crate::persistence::key_stripe`]); for a
+/// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
+/// seen the service; O(members).
+pub fn pick(
+    service: &Service,
+    state: &mut BalancerState,
+    persistence: &mut PersistenceTable,
+    loads: &impl Loads,
+    client: SocketAddr,
+    tried: &Tried,
+    now: Now,
+) -> Result<Pick, Refusal> {
+    let open = |target: TargetIndex| {
+        let member = &service.targets[target.index()];
+        loads.try_open(service.id, service.max_connections, member.server, member.max_connections)
+    };
+    let pin = service
+        .persistence
+        .as_ref()
+        .map(|rule| Pin { key: PersistenceKey::new(service.id, client.ip(), rule), expires: now + rule.timeout_ms });
+
+    let mut why = PickReason::Balanced;
+    let mut somebody_full = false;
+    if let (Some(pin), Some(rule)) = (&pin, &service.persistence)
+        && let Some(server) = persistence.lookup(pin.key, now)
+    {
+        why = PickReason::Repinned;
+        if let Some((target, member)) = service.target_of(server)
+            && member.takes_pinned(rule)
+            && !tried.contains(server)
+        {
+            match open(target) {
+                Ok(()) => {
+                    persistence.record(pin.key, server, pin.expires, now);
+                    return Ok(Pick { target, server, why: PickReason::Persistent });
+                }
+                Err(Full::Service) => return Err(Refusal::ServiceFull),
+                Err(Full::Server) => {
+                    why = PickReason::Overflowed;
+                    somebody_full = true;
+                }
+            }
+        }
+        if why == PickReason::Overflowed {
+            persistence.record(pin.key, server, pin.expires, now);
+        }
+    }
+
+    let mut candidates = Candidates::new();
+    for (place, member) in service.targets.iter().enumerate() {
+        if !member.takes_new() || tried.contains(member.server) {
+            continue;
+        }
+        if member.max_connections != 0 && loads.active(member.server) >= member.max_connections {
+            somebody_full = true;
+            continue;
+        }
+        candidates.insert(TargetIndex(place as u16));
+    }
+
+    while let Some(target) = state.choose(service, &candidates, loads, client.ip()) {
+        match open(target) {
+            Ok(()) => {
+                let server = service.targets[target.index()].server;
+                state.taken(service, &candidates, target);
+                if let Some(pin) = &pin
+                    && why != PickReason::Overflowed
+                {
+                    persistence.record(pin.key, server, pin.expires, now);
+                }
+                return Ok(Pick { target, server, why });
+            }
+            Err(Full::Service) => return Err(Refusal::ServiceFull),
+            // Another service took the last place of a shared server since it was looked at.
+            Err(Full::Server) => {
+                somebody_full = true;
+                candidates.remove(target);
+            }
+        }
+    }
+    Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
+}
+
+struct Pin {
+    key: PersistenceKey,
+    expires: Now,
+}

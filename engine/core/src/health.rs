@@ -1,0 +1,261 @@
+//! From the results of checks to up and down: who is checked, when next, and after how many results a server changes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use towpath_config::model::CheckKind;
+
+use crate::random::SplitMix64;
+use crate::snapshot::ServerHealth;
+use crate::time::Now;
+
+/// Different checks at most, over all services. Each runs once however many services and workers use it.
+pub const CHECKS_MAX: usize = 8192;
+/// First checks are spread over this long, or over one interval if that is shorter.
+pub const FIRST_CHECK_WINDOW_MS: u64 = 500;
+/// While a server has no verdict it is checked at least this often, so that `rise` does not delay a start by whole intervals.
+pub const UNKNOWN_INTERVAL_MS: u64 = 500;
+/// A reason longer than this is cut.
+pub const REASON_BYTES_MAX: usize = 200;
+
+/// One check of one address with one set of parameters. Never given out twice by a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckId(pub u32);
+
+impl fmt::Display for CheckId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A check to run: two with equal parameters are one (design.md 10.3).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckPlan {
+    /// Its id; stable as long as all parameters stay.
+    pub id: CheckId,
+    /// Address checked.
+    pub address: IpAddr,
+    /// What is done on each port.
+    pub kind: CheckKind,
+    /// Every one of these must answer; ascending, without duplicates, never empty.
+    pub ports: Vec<u16>,
+    /// Time between the starts of two checks.
+    pub interval_ms: u64,
+    /// A port that takes longer has failed.
+    pub timeout_ms: u64,
+    /// Consecutive successes that make it up.
+    pub rise: u16,
+    /// Consecutive failures that make it down.
+    pub fall: u16,
+}
+
+impl CheckPlan {
+    /// The sockets to try, all of them each time.
+    pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.ports.iter().map(|&port| SocketAddr::new(self.address, port))
+    }
+
+    /// One result for the group of ports: passed only if *every* port answered (T-36). A port without a result has failed.
+    pub fn judge(&self, results: &[(u16, Result<(), String>)]) -> CheckResult {
+        let mut failures = Vec::new();
+        for &port in &self.ports {
+            match results.iter().find(|(of, _)| *of == port) {
+                Some((_, Ok(()))) => {}
+                Some((_, Err(reason))) => failures.push(format!("port {port}: {reason}")),
+                None => failures.push(format!("port {port}: not checked")),
+            }
+        }
+        if failures.is_empty() { CheckResult::Passed } else { CheckResult::Failed(failures.join("; ")) }
+    }
+}
+
+/// How one check went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckResult {
+    /// It did not pass, with the cause in words.
+    Failed(String),
+    /// Every port answered in time.
+    Passed,
+}
+
+/// A server changed sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// What it was.
+    pub from: ServerHealth,
+    /// What it is from now on.
+    pub to: ServerHealth,
+    /// Why.
+    pub reason: Arc<str>,
+    /// When.
+    pub at: Now,
+}
+
+/// The verdict about one check, built from its results.
+///
+/// It starts `Unknown`. From there `rise` successes in a row make it `Up` and `fall` failures in a row `Down`, whichever
+/// comes first; later the same counts change it back. One result of the other kind starts the count again.
+#[derive(Clone, Debug)]
+pub struct HealthState {
+    rise: u16,
+    fall: u16,
+    health: ServerHealth,
+    since: Now,
+    reason: Arc<str>,
+    passed_in_a_row: u16,
+    failed_in_a_row: u16,
+}
+
+impl HealthState {
+    /// No verdict yet. A `rise` or `fall` of 0 counts as 1.
+    pub fn new(rise: u16, fall: u16, now: Now) -> HealthState {
+        HealthState {
+            rise: rise.max(1),
+            fall: fall.max(1),
+            health: ServerHealth::Unknown,
+            since: now,
+            reason: Arc::from("no check has finished yet"),
+            passed_in_a_row: 0,
+            failed_in_a_row: 0,
+        }
+    }
+
+    /// Takes one result; `Some` when the verdict changes.
+    pub fn on_result(&mut self, result: CheckResult, now: Now) -> Option<Transition> {
+        let verdict = match result {
+            CheckResult::Passed => {
+                self.failed_in_a_row = 0;
+                self.passed_in_a_row = self.passed_in_a_row.saturating_add(1);
+                (self.passed_in_a_row >= self.rise).then_some(ServerHealth::Up)
+            }
+            CheckResult::Failed(reason) => {
+                self.passed_in_a_row = 0;
+                self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+                if self.health != ServerHealth::Up || self.failed_in_a_row >= self.fall {
+                    self.reason = bounded(&reason);
+                }
+                (self.failed_in_a_row >= self.fall).then_some(ServerHealth::Down)
+            }
+        };
+        let to = verdict.filter(|&verdict| verdict != self.health)?;
+        if to == ServerHealth::Up {
+            self.reason = Arc::from("check passed");
+        }
+        let from = std::mem::replace(&mut self.health, to);
+        self.since = now;
+        Some(Transition { from, to, reason: self.reason.clone(), at: now })
+    }
+
+    /// The verdict.
+    pub fn health(&self) -> ServerHealth {
+        self.health
+    }
+
+    /// When the verdict last changed; when it was created if it never did.
+    pub fn since(&self) -> Now {
+        self.since
+    }
+
+    /// Why the verdict is what it is; for a server that is down or unknown, the latest failure.
+    pub fn reason(&self) -> &Arc<str> {
+        &self.reason
+    }
+
+    /// Results in a row that speak against the verdict, and how many of them change it: "1 of 3 failed".
+    pub fn against(&self) -> (u16, u16) {
+        match self.health {
+            ServerHealth::Up => (self.failed_in_a_row, self.fall),
+            ServerHealth::Down | ServerHealth::Unknown => (self.passed_in_a_row, self.rise),
+        }
+    }
+}
+
+fn bounded(reason: &str) -> Arc<str> {
+    if reason.len() <= REASON_BYTES_MAX {
+        return Arc::from(reason);
+    }
+    let end = (0..=REASON_BYTES_MAX).rev().find(|&at| reason.is_char_boundary(at)).unwrap_or(0);
+    Arc::from(&reason[..end])
+}
+
+/// When one check runs next: at once for a fresh one, then at its interval ± 10 %, so that checks do not march in step.
+#[derive(Clone, Debug)]
+pub struct CheckSchedule {
+    interval_ms: u64,
+    due: Now,
+    random: SplitMix64,
+}
+
+impl CheckSchedule {
+    /// A schedule whose first check is due within [`FIRST_CHECK_WINDOW_MS`] (or one interval, if shorter) of `now`.
+    pub fn new(interval_ms: u64, seed: u64, now: Now) -> CheckSchedule {
+        let interval_ms = interval_ms.max(1);
+        let mut random = SplitMix64::new(seed);
+        let due = now + random.below(interval_ms.min(FIRST_CHECK_WINDOW_MS));
+        CheckSchedule { interval_ms, due, random }
+    }
+
+    /// When the next check starts.
+    pub fn due(&self) -> Now {
+        self.due
+    }
+
+    /// A check has started at `started`, the verdict being `health`: sets and returns when the next one is due,
+    /// `started` + interval ± 10 %. Without a verdict the interval is at most [`UNKNOWN_INTERVAL_MS`].
+    pub fn advance(&mut self, started: Now, health: ServerHealth) -> Now {
+        let interval_ms = match health {
+            ServerHealth::Unknown => self.interval_ms.min(UNKNOWN_INTERVAL_MS),
+            ServerHealth::Down | ServerHealth::Up => self.interval_ms,
+        };
+        let slack_ms = interval_ms / 10;
+        self.due = started + (interval_ms - slack_ms) + self.random.below(2 * slack_ms + 1);
+        self.due
+    }
+}
+
+/// The verdicts about all checks that run: what [`crate::compile::compile`] reads.
+#[derive(Clone, Debug, Default)]
+pub struct HealthBoard {
+    states: HashMap<CheckId, HealthState>,
+}
+
+impl HealthBoard {
+    /// An empty board.
+    pub fn new() -> HealthBoard {
+        HealthBoard::default()
+    }
+
+    /// Keeps exactly these checks: what is known about those that stay, `Unknown` for new ones, nothing of the rest.
+    pub fn adopt(&mut self, plans: &[CheckPlan], now: Now) {
+        let mut before = std::mem::take(&mut self.states);
+        self.states = plans
+            .iter()
+            .map(|plan| {
+                let state = before.remove(&plan.id).unwrap_or_else(|| HealthState::new(plan.rise, plan.fall, now));
+                (plan.id, state)
+            })
+            .collect();
+    }
+
+    /// Takes one result; `Some` when the verdict changes and a new snapshot is due. A check that is gone is ignored.
+    pub fn on_result(&mut self, check: CheckId, result: CheckResult, now: Now) -> Option<Transition> {
+        self.states.get_mut(&check)?.on_result(result, now)
+    }
+
+    /// What is known about `check`.
+    pub fn state(&self, check: CheckId) -> Option<&HealthState> {
+        self.states.get(&check)
+    }
+
+    /// Checks on the board.
+    pub fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Whether no check is on the board.
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+}

@@ -1,0 +1,300 @@
+//! Which real server a client comes back to: a bounded table by service and source address.
+
+use std::hash::Hasher;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use towpath_config::model::Persistence;
+
+use crate::ids::{RealServerId, ServiceId};
+use crate::random::{hash_address, mix};
+use crate::snapshot::Service;
+use crate::time::Now;
+
+/// Tables into which the engine divides the clients, each with a lock of its own.
+pub const PERSISTENCE_STRIPES: usize = 64;
+
+/// Entries that each new one looks at for expired ones, so that these leave without a timer.
+const SWEEP_PER_RECORD: usize = 2;
+
+/// A client of a service: all its connections, to whichever port and over whichever worker, have this key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PersistenceKey {
+    service: ServiceId,
+    prefix: IpAddr,
+}
+
+impl PersistenceKey {
+    /// The key of `client`: its address cut to the prefix length of its family. An IPv4-mapped IPv6 address is an IPv4 client.
+    pub fn new(service: ServiceId, client: IpAddr, rule: &Persistence) -> PersistenceKey {
+        let prefix = match client.to_canonical() {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(rule.ipv4_prefix))).unwrap_or(0);
+                IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(u32::from(rule.ipv6_prefix))).unwrap_or(0);
+                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+            }
+        };
+        PersistenceKey { service, prefix }
+    }
+
+    /// The stripe of this key, below [`PERSISTENCE_STRIPES`]. `seed` is one per process and secret, so that clients cannot crowd one.
+    pub fn stripe(&self, seed: u64) -> usize {
+        let hash = mix(hash_address(self.prefix, seed) ^ u64::from(self.service.0));
+        (hash % PERSISTENCE_STRIPES as u64) as usize
+    }
+}
+
+/// The stripe whose table [`crate::director::pick`] must be given for `client`; 0 for a service without persistence.
+pub fn key_stripe(service: &Service, client: IpAddr, seed: u64) -> usize {
+    match &service.persistence {
+        Some(rule) => PersistenceKey::new(service.id, client, rule).stripe(seed),
+        None => 0,
+    }
+}
+
+/// Entries of one stripe, for one thread at a time. Allocated as a whole at the start (48 bytes an entry, 4 to 8 for its bucket);
+/// when it is full, the entry refreshed longest ago gives way.
+#[derive(Debug)]
+pub struct PersistenceTable {
+    capacity: u32,
+    /// First entry of each chain, as its number + 1; 0 = none. The length is a power of two.
+    buckets: Vec<Link>,
+    entries: Vec<Entry>,
+    /// First of the entries without a key, chained by `chain`.
+    free: Link,
+    /// Refreshed last and first of those in use.
+    newest: Link,
+    oldest: Link,
+    len: u32,
+    /// Where the search for expired entries goes on.
+    hand: u32,
+    seed: u64,
+    evicted: u64,
+}
+
+/// Number of an entry + 1, or 0 for none: so that fresh memory is an empty table.
+type Link = u32;
+
+const NONE: Link = 0;
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    /// `None` = free.
+    key: Option<PersistenceKey>,
+    server: RealServerId,
+    /// The last moment at which it lives.
+    expires: Now,
+    chain: Link,
+    newer: Link,
+    older: Link,
+}
+
+impl PersistenceTable {
+    /// A table for `capacity` entries. With a capacity of 0 it remembers nobody. `seed` is secret, so that clients cannot aim
+    /// at one bucket.
+    pub fn new(capacity: u32, seed: u64) -> PersistenceTable {
+        // Links are numbers + 1.
+        let capacity = capacity.min(Link::MAX - 1);
+        PersistenceTable {
+            capacity,
+            buckets: vec![NONE; (capacity as usize).next_power_of_two()],
+            entries: Vec::with_capacity(capacity as usize),
+            free: NONE,
+            newest: NONE,
+            oldest: NONE,
+            len: 0,
+            hand: 0,
+            seed,
+            evicted: 0,
+        }
+    }
+
+    /// The server of this client, if its entry lives: it does up to and including the moment it expires.
+    pub fn lookup(&mut self, key: PersistenceKey, now: Now) -> Option<RealServerId> {
+        let link = self.find(key)?;
+        let entry = self.entry(link);
+        if entry.expires < now {
+            self.remove(link);
+            return None;
+        }
+        Some(entry.server)
+    }
+
+    /// From now until `expires` this client belongs to `server`. When the table is full the entry refreshed longest ago is lost.
+    pub fn record(&mut self, key: PersistenceKey, server: RealServerId, expires: Now, now: Now) {
+        if self.capacity == 0 {
+            return;
+        }
+        if let Some(link) = self.find(key) {
+            let entry = &mut self.entries[place(link)];
+            entry.server = server;
+            entry.expires = expires;
+            self.unlink(link);
+            self.link_newest(link);
+            return;
+        }
+        self.sweep(now, SWEEP_PER_RECORD);
+        let link = self.vacate(now);
+        let bucket = self.bucket(key);
+        self.entries[place(link)] =
+            Entry { key: Some(key), server, expires, chain: self.buckets[bucket], newer: NONE, older: NONE };
+        self.buckets[bucket] = link;
+        self.link_newest(link);
+        self.len += 1;
+    }
+
+    /// Looks at the next `budget` entries in turn and removes those that have expired; how many that were. Keeps
+    /// [`PersistenceTable::len`] honest while few clients come.
+    pub fn sweep(&mut self, now: Now, budget: usize) -> usize {
+        let before = self.len;
+        for _ in 0..budget.min(self.entries.len()) {
+            let at = self.hand as usize % self.entries.len();
+            self.hand = (at + 1) as u32;
+            let entry = &self.entries[at];
+            if entry.key.is_some() && entry.expires < now {
+                self.remove((at + 1) as Link);
+            }
+        }
+        (before - self.len) as usize
+    }
+
+    /// Removes every entry of `server`; how many that were. O(capacity): only before the id is given to another server.
+    pub fn forget_server(&mut self, server: RealServerId) -> usize {
+        self.forget(|entry, _| entry.server == server)
+    }
+
+    /// Removes every entry of `service`; how many that were. O(capacity): only before the id is given to another service.
+    pub fn forget_service(&mut self, service: ServiceId) -> usize {
+        self.forget(|_, key| key.service == service)
+    }
+
+    /// Entries now, among them expired ones that nobody has come across yet.
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Entries at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity as usize
+    }
+
+    /// Entries lost before their time because the table was full, since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    fn forget(&mut self, goes: impl Fn(&Entry, &PersistenceKey) -> bool) -> usize {
+        let before = self.len;
+        for at in 0..self.entries.len() {
+            let entry = &self.entries[at];
+            if entry.key.as_ref().is_some_and(|key| goes(entry, key)) {
+                self.remove((at + 1) as Link);
+            }
+        }
+        (before - self.len) as usize
+    }
+
+    /// An entry that is in no list: a free one, a fresh one, or the oldest one's.
+    fn vacate(&mut self, now: Now) -> Link {
+        if self.free == NONE && self.entries.len() == self.capacity() {
+            let oldest = self.oldest;
+            self.evicted += u64::from(self.entry(oldest).expires >= now);
+            self.remove(oldest);
+        }
+        if self.free != NONE {
+            let link = self.free;
+            self.free = self.entry(link).chain;
+            return link;
+        }
+        self.entries.push(Entry {
+            key: None,
+            server: RealServerId(0),
+            expires: Now(0),
+            chain: NONE,
+            newer: NONE,
+            older: NONE,
+        });
+        self.entries.len() as Link
+    }
+
+    fn find(&self, key: PersistenceKey) -> Option<Link> {
+        let mut link = self.buckets[self.bucket(key)];
+        while link != NONE {
+            let entry = self.entry(link);
+            if entry.key == Some(key) {
+                return Some(link);
+            }
+            link = entry.chain;
+        }
+        None
+    }
+
+    fn bucket(&self, key: PersistenceKey) -> usize {
+        // SipHash-1-3 behind a secret first word.
+        let mut hasher = std::hash::DefaultHasher::new();
+        hasher.write_u64(self.seed);
+        std::hash::Hash::hash(&key, &mut hasher);
+        hasher.finish() as usize & (self.buckets.len() - 1)
+    }
+
+    /// Takes an entry in use out of its bucket and the order, and puts it on the free chain.
+    fn remove(&mut self, link: Link) {
+        let entry = *self.entry(link);
+        let key = entry.key.expect("only an entry in use is removed");
+        let bucket = self.bucket(key);
+        if self.buckets[bucket] == link {
+            self.buckets[bucket] = entry.chain;
+        } else {
+            let mut before = self.buckets[bucket];
+            while self.entry(before).chain != link {
+                before = self.entry(before).chain;
+            }
+            self.entries[place(before)].chain = entry.chain;
+        }
+        self.unlink(link);
+        let entry = &mut self.entries[place(link)];
+        entry.key = None;
+        entry.chain = self.free;
+        self.free = link;
+        self.len -= 1;
+    }
+
+    fn unlink(&mut self, link: Link) {
+        let Entry { newer, older, .. } = *self.entry(link);
+        match newer {
+            NONE => self.newest = older,
+            _ => self.entries[place(newer)].older = older,
+        }
+        match older {
+            NONE => self.oldest = newer,
+            _ => self.entries[place(older)].newer = newer,
+        }
+    }
+
+    fn link_newest(&mut self, link: Link) {
+        let older = self.newest;
+        let entry = &mut self.entries[place(link)];
+        entry.newer = NONE;
+        entry.older = older;
+        match older {
+            NONE => self.oldest = link,
+            _ => self.entries[place(older)].newer = link,
+        }
+        self.newest = link;
+    }
+
+    fn entry(&self, link: Link) -> &Entry {
+        &self.entries[place(link)]
+    }
+}
+
+fn place(link: Link) -> usize {
+    link as usize - 1
+}

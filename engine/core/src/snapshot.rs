@@ -1,0 +1,195 @@
+//! Everything a worker needs to serve, in one immutable value: configuration, health and ids of one generation.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use towpath_config::model::{AdminState, Balance, Persistence, Protocol};
+
+use crate::health::CheckId;
+use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
+use crate::maglev::MaglevTable;
+use crate::snat::SnatPool;
+use crate::steering::SteeringTable;
+use crate::time::Now;
+
+/// Services at most, over all groups; a [`ServiceId`] is below it.
+pub const SERVICES_MAX: usize = 1024;
+/// RealServers at most, those that are gone but still hold connections included; a [`RealServerId`] is below it.
+pub const REAL_SERVERS_MAX: usize = 4096;
+
+/// One generation of the truth. Immutable; workers hold it in an `Arc` and replace it as a whole.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Its number.
+    pub generation: Generation,
+    /// Indexed by [`ServiceId`]; `None` where the service is gone.
+    pub services: Vec<Option<Arc<Service>>>,
+    /// Indexed by [`RealServerId`]; `None` where no service of this generation has it.
+    pub real_servers: Vec<Option<RealServer>>,
+    /// Which worker owns which vshard.
+    pub steering: Arc<SteeringTable>,
+}
+
+impl Snapshot {
+    /// The service with this id, if this generation has it.
+    #[inline]
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(id.index())?.as_ref()
+    }
+
+    /// The real server with this id, if this generation has it.
+    pub fn real_server(&self, id: RealServerId) -> Option<&RealServer> {
+        self.real_servers.get(id.index())?.as_ref()
+    }
+
+    /// The services of this generation, by id.
+    pub fn each_service(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.iter().flatten()
+    }
+}
+
+/// What names a RealServer, for status: one (address, port), however many services use it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RealServer {
+    /// Its id.
+    pub id: RealServerId,
+    /// The name of its first membership in the order of the file.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None` = it keeps the port that the client addressed.
+    pub port: Option<u16>,
+}
+
+/// One VirtualService with the members that serve it.
+#[derive(Debug)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Its name.
+    pub name: String,
+    /// The address that clients use.
+    pub vip: IpAddr,
+    /// The ports that clients use, ascending; empty = every port (packet plane).
+    pub ports: Vec<u16>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// How a server is chosen for a new client.
+    pub balance: Balance,
+    /// Whether a client comes back to its server.
+    pub persistence: Option<Persistence>,
+    /// A connection without a byte in either direction for this long is closed.
+    pub idle_timeout_ms: u64,
+    /// How long a connect to a server may take.
+    pub connect_timeout_ms: u64,
+    /// How long connections may finish when the process stops or the service goes.
+    pub drain_timeout_ms: u64,
+    /// How many further servers are tried when a connect fails.
+    pub redispatch: u8,
+    /// Never more than this many connections; 0 = no limit.
+    pub max_connections: u32,
+    /// Where source ports come from.
+    pub source: ServiceSource,
+    /// The members in the order of the file, whatever their state; no RealServer twice.
+    pub targets: Vec<Target>,
+    /// Present when `balance` is Maglev.
+    pub maglev: Option<Arc<MaglevTable>>,
+}
+
+impl Service {
+    /// The member at this place.
+    #[inline]
+    pub fn target(&self, index: TargetIndex) -> Option<&Target> {
+        self.targets.get(index.index())
+    }
+
+    /// Where `server` stands among the members, if it is one.
+    pub fn target_of(&self, server: RealServerId) -> Option<(TargetIndex, &Target)> {
+        let place = self.targets.iter().position(|target| target.server == server)?;
+        Some((TargetIndex(place as u16), &self.targets[place]))
+    }
+}
+
+/// Where the source address and port towards a real server come from.
+#[derive(Clone, Debug)]
+pub enum ServiceSource {
+    /// The kernel picks both.
+    Interface,
+    /// Both are leased.
+    Pool(Arc<SnatPool>),
+}
+
+/// Membership of one RealServer in one service.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The RealServer.
+    pub server: RealServerId,
+    /// The name of this membership.
+    pub name: String,
+    /// Address of the server.
+    pub address: IpAddr,
+    /// Port; `None` = the port that the client addressed.
+    pub port: Option<u16>,
+    /// Share of new connections relative to the other members; 0 = none (but clients pinned to it still come).
+    pub weight: u16,
+    /// Never more than this many connections on the server, over all services; 0 = no limit.
+    pub max_connections: u32,
+    /// The operator's word.
+    pub admin: AdminState,
+    /// What its check says.
+    pub health: ServerHealth,
+    /// The check that judges it; `None` = no health configured.
+    pub check: Option<CheckId>,
+    /// Why `health` is what it is, for status.
+    pub reason: Arc<str>,
+    /// Since when `health` is what it is; the origin of time when it never changed.
+    pub since: Now,
+}
+
+impl Target {
+    /// Where a connection to `service_port` of the VIP goes.
+    #[inline]
+    pub fn destination(&self, service_port: u16) -> SocketAddr {
+        SocketAddr::new(self.address, self.port.unwrap_or(service_port))
+    }
+
+    /// Whether a client without a pin may be sent here: up, ready and of some weight.
+    #[inline]
+    pub fn takes_new(&self) -> bool {
+        self.weight > 0 && self.health == ServerHealth::Up && self.admin == AdminState::Ready
+    }
+
+    /// Whether a client pinned to it may still be sent here. A weight of 0 does not matter (as in HAProxy, where such a
+    /// server "will still accept persistent connections"); a draining one takes it only with `enter_draining`.
+    #[inline]
+    pub fn takes_pinned(&self, persistence: &Persistence) -> bool {
+        let admitted = match self.admin {
+            AdminState::Ready => true,
+            AdminState::Drain => persistence.enter_draining,
+            AdminState::Halt => false,
+        };
+        admitted && self.health == ServerHealth::Up
+    }
+}
+
+/// What health checks say about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ServerHealth {
+    /// `fall` checks in a row failed.
+    Down,
+    /// No verdict yet: takes no new connections.
+    Unknown,
+    /// `rise` checks in a row succeeded, or no health is configured.
+    Up,
+}
+
+impl ServerHealth {
+    /// The word used in status, metrics and docs.
+    pub fn label(self) -> &'static str {
+        match self {
+            ServerHealth::Down => "down",
+            ServerHealth::Unknown => "unknown",
+            ServerHealth::Up => "up",
+        }
+    }
+}
