@@ -72,16 +72,9 @@ pub struct SnatExhausted {
 
 impl fmt::Display for SnatExhausted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let SnatExhausted {
-            destination,
-            addresses,
-            capacity,
-        } = self;
+        let SnatExhausted { destination, addresses, capacity } = self;
         if *addresses == 0 {
-            return write!(
-                f,
-                "real server {destination}: this pool has no source address for it"
-            );
+            return write!(f, "real server {destination}: this pool has no source address for it");
         }
         write!(
             f,
@@ -147,22 +140,11 @@ impl SnatPool {
         steering: &SteeringTable,
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
-        let Ok(index) = self
-            .routes
-            .binary_search_by_key(&destination, |route| route.destination)
-        else {
-            return Err(SnatExhausted {
-                destination,
-                addresses: 0,
-                capacity: 0,
-            });
+        let Ok(index) = self.routes.binary_search_by_key(&destination, |route| route.destination) else {
+            return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
         };
         let sources = &self.routes[index].sources;
-        let turn = if sources.len() == 1 {
-            0
-        } else {
-            sources[0].map.next_turn(home) as usize % sources.len()
-        };
+        let turn = if sources.len() == 1 { 0 } else { sources[0].map.next_turn(home) as usize % sources.len() };
         let around_home = || (1..VSHARDS).map(|step| VShard(home.0.wrapping_add(step as u8)));
         self.claim(sources, turn, home)
             .or_else(|| {
@@ -187,11 +169,7 @@ impl SnatPool {
         let (before, from) = sources.split_at(turn);
         from.iter().chain(before).find_map(|source| {
             let port = source.map.claim(vshard, &self.mask)?;
-            Some(SnatLease {
-                map: source.map.id(),
-                port,
-                address: source.address,
-            })
+            Some(SnatLease { map: source.map.id(), port, address: source.address })
         })
     }
 

@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use crate::{VShard, WorkerId};
 
 pub mod program;
+#[cfg(test)]
+mod tests;
 
 /// Virtual shards; every flow and every SNAT port belongs to one.
 pub const VSHARDS: usize = 256;
@@ -35,9 +37,7 @@ pub fn vshard_of_client(address: IpAddr, port: u16, seed: u32) -> VShard {
         IpAddr::V4(v4) => mix(hash, v4.to_bits()),
         IpAddr::V6(v6) => {
             let bits = v6.to_bits();
-            [96, 64, 32, 0]
-                .iter()
-                .fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
+            [96, 64, 32, 0].iter().fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
         }
     };
     VShard(finish(hash) as u8)
@@ -75,9 +75,7 @@ impl SteeringTable {
             (1..=WORKERS_MAX).contains(&workers),
             "a steering table names 1 to {WORKERS_MAX} workers, not {workers}"
         );
-        SteeringTable {
-            owners: std::array::from_fn(|vshard| WorkerId((vshard * workers / VSHARDS) as u8)),
-        }
+        SteeringTable { owners: std::array::from_fn(|vshard| WorkerId((vshard * workers / VSHARDS) as u8)) }
     }
 
     /// A table for `workers` workers that is even again and moves as few shards as that takes.
@@ -134,11 +132,7 @@ impl SteeringTable {
 
     /// How many workers the table names: the highest id plus one.
     pub fn workers(&self) -> usize {
-        self.owners
-            .iter()
-            .map(|owner| owner.index() + 1)
-            .max()
-            .expect("the table has 256 entries")
+        self.owners.iter().map(|owner| owner.index() + 1).max().expect("the table has 256 entries")
     }
 
     /// The owners of all virtual shards, in order.

@@ -52,21 +52,14 @@ impl fmt::Display for SnatBookError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             SnatBookError::NoAddressFor { destination } => {
-                let family = if destination.is_ipv4() {
-                    "IPv4"
-                } else {
-                    "IPv6"
-                };
+                let family = if destination.is_ipv4() { "IPv4" } else { "IPv6" };
                 write!(
                     f,
                     "source.pool has no {family} address, but real server {destination} needs one; add an {family} address to the pool"
                 )
             }
             SnatBookError::NoPorts { low, high } => {
-                write!(
-                    f,
-                    "source.ports {low}-{high} holds only ports that services listen on; widen the range"
-                )
+                write!(f, "source.ports {low}-{high} holds only ports that services listen on; widen the range")
             }
             SnatBookError::TooManyMaps { in_use, maps_max } => write!(
                 f,
@@ -130,10 +123,7 @@ impl SnatBook {
     ) -> Result<Arc<SnatPool>, SnatBookError> {
         let mask = PortMask::new(rule.port_low, rule.port_high, exclude);
         if mask.capacity() == 0 {
-            return Err(SnatBookError::NoPorts {
-                low: rule.port_low,
-                high: rule.port_high,
-            });
+            return Err(SnatBookError::NoPorts { low: rule.port_low, high: rule.port_high });
         }
         let mut destinations = destinations.to_vec();
         destinations.sort_unstable();
@@ -161,24 +151,12 @@ impl SnatBook {
         let sources = addresses
             .iter()
             .filter(|address| address.is_ipv4() == destination.is_ipv4())
-            .map(|&address| {
-                Ok(RouteSource::new(
-                    address,
-                    self.map(MapKey {
-                        address,
-                        destination,
-                        protocol,
-                    })?,
-                ))
-            })
+            .map(|&address| Ok(RouteSource::new(address, self.map(MapKey { address, destination, protocol })?)))
             .collect::<Result<Box<[_]>, _>>()?;
         if sources.is_empty() {
             return Err(SnatBookError::NoAddressFor { destination });
         }
-        Ok(Route {
-            destination,
-            sources,
-        })
+        Ok(Route { destination, sources })
     }
 
     fn map(&mut self, key: MapKey) -> Result<Arc<PortMap>, SnatBookError> {
@@ -200,10 +178,7 @@ impl SnatBook {
             return Ok(map);
         }
         if self.allocated == self.maps_max {
-            return Err(SnatBookError::TooManyMaps {
-                in_use: self.allocated,
-                maps_max: self.maps_max,
-            });
+            return Err(SnatBookError::TooManyMaps { in_use: self.allocated, maps_max: self.maps_max });
         }
         let map = self.maps.open(self.allocated);
         self.allocated += 1;
@@ -213,11 +188,7 @@ impl SnatBook {
     /// Takes back the maps that no pool and no lease needs.
     fn sweep(&mut self) {
         let unused = &mut self.unused;
-        unused.extend(
-            self.by_key
-                .extract_if(|_, map| map.is_unused())
-                .map(|(_, map)| map),
-        );
+        unused.extend(self.by_key.extract_if(|_, map| map.is_unused()).map(|(_, map)| map));
         self.sweep_at = (self.by_key.len() * 2).max(SWEEP_MIN);
     }
 

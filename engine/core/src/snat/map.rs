@@ -35,10 +35,7 @@ pub(super) struct PortMap {
 
 impl std::fmt::Debug for PortMap {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PortMap")
-            .field("id", &self.id)
-            .field("pools", &self.pools)
-            .finish_non_exhaustive()
+        f.debug_struct("PortMap").field("id", &self.id).field("pools", &self.pools).finish_non_exhaustive()
     }
 }
 
@@ -51,11 +48,7 @@ impl PortMap {
             turns: word(),
             spare: [word(), word()],
         };
-        PortMap {
-            id,
-            pools: AtomicU32::new(0),
-            shards: (0..VSHARDS).map(shard).collect(),
-        }
+        PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect() }
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -106,9 +99,7 @@ impl PortMap {
 
     /// A number that grows by one with each call for the same shard.
     pub(super) fn next_turn(&self, home: VShard) -> u64 {
-        self.shards[home.index()]
-            .turns
-            .fetch_add(1, Ordering::Relaxed)
+        self.shards[home.index()].turns.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Leased ports among those that `mask` permits.
@@ -128,12 +119,7 @@ impl PortMap {
     }
 
     fn is_all_free(&self) -> bool {
-        self.shards.iter().all(|shard| {
-            shard
-                .leased
-                .iter()
-                .all(|word| word.load(Ordering::Acquire) == 0)
-        })
+        self.shards.iter().all(|shard| shard.leased.iter().all(|word| word.load(Ordering::Acquire) == 0))
     }
 
     pub(super) fn join(&self) {
@@ -168,11 +154,7 @@ impl PortMask {
             let (vshard, word, bit) = place(port);
             shards[vshard][word] &= !bit;
         }
-        let capacity = shards
-            .iter()
-            .flatten()
-            .map(|word: &u64| word.count_ones())
-            .sum();
+        let capacity = shards.iter().flatten().map(|word: &u64| word.count_ones()).sum();
         PortMask { shards, capacity }
     }
 
@@ -197,16 +179,12 @@ pub struct SnatMaps {
 
 impl SnatMaps {
     pub(super) fn new(maps_max: u32) -> SnatMaps {
-        SnatMaps {
-            slots: (0..maps_max).map(|_| OnceLock::new()).collect(),
-        }
+        SnatMaps { slots: (0..maps_max).map(|_| OnceLock::new()).collect() }
     }
 
     /// The map with this number, allocated at its first use.
     pub(super) fn open(&self, id: u32) -> Arc<PortMap> {
-        self.slots[id as usize]
-            .get_or_init(|| Arc::new(PortMap::new(id)))
-            .clone()
+        self.slots[id as usize].get_or_init(|| Arc::new(PortMap::new(id))).clone()
     }
 
     /// Makes the port of `lease` free again.
@@ -219,14 +197,7 @@ impl SnatMaps {
 
 impl std::fmt::Debug for SnatMaps {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let open = self
-            .slots
-            .iter()
-            .filter(|slot| slot.get().is_some())
-            .count();
-        f.debug_struct("SnatMaps")
-            .field("open", &open)
-            .field("max", &self.slots.len())
-            .finish()
+        let open = self.slots.iter().filter(|slot| slot.get().is_some()).count();
+        f.debug_struct("SnatMaps").field("open", &open).field("max", &self.slots.len()).finish()
     }
 }

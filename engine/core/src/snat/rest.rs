@@ -32,15 +32,8 @@ impl SnatRest {
     /// # Panics
     /// When `rest_max` is 0.
     pub fn new(rest_max: usize) -> SnatRest {
-        assert!(
-            rest_max > 0,
-            "a worker must be able to rest at least one lease"
-        );
-        SnatRest {
-            resting: BinaryHeap::with_capacity(rest_max),
-            rest_max,
-            rested: 0,
-        }
+        assert!(rest_max > 0, "a worker must be able to rest at least one lease");
+        SnatRest { resting: BinaryHeap::with_capacity(rest_max), rest_max, rested: 0 }
     }
 
     /// Puts `lease` to rest for `rest_ms` from `now`.
@@ -49,20 +42,13 @@ impl SnatRest {
     /// counts it.
     #[must_use = "a lease that is handed back must be released"]
     pub fn rest(&mut self, lease: SnatLease, now: Now, rest_ms: u64) -> Option<SnatLease> {
-        let resting = Reverse(Resting {
-            due: now + rest_ms,
-            number: self.rested,
-            lease,
-        });
+        let resting = Reverse(Resting { due: now + rest_ms, number: self.rested, lease });
         self.rested += 1;
         if self.resting.len() < self.rest_max {
             self.resting.push(resting);
             return None;
         }
-        let mut first = self
-            .resting
-            .peek_mut()
-            .expect("rest_max is at least 1, so a full rest is not empty");
+        let mut first = self.resting.peek_mut().expect("rest_max is at least 1, so a full rest is not empty");
         if resting > *first {
             return Some(resting.0.lease);
         }

@@ -6,8 +6,7 @@
 //! ends a classic program with result 0. A result that is not the number of a socket in the group makes the kernel choose by its own hash.
 
 use super::{
-    FINISH_1, FINISH_2, FINISH_SHIFT_1, FINISH_SHIFT_2, FINISH_SHIFT_3, MIX, MIX_SHIFT,
-    SteeringTable, VSHARDS,
+    FINISH_1, FINISH_2, FINISH_SHIFT_1, FINISH_SHIFT_2, FINISH_SHIFT_3, MIX, MIX_SHIFT, SteeringTable, VSHARDS,
 };
 
 /// Longest classic BPF program that the kernel takes (`BPF_MAXINSNS`).
@@ -24,6 +23,12 @@ pub struct Instruction {
     pub jf: u8,
     /// Constant operand.
     pub k: u32,
+}
+
+impl From<Instruction> for (u16, u8, u8, u32) {
+    fn from(instruction: Instruction) -> Self {
+        (instruction.code, instruction.jt, instruction.jf, instruction.k)
+    }
 }
 
 /// Operation codes (linux/bpf_common.h, linux/filter.h), spelled out as the sums that are used here.
@@ -79,10 +84,7 @@ const PROTOCOL_UDP: u32 = 17;
 pub fn reuseport_program(table: &SteeringTable, seed: u32) -> Vec<Instruction> {
     let ipv4 = hash_ipv4(seed);
     let ipv6 = hash_ipv6(seed);
-    let mut program = vec![
-        operation(code::LOAD_BYTE, NETWORK_HEADER),
-        operation(code::SHIFT_RIGHT, 4),
-    ];
+    let mut program = vec![operation(code::LOAD_BYTE, NETWORK_HEADER), operation(code::SHIFT_RIGHT, 4)];
     // No third version reaches an internet socket.
     program.push(branch(code::JUMP_EQUAL, 4, 0, ipv4.len() + 1));
     program.extend(ipv4);
@@ -90,11 +92,7 @@ pub fn reuseport_program(table: &SteeringTable, seed: u32) -> Vec<Instruction> {
     program.extend(ipv6);
     program.extend(finish());
     program.extend(decide(&runs(table)));
-    debug_assert!(
-        program.len() <= INSTRUCTIONS_MAX,
-        "{} instructions",
-        program.len()
-    );
+    debug_assert!(program.len() <= INSTRUCTIONS_MAX, "{} instructions", program.len());
     program
 }
 
@@ -138,10 +136,7 @@ fn mix_first(seed: u32) -> Vec<Instruction> {
 
 /// Mixes the word at `offset` into the hash in X; leaves it in A and X.
 fn mix_word(offset: u32) -> Vec<Instruction> {
-    let mut block = vec![
-        operation(code::LOAD_WORD, offset),
-        operation(code::XOR_X, 0),
-    ];
+    let mut block = vec![operation(code::LOAD_WORD, offset), operation(code::XOR_X, 0)];
     block.extend(mix());
     block
 }
@@ -200,22 +195,10 @@ fn decide(runs: &[(u32, u32)]) -> Vec<Instruction> {
 }
 
 fn operation(code: u16, k: u32) -> Instruction {
-    Instruction {
-        code,
-        jt: 0,
-        jf: 0,
-        k,
-    }
+    Instruction { code, jt: 0, jf: 0, k }
 }
 
 fn branch(code: u16, k: u32, jt: usize, jf: usize) -> Instruction {
-    let reach = |skip: usize| {
-        u8::try_from(skip).expect("every block that is jumped over has at most 255 instructions")
-    };
-    Instruction {
-        code,
-        jt: reach(jt),
-        jf: reach(jf),
-        k,
-    }
+    let reach = |skip: usize| u8::try_from(skip).expect("every block that is jumped over has at most 255 instructions");
+    Instruction { code, jt: reach(jt), jf: reach(jf), k }
 }
