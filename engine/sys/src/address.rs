@@ -60,22 +60,14 @@ impl RawAddress {
             let inet6 = unsafe { view.read() };
             let ip = Ipv6Addr::from(inet6.sin6_addr.s6_addr);
             let port = u16::from_be(inet6.sin6_port);
-            SocketAddr::V6(SocketAddrV6::new(
-                ip,
-                port,
-                inet6.sin6_flowinfo,
-                inet6.sin6_scope_id,
-            ))
+            SocketAddr::V6(SocketAddrV6::new(ip, port, inet6.sin6_flowinfo, inet6.sin6_scope_id))
         }
     }
 
     fn zeroed() -> RawAddress {
         // SAFETY: sockaddr_storage is plain integers, for which all zeroes is a value.
         let storage = unsafe { mem::zeroed() };
-        RawAddress {
-            storage,
-            length: size_of::<libc::sockaddr_storage>() as libc::socklen_t,
-        }
+        RawAddress { storage, length: size_of::<libc::sockaddr_storage>() as libc::socklen_t }
     }
 
     fn if_ip(self) -> Option<RawAddress> {
@@ -96,9 +88,7 @@ impl From<SocketAddr> for RawAddress {
                 let inet = libc::sockaddr_in {
                     sin_family: libc::AF_INET as libc::sa_family_t,
                     sin_port: v4.port().to_be(),
-                    sin_addr: libc::in_addr {
-                        s_addr: u32::from(*v4.ip()).to_be(),
-                    },
+                    sin_addr: libc::in_addr { s_addr: u32::from(*v4.ip()).to_be() },
                     sin_zero: [0; 8],
                 };
                 let place: *mut libc::sockaddr_in = (&raw mut raw.storage).cast();
@@ -111,9 +101,7 @@ impl From<SocketAddr> for RawAddress {
                     sin6_family: libc::AF_INET6 as libc::sa_family_t,
                     sin6_port: v6.port().to_be(),
                     sin6_flowinfo: v6.flowinfo(),
-                    sin6_addr: libc::in6_addr {
-                        s6_addr: v6.ip().octets(),
-                    },
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
                     sin6_scope_id: v6.scope_id(),
                 };
                 let place: *mut libc::sockaddr_in6 = (&raw mut raw.storage).cast();
@@ -138,19 +126,9 @@ mod tests {
 
     #[test]
     fn an_address_survives_the_kernels_layout() {
-        for text in [
-            "192.0.2.1:443",
-            "0.0.0.0:0",
-            "255.255.255.255:65535",
-            "[2001:db8::1]:5061",
-            "[::]:0",
-        ] {
+        for text in ["192.0.2.1:443", "0.0.0.0:0", "255.255.255.255:65535", "[2001:db8::1]:5061", "[::]:0"] {
             let address: SocketAddr = text.parse().unwrap();
-            assert_eq!(
-                RawAddress::from(address).to_socket_addr(),
-                address,
-                "{text}"
-            );
+            assert_eq!(RawAddress::from(address).to_socket_addr(), address, "{text}");
         }
         let scoped = SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), 80, 0, 7));
         assert_eq!(RawAddress::from(scoped).to_socket_addr(), scoped);
@@ -162,10 +140,7 @@ mod tests {
         let place: *const u8 = raw.as_ptr().cast();
         // SAFETY: `raw` holds `len` bytes.
         let bytes = unsafe { std::slice::from_raw_parts(place, raw.len() as usize) };
-        assert_eq!(
-            RawAddress::from_bytes(bytes).unwrap().to_socket_addr(),
-            raw.to_socket_addr()
-        );
+        assert_eq!(RawAddress::from_bytes(bytes).unwrap().to_socket_addr(), raw.to_socket_addr());
         assert!(RawAddress::from_bytes(&bytes[..8]).is_none());
         assert!(RawAddress::from_bytes(&[0xff; 4096]).is_none());
         assert!(RawAddress::from_bytes(&[]).is_none());

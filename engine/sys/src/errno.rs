@@ -4,11 +4,7 @@ use std::io;
 
 /// `-1` becomes the errno, anything else passes.
 pub(crate) fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// As [`check`], for calls that return a length.
@@ -50,9 +46,7 @@ impl Cause {
             libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE => Cause::PeerReset,
             libc::ECONNREFUSED => Cause::Refused,
             libc::ETIMEDOUT => Cause::TimedOut,
-            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => {
-                Cause::Unreachable
-            }
+            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => Cause::Unreachable,
             _ => Cause::Other,
         }
     }

@@ -45,25 +45,16 @@ pub struct HostAddress {
 
 /// The limit on descriptors.
 pub fn nofile_limit() -> io::Result<DescriptorLimit> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one rlimit into `limit`, which outlives the call.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
-    Ok(DescriptorLimit {
-        soft: limit.rlim_cur,
-        hard: limit.rlim_max,
-    })
+    Ok(DescriptorLimit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
 /// Raises the limit on descriptors as far as it goes without privilege, and tells where it is now.
 pub fn raise_nofile_limit() -> io::Result<DescriptorLimit> {
     let limit = nofile_limit()?;
-    let wanted = libc::rlimit {
-        rlim_cur: limit.hard,
-        rlim_max: limit.hard,
-    };
+    let wanted = libc::rlimit { rlim_cur: limit.hard, rlim_max: limit.hard };
     // SAFETY: the kernel reads one rlimit from `wanted`, which outlives the call.
     check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &wanted) })?;
     nofile_limit()
@@ -128,26 +119,11 @@ pub fn memory() -> io::Result<Memory> {
     let text = fs::read_to_string(path)?;
     let field = |name: &str| {
         text.lines()
-            .find_map(|line| {
-                line.strip_prefix(name)?
-                    .trim()
-                    .strip_suffix("kB")?
-                    .trim()
-                    .parse::<u64>()
-                    .ok()
-            })
+            .find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
             .map(|kib| kib * 1024)
-            .ok_or_else(|| {
-                io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("{path}: no line `{name}`"),
-                )
-            })
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{path}: no line `{name}`")))
     };
-    Ok(Memory {
-        total_bytes: field("MemTotal:")?,
-        available_bytes: field("MemAvailable:")?,
-    })
+    Ok(Memory { total_bytes: field("MemTotal:")?, available_bytes: field("MemAvailable:")? })
 }
 
 /// Waits until a descriptor has something to read or its peer is gone; `TimedOut` after `timeout`.
@@ -157,18 +133,11 @@ pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up: a remainder below a millisecond must not spin.
         let left_ms = libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX);
-        let mut poll = libc::pollfd {
-            fd: fd.as_fd().as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the kernel reads and writes one pollfd, which outlives the call.
         match check(unsafe { libc::poll(&mut poll, 1, left_ms) }) {
             Ok(0) if Instant::now() >= deadline => {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("nothing to read within {timeout:?}"),
-                ));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing to read within {timeout:?}")));
             }
             Ok(0) => {}
             Ok(_) => return Ok(()),
@@ -180,9 +149,7 @@ pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
 
 /// Release of the running kernel, as in `6.1.0-25-amd64`.
 pub fn kernel_release() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }
 
 /// Every IPv4 and IPv6 address of the calling thread's network namespace.
@@ -235,10 +202,7 @@ fn read_ip(address: *const libc::sockaddr) -> Option<IpAddr> {
 }
 
 fn unreadable(path: &str, text: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("{path}: unexpected content {text:?}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("{path}: unexpected content {text:?}"))
 }
 
 #[cfg(test)]
@@ -248,10 +212,7 @@ mod tests {
     #[test]
     fn loopback_is_among_the_addresses() {
         let addresses = addresses().unwrap();
-        let loopback = addresses
-            .iter()
-            .find(|a| a.ip == IpAddr::from([127, 0, 0, 1]))
-            .unwrap();
+        let loopback = addresses.iter().find(|a| a.ip == IpAddr::from([127, 0, 0, 1])).unwrap();
         assert_eq!((loopback.interface.as_str(), loopback.prefix), ("lo", 8));
     }
 

@@ -61,8 +61,13 @@ impl Namespace {
     /// Starts a program inside the namespace. It, and all it starts, is killed when the returned value is
     /// dropped or when this process ends, however that happens.
     pub fn spawn(&self, command: Command) -> io::Result<Child> {
-        let fd = self.fd.try_clone()?;
-        process::spawn_confined(command, move || Namespace { fd }.enter())
+        let namespace = self.share()?;
+        process::spawn_confined(command, move || namespace.enter())
+    }
+
+    /// Another handle on the same namespace.
+    pub fn share(&self) -> io::Result<Namespace> {
+        Ok(Namespace { fd: self.fd.try_clone()? })
     }
 
     /// The links of the namespace.

@@ -112,11 +112,7 @@ pub enum Connecting {
 }
 
 /// Opens a listening socket (TCP) or a bound one (UDP). IPv6 sockets carry IPv6 only.
-pub fn open_listener(
-    address: SocketAddr,
-    transport: Transport,
-    options: &ListenOptions,
-) -> io::Result<OwnedFd> {
+pub fn open_listener(address: SocketAddr, transport: Transport, options: &ListenOptions) -> io::Result<OwnedFd> {
     let family = Family::of(address.ip());
     let fd = match transport {
         Transport::Tcp => tcp_socket(family)?,
@@ -257,10 +253,7 @@ pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
 
 /// Makes the coming close send a reset and drop what is queued (`SO_LINGER` of 0 s).
 pub fn set_linger_reset(fd: &impl AsFd) -> io::Result<()> {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
@@ -291,12 +284,7 @@ pub enum Acknowledge {
 pub fn set_keepalive(fd: &impl AsFd, idle_s: u32, interval_s: u32, probes: u32) -> io::Result<()> {
     let capped = |value: u32| libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &capped(idle_s))?;
-    set_option(
-        fd,
-        libc::IPPROTO_TCP,
-        libc::TCP_KEEPINTVL,
-        &capped(interval_s),
-    )?;
+    set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &capped(interval_s))?;
     set_option(fd, libc::IPPROTO_TCP, libc::TCP_KEEPCNT, &capped(probes))?;
     set_flag(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE)
 }
@@ -351,23 +339,15 @@ pub fn take_error(fd: &impl AsFd) -> io::Result<Option<io::Error>> {
 /// began to listen (TCP). Each instruction is (code, jump if true, jump if false, operand). Attaching to
 /// one socket of the group serves them all and replaces an earlier program.
 pub fn attach_reuseport_program(fd: &impl AsFd, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
-    let mut filter: Vec<libc::sock_filter> = program
-        .iter()
-        .map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
-        .collect();
+    let mut filter: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
     let length = libc::c_ushort::try_from(filter.len()).map_err(|_| {
         io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!(
-                "steering program of {} instructions; the kernel takes 4096",
-                filter.len()
-            ),
+            format!("steering program of {} instructions; the kernel takes 4096", filter.len()),
         )
     })?;
-    let fprog = libc::sock_fprog {
-        len: length,
-        filter: filter.as_mut_ptr(),
-    };
+    let fprog = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
     set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &fprog)
 }
 
@@ -379,10 +359,7 @@ pub fn detach_reuseport_program(fd: &impl AsFd) -> io::Result<()> {
 fn standard(address: Option<RawAddress>) -> io::Result<SocketAddr> {
     match address {
         Some(raw) => Ok(raw.to_socket_addr()),
-        None => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "socket address neither IPv4 nor IPv6",
-        )),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "socket address neither IPv4 nor IPv6")),
     }
 }
 
@@ -397,18 +374,11 @@ fn set_flag(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result
 }
 
 /// `T` is the type that the kernel expects for the option: this is what each caller above has to get right.
-fn set_option<T>(
-    fd: &impl AsFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
+fn set_option<T>(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let pointer: *const T = value;
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and length name `value`, which outlives the call; the kernel copies it.
-    check(unsafe {
-        libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, pointer.cast(), length)
-    })?;
+    check(unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, pointer.cast(), length) })?;
     Ok(())
 }
 
@@ -417,15 +387,7 @@ fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     let place: *mut libc::c_int = &mut value;
     // SAFETY: the pointers name `value` and its length, both outlive the call, and the kernel writes at most `length`.
-    check(unsafe {
-        libc::getsockopt(
-            fd.as_fd().as_raw_fd(),
-            level,
-            name,
-            place.cast(),
-            &mut length,
-        )
-    })?;
+    check(unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, place.cast(), &mut length) })?;
     Ok(value)
 }
 
@@ -443,24 +405,18 @@ mod tests {
     fn blocking(fd: OwnedFd) -> TcpStream {
         let stream = TcpStream::from(fd);
         stream.set_nonblocking(false).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream
     }
 
     fn accept_one(listener: &OwnedFd) -> (OwnedFd, SocketAddr) {
         crate::host::await_readable(listener, Duration::from_secs(10)).unwrap();
-        accept(listener)
-            .unwrap()
-            .expect("the listener was readable")
+        accept(listener).unwrap().expect("the listener was readable")
     }
 
     #[test]
     fn one_leased_port_serves_two_servers_at_once() {
-        let servers = [(); 2].map(|()| {
-            open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap()
-        });
+        let servers = [(); 2].map(|()| open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap());
         let mut lease = None;
         let mut open = Vec::new();
         for server in &servers {
@@ -478,15 +434,13 @@ mod tests {
 
     #[test]
     fn accept_with_nobody_waiting_is_none() {
-        let listener =
-            open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap();
+        let listener = open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap();
         assert!(accept(&listener).unwrap().is_none());
     }
 
     #[test]
     fn lingering_zero_resets_and_shutdown_delivers_first() {
-        let listener =
-            open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap();
+        let listener = open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap();
         let mut client = TcpStream::connect(local_address(&listener).unwrap()).unwrap();
         let mut server = blocking(accept_one(&listener).0);
         set_nodelay(&server).unwrap();
@@ -497,34 +451,23 @@ mod tests {
         assert_eq!(read, "last words");
         set_linger_reset(&client).unwrap();
         drop(client);
-        assert_eq!(
-            server.read(&mut [0; 1]).unwrap_err().kind(),
-            io::ErrorKind::ConnectionReset
-        );
+        assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[test]
     fn an_exclusive_listener_refuses_a_second_one() {
-        let options = ListenOptions {
-            reuse_port: ReusePort::Exclusive,
-            ..ListenOptions::default()
-        };
+        let options = ListenOptions { reuse_port: ReusePort::Exclusive, ..ListenOptions::default() };
         let first = open_listener(loopback(), Transport::Tcp, &options).unwrap();
-        let refused =
-            open_listener(local_address(&first).unwrap(), Transport::Tcp, &options).unwrap_err();
+        let refused = open_listener(local_address(&first).unwrap(), Transport::Tcp, &options).unwrap_err();
         assert_eq!(Cause::of(&refused), Cause::AddressTaken);
     }
 
     #[test]
     fn a_foreign_address_needs_free_binding() {
         let foreign = "192.0.2.77:0".parse().unwrap();
-        let refused =
-            open_listener(foreign, Transport::Tcp, &ListenOptions::default()).unwrap_err();
+        let refused = open_listener(foreign, Transport::Tcp, &ListenOptions::default()).unwrap_err();
         assert_eq!(Cause::of(&refused), Cause::AddressTaken);
-        let options = ListenOptions {
-            binding: Binding::Free,
-            ..ListenOptions::default()
-        };
+        let options = ListenOptions { binding: Binding::Free, ..ListenOptions::default() };
         open_listener(foreign, Transport::Tcp, &options).unwrap();
     }
 

@@ -53,11 +53,7 @@ impl Pipe {
             // SAFETY: F_GETPIPE_SZ takes nothing.
             Err(_) => check(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_GETPIPE_SZ) })?,
         };
-        Ok(Pipe {
-            reader,
-            writer,
-            capacity: usize::try_from(granted).unwrap_or(0),
-        })
+        Ok(Pipe { reader, writer, capacity: usize::try_from(granted).unwrap_or(0) })
     }
 
     /// How many bytes fit in at best. Small segments fill a pipe sooner: each takes a page slot.
@@ -99,16 +95,7 @@ impl Pipe {
 fn splice(from: RawFd, to: RawFd, length: usize) -> io::Result<usize> {
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
     // SAFETY: both offset pointers are null, as pipes and sockets require; both descriptors are open for the length of the call.
-    check_length(unsafe {
-        libc::splice(
-            from,
-            std::ptr::null_mut(),
-            to,
-            std::ptr::null_mut(),
-            length,
-            flags,
-        )
-    })
+    check_length(unsafe { libc::splice(from, std::ptr::null_mut(), to, std::ptr::null_mut(), length, flags) })
 }
 
 #[cfg(test)]
