@@ -37,6 +37,7 @@ counters!(
         BytesToClient = "bytes_to_client", "Payload bytes relayed from real servers to clients.";
         DatagramsFromClient = "datagrams_from_client", "UDP datagrams relayed from clients to real servers.";
         DatagramsToClient = "datagrams_to_client", "UDP datagrams relayed from real servers to clients.";
+        DatagramsDropped = "datagrams_dropped", "UDP datagrams that the kernel refused to send on: its queue was full, or the port is closed.";
         Redispatched = "redispatched", "Connects that failed and were tried again on another real server.";
         SnatRetried = "snat_retried", "Leased source ports that the kernel refused; the next lease was tried.";
         Bulk = "bulk", "Directions of a connection that were spliced through a pipe.";
@@ -59,6 +60,7 @@ counters!(
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
         NoServer = "no_server", "No real server was up and ready.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
+        ServerDown = "server_down", "UDP: the real server failed its health check; the client's next datagram goes to another.";
         ServerHalted = "server_halted", "The operator halted the real server.";
         ServerReset = "server_reset", "The real server reset the connection.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections.";

@@ -1,24 +1,373 @@
-//! One pinned worker: its ring, its listeners, its sessions.
+//! One pinned worker: its ring, its listeners, its sessions. It shares nothing but [`Shared`], and that only when a connection
+//! opens or closes.
+//!
+//! One breath: read the clock → adopt a newer snapshot → completions → timers → bulk left over → submit, and sleep until
+//! something completes or the next deadline comes.
 
+mod datagram;
+mod doors;
+mod pump;
+mod relay;
+mod slab;
+mod token;
+
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use towpath_core::WorkerId;
+use towpath_config::model::{AdminState, Poll};
+use towpath_core::counters::{Termination, WorkerCounter};
+use towpath_core::session::{Chunks, Event, Op, Side};
+use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
+use towpath_core::snat::{SnatLease, SnatPool, SnatRest};
+use towpath_core::wheel::TimerWheel;
+use towpath_core::{Now, WorkerId};
+use towpath_sys::Cause;
+use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
 
 use crate::listen::Listener;
 use crate::settings::WorkerSettings;
-use crate::shared::Shared;
+use crate::shared::{Phase, Shared, worker_guard};
+use datagram::Datagrams;
+use doors::Doors;
+use pump::Pipes;
+use relay::Relay;
+use slab::Slab;
+use token::{Key, Token};
+
+/// Submission entries; more in one breath are submitted in between.
+const RING_ENTRIES: u32 = 1024;
+/// Completions handled in one breath.
+const COMPLETIONS_MAX: usize = 512;
+/// Timers fired in one breath.
+const TIMERS_MAX: usize = 256;
+/// Sessions that get buffers again in one breath.
+const FED_MAX: usize = 64;
+/// Buffers for datagrams: they are held only while one is passed on.
+const DATAGRAM_BUFFERS: u16 = 128;
+/// The longest sleep: what nobody announces is noticed after this time.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// How often a draining worker looks for connections whose time is up.
+const DRAIN_LOOK_MS: u64 = 100;
+/// Leases that may rest at a time, per worker.
+const RESTING_MAX: usize = 1 << 17;
+/// Leases tried for one connect when the kernel says that a port is taken by somebody else.
+const LEASES_MAX: u8 = 16;
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
 pub fn spawn(
-    _shared: Arc<Shared>,
-    _id: WorkerId,
-    _cpu: usize,
-    _listeners: Vec<Listener>,
-    _settings: WorkerSettings,
-    _ready: Sender<io::Result<()>>,
+    shared: Arc<Shared>,
+    id: WorkerId,
+    cpu: usize,
+    listeners: Vec<Listener>,
+    settings: WorkerSettings,
+    ready: Sender<io::Result<()>>,
 ) -> io::Result<JoinHandle<()>> {
-    Err(io::Error::other("worker not built"))
+    thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+        let guard = worker_guard(Arc::clone(&shared), id);
+        let worker = Worker::new(shared, id, cpu, listeners, settings);
+        let (worker, report) = match worker {
+            Ok(worker) => (Some(worker), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        // The starter has given up if it does not listen any more; then the phase says so, too.
+        let _ = ready.send(report);
+        let ended = worker.map_or(Ok(()), Worker::run);
+        if let Err(error) = ended {
+            tracing::error!("worker {id} stops: its ring failed: {error}");
+        }
+        drop(guard);
+    })
+}
+
+struct Worker {
+    shared: Arc<Shared>,
+    id: WorkerId,
+    settings: WorkerSettings,
+    ring: Ring,
+    snapshot: Arc<Snapshot>,
+    now: Now,
+    doors: Doors,
+    relays: Slab<Relay>,
+    datagrams: Datagrams,
+    chunks: Chunks,
+    /// TCP connections first, by slot, then UDP sessions.
+    wheel: TimerWheel,
+    pipes: Pipes,
+    resting: Option<(Arc<SnatPool>, SnatRest)>,
+    /// Paths whose pump had its turn and has more to move.
+    later: VecDeque<(Key, Side)>,
+    /// Paths that wait for buffers.
+    starved: VecDeque<(Key, Side)>,
+    /// Since when the worker accepts nothing any more.
+    stopping: Option<Now>,
+    drain_look: Now,
+    /// Scratch, empty between events.
+    ops: Vec<Op>,
+}
+
+impl Worker {
+    fn new(
+        shared: Arc<Shared>,
+        id: WorkerId,
+        cpu: usize,
+        listeners: Vec<Listener>,
+        settings: WorkerSettings,
+    ) -> io::Result<Worker> {
+        if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
+            return Err(io::Error::other(format!("the kernel does not let a thread run on CPU {cpu} alone")));
+        }
+        let buffers = u16::try_from(settings.buffers).unwrap_or(u16::MAX);
+        let ring = Ring::new(RingSettings {
+            entries: RING_ENTRIES,
+            stream_buffers: buffers,
+            stream_buffer_bytes: settings.buffer_bytes,
+            datagram_buffers: DATAGRAM_BUFFERS,
+        })
+        .map_err(|error| explain_ring(&error))?;
+        let now = shared.now();
+        let snapshot = shared.snapshot();
+        let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
+        let mut worker = Worker {
+            ring,
+            now,
+            doors: Doors::new(listeners)?,
+            relays: Slab::new(settings.connections_max),
+            datagrams: Datagrams::new(settings.udp_sessions_max),
+            chunks: Chunks::new(usize::from(buffers)),
+            wheel: TimerWheel::new(timers, now),
+            pipes: Pipes::new(settings.pipes_max),
+            resting: None,
+            later: VecDeque::new(),
+            starved: VecDeque::new(),
+            stopping: None,
+            drain_look: now,
+            ops: Vec::new(),
+            snapshot,
+            shared,
+            id,
+            settings,
+        };
+        let seat = worker.shared.seat(id);
+        worker.ring.await_ready_many(seat.wake_fd(), Readiness::Readable, Token::Wake.pack())?;
+        worker.arm_doors()?;
+        worker.shared.report_adopted(id, worker.snapshot.generation);
+        Ok(worker)
+    }
+
+    /// Breathes until everything has ended.
+    fn run(mut self) -> io::Result<()> {
+        let mut completions = Vec::with_capacity(COMPLETIONS_MAX);
+        let mut fired = Vec::with_capacity(TIMERS_MAX);
+        while !self.breathe(&mut completions, &mut fired)? {}
+        // What was queued last, closing sockets among it, still has to reach the kernel.
+        self.ring.enter(Wait::Poll)
+    }
+
+    /// One turn; says whether it was the last.
+    fn breathe(&mut self, completions: &mut Vec<Completion>, fired: &mut Vec<u32>) -> io::Result<bool> {
+        let start = Instant::now();
+        self.now = self.shared.at(start);
+        self.adopt()?;
+        self.follow_phase()?;
+        self.ring.take(completions, COMPLETIONS_MAX);
+        let taken = completions.len();
+        for completion in completions.drain(..) {
+            self.complete(completion)?;
+        }
+        let all_fired = self.wheel.advance(self.now, TIMERS_MAX, fired);
+        for key in fired.drain(..) {
+            self.timer(key)?;
+        }
+        self.pump_rest()?;
+        self.feed_starved()?;
+        self.wake_rested();
+        if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
+            self.arm_doors()?;
+        }
+        let wait = self.wait(all_fired && taken < COMPLETIONS_MAX);
+        self.count_breath(start, taken, wait);
+        if self.stopping.is_some() && self.relays.len() == 0 && self.datagrams.sessions.len() == 0 {
+            return Ok(!self.doors.any_armed() || self.shared.phase() == Phase::Ending);
+        }
+        self.ring.enter(wait)?;
+        Ok(false)
+    }
+
+    fn complete(&mut self, completion: Completion) -> io::Result<()> {
+        match Token::unpack(completion.token()) {
+            Token::Accept(index) => self.accepted(index, completion),
+            Token::Await(key, from) => self.drive(key, Event::Ready { from }),
+            Token::Connect(key) => self.connected(key, completion.result()),
+            Token::Listen(index) => self.datagram_arrived(index, &completion),
+            Token::Nothing => Ok(()),
+            Token::Receive(key, from) => self.received(key, from, &completion),
+            Token::Reply(key) => self.reply_arrived(key, &completion),
+            Token::Send(key, to) => self.sent(key, to, completion.result()),
+            Token::Wake => {
+                let seat = self.shared.seat(self.id);
+                seat.clear_wake();
+                if completion.more() {
+                    return Ok(());
+                }
+                self.ring.await_ready_many(seat.wake_fd(), Readiness::Readable, Token::Wake.pack())
+            }
+        }
+    }
+
+    fn timer(&mut self, timer: u32) -> io::Result<()> {
+        match timer.checked_sub(self.settings.connections_max) {
+            None => match self.relays.key_at(timer) {
+                Some(key) => self.relay_timer(key),
+                None => Ok(()),
+            },
+            Some(index) => match self.datagrams.sessions.key_at(index) {
+                Some(key) => self.datagram_timer(key),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// Serves the newest snapshot from here on.
+    fn adopt(&mut self) -> io::Result<()> {
+        let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
+        self.snapshot = newer;
+        self.end_relays_of_halted_servers()?;
+        self.end_datagrams_of_lost_servers()?;
+        self.shared.report_adopted(self.id, self.snapshot.generation);
+        Ok(())
+    }
+
+    fn end_relays_of_halted_servers(&mut self) -> io::Result<()> {
+        let any_halted = self
+            .snapshot
+            .each_service()
+            .any(|service| service.targets.iter().any(|target| target.admin == AdminState::Halt));
+        if !any_halted {
+            return Ok(());
+        }
+        let is_halted = |relay: &Relay| {
+            let service = self.snapshot.service(relay.service().id)?;
+            let (_, target) = service.target_of(relay.server()?)?;
+            (target.admin == AdminState::Halt).then_some(())
+        };
+        let halted: Vec<Key> = self.relays.iter().filter_map(|(key, relay)| is_halted(relay).map(|()| key)).collect();
+        for key in halted {
+            self.drive(key, Event::End(Termination::ServerHalted))?;
+        }
+        Ok(())
+    }
+
+    /// Stops accepting when told, and ends what has had its drain timeout.
+    fn follow_phase(&mut self) -> io::Result<()> {
+        let phase = self.shared.phase();
+        if phase == Phase::Running {
+            return Ok(());
+        }
+        if self.stopping.is_none() {
+            self.stopping = Some(self.shared.phase_since());
+            self.close_doors()?;
+        }
+        if phase == Phase::Draining && self.now < self.drain_look {
+            return Ok(());
+        }
+        self.drain_look = self.now + DRAIN_LOOK_MS;
+        let drained_ms = self.now.ms_since(self.stopping.unwrap_or(self.now));
+        let over = |service: &Service| phase == Phase::Ending || drained_ms >= service.drain_timeout_ms;
+        let relays: Vec<Key> =
+            self.relays.iter().filter(|(_, relay)| over(relay.service())).map(|(key, _)| key).collect();
+        let sessions = self.datagrams.sessions.iter();
+        let datagrams: Vec<Key> = sessions.filter(|(_, session)| over(session.service())).map(|(key, _)| key).collect();
+        for key in relays {
+            self.drive(key, Event::End(Termination::DrainEnded))?;
+        }
+        for key in datagrams {
+            self.end_datagram_session(key, Termination::DrainEnded)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with pumps that had their turn in the last breath.
+    fn pump_rest(&mut self) -> io::Result<()> {
+        for _ in 0..self.later.len() {
+            let Some((key, from)) = self.later.pop_front() else { break };
+            self.pump_later(key, from)?;
+        }
+        Ok(())
+    }
+
+    fn feed_starved(&mut self) -> io::Result<()> {
+        let fed = self.starved.len().min(self.ring.stream_buffers().free()).min(FED_MAX);
+        for _ in 0..fed {
+            let Some((key, from)) = self.starved.pop_front() else { break };
+            self.drive(key, Event::BuffersFree(from))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a lease back, after a rest where the port must not be used again soon.
+    fn return_lease(&mut self, service: &Service, lease: Option<SnatLease>, rest: bool) {
+        let (Some(lease), ServiceSource::Pool(pool)) = (lease, &service.source) else { return };
+        if !rest || pool.rest_ms() == 0 {
+            return pool.release(lease);
+        }
+        let (_, resting) = self.resting.get_or_insert_with(|| (Arc::clone(pool), SnatRest::new(RESTING_MAX)));
+        if let Some(early) = resting.rest(lease, self.now, pool.rest_ms()) {
+            pool.release(early);
+        }
+    }
+
+    fn wake_rested(&mut self) {
+        let Some((pool, resting)) = &mut self.resting else { return };
+        while let Some(lease) = resting.due(self.now) {
+            pool.release(lease);
+        }
+    }
+
+    fn wait(&self, idle: bool) -> Wait {
+        if !idle || !self.later.is_empty() || self.settings.poll == Poll::Busy {
+            return Wait::Poll;
+        }
+        let rested = self.resting.as_ref().and_then(|(_, resting)| resting.next_due());
+        let drain = self.stopping.map(|_| self.drain_look);
+        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain].into_iter().flatten().min();
+        // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
+        let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
+        Wait::Sleep(sleep.min(SLEEP_MAX))
+    }
+
+    fn count_breath(&self, start: Instant, completions: usize, wait: Wait) {
+        let seat = self.shared.seat(self.id);
+        seat.add(WorkerCounter::Breaths, 1);
+        seat.add(WorkerCounter::Completions, completions as u64);
+        seat.set_sessions(self.relays.len() + self.datagrams.sessions.len());
+        if matches!(wait, Wait::Sleep(_)) {
+            seat.add(WorkerCounter::Sleeps, 1);
+        }
+        seat.raise(WorkerCounter::BreathMaxMicroseconds, start.elapsed().as_micros() as u64);
+    }
+}
+
+/// What an error of a socket call means for the connection.
+fn termination_of(error: &io::Error) -> Termination {
+    match Cause::of(error) {
+        Cause::AddressTaken => Termination::OutOfSourcePorts,
+        Cause::OutOfDescriptors => Termination::OutOfDescriptors,
+        _ => Termination::SystemRefused,
+    }
+}
+
+fn explain_ring(error: &io::Error) -> io::Error {
+    let next = match error.raw_os_error() {
+        Some(1 | 13) => {
+            "io_uring is forbidden here: set the sysctl kernel.io_uring_disabled to 0, or allow it in the seccomp profile"
+        }
+        Some(12) => "not enough memory for it: lower limits.buffers or limits.buffer_bytes",
+        Some(22 | 38) => "it needs Linux 6.1 or later",
+        _ => "see io_uring_setup(2)",
+    };
+    io::Error::new(error.kind(), format!("the kernel gives this worker no io_uring ({error}); {next}"))
 }

@@ -59,9 +59,15 @@ struct Lent {
 pub(super) struct Pump {
     lent: Option<Lent>,
     source_end: Option<PumpStop>,
+    used: bool,
 }
 
 impl Pump {
+    /// Whether it runs for the first time now.
+    pub(super) fn first_use(&mut self) -> bool {
+        !std::mem::replace(&mut self.used, true)
+    }
+
     /// Moves what can be moved from `source` to `sink` now; returns the bytes delivered and why it stopped.
     pub(super) fn run(&mut self, source: &impl AsFd, sink: &impl AsFd, pipes: &mut Pipes) -> (u64, PumpStop) {
         let Some(mut lent) = self.lent.take().or_else(|| pipes.lend().map(|pipe| Lent { pipe, inside: 0 })) else {

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::Tried;
 use towpath_core::session::{Event, Op, ReceiveEnd, Room, Session, Side};
@@ -12,17 +13,13 @@ use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{RealServerId, VShard};
-use towpath_config::model::Protocol;
 use towpath_sys::Cause;
-use towpath_sys::ring::{Completion, Readiness};
+use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
-use super::Worker;
 use super::pump::Pump;
 use super::token::{Key, Token};
-
-/// Leases tried for one connect when the kernel says that a port is taken by somebody else.
-const LEASES_MAX: u8 = 16;
+use super::{LEASES_MAX, Worker, termination_of};
 
 /// One TCP connection through a worker.
 pub(super) struct Relay {
@@ -85,7 +82,7 @@ impl Worker {
             client_address,
             server: None,
             service_port,
-            home: vshard_of_client(client_address.ip(), client_address.port(), self.shared.seed() as u32),
+            home: vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32),
             service,
             counted: None,
             destination: client_address,
@@ -137,31 +134,29 @@ impl Worker {
     /// Starts the connect to the chosen server from a leased source port, if the service leases them.
     fn connect(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
-        let family = Family::of(relay.destination.ip());
-        loop {
-            let socket = match socket::tcp_socket(family) {
-                Ok(socket) => socket,
-                Err(error) => return Ok(Err(termination_of(&error))),
-            };
-            let _ = socket::set_nodelay(&socket);
-            if let ServiceSource::Pool(pool) = &relay.service.source {
-                let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
-                let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
-                let source = lease.source();
-                relay.lease = Some(lease);
-                if let Err(error) = socket::bind_leased(&socket, source) {
-                    let taken = Cause::of(&error) == Cause::AddressTaken;
-                    if taken && relay.leases_refused < LEASES_MAX {
-                        self.lease_refused(key);
-                        return self.connect(key);
-                    }
-                    return Ok(Err(termination_of(&error)));
+        let socket = match socket::tcp_socket(Family::of(relay.destination.ip())) {
+            Ok(socket) => socket,
+            Err(error) => return Ok(Err(termination_of(&error))),
+        };
+        // As for the client's leg: a failure costs only latency.
+        let _ = socket::set_nodelay(&socket);
+        if let ServiceSource::Pool(pool) = &relay.service.source {
+            let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
+            let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
+            let source = lease.source();
+            relay.lease = Some(lease);
+            if let Err(error) = socket::bind_leased(&socket, source) {
+                let taken = Cause::of(&error) == Cause::AddressTaken;
+                if taken && relay.leases_refused < LEASES_MAX {
+                    self.lease_refused(key);
+                    return self.connect(key);
                 }
+                return Ok(Err(termination_of(&error)));
             }
-            self.ring.connect(socket.as_fd(), relay.destination, Token::Connect(key).pack())?;
-            relay.server = Some(TcpStream::from(socket));
-            return Ok(Ok(()));
         }
+        self.ring.connect(socket.as_fd(), relay.destination, Token::Connect(key).pack())?;
+        relay.server = Some(TcpStream::from(socket));
+        Ok(Ok(()))
     }
 
     /// Somebody else holds the leased port: it rests, the next one is tried.
@@ -206,48 +201,47 @@ impl Worker {
                     seat.count_opened(server);
                 }
             }
-            return self.drive(key, Event::Connected);
+            self.drive(key, Event::Connected)?;
+            self.arm_relay(key);
+            return Ok(());
         }
         let taken = Cause::of_errno(-result) == Cause::AddressTaken;
         if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.session.is_ending() {
             self.lease_refused(key);
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
-                Err(termination) => self.fail_connect(key, termination),
+                // Nothing is in flight: the session ends here.
+                Err(termination) => self.close_relay(key, termination, true, false),
             };
         }
         self.drive(key, Event::ConnectFailed)
     }
 
-    /// The connect cannot even be started again: the session ends without anything in flight.
-    fn fail_connect(&mut self, key: Key, termination: Termination) -> io::Result<()> {
-        self.close_relay(key, termination, true, false)
-    }
-
     /// A receive of `key` has completed.
     pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
         if self.relays.get(key).is_none() {
-            if let Some(buffer) = completion.buffer() {
-                self.ring.stream_buffers().recycle(buffer);
-            }
+            self.recycle_stream(completion);
             return Ok(());
         }
-        let event = match (completion.result(), completion.buffer()) {
-            (bytes, Some(buffer)) if bytes > 0 => Event::Received {
-                from,
-                buffer,
-                len: bytes as u32,
-                full: bytes as u32 == self.ring.stream_buffers().buffer_bytes(),
-                more: completion.more(),
-            },
-            (result, buffer) => {
-                if let Some(buffer) = buffer {
-                    self.ring.stream_buffers().recycle(buffer);
-                }
-                Event::ReceiveEnded { from, end: receive_end(result) }
+        let end = match completion.received() {
+            Received::Bytes(len) => {
+                let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
+                let full = len == self.ring.stream_buffers().buffer_bytes();
+                return self.drive(key, Event::Received { from, buffer, len, full, more: completion.more() });
             }
+            Received::Cancelled => ReceiveEnd::Cancelled,
+            Received::End => ReceiveEnd::Fin,
+            Received::Failed => ReceiveEnd::Failed,
+            Received::NoBuffers => ReceiveEnd::NoBuffers,
         };
-        self.drive(key, event)
+        self.recycle_stream(completion);
+        self.drive(key, Event::ReceiveEnded { from, end })
+    }
+
+    fn recycle_stream(&mut self, completion: &Completion) {
+        if let Some(buffer) = completion.buffer() {
+            self.ring.stream_buffers().recycle(buffer);
+        }
     }
 
     /// A send of `key` has completed.
@@ -311,7 +305,7 @@ impl Worker {
                 let Some(leg) = relay.leg(side) else { return Ok(()) };
                 self.ring.cancel_all(leg.as_fd(), Token::Nothing.pack())?;
             }
-            Op::CancelAwait(from) => self.ring.cancel(Token::Await(key, from).pack(), Token::Nothing.pack())?,
+            Op::CancelAwait(from) => self.ring.cancel_wait(Token::Await(key, from).pack(), Token::Nothing.pack())?,
             Op::CancelReceive(from) => {
                 self.ring.cancel_receive(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
             }
@@ -385,7 +379,7 @@ impl Worker {
             Side::Client => (&relay.client, server, &mut relay.pumps[0]),
             Side::Server => (server, &relay.client, &mut relay.pumps[1]),
         };
-        if pump.is_fresh() {
+        if pump.first_use() {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Bulk, 1);
         }
         let (bytes, stop) = pump.run(source, sink, &mut self.pipes);
@@ -446,26 +440,4 @@ impl Worker {
 /// Refuses a connection at once: a reset leaves no TIME_WAIT with us, and the client fails over without waiting.
 fn refuse(client: &TcpStream) {
     let _ = socket::set_linger_reset(client);
-}
-
-fn receive_end(result: i32) -> ReceiveEnd {
-    match -result {
-        0 => ReceiveEnd::Fin,
-        CANCELLED => ReceiveEnd::Cancelled,
-        NO_BUFFERS => ReceiveEnd::NoBuffers,
-        _ => ReceiveEnd::Failed,
-    }
-}
-
-/// `ECANCELED`.
-const CANCELLED: i32 = 125;
-/// `ENOBUFS`: the buffer group is empty (io_uring_prep_recv_multishot(3)).
-const NO_BUFFERS: i32 = 105;
-
-fn termination_of(error: &io::Error) -> Termination {
-    match Cause::of(error) {
-        Cause::OutOfDescriptors => Termination::OutOfDescriptors,
-        Cause::AddressTaken => Termination::OutOfSourcePorts,
-        _ => Termination::SystemRefused,
-    }
 }

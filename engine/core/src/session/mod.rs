@@ -1,0 +1,528 @@
+//! One relayed TCP connection as a state machine: events in, operations out, no I/O.
+//!
+//! A session has two legs, client and server, and two paths, one per direction. A path receives from one leg into buffers,
+//! sends them to the other, passes the end of the stream on, and stops receiving while its queue is long. A path that moves
+//! much is pumped (splice(2)) instead. The session ends when both paths have finished and no operation is in flight.
+//!
+//! The caller turns every [`Op`] into a system call or ring operation and reports how it went as an [`Event`]; it frees the
+//! session after [`Op::Close`], which comes exactly once and last.
+
+mod chunks;
+mod path;
+
+pub use chunks::{Chunk, Chunks};
+
+use crate::counters::Termination;
+use crate::time::Now;
+use path::{Mode, Path, Receive};
+
+/// Chunks a path may hold before it stops receiving.
+const QUEUE_MAX: u16 = 4;
+/// The same while the worker's buffers are scarce: then a path holds one chunk, so that every session can hold one.
+const QUEUE_MAX_SCARCE: u16 = 1;
+/// Full buffers in a row after which a path is pumped.
+const FULL_CHUNKS_TO_PUMP: u8 = 8;
+/// A pump that moved less than this, …
+const PUMP_SMALL_BYTES: u64 = 65_536;
+/// … this many times in a row, gives the path back to buffers.
+const PUMP_SMALL_MAX: u8 = 8;
+
+/// One end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client's connection.
+    Client,
+    /// The real server's connection.
+    Server,
+}
+
+impl Side {
+    /// Both, client first.
+    pub const BOTH: [Side; 2] = [Side::Client, Side::Server];
+
+    /// The opposite end.
+    pub fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Server,
+            Side::Server => Side::Client,
+        }
+    }
+
+    fn index(self) -> usize {
+        match self {
+            Side::Client => 0,
+            Side::Server => 1,
+        }
+    }
+}
+
+/// How many buffers the worker has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// More than half.
+    Ample,
+    /// So few that each path may hold only one.
+    Scarce,
+}
+
+/// What happened to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A path that awaits buffers may try again.
+    BuffersFree(Side),
+    /// The connect to the real server failed or was cancelled.
+    ConnectFailed,
+    /// The connect to the real server succeeded.
+    Connected,
+    /// The session must end, for a reason outside it.
+    End(Termination),
+    /// A pump stopped.
+    Pumped {
+        /// The side that was read.
+        from: Side,
+        /// Bytes that reached the other side.
+        bytes: u64,
+        /// Why it stopped.
+        stop: PumpStop,
+    },
+    /// A leg that was awaited is ready; the path that reads `from` goes on.
+    Ready {
+        /// The side that the path reads.
+        from: Side,
+    },
+    /// Bytes arrived.
+    Received {
+        /// The side they came from.
+        from: Side,
+        /// The buffer that holds them.
+        buffer: u16,
+        /// How many, > 0.
+        len: u32,
+        /// Whether the buffer is full.
+        full: bool,
+        /// Whether the receive goes on by itself.
+        more: bool,
+    },
+    /// A receive ended without bytes.
+    ReceiveEnded {
+        /// The side it read.
+        from: Side,
+        /// Why.
+        end: ReceiveEnd,
+    },
+    /// A send failed.
+    SendFailed {
+        /// The side it wrote to.
+        to: Side,
+    },
+    /// A send finished.
+    Sent {
+        /// The side it wrote to.
+        to: Side,
+        /// Bytes taken by the kernel.
+        bytes: u32,
+    },
+    /// The deadline named by [`Session::deadline`] may have come.
+    Tick,
+}
+
+/// Why a receive ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveEnd {
+    /// It was cancelled.
+    Cancelled,
+    /// The connection failed: reset, or given up by the kernel.
+    Failed,
+    /// The other end finished its stream.
+    Fin,
+    /// No buffer was left.
+    NoBuffers,
+}
+
+/// Why a pump stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PumpStop {
+    /// It has moved as much as one turn allows.
+    Budget,
+    /// The source ended its stream and everything is delivered.
+    Fin,
+    /// No pipe is free.
+    NoPipe,
+    /// The source has nothing more; nothing is left in the pipe.
+    SourceEmpty,
+    /// The source failed.
+    SourceFailed,
+    /// The sink takes no more; the pipe keeps the rest.
+    SinkFull,
+    /// The sink failed.
+    SinkFailed,
+}
+
+/// What the caller must do for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Deliver [`Event::BuffersFree`] when buffers are free.
+    AwaitBuffers(Side),
+    /// Deliver [`Event::Ready`] when this side can be read.
+    AwaitReadable(Side),
+    /// Deliver [`Event::Ready`] (for the path that reads the other side) when this side can be written.
+    AwaitWritable(Side),
+    /// Cancel every operation on this side; each still completes.
+    CancelAll(Side),
+    /// Cancel the wait of the path that reads this side; it still completes, as [`Event::Ready`].
+    CancelAwait(Side),
+    /// Cancel the receive of this side; it still completes.
+    CancelReceive(Side),
+    /// Close both legs, count the end, free the session.
+    Close {
+        /// Why it ended.
+        termination: Termination,
+        /// Whether the legs are reset rather than finished.
+        reset: bool,
+        /// Whether our side of the server leg goes through TIME_WAIT, so that its source port must rest (design.md 10.9).
+        rest: bool,
+    },
+    /// Finish our direction of this side (send FIN).
+    FinishWriting(Side),
+    /// Move bytes from this side to the other through a pipe, then deliver [`Event::Pumped`].
+    Pump(Side),
+    /// The same, after the other sessions had their turn.
+    PumpLater(Side),
+    /// Receive from this side into buffers until it ends.
+    ReceiveMany(Side),
+    /// Receive once from this side into one buffer.
+    ReceiveOnce(Side),
+    /// Give this buffer back.
+    Recycle(u16),
+    /// The connect failed: choose another real server and connect, or deliver [`Event::End`].
+    Redispatch {
+        /// Whether the server stayed silent.
+        timed_out: bool,
+    },
+    /// Send this chunk to this side, completely.
+    Send {
+        /// The side to write to.
+        to: Side,
+        /// What to send.
+        chunk: Chunk,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The connect is in flight; `since` its start, `expired` once we cancelled it.
+    Connecting { since: Now, expired: bool },
+    /// The connect failed; the caller has been asked for another server.
+    Redispatching,
+    /// Both legs are up.
+    Relaying,
+    /// Everything is decided; operations in flight come to an end.
+    Ending { termination: Termination, reset: bool },
+    /// [`Op::Close`] was given.
+    Closed,
+}
+
+/// One relayed TCP connection.
+pub struct Session {
+    phase: Phase,
+    /// Paths by the side they read.
+    paths: [Path; 2],
+    last_activity: Now,
+    connect_timeout_ms: u64,
+    idle_timeout_ms: u64,
+    first_fin: Option<Side>,
+    reset_by: Option<Side>,
+}
+
+impl Session {
+    /// A session whose connect to the real server has just been started.
+    pub fn connecting(now: Now, connect_timeout_ms: u64, idle_timeout_ms: u64) -> Session {
+        Session {
+            phase: Phase::Connecting { since: now, expired: false },
+            paths: [Path::default(), Path::default()],
+            last_activity: now,
+            connect_timeout_ms,
+            idle_timeout_ms,
+            first_fin: None,
+            reset_by: None,
+        }
+    }
+
+    /// Another real server was chosen after [`Op::Redispatch`]; its connect has just been started.
+    pub fn redispatched(&mut self, now: Now) {
+        debug_assert_eq!(self.phase, Phase::Redispatching, "nobody asked for another server");
+        self.phase = Phase::Connecting { since: now, expired: false };
+    }
+
+    /// When [`Event::Tick`] is due; `None` when the session waits for operations to end.
+    pub fn deadline(&self) -> Option<Now> {
+        match self.phase {
+            Phase::Connecting { since, expired: false } => Some(since + self.connect_timeout_ms),
+            Phase::Relaying => Some(self.last_activity + self.idle_timeout_ms),
+            _ => None,
+        }
+    }
+
+    /// Whether the real server has accepted the connection.
+    pub fn is_relaying(&self) -> bool {
+        self.phase == Phase::Relaying
+    }
+
+    /// Whether its end is decided.
+    pub fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Ending { .. } | Phase::Closed)
+    }
+
+    /// Takes one event; appends what must be done to `ops`.
+    pub fn on(&mut self, event: Event, now: Now, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        match event {
+            Event::BuffersFree(from) => self.buffers_free(from, room, ops),
+            Event::ConnectFailed => self.connect_failed(ops),
+            Event::Connected => self.connected(now, room, ops),
+            Event::End(termination) => self.end(termination, chunks, ops),
+            Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, now, room, chunks, ops),
+            Event::Ready { from } => self.ready(from, ops),
+            Event::Received { from, buffer, len, full, more } => {
+                let path = &mut self.paths[from.index()];
+                if !more {
+                    path.receive = Receive::Idle;
+                }
+                if path.finished {
+                    ops.push(Op::Recycle(buffer));
+                } else {
+                    self.last_activity = now;
+                    path.note_full(full);
+                    chunks.push(&mut path.queue, buffer, len);
+                    path.send_next(from, chunks, ops);
+                    path.steer(from, room, ops);
+                }
+            }
+            Event::ReceiveEnded { from, end } => self.receive_ended(from, end, room, chunks, ops),
+            Event::SendFailed { to } => {
+                self.paths[to.other().index()].sending = false;
+                self.fail(to, chunks, ops);
+            }
+            Event::Sent { to, bytes } => self.sent(to, bytes, now, room, chunks, ops),
+            Event::Tick => self.tick(now, chunks, ops),
+        }
+        self.close_when_quiet(ops);
+    }
+
+    fn connected(&mut self, now: Now, room: Room, ops: &mut Vec<Op>) {
+        match self.phase {
+            Phase::Connecting { .. } => {
+                self.phase = Phase::Relaying;
+                self.last_activity = now;
+                for from in Side::BOTH {
+                    self.paths[from.index()].steer(from, room, ops);
+                }
+            }
+            Phase::Ending { .. } => self.paths[0].connecting = false,
+            Phase::Redispatching | Phase::Relaying | Phase::Closed => {}
+        }
+    }
+
+    fn connect_failed(&mut self, ops: &mut Vec<Op>) {
+        match self.phase {
+            Phase::Connecting { expired, .. } => {
+                self.phase = Phase::Redispatching;
+                ops.push(Op::Redispatch { timed_out: expired });
+            }
+            Phase::Ending { .. } => self.paths[0].connecting = false,
+            Phase::Redispatching | Phase::Relaying | Phase::Closed => {}
+        }
+    }
+
+    fn sent(&mut self, to: Side, bytes: u32, now: Now, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        let from = to.other();
+        self.last_activity = now;
+        let path = &mut self.paths[from.index()];
+        path.sending = false;
+        if path.finished {
+            path.discard(chunks, ops);
+            return;
+        }
+        if let Some(buffer) = chunks.consume(&mut path.queue, bytes) {
+            ops.push(Op::Recycle(buffer));
+        }
+        path.send_next(from, chunks, ops);
+        path.steer(from, room, ops);
+        self.pass_fin_on(from, ops);
+    }
+
+    fn receive_ended(&mut self, from: Side, end: ReceiveEnd, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        let path = &mut self.paths[from.index()];
+        path.receive = Receive::Idle;
+        if path.finished {
+            return;
+        }
+        match end {
+            ReceiveEnd::Cancelled => path.steer(from, room, ops),
+            ReceiveEnd::Failed => {
+                path.fin = true;
+                self.fail(from, chunks, ops);
+            }
+            ReceiveEnd::Fin => self.fin(from, ops),
+            ReceiveEnd::NoBuffers => {
+                path.receive = Receive::AwaitingBuffers;
+                ops.push(Op::AwaitBuffers(from));
+            }
+        }
+    }
+
+    fn buffers_free(&mut self, from: Side, room: Room, ops: &mut Vec<Op>) {
+        let path = &mut self.paths[from.index()];
+        if path.receive == Receive::AwaitingBuffers {
+            path.receive = Receive::Idle;
+            path.steer(from, room, ops);
+        }
+    }
+
+    fn pumped(
+        &mut self,
+        from: Side,
+        bytes: u64,
+        stop: PumpStop,
+        now: Now,
+        room: Room,
+        chunks: &mut Chunks,
+        ops: &mut Vec<Op>,
+    ) {
+        if bytes > 0 {
+            self.last_activity = now;
+        }
+        let path = &mut self.paths[from.index()];
+        path.pump_queued = false;
+        if path.finished {
+            return;
+        }
+        match stop {
+            PumpStop::Budget => {
+                path.pump_queued = true;
+                ops.push(Op::PumpLater(from));
+            }
+            PumpStop::Fin => self.fin(from, ops),
+            PumpStop::NoPipe => {
+                path.back_to_buffers();
+                path.steer(from, room, ops);
+            }
+            PumpStop::SourceEmpty => {
+                path.note_pumped(bytes);
+                if path.mode == Mode::Buffers {
+                    path.steer(from, room, ops);
+                } else {
+                    path.awaiting = true;
+                    ops.push(Op::AwaitReadable(from));
+                }
+            }
+            PumpStop::SourceFailed => {
+                path.fin = true;
+                self.fail(from, chunks, ops);
+            }
+            PumpStop::SinkFull => {
+                path.awaiting = true;
+                ops.push(Op::AwaitWritable(from.other()));
+            }
+            PumpStop::SinkFailed => self.fail(from.other(), chunks, ops),
+        }
+    }
+
+    fn ready(&mut self, from: Side, ops: &mut Vec<Op>) {
+        let path = &mut self.paths[from.index()];
+        path.awaiting = false;
+        if !path.finished {
+            path.pump_queued = true;
+            ops.push(Op::Pump(from));
+        }
+    }
+
+    fn tick(&mut self, now: Now, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        if self.deadline().is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        match self.phase {
+            Phase::Connecting { since, .. } => {
+                self.phase = Phase::Connecting { since, expired: true };
+                ops.push(Op::CancelAll(Side::Server));
+            }
+            _ => self.end(Termination::IdleTimedOut, chunks, ops),
+        }
+    }
+
+    /// `from` finished its stream.
+    fn fin(&mut self, from: Side, ops: &mut Vec<Op>) {
+        self.first_fin.get_or_insert(from);
+        self.paths[from.index()].fin = true;
+        self.pass_fin_on(from, ops);
+    }
+
+    /// Ends the path that reads `from` once its stream has ended and everything is delivered.
+    fn pass_fin_on(&mut self, from: Side, ops: &mut Vec<Op>) {
+        let other_finished = self.paths[from.other().index()].finished;
+        let path = &mut self.paths[from.index()];
+        if path.finished || !path.fin || path.sending || !path.queue.is_empty() {
+            return;
+        }
+        path.finished = true;
+        // Closing the legs sends the second FIN; and a leg that was reset gets no FIN at all.
+        if !other_finished && self.reset_by.is_none() {
+            ops.push(Op::FinishWriting(from.other()));
+        }
+    }
+
+    /// `side` failed: nothing more can be delivered to it; what it sent before still is. The path that reads it learns of
+    /// the failure from its own next operation.
+    fn fail(&mut self, side: Side, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        self.reset_by.get_or_insert(side);
+        let towards = &mut self.paths[side.other().index()];
+        towards.finished = true;
+        towards.discard(chunks, ops);
+        towards.stop(side.other(), ops);
+        self.pass_fin_on(side, ops);
+    }
+
+    fn end(&mut self, termination: Termination, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        let reset = match termination {
+            Termination::IdleTimedOut | Termination::DrainEnded => false,
+            _ => true,
+        };
+        match self.phase {
+            Phase::Connecting { .. } => self.paths[0].connecting = true,
+            Phase::Redispatching | Phase::Relaying => {}
+            Phase::Ending { .. } | Phase::Closed => return,
+        }
+        let in_flight = self.phase != Phase::Redispatching;
+        self.phase = Phase::Ending { termination, reset };
+        for from in Side::BOTH {
+            let path = &mut self.paths[from.index()];
+            path.finished = true;
+            path.discard(chunks, ops);
+        }
+        if in_flight && !self.is_quiet() {
+            ops.push(Op::CancelAll(Side::Client));
+            ops.push(Op::CancelAll(Side::Server));
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.paths.iter().all(Path::is_quiet)
+    }
+
+    fn close_when_quiet(&mut self, ops: &mut Vec<Op>) {
+        let finished = self.paths.iter().all(|path| path.finished);
+        if !finished || !self.is_quiet() {
+            return;
+        }
+        let (termination, reset) = match (self.phase, self.reset_by) {
+            (Phase::Closed, _) => return,
+            (Phase::Ending { termination, reset }, _) => (termination, reset),
+            (_, Some(Side::Client)) => (Termination::ClientReset, true),
+            (_, Some(Side::Server)) => (Termination::ServerReset, true),
+            (_, None) if self.first_fin == Some(Side::Server) => (Termination::ServerClosed, false),
+            (_, None) => (Termination::ClientClosed, false),
+        };
+        self.phase = Phase::Closed;
+        let rest = !reset && self.first_fin != Some(Side::Server);
+        ops.push(Op::Close { termination, reset, rest });
+    }
+}

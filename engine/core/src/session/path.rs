@@ -1,0 +1,149 @@
+//! One direction of a session: receive, queue, send, pass the end on.
+
+use super::chunks::{Chain, Chunks};
+use super::{FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side};
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Receive {
+    /// Nothing in flight.
+    #[default]
+    Idle,
+    /// Will be retried when buffers are free; nothing in flight.
+    AwaitingBuffers,
+    /// A receive that takes one buffer.
+    Once,
+    /// A receive that goes on by itself.
+    Many,
+    /// A receive that was asked to stop.
+    Cancelling,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Receive into buffers.
+    #[default]
+    Buffers,
+    /// To be pumped as soon as the receive has stopped and the queue is sent.
+    Switching,
+    /// Pumped through a pipe.
+    Pumped,
+}
+
+/// The way from one side to the other.
+#[derive(Default)]
+pub(super) struct Path {
+    pub(super) receive: Receive,
+    pub(super) mode: Mode,
+    pub(super) queue: Chain,
+    /// A send of the first chunk is in flight.
+    pub(super) sending: bool,
+    /// A wait for readiness is in flight.
+    pub(super) awaiting: bool,
+    /// A pump has been ordered and has not reported yet.
+    pub(super) pump_queued: bool,
+    /// The connect is in flight although the session already ends (kept on the client's path).
+    pub(super) connecting: bool,
+    /// The source ended its stream.
+    pub(super) fin: bool,
+    /// Nothing more will be delivered.
+    pub(super) finished: bool,
+    full_chunks: u8,
+    small_pumps: u8,
+}
+
+impl Path {
+    /// Whether no operation is in flight.
+    pub(super) fn is_quiet(&self) -> bool {
+        let receiving = matches!(self.receive, Receive::Once | Receive::Many | Receive::Cancelling);
+        !receiving && !self.sending && !self.awaiting && !self.pump_queued && !self.connecting
+    }
+
+    /// Counts full buffers in a row: a path that fills buffers is worth a pipe.
+    pub(super) fn note_full(&mut self, full: bool) {
+        self.full_chunks = if full { self.full_chunks.saturating_add(1) } else { 0 };
+        if self.full_chunks >= FULL_CHUNKS_TO_PUMP && self.mode == Mode::Buffers {
+            self.mode = Mode::Switching;
+        }
+    }
+
+    /// Counts small pumps in a row: a path that trickles is better served by buffers.
+    pub(super) fn note_pumped(&mut self, bytes: u64) {
+        self.small_pumps = if bytes < PUMP_SMALL_BYTES { self.small_pumps + 1 } else { 0 };
+        if self.small_pumps >= PUMP_SMALL_MAX {
+            self.back_to_buffers();
+        }
+    }
+
+    pub(super) fn back_to_buffers(&mut self) {
+        self.mode = Mode::Buffers;
+        self.full_chunks = 0;
+        self.small_pumps = 0;
+    }
+
+    /// Sends the first chunk unless a send is in flight.
+    pub(super) fn send_next(&mut self, from: Side, chunks: &Chunks, ops: &mut Vec<Op>) {
+        if self.sending {
+            return;
+        }
+        if let Some(chunk) = chunks.first(&self.queue) {
+            self.sending = true;
+            ops.push(Op::Send { to: from.other(), chunk });
+        }
+    }
+
+    /// Starts, stops or switches the receive according to queue, room and mode.
+    pub(super) fn steer(&mut self, from: Side, room: Room, ops: &mut Vec<Op>) {
+        if self.fin || self.finished {
+            return;
+        }
+        let queue_max = match room {
+            Room::Ample => QUEUE_MAX,
+            Room::Scarce => QUEUE_MAX_SCARCE,
+        };
+        match (self.receive, self.mode) {
+            (Receive::Many, Mode::Switching) => self.cancel(from, ops),
+            (Receive::Many, _) if self.queue.count() >= queue_max => self.cancel(from, ops),
+            (Receive::Idle, Mode::Switching) if self.queue.is_empty() && !self.sending => {
+                self.mode = Mode::Pumped;
+                self.pump_queued = true;
+                ops.push(Op::Pump(from));
+            }
+            (Receive::Idle, Mode::Buffers) if self.queue.count() < queue_max => match room {
+                Room::Ample => {
+                    self.receive = Receive::Many;
+                    ops.push(Op::ReceiveMany(from));
+                }
+                Room::Scarce => {
+                    self.receive = Receive::Once;
+                    ops.push(Op::ReceiveOnce(from));
+                }
+            },
+            _ => {}
+        }
+    }
+
+    /// Gives back every queued buffer that is not being sent.
+    pub(super) fn discard(&mut self, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        if self.sending {
+            return;
+        }
+        while let Some(buffer) = chunks.pop(&mut self.queue) {
+            ops.push(Op::Recycle(buffer));
+        }
+    }
+
+    /// Stops what still reads for a path that has finished.
+    pub(super) fn stop(&mut self, from: Side, ops: &mut Vec<Op>) {
+        if self.receive == Receive::Many || self.receive == Receive::Once {
+            self.cancel(from, ops);
+        }
+        if self.awaiting {
+            ops.push(Op::CancelAwait(from));
+        }
+    }
+
+    fn cancel(&mut self, from: Side, ops: &mut Vec<Op>) {
+        self.receive = Receive::Cancelling;
+        ops.push(Op::CancelReceive(from));
+    }
+}

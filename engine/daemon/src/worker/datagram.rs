@@ -1,0 +1,300 @@
+//! UDP on the stream plane: one session per client address and port, one connected socket towards its real server.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use towpath_config::model::{AdminState, Protocol};
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::director::Tried;
+use towpath_core::snapshot::{ServerHealth, Service, ServiceSource};
+use towpath_core::snat::SnatLease;
+use towpath_core::steering::vshard_of_client;
+use towpath_core::{Now, RealServerId};
+use towpath_sys::Cause;
+use towpath_sys::ring::Completion;
+use towpath_sys::socket::{self, Family};
+
+use super::slab::Slab;
+use super::token::{Key, Token};
+use super::{LEASES_MAX, Worker, termination_of};
+
+/// One client's session.
+pub(super) struct DatagramSession {
+    listener: u32,
+    client: SocketAddr,
+    server: UdpSocket,
+    service: Arc<Service>,
+    counted: RealServerId,
+    lease: Option<SnatLease>,
+    last_activity: Now,
+    /// Its end, once decided: the receive in flight must complete first.
+    ending: Option<Termination>,
+}
+
+impl DatagramSession {
+    pub(super) fn service(&self) -> &Arc<Service> {
+        &self.service
+    }
+}
+
+/// The sessions of one worker; steering brings all datagrams of a client to the same worker.
+pub(super) struct Datagrams {
+    pub(super) sessions: Slab<DatagramSession>,
+    by_client: HashMap<(u32, SocketAddr), Key>,
+}
+
+impl Datagrams {
+    pub(super) fn new(sessions_max: u32) -> Datagrams {
+        Datagrams { sessions: Slab::new(sessions_max), by_client: HashMap::new() }
+    }
+}
+
+impl Worker {
+    /// A client's datagram, or the end of the receive, on listener `index`.
+    pub(super) fn datagram_arrived(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
+        if let Some(buffer) = completion.buffer() {
+            let datagram = self.ring.datagram(buffer, completion.result());
+            if let Some(datagram) = datagram {
+                if let Some(key) = self.session_of(index, datagram.sender)? {
+                    self.forward(key, buffer, datagram.start, datagram.len)?;
+                }
+            }
+            self.ring.datagram_buffers().recycle(buffer);
+        }
+        if completion.more() {
+            return Ok(());
+        }
+        self.listen_again(index)
+    }
+
+    /// A real server's datagram, or the end of the receive, of a session.
+    pub(super) fn reply_arrived(&mut self, key: Key, completion: &Completion) -> io::Result<()> {
+        if let Ok(len) = u32::try_from(completion.result()) {
+            self.answer(key, completion.buffer(), len);
+        }
+        if let Some(buffer) = completion.buffer() {
+            self.ring.datagram_buffers().recycle(buffer);
+        }
+        if completion.more() {
+            return Ok(());
+        }
+        let Some(session) = self.datagrams.sessions.get_mut(key) else { return Ok(()) };
+        if let Some(termination) = session.ending {
+            return self.free_datagram_session(key, termination);
+        }
+        match Cause::of_errno(-completion.result()) {
+            // The server's port is closed (ICMP): the next datagram of this client chooses anew.
+            Cause::Refused => self.free_datagram_session(key, Termination::ServerReset),
+            // An empty datagram ends a multishot receive, and so do missing buffers.
+            _ => {
+                let token = Token::Reply(key).pack();
+                self.ring.receive_datagrams(session.server.as_fd(), token)
+            }
+        }
+    }
+
+    /// The timer of a session has fired.
+    pub(super) fn datagram_timer(&mut self, key: Key) -> io::Result<()> {
+        let Some(session) = self.datagrams.sessions.get(key) else { return Ok(()) };
+        let due = session.last_activity + session.service.idle_timeout_ms;
+        if due <= self.now {
+            return self.end_datagram_session(key, Termination::IdleTimedOut);
+        }
+        self.wheel.arm(self.datagram_timer_of(key), due);
+        Ok(())
+    }
+
+    /// Ends sessions whose server has been halted or has failed: UDP clients have no reconnect to notice it by.
+    pub(super) fn end_datagrams_of_lost_servers(&mut self) -> io::Result<()> {
+        let mut lost = Vec::new();
+        for (key, session) in self.datagrams.sessions.iter() {
+            let Some(service) = self.snapshot.service(session.service.id) else { continue };
+            let Some((_, target)) = service.target_of(session.counted) else { continue };
+            match (target.admin, target.health) {
+                (AdminState::Halt, _) => lost.push((key, Termination::ServerHalted)),
+                (_, ServerHealth::Down) => lost.push((key, Termination::ServerDown)),
+                _ => {}
+            }
+        }
+        for (key, termination) in lost {
+            self.end_datagram_session(key, termination)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a session: cancels its receive and frees it when that has completed.
+    pub(super) fn end_datagram_session(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        let Some(session) = self.datagrams.sessions.get_mut(key) else { return Ok(()) };
+        if session.ending.is_some() {
+            return Ok(());
+        }
+        session.ending = Some(termination);
+        self.datagrams.by_client.remove(&(session.listener, session.client));
+        self.ring.cancel_all(session.server.as_fd(), Token::Nothing.pack())
+    }
+
+    fn session_of(&mut self, index: u32, client: SocketAddr) -> io::Result<Option<Key>> {
+        if let Some(&key) = self.datagrams.by_client.get(&(index, client)) {
+            return Ok(Some(key));
+        }
+        let Some((service, port)) = self.service_of_listener(index) else { return Ok(None) };
+        let page = self.shared.seat(self.id).service_page(service.id);
+        if !self.shared.gate(Protocol::Udp).try_enter() {
+            page.count_end(Termination::OutOfConnections);
+            return Ok(None);
+        }
+        page.add(ServiceCounter::Accepted, 1);
+        let opened = self.open_datagram_session(index, client, &service, port)?;
+        if let Err(termination) = opened {
+            self.shared.gate(Protocol::Udp).leave();
+            self.shared.seat(self.id).service_page(service.id).count_end(termination);
+        }
+        Ok(opened.ok())
+    }
+
+    fn open_datagram_session(
+        &mut self,
+        listener: u32,
+        client: SocketAddr,
+        service: &Arc<Service>,
+        port: u16,
+    ) -> io::Result<Result<Key, Termination>> {
+        let pick = match self.shared.pick(service, client, &Tried::new(), self.now) {
+            Ok(pick) => pick,
+            Err(refusal) => return Ok(Err(Termination::from(refusal))),
+        };
+        let target = service.target(pick.target).expect("the pick is from this very service");
+        let destination = target.destination(port);
+        let (server, lease) = match self.connect_datagram(service, client, destination) {
+            Ok(connected) => connected,
+            Err(termination) => {
+                self.shared.close(service.id, pick.server);
+                return Ok(Err(termination));
+            }
+        };
+        let session = Box::new(DatagramSession {
+            listener,
+            client,
+            server,
+            service: Arc::clone(service),
+            counted: pick.server,
+            lease,
+            last_activity: self.now,
+            ending: None,
+        });
+        let key = match self.datagrams.sessions.insert(session) {
+            Ok(key) => key,
+            Err(session) => {
+                self.shared.close(service.id, pick.server);
+                self.return_lease(service, session.lease, false);
+                return Ok(Err(Termination::OutOfConnections));
+            }
+        };
+        self.datagrams.by_client.insert((listener, client), key);
+        let seat = self.shared.seat(self.id);
+        seat.service_page(service.id).add(ServiceCounter::Opened, 1);
+        seat.count_opened(pick.server);
+        self.wheel.arm(self.datagram_timer_of(key), self.now + service.idle_timeout_ms);
+        if let Some(session) = self.datagrams.sessions.get(key) {
+            self.ring.receive_datagrams(session.server.as_fd(), Token::Reply(key).pack())?;
+        }
+        Ok(Ok(key))
+    }
+
+    /// A socket that sends to `destination` from a leased port, if the service leases them.
+    fn connect_datagram(
+        &mut self,
+        service: &Arc<Service>,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<(UdpSocket, Option<SnatLease>), Termination> {
+        let home = vshard_of_client(client.ip(), client.port(), self.settings.seed as u32);
+        for _ in 0..LEASES_MAX {
+            let socket = socket::udp_socket(Family::of(destination.ip())).map_err(|error| termination_of(&error))?;
+            let lease = match &service.source {
+                ServiceSource::Interface => None,
+                ServiceSource::Pool(pool) => {
+                    let leased = pool.lease(destination, home, &self.snapshot.steering, self.id);
+                    Some(leased.map_err(|_| Termination::OutOfSourcePorts)?)
+                }
+            };
+            let bound = lease.as_ref().map_or(Ok(()), |lease| socket::bind_leased(&socket, lease.source()));
+            match bound.and_then(|()| socket::connect(&socket, destination).map(drop)) {
+                Ok(()) => return Ok((UdpSocket::from(socket), lease)),
+                Err(error) if lease.is_some() && Cause::of(&error) == Cause::AddressTaken => {
+                    self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::SnatRetried, 1);
+                    self.return_lease(service, lease, true);
+                }
+                Err(error) => {
+                    self.return_lease(service, lease, false);
+                    return Err(termination_of(&error));
+                }
+            }
+        }
+        Err(Termination::OutOfSourcePorts)
+    }
+
+    fn forward(&mut self, key: Key, buffer: u16, start: u32, len: u32) -> io::Result<()> {
+        let Some(session) = self.datagrams.sessions.get_mut(key) else { return Ok(()) };
+        session.last_activity = self.now;
+        let payload = self.ring.datagram_buffers().bytes(buffer, start, len);
+        let page = self.shared.seat(self.id).service_page(session.service.id);
+        match session.server.send(payload) {
+            Ok(_) => {
+                page.add(ServiceCounter::DatagramsFromClient, 1);
+                page.add(ServiceCounter::BytesFromClient, u64::from(len));
+            }
+            // The error of an earlier datagram (ICMP port unreachable): the session ends, the next datagram chooses anew.
+            Err(error) if Cause::of(&error) == Cause::Refused => {
+                page.add(ServiceCounter::DatagramsDropped, 1);
+                return self.end_datagram_session(key, Termination::ServerReset);
+            }
+            Err(_) => page.add(ServiceCounter::DatagramsDropped, 1),
+        }
+        Ok(())
+    }
+
+    /// Sends a server's datagram to the client; an empty one comes without a buffer.
+    fn answer(&mut self, key: Key, buffer: Option<u16>, len: u32) {
+        let Some(session) = self.datagrams.sessions.get_mut(key) else { return };
+        let page = self.shared.seat(self.id).service_page(session.service.id);
+        let Some(listener) = self.doors.datagram_socket(session.listener) else {
+            page.add(ServiceCounter::DatagramsDropped, 1);
+            return;
+        };
+        session.last_activity = self.now;
+        let payload = buffer.map_or(&[][..], |buffer| self.ring.datagram_buffers().bytes(buffer, 0, len));
+        match listener.send_to(payload, session.client) {
+            Ok(_) => {
+                page.add(ServiceCounter::DatagramsToClient, 1);
+                page.add(ServiceCounter::BytesToClient, u64::from(len));
+            }
+            Err(_) => page.add(ServiceCounter::DatagramsDropped, 1),
+        }
+    }
+
+    fn free_datagram_session(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        self.wheel.disarm(self.datagram_timer_of(key));
+        let Some(session) = self.datagrams.sessions.remove(key) else { return Ok(()) };
+        let DatagramSession { listener, client, server, service, counted, lease, .. } = *session;
+        // A newer session of the same client may have taken the entry.
+        if self.datagrams.by_client.get(&(listener, client)) == Some(&key) {
+            self.datagrams.by_client.remove(&(listener, client));
+        }
+        let page = self.shared.seat(self.id).service_page(service.id);
+        page.count_end(termination);
+        page.add(ServiceCounter::Closed, 1);
+        self.shared.close(service.id, counted);
+        self.return_lease(&service, lease, false);
+        self.shared.gate(Protocol::Udp).leave();
+        self.ring.close(OwnedFd::from(server), Token::Nothing.pack())
+    }
+
+    /// Timers of UDP sessions follow those of TCP connections in the wheel.
+    fn datagram_timer_of(&self, key: Key) -> u32 {
+        self.settings.connections_max + key.index
+    }
+}

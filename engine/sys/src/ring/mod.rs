@@ -1,0 +1,404 @@
+//! One io_uring per worker, with its receive buffers: safe operations in, completions out.
+//!
+//! Memory that the kernel reads or writes belongs to the ring (buffers, socket addresses, message headers), so no caller
+//! can free it under an operation. Descriptors are borrowed only until the operation is queued; closing one early makes the
+//! operation fail with `EBADF`, nothing worse.
+
+mod buffers;
+mod mapping;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+
+pub use buffers::Buffers;
+
+use crate::address::RawAddress;
+
+/// Buffer group of [`Ring::stream_buffers`].
+const STREAM_GROUP: u16 = 0;
+/// Buffer group of [`Ring::datagram_buffers`].
+const DATAGRAM_GROUP: u16 = 1;
+/// Bytes in front of the payload of a received message: header and sender.
+const DATAGRAM_HEADER_BYTES: u32 = 16 + size_of::<libc::sockaddr_storage>() as u32;
+/// The largest UDP payload over IPv6 without jumbograms (RFC 8200 §4.5): 65,535 − 8.
+const DATAGRAM_PAYLOAD_MAX: u32 = 65_527;
+
+/// The two highest bits of a token are ours: they say what a completion carries. Callers' tokens stay below.
+const CARRIES_SHIFT: u32 = 62;
+const CARRIES_NOTHING: u64 = 0;
+const CARRIES_DESCRIPTOR: u64 = 1;
+const CARRIES_STREAM_BUFFER: u64 = 2;
+const CARRIES_DATAGRAM_BUFFER: u64 = 3;
+
+/// What is allocated with a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct RingSettings {
+    /// Submission entries, a power of two; completions get four times as many.
+    pub entries: u32,
+    /// Receive buffers for TCP, 1 to 65,535.
+    pub stream_buffers: u16,
+    /// Bytes of one of them.
+    pub stream_buffer_bytes: u32,
+    /// Receive buffers for UDP, each for the largest datagram; 1 to 65,535.
+    pub datagram_buffers: u16,
+}
+
+/// One completion.
+#[derive(Debug)]
+pub struct Completion {
+    token: u64,
+    result: i32,
+    more: bool,
+    buffer: Option<u16>,
+    carries: u64,
+}
+
+impl Completion {
+    /// The token given with the operation.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// What the system call would have returned: ≥ 0, or a negative errno.
+    pub fn result(&self) -> i32 {
+        self.result
+    }
+
+    /// More completions of the same operation will come.
+    pub fn more(&self) -> bool {
+        self.more
+    }
+
+    /// The buffer that was filled, held from now on, if the operation takes buffers.
+    pub fn buffer(&self) -> Option<u16> {
+        self.buffer
+    }
+
+    /// What a receive of a stream brought.
+    pub fn received(&self) -> Received {
+        match self.result {
+            bytes if bytes > 0 => Received::Bytes(bytes.unsigned_abs()),
+            0 => Received::End,
+            error if error == -libc::ECANCELED => Received::Cancelled,
+            // io_uring_prep_recv_multishot(3): the buffer group was empty.
+            error if error == -libc::ENOBUFS => Received::NoBuffers,
+            _ => Received::Failed,
+        }
+    }
+
+    /// Takes ownership of the descriptor that the completion of an accept carries; the errno if it failed.
+    ///
+    /// # Panics
+    /// If the operation was no accept.
+    pub fn into_descriptor(self) -> Result<OwnedFd, i32> {
+        assert_eq!(self.carries, CARRIES_DESCRIPTOR, "only an accept brings a descriptor");
+        if self.result < 0 {
+            return Err(-self.result);
+        }
+        // SAFETY: a successful accept's result is a new descriptor that nobody else owns; a completion exists once.
+        Ok(unsafe { OwnedFd::from_raw_fd(self.result) })
+    }
+}
+
+/// What a receive of a stream brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Received {
+    /// So many bytes.
+    Bytes(u32),
+    /// It was cancelled.
+    Cancelled,
+    /// The peer has finished its stream.
+    End,
+    /// The connection has failed.
+    Failed,
+    /// No buffer was left.
+    NoBuffers,
+}
+
+/// How a turn ends.
+#[derive(Clone, Copy, Debug)]
+pub enum Wait {
+    /// Submit, collect what is there, return at once.
+    Poll,
+    /// Sleep until something completes or the time is up.
+    Sleep(Duration),
+}
+
+/// Which events of a descriptor are waited for.
+#[derive(Clone, Copy, Debug)]
+pub enum Readiness {
+    /// Bytes, an end or an error can be read.
+    Readable,
+    /// Bytes can be written, or an error can be read.
+    Writable,
+}
+
+/// A received datagram inside a held buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram {
+    /// Who sent it.
+    pub sender: SocketAddr,
+    /// Where the payload starts in the buffer.
+    pub start: u32,
+    /// Bytes of payload.
+    pub len: u32,
+}
+
+/// An io_uring with one user, the thread that made it.
+pub struct Ring {
+    // Declared first, so dropped first: the kernel lets go of all memory below before it is freed.
+    ring: IoUring,
+    stream: Buffers,
+    datagram: Buffers,
+    message: Box<libc::msghdr>,
+    /// Addresses of connects that are queued but not yet submitted; the kernel copies them at submission.
+    addresses: Vec<RawAddress>,
+    submitted: u64,
+}
+
+impl Ring {
+    /// Sets the ring up for the calling thread, which alone may use it (IORING_SETUP_SINGLE_ISSUER, DEFER_TASKRUN; Linux 6.1).
+    pub fn new(settings: RingSettings) -> io::Result<Ring> {
+        let mut ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(settings.entries * 4)
+            .build(settings.entries)?;
+        ring.submitter().register_ring_fd()?;
+        let stream = Buffers::new(settings.stream_buffers, settings.stream_buffer_bytes)?;
+        let datagram = Buffers::new(settings.datagram_buffers, DATAGRAM_HEADER_BYTES + DATAGRAM_PAYLOAD_MAX)?;
+        register(&mut ring, &stream, STREAM_GROUP)?;
+        register(&mut ring, &datagram, DATAGRAM_GROUP)?;
+        Ok(Ring {
+            ring,
+            stream,
+            datagram,
+            message: Box::new(message_template()),
+            addresses: Vec::with_capacity(settings.entries as usize),
+            submitted: 0,
+        })
+    }
+
+    /// The buffers of TCP receives.
+    pub fn stream_buffers(&mut self) -> &mut Buffers {
+        &mut self.stream
+    }
+
+    /// The buffers of UDP receives.
+    pub fn datagram_buffers(&mut self) -> &mut Buffers {
+        &mut self.datagram
+    }
+
+    /// Operations submitted since the start.
+    pub fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
+    /// Accepts connections until it fails or is cancelled; each completion's result is a new descriptor.
+    pub fn accept_many(&mut self, listener: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        self.push(opcode::AcceptMulti::new(fd(listener)).flags(flags).build(), token, CARRIES_DESCRIPTOR)
+    }
+
+    /// Connects a socket.
+    pub fn connect(&mut self, socket: BorrowedFd<'_>, to: SocketAddr, token: u64) -> io::Result<()> {
+        if self.addresses.len() == self.addresses.capacity() {
+            self.submit()?;
+        }
+        self.addresses.push(RawAddress::from(to));
+        let address = &self.addresses[self.addresses.len() - 1];
+        let entry = opcode::Connect::new(fd(socket), address.as_ptr(), address.len()).build();
+        self.push(entry, token, CARRIES_NOTHING)
+    }
+
+    /// Receives into stream buffers until the stream ends, it fails, buffers run out or it is cancelled.
+    pub fn receive_many(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.push(opcode::RecvMulti::new(fd(socket), STREAM_GROUP).build(), token, CARRIES_STREAM_BUFFER)
+    }
+
+    /// Receives once into one stream buffer.
+    pub fn receive_once(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        // A null pointer with buffer selection: the kernel takes the address from the group.
+        let entry = opcode::Recv::new(fd(socket), std::ptr::null_mut(), self.stream.buffer_bytes())
+            .buf_group(STREAM_GROUP)
+            .build()
+            .flags(io_uring::squeue::Flags::BUFFER_SELECT);
+        self.push(entry, token, CARRIES_STREAM_BUFFER)
+    }
+
+    /// Sends a range of a held stream buffer, all of it unless the connection fails. The buffer must stay held until the completion.
+    pub fn send(&mut self, socket: BorrowedFd<'_>, buffer: u16, start: u32, len: u32, token: u64) -> io::Result<()> {
+        let address = self.stream.address(buffer, start, len);
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        self.push(opcode::Send::new(fd(socket), address, len).flags(flags).build(), token, CARRIES_NOTHING)
+    }
+
+    /// Receives datagrams with their senders into datagram buffers; read each with [`Ring::datagram`].
+    pub fn receive_messages(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let message: *const libc::msghdr = &*self.message;
+        self.push(
+            opcode::RecvMsgMulti::new(fd(socket), message, DATAGRAM_GROUP).build(),
+            token,
+            CARRIES_DATAGRAM_BUFFER,
+        )
+    }
+
+    /// Receives datagrams of a connected socket into datagram buffers, payload only.
+    pub fn receive_datagrams(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.push(opcode::RecvMulti::new(fd(socket), DATAGRAM_GROUP).build(), token, CARRIES_DATAGRAM_BUFFER)
+    }
+
+    /// Reads what [`Ring::receive_messages`] put into a held buffer; `None` for a sender that is not IP or a cut message.
+    pub fn datagram(&self, buffer: u16, result: i32) -> Option<Datagram> {
+        let len = u32::try_from(result).ok()?;
+        let bytes = self.datagram.bytes(buffer, 0, len);
+        let out = io_uring::types::RecvMsgOut::parse(bytes, &self.message).ok()?;
+        if out.is_payload_truncated() {
+            return None;
+        }
+        let sender = RawAddress::from_bytes(out.name_data())?.to_socket_addr();
+        let payload = u32::try_from(out.payload_data().len()).ok()?;
+        Some(Datagram { sender, start: DATAGRAM_HEADER_BYTES, len: payload })
+    }
+
+    /// Completes once when `socket` is ready.
+    pub fn await_ready(&mut self, socket: BorrowedFd<'_>, readiness: Readiness, token: u64) -> io::Result<()> {
+        self.push(opcode::PollAdd::new(fd(socket), mask(readiness)).build(), token, CARRIES_NOTHING)
+    }
+
+    /// Completes each time `socket` becomes ready.
+    pub fn await_ready_many(&mut self, socket: BorrowedFd<'_>, readiness: Readiness, token: u64) -> io::Result<()> {
+        self.push(opcode::PollAdd::new(fd(socket), mask(readiness)).multi(true).build(), token, CARRIES_NOTHING)
+    }
+
+    /// Cancels the wait queued with `target`; it completes with `ECANCELED`, this operation under `token`.
+    pub fn cancel_wait(&mut self, target: u64, token: u64) -> io::Result<()> {
+        self.cancel(target | CARRIES_NOTHING << CARRIES_SHIFT, token)
+    }
+
+    /// Cancels the receive of a stream queued with `target`; it completes with `ECANCELED`, this operation under `token`.
+    pub fn cancel_receive(&mut self, target: u64, token: u64) -> io::Result<()> {
+        self.cancel(target | CARRIES_STREAM_BUFFER << CARRIES_SHIFT, token)
+    }
+
+    /// Cancels every operation on `socket`; completes under `token`.
+    pub fn cancel_all(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let which = CancelBuilder::fd(fd(socket)).all();
+        self.push(opcode::AsyncCancel2::new(which).build(), token, CARRIES_NOTHING)
+    }
+
+    /// Closes a descriptor together with the next submission; completes under `token`.
+    pub fn close(&mut self, socket: OwnedFd, token: u64) -> io::Result<()> {
+        self.push(opcode::Close::new(Fd(socket.into_raw_fd())).build(), token, CARRIES_NOTHING)
+    }
+
+    /// Submits what is queued and waits as asked; an elapsed time or a signal is no error.
+    pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
+        self.stream.replenish();
+        self.datagram.replenish();
+        let result = match wait {
+            Wait::Poll => self.submit(),
+            Wait::Sleep(time) => {
+                let time = Timespec::from(time);
+                let args = SubmitArgs::new().timespec(&time);
+                let result = self.ring.submitter().submit_with_args(1, &args);
+                self.note_submitted(result)
+            }
+        };
+        match result {
+            Err(error) if is_no_failure(&error) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Takes up to `max` completions, appended to `out`; buffers they carry are held from now on.
+    pub fn take(&mut self, out: &mut Vec<Completion>, max: usize) {
+        for entry in self.ring.completion().take(max) {
+            let carries = entry.user_data() >> CARRIES_SHIFT;
+            let buffer = cqueue::buffer_select(entry.flags());
+            match (carries, buffer) {
+                (CARRIES_STREAM_BUFFER, Some(id)) => self.stream.hold(id),
+                (CARRIES_DATAGRAM_BUFFER, Some(id)) => self.datagram.hold(id),
+                _ => {}
+            }
+            out.push(Completion {
+                token: entry.user_data() & !(u64::MAX << CARRIES_SHIFT),
+                result: entry.result(),
+                more: cqueue::more(entry.flags()),
+                buffer,
+                carries,
+            });
+        }
+    }
+
+    fn cancel(&mut self, target: u64, token: u64) -> io::Result<()> {
+        self.push(opcode::AsyncCancel::new(target).build(), token, CARRIES_NOTHING)
+    }
+
+    fn submit(&mut self) -> io::Result<()> {
+        let result = self.ring.submit();
+        self.note_submitted(result)
+    }
+
+    fn note_submitted(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        if self.ring.submission().is_empty() {
+            self.addresses.clear();
+        }
+        result.map(|count| self.submitted += count as u64)
+    }
+
+    fn push(&mut self, entry: Entry, token: u64, carries: u64) -> io::Result<()> {
+        debug_assert_eq!(token >> CARRIES_SHIFT, 0, "token too large");
+        let entry = entry.user_data(token | carries << CARRIES_SHIFT);
+        // SAFETY: all memory the entry names (buffers, addresses, the message header) is owned by `self` and lives until the
+        // ring is dropped; addresses are kept until they are submitted.
+        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            return Ok(());
+        }
+        match self.ring.submit() {
+            Ok(count) => self.submitted += count as u64,
+            Err(error) if is_no_failure(&error) => {}
+            Err(error) => return Err(error),
+        }
+        // SAFETY: as above.
+        unsafe { self.ring.submission().push(&entry) }.map_err(|_| io::Error::other("the submission queue stays full"))
+    }
+}
+
+fn register(ring: &mut IoUring, buffers: &Buffers, group: u16) -> io::Result<()> {
+    let (address, entries) = buffers.registration();
+    // SAFETY: the entries' mapping lives as long as the Ring, which drops the io_uring first.
+    unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, group, 0) }
+}
+
+fn message_template() -> libc::msghdr {
+    // SAFETY: all zeroes is a valid msghdr: null pointers with zero lengths.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    message
+}
+
+fn mask(readiness: Readiness) -> u32 {
+    let events = match readiness {
+        Readiness::Readable => libc::POLLIN | libc::POLLRDHUP,
+        Readiness::Writable => libc::POLLOUT,
+    };
+    events as u32
+}
+
+fn is_no_failure(error: &io::Error) -> bool {
+    // ETIME: the wait's time is up. EBUSY: completions must be taken first.
+    matches!(error.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
+fn fd(socket: BorrowedFd<'_>) -> Fd {
+    Fd(socket.as_raw_fd())
+}
