@@ -1,1 +1,1 @@
-//! Placeholder line, replaced below.
+//! Tests of the whole: see `tests/`.
