@@ -1,8 +1,25 @@
-//! The engine: workers, listeners, the controller with its health probes, and the control socket.
+//! The engine: workers, listeners, the controller with its health checks, and the control socket.
+//!
+//! [`Engine::start`] takes a checked model and returns when every worker serves it.
 
+mod control;
+mod controller;
+mod engine;
+pub mod events;
+mod house;
 pub mod listen;
+mod notify;
 pub mod plan;
 pub mod preflight;
+mod probe;
+pub mod reload;
 pub mod settings;
 pub mod shared;
+pub mod status;
 pub mod worker;
+
+pub use control::{ControlError, ControlSocket, FetchError, fetch_status};
+pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
+pub use plan::{Plan, PlanErrors, PlanInput};
+pub use preflight::{Finding, HostFacts, Severity, check_host, preflight};
+pub use status::Status;

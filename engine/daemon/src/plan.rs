@@ -14,8 +14,8 @@ use crate::preflight::HostFacts;
 pub const WORKERS_MAX: usize = 256;
 /// Pipes that each worker may lend to bulk connections (design.md 10.10).
 pub const PIPES_PER_WORKER: u32 = 32;
-/// Health checks that connect at the same time.
-pub const PROBES_MAX: usize = 64;
+/// Ports that health checks connect to at the same time.
+pub const PROBES_MAX: usize = 256;
 /// Clients that the control socket serves at the same time.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
@@ -60,8 +60,6 @@ pub struct PlanInput {
     pub cpus: Vec<usize>,
     /// Descriptors that the process may hold.
     pub nofile: u64,
-    /// Descriptors that somebody else in this process needs.
-    pub descriptors_elsewhere: u64,
     /// Memory that the process may take.
     pub memory_bytes: u64,
 }
@@ -69,12 +67,7 @@ pub struct PlanInput {
 impl PlanInput {
     /// The machine's facts as they are.
     pub fn of(facts: &HostFacts) -> PlanInput {
-        PlanInput {
-            cpus: facts.cpus.clone(),
-            nofile: facts.nofile,
-            descriptors_elsewhere: 0,
-            memory_bytes: facts.memory_bytes,
-        }
+        PlanInput { cpus: facts.cpus.clone(), nofile: facts.nofile, memory_bytes: facts.memory_bytes }
     }
 }
 
@@ -234,7 +227,7 @@ impl Plan {
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
-        let needs = Needs::of(model, cpus.len(), input);
+        let needs = Needs::of(model, cpus.len());
         let (connections, udp_sessions) = needs.bounds(model, input);
         let descriptors = needs.descriptors(connections.max, udp_sessions.max);
         let memory = needs.memory(connections.max, udp_sessions.max);
@@ -338,7 +331,7 @@ enum Use {
 }
 
 impl Needs {
-    fn of(model: &Model, workers: usize, input: &PlanInput) -> Needs {
+    fn of(model: &Model, workers: usize) -> Needs {
         let workers = workers as u64;
         let uses = |protocol| {
             if model.services.iter().any(|s| s.protocol == protocol) { Use::Needed } else { Use::Unused }
@@ -351,7 +344,7 @@ impl Needs {
         let limits = &model.limits;
         Needs {
             fixed_descriptors: vec![
-                share("process", PROCESS_DESCRIPTORS + input.descriptors_elsewhere),
+                share("process", PROCESS_DESCRIPTORS),
                 share("workers", workers * WORKER_DESCRIPTORS),
                 share("listeners", workers * sockets),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),

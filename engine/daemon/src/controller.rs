@@ -1,0 +1,279 @@
+//! The controller: runs the health checks, publishes what they change, takes reloads, answers the control socket.
+//!
+//! One thread, not pinned, apart from the workers: whatever it waits for, they go on.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc as async_mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until};
+use towpath_config::model::Model;
+use towpath_core::CheckId;
+use towpath_core::Generation;
+use towpath_core::health::{CheckPlan, CheckSchedule};
+
+use crate::control::ControlSocket;
+use crate::engine::ReloadError;
+use crate::house::House;
+use crate::plan::PROBES_MAX;
+use crate::preflight::{HostFacts, Severity, preflight};
+use crate::reload::needs_restart;
+use crate::{control, probe};
+
+/// Verdicts that come within this time of each other share one snapshot.
+const COALESCE_MS: u64 = 20;
+/// How long a reload waits for the workers before it reports which one is late.
+const ADOPT_TIMEOUT_MS: u64 = 5_000;
+/// Time between rounds of housekeeping.
+const HOUSEKEEPING_MS: u64 = 1_000;
+/// Persistence entries per stripe that one round of housekeeping looks at.
+const SWEEP_BUDGET: usize = 64;
+/// Reloads waiting for their turn.
+const COMMANDS_MAX: usize = 8;
+
+/// What others ask of the controller.
+enum Command {
+    Reload { model: Box<Model>, reply: SyncSender<Result<Generation, ReloadError>> },
+    Stop,
+}
+
+/// The controller's thread, as others hold it.
+pub(crate) struct Controller {
+    commands: async_mpsc::Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Controller {
+    /// Starts the thread; `judged` hears once every check has a verdict, or once the first checks' time is over.
+    pub(crate) fn start(
+        house: Arc<House>,
+        control: Option<ControlSocket>,
+        seed: u64,
+        judged: Sender<()>,
+    ) -> io::Result<Controller> {
+        let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+        })?;
+        Ok(Controller { commands, thread: Some(thread) })
+    }
+
+    /// Hands a model over and waits until it is in force or refused.
+    pub(crate) fn reload(&self, model: Model) -> Result<Generation, ReloadError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        self.commands
+            .blocking_send(Command::Reload { model: Box::new(model), reply })
+            .map_err(|_| ReloadError::Stopping)?;
+        answer.recv().unwrap_or(Err(ReloadError::Stopping))
+    }
+
+    /// Ends the thread; the control socket is gone afterwards.
+    pub(crate) fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        let _ended_already = self.commands.blocking_send(Command::Stop);
+        if thread.join().is_err() {
+            tracing::warn!("the controller's thread panicked");
+        }
+    }
+}
+
+/// A reload whose snapshot is published and that waits for the workers.
+struct Pending {
+    generation: Generation,
+    until: Instant,
+    reply: SyncSender<Result<Generation, ReloadError>>,
+}
+
+/// What the controller's loop keeps between its turns.
+struct Turn {
+    house: Arc<House>,
+    seed: u64,
+    places: Arc<Semaphore>,
+    probes: HashMap<CheckId, AbortHandle>,
+    publish_at: Option<Instant>,
+    judged: Option<(Sender<()>, Instant)>,
+    pending: Vec<Pending>,
+}
+
+impl Turn {
+    fn new(house: Arc<House>, seed: u64, judged: Sender<()>) -> Turn {
+        let first_checks_ms = house.truth().checks().iter().map(|plan| plan.timeout_ms).max().unwrap_or(0);
+        let patience = Instant::now() + Duration::from_millis(first_checks_ms);
+        Turn {
+            house,
+            seed,
+            places: Arc::new(Semaphore::new(PROBES_MAX)),
+            probes: HashMap::new(),
+            publish_at: None,
+            judged: Some((judged, patience)),
+            pending: Vec::new(),
+        }
+    }
+
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, control: Option<ControlSocket>) {
+        if let Some(control) = control {
+            tokio::spawn(control::serve(control, Arc::clone(&self.house)));
+        }
+        self.match_probes();
+        let house = Arc::clone(&self.house);
+        let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
+        loop {
+            self.report_judged();
+            let publish = at(self.publish_at);
+            let patience = at(self.judged.as_ref().map(|(_, until)| *until));
+            let late = at(self.pending.iter().map(|pending| pending.until).min());
+            tokio::select! {
+                command = inbox.recv() => match command {
+                    Some(Command::Reload { model, reply }) => self.reload(*model, reply),
+                    Some(Command::Stop) | None => break,
+                },
+                () = house.changed.notified() => {
+                    let soon = Instant::now() + Duration::from_millis(COALESCE_MS);
+                    self.publish_at.get_or_insert(soon);
+                }
+                () = publish => self.publish(),
+                () = house.shared.news().notified() => self.answer_pending(),
+                () = late => self.answer_pending(),
+                () = patience => {}
+                _ = housekeeping.tick() => self.keep_house(),
+            }
+        }
+        for pending in self.pending {
+            // Published, but the workers are ending.
+            let _nobody_waits = pending.reply.send(Ok(pending.generation));
+        }
+    }
+
+    /// Lets the start go on once every check has a verdict that is published, or its time is over.
+    fn report_judged(&mut self) {
+        let Some((judged, until)) = &self.judged else { return };
+        let in_time = Instant::now() < *until;
+        if in_time && (self.publish_at.is_some() || !self.house.truth().all_judged()) {
+            return;
+        }
+        let _nobody_waits = judged.send(());
+        self.judged = None;
+    }
+
+    /// Verdicts have changed: the same model, compiled again.
+    fn publish(&mut self) {
+        self.publish_at = None;
+        let mut truth = self.house.truth();
+        match truth.next(self.house.shared.generation()) {
+            Ok(snapshot) => self.house.shared.publish(snapshot),
+            Err(error) => tracing::error!("a change of health could not be taken: {error}"),
+        }
+    }
+
+    fn reload(&mut self, model: Model, reply: SyncSender<Result<Generation, ReloadError>>) {
+        match self.take(model) {
+            Err(error) => {
+                tracing::warn!("reload refused: {error}");
+                let _nobody_waits = reply.send(Err(error));
+            }
+            Ok(generation) => {
+                self.match_probes();
+                let until = Instant::now() + Duration::from_millis(ADOPT_TIMEOUT_MS);
+                self.pending.push(Pending { generation, until, reply });
+                self.answer_pending();
+            }
+        }
+    }
+
+    fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
+        let mut truth = self.house.truth();
+        let changed = needs_restart(truth.model(), &model);
+        if !changed.is_empty() {
+            return Err(ReloadError::NeedsRestart(changed));
+        }
+        let mut facts = HostFacts::gather(&model).map_err(ReloadError::Host)?;
+        // What this process holds already is in its plan, and limits do not change here.
+        facts.memory_bytes = facts.memory_bytes.saturating_add(self.house.plan.memory_total());
+        let mut findings = preflight(&model, &facts);
+        findings.retain(|finding| finding.severity == Severity::Error);
+        if !findings.is_empty() {
+            return Err(ReloadError::Preflight(findings));
+        }
+        let current = self.house.shared.snapshot();
+        let snapshot = truth.take(model, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
+        let generation = snapshot.generation;
+        self.house.shared.publish(snapshot);
+        Ok(generation)
+    }
+
+    /// Tells reloads that every worker serves theirs; one that waits too long hears so in the log.
+    fn answer_pending(&mut self) {
+        let now = Instant::now();
+        let shared = &self.house.shared;
+        self.pending.retain(|pending| {
+            let adopted = shared.all_adopted(pending.generation);
+            if !adopted && now < pending.until {
+                return true;
+            }
+            if !adopted {
+                let late: Vec<String> = shared
+                    .seats()
+                    .iter()
+                    .filter(|seat| !seat.ended() && seat.adopted() < pending.generation)
+                    .map(|seat| seat.id().to_string())
+                    .collect();
+                tracing::warn!("generation {}: worker {} does not serve it yet", pending.generation, late.join(", "));
+            }
+            let _nobody_waits = pending.reply.send(Ok(pending.generation));
+            false
+        });
+    }
+
+    fn keep_house(&mut self) {
+        self.house.shared.sweep_persistence(SWEEP_BUDGET);
+        let snapshot = self.house.shared.snapshot();
+        let mut truth = self.house.truth();
+        truth.announce_source_ports(&snapshot);
+        truth.release_gone(&self.house.shared);
+    }
+
+    /// One probe per check of the model in force, at once for a new one; those of others end.
+    fn match_probes(&mut self) {
+        let plans: Vec<CheckPlan> = self.house.truth().checks().to_vec();
+        self.probes.retain(|id, probe| {
+            let wanted = plans.iter().any(|plan| plan.id == *id);
+            if !wanted {
+                probe.abort();
+            }
+            wanted
+        });
+        for plan in plans {
+            let (id, house, places) = (plan.id, Arc::clone(&self.house), Arc::clone(&self.places));
+            let seed = self.seed ^ u64::from(id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            self.probes.entry(id).or_insert_with(|| tokio::spawn(watch(house, plan, seed, places)).abort_handle());
+        }
+    }
+}
+
+/// Checks one server for ever: at once, then at its interval.
+async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaphore>) {
+    let mut schedule = CheckSchedule::new(plan.interval_ms, seed, house.shared.now());
+    loop {
+        let wait_ms = schedule.due().ms_since(house.shared.now());
+        sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
+        let started = house.shared.now();
+        let result = probe::run(&plan, &places).await;
+        let health = house.judge(plan.id, result);
+        schedule.advance(started, health);
+    }
+}
+
+/// At this instant; never, if there is none.
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

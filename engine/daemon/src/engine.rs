@@ -1,0 +1,321 @@
+//! The life of a running process: start, reload, drain, end.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use thiserror::Error;
+use towpath_config::model::{Model, Plane};
+use towpath_core::compile::CompileError;
+use towpath_core::counters::Termination;
+use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
+use towpath_core::steering::SteeringTable;
+use towpath_core::{Generation, WorkerId};
+use towpath_sys::host;
+
+use crate::control::{ControlError, ControlSocket};
+use crate::controller::Controller;
+use crate::house::{House, Truth};
+use crate::listen::{ListenErrors, Listener, open_all, openings};
+use crate::notify::notify;
+use crate::plan::{Plan, PlanErrors, PlanInput};
+use crate::preflight::{Finding, HostFacts, Severity, preflight};
+use crate::settings::WorkerSettings;
+use crate::shared::{Phase, Shared, SharedSettings, steering_seed};
+use crate::status::Status;
+use crate::worker;
+
+/// How long a worker may take from its start until it serves.
+const WORKER_START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How a process is started, beside its configuration.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    /// Version shown in status.
+    pub version: String,
+    /// Seed of every random decision; `None` = drawn from the system, as it should be outside of tests.
+    pub seed: Option<u64>,
+    /// Descriptors that others in this process need, such as the origins of a demo.
+    pub descriptors_elsewhere: u64,
+}
+
+impl Default for StartOptions {
+    fn default() -> StartOptions {
+        StartOptions { version: env!("CARGO_PKG_VERSION").to_owned(), seed: None, descriptors_elsewhere: 0 }
+    }
+}
+
+/// Why a process did not start. Nothing of it is left behind.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The configuration cannot become a snapshot.
+    #[error("{0}")]
+    Compile(#[from] CompileError),
+    /// The control socket could not be opened.
+    #[error("{0}")]
+    Control(#[from] ControlError),
+    /// The machine could not be asked.
+    #[error("the machine could not be asked about itself: {0}")]
+    Host(#[source] io::Error),
+    /// Listeners that could not be opened.
+    #[error("{0}")]
+    Listen(#[from] ListenErrors),
+    /// Services that no code carries yet.
+    #[error("plane = \"packet\" is not available yet ({}); use plane = \"stream\"", services(.0))]
+    NotAvailable(Vec<String>),
+    /// What is to be allocated does not fit.
+    #[error("{0}")]
+    Plan(#[from] PlanErrors),
+    /// The machine does not fit the configuration.
+    #[error("{}", lines(.0))]
+    Preflight(Vec<Finding>),
+    /// A thread or an eventfd could not be made.
+    #[error("{what} could not be made: {source}")]
+    System {
+        /// What was to be made.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A worker could not begin to serve.
+    #[error("worker {worker} on CPU {cpu} could not start: {source}")]
+    Worker {
+        /// Its number.
+        worker: WorkerId,
+        /// The CPU that it was to be pinned to.
+        cpu: usize,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a reload was refused. The configuration before it stays in force.
+#[derive(Debug, Error)]
+pub enum ReloadError {
+    /// The configuration cannot become a snapshot.
+    #[error("{0}")]
+    Compile(#[source] CompileError),
+    /// The machine could not be asked.
+    #[error("the machine could not be asked about itself: {0}")]
+    Host(#[source] io::Error),
+    /// Changes that only a restart can take, each by name.
+    #[error("changed, but cannot be taken while running: {}; restart to apply", .0.join(", "))]
+    NeedsRestart(Vec<String>),
+    /// The machine does not fit the configuration.
+    #[error("{}", lines(.0))]
+    Preflight(Vec<Finding>),
+    /// The process is ending.
+    #[error("the process is ending")]
+    Stopping,
+}
+
+/// How a process is asked to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// No new connections; those there are may finish, each within the drain timeout of its service.
+    Drain,
+    /// At once.
+    Now,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As asked; so many connections and sessions were cut.
+    Stopped {
+        /// Those that drain_timeout or [`Stop::Now`] ended.
+        cut: u64,
+    },
+    /// A worker ended although nobody had asked it to, and the others were stopped.
+    WorkerLost(WorkerId),
+}
+
+/// A running load balancer.
+pub struct Engine {
+    house: Arc<House>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    controller: Mutex<Controller>,
+}
+
+impl Engine {
+    /// Starts everything; returns when all workers serve and every server has its first verdict (or the time of the first
+    /// checks is over). Until then clients wait in the listeners' queues.
+    ///
+    /// Everything that can be refused is refused before anything serves.
+    pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
+        let packet: Vec<String> =
+            model.services.iter().filter(|s| s.plane == Plane::Packet).map(|s| s.name.clone()).collect();
+        if !packet.is_empty() {
+            return Err(StartError::NotAvailable(packet));
+        }
+        let plan = plan(&model, &options)?;
+        let seed = options.seed.unwrap_or_else(system_seed);
+        let steering = Arc::new(SteeringTable::even(plan.workers.len()));
+        let (truth, first) = Truth::first(model, Arc::clone(&steering))?;
+        let openings = openings(truth.model(), |name| truth.registry().service(name));
+        let listeners = open_all(&openings, &steering, steering_seed(seed))?;
+        let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
+        let shared = Shared::new(&shared_settings(&plan, seed), first)
+            .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
+        let house = Arc::new(House::new(Arc::new(shared), plan, options.version, truth));
+        let (judged, verdicts) = mpsc::channel();
+        let controller = Controller::start(Arc::clone(&house), control, seed, judged)
+            .map_err(|source| StartError::System { what: "the controller's thread", source })?;
+        let engine = Engine { house, workers: Mutex::new(Vec::new()), controller: Mutex::new(controller) };
+        // The controller bounds the wait itself, by the time of the first checks.
+        let _ended = verdicts.recv();
+        engine.start_workers(listeners, seed)?;
+        let plan = engine.plan();
+        tracing::info!("serving: {} listeners on {} workers", plan.listeners.len(), plan.workers.len());
+        notify(&format!("READY=1\nSTATUS={} listeners on {} workers", plan.listeners.len(), plan.workers.len()));
+        Ok(engine)
+    }
+
+    /// What was allocated.
+    pub fn plan(&self) -> &Plan {
+        &self.house.plan
+    }
+
+    /// The state of everything.
+    pub fn status(&self) -> Status {
+        self.house.status()
+    }
+
+    /// Takes a new configuration: servers, weights, admin states, health, balance, persistence and timeouts. Whatever else
+    /// changed is refused by name. Returns when every worker serves it.
+    pub fn reload(&self, model: Model) -> Result<Generation, ReloadError> {
+        if self.house.shared.phase() != Phase::Running {
+            return Err(ReloadError::Stopping);
+        }
+        self.lock_controller().reload(model)
+    }
+
+    /// Asks the process to end; see [`Engine::wait`]. [`Stop::Now`] after [`Stop::Drain`] ends the drain.
+    pub fn stop(&self, how: Stop) {
+        let (phase, reason) = match how {
+            Stop::Drain => (Phase::Draining, "asked to drain"),
+            Stop::Now => (Phase::Ending, "asked to end now"),
+        };
+        if self.house.enter(phase, reason) {
+            notify("STOPPING=1");
+        }
+    }
+
+    /// Waits until all workers have ended, then ends the controller.
+    pub fn wait(&self) -> Outcome {
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // A panic does not come here: the worker's guard has aborted the process.
+            let _ended = worker.join();
+        }
+        self.lock_controller().stop();
+        match self.house.shared.lost_worker() {
+            Some(worker) => Outcome::WorkerLost(worker),
+            None => Outcome::Stopped { cut: self.cut() },
+        }
+    }
+
+    fn start_workers(&self, listeners: Vec<Vec<Listener>>, seed: u64) -> Result<(), StartError> {
+        let plan = &self.house.plan;
+        for (planned, listeners) in plan.workers.iter().zip(listeners) {
+            let id = WorkerId(planned.id);
+            let failed = |source| StartError::Worker { worker: id, cpu: planned.cpu, source };
+            let (ready, served) = mpsc::channel();
+            let settings = worker_settings(plan, seed, id);
+            let shared = Arc::clone(&self.house.shared);
+            // On an error the engine is dropped, which ends the workers that serve already.
+            let thread = worker::spawn(shared, id, planned.cpu, listeners, settings, ready).map_err(failed)?;
+            self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            match served.recv_timeout(WORKER_START_TIMEOUT) {
+                Ok(result) => result.map_err(failed)?,
+                Err(RecvTimeoutError::Timeout) => {
+                    let seconds = WORKER_START_TIMEOUT.as_secs();
+                    return Err(failed(io::Error::other(format!("it did not serve within {seconds} s"))));
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(failed(io::Error::other("its thread ended without a word")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&self) -> u64 {
+        let snapshot = self.house.shared.snapshot();
+        snapshot
+            .each_service()
+            .flat_map(|service| self.house.shared.seats().iter().filter_map(|seat| seat.peek_service(service.id)))
+            .map(|page| page.ended(Termination::DrainEnded))
+            .sum()
+    }
+
+    fn lock_controller(&self) -> std::sync::MutexGuard<'_, Controller> {
+        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Engine {
+    /// An engine that nobody waits for ends at once.
+    fn drop(&mut self) {
+        self.house.shared.enter(Phase::Ending);
+        self.wait();
+    }
+}
+
+/// Judges the machine and plans the allocation.
+fn plan(model: &Model, options: &StartOptions) -> Result<Plan, StartError> {
+    if let Err(error) = host::raise_nofile_limit() {
+        tracing::warn!("the limit on descriptors could not be raised: {error}");
+    }
+    let mut facts = HostFacts::gather(model).map_err(StartError::Host)?;
+    facts.nofile = facts.nofile.saturating_sub(options.descriptors_elsewhere);
+    let findings = preflight(model, &facts);
+    if findings.iter().any(|finding| finding.severity == Severity::Error) {
+        return Err(StartError::Preflight(findings));
+    }
+    for finding in findings {
+        tracing::warn!("{finding}");
+    }
+    Ok(Plan::new(model, &PlanInput::of(&facts))?)
+}
+
+fn shared_settings(plan: &Plan, seed: u64) -> SharedSettings {
+    SharedSettings {
+        cpus: plan.workers.iter().map(|worker| worker.cpu).collect(),
+        services_max: SERVICES_MAX,
+        real_servers_max: REAL_SERVERS_MAX,
+        connections_max: plan.connections.max,
+        udp_sessions_max: plan.udp_sessions.max,
+        persistence_entries: plan.persistence_entries,
+        seed,
+    }
+}
+
+fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
+    WorkerSettings {
+        poll: plan.poll,
+        connections_max: plan.connections.max,
+        udp_sessions_max: plan.udp_sessions.max,
+        buffers: plan.buffers,
+        buffer_bytes: plan.buffer_bytes,
+        pipes_max: plan.pipes_per_worker,
+        seed: seed.wrapping_add(u64::from(worker.0) + 1),
+    }
+}
+
+/// Randomness from the system, by way of the standard library's hash keys.
+fn system_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn services(names: &[String]) -> String {
+    names.iter().map(|name| format!("service `{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+fn lines(items: &[impl fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}

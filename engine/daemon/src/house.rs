@@ -1,0 +1,514 @@
+//! The controller's own state: the model in force, who is called what, verdicts, events; and how they read as a status.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use towpath_config::model::{Model, Protocol};
+use towpath_core::compile::{self, CompileError};
+use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
+use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::registry::Registry;
+use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use towpath_core::snat::{SnatBook, SnatLimits};
+use towpath_core::steering::SteeringTable;
+use towpath_core::{Generation, Loads, Now, RealServerId};
+
+use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::plan::Plan;
+use crate::reload::{Change, member_changes};
+use crate::shared::{Phase, Shared};
+use crate::status::{
+    HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status,
+    Usage, WorkerStatus, word,
+};
+
+/// Source addresses count as calm again below this share, so that the announcement does not flutter.
+const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
+
+/// Everything that the controller, its probes, the control socket and [`crate::Engine`] look at together.
+pub(crate) struct House {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) plan: Plan,
+    pub(crate) version: String,
+    truth: Mutex<Truth>,
+    /// A verdict has changed: the next snapshot is due.
+    pub(crate) changed: Notify,
+}
+
+/// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
+pub(crate) struct Truth {
+    model: Model,
+    registry: Registry,
+    board: HealthBoard,
+    checks: Vec<CheckPlan>,
+    book: SnatBook,
+    steering: Arc<SteeringTable>,
+    events: EventLog,
+    /// The services and members that each check judges, for events.
+    judged: HashMap<towpath_core::CheckId, Judged>,
+    /// Servers ever named and not released: what is leaving still has a name.
+    known: HashMap<RealServerId, RealServer>,
+    /// What each id had opened before it was given to the server that bears it now.
+    opened_before: HashMap<RealServerId, u64>,
+    /// Source addresses announced as nearly exhausted.
+    announced: HashSet<(Protocol, IpAddr, SocketAddr)>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Judged {
+    services: Vec<String>,
+    server: String,
+}
+
+impl Truth {
+    /// The truth at the start, and its first snapshot.
+    pub(crate) fn first(model: Model, steering: Arc<SteeringTable>) -> Result<(Truth, Arc<Snapshot>), CompileError> {
+        let mut registry = Registry::new();
+        let mut board = HealthBoard::new();
+        let mut book = SnatBook::new(SnatLimits::default());
+        let checks = compile::checks(&model, &mut registry)?;
+        board.adopt(&checks, Now(0));
+        let snapshot =
+            compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), Generation(1))?;
+        let mut truth = Truth {
+            model,
+            registry,
+            board,
+            checks,
+            book,
+            steering,
+            events: EventLog::default(),
+            judged: HashMap::new(),
+            known: HashMap::new(),
+            opened_before: HashMap::new(),
+            announced: HashSet::new(),
+        };
+        truth.learn(&snapshot);
+        Ok((truth, Arc::new(snapshot)))
+    }
+
+    pub(crate) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// The checks that run for this model.
+    pub(crate) fn checks(&self) -> &[CheckPlan] {
+        &self.checks
+    }
+
+    /// Whether every check has come to a verdict.
+    pub(crate) fn all_judged(&self) -> bool {
+        self.checks
+            .iter()
+            .all(|plan| self.board.state(plan.id).is_none_or(|state| state.health() != ServerHealth::Unknown))
+    }
+
+    /// The snapshot after `generation`, with the verdicts as they are now.
+    pub(crate) fn next(&mut self, generation: Generation) -> Result<Arc<Snapshot>, CompileError> {
+        let Truth { model, registry, board, book, steering, .. } = self;
+        let next = Generation(generation.0 + 1);
+        compile::compile(model, registry, board, book, Arc::clone(steering), next).map(Arc::new)
+    }
+
+    /// Takes a new model; any error leaves everything as it was. The snapshot that it returns is to be published.
+    ///
+    /// A server that stays keeps its verdict, also when the parameters of its check have changed: otherwise every change of an
+    /// interval would take all servers out until their next check.
+    pub(crate) fn take(&mut self, model: Model, current: &Snapshot, now: Now) -> Result<Arc<Snapshot>, CompileError> {
+        let mut registry = self.registry.clone();
+        let mut board = self.board.clone();
+        let checks = compile::checks(&model, &mut registry)?;
+        board.adopt(&checks, now);
+        let next = Generation(current.generation.0 + 1);
+        let mut snapshot =
+            compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&self.steering), next)?;
+        if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
+            snapshot =
+                compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&self.steering), next)?;
+        }
+        for change in member_changes(&self.model, &model) {
+            let (kind, from, to) = match change.change {
+                Change::Added => (EventKind::Membership, String::new(), "added".to_owned()),
+                Change::Removed => (EventKind::Membership, String::new(), "removed".to_owned()),
+                Change::Admin { from, to } => (EventKind::Admin, from, to),
+                Change::Weight { from, to } => {
+                    (EventKind::Membership, format!("weight {from}"), format!("weight {to}"))
+                }
+            };
+            let event = Event::now(kind, from, to, "")
+                .services(vec![change.service])
+                .subject(format!("server {}", change.server));
+            self.events.record(Tone::Info, event);
+        }
+        let reason = format!("generation {next}");
+        self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
+        self.model = model;
+        self.registry = registry;
+        self.board = board;
+        self.checks = checks;
+        self.learn(&snapshot);
+        Ok(Arc::new(snapshot))
+    }
+
+    /// Gives the ids of removed servers back that nobody holds any more; `all_adopted` says that no worker has an older
+    /// snapshot.
+    pub(crate) fn release_gone(&mut self, shared: &Shared) {
+        if self.registry.gone_servers().next().is_none() || !shared.all_adopted(shared.generation()) {
+            return;
+        }
+        let gone: Vec<RealServerId> =
+            self.registry.gone_servers().filter(|&server| shared.loads().active(server) == 0).collect();
+        if gone.is_empty() {
+            return;
+        }
+        shared.forget_servers(&gone);
+        for server in gone {
+            if self.registry.release_server(server) {
+                self.known.remove(&server);
+                self.opened_before.insert(server, opened_ever(shared, server));
+            }
+        }
+    }
+
+    /// Announces source addresses that have become nearly exhausted, or calm again.
+    pub(crate) fn announce_source_ports(&mut self, snapshot: &Snapshot) {
+        for fill in source_ports(snapshot) {
+            let key = (fill.protocol, fill.address, fill.destination);
+            let known = self.announced.contains(&key);
+            let subject = format!("source address {} towards {}", fill.address, fill.destination);
+            let counts = format!("{} of {} ports leased", fill.leased, fill.capacity);
+            if fill.nearly_full && !known {
+                self.announced.insert(key);
+                let reason = format!("{counts}; add an address to source.pool");
+                let event = Event::now(EventKind::SourcePorts, "calm", "nearly exhausted", reason)
+                    .services(fill.services)
+                    .subject(subject);
+                self.events.record(Tone::Warn, event);
+            } else if known && u64::from(fill.leased) * 100 < u64::from(fill.capacity) * SOURCE_PORTS_CALM_PERCENT {
+                self.announced.remove(&key);
+                let event = Event::now(EventKind::SourcePorts, "nearly exhausted", "calm", counts)
+                    .services(fill.services)
+                    .subject(subject);
+                self.events.record(Tone::Info, event);
+            }
+        }
+    }
+
+    /// Keeps and logs one event.
+    pub(crate) fn record(&mut self, tone: Tone, event: Event) {
+        self.events.record(tone, event);
+    }
+
+    /// Remembers names for status and events.
+    fn learn(&mut self, snapshot: &Snapshot) {
+        for server in snapshot.real_servers.iter().flatten() {
+            self.known.insert(server.id, server.clone());
+        }
+        self.judged.clear();
+        for service in snapshot.each_service() {
+            for target in &service.targets {
+                let Some(check) = target.check else { continue };
+                let judged = self.judged.entry(check).or_default();
+                judged.services.push(service.name.clone());
+                judged.server = format!("server {} ({})", target.name, target.address);
+            }
+        }
+    }
+
+    fn judge(&mut self, check: towpath_core::CheckId, result: CheckResult, now: Now) -> Judgement {
+        let transition = self.board.on_result(check, result, now);
+        if let Some(transition) = &transition {
+            let Judged { services, server } = self.judged.get(&check).cloned().unwrap_or_default();
+            let tone = if transition.to == ServerHealth::Down { Tone::Warn } else { Tone::Info };
+            let (from, to) = (transition.from.label(), transition.to.label());
+            let event = Event::now(EventKind::Health, from, to, &*transition.reason).services(services).subject(server);
+            self.events.record(tone, event);
+        }
+        Judgement {
+            health: self.board.state(check).map_or(ServerHealth::Unknown, |state| state.health()),
+            changed: transition.is_some(),
+        }
+    }
+}
+
+struct Judgement {
+    health: ServerHealth,
+    changed: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inherited {
+    None,
+    Some,
+}
+
+/// Gives new checks of servers that stay the verdict that the server had.
+fn inherit_verdicts(
+    board: &mut HealthBoard,
+    checks: &[CheckPlan],
+    current: &Snapshot,
+    next: &Snapshot,
+    now: Now,
+) -> Inherited {
+    let mut inherited = Inherited::None;
+    for service in next.each_service() {
+        let Some(before) = current.service(service.id) else { continue };
+        for target in service.targets.iter().filter(|target| target.health == ServerHealth::Unknown) {
+            let Some((_, was)) = before.target_of(target.server) else { continue };
+            let Some(plan) = target.check.and_then(|check| checks.iter().find(|plan| plan.id == check)) else {
+                continue;
+            };
+            let (result, times) = match was.health {
+                ServerHealth::Unknown => continue,
+                ServerHealth::Up => (CheckResult::Passed, plan.rise),
+                ServerHealth::Down => (CheckResult::Failed(was.reason.to_string()), plan.fall),
+            };
+            for _ in 0..times.max(1) {
+                board.on_result(plan.id, result.clone(), now);
+            }
+            inherited = Inherited::Some;
+        }
+    }
+    inherited
+}
+
+impl House {
+    pub(crate) fn new(shared: Arc<Shared>, plan: Plan, version: String, truth: Truth) -> House {
+        House { shared, plan, version, truth: Mutex::new(truth), changed: Notify::new() }
+    }
+
+    pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
+        self.truth.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the result of one check; says what the verdict is now, for the schedule of the next.
+    pub(crate) fn judge(&self, check: towpath_core::CheckId, result: CheckResult) -> ServerHealth {
+        let judgement = self.truth().judge(check, result, self.shared.now());
+        if judgement.changed {
+            self.changed.notify_one();
+        }
+        judgement.health
+    }
+
+    /// Moves to a later phase and notes it.
+    pub(crate) fn enter(&self, phase: Phase, reason: &str) -> bool {
+        let before = self.shared.phase();
+        let entered = self.shared.enter(phase);
+        if entered {
+            let event = Event::now(EventKind::Phase, phase_word(before), phase_word(phase), reason);
+            self.truth().record(Tone::Info, event);
+        }
+        entered
+    }
+
+    /// The state of everything, for status.
+    pub(crate) fn status(&self) -> Status {
+        let shared = &self.shared;
+        let snapshot = shared.snapshot();
+        let now = shared.now();
+        let truth = self.truth();
+        let services = truth
+            .model
+            .services
+            .iter()
+            .filter_map(|service| {
+                let compiled = snapshot.service(truth.registry.service(&service.name)?)?;
+                Some(service_status(compiled, word(&service.plane), &truth, shared, now))
+            })
+            .collect();
+        let mut leaving: Vec<LeavingServer> = truth
+            .registry
+            .gone_servers()
+            .filter_map(|id| {
+                let server = truth.known.get(&id)?;
+                let connections = shared.loads().active(id);
+                (connections > 0).then(|| LeavingServer {
+                    name: server.name.clone(),
+                    address: server.address,
+                    port: server.port,
+                    connections,
+                })
+            })
+            .collect();
+        leaving.sort_by(|a, b| a.name.cmp(&b.name));
+        Status {
+            version: self.version.clone(),
+            phase: phase_word(shared.phase()).to_owned(),
+            uptime_seconds: now.0 / 1000,
+            generation: snapshot.generation.0,
+            services,
+            leaving,
+            source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
+            workers: shared.seats().iter().map(worker_status).collect(),
+            limits: self.limits(),
+            events: truth.events.latest(crate::events::EVENTS_MAX),
+        }
+    }
+
+    fn limits(&self) -> LimitsStatus {
+        let gate = |protocol| {
+            let gate = self.shared.gate(protocol);
+            Usage { used: u64::from(gate.inside()), max: u64::from(gate.max()), refused: gate.refused() }
+        };
+        let persistence = self.shared.persistence_use();
+        LimitsStatus {
+            connections: gate(Protocol::Tcp),
+            udp_sessions: gate(Protocol::Udp),
+            persistence_entries: Usage {
+                used: persistence.entries as u64,
+                max: persistence.entries_max as u64,
+                refused: persistence.evicted,
+            },
+            descriptors: Usage { used: open_descriptors(), max: self.plan.nofile, refused: 0 },
+        }
+    }
+}
+
+fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shared, now: Now) -> ServiceStatus {
+    let pages: Vec<_> = shared.seats().iter().filter_map(|seat| seat.peek_service(service.id)).collect();
+    let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
+    let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
+    let servers: Vec<ServerStatus> =
+        service.targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
+    ServiceStatus {
+        name: service.name.clone(),
+        state: service_state(&service.targets),
+        vip: service.vip,
+        ports: service.ports.clone(),
+        protocol: word(&service.protocol),
+        plane,
+        balance: word(&service.balance),
+        persistence_ms: service.persistence.as_ref().map(|rule| rule.timeout_ms),
+        connections: shared.loads().service_active(service.id),
+        connections_max: service.max_connections,
+        accepted: counter(ServiceCounter::Accepted),
+        opened: counter(ServiceCounter::Opened),
+        bytes_from_client: counter(ServiceCounter::BytesFromClient),
+        bytes_to_client: counter(ServiceCounter::BytesToClient),
+        counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), counter(c))).collect(),
+        terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t))).collect(),
+        servers,
+    }
+}
+
+/// A server that the operator drained, halted or gave no weight is not missed.
+fn service_state(targets: &[Target]) -> ServiceState {
+    use towpath_config::model::AdminState;
+    let wanted = targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0).count();
+    match targets.iter().filter(|target| target.takes_new()).count() {
+        0 => ServiceState::Down,
+        taking if taking < wanted => ServiceState::Degraded,
+        _ => ServiceState::Up,
+    }
+}
+
+fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
+    // The board knows the latest reason, the snapshot that of the last change.
+    let state = target.check.and_then(|check| truth.board.state(check));
+    let (health, reason, since) = match state {
+        Some(state) => (state.health(), state.reason(), state.since()),
+        None => (target.health, &target.reason, target.since),
+    };
+    let before = truth.opened_before.get(&target.server).copied().unwrap_or(0);
+    ServerStatus {
+        name: target.name.clone(),
+        address: target.address,
+        port: target.port,
+        weight: target.weight,
+        admin: word(&target.admin),
+        health: match health {
+            ServerHealth::Down => HealthStatus::Down,
+            ServerHealth::Unknown => HealthStatus::Unknown,
+            ServerHealth::Up => HealthStatus::Up,
+        },
+        reason: reason.to_string(),
+        health_seconds: now.ms_since(since) / 1000,
+        connections: shared.loads().active(target.server),
+        connections_max: target.max_connections,
+        opened: opened_ever(shared, target.server).saturating_sub(before),
+    }
+}
+
+/// What all workers together have opened on this id since the start.
+fn opened_ever(shared: &Shared, server: RealServerId) -> u64 {
+    shared.seats().iter().map(|seat| seat.opened(server)).sum()
+}
+
+fn worker_status(seat: &crate::shared::Seat) -> WorkerStatus {
+    WorkerStatus {
+        id: seat.id().0,
+        cpu: seat.cpu(),
+        state: if seat.ended() { "ended" } else { "serving" }.to_owned(),
+        generation: seat.adopted().0,
+        sessions: seat.sessions(),
+        counters: WorkerCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.read(c))).collect(),
+    }
+}
+
+struct Fill {
+    services: Vec<String>,
+    protocol: Protocol,
+    address: IpAddr,
+    destination: SocketAddr,
+    leased: u32,
+    capacity: u32,
+    nearly_full: bool,
+}
+
+/// Services that name the same address towards the same server lease from the same ports: one line for all of them.
+fn source_ports(snapshot: &Snapshot) -> Vec<Fill> {
+    let mut fills: BTreeMap<(Protocol, IpAddr, SocketAddr), Fill> = BTreeMap::new();
+    for service in snapshot.each_service() {
+        let ServiceSource::Pool(pool) = &service.source else { continue };
+        for fill in pool.fill() {
+            let entry = fills.entry((service.protocol, fill.address, fill.destination)).or_insert_with(|| Fill {
+                services: Vec::new(),
+                protocol: service.protocol,
+                address: fill.address,
+                destination: fill.destination,
+                leased: fill.leased,
+                capacity: fill.capacity,
+                nearly_full: fill.is_nearly_full(),
+            });
+            entry.services.push(service.name.clone());
+        }
+    }
+    fills.into_values().collect()
+}
+
+impl Fill {
+    fn into_status(self) -> SourcePortsStatus {
+        let percent =
+            if self.capacity == 0 { 100.0 } else { f64::from(self.leased) * 100.0 / f64::from(self.capacity) };
+        SourcePortsStatus {
+            services: self.services,
+            protocol: word(&self.protocol),
+            address: self.address,
+            destination: self.destination,
+            leased: self.leased,
+            capacity: self.capacity,
+            percent: (percent * 10.0).round() / 10.0,
+            nearly_exhausted: self.nearly_full,
+        }
+    }
+}
+
+fn open_descriptors() -> u64 {
+    // One of them is the directory that is being read.
+    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1) as u64)
+}
+
+fn phase_word(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Running => "running",
+        Phase::Draining => "draining",
+        Phase::Ending => "ending",
+    }
+}

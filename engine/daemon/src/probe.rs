@@ -1,0 +1,126 @@
+//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use towpath_config::model::CheckKind;
+use towpath_core::health::{CheckPlan, CheckResult};
+
+/// Runs `plan` once: all its ports side by side, each within its timeout. `places` bounds the connections of all checks.
+pub(crate) async fn run(plan: &CheckPlan, places: &Arc<Semaphore>) -> CheckResult {
+    let CheckKind::Tcp = plan.kind;
+    let limit = Duration::from_millis(plan.timeout_ms);
+    let mut ports = JoinSet::new();
+    for socket in plan.sockets() {
+        let places = Arc::clone(places);
+        ports.spawn(async move {
+            let Ok(_place) = places.acquire_owned().await else {
+                return (socket.port(), Err("the process is ending".to_owned()));
+            };
+            (socket.port(), connect(socket, limit).await)
+        });
+    }
+    let mut results = Vec::with_capacity(plan.ports.len());
+    while let Some(result) = ports.join_next().await {
+        // A probe that panicked has no result, and a port without one has failed.
+        results.extend(result);
+    }
+    plan.judge(&results)
+}
+
+/// Connects and closes again in the ordinary way: to the server it is a client that changed its mind.
+async fn connect(socket: SocketAddr, limit: Duration) -> Result<(), String> {
+    match timeout(limit, TcpStream::connect(socket)).await {
+        Err(_) => Err(format!("no answer within {}", duration(limit))),
+        Ok(Err(error)) => Err(words(&error)),
+        Ok(Ok(_stream)) => Ok(()),
+    }
+}
+
+/// A cause in the words of an operator, without the number of the error.
+fn words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+        io::ErrorKind::TimedOut => "no answer".to_owned(),
+        _ => {
+            let text = error.to_string();
+            text.split(" (os error").next().unwrap_or_default().to_lowercase()
+        }
+    }
+}
+
+fn duration(limit: Duration) -> String {
+    let ms = limit.as_millis();
+    if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{ms} ms") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use towpath_core::health::CheckId;
+
+    use super::*;
+
+    fn plan(ports: Vec<u16>) -> CheckPlan {
+        CheckPlan {
+            id: CheckId(0),
+            address: Ipv4Addr::LOCALHOST.into(),
+            kind: CheckKind::Tcp,
+            ports,
+            interval_ms: 1000,
+            timeout_ms: 2000,
+            rise: 1,
+            fall: 1,
+        }
+    }
+
+    fn check(plan: &CheckPlan) -> CheckResult {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(plan, &Arc::new(Semaphore::new(1))))
+    }
+
+    #[test]
+    fn every_port_of_the_group_must_connect() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let second = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ports = [&first, &second].map(|l| l.local_addr().unwrap().port());
+        assert_eq!(check(&plan(ports.to_vec())), CheckResult::Passed);
+        drop(second);
+        let CheckResult::Failed(reason) = check(&plan(ports.to_vec())) else { panic!("one port is closed") };
+        assert_eq!(reason, format!("port {}: connection refused", ports[1]));
+    }
+
+    #[test]
+    fn a_silent_port_fails_after_its_timeout_with_the_time_in_the_reason() {
+        // A listener whose queue is full answers no SYN: fill it.
+        let listener = towpath_sys::socket::open_listener(
+            "127.0.0.1:0".parse().unwrap(),
+            towpath_sys::socket::Transport::Tcp,
+            &towpath_sys::socket::ListenOptions { backlog: 0, ..Default::default() },
+        )
+        .unwrap();
+        let address = towpath_sys::socket::local_address(&listener).unwrap();
+        let family = towpath_sys::socket::Family::V4;
+        let fillers: Vec<_> = (0..4)
+            .map(|_| {
+                let fd = towpath_sys::socket::tcp_socket(family).unwrap();
+                towpath_sys::socket::connect(&fd, address).unwrap();
+                fd
+            })
+            .collect();
+        let plan = CheckPlan { timeout_ms: 150, ..plan(vec![address.port()]) };
+        let CheckResult::Failed(reason) = check(&plan) else { panic!("nobody answers") };
+        assert_eq!(reason, format!("port {}: no answer within 150 ms", address.port()));
+        drop(fillers);
+    }
+}

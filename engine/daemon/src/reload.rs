@@ -1,0 +1,127 @@
+//! What a reload may change, by comparing two models; pure.
+
+use std::collections::BTreeMap;
+
+use towpath_config::model::{Model, ServerGroup, VirtualService};
+
+/// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
+///
+/// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
+/// taken while running. What listeners, workers and allocations hang on cannot.
+pub fn needs_restart(old: &Model, new: &Model) -> Vec<String> {
+    let mut changed = Vec::new();
+    // Taken apart, so that a field that is added later must be judged here.
+    let Model { runtime, limits, control, groups: _, services } = new;
+    if runtime.workers != old.runtime.workers {
+        changed.push("runtime.workers".to_owned());
+    }
+    if runtime.poll != old.runtime.poll {
+        changed.push("runtime.poll".to_owned());
+    }
+    if limits != &old.limits {
+        changed.push("limits".to_owned());
+    }
+    if control != &old.control {
+        changed.push("control".to_owned());
+    }
+    let before = by_name(&old.services);
+    let after = by_name(services);
+    for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        changed.push(format!("service `{name}` (removed)"));
+    }
+    for service in services {
+        match before.get(service.name.as_str()) {
+            None => changed.push(format!("service `{}` (added)", service.name)),
+            Some(old) => changed.extend(
+                fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{}`", service.name)),
+            ),
+        }
+    }
+    changed
+}
+
+/// The fields of one service that differ and cannot be taken.
+fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str> {
+    let VirtualService {
+        name: _,
+        vip,
+        ports,
+        protocol,
+        plane,
+        source,
+        // These are taken.
+        application: _,
+        balance: _,
+        persistence: _,
+        idle_timeout_ms: _,
+        connect_timeout_ms: _,
+        drain_timeout_ms: _,
+        redispatch: _,
+        max_connections: _,
+        group: _,
+    } = new;
+    let differences = [
+        ("vip", *vip != old.vip),
+        ("ports", *ports != old.ports),
+        ("protocol", *protocol != old.protocol),
+        ("plane", *plane != old.plane),
+        ("source", *source != old.source),
+    ];
+    differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
+}
+
+fn by_name(services: &[VirtualService]) -> BTreeMap<&str, &VirtualService> {
+    services.iter().map(|service| (service.name.as_str(), service)).collect()
+}
+
+/// One thing about a member of a service that a reload changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MemberChange {
+    pub(crate) service: String,
+    pub(crate) server: String,
+    pub(crate) change: Change,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Added,
+    Admin { from: String, to: String },
+    Removed,
+    Weight { from: u16, to: u16 },
+}
+
+/// How the members of the services differ, for the event list. A member is known by address and port.
+pub(crate) fn member_changes(old: &Model, new: &Model) -> Vec<MemberChange> {
+    let before = by_name(&old.services);
+    let mut changes = Vec::new();
+    for service in &new.services {
+        let Some(was) = before.get(service.name.as_str()) else { continue };
+        let mut note = |server: &str, change| {
+            changes.push(MemberChange { service: service.name.clone(), server: server.to_owned(), change });
+        };
+        let (old_group, new_group) = (&old.groups[was.group], &new.groups[service.group]);
+        for server in &new_group.servers {
+            let Some(old_server) = member(old_group, server.address, server.port) else {
+                note(&server.name, Change::Added);
+                continue;
+            };
+            if old_server.admin != server.admin {
+                let (from, to) = (crate::status::word(&old_server.admin), crate::status::word(&server.admin));
+                note(&server.name, Change::Admin { from, to });
+            }
+            if old_server.weight != server.weight {
+                note(&server.name, Change::Weight { from: old_server.weight, to: server.weight });
+            }
+        }
+        for server in &old_group.servers {
+            if member(new_group, server.address, server.port).is_none() {
+                note(&server.name, Change::Removed);
+            }
+        }
+    }
+    changes
+}
+
+fn member(group: &ServerGroup, address: std::net::IpAddr, port: Option<u16>) -> Option<&towpath_config::model::Server> {
+    group.servers.iter().find(|server| server.address == address && server.port == port)
+}

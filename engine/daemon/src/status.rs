@@ -1,0 +1,206 @@
+//! What `towpath status` shows: one value, read by people, programs and tests alike.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::events::Event;
+
+/// The state of a running process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: String,
+    /// `running`, `draining` or `ending`.
+    pub phase: String,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Number of the configuration and health in force.
+    pub generation: u64,
+    /// Virtual services in the order of the file.
+    pub services: Vec<ServiceStatus>,
+    /// Servers that no service names any more but that still hold connections.
+    pub leaving: Vec<LeavingServer>,
+    /// How full each source address is towards each server.
+    pub source_ports: Vec<SourcePortsStatus>,
+    /// Workers in their order.
+    pub workers: Vec<WorkerStatus>,
+    /// What is limited, and how near the limit is.
+    pub limits: LimitsStatus,
+    /// The latest changes of state, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Whether a service can serve new clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ServiceState {
+    /// No server takes new clients.
+    Down,
+    /// Some servers that should take new clients do not.
+    Degraded,
+    /// Every server that the operator wants in does.
+    Up,
+}
+
+/// One virtual service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Whether it can serve new clients.
+    pub state: ServiceState,
+    /// The address that clients use.
+    pub vip: IpAddr,
+    /// The ports that clients use.
+    pub ports: Vec<u16>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `stream` or `packet`.
+    pub plane: String,
+    /// How a server is chosen, as in the configuration.
+    pub balance: String,
+    /// How long a client comes back to its server, in milliseconds; `None` = not at all.
+    pub persistence_ms: Option<u64>,
+    /// Connections or sessions that hold a server now.
+    pub connections: u32,
+    /// Never more than so many; 0 = no limit.
+    pub connections_max: u32,
+    /// Connections or sessions that clients opened.
+    pub accepted: u64,
+    /// Those that reached a server.
+    pub opened: u64,
+    /// Payload bytes from clients to servers.
+    pub bytes_from_client: u64,
+    /// Payload bytes from servers to clients.
+    pub bytes_to_client: u64,
+    /// Every counter of the service, by label.
+    pub counters: BTreeMap<String, u64>,
+    /// How connections and sessions ended, by label.
+    pub terminations: BTreeMap<String, u64>,
+    /// Its servers in the order of the file.
+    pub servers: Vec<ServerStatus>,
+}
+
+/// What health checks say about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HealthStatus {
+    /// It takes no new clients: its check failed.
+    Down,
+    /// No verdict yet: it takes no new clients.
+    Unknown,
+    /// Its check passed, or none is configured.
+    Up,
+}
+
+/// One server of one service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its name in this service.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None` = it keeps the port that the client addressed.
+    pub port: Option<u16>,
+    /// Share of new connections relative to the others.
+    pub weight: u16,
+    /// `ready`, `drain` or `halt`.
+    pub admin: String,
+    /// What its health check says.
+    pub health: HealthStatus,
+    /// Why.
+    pub reason: String,
+    /// For how long, in seconds.
+    pub health_seconds: u64,
+    /// Connections or sessions that the server holds now, over all services.
+    pub connections: u32,
+    /// Never more than so many; 0 = no limit.
+    pub connections_max: u32,
+    /// Connections or sessions opened on the server, over all services.
+    pub opened: u64,
+}
+
+/// A server that was removed and still holds connections.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeavingServer {
+    /// The name that it had.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None` = that of the client.
+    pub port: Option<u16>,
+    /// Connections or sessions that it holds.
+    pub connections: u32,
+}
+
+/// How full one source address is towards one server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SourcePortsStatus {
+    /// The services that lease from it.
+    pub services: Vec<String>,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The source address.
+    pub address: IpAddr,
+    /// The server.
+    pub destination: SocketAddr,
+    /// Ports leased, those at rest included.
+    pub leased: u32,
+    /// Ports that can be leased.
+    pub capacity: u32,
+    /// Leased of capacity.
+    pub percent: f64,
+    /// Whether 80 % is reached.
+    pub nearly_exhausted: bool,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Its number.
+    pub id: u8,
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// `serving` or `ended`.
+    pub state: String,
+    /// The generation that it serves.
+    pub generation: u64,
+    /// Connections and sessions that it holds.
+    pub sessions: u32,
+    /// Every counter of the worker, by label.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// What is limited.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// TCP connections.
+    pub connections: Usage,
+    /// UDP sessions.
+    pub udp_sessions: Usage,
+    /// Persistence entries; those refused are those that had to make room.
+    pub persistence_entries: Usage,
+    /// File descriptors; refusals are counted per service as `out_of_descriptors`.
+    pub descriptors: Usage,
+}
+
+/// How near a limit is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// In use now.
+    pub used: u64,
+    /// The limit.
+    pub max: u64,
+    /// How often it was met.
+    pub refused: u64,
+}
+
+/// The word that the configuration has for a value of a closed set.
+pub(crate) fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
