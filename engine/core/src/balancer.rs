@@ -269,3 +269,6 @@ fn drawn(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

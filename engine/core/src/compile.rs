@@ -92,7 +92,7 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
             let key = check_key(service, server, health)?;
-            // Two passes over the old and the new checks at once may not exceed the limit: first the kept, then the rest.
+            // First what stays: old and new checks together may be more than the limit.
             if let Some(id) = next.check(&key) {
                 plans.entry(id).or_insert_with(|| plan(id, key));
             }
@@ -310,7 +310,7 @@ fn pool(
 }
 
 /// The Maglev table over the members that take new connections now.
-fn maglev(targets: &[Target]) -> Option<Arc<MaglevTable>> {
+pub(crate) fn maglev(targets: &[Target]) -> Option<Arc<MaglevTable>> {
     let members: Vec<MaglevMember> = targets
         .iter()
         .enumerate()
@@ -332,3 +332,6 @@ fn place_at<T>(table: &mut Vec<Option<T>>, index: usize) -> &mut Option<T> {
     }
     &mut table[index]
 }
+
+#[cfg(test)]
+mod tests;

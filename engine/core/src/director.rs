@@ -196,3 +196,8 @@ struct Pin {
     key: PersistenceKey,
     expires: Now,
 }
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;

@@ -218,8 +218,17 @@ impl CheckSchedule {
 /// The verdicts about all checks that run: what [`crate::compile::compile`] reads.
 #[derive(Clone, Debug, Default)]
 pub struct HealthBoard {
-    states: HashMap<CheckId, HealthState>,
+    rows: HashMap<CheckId, Row>,
 }
+
+#[derive(Clone, Debug)]
+struct Row {
+    subject: Subject,
+    state: HealthState,
+}
+
+/// What is checked, whatever the rhythm and the counts.
+type Subject = (IpAddr, CheckKind, Vec<u16>);
 
 impl HealthBoard {
     /// An empty board.
@@ -227,35 +236,67 @@ impl HealthBoard {
         HealthBoard::default()
     }
 
-    /// Keeps exactly these checks: what is known about those that stay, `Unknown` for new ones, nothing of the rest.
+    /// Keeps exactly these checks: what is known about those that stay, nothing of the rest.
+    ///
+    /// A new check is `Unknown`, unless it only asks anew what was asked before: the same ports of the same address, or the
+    /// same address in place of a check that is gone. Then that verdict holds until the new counts change it, so that a new
+    /// interval or another port takes no server out of service.
     pub fn adopt(&mut self, plans: &[CheckPlan], now: Now) {
-        let mut before = std::mem::take(&mut self.states);
-        self.states = plans
-            .iter()
-            .map(|plan| {
-                let state = before.remove(&plan.id).unwrap_or_else(|| HealthState::new(plan.rise, plan.fall, now));
-                (plan.id, state)
-            })
-            .collect();
+        let mut gone = std::mem::take(&mut self.rows);
+        for plan in plans {
+            if let Some(row) = gone.remove(&plan.id) {
+                self.rows.insert(plan.id, row);
+            }
+        }
+        let mut same_ports: HashMap<Subject, HealthState> = HashMap::new();
+        let mut same_address: HashMap<(IpAddr, CheckKind), (CheckId, HealthState)> = HashMap::new();
+        let mut before: Vec<(&CheckId, &Row)> = gone.iter().chain(&self.rows).collect();
+        before.sort_unstable_by_key(|(id, _)| **id);
+        for (_, row) in before {
+            same_ports.insert(row.subject.clone(), row.state.clone());
+        }
+        for (id, Row { subject: (address, kind, _), state }) in gone {
+            let latest = same_address.entry((address, kind)).or_insert((id, state.clone()));
+            if id > latest.0 {
+                *latest = (id, state);
+            }
+        }
+        for plan in plans {
+            if self.rows.contains_key(&plan.id) {
+                continue;
+            }
+            let subject = (plan.address, plan.kind, plan.ports.clone());
+            let mut state = HealthState::new(plan.rise, plan.fall, now);
+            let before = same_ports.get(&subject).or_else(|| Some(&same_address.get(&(plan.address, plan.kind))?.1));
+            if let Some(before) = before {
+                state.health = before.health;
+                state.since = before.since;
+                state.reason = before.reason.clone();
+            }
+            self.rows.insert(plan.id, Row { subject, state });
+        }
     }
 
     /// Takes one result; `Some` when the verdict changes and a new snapshot is due. A check that is gone is ignored.
     pub fn on_result(&mut self, check: CheckId, result: CheckResult, now: Now) -> Option<Transition> {
-        self.states.get_mut(&check)?.on_result(result, now)
+        self.rows.get_mut(&check)?.state.on_result(result, now)
     }
 
     /// What is known about `check`.
     pub fn state(&self, check: CheckId) -> Option<&HealthState> {
-        self.states.get(&check)
+        self.rows.get(&check).map(|row| &row.state)
     }
 
     /// Checks on the board.
     pub fn len(&self) -> usize {
-        self.states.len()
+        self.rows.len()
     }
 
     /// Whether no check is on the board.
     pub fn is_empty(&self) -> bool {
-        self.states.is_empty()
+        self.rows.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,8 @@ pub mod balancer;
 pub mod compile;
 pub mod counters;
 pub mod director;
+#[cfg(test)]
+mod fixtures;
 pub mod health;
 pub mod ids;
 pub mod loads;

@@ -166,3 +166,6 @@ impl Preference {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -298,3 +298,6 @@ impl PersistenceTable {
 fn place(link: Link) -> usize {
     link as usize - 1
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,379 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+use towpath_config::model::{AdminState, Balance, Persistence};
+
+use super::*;
+use crate::fixtures::{METHODS, client, half_an_hour, service, target, weighted};
+use crate::ids::ServiceId;
+use crate::loads::PlainLoads;
+use crate::snapshot::{ServerHealth, Target};
+
+const MINUTE_MS: u64 = 60_000;
+
+/// One service with everything that picks need.
+struct Stage {
+    service: Service,
+    state: BalancerState,
+    table: PersistenceTable,
+    loads: PlainLoads,
+    tried: Tried,
+    now: Now,
+}
+
+impl Stage {
+    fn new(service: Service) -> Stage {
+        Stage {
+            service,
+            state: BalancerState::new(1),
+            table: PersistenceTable::new(64, 1),
+            loads: PlainLoads::new(1, 16),
+            tried: Tried::new(),
+            now: Now(1_000_000),
+        }
+    }
+
+    fn persistent(targets: Vec<Target>, rule: Persistence) -> Stage {
+        let mut service = service(Balance::WeightedLeastConnections, targets);
+        service.persistence = Some(rule);
+        Stage::new(service)
+    }
+
+    fn pick(&mut self, client: SocketAddr) -> Result<(u16, PickReason), Refusal> {
+        let Stage { service, state, table, loads, tried, now } = self;
+        pick(service, state, table, loads, client, tried, *now).map(|pick| {
+            assert_eq!(service.targets[pick.target.index()].server, pick.server);
+            (pick.server.0, pick.why)
+        })
+    }
+
+    fn close(&self, server: u16) {
+        self.loads.close(self.service.id, RealServerId(server));
+    }
+
+    /// One connection, opened and closed.
+    fn visit(&mut self, client: SocketAddr) -> Result<(u16, PickReason), Refusal> {
+        let (server, why) = self.pick(client)?;
+        self.close(server);
+        Ok((server, why))
+    }
+
+    fn count(&self) -> u32 {
+        self.loads.active_of_service(self.service.id)
+    }
+}
+
+proptest! {
+    #[test]
+    fn t_01_connections_alternate_strictly_whichever_worker_takes_them(
+        workers in prop::collection::vec(0_usize..4, 20),
+        servers in 2_u16..4,
+        method in prop::sample::select(vec![
+            Balance::LeastConnections, Balance::RoundRobin, Balance::WeightedLeastConnections, Balance::WeightedRoundRobin,
+        ]),
+    ) {
+        // Each worker has a snapshot of its own; the balancer and the counts are shared.
+        let snapshots: Vec<Service> = (0..4).map(|_| service(method, (0..servers).map(target).collect())).collect();
+        let mut state = BalancerState::new(1);
+        let loads = PlainLoads::new(1, 16);
+        let mut nobody = PersistenceTable::new(0, 0);
+        let mut order = Vec::new();
+        for (n, worker) in workers.into_iter().enumerate() {
+            let mut from = client(7);
+            from.set_port(40_000 + n as u16);
+            let pick = pick(&snapshots[worker], &mut state, &mut nobody, &loads, from, &Tried::new(), Now(n as u64)).unwrap();
+            loads.close(ServiceId(0), pick.server);
+            order.push(pick.server.0);
+        }
+        let expected: Vec<u16> = (0..20).map(|n| n % servers).collect();
+        prop_assert_eq!(order, expected);
+    }
+}
+
+#[test]
+fn t_22_source_ip_brings_a_client_back_over_all_ports_and_workers() {
+    let mut stage = Stage::persistent(weighted(&[100; 3]), half_an_hour());
+    let mut homes = [0; 3];
+    for n in 0..30 {
+        let (home, why) = stage.pick(client(n)).unwrap();
+        assert_eq!(why, PickReason::Balanced);
+        homes[usize::from(home)] += 1;
+        // Other source ports: other connections, and by them other workers.
+        for port in [1_025, 40_000, 65_535] {
+            assert_eq!(stage.pick(SocketAddr::new(client(n).ip(), port)), Ok((home, PickReason::Persistent)));
+        }
+    }
+    assert_eq!(homes.iter().sum::<u32>(), 30);
+    assert!(homes.iter().all(|&clients| clients > 5), "{homes:?}");
+}
+
+#[test]
+fn t_22_without_persistence_every_connection_is_balanced_anew() {
+    let mut stage = Stage::new(service(Balance::WeightedLeastConnections, weighted(&[100; 2])));
+    let order: Vec<_> = (0..4).map(|_| stage.visit(client(1)).unwrap()).collect();
+    assert_eq!(order, [0, 1, 0, 1].map(|server| (server, PickReason::Balanced)));
+    assert!(stage.table.is_empty());
+}
+
+#[test]
+fn t_22_a_client_of_a_dead_server_is_pinned_to_another_and_stays_there() {
+    let mut stage = Stage::persistent(weighted(&[100; 2]), half_an_hour());
+    let (home, _) = stage.visit(client(1)).unwrap();
+    stage.service.targets[usize::from(home)].health = ServerHealth::Down;
+    assert_eq!(stage.visit(client(1)), Ok((1 - home, PickReason::Repinned)));
+    stage.service.targets[usize::from(home)].health = ServerHealth::Up;
+    assert_eq!(stage.visit(client(1)), Ok((1 - home, PickReason::Persistent)));
+}
+
+#[test]
+fn t_22_entries_live_29_59_after_the_last_new_connection_and_not_30_01() {
+    for (pause_ms, why) in [
+        (30 * MINUTE_MS - 1_000, PickReason::Persistent),
+        (30 * MINUTE_MS, PickReason::Persistent),
+        (30 * MINUTE_MS + 1_000, PickReason::Balanced),
+    ] {
+        let mut stage = Stage::persistent(weighted(&[100; 2]), half_an_hour());
+        stage.visit(client(1)).unwrap();
+        // A new connection starts the half hour again.
+        stage.now = stage.now + 20 * MINUTE_MS;
+        assert_eq!(stage.visit(client(1)).unwrap().1, PickReason::Persistent);
+        stage.now = stage.now + pause_ms;
+        assert_eq!(stage.visit(client(1)).unwrap().1, why, "after {pause_ms} ms");
+    }
+}
+
+#[test]
+fn t_22_clients_of_one_prefix_come_to_one_server() {
+    let rule = Persistence { ipv4_prefix: 24, ..half_an_hour() };
+    let mut stage = Stage::persistent(weighted(&[100; 2]), rule);
+    let (home, _) = stage.visit("192.0.2.1:1024".parse().unwrap()).unwrap();
+    assert_eq!(stage.visit("192.0.2.77:1024".parse().unwrap()), Ok((home, PickReason::Persistent)));
+    assert_eq!(stage.visit("192.0.3.1:1024".parse().unwrap()), Ok((1 - home, PickReason::Balanced)));
+}
+
+#[test]
+fn who_may_still_be_sent_to_the_server_of_an_entry() {
+    use AdminState::{Drain, Halt, Ready};
+    use ServerHealth::{Down, Unknown, Up};
+    // (admin, health, weight, enter_draining, whether the client comes back)
+    let table = [
+        (Ready, Up, 100, false, true),
+        (Ready, Up, 0, false, true),
+        (Ready, Down, 100, true, false),
+        (Ready, Unknown, 100, true, false),
+        (Drain, Up, 100, false, false),
+        (Drain, Up, 100, true, true),
+        (Drain, Down, 100, true, false),
+        (Halt, Up, 100, true, false),
+    ];
+    for (admin, health, weight, enter_draining, back) in table {
+        let rule = Persistence { enter_draining, ..half_an_hour() };
+        let mut stage = Stage::persistent(weighted(&[100; 2]), rule);
+        let (home, _) = stage.visit(client(1)).unwrap();
+        let member = &mut stage.service.targets[usize::from(home)];
+        (member.admin, member.health, member.weight) = (admin, health, weight);
+        let expected = if back { (home, PickReason::Persistent) } else { (1 - home, PickReason::Repinned) };
+        let case = format!("{admin:?} {health:?} weight {weight} enter_draining {enter_draining}");
+        assert_eq!(stage.visit(client(1)), Ok(expected), "{case}");
+        // A client without an entry never comes, unless nothing is wrong with the server.
+        let newcomers = (10..20).filter(|&n| stage.pick(client(n)).unwrap().0 == home).count();
+        let fine = (admin, health, weight) == (Ready, Up, 100);
+        assert_eq!(newcomers > 0, fine, "{case}");
+    }
+}
+
+#[test]
+fn a_full_server_sends_its_client_elsewhere_but_the_entry_stays() {
+    let mut stage = Stage::persistent(weighted(&[100; 2]), half_an_hour());
+    let (home, _) = stage.pick(client(1)).unwrap();
+    stage.service.targets[usize::from(home)].max_connections = 1;
+    assert_eq!(stage.pick(client(1)), Ok((1 - home, PickReason::Overflowed)));
+    stage.close(home);
+    assert_eq!(stage.pick(client(1)), Ok((home, PickReason::Persistent)));
+    // Overflowing is a new connection too: it keeps the entry alive.
+    stage.now = stage.now + 29 * MINUTE_MS;
+    assert_eq!(stage.pick(client(1)), Ok((1 - home, PickReason::Overflowed)));
+    stage.now = stage.now + 29 * MINUTE_MS;
+    stage.close(home);
+    assert_eq!(stage.pick(client(1)), Ok((home, PickReason::Persistent)));
+}
+
+#[test]
+fn a_redispatch_goes_to_an_untried_server_and_takes_the_entry_along() {
+    let mut stage = Stage::persistent(weighted(&[100; 3]), half_an_hour());
+    let (first, _) = stage.visit(client(1)).unwrap();
+    stage.tried.insert(RealServerId(first));
+    let (second, why) = stage.visit(client(1)).unwrap();
+    assert!(second != first && why == PickReason::Repinned);
+    stage.tried.insert(RealServerId(second));
+    let (third, _) = stage.visit(client(1)).unwrap();
+    assert!(third != first && third != second);
+    stage.tried.insert(RealServerId(third));
+    assert_eq!(stage.visit(client(1)), Err(Refusal::NoServer));
+    stage.tried = Tried::new();
+    assert_eq!(stage.visit(client(1)), Ok((third, PickReason::Persistent)));
+}
+
+#[test]
+fn a_refusal_says_why_and_counts_nothing() {
+    for balance in METHODS {
+        let with = |change: &dyn Fn(&mut Service)| {
+            let mut service = service(balance, weighted(&[100; 2]));
+            change(&mut service);
+            let mut stage = Stage::new(service);
+            let refusal = loop {
+                match stage.pick(client(stage.count())) {
+                    Ok(_) => assert!(stage.count() < 10, "{balance:?}: not refused"),
+                    Err(refusal) => break refusal,
+                }
+            };
+            (refusal, stage.count())
+        };
+        let every = |service: &mut Service, change: fn(&mut Target)| service.targets.iter_mut().for_each(change);
+        assert_eq!(with(&|service| service.max_connections = 3), (Refusal::ServiceFull, 3));
+        assert_eq!(with(&|service| every(service, |target| target.max_connections = 2)), (Refusal::ServersFull, 4));
+        assert_eq!(with(&|service| every(service, |target| target.weight = 0)), (Refusal::NoServer, 0));
+        assert_eq!(with(&|service| every(service, |target| target.admin = AdminState::Drain)), (Refusal::NoServer, 0));
+        assert_eq!(
+            with(&|service| every(service, |target| target.health = ServerHealth::Unknown)),
+            (Refusal::NoServer, 0)
+        );
+        assert_eq!(with(&|service| service.targets.clear()), (Refusal::NoServer, 0));
+        let one_full_one_down = |service: &mut Service| {
+            service.targets[0].max_connections = 1;
+            service.targets[1].health = ServerHealth::Down;
+        };
+        assert_eq!(with(&one_full_one_down), (Refusal::ServersFull, 1), "{balance:?}");
+    }
+}
+
+#[test]
+fn tried_remembers_the_latest_servers_and_no_more() {
+    let mut tried = Tried::new();
+    assert!(tried.is_empty() && !tried.contains(RealServerId(0)));
+    for n in 0..20 {
+        tried.insert(RealServerId(n));
+        tried.insert(RealServerId(n));
+    }
+    assert_eq!(tried.len(), TRIED_MAX);
+    assert!((0..4).all(|n| !tried.contains(RealServerId(n))) && (4..20).all(|n| tried.contains(RealServerId(n))));
+}
+
+/// Counts as the engine keeps them: shared by threads.
+struct SharedLoads {
+    services: Vec<AtomicU32>,
+    servers: Vec<AtomicU32>,
+    highest: AtomicU32,
+}
+
+impl Loads for SharedLoads {
+    fn active(&self, server: RealServerId) -> u32 {
+        self.servers[server.index()].load(Ordering::SeqCst)
+    }
+
+    fn try_open(
+        &self,
+        service: ServiceId,
+        service_max: u32,
+        server: RealServerId,
+        server_max: u32,
+    ) -> Result<(), Full> {
+        let below = |max: u32| move |n: u32| (max == 0 || n < max).then_some(n + 1);
+        let take = |cell: &AtomicU32, max| cell.fetch_update(Ordering::SeqCst, Ordering::SeqCst, below(max));
+        take(&self.services[service.index()], service_max).map_err(|_| Full::Service)?;
+        match take(&self.servers[server.index()], server_max) {
+            Ok(before) => {
+                self.highest.fetch_max(before + 1, Ordering::SeqCst);
+                Ok(())
+            }
+            Err(_) => {
+                self.services[service.index()].fetch_sub(1, Ordering::SeqCst);
+                Err(Full::Server)
+            }
+        }
+    }
+
+    fn close(&self, service: ServiceId, server: RealServerId) {
+        assert_ne!(self.services[service.index()].fetch_sub(1, Ordering::SeqCst), 0);
+        assert_ne!(self.servers[server.index()].fetch_sub(1, Ordering::SeqCst), 0);
+    }
+}
+
+/// Counts of a moment ago: another service may have taken the last place since.
+struct StaleLoads(PlainLoads);
+
+impl Loads for StaleLoads {
+    fn active(&self, _: RealServerId) -> u32 {
+        0
+    }
+
+    fn try_open(
+        &self,
+        service: ServiceId,
+        service_max: u32,
+        server: RealServerId,
+        server_max: u32,
+    ) -> Result<(), Full> {
+        self.0.try_open(service, service_max, server, server_max)
+    }
+
+    fn close(&self, service: ServiceId, server: RealServerId) {
+        self.0.close(service, server);
+    }
+}
+
+#[test]
+fn a_place_lost_to_another_service_sends_the_connection_on() {
+    for balance in METHODS {
+        let mut service = service(balance, weighted(&[100; 3]));
+        service.targets.iter_mut().for_each(|target| target.max_connections = 1);
+        let loads = StaleLoads(PlainLoads::new(1, 3));
+        let mut state = BalancerState::new(1);
+        let mut table = PersistenceTable::new(0, 0);
+        let mut next = |n| {
+            pick(&service, &mut state, &mut table, &loads, client(n), &Tried::new(), Now(0)).map(|pick| pick.server.0)
+        };
+        let mut servers: Vec<u16> = (0..3).map(|n| next(n).unwrap()).collect();
+        servers.sort_unstable();
+        assert_eq!(servers, [0, 1, 2], "{balance:?}");
+        assert_eq!(next(3), Err(Refusal::ServersFull), "{balance:?}");
+    }
+}
+
+#[test]
+fn services_on_several_threads_never_exceed_the_limit_of_a_shared_server() {
+    const THREADS: u16 = 4;
+    let counts = |len| (0..len).map(|_| AtomicU32::new(0)).collect();
+    let loads = SharedLoads { services: counts(THREADS), servers: counts(2), highest: AtomicU32::new(0) };
+    let refused = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (loads, refused) = (&loads, &refused);
+            scope.spawn(move || {
+                let mut service = service(METHODS[usize::from(thread)], weighted(&[100; 2]));
+                service.id = ServiceId(thread);
+                service.targets.iter_mut().for_each(|target| target.max_connections = 3);
+                let mut state = BalancerState::new(1);
+                let mut table = PersistenceTable::new(0, 0);
+                let mut open = Vec::new();
+                for n in 0..20_000_u32 {
+                    match pick(&service, &mut state, &mut table, loads, client(n), &Tried::new(), Now(0)) {
+                        Ok(pick) => open.push(pick.server),
+                        Err(refusal) => {
+                            assert_eq!(refusal, Refusal::ServersFull);
+                            refused.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                    // Longer than there is room for, so that a thread alone meets the limit as well.
+                    if n % 16 == 0 {
+                        open.drain(..).for_each(|server| loads.close(service.id, server));
+                    }
+                }
+                open.into_iter().for_each(|server| loads.close(service.id, server));
+            });
+        }
+    });
+    assert_eq!(loads.highest.load(Ordering::SeqCst), 3);
+    assert!(refused.load(Ordering::SeqCst) > 0);
+    assert_eq!((loads.active(RealServerId(0)), loads.active(RealServerId(1))), (0, 0));
+}

@@ -1,0 +1,142 @@
+//! Small services and models for the tests of this crate.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use towpath_config::model::{
+    AdminState, Balance, CheckKind, Control, Health, Limits, Model, Persistence, Plane, Poll, Ports, Protocol, Runtime,
+    Server, ServerGroup, Source, VirtualService, Workers,
+};
+
+use crate::compile;
+use crate::ids::{RealServerId, ServiceId};
+use crate::snapshot::{ServerHealth, Service, ServiceSource, Target};
+use crate::time::Now;
+
+/// Every method.
+pub(crate) const METHODS: [Balance; 7] = [
+    Balance::LeastConnections,
+    Balance::Maglev,
+    Balance::RandomOfTwo,
+    Balance::RoundRobin,
+    Balance::SourceHash,
+    Balance::WeightedLeastConnections,
+    Balance::WeightedRoundRobin,
+];
+
+/// A member that is up and ready, of weight 100 and without a limit.
+pub(crate) fn target(server: u16) -> Target {
+    Target {
+        server: RealServerId(server),
+        name: format!("FE-{server}"),
+        address: IpAddr::V4(Ipv4Addr::from_bits(0xc000_0200 + u32::from(server))),
+        port: None,
+        weight: 100,
+        max_connections: 0,
+        admin: AdminState::Ready,
+        health: ServerHealth::Up,
+        check: None,
+        reason: Arc::from("no health check configured"),
+        since: Now(0),
+    }
+}
+
+pub(crate) fn weighted(weights: &[u16]) -> Vec<Target> {
+    let member = |(server, &weight)| Target { weight, ..target(server as u16) };
+    weights.iter().enumerate().map(member).collect()
+}
+
+/// A service on port 5061 with these members.
+pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
+    Service {
+        id: ServiceId(0),
+        name: "front-end".into(),
+        vip: "192.0.2.250".parse().unwrap(),
+        ports: vec![443, 5061],
+        protocol: Protocol::Tcp,
+        balance,
+        persistence: None,
+        idle_timeout_ms: 1_800_000,
+        connect_timeout_ms: 4_000,
+        drain_timeout_ms: 30_000,
+        redispatch: 3,
+        max_connections: 0,
+        source: ServiceSource::Interface,
+        maglev: match balance {
+            Balance::Maglev => compile::maglev(&targets),
+            _ => None,
+        },
+        targets,
+    }
+}
+
+/// Persistence of half an hour by single addresses.
+pub(crate) fn half_an_hour() -> Persistence {
+    Persistence { timeout_ms: 1_800_000, ipv4_prefix: 32, ipv6_prefix: 128, enter_draining: false }
+}
+
+/// Client number `n`, on some port.
+pub(crate) fn client(n: u32) -> SocketAddr {
+    let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
+    SocketAddr::new(IpAddr::V4(address), 40_000 + (n % 20_000) as u16)
+}
+
+/// A model without groups and services.
+pub(crate) fn model() -> Model {
+    Model {
+        runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive },
+        limits: Limits {
+            connections: None,
+            udp_sessions: 1024,
+            persistence_entries: 1024,
+            buffers: 64,
+            buffer_bytes: 16_384,
+        },
+        control: Control { socket: None },
+        groups: Vec::new(),
+        services: Vec::new(),
+    }
+}
+
+/// Adds a service with a group of its own to `model`.
+pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresses: &[&str], health: Option<Health>) {
+    model.groups.push(ServerGroup {
+        name: name.into(),
+        servers: addresses.iter().map(|address| server(address, None)).collect(),
+        health,
+    });
+    let place = model.services.len();
+    model.services.push(VirtualService {
+        name: name.into(),
+        vip: IpAddr::V4(Ipv4Addr::new(192, 168, 10, 100 + place as u8)),
+        ports: Ports::List(ports.to_vec()),
+        protocol: Protocol::Tcp,
+        plane: Plane::Stream,
+        application: None,
+        balance: Balance::WeightedLeastConnections,
+        persistence: None,
+        idle_timeout_ms: 1_800_000,
+        connect_timeout_ms: 4_000,
+        drain_timeout_ms: 30_000,
+        redispatch: 3,
+        max_connections: 0,
+        source: Source::Interface,
+        group: model.groups.len() - 1,
+    });
+}
+
+pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
+    Server {
+        name: format!("server {address}"),
+        address: address.parse().unwrap(),
+        port,
+        weight: 100,
+        max_connections: 0,
+        admin: AdminState::Ready,
+    }
+}
+
+/// A TCP check of these ports: every 5 s, up after 2, down after 3.
+pub(crate) fn tcp_check(ports: &[u16]) -> Health {
+    Health { check: CheckKind::Tcp, ports: ports.to_vec(), interval_ms: 5_000, timeout_ms: 3_000, rise: 2, fall: 3 }
+}

@@ -1,0 +1,177 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn plan(id: u32, ports: &[u16], interval_ms: u64) -> CheckPlan {
+    CheckPlan {
+        id: CheckId(id),
+        address: "192.0.2.1".parse().unwrap(),
+        kind: CheckKind::Tcp,
+        ports: ports.to_vec(),
+        interval_ms,
+        timeout_ms: 3_000,
+        rise: 2,
+        fall: 3,
+    }
+}
+
+fn failed(reason: &str) -> CheckResult {
+    CheckResult::Failed(reason.into())
+}
+
+#[test]
+fn only_consecutive_results_change_a_verdict() {
+    // (rise, fall, results: + passed, - failed, verdict after each: u unknown, U up, D down)
+    let table = [
+        (2, 3, "++", "uU"),
+        (2, 3, "---", "uuD"),
+        (2, 3, "+-+--++", "uuuuuuU"),
+        (2, 3, "++--+--+---", "uUUUUUUUUUD"),
+        (2, 3, "---+-+-++", "uuDDDDDDU"),
+        (1, 1, "+-+-", "UDUD"),
+        (3, 1, "-+++", "DDDU"),
+        (0, 0, "+-", "UD"),
+    ];
+    for (rise, fall, results, verdicts) in table {
+        let mut state = HealthState::new(rise, fall, Now(0));
+        let mut seen = String::new();
+        for (at, result) in results.chars().enumerate() {
+            let before = state.health();
+            let result = if result == '+' { CheckResult::Passed } else { failed("refused") };
+            let transition = state.on_result(result, Now(at as u64));
+            assert_eq!(transition.is_some(), before != state.health());
+            if let Some(transition) = transition {
+                assert_eq!((transition.from, transition.to), (before, state.health()));
+                assert_eq!((transition.at, state.since()), (Now(at as u64), Now(at as u64)));
+            }
+            seen.push(match state.health() {
+                ServerHealth::Down => 'D',
+                ServerHealth::Unknown => 'u',
+                ServerHealth::Up => 'U',
+            });
+        }
+        assert_eq!(seen, verdicts, "rise {rise}, fall {fall}, results {results}");
+    }
+}
+
+#[test]
+fn the_reason_is_the_latest_that_counts() {
+    let mut state = HealthState::new(1, 2, Now(0));
+    assert_eq!(&**state.reason(), "no check has finished yet");
+    state.on_result(failed("refused"), Now(1));
+    assert_eq!(&**state.reason(), "refused");
+    state.on_result(CheckResult::Passed, Now(2));
+    assert_eq!(&**state.reason(), "check passed");
+    state.on_result(failed("refused"), Now(3));
+    assert_eq!(&**state.reason(), "check passed");
+    assert_eq!(state.against(), (1, 2));
+    let down = state.on_result(failed("timed out"), Now(4)).unwrap();
+    assert_eq!(&*down.reason, "timed out");
+    state.on_result(failed("no route"), Now(5));
+    assert_eq!(&**state.reason(), "no route");
+    assert_eq!(state.since(), Now(4));
+}
+
+#[test]
+fn a_long_reason_is_cut_between_characters() {
+    let mut state = HealthState::new(1, 1, Now(0));
+    state.on_result(failed(&format!("x{}", "ü".repeat(500))), Now(0));
+    assert_eq!(state.reason().len(), REASON_BYTES_MAX - 1);
+}
+
+#[test]
+fn t_36_a_group_passes_only_if_every_port_does() {
+    let plan = plan(0, &[444, 5061], 5_000);
+    let refused = || Err("refused".to_owned());
+    let judged = [
+        plan.judge(&[(5061, Ok(())), (444, Ok(()))]),
+        plan.judge(&[(5061, Ok(())), (444, refused())]),
+        plan.judge(&[(5061, refused()), (444, Ok(()))]),
+        plan.judge(&[(5061, refused()), (444, refused())]),
+        plan.judge(&[(5061, Ok(()))]),
+        plan.judge(&[(5061, Ok(())), (444, Ok(())), (80, refused())]),
+    ];
+    let expected = [
+        CheckResult::Passed,
+        failed("port 444: refused"),
+        failed("port 5061: refused"),
+        failed("port 444: refused; port 5061: refused"),
+        failed("port 444: not checked"),
+        CheckResult::Passed,
+    ];
+    assert_eq!(judged, expected);
+}
+
+proptest! {
+    #[test]
+    fn checks_keep_within_a_tenth_of_their_interval(seed: u64, interval_ms in 1_u64..100_000, started in 0_u64..1 << 40) {
+        let mut schedule = CheckSchedule::new(interval_ms, seed, Now(started));
+        let first = schedule.due().ms_since(Now(started));
+        prop_assert!(first < interval_ms.min(FIRST_CHECK_WINDOW_MS));
+        for health in [ServerHealth::Up, ServerHealth::Down, ServerHealth::Unknown] {
+            let interval_ms = if health == ServerHealth::Unknown { interval_ms.min(UNKNOWN_INTERVAL_MS) } else { interval_ms };
+            let due = schedule.advance(Now(started), health);
+            prop_assert_eq!(due, schedule.due());
+            let gap = due.ms_since(Now(started));
+            prop_assert!(gap * 10 >= interval_ms * 9 && gap * 10 <= interval_ms * 11, "{} of {}", gap, interval_ms);
+        }
+    }
+}
+
+#[test]
+fn checks_do_not_march_in_step_and_keep_their_interval_on_average() {
+    let mut gaps: Vec<u64> = Vec::new();
+    let mut firsts = std::collections::HashSet::new();
+    for seed in 0..200 {
+        let mut schedule = CheckSchedule::new(5_000, seed, Now(0));
+        firsts.insert(schedule.due());
+        let started = schedule.due();
+        gaps.push(schedule.advance(started, ServerHealth::Up).ms_since(started));
+    }
+    assert!(firsts.len() > 100, "{} different starts", firsts.len());
+    let mean = gaps.iter().sum::<u64>() / 200;
+    assert!((4_900..5_100).contains(&mean), "{mean}");
+    assert!(gaps.iter().any(|&gap| gap < 4_600) && gaps.iter().any(|&gap| gap > 5_400));
+}
+
+#[test]
+fn a_board_keeps_what_stays_and_ignores_what_is_gone() {
+    let elsewhere = CheckPlan { address: "192.0.2.2".parse().unwrap(), ..plan(2, &[82], 5_000) };
+    let mut board = HealthBoard::new();
+    board.adopt(&[plan(0, &[80], 5_000), plan(1, &[81], 5_000)], Now(0));
+    for at in 1..=2 {
+        board.on_result(CheckId(0), CheckResult::Passed, Now(at));
+        board.on_result(CheckId(1), CheckResult::Passed, Now(at));
+    }
+    board.adopt(&[plan(1, &[81], 5_000), elsewhere], Now(10));
+    assert_eq!(board.len(), 2);
+    assert!(board.state(CheckId(0)).is_none());
+    assert_eq!(board.on_result(CheckId(0), failed("late"), Now(11)), None);
+    let kept = board.state(CheckId(1)).unwrap();
+    assert_eq!((kept.health(), kept.since()), (ServerHealth::Up, Now(2)));
+    assert_eq!(board.state(CheckId(2)).unwrap().health(), ServerHealth::Unknown);
+}
+
+#[test]
+fn a_new_interval_or_port_takes_no_server_out_of_service() {
+    let mut board = HealthBoard::new();
+    board.adopt(&[plan(0, &[80], 5_000)], Now(0));
+    board.on_result(CheckId(0), CheckResult::Passed, Now(1));
+    board.on_result(CheckId(0), CheckResult::Passed, Now(2));
+    let health_of = |board: &HealthBoard, id| {
+        let state = board.state(CheckId(id)).unwrap();
+        (state.health(), state.since())
+    };
+    board.adopt(&[plan(1, &[80], 1_000)], Now(10));
+    assert_eq!(health_of(&board, 1), (ServerHealth::Up, Now(2)));
+    board.adopt(&[plan(2, &[80, 81], 1_000)], Now(10));
+    assert_eq!(health_of(&board, 2), (ServerHealth::Up, Now(2)));
+    // A further check of the same address is another question.
+    board.adopt(&[plan(2, &[80, 81], 1_000), plan(3, &[82], 1_000), plan(4, &[80, 81], 9_000)], Now(10));
+    assert_eq!(health_of(&board, 3), (ServerHealth::Unknown, Now(10)));
+    assert_eq!(health_of(&board, 4), (ServerHealth::Up, Now(2)));
+    for at in 11..=12 {
+        assert_eq!(board.on_result(CheckId(2), failed("refused"), Now(at)), None);
+    }
+    assert!(board.on_result(CheckId(2), failed("refused"), Now(13)).is_some());
+}
