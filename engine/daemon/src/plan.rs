@@ -48,8 +48,10 @@ const PERSISTENCE_ENTRY_BYTES: u64 = 56;
 const PIPE_BYTES: u64 = 1024 * 1024;
 /// One port map: (SNAT address, server, protocol).
 const SNAT_MAP_BYTES: u64 = 16 * 1024;
-/// Rings, timers, counters and stack of one worker.
-const WORKER_BYTES: u64 = 4 * 1024 * 1024;
+/// Rings, buffers for datagrams, counters and stack of one worker.
+const WORKER_BYTES: u64 = 12 * 1024 * 1024;
+/// A timer; every worker has one for each connection and session of the process, because one worker may hold them all.
+const TIMER_BYTES: u64 = 24;
 /// Derived limits leave this share of the memory to others.
 const DERIVED_MEMORY_SHARE: u64 = 2;
 
@@ -319,6 +321,7 @@ fn listeners(model: &Model) -> Vec<ListenerPlan> {
 struct Needs {
     fixed_descriptors: Vec<Share>,
     fixed_memory: Vec<Share>,
+    workers: u64,
     pipes_per_worker: u32,
     tcp: Use,
     udp: Use,
@@ -359,6 +362,7 @@ impl Needs {
                 share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
                 share("pipes for bulk", pipes * PIPE_BYTES),
             ],
+            workers,
             pipes_per_worker,
             tcp,
             udp,
@@ -391,7 +395,7 @@ impl Needs {
                 let left = free.saturating_sub(u64::from(udp.max) * DESCRIPTORS_PER_UDP_SESSION);
                 let by_descriptors = left / DESCRIPTORS_PER_CONNECTION;
                 let room = (input.memory_bytes / DERIVED_MEMORY_SHARE).saturating_sub(total(&self.memory(0, udp.max)));
-                let by_memory = room / (CONNECTION_BYTES + KERNEL_CONNECTION_BYTES);
+                let by_memory = room / (CONNECTION_BYTES + KERNEL_CONNECTION_BYTES + self.workers * TIMER_BYTES);
                 if by_memory < by_descriptors {
                     Bound { max: whole(by_memory), from: BoundFrom::Memory }
                 } else {
@@ -415,6 +419,7 @@ impl Needs {
         let (connections, udp_sessions) = (u64::from(connections), u64::from(udp_sessions));
         shares.push(share("connections", connections * CONNECTION_BYTES));
         shares.push(share("UDP sessions", udp_sessions * UDP_SESSION_BYTES));
+        shares.push(share("timers", self.workers * (connections + udp_sessions) * TIMER_BYTES));
         shares.push(share(
             "kernel sockets, idle",
             connections * KERNEL_CONNECTION_BYTES + udp_sessions * KERNEL_UDP_SESSION_BYTES,

@@ -125,3 +125,6 @@ pub(crate) fn member_changes(old: &Model, new: &Model) -> Vec<MemberChange> {
 fn member(group: &ServerGroup, address: std::net::IpAddr, port: Option<u16>) -> Option<&towpath_config::model::Server> {
     group.servers.iter().find(|server| server.address == address && server.port == port)
 }
+
+#[cfg(test)]
+mod tests;

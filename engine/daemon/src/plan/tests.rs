@@ -1,1 +1,170 @@
-//! Tests of the plan.
+//! What fits, what is derived, what is refused, and how it reads.
+
+use super::*;
+
+const GIB: u64 = 1 << 30;
+
+fn model(text: &str) -> Model {
+    let checked = towpath_config::check("test.toml", text);
+    let errors: Vec<String> = checked.errors().map(|d| d.message.clone()).collect();
+    checked.model.unwrap_or_else(|| panic!("{errors:?}"))
+}
+
+fn tcp_service(extra: &str) -> Model {
+    model(&format!(
+        r#"
+        {extra}
+        [[service]]
+        name = "web"
+        vip = "192.0.2.1"
+        ports = [80, 443]
+        health = {{ check = "tcp" }}
+        [[service.server]]
+        name = "one"
+        address = "192.0.2.11"
+        "#
+    ))
+}
+
+fn udp_service(extra: &str) -> Model {
+    model(&format!(
+        r#"
+        {extra}
+        [[service]]
+        name = "stun"
+        vip = "192.0.2.1"
+        ports = [3478]
+        protocol = "udp"
+        [[service.server]]
+        name = "one"
+        address = "192.0.2.11"
+        "#
+    ))
+}
+
+fn input(cpus: usize, nofile: u64) -> PlanInput {
+    PlanInput { cpus: (0..cpus).collect(), nofile, memory_bytes: 8 * GIB }
+}
+
+fn amount(shares: &[Share], what: &str) -> u64 {
+    shares.iter().find(|share| share.what == what).map_or(0, |share| share.amount)
+}
+
+#[test]
+fn connections_are_derived_from_the_descriptors_that_are_left() {
+    let plan = Plan::new(&tcp_service(""), &input(2, 20_000)).unwrap();
+    assert_eq!(plan.connections.from, BoundFrom::Descriptors);
+    let fixed = plan.descriptors_total() - amount(&plan.descriptors, "TCP connections");
+    assert_eq!(u64::from(plan.connections.max), (20_000 - fixed) / 2);
+    assert!(plan.connections.max > 9_000, "{plan}");
+    assert_eq!(amount(&plan.descriptors, "listeners"), 4, "two ports, two workers");
+    assert!(plan.descriptors_total() <= 20_000);
+}
+
+#[test]
+fn connections_are_derived_from_the_memory_where_that_is_less() {
+    let tight = PlanInput { memory_bytes: GIB, ..input(2, 4_000_000) };
+    let plan = Plan::new(&tcp_service(""), &tight).unwrap();
+    assert_eq!(plan.connections.from, BoundFrom::Memory);
+    assert!(plan.memory_total() <= GIB / DERIVED_MEMORY_SHARE, "{plan}");
+}
+
+#[test]
+fn a_configured_limit_that_cannot_fit_is_refused_with_both_ways_out() {
+    let errors = Plan::new(&tcp_service("[limits]\nconnections = 20000"), &input(2, 20_000)).unwrap_err();
+    let [PlanError::Descriptors { needed, nofile: 20_000, .. }] = &errors.0[..] else { panic!("{errors:?}") };
+    assert!(*needed > 40_000);
+    let text = errors.to_string();
+    assert!(text.contains("raise LimitNOFILE="), "{text}");
+    let most: u32 = text.rsplit("limits.connections to at most ").next().unwrap().parse().unwrap();
+    let fits = tcp_service(&format!("[limits]\nconnections = {most}"));
+    assert!(Plan::new(&fits, &input(2, 20_000)).is_ok(), "what the message proposes works");
+    let one_more = tcp_service(&format!("[limits]\nconnections = {}", most + 1));
+    assert!(Plan::new(&one_more, &input(2, 20_000)).is_err(), "and is the most that does");
+}
+
+#[test]
+fn a_process_that_may_hold_hardly_anything_is_refused() {
+    let errors = Plan::new(&tcp_service(""), &input(2, 256)).unwrap_err();
+    let [PlanError::Descriptors { needed, .. }] = &errors.0[..] else { panic!("{errors:?}") };
+    assert!(Plan::new(&tcp_service(""), &input(2, *needed)).is_ok(), "what the message asks for is enough");
+}
+
+#[test]
+fn memory_that_cannot_fit_is_refused_with_its_largest_part_first() {
+    let hungry = tcp_service("[limits]\nconnections = 64\nbuffers = 32768\nbuffer_bytes = 1048576");
+    let errors = Plan::new(&hungry, &input(2, 20_000)).unwrap_err();
+    let [PlanError::Memory { parts, available, .. }] = &errors.0[..] else { panic!("{errors:?}") };
+    assert_eq!((parts[0].what.as_str(), *available), ("receive buffers", 8 * GIB));
+}
+
+#[test]
+fn udp_sessions_give_way_to_the_descriptors_and_say_so() {
+    let plan = Plan::new(&udp_service(""), &input(2, 20_000)).unwrap();
+    assert_eq!(plan.udp_sessions.from, BoundFrom::Lowered { configured: 65_536 });
+    assert!(plan.descriptors_total() <= 20_000);
+    assert_eq!(plan.connections, Bound { max: 0, from: BoundFrom::Unused });
+    assert_eq!(plan.warnings().len(), 1);
+    let wide = Plan::new(&udp_service(""), &input(2, 200_000)).unwrap();
+    assert_eq!(wide.udp_sessions, Bound { max: 65_536, from: BoundFrom::Configured });
+    assert!(wide.warnings().is_empty());
+}
+
+#[test]
+fn cpus_that_are_not_there_are_named() {
+    let error = Plan::new(&tcp_service("[runtime]\nworkers = [0, 2, 5]"), &input(2, 20_000)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "runtime.workers names CPU 2 and 5, but this process may use CPUs 0-1; take them out, or write workers = \"auto\""
+    );
+    let plan = Plan::new(&tcp_service("[runtime]\nworkers = [1]"), &input(2, 20_000)).unwrap();
+    assert_eq!(plan.workers, [WorkerPlan { id: 0, cpu: 1 }]);
+}
+
+#[test]
+fn the_plan_reads_as_an_aligned_table() {
+    let plan = Plan::new(&tcp_service(""), &input(2, 20_000)).unwrap();
+    let expected = "\
+workers      2 on CPUs 0-1, poll adaptive
+listeners    2 × 2 workers
+  web  tcp 192.0.2.1:80
+  web  tcp 192.0.2.1:443
+connections  9,878 at most, as the descriptors allow
+UDP sessions none
+persistence  262,144 entries
+buffers      256 × 64 KiB per worker, 32 pipes for bulk
+memory       230.9 MiB at most, of 8.0 GiB
+  workers               24.0 MiB
+  receive buffers       32.0 MiB
+  persistence           14.0 MiB
+  pipes for bulk        64.0 MiB
+  connections            9.6 MiB
+  timers                 463 KiB
+  kernel sockets, idle  86.8 MiB
+descriptors  20,000 at most, of 20,000
+  process              24
+  workers               6
+  listeners             4
+  pipes for bulk      128
+  health checks         1
+  control socket       17
+  reserve              64
+  TCP connections  19,756
+";
+    let shown = plan.to_string();
+    assert_eq!(shown, expected, "{shown}");
+}
+
+#[test]
+fn numbers_are_written_as_people_write_them() {
+    let cases = [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")];
+    for (number, text) in cases {
+        assert_eq!(grouped(number), text);
+    }
+    let cases = [(0, "0 B"), (1024, "1 KiB"), (1 << 20, "1.0 MiB"), (3 << 29, "1.5 GiB")];
+    for (number, text) in cases {
+        assert_eq!(bytes(number), text);
+    }
+    assert_eq!(cpu_list(&[0, 1, 2, 5, 7, 8]), "CPUs 0-2, 5, 7-8");
+    assert_eq!(cpu_list(&[3]), "CPU 3");
+}

@@ -1,0 +1,141 @@
+//! Findings by machine, without a machine; and what this machine says.
+
+use super::*;
+
+fn model(source: &str) -> Model {
+    let text = format!(
+        r#"
+        [[service]]
+        name = "front-end"
+        vip = "192.0.2.30"
+        ports = [443]
+        source = {source}
+        [[service.server]]
+        name = "FE-1"
+        address = "192.0.2.31"
+        "#
+    );
+    let checked = towpath_config::check("test.toml", &text);
+    let errors: Vec<String> = checked.errors().map(|d| d.message.clone()).collect();
+    checked.model.unwrap_or_else(|| panic!("{errors:?}"))
+}
+
+fn ips(list: &[&str]) -> BTreeSet<IpAddr> {
+    list.iter().map(|ip| ip.parse().unwrap()).collect()
+}
+
+/// A machine that fits.
+fn facts() -> HostFacts {
+    HostFacts {
+        usable: ips(&["192.0.2.30", "192.0.2.32", "192.0.2.33"]),
+        kernel_sources: ips(&["192.0.2.10"]),
+        cpus: vec![0, 1],
+        nofile: 20_000,
+        local_ports: 32_768..=60_999,
+        reserved_ports: Vec::new(),
+        memory_bytes: 4 << 30,
+        kernel_release: "6.1.0-25-amd64".to_owned(),
+    }
+}
+
+const POOL: &str = r#"{ pool = ["192.0.2.32", "192.0.2.33"] }"#;
+
+fn messages(model: &Model, facts: &HostFacts) -> Vec<String> {
+    preflight(model, facts).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_machine_that_fits_has_no_findings() {
+    assert_eq!(messages(&model(POOL), &facts()), Vec::<String>::new());
+}
+
+#[test]
+fn addresses_that_the_machine_does_not_have_are_all_named() {
+    let bare = HostFacts { usable: ips(&["192.0.2.32"]), ..facts() };
+    assert_eq!(
+        messages(&model(POOL), &bare),
+        [
+            "error: service `front-end`: vip 192.0.2.30 is not an address of this host; add it \
+             (`ip address add 192.0.2.30/32 dev …`), or use plane = \"packet\"",
+            "error: service `front-end`: source address 192.0.2.33 is not an address of this host; add it \
+             (`ip address add 192.0.2.33/32 dev …`), or take it out of source.pool",
+        ]
+    );
+}
+
+#[test]
+fn a_pool_overlaps_the_kernels_ports_only_on_an_address_that_the_kernel_picks() {
+    let picked = HostFacts { kernel_sources: ips(&["192.0.2.32"]), ..facts() };
+    let found = messages(&model(POOL), &picked);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains("source address 192.0.2.32: ports 32768-60999 are leased here"), "{found:?}");
+    assert!(found[0].contains("net.ipv4.ip_local_reserved_ports=32768-60999"), "{found:?}");
+}
+
+#[test]
+fn a_pool_beside_or_reserved_from_the_kernels_ports_is_no_clash() {
+    let beside = r#"{ pool = ["192.0.2.32"], ports = "1024-32767" }"#;
+    let picked = HostFacts { kernel_sources: ips(&["192.0.2.32"]), ..facts() };
+    assert_eq!(messages(&model(beside), &picked), Vec::<String>::new());
+    let reserved = HostFacts { reserved_ports: vec![32_768..=50_000, 50_001..=60_999], ..picked.clone() };
+    assert_eq!(messages(&model(POOL), &reserved), Vec::<String>::new());
+    let one_short = HostFacts { reserved_ports: vec![32_768..=60_998], ..picked };
+    assert_eq!(messages(&model(POOL), &one_short).len(), 1);
+}
+
+#[test]
+fn a_kernel_below_the_floor_is_an_error_and_an_unreadable_one_is_not() {
+    for (release, findings) in [("5.15.0-91-generic", 1), ("6.0.19", 1), ("6.1.0", 0), ("6.18.44-x", 0), ("odd", 0)] {
+        let host = HostFacts { kernel_release: release.to_owned(), ..facts() };
+        assert_eq!(messages(&model(POOL), &host).len(), findings, "{release}");
+    }
+}
+
+#[test]
+fn what_the_plan_refuses_is_a_finding_of_the_process() {
+    let small = HostFacts { nofile: 100, ..facts() };
+    let findings = preflight(&model(POOL), &small);
+    assert_eq!((findings.len(), findings[0].severity, &findings[0].service), (1, Severity::Error, &None));
+    assert!(findings[0].message.contains("the process may hold 100"), "{}", findings[0]);
+}
+
+#[test]
+fn neighbours_stay_in_their_network() {
+    let cases = [
+        ("127.0.0.1", 8, Some("127.0.0.2")),
+        ("192.0.2.254", 24, Some("192.0.2.253")),
+        ("192.0.2.253", 30, Some("192.0.2.254")),
+        ("192.0.2.1", 32, None),
+        ("2001:db8::1", 64, Some("2001:db8::")),
+        ("2001:db8::1", 128, None),
+    ];
+    for (ip, prefix, expected) in cases {
+        let expected: Option<IpAddr> = expected.map(|e| e.parse().unwrap());
+        assert_eq!(neighbour(ip.parse().unwrap(), prefix), expected, "{ip}/{prefix}");
+    }
+}
+
+#[test]
+fn reserved_ports_are_read_as_the_kernel_writes_them() {
+    assert_eq!(parse_ranges("8080,9000-9100\n"), [8080..=8080, 9000..=9100]);
+    assert_eq!(parse_ranges("\n"), Vec::<RangeInclusive<u16>>::new());
+}
+
+#[test]
+fn this_machine_has_its_loopback_and_not_a_documentation_address() {
+    let text = r#"
+        [[service]]
+        name = "here"
+        vip = "127.0.0.1"
+        ports = [443]
+        source = { pool = ["127.0.0.9", "192.0.2.99"] }
+        [[service.server]]
+        name = "one"
+        address = "127.0.0.2"
+        "#;
+    let model = towpath_config::check("test.toml", text).model.unwrap();
+    let facts = HostFacts::gather(&model).unwrap();
+    assert_eq!(facts.usable, ips(&["127.0.0.1", "127.0.0.9"]));
+    assert!(facts.kernel_sources.contains(&"127.0.0.1".parse::<IpAddr>().unwrap()));
+    assert!(!facts.kernel_sources.contains(&"127.0.0.9".parse::<IpAddr>().unwrap()));
+}

@@ -1,0 +1,106 @@
+//! What a reload takes and what it refuses, by name.
+
+use super::*;
+
+const BASE: &str = r#"
+[runtime]
+workers = [0]
+
+[limits]
+udp_sessions = 100
+
+[control]
+socket = "/run/towpath/a.sock"
+
+[[service]]
+name = "web"
+vip = "192.0.2.1"
+ports = [80]
+balance = "least-connections"
+idle_timeout = "10m"
+max_connections = 0
+persistence = { by = "source-ip", timeout = "30m" }
+health = { check = "tcp", interval = "5s" }
+source = { pool = ["192.0.2.5"] }
+[[service.server]]
+name = "one"
+address = "192.0.2.11"
+weight = 100
+admin = "ready"
+[[service.server]]
+name = "two"
+address = "192.0.2.12"
+"#;
+
+fn model(text: &str) -> Model {
+    let checked = towpath_config::check("test.toml", text);
+    let errors: Vec<String> = checked.errors().map(|d| d.message.clone()).collect();
+    checked.model.unwrap_or_else(|| panic!("{errors:?}\n{text}"))
+}
+
+fn edited(from: &str, to: &str) -> Model {
+    assert!(BASE.contains(from), "the edit {from:?} finds its place");
+    model(&BASE.replacen(from, to, 1))
+}
+
+#[test]
+fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
+    let cases = [
+        ("workers = [0]", "workers = [1]", "runtime.workers"),
+        ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
+        ("udp_sessions = 100", "udp_sessions = 200", "limits"),
+        ("a.sock", "b.sock", "control"),
+        ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
+        ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
+        ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
+    ];
+    let old = model(BASE);
+    for (from, to, expected) in cases {
+        assert_eq!(needs_restart(&old, &edited(from, to)), [expected], "{to}");
+    }
+}
+
+#[test]
+fn a_service_with_another_name_is_one_removed_and_one_added() {
+    let renamed = edited("name = \"web\"", "name = \"site\"");
+    assert_eq!(needs_restart(&model(BASE), &renamed), ["service `web` (removed)", "service `site` (added)"]);
+}
+
+#[test]
+fn servers_health_balance_persistence_timeouts_and_limits_are_taken() {
+    let cases = [
+        ("weight = 100", "weight = 7"),
+        ("admin = \"ready\"", "admin = \"drain\""),
+        ("address = \"192.0.2.12\"", "address = \"192.0.2.13\""),
+        ("interval = \"5s\"", "interval = \"2s\""),
+        ("least-connections", "round-robin"),
+        ("timeout = \"30m\"", "timeout = \"5m\""),
+        ("idle_timeout = \"10m\"", "idle_timeout = \"5m\""),
+        ("max_connections = 0", "max_connections = 9"),
+    ];
+    let old = model(BASE);
+    for (from, to) in cases {
+        let new = edited(from, to);
+        assert_ne!(new, old, "{to} changes the model");
+        assert_eq!(needs_restart(&old, &new), Vec::<String>::new(), "{to}");
+    }
+}
+
+#[test]
+fn changes_of_members_are_told_one_by_one() {
+    let text = BASE
+        .replacen("weight = 100", "weight = 7", 1)
+        .replacen("admin = \"ready\"", "admin = \"drain\"", 1)
+        .replacen("name = \"two\"\naddress = \"192.0.2.12\"", "name = \"three\"\naddress = \"192.0.2.13\"", 1);
+    let told: Vec<(String, Change)> =
+        member_changes(&model(BASE), &model(&text)).into_iter().map(|c| (c.server, c.change)).collect();
+    assert_eq!(
+        told,
+        [
+            ("one".to_owned(), Change::Admin { from: "ready".to_owned(), to: "drain".to_owned() }),
+            ("one".to_owned(), Change::Weight { from: 100, to: 7 }),
+            ("three".to_owned(), Change::Added),
+            ("two".to_owned(), Change::Removed),
+        ]
+    );
+}
