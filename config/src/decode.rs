@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{NOT_AVAILABLE, Report, Span};
-use crate::schema::{Availability, Default, Key, Kind, ROOT, Table};
+use crate::schema::{Availability, Default, Key, Kind, NAME_MAX, ROOT, Table};
 
 pub(crate) use scalar::{duration_text, literal};
 pub(crate) use value::{At, Entry, PortSet, Section, Value};
@@ -50,7 +50,7 @@ impl Decoder<'_> {
                 break;
             }
             let Some(key) = table.key(written.get_ref()) else {
-                self.unknown_key(written.get_ref(), written.span(), table);
+                section.broken.extend(self.unknown_key(written.get_ref(), written.span(), table));
                 continue;
             };
             let at = place(value, &written.span());
@@ -105,15 +105,20 @@ impl Decoder<'_> {
         }
     }
 
-    fn unknown_key(&mut self, name: &str, span: Span, table: &Table) {
+    /// Returns the key that was meant, which then is not missing.
+    fn unknown_key(&mut self, name: &str, span: Span, table: &'static Table) -> Option<&'static str> {
         let shown = shorten(name);
-        let place = if table.path.is_empty() { "the file".to_owned() } else { format!("`{}`", table.path) };
+        let place = match table.path.rsplit('.').next() {
+            None | Some("") => "the file".to_owned(),
+            Some(last) => format!("`{last}`"),
+        };
         let near = nearest(name, table.keys.iter().map(|key| key.name));
         let finding = self.report.error("unknown-key", &span, format!("unknown key `{shown}` in {place}"));
         match near {
             Some(near) => finding.hint(format!("did you mean `{near}`?")),
             None => finding.hint(format!("{place} may contain: {}", list(table.keys.iter().map(|key| key.name)))),
         };
+        near
     }
 
     fn key_not_available(&mut self, key: &Key, value: &Value, span: &Span, path: &str) {
@@ -377,15 +382,30 @@ fn lower(doc: &str) -> String {
 
 /// The closest of `known`, if it is close enough to be meant.
 pub(crate) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    if name.len() > 64 {
+    if name.len() > NAME_MAX {
         return None;
     }
     let plain = name.to_lowercase().replace(['_', ' '], "-");
     known
-        .map(|candidate| (strsim::damerau_levenshtein(&plain, &candidate.replace('_', "-")), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len().max(name.len()) / 3).max(1))
+        .filter_map(|candidate| {
+            let farthest = (candidate.len().max(name.len()) / 3).max(1);
+            let distance = match candidate.len().abs_diff(name.len()) <= farthest {
+                true => strsim::osa_distance(&plain, &candidate.to_lowercase().replace(['_', ' '], "-")),
+                false => return None,
+            };
+            (distance <= farthest).then_some((distance, candidate))
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+/// [`nearest`] among names of the file, of which there may be many: only so often in one check.
+pub(crate) fn nearest_name<'k>(
+    name: &str,
+    known: impl Iterator<Item = &'k str>,
+    report: &mut Report,
+) -> Option<&'k str> {
+    report.may_search().then(|| nearest(name, known)).flatten()
 }
 
 /// Text of the file inside a message: short, without control characters.

@@ -1,5 +1,6 @@
 //! What is wrong with a file, where, and what to do about it.
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -9,8 +10,14 @@ pub const DIAGNOSTICS_MAX: usize = 200;
 /// Most that are held while checking, so that they can be sorted before the rest are dropped.
 const HELD_MAX: usize = 4096;
 
+/// Searches through all names or keys of the file, of which there may be thousands.
+const SEARCHES_MAX: usize = 64;
+
 /// Code of the warning for what no code carries out yet.
 pub const NOT_AVAILABLE: &str = "not-available";
+
+/// Code of errors in the syntax of TOML itself.
+pub(crate) const SYNTAX: &str = "syntax";
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -94,6 +101,7 @@ pub(crate) struct Report {
     dropped_errors: usize,
     dropped_warnings: usize,
     spare: Option<Finding>,
+    searches: usize,
     /// The file could not be read as TOML in full: what seems to be missing may be in the part that was not read.
     pub(crate) incomplete: bool,
 }
@@ -110,6 +118,12 @@ impl Report {
     /// No further finding will be kept: costly searches for hints may stop.
     pub(crate) fn full(&self) -> bool {
         self.findings.len() >= HELD_MAX
+    }
+
+    /// Whether one more search through all names of the file is affordable.
+    pub(crate) fn may_search(&mut self) -> bool {
+        self.searches += 1;
+        self.searches <= SEARCHES_MAX
     }
 
     fn push(&mut self, severity: Severity, code: &'static str, span: &Span, message: String) -> &mut Finding {
@@ -135,6 +149,15 @@ impl Report {
         let place = |finding: &Finding| (finding.span.start, finding.span.end, finding.severity);
         self.findings.sort_by_key(place);
         self.findings.dedup();
+        // What is wrong anyway need not be available.
+        let wrong: HashSet<Span> = self
+            .findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Error)
+            .map(|finding| finding.span.clone())
+            .collect();
+        self.findings.retain(|finding| finding.code != NOT_AVAILABLE || !wrong.contains(&finding.span));
+        self.findings = one_per_broken_line(self.findings, lines);
         let excess = self.findings.len().saturating_sub(DIAGNOSTICS_MAX);
         if excess > 0 {
             self.findings.sort_by_key(|finding| (finding.severity, finding.code != NOT_AVAILABLE, finding.span.start));
@@ -163,6 +186,23 @@ impl Report {
     }
 }
 
+/// After a syntax error the rest of its line means nothing: one mistake, one message. Sorted findings stay sorted.
+fn one_per_broken_line(findings: Vec<Finding>, lines: &Lines<'_>) -> Vec<Finding> {
+    let broken: HashSet<usize> = findings
+        .iter()
+        .filter(|finding| finding.code == SYNTAX)
+        .map(|finding| lines.number(finding.span.start))
+        .collect();
+    let mut told = HashSet::new();
+    findings
+        .into_iter()
+        .filter(|finding| {
+            let line = lines.number(finding.span.start);
+            !broken.contains(&line) || told.insert(line)
+        })
+        .collect()
+}
+
 impl Finding {
     fn locate(self, lines: &Lines<'_>) -> Diagnostic {
         Diagnostic {
@@ -189,11 +229,16 @@ impl<'t> Lines<'t> {
         Lines { text, starts }
     }
 
+    /// The line of a byte, from 1.
+    fn number(&self, at: usize) -> usize {
+        self.starts.partition_point(|&first| first <= at)
+    }
+
     /// Brings any span inside the text and onto character boundaries.
     pub(crate) fn locate(&self, span: &Span) -> Location {
         let start = self.text.floor_char_boundary(span.start.min(self.text.len()));
         let end = self.text.ceil_char_boundary(span.end.clamp(start, self.text.len()));
-        let line = self.starts.partition_point(|&first| first <= start);
+        let line = self.number(start);
         let first = self.starts[line - 1];
         Location { line, column: self.text[first..start].chars().count() + 1, start, end }
     }

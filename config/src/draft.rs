@@ -149,11 +149,6 @@ impl<'s> Server<'s> {
             (None, None) => "a server".to_owned(),
         }
     }
-
-    /// The port that a connection to `service_port` goes to.
-    pub(crate) fn port_for(&self, service_port: u16) -> u16 {
-        self.port.as_ref().map_or(service_port, |port| port.value)
-    }
 }
 
 impl<'s> Service<'s> {
@@ -278,7 +273,7 @@ fn members<'s>(section: &'s Section, groups: &[Group<'s>], report: &mut Report) 
     }
     if !report.incomplete {
         let known = || groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
-        let hint = match crate::decode::nearest(group.value, known()) {
+        let hint = match crate::decode::nearest_name(group.value, known(), report) {
             Some(near) => format!("did you mean \"{near}\"?"),
             None if known().next().is_none() => "the file has no `[[group]]`; add one".to_owned(),
             None => "add a `[[group]]` of that name".to_owned(),

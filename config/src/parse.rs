@@ -3,7 +3,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::diagnostic::{Report, Span};
+use crate::diagnostic::{Report, SYNTAX, Span};
 
 /// Parses as much as there is; what is broken is reported and left out.
 pub(crate) fn parse<'t>(text: &'t str, report: &mut Report) -> Spanned<DeTable<'t>> {
@@ -16,7 +16,7 @@ pub(crate) fn parse<'t>(text: &'t str, report: &mut Report) -> Spanned<DeTable<'
         let span = error.span().unwrap_or(text.len()..text.len());
         if error.message() == "duplicate key" {
             let name = text.get(span.clone()).unwrap_or("").trim_matches(['"', '\'']);
-            let first = first_place(root.get_ref(), name, span.start);
+            let first = if report.may_search() { first_place(root.get_ref(), name, span.start) } else { None };
             let finding = report.error(
                 "duplicate-key",
                 &span,
@@ -27,14 +27,16 @@ pub(crate) fn parse<'t>(text: &'t str, report: &mut Report) -> Spanned<DeTable<'
                 finding.label(&first, "first here");
             }
         } else {
-            report.error("syntax", &span, format!("TOML syntax: {}", error.message())).hint(hint(error.message()));
+            report.error(SYNTAX, &span, format!("TOML syntax: {}", error.message())).hint(hint(error.message()));
         }
     }
     root
 }
 
 fn hint(message: &str) -> &'static str {
-    if message.contains("string") || message.contains("quote") || message.contains("literal") {
+    if message.contains("comma between array elements") || message.contains("unclosed array") {
+        "a `,` or the closing `]` is missing before this"
+    } else if message.contains("string") || message.contains("quote") || message.contains("literal") {
         "text stands in quotes, on one line: name = \"front-end\""
     } else if message.contains("array") || message.contains("inline table") {
         "lists are [1, 2], tables on one line are { key = value }; both end where they began or on a later line"

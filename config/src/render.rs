@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 
 use crate::diagnostic::{Diagnostic, Severity};
 
 /// Longest part of the file that one diagnostic is drawn over; places further away are told in words.
-const WINDOW_BYTES: usize = 256 * 1024;
+const WINDOW_BYTES: usize = 64 * 1024;
+/// Longest line that is drawn at all.
+const LINE_BYTES: usize = 4096;
 
 /// The text of all diagnostics. `text` is what was checked, `color` asks for ANSI escapes.
 pub fn render(diagnostics: &[Diagnostic], file_name: &str, text: &str, color: bool) -> String {
@@ -25,6 +27,7 @@ fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, text: &'a str) -> a
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
+    let title = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code);
     let primary = inside(text, diagnostic.primary.start, diagnostic.primary.end);
     let mut window = lines_around(text, &primary);
     let mut near = Vec::new();
@@ -33,22 +36,27 @@ fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, text: &'a str) -> a
         let span = inside(text, label.location.start, label.location.end);
         let lines = lines_around(text, &span);
         let wider = window.start.min(lines.start)..window.end.max(lines.end);
-        if wider.len() <= WINDOW_BYTES {
+        if wider.len() <= WINDOW_BYTES && lines.len() <= LINE_BYTES {
             window = wider;
             near.push((span, label));
         } else {
             far.push(label);
         }
     }
-    let shift = |span: Range<usize>| span.start - window.start..span.end - window.start;
-    let mut snippet = Snippet::source(&text[window.clone()])
-        .path(file_name)
-        .line_start(text[..window.start].matches('\n').count() + 1)
-        .annotation(AnnotationKind::Primary.span(shift(primary)));
-    for (span, label) in near {
-        snippet = snippet.annotation(AnnotationKind::Context.span(shift(span)).label(label.text.as_str()));
-    }
-    let mut group = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code).element(snippet);
+    let mut group = if lines_around(text, &primary).len() <= LINE_BYTES {
+        let shift = |span: Range<usize>| span.start - window.start..span.end - window.start;
+        let mut snippet = Snippet::source(&text[window.clone()])
+            .path(file_name)
+            .line_start(text[..window.start].matches('\n').count() + 1)
+            .annotation(AnnotationKind::Primary.span(shift(primary)));
+        for (span, label) in near {
+            snippet = snippet.annotation(AnnotationKind::Context.span(shift(span)).label(label.text.as_str()));
+        }
+        title.element(snippet)
+    } else {
+        far.extend(near.into_iter().map(|(_, label)| label));
+        title.element(Origin::path(file_name).line(diagnostic.primary.line).char_column(diagnostic.primary.column))
+    };
     for label in far {
         let place = format!("line {}, column {}: {}", label.location.line, label.location.column, label.text);
         group = group.element(Level::NOTE.message(place));

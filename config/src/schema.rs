@@ -38,8 +38,8 @@ pub static ROOT: Table = Table {
             "Address rewriting for traffic that real servers start.",
         )
         .later(),
-        key("group", Kind::Tables(&service::GROUP, GROUPS_MAX), "Server groups that services share."),
-        key("service", Kind::Tables(&service::SERVICE, SERVICES_MAX), "Virtual services.").required(),
+        key("group", Kind::Tables(&GROUP, GROUPS_MAX), "Server groups that services share."),
+        key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.").required(),
     ],
 };
 
@@ -221,3 +221,70 @@ const SECOND: u64 = 1000 * MS;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::literal;
+
+    fn each_table(table: &'static Table, visit: &mut impl FnMut(&'static Table)) {
+        visit(table);
+        for key in table.keys {
+            each_kind(&key.kind, visit);
+        }
+    }
+
+    fn each_kind(kind: &'static Kind, visit: &mut impl FnMut(&'static Table)) {
+        match kind {
+            Kind::Table(inner) | Kind::Tables(inner, _) => each_table(inner, visit),
+            Kind::Either(kinds) => kinds.iter().for_each(|kind| each_kind(kind, visit)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_default_is_a_value_of_its_key() {
+        let mut defaults = 0;
+        each_table(&ROOT, &mut |table| {
+            for key in table.keys {
+                if let Default::Value(text) = key.default {
+                    assert!(literal(&key.kind, text).is_some(), "{}.{} = {text}", table.path, key.name);
+                    defaults += 1;
+                }
+            }
+        });
+        assert!(defaults > 50, "only {defaults} defaults found");
+    }
+
+    #[test]
+    fn no_default_needs_what_is_not_available() {
+        each_table(&ROOT, &mut |table| {
+            for key in table.keys {
+                let (Default::Value(text), Kind::Word(words)) = (key.default, key.kind) else { continue };
+                let chosen = words.iter().find(|word| word.word == text).map(|word| word.availability);
+                assert_eq!(chosen, Some(Availability::Now), "{}.{}", table.path, key.name);
+            }
+        });
+    }
+
+    #[test]
+    fn every_name_stands_once_and_every_doc_is_a_sentence() {
+        each_table(&ROOT, &mut |table| {
+            assert!(table.doc.ends_with('.'), "{}: {}", table.path, table.doc);
+            for (index, key) in table.keys.iter().enumerate() {
+                assert!(
+                    table.keys[..index].iter().all(|earlier| earlier.name != key.name),
+                    "{}.{}",
+                    table.path,
+                    key.name
+                );
+                assert!(key.doc.ends_with('.'), "{}.{}: {}", table.path, key.name, key.doc);
+                assert!(
+                    key.doc.chars().next().is_some_and(|first| first.is_uppercase() || first == '`'),
+                    "{}",
+                    key.doc
+                );
+            }
+        });
+    }
+}

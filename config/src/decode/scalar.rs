@@ -120,7 +120,9 @@ fn from_number(number: i64, kind: &Kind, at: &Span) -> Result<Value, Refusal> {
             }
             Ok(Value::Integer(number))
         }
-        Kind::Duration { min_ms, max_ms } => in_time(u64::try_from(number).ok(), number.to_string(), *min_ms, *max_ms),
+        Kind::Duration { min_ms, max_ms } => {
+            in_time(u64::try_from(number).ok(), format!("{number} ms"), *min_ms, *max_ms)
+        }
         Kind::Ports => {
             let port = port(number)?;
             Ok(Value::Ports(PortSet { ranges: vec![PortSpan { low: port, high: port, span: at.clone() }] }))

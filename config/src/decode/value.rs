@@ -56,7 +56,7 @@ impl fmt::Display for Value {
             Value::Bool(on) => write!(f, "{on}"),
             Value::Duration(ms) => write!(f, "{ms} ms"),
             Value::Integer(number) => write!(f, "{number}"),
-            Value::Network(network) => write!(f, "{}/{}", network.address, network.prefix),
+            Value::Network(network) => write!(f, "{network}"),
             Value::PortRange(low, high) => write!(f, "{low}-{high}"),
             Value::Socket(socket) => write!(f, "{socket}"),
             Value::Text(text) => write!(f, "\"{}\"", super::shorten(text)),
@@ -71,6 +71,12 @@ impl fmt::Display for Value {
 pub(crate) struct Network {
     pub(crate) address: IpAddr,
     pub(crate) prefix: u8,
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
 }
 
 impl Network {
@@ -202,6 +208,10 @@ impl Section {
     /// An integer whose range in the table fits `T`.
     pub(crate) fn number<T: TryFrom<i64>>(&self, key: &str) -> Option<At<T>> {
         self.get(key, |value| if let Value::Integer(number) = value { T::try_from(*number).ok() } else { None })
+    }
+
+    pub(crate) fn network(&self, key: &str) -> Option<At<Network>> {
+        self.get(key, |value| if let Value::Network(network) = value { Some(*network) } else { None })
     }
 
     pub(crate) fn list(&self, key: &str) -> Option<At<&[At<Value>]>> {

@@ -43,16 +43,17 @@ pub static SERVICE: Table = Table {
         key(
             "forwarding",
             Kind::Word(&[
-                later("dsr", "Direct server return: the reply bypasses the balancer."),
-                later("full-nat", "Source and destination are rewritten."),
-                later(
+                word("dsr", "Direct server return: the reply bypasses the balancer."),
+                word("full-nat", "Source and destination are rewritten."),
+                word(
                     "half-nat",
                     "Only the destination is rewritten; servers see the client and route back through the balancer.",
                 ),
             ]),
             "How packets are rewritten; packet plane only.",
         )
-        .described("`\"full-nat\"` on the packet plane"),
+        .described("`\"full-nat\"` on the packet plane")
+        .later(),
         key(
             "application",
             Kind::Word(&[
@@ -111,7 +112,7 @@ pub static SERVICE: Table = Table {
             "source",
             Kind::Either(&[
                 Kind::Word(&[
-                    later("client", "The client's own address; needs `forwarding = \"half-nat\"` on the packet plane."),
+                    word("client", "The client's own address; needs `forwarding = \"half-nat\"` on the packet plane."),
                     word("interface", "Address and port that the kernel picks."),
                     word("vip", "The VIP, with ports leased from 1024-65535."),
                 ]),
@@ -123,7 +124,7 @@ pub static SERVICE: Table = Table {
         key(
             "client_networks",
             Kind::List(&Kind::Network, 256),
-            "Networks that clients come from; half-NAT is checked against them.",
+            "Networks that clients come from, to check half-NAT against; wider than /8 (IPv6: /32) counts as anywhere.",
         )
         .described("any"),
         key(
@@ -222,14 +223,14 @@ pub static PERSISTENCE: Table = Table {
         key("ipv4_prefix", integer(1, 32, "bits"), "Prefix length that makes an IPv4 client.").default("32"),
         key("ipv6_prefix", integer(1, 128, "bits"), "Prefix length that makes an IPv6 client.").default("128"),
         key("enter_draining", Kind::Bool, "A client with an entry may still enter a draining server.").default("false"),
-        key("cookie", Kind::Name, "Name of the cookie.").default("SERVERID").later(),
+        key("cookie", Kind::Name, "Name of the cookie.").default("SERVERID"),
         key(
             "cookie_mode",
             Kind::Word(&[word("find", "Look for a cookie that the server sets."), word("insert", "Set our own.")]),
             "Who sets the cookie.",
         )
         .default("insert"),
-        key("header", Kind::Name, "Name of the header.").default("Authorization").later(),
+        key("header", Kind::Name, "Name of the header.").default("Authorization"),
     ],
 };
 
@@ -291,17 +292,14 @@ pub static HEALTH: Table = Table {
         )
         .later(),
         key("method", Kind::Word(&[word("GET", "With a body."), word("HEAD", "Without a body.")]), "HTTP method.")
-            .default("GET")
-            .later(),
-        key("path", Kind::Text, "HTTP path.").default("/").later(),
-        key("host", Kind::Text, "HTTP Host header, and the TLS name.").described("the server's address").later(),
-        key("status", Kind::Text, "HTTP status codes that count as well, e.g. `\"200-399,401\"`.")
-            .default("200-399")
-            .later(),
-        key("expect", Kind::Text, "Text that the answer must contain.").later(),
-        key("verify", Kind::Bool, "Check the server's certificate.").default("false").later(),
-        key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password.").later(),
-        key("user", Kind::Text, "RADIUS user or LDAP name.").later(),
+            .default("GET"),
+        key("path", Kind::Text, "HTTP path.").default("/"),
+        key("host", Kind::Text, "HTTP Host header, and the TLS name.").described("the server's address"),
+        key("status", Kind::Text, "HTTP status codes that count as well, e.g. `\"200-399,401\"`.").default("200-399"),
+        key("expect", Kind::Text, "Text that the answer must contain."),
+        key("verify", Kind::Bool, "Check the server's certificate.").default("false"),
+        key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password."),
+        key("user", Kind::Text, "RADIUS user or LDAP name."),
     ],
 };
 

@@ -1,0 +1,224 @@
+//! Plane, forwarding, TLS and HTTP: which of them go together.
+
+use std::net::IpAddr;
+
+use crate::decode::{Section, Value};
+use crate::diagnostic::{Report, Span};
+use crate::draft::{Draft, Service};
+use crate::model::{Plane, Protocol};
+
+pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
+    for service in &draft.services {
+        match service.plane.value {
+            Plane::Stream => stream(service, report),
+            Plane::Packet => packet(draft, service, report),
+        }
+        tls(service, report);
+        http(draft, service, report);
+    }
+}
+
+fn stream(service: &Service<'_>, report: &mut Report) {
+    if let Some(forwarding) = &service.forwarding {
+        report
+            .error(
+                "needs-packet-plane",
+                &forwarding.span,
+                format!("`forwarding = \"{}\"` is for packets, this service is on the stream plane", forwarding.value),
+            )
+            .hint("use `plane = \"packet\"`, or remove `forwarding`");
+    }
+    for key in ["next_hop", "interface"] {
+        if let Some(span) = service.section.written(key) {
+            report
+                .error(
+                    "needs-packet-plane",
+                    span,
+                    format!("`{key}` is for packets: on the stream plane the kernel routes"),
+                )
+                .hint(format!("use `plane = \"packet\"`, or remove `{key}` and set the kernel's routes"));
+        }
+    }
+}
+
+fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    for (key, what) in
+        [("connect_timeout", "connections to servers are made"), ("redispatch", "connects are tried again")]
+    {
+        if let Some(span) = service.section.written(key) {
+            report
+                .warning("no-effect", span, format!("`{key}` has no effect: {what} only on the stream plane"))
+                .hint("remove it");
+        }
+    }
+    if let Some(vip) = &service.vip
+        && let Some(next_hop) = service.section.address("next_hop")
+        && vip.value.is_ipv4() != next_hop.value.is_ipv4()
+    {
+        report
+            .error("mixed-families", &next_hop.span, "VIP and next hop are of different families")
+            .label(&vip.span, "the VIP")
+            .hint("name a next hop of the VIP's family");
+    }
+    let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.keeps_client()) else { return };
+    for server in draft.servers(service) {
+        if let (Some(vip), Some(address)) = (&service.vip, &server.address)
+            && vip.value.is_ipv4() != address.value.is_ipv4()
+        {
+            report
+                .error(
+                    "mixed-families",
+                    &address.span,
+                    format!("`forwarding = \"{}\"` cannot turn IPv4 into IPv6 or back", forwarding.value),
+                )
+                .label(&vip.span, "the VIP")
+                .hint("use `forwarding = \"full-nat\"`");
+        }
+        if let ("dsr", Some(port)) = (forwarding.value, &server.port) {
+            report
+                .error("conflicting-keys", &port.span, "direct server return cannot translate ports")
+                .label(&forwarding.span, "replies bypass the balancer")
+                .hint("remove `port`, or use `forwarding = \"full-nat\"`");
+        }
+    }
+    if forwarding.value == "half-nat" {
+        on_link_clients(draft, service, &forwarding.span, report);
+    }
+}
+
+/// A client on the servers' network gets its reply straight from the server, and resets it
+/// (requirements.md traps 1 and 2, T-29).
+fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, report: &mut Report) {
+    let hint = "use `forwarding = \"full-nat\"`, or put the servers into a network without clients";
+    let servers = || draft.servers(service).iter().filter_map(|server| server.address.as_ref());
+    if let Some(networks) = service.section.list("client_networks") {
+        for item in networks.value {
+            let Value::Network(network) = item.value else { continue };
+            if network.prefix < if network.address.is_ipv4() { 8 } else { 32 } {
+                continue;
+            }
+            if let Some(server) = servers().find(|server| network.holds(server.value)) {
+                report
+                    .error(
+                        "half-nat-on-link",
+                        &item.span,
+                        format!(
+                            "clients of {network} share a network with server {}: its replies bypass the balancer",
+                            server.value
+                        ),
+                    )
+                    .label(&server.span, "the server")
+                    .label(forwarding, "keeps the client's address")
+                    .hint(hint);
+            }
+        }
+        return;
+    }
+    let Some(vip) = &service.vip else { return };
+    if let Some(server) = servers().find(|server| shares_network(draft.root, vip.value, server.value)) {
+        report
+            .warning(
+                "half-nat-on-link",
+                forwarding,
+                format!("the VIP and server {} share a network: clients of that network will not work, replies to them bypass the balancer", server.value),
+            )
+            .label(&server.span, "the server")
+            .hint("use `forwarding = \"full-nat\"`, or say where clients come from: `client_networks = [...]`");
+    }
+}
+
+/// By the networks of `[[interface]]`.
+fn shares_network(root: &Section, one: IpAddr, other: IpAddr) -> bool {
+    let vlans = root.tables("interface").iter().flat_map(|interface| interface.tables("vlan"));
+    let owners = root.tables("interface").iter().chain(vlans).chain(root.tables("bridge"));
+    owners
+        .filter_map(|owner| owner.list("addresses"))
+        .flat_map(|list| list.value)
+        .any(|item| matches!(item.value, Value::Network(network) if network.holds(one) && network.holds(other)))
+}
+
+fn tls(service: &Service<'_>, report: &mut Report) {
+    let Some(tls) = service.section.table("tls") else { return };
+    let mode = &service.tls_mode;
+    if mode.value == "pass-through" {
+        for key in ["certificate", "client_ca"] {
+            if let Some(span) = tls.written(key) {
+                report
+                    .warning("no-effect", span, format!("`tls.{key}` has no effect: TLS passes through untouched"))
+                    .hint("use `tls.mode = \"terminate\"` or \"re-encrypt\", or remove it");
+            }
+        }
+        return;
+    }
+    if service.plane.value == Plane::Packet {
+        report
+            .error("needs-stream-plane", &mode.span, format!("`tls.mode = \"{}\"` needs the stream plane", mode.value))
+            .label(&service.plane.span, "the packet plane does not see connections")
+            .hint("use `plane = \"stream\"`, or let TLS pass through");
+    }
+    if let Some(protocol) = service.protocol.as_ref().filter(|protocol| protocol.value == Protocol::Udp) {
+        report
+            .error("conflicting-keys", &mode.span, "TLS is ended on TCP only")
+            .label(&protocol.span, "a UDP service")
+            .hint("use `tls.mode = \"pass-through\"`");
+    }
+    if tls.written("certificate").is_none() && !tls.broken.contains(&"certificate") && !report.incomplete {
+        report
+            .error("missing-key", &mode.span, format!("`tls.mode = \"{}\"` needs a certificate", mode.value))
+            .hint("add `[[service.tls.certificate]]` with `file` and `key`");
+    }
+    if let Some(client) = tls.word("client_certificate")
+        && client.value != "none"
+        && tls.written("client_ca").is_none()
+    {
+        report
+            .error("missing-key", &client.span, "client certificates are asked for, but no authority is named")
+            .hint("add `client_ca = \"...\"`");
+    }
+}
+
+fn http(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    let Some(http) = service.http else { return };
+    if service.plane.value == Plane::Packet {
+        report
+            .error("needs-stream-plane", &http.span, "HTTP mode needs the stream plane")
+            .label(&service.plane.span, "the packet plane does not see requests")
+            .hint("use `plane = \"stream\"`");
+    }
+    if let Some(protocol) = service.protocol.as_ref().filter(|protocol| protocol.value == Protocol::Udp) {
+        report
+            .error("conflicting-keys", &http.span, "HTTP mode is for TCP")
+            .label(&protocol.span, "a UDP service")
+            .hint("use `protocol = \"tcp\"`, or remove `http`");
+    }
+    for route in http.tables("route") {
+        match (route.text("group"), route.text("redirect")) {
+            (Some(group), None) => {
+                let known = || draft.groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
+                if !known().any(|name| name == group.value) && !report.incomplete {
+                    let hint = match crate::decode::nearest_name(group.value, known(), report) {
+                        Some(near) => format!("did you mean \"{near}\"?"),
+                        None => "add a `[[group]]` of that name".to_owned(),
+                    };
+                    report
+                        .error("unknown-group", &group.span, format!("no group is named \"{}\"", group.value))
+                        .hint(hint);
+                }
+            }
+            (Some(group), Some(redirect)) => {
+                report
+                    .error("conflicting-keys", &redirect.span, "a route has a group or a redirect")
+                    .label(&group.span, "the group")
+                    .hint("remove one of them");
+            }
+            (None, Some(_)) => {}
+            (None, None) => {
+                if !report.incomplete && route.broken.is_empty() {
+                    report
+                        .error("missing-key", &route.span, "a route needs a group or a redirect")
+                        .hint("add `group = \"...\"`");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! One row per mistake: the file, and every diagnostic it gets.
+
+use towpath_config::{Severity, check};
+
+use crate::{expect, service, told};
+
+#[test]
+fn five_mistakes_get_five_located_messages_in_one_run() {
+    let text = r#"
+[[service]]
+name = "front-end"
+vip = "192.168.10.30"
+ports = [135, 443, 444, 70000]
+protocl = "tcp"
+balance = "weighted-least-connection"
+idle_timeout = "30min"
+
+[[service.server]]
+name = "FE-1"
+address = "192.168.10.31"
+weight = "100"
+"#;
+    let checked = check("front-end.toml", text);
+    assert!(checked.model.is_none());
+    assert_eq!(
+        told(&checked, text),
+        [
+            ("out-of-range", "70000"),
+            ("unknown-key", "protocl"),
+            ("unknown-word", "\"weighted-least-connection\""),
+            ("wrong-unit", "\"30min\""),
+            ("wrong-type", "\"100\""),
+        ]
+    );
+    let places: Vec<_> =
+        checked.diagnostics.iter().map(|diagnostic| (diagnostic.primary.line, diagnostic.primary.column)).collect();
+    assert_eq!(places, [(5, 25), (6, 1), (7, 11), (8, 16), (13, 10)]);
+    let hints: Vec<_> = checked.diagnostics.iter().map(|diagnostic| diagnostic.hint.as_deref().unwrap_or("")).collect();
+    assert_eq!(
+        hints,
+        [
+            "ports are 1 to 65535",
+            "did you mean `protocol`?",
+            "did you mean \"weighted-least-connections\"?",
+            "did you mean \"30m\"?",
+            "write 100 without quotes",
+        ]
+    );
+}
+
+#[test]
+fn values_of_the_wrong_shape_are_errors_at_their_place() {
+    let rows: &[(&str, &str, &str, &str)] = &[
+        ("connect_timeout = 0", "", "out-of-range", "0"),
+        ("connect_timeout = \"6m\"", "", "out-of-range", "\"6m\""),
+        ("idle_timeout = \"30\"", "", "wrong-unit", "\"30\""),
+        ("idle_timeout = \"m\"", "", "wrong-unit", "\"m\""),
+        ("idle_timeout = \"-5s\"", "", "wrong-unit", "\"-5s\""),
+        ("idle_timeout = \"99999999999999999999s\"", "", "wrong-unit", "\"99999999999999999999s\""),
+        ("idle_timeout = \"9999999999999999d\"", "", "out-of-range", "\"9999999999999999d\""),
+        ("idle_timeout = 1.5", "", "wrong-type", "1.5"),
+        ("persistence = { by = \"source-ip\", timeout = 0 }", "", "out-of-range", "0"),
+        ("persistence = { by = \"source-ip\", ipv4_prefix = 33 }", "", "out-of-range", "33"),
+        ("persistence = \"source-ip\"", "", "wrong-type", "\"source-ip\""),
+        ("health = { check = \"tcp\", rise = 0 }", "", "out-of-range", "0"),
+        ("health = { check = \"tcp\", fall = 0 }", "", "out-of-range", "0"),
+        ("health = { check = \"tcp\", timeout = 0 }", "", "out-of-range", "0"),
+        ("health = { interval = \"5s\" }", "", "missing-key", "{ interval = \"5s\" }"),
+        ("redispatch = 17", "", "out-of-range", "17"),
+        ("redispatch = true", "", "wrong-type", "true"),
+        ("balance = 1", "", "wrong-type", "1"),
+        ("balance = \"fastest\"", "", "unknown-word", "\"fastest\""),
+        ("vip = \"0.0.0.0\"", "", "unusable-address", "\"0.0.0.0\""),
+        ("vip = \"::\"", "", "unusable-address", "\"::\""),
+        ("vip = \"224.0.0.9\"", "", "unusable-address", "\"224.0.0.9\""),
+        ("vip = \"ff02::1\"", "", "unusable-address", "\"ff02::1\""),
+        ("vip = \"255.255.255.255\"", "", "unusable-address", "\"255.255.255.255\""),
+        ("vip = \"::ffff:192.0.2.1\"", "", "unusable-address", "\"::ffff:192.0.2.1\""),
+        ("vip = \"192.0.2.10:443\"", "", "bad-address", "\"192.0.2.10:443\""),
+        ("vip = \"web.example.com\"", "", "bad-address", "\"web.example.com\""),
+        ("ports = []", "", "empty-list", "[]"),
+        ("ports = 0", "", "out-of-range", "0"),
+        ("ports = [80, 80]", "", "duplicate-entry", "80"),
+        ("ports = [\"80-90\", 85]", "", "duplicate-entry", "85"),
+        ("ports = \"90-80\"", "", "bad-ports", "\"90-80\""),
+        ("ports = \"80,443\"", "", "bad-ports", "\"80,443\""),
+        ("ports = [[80]]", "", "wrong-type", "[80]"),
+        ("source = { pool = [] }", "", "empty-list", "[]"),
+        ("source = { pool = [\"192.0.2.5\", \"192.0.2.5\"] }", "", "duplicate-entry", "\"192.0.2.5\""),
+        ("source = { pool = [\"192.0.2.5\"], ports = \"1024\" }", "", "", ""),
+        ("source = { ports = \"1024-65535\" }", "", "missing-key", "{ ports = \"1024-65535\" }"),
+        ("source = \"kernel\"", "", "unknown-word", "\"kernel\""),
+        ("", "weight = 65536", "out-of-range", "65536"),
+        ("", "weight = -1", "out-of-range", "-1"),
+        ("", "port = 0", "out-of-range", "0"),
+        ("", "port = 0x1_0000_0000_0000_0000", "out-of-range", "0x1_0000_0000_0000_0000"),
+        ("", "admin = \"down\"", "unknown-word", "\"down\""),
+        ("", "address = \"192.0.2.300\"", "bad-address", "\"192.0.2.300\""),
+        ("", "prot = 80", "unknown-key", "prot"),
+    ];
+    for (lines, server, code, place) in rows {
+        let expected = [(*code, *place)];
+        expect(&service(lines, server), if code.is_empty() { &[] } else { &expected });
+    }
+}
+
+#[test]
+fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judged() {
+    let rows: &[(&str, &str, &str)] = &[
+        ("balance = \"least-load\"", "", "\"least-load\""),
+        ("balance = \"response-time\"", "", "\"response-time\""),
+        ("persistence = { by = \"tls-session-id\" }", "", "\"tls-session-id\""),
+        ("drop_on_failure = true", "", "drop_on_failure"),
+        ("min_connections = 5", "", "min_connections"),
+        ("template = \"lync\"", "", "template"),
+        ("log = \"errors\"", "", "\"errors\""),
+        ("http = {}", "", "http"),
+        ("plane = \"packet\"", "", "\"packet\""),
+        ("health = { check = \"ldap\" }", "", "\"ldap\""),
+        ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
+        ("", "backup = true", "backup"),
+        ("", "min_connections = 5", "min_connections"),
+        ("", "re_encrypt = false", "re_encrypt"),
+    ];
+    for (lines, server, place) in rows {
+        let text = service(lines, server);
+        expect(&text, &[("not-available", place)]);
+        let checked = check("test.toml", &text);
+        assert_eq!(checked.unavailable().count(), 1, "{text}");
+        assert!(checked.model.is_some(), "a warning keeps the model: {text}");
+        assert!(checked.diagnostics.iter().all(|diagnostic| diagnostic.severity == Severity::Warning), "{text}");
+    }
+}
+
+#[test]
+fn a_value_equal_to_the_default_is_no_warning() {
+    let rows = [
+        ("drop_on_failure = false", ""),
+        ("min_connections = 0", ""),
+        ("tls = { mode = \"pass-through\" }", ""),
+        ("log = \"none\"", ""),
+        ("persistence = { by = \"none\" }", ""),
+        ("health = { check = \"tcp\", evict = \"service\" }", ""),
+        ("health = { check = \"none\" }", ""),
+        ("", "backup = false"),
+        ("", "min_connections = 0"),
+        ("plane = \"stream\"", "admin = \"ready\""),
+    ];
+    for (lines, server) in rows {
+        expect(&service(lines, server), &[]);
+    }
+}
+
+#[test]
+fn parts_that_are_not_available_are_still_judged() {
+    expect(
+        &service("http = { balance_each = \"packet\", login = { by = \"form\" } }", ""),
+        &[
+            ("not-available", "http"),
+            ("unknown-word", "\"packet\""),
+            ("missing-key", "{ by = \"form\" }"),
+            ("missing-key", "{ by = \"form\" }"),
+        ],
+    );
+    expect(
+        "[[interface]]\nname = \"eth0\"\naddresses = [\"10.0.0.1\"]\n[[service]]\n",
+        &[
+            ("not-available", "interface"),
+            ("bad-network", "\"10.0.0.1\""),
+            ("missing-key", "[[service]]"),
+            ("missing-key", "[[service]]"),
+            ("missing-key", "[[service]]"),
+            ("missing-key", "[[service]]"),
+        ],
+    );
+}
+
+#[test]
+fn planes_forwarding_tls_and_http_must_fit() {
+    let certificate = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
+    let later = "not-available";
+    let rows: &[(String, &[(&str, &str)])] = &[
+        ("source = \"client\"".into(), &[("needs-packet-plane", "\"client\"")]),
+        ("forwarding = \"half-nat\"".into(), &[(later, "forwarding"), ("needs-packet-plane", "\"half-nat\"")]),
+        ("ports = \"all\"\npersistence = { by = \"source-ip\" }".into(), &[("needs-packet-plane", "\"all\"")]),
+        ("plane = \"packet\"\nports = \"all\"".into(), &[(later, "\"packet\""), ("no-persistence", "\"all\"")]),
+        ("next_hop = \"192.0.2.1\"".into(), &[("needs-packet-plane", "next_hop")]),
+        ("tls = { mode = \"terminate\" }".into(), &[("missing-key", "\"terminate\"")]),
+        (certificate.into(), &[(later, "\"terminate\"")]),
+        ("tls = { certificate = [{ file = \"a.pem\" }] }".into(), &[("no-effect", "certificate")]),
+        (
+            format!("plane = \"packet\"\n{certificate}"),
+            &[(later, "\"packet\""), ("needs-stream-plane", "\"terminate\"")],
+        ),
+        ("protocol = \"udp\"\nhttp = {}".into(), &[(later, "http"), ("conflicting-keys", "{}")]),
+        (
+            "plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"vip\"".into(),
+            &[(later, "\"packet\""), (later, "forwarding"), ("conflicting-keys", "\"vip\"")],
+        ),
+        (
+            "plane = \"packet\"\nsource = \"client\"".into(),
+            &[(later, "\"packet\""), ("conflicting-keys", "\"client\"")],
+        ),
+        (
+            "plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"client\"".into(),
+            &[(later, "\"packet\""), (later, "forwarding")],
+        ),
+    ];
+    for (lines, expected) in rows {
+        expect(&service(lines, ""), expected);
+    }
+    expect(
+        &service("plane = \"packet\"\nforwarding = \"dsr\"", "port = 8443"),
+        &[(later, "\"packet\""), (later, "forwarding"), ("conflicting-keys", "8443")],
+    );
+}
+
+#[test]
+fn half_nat_with_clients_on_the_servers_network_is_refused() {
+    let packet = "plane = \"packet\"\nforwarding = \"half-nat\"";
+    let later = [("not-available", "\"packet\""), ("not-available", "forwarding")];
+    expect(
+        &service(&format!("{packet}\nclient_networks = [\"198.51.100.0/24\", \"192.0.2.0/24\"]"), ""),
+        &[later[0], later[1], ("half-nat-on-link", "\"192.0.2.0/24\"")],
+    );
+    expect(&service(&format!("{packet}\nclient_networks = [\"0.0.0.0/0\"]"), ""), &later);
+    let one_arm = format!("{}\n[[interface]]\nname = \"eth0\"\naddresses = [\"192.0.2.1/24\"]\n", service(packet, ""));
+    expect(&one_arm, &[later[0], later[1], ("half-nat-on-link", "\"half-nat\""), ("not-available", "interface")]);
+}
+
+#[test]
+fn persistence_that_reads_requests_needs_http_mode() {
+    for by in ["cookie", "header", "super-http", "super-http-and-source-ip"] {
+        let place = format!("\"{by}\"");
+        // E-08: cookies in TCP mode.
+        expect(&service(&format!("persistence = {{ by = \"{by}\" }}"), ""), &[("needs-http", &place)]);
+        expect(
+            &service(&format!("ports = [8080]\npersistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""),
+            &[("not-available", &place), ("not-available", "http")],
+        );
+        // Behind TLS that passes through there is nothing to read either.
+        expect(
+            &service(&format!("persistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""),
+            &[("needs-http", &place), ("not-available", "http")],
+        );
+    }
+    expect(&service("persistence = { by = \"source-ip\", cookie = \"A\" }", ""), &[("no-effect", "cookie")]);
+    expect(&service("persistence = { by = \"none\", timeout = \"1h\" }", ""), &[("no-effect", "timeout")]);
+}
+
+#[test]
+fn services_may_not_share_a_socket() {
+    let two = |first: &str, second: &str| {
+        format!("{}\n{}", service(first, ""), service(second, "").replace("\"web\"", "\"other\""))
+    };
+    expect(&two("", ""), &[("duplicate-socket", "443")]);
+    expect(&two("ports = [80, \"400-500\"]", "ports = [\"450-460\", 80]"), &[("duplicate-socket", "80")]);
+    expect(&two("ports = \"400-500\"", "ports = [401, \"499-510\"]"), &[("duplicate-socket", "401")]);
+    expect(&two("", "protocol = \"udp\""), &[]);
+    expect(&two("", "vip = \"192.0.2.11\""), &[]);
+    expect(&two("", "ports = [444]"), &[]);
+    expect(
+        &two("", "plane = \"packet\"\nports = \"all\"\npersistence = { by = \"source-ip\" }"),
+        &[("not-available", "\"packet\""), ("duplicate-socket", "\"all\"")],
+    );
+    let text = two("", "");
+    let checked = check("test.toml", &text);
+    let clash = &checked.diagnostics[0];
+    assert_eq!(clash.message, "services \"web\" and \"other\" both listen on 192.0.2.10:443/tcp");
+    assert_eq!((clash.primary.line, clash.labels[0].location.line), (15, 4));
+}
+
+#[test]
+fn names_are_unique_and_known() {
+    expect(&format!("{}{}", service("", ""), service("vip = \"192.0.2.11\"", "")), &[("duplicate-name", "\"web\"")]);
+    let group = |name: &str| {
+        format!("[[group]]\nname = \"{name}\"\n[[group.server]]\nname = \"one\"\naddress = \"192.0.2.21\"\n")
+    };
+    let user = "[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 443\n";
+    expect(&format!("{}{user}group = \"front\"\n", group("front")), &[]);
+    expect(
+        &format!("{}{user}group = \"fornt\"\n", group("front")),
+        &[("unused-group", "\"front\""), ("unknown-group", "\"fornt\"")],
+    );
+    expect(
+        &format!("{}{}{user}group = \"front\"\n", group("front"), group("front")),
+        &[("duplicate-name", "\"front\""), ("unused-group", "\"front\"")],
+    );
+    expect(user, &[("missing-key", "[[service]]")]);
+    expect(
+        &format!(
+            "{}{user}group = \"front\"\n[[service.server]]\nname = \"x\"\naddress = \"192.0.2.30\"\n",
+            group("front")
+        ),
+        &[("conflicting-keys", "\"front\"")],
+    );
+    let twins = service("", "[[service.server]]\nname = \"one\"\naddress = \"192.0.2.22\"");
+    expect(&twins, &[("duplicate-name", "\"one\"")]);
+    expect(&service("name = \"a\\u0007\"", "").replacen("name = \"web\"\n", "", 1), &[("bad-name", "\"a\\u0007\"")]);
+}
+
+#[test]
+fn a_real_server_is_one_wherever_it_stands() {
+    expect(
+        &service("", "[[service.server]]\nname = \"two\"\naddress = \"192.0.2.21\""),
+        &[("duplicate-server", "\"192.0.2.21\"")],
+    );
+    expect(&service("", "port = 1\n[[service.server]]\nname = \"two\"\naddress = \"192.0.2.21\"\nport = 2"), &[]);
+    let two = |first: &str, second: &str| {
+        format!("{}\n{}", service("", first), service("ports = [80]", second).replace("\"web\"", "\"other\""))
+    };
+    expect(&two("", ""), &[]);
+    expect(
+        &two("admin = \"drain\"\nweight = 1", "admin = \"ready\""),
+        &[("no-server", "1"), ("different-server", "\"ready\"")],
+    );
+    expect(&two("max_connections = 5", "max_connections = 6"), &[("different-server", "6")]);
+    expect(&two("max_connections = 5\nport = 1", "max_connections = 6\nport = 2"), &[]);
+    expect(&two("weight = 5", "weight = 6"), &[]);
+}
+
+#[test]
+fn servers_that_cannot_serve_are_told() {
+    expect(&service("", "weight = 0"), &[("no-server", "0")]);
+    expect(
+        &service("", "min_connections = 9\nmax_connections = 5"),
+        &[("not-available", "min_connections"), ("min-over-max", "9")],
+    );
+    expect(
+        &service("min_connections = 9\nmax_connections = 5", ""),
+        &[("not-available", "min_connections"), ("min-over-max", "9")],
+    );
+    expect(&service("min_connections = 9\nmax_connections = 0", ""), &[("not-available", "min_connections")]);
+    expect(&service("", "address = \"192.0.2.10\""), &[("loop", "\"192.0.2.10\"")]);
+    expect(&service("", "address = \"192.0.2.10\"\nport = 443"), &[("loop", "\"192.0.2.10\"")]);
+    expect(&service("", "address = \"192.0.2.10\"\nport = 8443"), &[]);
+}
+
+#[test]
+fn clients_hidden_behind_a_service_in_front_are_told() {
+    // Trap 13: every client of the outer service has the balancer's address.
+    let inner = service("persistence = { by = \"source-ip\" }", "");
+    let outer = service("vip = \"192.0.2.11\"", "address = \"192.0.2.10\"").replace("\"web\"", "\"outer\"");
+    expect(&format!("{inner}\n{outer}"), &[("hidden-clients", "\"192.0.2.10\"")]);
+    expect(&format!("{}\n{outer}", service("", "")), &[]);
+}
+
+#[test]
+fn a_pool_reaches_every_server_and_has_a_port_left() {
+    expect(
+        &service("source = { pool = [\"192.0.2.5\"] }", "address = \"2001:db8::21\""),
+        &[("mixed-families", "[\"192.0.2.5\"]")],
+    );
+    expect(&service("source = { pool = [\"192.0.2.5\", \"2001:db8::5\"] }", "address = \"2001:db8::21\""), &[]);
+    expect(&service("vip = \"2001:db8::10\"\nsource = \"vip\"", ""), &[("mixed-families", "\"vip\"")]);
+    expect(&service("vip = \"2001:db8::10\"", ""), &[]);
+    let taken = "ports = [2000, 2001]\nsource = { pool = [\"192.0.2.10\"], ports = \"2000-2001\" }";
+    expect(&service(taken, ""), &[("empty-pool", "\"2000-2001\"")]);
+    expect(&service(&taken.replace("-2001\"", "-2002\""), ""), &[]);
+}
+
+#[test]
+fn checks_must_be_able_to_answer() {
+    let udp = "ports = [53]\nprotocol = \"udp\"\n";
+    expect(&service(&format!("{udp}health = {{ check = \"tcp\" }}"), ""), &[("udp-check", "\"tcp\"")]);
+    expect(&service(&format!("{udp}health = {{ check = \"tcp\", ports = [22] }}"), ""), &[]);
+    // A check port need not be a port of the service.
+    expect(&service("health = { check = \"tcp\", ports = [9999] }", ""), &[]);
+    expect(
+        &service("health = { check = \"tcp\", interval = \"1s\", timeout = \"2s\" }", ""),
+        &[("slow-check", "\"2s\"")],
+    );
+    expect(&service("health = { check = \"tcp\", interval = \"1s\" }", ""), &[("slow-check", "\"1s\"")]);
+    expect(&service("health = { check = \"tcp\", path = \"/\" }", ""), &[("no-effect", "path")]);
+    expect(&service("health = { check = \"tcp\", ports = \"1-65\" }", ""), &[("too-many", "\"1-65\"")]);
+}
+
+#[test]
+fn mail_and_radius_servers_must_not_lose_the_client_unknowingly() {
+    for (lines, server, place) in [
+        ("ports = [25]", "", "25"),
+        ("ports = [587]", "", "587"),
+        ("ports = \"20-30\"", "", "\"20-30\""),
+        ("ports = [1812, 1813]\nprotocol = \"udp\"", "", "1812"),
+        ("ports = [1645]\nprotocol = \"udp\"", "", "1645"),
+        ("ports = [2525]", "port = 25", "25"),
+        ("ports = [2525]\napplication = \"smtp\"", "", "\"smtp\""),
+        (
+            "ports = [1812]\nprotocol = \"udp\"\napplication = \"radius\"\nsource = { pool = [\"192.0.2.5\"] }",
+            "",
+            "1812",
+        ),
+    ] {
+        expect(&service(lines, server), &[("hidden-client", place)]);
+        expect(&service(&format!("{lines}\naccept_hidden_client = true"), server), &[]);
+    }
+    expect(
+        &service("ports = [25]\nplane = \"packet\"", ""),
+        &[("hidden-client", "25"), ("not-available", "\"packet\"")],
+    );
+    expect(
+        &service("ports = [25]\nplane = \"packet\"\nforwarding = \"half-nat\"", ""),
+        &[("not-available", "\"packet\""), ("not-available", "forwarding")],
+    );
+}
+
+#[test]
+fn products_have_their_own_rules() {
+    let later = "not-available";
+    let packet = |forwarding: &str, rest: &str| format!("plane = \"packet\"\nforwarding = \"{forwarding}\"\n{rest}");
+    // DSR: F-NAT-09.
+    for application in ["exchange-2010", "exchange-2013", "lync-2010", "lync-2013", "ocs-2007r2"] {
+        let text = service(&packet("dsr", &format!("ports = [993]\napplication = \"{application}\"")), "");
+        expect(&text, &[(later, "\"packet\""), (later, "forwarding"), ("unsupported-forwarding", "\"dsr\"")]);
+    }
+    expect(
+        &service(&packet("dsr", "application = \"sharepoint\""), ""),
+        &[(later, "\"packet\""), (later, "forwarding")],
+    );
+    // Half-NAT: 3.3.
+    let half = [(later, "\"packet\""), (later, "forwarding"), ("unsupported-forwarding", "\"half-nat\"")];
+    expect(&service(&packet("half-nat", "application = \"ocs-2007r2\""), ""), &half);
+    expect(&service(&packet("half-nat", "ports = [444]\napplication = \"lync-2013\""), ""), &half);
+    expect(&service(&packet("half-nat", "ports = [5062]\napplication = \"lync-2013\""), ""), &half[..2]);
+    // Trap 22.
+    let ended = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
+    for port in [5061, 5062, 8057] {
+        let text = service(&format!("ports = [{port}]\napplication = \"lync-2013\"\n{ended}"), "");
+        expect(&text, &[("tls-must-pass", "\"terminate\"")]);
+    }
+    let web = service(&format!("application = \"lync-2013\"\n{ended}"), "");
+    expect(&web, &[(later, "\"terminate\"")]);
+    let stun =
+        service("ports = [3478]\nprotocol = \"udp\"\napplication = \"lync-2013\"", "").replace("\"web\"", "\"stun\"");
+    expect(&format!("{web}{stun}"), &[("tls-must-pass", "\"terminate\"")]);
+    // Trap 16.
+    let tcp_only = service("ports = [3478]\napplication = \"lync-2013\"", "");
+    expect(&tcp_only, &[("wrong-protocol", "3478")]);
+    expect(&format!("{tcp_only}{stun}"), &[]);
+    // Ports of OCS only.
+    expect(&service("ports = [5074]\napplication = \"lync-2013\"", ""), &[("wrong-port", "5074")]);
+    expect(&service("ports = [7069]\napplication = \"lync-2010\"", ""), &[("wrong-port", "7069")]);
+    expect(&service("ports = [5074]\napplication = \"ocs-2007r2\"", ""), &[]);
+    // F-PER-07.
+    expect(&service("ports = [4443]\napplication = \"lync-2010\"", ""), &[("no-persistence", "4443")]);
+    expect(&service("ports = [4443]\napplication = \"lync-2013\"", ""), &[]);
+    // 3.4.
+    expect(&service("application = \"exchange-2010\"", ""), &[("no-persistence", "443")]);
+    expect(&service("application = \"exchange-2013\"", ""), &[]);
+    expect(
+        &service("ports = [1812]\napplication = \"radius\"\naccept_hidden_client = true", ""),
+        &[("wrong-protocol", "1812")],
+    );
+}
+
+#[test]
+fn short_idle_timeouts_on_sip_ports_are_told() {
+    for port in [5060, 5061, 5062, 5065, 5070, 5076] {
+        expect(&service(&format!("ports = [{port}]\nidle_timeout = \"19m\""), ""), &[("short-idle", "\"19m\"")]);
+        expect(&service(&format!("ports = [{port}]\nidle_timeout = \"20m\""), ""), &[]);
+    }
+    expect(&service("ports = [5064]\nidle_timeout = \"43s\"", ""), &[]);
+    // F-TO-06: plain milliseconds.
+    expect(&service("ports = [5061]\nidle_timeout = 45000", ""), &[("short-idle", "45000")]);
+    expect(&service("ports = [5061]\nidle_timeout = 1800000", ""), &[]);
+}
+
+#[test]
+fn process_wide_keys_are_judged() {
+    let with = |lines: &str| format!("{lines}\n{}", service("", ""));
+    expect(&with("[runtime]\nworkers = []"), &[("empty-list", "[]")]);
+    expect(&with("[runtime]\nworkers = [1, 2, 1]"), &[("duplicate-entry", "1")]);
+    expect(&with("[runtime]\nworkers = \"all\""), &[("unknown-word", "\"all\"")]);
+    expect(&with("[runtime]\nworkers = 2"), &[("wrong-type", "2")]);
+    expect(&with("[limits]\nbuffers = 100"), &[("out-of-range", "100")]);
+    expect(&with("[limits]\nflows = 2048"), &[("not-available", "flows")]);
+    expect(&with("[control]\nlisten = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
+    expect(&with("[tls]\npost_quantum = true"), &[("not-available", "tls")]);
+    expect(&with("[log]\nlevel = \"info\""), &[]);
+    expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);
+    expect(&with("[runtim]\n"), &[("unknown-key", "runtim")]);
+    let small = format!("[limits]\nbuffer_bytes = 4096\n{}", service("ports = [53]\nprotocol = \"udp\"", ""));
+    expect(&small, &[("small-buffers", "4096")]);
+}
+
+#[test]
+fn syntax_errors_do_not_hide_the_other_mistakes() {
+    expect(
+        "[[service]]\nname = \"web\nvip = 5\nfoo = 1\n",
+        &[("syntax", ""), ("wrong-type", "5"), ("unknown-key", "foo")],
+    );
+    let twice = service("balance = \"maglev\"\nbalance = \"round-robin\"", "");
+    expect(&twice, &[("duplicate-key", "balance")]);
+    assert_eq!(check("test.toml", &twice).diagnostics[0].labels.len(), 1, "both places are shown");
+    expect("[service]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = 1\nserver = []\n", &[("wrong-type", "[service]")]);
+    expect("", &[("missing-key", "")]);
+}

@@ -1,0 +1,203 @@
+//! What a good file means.
+
+use std::path::Path;
+
+use towpath_config::model::*;
+use towpath_config::{Model, check};
+
+use crate::service;
+
+fn model(text: &str) -> Model {
+    let checked = check("test.toml", text);
+    assert!(checked.diagnostics.is_empty(), "{:?}", checked.diagnostics);
+    checked.model.expect("no errors, so there is a model")
+}
+
+#[test]
+fn a_short_file_gets_the_documented_defaults() {
+    let model = model(&service("", ""));
+    assert_eq!(model.runtime, Runtime { workers: Workers::Auto, poll: Poll::Adaptive });
+    assert_eq!(
+        model.limits,
+        Limits {
+            connections: None,
+            udp_sessions: 65_536,
+            persistence_entries: 262_144,
+            buffers: 256,
+            buffer_bytes: 65_536
+        }
+    );
+    assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
+    let expected = VirtualService {
+        name: "web".to_owned(),
+        vip: "192.0.2.10".parse().expect("an address"),
+        ports: Ports::List(vec![443]),
+        protocol: Protocol::Tcp,
+        plane: Plane::Stream,
+        application: None,
+        balance: Balance::WeightedLeastConnections,
+        persistence: None,
+        idle_timeout_ms: 1_800_000,
+        connect_timeout_ms: 4000,
+        drain_timeout_ms: 30_000,
+        redispatch: 3,
+        max_connections: 0,
+        source: Source::Interface,
+        group: 0,
+    };
+    assert_eq!(model.services, [expected]);
+    let server = Server {
+        name: "one".to_owned(),
+        address: "192.0.2.21".parse().expect("an address"),
+        port: None,
+        weight: 100,
+        max_connections: 0,
+        admin: AdminState::Ready,
+    };
+    assert_eq!(model.groups, [ServerGroup { name: "web".to_owned(), servers: vec![server], health: None }]);
+}
+
+#[test]
+fn every_key_that_is_carried_out_reaches_the_model() {
+    let text = r#"
+[runtime]
+workers = [0, 2]
+poll = "busy"
+
+[limits]
+connections = 5000
+udp_sessions = 100
+persistence_entries = 200
+buffers = 64
+buffer_bytes = 131072
+
+[control]
+socket = "none"
+
+[[group]]
+name = "shared"
+balance = "maglev"
+health = { check = "tcp", ports = [444, 5061], interval = "2s", timeout = 1500, rise = 4, fall = 5 }
+
+[[group.server]]
+name = "one"
+address = "2001:db8::21"
+port = 8443
+weight = 7
+max_connections = 30
+admin = "drain"
+
+[[group.server]]
+name = "two"
+address = "2001:db8::22"
+
+[[service]]
+name = "first"
+vip = "2001:db8::10"
+ports = [443, "80-82"]
+application = "lync-2013"
+persistence = { by = "source-ip", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64, enter_draining = true }
+idle_timeout = "1d"
+connect_timeout = "500ms"
+drain_timeout = 0
+redispatch = 0
+max_connections = 4000
+source = { pool = ["2001:db8::5"], ports = "2048-4095", rest = "30s" }
+group = "shared"
+
+[[service]]
+name = "second"
+vip = "2001:db8::10"
+ports = 3478
+protocol = "udp"
+balance = "round-robin"
+source = "vip"
+health = { check = "none" }
+group = "shared"
+"#;
+    let model = model(text);
+    assert_eq!(model.runtime, Runtime { workers: Workers::Cpus(vec![0, 2]), poll: Poll::Busy });
+    assert_eq!(
+        model.limits,
+        Limits {
+            connections: Some(5000),
+            udp_sessions: 100,
+            persistence_entries: 200,
+            buffers: 64,
+            buffer_bytes: 131_072
+        }
+    );
+    assert_eq!(model.control.socket, None);
+    let first = &model.services[0];
+    assert_eq!(first.ports, Ports::List(vec![80, 81, 82, 443]));
+    assert_eq!(first.application, Some(Application::Lync2013));
+    assert_eq!(first.balance, Balance::Maglev, "from the group");
+    let pinned = Persistence { timeout_ms: 3_600_000, ipv4_prefix: 24, ipv6_prefix: 64, enter_draining: true };
+    assert_eq!(first.persistence, Some(pinned));
+    let times = (first.idle_timeout_ms, first.connect_timeout_ms, first.drain_timeout_ms);
+    assert_eq!(times, (86_400_000, 500, 0));
+    assert_eq!((first.redispatch, first.max_connections, first.group), (0, 4000, 0));
+    let address = "2001:db8::5".parse().expect("an address");
+    assert_eq!(
+        first.source,
+        Source::Pool(SourcePool { addresses: vec![address], port_low: 2048, port_high: 4095, rest_ms: 30_000 })
+    );
+    let group = &model.groups[0];
+    let health =
+        Health { check: CheckKind::Tcp, ports: vec![444, 5061], interval_ms: 2000, timeout_ms: 1500, rise: 4, fall: 5 };
+    assert_eq!(group.health, Some(health));
+    let one = &group.servers[0];
+    assert_eq!((one.port, one.weight, one.max_connections, one.admin), (Some(8443), 7, 30, AdminState::Drain));
+    let second = &model.services[1];
+    assert_eq!(
+        (second.protocol, second.balance, second.idle_timeout_ms),
+        (Protocol::Udp, Balance::RoundRobin, 300_000)
+    );
+    assert_eq!(
+        second.source,
+        Source::Pool(SourcePool { addresses: vec![second.vip], port_low: 1024, port_high: 65_535, rest_ms: 60_000 })
+    );
+    // A service that judges its servers in its own way gets its own group of the same servers.
+    assert_eq!(model.groups.len(), 2);
+    assert_eq!((second.group, model.groups[1].name.as_str()), (1, "second"));
+    assert_eq!(model.groups[1].servers, group.servers);
+    assert_eq!(model.groups[1].health, None);
+}
+
+#[test]
+fn every_balance_method_that_is_carried_out_is_told_apart() {
+    let rows = [
+        ("least-connections", Balance::LeastConnections),
+        ("maglev", Balance::Maglev),
+        ("random-of-two", Balance::RandomOfTwo),
+        ("round-robin", Balance::RoundRobin),
+        ("source-hash", Balance::SourceHash),
+        ("weighted-least-connections", Balance::WeightedLeastConnections),
+        ("weighted-round-robin", Balance::WeightedRoundRobin),
+    ];
+    for (word, balance) in rows {
+        assert_eq!(model(&service(&format!("balance = \"{word}\""), "")).services[0].balance, balance, "{word}");
+    }
+}
+
+#[test]
+fn every_way_to_write_ports_means_the_same() {
+    for written in ["[80, 81]", "[81, 80]", "\"80-81\"", "[\"80-81\"]", "[\"80\", 81]", "[0x50, 81]"] {
+        let model = model(&service(&format!("ports = {written}"), ""));
+        assert_eq!(model.services[0].ports, Ports::List(vec![80, 81]), "{written}");
+    }
+}
+
+#[test]
+fn diagnostics_are_json_for_editors() {
+    let checked = check("bad.toml", &service("balance = \"fast\"", ""));
+    let json = serde_json::to_value(&checked).expect("serializes");
+    assert_eq!(json["file_name"], "bad.toml");
+    let first = &json["diagnostics"][0];
+    assert_eq!(first["severity"], "error");
+    assert_eq!(first["code"], "unknown-word");
+    assert_eq!(first["primary"]["line"], 5);
+    assert_eq!(first["primary"]["column"], 11);
+    assert!(first["hint"].is_string());
+    assert!(json["model"].is_null());
+}
