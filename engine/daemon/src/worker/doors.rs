@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -154,8 +155,11 @@ impl Worker {
             self.ring.cancel_all(socket, Token::Nothing.pack())?;
             self.empty_accept_queue(index)?;
             // UDP sessions still answer through their listener until they end.
-            if matches!(self.doors.doors[index].socket, DoorSocket::Stream(_)) {
-                self.doors.doors[index].socket = DoorSocket::Closed;
+            let door = &mut self.doors.doors[index].socket;
+            match mem::replace(door, DoorSocket::Closed) {
+                // Queued behind the cancel, which names the listener by its descriptor.
+                DoorSocket::Stream(socket) => self.ring.close(socket, Token::Nothing.pack())?,
+                open => *door = open,
             }
         }
         Ok(())

@@ -190,8 +190,9 @@ impl Worker {
         }
         let wait = self.wait(all_fired && taken < COMPLETIONS_MAX);
         self.count_breath(start, taken, wait);
-        if self.stopping.is_some() && self.relays.len() == 0 && self.datagrams.sessions.len() == 0 {
-            return Ok(!self.doors.any_armed() || self.shared.phase() == Phase::Ending);
+        let empty = self.stopping.is_some() && self.relays.len() == 0 && self.datagrams.sessions.len() == 0;
+        if empty && (!self.doors.any_armed() || self.shared.phase() == Phase::Ending) {
+            return Ok(true);
         }
         self.ring.enter(wait)?;
         Ok(false)
