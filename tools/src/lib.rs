@@ -1,1 +1,12 @@
-//! Placeholder line, replaced below.
+//! The command line of Towpath: run, check, status, demo, reference.
+
+mod check;
+pub mod cli;
+mod demo;
+mod file;
+mod logging;
+mod paint;
+mod reference;
+mod run;
+mod status;
+mod table;

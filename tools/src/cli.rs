@@ -1,0 +1,207 @@
+//! The command line: what `towpath --help` shows, and the exit code of each end.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::builder::Styles;
+use clap::builder::styling::AnsiColor;
+use clap::{Args, Parser, Subcommand};
+
+use crate::{check, demo, reference, run, status};
+
+/// How a command ended; scripts depend on these numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Everything went well.
+    Done = 0,
+    /// It failed; the message says why.
+    Failed = 1,
+    /// The configuration has errors.
+    ConfigErrors = 3,
+    /// No daemon answers.
+    Unreachable = 5,
+    /// The daemon did not answer in time.
+    TimedOut = 7,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 5 daemon not reachable · 7 timeout";
+
+const FIRST_STEPS: &str = "\
+First steps:
+  towpath demo                          see it work: no root, no file needed
+  towpath check my.toml                 every mistake in a file at once, with its place
+  towpath run -c my.toml                balance until SIGTERM
+  towpath status                        what a running towpath does right now
+
+Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 5 daemon not reachable · 7 timeout";
+
+/// A load balancer for multi-core Linux machines.
+#[derive(Debug, Parser)]
+#[command(name = "towpath", version, styles = STYLES, after_help = FIRST_STEPS, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Balance: serve what a configuration file says until SIGTERM
+    #[command(after_help = RUN_HELP)]
+    Run(RunArguments),
+    /// Check a configuration file: every mistake at once, with its place
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckArguments),
+    /// Show what a running towpath does: services, servers, connections, workers
+    #[command(after_help = STATUS_HELP)]
+    Status(StatusArguments),
+    /// See it work: three origins, a relay, real traffic, one origin stopped
+    #[command(after_help = DEMO_HELP)]
+    Demo(DemoArguments),
+    /// Print the configuration reference: every key with type, default and range
+    #[command(after_help = EXIT_CODES)]
+    Reference,
+}
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const RUN_HELP: &str = "\
+Signals:
+  SIGTERM, SIGINT   take no new connections, let the open ones finish up to drain_timeout; a second one ends at once
+  SIGHUP            read the file again and take over servers, weights and admin states; with an error nothing changes
+
+Examples:
+  towpath run                           serve /etc/towpath/towpath.toml
+  towpath run -c my.toml --log debug    say more
+  kill -HUP $(pidof towpath)            after changing the file
+
+Exit codes: 0 ended as told · 1 failed · 2 usage · 3 configuration errors, or features that are not available yet";
+
+/// Arguments of `towpath run`.
+#[derive(Args, Debug)]
+pub(crate) struct RunArguments {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/towpath/towpath.toml")]
+    pub(crate) config: PathBuf,
+    /// How much it tells about itself on standard error: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub(crate) log: tracing_subscriber::filter::LevelFilter,
+}
+
+const CHECK_HELP: &str = "\
+Examples:
+  towpath check my.toml                 judge the file alone: works on any machine
+  towpath check my.toml --host          and whether this machine can serve it
+  towpath check my.toml --json | jq .   for editors and scripts
+
+Exit codes: 0 no errors (warnings do not count) · 1 file not readable · 2 usage · 3 errors";
+
+/// Arguments of `towpath check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArguments {
+    /// Configuration file
+    pub(crate) file: PathBuf,
+    /// Also check this machine: addresses, ports, limits, CPUs
+    #[arg(long)]
+    pub(crate) host: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const STATUS_HELP: &str = "\
+Examples:
+  towpath status
+  towpath status --socket /run/towpath/test.sock
+  watch towpath status
+  towpath status --json | jq .
+
+Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer in time";
+
+/// Arguments of `towpath status`.
+#[derive(Args, Debug)]
+pub(crate) struct StatusArguments {
+    /// Unix socket of the daemon: `control.socket` of its file
+    #[arg(long, value_name = "PATH", default_value_os_t = status::default_socket())]
+    pub(crate) socket: PathBuf,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const DEMO_HELP: &str = "\
+Examples:
+  towpath demo                          about 6 seconds
+  towpath demo --keep                   then leave it running for curl
+  towpath demo --seconds 60             more time to watch it
+
+Exit codes: 0 no request failed but those in flight on the stopped origin, and every origin had its share · 1 otherwise";
+
+/// Arguments of `towpath demo`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoArguments {
+    /// How long traffic runs; half-way one origin is stopped
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    pub(crate) seconds: u32,
+    /// Leave relay and origins running afterwards, until Ctrl-C
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Reads the arguments, does what they say, and tells how it ended. The whole program.
+pub fn main() -> ExitCode {
+    // clap prints help and usage errors itself and ends with 0 or 2.
+    let outcome = match Arguments::parse().command {
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Check(arguments) => check::check(&arguments),
+        Command::Status(arguments) => status::status(&arguments),
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Reference => reference::reference(),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        // The reader of our output went away (`towpath status | head`): nobody is left to tell.
+        Err(error) if is_broken_pipe(&error) => Exit::Done.into(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            Exit::Failed.into()
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_or_needs_none() {
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Exit codes:"), "{} does not say how it ends", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! `towpath status`: what a running towpath does, asked over its Unix socket.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use towpath_config::schema::{self, Kind};
+use towpath_engine::events::Event;
+use towpath_engine::status::{
+    HealthStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+};
+use towpath_engine::{FetchError, fetch_status};
+
+use crate::cli::{Exit, StatusArguments};
+use crate::paint::{Paint, Tint};
+use crate::table::{Cell, Table, span, thousands};
+
+/// Source addresses shown, the fullest first.
+const SOURCE_PORTS_SHOWN: usize = 20;
+/// Changes of state shown, the latest last.
+const EVENTS_SHOWN: usize = 8;
+
+/// Where a daemon answers unless its file says otherwise: the default of `control.socket`.
+pub(crate) fn default_socket() -> PathBuf {
+    let Some(Kind::Table(control)) = schema::ROOT.key("control").map(|key| key.kind) else { return PathBuf::new() };
+    match control.key("socket").map(|key| key.default) {
+        Some(schema::Default::Value(path)) => PathBuf::from(path),
+        _ => PathBuf::new(),
+    }
+}
+
+/// Asks and prints.
+pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
+    let status = match fetch_status(&arguments.socket) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return Ok(exit_of(&error));
+        }
+    };
+    let stdout = io::stdout();
+    let paint = Paint::on(&stdout);
+    let mut out = stdout.lock();
+    if arguments.json {
+        serde_json::to_writer_pretty(&mut out, &status)?;
+        writeln!(out)?;
+    } else {
+        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        out.write_all(render(&status, unix_ms, paint).as_bytes())?;
+    }
+    Ok(Exit::Done)
+}
+
+fn exit_of(error: &FetchError) -> Exit {
+    match error {
+        FetchError::Answer { .. } | FetchError::Malformed { .. } => Exit::Failed,
+        FetchError::NotReachable { .. } => Exit::Unreachable,
+        FetchError::TimedOut { .. } => Exit::TimedOut,
+    }
+}
+
+/// The whole page. `unix_ms` is the time now, which events are counted from.
+fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
+    let phase = match status.phase.as_str() {
+        "running" => paint.tint(Tint::Green, "running"),
+        other => paint.tint(Tint::Yellow, other),
+    };
+    let mut text = format!(
+        "towpath {} · {phase} for {} · generation {}\n",
+        status.version,
+        span(status.uptime_seconds.saturating_mul(1000)),
+        status.generation
+    );
+    for service in &status.services {
+        text.push('\n');
+        text.push_str(&render_service(service, paint));
+    }
+    let mut section = |heading: &str, body: String| {
+        if !body.is_empty() {
+            text.push_str(&format!("\n{}\n{body}", paint.tint(Tint::Bold, heading)));
+        }
+    };
+    section("removed servers that still hold connections", leaving(status, paint));
+    section("source ports", source_ports(&status.source_ports, paint));
+    section("workers", workers(&status.workers, paint));
+    section("limits", limits(status, paint));
+    section("latest changes", events(&status.events, unix_ms, paint));
+    text
+}
+
+fn render_service(service: &ServiceStatus, paint: Paint) -> String {
+    let state = match service.state {
+        ServiceState::Down => paint.tint(Tint::Red, "○ down"),
+        ServiceState::Degraded => paint.tint(Tint::Yellow, "◐ degraded"),
+        ServiceState::Up => paint.tint(Tint::Green, "● up"),
+    };
+    let persistence = service.persistence_ms.map(|ms| format!(", clients return for {}", span(ms))).unwrap_or_default();
+    let mut text = format!(
+        "{}  {state}  {} {} {} · {}{persistence}\n",
+        paint.tint(Tint::Bold, &service.name),
+        service.vip,
+        service.protocol,
+        ports(&service.ports),
+        service.balance
+    );
+    let mut table = Table::new([
+        Cell::word("server"),
+        Cell::word("address"),
+        Cell::figure("weight"),
+        Cell::word("admin"),
+        Cell::word("health"),
+        Cell::figure("for"),
+        Cell::figure("open"),
+        Cell::figure("max"),
+        Cell::figure("opened"),
+        Cell::word("reason"),
+    ]);
+    for server in &service.servers {
+        table.row(server_row(server));
+    }
+    text.push_str(&table.render(2, paint));
+    text.push_str(&format!("  {}\n", traffic(service)));
+    let ended: Vec<String> = counts(service.terminations.iter().map(|(label, &count)| (label.as_str(), count)));
+    if !ended.is_empty() {
+        text.push_str(&format!("  ended: {}\n", ended.join(" · ")));
+    }
+    text
+}
+
+fn server_row(server: &ServerStatus) -> [Cell; 10] {
+    let address = match server.port {
+        Some(port) => std::net::SocketAddr::new(server.address, port).to_string(),
+        None => server.address.to_string(),
+    };
+    let admin = match server.admin.as_str() {
+        "ready" => Cell::word("ready"),
+        other => Cell::word(other).tinted(Tint::Yellow),
+    };
+    [
+        Cell::word(&server.name),
+        Cell::word(address),
+        Cell::figure(server.weight),
+        admin,
+        Cell::lamp(health_word(server.health)),
+        Cell::figure(span(server.health_seconds.saturating_mul(1000))),
+        Cell::figure(thousands(server.connections.into())),
+        Cell::figure(maximum(server.connections_max)),
+        Cell::figure(thousands(server.opened)),
+        Cell::word(&server.reason),
+    ]
+}
+
+/// The word for a verdict of a health check.
+pub(crate) fn health_word(health: HealthStatus) -> &'static str {
+    match health {
+        HealthStatus::Down => "down",
+        HealthStatus::Unknown => "unknown",
+        HealthStatus::Up => "up",
+    }
+}
+
+fn maximum(max: u32) -> String {
+    if max == 0 { "-".to_owned() } else { thousands(max.into()) }
+}
+
+fn traffic(service: &ServiceStatus) -> String {
+    let open = match service.connections_max {
+        0 => format!("{} open", thousands(service.connections.into())),
+        max => format!("{} of {} open", thousands(service.connections.into()), thousands(max.into())),
+    };
+    format!(
+        "{open} · {} accepted · {} opened · {} from clients · {} to clients",
+        thousands(service.accepted),
+        thousands(service.opened),
+        bytes(service.bytes_from_client),
+        bytes(service.bytes_to_client)
+    )
+}
+
+/// Those that are not 0, as `label 1,234`.
+fn counts<'a>(all: impl Iterator<Item = (&'a str, u64)>) -> Vec<String> {
+    all.filter(|&(_, count)| count > 0).map(|(label, count)| format!("{label} {}", thousands(count))).collect()
+}
+
+fn leaving(status: &Status, paint: Paint) -> String {
+    if status.leaving.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([Cell::word("server"), Cell::word("address"), Cell::figure("open")]);
+    for server in &status.leaving {
+        let port = server.port.map(|port| format!(":{port}")).unwrap_or_default();
+        table.row([
+            Cell::word(&server.name),
+            Cell::word(format!("{}{port}", server.address)),
+            Cell::figure(thousands(server.connections.into())),
+        ]);
+    }
+    table.render(2, paint)
+}
+
+fn source_ports(all: &[SourcePortsStatus], paint: Paint) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut fullest: Vec<&SourcePortsStatus> = all.iter().collect();
+    fullest.sort_by(|a, b| b.percent.total_cmp(&a.percent));
+    let mut table = Table::new([
+        Cell::word("address"),
+        Cell::word("server"),
+        Cell::word("protocol"),
+        Cell::figure("leased"),
+        Cell::figure("of"),
+        Cell::figure("full"),
+        Cell::word("services"),
+    ]);
+    for fill in fullest.iter().take(SOURCE_PORTS_SHOWN) {
+        let full = Cell::figure(format!("{:.1} %", fill.percent));
+        table.row([
+            Cell::word(fill.address.to_string()),
+            Cell::word(fill.destination.to_string()),
+            Cell::word(&fill.protocol),
+            Cell::figure(thousands(fill.leased.into())),
+            Cell::figure(thousands(fill.capacity.into())),
+            if fill.nearly_exhausted { full.tinted(Tint::Red) } else { full },
+            Cell::word(fill.services.join(", ")),
+        ]);
+    }
+    let mut text = table.render(2, paint);
+    if let Some(rest) = fullest.len().checked_sub(SOURCE_PORTS_SHOWN).filter(|&rest| rest > 0) {
+        text.push_str(&format!("  and {rest} less full\n"));
+    }
+    text
+}
+
+fn workers(all: &[WorkerStatus], paint: Paint) -> String {
+    let mut table = Table::new([
+        Cell::figure("worker"),
+        Cell::figure("CPU"),
+        Cell::word("state"),
+        Cell::figure("generation"),
+        Cell::figure("open"),
+        Cell::figure("turns"),
+        Cell::figure("longest turn"),
+    ]);
+    for worker in all {
+        let counter = |label: &str| worker.counters.get(label).copied().unwrap_or(0);
+        let longest = counter("breath_max_microseconds") as f64 / 1000.0;
+        table.row([
+            Cell::figure(worker.id),
+            Cell::figure(worker.cpu),
+            match worker.state.as_str() {
+                "serving" => Cell::word("serving"),
+                other => Cell::word(other).tinted(Tint::Yellow),
+            },
+            Cell::figure(worker.generation),
+            Cell::figure(thousands(worker.sessions.into())),
+            Cell::figure(thousands(counter("breaths"))),
+            Cell::figure(format!("{longest:.1} ms")),
+        ]);
+    }
+    table.render(2, paint)
+}
+
+fn limits(status: &Status, paint: Paint) -> String {
+    let mut table =
+        Table::new([Cell::word("limit"), Cell::figure("used"), Cell::figure("of"), Cell::figure("refused")]);
+    let limits = &status.limits;
+    let rows = [
+        ("connections", limits.connections),
+        ("UDP sessions", limits.udp_sessions),
+        ("persistence entries", limits.persistence_entries),
+        ("descriptors", limits.descriptors),
+    ];
+    for (what, Usage { used, max, refused }) in rows {
+        let refused_cell = Cell::figure(thousands(refused));
+        table.row([
+            Cell::word(what),
+            Cell::figure(thousands(used)),
+            Cell::figure(thousands(max)),
+            if refused > 0 { refused_cell.tinted(Tint::Yellow) } else { refused_cell },
+        ]);
+    }
+    table.render(2, paint)
+}
+
+fn events(all: &[Event], unix_ms: u64, paint: Paint) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([Cell::figure("ago"), Cell::word("what")]);
+    for event in &all[all.len().saturating_sub(EVENTS_SHOWN)..] {
+        table.row([Cell::figure(span(unix_ms.saturating_sub(event.unix_ms))), Cell::word(event.line())]);
+    }
+    table.render(2, paint)
+}
+
+/// Ports in order, neighbours as ranges: 80, 443, 50000-50099.
+fn ports(all: &[u16]) -> String {
+    let mut runs: Vec<(u16, u16)> = Vec::new();
+    for &port in all {
+        match runs.last_mut() {
+            Some((_, last)) if *last < u16::MAX && *last + 1 == port => *last = port,
+            _ => runs.push((port, port)),
+        }
+    }
+    let run = |&(first, last): &(u16, u16)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first}, {last}"),
+        _ => format!("{first}-{last}"),
+    };
+    let runs: Vec<String> = runs.iter().map(run).collect();
+    runs.join(", ")
+}
+
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KB", "MB", "GB", "TB", "PB"];
+    if count < 1000 {
+        return format!("{count} B");
+    }
+    let mut amount = count as f64 / 1000.0;
+    let mut unit = 0;
+    // What would be written as 1000.0 is 1.0 of the next unit.
+    while amount >= 999.95 && unit + 1 < UNITS.len() {
+        amount /= 1000.0;
+        unit += 1;
+    }
+    format!("{amount:.1} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use towpath_engine::events::EventKind;
+    use towpath_engine::status::{LeavingServer, LimitsStatus};
+
+    fn server(name: &str, last: u8, health: HealthStatus, reason: &str) -> ServerStatus {
+        ServerStatus {
+            name: name.to_owned(),
+            address: [192, 0, 2, last].into(),
+            port: None,
+            weight: 100,
+            admin: "ready".to_owned(),
+            health,
+            reason: reason.to_owned(),
+            health_seconds: 75,
+            connections: 600,
+            connections_max: 0,
+            opened: 12_000,
+        }
+    }
+
+    fn page() -> Status {
+        let counts = |pairs: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            pairs.iter().map(|&(label, count)| (label.to_owned(), count)).collect()
+        };
+        let draining = ServerStatus {
+            port: Some(8443),
+            admin: "drain".to_owned(),
+            connections_max: 2000,
+            ..server("FE-2", 32, HealthStatus::Down, "port 5061: connection refused")
+        };
+        Status {
+            version: "0.1.0".to_owned(),
+            phase: "running".to_owned(),
+            uptime_seconds: 7440,
+            generation: 17,
+            services: vec![ServiceStatus {
+                name: "front-end".to_owned(),
+                state: ServiceState::Degraded,
+                vip: [192, 0, 2, 30].into(),
+                ports: vec![135, 443, 444, 5061, 5062, 5063],
+                protocol: "tcp".to_owned(),
+                plane: "stream".to_owned(),
+                balance: "weighted-least-connections".to_owned(),
+                persistence_ms: Some(1_800_000),
+                connections: 1200,
+                connections_max: 0,
+                accepted: 24_003,
+                opened: 24_000,
+                bytes_from_client: 999,
+                bytes_to_client: 1_250_000_000,
+                counters: BTreeMap::new(),
+                terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
+                servers: vec![server("FE-1", 31, HealthStatus::Up, ""), draining],
+            }],
+            leaving: vec![LeavingServer {
+                name: "FE-0".to_owned(),
+                address: [192, 0, 2, 29].into(),
+                port: None,
+                connections: 4,
+            }],
+            source_ports: vec![SourcePortsStatus {
+                services: vec!["front-end".to_owned()],
+                protocol: "tcp".to_owned(),
+                address: [192, 0, 2, 40].into(),
+                destination: ([192, 0, 2, 31], 443).into(),
+                leased: 600,
+                capacity: 64_512,
+                percent: 0.93,
+                nearly_exhausted: false,
+            }],
+            workers: vec![WorkerStatus {
+                id: 0,
+                cpu: 2,
+                state: "serving".to_owned(),
+                generation: 17,
+                sessions: 1200,
+                counters: counts(&[("breaths", 1_000_000), ("breath_max_microseconds", 1250)]),
+            }],
+            limits: LimitsStatus {
+                connections: Usage { used: 1200, max: 9936, refused: 0 },
+                udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
+                persistence_entries: Usage { used: 310, max: 262_144, refused: 0 },
+                descriptors: Usage { used: 2431, max: 20_000, refused: 0 },
+            },
+            events: vec![Event {
+                unix_ms: 1_000_000,
+                kind: EventKind::Health,
+                services: vec!["front-end".to_owned()],
+                subject: Some("server FE-2".to_owned()),
+                from: "up".to_owned(),
+                to: "down".to_owned(),
+                reason: "port 5061: connection refused".to_owned(),
+            }],
+        }
+    }
+
+    #[test]
+    fn page_shows_services_servers_workers_limits_and_reasons() {
+        let expected = "\
+towpath 0.1.0 · running for 2 h 4 min · generation 17
+
+front-end  ◐ degraded  192.0.2.30 tcp 135, 443, 444, 5061-5063 · weighted-least-connections, clients return for 30 min 0 s
+  server  address          weight  admin  health         for  open    max  opened  reason
+  FE-1    192.0.2.31          100  ready  ● up    1 min 15 s   600      -  12,000
+  FE-2    192.0.2.32:8443     100  drain  ○ down  1 min 15 s   600  2,000  12,000  port 5061: connection refused
+  1,200 open · 24,003 accepted · 24,000 opened · 999 B from clients · 1.2 GB to clients
+  ended: client_closed 22,797 · no_server 3
+
+removed servers that still hold connections
+  server  address     open
+  FE-0    192.0.2.29     4
+
+source ports
+  address     server          protocol  leased      of   full  services
+  192.0.2.40  192.0.2.31:443  tcp          600  64,512  0.9 %  front-end
+
+workers
+  worker  CPU  state    generation   open      turns  longest turn
+       0    2  serving          17  1,200  1,000,000        1.2 ms
+
+limits
+  limit                 used       of  refused
+  connections          1,200    9,936        0
+  UDP sessions             0   65,536        0
+  persistence entries    310  262,144        0
+  descriptors          2,431   20,000        0
+
+latest changes
+   ago  what
+  12 s  server FE-2 of front-end: up → down: port 5061: connection refused
+";
+        let page = render(&page(), 1_012_000, Paint::Plain);
+        assert_eq!(page, expected, "\n{page}");
+    }
+
+    #[test]
+    fn only_the_fullest_source_addresses_are_shown() {
+        let one = page().source_ports.remove(0);
+        let all: Vec<SourcePortsStatus> =
+            (0..SOURCE_PORTS_SHOWN + 2).map(|n| SourcePortsStatus { percent: n as f64, ..one.clone() }).collect();
+        let text = source_ports(&all, Paint::Plain);
+        let fullest = format!("{:.1} %", (SOURCE_PORTS_SHOWN + 1) as f64);
+        assert!(text.lines().nth(1).unwrap().contains(&fullest), "{text}");
+        assert!(text.ends_with("  and 2 less full\n"), "{text}");
+    }
+
+    #[test]
+    fn ports_and_bytes_are_short() {
+        assert_eq!(ports(&[80, 81, 443, 65_533, 65_534, 65_535]), "80, 81, 443, 65533-65535");
+        let amounts = [0, 999, 1000, 999_949, 999_950, 5_000_000_000_000].map(bytes);
+        assert_eq!(amounts, ["0 B", "999 B", "1.0 KB", "999.9 KB", "1.0 MB", "5.0 TB"]);
+    }
+
+    #[test]
+    fn default_socket_is_that_of_the_schema() {
+        assert!(default_socket().is_absolute());
+    }
+
+    #[test]
+    fn scripts_can_tell_why_no_status_came() {
+        let path = PathBuf::from("/nowhere");
+        let source = io::ErrorKind::NotFound.into();
+        assert_eq!(exit_of(&FetchError::NotReachable { path: path.clone(), source }), Exit::Unreachable);
+        assert_eq!(exit_of(&FetchError::TimedOut { path: path.clone() }), Exit::TimedOut);
+        assert_eq!(exit_of(&FetchError::Answer { path, status: 500 }), Exit::Failed);
+    }
+}
