@@ -186,21 +186,33 @@ impl Report {
     }
 }
 
-/// After a syntax error the rest of its line means nothing: one mistake, one message. Sorted findings stay sorted.
+/// After a syntax error the rest of its line means nothing, and an unclosed list runs on over the next lines: one mistake,
+/// one message. Takes and gives findings sorted by place; an error is dropped only after another that stays.
 fn one_per_broken_line(findings: Vec<Finding>, lines: &Lines<'_>) -> Vec<Finding> {
-    let broken: HashSet<usize> = findings
-        .iter()
-        .filter(|finding| finding.code == SYNTAX)
-        .map(|finding| lines.number(finding.span.start))
-        .collect();
-    let mut told = HashSet::new();
-    findings
-        .into_iter()
-        .filter(|finding| {
-            let line = lines.number(finding.span.start);
-            !broken.contains(&line) || told.insert(line)
-        })
-        .collect()
+    let syntax = findings.iter().filter(|finding| finding.code == SYNTAX);
+    let broken: HashSet<usize> = syntax.map(|finding| lines.number(finding.span.start)).collect();
+    let mut kept: Vec<Finding> = Vec::with_capacity(findings.len());
+    // The last broken line that had an error, and the message that was kept for it.
+    let mut last: Option<(usize, String)> = None;
+    for finding in findings {
+        let line = lines.number(finding.span.start);
+        if !broken.contains(&line) {
+            kept.push(finding);
+            continue;
+        }
+        if finding.severity == Severity::Warning {
+            continue;
+        }
+        match &mut last {
+            Some((same, _)) if *same == line => {}
+            Some((above, message)) if *above + 1 == line && *message == finding.message => *above = line,
+            _ => {
+                last = Some((line, finding.message.clone()));
+                kept.push(finding);
+            }
+        }
+    }
+    kept
 }
 
 impl Finding {
