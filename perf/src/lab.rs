@@ -189,6 +189,11 @@ impl Host {
         self.namespace.spawn(command)
     }
 
+    /// As [`Host::spawn`], on these CPUs only.
+    pub fn spawn_on(&self, cpus: &[usize], command: Command) -> io::Result<Child> {
+        self.namespace.spawn_on(cpus, command)
+    }
+
     /// Runs `work` on a thread of this host without waiting for it.
     pub fn start<T: Send + 'static>(
         &self,

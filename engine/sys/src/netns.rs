@@ -8,6 +8,7 @@ use std::process::Command;
 use std::thread;
 
 use crate::errno::check;
+use crate::host;
 use crate::link::Links;
 use crate::process::{self, Child};
 
@@ -63,6 +64,16 @@ impl Namespace {
     pub fn spawn(&self, command: Command) -> io::Result<Child> {
         let namespace = self.share()?;
         process::spawn_confined(command, move || namespace.enter())
+    }
+
+    /// As [`Namespace::spawn`], on these CPUs only.
+    pub fn spawn_on(&self, cpus: &[usize], command: Command) -> io::Result<Child> {
+        let namespace = self.share()?;
+        let cpus = cpus.to_vec();
+        process::spawn_confined(command, move || {
+            host::pin_thread(&cpus)?;
+            namespace.enter()
+        })
     }
 
     /// Another handle on the same namespace.

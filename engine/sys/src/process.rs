@@ -1,8 +1,10 @@
 //! Child processes that cannot outlive us.
 
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -83,6 +85,41 @@ impl Drop for Child {
         if let Some(warden) = self.warden.take() {
             let _ended = warden.join();
         }
+    }
+}
+
+/// A file without a name, for a program that wants to be told a path: [`MemoryFile::path`] is one that every process of ours can
+/// open, and the file is gone with this value.
+#[derive(Debug)]
+pub struct MemoryFile {
+    file: File,
+}
+
+impl MemoryFile {
+    /// A file with this content.
+    pub fn create(content: &[u8]) -> io::Result<MemoryFile> {
+        // SAFETY: the name is a NUL-terminated string that outlives the call.
+        let raw = check(unsafe { libc::memfd_create(c"towpath".as_ptr(), libc::MFD_CLOEXEC) })?;
+        // SAFETY: memfd_create has just returned this descriptor, and nobody else holds it.
+        let mut file = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
+        file.write_all(content)?;
+        Ok(MemoryFile { file })
+    }
+
+    /// Where other processes of this user find it, for as long as this value lives.
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()))
+    }
+
+    /// A handle for a program to write through; several share one position.
+    pub fn writer(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// What is in it now.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        // Opened anew: reading must not move the position at which others write.
+        std::fs::read(self.path())
     }
 }
 

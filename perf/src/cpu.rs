@@ -1,0 +1,89 @@
+//! What CPUs spend their time on, from /proc/stat.
+
+use std::fs;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+/// What /proc/stat counts in, per second (USER_HZ: 100 on every architecture Linux runs on here).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Ticks of one CPU since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuTime {
+    /// User, nice, system, interrupts and softirqs.
+    pub busy_ticks: u64,
+    /// Idle and waiting for I/O.
+    pub idle_ticks: u64,
+    /// Taken by the hypervisor for others.
+    pub steal_ticks: u64,
+}
+
+/// What a CPU did between two readings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CpuUse {
+    /// Seconds of work: user, system, interrupts and softirqs; steal excluded.
+    pub busy_s: f64,
+    /// Share of the time that was ours in which it worked.
+    pub busy_share: f64,
+    /// Share of the time that the hypervisor took.
+    pub steal_share: f64,
+}
+
+impl CpuTime {
+    /// Reads the time of some CPUs, in the order asked for.
+    pub fn read(cpus: &[usize]) -> io::Result<Vec<CpuTime>> {
+        let text = fs::read_to_string("/proc/stat")?;
+        cpus.iter()
+            .map(|cpu| {
+                parse(&text, *cpu).ok_or_else(|| {
+                    io::Error::new(io::ErrorKind::NotFound, format!("CPU {cpu} is not in /proc/stat; see `lscpu`"))
+                })
+            })
+            .collect()
+    }
+
+    /// What happened since an earlier reading.
+    pub fn since(self, earlier: CpuTime) -> CpuUse {
+        let busy = self.busy_ticks.saturating_sub(earlier.busy_ticks) as f64;
+        let idle = self.idle_ticks.saturating_sub(earlier.idle_ticks) as f64;
+        let steal = self.steal_ticks.saturating_sub(earlier.steal_ticks) as f64;
+        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
+        CpuUse {
+            busy_s: busy / TICKS_PER_SECOND,
+            busy_share: share(busy, busy + idle),
+            steal_share: share(steal, busy + idle + steal),
+        }
+    }
+}
+
+fn parse(text: &str, cpu: usize) -> Option<CpuTime> {
+    let name = format!("cpu{cpu}");
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
+    let ticks: Vec<u64> = line.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+    // proc(5): user nice system idle iowait irq softirq steal …
+    let &[user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks.as_slice() else { return None };
+    Some(CpuTime { busy_ticks: user + nice + system + irq + softirq, idle_ticks: idle + iowait, steal_ticks: steal })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAT: &str = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 1 2 3 40 5 6 7 8 0 0\ncpu10 1 0 0 0 0 0 0 0 0 0\nintr 1\n";
+
+    #[test]
+    fn steal_is_not_work_and_waiting_is_idle() {
+        let time = parse(STAT, 1).unwrap();
+        assert_eq!(time, CpuTime { busy_ticks: 19, idle_ticks: 45, steal_ticks: 8 });
+        assert!(parse(STAT, 2).is_none());
+        assert_eq!(parse(STAT, 10).unwrap().busy_ticks, 1);
+    }
+
+    #[test]
+    fn shares_are_of_the_time_that_was_ours() {
+        let later = CpuTime { busy_ticks: 95, idle_ticks: 5, steal_ticks: 100 };
+        let used = later.since(CpuTime::default());
+        assert_eq!((used.busy_s, used.busy_share, used.steal_share), (0.95, 0.95, 0.5));
+    }
+}

@@ -1,0 +1,44 @@
+//! The relay suite: TCP through one subject on one CPU.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Case, Options, Turn, Unit, run_cases, start_origin};
+use crate::lab::{Lab, Topology};
+use crate::load::Work;
+use crate::peers::Setting;
+use crate::report::Report;
+
+/// Where clients connect to: an address that only the balancer has.
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 88, 1, 100));
+
+/// Port of the VIP. Nothing else is on these hosts.
+const SERVICE_PORT: u16 = 8080;
+
+/// Port of the origin.
+const ORIGIN_PORT: u16 = 7000;
+
+/// What is measured.
+pub const CASES: &[Case] = &[
+    Case {
+        name: "keepalive-128B-64c",
+        work: Work::KeepAlive { connections: 64, request_bytes: 128, answer_bytes: 128 },
+        unit: Unit::Requests,
+    },
+    Case {
+        name: "connect",
+        work: Work::Connect { concurrency: 32, request_bytes: 128, answer_bytes: 128 },
+        unit: Unit::Connections,
+    },
+    Case { name: "bulk-4", work: Work::Bulk { streams: 4 }, unit: Unit::Gigabits },
+];
+
+/// Measures each subject in each of these cases, telling `progress` before each turn.
+pub fn run(cases: &[Case], options: &Options, progress: impl FnMut(Turn<'_>)) -> io::Result<Report> {
+    let lab = Lab::build(Topology::TwoArm, 1)?;
+    lab.balancer().add_address(VIP)?;
+    let origin = SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT));
+    let setting = Setting { listen: SocketAddr::new(VIP, SERVICE_PORT), server: origin, cpu: options.pins.balancer };
+    let _serving = start_origin(&lab, options, origin)?;
+    run_cases("relay", cases, options, &lab, &setting, progress)
+}
