@@ -75,12 +75,21 @@ pub fn check(file_name: &str, text: &str) -> Checked {
 
 /// Reads a file for [`check`], never more than [`FILE_BYTES_MAX`] and a byte: a longer one is told by `check`.
 ///
-/// Bytes that are no UTF-8 become U+FFFD, which no TOML key or bare value may contain.
+/// A file that is not UTF-8 is `InvalidData`, with the line where it ends to be.
 pub fn read(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
-    Ok(match String::from_utf8(bytes) {
-        Ok(text) => text,
-        Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+    String::from_utf8(bytes).or_else(|error| {
+        let good = error.utf8_error().valid_up_to();
+        let bytes = error.into_bytes();
+        if bytes.len() > FILE_BYTES_MAX && good + 4 > bytes.len() {
+            // The limit cut a character in two. The file is too long, whatever it says there.
+            return Ok("#".repeat(bytes.len()));
+        }
+        let line = bytes[..good].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("line {line} is not UTF-8 text; save the file as UTF-8"),
+        ))
     })
 }

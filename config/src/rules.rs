@@ -4,6 +4,7 @@ mod applications;
 mod health;
 mod hidden_client;
 mod layers;
+mod loops;
 mod names;
 mod network;
 mod persistence;
@@ -22,6 +23,7 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     names::judge(draft, report);
     sockets::judge(draft, report);
     servers::judge(draft, report);
+    loops::judge(draft, report);
     sources::judge(draft, report);
     layers::judge(draft, report);
     persistence::judge(draft, report);

@@ -25,7 +25,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             same_everywhere(servers, &mut real, report);
         }
         limits(service, report);
-        own_vip(service, draft.servers(service), report);
+        one_port_for_many(service, draft.servers(service), report);
     }
     behind_another(draft, report);
 }
@@ -149,26 +149,22 @@ fn least_and_most(min: i64, min_span: &Span, max: i64, max_span: &Span, report: 
     }
 }
 
-/// A service whose server is its own VIP connects to itself until nothing is left.
-fn own_vip(service: &Service<'_>, servers: &[Server<'_>], report: &mut Report) {
-    let Some(vip) = &service.vip else { return };
-    for server in servers {
-        let Some(address) = server.address.as_ref().filter(|address| address.value == vip.value) else { continue };
-        let listens = match (&server.port, &service.ports) {
-            (_, None) => false,
-            (None, Some(_)) => true,
-            (Some(port), Some(_)) => service.port(port.value).is_some(),
-        };
-        if listens {
-            report
-                .error(
-                    "loop",
-                    &address.span,
-                    format!("server {} is the service itself: connections would run in a circle", server.title()),
-                )
-                .label(&vip.span, "the same address, and a port of the service")
-                .hint("name the real server's address, or another `port`");
-        }
+/// A port of the server takes the connections of all ports of the service.
+fn one_port_for_many(service: &Service<'_>, servers: &[Server<'_>], report: &mut Report) {
+    let many = match &service.ports {
+        Some(DraftPorts::Set(ports)) if ports.value.count() > 1 => &ports.span,
+        Some(DraftPorts::All(span)) => span,
+        _ => return,
+    };
+    if let Some(port) = servers.iter().find_map(|server| server.port.as_ref()) {
+        report
+            .warning(
+                "one-port",
+                &port.span,
+                format!("all ports of service {} go to port {} of the server", service.title(), port.value),
+            )
+            .label(many, "several ports")
+            .hint("remove `port` to keep the client's, or make a service for each port");
     }
 }
 

@@ -10,6 +10,7 @@ pub(super) static INTERFACE: Table = Table {
     keys: &[
         key("name", Kind::Name, "Name of the link, as the kernel shows it.").required(),
         key("addresses", ADDRESSES, "Own addresses with prefix length, one for each address range."),
+        key("dhcp", Kind::Bool, "Ask a DHCP server for an address as well.").default("false"),
         key("mac", Kind::Text, "Fixed hardware address, `02:00:00:00:00:01`.").described("the link's own"),
         key("bond", Kind::List(&Kind::Name, 16), "Links that this interface is made of."),
         key("mtu", integer(576, 9216, "bytes"), "Largest packet.").default("1500"),

@@ -16,6 +16,19 @@ fn a_file_over_the_limit_is_one_error() {
 }
 
 #[test]
+fn a_file_that_is_no_text_is_told_with_its_line() {
+    let path = std::env::temp_dir().join(format!("towpath-config-{}.toml", std::process::id()));
+    std::fs::write(&path, b"a = 1\nb = \"\xff\"\n").expect("writable");
+    let error = towpath_config::read(&path).expect_err("not UTF-8");
+    std::fs::write(&path, "é".repeat(FILE_BYTES_MAX)).expect("writable");
+    let long = towpath_config::read(&path).expect("as much as is needed to see that it is too long");
+    std::fs::remove_file(&path).expect("there");
+    assert_eq!(error.to_string(), "line 2 is not UTF-8 text; save the file as UTF-8");
+    assert_eq!(long.len(), FILE_BYTES_MAX + 1);
+    assert_eq!(check("long.toml", &long).diagnostics[0].code, "file-too-large");
+}
+
+#[test]
 fn only_so_many_diagnostics_are_told_and_the_rest_counted() {
     let mut text = service("", "");
     for index in 0..300 {

@@ -337,6 +337,25 @@ fn servers_that_cannot_serve_are_told() {
 }
 
 #[test]
+fn services_that_are_servers_of_each_other_are_a_circle() {
+    let outer = |address: &str| {
+        service("vip = \"192.0.2.11\"", &format!("address = \"{address}\"")).replace("\"web\"", "\"outer\"")
+    };
+    let inner = |port: u16| service("", &format!("address = \"192.0.2.11\"\nport = {port}"));
+    expect(&format!("{}{}", inner(443), outer("192.0.2.10")), &[("loop", "\"192.0.2.10\"")]);
+    expect(&format!("{}{}", inner(444), outer("192.0.2.10")), &[]);
+    expect(&format!("{}{}", inner(443), outer("192.0.2.30")), &[]);
+}
+
+#[test]
+fn one_server_port_for_many_ports_is_told() {
+    // F-NAT-08: 80 to 8080 and 443 to 4443 are two services.
+    expect(&service("ports = [80, 443]", "port = 8080"), &[("one-port", "8080")]);
+    expect(&service("ports = [80]", "port = 8080"), &[]);
+    expect(&service("ports = [80, 443]", ""), &[]);
+}
+
+#[test]
 fn clients_hidden_behind_a_service_in_front_are_told() {
     // Trap 13: every client of the outer service has the balancer's address.
     let inner = service("persistence = { by = \"source-ip\" }", "");

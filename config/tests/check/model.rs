@@ -94,7 +94,7 @@ address = "2001:db8::22"
 [[service]]
 name = "first"
 vip = "2001:db8::10"
-ports = [443, "80-82"]
+ports = [443]
 application = "lync-2013"
 persistence = { by = "source-ip", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64, enter_draining = true }
 idle_timeout = "1d"
@@ -129,7 +129,7 @@ group = "shared"
     );
     assert_eq!(model.control.socket, None);
     let first = &model.services[0];
-    assert_eq!(first.ports, Ports::List(vec![80, 81, 82, 443]));
+    assert_eq!(first.ports, Ports::List(vec![443]));
     assert_eq!(first.application, Some(Application::Lync2013));
     assert_eq!(first.balance, Balance::Maglev, "from the group");
     let pinned = Persistence { timeout_ms: 3_600_000, ipv4_prefix: 24, ipv6_prefix: 64, enter_draining: true };
