@@ -220,7 +220,6 @@ impl Turn {
             if !adopted {
                 let late: Vec<String> = shared
                     .seats()
-                    .iter()
                     .filter(|seat| !seat.ended() && seat.adopted() < pending.generation)
                     .map(|seat| seat.id().to_string())
                     .collect();

@@ -248,7 +248,7 @@ impl Engine {
         let snapshot = self.house.shared.snapshot();
         snapshot
             .each_service()
-            .flat_map(|service| self.house.shared.seats().iter().filter_map(|seat| seat.peek_service(service.id)))
+            .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
             .map(|page| page.ended(Termination::DrainEnded))
             .sum()
     }

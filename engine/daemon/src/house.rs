@@ -346,7 +346,7 @@ impl House {
             services,
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
-            workers: shared.seats().iter().map(worker_status).collect(),
+            workers: shared.seats().map(worker_status).collect(),
             limits: self.limits(),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -372,7 +372,7 @@ impl House {
 }
 
 fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shared, now: Now) -> ServiceStatus {
-    let pages: Vec<_> = shared.seats().iter().filter_map(|seat| seat.peek_service(service.id)).collect();
+    let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
     let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
     let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
     let servers: Vec<ServerStatus> =
@@ -438,7 +438,7 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
 
 /// What all workers together have opened on this id since the start.
 fn opened_ever(shared: &Shared, server: RealServerId) -> u64 {
-    shared.seats().iter().map(|seat| seat.opened(server)).sum()
+    shared.seats().map(|seat| seat.opened(server)).sum()
 }
 
 fn worker_status(seat: &crate::shared::Seat) -> WorkerStatus {

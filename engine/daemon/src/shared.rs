@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
@@ -70,7 +71,7 @@ pub struct Shared {
     desks: Box<[OnceLock<Mutex<Desk>>]>,
     persistence: Box<[Mutex<PersistenceTable>]>,
     loads: SharedLoads,
-    seats: Box<[Seat]>,
+    seats: Box<[CachePadded<Seat>]>,
     connections: Gate,
     udp_sessions: Gate,
     seed: u64,
@@ -105,8 +106,10 @@ impl Shared {
             .cpus
             .iter()
             .zip(0u8..=255)
-            .map(|(&cpu, id)| Seat::new(WorkerId(id), cpu, settings.services_max, settings.real_servers_max))
-            .collect::<io::Result<Box<[Seat]>>>()?;
+            .map(|(&cpu, id)| {
+                Seat::new(WorkerId(id), cpu, settings.services_max, settings.real_servers_max).map(CachePadded::new)
+            })
+            .collect::<io::Result<Box<[_]>>>()?;
         let per_stripe = settings.persistence_entries.div_ceil(PERSISTENCE_STRIPES as u32);
         Ok(Shared {
             origin: Instant::now(),
@@ -233,8 +236,8 @@ impl Shared {
     }
 
     /// Every worker's place, in worker order.
-    pub fn seats(&self) -> &[Seat] {
-        &self.seats
+    pub fn seats(&self) -> impl ExactSizeIterator<Item = &Seat> {
+        self.seats.iter().map(|seat| &**seat)
     }
 
     /// The gate that a connection (TCP) or session (UDP) passes before anything else is done for it.

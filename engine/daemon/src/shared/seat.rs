@@ -16,7 +16,7 @@ pub struct ServicePage {
 
 impl ServicePage {
     fn new() -> ServicePage {
-        ServicePage { cells: CounterPage::new(ServiceCounter::ALL.len() + Termination::ALL.len()) }
+        ServicePage { cells: CounterPage::new(ServiceCounter::ALL.len() + Termination::ALL.len() + SLACK_CELLS) }
     }
 
     /// Adds `n`. Only the seat's own worker may call this.
@@ -42,6 +42,9 @@ impl ServicePage {
     }
 }
 
+/// Cells of slack behind a small page, so that two workers' pages that lie side by side share no cache line.
+const SLACK_CELLS: usize = 16;
+
 /// One worker's place. The worker writes, everyone reads.
 pub struct Seat {
     id: WorkerId,
@@ -61,7 +64,7 @@ impl Seat {
             id,
             cpu,
             wake: EventFd::new()?,
-            worker: CounterPage::new(WorkerCounter::ALL.len()),
+            worker: CounterPage::new(WorkerCounter::ALL.len() + SLACK_CELLS),
             services: (0..services_max).map(|_| OnceLock::new()).collect(),
             opened: CounterPage::new(real_servers_max),
             adopted: AtomicU64::new(0),

@@ -141,7 +141,7 @@ fn a_publication_is_seen_once_and_wakes_everyone() {
     let newer = shared.newer_than(Generation(1)).expect("generation 2");
     assert_eq!(newer.generation, Generation(2));
     assert!(shared.newer_than(Generation(2)).is_none());
-    assert!(shared.seats().iter().all(Seat::clear_wake));
+    assert!(shared.seats().all(Seat::clear_wake));
     assert!(shared.all_adopted(Generation(1)) && !shared.all_adopted(Generation(2)));
     for seat in shared.seats() {
         shared.report_adopted(seat.id(), Generation(2));
@@ -153,7 +153,7 @@ fn a_publication_is_seen_once_and_wakes_everyone() {
 fn phases_go_one_way_and_wake_everyone() {
     let shared = shared(snapshot("", &[(100, 0)], 1));
     assert!(shared.enter(Phase::Draining));
-    assert!(shared.seats().iter().all(Seat::clear_wake));
+    assert!(shared.seats().all(Seat::clear_wake));
     assert!(!shared.enter(Phase::Draining));
     assert!(shared.enter(Phase::Ending));
     assert!(!shared.enter(Phase::Draining));
