@@ -116,7 +116,10 @@ impl Decoder<'_> {
         let finding = self.report.error("unknown-key", &span, format!("unknown key `{shown}` in {place}"));
         match near {
             Some(near) => finding.hint(format!("did you mean `{near}`?")),
-            None => finding.hint(format!("{place} may contain: {}", list(table.keys.iter().map(|key| key.name)))),
+            None => match homes(name) {
+                Some(homes) => finding.hint(format!("`{shown}` belongs in {homes}")),
+                None => finding.hint(format!("{place} may contain: {}", list(table.keys.iter().map(|key| key.name)))),
+            },
         };
         near
     }
@@ -378,6 +381,14 @@ fn lower(doc: &str) -> String {
         .next()
         .map(|first| first.to_lowercase().chain(characters).collect::<String>().trim_end_matches('.').to_owned())
         .unwrap_or_default()
+}
+
+/// The tables that have such a key, if they are few enough to tell.
+fn homes(name: &str) -> Option<String> {
+    let homes =
+        crate::reference::tables().into_iter().filter(|table| !table.path.is_empty() && table.key(name).is_some());
+    let homes: Vec<_> = homes.map(|table| table.path).take(4).collect();
+    (1..4).contains(&homes.len()).then(|| list_or(homes.into_iter().map(|path| format!("`{path}`"))))
 }
 
 /// The closest of `known`, if it is close enough to be meant.

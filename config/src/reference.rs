@@ -10,15 +10,19 @@ pub fn reference() -> String {
     let mut out = String::from(
         "# Configuration reference\n\nGenerated from the schema by `cargo run -p towpath-config --example reference`; do not edit.\n\n",
     );
-    let mut tables: Vec<&'static Table> = vec![&ROOT];
-    collect(&ROOT, &mut tables);
-    for table in tables {
+    for table in tables() {
         section(table, &mut out);
     }
     out
 }
 
-/// Every table below, each once, in the order of the file.
+/// Every table of the schema, each once, in the order of the file.
+pub(crate) fn tables() -> Vec<&'static Table> {
+    let mut tables: Vec<&'static Table> = vec![&ROOT];
+    collect(&ROOT, &mut tables);
+    tables
+}
+
 fn collect(table: &'static Table, into: &mut Vec<&'static Table>) {
     for key in table.keys {
         for inner in inner_tables(&key.kind) {

@@ -45,7 +45,8 @@ fn group<'a>(diagnostic: &'a Diagnostic, file_name: &'a str, text: &'a str) -> a
     }
     let mut group = if lines_around(text, &primary).len() <= LINE_BYTES {
         let shift = |span: Range<usize>| span.start - window.start..span.end - window.start;
-        let mut snippet = Snippet::source(&text[window.clone()])
+        // Carriage returns would be drawn; a blank is as long.
+        let mut snippet = Snippet::source(text[window.clone()].replace('\r', " "))
             .path(file_name)
             .line_start(text[..window.start].matches('\n').count() + 1)
             .annotation(AnnotationKind::Primary.span(shift(primary)));

@@ -28,6 +28,15 @@ fn stream(service: &Service<'_>, report: &mut Report) {
             )
             .hint("use `plane = \"packet\"`, or remove `forwarding`");
     }
+    if let Some(span) = service.section.written("client_networks") {
+        report
+            .warning(
+                "no-effect",
+                span,
+                "`client_networks` has no effect: only half-NAT depends on where clients come from",
+            )
+            .hint("remove it");
+    }
     for key in ["next_hop", "interface"] {
         if let Some(span) = service.section.written(key) {
             report

@@ -49,6 +49,14 @@ weight = "100"
 }
 
 #[test]
+fn a_key_in_the_wrong_table_is_sent_home() {
+    let hint = |lines: &str| check("test.toml", &service(lines, "")).diagnostics[0].hint.clone().unwrap_or_default();
+    assert_eq!(hint("rise = 2"), "`rise` belongs in `service.health`");
+    assert_eq!(hint("weight = 2"), "`weight` belongs in `service.server`");
+    assert!(hint("colour = 2").starts_with("`service` may contain: `name`, `vip`, "));
+}
+
+#[test]
 fn values_of_the_wrong_shape_are_errors_at_their_place() {
     let rows: &[(&str, &str, &str, &str)] = &[
         ("connect_timeout = 0", "", "out-of-range", "0"),
@@ -184,6 +192,7 @@ fn planes_forwarding_tls_and_http_must_fit() {
         ("forwarding = \"half-nat\"".into(), &[(later, "forwarding"), ("needs-packet-plane", "\"half-nat\"")]),
         ("ports = \"all\"\npersistence = { by = \"source-ip\" }".into(), &[("needs-packet-plane", "\"all\"")]),
         ("plane = \"packet\"\nports = \"all\"".into(), &[(later, "\"packet\""), ("no-persistence", "\"all\"")]),
+        ("client_networks = [\"198.51.100.0/24\"]".into(), &[("no-effect", "client_networks")]),
         ("next_hop = \"192.0.2.1\"".into(), &[("needs-packet-plane", "next_hop")]),
         ("tls = { mode = \"terminate\" }".into(), &[("missing-key", "\"terminate\"")]),
         (certificate.into(), &[(later, "\"terminate\"")]),

@@ -39,3 +39,16 @@ fn color_is_only_there_when_asked_for() {
     assert!(!render(&checked.diagnostics, "c.toml", text, false).contains('\u{1b}'));
     assert!(render(&checked.diagnostics, "c.toml", text, true).contains('\u{1b}'));
 }
+
+#[test]
+fn line_ends_of_windows_and_byte_order_marks_do_no_harm() {
+    let text = "\u{feff}[[service]]\r\nname = \"web\"\r\nvip = \"192.0.2.1\"\r\nports = 80\r\ncolour = 1\r\n\
+                [[service.server]]\r\nname = \"one\"\r\naddress = \"192.0.2.2\"\r\n";
+    let checked = check("w.toml", text);
+    assert_eq!(checked.diagnostics.len(), 1);
+    let primary = checked.diagnostics[0].primary;
+    assert_eq!((primary.line, primary.column, &text[primary.start..primary.end]), (5, 1, "colour"));
+    let shown = render(&checked.diagnostics, "w.toml", text, false);
+    assert!(shown.contains("5 | colour = 1"), "{shown}");
+    assert!(!shown.contains(['\r', '\u{240d}']), "{shown}");
+}
