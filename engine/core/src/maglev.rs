@@ -10,8 +10,8 @@ use crate::balancer::Candidates;
 use crate::ids::TargetIndex;
 use crate::random::{hash_address, mix};
 
-/// Entries of a table: the prime that the paper uses for its evaluation. 100 entries per member keep the imbalance at about 1 %
-/// (§5.3), so it serves 655 members to that bound, in 128 KiB. The size is the same for every group: a size that grew with the
+/// Entries of a table: the smaller of the two primes in the paper's evaluation. 100 entries per member keep the shares within 1 %
+/// (§3.4), so it serves 655 members to that bound, in 128 KiB. The size is the same for every group: one that grew with the
 /// group would move all clients when it changed.
 pub const MAGLEV_ENTRIES: usize = 65_537;
 

@@ -71,10 +71,9 @@ proptest! {
         let rest: Vec<MaglevMember> = all.iter().copied().filter(|member| member.target != gone).collect();
         let before = MaglevTable::new(&all).unwrap();
         let after = MaglevTable::new(&rest).unwrap();
-        let stayed = before.entries().iter().filter(|&&owner| owner != gone).count();
         let moved = before.entries().iter().zip(after.entries()).filter(|(before, after)| **before != gone && before != after).count();
         prop_assert!(after.entries().iter().all(|&owner| owner != gone));
-        prop_assert!(moved * 100 <= stayed * MOVED_PERCENT_MAX, "{moved} of {stayed} moved");
+        prop_assert!(moved * 100 <= MAGLEV_ENTRIES * MOVED_PERCENT_MAX, "{moved} moved");
     }
 
     #[test]
@@ -87,9 +86,9 @@ proptest! {
     }
 }
 
-/// Clients of the other members that may move when one goes, in per cent. The paper's figure 12 has up to a few per cent at
-/// this size; here the share depends on how much the one that goes owned.
-const MOVED_PERCENT_MAX: usize = 25;
+/// Entries of the other members that may move when one of any weight goes, per cent of the table. The most seen in 3,000
+/// draws was 11; with equal weights it stays below 1.
+const MOVED_PERCENT_MAX: usize = 15;
 
 #[test]
 fn one_of_many_equal_members_that_goes_moves_few_other_clients() {
@@ -103,7 +102,7 @@ fn one_of_many_equal_members_that_goes_moves_few_other_clients() {
             .zip(after.entries())
             .filter(|(before, after)| before.index() != 0 && before != after)
             .count();
-        assert!(moved * 100 <= MAGLEV_ENTRIES * 3, "{len} members: {moved} of {MAGLEV_ENTRIES} moved");
+        assert!(moved * 100 <= MAGLEV_ENTRIES, "{len} members: {moved} of {MAGLEV_ENTRIES} moved");
     }
 }
 
