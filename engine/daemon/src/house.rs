@@ -512,3 +512,6 @@ fn phase_word(phase: Phase) -> &'static str {
         Phase::Ending => "ending",
     }
 }
+
+#[cfg(test)]
+mod tests;

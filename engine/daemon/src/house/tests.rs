@@ -1,0 +1,136 @@
+//! The controller's state without its thread: announcements, ids that are given back, verdicts that are kept.
+
+use towpath_core::{VShard, WorkerId};
+
+use super::*;
+use crate::shared::SharedSettings;
+
+fn model(keys: &str, servers: &[&str]) -> Model {
+    let mut text = format!("[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\n{keys}\n");
+    for server in servers {
+        text += &format!("[[service.server]]\nname = \"s{server}\"\naddress = \"192.0.2.{server}\"\nport = 8080\n");
+    }
+    let checked = towpath_config::check("test.toml", &text);
+    let errors: Vec<String> = checked.errors().map(|d| d.message.clone()).collect();
+    checked.model.unwrap_or_else(|| panic!("{errors:?}"))
+}
+
+fn first(model: Model) -> (Truth, Arc<Shared>) {
+    let (truth, snapshot) = Truth::first(model, Arc::new(SteeringTable::even(1))).unwrap();
+    let settings = SharedSettings {
+        cpus: vec![0],
+        services_max: 8,
+        real_servers_max: 16,
+        connections_max: 100,
+        udp_sessions_max: 100,
+        persistence_entries: 64,
+        seed: 7,
+    };
+    (truth, Arc::new(Shared::new(&settings, snapshot).unwrap()))
+}
+
+fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
+    truth.events.latest(usize::MAX).iter().filter(|event| event.kind == kind).map(Event::line).collect()
+}
+
+/// Publishes `model` and lets the one worker adopt it.
+fn take(truth: &mut Truth, shared: &Shared, model: Model) {
+    let next = truth.take(model, &shared.snapshot(), shared.now()).unwrap();
+    shared.publish(Arc::clone(&next));
+    shared.report_adopted(WorkerId(0), next.generation);
+}
+
+#[test]
+fn nearly_exhausted_source_ports_are_announced_once_and_taken_back_when_calm() {
+    let pool = "source = { pool = [\"192.0.2.5\"], ports = \"2000-2009\" }";
+    let (mut truth, shared) = first(model(pool, &["11"]));
+    let snapshot = shared.snapshot();
+    let service = snapshot.each_service().next().unwrap();
+    let ServiceSource::Pool(pool) = &service.source else { panic!("a pool is configured") };
+    let destination: SocketAddr = "192.0.2.11:8080".parse().unwrap();
+    let mut leases = Vec::new();
+    for count in 1..=10 {
+        leases.push(pool.lease(destination, VShard(0), &snapshot.steering, WorkerId(0)).unwrap());
+        truth.announce_source_ports(&snapshot);
+        assert_eq!(told(&truth, EventKind::SourcePorts).len(), usize::from(count >= 8), "at {count} of 10");
+    }
+    assert_eq!(
+        told(&truth, EventKind::SourcePorts),
+        ["source address 192.0.2.5 towards 192.0.2.11:8080 of web: calm → nearly exhausted: 8 of 10 ports leased; \
+          add an address to source.pool"]
+    );
+    for _ in 0..3 {
+        pool.release(leases.pop().unwrap());
+        truth.announce_source_ports(&snapshot);
+    }
+    assert_eq!(told(&truth, EventKind::SourcePorts).len(), 1, "70 % is not calm yet");
+    pool.release(leases.pop().unwrap());
+    truth.announce_source_ports(&snapshot);
+    assert_eq!(told(&truth, EventKind::SourcePorts).len(), 2);
+}
+
+#[test]
+fn the_id_of_a_removed_server_is_kept_while_somebody_holds_it() {
+    let (mut truth, shared) = first(model("", &["11", "12"]));
+    let gone = truth.registry().server("192.0.2.12".parse().unwrap(), Some(8080)).unwrap();
+    let service = truth.registry().service("web").unwrap();
+    shared.loads().try_open(service, 0, gone, 0).unwrap();
+    take(&mut truth, &shared, model("", &["11"]));
+    truth.release_gone(&shared);
+    assert!(truth.registry().gone_servers().eq([gone]), "a connection holds it");
+    shared.close(service, gone);
+    truth.release_gone(&shared);
+    assert_eq!(truth.registry().gone_servers().count(), 0);
+}
+
+#[test]
+fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_snapshot() {
+    let (mut truth, shared) = first(model("", &["11", "12"]));
+    let next = truth.take(model("", &["11"]), &shared.snapshot(), shared.now()).unwrap();
+    shared.publish(Arc::clone(&next));
+    truth.release_gone(&shared);
+    assert_eq!(truth.registry().gone_servers().count(), 1, "the worker may still pick it");
+    shared.report_adopted(WorkerId(0), next.generation);
+    truth.release_gone(&shared);
+    assert_eq!(truth.registry().gone_servers().count(), 0);
+}
+
+#[test]
+fn a_server_keeps_its_verdict_when_its_check_changes_and_a_new_one_has_none() {
+    let every =
+        |interval: &str| format!("health = {{ check = \"tcp\", interval = \"{interval}\", rise = 2, fall = 3 }}");
+    let (mut truth, shared) = first(model(&every("5s"), &["11", "12"]));
+    let checks: Vec<CheckPlan> = truth.checks().to_vec();
+    for _ in 0..3 {
+        truth.judge(checks[0].id, CheckResult::Passed, Now(1));
+        truth.judge(checks[1].id, CheckResult::Failed("port 8080: connection refused".to_owned()), Now(1));
+    }
+    assert!(truth.all_judged());
+    let judged = truth.next(shared.generation()).unwrap();
+    shared.publish(judged);
+
+    take(&mut truth, &shared, model(&every("9s"), &["11", "12", "13"]));
+    let snapshot = shared.snapshot();
+    let targets = &snapshot.each_service().next().unwrap().targets;
+    let verdicts: Vec<(ServerHealth, &str)> = targets.iter().map(|target| (target.health, &*target.reason)).collect();
+    assert_eq!(verdicts[0], (ServerHealth::Up, "check passed"));
+    assert_eq!(verdicts[1], (ServerHealth::Down, "port 8080: connection refused"));
+    assert_eq!(verdicts[2].0, ServerHealth::Unknown);
+}
+
+#[test]
+fn a_change_of_health_is_told_with_every_service_that_it_concerns() {
+    let health = "health = { check = \"tcp\", fall = 1 }";
+    let mut both = model(health, &["11"]);
+    let mut second = both.services[0].clone();
+    second.name = "mail".to_owned();
+    both.services.push(second);
+    let (mut truth, _shared) = first(both);
+    assert_eq!(truth.checks().len(), 1, "one server, one check");
+    let check = truth.checks()[0].id;
+    truth.judge(check, CheckResult::Failed("port 8080: connection refused".to_owned()), Now(1));
+    assert_eq!(
+        told(&truth, EventKind::Health),
+        ["server s11 (192.0.2.11) of web, mail: unknown → down: port 8080: connection refused"]
+    );
+}
