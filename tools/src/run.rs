@@ -22,7 +22,7 @@ use crate::table::{counted, span};
 /// Serves what the file says. Returns when the engine has ended.
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let file = ConfigFile::read(&arguments.config)?;
-    let accepted = accept(&file, Paint::on(&io::stderr()));
+    let accepted = accept(&file, Purpose::Start, Paint::on(&io::stderr()));
     tell(accepted.text());
     let Accepted::Model { model, .. } = accepted else { return Ok(Exit::ConfigErrors) };
     logging::install(arguments.log);
@@ -73,6 +73,23 @@ fn tell(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
+/// What a file is checked for.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Start,
+    Reload,
+}
+
+impl Purpose {
+    /// What a refusal means.
+    fn refusal(self) -> &'static str {
+        match self {
+            Purpose::Start => "nothing is started; correct the lines named above",
+            Purpose::Reload => "nothing is changed; correct the lines named above",
+        }
+    }
+}
+
 /// The verdict on a file, with the text for the operator.
 enum Accepted {
     Model { model: Model, warnings: String },
@@ -89,7 +106,7 @@ impl Accepted {
 }
 
 /// Checks a file for running: what `check` only warns about because no code carries it out yet is refused here.
-fn accept(file: &ConfigFile, paint: Paint) -> Accepted {
+fn accept(file: &ConfigFile, purpose: Purpose, paint: Paint) -> Accepted {
     let checked = towpath_config::check(&file.name, &file.text);
     let mut text = towpath_config::render(&checked.diagnostics, &file.name, &file.text, paint == Paint::Colour);
     let unavailable = checked.unavailable().count();
@@ -98,15 +115,16 @@ fn accept(file: &ConfigFile, paint: Paint) -> Accepted {
         None => {
             let errors =
                 diagnostics.iter().filter(|diagnostic| diagnostic.severity == towpath_config::Severity::Error).count();
-            let _ = writeln!(text, "{}: {}; nothing is started", file.name, counted(errors, "error"));
+            let _ = writeln!(text, "{}: {}; {}", file.name, counted(errors, "error"), purpose.refusal());
             Accepted::Refused(text)
         }
         Some(_) if unavailable > 0 => {
             let _ = writeln!(
                 text,
-                "{}: {} not available yet, and run refuses what check only warns about; take the lines named above out",
+                "{}: {} not available yet, and run refuses what check only warns about; {}",
                 file.name,
-                if unavailable == 1 { "one setting is".to_owned() } else { format!("{unavailable} settings are") }
+                if unavailable == 1 { "one setting is".to_owned() } else { format!("{unavailable} settings are") },
+                purpose.refusal()
             );
             Accepted::Refused(text)
         }
@@ -196,7 +214,7 @@ struct Reloaded {
 /// Takes over the file as it is now, or says why not.
 fn reload(engine: &Engine, config: &Path) -> Result<Reloaded, String> {
     let file = ConfigFile::read(config).map_err(|error| format!("error: {error:#}"))?;
-    match accept(&file, Paint::on(&io::stderr())) {
+    match accept(&file, Purpose::Reload, Paint::on(&io::stderr())) {
         Accepted::Refused(reasons) => Err(reasons),
         Accepted::Model { model, warnings } => {
             let drain = longest_drain(&model);

@@ -245,7 +245,6 @@ fn workers(all: &[WorkerStatus], paint: Paint) -> String {
     ]);
     for worker in all {
         let counter = |label: &str| worker.counters.get(label).copied().unwrap_or(0);
-        let longest = counter("breath_max_microseconds") as f64 / 1000.0;
         table.row([
             Cell::figure(worker.id),
             Cell::figure(worker.cpu),
@@ -256,10 +255,14 @@ fn workers(all: &[WorkerStatus], paint: Paint) -> String {
             Cell::figure(worker.generation),
             Cell::figure(thousands(worker.sessions.into())),
             Cell::figure(thousands(counter("breaths"))),
-            Cell::figure(format!("{longest:.1} ms")),
+            Cell::figure(turn(counter("breath_max_microseconds"))),
         ]);
     }
     table.render(2, paint)
+}
+
+fn turn(microseconds: u64) -> String {
+    if microseconds < 1000 { format!("{microseconds} µs") } else { format!("{:.1} ms", microseconds as f64 / 1000.0) }
 }
 
 fn limits(status: &Status, paint: Paint) -> String {
@@ -481,6 +484,7 @@ latest changes
     fn ports_and_bytes_are_short() {
         assert_eq!(ports(&[80, 81, 443, 65_533, 65_534, 65_535]), "80, 81, 443, 65533-65535");
         let amounts = [0, 999, 1000, 999_949, 999_950, 5_000_000_000_000].map(bytes);
+        assert_eq!([turn(999), turn(1250)], ["999 µs", "1.2 ms"]);
         assert_eq!(amounts, ["0 B", "999 B", "1.0 KB", "999.9 KB", "1.0 MB", "5.0 TB"]);
     }
 

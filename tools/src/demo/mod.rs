@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use towpath_config::Model;
 use towpath_engine::{Engine, Outcome, StartOptions, Status, Stop};
@@ -47,8 +48,9 @@ pub(crate) fn demo(arguments: &DemoArguments) -> Result<Exit> {
         .build()
         .context("cannot start the threads of clients and origins")?;
     let screen = if arguments.json { Screen::stderr() } else { Screen::stdout() };
+    let mut interrupts = runtime.block_on(async { Interrupts::catch() }).context("cannot install signal handlers")?;
     let outcome = runtime.block_on(Demo::open(screen)).and_then(|mut demo| {
-        let outcome = demo.play(&runtime, arguments);
+        let outcome = demo.play(&runtime, &mut interrupts, arguments);
         demo.close();
         outcome
     });
@@ -79,10 +81,10 @@ impl Demo {
         Ok(Demo { screen, origins, engine: Arc::new(engine), relay, socket })
     }
 
-    fn play(&mut self, runtime: &Runtime, arguments: &DemoArguments) -> Result<Exit> {
+    fn play(&mut self, runtime: &Runtime, interrupts: &mut Interrupts, arguments: &DemoArguments) -> Result<Exit> {
         let stopped_at =
             self.origins[STOPPED].as_ref().map(Origin::address).context("the origin runs until it is stopped")?;
-        let mut report = match runtime.block_on(interruptible(self.measure(arguments)))? {
+        let mut report = match runtime.block_on(interrupts.unless(self.measure(arguments)))? {
             Some(report) => report,
             None => {
                 self.screen.say("interrupted")?;
@@ -101,7 +103,8 @@ impl Demo {
             io::Write::write_all(&mut out, b"\n")?;
         }
         if arguments.keep {
-            runtime.block_on(self.keep(stopped_at))?;
+            runtime.block_on(self.bring_back(stopped_at))?;
+            runtime.block_on(interrupts.next());
         }
         Ok(if report.passed { Exit::Done } else { Exit::Failed })
     }
@@ -154,8 +157,8 @@ impl Demo {
         standings(&self.engine.status())
     }
 
-    /// Brings the stopped origin back and waits for Ctrl-C.
-    async fn keep(&mut self, address: SocketAddr) -> Result<()> {
+    /// Brings the stopped origin back and says how to use what is left running.
+    async fn bring_back(&mut self, address: SocketAddr) -> Result<()> {
         let name = ORIGINS[STOPPED];
         match Origin::open(name, address).await {
             Ok(origin) => {
@@ -165,12 +168,12 @@ impl Demo {
             // Another program has taken its port meanwhile: the other two go on.
             Err(error) => self.screen.say(&format!("\n  {name} stays stopped: {address}: {error}"))?,
         }
-        self.screen.say(&format!(
+        let line = format!(
             "  it goes on until Ctrl-C:\n\n    curl http://{}\n    towpath status --socket {}\n",
             self.relay,
             self.socket.display()
-        ))?;
-        tokio::signal::ctrl_c().await.context("cannot wait for Ctrl-C")
+        );
+        Ok(self.screen.say(&line)?)
     }
 
     fn close(&self) {
@@ -179,11 +182,30 @@ impl Demo {
     }
 }
 
-/// `None` when Ctrl-C came first.
-async fn interruptible<T>(work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
-    tokio::select! {
-        outcome = work => outcome.map(Some),
-        interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| None).context("cannot wait for Ctrl-C"),
+/// Ctrl-C and SIGTERM, caught from here on: one that comes while nobody waits is not lost.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn catch() -> io::Result<Interrupts> {
+        Ok(Interrupts { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// `None` when a signal came first.
+    async fn unless<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+        tokio::select! {
+            outcome = work => outcome.map(Some),
+            () = self.next() => Ok(None),
+        }
     }
 }
 

@@ -78,13 +78,17 @@ impl Screen {
 
     /// Shows what happened since the last call.
     pub(crate) fn show(&mut self, now: Sample, standings: &[Standing]) -> io::Result<()> {
-        let text = match self.style {
+        let mut text = match self.style {
             Style::Picture => picture(&now, &self.earlier, standings, self.paint),
             Style::Lines => line(&now, &self.earlier, standings),
         };
-        if self.style == Style::Picture && self.drawn_lines > 0 {
-            // Up to the first line of the last picture, and clear from there on.
-            write!(self.out, "\x1b[{}A\x1b[J", self.drawn_lines)?;
+        if self.style == Style::Picture {
+            if self.drawn_lines > 0 {
+                // Up to the first line of the last picture, and clear from there on.
+                write!(self.out, "\x1b[{}A\x1b[J", self.drawn_lines)?;
+            }
+            // A narrow terminal cuts long lines: wrapped ones would be more lines than are counted here.
+            text = format!("\x1b[?7l{text}\x1b[?7h");
         }
         self.drawn_lines = text.lines().count();
         self.earlier = now;
@@ -119,7 +123,7 @@ fn picture(now: &Sample, earlier: &Sample, standings: &[Standing], paint: Paint)
         let why = if standing.health == "up" { "" } else { &standing.reason };
         table.row([
             Cell::word(standing.name),
-            Cell::lamp(&standing.health),
+            Cell::lamp(standing.health),
             Cell::figure(thousands(requests_per_second(now, earlier, origin))),
             Cell::figure(thousands(standing.connections)),
             Cell::word(if bar.is_empty() { why.to_owned() } else { bar }),

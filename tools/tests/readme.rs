@@ -1,0 +1,27 @@
+//! The README shows what is there.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on ends here")]
+
+use std::fs;
+use std::path::Path;
+
+fn file(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name)).unwrap()
+}
+
+#[test]
+fn quickstart_in_the_readme_is_the_example_file() {
+    let example = file("config/examples/quickstart.toml");
+    assert!(file("README.md").contains(&format!("```toml\n{}\n```", example.trim_end())));
+}
+
+#[test]
+fn every_file_that_the_readme_links_to_exists() {
+    let readme = file("README.md");
+    let links = readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
+    let local: Vec<&str> = links.filter(|link| !link.contains("://")).collect();
+    assert!(!local.is_empty());
+    let missing: Vec<&&str> =
+        local.iter().filter(|link| !Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(link).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
