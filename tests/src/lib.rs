@@ -1,1 +1,41 @@
-//! Tests of the whole: see `tests/`.
+//! What the tests of the whole stand on: labs of network namespaces, the program under test, origins, clients, and a way to
+//! wait for facts.
+//!
+//! A test looks like this; it runs as root, or in a user namespace where those are allowed:
+//!
+//! ```ignore
+//! use towpath_tests::{Origin, Topology, in_lab, subject, who};
+//!
+//! fn a_client_is_served() {
+//!     in_lab(a_client_is_served, Topology::TwoArm, 1, |lab| {
+//!         let vip = lab.vip(100);
+//!         let _origin = Origin::tcp(lab.server(1), 443);
+//!         let relay = subject!().start(
+//!             lab.balancer(),
+//!             &format!(
+//!                 "[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\n\
+//!                  [[service.server]]\nname = \"one\"\naddress = \"{}\"\n",
+//!                 lab.server(1).ipv4(),
+//!             ),
+//!         );
+//!         assert_eq!(who(lab.client(), (vip, 443)), "server-1");
+//!         relay.stop();
+//!     });
+//! }
+//! ```
+
+pub mod client;
+pub mod deadline;
+pub mod lab;
+pub mod origin;
+pub mod roles;
+pub mod subject;
+pub mod wire;
+
+pub use client::{Connection, Greeting, who, who_from};
+pub use deadline::{PATIENCE, eventually};
+pub use lab::{TestLab, in_lab};
+pub use origin::{Accepted, Origin};
+pub use subject::{Program, Refusal, Subject};
+pub use towpath_perf::lab::{Host, Topology};
+pub use wire::Segment;

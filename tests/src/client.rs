@@ -1,0 +1,157 @@
+//! Clients: connect from a host of the lab, hear who serves, talk, close.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+
+use socket2::{Domain, Socket, Type};
+
+use crate::{Host, PATIENCE};
+
+/// What an [`crate::Origin`] says first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// Its name.
+    pub name: String,
+    /// From where it sees us: the source address of the connection that reached it.
+    pub peer: SocketAddr,
+    /// The address that was reached.
+    pub local: SocketAddr,
+}
+
+impl Greeting {
+    /// As a line.
+    pub fn line(&self) -> String {
+        format!("{} {} {}\n", self.name, self.peer, self.local)
+    }
+
+    /// From a line; `None` if it is none.
+    pub fn parse(line: &str) -> Option<Greeting> {
+        let mut words = line.trim_end().split(' ');
+        let (name, peer, local) = (words.next()?, words.next()?, words.next()?);
+        Some(Greeting { name: name.to_owned(), peer: peer.parse().ok()?, local: local.parse().ok()? })
+    }
+}
+
+/// A client's TCP connection. Every wait on it ends after [`PATIENCE`] with an error.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(host: &Host, to: impl Into<SocketAddr>) -> io::Result<Connection> {
+        Connection::open_with(host, None, to.into())
+    }
+
+    /// Connects from this address of the host.
+    pub fn open_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> io::Result<Connection> {
+        Connection::open_with(host, Some(SocketAddr::new(from, 0)), to.into())
+    }
+
+    /// Connects from exactly this address and port, without waiting for an older connection of that pair to be forgotten.
+    pub fn open_from_port(host: &Host, from: SocketAddr, to: impl Into<SocketAddr>) -> io::Result<Connection> {
+        Connection::open_with(host, Some(from), to.into())
+    }
+
+    fn open_with(host: &Host, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Connection> {
+        let stream = host.run(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+            if let Some(from) = from {
+                socket.set_reuse_address(true)?;
+                socket.bind(&from.into())?;
+            }
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            Ok::<_, io::Error>(TcpStream::from(socket))
+        })??;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection { stream })
+    }
+
+    /// Reads the greeting. An end of the connection before it is `UnexpectedEof` or a reset.
+    pub fn greeting(&mut self) -> io::Result<Greeting> {
+        let line = self.line()?;
+        Greeting::parse(&line).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, line))
+    }
+
+    /// Reads up to a line feed.
+    pub fn line(&mut self) -> io::Result<String> {
+        let mut line = Vec::new();
+        let mut byte = [0];
+        while byte != *b"\n" {
+            self.stream.read_exact(&mut byte)?;
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).map_err(io::Error::other)
+    }
+
+    /// Sends these bytes and reads them back from an origin.
+    pub fn echo(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)?;
+        let mut back = vec![0; bytes.len()];
+        self.stream.read_exact(&mut back)?;
+        if back == bytes { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "another echo")) }
+    }
+
+    /// Sends our FIN first, then reads to the other side's; returns what still came.
+    pub fn close(mut self) -> io::Result<Vec<u8>> {
+        self.stream.shutdown(Shutdown::Write)?;
+        self.end()
+    }
+
+    /// Reads to the other side's FIN and returns what came; a reset is an error.
+    pub fn end(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest)?;
+        Ok(rest)
+    }
+
+    /// Whether the other side has ended the connection, by FIN or reset, with nothing more to read; waits for it.
+    pub fn is_ended(&mut self) -> bool {
+        match self.end() {
+            Ok(rest) => rest.is_empty(),
+            Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        }
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) -> io::Result<()> {
+        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO))
+    }
+
+    /// The socket.
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+}
+
+/// Connects, hears who serves, closes: the name of the origin.
+///
+/// # Panics
+///
+/// When nobody serves.
+#[track_caller]
+pub fn who(host: &Host, to: impl Into<SocketAddr>) -> String {
+    let to = to.into();
+    ask(Connection::open(host, to)).unwrap_or_else(|error| panic!("{to} does not serve: {error}")).name
+}
+
+/// The same from one of the host's addresses.
+///
+/// # Panics
+///
+/// When nobody serves.
+#[track_caller]
+pub fn who_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> String {
+    let to = to.into();
+    ask(Connection::open_from(host, from, to)).unwrap_or_else(|error| panic!("{to} does not serve: {error}")).name
+}
+
+fn ask(connection: io::Result<Connection>) -> io::Result<Greeting> {
+    let mut connection = connection?;
+    let greeting = connection.greeting()?;
+    connection.close()?;
+    Ok(greeting)
+}

@@ -1,0 +1,84 @@
+//! The lab of a test, and the right to build it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+
+use towpath_perf::lab::{Lab, Privilege, Topology, ensure_privilege};
+
+/// A lab in which a test runs; everything else it has from [`Lab`].
+#[derive(Debug)]
+pub struct TestLab {
+    lab: Lab,
+}
+
+/// Runs `body` in a new lab. `test` is the test function itself: without the right to build networks it is run again, by its
+/// name, in a user namespace.
+///
+/// # Panics
+///
+/// When neither is possible, with the reason; and when the test fails there.
+pub fn in_lab<F: FnOnce()>(test: F, topology: Topology, servers: usize, body: impl FnOnce(&TestLab)) {
+    match ensure_privilege(test) {
+        Ok(Privilege::Delegated) => {}
+        Ok(Privilege::Held) => {
+            let lab = Lab::build(topology, servers).unwrap_or_else(|error| panic!("the lab: {error}"));
+            body(&TestLab { lab });
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+impl TestLab {
+    /// Gives the balancer one more IPv4 address in the clients' network, with this last number (from 100), and returns it.
+    pub fn vip(&self, number: u8) -> Ipv4Addr {
+        self.balancer_address(self.balancer().ipv4(), number)
+    }
+
+    /// The same for IPv6.
+    pub fn vip6(&self, number: u8) -> Ipv6Addr {
+        self.balancer_address6(self.balancer().ipv6(), number)
+    }
+
+    /// Gives the balancer one more IPv4 address in the servers' network, with this last number (from 100), and returns it.
+    pub fn snat(&self, number: u8) -> Ipv4Addr {
+        let port = self.balancer().ports().last().expect("a balancer has a network");
+        self.balancer_address(port.ipv4, number)
+    }
+
+    /// The same for IPv6.
+    pub fn snat6(&self, number: u8) -> Ipv6Addr {
+        let port = self.balancer().ports().last().expect("a balancer has a network");
+        self.balancer_address6(port.ipv6, number)
+    }
+
+    /// Gives the client one more IPv4 address, with this last number (from 100), and returns it.
+    pub fn second_client(&self, number: u8) -> IpAddr {
+        let [a, b, c, _] = self.client().ipv4().octets();
+        let ip = IpAddr::from([a, b, c, number]);
+        self.client().add_address(ip).unwrap_or_else(|error| panic!("client address {ip}: {error}"));
+        ip
+    }
+
+    fn balancer_address(&self, beside: Ipv4Addr, number: u8) -> Ipv4Addr {
+        let [a, b, c, _] = beside.octets();
+        let ip = Ipv4Addr::new(a, b, c, number);
+        self.balancer().add_address(ip.into()).unwrap_or_else(|error| panic!("balancer address {ip}: {error}"));
+        ip
+    }
+
+    fn balancer_address6(&self, beside: Ipv6Addr, number: u8) -> Ipv6Addr {
+        let mut segments = beside.segments();
+        segments[7] = number.into();
+        let ip = Ipv6Addr::from(segments);
+        self.balancer().add_address(ip.into()).unwrap_or_else(|error| panic!("balancer address {ip}: {error}"));
+        ip
+    }
+}
+
+impl Deref for TestLab {
+    type Target = Lab;
+
+    fn deref(&self) -> &Lab {
+        &self.lab
+    }
+}

@@ -1,0 +1,205 @@
+//! What the program under test can be besides Towpath: an origin or a crowd of clients, in a process of their own, because
+//! descriptors are limited per process.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{ChildStdout, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use towpath_perf::lab::Child;
+
+use crate::origin::{self, runtime};
+use crate::{Greeting, Host, PATIENCE, Program};
+
+/// First argument of a role; nothing that the command line of Towpath knows.
+const ORIGIN: &str = "--as-origin";
+/// The same for clients.
+const CROWD: &str = "--as-crowd";
+
+/// How many clients of a crowd connect at the same time.
+const CONNECTING_MAX: usize = 256;
+
+/// Plays the role that the arguments name; `None` if they name none.
+pub fn play(arguments: &[String]) -> Option<ExitCode> {
+    let played = match arguments {
+        [role, name, addresses @ ..] if role == ORIGIN => play_origin(name, addresses),
+        [role, to, from, clients] if role == CROWD => play_crowd(to, from, clients),
+        _ => return None,
+    };
+    Some(match played {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{arguments:?}: {error}");
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// An origin in a process of its own; killed when dropped.
+#[derive(Debug)]
+pub struct OriginProcess {
+    _child: Child,
+}
+
+/// Clients in a process of their own, each with an open connection; killed when dropped.
+#[derive(Debug)]
+pub struct Crowd {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    /// How many were greeted by an origin and hold their connection.
+    pub served: usize,
+    /// How many were refused: closed or reset before a greeting.
+    pub refused: usize,
+}
+
+impl OriginProcess {
+    /// Starts an origin on these addresses of the host, which behaves as [`crate::Origin::tcp`].
+    ///
+    /// # Panics
+    ///
+    /// When it does not start.
+    #[track_caller]
+    pub fn start(program: Program, host: &Host, addresses: &[SocketAddr]) -> OriginProcess {
+        let mut command = program.command();
+        command.args([ORIGIN, host.name()]).args(addresses.iter().map(ToString::to_string));
+        let (child, mut output) = spawn(host, command);
+        assert_eq!(heard(&mut output), "ready", "origin {addresses:?}");
+        OriginProcess { _child: child }
+    }
+}
+
+impl Crowd {
+    /// Opens so many connections, and returns when each has been served or refused.
+    ///
+    /// # Panics
+    ///
+    /// When the process fails.
+    #[track_caller]
+    pub fn gather(program: Program, host: &Host, from: IpAddr, to: SocketAddr, clients: usize) -> Crowd {
+        let mut command = program.command();
+        command.args([CROWD, &to.to_string(), &from.to_string(), &clients.to_string()]).stdin(Stdio::piped());
+        let (child, mut output) = spawn(host, command);
+        let told = heard(&mut output);
+        let (served, refused) = told.split_once(' ').expect("two counts");
+        let count = |text: &str| text.parse().expect("a count");
+        Crowd { child, output, served: count(served), refused: count(refused) }
+    }
+
+    /// Every client that was served asks once more and closes; how many got their answer.
+    ///
+    /// # Panics
+    ///
+    /// When the process fails.
+    #[track_caller]
+    pub fn part(mut self) -> usize {
+        // Its end is the word to part.
+        drop(self.child.process().stdin.take());
+        heard(&mut self.output).parse().expect("a count")
+    }
+}
+
+#[track_caller]
+fn spawn(host: &Host, mut command: Command) -> (Child, BufReader<ChildStdout>) {
+    command.stdout(Stdio::piped());
+    let mut child = host.spawn(command).unwrap_or_else(|error| panic!("{error}"));
+    let output = child.process().stdout.take().expect("stdout is a pipe");
+    (child, BufReader::new(output))
+}
+
+#[track_caller]
+fn heard(output: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    output.read_line(&mut line).expect("a line of the helper process");
+    line.trim_end().to_owned()
+}
+
+fn say(word: &str) -> io::Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{word}")?;
+    output.flush()
+}
+
+fn play_origin(name: &str, addresses: &[String]) -> io::Result<()> {
+    raise_descriptors()?;
+    let addresses =
+        addresses.iter().map(|text| text.parse()).collect::<Result<Vec<_>, _>>().map_err(io::Error::other)?;
+    origin::serve_for_ever(name, &addresses, || say("ready").expect("somebody waits for us"))
+}
+
+fn play_crowd(to: &str, from: &str, clients: &str) -> io::Result<()> {
+    raise_descriptors()?;
+    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let from: IpAddr = from.parse().map_err(io::Error::other)?;
+    let clients: usize = clients.parse().map_err(io::Error::other)?;
+    runtime()?.block_on(async {
+        let mut held = Vec::new();
+        let mut refused = 0;
+        let mut connecting = JoinSet::new();
+        for started in 0..clients {
+            connecting.spawn(greeted(from, to));
+            while connecting.len() >= CONNECTING_MAX || (started + 1 == clients && !connecting.is_empty()) {
+                match connecting.join_next().await {
+                    Some(Ok(Ok(stream))) => held.push(stream),
+                    Some(Ok(Err(error))) if is_refusal(&error) => refused += 1,
+                    Some(Ok(Err(error))) => return Err(error),
+                    Some(Err(panicked)) => return Err(io::Error::other(panicked)),
+                    None => break,
+                }
+            }
+        }
+        say(&format!("{} {refused}", held.len()))?;
+        io::stdin().lock().read_to_end(&mut Vec::new())?;
+        let mut answered = 0;
+        for mut stream in held {
+            if asked(&mut stream).await.is_ok() {
+                answered += 1;
+            }
+        }
+        say(&answered.to_string())
+    })
+}
+
+async fn greeted(from: IpAddr, to: SocketAddr) -> io::Result<tokio::io::BufReader<TcpStream>> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.bind(SocketAddr::new(from, 0))?;
+    let opened = async {
+        let mut stream = tokio::io::BufReader::with_capacity(256, socket.connect(to).await?);
+        let mut line = String::new();
+        if stream.read_line(&mut line).await? == 0 || Greeting::parse(&line).is_none() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(stream)
+    };
+    in_time(opened).await
+}
+
+async fn asked(stream: &mut tokio::io::BufReader<TcpStream>) -> io::Result<()> {
+    use tokio::io::AsyncWriteExt;
+    let question = *b"still there?";
+    let answered = async {
+        stream.get_mut().write_all(&question).await?;
+        let mut answer = question.map(|_| 0);
+        stream.read_exact(&mut answer).await?;
+        if answer == question { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
+    };
+    in_time(answered).await
+}
+
+async fn in_time<T>(work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let limit: Duration = PATIENCE;
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn raise_descriptors() -> io::Result<()> {
+    towpath_sys::host::raise_nofile_limit().map(|_| ())
+}

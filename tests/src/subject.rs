@@ -1,0 +1,285 @@
+//! The program under test: started in the lab, watched over its control socket, reloaded, stopped.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use towpath_engine::status::{ServerStatus, ServiceStatus};
+use towpath_engine::{Status, fetch_status};
+use towpath_perf::lab::Child;
+
+use crate::{Host, PATIENCE, eventually};
+
+/// How often a start looks whether the program has ended instead of getting ready.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// The program as cargo has built it for this test run; see [`subject!`](crate::subject!).
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    path: &'static str,
+}
+
+/// The [`Program`]. A macro, because cargo tells its path to integration tests only.
+#[macro_export]
+macro_rules! subject {
+    () => {
+        $crate::Program::at(env!("CARGO_BIN_EXE_subject"))
+    };
+}
+
+/// A running Towpath. Killed when dropped; its files go with it.
+#[derive(Debug)]
+pub struct Subject {
+    child: Child,
+    home: Home,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Its exit code.
+    pub code: Option<i32>,
+    /// What it wrote to standard error.
+    pub text: String,
+}
+
+/// The directory of one run.
+#[derive(Debug)]
+struct Home {
+    directory: TempDir,
+}
+
+impl Program {
+    /// The program at `path`.
+    pub fn at(path: &'static str) -> Program {
+        Program { path }
+    }
+
+    /// A command that runs it.
+    pub fn command(self) -> Command {
+        let mut command = Command::new(self.path);
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Starts it on a host with this configuration, to which a control socket is added; returns when it serves.
+    ///
+    /// # Panics
+    ///
+    /// When it ends or is not ready in time, with what it said.
+    #[track_caller]
+    pub fn start(self, host: &Host, config: &str) -> Subject {
+        let home = Home::create(config);
+        let ready = UnixDatagram::bind(home.notify()).expect("a socket to hear READY on");
+        ready.set_read_timeout(Some(LOOK_EVERY)).expect("LOOK_EVERY is not zero");
+        let mut child = self.run(host, &home);
+        let deadline = Instant::now() + PATIENCE;
+        let mut heard = [0; 256];
+        loop {
+            match ready.recv(&mut heard) {
+                Ok(length) if heard[..length].starts_with(b"READY=1") => return Subject { child, home },
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+                Err(error) => panic!("waiting for READY: {error}"),
+            }
+            if let Some(status) = child.try_wait().expect("the program is our child") {
+                panic!("towpath did not start ({status}):\n{}\nwith\n{config}", home.log());
+            }
+            assert!(Instant::now() < deadline, "towpath is not ready after {PATIENCE:?}:\n{}", home.log());
+        }
+    }
+
+    /// Starts it on a host with a configuration that it must refuse, and returns how it did.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    #[track_caller]
+    pub fn refuse(self, host: &Host, config: &str) -> Refusal {
+        let home = Home::create(config);
+        let mut child = self.run(host, &home);
+        let Some(status) = child.wait_timeout(PATIENCE).expect("the program is our child") else {
+            panic!("towpath runs, but should have refused:\n{}", home.log());
+        };
+        Refusal { code: status.code(), text: home.log() }
+    }
+
+    #[track_caller]
+    fn run(self, host: &Host, home: &Home) -> Child {
+        let log = File::create(home.log_file()).expect("a file for the log");
+        let mut command = self.command();
+        command
+            .args(["run", "--config"])
+            .arg(home.config())
+            .env("NOTIFY_SOCKET", home.notify())
+            .stdout(Stdio::null())
+            .stderr(log);
+        host.spawn(command).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl Subject {
+    /// Its state.
+    ///
+    /// # Panics
+    ///
+    /// When it does not tell.
+    #[track_caller]
+    pub fn status(&self) -> Status {
+        fetch_status(&self.home.control()).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+    }
+
+    /// Waits until its state is as wanted, and returns that state.
+    ///
+    /// # Panics
+    ///
+    /// When it does not become so in time.
+    #[track_caller]
+    pub fn until(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) -> Status {
+        eventually(what, || Some(self.status()).filter(|status| wanted(status)))
+    }
+
+    /// One service.
+    ///
+    /// # Panics
+    ///
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn service(&self, name: &str) -> ServiceStatus {
+        let status = self.status();
+        let service = status.services.into_iter().find(|service| service.name == name);
+        service.unwrap_or_else(|| panic!("no service `{name}`"))
+    }
+
+    /// One server of a service.
+    ///
+    /// # Panics
+    ///
+    /// When there is none of that name.
+    #[track_caller]
+    pub fn server(&self, service: &str, name: &str) -> ServerStatus {
+        let server = self.service(service).servers.into_iter().find(|server| server.name == name);
+        server.unwrap_or_else(|| panic!("no server `{name}` in `{service}`"))
+    }
+
+    /// Writes a new configuration and sends SIGHUP; returns when it is in effect, with its generation, or has been refused, with
+    /// what was said about it.
+    ///
+    /// # Panics
+    ///
+    /// When neither happens.
+    #[track_caller]
+    pub fn reload(&mut self, config: &str) -> Result<u64, String> {
+        self.home.write(config);
+        let before = self.log().len();
+        self.child.signal(libc::SIGHUP).expect("the program is our child");
+        eventually("an answer to SIGHUP", || {
+            let said = self.log().split_off(before);
+            let line = said.split_inclusive('\n').find(|line| line.contains("SIGHUP: ") && line.ends_with('\n'))?;
+            match line.trim_end().rsplit_once("is in effect, generation ") {
+                Some((_, generation)) => Some(Ok(generation.parse().expect("a number of a generation"))),
+                None => Some(Err(said)),
+            }
+        })
+    }
+
+    /// Sends SIGTERM and goes on.
+    pub fn terminate(&mut self) {
+        self.child.terminate().expect("the program is our child");
+    }
+
+    /// Waits until it has ended; its exit code.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end.
+    #[track_caller]
+    pub fn wait(&mut self) -> Option<i32> {
+        let status = self.child.wait_timeout(PATIENCE).expect("the program is our child");
+        status.unwrap_or_else(|| panic!("towpath does not end:\n{}", self.log())).code()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the program is our child").is_none()
+    }
+
+    /// Stops it at once: SIGTERM twice, and expects it to have ended well.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end with exit code 0.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.terminate();
+        self.until_stopping();
+        self.terminate();
+        let code = self.wait();
+        assert_eq!(code, Some(0), "{}", self.log());
+    }
+
+    /// Waits until it has taken a first SIGTERM: two that arrive at once are one to the kernel.
+    #[track_caller]
+    fn until_stopping(&mut self) {
+        eventually("an answer to SIGTERM", || (self.log().contains(" stopping: ") || !self.is_running()).then_some(()));
+    }
+
+    /// What it has written to standard error so far.
+    pub fn log(&self) -> String {
+        self.home.log()
+    }
+
+    /// Its control socket.
+    pub fn control(&self) -> PathBuf {
+        self.home.control()
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("towpath said:\n{}", self.log());
+        }
+    }
+}
+
+impl Home {
+    #[track_caller]
+    fn create(config: &str) -> Home {
+        let directory = tempfile::Builder::new().prefix("towpath-").tempdir().expect("a temporary directory");
+        let home = Home { directory };
+        home.write(config);
+        home
+    }
+
+    #[track_caller]
+    fn write(&self, config: &str) {
+        let text = format!("[control]\nsocket = \"{}\"\n{config}", self.control().display());
+        fs::write(self.config(), text).expect("the temporary directory can be written");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.path().join("towpath.toml")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.directory.path().join("control.sock")
+    }
+
+    fn notify(&self) -> PathBuf {
+        self.directory.path().join("notify.sock")
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+}
