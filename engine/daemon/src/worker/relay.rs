@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::Tried;
+use towpath_core::director::{Refusal, Tried};
 use towpath_core::session::{Event, Op, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
@@ -112,20 +112,29 @@ impl Worker {
 
     /// Chooses a real server and starts the connect; the inner error ends the session.
     fn dial(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+        let mut failed = None;
         loop {
             let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
             let picked = self.shared.pick(&relay.service, relay.client_address, &relay.tried, self.now);
             let pick = match picked {
                 Ok(pick) => pick,
+                // No server is left to try: what counts is how the tried ones failed.
+                Err(Refusal::NoServer) => return Ok(Err(failed.unwrap_or(Termination::NoServer))),
                 Err(refusal) => return Ok(Err(Termination::from(refusal))),
             };
             relay.counted = Some(pick.server);
+            if relay.redispatches > 0 {
+                self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
+            }
             let target = relay.service.target(pick.target).expect("the pick is from this very service");
             relay.destination = target.destination(relay.service_port);
             match self.connect(key)? {
                 Ok(()) => return Ok(Ok(())),
                 // Another server's ports may be free.
-                Err(Termination::OutOfSourcePorts) if self.may_try_another(key) => self.leave_server(key),
+                Err(Termination::OutOfSourcePorts) if self.may_try_another(key) => {
+                    failed = Some(Termination::OutOfSourcePorts);
+                    self.leave_server(key);
+                }
                 Err(termination) => return Ok(Err(termination)),
             }
         }
@@ -182,7 +191,6 @@ impl Worker {
             relay.tried.insert(server);
             self.shared.close(relay.service.id, server);
         }
-        self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
         let lease = relay.lease.take();
         let service = Arc::clone(&relay.service);
         // A SYN may still be under way: the port rests.
