@@ -410,12 +410,10 @@ fn service_state(targets: &[Target]) -> ServiceState {
 }
 
 fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
-    // The board knows the latest reason, the snapshot that of the last change.
-    let state = target.check.and_then(|check| truth.board.state(check));
-    let (health, reason, since) = match state {
-        Some(state) => (state.health(), state.reason(), state.since()),
-        None => (target.health, &target.reason, target.since),
-    };
+    // The snapshot knows what holds for new clients, the board the latest reason for it. A verdict that is not published yet is
+    // not shown: whoever reads `down` may rely on it that no new snapshot is needed to keep clients away.
+    let state = target.check.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
+    let reason = state.map_or(&target.reason, |state| state.reason());
     let before = truth.opened_before.get(&target.server).copied().unwrap_or(0);
     ServerStatus {
         name: target.name.clone(),
@@ -423,13 +421,13 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         port: target.port,
         weight: target.weight,
         admin: word(&target.admin),
-        health: match health {
+        health: match target.health {
             ServerHealth::Down => HealthStatus::Down,
             ServerHealth::Unknown => HealthStatus::Unknown,
             ServerHealth::Up => HealthStatus::Up,
         },
         reason: reason.to_string(),
-        health_seconds: now.ms_since(since) / 1000,
+        health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
