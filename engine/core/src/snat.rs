@@ -144,7 +144,11 @@ impl SnatPool {
             return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
         };
         let sources = &self.routes[index].sources;
-        let turn = if sources.len() == 1 { 0 } else { sources[0].map.next_turn(home) as usize % sources.len() };
+        // From the home's own number on: the first flows of 256 homes must not all begin with the first address.
+        let turn = match sources.len() {
+            1 => 0,
+            len => (sources[0].map.next_turn(home) as usize).wrapping_add(home.index()) % len,
+        };
         let around_home = || (1..VSHARDS).map(|step| VShard(home.0.wrapping_add(step as u8)));
         self.claim(sources, turn, home)
             .or_else(|| {

@@ -194,6 +194,21 @@ fn addresses_take_turns() {
 }
 
 #[test]
+fn the_first_flows_of_all_homes_take_turns_at_the_addresses() {
+    let to = server("10.0.0.1:443");
+    let pool = pool(&rule(&["192.0.2.1", "192.0.2.2"], 1_024, 65_535), &[to]);
+    let steering = SteeringTable::even(1);
+
+    let mut leased: HashMap<IpAddr, u32> = HashMap::new();
+    for home in (0..=255).map(VShard) {
+        let lease = pool.lease(to, home, &steering, WorkerId(0)).expect("free");
+        *leased.entry(lease.address()).or_default() += 1;
+    }
+
+    assert_eq!(leased, HashMap::from([(address("192.0.2.1"), 128), (address("192.0.2.2"), 128)]));
+}
+
+#[test]
 fn a_real_server_is_reached_from_addresses_of_its_own_family() {
     let (v4, v6) = (server("10.0.0.1:443"), server("[2001:db8::1]:443"));
     let mixed = rule(&["192.0.2.1", "2001:db8::a", "2001:db8::b"], 5_000, 5_009);
