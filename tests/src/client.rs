@@ -149,6 +149,15 @@ pub fn who_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> String 
     ask(Connection::open_from(host, from, to)).unwrap_or_else(|error| panic!("{to} does not serve: {error}")).name
 }
 
+/// Whether a connection is refused cleanly: taken, and ended or reset without a byte. A port on which nobody listens is not that.
+pub fn is_refused(host: &Host, to: impl Into<SocketAddr>) -> bool {
+    match Connection::open(host, to) {
+        Ok(mut connection) => connection.is_ended(),
+        // The reset was there before the handshake was looked at.
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
 fn ask(connection: io::Result<Connection>) -> io::Result<Greeting> {
     let mut connection = connection?;
     let greeting = connection.greeting()?;

@@ -35,7 +35,7 @@ impl TestLab {
     }
 
     /// The same for IPv6.
-    pub fn vip6(&self, number: u8) -> Ipv6Addr {
+    pub fn vip6(&self, number: u16) -> Ipv6Addr {
         self.balancer_address6(self.balancer().ipv6(), number)
     }
 
@@ -46,12 +46,12 @@ impl TestLab {
     }
 
     /// The same for IPv6.
-    pub fn snat6(&self, number: u8) -> Ipv6Addr {
+    pub fn snat6(&self, number: u16) -> Ipv6Addr {
         let port = self.balancer().ports().last().expect("a balancer has a network");
         self.balancer_address6(port.ipv6, number)
     }
 
-    /// Gives the client one more IPv4 address, with this last number (from 100), and returns it.
+    /// Gives the client one more IPv4 address, with this last number (from 100, and none of a VIP), and returns it.
     pub fn second_client(&self, number: u8) -> IpAddr {
         let [a, b, c, _] = self.client().ipv4().octets();
         let ip = IpAddr::from([a, b, c, number]);
@@ -66,9 +66,9 @@ impl TestLab {
         ip
     }
 
-    fn balancer_address6(&self, beside: Ipv6Addr, number: u8) -> Ipv6Addr {
+    fn balancer_address6(&self, beside: Ipv6Addr, number: u16) -> Ipv6Addr {
         let mut segments = beside.segments();
-        segments[7] = number.into();
+        segments[7] = number;
         let ip = Ipv6Addr::from(segments);
         self.balancer().add_address(ip.into()).unwrap_or_else(|error| panic!("balancer address {ip}: {error}"));
         ip

@@ -4,20 +4,14 @@
 //! A test looks like this; it runs as root, or in a user namespace where those are allowed:
 //!
 //! ```ignore
-//! use towpath_tests::{Origin, Topology, in_lab, subject, who};
+//! use towpath_tests::{Origin, Topology, in_lab, ipv4, service, subject, who};
 //!
+//! #[test]
 //! fn a_client_is_served() {
 //!     in_lab(a_client_is_served, Topology::TwoArm, 1, |lab| {
 //!         let vip = lab.vip(100);
 //!         let _origin = Origin::tcp(lab.server(1), 443);
-//!         let relay = subject!().start(
-//!             lab.balancer(),
-//!             &format!(
-//!                 "[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\n\
-//!                  [[service.server]]\nname = \"one\"\naddress = \"{}\"\n",
-//!                 lab.server(1).ipv4(),
-//!             ),
-//!         );
+//!         let relay = subject!().start(lab.balancer(), &service("web", vip, "443", "", &ipv4(lab.servers())));
 //!         assert_eq!(who(lab.client(), (vip, 443)), "server-1");
 //!         relay.stop();
 //!     });
@@ -25,6 +19,7 @@
 //! ```
 
 pub mod client;
+pub mod config;
 pub mod deadline;
 pub mod lab;
 pub mod origin;
@@ -32,7 +27,8 @@ pub mod roles;
 pub mod subject;
 pub mod wire;
 
-pub use client::{Connection, Greeting, who, who_from};
+pub use client::{Connection, Greeting, is_refused, who, who_from};
+pub use config::{ipv4, ipv6, service, service_to};
 pub use deadline::{PATIENCE, eventually};
 pub use lab::{TestLab, in_lab};
 pub use origin::{Accepted, Origin};

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use towpath_engine::status::{ServerStatus, ServiceStatus};
+use towpath_engine::status::{HealthStatus, ServerStatus, ServiceStatus};
 use towpath_engine::{Status, fetch_status};
 use towpath_perf::lab::Child;
 
@@ -134,14 +134,29 @@ impl Subject {
         fetch_status(&self.home.control()).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
-    /// Waits until its state is as wanted, and returns that state.
+    /// Waits until its state is as wanted and every worker serves it, and returns that state.
     ///
     /// # Panics
     ///
     /// When it does not become so in time.
     #[track_caller]
     pub fn until(&self, what: &str, mut wanted: impl FnMut(&Status) -> bool) -> Status {
-        eventually(what, || Some(self.status()).filter(|status| wanted(status)))
+        eventually(what, || {
+            let adopted = |status: &Status| status.workers.iter().all(|worker| worker.generation >= status.generation);
+            Some(self.status()).filter(|status| adopted(status) && wanted(status))
+        })
+    }
+
+    /// Waits until every server of every service is up.
+    ///
+    /// # Panics
+    ///
+    /// When one does not come up.
+    #[track_caller]
+    pub fn until_all_up(&self) {
+        self.until("every server is up", |status| {
+            status.services.iter().flat_map(|service| &service.servers).all(|server| server.health == HealthStatus::Up)
+        });
     }
 
     /// One service.
