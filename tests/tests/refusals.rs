@@ -1,7 +1,8 @@
 //! What the machine cannot carry is refused at start, with the cause and the next step.
 
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr};
 
+use towpath_sys::socket::{ListenOptions, ReusePort, Transport, open_listener};
 use towpath_tests::{Refusal, TestLab, Topology, in_lab, ipv4, service, subject};
 
 fn web(lab: &TestLab, vip: impl Into<IpAddr>, keys: &str) -> String {
@@ -33,9 +34,14 @@ fn a_source_address_that_is_not_on_the_host_is_refused() {
     });
 }
 
-fn port_in_use(lab: &TestLab, workers: &str) {
+fn port_in_use(lab: &TestLab, workers: &str, reuse_port: ReusePort) {
     let vip = lab.vip(100);
-    let _holder = lab.balancer().run(|| TcpListener::bind((vip, 443))).expect("a thread").expect("a listener");
+    let options = ListenOptions { reuse_port, ..ListenOptions::default() };
+    let _holder = lab
+        .balancer()
+        .run(|| open_listener((vip, 443).into(), Transport::Tcp, &options))
+        .expect("a thread")
+        .expect("a listener");
     let config = format!("[runtime]\nworkers = {workers}\n") + &web(lab, vip, "");
     let refusal = subject!().refuse(lab.balancer(), &config);
     assert_refused(&refusal, &["`web`", &format!("tcp {vip}:443"), "another process has this port", "ss -lnp"]);
@@ -43,12 +49,14 @@ fn port_in_use(lab: &TestLab, workers: &str) {
 
 #[test]
 fn a_port_in_use_is_refused() {
-    in_lab(a_port_in_use_is_refused, Topology::TwoArm, 1, |lab| port_in_use(lab, "[0]"));
+    in_lab(a_port_in_use_is_refused, Topology::TwoArm, 1, |lab| port_in_use(lab, "[0]", ReusePort::Exclusive));
 }
 
 #[test]
-fn a_port_in_use_is_refused_also_with_several_workers() {
-    in_lab(a_port_in_use_is_refused_also_with_several_workers, Topology::TwoArm, 1, |lab| port_in_use(lab, "[0, 1]"));
+fn a_port_that_another_process_would_share_is_refused() {
+    in_lab(a_port_that_another_process_would_share_is_refused, Topology::TwoArm, 1, |lab| {
+        port_in_use(lab, "[0, 1]", ReusePort::Shared);
+    });
 }
 
 #[test]
