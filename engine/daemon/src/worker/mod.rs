@@ -52,6 +52,9 @@ const DATAGRAM_BUFFERS: u16 = 128;
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// How often a draining worker looks for connections whose time is up.
 const DRAIN_LOOK_MS: u64 = 100;
+/// How long an end at once waits for the listeners' operations: they hold the ports until they are cancelled, and who is started
+/// next needs them.
+const DOORS_MS: u64 = 1000;
 /// Leases that may rest at a time, per worker.
 const RESTING_MAX: usize = 1 << 17;
 /// Leases tried for one connect when the kernel says that a port is taken by somebody else.
@@ -190,12 +193,19 @@ impl Worker {
         }
         let wait = self.wait(all_fired && taken < COMPLETIONS_MAX);
         self.count_breath(start, taken, wait);
-        let empty = self.stopping.is_some() && self.relays.len() == 0 && self.datagrams.sessions.len() == 0;
-        if empty && (!self.doors.any_armed() || self.shared.phase() == Phase::Ending) {
+        if self.is_over() {
             return Ok(true);
         }
         self.ring.enter(wait)?;
         Ok(false)
+    }
+
+    /// Whether nothing is left to do, and nothing in flight holds a port.
+    fn is_over(&self) -> bool {
+        let Some(stopping) = self.stopping else { return false };
+        let empty = self.relays.len() == 0 && self.datagrams.sessions.len() == 0;
+        let waited = || self.shared.phase() == Phase::Ending && self.now.ms_since(stopping) >= DOORS_MS;
+        empty && (!self.doors.any_armed() || waited())
     }
 
     fn complete(&mut self, completion: Completion) -> io::Result<()> {
