@@ -36,6 +36,8 @@ macro_rules! subject {
 #[derive(Debug)]
 pub struct Subject {
     child: Child,
+    /// Where it tells how it is; like a supervisor's, open for as long as it lives.
+    _supervisor: UnixDatagram,
     home: Home,
 }
 
@@ -82,7 +84,9 @@ impl Program {
         let mut heard = [0; 256];
         loop {
             match ready.recv(&mut heard) {
-                Ok(length) if heard[..length].starts_with(b"READY=1") => return Subject { child, home },
+                Ok(length) if heard[..length].starts_with(b"READY=1") => {
+                    return Subject { child, _supervisor: ready, home };
+                }
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
                 Err(error) => panic!("waiting for READY: {error}"),

@@ -80,7 +80,8 @@ fn a_second_sigterm_ends_at_once() {
         held.echo(b"draining").expect("a connection from before goes on");
         relay.terminate();
         assert!(held.is_ended());
-        assert_ended_well(&mut relay, "1 connection was cut");
+        // One of the last to be taken may still be there as well.
+        assert_ended_well(&mut relay, " cut\n");
     });
 }
 
@@ -91,5 +92,24 @@ fn without_connections_the_first_sigterm_ends_it() {
         let mut relay = subject!().start(lab.balancer(), &config(lab, vip, "1h"));
         relay.terminate();
         assert_ended_well(&mut relay, "every connection had ended by itself");
+    });
+}
+
+#[test]
+fn a_restart_finds_its_ports_free() {
+    in_lab(a_restart_finds_its_ports_free, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let config = config(lab, vip, "1h");
+        for _ in 0..10 {
+            let relay = subject!().start(lab.balancer(), &config);
+            let held = [open(lab, vip), open(lab, vip)];
+            // In the middle of everything, by a second signal.
+            relay.stop();
+            drop(held);
+            let mut relay = subject!().start(lab.balancer(), &config);
+            relay.terminate();
+            assert_ended_well(&mut relay, "every connection had ended by itself");
+        }
     });
 }

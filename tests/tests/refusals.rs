@@ -15,6 +15,9 @@ fn assert_refused(refusal: &Refusal, told: &[&str]) {
     for told in told {
         assert!(refusal.text.contains(told), "`{told}` is missing in\n{}", refusal.text);
     }
+    for cause in ["another process has this port", "not an address of this host", "runtime.workers names"] {
+        assert!(refusal.text.matches(cause).count() <= 1, "`{cause}` is told twice in\n{}", refusal.text);
+    }
 }
 
 #[test]
