@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use towpath_config::{Checked, Model};
@@ -31,7 +31,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let handle = signals.handle();
 
     let drain = longest_drain(&model);
-    let engine = Arc::new(Engine::start(model, StartOptions::default()).context("cannot start")?);
+    // Its text names the causes already; as a chain they would be told twice.
+    let engine = Engine::start(model, StartOptions::default()).map_err(|error| anyhow!("cannot start: {error}"))?;
+    let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
     let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), drain, stopping: false };
     let attending = thread::Builder::new()
