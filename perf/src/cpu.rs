@@ -8,6 +8,67 @@ use serde::{Deserialize, Serialize};
 /// What /proc/stat counts in, per second (USER_HZ: 100 on every architecture Linux runs on here).
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Seconds of work of these processes since they started; a process that is gone counts as 0.
+pub fn process_seconds(pids: &[u32]) -> f64 {
+    let ticks: u64 = pids.iter().filter_map(|pid| Some(ProcessStat::read(*pid)?.busy_ticks)).sum();
+    ticks as f64 / TICKS_PER_SECOND
+}
+
+/// A process and all that descend from it.
+pub fn process_tree(root: u32) -> io::Result<Vec<u32>> {
+    let all = processes()?;
+    let mut tree = vec![root];
+    let mut next = 0;
+    // Every process has one parent, so none is added twice and this ends with the last one.
+    while let Some(&parent) = tree.get(next) {
+        tree.extend(all.iter().filter(|(_, stat)| stat.parent == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    Ok(tree)
+}
+
+/// The kernel's threads for softirqs that were put off, which do network work of whoever caused it.
+pub fn softirq_threads() -> io::Result<Vec<u32>> {
+    Ok(processes()?.into_iter().filter(|(_, stat)| stat.name.starts_with("ksoftirqd/")).map(|(pid, _)| pid).collect())
+}
+
+fn processes() -> io::Result<Vec<(u32, ProcessStat)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        // It may have ended since the folder was read.
+        found.extend(ProcessStat::read(pid).map(|stat| (pid, stat)));
+    }
+    Ok(found)
+}
+
+/// What /proc/PID/stat tells that matters here.
+struct ProcessStat {
+    name: String,
+    parent: u32,
+    busy_ticks: u64,
+}
+
+impl ProcessStat {
+    fn read(pid: u32) -> Option<ProcessStat> {
+        ProcessStat::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    fn parse(text: &str) -> Option<ProcessStat> {
+        // proc(5): pid (comm) state ppid …; comm may contain anything, also parentheses. utime and stime are fields 14 and 15.
+        let (before, after) = text.rsplit_once(')')?;
+        let (_, name) = before.split_once('(')?;
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
+        Some(ProcessStat {
+            name: name.to_owned(),
+            parent: u32::try_from(field(4)?).ok()?,
+            busy_ticks: field(14)? + field(15)?,
+        })
+    }
+}
+
 /// Ticks of one CPU since boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuTime {
@@ -78,6 +139,16 @@ mod tests {
         assert_eq!(time, CpuTime { busy_ticks: 19, idle_ticks: 45, steal_ticks: 8 });
         assert!(parse(STAT, 2).is_none());
         assert_eq!(parse(STAT, 10).unwrap().busy_ticks, 1);
+    }
+
+    #[test]
+    fn a_process_is_read_whatever_its_name() {
+        let text = "42 (a (b) c) S 7 1 1 0 -1 0 0 0 0 0 100 23 0 0 20 0 1 0 5 0 0";
+        let stat = ProcessStat::parse(text).unwrap();
+        assert_eq!((stat.name.as_str(), stat.parent, stat.busy_ticks), ("a (b) c", 7, 123));
+        let own = std::process::id();
+        let parent = ProcessStat::read(own).unwrap().parent;
+        assert!(process_tree(parent).unwrap().contains(&own));
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub struct Machine {
     pub kernel: String,
     /// Main memory.
     pub memory_bytes: u64,
+    /// Largest share of the work on the watched CPUs in a counted time that was neither the subject's, the client's nor the origin's.
+    pub others_share_max: f64,
     /// Which CPU did what: `balancer`, `client`.
     pub pins: BTreeMap<String, Vec<usize>>,
     /// Largest share of a counted time that the hypervisor took from one of these CPUs.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use towpath_sys::process::{Child, MemoryFile};
 
+use crate::cpu::process_tree;
 use crate::lab::Host;
 
 /// Connections a subject has to be able to hold. Each takes two descriptors of the usual 20,000.
@@ -204,6 +205,11 @@ impl Subject {
 }
 
 impl Running {
+    /// Its processes now.
+    pub fn processes(&self) -> io::Result<Vec<u32>> {
+        process_tree(self.child.id())
+    }
+
     /// Fails, with what it said last, when it has ended.
     pub fn ensure_alive(&mut self) -> io::Result<()> {
         match self.child.try_wait()? {

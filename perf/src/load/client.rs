@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 use tokio_uring::net::TcpStream;
 
 use super::{Plan, Tally, Work, new_histogram};
-use crate::cpu::CpuTime;
+use crate::cpu::{CpuTime, process_seconds};
 use crate::message::{Filler, HEADER_BYTES, Header, Kind, Progress, Reader};
 
 /// Room for an answer, or a part of one.
@@ -50,6 +50,8 @@ pub fn run(plan: &Plan) -> io::Result<Tally> {
             }));
         }
         gauge.wait(plan.warm_up).await?;
+        let processes: Vec<u32> = plan.watch_processes.iter().copied().chain([std::process::id()]).collect();
+        let processes_before = process_seconds(&processes);
         let before = CpuTime::read(&plan.watch_cpus)?;
         let started = Instant::now();
         gauge.phase.set(Phase::Counting);
@@ -57,6 +59,7 @@ pub fn run(plan: &Plan) -> io::Result<Tally> {
         gauge.phase.set(Phase::Over);
         let seconds = started.elapsed().as_secs_f64();
         let after = CpuTime::read(&plan.watch_cpus)?;
+        let processes_s = process_seconds(&processes) - processes_before;
         for task in tasks {
             task.abort();
         }
@@ -77,6 +80,7 @@ pub fn run(plan: &Plan) -> io::Result<Tally> {
                 .map(|v| (v.value_iterated_to(), v.count_at_value()))
                 .collect(),
             cpus: after.into_iter().zip(before).map(|(after, before)| after.since(before)).collect(),
+            processes_s,
         })
     })
 }

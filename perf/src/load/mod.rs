@@ -53,6 +53,8 @@ pub struct Plan {
     pub measure: Duration,
     /// CPUs whose use over the counted time is told.
     pub watch_cpus: Vec<usize>,
+    /// Processes whose use of CPUs over the counted time is told; the client itself is added.
+    pub watch_processes: Vec<u32>,
 }
 
 /// What was done in the counted time. Only what arrived as it was sent is in it.
@@ -66,6 +68,8 @@ pub struct Tally {
     pub latency_ns: Vec<(u64, u64)>,
     /// What the watched CPUs did meanwhile, in the order of the plan.
     pub cpus: Vec<CpuUse>,
+    /// Seconds that the watched processes and the client worked meanwhile.
+    pub processes_s: f64,
 }
 
 impl Tally {

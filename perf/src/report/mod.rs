@@ -50,6 +50,8 @@ pub struct Row {
     pub balancer_busy: f64,
     /// Median share of the time in which the client's CPUs worked.
     pub client_busy: f64,
+    /// Median share of the work on these CPUs that was neither the subject's, the client's nor the origin's.
+    pub others_share: f64,
     /// Whether the client was the ceiling, not the balancer, in most rounds.
     pub client_bound: bool,
 }

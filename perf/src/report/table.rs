@@ -4,6 +4,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
 use super::{Report, Row};
+use crate::suite::OTHERS_SHARE_MAX;
 
 /// The report as text.
 pub fn render(report: &Report) -> String {
@@ -22,6 +23,12 @@ pub fn render(report: &Report) -> String {
         text.push_str(&format!("  {name}: {version}\n"));
     }
     text.push_str(&format!("{}\n", rows(report)));
+    if machine.others_share_max > OTHERS_SHARE_MAX {
+        text.push_str(&format!(
+            "Other programs did up to {:.0} % of the work on these CPUs: rows marked \"disturbed\" are no measurement. Repeat on a quiet machine.\n",
+            machine.others_share_max * 100.0
+        ));
+    }
     if !report.ratios.is_empty() {
         text.push_str(&format!("{}\n", ratios(report)));
     }
@@ -102,7 +109,14 @@ fn align(table: &mut Table, columns: &[usize]) {
 }
 
 fn note(row: &Row) -> String {
-    if row.client_bound { "client-bound".to_owned() } else { String::new() }
+    let mut words = Vec::new();
+    if row.client_bound {
+        words.push("client-bound");
+    }
+    if row.others_share > OTHERS_SHARE_MAX {
+        words.push("disturbed");
+    }
+    words.join(", ")
 }
 
 fn figure(value: f64) -> String {

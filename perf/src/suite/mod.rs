@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use towpath_sys::process::{Child, MemoryFile};
 
+use crate::cpu::softirq_threads;
 use crate::lab::Lab;
 use crate::load::{Plan, Tally, Work, new_histogram};
 use crate::machine::Machine;
@@ -20,6 +21,9 @@ use crate::report::{Better, Report, Row, Spread, ratio};
 
 /// How busy a CPU is called the ceiling.
 const SATURATED: f64 = 0.95;
+
+/// What others may use of the watched CPUs before a figure counts as disturbed.
+pub const OTHERS_SHARE_MAX: f64 = 0.1;
 
 /// How long a subject or an origin may take until it serves.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -95,6 +99,13 @@ pub struct Options {
     pub program: PathBuf,
 }
 
+/// Where a suite plays: a lab whose origin serves.
+struct Stage {
+    lab: Lab,
+    origin: Child,
+    setting: Setting,
+}
+
 /// Told before each turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
@@ -116,17 +127,17 @@ struct Outcome {
     balancer_busy: f64,
     client_busy: f64,
     client_bound: bool,
+    others_share: f64,
     steal: f64,
     tally: Tally,
 }
 
-/// Runs the cases of a suite in a lab whose origin serves already.
+/// Runs the cases of a suite.
 fn run_cases(
     name: &str,
     cases: &[Case],
     options: &Options,
-    lab: &Lab,
-    setting: &Setting,
+    stage: &Stage,
     mut progress: impl FnMut(Turn<'_>),
 ) -> io::Result<Report> {
     let mut report = Report {
@@ -146,9 +157,10 @@ fn run_cases(
         for round in 1..=options.rounds {
             for (subject, outcomes) in options.subjects.iter().zip(&mut outcomes) {
                 progress(Turn { case: case.name, round, subject: &subject.name });
-                let outcome = take_turn(case, subject, options, lab, setting).map_err(|error| {
+                let outcome = take_turn(case, subject, options, stage).map_err(|error| {
                     io::Error::new(error.kind(), format!("{} in {}, round {round}: {error}", subject.name, case.name))
                 })?;
+                report.machine.others_share_max = report.machine.others_share_max.max(outcome.others_share);
                 report.machine.steal_share_max = report.machine.steal_share_max.max(outcome.steal);
                 outcomes.push(outcome);
             }
@@ -179,16 +191,21 @@ fn run_cases(
 }
 
 /// Starts a subject, drives the case at it, stops it.
-fn take_turn(case: &Case, subject: &Subject, options: &Options, lab: &Lab, setting: &Setting) -> io::Result<Outcome> {
+fn take_turn(case: &Case, subject: &Subject, options: &Options, stage: &Stage) -> io::Result<Outcome> {
+    let Stage { lab, origin, setting } = stage;
     let mut running = subject.start(lab.balancer(), setting)?;
     await_service(lab, setting.listen, &mut running)?;
     let watch_cpus = [options.pins.balancer].into_iter().chain(options.pins.client.iter().copied()).collect();
+    let mut watch_processes = running.processes()?;
+    watch_processes.push(origin.id());
+    watch_processes.extend(softirq_threads()?);
     let plan = Plan {
         target: setting.listen,
         work: case.work,
         warm_up: options.warm_up,
         measure: options.measure,
         watch_cpus,
+        watch_processes,
     };
     let tally = drive(lab, options, &plan);
     // A subject that has crashed is the reason for whatever its client saw.
@@ -203,6 +220,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, lab: &Lab, setti
         return Err(io::Error::other("the client told nothing about CPUs"));
     };
     let client_busy = clients.iter().map(|cpu| cpu.busy_share).fold(0.0, f64::max);
+    let busy_s: f64 = tally.cpus.iter().map(|cpu| cpu.busy_s).sum();
     let histogram = tally.histogram();
     let quantile_us = |q: f64| (!histogram.is_empty()).then(|| histogram.value_at_quantile(q) as f64 / 1000.0);
     let work = case.unit.scale(tally.done);
@@ -215,6 +233,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, lab: &Lab, setti
         balancer_busy: balancer.busy_share,
         client_busy,
         client_bound: client_busy >= SATURATED && balancer.busy_share < SATURATED,
+        others_share: if busy_s > 0.0 { (1.0 - tally.processes_s / busy_s).max(0.0) } else { 0.0 },
         steal: tally.cpus.iter().map(|cpu| cpu.steal_share).fold(0.0, f64::max),
         tally,
     })
@@ -312,6 +331,7 @@ fn rows(case: &Case, subject: &Subject, outcomes: &[Outcome]) -> Vec<Row> {
                 balancer_cpu_s: median(|o| o.balancer_cpu_s),
                 balancer_busy: median(|o| o.balancer_busy),
                 client_busy: median(|o| o.client_busy),
+                others_share: median(|o| o.others_share),
                 client_bound: bound * 2 > outcomes.len(),
             })
         })

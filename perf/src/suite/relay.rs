@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Case, Options, Turn, Unit, run_cases, start_origin};
+use super::{Case, Options, Stage, Turn, Unit, run_cases, start_origin};
 use crate::lab::{Lab, Topology};
 use crate::load::Work;
 use crate::peers::Setting;
@@ -39,6 +39,6 @@ pub fn run(cases: &[Case], options: &Options, progress: impl FnMut(Turn<'_>)) ->
     lab.balancer().add_address(VIP)?;
     let origin = SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT));
     let setting = Setting { listen: SocketAddr::new(VIP, SERVICE_PORT), server: origin, cpu: options.pins.balancer };
-    let _serving = start_origin(&lab, options, origin)?;
-    run_cases("relay", cases, options, &lab, &setting, progress)
+    let origin = start_origin(&lab, options, origin)?;
+    run_cases("relay", cases, options, &Stage { lab, origin, setting }, progress)
 }
