@@ -41,6 +41,9 @@ enum Wait {
     Writable,
 }
 
+/// Something that can happen next.
+type Happening = Box<dyn FnOnce(&mut World)>;
+
 struct World {
     session: Session,
     chunks: Chunks,
@@ -234,7 +237,7 @@ impl World {
 
     /// Lets one thing happen that can; says whether there was any.
     fn step(&mut self) -> bool {
-        let mut possible: Vec<Box<dyn FnOnce(&mut World)>> = Vec::new();
+        let mut possible: Vec<Happening> = Vec::new();
         for side in Side::BOTH {
             let leg = &self.legs[index(side)];
             let incoming = !leg.inbound.is_empty() || leg.fin || leg.reset;

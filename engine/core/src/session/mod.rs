@@ -222,6 +222,14 @@ enum Phase {
     Closed,
 }
 
+/// What one event is handled with.
+struct Turn<'a> {
+    now: Now,
+    room: Room,
+    chunks: &'a mut Chunks,
+    ops: &'a mut Vec<Op>,
+}
+
 /// One relayed TCP connection.
 pub struct Session {
     phase: Phase,
@@ -275,46 +283,47 @@ impl Session {
 
     /// Takes one event; appends what must be done to `ops`.
     pub fn on(&mut self, event: Event, now: Now, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+        let turn = &mut Turn { now, room, chunks, ops };
         match event {
-            Event::BuffersFree(from) => self.buffers_free(from, room, ops),
-            Event::ConnectFailed => self.connect_failed(ops),
-            Event::Connected => self.connected(now, room, ops),
-            Event::End(termination) => self.end(termination, chunks, ops),
-            Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, now, room, chunks, ops),
-            Event::Ready { from } => self.ready(from, ops),
+            Event::BuffersFree(from) => self.buffers_free(from, turn),
+            Event::ConnectFailed => self.connect_failed(turn),
+            Event::Connected => self.connected(turn),
+            Event::End(termination) => self.end(termination, turn),
+            Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, turn),
+            Event::Ready { from } => self.ready(from, turn),
             Event::Received { from, buffer, len, full, more } => {
                 let path = &mut self.paths[from.index()];
                 if !more {
                     path.receive = Receive::Idle;
                 }
                 if path.finished {
-                    ops.push(Op::Recycle(buffer));
+                    turn.ops.push(Op::Recycle(buffer));
                 } else {
-                    self.last_activity = now;
+                    self.last_activity = turn.now;
                     path.note_full(full);
-                    chunks.push(&mut path.queue, buffer, len);
-                    path.send_next(from, chunks, ops);
-                    path.steer(from, room, ops);
+                    turn.chunks.push(&mut path.queue, buffer, len);
+                    path.send_next(from, turn);
+                    path.steer(from, turn);
                 }
             }
-            Event::ReceiveEnded { from, end } => self.receive_ended(from, end, room, chunks, ops),
+            Event::ReceiveEnded { from, end } => self.receive_ended(from, end, turn),
             Event::SendFailed { to } => {
                 self.paths[to.other().index()].sending = false;
-                self.fail(to, chunks, ops);
+                self.fail(to, turn);
             }
-            Event::Sent { to, bytes } => self.sent(to, bytes, now, room, chunks, ops),
-            Event::Tick => self.tick(now, chunks, ops),
+            Event::Sent { to, bytes } => self.sent(to, bytes, turn),
+            Event::Tick => self.tick(turn),
         }
-        self.close_when_quiet(ops);
+        self.close_when_quiet(turn);
     }
 
-    fn connected(&mut self, now: Now, room: Room, ops: &mut Vec<Op>) {
+    fn connected(&mut self, turn: &mut Turn<'_>) {
         match self.phase {
             Phase::Connecting { .. } => {
                 self.phase = Phase::Relaying;
-                self.last_activity = now;
+                self.last_activity = turn.now;
                 for from in Side::BOTH {
-                    self.paths[from.index()].steer(from, room, ops);
+                    self.paths[from.index()].steer(from, turn);
                 }
             }
             Phase::Ending { .. } => self.paths[0].connecting = false,
@@ -322,74 +331,65 @@ impl Session {
         }
     }
 
-    fn connect_failed(&mut self, ops: &mut Vec<Op>) {
+    fn connect_failed(&mut self, turn: &mut Turn<'_>) {
         match self.phase {
             Phase::Connecting { expired, .. } => {
                 self.phase = Phase::Redispatching;
-                ops.push(Op::Redispatch { timed_out: expired });
+                turn.ops.push(Op::Redispatch { timed_out: expired });
             }
             Phase::Ending { .. } => self.paths[0].connecting = false,
             Phase::Redispatching | Phase::Relaying | Phase::Closed => {}
         }
     }
 
-    fn sent(&mut self, to: Side, bytes: u32, now: Now, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+    fn sent(&mut self, to: Side, bytes: u32, turn: &mut Turn<'_>) {
         let from = to.other();
-        self.last_activity = now;
+        self.last_activity = turn.now;
         let path = &mut self.paths[from.index()];
         path.sending = false;
         if path.finished {
-            path.discard(chunks, ops);
+            path.discard(turn);
             return;
         }
-        if let Some(buffer) = chunks.consume(&mut path.queue, bytes) {
-            ops.push(Op::Recycle(buffer));
+        if let Some(buffer) = turn.chunks.consume(&mut path.queue, bytes) {
+            turn.ops.push(Op::Recycle(buffer));
         }
-        path.send_next(from, chunks, ops);
-        path.steer(from, room, ops);
-        self.pass_fin_on(from, ops);
+        path.send_next(from, turn);
+        path.steer(from, turn);
+        self.pass_fin_on(from, turn);
     }
 
-    fn receive_ended(&mut self, from: Side, end: ReceiveEnd, room: Room, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+    fn receive_ended(&mut self, from: Side, end: ReceiveEnd, turn: &mut Turn<'_>) {
         let path = &mut self.paths[from.index()];
         path.receive = Receive::Idle;
         if path.finished {
             return;
         }
         match end {
-            ReceiveEnd::Cancelled => path.steer(from, room, ops),
+            ReceiveEnd::Cancelled => path.steer(from, turn),
             ReceiveEnd::Failed => {
                 path.fin = true;
-                self.fail(from, chunks, ops);
+                self.fail(from, turn);
             }
-            ReceiveEnd::Fin => self.fin(from, ops),
+            ReceiveEnd::Fin => self.fin(from, turn),
             ReceiveEnd::NoBuffers => {
                 path.receive = Receive::AwaitingBuffers;
-                ops.push(Op::AwaitBuffers(from));
+                turn.ops.push(Op::AwaitBuffers(from));
             }
         }
     }
 
-    fn buffers_free(&mut self, from: Side, room: Room, ops: &mut Vec<Op>) {
+    fn buffers_free(&mut self, from: Side, turn: &mut Turn<'_>) {
         let path = &mut self.paths[from.index()];
         if path.receive == Receive::AwaitingBuffers {
             path.receive = Receive::Idle;
-            path.steer(from, room, ops);
+            path.steer(from, turn);
         }
     }
 
-    fn pumped(
-        &mut self,
-        from: Side,
-        bytes: u64,
-        stop: PumpStop,
-        now: Now,
-        room: Room,
-        chunks: &mut Chunks,
-        ops: &mut Vec<Op>,
-    ) {
+    fn pumped(&mut self, from: Side, bytes: u64, stop: PumpStop, turn: &mut Turn<'_>) {
         if bytes > 0 {
-            self.last_activity = now;
+            self.last_activity = turn.now;
         }
         let path = &mut self.paths[from.index()];
         path.pump_queued = false;
@@ -399,65 +399,65 @@ impl Session {
         match stop {
             PumpStop::Budget => {
                 path.pump_queued = true;
-                ops.push(Op::PumpLater(from));
+                turn.ops.push(Op::PumpLater(from));
             }
-            PumpStop::Fin => self.fin(from, ops),
+            PumpStop::Fin => self.fin(from, turn),
             PumpStop::NoPipe => {
                 path.back_to_buffers();
-                path.steer(from, room, ops);
+                path.steer(from, turn);
             }
             PumpStop::SourceEmpty => {
                 path.note_pumped(bytes);
                 if path.mode == Mode::Buffers {
-                    path.steer(from, room, ops);
+                    path.steer(from, turn);
                 } else {
                     path.awaiting = true;
-                    ops.push(Op::AwaitReadable(from));
+                    turn.ops.push(Op::AwaitReadable(from));
                 }
             }
             PumpStop::SourceFailed => {
                 path.fin = true;
-                self.fail(from, chunks, ops);
+                self.fail(from, turn);
             }
             PumpStop::SinkFull => {
                 path.awaiting = true;
-                ops.push(Op::AwaitWritable(from.other()));
+                turn.ops.push(Op::AwaitWritable(from.other()));
             }
-            PumpStop::SinkFailed => self.fail(from.other(), chunks, ops),
+            PumpStop::SinkFailed => self.fail(from.other(), turn),
         }
     }
 
-    fn ready(&mut self, from: Side, ops: &mut Vec<Op>) {
+    fn ready(&mut self, from: Side, turn: &mut Turn<'_>) {
         let path = &mut self.paths[from.index()];
         path.awaiting = false;
         if !path.finished {
             path.pump_queued = true;
-            ops.push(Op::Pump(from));
+            turn.ops.push(Op::Pump(from));
         }
     }
 
-    fn tick(&mut self, now: Now, chunks: &mut Chunks, ops: &mut Vec<Op>) {
-        if self.deadline().is_none_or(|deadline| now < deadline) {
+    fn tick(&mut self, turn: &mut Turn<'_>) {
+        if self.deadline().is_none_or(|deadline| turn.now < deadline) {
             return;
         }
         match self.phase {
             Phase::Connecting { since, .. } => {
                 self.phase = Phase::Connecting { since, expired: true };
-                ops.push(Op::CancelAll(Side::Server));
+                turn.ops.push(Op::CancelAll(Side::Server));
             }
-            _ => self.end(Termination::IdleTimedOut, chunks, ops),
+            _ => self.end(Termination::IdleTimedOut, turn),
         }
     }
 
     /// `from` finished its stream.
-    fn fin(&mut self, from: Side, ops: &mut Vec<Op>) {
+    fn fin(&mut self, from: Side, turn: &mut Turn<'_>) {
         self.first_fin.get_or_insert(from);
         self.paths[from.index()].fin = true;
-        self.pass_fin_on(from, ops);
+        self.pass_fin_on(from, turn);
     }
 
     /// Ends the path that reads `from` once its stream has ended and everything is delivered.
-    fn pass_fin_on(&mut self, from: Side, ops: &mut Vec<Op>) {
+    fn pass_fin_on(&mut self, from: Side, turn: &mut Turn<'_>) {
         let other_finished = self.paths[from.other().index()].finished;
         let path = &mut self.paths[from.index()];
         if path.finished || !path.fin || path.sending || !path.queue.is_empty() {
@@ -466,26 +466,23 @@ impl Session {
         path.finished = true;
         // Closing the legs sends the second FIN; and a leg that was reset gets no FIN at all.
         if !other_finished && self.reset_by.is_none() {
-            ops.push(Op::FinishWriting(from.other()));
+            turn.ops.push(Op::FinishWriting(from.other()));
         }
     }
 
     /// `side` failed: nothing more can be delivered to it; what it sent before still is. The path that reads it learns of
     /// the failure from its own next operation.
-    fn fail(&mut self, side: Side, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+    fn fail(&mut self, side: Side, turn: &mut Turn<'_>) {
         self.reset_by.get_or_insert(side);
         let towards = &mut self.paths[side.other().index()];
         towards.finished = true;
-        towards.discard(chunks, ops);
-        towards.stop(side.other(), ops);
-        self.pass_fin_on(side, ops);
+        towards.discard(turn);
+        towards.stop(side.other(), turn);
+        self.pass_fin_on(side, turn);
     }
 
-    fn end(&mut self, termination: Termination, chunks: &mut Chunks, ops: &mut Vec<Op>) {
-        let reset = match termination {
-            Termination::IdleTimedOut | Termination::DrainEnded => false,
-            _ => true,
-        };
+    fn end(&mut self, termination: Termination, turn: &mut Turn<'_>) {
+        let reset = !matches!(termination, Termination::IdleTimedOut | Termination::DrainEnded);
         match self.phase {
             Phase::Connecting { .. } => self.paths[0].connecting = true,
             Phase::Redispatching | Phase::Relaying => {}
@@ -496,11 +493,11 @@ impl Session {
         for from in Side::BOTH {
             let path = &mut self.paths[from.index()];
             path.finished = true;
-            path.discard(chunks, ops);
+            path.discard(turn);
         }
         if in_flight && !self.is_quiet() {
-            ops.push(Op::CancelAll(Side::Client));
-            ops.push(Op::CancelAll(Side::Server));
+            turn.ops.push(Op::CancelAll(Side::Client));
+            turn.ops.push(Op::CancelAll(Side::Server));
         }
     }
 
@@ -508,7 +505,7 @@ impl Session {
         self.paths.iter().all(Path::is_quiet)
     }
 
-    fn close_when_quiet(&mut self, ops: &mut Vec<Op>) {
+    fn close_when_quiet(&mut self, turn: &mut Turn<'_>) {
         let finished = self.paths.iter().all(|path| path.finished);
         if !finished || !self.is_quiet() {
             return;
@@ -523,6 +520,6 @@ impl Session {
         };
         self.phase = Phase::Closed;
         let rest = !reset && self.first_fin != Some(Side::Server);
-        ops.push(Op::Close { termination, reset, rest });
+        turn.ops.push(Op::Close { termination, reset, rest });
     }
 }

@@ -1,7 +1,7 @@
 //! One direction of a session: receive, queue, send, pass the end on.
 
-use super::chunks::{Chain, Chunks};
-use super::{FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side};
+use super::chunks::Chain;
+use super::{FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side, Turn};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Receive {
@@ -81,41 +81,41 @@ impl Path {
     }
 
     /// Sends the first chunk unless a send is in flight.
-    pub(super) fn send_next(&mut self, from: Side, chunks: &Chunks, ops: &mut Vec<Op>) {
+    pub(super) fn send_next(&mut self, from: Side, turn: &mut Turn<'_>) {
         if self.sending {
             return;
         }
-        if let Some(chunk) = chunks.first(&self.queue) {
+        if let Some(chunk) = turn.chunks.first(&self.queue) {
             self.sending = true;
-            ops.push(Op::Send { to: from.other(), chunk });
+            turn.ops.push(Op::Send { to: from.other(), chunk });
         }
     }
 
     /// Starts, stops or switches the receive according to queue, room and mode.
-    pub(super) fn steer(&mut self, from: Side, room: Room, ops: &mut Vec<Op>) {
+    pub(super) fn steer(&mut self, from: Side, turn: &mut Turn<'_>) {
         if self.fin || self.finished {
             return;
         }
-        let queue_max = match room {
+        let queue_max = match turn.room {
             Room::Ample => QUEUE_MAX,
             Room::Scarce => QUEUE_MAX_SCARCE,
         };
         match (self.receive, self.mode) {
-            (Receive::Many, Mode::Switching) => self.cancel(from, ops),
-            (Receive::Many, _) if self.queue.count() >= queue_max => self.cancel(from, ops),
+            (Receive::Many, Mode::Switching) => self.cancel(from, turn),
+            (Receive::Many, _) if self.queue.count() >= queue_max => self.cancel(from, turn),
             (Receive::Idle, Mode::Switching) if self.queue.is_empty() && !self.sending => {
                 self.mode = Mode::Pumped;
                 self.pump_queued = true;
-                ops.push(Op::Pump(from));
+                turn.ops.push(Op::Pump(from));
             }
-            (Receive::Idle, Mode::Buffers) if self.queue.count() < queue_max => match room {
+            (Receive::Idle, Mode::Buffers) if self.queue.count() < queue_max => match turn.room {
                 Room::Ample => {
                     self.receive = Receive::Many;
-                    ops.push(Op::ReceiveMany(from));
+                    turn.ops.push(Op::ReceiveMany(from));
                 }
                 Room::Scarce => {
                     self.receive = Receive::Once;
-                    ops.push(Op::ReceiveOnce(from));
+                    turn.ops.push(Op::ReceiveOnce(from));
                 }
             },
             _ => {}
@@ -123,27 +123,27 @@ impl Path {
     }
 
     /// Gives back every queued buffer that is not being sent.
-    pub(super) fn discard(&mut self, chunks: &mut Chunks, ops: &mut Vec<Op>) {
+    pub(super) fn discard(&mut self, turn: &mut Turn<'_>) {
         if self.sending {
             return;
         }
-        while let Some(buffer) = chunks.pop(&mut self.queue) {
-            ops.push(Op::Recycle(buffer));
+        while let Some(buffer) = turn.chunks.pop(&mut self.queue) {
+            turn.ops.push(Op::Recycle(buffer));
         }
     }
 
     /// Stops what still reads for a path that has finished.
-    pub(super) fn stop(&mut self, from: Side, ops: &mut Vec<Op>) {
+    pub(super) fn stop(&mut self, from: Side, turn: &mut Turn<'_>) {
         if self.receive == Receive::Many || self.receive == Receive::Once {
-            self.cancel(from, ops);
+            self.cancel(from, turn);
         }
         if self.awaiting {
-            ops.push(Op::CancelAwait(from));
+            turn.ops.push(Op::CancelAwait(from));
         }
     }
 
-    fn cancel(&mut self, from: Side, ops: &mut Vec<Op>) {
+    fn cancel(&mut self, from: Side, turn: &mut Turn<'_>) {
         self.receive = Receive::Cancelling;
-        ops.push(Op::CancelReceive(from));
+        turn.ops.push(Op::CancelReceive(from));
     }
 }

@@ -19,7 +19,7 @@ use towpath_sys::socket::{self, Family};
 
 use super::slab::Slab;
 use super::token::{Key, Token};
-use super::{LEASES_MAX, Worker, termination_of};
+use super::{LEASES_MAX, PortUse, Worker, termination_of};
 
 /// One client's session.
 pub(super) struct DatagramSession {
@@ -56,11 +56,10 @@ impl Worker {
     /// A client's datagram, or the end of the receive, on listener `index`.
     pub(super) fn datagram_arrived(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
         if let Some(buffer) = completion.buffer() {
-            let datagram = self.ring.datagram(buffer, completion.result());
-            if let Some(datagram) = datagram {
-                if let Some(key) = self.session_of(index, datagram.sender)? {
-                    self.forward(key, buffer, datagram.start, datagram.len)?;
-                }
+            if let Some(datagram) = self.ring.datagram(buffer, completion.result())
+                && let Some(key) = self.session_of(index, datagram.sender)?
+            {
+                self.forward(key, buffer, datagram.start, datagram.len)?;
             }
             self.ring.datagram_buffers().recycle(buffer);
         }
@@ -189,7 +188,7 @@ impl Worker {
             Ok(key) => key,
             Err(session) => {
                 self.shared.close(service.id, pick.server);
-                self.return_lease(service, session.lease, false);
+                self.return_lease(service, session.lease, PortUse::Over);
                 return Ok(Err(Termination::OutOfConnections));
             }
         };
@@ -226,10 +225,10 @@ impl Worker {
                 Ok(()) => return Ok((UdpSocket::from(socket), lease)),
                 Err(error) if lease.is_some() && Cause::of(&error) == Cause::AddressTaken => {
                     self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::SnatRetried, 1);
-                    self.return_lease(service, lease, true);
+                    self.return_lease(service, lease, PortUse::Lingering);
                 }
                 Err(error) => {
-                    self.return_lease(service, lease, false);
+                    self.return_lease(service, lease, PortUse::Over);
                     return Err(termination_of(&error));
                 }
             }
@@ -288,7 +287,7 @@ impl Worker {
         page.count_end(termination);
         page.add(ServiceCounter::Closed, 1);
         self.shared.close(service.id, counted);
-        self.return_lease(&service, lease, false);
+        self.return_lease(&service, lease, PortUse::Over);
         self.shared.gate(Protocol::Udp).leave();
         self.ring.close(OwnedFd::from(server), Token::Nothing.pack())
     }

@@ -86,6 +86,15 @@ pub fn spawn(
     })
 }
 
+/// What may still know of a leased port when its connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PortUse {
+    /// Nobody: it may be leased again at once.
+    Over,
+    /// The server, the network or another socket of this host: it rests first.
+    Lingering,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     id: WorkerId,
@@ -319,10 +328,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Gives a lease back, after a rest where the port must not be used again soon.
-    fn return_lease(&mut self, service: &Service, lease: Option<SnatLease>, rest: bool) {
+    /// Gives a lease back.
+    fn return_lease(&mut self, service: &Service, lease: Option<SnatLease>, used: PortUse) {
         let (Some(lease), ServiceSource::Pool(pool)) = (lease, &service.source) else { return };
-        if !rest || pool.rest_ms() == 0 {
+        if used == PortUse::Over || pool.rest_ms() == 0 {
             return pool.release(lease);
         }
         let (_, resting) = self.resting.get_or_insert_with(|| (Arc::clone(pool), SnatRest::new(RESTING_MAX)));

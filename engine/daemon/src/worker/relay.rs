@@ -19,7 +19,7 @@ use towpath_sys::socket::{self, Family};
 
 use super::pump::Pump;
 use super::token::{Key, Token};
-use super::{LEASES_MAX, Worker, termination_of};
+use super::{LEASES_MAX, PortUse, Worker, termination_of};
 
 /// One TCP connection through a worker.
 pub(super) struct Relay {
@@ -39,6 +39,21 @@ pub(super) struct Relay {
     lease: Option<SnatLease>,
     opened: bool,
     pumps: [Pump; 2],
+}
+
+/// How a connection is closed.
+struct Close {
+    termination: Termination,
+    /// Both legs are reset rather than finished.
+    reset: bool,
+    used: PortUse,
+}
+
+impl Close {
+    /// A client that is turned away before it reached a server.
+    fn refusal(termination: Termination) -> Close {
+        Close { termination, reset: true, used: PortUse::Over }
+    }
 }
 
 impl Relay {
@@ -99,7 +114,7 @@ impl Worker {
                     self.arm_relay(key);
                     Ok(())
                 }
-                Err(termination) => self.close_relay(key, termination, true, false),
+                Err(termination) => self.close_relay(key, Close::refusal(termination)),
             },
             Err(relay) => {
                 self.shared.gate(Protocol::Tcp).leave();
@@ -133,7 +148,7 @@ impl Worker {
                 // Another server's ports may be free.
                 Err(Termination::OutOfSourcePorts) if self.may_try_another(key) => {
                     failed = Some(Termination::OutOfSourcePorts);
-                    self.leave_server(key);
+                    self.leave_server(key, PortUse::Over);
                 }
                 Err(termination) => return Ok(Err(termination)),
             }
@@ -175,7 +190,7 @@ impl Worker {
         self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::SnatRetried, 1);
         let lease = relay.lease.take();
         let service = Arc::clone(&relay.service);
-        self.return_lease(&service, lease, true);
+        self.return_lease(&service, lease, PortUse::Lingering);
     }
 
     fn may_try_another(&self, key: Key) -> bool {
@@ -183,7 +198,7 @@ impl Worker {
     }
 
     /// Undoes what was counted and leased for the server at hand and remembers that it was tried.
-    fn leave_server(&mut self, key: Key) {
+    fn leave_server(&mut self, key: Key, used: PortUse) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.redispatches += 1;
         relay.server = None;
@@ -193,8 +208,7 @@ impl Worker {
         }
         let lease = relay.lease.take();
         let service = Arc::clone(&relay.service);
-        // A SYN may still be under way: the port rests.
-        self.return_lease(&service, lease, true);
+        self.return_lease(&service, lease, used);
     }
 
     /// The connect of `key` has completed.
@@ -219,7 +233,7 @@ impl Worker {
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
                 // Nothing is in flight: the session ends here.
-                Err(termination) => self.close_relay(key, termination, true, false),
+                Err(termination) => self.close_relay(key, Close::refusal(termination)),
             };
         }
         self.drive(key, Event::ConnectFailed)
@@ -270,21 +284,27 @@ impl Worker {
 
     /// Gives `event` to the session of `key` and does what it asks for.
     pub(super) fn drive(&mut self, key: Key, event: Event) -> io::Result<()> {
+        self.carry_out(key, |worker, ops| worker.tell(key, event, ops))
+    }
+
+    /// Moves bulk bytes of the path that reads `from`, tells the session and does what it asks for.
+    pub(super) fn pump_later(&mut self, key: Key, from: Side) -> io::Result<()> {
+        self.carry_out(key, |worker, ops| worker.pump(key, from, ops))
+    }
+
+    /// Executes what `first` orders and what follows from it.
+    fn carry_out(&mut self, key: Key, first: impl FnOnce(&mut Worker, &mut Vec<Op>)) -> io::Result<()> {
         let mut ops = std::mem::take(&mut self.ops);
-        let result = self.drive_with(key, event, &mut ops);
+        first(self, &mut ops);
+        let mut done = 0;
+        let mut result = Ok(());
+        while let (Ok(()), Some(&op)) = (&result, ops.get(done)) {
+            done += 1;
+            result = self.execute(key, op, &mut ops);
+        }
         ops.clear();
         self.ops = ops;
         result
-    }
-
-    fn drive_with(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) -> io::Result<()> {
-        self.tell(key, event, ops);
-        let mut done = 0;
-        while let Some(&op) = ops.get(done) {
-            done += 1;
-            self.execute(key, op, ops)?;
-        }
-        Ok(())
     }
 
     fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
@@ -317,7 +337,10 @@ impl Worker {
             Op::CancelReceive(from) => {
                 self.ring.cancel_receive(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
             }
-            Op::Close { termination, reset, rest } => self.close_relay(key, termination, reset, rest)?,
+            Op::Close { termination, reset, rest } => {
+                let used = if rest { PortUse::Lingering } else { PortUse::Over };
+                self.close_relay(key, Close { termination, reset, used })?;
+            }
             Op::FinishWriting(side) => {
                 // Fails only when the leg is gone already, and then its receive says so.
                 if let Some(leg) = relay.leg(side) {
@@ -351,7 +374,8 @@ impl Worker {
             self.tell(key, Event::End(failed), ops);
             return Ok(());
         }
-        self.leave_server(key);
+        // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
+        self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         match self.dial(key)? {
             Ok(()) => {
                 if let Some(relay) = self.relays.get_mut(key) {
@@ -363,20 +387,6 @@ impl Worker {
             Err(Termination::NoServer) => self.tell(key, Event::End(failed), ops),
             Err(termination) => self.tell(key, Event::End(termination), ops),
         }
-        Ok(())
-    }
-
-    /// Moves bulk bytes of the path that reads `from` and tells the session.
-    pub(super) fn pump_later(&mut self, key: Key, from: Side) -> io::Result<()> {
-        let mut ops = std::mem::take(&mut self.ops);
-        self.pump(key, from, &mut ops);
-        let mut done = 0;
-        while let Some(&op) = ops.get(done) {
-            done += 1;
-            self.execute(key, op, &mut ops)?;
-        }
-        ops.clear();
-        self.ops = ops;
         Ok(())
     }
 
@@ -404,14 +414,14 @@ impl Worker {
         self.shared.seat(self.id).service_page(relay.service.id).add(counter, bytes);
     }
 
-    fn close_relay(&mut self, key: Key, termination: Termination, reset: bool, rest: bool) -> io::Result<()> {
+    fn close_relay(&mut self, key: Key, close: Close) -> io::Result<()> {
         self.wheel.disarm(key.index);
         let Some(mut relay) = self.relays.remove(key) else { return Ok(()) };
         for pump in &mut relay.pumps {
             pump.abandon(&mut self.pipes);
         }
         let page = self.shared.seat(self.id).service_page(relay.service.id);
-        page.count_end(termination);
+        page.count_end(close.termination);
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
         }
@@ -420,13 +430,13 @@ impl Worker {
             self.shared.close(service.id, server);
         }
         for leg in [Some(client), server].into_iter().flatten() {
-            if reset {
+            if close.reset {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);
             }
             self.ring.close(OwnedFd::from(leg), Token::Nothing.pack())?;
         }
-        self.return_lease(&service, lease, rest);
+        self.return_lease(&service, lease, close.used);
         self.shared.gate(Protocol::Tcp).leave();
         Ok(())
     }
