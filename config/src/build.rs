@@ -159,7 +159,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
         connections: section.number("connections").map(|connections| connections.value),
         udp_sessions: section.number("udp_sessions")?.value,
         persistence_entries: section.number("persistence_entries")?.value,
-        buffers: section.number("buffers")?.value,
+        buffers: section.number("buffers").map(|buffers| buffers.value),
         buffer_bytes: section.number("buffer_bytes")?.value,
     })
 }

@@ -60,8 +60,8 @@ pub struct Limits {
     pub udp_sessions: u32,
     /// Persistence entries over all services.
     pub persistence_entries: u32,
-    /// Receive buffers per worker, each `buffer_bytes` long.
-    pub buffers: u32,
+    /// Receive buffers per worker, each `buffer_bytes` long; `None` = two for each connection, in at most an eighth of the memory.
+    pub buffers: Option<u32>,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
 }

@@ -47,8 +47,17 @@ pub(super) static LIMITS: Table = Table {
             "Persistence entries over all services; the least recently used makes room.",
         )
         .default("262144"),
-        key("buffers", integer(16, 32_768, "buffers"), "Receive buffers per worker; a power of two.").default("256"),
-        key("buffer_bytes", integer(4096, 1_048_576, "bytes"), "Length of one receive buffer.").default("65536"),
+        key(
+            "buffers",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "Two for each connection, in at most an eighth of the memory.")]),
+                integer(16, 65_535, "buffers"),
+            ]),
+            "Receive buffers per worker for TCP. One is held only while its bytes wait to be sent, and memory is touched only as \
+             far as buffers are held.",
+        )
+        .default("auto"),
+        key("buffer_bytes", integer(4096, 1_048_576, "bytes"), "Length of one receive buffer for TCP.").default("16384"),
         key("flows", integer(1024, 268_435_456, "flows"), "Flows of the packet plane.").default("1048576").later(),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
             .default("16384")

@@ -500,15 +500,13 @@ fn process_wide_keys_are_judged() {
     expect(&with("[runtime]\nworkers = [1, 2, 1]"), &[("duplicate-entry", "1")]);
     expect(&with("[runtime]\nworkers = \"all\""), &[("unknown-word", "\"all\"")]);
     expect(&with("[runtime]\nworkers = 2"), &[("wrong-type", "2")]);
-    expect(&with("[limits]\nbuffers = 100"), &[("out-of-range", "100")]);
+    expect(&with("[limits]\nbuffers = 65536"), &[("out-of-range", "65536")]);
     expect(&with("[limits]\nflows = 2048"), &[("not-available", "flows")]);
     expect(&with("[control]\nlisten = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
     expect(&with("[tls]\npost_quantum = true"), &[("not-available", "tls")]);
     expect(&with("[log]\nlevel = \"info\""), &[]);
     expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);
     expect(&with("[runtim]\n"), &[("unknown-key", "runtim")]);
-    let small = format!("[limits]\nbuffer_bytes = 4096\n{}", service("ports = [53]\nprotocol = \"udp\"", ""));
-    expect(&small, &[("small-buffers", "4096")]);
 }
 
 #[test]

@@ -23,8 +23,8 @@ fn a_short_file_gets_the_documented_defaults() {
             connections: None,
             udp_sessions: 65_536,
             persistence_entries: 262_144,
-            buffers: 256,
-            buffer_bytes: 65_536
+            buffers: None,
+            buffer_bytes: 16_384
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
@@ -123,7 +123,7 @@ group = "shared"
             connections: Some(5000),
             udp_sessions: 100,
             persistence_entries: 200,
-            buffers: 64,
+            buffers: Some(64),
             buffer_bytes: 131_072
         }
     );

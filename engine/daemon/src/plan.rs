@@ -52,6 +52,14 @@ const SNAT_MAP_BYTES: u64 = 16 * 1024;
 const WORKER_BYTES: u64 = 12 * 1024 * 1024;
 /// A timer; every worker has one for each connection and session of the process, because one worker may hold them all.
 const TIMER_BYTES: u64 = 24;
+/// Derived receive buffers take at most this share of the memory, over all workers.
+const DERIVED_BUFFERS_SHARE: u64 = 8;
+/// So that each path of each connection can hold one while its peer stalls, …
+const BUFFERS_PER_CONNECTION: u64 = 2;
+/// … and some are always on loan to the kernel.
+const BUFFERS_LENT: u64 = 512;
+/// The kernel numbers a worker's buffers with 16 bits.
+const BUFFERS_MAX: u64 = u16::MAX as u64;
 /// Derived limits leave this share of the memory to others.
 const DERIVED_MEMORY_SHARE: u64 = 2;
 
@@ -229,7 +237,7 @@ impl Plan {
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
-        let needs = Needs::of(model, cpus.len());
+        let needs = Needs::of(model, cpus.len(), input);
         let (connections, udp_sessions) = needs.bounds(model, input);
         let descriptors = needs.descriptors(connections.max, udp_sessions.max);
         let memory = needs.memory(connections.max, udp_sessions.max);
@@ -254,7 +262,7 @@ impl Plan {
             connections,
             udp_sessions,
             persistence_entries: model.limits.persistence_entries,
-            buffers: model.limits.buffers,
+            buffers: needs.buffers,
             buffer_bytes: model.limits.buffer_bytes,
             pipes_per_worker: needs.pipes_per_worker,
             memory,
@@ -317,12 +325,21 @@ fn listeners(model: &Model) -> Vec<ListenerPlan> {
         .collect()
 }
 
+/// Receive buffers of one worker where the file does not say: any worker may hold every connection.
+fn derived_buffers(model: &Model, workers: u64, input: &PlanInput) -> u32 {
+    let connections = model.limits.connections.map_or(input.nofile / 2, u64::from);
+    let wanted = connections.saturating_mul(BUFFERS_PER_CONNECTION).saturating_add(BUFFERS_LENT);
+    let affordable = input.memory_bytes / DERIVED_BUFFERS_SHARE / workers / u64::from(model.limits.buffer_bytes);
+    u32::try_from(wanted.min(affordable).clamp(BUFFERS_LENT, BUFFERS_MAX)).expect("clamped to 16 bits")
+}
+
 /// What is needed whatever the number of connections, and by each of them.
 struct Needs {
     fixed_descriptors: Vec<Share>,
     fixed_memory: Vec<Share>,
     workers: u64,
     pipes_per_worker: u32,
+    buffers: u32,
     tcp: Use,
     udp: Use,
 }
@@ -334,7 +351,7 @@ enum Use {
 }
 
 impl Needs {
-    fn of(model: &Model, workers: usize) -> Needs {
+    fn of(model: &Model, workers: usize, input: &PlanInput) -> Needs {
         let workers = workers as u64;
         let uses = |protocol| {
             if model.services.iter().any(|s| s.protocol == protocol) { Use::Needed } else { Use::Unused }
@@ -345,6 +362,7 @@ impl Needs {
         let sockets = listeners(model).len() as u64;
         let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
         let limits = &model.limits;
+        let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, workers, input));
         Needs {
             fixed_descriptors: vec![
                 share("process", PROCESS_DESCRIPTORS),
@@ -357,13 +375,14 @@ impl Needs {
             ],
             fixed_memory: vec![
                 share("workers", workers * WORKER_BYTES),
-                share("receive buffers", workers * u64::from(limits.buffers) * u64::from(limits.buffer_bytes)),
+                share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
                 share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
                 share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
                 share("pipes for bulk", pipes * PIPE_BYTES),
             ],
             workers,
             pipes_per_worker,
+            buffers,
             tcp,
             udp,
         }

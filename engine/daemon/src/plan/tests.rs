@@ -132,15 +132,15 @@ listeners    2 × 2 workers
 connections  9,878 at most, as the descriptors allow
 UDP sessions none
 persistence  262,144 entries
-buffers      256 × 64 KiB per worker, 32 pipes for bulk
-memory       230.9 MiB at most, of 8.0 GiB
-  workers               24.0 MiB
-  receive buffers       32.0 MiB
-  persistence           14.0 MiB
-  pipes for bulk        64.0 MiB
-  connections            9.6 MiB
-  timers                 463 KiB
-  kernel sockets, idle  86.8 MiB
+buffers      20,512 × 16 KiB per worker, 32 pipes for bulk
+memory       839.9 MiB at most, of 8.0 GiB
+  workers                24.0 MiB
+  receive buffers       641.0 MiB
+  persistence            14.0 MiB
+  pipes for bulk         64.0 MiB
+  connections             9.6 MiB
+  timers                  463 KiB
+  kernel sockets, idle   86.8 MiB
 descriptors  20,000 at most, of 20,000
   process              24
   workers               6
