@@ -182,6 +182,11 @@ impl SnatPool {
         self.maps.release(lease);
     }
 
+    /// The port maps behind it: they outlive the pool, so leases can be released after a reload has replaced it.
+    pub fn maps(&self) -> &Arc<SnatMaps> {
+        &self.maps
+    }
+
     /// How full each SNAT address is towards each real server.
     pub fn fill(&self) -> impl Iterator<Item = SnatFill> + '_ {
         self.routes.iter().flat_map(move |route| {

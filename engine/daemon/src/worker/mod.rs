@@ -22,7 +22,7 @@ use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::session::{Chunks, Event, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
-use towpath_core::snat::{SnatLease, SnatPool, SnatRest};
+use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
 use towpath_core::{Now, WorkerId};
 use towpath_sys::Cause;
@@ -109,7 +109,7 @@ struct Worker {
     /// TCP connections first, by slot, then UDP sessions.
     wheel: TimerWheel,
     pipes: Pipes,
-    resting: Option<(Arc<SnatPool>, SnatRest)>,
+    resting: Option<(Arc<SnatMaps>, SnatRest)>,
     /// Paths whose pump had its turn and has more to move.
     later: VecDeque<(Key, Side)>,
     /// Paths that wait for buffers.
@@ -334,16 +334,16 @@ impl Worker {
         if used == PortUse::Over || pool.rest_ms() == 0 {
             return pool.release(lease);
         }
-        let (_, resting) = self.resting.get_or_insert_with(|| (Arc::clone(pool), SnatRest::new(RESTING_MAX)));
+        let (_, resting) = self.resting.get_or_insert_with(|| (Arc::clone(pool.maps()), SnatRest::new(RESTING_MAX)));
         if let Some(early) = resting.rest(lease, self.now, pool.rest_ms()) {
             pool.release(early);
         }
     }
 
     fn wake_rested(&mut self) {
-        let Some((pool, resting)) = &mut self.resting else { return };
+        let Some((maps, resting)) = &mut self.resting else { return };
         while let Some(lease) = resting.due(self.now) {
-            pool.release(lease);
+            maps.release(lease);
         }
     }
 
