@@ -54,16 +54,16 @@ impl Connection {
         Connection::open_with(host, Some(from), to.into())
     }
 
+    /// Connects from a thread that is on a host already, as those of [`Host::start`] are.
+    pub fn open_here(to: impl Into<SocketAddr>) -> io::Result<Connection> {
+        Connection::over(connect(None, to.into())?)
+    }
+
     fn open_with(host: &Host, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Connection> {
-        let stream = host.run(|| {
-            let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-            if let Some(from) = from {
-                socket.set_reuse_address(true)?;
-                socket.bind(&from.into())?;
-            }
-            socket.connect_timeout(&to.into(), PATIENCE)?;
-            Ok::<_, io::Error>(TcpStream::from(socket))
-        })??;
+        Connection::over(host.run(|| connect(from, to))??)
+    }
+
+    fn over(stream: TcpStream) -> io::Result<Connection> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
@@ -156,6 +156,16 @@ pub fn is_refused(host: &Host, to: impl Into<SocketAddr>) -> bool {
         // The reset was there before the handshake was looked at.
         Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
     }
+}
+
+fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if let Some(from) = from {
+        socket.set_reuse_address(true)?;
+        socket.bind(&from.into())?;
+    }
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    Ok(socket.into())
 }
 
 fn ask(connection: io::Result<Connection>) -> io::Result<Greeting> {

@@ -18,19 +18,23 @@
 //! }
 //! ```
 
+pub mod bulk;
 pub mod client;
 pub mod config;
 pub mod deadline;
 pub mod lab;
+pub mod neighbour;
 pub mod origin;
 pub mod roles;
 pub mod subject;
 pub mod wire;
 
+pub use bulk::{Bulk, Sum};
 pub use client::{Connection, Greeting, is_refused, who, who_from};
 pub use config::{ipv4, ipv6, service, service_to};
 pub use deadline::{PATIENCE, eventually};
 pub use lab::{TestLab, in_lab};
+pub use neighbour::Neighbour;
 pub use origin::{Accepted, Origin};
 pub use subject::{Program, Refusal, Subject};
 pub use towpath_perf::lab::{Host, Topology};

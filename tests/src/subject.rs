@@ -207,6 +207,40 @@ impl Subject {
         })
     }
 
+    /// Lets it hold so many descriptors from now on.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not allow that.
+    #[track_caller]
+    pub fn limit_descriptors(&mut self, nofile: u64) {
+        self.child.limit_descriptors(nofile).expect("the program is our child");
+    }
+
+    /// Descriptors that it holds now.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[track_caller]
+    pub fn descriptors(&self) -> u64 {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the program runs");
+        open.count() as u64
+    }
+
+    /// Memory that it has resident now, without what it shares with others.
+    ///
+    /// # Panics
+    ///
+    /// When it does not run.
+    #[track_caller]
+    pub fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the program runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a line of proc(5)");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        kibibytes * 1024
+    }
+
     /// Sends SIGTERM and goes on.
     pub fn terminate(&mut self) {
         self.child.terminate().expect("the program is our child");

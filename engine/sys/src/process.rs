@@ -55,6 +55,18 @@ impl Child {
         self.signal(libc::SIGTERM)
     }
 
+    /// Lowers or raises how many descriptors it may hold, while it runs.
+    pub fn limit_descriptors(&mut self, nofile: u64) -> io::Result<()> {
+        let pid = libc::pid_t::try_from(self.process.id()).map_err(io::Error::other)?;
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel writes one rlimit into `limit`, which outlives the call; null sets nothing.
+        check(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &mut limit) })?;
+        limit.rlim_cur = nofile.min(limit.rlim_max);
+        // SAFETY: the kernel reads one rlimit from `limit`, which outlives the call; null asks for nothing back.
+        check(unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) })?;
+        Ok(())
+    }
+
     /// Kills it and all it started.
     pub fn kill(&mut self) -> io::Result<ExitStatus> {
         self.process.kill()?;
