@@ -130,6 +130,8 @@ pub fn open_listener(address: SocketAddr, transport: Transport, options: &Listen
     }
     bind(&fd, address)?;
     if transport == Transport::Tcp {
+        // What it accepts has the option, too (Linux clones the listener's socket): one call for all clients.
+        set_nodelay(&fd)?;
         if let Some(seconds) = options.defer_accept_s {
             let seconds = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
             set_option(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)?;

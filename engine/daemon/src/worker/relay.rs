@@ -88,8 +88,6 @@ impl Worker {
             refuse(&client);
             return Ok(());
         }
-        // Without it a small answer can wait 40 ms for an acknowledgement; a failure costs only that.
-        let _ = client.set_nodelay(true);
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
         let relay = Box::new(Relay {
             session,
@@ -162,7 +160,8 @@ impl Worker {
             Ok(socket) => socket,
             Err(error) => return Ok(Err(termination_of(&error))),
         };
-        // As for the client's leg: a failure costs only latency.
+        // Clients' legs have it from the listener. Without it a small request can wait 40 ms for an acknowledgement; a failure
+        // costs only that.
         let _ = socket::set_nodelay(&socket);
         if let ServiceSource::Pool(pool) = &relay.service.source {
             let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);

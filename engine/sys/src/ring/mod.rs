@@ -279,25 +279,26 @@ impl Ring {
         self.push(opcode::PollAdd::new(fd(socket), mask(readiness)).multi(true).build(), token, CARRIES_NOTHING)
     }
 
-    /// Cancels the wait queued with `target`; it completes with `ECANCELED`, this operation under `token`.
+    /// Cancels the wait queued with `target`; it completes with `ECANCELED`, this operation under `token` only if it fails.
     pub fn cancel_wait(&mut self, target: u64, token: u64) -> io::Result<()> {
         self.cancel(target | CARRIES_NOTHING << CARRIES_SHIFT, token)
     }
 
-    /// Cancels the receive of a stream queued with `target`; it completes with `ECANCELED`, this operation under `token`.
+    /// Cancels the receive of a stream queued with `target`; it completes with `ECANCELED`, this operation under `token` only if
+    /// it fails.
     pub fn cancel_receive(&mut self, target: u64, token: u64) -> io::Result<()> {
         self.cancel(target | CARRIES_STREAM_BUFFER << CARRIES_SHIFT, token)
     }
 
-    /// Cancels every operation on `socket`; completes under `token`.
+    /// Cancels every operation on `socket`; completes under `token` only if it fails.
     pub fn cancel_all(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let which = CancelBuilder::fd(fd(socket)).all();
-        self.push(opcode::AsyncCancel2::new(which).build(), token, CARRIES_NOTHING)
+        self.push(silent(opcode::AsyncCancel2::new(which).build()), token, CARRIES_NOTHING)
     }
 
-    /// Closes a descriptor together with the next submission; completes under `token`.
+    /// Closes a descriptor together with the next submission; completes under `token` only if it fails.
     pub fn close(&mut self, socket: OwnedFd, token: u64) -> io::Result<()> {
-        self.push(opcode::Close::new(Fd(socket.into_raw_fd())).build(), token, CARRIES_NOTHING)
+        self.push(silent(opcode::Close::new(Fd(socket.into_raw_fd())).build()), token, CARRIES_NOTHING)
     }
 
     /// Submits what is queued and waits as asked; an elapsed time or a signal is no error.
@@ -340,7 +341,7 @@ impl Ring {
     }
 
     fn cancel(&mut self, target: u64, token: u64) -> io::Result<()> {
-        self.push(opcode::AsyncCancel::new(target).build(), token, CARRIES_NOTHING)
+        self.push(silent(opcode::AsyncCancel::new(target).build()), token, CARRIES_NOTHING)
     }
 
     fn submit(&mut self) -> io::Result<()> {
@@ -384,6 +385,11 @@ fn message_template() -> libc::msghdr {
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     message
+}
+
+/// Without a completion unless it fails: nobody waits for it.
+fn silent(entry: Entry) -> Entry {
+    entry.flags(io_uring::squeue::Flags::SKIP_SUCCESS)
 }
 
 fn mask(readiness: Readiness) -> u32 {
