@@ -98,7 +98,7 @@ struct Pace {
 impl Pace {
     fn new(bulk: &Bulk) -> Pace {
         // Apart from the content's numbers, which come from the same seed.
-        let random = bulk.pauses.then(|| Random(!bulk.random.0));
+        let random = bulk.pauses.then_some(Random(!bulk.random.0));
         Pace { random, left: 0 }
     }
 

@@ -56,8 +56,8 @@ impl Neighbour {
     pub fn is_served(&self, times: u64) {
         let until = self.rounds.load(Ordering::Relaxed) + times;
         eventually("the neighbour is served", || {
-            let served = self.rounds.load(Ordering::Relaxed) >= until;
-            (served || self.thread.is_finished()).then_some(())
+            // Its error is told when it parts.
+            (self.rounds.load(Ordering::Relaxed) >= until || self.thread.is_finished()).then_some(())
         });
     }
 

@@ -1,5 +1,6 @@
 //! The program under test: started in the lab, watched over its control socket, reloaded, stopped.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -207,25 +208,18 @@ impl Subject {
         })
     }
 
-    /// Lets it hold so many descriptors from now on.
-    ///
-    /// # Panics
-    ///
-    /// When the kernel does not allow that.
-    #[track_caller]
-    pub fn limit_descriptors(&mut self, nofile: u64) {
-        self.child.limit_descriptors(nofile).expect("the program is our child");
-    }
-
-    /// Descriptors that it holds now.
+    /// Lets it open only so many descriptors more than it has now.
     ///
     /// # Panics
     ///
     /// When it does not run.
     #[track_caller]
-    pub fn descriptors(&self) -> u64 {
+    pub fn limit_descriptors(&mut self, more: usize) {
         let open = fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the program runs");
-        open.count() as u64
+        let open: BTreeSet<u64> = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+        // The limit is one on their numbers.
+        let free = (0..).filter(|number| !open.contains(number)).nth(more).expect("numbers do not end");
+        self.child.limit_descriptors(free).expect("the program is our child");
     }
 
     /// Memory that it has resident now, without what it shares with others.

@@ -153,13 +153,16 @@ const GROWN_MAX: u64 = 16 << 20;
 #[test]
 fn a_reader_that_pauses_stops_its_sender_and_gets_everything_later() {
     in_lab(a_reader_that_pauses_stops_its_sender_and_gets_everything_later, Topology::TwoArm, 1, |lab| {
+        lab.limit_socket_buffers();
         let stage = Stage::set(lab);
         let before = stage.relay.memory_bytes();
         let pairs: Vec<(TcpStream, TcpStream)> = (0..4).map(|_| stage.open(lab)).collect();
         // Either side sends on every second one.
-        let streams = pairs.iter().enumerate().map(|(n, (client, server))| {
-            if n % 2 == 0 { (client, server) } else { (server, client) }
-        });
+        let streams = pairs.iter().enumerate().map(
+            |(n, (client, server))| {
+                if n % 2 == 0 { (client, server) } else { (server, client) }
+            },
+        );
         let streams: Vec<(&TcpStream, &TcpStream)> = streams.collect();
         thread::scope(|scope| {
             let stopped = streams.iter().zip(50..).map(|(&(mut sender, _), seed)| {
