@@ -89,7 +89,7 @@ pub(crate) fn model() -> Model {
             connections: None,
             udp_sessions: 1024,
             persistence_entries: 1024,
-            buffers: 64,
+            buffers: Some(64),
             buffer_bytes: 16_384,
         },
         control: Control { socket: None },
