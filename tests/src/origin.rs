@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::watch;
@@ -16,6 +16,8 @@ use crate::{Greeting, Host};
 
 /// The largest datagram.
 const DATAGRAM_BYTES_MAX: usize = 65_535;
+/// Connections that may wait to be accepted; Linux allows as many where nobody has set net.core.somaxconn otherwise.
+const BACKLOG: i32 = 4_096;
 
 /// A server on one port of a host, on all its addresses, IPv4 and IPv6. Stops when dropped.
 ///
@@ -56,7 +58,7 @@ impl Origin {
     /// When the port cannot be opened.
     #[track_caller]
     pub fn tcp(host: &Host, port: u16) -> Origin {
-        let listener = host.run(|| StdListener::bind((Ipv6Addr::UNSPECIFIED, port))).and_then(|bound| bound);
+        let listener = host.run(|| listen((Ipv6Addr::UNSPECIFIED, port).into())).and_then(|bound| bound);
         let listener = listener.unwrap_or_else(|error| panic!("origin {} port {port}: {error}", host.name()));
         Origin::start(host.name(), Door::Tcp(listener))
     }
@@ -128,7 +130,7 @@ impl Drop for Origin {
 /// Serves TCP on these addresses until the process ends: the whole of an origin in a process of its own.
 pub(crate) fn serve_for_ever(name: &str, addresses: &[SocketAddr], ready: impl FnOnce()) -> io::Result<()> {
     let (_orders, obeyed) = watch::channel(Order::Serve);
-    let listeners = addresses.iter().map(StdListener::bind).collect::<io::Result<Vec<_>>>()?;
+    let listeners = addresses.iter().map(|&address| listen(address)).collect::<io::Result<Vec<_>>>()?;
     ready();
     runtime()?.block_on(async {
         let nobody = Mutex::new(Vec::new());
@@ -141,6 +143,16 @@ pub(crate) fn serve_for_ever(name: &str, addresses: &[SocketAddr], ready: impl F
         }
         Ok(())
     })
+}
+
+/// Opens a port with a long queue: when one overflows, SYN cookies leave a peer with a connection that we know nothing of, and
+/// a peer that waits for our greeting then waits for ever.
+fn listen(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 enum Door {
