@@ -30,8 +30,7 @@ struct Leg {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Receive {
-    Many,
-    Once,
+    Armed,
     Cancelled,
 }
 
@@ -181,8 +180,7 @@ impl World {
             }
             Op::Pump(from) => self.pump(from, ops),
             Op::PumpLater(from) => self.later.push(from),
-            Op::ReceiveMany(from) => self.receive(from, Receive::Many),
-            Op::ReceiveOnce(from) => self.receive(from, Receive::Once),
+            Op::Receive(from) => self.receive(from),
             Op::Recycle(buffer) => {
                 assert!(!self.free.contains(&buffer), "buffer {buffer} given back twice");
                 self.free.push(buffer);
@@ -197,10 +195,10 @@ impl World {
         }
     }
 
-    fn receive(&mut self, from: Side, how: Receive) {
+    fn receive(&mut self, from: Side) {
         let leg = self.leg(from);
         assert!(leg.receive.is_none(), "two receives in flight on one leg");
-        leg.receive = Some(how);
+        leg.receive = Some(Receive::Armed);
     }
 
     fn pump(&mut self, from: Side, ops: &mut Vec<Op>) {
@@ -246,7 +244,7 @@ impl World {
                     world.leg(side).receive = None;
                     world.on(Event::ReceiveEnded { from: side, end: ReceiveEnd::Cancelled });
                 })),
-                Some(how) if incoming => possible.push(Box::new(move |world| world.complete_receive(side, how))),
+                Some(Receive::Armed) if incoming => possible.push(Box::new(move |world| world.complete_receive(side))),
                 _ => {}
             }
             if leg.send.is_some() && (leg.window > 0 || leg.reset || leg.cancelled) {
@@ -302,7 +300,7 @@ impl World {
         true
     }
 
-    fn complete_receive(&mut self, side: Side, how: Receive) {
+    fn complete_receive(&mut self, side: Side) {
         let leg = &mut self.legs[index(side)];
         if leg.inbound.is_empty() || leg.reset {
             let end = if leg.reset { ReceiveEnd::Failed } else { ReceiveEnd::Fin };
@@ -317,16 +315,8 @@ impl World {
         let leg = &mut self.legs[index(side)];
         let len = leg.inbound.len().min(BUFFER_BYTES as usize).min(limit);
         self.contents[usize::from(buffer)] = leg.inbound.drain(..len).collect();
-        if how == Receive::Once {
-            leg.receive = None;
-        }
-        self.on(Event::Received {
-            from: side,
-            buffer,
-            len: len as u32,
-            full: len as u32 == BUFFER_BYTES,
-            more: how == Receive::Many,
-        });
+        leg.receive = None;
+        self.on(Event::Received { from: side, buffer, len: len as u32, full: len as u32 == BUFFER_BYTES });
     }
 
     fn complete_send(&mut self, to: Side) {
@@ -431,7 +421,7 @@ fn half_close_is_carried_through_and_the_other_direction_stays_open() {
 
 #[test]
 fn a_slow_peer_stops_its_sender_within_a_few_buffers() {
-    for (room, held_max) in [(Room::Ample, 8), (Room::Scarce, 1)] {
+    for (room, held_max) in [(Room::Ample, 4), (Room::Scarce, 1)] {
         let mut world = World::new(3, 64);
         world.room = room;
         world.connecting = false;

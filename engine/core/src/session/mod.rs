@@ -1,7 +1,7 @@
 //! One relayed TCP connection as a state machine: events in, operations out, no I/O.
 //!
 //! A session has two legs, client and server, and two paths, one per direction. A path receives from one leg into buffers,
-//! sends them to the other, passes the end of the stream on, and stops receiving while its queue is long. A path that moves
+//! sends them to the other, passes the end of the stream on, and does not receive while its queue is long. A path that moves
 //! much is pumped (splice(2)) instead. The session ends when both paths have finished and no operation is in flight.
 //!
 //! The caller turns every [`Op`] into a system call or ring operation and reports how it went as an [`Event`]; it frees the
@@ -100,8 +100,6 @@ pub enum Event {
         len: u32,
         /// Whether the buffer is full.
         full: bool,
-        /// Whether the receive goes on by itself.
-        more: bool,
     },
     /// A receive ended without bytes.
     ReceiveEnded {
@@ -188,10 +186,8 @@ pub enum Op {
     Pump(Side),
     /// The same, after the other sessions had their turn.
     PumpLater(Side),
-    /// Receive from this side into buffers until it ends.
-    ReceiveMany(Side),
     /// Receive once from this side into one buffer.
-    ReceiveOnce(Side),
+    Receive(Side),
     /// Give this buffer back.
     Recycle(u16),
     /// The connect failed: choose another real server and connect, or deliver [`Event::End`].
@@ -291,11 +287,9 @@ impl Session {
             Event::End(termination) => self.end(termination, turn),
             Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, turn),
             Event::Ready { from } => self.ready(from, turn),
-            Event::Received { from, buffer, len, full, more } => {
+            Event::Received { from, buffer, len, full } => {
                 let path = &mut self.paths[from.index()];
-                if !more {
-                    path.receive = Receive::Idle;
-                }
+                path.receive = Receive::Idle;
                 if path.finished {
                     turn.ops.push(Op::Recycle(buffer));
                 } else {

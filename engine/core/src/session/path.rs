@@ -10,11 +10,9 @@ pub(super) enum Receive {
     Idle,
     /// Will be retried when buffers are free; nothing in flight.
     AwaitingBuffers,
-    /// A receive that takes one buffer.
-    Once,
-    /// A receive that goes on by itself.
-    Many,
-    /// A receive that was asked to stop.
+    /// In flight.
+    Armed,
+    /// In flight, asked to stop.
     Cancelling,
 }
 
@@ -54,7 +52,7 @@ pub(super) struct Path {
 impl Path {
     /// Whether no operation is in flight.
     pub(super) fn is_quiet(&self) -> bool {
-        let receiving = matches!(self.receive, Receive::Once | Receive::Many | Receive::Cancelling);
+        let receiving = matches!(self.receive, Receive::Armed | Receive::Cancelling);
         !receiving && !self.sending && !self.awaiting && !self.pump_queued && !self.connecting
     }
 
@@ -91,34 +89,26 @@ impl Path {
         }
     }
 
-    /// Starts, stops or switches the receive according to queue, room and mode.
+    /// Starts the next receive, or the pump, according to queue, room and mode.
     pub(super) fn steer(&mut self, from: Side, turn: &mut Turn<'_>) {
-        if self.fin || self.finished {
+        if self.fin || self.finished || self.receive != Receive::Idle {
             return;
         }
         let queue_max = match turn.room {
             Room::Ample => QUEUE_MAX,
             Room::Scarce => QUEUE_MAX_SCARCE,
         };
-        match (self.receive, self.mode) {
-            (Receive::Many, Mode::Switching) => self.cancel(from, turn),
-            (Receive::Many, _) if self.queue.count() >= queue_max => self.cancel(from, turn),
-            (Receive::Idle, Mode::Switching) if self.queue.is_empty() && !self.sending => {
+        match self.mode {
+            Mode::Buffers if self.queue.count() < queue_max => {
+                self.receive = Receive::Armed;
+                turn.ops.push(Op::Receive(from));
+            }
+            Mode::Switching if self.queue.is_empty() && !self.sending => {
                 self.mode = Mode::Pumped;
                 self.pump_queued = true;
                 turn.ops.push(Op::Pump(from));
             }
-            (Receive::Idle, Mode::Buffers) if self.queue.count() < queue_max => match turn.room {
-                Room::Ample => {
-                    self.receive = Receive::Many;
-                    turn.ops.push(Op::ReceiveMany(from));
-                }
-                Room::Scarce => {
-                    self.receive = Receive::Once;
-                    turn.ops.push(Op::ReceiveOnce(from));
-                }
-            },
-            _ => {}
+            Mode::Buffers | Mode::Switching | Mode::Pumped => {}
         }
     }
 
@@ -134,16 +124,12 @@ impl Path {
 
     /// Stops what still reads for a path that has finished.
     pub(super) fn stop(&mut self, from: Side, turn: &mut Turn<'_>) {
-        if self.receive == Receive::Many || self.receive == Receive::Once {
-            self.cancel(from, turn);
+        if self.receive == Receive::Armed {
+            self.receive = Receive::Cancelling;
+            turn.ops.push(Op::CancelReceive(from));
         }
         if self.awaiting {
             turn.ops.push(Op::CancelAwait(from));
         }
-    }
-
-    fn cancel(&mut self, from: Side, turn: &mut Turn<'_>) {
-        self.receive = Receive::Cancelling;
-        turn.ops.push(Op::CancelReceive(from));
     }
 }

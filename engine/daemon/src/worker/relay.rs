@@ -248,7 +248,7 @@ impl Worker {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
                 let full = len == self.ring.stream_buffers().buffer_bytes();
-                return self.drive(key, Event::Received { from, buffer, len, full, more: completion.more() });
+                return self.drive(key, Event::Received { from, buffer, len, full });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -348,13 +348,9 @@ impl Worker {
             }
             Op::Pump(from) => self.pump(key, from, ops),
             Op::PumpLater(from) => self.later.push_back((key, from)),
-            Op::ReceiveMany(from) => {
+            Op::Receive(from) => {
                 let Some(leg) = relay.leg(from) else { return Ok(()) };
-                self.ring.receive_many(leg.as_fd(), Token::Receive(key, from).pack())?;
-            }
-            Op::ReceiveOnce(from) => {
-                let Some(leg) = relay.leg(from) else { return Ok(()) };
-                self.ring.receive_once(leg.as_fd(), Token::Receive(key, from).pack())?;
+                self.ring.receive(leg.as_fd(), Token::Receive(key, from).pack())?;
             }
             Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,

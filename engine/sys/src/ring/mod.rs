@@ -219,13 +219,11 @@ impl Ring {
         self.push(entry, token, CARRIES_NOTHING)
     }
 
-    /// Receives into stream buffers until the stream ends, it fails, buffers run out or it is cancelled.
-    pub fn receive_many(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        self.push(opcode::RecvMulti::new(fd(socket), STREAM_GROUP).build(), token, CARRIES_STREAM_BUFFER)
-    }
-
     /// Receives once into one stream buffer.
-    pub fn receive_once(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+    ///
+    /// Not multishot: once data is there, the kernel fills up to 32 buffers in a row (`MULTISHOT_MAX_RETRY`, io_uring/net.c)
+    /// before a cancel is heard, so that a few hundred clients that never read could hold every buffer.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         // A null pointer with buffer selection: the kernel takes the address from the group.
         let entry = opcode::Recv::new(fd(socket), std::ptr::null_mut(), self.stream.buffer_bytes())
             .buf_group(STREAM_GROUP)
