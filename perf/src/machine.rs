@@ -22,6 +22,8 @@ pub struct Machine {
     pub others_share_max: f64,
     /// Which CPU did what: `balancer`, `client`.
     pub pins: BTreeMap<String, Vec<usize>>,
+    /// Rounds that were thrown away and taken again because other programs disturbed them.
+    pub rounds_retaken: usize,
     /// Largest share of a counted time that the hypervisor took from one of these CPUs.
     pub steal_share_max: f64,
     /// What each subject says about its version.

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use towpath_perf::load::{self, Plan};
+use towpath_perf::load;
 use towpath_perf::peers::Subject;
 use towpath_perf::report::table;
 use towpath_perf::suite::{self, Case, Options, Pins};
@@ -33,12 +33,6 @@ enum Action {
         #[arg(required = true)]
         listen: Vec<SocketAddr>,
     },
-    /// One client, as a suite starts it: does what a plan in JSON says and tells the tally in JSON.
-    #[command(hide = true)]
-    Drive {
-        /// The plan.
-        plan: String,
-    },
 }
 
 #[derive(Args)]
@@ -52,6 +46,9 @@ struct Relay {
     /// Turns of each subject in each case (at least 5 for a figure that is shown around).
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     repeat: u16,
+    /// Rounds of each case that may be thrown away and taken again because other programs disturbed them.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    retake: u16,
     /// Which CPUs do what, as in balancer=0,client=1 or client=1-3. By default the first and the last.
     #[arg(long, value_name = "ROLE=CPU,…")]
     pin: Option<String>,
@@ -74,7 +71,6 @@ fn main() -> ExitCode {
     let done = match cli.command {
         Action::Relay(arguments) => relay(&arguments),
         Action::Origin { listen } => origin(&listen),
-        Action::Drive { plan } => drive(&plan),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -100,18 +96,18 @@ fn relay(arguments: &Relay) -> anyhow::Result<()> {
     let options = Options {
         subjects: find(&arguments.subject, &arguments.against, &towpath)?,
         rounds: usize::from(arguments.repeat),
+        retakes: usize::from(arguments.retake),
         measure: Duration::try_from_secs_f64(arguments.seconds).context("--seconds")?,
         warm_up: Duration::try_from_secs_f64((arguments.seconds / 3.0).clamp(0.5, 2.0)).context("--seconds")?,
         pins: pins(arguments.pin.as_deref())?,
-        program,
     };
     let turns = cases.len() * options.rounds * options.subjects.len();
     let bar = ProgressBar::new(turns as u64)
         .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)").context("progress bar")?);
-    let mut begun = 0;
     let report = suite::relay::run(&cases, &options, |turn| {
-        bar.set_position(begun);
-        begun += 1;
+        let before =
+            (turn.case_number * options.rounds + turn.round - 1) * options.subjects.len() + turn.subject_number;
+        bar.set_position(before as u64);
         bar.set_message(format!("{}, round {}: {}", turn.case, turn.round, turn.subject));
     });
     bar.finish_and_clear();
@@ -130,14 +126,6 @@ fn origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
             println!("answering on {address}");
         }
     })?;
-    Ok(())
-}
-
-fn drive(plan: &str) -> anyhow::Result<()> {
-    let plan: Plan = serde_json::from_str(plan).context("the plan is not one")?;
-    towpath_sys::host::raise_nofile_limit()?;
-    let tally = load::client::run(&plan)?;
-    println!("{}", serde_json::to_string(&tally)?);
     Ok(())
 }
 

@@ -1,19 +1,18 @@
 //! Load: what a client does, how much of it was done, and the origin that answers.
 
 pub mod client;
+mod engine;
 pub mod origin;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
-
 use crate::cpu::CpuUse;
+use hdrhistogram::Histogram;
 
 /// What a client does over and over. Every piece of work starts when the one before it on the same connection has ended
 /// (closed loop).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Streams of bytes from the origin. Counted in bytes.
     Bulk {
@@ -41,7 +40,7 @@ pub enum Work {
 }
 
 /// What a client is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Where to.
     pub target: SocketAddr,
@@ -58,7 +57,7 @@ pub struct Plan {
 }
 
 /// What was done in the counted time. Only what arrived as it was sent is in it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Tally {
     /// Length of the counted time.
     pub seconds: f64,

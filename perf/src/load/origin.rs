@@ -1,121 +1,175 @@
-//! The origin: a server that answers requests of [`crate::message`], on tokio-uring.
+//! The origin: answers the requests of [`crate::message`].
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{SocketAddr, TcpListener};
 
-use tokio_uring::buf::BoundedBuf;
-use tokio_uring::net::{TcpListener, TcpStream};
+use mio::net::TcpStream;
+use towpath_sys::socket::{ListenOptions, Transport, open_listener};
 
-use crate::message::{Filler, HEADER_BYTES, Header, Kind, Progress, Reader, WINDOW_BYTES_MAX};
+use super::engine::{Engine, Moved, Next, READ_BYTES, STEPS_MAX, read, write};
+use crate::message::{Filler, Header, Kind, Progress, Reader, WINDOW_BYTES_MAX};
 
-/// Room for a request, or a part of one: the filler of a longer one is verified piece by piece.
-const READ_BYTES: usize = 4096;
+/// Filler copied behind a header at a time, so that a short answer leaves in one piece.
+const PIECE_BYTES: usize = 16 * 1024;
 
-/// The longest answer sent in one piece.
-const ANSWER_BYTES_MAX: usize = 64 * 1024;
-
-/// Answers on these addresses until the process ends. `ready` is called once all are open.
-pub fn serve(addresses: &[SocketAddr], ready: impl FnOnce(&[SocketAddr])) -> io::Result<()> {
-    super::client::runtime().start(async {
-        let mut open = Vec::new();
-        let mut tasks = Vec::new();
-        for &address in addresses {
-            let listener = listen(address)?;
-            open.push(listener.local_addr()?);
-            tasks.push(tokio_uring::spawn(accept(listener)));
-        }
-        ready(&open);
-        for task in tasks {
-            task.await.map_err(io::Error::other)??;
-        }
-        Ok(())
-    })
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    use towpath_sys::socket::{ListenOptions, Transport, open_listener};
+/// Opens a listener for an origin in the calling thread's namespace.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let fd = open_listener(address, Transport::Tcp, &ListenOptions::default())
         .map_err(|error| io::Error::new(error.kind(), format!("origin {address}: {error}")))?;
-    let listener = StdListener::from(fd);
-    // A ring waits by itself; on a non-blocking socket it would answer EAGAIN instead.
-    listener.set_nonblocking(false)?;
-    Ok(TcpListener::from_std(listener))
+    Ok(TcpListener::from(fd))
 }
 
-async fn accept(listener: TcpListener) -> io::Result<()> {
-    loop {
-        let (stream, _) = listener.accept().await?;
-        tokio_uring::spawn(async move {
-            // A client that goes away is the client's matter.
-            let _gone = converse(stream).await;
-        });
+/// Answers on these addresses, on the calling thread, until the process ends. `ready` is called once all are open.
+pub fn serve(addresses: &[SocketAddr], ready: impl FnOnce(&[SocketAddr])) -> io::Result<()> {
+    let mut engine = Engine::new()?;
+    let mut open = Vec::new();
+    for &address in addresses {
+        let listener = listen(address)?;
+        open.push(listener.local_addr()?);
+        engine.listen(listener)?;
     }
+    ready(&open);
+    engine.run_until(None)
 }
 
-/// Answers one request after the other until the client ends or a request asks for more than one answer.
-async fn converse(stream: TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut buffer = Vec::with_capacity(READ_BYTES);
-    let mut answer = Vec::new();
-    let mut reader = Reader::new();
-    loop {
-        let (result, returned) = stream.read(buffer).await;
-        buffer = returned;
-        let length = result?;
-        if length == 0 {
-            return Ok(());
-        }
-        let mut rest = &buffer[..length];
-        while !rest.is_empty() {
-            let (header, used) = match reader.take(rest) {
-                Progress::Partial => break,
-                Progress::Complete(header, used) => (header, used),
-                Progress::Wrong => {
-                    let header = Header { kind: Kind::Corrupt, tag: 0, filler_bytes: 0, answer_filler_bytes: 0 };
-                    stream.write_all(header.encode().to_vec()).await.0?;
-                    return Ok(());
-                }
+/// The origin's side of one connection.
+pub(super) struct Origin {
+    reader: Reader,
+    outgoing: Outgoing,
+    /// What to do once the answer has left.
+    then: Then,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Close,
+    Listen,
+}
+
+impl Origin {
+    pub(super) fn new() -> Origin {
+        Origin { reader: Reader::new(), outgoing: Outgoing::nothing(), then: Then::Listen }
+    }
+
+    pub(super) fn advance(&mut self, stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Next> {
+        for _ in 0..STEPS_MAX {
+            // A client that sends without reading is answered no further.
+            match self.outgoing.send(stream)? {
+                Sent::All if self.then == Then::Close => return Ok(Next::Close),
+                Sent::All => {}
+                Sent::Blocked => return Ok(Next::Wait),
+                Sent::Partly => return Ok(Next::Again),
+            }
+            let length = match read(stream, buffer)? {
+                Moved::Bytes(length) => length,
+                Moved::End => return Ok(Next::Close),
+                Moved::NotYet => return Ok(Next::Wait),
             };
-            rest = &rest[used..];
-            if header.kind == Kind::Stream {
-                return pour(&stream, header.tag).await;
-            }
-            answer = send_answer(&stream, header, answer).await?;
-            if header.kind == Kind::AnswerAndClose {
-                return Ok(());
+            match self.reader.take(&buffer[..length]) {
+                Progress::Partial if length < READ_BYTES => return Ok(Next::Wait),
+                Progress::Partial => {}
+                Progress::Complete(request, used) if used == length => {
+                    self.answer(request);
+                    // Most answers leave at once, and less than there was room for has been read: the next request brings an event.
+                    if self.then == Then::Listen && self.outgoing.send(stream)? == Sent::All {
+                        return Ok(Next::Wait);
+                    }
+                }
+                // Clients send one request at a time.
+                Progress::Complete(..) | Progress::Wrong => {
+                    let header = Header { kind: Kind::Corrupt, tag: 0, filler_bytes: 0, answer_filler_bytes: 0 };
+                    self.outgoing = Outgoing::message(header);
+                    self.then = Then::Close;
+                }
             }
         }
+        Ok(Next::Again)
+    }
+
+    fn answer(&mut self, request: Header) {
+        match request.kind {
+            Kind::Stream => self.outgoing = Outgoing::stream(request.tag),
+            Kind::Answer | Kind::AnswerAndClose | Kind::Corrupt => {
+                self.outgoing.become_message(Header {
+                    kind: Kind::Answer,
+                    tag: request.tag,
+                    filler_bytes: request.answer_filler_bytes,
+                    answer_filler_bytes: 0,
+                });
+            }
+        }
+        self.then = if request.kind == Kind::Answer { Then::Listen } else { Then::Close };
     }
 }
 
-async fn send_answer(stream: &TcpStream, request: Header, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
-    let header = Header {
-        kind: Kind::Answer,
-        tag: request.tag,
-        filler_bytes: request.answer_filler_bytes,
-        answer_filler_bytes: 0,
-    };
-    let mut filler = Filler::of(request.tag);
-    let mut left = request.answer_filler_bytes as usize;
-    bytes.clear();
-    bytes.extend_from_slice(&header.encode());
-    loop {
-        let part = left.min(ANSWER_BYTES_MAX - HEADER_BYTES);
-        bytes.extend_from_slice(filler.window(part));
-        left -= part;
-        let (result, returned) = stream.write_all(bytes).await;
-        result?;
-        bytes = returned;
-        if left == 0 {
-            return Ok(bytes);
-        }
-        bytes.clear();
-    }
+/// A message on its way: a header, filler copied behind it so that a short one leaves in one piece, and more filler.
+pub(super) struct Outgoing {
+    head: Vec<u8>,
+    head_sent: usize,
+    filler: Filler,
+    filler_left: u64,
 }
 
-async fn pour(stream: &TcpStream, tag: u64) -> io::Result<()> {
-    let mut filler = Filler::of(tag);
-    loop {
-        stream.write_all(filler.window(WINDOW_BYTES_MAX).slice_full()).await.0?;
+/// How far a message has left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// All of it.
+    All,
+    /// The peer takes no more for now.
+    Blocked,
+    /// As much as one turn allows.
+    Partly,
+}
+
+impl Outgoing {
+    pub(super) fn nothing() -> Outgoing {
+        Outgoing { head: Vec::new(), head_sent: 0, filler: Filler::of(0), filler_left: 0 }
+    }
+
+    fn message(header: Header) -> Outgoing {
+        let mut outgoing = Outgoing::nothing();
+        outgoing.become_message(header);
+        outgoing
+    }
+
+    fn stream(tag: u64) -> Outgoing {
+        Outgoing { filler: Filler::of(tag), filler_left: u64::MAX, ..Outgoing::nothing() }
+    }
+
+    /// Takes this message in place of the one that has left, in the same memory.
+    pub(super) fn become_message(&mut self, header: Header) {
+        self.head.clear();
+        self.head_sent = 0;
+        self.head.extend_from_slice(&header.encode());
+        self.filler = Filler::of(header.tag);
+        let part = (header.filler_bytes as usize).min(PIECE_BYTES);
+        self.head.extend_from_slice(self.filler.window(part));
+        self.filler_left = u64::from(header.filler_bytes) - part as u64;
+    }
+
+    pub(super) fn send(&mut self, stream: &mut TcpStream) -> io::Result<Sent> {
+        for _ in 0..STEPS_MAX {
+            if self.head_sent < self.head.len() {
+                match write(stream, &self.head[self.head_sent..])? {
+                    Moved::Bytes(length) => self.head_sent += length,
+                    Moved::NotYet | Moved::End => return Ok(Sent::Blocked),
+                }
+            } else if self.filler_left > 0 {
+                let length =
+                    usize::try_from(self.filler_left).map_or(WINDOW_BYTES_MAX, |left| left.min(WINDOW_BYTES_MAX));
+                let mut ahead = self.filler;
+                match write(stream, ahead.window(length))? {
+                    Moved::Bytes(length) => {
+                        self.filler.window(length);
+                        self.filler_left -= length as u64;
+                    }
+                    Moved::NotYet | Moved::End => return Ok(Sent::Blocked),
+                }
+            } else {
+                return Ok(Sent::All);
+            }
+        }
+        let left = self.head_sent < self.head.len() || self.filler_left > 0;
+        Ok(if left { Sent::Partly } else { Sent::All })
     }
 }

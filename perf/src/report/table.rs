@@ -23,6 +23,12 @@ pub fn render(report: &Report) -> String {
         text.push_str(&format!("  {name}: {version}\n"));
     }
     text.push_str(&format!("{}\n", rows(report)));
+    if machine.rounds_retaken > 0 {
+        text.push_str(&format!(
+            "Rounds thrown away because other programs disturbed them: {}\n",
+            machine.rounds_retaken
+        ));
+    }
     if machine.others_share_max > OTHERS_SHARE_MAX {
         text.push_str(&format!(
             "Other programs did up to {:.0} % of the work on these CPUs: rows marked \"disturbed\" are no measurement. Repeat on a quiet machine.\n",

@@ -4,16 +4,15 @@ pub mod relay;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use towpath_sys::process::{Child, MemoryFile};
+use towpath_sys::host::pin_thread;
 
 use crate::cpu::softirq_threads;
 use crate::lab::Lab;
+use crate::load::client;
 use crate::load::{Plan, Tally, Work, new_histogram};
 use crate::machine::Machine;
 use crate::peers::{Running, Setting, Subject};
@@ -25,11 +24,8 @@ const SATURATED: f64 = 0.95;
 /// What others may use of the watched CPUs before a figure counts as disturbed.
 pub const OTHERS_SHARE_MAX: f64 = 0.1;
 
-/// How long a subject or an origin may take until it serves.
+/// How long a subject may take until it serves.
 const START_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a load may take beyond its own time.
-const LOAD_GRACE: Duration = Duration::from_secs(20);
 
 /// Between two looks at whether a subject serves yet.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -89,20 +85,20 @@ pub struct Options {
     pub subjects: Vec<Subject>,
     /// Turns of each subject in each case.
     pub rounds: usize,
+    /// Rounds of each case that may be thrown away and taken again because other programs disturbed them.
+    pub retakes: usize,
     /// Counted time of a turn.
     pub measure: Duration,
     /// Time before it that is not counted.
     pub warm_up: Duration,
     /// Who runs where.
     pub pins: Pins,
-    /// The program `towpath-perf`, which also is client and origin.
-    pub program: PathBuf,
 }
 
-/// Where a suite plays: a lab whose origin serves.
+/// Where a suite plays: a lab, and where its origin listens.
 struct Stage {
     lab: Lab,
-    origin: Child,
+    origin: TcpListener,
     setting: Setting,
 }
 
@@ -115,6 +111,10 @@ pub struct Turn<'a> {
     pub round: usize,
     /// Name of the subject.
     pub subject: &'a str,
+    /// How many cases are done.
+    pub case_number: usize,
+    /// How many subjects have had their turn in this round.
+    pub subject_number: usize,
 }
 
 /// What one turn brought.
@@ -152,18 +152,28 @@ fn run_cases(
         ("balancer".into(), vec![options.pins.balancer]),
         ("client".into(), options.pins.client.clone()),
     ]);
-    for case in cases {
+    for (case_number, case) in cases.iter().enumerate() {
         let mut outcomes: Vec<Vec<Outcome>> = options.subjects.iter().map(|_| Vec::new()).collect();
-        for round in 1..=options.rounds {
-            for (subject, outcomes) in options.subjects.iter().zip(&mut outcomes) {
-                progress(Turn { case: case.name, round, subject: &subject.name });
-                let outcome = take_turn(case, subject, options, stage).map_err(|error| {
-                    io::Error::new(error.kind(), format!("{} in {}, round {round}: {error}", subject.name, case.name))
-                })?;
+        let mut retakes_left = options.retakes;
+        let mut round = 1;
+        while round <= options.rounds {
+            let taken = take_round(case, options, stage, |subject_number| {
+                let subject = options.subjects[subject_number].name.as_str();
+                progress(Turn { case: case.name, round, subject, case_number, subject_number });
+            })?;
+            let disturbed = taken.iter().any(|outcome| outcome.others_share > OTHERS_SHARE_MAX);
+            if disturbed && retakes_left > 0 {
+                // The whole round goes: its turns belong together.
+                retakes_left -= 1;
+                report.machine.rounds_retaken += 1;
+                continue;
+            }
+            for (outcome, outcomes) in taken.into_iter().zip(&mut outcomes) {
                 report.machine.others_share_max = report.machine.others_share_max.max(outcome.others_share);
                 report.machine.steal_share_max = report.machine.steal_share_max.max(outcome.steal);
                 outcomes.push(outcome);
             }
+            round += 1;
         }
         for (subject, outcomes) in options.subjects.iter().zip(&outcomes) {
             report.rows.extend(rows(case, subject, outcomes));
@@ -190,14 +200,32 @@ fn run_cases(
     Ok(report)
 }
 
+/// A turn of each subject.
+fn take_round(
+    case: &Case,
+    options: &Options,
+    stage: &Stage,
+    mut progress: impl FnMut(usize),
+) -> io::Result<Vec<Outcome>> {
+    options
+        .subjects
+        .iter()
+        .enumerate()
+        .map(|(number, subject)| {
+            progress(number);
+            take_turn(case, subject, options, stage)
+                .map_err(|error| io::Error::new(error.kind(), format!("{} in {}: {error}", subject.name, case.name)))
+        })
+        .collect()
+}
+
 /// Starts a subject, drives the case at it, stops it.
 fn take_turn(case: &Case, subject: &Subject, options: &Options, stage: &Stage) -> io::Result<Outcome> {
-    let Stage { lab, origin, setting } = stage;
+    let Stage { lab, setting, .. } = stage;
     let mut running = subject.start(lab.balancer(), setting)?;
     await_service(lab, setting.listen, &mut running)?;
     let watch_cpus = [options.pins.balancer].into_iter().chain(options.pins.client.iter().copied()).collect();
     let mut watch_processes = running.processes()?;
-    watch_processes.push(origin.id());
     watch_processes.extend(softirq_threads()?);
     let plan = Plan {
         target: setting.listen,
@@ -207,7 +235,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, stage: &Stage) -
         watch_cpus,
         watch_processes,
     };
-    let tally = drive(lab, options, &plan);
+    let tally = drive(stage, options, plan);
     // A subject that has crashed is the reason for whatever its client saw.
     running.ensure_alive()?;
     let tally = tally.map_err(|error| match running.said().as_str() {
@@ -259,44 +287,16 @@ fn await_service(lab: &Lab, listen: SocketAddr, running: &mut Running) -> io::Re
     }
 }
 
-/// Runs a client in a process of its own: one thread, one descriptor table.
-fn drive(lab: &Lab, options: &Options, plan: &Plan) -> io::Result<Tally> {
-    let told = MemoryFile::create(b"")?;
-    let complained = MemoryFile::create(b"")?;
-    let mut command = Command::new(&options.program);
-    command.arg("drive").arg(serde_json::to_string(plan)?);
-    command.stdin(Stdio::null()).stdout(told.writer()?).stderr(complained.writer()?);
-    let mut client = lab.client().spawn_on(&options.pins.client, command)?;
-    let patience = plan.warm_up + plan.measure + LOAD_GRACE;
-    let Some(status) = client.wait_timeout(patience)? else {
-        return Err(io::Error::new(io::ErrorKind::TimedOut, format!("the client has not ended after {patience:?}")));
-    };
-    if !status.success() {
-        let reason = String::from_utf8_lossy(&complained.read()?).trim().to_owned();
-        return Err(io::Error::other(format!("client: {reason} ({status})")));
-    }
-    Ok(serde_json::from_slice(&told.read()?)?)
-}
-
-/// Starts an origin on the lab's first server and waits until it serves.
-fn start_origin(lab: &Lab, options: &Options, address: SocketAddr) -> io::Result<Child> {
-    let complained = MemoryFile::create(b"")?;
-    let mut command = Command::new(&options.program);
-    command.arg("origin").arg(address.to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complained.writer()?);
-    let mut origin = lab.server(1).spawn_on(&options.pins.client, command)?;
-    let deadline = Instant::now() + START_DEADLINE;
-    loop {
-        if let Some(status) = origin.try_wait()? {
-            let reason = String::from_utf8_lossy(&complained.read()?).trim().to_owned();
-            return Err(io::Error::other(format!("origin: {reason} ({status})")));
-        }
-        match lab.balancer().run(|| TcpStream::connect_timeout(&address, Duration::from_secs(1)))? {
-            Ok(_) => return Ok(origin),
-            Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(_) => thread::sleep(LOOK_INTERVAL),
-        }
-    }
+/// Runs the client, and the origin beside it, on a thread of their own in the client's namespace.
+fn drive(stage: &Stage, options: &Options, plan: Plan) -> io::Result<Tally> {
+    let cpus = options.pins.client.clone();
+    // Connections of the turn before are gone with its thread; the listener stays.
+    let origin = stage.origin.try_clone()?;
+    let client = stage.lab.client().start(move || {
+        pin_thread(&cpus)?;
+        client::run_beside_origin(&plan, vec![origin])
+    })?;
+    client.join().map_err(|_| io::Error::other("the client has panicked"))??
 }
 
 fn rows(case: &Case, subject: &Subject, outcomes: &[Outcome]) -> Vec<Row> {

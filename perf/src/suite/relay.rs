@@ -3,9 +3,9 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Case, Options, Stage, Turn, Unit, run_cases, start_origin};
+use super::{Case, Options, Stage, Turn, Unit, run_cases};
 use crate::lab::{Lab, Topology};
-use crate::load::Work;
+use crate::load::{Work, origin};
 use crate::peers::Setting;
 use crate::report::Report;
 
@@ -37,8 +37,8 @@ pub const CASES: &[Case] = &[
 pub fn run(cases: &[Case], options: &Options, progress: impl FnMut(Turn<'_>)) -> io::Result<Report> {
     let lab = Lab::build(Topology::TwoArm, 1)?;
     lab.balancer().add_address(VIP)?;
-    let origin = SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT));
-    let setting = Setting { listen: SocketAddr::new(VIP, SERVICE_PORT), server: origin, cpu: options.pins.balancer };
-    let origin = start_origin(&lab, options, origin)?;
+    let server = SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT));
+    let setting = Setting { listen: SocketAddr::new(VIP, SERVICE_PORT), server, cpu: options.pins.balancer };
+    let origin = lab.server(1).run(|| origin::listen(server))??;
     run_cases("relay", cases, options, &Stage { lab, origin, setting }, progress)
 }
