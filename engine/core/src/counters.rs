@@ -54,7 +54,6 @@ counters!(
         ConnectTimedOut = "connect_timed_out", "The last real server tried did not answer within connect_timeout.";
         DrainEnded = "drain_ended", "drain_timeout ran out, or a second stop signal came.";
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
-        OutOfBuffers = "out_of_buffers", "A buffer limit left no room for this datagram or connection.";
         OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";

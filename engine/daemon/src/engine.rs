@@ -171,8 +171,8 @@ impl Engine {
         let _ended = verdicts.recv();
         engine.start_workers(listeners, seed)?;
         let plan = engine.plan();
-        tracing::info!("serving: {} listeners on {} workers", plan.listeners.len(), plan.workers.len());
-        notify(&format!("READY=1\nSTATUS={} listeners on {} workers", plan.listeners.len(), plan.workers.len()));
+        tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
+        notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
         Ok(engine)
     }
 

@@ -98,6 +98,8 @@ pub struct Plan {
     pub persistence_entries: u32,
     /// Receive buffers of one worker.
     pub buffers: u32,
+    /// Whether their number is the operator's.
+    pub buffers_configured: bool,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
     /// Pipes of one worker for bulk connections.
@@ -263,6 +265,7 @@ impl Plan {
             udp_sessions,
             persistence_entries: model.limits.persistence_entries,
             buffers: needs.buffers,
+            buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
             pipes_per_worker: needs.pipes_per_worker,
             memory,
@@ -284,13 +287,25 @@ impl Plan {
 
     /// What is planned other than the configuration says.
     pub fn warnings(&self) -> Vec<String> {
-        let BoundFrom::Lowered { configured } = self.udp_sessions.from else { return Vec::new() };
-        vec![format!(
-            "limits.udp_sessions = {configured} does not fit into {} descriptors; {} will be admitted; raise LimitNOFILE= in the \
-             systemd unit (or `ulimit -n`), or lower limits.udp_sessions",
-            grouped(self.nofile),
-            grouped(u64::from(self.udp_sessions.max))
-        )]
+        let mut warnings = Vec::new();
+        if let BoundFrom::Lowered { configured } = self.udp_sessions.from {
+            warnings.push(format!(
+                "limits.udp_sessions = {configured} does not fit into {} descriptors; {} will be admitted; raise LimitNOFILE= in the \
+                 systemd unit (or `ulimit -n`), or lower limits.udp_sessions",
+                grouped(self.nofile),
+                grouped(u64::from(self.udp_sessions.max))
+            ));
+        }
+        let enough = u64::from(self.connections.max) * BUFFERS_PER_CONNECTION;
+        if self.buffers_configured && u64::from(self.buffers) < enough {
+            warnings.push(format!(
+                "limits.buffers = {} per worker are fewer than two for each of {} connections: clients that never read can hold \
+                 them all and keep the others waiting; raise it, or lower limits.connections",
+                grouped(u64::from(self.buffers)),
+                grouped(u64::from(self.connections.max))
+            ));
+        }
+        warnings
     }
 }
 

@@ -111,6 +111,16 @@ fn udp_sessions_give_way_to_the_descriptors_and_say_so() {
 }
 
 #[test]
+fn fewer_buffers_than_two_per_connection_are_pointed_out() {
+    let few = Plan::new(&tcp_service("[limits]\nconnections = 64\nbuffers = 127"), &input(2, 20_000)).unwrap();
+    let [warning] = &few.warnings()[..] else { panic!("{:?}", few.warnings()) };
+    assert!(warning.contains("limits.buffers"), "{warning}");
+    let enough = Plan::new(&tcp_service("[limits]\nconnections = 64\nbuffers = 128"), &input(2, 20_000)).unwrap();
+    assert!(enough.warnings().is_empty());
+    assert!(Plan::new(&tcp_service(""), &input(2, 20_000)).unwrap().warnings().is_empty());
+}
+
+#[test]
 fn cpus_that_are_not_there_are_named() {
     let error = Plan::new(&tcp_service("[runtime]\nworkers = [0, 2, 5]"), &input(2, 20_000)).unwrap_err();
     assert_eq!(
