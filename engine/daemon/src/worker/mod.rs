@@ -200,7 +200,8 @@ impl Worker {
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
-        let wait = self.wait(all_fired && taken < COMPLETIONS_MAX);
+        let idle = all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
+        let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
             return Ok(true);
@@ -326,6 +327,11 @@ impl Worker {
             self.drive(key, Event::BuffersFree(from))?;
         }
         Ok(())
+    }
+
+    /// Whether a path waits for a buffer that is free: those fed in this breath may be idle and never complete anything.
+    fn can_feed(&mut self) -> bool {
+        !self.starved.is_empty() && self.ring.stream_buffers().free() > 0
     }
 
     /// Gives a lease back.
