@@ -231,10 +231,12 @@ impl Worker {
             Token::Wake => {
                 let seat = self.shared.seat(self.id);
                 seat.clear_wake();
-                if completion.more() {
-                    return Ok(());
+                if !completion.more() {
+                    self.ring.await_ready_many(seat.wake_fd(), Readiness::Readable, Token::Wake.pack())?;
                 }
-                self.ring.await_ready_many(seat.wake_fd(), Readiness::Readable, Token::Wake.pack())
+                // A wake since the breath began was taken back with the others: look now, or sleep through it.
+                self.adopt()?;
+                self.follow_phase()
             }
         }
     }
