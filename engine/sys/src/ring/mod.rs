@@ -211,7 +211,11 @@ impl Ring {
     /// Connects a socket.
     pub fn connect(&mut self, socket: BorrowedFd<'_>, to: SocketAddr, token: u64) -> io::Result<()> {
         if self.addresses.len() == self.addresses.capacity() {
-            self.submit()?;
+            self.flush()?;
+            // Growing would move addresses that queued connects still point to.
+            if !self.addresses.is_empty() {
+                return Err(io::Error::other("the submission queue stays full"));
+            }
         }
         self.addresses.push(RawAddress::from(to));
         let address = &self.addresses[self.addresses.len() - 1];
@@ -303,18 +307,14 @@ impl Ring {
     pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.stream.replenish();
         self.datagram.replenish();
-        let result = match wait {
-            Wait::Poll => self.submit(),
+        match wait {
+            Wait::Poll => self.flush(),
             Wait::Sleep(time) => {
                 let time = Timespec::from(time);
                 let args = SubmitArgs::new().timespec(&time);
                 let result = self.ring.submitter().submit_with_args(1, &args);
                 self.note_submitted(result)
             }
-        };
-        match result {
-            Err(error) if is_no_failure(&error) => Ok(()),
-            other => other,
         }
     }
 
@@ -342,7 +342,8 @@ impl Ring {
         self.push(silent(opcode::AsyncCancel::new(target).build()), token, CARRIES_NOTHING)
     }
 
-    fn submit(&mut self) -> io::Result<()> {
+    /// Submits what is queued; part of it may stay queued.
+    fn flush(&mut self) -> io::Result<()> {
         let result = self.ring.submit();
         self.note_submitted(result)
     }
@@ -351,7 +352,12 @@ impl Ring {
         if self.ring.submission().is_empty() {
             self.addresses.clear();
         }
-        result.map(|count| self.submitted += count as u64)
+        match result {
+            Ok(count) => self.submitted += count as u64,
+            Err(error) if is_no_failure(&error) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     fn push(&mut self, entry: Entry, token: u64, carries: u64) -> io::Result<()> {
