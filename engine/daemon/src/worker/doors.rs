@@ -147,6 +147,8 @@ impl Worker {
     /// Stops accepting: what waits in the accept queues is served first, then the listeners close.
     pub(super) fn close_doors(&mut self) -> io::Result<()> {
         for index in 0..self.doors.doors.len() {
+            // It never goes on: a deadline that stays would keep the worker awake until the drain is over.
+            self.doors.doors[index].paused_until = None;
             let socket = match &self.doors.doors[index].socket {
                 DoorSocket::Stream(socket) => socket.as_fd(),
                 DoorSocket::Datagram(socket) => socket.as_fd(),
@@ -200,6 +202,9 @@ impl Worker {
     }
 
     fn pause(&mut self, index: u32) {
+        if self.stopping.is_some() {
+            return;
+        }
         self.doors.doors[index as usize].paused_until = Some(self.now + PAUSE_MS);
     }
 }
