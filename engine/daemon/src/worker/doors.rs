@@ -168,7 +168,9 @@ impl Worker {
     }
 
     fn empty_accept_queue(&mut self, index: usize) -> io::Result<()> {
-        while let DoorSocket::Stream(listener) = &self.doors.doors[index].socket {
+        // What one queue holds, and no more: who keeps knocking must not hold the worker here.
+        for _ in 0..=socket::BACKLOG {
+            let DoorSocket::Stream(listener) = &self.doors.doors[index].socket else { break };
             let Ok(Some((socket, _))) = socket::accept(listener) else { break };
             if let Some((service, port)) = self.service_of_listener(index as u32) {
                 self.open_relay(socket, service, port)?;
