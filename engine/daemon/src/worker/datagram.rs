@@ -66,7 +66,7 @@ impl Worker {
         if completion.more() {
             return Ok(());
         }
-        self.listen_again(index)
+        self.listen_again(index, completion)
     }
 
     /// A real server's datagram, or the end of the receive, of a session.

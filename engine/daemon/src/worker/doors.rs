@@ -12,7 +12,7 @@ use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::snapshot::Service;
 use towpath_core::{Now, ServiceId};
 use towpath_sys::Cause;
-use towpath_sys::ring::Completion;
+use towpath_sys::ring::{Completion, Received};
 use towpath_sys::socket;
 
 use super::Worker;
@@ -138,9 +138,13 @@ impl Worker {
         self.rearm_unless_stopping()
     }
 
-    /// A receive on a UDP listener has ended.
-    pub(super) fn listen_again(&mut self, index: u32) -> io::Result<()> {
+    /// A receive on a UDP listener has ended with `completion`.
+    pub(super) fn listen_again(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
         self.doors.doors[index as usize].armed = false;
+        // Missing buffers are there again with the next submission; what else fails may fail again at once.
+        if matches!(completion.received(), Received::Failed) {
+            self.pause(index);
+        }
         self.rearm_unless_stopping()
     }
 
