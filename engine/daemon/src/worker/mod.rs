@@ -371,6 +371,7 @@ impl Worker {
         let seat = self.shared.seat(self.id);
         seat.add(WorkerCounter::Breaths, 1);
         seat.add(WorkerCounter::Completions, completions as u64);
+        seat.raise(WorkerCounter::Submissions, self.ring.submitted());
         seat.set_sessions(self.relays.len() + self.datagrams.sessions.len());
         if matches!(wait, Wait::Sleep(_)) {
             seat.add(WorkerCounter::Sleeps, 1);
