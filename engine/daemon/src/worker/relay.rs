@@ -365,12 +365,13 @@ impl Worker {
 
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
         let failed = if timed_out { Termination::ConnectTimedOut } else { Termination::ConnectFailed };
-        if !self.may_try_another(key) {
+        let another = self.may_try_another(key);
+        // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
+        self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
+        if !another {
             self.tell(key, Event::End(failed), ops);
             return Ok(());
         }
-        // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
-        self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         match self.dial(key)? {
             Ok(()) => {
                 if let Some(relay) = self.relays.get_mut(key) {
