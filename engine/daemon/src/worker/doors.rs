@@ -116,9 +116,8 @@ impl Worker {
 
     /// An accept has completed.
     pub(super) fn accepted(&mut self, index: u32, completion: Completion) -> io::Result<()> {
-        if !completion.more() {
-            self.doors.doors[index as usize].armed = false;
-        }
+        let goes_on = completion.more();
+        self.doors.doors[index as usize].armed = goes_on;
         match completion.into_descriptor() {
             Ok(socket) => {
                 if let Some((service, port)) = self.service_of_listener(index) {
@@ -134,6 +133,9 @@ impl Worker {
                     self.pause(index);
                 }
             },
+        }
+        if goes_on {
+            return Ok(());
         }
         self.rearm_unless_stopping()
     }

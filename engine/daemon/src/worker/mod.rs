@@ -1,7 +1,7 @@
 //! One pinned worker: its ring, its listeners, its sessions. It shares nothing but [`Shared`], and that only when a connection
 //! opens or closes.
 //!
-//! One breath: read the clock → adopt a newer snapshot → completions → timers → bulk left over → submit, and sleep until
+//! One breath: read the clock → adopt a newer snapshot → bulk left over → completions → timers → submit, and sleep until
 //! something completes or the next deadline comes.
 
 mod datagram;
@@ -185,6 +185,8 @@ impl Worker {
         self.now = self.shared.at(start);
         self.adopt()?;
         self.follow_phase()?;
+        // First, so that a path that has its turn among the completions gets no second one in the same breath.
+        self.pump_rest()?;
         self.ring.take(completions, COMPLETIONS_MAX);
         let taken = completions.len();
         for completion in completions.drain(..) {
@@ -194,7 +196,6 @@ impl Worker {
         for key in fired.drain(..) {
             self.timer(key)?;
         }
-        self.pump_rest()?;
         self.feed_starved()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {

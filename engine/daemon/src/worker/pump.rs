@@ -13,7 +13,7 @@ use towpath_sys::splice::{Drained, Filled, Pipe};
 /// (fs.pipe-user-pages-soft), smaller ones later.
 const PIPE_BYTES: usize = 1 << 20;
 /// Bytes one path may move before the other sessions have their turn.
-const TURN_BYTES: u64 = 4 << 20;
+const TURN_BYTES: u64 = 1 << 20;
 
 /// The pipes of one worker.
 pub(super) struct Pipes {
