@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Facts about the machine and the programs measured on it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Machine {
     /// As the CPU calls itself.
     pub cpu_model: String,

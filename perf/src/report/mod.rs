@@ -2,13 +2,30 @@
 
 pub mod table;
 
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 
+/// Schema of the results that this program writes. 1 had neither phases nor curves.
+pub const SCHEMA: u32 = 2;
+
+/// With fewer rounds, a spread says nothing.
+pub const VERDICT_ROUNDS_MIN: usize = 3;
+
+/// Percentiles of a curve of latencies.
+pub const CURVE_PERCENTILES: [f64; 15] =
+    [0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.75, 99.9, 99.95, 99.99, 99.999];
+
+/// A percentile above which fewer samples lie would be one stall's figure.
+const SAMPLES_ABOVE_MIN: f64 = 10.0;
+
 /// The result of a suite, as written by `--json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// Of the file; see [`SCHEMA`].
+    #[serde(default = "first_schema")]
+    pub schema: u32,
     /// Name of the suite.
     pub suite: String,
     /// Where it ran.
@@ -21,12 +38,39 @@ pub struct Report {
     pub ratios: Vec<Ratio>,
 }
 
+fn first_schema() -> u32 {
+    1
+}
+
+/// How the load was driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Open loop: the same constant rate for all subjects of the case.
+    EqualRate,
+    /// Closed loop: as fast as it goes.
+    Saturation,
+}
+
+impl Phase {
+    /// The words for it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Phase::EqualRate => "equal rate",
+            Phase::Saturation => "saturation",
+        }
+    }
+}
+
 /// What one subject did in one case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// Name of the case.
     pub case: String,
-    /// `rate` or `efficiency` (work per CPU-second of the balancer).
+    /// How the load was driven; unknown in the first schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// `rate`, `efficiency` (work per CPU-second of the balancer), `p50`, `p99`, `memory` (bytes per idle connection), `loss`.
     pub metric: String,
     /// Unit of the next three.
     pub unit: String,
@@ -39,20 +83,34 @@ pub struct Row {
     /// Largest of the rounds.
     pub max: f64,
     /// Latency that half of the work stayed below, over all rounds; none for bulk.
+    #[serde(default)]
     pub p50_us: Option<f64>,
     /// The same for 99 %.
+    #[serde(default)]
     pub p99_us: Option<f64>,
     /// The same for 99.9 %.
+    #[serde(default)]
     pub p999_us: Option<f64>,
+    /// Latencies over all rounds: (percentile, microseconds), both rising; empty where nothing is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub latency: Vec<(f64, f64)>,
+    /// Median of the work per second that was intended, in the unit of the rate, where the load was an open loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offered_per_s: Option<f64>,
     /// Median of the seconds of work of the balancer's CPU.
+    #[serde(default)]
     pub balancer_cpu_s: f64,
     /// Median share of the time in which the balancer's CPU worked.
+    #[serde(default)]
     pub balancer_busy: f64,
     /// Median share of the time in which the client's CPUs worked.
+    #[serde(default)]
     pub client_busy: f64,
     /// Median share of the work on these CPUs that was neither the subject's, the client's nor the origin's.
+    #[serde(default)]
     pub others_share: f64,
     /// Whether the client was the ceiling, not the balancer, in most rounds.
+    #[serde(default)]
     pub client_bound: bool,
 }
 
@@ -61,7 +119,10 @@ pub struct Row {
 pub struct Ratio {
     /// Name of the case.
     pub case: String,
-    /// `rate`, `efficiency`, `p50` or `p99`.
+    /// How the load was driven; unknown in the first schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// That of the rows it is made of.
     pub metric: String,
     /// Name of the other subject.
     pub versus: String,
@@ -81,6 +142,8 @@ pub struct Ratio {
 pub enum Verdict {
     /// The first subject won every round.
     Better,
+    /// Too few rounds to say.
+    None,
     /// Now one, now the other.
     Tie,
     /// The first subject lost every round.
@@ -111,9 +174,11 @@ impl Spread {
 }
 
 impl Verdict {
-    /// A spread that crosses 1 is a tie.
-    pub fn of(ratios: Spread) -> Verdict {
-        if ratios.min > 1.0 {
+    /// A spread that crosses 1 is a tie; a spread of fewer than [`VERDICT_ROUNDS_MIN`] rounds is none.
+    pub fn of(ratios: Spread, rounds: usize) -> Verdict {
+        if rounds < VERDICT_ROUNDS_MIN {
+            Verdict::None
+        } else if ratios.min > 1.0 {
             Verdict::Better
         } else if ratios.max < 1.0 {
             Verdict::Worse
@@ -126,10 +191,21 @@ impl Verdict {
     pub fn word(self) -> &'static str {
         match self {
             Verdict::Better => "better",
+            Verdict::None => "-",
             Verdict::Tie => "tie",
             Verdict::Worse => "worse",
         }
     }
+}
+
+/// The points of a histogram of nanoseconds that a plot needs, for [`Row::latency`]; as far as enough samples lie above.
+pub fn latency_curve(histogram: &Histogram<u64>) -> Vec<(f64, f64)> {
+    let samples = histogram.len() as f64;
+    CURVE_PERCENTILES
+        .into_iter()
+        .take_while(|percentile| samples * (100.0 - percentile) / 100.0 >= SAMPLES_ABOVE_MIN)
+        .map(|percentile| (percentile, histogram.value_at_percentile(percentile) as f64 / 1000.0))
+        .collect()
 }
 
 /// Compares two subjects round by round. `None` when a round lacks a figure.
@@ -149,12 +225,13 @@ pub fn ratio(case: &str, metric: &str, versus: &str, ours: &[f64], theirs: &[f64
     let spread = Spread::of(&ratios)?;
     Some(Ratio {
         case: case.to_owned(),
+        phase: None,
         metric: metric.to_owned(),
         versus: versus.to_owned(),
         median: spread.median,
         min: spread.min,
         max: spread.max,
-        verdict: Verdict::of(spread),
+        verdict: Verdict::of(spread, ratios.len()),
     })
 }
 
@@ -178,6 +255,25 @@ mod tests {
         assert_eq!(verdict(&[9.0, 12.0, 30.0], Better::Higher), Verdict::Tie);
         assert_eq!(verdict(&[9.0, 8.0, 1.0], Better::Higher), Verdict::Worse);
         assert_eq!(verdict(&[9.0, 8.0, 1.0], Better::Lower), Verdict::Better);
+    }
+
+    #[test]
+    fn two_rounds_give_no_verdict() {
+        assert_eq!(ratio("c", "m", "p", &[11.0, 12.0], &[1.0, 1.0], Better::Higher).unwrap().verdict, Verdict::None);
+        assert_eq!(serde_json::to_string(&Verdict::None).unwrap(), "\"none\"");
+    }
+
+    #[test]
+    fn a_curve_ends_where_samples_get_few() {
+        let mut histogram = Histogram::new(3).unwrap();
+        assert!(latency_curve(&histogram).is_empty());
+        for us in 1..=1000 {
+            histogram.record(us * 1000).unwrap();
+        }
+        let curve = latency_curve(&histogram);
+        assert_eq!(curve.first().map(|point| point.0), Some(0.0));
+        assert_eq!(curve.last().map(|point| point.0), Some(99.0));
+        assert!((curve[3].1 - 500.0).abs() < 1.0, "{curve:?}");
     }
 
     #[test]

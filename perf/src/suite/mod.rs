@@ -16,7 +16,7 @@ use crate::load::client;
 use crate::load::{Plan, Tally, Work, new_histogram};
 use crate::machine::Machine;
 use crate::peers::{Running, Setting, Subject};
-use crate::report::{Better, Report, Row, Spread, ratio};
+use crate::report::{Better, Report, Row, SCHEMA, Spread, latency_curve, ratio};
 
 /// How busy a CPU is called the ceiling.
 const SATURATED: f64 = 0.95;
@@ -141,6 +141,7 @@ fn run_cases(
     mut progress: impl FnMut(Turn<'_>),
 ) -> io::Result<Report> {
     let mut report = Report {
+        schema: SCHEMA,
         suite: name.to_owned(),
         machine: Machine::describe(),
         rounds: options.rounds,
@@ -328,11 +329,13 @@ fn rows(case: &Case, subject: &Subject, outcomes: &[Outcome]) -> Vec<Row> {
                 p50_us: quantile_us(0.5),
                 p99_us: quantile_us(0.99),
                 p999_us: quantile_us(0.999),
+                latency: latency_curve(&histogram),
                 balancer_cpu_s: median(|o| o.balancer_cpu_s),
                 balancer_busy: median(|o| o.balancer_busy),
                 client_busy: median(|o| o.client_busy),
                 others_share: median(|o| o.others_share),
                 client_bound: bound * 2 > outcomes.len(),
+                ..Row::default()
             })
         })
         .collect()
