@@ -16,5 +16,6 @@ pub mod process;
 pub mod ring;
 pub mod socket;
 pub mod splice;
+pub mod sysfs;
 
 pub use errno::Cause;
