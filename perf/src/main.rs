@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use towpath_perf::load;
 use towpath_perf::peers::Subject;
 use towpath_perf::report::table;
-use towpath_perf::suite::{self, Case, Options, Pins};
+use towpath_perf::suite::{self, Accounting, Case, Options, Pins};
 
 /// Measures Towpath beside its peers, on the same work, in the same run, on this machine.
 #[derive(Parser)]
@@ -55,6 +55,9 @@ struct Relay {
     /// Seconds counted per turn.
     #[arg(long, value_name = "S", default_value_t = 3.0)]
     seconds: f64,
+    /// Whose CPU does the work of receiving: `plain` as veth does it (the sender's), `steered` each host's own, as with network cards.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "plain,steered", value_parser = accounting)]
+    accounting: Vec<Accounting>,
     /// Only these cases.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     case: Vec<String>,
@@ -90,7 +93,7 @@ fn relay(arguments: &Relay) -> anyhow::Result<()> {
     .context("cannot watch for Ctrl-C")?;
     towpath_sys::host::raise_nofile_limit().context("cannot raise the limit on descriptors")?;
 
-    let cases = choose(suite::relay::CASES, &arguments.case)?;
+    let cases = choose(&suite::relay::cases(&arguments.accounting), &arguments.case)?;
     let program = std::env::current_exe().context("where is this program?")?;
     let towpath = arguments.towpath.clone().unwrap_or_else(|| program.with_file_name("towpath"));
     let options = Options {
@@ -129,6 +132,11 @@ fn origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn accounting(word: &str) -> Result<Accounting, String> {
+    let named = Accounting::ALL.into_iter().find(|accounting| accounting.word() == word);
+    named.ok_or_else(|| format!("there are {}", Accounting::ALL.map(Accounting::word).join(", ")))
+}
+
 fn choose(all: &[Case], names: &[String]) -> anyhow::Result<Vec<Case>> {
     if names.is_empty() {
         return Ok(all.to_vec());
@@ -136,8 +144,8 @@ fn choose(all: &[Case], names: &[String]) -> anyhow::Result<Vec<Case>> {
     names
         .iter()
         .map(|name| {
-            all.iter().find(|case| case.name == name).copied().with_context(|| {
-                let known: Vec<&str> = all.iter().map(|case| case.name).collect();
+            all.iter().find(|case| case.name == *name).cloned().with_context(|| {
+                let known: Vec<&str> = all.iter().map(|case| case.name.as_str()).collect();
                 format!("no case `{name}`; there are {}", known.join(", "))
             })
         })

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use towpath_sys::host::pin_thread;
 
 use crate::cpu::softirq_threads;
-use crate::lab::Lab;
+use crate::lab::{Lab, Steering};
 use crate::load::client;
 use crate::load::{Plan, Tally, Work, new_histogram};
 use crate::machine::Machine;
@@ -30,11 +30,43 @@ const START_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at whether a subject serves yet.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Whose CPU does the work of receiving, and so what counts as the balancer's work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accounting {
+    /// As veth does it: what the balancer sends, its CPU also receives for its neighbour.
+    Plain,
+    /// Each host receives on its own CPU, as with network cards between them.
+    Steered,
+}
+
+impl Accounting {
+    /// All of them.
+    pub const ALL: [Accounting; 2] = [Accounting::Plain, Accounting::Steered];
+
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Accounting::Plain => "plain",
+            Accounting::Steered => "steered",
+        }
+    }
+
+    /// The name of a case under it.
+    fn name(self, case: &str) -> String {
+        match self {
+            Accounting::Plain => case.to_owned(),
+            Accounting::Steered => format!("{case}-steered"),
+        }
+    }
+}
+
 /// One thing that is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Case {
-    /// In words: `keepalive-128B-64c`.
-    pub name: &'static str,
+    /// In words: `keepalive-128B-64c`, and `keepalive-128B-64c-steered` for the same under the other accounting.
+    pub name: String,
+    /// Whose CPU receives.
+    pub accounting: Accounting,
     /// What clients do.
     pub work: Work,
     /// What is counted.
@@ -154,13 +186,17 @@ fn run_cases(
         ("client".into(), options.pins.client.clone()),
     ]);
     for (case_number, case) in cases.iter().enumerate() {
+        stage.lab.steer(match case.accounting {
+            Accounting::Plain => Steering::Off,
+            Accounting::Steered => Steering::ByHost { balancer: options.pins.balancer, others: &options.pins.client },
+        })?;
         let mut outcomes: Vec<Vec<Outcome>> = options.subjects.iter().map(|_| Vec::new()).collect();
         let mut retakes_left = options.retakes;
         let mut round = 1;
         while round <= options.rounds {
             let taken = take_round(case, options, stage, |subject_number| {
                 let subject = options.subjects[subject_number].name.as_str();
-                progress(Turn { case: case.name, round, subject, case_number, subject_number });
+                progress(Turn { case: &case.name, round, subject, case_number, subject_number });
             })?;
             let disturbed = taken.iter().any(|outcome| outcome.others_share > OTHERS_SHARE_MAX);
             if disturbed && retakes_left > 0 {
@@ -193,7 +229,7 @@ fn run_cases(
                 ];
                 for (metric, of, better) in metrics {
                     let (ours, theirs) = (figures(ours, of), figures(theirs, of));
-                    report.ratios.extend(ratio(case.name, metric, &subject.name, &ours, &theirs, better));
+                    report.ratios.extend(ratio(&case.name, metric, &subject.name, &ours, &theirs, better));
                 }
             }
         }
@@ -319,7 +355,7 @@ fn rows(case: &Case, subject: &Subject, outcomes: &[Outcome]) -> Vec<Row> {
         .filter_map(|(metric, of, figures)| {
             let spread = Spread::of(&figures)?;
             Some(Row {
-                case: case.name.to_owned(),
+                case: case.name.clone(),
                 metric: metric.to_owned(),
                 unit: case.unit.per(of),
                 subject: subject.name.clone(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Case, Options, Stage, Turn, Unit, run_cases};
+use super::{Accounting, Case, Options, Stage, Turn, Unit, run_cases};
 use crate::lab::{Lab, Topology};
 use crate::load::{Work, origin};
 use crate::peers::Setting;
@@ -18,20 +18,19 @@ const SERVICE_PORT: u16 = 8080;
 /// Port of the origin.
 const ORIGIN_PORT: u16 = 7000;
 
-/// What is measured.
-pub const CASES: &[Case] = &[
-    Case {
-        name: "keepalive-128B-64c",
-        work: Work::KeepAlive { connections: 64, request_bytes: 128, answer_bytes: 128 },
-        unit: Unit::Requests,
-    },
-    Case {
-        name: "connect",
-        work: Work::Connect { concurrency: 32, request_bytes: 128, answer_bytes: 128 },
-        unit: Unit::Connections,
-    },
-    Case { name: "bulk-4", work: Work::Bulk { streams: 4 }, unit: Unit::Gigabits },
-];
+/// What is measured, each under these accountings.
+pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
+    let kept = |connections| Work::KeepAlive { connections, request_bytes: 128, answer_bytes: 128 };
+    let works = [
+        ("keepalive-128B-64c", kept(64), Unit::Requests),
+        ("connect", Work::Connect { concurrency: 32, request_bytes: 128, answer_bytes: 128 }, Unit::Connections),
+        ("bulk-4", Work::Bulk { streams: 4 }, Unit::Gigabits),
+    ];
+    let under = |&accounting: &Accounting| {
+        works.map(|(name, work, unit)| Case { name: accounting.name(name), accounting, work, unit })
+    };
+    accountings.iter().flat_map(under).collect()
+}
 
 /// Measures each subject in each of these cases, telling `progress` before each turn.
 pub fn run(cases: &[Case], options: &Options, progress: impl FnMut(Turn<'_>)) -> io::Result<Report> {
