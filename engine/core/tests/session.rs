@@ -30,7 +30,12 @@ struct Leg {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Receive {
-    Armed,
+    /// Takes one buffer.
+    Once,
+    /// Takes one buffer after the other.
+    Many,
+    /// One that takes many, asked to stop; what is there already still comes.
+    ManyCancelled,
     Cancelled,
 }
 
@@ -59,6 +64,8 @@ struct World {
     closed: Option<(Termination, bool, bool)>,
     now: Now,
     room: Room,
+    /// Some receives take one buffer after the other.
+    multishot: bool,
     random: u64,
     buffers: usize,
     held_max: usize,
@@ -90,6 +97,7 @@ impl World {
             closed: None,
             now: Now(0),
             room: Room::Ample,
+            multishot: true,
             random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             buffers,
             held_max: 0,
@@ -161,8 +169,11 @@ impl World {
             Op::CancelAwait(from) => self.wait_cancelled[index(from)] = self.waits[index(from)].is_some(),
             Op::CancelReceive(side) => {
                 let leg = self.leg(side);
-                assert!(leg.receive.is_some(), "cancels a receive that is not there");
-                leg.receive = Some(Receive::Cancelled);
+                leg.receive = match leg.receive {
+                    Some(Receive::Many) => Some(Receive::ManyCancelled),
+                    Some(_) => Some(Receive::Cancelled),
+                    None => panic!("cancels a receive that is not there"),
+                };
             }
             Op::Close { termination, reset, rest } => {
                 for side in Side::BOTH {
@@ -198,7 +209,10 @@ impl World {
     fn receive(&mut self, from: Side) {
         let leg = self.leg(from);
         assert!(leg.receive.is_none(), "two receives in flight on one leg");
-        leg.receive = Some(Receive::Armed);
+        leg.receive = Some(Receive::Once);
+        if self.multishot && self.draw(2) == 0 {
+            self.leg(from).receive = Some(Receive::Many);
+        }
     }
 
     fn pump(&mut self, from: Side, ops: &mut Vec<Op>) {
@@ -240,11 +254,21 @@ impl World {
             let leg = &self.legs[index(side)];
             let incoming = !leg.inbound.is_empty() || leg.fin || leg.reset;
             match leg.receive {
-                Some(Receive::Cancelled) => possible.push(Box::new(move |world| {
-                    world.leg(side).receive = None;
-                    world.on(Event::ReceiveEnded { from: side, end: ReceiveEnd::Cancelled });
-                })),
-                Some(Receive::Armed) if incoming => possible.push(Box::new(move |world| world.complete_receive(side))),
+                Some(Receive::Cancelled | Receive::ManyCancelled) => {
+                    possible.push(Box::new(move |world| {
+                        world.leg(side).receive = None;
+                        world.on(Event::ReceiveEnded { from: side, end: ReceiveEnd::Cancelled });
+                    }));
+                    if leg.receive == Some(Receive::ManyCancelled) && incoming {
+                        possible.push(Box::new(move |world| world.complete_receive(side)));
+                    }
+                }
+                Some(Receive::Once | Receive::Many) if incoming => {
+                    possible.push(Box::new(move |world| world.complete_receive(side)));
+                    if leg.receive == Some(Receive::Many) {
+                        possible.push(Box::new(move |world| world.on(Event::GrantLost(side))));
+                    }
+                }
                 _ => {}
             }
             if leg.send.is_some() && (leg.window > 0 || leg.reset || leg.cancelled) {
@@ -315,8 +339,11 @@ impl World {
         let leg = &mut self.legs[index(side)];
         let len = leg.inbound.len().min(BUFFER_BYTES as usize).min(limit);
         self.contents[usize::from(buffer)] = leg.inbound.drain(..len).collect();
-        leg.receive = None;
-        self.on(Event::Received { from: side, buffer, len: len as u32, full: len as u32 == BUFFER_BYTES });
+        let more = leg.receive != Some(Receive::Once);
+        if !more {
+            leg.receive = None;
+        }
+        self.on(Event::Received { from: side, buffer, len: len as u32, full: len as u32 == BUFFER_BYTES, more });
     }
 
     fn complete_send(&mut self, to: Side) {
@@ -424,6 +451,8 @@ fn a_slow_peer_stops_its_sender_within_a_few_buffers() {
     for (room, held_max) in [(Room::Ample, 4), (Room::Scarce, 1)] {
         let mut world = World::new(3, 64);
         world.room = room;
+        // One that takes many fills a few more before it hears the cancel; how many such there are is bounded elsewhere.
+        world.multishot = false;
         world.connecting = false;
         world.leg(Side::Client).window = 0;
         world.on(Event::Connected);

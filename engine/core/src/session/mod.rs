@@ -8,9 +8,11 @@
 //! session after [`Op::Close`], which comes exactly once and last.
 
 mod chunks;
+mod multishot;
 mod path;
 
 pub use chunks::{Chunk, Chunks};
+pub use multishot::{Claim, Multishots};
 
 use crate::counters::Termination;
 use crate::time::Now;
@@ -48,7 +50,8 @@ impl Side {
         }
     }
 
-    fn index(self) -> usize {
+    /// 0 for the client, 1 for the real server.
+    pub fn index(self) -> usize {
         match self {
             Side::Client => 0,
             Side::Server => 1,
@@ -76,6 +79,8 @@ pub enum Event {
     Connected,
     /// The session must end, for a reason outside it.
     End(Termination),
+    /// The multishot receive of this side is needed elsewhere.
+    GrantLost(Side),
     /// A pump stopped.
     Pumped {
         /// The side that was read.
@@ -100,6 +105,8 @@ pub enum Event {
         len: u32,
         /// Whether the buffer is full.
         full: bool,
+        /// Whether the receive stays armed (multishot).
+        more: bool,
     },
     /// A receive ended without bytes.
     ReceiveEnded {
@@ -186,7 +193,7 @@ pub enum Op {
     Pump(Side),
     /// The same, after the other sessions had their turn.
     PumpLater(Side),
-    /// Receive once from this side into one buffer.
+    /// Receive from this side, into one buffer or, where the caller grants it ([`Multishots`]), into one after the other.
     Receive(Side),
     /// Give this buffer back.
     Recycle(u16),
@@ -285,11 +292,14 @@ impl Session {
             Event::ConnectFailed => self.connect_failed(turn),
             Event::Connected => self.connected(turn),
             Event::End(termination) => self.end(termination, turn),
+            Event::GrantLost(from) => self.paths[from.index()].cancel_receive(from, turn),
             Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, turn),
             Event::Ready { from } => self.ready(from, turn),
-            Event::Received { from, buffer, len, full } => {
+            Event::Received { from, buffer, len, full, more } => {
                 let path = &mut self.paths[from.index()];
-                path.receive = Receive::Idle;
+                if !more {
+                    path.receive = Receive::Idle;
+                }
                 if path.finished {
                     turn.ops.push(Op::Recycle(buffer));
                 } else {

@@ -89,26 +89,38 @@ impl Path {
         }
     }
 
-    /// Starts the next receive, or the pump, according to queue, room and mode.
+    /// Starts or stops the receive, or starts the pump, according to queue, room and mode.
     pub(super) fn steer(&mut self, from: Side, turn: &mut Turn<'_>) {
-        if self.fin || self.finished || self.receive != Receive::Idle {
+        if self.fin || self.finished {
             return;
         }
         let queue_max = match turn.room {
             Room::Ample => QUEUE_MAX,
             Room::Scarce => QUEUE_MAX_SCARCE,
         };
-        match self.mode {
-            Mode::Buffers if self.queue.count() < queue_max => {
+        let has_room = self.queue.count() < queue_max;
+        match (self.receive, self.mode) {
+            (Receive::Idle, Mode::Buffers) if has_room => {
                 self.receive = Receive::Armed;
                 turn.ops.push(Op::Receive(from));
             }
-            Mode::Switching if self.queue.is_empty() && !self.sending => {
+            (Receive::Idle, Mode::Switching) if self.queue.is_empty() && !self.sending => {
                 self.mode = Mode::Pumped;
                 self.pump_queued = true;
                 turn.ops.push(Op::Pump(from));
             }
-            Mode::Buffers | Mode::Switching | Mode::Pumped => {}
+            // Multishot: it would go on without end.
+            (Receive::Armed, Mode::Switching) => self.cancel_receive(from, turn),
+            (Receive::Armed, Mode::Buffers) if !has_room => self.cancel_receive(from, turn),
+            _ => {}
+        }
+    }
+
+    /// Stops a receive that is armed.
+    pub(super) fn cancel_receive(&mut self, from: Side, turn: &mut Turn<'_>) {
+        if self.receive == Receive::Armed {
+            self.receive = Receive::Cancelling;
+            turn.ops.push(Op::CancelReceive(from));
         }
     }
 
@@ -124,10 +136,7 @@ impl Path {
 
     /// Stops what still reads for a path that has finished.
     pub(super) fn stop(&mut self, from: Side, turn: &mut Turn<'_>) {
-        if self.receive == Receive::Armed {
-            self.receive = Receive::Cancelling;
-            turn.ops.push(Op::CancelReceive(from));
-        }
+        self.cancel_receive(from, turn);
         if self.awaiting {
             turn.ops.push(Op::CancelAwait(from));
         }

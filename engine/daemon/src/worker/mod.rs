@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
-use towpath_core::session::{Chunks, Event, Op, Side};
+use towpath_core::session::{Chunks, Event, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
@@ -106,6 +106,7 @@ struct Worker {
     relays: Slab<Relay>,
     datagrams: Datagrams,
     chunks: Chunks,
+    multishots: Multishots<(Key, Side)>,
     /// TCP connections first, by slot, then UDP sessions.
     wheel: TimerWheel,
     pipes: Pipes,
@@ -150,6 +151,7 @@ impl Worker {
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),
+            multishots: Multishots::new(usize::from(buffers)),
             wheel: TimerWheel::new(timers, now),
             pipes: Pipes::new(settings.pipes_max),
             resting: None,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Refusal, Tried};
-use towpath_core::session::{Event, Op, ReceiveEnd, Room, Session, Side};
+use towpath_core::session::{Claim, Event, Op, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
@@ -39,6 +39,8 @@ pub(super) struct Relay {
     lease: Option<SnatLease>,
     opened: bool,
     pumps: [Pump; 2],
+    /// Numbers of the multishot receives that the paths hold.
+    grants: [Option<u16>; 2],
 }
 
 /// How a connection is closed.
@@ -105,6 +107,7 @@ impl Worker {
             lease: None,
             opened: false,
             pumps: [Pump::default(), Pump::default()],
+            grants: [None; 2],
         });
         match self.relays.insert(relay) {
             Ok(key) => match self.dial(key)? {
@@ -240,15 +243,22 @@ impl Worker {
 
     /// A receive of `key` has completed.
     pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
-        if self.relays.get(key).is_none() {
+        let Some(relay) = self.relays.get_mut(key) else {
             self.recycle_stream(completion);
             return Ok(());
+        };
+        let more = completion.more();
+        let grant = &mut relay.grants[from.index()];
+        match if more { *grant } else { grant.take() } {
+            Some(number) if more => self.multishots.touch(number),
+            Some(number) => self.multishots.release(number),
+            None => {}
         }
         let end = match completion.received() {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
                 let full = len == self.ring.stream_buffers().buffer_bytes();
-                return self.drive(key, Event::Received { from, buffer, len, full });
+                return self.drive(key, Event::Received { from, buffer, len, full, more });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -348,10 +358,7 @@ impl Worker {
             }
             Op::Pump(from) => self.pump(key, from, ops),
             Op::PumpLater(from) => self.later.push_back((key, from)),
-            Op::Receive(from) => {
-                let Some(leg) = relay.leg(from) else { return Ok(()) };
-                self.ring.receive(leg.as_fd(), Token::Receive(key, from).pack())?;
-            }
+            Op::Receive(from) => self.receive(key, from)?,
             Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
             Op::Send { to, chunk } => {
@@ -361,6 +368,36 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Arms a receive: one that stays, if the path gets a grant for it.
+    fn receive(&mut self, key: Key, from: Side) -> io::Result<()> {
+        let granted = match self.room() {
+            Room::Ample => self.claim_multishot(key, from)?,
+            Room::Scarce => None,
+        };
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.grants[from.index()] = granted;
+        let Some(leg) = relay.leg(from) else { return Ok(()) };
+        let token = Token::Receive(key, from).pack();
+        match granted {
+            Some(_) => self.ring.receive_many(leg.as_fd(), token),
+            None => self.ring.receive(leg.as_fd(), token),
+        }
+    }
+
+    fn claim_multishot(&mut self, key: Key, from: Side) -> io::Result<Option<u16>> {
+        match self.multishots.claim((key, from), self.now) {
+            Claim::Granted(number) => Ok(Some(number)),
+            Claim::Moved(number, (silent, side)) => {
+                if let Some(relay) = self.relays.get_mut(silent) {
+                    relay.grants[side.index()] = None;
+                }
+                self.drive(silent, Event::GrantLost(side))?;
+                Ok(Some(number))
+            }
+            Claim::Refused => Ok(None),
+        }
     }
 
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {

@@ -73,6 +73,28 @@ impl Buffers {
         self.lent -= 1;
     }
 
+    /// Takes a spare buffer to be filled by us; `None` when the kernel has the rest.
+    pub fn lease(&mut self) -> Option<u16> {
+        let id = self.spare.pop()?;
+        self.held[usize::from(id)] = true;
+        Some(id)
+    }
+
+    /// Copies bytes into a held buffer from `start` on.
+    ///
+    /// # Panics
+    /// If the buffer is not held or the range leaves it.
+    pub fn write(&mut self, id: u16, start: u32, bytes: &[u8]) {
+        let length = u32::try_from(bytes.len()).expect("a range of 4 GiB leaves every buffer");
+        let at = self.offset(id, start, length);
+        // SAFETY: `at` lies in the mapping (checked by `offset`).
+        let first = unsafe { self.memory.base().as_ptr().add(at) };
+        // SAFETY: the range lies in the mapping; a held buffer is not written by the kernel, and `&mut self` excludes every
+        // borrow of it. A send of it that is still under way would send the new bytes.
+        let range = unsafe { std::slice::from_raw_parts_mut(first, bytes.len()) };
+        range.copy_from_slice(bytes);
+    }
+
     /// Gives a held buffer back.
     ///
     /// # Panics

@@ -224,9 +224,6 @@ impl Ring {
     }
 
     /// Receives once into one stream buffer.
-    ///
-    /// Not multishot: once data is there, the kernel fills up to 32 buffers in a row (`MULTISHOT_MAX_RETRY`, io_uring/net.c)
-    /// before a cancel is heard, so that a few hundred clients that never read could hold every buffer.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         // A null pointer with buffer selection: the kernel takes the address from the group.
         let entry = opcode::Recv::new(fd(socket), std::ptr::null_mut(), self.stream.buffer_bytes())
@@ -234,6 +231,21 @@ impl Ring {
             .build()
             .flags(io_uring::squeue::Flags::BUFFER_SELECT);
         self.push(entry, token, CARRIES_STREAM_BUFFER)
+    }
+
+    /// Receives into one stream buffer after the other until the stream ends, it fails, buffers run out or it is cancelled.
+    ///
+    /// Once data is there, the kernel fills up to 32 buffers in a row (`MULTISHOT_MAX_RETRY`, io_uring/net.c) before a cancel is
+    /// heard: whoever does not trust its peers bounds how many such receives there are.
+    pub fn receive_many(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.push(opcode::RecvMulti::new(fd(socket), STREAM_GROUP).build(), token, CARRIES_STREAM_BUFFER)
+    }
+
+    /// Sends bytes that never change nor go away, all of them unless the connection fails.
+    pub fn send_static(&mut self, socket: BorrowedFd<'_>, bytes: &'static [u8], token: u64) -> io::Result<()> {
+        let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        self.push(opcode::Send::new(fd(socket), bytes.as_ptr(), length).flags(flags).build(), token, CARRIES_NOTHING)
     }
 
     /// Sends a range of a held stream buffer, all of it unless the connection fails. The buffer must stay held until the completion.
@@ -364,7 +376,7 @@ impl Ring {
         debug_assert_eq!(token >> CARRIES_SHIFT, 0, "token too large");
         let entry = entry.user_data(token | carries << CARRIES_SHIFT);
         // SAFETY: all memory the entry names (buffers, addresses, the message header) is owned by `self` and lives until the
-        // ring is dropped; addresses are kept until they are submitted.
+        // ring is dropped, or is static; addresses are kept until they are submitted.
         if unsafe { self.ring.submission().push(&entry) }.is_ok() {
             return Ok(());
         }
