@@ -1,5 +1,7 @@
 //! `towpath-perf`: measures Towpath beside its peers.
 
+mod commands;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +27,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Action {
+    /// Tells what changed between two results of the same suite.
+    Compare(commands::Compare),
+    /// Makes a page with plots and a Markdown table of results.
+    Report(commands::Report),
     /// TCP through one subject on one CPU: requests, new connections, bulk.
     Relay(Relay),
     /// Starts the origin by hand: answers what the load clients of this program ask for.
@@ -72,6 +78,8 @@ struct Relay {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
+        Action::Compare(compare) => compare.run(),
+        Action::Report(report) => report.run(),
         Action::Relay(arguments) => relay(&arguments),
         Action::Origin { listen } => origin(&listen),
     };

@@ -1,6 +1,15 @@
 //! Results: from rounds to medians, spreads and verdicts; as JSON and as tables.
 
+pub mod compare;
+pub mod page;
+mod plot;
+mod read;
+#[cfg(test)]
+mod sample;
+mod sheet;
 pub mod table;
+
+pub use read::ReadError;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -36,6 +45,74 @@ pub struct Report {
     pub rows: Vec<Row>,
     /// One per case, metric and subject other than the first.
     pub ratios: Vec<Ratio>,
+}
+
+impl Report {
+    /// The one whose ratios are told: the first in every round.
+    pub fn subject(&self) -> &str {
+        self.rows.first().map_or("the first subject", |row| row.subject.as_str())
+    }
+
+    /// All subjects, in the order of their turns.
+    pub fn subjects(&self) -> Vec<&str> {
+        distinct(self.rows.iter().map(|row| row.subject.as_str()))
+    }
+
+    /// Fills in what follows from the rest: the phase where it is not told, and no verdict where the rounds were too few.
+    pub fn settle(&mut self) {
+        if self.schema == first_schema() {
+            // There was no open loop then.
+            for row in &mut self.rows {
+                row.phase.get_or_insert(Phase::Saturation);
+            }
+        }
+        for ratio in &mut self.ratios {
+            let of_case = || self.rows.iter().filter(|row| row.case == ratio.case);
+            let phase = of_case()
+                .find(|row| row.metric == ratio.metric)
+                .and_then(|row| row.phase)
+                .or_else(|| of_case().filter_map(|row| row.phase).min());
+            ratio.phase = ratio.phase.or(phase);
+            if self.rounds < VERDICT_ROUNDS_MIN {
+                ratio.verdict = Verdict::None;
+            }
+        }
+    }
+
+    /// The figure behind one side of a ratio. Latencies stand in rows of their own or beside the rate.
+    fn figure(&self, ratio: &Ratio, subject: &str) -> Option<Figure> {
+        let of_subject = || {
+            self.rows.iter().filter(|row| row.case == ratio.case && row.phase == ratio.phase && row.subject == subject)
+        };
+        if let Some(row) = of_subject().find(|row| row.metric == ratio.metric) {
+            return Some(Figure { spread: row.spread(), unit: row.unit.clone() });
+        }
+        let us = of_subject().find_map(|row| match ratio.metric.as_str() {
+            "p50" => row.p50_us,
+            "p99" => row.p99_us,
+            _ => None,
+        })?;
+        // Over all rounds together: there is no spread.
+        Some(Figure { spread: Spread { median: us, min: us, max: us }, unit: "µs".into() })
+    }
+}
+
+/// A figure with its spread.
+#[derive(Clone, Debug, PartialEq)]
+struct Figure {
+    spread: Spread,
+    unit: String,
+}
+
+/// Each of them once, in the order of their first.
+fn distinct<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = Vec::new();
+    for one in all {
+        if !seen.contains(&one) {
+            seen.push(one);
+        }
+    }
+    seen
 }
 
 fn first_schema() -> u32 {
@@ -114,6 +191,41 @@ pub struct Row {
     pub client_bound: bool,
 }
 
+impl Row {
+    /// What tells it from the other rows.
+    fn key(&self) -> (&str, &str, Option<Phase>, &str) {
+        (&self.case, &self.metric, self.phase, &self.subject)
+    }
+
+    /// Over the rounds.
+    pub fn spread(&self) -> Spread {
+        Spread { median: self.median, min: self.min, max: self.max }
+    }
+
+    /// The points of a plot of latencies: the curve, or what little an older result has.
+    fn curve(&self) -> Vec<(f64, f64)> {
+        if !self.latency.is_empty() {
+            return self.latency.clone();
+        }
+        [(50.0, self.p50_us), (99.0, self.p99_us), (99.9, self.p999_us)]
+            .into_iter()
+            .filter_map(|(percentile, us)| Some((percentile, us?)))
+            .collect()
+    }
+}
+
+impl Ratio {
+    /// What tells it from the other ratios.
+    fn key(&self) -> (&str, &str, Option<Phase>, &str) {
+        (&self.case, &self.metric, self.phase, &self.versus)
+    }
+
+    /// Over the rounds.
+    pub fn spread(&self) -> Spread {
+        Spread { median: self.median, min: self.min, max: self.max }
+    }
+}
+
 /// How the first subject compares with another; above 1, the first is better, whatever the metric.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ratio {
@@ -151,7 +263,7 @@ pub enum Verdict {
 }
 
 /// Median, smallest and largest of some figures.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The one in the middle; of an even number, the mean of the two.
     pub median: f64,
@@ -240,8 +352,20 @@ pub fn ratio(case: &str, metric: &str, versus: &str, ours: &[f64], theirs: &[f64
 pub enum Better {
     /// Rates.
     Higher,
-    /// Latencies.
+    /// Latencies, memory, loss.
     Lower,
+}
+
+impl Better {
+    /// Which way a metric is better; one that is not known here is told by its unit.
+    pub fn of(metric: &str, unit: &str) -> Better {
+        match (metric, unit) {
+            ("efficiency" | "rate", _) => Better::Higher,
+            ("loss" | "memory" | "p50" | "p99", _) => Better::Lower,
+            (_, "B" | "ms" | "ns" | "s" | "µs") => Better::Lower,
+            _ => Better::Higher,
+        }
+    }
 }
 
 #[cfg(test)]
