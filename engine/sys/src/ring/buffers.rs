@@ -73,7 +73,7 @@ impl Buffers {
         self.lent -= 1;
     }
 
-    /// Takes a spare buffer to be filled by us; `None` when the kernel has the rest.
+    /// Takes a spare buffer to be filled by us; `None` when all are held or lent.
     pub fn lease(&mut self) -> Option<u16> {
         let id = self.spare.pop()?;
         self.held[usize::from(id)] = true;

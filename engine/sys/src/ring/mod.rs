@@ -156,6 +156,8 @@ pub struct Ring {
     ring: IoUring,
     stream: Buffers,
     datagram: Buffers,
+    /// Never lent to the kernel for receives.
+    outgoing: Option<Buffers>,
     message: Box<libc::msghdr>,
     /// Addresses of connects that are queued but not yet submitted; the kernel copies them at submission.
     addresses: Vec<RawAddress>,
@@ -181,6 +183,7 @@ impl Ring {
             ring,
             stream,
             datagram,
+            outgoing: None,
             message: Box::new(message_template()),
             addresses: Vec::with_capacity(settings.entries as usize),
             submitted: 0,
@@ -195,6 +198,21 @@ impl Ring {
     /// The buffers of UDP receives.
     pub fn datagram_buffers(&mut self) -> &mut Buffers {
         &mut self.datagram
+    }
+
+    /// Reserves buffers for messages that are composed here: to be leased, written and sent. Once per ring.
+    pub fn reserve_outgoing(&mut self, count: u16, buffer_bytes: u32) -> io::Result<()> {
+        if self.outgoing.is_some() {
+            // Sends may be under way from those there are.
+            return Err(io::Error::other("outgoing buffers are reserved already"));
+        }
+        self.outgoing = Some(Buffers::new(count, buffer_bytes)?);
+        Ok(())
+    }
+
+    /// The buffers of [`Ring::reserve_outgoing`], if there are any.
+    pub fn outgoing_buffers(&mut self) -> Option<&mut Buffers> {
+        self.outgoing.as_mut()
     }
 
     /// Operations submitted since the start.
@@ -239,6 +257,18 @@ impl Ring {
     /// heard: whoever does not trust its peers bounds how many such receives there are.
     pub fn receive_many(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         self.push(opcode::RecvMulti::new(fd(socket), STREAM_GROUP).build(), token, CARRIES_STREAM_BUFFER)
+    }
+
+    /// Sends the first bytes of a leased outgoing buffer, all of them unless the connection fails. The buffer must stay held until
+    /// the completion.
+    ///
+    /// # Panics
+    /// If no outgoing buffers are reserved.
+    pub fn send_outgoing(&mut self, socket: BorrowedFd<'_>, buffer: u16, len: u32, token: u64) -> io::Result<()> {
+        let outgoing = self.outgoing.as_ref().expect("a buffer is reserved before it is leased");
+        let address = outgoing.address(buffer, 0, len);
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        self.push(opcode::Send::new(fd(socket), address, len).flags(flags).build(), token, CARRIES_NOTHING)
     }
 
     /// Sends bytes that never change nor go away, all of them unless the connection fails.
