@@ -54,7 +54,7 @@ pub fn render(results: &[(String, Report)]) -> Result<String, Error> {
 
 fn section(number: usize, name: &str, report: &Report) -> Result<Markup, Error> {
     let groups = sheet::groups(report);
-    let forests = forests(number, report)?;
+    let forests = forests(number, report.subject(), &groups)?;
     let scaling = scaling(number, report)?;
     let mut cases = Vec::new();
     for (place, group) in groups.iter().enumerate() {
@@ -93,9 +93,12 @@ fn case(id: &str, report: &Report, group: &Group<'_>) -> Result<Markup, Error> {
     let one = std::slice::from_ref(group);
     let latencies = sheet::latencies(one);
     let told = group.latencies();
-    let rows = || told.iter().flat_map(|pair| pair.plain.into_iter().chain(pair.steered));
+    let rows = || told.iter().flat_map(|pair| pair.each());
     let mut plots = Vec::new();
-    for (phase, case) in distinct(rows().map(|row| (row.phase, row.case.as_str()))) {
+    let mut kinds = distinct(rows().map(|row| (row.phase, row.case.as_str())));
+    // The fair one first.
+    kinds.sort_by_key(|&(phase, _)| phase);
+    for (phase, case) in kinds {
         let shown: Vec<&Row> = rows().filter(|row| (row.phase, row.case.as_str()) == (phase, case)).collect();
         let curves: Vec<Curve> =
             shown.iter().map(|row| Curve { subject: turn(report, &row.subject), points: row.curve() }).collect();
@@ -109,20 +112,18 @@ fn case(id: &str, report: &Report, group: &Group<'_>) -> Result<Markup, Error> {
         @if !latencies.rows.is_empty() {
             h4 { "Latency" }
             (legend(report))
-            div.plots { @for plot in plots { (plot) } }
+            div.plots.pairs { @for plot in plots { (plot) } }
             (sheet_table(&format!("Latencies of {}", group.name), &latencies, 1))
         }
     })
 }
 
-/// A plot of ratios per metric and phase.
-fn forests(number: usize, report: &Report) -> Result<Vec<Markup>, Error> {
-    let kinds = distinct(report.ratios.iter().map(|ratio| (ratio.metric.as_str(), ratio.phase)));
+/// A plot of ratios per metric and phase, the accountings of a case one below the other.
+fn forests(number: usize, subject: &str, groups: &[Group<'_>]) -> Result<Vec<Markup>, Error> {
+    let ratios = || groups.iter().flat_map(|group| &group.ratios).flat_map(|pair| pair.each());
     let mut figures = Vec::new();
-    for (place, (metric, phase)) in kinds.into_iter().enumerate() {
-        let bars: Vec<Bar> = report
-            .ratios
-            .iter()
+    for (metric, phase) in distinct(ratios().map(|ratio| (ratio.metric.as_str(), ratio.phase))) {
+        let bars: Vec<Bar> = ratios()
             .filter(|ratio| (ratio.metric.as_str(), ratio.phase) == (metric, phase))
             .map(|ratio| Bar {
                 name: format!("{} / {}: {:.2}, {}", ratio.case, ratio.versus, ratio.median, ratio.verdict.word()),
@@ -131,8 +132,9 @@ fn forests(number: usize, report: &Report) -> Result<Vec<Markup>, Error> {
             })
             .collect();
         let name = format!("Ratios of {metric}, {}", sheet::load(phase));
-        let about = format!("{} / peer, median and spread", report.subject());
-        figures.push(figure(&format!("ratios-{number}-{place}"), &name, &about, plot::ratios(&bars)?, None));
+        let about = format!("{subject} / peer, median and spread");
+        let id = format!("ratios-{number}-{}", figures.len());
+        figures.push(figure(&id, &name, &about, plot::ratios(&bars)?, None));
     }
     Ok(figures)
 }

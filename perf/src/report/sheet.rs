@@ -56,7 +56,7 @@ impl<'a, T> Pair<'a, T> {
             .collect()
     }
 
-    fn each(&self) -> impl Iterator<Item = &'a T> {
+    pub(super) fn each(&self) -> impl Iterator<Item = &'a T> {
         self.plain.into_iter().chain(self.steered)
     }
 
