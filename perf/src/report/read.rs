@@ -56,14 +56,8 @@ impl fmt::Display for ReadError {
     }
 }
 
-impl std::error::Error for ReadError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.cause {
-            Cause::Read(error) => Some(error),
-            _ => None,
-        }
-    }
-}
+// No source: the message tells it already.
+impl std::error::Error for ReadError {}
 
 impl Report {
     /// Reads what `--json` wrote, this program's or an older one's.
