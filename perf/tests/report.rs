@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 const FIRST_CUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/results/relay-first-cut.json");
 
 fn perf(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_towpath-perf")).args(arguments).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_towpath-perf")).args(arguments).output().expect("cargo has built it")
 }
 
 fn file(name: &str) -> PathBuf {
