@@ -174,7 +174,6 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(settings.entries * 4)
             .build(settings.entries)?;
-        ring.submitter().register_ring_fd()?;
         let stream = Buffers::new(settings.stream_buffers, settings.stream_buffer_bytes)?;
         let datagram = Buffers::new(settings.datagram_buffers, DATAGRAM_HEADER_BYTES + DATAGRAM_PAYLOAD_MAX)?;
         register(&mut ring, &stream, STREAM_GROUP)?;
