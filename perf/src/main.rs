@@ -132,11 +132,15 @@ fn relay(arguments: &Relay) -> anyhow::Result<()> {
 
 fn origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
     towpath_sys::host::raise_nofile_limit()?;
-    load::origin::serve(listen, |open| {
-        for address in open {
-            println!("answering on {address}");
-        }
-    })?;
+    let (mut listeners, mut sockets) = (Vec::new(), Vec::new());
+    for &address in listen {
+        let listener = load::origin::listen(address)?;
+        // The same port for datagrams, also where the kernel has chosen it.
+        sockets.push(load::origin::bind(listener.local_addr()?)?);
+        println!("answering on {}, TCP and UDP", listener.local_addr()?);
+        listeners.push(listener);
+    }
+    load::origin::serve(listeners, sockets)?;
     Ok(())
 }
 

@@ -15,7 +15,8 @@ const PERIOD: usize = 65_521;
 /// The longest window of filler handed out at once.
 pub const WINDOW_BYTES_MAX: usize = 256 * 1024;
 
-const MAGIC: u32 = 0x5450_5731;
+/// Seed of the sum in front of a header.
+const MAGIC: u64 = 0x5450_5731;
 
 /// What an origin is asked for, or what an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,18 +54,19 @@ impl Header {
             Kind::Stream => 3,
         };
         let mut bytes = [0; HEADER_BYTES];
-        bytes[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[4..8].copy_from_slice(&kind.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.tag.to_le_bytes());
         bytes[16..20].copy_from_slice(&self.filler_bytes.to_le_bytes());
         bytes[20..24].copy_from_slice(&self.answer_filler_bytes.to_le_bytes());
+        let sum = sum(&bytes);
+        bytes[0..4].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
     /// The header in these bytes; `None` when it is not one.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Header> {
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        if u32_at(0) != MAGIC {
+        if u32_at(0) != sum(bytes) {
             return None;
         }
         let kind = match u32_at(4) {
@@ -77,6 +79,16 @@ impl Header {
         let tag = u64::from(u32_at(8)) | u64::from(u32_at(12)) << 32;
         Some(Header { kind, tag, filler_bytes: u32_at(16), answer_filler_bytes: u32_at(20) })
     }
+}
+
+/// Sum of what follows the sum: without it, a wrong length would only be waited for.
+fn sum(header: &[u8; HEADER_BYTES]) -> u32 {
+    let mixed = header[4..].chunks_exact(4).fold(MAGIC, |sum, word| {
+        let word = u64::from(u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
+        // Odd, so that no step loses a difference; the rotation brings high bits down to where the next step spreads them.
+        (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
+    });
+    (mixed ^ mixed >> 32) as u32
 }
 
 /// Where in the pattern the filler for a tag starts.
@@ -213,12 +225,12 @@ mod tests {
     }
 
     #[test]
-    fn any_wrong_byte_is_seen() {
+    fn any_wrong_bit_is_seen() {
         let (_, bytes) = message(7, 200);
-        for at in HEADER_BYTES..bytes.len() {
+        for bit in 0..bytes.len() * 8 {
             let mut wrong = bytes.clone();
-            wrong[at] ^= 1;
-            assert_eq!(Reader::new().take(&wrong), Progress::Wrong, "byte {at}");
+            wrong[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Reader::new().take(&wrong), Progress::Wrong, "bit {bit}");
         }
     }
 

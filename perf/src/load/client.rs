@@ -1,40 +1,134 @@
 //! The client: drives [`Work`] at a target and verifies every byte of the answers.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::time::Instant;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
-use mio::net::TcpStream;
-
-use super::engine::{Engine, Gauge, Moved, Next, READ_BYTES, STEPS_MAX, read, refused};
-use super::origin::{Outgoing, Sent};
-use super::{Plan, Tally, Work};
+use super::callers::Callers;
+use super::engine::{Engine, Load};
+use super::flows::Flows;
+use super::gauge::Schedule;
+use super::{Pace, Plan, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
-use crate::message::{Filler, HEADER_BYTES, Header, Kind, Progress, Reader};
+
+/// How long nothing may happen where something must: no connection answers, no request that is under way ends.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// Starts per second that one thread is asked for at most.
+const PER_SECOND_MAX: f64 = 10_000_000.0;
 
 /// Does what the plan says, on the calling thread and in its namespace. Fails at the first connection that is refused, reset
-/// or ended too early and at the first wrong byte.
+/// or ended too early, at the first wrong byte, and when a request stays unanswered.
 pub fn run(plan: &Plan) -> io::Result<Tally> {
-    drive(plan, Engine::new()?)
+    run_beside_origin(plan, Vec::new(), Vec::new())
 }
 
-/// As [`run`], and answers on these listeners on the same thread, which saves the switches between client and origin.
-pub fn run_beside_origin(plan: &Plan, origins: Vec<TcpListener>) -> io::Result<Tally> {
-    let mut engine = Engine::new()?;
-    for listener in origins {
-        engine.listen(listener)?;
+/// As [`run`], and answers on these on the same thread, which saves the switches between client and origin.
+pub fn run_beside_origin(plan: &Plan, listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<Tally> {
+    check(plan)?;
+    let mut engine = Engine::for_work(plan.work)?;
+    let tally = engine.answer_on(listeners, sockets).and_then(|()| drive(plan, &mut engine));
+    let closed = engine.close();
+    let tally = tally?;
+    closed?;
+    Ok(tally)
+}
+
+/// Connections that are open and proven to work, for whoever wants to look at what they cost. They are carried by a thread
+/// of their own, in the namespace and on the CPUs of the thread that opened them, and close when this is dropped.
+pub struct Held {
+    commands: Option<Sender<()>>,
+    proven: Receiver<io::Result<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Opens so many connections; each is answered once. Returns when all are.
+    pub fn open(target: SocketAddr, connections: usize) -> io::Result<Held> {
+        let (commands, commanded) = channel();
+        let (tell, proven) = channel();
+        let thread = thread::Builder::new().name("held".to_owned()).spawn(move || {
+            let work = Work::Hold { connections };
+            let mut engine = match Engine::for_work(work) {
+                Ok(engine) => engine,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            let mut opened = open(&mut engine, target, work, connections);
+            let mut slots = opened.as_mut().map(std::mem::take).unwrap_or_default();
+            let mut listened = tell.send(opened.map(drop)).is_ok();
+            while listened && commanded.recv().is_ok() {
+                let again = prove(&mut engine, std::mem::take(&mut slots)).map(|proven| slots = proven);
+                listened = tell.send(again).is_ok();
+            }
+            // Nobody is left who could be told.
+            let _closed = engine.close();
+        })?;
+        let mut held = Held { commands: Some(commands), proven, thread: Some(thread) };
+        held.await_proof()?;
+        Ok(held)
     }
-    drive(plan, engine)
+
+    /// Asks once on each connection; fails unless every one answers.
+    pub fn prove(&mut self) -> io::Result<()> {
+        if let Some(commands) = &self.commands {
+            // A thread that is gone is noticed below.
+            let _gone = commands.send(());
+        }
+        self.await_proof()
+    }
+
+    fn await_proof(&mut self) -> io::Result<()> {
+        self.proven.recv().unwrap_or_else(|_| Err(io::Error::other("the thread that holds the connections is gone")))
+    }
 }
 
-fn drive(plan: &Plan, mut engine: Engine) -> io::Result<Tally> {
-    let count = match plan.work {
-        Work::Bulk { streams } => streams,
-        Work::Connect { concurrency, .. } => concurrency,
-        Work::KeepAlive { connections, .. } => connections,
-    };
-    for number in 0..count {
-        engine.connect(Client::new(plan, number as u64))?;
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // It has told of its failures.
+            let _ended = thread.join();
+        }
+    }
+}
+
+fn check(plan: &Plan) -> io::Result<()> {
+    let wrong = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    match (plan.pace, plan.work) {
+        (Pace::Open { .. }, Work::Bulk { .. }) => wrong("streams of bytes have no open loop".to_owned()),
+        (Pace::Open { per_second }, _) if !(per_second > 0.0 && per_second <= PER_SECOND_MAX) => {
+            wrong(format!("{per_second} starts per second: more than 0 and at most {PER_SECOND_MAX} are possible"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
+    let Plan { target, work, pace, .. } = *plan;
+    let mut idle = Vec::new();
+    match work {
+        Work::Bulk { streams } => {
+            let slots = open(engine, target, work, streams)?;
+            engine.callers_mut()?.employ(slots);
+        }
+        Work::Connect { concurrency, .. } => {
+            engine.load = Load::Callers(Callers::new(target, work));
+            engine.callers_mut()?.allow(concurrency);
+        }
+        Work::Datagrams { flows, payload_bytes } => {
+            engine.load = Load::Flows(Flows::open(&mut engine.wire, target, flows, payload_bytes, pace)?);
+        }
+        Work::Hold { connections } => idle = open(engine, target, work, connections)?,
+        Work::KeepAlive { connections, idle: silent, .. } => {
+            idle = open(engine, target, work, connections + silent)?;
+            let active = idle.split_off(silent);
+            engine.callers_mut()?.employ(active);
+        }
+    }
+    if !matches!(work, Work::Hold { .. }) {
+        engine.gauge.schedule = Schedule::starting(pace, Instant::now());
     }
     engine.run_until(Some(Instant::now() + plan.warm_up))?;
 
@@ -42,174 +136,83 @@ fn drive(plan: &Plan, mut engine: Engine) -> io::Result<Tally> {
     let processes_before = process_seconds(&processes);
     let cpus_before = CpuTime::read(&plan.watch_cpus)?;
     let started = Instant::now();
-    engine.gauge.counting = true;
+    engine.gauge.start_counting(started);
     engine.run_until(Some(started + plan.measure))?;
-    let seconds = started.elapsed().as_secs_f64();
+    let ended = Instant::now();
+    engine.gauge.stop_counting(ended);
     let cpus = CpuTime::read(&plan.watch_cpus)?;
     let processes_s = process_seconds(&processes) - processes_before;
 
+    if !matches!(work, Work::Bulk { .. }) {
+        finish(engine, target)?;
+    }
+    let held = idle.len() as u64;
+    if !idle.is_empty() {
+        prove(engine, idle)?;
+    }
     let gauge = &engine.gauge;
-    if gauge.done == 0 {
-        let message = format!("{}: nothing completed in {seconds:.1} s", plan.target);
+    let done = if matches!(work, Work::Hold { .. }) { held } else { gauge.done };
+    let seconds = (ended - started).as_secs_f64();
+    if done == 0 {
+        let message = format!("{target}: nothing completed in {seconds:.1} s");
         return Err(io::Error::new(io::ErrorKind::TimedOut, message));
     }
     Ok(Tally {
         seconds,
-        done: gauge.done,
-        latency_ns: gauge.latency.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value())).collect(),
+        done,
+        offered: gauge.offered,
+        lost: gauge.lost,
+        latency_ns: recorded(&gauge.latency),
         cpus: cpus.into_iter().zip(cpus_before).map(|(after, before)| after.since(before)).collect(),
         processes_s,
     })
 }
 
-/// The client's side of one connection, and of those that take its place.
-pub(super) struct Client {
-    target: SocketAddr,
-    kind: Kind,
-    tag: u64,
-    request_filler: u32,
-    answer_filler: u32,
-    state: State,
-    began: Instant,
-    outgoing: Outgoing,
-    reader: Reader,
-    /// What comes next of a stream.
-    filler: Filler,
+/// Opens connections and has each answered once.
+fn open(engine: &mut Engine, target: SocketAddr, work: Work, connections: usize) -> io::Result<Vec<u32>> {
+    let mut callers = Callers::new(target, work);
+    callers.open(connections);
+    engine.load = Load::Callers(callers);
+    await_proofs(engine, connections)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// The connection is new, or its last answer has come: the next request is due.
-    Fresh,
-    /// A request is on its way.
-    Asking,
-    /// Its answer is.
-    Answered,
-    /// The answer has come; the end of the connection is due.
-    Ending,
-    /// Filler without end.
-    Streaming,
+/// Has each of these answered once more.
+fn prove(engine: &mut Engine, slots: Vec<u32>) -> io::Result<Vec<u32>> {
+    let connections = slots.len();
+    engine.callers_mut()?.prove(slots);
+    await_proofs(engine, connections)
 }
 
-impl Client {
-    fn new(plan: &Plan, number: u64) -> Client {
-        let filler = |bytes: usize| u32::try_from(bytes.saturating_sub(HEADER_BYTES)).unwrap_or(u32::MAX);
-        let (kind, request_bytes, answer_bytes) = match plan.work {
-            Work::Bulk { .. } => (Kind::Stream, 0, 0),
-            Work::Connect { request_bytes, answer_bytes, .. } => (Kind::AnswerAndClose, request_bytes, answer_bytes),
-            Work::KeepAlive { request_bytes, answer_bytes, .. } => (Kind::Answer, request_bytes, answer_bytes),
-        };
-        Client {
-            target: plan.target,
-            kind,
-            tag: number << 40,
-            request_filler: filler(request_bytes),
-            answer_filler: filler(answer_bytes),
-            state: State::Fresh,
-            began: Instant::now(),
-            outgoing: Outgoing::nothing(),
-            reader: Reader::new(),
-            filler: Filler::of(0),
+fn await_proofs(engine: &mut Engine, connections: usize) -> io::Result<Vec<u32>> {
+    let (mut proven, mut since) = (0, Instant::now());
+    loop {
+        let callers = engine.callers_mut()?;
+        if callers.all_proven() {
+            return Ok(std::mem::take(&mut callers.proven));
         }
-    }
-
-    pub(super) fn target(&self) -> SocketAddr {
-        self.target
-    }
-
-    pub(super) fn advance(&mut self, stream: &mut TcpStream, buffer: &mut [u8], gauge: &mut Gauge) -> io::Result<Next> {
-        for _ in 0..STEPS_MAX {
-            match self.state {
-                State::Fresh => self.ask(),
-                State::Asking => match self.outgoing.send(stream).map_err(|error| refused(&error, self.target))? {
-                    Sent::All if self.kind == Kind::Stream => self.state = State::Streaming,
-                    Sent::All => {
-                        self.state = State::Answered;
-                        // An answer takes longer than this turn; it brings an event.
-                        return Ok(Next::Wait);
-                    }
-                    Sent::Blocked => return self.still_connecting(stream),
-                    Sent::Partly => return Ok(Next::Again),
-                },
-                State::Answered => {
-                    let length = match read(stream, buffer)? {
-                        Moved::Bytes(length) => length,
-                        Moved::End => return Err(ended_early()),
-                        Moved::NotYet => return Ok(Next::Wait),
-                    };
-                    match self.reader.take(&buffer[..length]) {
-                        Progress::Partial if length < READ_BYTES => return Ok(Next::Wait),
-                        Progress::Partial => {}
-                        Progress::Complete(answer, used) if used == length && self.expects(answer) => {
-                            if self.kind == Kind::AnswerAndClose {
-                                self.state = State::Ending;
-                            } else {
-                                gauge.completed(self.began);
-                                self.state = State::Fresh;
-                            }
-                        }
-                        Progress::Complete(..) | Progress::Wrong => return Err(corrupted()),
-                    }
-                }
-                State::Ending => match read(stream, buffer)? {
-                    Moved::Bytes(_) => return Err(corrupted()),
-                    Moved::NotYet => return Ok(Next::Wait),
-                    Moved::End => {
-                        gauge.completed(self.began);
-                        self.state = State::Fresh;
-                        // From here, so that the time for connecting counts.
-                        self.began = Instant::now();
-                        return Ok(Next::Reconnect);
-                    }
-                },
-                State::Streaming => {
-                    let length = match read(stream, buffer)? {
-                        Moved::Bytes(length) => length,
-                        Moved::End => return Err(ended_early()),
-                        Moved::NotYet => return Ok(Next::Wait),
-                    };
-                    if !self.filler.matches(&buffer[..length]) {
-                        return Err(corrupted());
-                    }
-                    gauge.received(length);
-                }
-            }
+        let now = Instant::now();
+        if callers.proven.len() > proven {
+            (proven, since) = (callers.proven.len(), now);
+        } else if now - since >= SILENCE_MAX {
+            let message = format!("{proven} of {connections} connections answered, then none for {SILENCE_MAX:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
-        Ok(Next::Again)
-    }
-
-    fn ask(&mut self) {
-        self.tag += 1;
-        if self.kind != Kind::AnswerAndClose {
-            self.began = Instant::now();
-        }
-        self.filler = Filler::of(self.tag);
-        self.outgoing.become_message(Header {
-            kind: self.kind,
-            tag: self.tag,
-            filler_bytes: self.request_filler,
-            answer_filler_bytes: self.answer_filler,
-        });
-        self.state = State::Asking;
-    }
-
-    /// Room to send will bring an event, unless the connection has failed.
-    fn still_connecting(&self, stream: &TcpStream) -> io::Result<Next> {
-        match stream.take_error()? {
-            Some(error) => Err(refused(&error, self.target)),
-            None => Ok(Next::Wait),
-        }
-    }
-
-    fn expects(&self, answer: Header) -> bool {
-        answer.kind == Kind::Answer && answer.tag == self.tag && answer.filler_bytes == self.answer_filler
+        engine.turn(since + SILENCE_MAX)?;
     }
 }
 
-fn ended_early() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection ended before its answer")
-}
-
-fn corrupted() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "bytes arrived that were not sent, or the origin got such")
+/// Lets what is under way come to its end: a request that is never answered is no success of those before it.
+fn finish(engine: &mut Engine, target: SocketAddr) -> io::Result<()> {
+    let (mut left, mut since) = (engine.under_way(), Instant::now());
+    while left > 0 {
+        engine.turn(since + SILENCE_MAX)?;
+        let now = Instant::now();
+        if engine.under_way() < left {
+            (left, since) = (engine.under_way(), now);
+        } else if now - since >= SILENCE_MAX {
+            let message = format!("{target}: {left} requests were not answered within {SILENCE_MAX:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+    }
+    Ok(())
 }

@@ -1,257 +1,290 @@
-//! One thread that carries connections of clients and origins over epoll: whichever is ready does what it can.
+//! One thread that carries clients and origins over one ring: operations are queued and submitted together, and whatever has
+//! completed is handled in one turn.
 //!
 //! Client and origin may share the thread, and then also a core's worth of work: no switch between processes, and the
 //! answers to several requests are read in one turn.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use mio::net::{TcpListener, TcpStream};
-use mio::{Events, Interest, Poll, Token};
+use towpath_sys::Cause;
+use towpath_sys::host::set_timer_slack;
+use towpath_sys::ring::{Completion, Wait};
+use towpath_sys::socket::set_nodelay;
 
-use super::client::Client;
-use super::new_histogram;
-use super::origin::Origin;
+use super::callers::Callers;
+use super::flows::Flows;
+use super::gauge::Gauge;
+use super::wire::{Listen, Role, Token, What, Wire};
+use super::{Work, echo, origin};
+use crate::message::HEADER_BYTES;
 
-/// Events taken in one turn.
-const EVENTS_MAX: usize = 1024;
+/// Completions handled in one turn.
+const COMPLETIONS_MAX: usize = 1024;
 
-/// Connections accepted in one turn.
-const ACCEPTS_MAX: usize = 256;
+/// Buffers for messages that arrive, at least.
+const MESSAGE_BUFFERS_MIN: u16 = 16;
 
-/// Connections that one engine carries at once.
-const CONNECTIONS_MAX: usize = 1 << 16;
+/// The longest buffer for messages; a longer message comes and leaves in pieces.
+const MESSAGE_BYTES_MAX: usize = 32 * 1024;
 
-/// Tokens from here on are listeners.
-const LISTENERS: usize = CONNECTIONS_MAX;
+/// A buffer for a piece of a stream.
+const STREAM_BYTES: u32 = 256 * 1024;
 
-/// Room for what one read brings.
-pub(super) const READ_BYTES: usize = 256 * 1024;
+/// Buffers for pieces of streams; with more streams than that, some wait for a turn.
+const STREAM_BUFFERS_MAX: u16 = 8;
 
-/// Reads or writes of one connection before the others have their turn.
-pub(super) const STEPS_MAX: usize = 8;
+/// Buffers for datagrams at either end.
+const DATAGRAM_BUFFERS: u16 = 2048;
 
-/// What is counted.
-pub(super) struct Gauge {
-    pub(super) counting: bool,
-    pub(super) done: u64,
-    pub(super) latency: Histogram<u64>,
-}
+/// Timers end this late at most, so that the open loop keeps its starts.
+const TIMER_SLACK_NS: u32 = 1;
 
-impl Gauge {
-    /// A piece of work that began then has been completed now.
-    pub(super) fn completed(&mut self, began: Instant) {
-        if self.counting {
-            self.done += 1;
-            self.latency.saturating_record(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        }
-    }
+/// How long closing waits for the kernel to let go of what was under way.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
 
-    /// Bytes of a stream have arrived.
-    pub(super) fn received(&mut self, bytes: usize) {
-        if self.counting {
-            self.done += bytes as u64;
-        }
-    }
-}
+/// Connections closed in one turn.
+const CLOSES_MAX: usize = 256;
 
-/// What a connection asks for after it has done what it could.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Its turn again soon: it has used up its share of this one.
-    Again,
-    /// It is done.
-    Close,
-    /// (Client) A new connection in its place.
-    Reconnect,
-    /// Its turn when something arrives or there is room to send.
-    Wait,
-}
+/// How long a turn sleeps when nothing is due.
+const IDLE: Duration = Duration::from_secs(60);
 
-/// Who speaks on a connection.
-pub(super) enum Role {
-    Client(Client),
-    Origin(Origin),
-}
-
-struct Connection {
-    stream: TcpStream,
-    role: Role,
+/// What clients of this thread do.
+pub(super) enum Load {
+    Callers(Callers),
+    Flows(Flows),
+    Nothing,
 }
 
 /// See the module.
 pub(super) struct Engine {
-    poll: Poll,
-    connections: Vec<Option<Connection>>,
-    free: Vec<usize>,
-    listeners: Vec<TcpListener>,
-    /// Connections and listeners that had more to do when their turn ended.
-    unfinished: Vec<usize>,
-    buffer: Vec<u8>,
+    pub(super) wire: Wire,
     pub(super) gauge: Gauge,
+    pub(super) load: Load,
+    listeners: Vec<TcpListener>,
+    sockets: Vec<UdpSocket>,
+    batch: Vec<Completion>,
 }
 
 impl Engine {
-    pub(super) fn new() -> io::Result<Engine> {
+    /// For clients, and for origins that answer them and nobody else.
+    pub(super) fn for_work(work: Work) -> io::Result<Engine> {
+        let wire = match work {
+            Work::Bulk { streams } => {
+                let in_least = u16::try_from(streams).unwrap_or(u16::MAX).clamp(1, STREAM_BUFFERS_MAX);
+                Wire::new(STREAM_BYTES, in_least, room_for(HEADER_BYTES), 1, Listen::Once)?
+            }
+            Work::Connect { request_bytes, answer_bytes, .. } | Work::KeepAlive { request_bytes, answer_bytes, .. } => {
+                let room = room_for(request_bytes.max(answer_bytes));
+                Wire::new(room, MESSAGE_BUFFERS_MIN, room, 1, Listen::Many)?
+            }
+            Work::Datagrams { payload_bytes, .. } => {
+                let room = room_for_datagram(payload_bytes);
+                Wire::new(room, 1, room, DATAGRAM_BUFFERS, Listen::Many)?
+            }
+            Work::Hold { .. } => {
+                let room = room_for(HEADER_BYTES);
+                Wire::new(room, MESSAGE_BUFFERS_MIN, room, 1, Listen::Many)?
+            }
+        };
+        Engine::on(wire)
+    }
+
+    /// For origins that answer whatever they are asked.
+    pub(super) fn for_origin() -> io::Result<Engine> {
+        let room = room_for(MESSAGE_BYTES_MAX);
+        Engine::on(Wire::new(room, MESSAGE_BUFFERS_MIN, room, DATAGRAM_BUFFERS, Listen::Many)?)
+    }
+
+    fn on(wire: Wire) -> io::Result<Engine> {
+        set_timer_slack(TIMER_SLACK_NS)?;
         Ok(Engine {
-            poll: Poll::new()?,
-            connections: Vec::new(),
-            free: Vec::new(),
+            wire,
+            gauge: Gauge::new(),
+            load: Load::Nothing,
             listeners: Vec::new(),
-            unfinished: Vec::new(),
-            buffer: vec![0; READ_BYTES],
-            gauge: Gauge { counting: false, done: 0, latency: new_histogram() },
+            sockets: Vec::new(),
+            batch: Vec::with_capacity(COMPLETIONS_MAX),
         })
     }
 
-    /// Answers whoever connects to a listener, which must be non-blocking.
-    pub(super) fn listen(&mut self, listener: StdListener) -> io::Result<()> {
-        let mut listener = TcpListener::from_std(listener);
-        let token = Token(LISTENERS + self.listeners.len());
-        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
-        self.listeners.push(listener);
+    /// Answers whoever connects to a listener or sends to a socket.
+    pub(super) fn answer_on(&mut self, listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<()> {
+        (self.listeners, self.sockets) = (listeners, sockets);
+        for number in 0..self.listeners.len() {
+            self.accept(number)?;
+        }
+        for (number, socket) in self.sockets.iter().enumerate() {
+            echo::answer_on(&mut self.wire, number, socket)?;
+        }
         Ok(())
     }
 
-    /// Opens a client's connection.
-    pub(super) fn connect(&mut self, client: Client) -> io::Result<()> {
-        let stream = open(client.target())?;
-        let slot = self.insert(stream, Role::Client(client))?;
-        self.advance(slot)
+    /// The clients of TCP, which there must be.
+    pub(super) fn callers_mut(&mut self) -> io::Result<&mut Callers> {
+        match &mut self.load {
+            Load::Callers(callers) => Ok(callers),
+            Load::Flows(_) | Load::Nothing => Err(io::Error::other("no client of TCP is at work")),
+        }
     }
 
-    /// Carries everything until then; fails at the first failure of a client.
+    /// Pieces of work under way.
+    pub(super) fn under_way(&self) -> usize {
+        match &self.load {
+            Load::Callers(callers) => callers.under_way,
+            Load::Flows(flows) => flows.under_way(),
+            Load::Nothing => 0,
+        }
+    }
+
+    /// Carries everything until then, or for ever; fails at the first failure of a client.
     pub(super) fn run_until(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS_MAX);
-        let mut turn = Vec::new();
         loop {
             let now = Instant::now();
-            let left = match deadline {
-                Some(deadline) if now >= deadline => return Ok(()),
-                Some(deadline) => Some(deadline - now),
-                None => None,
-            };
-            let patience = if self.unfinished.is_empty() { left } else { Some(Duration::ZERO) };
-            match self.poll.poll(&mut events, patience) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Ok(());
             }
-            turn.append(&mut self.unfinished);
-            turn.extend(events.iter().map(|event| event.token().0));
-            for slot in turn.drain(..) {
-                if slot >= LISTENERS {
-                    self.accept(slot - LISTENERS)?;
-                } else {
-                    self.advance(slot)?;
-                }
-            }
+            self.turn(deadline.unwrap_or(now + IDLE))?;
         }
     }
 
-    fn insert(&mut self, mut stream: TcpStream, role: Role) -> io::Result<usize> {
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.connections.len() < CONNECTIONS_MAX => {
-                self.connections.push(None);
-                self.connections.len() - 1
+    /// Starts what is due, submits, and handles what has completed; sleeps until something does, but not beyond `until`.
+    pub(super) fn turn(&mut self, until: Instant) -> io::Result<()> {
+        let now = Instant::now();
+        let next = match &mut self.load {
+            Load::Callers(callers) => {
+                callers.start_due(&mut self.wire, now, &mut self.gauge)?;
+                callers.next_start(now, &self.gauge)
             }
-            None => return Err(io::Error::other(format!("more than {CONNECTIONS_MAX} connections"))),
+            Load::Flows(flows) => {
+                flows.start_due(&mut self.wire, now, &mut self.gauge)?;
+                flows.next_start(now, &self.gauge)
+            }
+            Load::Nothing => None,
         };
-        self.poll.registry().register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
-        self.connections[slot] = Some(Connection { stream, role });
-        Ok(slot)
+        self.enter(next.map_or(until, |next| next.min(until)))?;
+        let now = Instant::now();
+        let mut batch = std::mem::take(&mut self.batch);
+        self.wire.take(&mut batch, COMPLETIONS_MAX);
+        let handled = batch.drain(..).try_for_each(|completion| self.handle(completion, now));
+        self.batch = batch;
+        handled
     }
 
-    fn accept(&mut self, listener: usize) -> io::Result<()> {
-        for _ in 0..ACCEPTS_MAX {
-            let stream = match self.listeners[listener].accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // Given up by its client before it was accepted.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                Err(error) => return Err(io::Error::new(error.kind(), format!("origin: accept: {error}"))),
-            };
-            stream.set_nodelay(true)?;
-            // A request that is there already is answered at its event, which registering brings about.
-            self.insert(stream, Role::Origin(Origin::new()))?;
+    /// Closes everything and waits until the kernel has let go of it: a listener whose accept is still armed would take
+    /// connections from the next engine.
+    pub(super) fn close(mut self) -> io::Result<()> {
+        let deadline = Instant::now() + CLOSE_MAX;
+        if let Load::Flows(flows) = &self.load {
+            flows.close(&mut self.wire)?;
         }
-        self.unfinished.push(LISTENERS + listener);
+        self.listeners.iter().try_for_each(|listener| self.wire.cancel(listener.as_fd()))?;
+        self.sockets.iter().try_for_each(|socket| self.wire.cancel(socket.as_fd()))?;
+        for slots in self.wire.all_open().chunks(CLOSES_MAX) {
+            slots.iter().try_for_each(|slot| self.wire.close(*slot))?;
+            self.collect(Instant::now())?;
+        }
+        while self.wire.pending() > 0 && Instant::now() < deadline {
+            self.collect(deadline)?;
+        }
         Ok(())
     }
 
-    fn advance(&mut self, slot: usize) -> io::Result<()> {
-        // A client that reconnects at once every time must not keep the others from their turn.
-        for _ in 0..STEPS_MAX {
-            let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut) else { return Ok(()) };
-            let next = match &mut connection.role {
-                Role::Client(client) => client.advance(&mut connection.stream, &mut self.buffer, &mut self.gauge)?,
-                // A client that goes away is the client's matter.
-                Role::Origin(origin) => origin.advance(&mut connection.stream, &mut self.buffer).unwrap_or(Next::Close),
-            };
-            match next {
-                Next::Wait => return Ok(()),
-                Next::Again => {
-                    self.unfinished.push(slot);
-                    return Ok(());
+    /// Takes completions that nobody waits for any more.
+    fn collect(&mut self, until: Instant) -> io::Result<()> {
+        self.enter(until)?;
+        self.wire.take(&mut self.batch, COMPLETIONS_MAX);
+        for completion in self.batch.drain(..) {
+            if Token::decode(completion.token()).what == What::Accept {
+                // Accepted in the last moment: closed with its descriptor.
+                drop(completion.into_descriptor());
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, until: Instant) -> io::Result<()> {
+        let patience = until.saturating_duration_since(Instant::now());
+        self.wire.ring.enter(if patience.is_zero() { Wait::Poll } else { Wait::Sleep(patience) })
+    }
+
+    fn accept(&mut self, number: usize) -> io::Result<()> {
+        let listener = self.listeners[number].as_fd();
+        self.wire.start(What::Accept, number, |ring, token| ring.accept_many(listener, token))
+    }
+
+    fn handle(&mut self, completion: Completion, now: Instant) -> io::Result<()> {
+        let token = Token::decode(completion.token());
+        match token.what {
+            What::Accept => self.accepted(token.slot as usize, completion),
+            What::Connect => match &mut self.load {
+                Load::Callers(callers) => callers.connected(&mut self.wire, token, completion.result()),
+                Load::Flows(_) | Load::Nothing => Ok(()),
+            },
+            What::Echo => {
+                let number = token.slot as usize;
+                echo::heard(&mut self.wire, number, &self.sockets[number], &completion)
+            }
+            What::Flow | What::FlowSent => match &mut self.load {
+                Load::Flows(flows) if token.what == What::FlowSent => {
+                    flows.said(&mut self.wire, token, completion.result())
                 }
-                Next::Close => {
-                    // Closing takes it out of epoll as well.
-                    self.connections[slot] = None;
-                    self.free.push(slot);
-                    return Ok(());
+                Load::Flows(flows) => {
+                    flows.heard(&mut self.wire, token.slot as usize, &completion, now, &mut self.gauge)
                 }
-                Next::Reconnect => {
-                    let Role::Client(client) = &connection.role else { return Ok(()) };
-                    let mut stream = open(client.target())?;
-                    self.poll.registry().register(&mut stream, Token(slot), Interest::READABLE | Interest::WRITABLE)?;
-                    connection.stream = stream;
+                Load::Callers(_) | Load::Nothing => Ok(()),
+            },
+            What::Nothing => Ok(()),
+            What::Receive => {
+                let Some(heard) = self.wire.heard(token, &completion) else { return Ok(()) };
+                match (self.wire.role(token), &mut self.load) {
+                    (Some(Role::Client(_)), Load::Callers(callers)) => {
+                        callers.heard(&mut self.wire, token.slot, heard, now, &mut self.gauge)
+                    }
+                    (Some(Role::Origin(_)), _) => origin::heard(&mut self.wire, token.slot, heard),
+                    _ => Ok(()),
+                }
+            }
+            What::Say | What::SayMore => {
+                let Some(said) = self.wire.said(token, &completion)? else { return Ok(()) };
+                match (self.wire.role(token), &mut self.load) {
+                    (Some(Role::Client(_)), Load::Callers(callers)) => callers.said(said),
+                    (Some(Role::Origin(_)), _) => origin::said(&mut self.wire, token.slot, said),
+                    _ => Ok(()),
                 }
             }
         }
-        self.unfinished.push(slot);
-        Ok(())
     }
-}
 
-fn open(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(target).map_err(|error| refused(&error, target))?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// The error of a connection that did not come up.
-pub(super) fn refused(error: &io::Error, target: SocketAddr) -> io::Error {
-    io::Error::new(error.kind(), format!("connect to {target}: {error}"))
-}
-
-/// What a read or a write did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Moved {
-    Bytes(usize),
-    End,
-    NotYet,
-}
-
-pub(super) fn read(stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Moved> {
-    moved(stream.read(buffer))
-}
-
-pub(super) fn write(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<Moved> {
-    moved(stream.write(bytes))
-}
-
-fn moved(result: io::Result<usize>) -> io::Result<Moved> {
-    match result {
-        Ok(0) => Ok(Moved::End),
-        Ok(bytes) => Ok(Moved::Bytes(bytes)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-            Ok(Moved::NotYet)
+    fn accepted(&mut self, number: usize, completion: Completion) -> io::Result<()> {
+        if !completion.more() {
+            self.accept(number)?;
         }
-        // Linux: still connecting.
-        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(Moved::NotYet),
-        Err(error) => Err(error),
+        let socket = match completion.into_descriptor() {
+            Ok(socket) => socket,
+            // Given up by its client before it was accepted.
+            Err(errno) if Cause::of_errno(errno) == Cause::PeerReset => return Ok(()),
+            Err(errno) => {
+                let error = io::Error::from_raw_os_error(errno);
+                return Err(io::Error::new(error.kind(), format!("origin: accept: {error}")));
+            }
+        };
+        set_nodelay(&socket)?;
+        let slot = self.wire.adopt(socket, Role::Origin(origin::Then::Listen))?;
+        origin::accepted(&mut self.wire, slot)
     }
+}
+
+/// A buffer for a message: whole cache lines, and an odd number of them, so that the starts of buffers spread over the sets
+/// of a cache.
+fn room_for(message_bytes: usize) -> u32 {
+    let lines = message_bytes.clamp(HEADER_BYTES, MESSAGE_BYTES_MAX).div_ceil(64) as u32;
+    (lines | 1) * 64
+}
+
+/// A buffer for a datagram, which cannot leave in pieces.
+fn room_for_datagram(payload_bytes: usize) -> u32 {
+    u32::try_from(payload_bytes.min(1 << 16)).unwrap_or(1 << 16).max(HEADER_BYTES as u32 * 2)
 }

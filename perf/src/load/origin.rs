@@ -1,175 +1,106 @@
-//! The origin: answers the requests of [`crate::message`].
+//! The origin: answers the requests of [`crate::message`], over TCP and UDP.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-use mio::net::TcpStream;
-use towpath_sys::socket::{ListenOptions, Transport, open_listener};
+use towpath_sys::socket::{ListenOptions, Transport, open_listener, set_receive_buffer};
 
-use super::engine::{Engine, Moved, Next, READ_BYTES, STEPS_MAX, read, write};
-use crate::message::{Filler, Header, Kind, Progress, Reader, WINDOW_BYTES_MAX};
+use super::engine::Engine;
+use super::wire::{Heard, Listen, Said, Wire};
+use crate::message::{Header, Kind};
 
-/// Filler copied behind a header at a time, so that a short answer leaves in one piece.
-const PIECE_BYTES: usize = 16 * 1024;
+/// Asked of the kernel for datagrams that wait at an origin, in bytes, so that losses are the subject's; it grants less.
+const DATAGRAM_QUEUE_BYTES: u32 = 4 << 20;
 
 /// Opens a listener for an origin in the calling thread's namespace.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let fd = open_listener(address, Transport::Tcp, &ListenOptions::default())
-        .map_err(|error| io::Error::new(error.kind(), format!("origin {address}: {error}")))?;
+    let fd = open_listener(address, Transport::Tcp, &ListenOptions::default()).map_err(|error| at(address, &error))?;
     Ok(TcpListener::from(fd))
 }
 
-/// Answers on these addresses, on the calling thread, until the process ends. `ready` is called once all are open.
-pub fn serve(addresses: &[SocketAddr], ready: impl FnOnce(&[SocketAddr])) -> io::Result<()> {
-    let mut engine = Engine::new()?;
-    let mut open = Vec::new();
-    for &address in addresses {
-        let listener = listen(address)?;
-        open.push(listener.local_addr()?);
-        engine.listen(listener)?;
-    }
-    ready(&open);
+/// Opens a socket for an origin of datagrams in the calling thread's namespace.
+pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let fd = open_listener(address, Transport::Udp, &ListenOptions::default()).map_err(|error| at(address, &error))?;
+    set_receive_buffer(&fd, DATAGRAM_QUEUE_BYTES)?;
+    let socket = UdpSocket::from(fd);
+    // Answers wait for room instead of getting lost at their start.
+    socket.set_nonblocking(false)?;
+    Ok(socket)
+}
+
+/// Answers on these, on the calling thread, until it fails or the process ends.
+pub fn serve(listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<()> {
+    let mut engine = Engine::for_origin()?;
+    engine.answer_on(listeners, sockets)?;
     engine.run_until(None)
 }
 
-/// The origin's side of one connection.
-pub(super) struct Origin {
-    reader: Reader,
-    outgoing: Outgoing,
-    /// What to do once the answer has left.
-    then: Then,
+fn at(address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("origin {address}: {error}"))
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Then {
+/// What the origin does with a connection once its answer has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
     Close,
     Listen,
+    /// The client has been told that its bytes are wrong; closing could overtake that.
+    Ignore,
 }
 
-impl Origin {
-    pub(super) fn new() -> Origin {
-        Origin { reader: Reader::new(), outgoing: Outgoing::nothing(), then: Then::Listen }
-    }
+/// A client has connected. Its first request tells whether it stays.
+pub(super) fn accepted(wire: &mut Wire, slot: u32) -> io::Result<()> {
+    wire.hear(slot, Listen::Once)
+}
 
-    pub(super) fn advance(&mut self, stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<Next> {
-        for _ in 0..STEPS_MAX {
-            // A client that sends without reading is answered no further.
-            match self.outgoing.send(stream)? {
-                Sent::All if self.then == Then::Close => return Ok(Next::Close),
-                Sent::All => {}
-                Sent::Blocked => return Ok(Next::Wait),
-                Sent::Partly => return Ok(Next::Again),
-            }
-            let length = match read(stream, buffer)? {
-                Moved::Bytes(length) => length,
-                Moved::End => return Ok(Next::Close),
-                Moved::NotYet => return Ok(Next::Wait),
-            };
-            match self.reader.take(&buffer[..length]) {
-                Progress::Partial if length < READ_BYTES => return Ok(Next::Wait),
-                Progress::Partial => {}
-                Progress::Complete(request, used) if used == length => {
-                    self.answer(request);
-                    // Most answers leave at once, and less than there was room for has been read: the next request brings an event.
-                    if self.then == Then::Listen && self.outgoing.send(stream)? == Sent::All {
-                        return Ok(Next::Wait);
-                    }
-                }
-                // Clients send one request at a time.
-                Progress::Complete(..) | Progress::Wrong => {
-                    let header = Header { kind: Kind::Corrupt, tag: 0, filler_bytes: 0, answer_filler_bytes: 0 };
-                    self.outgoing = Outgoing::message(header);
-                    self.then = Then::Close;
-                }
-            }
+/// Answers. What becomes of a client that goes away is the client's matter.
+pub(super) fn heard(wire: &mut Wire, slot: u32, heard: Heard) -> io::Result<()> {
+    let busy = wire.is_sending(slot);
+    let Some(then) = wire.then(slot) else { return Ok(()) };
+    match heard {
+        Heard::End | Heard::Failed(_) => wire.close(slot),
+        _ if *then == Then::Ignore => wire.hear(slot, Listen::Many),
+        Heard::Message(request) if !busy => {
+            *then = if request.kind == Kind::Answer { Then::Listen } else { Then::Close };
+            answer(wire, slot, request)
         }
-        Ok(Next::Again)
-    }
-
-    fn answer(&mut self, request: Header) {
-        match request.kind {
-            Kind::Stream => self.outgoing = Outgoing::stream(request.tag),
-            Kind::Answer | Kind::AnswerAndClose | Kind::Corrupt => {
-                self.outgoing.become_message(Header {
-                    kind: Kind::Answer,
-                    tag: request.tag,
-                    filler_bytes: request.answer_filler_bytes,
-                    answer_filler_bytes: 0,
-                });
-            }
+        Heard::Partial | Heard::Nothing => wire.hear(slot, Listen::Once),
+        Heard::Message(_) | Heard::Filler(_) | Heard::Wrong if busy => wire.close(slot),
+        Heard::Message(_) | Heard::Filler(_) | Heard::Wrong => {
+            *then = Then::Ignore;
+            wire.say(slot, CORRUPT)?;
+            wire.hear(slot, Listen::Many)
         }
-        self.then = if request.kind == Kind::Answer { Then::Listen } else { Then::Close };
     }
 }
 
-/// A message on its way: a header, filler copied behind it so that a short one leaves in one piece, and more filler.
-pub(super) struct Outgoing {
-    head: Vec<u8>,
-    head_sent: usize,
-    filler: Filler,
-    filler_left: u64,
+/// Goes on after a part of an answer has left.
+pub(super) fn said(wire: &mut Wire, slot: u32, said: Said) -> io::Result<()> {
+    match said {
+        Said::Failed(_) => wire.close(slot),
+        Said::All if wire.then(slot).is_some_and(|then| *then == Then::Close) => wire.close(slot),
+        Said::All | Said::Partly => Ok(()),
+    }
 }
 
-/// How far a message has left.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sent {
-    /// All of it.
-    All,
-    /// The peer takes no more for now.
-    Blocked,
-    /// As much as one turn allows.
-    Partly,
-}
+/// Told to a client whose request did not arrive as it was sent.
+pub(super) const CORRUPT: Header = Header { kind: Kind::Corrupt, tag: 0, filler_bytes: 0, answer_filler_bytes: 0 };
 
-impl Outgoing {
-    pub(super) fn nothing() -> Outgoing {
-        Outgoing { head: Vec::new(), head_sent: 0, filler: Filler::of(0), filler_left: 0 }
+fn answer(wire: &mut Wire, slot: u32, request: Header) -> io::Result<()> {
+    if request.kind == Kind::Stream {
+        return wire.say_stream(slot, request.tag);
     }
-
-    fn message(header: Header) -> Outgoing {
-        let mut outgoing = Outgoing::nothing();
-        outgoing.become_message(header);
-        outgoing
-    }
-
-    fn stream(tag: u64) -> Outgoing {
-        Outgoing { filler: Filler::of(tag), filler_left: u64::MAX, ..Outgoing::nothing() }
-    }
-
-    /// Takes this message in place of the one that has left, in the same memory.
-    pub(super) fn become_message(&mut self, header: Header) {
-        self.head.clear();
-        self.head_sent = 0;
-        self.head.extend_from_slice(&header.encode());
-        self.filler = Filler::of(header.tag);
-        let part = (header.filler_bytes as usize).min(PIECE_BYTES);
-        self.head.extend_from_slice(self.filler.window(part));
-        self.filler_left = u64::from(header.filler_bytes) - part as u64;
-    }
-
-    pub(super) fn send(&mut self, stream: &mut TcpStream) -> io::Result<Sent> {
-        for _ in 0..STEPS_MAX {
-            if self.head_sent < self.head.len() {
-                match write(stream, &self.head[self.head_sent..])? {
-                    Moved::Bytes(length) => self.head_sent += length,
-                    Moved::NotYet | Moved::End => return Ok(Sent::Blocked),
-                }
-            } else if self.filler_left > 0 {
-                let length =
-                    usize::try_from(self.filler_left).map_or(WINDOW_BYTES_MAX, |left| left.min(WINDOW_BYTES_MAX));
-                let mut ahead = self.filler;
-                match write(stream, ahead.window(length))? {
-                    Moved::Bytes(length) => {
-                        self.filler.window(length);
-                        self.filler_left -= length as u64;
-                    }
-                    Moved::NotYet | Moved::End => return Ok(Sent::Blocked),
-                }
-            } else {
-                return Ok(Sent::All);
-            }
-        }
-        let left = self.head_sent < self.head.len() || self.filler_left > 0;
-        Ok(if left { Sent::Partly } else { Sent::All })
+    let answer = Header {
+        kind: Kind::Answer,
+        tag: request.tag,
+        filler_bytes: request.answer_filler_bytes,
+        answer_filler_bytes: 0,
+    };
+    wire.say(slot, answer)?;
+    match request.kind {
+        Kind::Answer => wire.hear(slot, Listen::Many),
+        // Closed in the same submission.
+        _ if wire.leaves_in_one_piece(slot) => wire.close(slot),
+        _ => Ok(()),
     }
 }

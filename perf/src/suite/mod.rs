@@ -13,7 +13,7 @@ use towpath_sys::host::pin_thread;
 use crate::cpu::softirq_threads;
 use crate::lab::{Lab, Steering};
 use crate::load::client;
-use crate::load::{Plan, Tally, Work, new_histogram};
+use crate::load::{Pace, Plan, Tally, Work, new_histogram};
 use crate::machine::Machine;
 use crate::peers::{Running, Setting, Subject};
 use crate::report::{Better, Report, Row, SCHEMA, Spread, latency_curve, ratio};
@@ -267,6 +267,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, stage: &Stage) -
     let plan = Plan {
         target: setting.listen,
         work: case.work,
+        pace: Pace::Closed,
         warm_up: options.warm_up,
         measure: options.measure,
         watch_cpus,
@@ -331,7 +332,7 @@ fn drive(stage: &Stage, options: &Options, plan: Plan) -> io::Result<Tally> {
     let origin = stage.origin.try_clone()?;
     let client = stage.lab.client().start(move || {
         pin_thread(&cpus)?;
-        client::run_beside_origin(&plan, vec![origin])
+        client::run_beside_origin(&plan, vec![origin], Vec::new())
     })?;
     client.join().map_err(|_| io::Error::other("the client has panicked"))??
 }

@@ -20,7 +20,7 @@ const ORIGIN_PORT: u16 = 7000;
 
 /// What is measured, each under these accountings.
 pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
-    let kept = |connections| Work::KeepAlive { connections, request_bytes: 128, answer_bytes: 128 };
+    let kept = |connections| Work::KeepAlive { connections, idle: 0, request_bytes: 128, answer_bytes: 128 };
     let works = [
         ("keepalive-128B-64c", kept(64), Unit::Requests),
         ("connect", Work::Connect { concurrency: 32, request_bytes: 128, answer_bytes: 128 }, Unit::Connections),

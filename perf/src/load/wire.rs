@@ -1,0 +1,499 @@
+//! The ring and the connections on it: sends messages, and verifies what arrives.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use towpath_sys::ring::{Completion, Received, Ring, RingSettings};
+use towpath_sys::socket::{Family, set_nodelay, tcp_socket};
+
+use super::callers::Call;
+use super::origin::Then;
+use crate::message::{Filler, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
+
+/// Connections that one thread carries at once.
+const CONNECTIONS_MAX: usize = 1 << SLOT_BITS;
+
+/// Submission entries of the ring.
+const ENTRIES: u32 = 4096;
+
+/// Buffers for what arrives are taken in turns, so as many are in use as there are: so many bytes stay in a core's cache.
+const CACHED_BYTES: u32 = 512 * 1024;
+
+/// Buffers for what arrives, at most: as many completions are handled before the kernel gets more.
+const BUFFERS_MAX: u16 = 512;
+
+/// Messages that may be leaving at a time. Memory of their buffers is touched only as far as they are.
+const SENDS_MAX: u16 = 32_768;
+
+/// What a completion belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// Listener of this number has accepted.
+    Accept,
+    /// The connection is up, or not.
+    Connect,
+    /// Datagrams for the origin's socket of this number.
+    Echo,
+    /// A datagram of the flow of this number has come back.
+    Flow,
+    /// A datagram of the flow of this number has left.
+    FlowSent,
+    /// The connection has received.
+    Receive,
+    /// A message of the connection has left, or its first part.
+    Say,
+    /// More of its filler has.
+    SayMore,
+    /// Of no interest.
+    Nothing,
+}
+
+const WHATS: [What; 9] = [
+    What::Accept,
+    What::Connect,
+    What::Echo,
+    What::Flow,
+    What::FlowSent,
+    What::Receive,
+    What::Say,
+    What::SayMore,
+    What::Nothing,
+];
+
+const SLOT_BITS: u32 = 17;
+const GENERATION_BITS: u32 = 16;
+const BUFFER_BITS: u32 = 16;
+
+/// What an operation was for, in the number that its completion carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) what: What,
+    /// Of a connection, listener or flow.
+    pub(super) slot: u32,
+    /// Which of the connections that the slot has had.
+    generation: u16,
+    /// Held while the operation is under way.
+    buffer: u16,
+}
+
+impl Token {
+    pub(super) fn of(what: What, slot: usize) -> Token {
+        Token { what, slot: slot as u32, generation: 0, buffer: 0 }
+    }
+
+    fn encode(self) -> u64 {
+        let what = WHATS.iter().position(|what| *what == self.what).unwrap_or_default() as u64;
+        u64::from(self.slot)
+            | u64::from(self.generation) << SLOT_BITS
+            | u64::from(self.buffer) << (SLOT_BITS + GENERATION_BITS)
+            | what << (SLOT_BITS + GENERATION_BITS + BUFFER_BITS)
+    }
+
+    pub(super) fn decode(bits: u64) -> Token {
+        let what = (bits >> (SLOT_BITS + GENERATION_BITS + BUFFER_BITS)) as usize;
+        Token {
+            what: WHATS.get(what).copied().unwrap_or(What::Nothing),
+            slot: bits as u32 & ((1 << SLOT_BITS) - 1),
+            generation: (bits >> SLOT_BITS) as u16,
+            buffer: (bits >> (SLOT_BITS + GENERATION_BITS)) as u16,
+        }
+    }
+}
+
+/// Who speaks on a connection.
+pub(super) enum Role {
+    Client(Call),
+    Origin(Then),
+}
+
+/// How what arrives is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listen {
+    /// One piece at a time: a buffer is taken when a piece is there, so that few large ones stay warm.
+    Once,
+    /// Whatever comes, with one operation.
+    Many,
+}
+
+struct Connection {
+    socket: OwnedFd,
+    role: Role,
+    reader: Reader,
+    /// What comes next of a stream; `None`: messages come.
+    stream: Option<Filler>,
+    /// A receive is under way.
+    receiving: bool,
+    /// Bytes that are on their way; 0: all has left.
+    sending: u32,
+    /// What follows them.
+    rest: Filler,
+    rest_bytes: u64,
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u16,
+    connection: Option<Box<Connection>>,
+}
+
+/// What a receive brought.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// The peer has finished.
+    End,
+    /// The connection has failed.
+    Failed(io::Error),
+    /// So many bytes of a stream, as they were sent.
+    Filler(usize),
+    /// A whole message, as it was sent.
+    Message(Header),
+    /// No bytes: no buffer was left for a moment.
+    Nothing,
+    /// Part of a message, as it was sent.
+    Partial,
+    /// It is not what was sent, or more than one message.
+    Wrong,
+}
+
+/// How far a message has left.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// All of it.
+    All,
+    /// The connection has failed.
+    Failed(io::Error),
+    /// The rest follows.
+    Partly,
+}
+
+/// See the module.
+pub(super) struct Wire {
+    pub(super) ring: Ring,
+    places: Vec<Place>,
+    free: Vec<u32>,
+    /// Operations under way.
+    pending: usize,
+    /// How receives of clients are made.
+    pub(super) listen: Listen,
+    out_bytes: u32,
+}
+
+impl Wire {
+    /// With buffers of `in_bytes` each for what arrives, as many as stay in the cache but at least `in_least`, and of
+    /// `out_bytes` (more than a header) for what leaves.
+    pub(super) fn new(
+        in_bytes: u32,
+        in_least: u16,
+        out_bytes: u32,
+        datagram_buffers: u16,
+        listen: Listen,
+    ) -> io::Result<Wire> {
+        let fitting = u16::try_from(CACHED_BYTES / in_bytes).unwrap_or(u16::MAX);
+        let mut ring = Ring::new(RingSettings {
+            entries: ENTRIES,
+            stream_buffers: fitting.clamp(in_least, BUFFERS_MAX.max(in_least)),
+            stream_buffer_bytes: in_bytes,
+            datagram_buffers,
+        })?;
+        ring.reserve_outgoing(SENDS_MAX, out_bytes)?;
+        Ok(Wire { ring, places: Vec::new(), free: Vec::new(), pending: 0, listen, out_bytes })
+    }
+
+    /// Operations under way.
+    pub(super) fn pending(&self) -> usize {
+        self.pending
+    }
+
+    /// Takes up to `max` completions, appended to `batch`.
+    pub(super) fn take(&mut self, batch: &mut Vec<Completion>, max: usize) {
+        let before = batch.len();
+        self.ring.take(batch, max);
+        let is_over =
+            |completion: &&Completion| !completion.more() && Token::decode(completion.token()).what != What::Nothing;
+        self.pending -= batch[before..].iter().filter(is_over).count();
+    }
+
+    /// Opens a client's connection; its completion is [`What::Connect`].
+    pub(super) fn connect(&mut self, target: SocketAddr, call: Call) -> io::Result<u32> {
+        let socket = tcp_socket(Family::of(target.ip()))?;
+        set_nodelay(&socket)?;
+        let slot = self.adopt(socket, Role::Client(call))?;
+        let token = self.token(What::Connect, slot);
+        let Some(connection) = self.places[slot as usize].connection.as_ref() else { return Ok(slot) };
+        self.ring.connect(connection.socket.as_fd(), target, token.encode())?;
+        self.pending += 1;
+        Ok(slot)
+    }
+
+    /// Takes a connection in.
+    pub(super) fn adopt(&mut self, socket: OwnedFd, role: Role) -> io::Result<u32> {
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None if self.places.len() < CONNECTIONS_MAX => {
+                self.places.push(Place::default());
+                self.places.len() as u32 - 1
+            }
+            None => return Err(io::Error::other(format!("more than {CONNECTIONS_MAX} connections on one thread"))),
+        };
+        self.places[slot as usize].connection = Some(Box::new(Connection {
+            socket,
+            role,
+            reader: Reader::new(),
+            stream: None,
+            receiving: false,
+            sending: 0,
+            rest: Filler::of(0),
+            rest_bytes: 0,
+        }));
+        Ok(slot)
+    }
+
+    /// Who speaks on the connection that a completion is of; `None` when that one is closed.
+    pub(super) fn role(&mut self, token: Token) -> Option<&mut Role> {
+        self.find(token).map(|connection| &mut connection.role)
+    }
+
+    /// The client's side of an open connection.
+    pub(super) fn call(&mut self, slot: u32) -> Option<&mut Call> {
+        match self.open(slot) {
+            Some(Connection { role: Role::Client(call), .. }) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// What the origin does once its answer has left.
+    pub(super) fn then(&mut self, slot: u32) -> Option<&mut Then> {
+        match self.open(slot) {
+            Some(Connection { role: Role::Origin(then), .. }) => Some(then),
+            _ => None,
+        }
+    }
+
+    /// Slots of all open connections.
+    pub(super) fn all_open(&self) -> Vec<u32> {
+        (0..self.places.len() as u32).filter(|slot| self.places[*slot as usize].connection.is_some()).collect()
+    }
+
+    /// Receives, unless a receive is under way.
+    pub(super) fn hear(&mut self, slot: u32, listen: Listen) -> io::Result<()> {
+        let token = self.token(What::Receive, slot).encode();
+        let Wire { ring, places, pending, .. } = self;
+        let Some(connection) = places[slot as usize].connection.as_mut() else { return Ok(()) };
+        if connection.receiving {
+            return Ok(());
+        }
+        match listen {
+            Listen::Once => ring.receive(connection.socket.as_fd(), token)?,
+            Listen::Many => ring.receive_many(connection.socket.as_fd(), token)?,
+        }
+        connection.receiving = true;
+        *pending += 1;
+        Ok(())
+    }
+
+    /// From now on filler without end is expected.
+    pub(super) fn expect_stream(&mut self, slot: u32, tag: u64) {
+        if let Some(connection) = self.open(slot) {
+            connection.stream = Some(Filler::of(tag));
+        }
+    }
+
+    /// Takes what a receive has brought; `None` when its connection is closed.
+    pub(super) fn heard(&mut self, token: Token, completion: &Completion) -> Option<Heard> {
+        let place = &mut self.places[token.slot as usize];
+        let connection = place.connection.as_mut().filter(|_| place.generation == token.generation);
+        let buffers = self.ring.stream_buffers();
+        let heard = connection.map(|connection| {
+            connection.receiving = completion.more();
+            match (completion.received(), completion.buffer()) {
+                (Received::Bytes(length), Some(buffer)) => connection.take(buffers.bytes(buffer, 0, length)),
+                (Received::End, _) => Heard::End,
+                (Received::NoBuffers | Received::Cancelled, _) => Heard::Nothing,
+                _ => Heard::Failed(io::Error::from_raw_os_error(-completion.result())),
+            }
+        });
+        if let Some(buffer) = completion.buffer() {
+            buffers.recycle(buffer);
+        }
+        heard
+    }
+
+    /// Whether a message is still leaving.
+    pub(super) fn is_sending(&mut self, slot: u32) -> bool {
+        self.open(slot).is_some_and(|connection| connection.sending > 0)
+    }
+
+    /// Sends a message; nothing may be under way.
+    pub(super) fn say(&mut self, slot: u32, header: Header) -> io::Result<()> {
+        let token = self.token(What::Say, slot);
+        let room = self.out_bytes - HEADER_BYTES as u32;
+        let mut filler = Filler::of(header.tag);
+        let part = header.filler_bytes.min(room).min(WINDOW_BYTES_MAX as u32);
+        let buffer = self.compose(&header, filler.window(part as usize))?;
+        let Wire { ring, places, pending, .. } = self;
+        let Some(connection) = places[slot as usize].connection.as_mut() else {
+            release(ring, buffer);
+            return Ok(());
+        };
+        connection.sending = HEADER_BYTES as u32 + part;
+        connection.rest = filler;
+        connection.rest_bytes = u64::from(header.filler_bytes - part);
+        ring.send_outgoing(connection.socket.as_fd(), buffer, connection.sending, Token { buffer, ..token }.encode())?;
+        *pending += 1;
+        Ok(())
+    }
+
+    /// Sends filler without end.
+    pub(super) fn say_stream(&mut self, slot: u32, tag: u64) -> io::Result<()> {
+        if let Some(connection) = self.open(slot) {
+            connection.rest = Filler::of(tag);
+            connection.rest_bytes = u64::MAX;
+        }
+        self.say_more(slot)
+    }
+
+    /// Takes note of what has left and sends what follows; `None` when its connection is closed.
+    pub(super) fn said(&mut self, token: Token, completion: &Completion) -> io::Result<Option<Said>> {
+        if token.what == What::Say {
+            release(&mut self.ring, token.buffer);
+        }
+        let Some(connection) = self.find(token) else { return Ok(None) };
+        let sent = std::mem::take(&mut connection.sending);
+        match completion.result() {
+            errno if errno < 0 => Ok(Some(Said::Failed(io::Error::from_raw_os_error(-errno)))),
+            // All of it leaves unless the connection fails on the way.
+            length if length.unsigned_abs() != sent => Ok(Some(Said::Failed(io::ErrorKind::BrokenPipe.into()))),
+            _ if connection.rest_bytes == 0 => Ok(Some(Said::All)),
+            _ => {
+                self.say_more(token.slot)?;
+                Ok(Some(Said::Partly))
+            }
+        }
+    }
+
+    /// Whether all of a message is with the kernel once what is queued is submitted.
+    pub(super) fn leaves_in_one_piece(&mut self, slot: u32) -> bool {
+        self.open(slot).is_none_or(|connection| connection.rest_bytes == 0)
+    }
+
+    /// Closes a connection. What is leaving still leaves.
+    pub(super) fn close(&mut self, slot: u32) -> io::Result<()> {
+        let receive = self.token(What::Receive, slot).encode();
+        let place = &mut self.places[slot as usize];
+        let Some(connection) = place.connection.take() else { return Ok(()) };
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(slot);
+        let nothing = Token::of(What::Nothing, 0).encode();
+        if connection.receiving {
+            // It would keep the connection open.
+            self.ring.cancel_receive(receive, nothing)?;
+        }
+        self.ring.close(connection.socket, nothing)
+    }
+
+    /// Sends one datagram on a connected socket.
+    pub(super) fn say_datagram(&mut self, flow: usize, socket: BorrowedFd<'_>, header: Header) -> io::Result<()> {
+        let mut filler = Filler::of(header.tag);
+        let buffer = self.compose(&header, filler.window(header.filler_bytes as usize))?;
+        let token = Token { buffer, ..Token::of(What::FlowSent, flow) };
+        self.ring.send_outgoing(socket, buffer, HEADER_BYTES as u32 + header.filler_bytes, token.encode())?;
+        self.pending += 1;
+        Ok(())
+    }
+
+    /// Takes note of a datagram that has left.
+    pub(super) fn said_datagram(&mut self, token: Token) {
+        release(&mut self.ring, token.buffer);
+    }
+
+    /// Starts an operation that is of no connection.
+    pub(super) fn start(
+        &mut self,
+        what: What,
+        number: usize,
+        start: impl FnOnce(&mut Ring, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        start(&mut self.ring, Token::of(what, number).encode())?;
+        self.pending += 1;
+        Ok(())
+    }
+
+    /// Cancels whatever waits on a socket that is of no connection.
+    pub(super) fn cancel(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.ring.cancel_all(socket, Token::of(What::Nothing, 0).encode())
+    }
+
+    /// A header and filler in a leased buffer, so that they leave in one piece.
+    fn compose(&mut self, header: &Header, filler: &[u8]) -> io::Result<u16> {
+        let leased = self.ring.outgoing_buffers().and_then(|buffers| Some((buffers.lease()?, buffers)));
+        let Some((buffer, buffers)) = leased else {
+            return Err(io::Error::other(format!("{SENDS_MAX} messages are leaving: use more threads")));
+        };
+        buffers.write(buffer, 0, &header.encode());
+        buffers.write(buffer, HEADER_BYTES as u32, filler);
+        Ok(buffer)
+    }
+
+    fn say_more(&mut self, slot: u32) -> io::Result<()> {
+        let token = self.token(What::SayMore, slot).encode();
+        let Wire { ring, places, pending, .. } = self;
+        let Some(connection) = places[slot as usize].connection.as_mut() else { return Ok(()) };
+        let length = connection.rest_bytes.min(WINDOW_BYTES_MAX as u64);
+        connection.rest_bytes -= length;
+        connection.sending = length as u32;
+        ring.send_static(connection.socket.as_fd(), connection.rest.window(length as usize), token)?;
+        *pending += 1;
+        Ok(())
+    }
+
+    fn token(&self, what: What, slot: u32) -> Token {
+        Token { generation: self.places[slot as usize].generation, ..Token::of(what, slot as usize) }
+    }
+
+    fn open(&mut self, slot: u32) -> Option<&mut Connection> {
+        self.places[slot as usize].connection.as_deref_mut()
+    }
+
+    fn find(&mut self, token: Token) -> Option<&mut Connection> {
+        let place = &mut self.places[token.slot as usize];
+        place.connection.as_deref_mut().filter(|_| place.generation == token.generation)
+    }
+}
+
+/// Gives back the buffer of a message that has left.
+fn release(ring: &mut Ring, buffer: u16) {
+    if let Some(buffers) = ring.outgoing_buffers() {
+        buffers.recycle(buffer);
+    }
+}
+
+impl Connection {
+    /// Verifies a piece.
+    fn take(&mut self, piece: &[u8]) -> Heard {
+        if let Some(filler) = &mut self.stream {
+            return if filler.matches(piece) { Heard::Filler(piece.len()) } else { Heard::Wrong };
+        }
+        match self.reader.take(piece) {
+            // Neither side sends a second message before it has an answer.
+            Progress::Complete(header, used) if used == piece.len() => Heard::Message(header),
+            Progress::Complete(..) | Progress::Wrong => Heard::Wrong,
+            Progress::Partial => Heard::Partial,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_the_ring() {
+        for what in WHATS {
+            let token = Token { what, slot: (CONNECTIONS_MAX - 1) as u32, generation: u16::MAX, buffer: 0x8001 };
+            assert_eq!(Token::decode(token.encode()), token);
+            // The highest two bits are the ring's.
+            assert_eq!(token.encode() >> 62, 0);
+        }
+    }
+}
