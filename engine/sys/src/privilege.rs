@@ -43,7 +43,7 @@ pub fn ensure<F: FnOnce()>(test: F) -> io::Result<Privilege> {
     let mut command = Command::new(env::current_exe()?);
     command.args([name, "--exact", "--nocapture", "--include-ignored"]).env(MARK, "1");
     enter_user_namespace(&mut command)?;
-    process::die_with_parent(&mut command);
+    process::die_with_parent(&mut command)?;
     let output = command.output().map_err(|error| {
         io::Error::new(
             error.kind(),

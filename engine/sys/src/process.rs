@@ -135,15 +135,54 @@ impl MemoryFile {
     }
 }
 
+/// A process that need not be our child.
+#[derive(Debug)]
+pub struct Process {
+    exit: OwnedFd,
+}
+
+impl Process {
+    /// The process of that id; `NotFound` when there is none. What is known of it otherwise is to be checked after this: the id
+    /// may have been another's before.
+    pub fn open(pid: u32) -> io::Result<Process> {
+        match open_pidfd(pid) {
+            Ok(exit) => Ok(Process { exit }),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("no process {pid}")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks it to end (SIGTERM) and waits until it has.
+    pub fn end(&self, timeout: Duration) -> io::Result<()> {
+        let (fd, no_info) = (self.exit.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: null asks for the signal's usual information; the rest are integers.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGTERM, no_info, 0) };
+        if result == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        host::await_readable(&self.exit, timeout)
+    }
+}
+
 /// Has the kernel kill the program when the thread that starts it ends.
-pub fn die_with_parent(command: &mut Command) {
-    let request = || {
+pub fn die_with_parent(command: &mut Command) -> io::Result<()> {
+    let parent = open_pidfd(std::process::id())?;
+    let request = move || {
         // SAFETY: PR_SET_PDEATHSIG takes an integer.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) })?;
-        Ok(())
+        // A parent that ended before this will not be heard of.
+        let mut poll = libc::pollfd { fd: parent.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the kernel reads and writes one pollfd, which outlives the call.
+        match check(unsafe { libc::poll(&mut poll, 1, 0) })? {
+            0 => Ok(()),
+            _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
     };
-    // SAFETY: the closure makes one system call and neither allocates nor takes a lock.
+    // SAFETY: the closure makes two system calls and neither allocates nor takes a lock.
     unsafe { command.pre_exec(request) };
+    Ok(())
 }
 
 /// Starts a program in a PID namespace of its own, from a thread that has called `prepare` first.
@@ -151,7 +190,7 @@ pub(crate) fn spawn_confined(
     mut command: Command,
     prepare: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> io::Result<Child> {
-    die_with_parent(&mut command);
+    die_with_parent(&mut command)?;
     let (report, started) = mpsc::channel();
     let (release, released) = mpsc::channel::<()>();
     let warden = thread::Builder::new().name("warden".into()).spawn(move || {
