@@ -1,5 +1,6 @@
 //! What CPUs spend their time on, from /proc/stat.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
@@ -12,6 +13,40 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub fn process_seconds(pids: &[u32]) -> f64 {
     let ticks: u64 = pids.iter().filter_map(|pid| Some(ProcessStat::read(*pid)?.busy_ticks)).sum();
     ticks as f64 / TICKS_PER_SECOND
+}
+
+/// Seconds of work since its start of each process that ran last on one of these CPUs.
+pub fn process_seconds_on(cpus: &[usize]) -> io::Result<BTreeMap<u32, f64>> {
+    let seconds = |stat: ProcessStat| stat.busy_ticks as f64 / TICKS_PER_SECOND;
+    Ok(processes()?
+        .into_iter()
+        .filter(|(_, stat)| cpus.contains(&stat.last_cpu))
+        .map(|(pid, stat)| (pid, seconds(stat)))
+        .collect())
+}
+
+/// Nanoseconds that the threads of these processes have run, softirqs in their name included; a process that is gone counts as 0.
+pub fn run_time_ns(pids: &[u32]) -> u64 {
+    let threads = pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
+    threads
+        .filter_map(|thread| {
+            // Documentation/scheduler/sched-stats.rst: time on the CPU, time waiting for it, times it got it.
+            let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+/// Memory of these processes, in bytes; pages that several share count once. A process that is gone counts as 0.
+pub fn memory_bytes(pids: &[u32]) -> u64 {
+    let text = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok());
+    text.filter_map(|text| parse_pss(&text)).sum()
+}
+
+/// The proportional set size: a page of n processes counts 1/n in each.
+fn parse_pss(rollup: &str) -> Option<u64> {
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// A process and all that descend from it.
@@ -48,6 +83,7 @@ struct ProcessStat {
     name: String,
     parent: u32,
     busy_ticks: u64,
+    last_cpu: usize,
 }
 
 impl ProcessStat {
@@ -56,7 +92,7 @@ impl ProcessStat {
     }
 
     fn parse(text: &str) -> Option<ProcessStat> {
-        // proc(5): pid (comm) state ppid …; comm may contain anything, also parentheses. utime and stime are fields 14 and 15.
+        // proc(5): pid (comm) state ppid …; comm may contain anything, also parentheses. utime and stime are fields 14 and 15, processor is 39.
         let (before, after) = text.rsplit_once(')')?;
         let (_, name) = before.split_once('(')?;
         let fields: Vec<&str> = after.split_whitespace().collect();
@@ -65,6 +101,7 @@ impl ProcessStat {
             name: name.to_owned(),
             parent: u32::try_from(field(4)?).ok()?,
             busy_ticks: field(14)? + field(15)?,
+            last_cpu: usize::try_from(field(39)?).ok()?,
         })
     }
 }
@@ -143,12 +180,21 @@ mod tests {
 
     #[test]
     fn a_process_is_read_whatever_its_name() {
-        let text = "42 (a (b) c) S 7 1 1 0 -1 0 0 0 0 0 100 23 0 0 20 0 1 0 5 0 0";
+        let text = "42 (a (b) c) S 7 1 1 0 -1 0 0 0 0 0 100 23 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0";
         let stat = ProcessStat::parse(text).unwrap();
-        assert_eq!((stat.name.as_str(), stat.parent, stat.busy_ticks), ("a (b) c", 7, 123));
+        assert_eq!((stat.name.as_str(), stat.parent, stat.busy_ticks, stat.last_cpu), ("a (b) c", 7, 123, 3));
         let own = std::process::id();
         let parent = ProcessStat::read(own).unwrap().parent;
         assert!(process_tree(parent).unwrap().contains(&own));
+    }
+
+    #[test]
+    fn own_memory_and_time_can_be_told() {
+        let own = [std::process::id()];
+        assert_eq!(parse_pss("00-7f rollup\nRss:  1796 kB\nPss:   461 kB\nPss_Dirty: 9 kB\n"), Some(461 * 1024));
+        assert!(memory_bytes(&own) > 4096);
+        assert!(run_time_ns(&own) > 0);
+        assert_eq!((memory_bytes(&[u32::MAX]), run_time_ns(&[u32::MAX])), (0, 0));
     }
 
     #[test]

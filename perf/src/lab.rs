@@ -17,6 +17,8 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 use std::process::Command;
 
 use towpath_sys::link::{Links, Route, default_destination};
@@ -200,6 +202,11 @@ impl Host {
     /// Its places in the networks. The balancer of a two-arm lab has `front` first.
     pub fn ports(&self) -> &[Port] {
         &self.ports
+    }
+
+    /// A file that stands for its network while the lab lives, as `nsenter --net=FILE` takes it.
+    pub fn network_file(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.namespace.as_fd().as_raw_fd()))
     }
 
     /// Its place in the network of that name.

@@ -1,19 +1,21 @@
 //! The subjects of a measurement: Towpath and its peers, found on this machine, started and stopped.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use towpath_sys::process::{Child, MemoryFile};
+use towpath_sys::socket::Transport;
 
 use crate::cpu::process_tree;
 use crate::lab::Host;
 
 /// Connections a subject has to be able to hold. Each takes two descriptors of the usual 20,000.
-const CONNECTIONS_MAX: u32 = 8_000;
+const CONNECTIONS_MAX: u32 = 8_200;
 
 /// How long a subject may take to end once it is asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,15 +26,30 @@ const LOG_BYTES_MAX: usize = 4096;
 /// Where Debian puts nginx's stream module.
 const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
-/// A program that balances load.
+/// What balances load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// HAProxy, `mode tcp`.
     Haproxy,
+    /// The kernel's address translation, set up by `nft`. It has no process: packets pass in the receive work of their host.
+    Kernel,
     /// nginx, `stream`.
     Nginx,
+    /// Whatever answers at an address across a real wire; not ours to start.
+    Remote,
     /// Ourselves.
     Towpath,
+}
+
+impl Kind {
+    /// Whether it relays datagrams.
+    pub fn relays_datagrams(self) -> bool {
+        match self {
+            // haproxy#62: asked for since 2019; only its log forwarding and QUIC listen on UDP.
+            Kind::Haproxy => false,
+            Kind::Kernel | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
+        }
+    }
 }
 
 /// A program found on this machine, and how it is tuned.
@@ -47,8 +64,29 @@ pub struct Subject {
     program: PathBuf,
 }
 
-/// Where a subject relays from and to.
-#[derive(Clone, Copy, Debug)]
+/// Source addresses and ports for connections to the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Addresses of the balancer, used for nothing else.
+    pub addresses: Vec<IpAddr>,
+    /// Ports at each.
+    pub ports: RangeInclusive<u16>,
+}
+
+impl Pool {
+    /// Connections to one server that it has room for.
+    pub fn capacity(&self) -> usize {
+        self.addresses.len() * self.ports.len()
+    }
+
+    /// As in `20000-22999`.
+    pub fn range(&self) -> String {
+        format!("{}-{}", self.ports.start(), self.ports.end())
+    }
+}
+
+/// What and how a subject relays.
+#[derive(Clone, Debug)]
 pub struct Setting {
     /// Where clients connect to.
     pub listen: SocketAddr,
@@ -56,13 +94,18 @@ pub struct Setting {
     pub server: SocketAddr,
     /// The CPU it runs on.
     pub cpu: usize,
+    /// What it relays.
+    pub transport: Transport,
+    /// Where connections to the server come from; the subject's choice without one.
+    pub pool: Option<Pool>,
 }
 
 /// A subject at work. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Running {
     name: String,
-    child: Child,
+    /// None for what runs in the kernel or elsewhere.
+    child: Option<Child>,
     log: MemoryFile,
     /// Files that the program was told the paths of.
     _files: Vec<MemoryFile>,
@@ -89,7 +132,7 @@ impl std::fmt::Display for Missing {
             Missing::Unknown(name) => {
                 write!(
                     f,
-                    "`{name}` is no known subject: haproxy, nginx, towpath, each with an optional buffer size as in haproxy-256k"
+                    "`{name}` is no known subject: haproxy, kernel, nginx, towpath; the first and third with an optional buffer size, as in haproxy-256k"
                 )
             }
         }
@@ -111,12 +154,14 @@ impl Subject {
         let kind = match base {
             "haproxy" => Kind::Haproxy,
             "nginx" => Kind::Nginx,
+            "kernel" if buffer_kib.is_none() => Kind::Kernel,
             "towpath" if buffer_kib.is_none() => Kind::Towpath,
             _ => return Err(Missing::Unknown(name.to_owned())),
         };
         let missing = |remedy: &str| Missing::Program { name: name.to_owned(), remedy: remedy.to_owned() };
         let program = match kind {
             Kind::Haproxy => in_path("haproxy").ok_or_else(|| missing("install the Debian package haproxy"))?,
+            Kind::Kernel => in_path("nft").ok_or_else(|| missing("install the Debian package nftables"))?,
             Kind::Nginx => {
                 let program = in_path("nginx")
                     .ok_or_else(|| missing("install the Debian packages nginx-core and libnginx-mod-stream"))?;
@@ -127,6 +172,7 @@ impl Subject {
                 }
                 program
             }
+            Kind::Remote => return Err(Missing::Unknown(name.to_owned())),
             Kind::Towpath if is_program(towpath) => towpath.to_owned(),
             Kind::Towpath => {
                 let remedy = format!(
@@ -139,11 +185,17 @@ impl Subject {
         Ok(Subject { name: name.to_owned(), kind, buffer_kib, program })
     }
 
+    /// Whatever answers at the far end of a wire.
+    pub fn remote(target: SocketAddr) -> Subject {
+        Subject { name: target.to_string(), kind: Kind::Remote, buffer_kib: None, program: PathBuf::new() }
+    }
+
     /// What the program says about its version.
     pub fn version(&self) -> String {
         let flag = match self.kind {
             Kind::Haproxy | Kind::Nginx => "-v",
-            Kind::Towpath => "--version",
+            Kind::Kernel | Kind::Towpath => "--version",
+            Kind::Remote => return "unknown".into(),
         };
         let Ok(output) = Command::new(&self.program).arg(flag).output() else { return "unknown".into() };
         // nginx answers on stderr.
@@ -160,16 +212,26 @@ impl Subject {
             (Kind::Haproxy, None) => (include_str!("../peers/haproxy.cfg"), "# tune.bufsize: its default".into()),
             (Kind::Nginx, Some(kib)) => (include_str!("../peers/nginx.conf"), format!("proxy_buffer_size {kib}k;")),
             (Kind::Nginx, None) => (include_str!("../peers/nginx.conf"), "# proxy_buffer_size: its default".into()),
+            (Kind::Kernel, _) => (include_str!("../peers/kernel.nft"), String::new()),
+            (Kind::Remote, _) => return String::new(),
             (Kind::Towpath, _) => (include_str!("../peers/towpath.toml"), String::new()),
         };
+        let (protocol, nginx_transport, backlog) = match setting.transport {
+            Transport::Tcp => ("tcp", "", " backlog=4096"),
+            Transport::Udp => ("udp", "udp", ""),
+        };
+        let pool = setting.pool.as_ref();
+        let (nginx_sources, nginx_bind) = pool.map_or_else(Default::default, nginx_pool);
         let values = [
+            ("backlog", backlog.to_owned()),
+            ("bind", nginx_bind),
             ("buffers", buffers),
             (
                 "connections",
                 match self.kind {
                     // nginx counts both sides of a relayed connection.
                     Kind::Nginx => (CONNECTIONS_MAX * 2 + 1000).to_string(),
-                    Kind::Haproxy | Kind::Towpath => CONNECTIONS_MAX.to_string(),
+                    Kind::Haproxy | Kind::Kernel | Kind::Remote | Kind::Towpath => CONNECTIONS_MAX.to_string(),
                 },
             ),
             ("cpu", setting.cpu.to_string()),
@@ -179,9 +241,14 @@ impl Subject {
             ("listen_port", setting.listen.port().to_string()),
             ("module", NGINX_STREAM_MODULE.to_owned()),
             ("pid_file", pid_file.display().to_string()),
+            ("protocol", protocol.to_owned()),
             ("server", setting.server.to_string()),
             ("server_ip", setting.server.ip().to_string()),
             ("server_port", setting.server.port().to_string()),
+            ("servers", haproxy_servers(setting)),
+            ("source", pool.map_or_else(String::new, towpath_pool)),
+            ("sources", nginx_sources),
+            ("transport", nginx_transport.to_owned()),
         ];
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
     }
@@ -195,24 +262,90 @@ impl Subject {
         match self.kind {
             // -db: stay in the foreground.
             Kind::Haproxy => command.arg("-db").arg("-f").arg(file.path()),
+            Kind::Kernel => command.arg("-f").arg(file.path()),
             Kind::Nginx => command.args(["-e", "stderr", "-c"]).arg(file.path()),
+            Kind::Remote => return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new() }),
             Kind::Towpath => command.args(["run", "-c"]).arg(file.path()),
         };
         command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
-        let child = host.spawn_on(&[setting.cpu], command)?;
-        Ok(Running { name: self.name.clone(), child, log, _files: vec![pid_file, file] })
+        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file] };
+        if self.kind == Kind::Kernel {
+            host.set_sysctl("net.ipv4.ip_forward", "1")?;
+            running.finish(host.spawn(command)?)?;
+        } else {
+            if let (Kind::Nginx, Some(pool)) = (self.kind, &setting.pool) {
+                // It binds to an address and leaves the port to the kernel.
+                host.set_sysctl("net.ipv4.ip_local_port_range", &pool.range().replace('-', " "))?;
+            }
+            running.child = Some(host.spawn_on(&[setting.cpu], command)?);
+        }
+        Ok(running)
     }
+
+    /// Takes away what [`Subject::start`] has left in a host beside the process: the kernel's tables.
+    fn clean(&self, host: &Host, running: &Running) -> io::Result<()> {
+        if self.kind == Kind::Kernel {
+            let mut command = Command::new(&self.program);
+            command.args(["delete", "table", "ip", "relay"]);
+            command.stdin(Stdio::null()).stdout(running.log.writer()?).stderr(running.log.writer()?);
+            running.finish(host.spawn(command)?)?;
+            host.set_sysctl("net.ipv4.ip_forward", "0")?;
+        }
+        Ok(())
+    }
+
+    /// Asks it to end and waits; one that does not is killed.
+    pub fn stop(&self, host: &Host, mut running: Running) -> io::Result<()> {
+        running.ensure_alive()?;
+        if let Some(child) = &mut running.child {
+            child.terminate()?;
+            if child.wait_timeout(STOP_DEADLINE)?.is_none() {
+                child.kill()?;
+            }
+        }
+        self.clean(host, &running)
+    }
+}
+
+/// One server per source address: HAProxy keeps a range of ports for each (configuration manual: "source").
+fn haproxy_servers(setting: &Setting) -> String {
+    let server = setting.server;
+    match &setting.pool {
+        None => format!("    server origin {server}"),
+        Some(pool) => {
+            let line = |(number, ip): (usize, &IpAddr)| {
+                format!("    server origin-{} {server} source {ip}:{}", number + 1, pool.range())
+            };
+            pool.addresses.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
+        }
+    }
+}
+
+/// The map from a connection to a source address, and what takes it from there (ngx_stream_split_clients_module).
+fn nginx_pool(pool: &Pool) -> (String, String) {
+    let share = 100 / pool.addresses.len();
+    let last = pool.addresses.len() - 1;
+    let line = |(number, ip): (usize, &IpAddr)| {
+        if number == last { format!("        * {ip};\n") } else { format!("        {share}% {ip};\n") }
+    };
+    let lines: String = pool.addresses.iter().enumerate().map(line).collect();
+    (format!("split_clients $remote_port $source {{\n{lines}    }}"), "proxy_bind $source;".into())
+}
+
+fn towpath_pool(pool: &Pool) -> String {
+    let addresses: Vec<String> = pool.addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
+    format!("source = {{ pool = [{}], ports = \"{}\" }}\n", addresses.join(", "), pool.range())
 }
 
 impl Running {
     /// Its processes now.
     pub fn processes(&self) -> io::Result<Vec<u32>> {
-        process_tree(self.child.id())
+        self.child.as_ref().map_or_else(|| Ok(Vec::new()), |child| process_tree(child.id()))
     }
 
     /// Fails, with what it said last, when it has ended.
     pub fn ensure_alive(&mut self) -> io::Result<()> {
-        match self.child.try_wait()? {
+        match self.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
             None => Ok(()),
             Some(status) => Err(io::Error::other(format!(
                 "{} has ended by itself ({status}); it said:\n{}",
@@ -222,14 +355,26 @@ impl Running {
         }
     }
 
-    /// Asks it to end and waits; one that does not is killed.
-    pub fn stop(mut self) -> io::Result<()> {
-        self.ensure_alive()?;
-        self.child.terminate()?;
-        if self.child.wait_timeout(STOP_DEADLINE)?.is_none() {
-            self.child.kill()?;
+    /// As [`Running::ensure_alive`], when its end may be due within `delay`.
+    pub fn ensure_alive_for(&mut self, delay: Duration) -> io::Result<()> {
+        if let Some(child) = &mut self.child {
+            child.wait_timeout(delay)?;
         }
-        Ok(())
+        self.ensure_alive()
+    }
+
+    /// Whether it is a program that runs, not one that has set something up.
+    pub fn has_process(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Waits for a program that sets something up.
+    fn finish(&self, mut child: Child) -> io::Result<()> {
+        match child.wait_timeout(STOP_DEADLINE)? {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(io::Error::other(format!("{}: {status}; it said:\n{}", self.name, self.said()))),
+            None => Err(io::Error::other(format!("{}: not done after {STOP_DEADLINE:?}", self.name))),
+        }
     }
 
     /// The end of what it has said.
@@ -258,27 +403,54 @@ mod tests {
         Subject { name: "subject".into(), kind, buffer_kib, program: "/bin/true".into() }
     }
 
+    fn setting(transport: Transport, pool: Option<Pool>) -> Setting {
+        let (listen, server) = ("10.88.1.100:80".parse().unwrap(), "10.88.2.11:7000".parse().unwrap());
+        Setting { listen, server, cpu: 3, transport, pool }
+    }
+
+    fn pool(addresses: u8) -> Option<Pool> {
+        let addresses = (1..=addresses).map(|n| IpAddr::from([10, 88, 2, 100 + n])).collect();
+        Some(Pool { addresses, ports: 20_000..=22_999 })
+    }
+
     #[test]
     fn every_placeholder_is_filled_in() {
-        let setting =
-            Setting { listen: "10.88.1.100:80".parse().unwrap(), server: "10.88.2.11:7000".parse().unwrap(), cpu: 3 };
-        for kind in [Kind::Haproxy, Kind::Nginx, Kind::Towpath] {
-            for buffer_kib in [None, Some(256)] {
+        for kind in [Kind::Haproxy, Kind::Kernel, Kind::Nginx, Kind::Towpath] {
+            for (buffer_kib, transport, pool) in
+                [(None, Transport::Udp, None), (Some(256), Transport::Tcp, None), (None, Transport::Tcp, pool(2))]
+            {
+                let setting = setting(transport, pool);
                 let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"));
                 let left: Vec<&str> =
                     text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
                 assert!(left.is_empty(), "{kind:?}: {left:?}");
             }
         }
+        let text = subject(Kind::Nginx, None).configuration(&setting(Transport::Tcp, None), Path::new("/pid"));
+        assert!(text.contains("worker_cpu_affinity 1000;"));
+    }
+
+    #[test]
+    fn a_pool_is_the_same_for_all() {
+        let setting = setting(Transport::Tcp, pool(2));
+        assert_eq!(setting.pool.as_ref().unwrap().capacity(), 6000);
+        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"));
+        let haproxy = text(Kind::Haproxy);
+        assert!(haproxy.contains("server origin-1 10.88.2.11:7000 source 10.88.2.101:20000-22999\n"), "{haproxy}");
+        assert!(haproxy.contains("server origin-2 10.88.2.11:7000 source 10.88.2.102:20000-22999\n"), "{haproxy}");
+        let nginx = text(Kind::Nginx);
+        assert!(nginx.contains("50% 10.88.2.101;") && nginx.contains("* 10.88.2.102;"), "{nginx}");
+        let towpath = text(Kind::Towpath);
         assert!(
-            subject(Kind::Nginx, None).configuration(&setting, Path::new("/pid")).contains("worker_cpu_affinity 1000;")
+            towpath.contains("source = { pool = [\"10.88.2.101\", \"10.88.2.102\"], ports = \"20000-22999\" }"),
+            "{towpath}"
         );
     }
 
     #[test]
     fn a_name_says_program_and_buffer_size() {
         let nowhere = Path::new("/nonexistent");
-        for wrong in ["squid", "haproxy-", "haproxy-256", "haproxy-0k", "towpath-256k", "nginx-fastk"] {
+        for wrong in ["squid", "haproxy-", "haproxy-256", "haproxy-0k", "towpath-256k", "kernel-64k", "nginx-fastk"] {
             assert!(matches!(Subject::find(wrong, nowhere), Err(Missing::Unknown(_))), "{wrong}");
         }
         let Err(Missing::Program { remedy, .. }) = Subject::find("towpath", nowhere) else { panic!("found") };

@@ -1,7 +1,11 @@
-//! Commands that read results.
+//! The subcommands.
 
 mod compare;
+mod lab;
+mod measure;
 mod report;
 
 pub(crate) use compare::Compare;
+pub(crate) use lab::Lab;
+pub(crate) use measure::{Relay, Snat, Udp};
 pub(crate) use report::Report;

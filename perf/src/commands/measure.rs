@@ -1,0 +1,306 @@
+//! `relay`, `udp`, `snat`: the suites.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use towpath_perf::peers::{Kind, Subject};
+use towpath_perf::report::table;
+use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place};
+
+/// TCP through one subject on one CPU: requests, new connections, bulk, idle connections.
+#[derive(Args)]
+pub(crate) struct Relay {
+    /// Peers to measure beside Towpath: haproxy, kernel, nginx; haproxy and nginx with a buffer size if wanted, as in haproxy-256k.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
+    against: Vec<String>,
+    #[command(flatten)]
+    driven: Driven,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Datagrams through one subject on one CPU: packets per second and loss.
+#[derive(Args)]
+pub(crate) struct Udp {
+    /// Peers to measure beside Towpath: kernel, nginx. (HAProxy relays no datagrams.)
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "nginx")]
+    against: Vec<String>,
+    #[command(flatten)]
+    driven: Driven,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Connections to one real server over 1, 2 and 4 source addresses, until their ports are used up.
+#[derive(Args)]
+pub(crate) struct Snat {
+    /// Peers to measure beside Towpath: haproxy, nginx.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
+    against: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Of suites that are a load.
+#[derive(Args)]
+struct Driven {
+    /// Whose CPU does the work of receiving: `plain` as veth does it (the sender's), `steered` each host's own, as with network cards.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "plain,steered", value_parser = accounting)]
+    accounting: Vec<Accounting>,
+    /// Build no lab and start no subject: drive the load at --target, over a real wire. Start its origins with `towpath-perf origin`.
+    #[arg(long, requires = "target", conflicts_with_all = ["against", "subject", "towpath"])]
+    no_lab: bool,
+    /// (With --no-lab) Where the load balancer listens.
+    #[arg(long, value_name = "ADDR:PORT", requires = "no_lab")]
+    target: Option<SocketAddr>,
+}
+
+/// Of every suite.
+#[derive(Args)]
+struct Common {
+    /// The first subject, against which ratios are told.
+    #[arg(long, value_name = "NAME", default_value = "towpath")]
+    subject: String,
+    /// Turns of each subject in each case. Fewer than 3 give no verdict; a figure that is shown around takes 5.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    repeat: u16,
+    /// Rounds of each case that may be thrown away and taken again because other programs disturbed them.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    retake: u16,
+    /// Which CPUs do what, as in balancer=0,client=1 or client=1-3. By default the first and the last.
+    #[arg(long, value_name = "ROLE=CPU,…")]
+    pin: Option<String>,
+    /// Seconds counted per phase of a turn.
+    #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
+    seconds: f64,
+    /// Only these cases; `--case help` lists them.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    case: Vec<String>,
+    /// Also writes the result here, for `report` and `compare`.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Towpath's program; by default the one beside this program.
+    #[arg(long, value_name = "PATH")]
+    towpath: Option<PathBuf>,
+}
+
+impl Relay {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let subjects = self.driven.subjects(&self.common, &self.against)?;
+        let cases = self.driven.cases(suite::relay::cases);
+        self.common.measure("relay", &cases, self.driven.place(), subjects)
+    }
+}
+
+impl Udp {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let mut subjects = self.driven.subjects(&self.common, &self.against)?;
+        subjects.retain(|subject| {
+            let relays = subject.kind.relays_datagrams();
+            if !relays {
+                eprintln!("{} relays no datagrams (haproxy#62); left out", subject.name);
+            }
+            relays
+        });
+        if subjects.is_empty() {
+            bail!("nobody is left; name a subject that relays datagrams: towpath, kernel, nginx");
+        }
+        let cases = self.driven.cases(suite::udp::cases);
+        self.common.measure("udp", &cases, self.driven.place(), subjects)
+    }
+}
+
+impl Snat {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let subjects = find(&self.common.subject, &self.against, &self.common.towpath()?)?;
+        if let Some(kernel) = subjects.iter().find(|subject| subject.kind == Kind::Kernel) {
+            bail!(
+                "{} opens no connections of its own, so they cost nothing that can be told; leave it out",
+                kernel.name
+            );
+        }
+        self.common.measure("snat", &suite::snat::cases(), Place::Lab, subjects)
+    }
+}
+
+impl Driven {
+    fn place(&self) -> Place {
+        self.target.map_or(Place::Lab, Place::Wire)
+    }
+
+    fn subjects(&self, common: &Common, against: &[String]) -> anyhow::Result<Vec<Subject>> {
+        match self.target {
+            Some(target) => Ok(vec![Subject::remote(target)]),
+            None => find(&common.subject, against, &common.towpath()?),
+        }
+    }
+
+    fn cases(&self, all: fn(&[Accounting]) -> Vec<Case>) -> Vec<Case> {
+        match self.place() {
+            Place::Lab => all(&self.accounting),
+            // A network card steers by itself.
+            Place::Wire(_) => {
+                let cases = all(&[Accounting::Plain]).into_iter();
+                cases.filter(|case| case.course.works_across_a_wire()).collect()
+            }
+        }
+    }
+}
+
+impl Common {
+    fn towpath(&self) -> anyhow::Result<PathBuf> {
+        match &self.towpath {
+            Some(program) => Ok(program.clone()),
+            None => Ok(std::env::current_exe().context("where is this program?")?.with_file_name("towpath")),
+        }
+    }
+
+    fn measure(&self, name: &str, cases: &[Case], place: Place, subjects: Vec<Subject>) -> anyhow::Result<()> {
+        if self.case == ["help"] {
+            cases.iter().for_each(|case| println!("{}", case.name));
+            return Ok(());
+        }
+        // Hosts, processes and files of the lab are held by descriptors and threads of this process: its end is theirs.
+        ctrlc::set_handler(|| {
+            eprintln!("\ntowpath-perf: interrupted; the lab is gone");
+            std::process::exit(130);
+        })
+        .context("cannot watch for Ctrl-C")?;
+        towpath_sys::host::raise_nofile_limit().context("cannot raise the limit on descriptors")?;
+        let cases = choose(cases, &self.case)?;
+        let options = Options {
+            place,
+            subjects,
+            rounds: usize::from(self.repeat),
+            retakes: usize::from(self.retake),
+            measure: Duration::try_from_secs_f64(self.seconds).context("--seconds")?,
+            warm_up: Duration::try_from_secs_f64((self.seconds / 3.0).clamp(0.1, 2.0)).context("--seconds")?,
+            pins: pins(self.pin.as_deref(), place)?,
+            program: std::env::current_exe().context("where is this program?")?,
+        };
+        let bar = ProgressBar::new(suite::turns(&cases, &options) as u64).with_style(
+            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)").context("progress bar")?,
+        );
+        let report = suite::run(name, &cases, &options, |turn| {
+            bar.set_position(turn.done as u64);
+            bar.set_message(match turn.round {
+                0 => format!("{}, finding the equal rate: {}", turn.case, turn.subject),
+                round => format!("{}, round {round}: {}", turn.case, turn.subject),
+            });
+        });
+        bar.finish_and_clear();
+        let report = report?;
+        print!("{}", table::render(&report));
+        if let Some(file) = &self.json {
+            fs::write(file, serde_json::to_string_pretty(&report)?)
+                .with_context(|| format!("write {}", file.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn accounting(word: &str) -> Result<Accounting, String> {
+    let named = Accounting::ALL.into_iter().find(|accounting| accounting.word() == word);
+    named.ok_or_else(|| format!("there are {}", Accounting::ALL.map(Accounting::word).join(", ")))
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("0.1 to 3600".into()),
+    }
+}
+
+fn choose(all: &[Case], names: &[String]) -> anyhow::Result<Vec<Case>> {
+    if names.is_empty() {
+        return Ok(all.to_vec());
+    }
+    names
+        .iter()
+        .map(|name| {
+            all.iter().find(|case| case.name == *name).cloned().with_context(|| {
+                let known: Vec<&str> = all.iter().map(|case| case.name.as_str()).collect();
+                format!("no case `{name}` here; there are {}", known.join(", "))
+            })
+        })
+        .collect()
+}
+
+fn find(first: &str, against: &[String], towpath: &Path) -> anyhow::Result<Vec<Subject>> {
+    let mut subjects = vec![Subject::find(first, towpath)?];
+    for name in against.iter().filter(|name| !name.is_empty()) {
+        if subjects.iter().any(|subject| subject.name == *name) {
+            bail!("{name} is named twice");
+        }
+        subjects.push(Subject::find(name, towpath)?);
+    }
+    Ok(subjects)
+}
+
+fn pins(text: Option<&str>, place: Place) -> anyhow::Result<Pins> {
+    let cpus = towpath_sys::host::available_cpus()?;
+    let (first, last) = match (cpus.as_slice(), place) {
+        ([first, .., last], _) => (*first, *last),
+        ([only], Place::Wire(_)) => (*only, *only),
+        _ => bail!("one CPU only: a balancer and its client would measure each other; two are needed"),
+    };
+    let mut pins = Pins { balancer: first, client: vec![last] };
+    for part in text.unwrap_or_default().split(',').filter(|part| !part.is_empty()) {
+        let wrong = || format!("--pin {part}: expected balancer=CPU or client=CPU or client=FIRST-LAST");
+        let (role, value) = part.split_once('=').with_context(wrong)?;
+        let (low, high) = value.split_once('-').unwrap_or((value, value));
+        let (low, high) = (low.parse::<usize>().with_context(wrong)?, high.parse::<usize>().with_context(wrong)?);
+        match role {
+            "balancer" if low == high => pins.balancer = low,
+            "client" if low <= high => pins.client = (low..=high).collect(),
+            _ => bail!(wrong()),
+        }
+    }
+    for cpu in pins.client.iter().chain([&pins.balancer]) {
+        if !cpus.contains(cpu) {
+            bail!("--pin: CPU {cpu} is not available; there are {cpus:?}");
+        }
+    }
+    if place == Place::Lab && pins.client.contains(&pins.balancer) {
+        bail!("--pin: CPU {} cannot be the balancer's and the client's", pins.balancer);
+    }
+    Ok(pins)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cases_are_chosen_by_name() {
+        let all = suite::relay::cases(&Accounting::ALL);
+        assert_eq!(choose(&all, &[]).unwrap().len(), all.len());
+        let [one] = &choose(&all, &["connect-steered".into()]).unwrap()[..] else { panic!("one name, one case") };
+        assert_eq!((one.name.as_str(), one.accounting), ("connect-steered", Accounting::Steered));
+        let error = choose(&all, &["connect-steerd".into()]).unwrap_err().to_string();
+        assert!(error.contains("connect-steered"), "{error}");
+    }
+
+    #[test]
+    fn pins_are_checked() {
+        let cpus = towpath_sys::host::available_cpus().unwrap();
+        let [first, .., last] = cpus.as_slice() else { return };
+        assert_eq!(pins(None, Place::Lab).unwrap(), Pins { balancer: *first, client: vec![*last] });
+        let swapped = format!("balancer={last},client={first}");
+        assert_eq!(pins(Some(&swapped), Place::Lab).unwrap(), Pins { balancer: *last, client: vec![*first] });
+        for wrong in
+            ["balancer=9999", "client=x", "client=2-1", "server=0", "client", &format!("client={first}-{last}")]
+        {
+            assert!(pins(Some(wrong), Place::Lab).is_err(), "{wrong}");
+        }
+    }
+}

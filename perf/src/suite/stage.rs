@@ -1,0 +1,253 @@
+//! Where a case plays: hosts, an origin, and a subject in between.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use towpath_sys::process::Child;
+use towpath_sys::socket::Transport;
+
+use super::{Accounting, Case, Course, Options, Place};
+use crate::lab::{Host, Lab, Steering, Topology};
+use crate::load::{Work, origin};
+use crate::peers::{Pool, Running, Setting, Subject};
+
+/// Where clients connect to: an address that only the balancer has.
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 88, 1, 100));
+
+/// Port of the VIP. Nothing else is on these hosts.
+const SERVICE_PORT: u16 = 8080;
+
+/// Port of the origin.
+const ORIGIN_PORT: u16 = 7000;
+
+/// The first source address of a pool, on the servers' network; the others follow.
+const POOL_NUMBER: u8 = 101;
+
+/// Ports for the kernel to choose from.
+const ALL_PORTS: &str = "1024 65535";
+
+/// How long a program may take until it serves.
+const START_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Between two looks at whether it serves yet.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// How long the end of a crashing subject may come after what its clients saw of it.
+const CRASH_DELAY: Duration = Duration::from_millis(300);
+
+/// Connections from which on an origin is a process of its own, for the sake of descriptors.
+const APART_FROM: usize = 4_000;
+
+/// See the module.
+pub(super) struct Stage {
+    /// None across a wire.
+    lab: Option<Lab>,
+    setting: Setting,
+}
+
+/// Who answers.
+pub(super) enum Origin {
+    /// A process on the server.
+    Apart(Child),
+    /// The client's threads, each on one of these, which saves the switches between client and origin.
+    Beside(Vec<TcpListener>, Vec<UdpSocket>),
+    /// Somebody who is not ours.
+    Elsewhere,
+}
+
+impl Stage {
+    /// Builds what a case needs.
+    pub(super) fn set(case: &Case, options: &Options) -> io::Result<Stage> {
+        let transport = case.course.transport();
+        let cpu = options.pins.balancer;
+        if let Place::Wire(target) = options.place {
+            let setting = Setting { listen: target, server: target, cpu, transport, pool: None };
+            return Ok(Stage { lab: None, setting });
+        }
+        let lab = Lab::build(Topology::TwoArm, 1)?;
+        lab.balancer().add_address(VIP)?;
+        let pool = match &case.course {
+            Course::Snat { addresses, ports } => {
+                let [a, b, c, _] = lab.server(1).ipv4().octets();
+                let addresses = (0..*addresses).map(|n| IpAddr::from([a, b, c, POOL_NUMBER + n])).collect();
+                Some(Pool { addresses, ports: ports.clone() })
+            }
+            Course::Load { .. } | Course::Memory { .. } => None,
+        };
+        // The client is to be no ceiling: every port, and none in TIME_WAIT from the phase before.
+        lab.client().set_sysctl("net.ipv4.ip_local_port_range", ALL_PORTS)?;
+        lab.client().set_sysctl("net.ipv4.tcp_max_tw_buckets", "0")?;
+        if pool.is_none() {
+            // As HAProxy's and nginx's own advice on many connections has it.
+            lab.balancer().set_sysctl("net.ipv4.ip_local_port_range", ALL_PORTS)?;
+        }
+        for &ip in pool.iter().flat_map(|pool| &pool.addresses) {
+            lab.balancer().add_address(ip)?;
+        }
+        lab.steer(match case.accounting {
+            Accounting::Plain => Steering::Off,
+            Accounting::Steered => Steering::ByHost { balancer: cpu, others: &options.pins.client },
+        })?;
+        let setting = Setting {
+            listen: SocketAddr::new(VIP, SERVICE_PORT),
+            server: SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT)),
+            cpu,
+            transport,
+            pool,
+        };
+        Ok(Stage { lab: Some(lab), setting })
+    }
+
+    pub(super) fn setting(&self) -> &Setting {
+        &self.setting
+    }
+
+    /// Opens the origin for a case that has `threads` clients.
+    pub(super) fn open_origin(&self, case: &Case, threads: usize, options: &Options) -> io::Result<Origin> {
+        let Some(lab) = &self.lab else { return Ok(Origin::Elsewhere) };
+        let (server, address) = (lab.server(1), self.setting.server);
+        let connections = match case.course {
+            Course::Load { work: Work::KeepAlive { connections, idle, .. }, .. } => connections + idle,
+            Course::Load { .. } => 0,
+            Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
+        };
+        if connections >= APART_FROM {
+            let mut command = Command::new(&options.program);
+            command.arg("origin").arg(address.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+            let child = server.spawn_on(&options.pins.client, command)?;
+            await_listening(server, address, Transport::Tcp, || Ok(()))
+                .map_err(|error| io::Error::new(error.kind(), format!("the origin is {error}")))?;
+            return Ok(Origin::Apart(child));
+        }
+        server.run(|| match self.setting.transport {
+            Transport::Tcp => {
+                let listeners: io::Result<_> = (0..threads).map(|_| origin::listen(address)).collect();
+                Ok(Origin::Beside(listeners?, Vec::new()))
+            }
+            Transport::Udp => {
+                let sockets: io::Result<_> = (0..threads).map(|_| origin::bind(address)).collect();
+                Ok(Origin::Beside(Vec::new(), sockets?))
+            }
+        })?
+    }
+
+    /// Starts a subject and waits until it serves.
+    pub(super) fn start(&self, subject: &Subject) -> io::Result<Option<Running>> {
+        let Some(lab) = &self.lab else { return Ok(None) };
+        let mut running = subject.start(lab.balancer(), &self.setting)?;
+        if running.has_process() {
+            let Setting { listen, transport, .. } = self.setting;
+            await_listening(lab.balancer(), listen, transport, || running.ensure_alive())
+                .map_err(|error| io::Error::new(error.kind(), format!("{error}; it said:\n{}", running.said())))?;
+        }
+        Ok(Some(running))
+    }
+
+    /// Ends a subject, after checking that it has not ended by itself.
+    pub(super) fn stop(&self, subject: &Subject, running: Option<Running>) -> io::Result<()> {
+        match (&self.lab, running) {
+            (Some(lab), Some(running)) => subject.stop(lab.balancer(), running),
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts work on a thread where clients are.
+    pub(super) fn start_client<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<thread::JoinHandle<io::Result<T>>> {
+        match &self.lab {
+            Some(lab) => lab.client().start(work),
+            None => thread::Builder::new().name("client".into()).spawn(|| Ok(work())),
+        }
+    }
+
+    /// As [`Stage::start_client`], and waits for it.
+    pub(super) fn run_client<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        match &self.lab {
+            Some(lab) => lab.client().run(work),
+            None => Ok(work()),
+        }
+    }
+}
+
+/// The reason for what a client saw of a subject: a crash comes before all else, then what the subject says.
+pub(super) fn explain(error: io::Error, running: &mut Option<Running>) -> io::Error {
+    let Some(running) = running else { return error };
+    if let Err(crash) = running.ensure_alive_for(CRASH_DELAY) {
+        return crash;
+    }
+    match running.said().as_str() {
+        "" => error,
+        said => io::Error::new(error.kind(), format!("{error}; the subject said:\n{said}")),
+    }
+}
+
+/// Waits until somebody listens there. A connection to find out would be one that the subject carries.
+fn await_listening(
+    host: &Host,
+    address: SocketAddr,
+    transport: Transport,
+    mut ensure_alive: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let deadline = Instant::now() + START_DEADLINE;
+    while !is_listening(host, address, transport)? {
+        ensure_alive()?;
+        if Instant::now() >= deadline {
+            let message = format!("not listening at {address} after {START_DEADLINE:?}");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        thread::sleep(LOOK_INTERVAL);
+    }
+    Ok(())
+}
+
+fn is_listening(host: &Host, address: SocketAddr, transport: Transport) -> io::Result<bool> {
+    // proc_pid_net(5): local address in column 2, state in column 4: 0A is LISTEN; 07 is a UDP socket without a peer.
+    let (file, state) = match transport {
+        Transport::Tcp => ("tcp", "0A"),
+        Transport::Udp => ("udp", "07"),
+    };
+    let (octets, file) = match address.ip() {
+        IpAddr::V4(ip) => (ip.octets().to_vec(), file.to_owned()),
+        IpAddr::V6(ip) => (ip.octets().to_vec(), format!("{file}6")),
+    };
+    // Words in the machine's own order.
+    let words = octets.chunks_exact(4).map(|word| u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+    let local: String = words.map(|word| format!("{word:08X}")).collect();
+    let local = format!("{local}:{:04X}", address.port());
+    let table = host.run(|| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")))??;
+    Ok(table.lines().any(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        columns.next() == Some(&local) && columns.nth(1) == Some(state)
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Privilege, ensure_privilege};
+    use towpath_sys::socket::{ListenOptions, open_listener};
+
+    #[test]
+    fn a_listener_is_seen_and_only_where_it_is() {
+        if ensure_privilege(a_listener_is_seen_and_only_where_it_is).unwrap() == Privilege::Delegated {
+            return;
+        }
+        let lab = Lab::build(Topology::TwoArm, 1).unwrap();
+        let host = lab.balancer();
+        for ip in [IpAddr::from(host.ipv4()), IpAddr::from(host.ipv6())] {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let address = SocketAddr::new(ip, 4000);
+                assert!(!is_listening(host, address, transport).unwrap());
+                let _open = host.run(|| open_listener(address, transport, &ListenOptions::default())).unwrap().unwrap();
+                assert!(is_listening(host, address, transport).unwrap());
+                assert!(!is_listening(host, SocketAddr::new(ip, 4001), transport).unwrap());
+                assert!(!is_listening(lab.client(), address, transport).unwrap());
+            }
+        }
+    }
+}
