@@ -248,8 +248,10 @@ fn the_open_loop_offers_what_it_is_told() {
         assert!((offered as f64 - tally.seconds * 400.0).abs() <= 1.0, "{work:?}: {tally:?}");
         assert!(tally.done > 0 && timed(&tally) + tally.lost + 10 >= offered, "{work:?}: {tally:?}");
     }
-    let streams = client::run(&Plan { pace: OPEN, ..plan(target, STREAMS) });
-    assert_eq!(streams.unwrap_err().kind(), ErrorKind::InvalidInput);
+    for (work, per_second) in [(STREAMS, 400.0), (EXCHANGES, 0.0), (EXCHANGES, f64::NAN), (EXCHANGES, 1e12)] {
+        let refused = client::run(&Plan { pace: Pace::Open { per_second }, ..plan(target, work) });
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput, "{work:?} at {per_second}");
+    }
 }
 
 #[test]

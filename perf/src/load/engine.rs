@@ -183,7 +183,7 @@ impl Engine {
         self.listeners.iter().try_for_each(|listener| self.wire.cancel(listener.as_fd()))?;
         self.sockets.iter().try_for_each(|socket| self.wire.cancel(socket.as_fd()))?;
         for slots in self.wire.all_open().chunks(CLOSES_MAX) {
-            slots.iter().try_for_each(|slot| self.wire.close(*slot))?;
+            slots.iter().try_for_each(|slot| self.wire.abandon(*slot))?;
             self.collect(Instant::now())?;
         }
         while self.wire.pending() > 0 && Instant::now() < deadline {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use towpath_sys::ring::{Completion, Received, Ring, RingSettings};
+use towpath_sys::ring::{Completion, Received, Ring, RingSettings, Wait};
 use towpath_sys::socket::{Family, set_nodelay, tcp_socket};
 
 use super::callers::Call;
@@ -25,6 +25,9 @@ const BUFFERS_MAX: u16 = 512;
 
 /// Messages that may be leaving at a time. Memory of their buffers is touched only as far as they are.
 const SENDS_MAX: u16 = 32_768;
+
+/// Messages are submitted after so many bytes, before they have left the cache again.
+const COMPOSED_BYTES_MAX: u32 = 64 * 1024;
 
 /// What a completion belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,6 +180,8 @@ pub(super) struct Wire {
     /// How receives of clients are made.
     pub(super) listen: Listen,
     out_bytes: u32,
+    /// Since the last submission for their sake.
+    composed_bytes: u32,
 }
 
 impl Wire {
@@ -197,7 +202,7 @@ impl Wire {
             datagram_buffers,
         })?;
         ring.reserve_outgoing(SENDS_MAX, out_bytes)?;
-        Ok(Wire { ring, places: Vec::new(), free: Vec::new(), pending: 0, listen, out_bytes })
+        Ok(Wire { ring, places: Vec::new(), free: Vec::new(), pending: 0, listen, out_bytes, composed_bytes: 0 })
     }
 
     /// Operations under way.
@@ -331,7 +336,7 @@ impl Wire {
         let mut filler = Filler::of(header.tag);
         let part = header.filler_bytes.min(room).min(WINDOW_BYTES_MAX as u32);
         let buffer = self.compose(&header, filler.window(part as usize))?;
-        let Wire { ring, places, pending, .. } = self;
+        let Wire { ring, places, pending, composed_bytes, .. } = self;
         let Some(connection) = places[slot as usize].connection.as_mut() else {
             release(ring, buffer);
             return Ok(());
@@ -339,8 +344,13 @@ impl Wire {
         connection.sending = HEADER_BYTES as u32 + part;
         connection.rest = filler;
         connection.rest_bytes = u64::from(header.filler_bytes - part);
+        *composed_bytes += connection.sending;
         ring.send_outgoing(connection.socket.as_fd(), buffer, connection.sending, Token { buffer, ..token }.encode())?;
         *pending += 1;
+        if *composed_bytes >= COMPOSED_BYTES_MAX {
+            *composed_bytes = 0;
+            ring.enter(Wait::Poll)?;
+        }
         Ok(())
     }
 
@@ -390,6 +400,16 @@ impl Wire {
             self.ring.cancel_receive(receive, nothing)?;
         }
         self.ring.close(connection.socket, nothing)
+    }
+
+    /// Closes a connection whatever is under way on it.
+    pub(super) fn abandon(&mut self, slot: u32) -> io::Result<()> {
+        let Wire { ring, places, .. } = self;
+        if let Some(connection) = places[slot as usize].connection.as_mut() {
+            ring.cancel_all(connection.socket.as_fd(), Token::of(What::Nothing, 0).encode())?;
+            connection.receiving = false;
+        }
+        self.close(slot)
     }
 
     /// Sends one datagram on a connected socket.
