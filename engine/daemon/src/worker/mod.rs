@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
+use towpath_core::gather::Gather;
 use towpath_core::session::{Chunks, Event, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
@@ -50,6 +51,10 @@ const FED_MAX: usize = 64;
 const DATAGRAM_BUFFERS: u16 = 128;
 /// The longest sleep: what nobody announces is noticed after this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// How long a busy worker waits for a batch of completions ([`Gather`]).
+const GATHER_TIME: Duration = Duration::from_micros(50);
+/// How late a sleep may end; the 50 µs a thread has by default would double [`GATHER_TIME`].
+const TIMER_SLACK_NS: u32 = 1_000;
 /// How often a draining worker looks for connections whose time is up.
 const DRAIN_LOOK_MS: u64 = 100;
 /// How long an end at once waits for the listeners' operations: they hold the ports until they are cancelled, and who is started
@@ -109,6 +114,7 @@ struct Worker {
     multishots: Multishots<(Key, Side)>,
     /// TCP connections first, by slot, then UDP sessions.
     wheel: TimerWheel,
+    gather: Gather,
     pipes: Pipes,
     resting: Option<(Arc<SnatMaps>, SnatRest)>,
     /// Paths whose pump had its turn and has more to move.
@@ -133,6 +139,7 @@ impl Worker {
         if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
             return Err(io::Error::other(format!("the kernel does not let a thread run on CPU {cpu} alone")));
         }
+        towpath_sys::host::set_timer_slack(TIMER_SLACK_NS)?;
         let buffers = u16::try_from(settings.buffers).unwrap_or(u16::MAX);
         let ring = Ring::new(RingSettings {
             entries: RING_ENTRIES,
@@ -153,6 +160,7 @@ impl Worker {
             chunks: Chunks::new(usize::from(buffers)),
             multishots: Multishots::new(usize::from(buffers)),
             wheel: TimerWheel::new(timers, now),
+            gather: Gather::new(now),
             pipes: Pipes::new(settings.pipes_max),
             resting: None,
             later: VecDeque::new(),
@@ -191,8 +199,9 @@ impl Worker {
         self.pump_rest()?;
         self.ring.take(completions, COMPLETIONS_MAX);
         let taken = completions.len();
+        let mut arrived = 0;
         for completion in completions.drain(..) {
-            self.complete(completion)?;
+            arrived += u32::from(self.complete(completion)?);
         }
         let all_fired = self.wheel.advance(self.now, TIMERS_MAX, fired);
         for key in fired.drain(..) {
@@ -204,7 +213,8 @@ impl Worker {
             self.arm_doors()?;
         }
         let idle = all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
-        let wait = self.wait(idle);
+        let gather = self.gather.breath(arrived, self.now);
+        let wait = self.wait(idle, gather);
         self.count_breath(start, taken, wait);
         if self.is_over() {
             return Ok(true);
@@ -221,8 +231,11 @@ impl Worker {
         empty && (!self.doors.any_armed() || waited())
     }
 
-    fn complete(&mut self, completion: Completion) -> io::Result<()> {
-        match Token::unpack(completion.token()) {
+    /// Handles a completion; says whether it came from outside, not from an operation of ours that ends by itself.
+    fn complete(&mut self, completion: Completion) -> io::Result<bool> {
+        let token = Token::unpack(completion.token());
+        let arrived = !matches!(token, Token::Nothing | Token::Send(..));
+        match token {
             Token::Accept(index) => self.accepted(index, completion),
             Token::Await(key, from) => self.drive(key, Event::Ready { from }),
             Token::Connect(key) => self.connected(key, completion.result()),
@@ -241,7 +254,8 @@ impl Worker {
                 self.adopt()?;
                 self.follow_phase()
             }
-        }
+        }?;
+        Ok(arrived)
     }
 
     fn timer(&mut self, timer: u32) -> io::Result<()> {
@@ -358,7 +372,7 @@ impl Worker {
         }
     }
 
-    fn wait(&self, idle: bool) -> Wait {
+    fn wait(&self, idle: bool, gather: bool) -> Wait {
         if !idle || !self.later.is_empty() || self.settings.poll == Poll::Busy {
             return Wait::Poll;
         }
@@ -367,7 +381,11 @@ impl Worker {
         let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain].into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
-        Wait::Sleep(sleep.min(SLEEP_MAX))
+        let sleep = sleep.min(SLEEP_MAX);
+        match gather {
+            true => Wait::Gather { want: Gather::WANT, at_most: GATHER_TIME, sleep },
+            false => Wait::Sleep(sleep),
+        }
     }
 
     fn count_breath(&self, start: Instant, completions: usize, wait: Wait) {
@@ -376,7 +394,7 @@ impl Worker {
         seat.add(WorkerCounter::Completions, completions as u64);
         seat.raise(WorkerCounter::Submissions, self.ring.submitted());
         seat.set_sessions(self.relays.len() + self.datagrams.sessions.len());
-        if matches!(wait, Wait::Sleep(_)) {
+        if matches!(wait, Wait::Sleep(_) | Wait::Gather { .. }) {
             seat.add(WorkerCounter::Sleeps, 1);
         }
         seat.raise(WorkerCounter::BreathMaxMicroseconds, start.elapsed().as_micros() as u64);
