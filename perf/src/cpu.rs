@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_process_is_read_whatever_its_name() {
-        let text = "42 (a (b) c) S 7 1 1 0 -1 0 0 0 0 0 100 23 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0";
+        let text = "42 (a (b) c) S 7 1 1 0 -1 0 0 0 0 0 100 23 0 0 20 0 1 0 5 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 17 3 0";
         let stat = ProcessStat::parse(text).unwrap();
         assert_eq!((stat.name.as_str(), stat.parent, stat.busy_ticks, stat.last_cpu), ("a (b) c", 7, 123, 3));
         let own = std::process::id();

@@ -12,7 +12,7 @@ use super::{Accounting, Case, Options, Unit};
 use crate::cpu::{CpuUse, process_seconds_on, softirq_threads};
 use crate::load::{Pace, Plan, Tally, Work, client};
 use crate::peers::{Kind, Running, Subject};
-use crate::report::{Better, Phase};
+use crate::report::Phase;
 
 /// How busy a CPU is called the ceiling.
 const SATURATED: f64 = 0.95;
@@ -118,33 +118,26 @@ impl Load<'_> {
 
     fn readings(&self, pace: Pace, tally: &Tally, balancer: Option<CpuUse>, kept_up: bool) -> Vec<Reading> {
         let work = self.unit.scale(tally.done);
-        let reading = |metric, unit: String, value, compare| Reading { metric, unit, value, compare };
+        let reading = |metric, unit: String, value, comparable| Reading { metric, unit, value, comparable };
         let efficiency = balancer.filter(|cpu| cpu.busy_s > 0.0).map(|cpu| work / cpu.busy_s);
         let is_full = balancer.is_some_and(|cpu| cpu.busy_share >= SATURATED);
+        let (per_s, per_cpu_s) = (self.unit.per("s"), self.unit.per("CPU-s"));
         let mut readings = Vec::new();
         match pace {
             Pace::Closed => {
-                let higher = Some(Better::Higher);
-                readings.push(reading("rate", self.unit.per("s"), work / tally.seconds, higher));
-                readings.extend(efficiency.map(|value| {
-                    let compare = higher.filter(|_| is_full);
-                    reading("efficiency-saturated", self.unit.per("CPU-s"), value, compare)
-                }));
+                readings.push(reading("rate", per_s, work / tally.seconds, true));
+                readings.extend(efficiency.map(|value| reading("efficiency-saturated", per_cpu_s, value, is_full)));
             }
             Pace::Open { .. } => {
-                readings.push(reading("rate", self.unit.per("s"), work / tally.seconds, None));
+                readings.push(reading("rate", per_s, work / tally.seconds, false));
                 // Who fell behind has done other work than the others.
-                let compare = |better| Some(better).filter(|_| kept_up);
-                readings.extend(
-                    efficiency
-                        .map(|value| reading("efficiency", self.unit.per("CPU-s"), value, compare(Better::Higher))),
-                );
+                readings.extend(efficiency.map(|value| reading("efficiency", per_cpu_s, value, kept_up)));
                 let histogram = tally.histogram();
                 if !histogram.is_empty() {
                     for (metric, quantile) in [("p50", 0.5), ("p99", 0.99)] {
                         // A stall shows here, whether the rate was kept up or not.
                         let us = histogram.value_at_quantile(quantile) as f64 / 1000.0;
-                        readings.push(reading(metric, "µs".into(), us, Some(Better::Lower)));
+                        readings.push(reading(metric, "µs".into(), us, true));
                     }
                 }
             }
@@ -152,7 +145,8 @@ impl Load<'_> {
         if self.unit == Unit::Datagrams {
             let sent = tally.done + tally.lost;
             let percent = if sent > 0 { tally.lost as f64 * 100.0 / sent as f64 } else { 0.0 };
-            readings.push(reading("loss", "%".into(), percent, None));
+            // Nothing lost is what is expected, and no ratio can be told to it.
+            readings.push(reading("loss", "%".into(), percent, false));
         }
         readings
     }

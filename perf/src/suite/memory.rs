@@ -8,7 +8,6 @@ use super::{Case, Options};
 use crate::cpu::memory_bytes;
 use crate::load::client::Held;
 use crate::peers::{Running, Subject};
-use crate::report::Better;
 
 /// Holds so many connections, then so many more, and tells what the difference is in memory. The kernel's for the sockets is
 /// not in it.
@@ -25,7 +24,7 @@ pub(super) fn take(
     let [few, many] = measured.map_err(|error| explain(error, &mut running))?;
     stage.stop(subject, running)?;
     let bytes = (many as f64 - few as f64).max(0.0) / (counts[1] - counts[0]) as f64;
-    let reading = Reading { metric: "memory", unit: "B/conn".into(), value: bytes, compare: Some(Better::Lower) };
+    let reading = Reading { metric: "memory", unit: "B/conn".into(), value: bytes, comparable: true };
     Ok(vec![Sample { case: case.name.clone(), readings: vec![reading], ..Sample::default() }])
 }
 

@@ -35,8 +35,8 @@ pub(super) struct Reading {
     pub(super) metric: &'static str,
     pub(super) unit: String,
     pub(super) value: f64,
-    /// Which way it is better; none where it says nothing beside another subject's.
-    pub(super) compare: Option<Better>,
+    /// Whether it says something beside another subject's.
+    pub(super) comparable: bool,
 }
 
 /// Adds rows and ratios of a case: `rounds[round][subject]` are the samples of a turn.
@@ -61,20 +61,19 @@ pub(super) fn tell(report: &mut Report, subjects: &[Subject], rounds: &[Vec<Vec<
         let Some((ours, others)) = samples.split_first() else { continue };
         for (subject, theirs) in subjects.iter().skip(1).zip(others) {
             for metric in metrics(ours.iter().copied().flatten()) {
-                let comparable = |samples: &[Option<&Sample>]| -> Option<(Better, Vec<f64>)> {
-                    let readings: Vec<(Better, f64)> = samples
+                let figures = |samples: &[Option<&Sample>]| -> Option<(Better, Vec<f64>)> {
+                    let readings: Vec<&Reading> = samples
                         .iter()
                         .map(|sample| {
-                            let reading = (*sample)?.readings.iter().find(|reading| reading.metric == metric)?;
-                            Some((reading.compare?, reading.value))
+                            let mut readings = (*sample)?.readings.iter();
+                            readings.find(|reading| reading.metric == metric && reading.comparable)
                         })
                         .collect::<Option<_>>()?;
-                    Some((readings.first()?.0, readings.into_iter().map(|(_, value)| value).collect()))
+                    let better = Better::of(metric, &readings.first()?.unit);
+                    Some((better, readings.into_iter().map(|reading| reading.value).collect()))
                 };
                 // A ratio of some of the rounds would be one of chosen rounds.
-                let (Some((better, ours)), Some((_, theirs))) = (comparable(ours), comparable(theirs)) else {
-                    continue;
-                };
+                let (Some((better, ours)), Some((_, theirs))) = (figures(ours), figures(theirs)) else { continue };
                 let told = ratio(case, metric, &subject.name, &ours, &theirs, better);
                 report.ratios.extend(told.map(|told| crate::report::Ratio { phase, ..told }));
             }
@@ -146,13 +145,13 @@ mod tests {
     use crate::report::Verdict;
     use std::path::Path;
 
-    fn sample(phase: Phase, value: f64, compare: Option<Better>) -> Sample {
-        let readings = vec![Reading { metric: "rate", unit: "req/s".into(), value, compare }];
+    fn sample(phase: Phase, value: f64, comparable: bool) -> Sample {
+        let readings = vec![Reading { metric: "rate", unit: "req/s".into(), value, comparable }];
         Sample { case: "c".into(), phase: Some(phase), readings, ..Sample::default() }
     }
 
-    fn told(rounds: &[[(f64, Option<Better>); 2]]) -> Report {
-        let subjects = ["kernel", "haproxy"].map(|_| Subject::find("towpath", Path::new("/bin/true")).unwrap());
+    fn told(rounds: &[[(f64, bool); 2]]) -> Report {
+        let subjects = [(); 2].map(|()| Subject::find("towpath", Path::new("/bin/true")).unwrap());
         let rounds: Vec<Vec<Vec<Sample>>> = rounds
             .iter()
             .map(|round| round.iter().map(|&(v, c)| vec![sample(Phase::Saturation, v, c)]).collect())
@@ -171,12 +170,7 @@ mod tests {
 
     #[test]
     fn rounds_become_one_row_each_and_one_ratio() {
-        let higher = Some(Better::Higher);
-        let report = told(&[
-            [(20.0, higher), (10.0, higher)],
-            [(30.0, higher), (10.0, higher)],
-            [(40.0, higher), (10.0, higher)],
-        ]);
+        let report = told(&[[(20.0, true), (10.0, true)], [(30.0, true), (10.0, true)], [(40.0, true), (10.0, true)]]);
         assert_eq!(report.rows.iter().map(|row| row.median).collect::<Vec<_>>(), [30.0, 10.0]);
         let [ratio] = report.ratios.as_slice() else { panic!("{:?}", report.ratios) };
         assert_eq!((ratio.median, ratio.verdict, ratio.phase), (3.0, Verdict::Better, Some(Phase::Saturation)));
@@ -184,8 +178,7 @@ mod tests {
 
     #[test]
     fn a_figure_that_is_not_comparable_in_one_round_gives_no_ratio() {
-        let higher = Some(Better::Higher);
-        let report = told(&[[(20.0, higher), (10.0, higher)], [(20.0, higher), (10.0, None)]]);
+        let report = told(&[[(20.0, true), (10.0, true)], [(20.0, true), (10.0, false)]]);
         assert_eq!((report.rows.len(), report.ratios.len()), (2, 0));
     }
 }

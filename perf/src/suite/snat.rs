@@ -11,7 +11,6 @@ use crate::cpu::run_time_ns;
 use crate::load::client::Held;
 use crate::message::{HEADER_BYTES, Header, Kind};
 use crate::peers::{Running, Subject};
-use crate::report::Better;
 
 /// Where on the way the cost is told: percent of the pool in use.
 const LEVELS_PERCENT: [usize; 5] = [1, 10, 50, 90, 99];
@@ -69,12 +68,7 @@ fn fill(case: &Case, capacity: usize, stage: &Stage, running: Option<&Running>) 
             break;
         }
         let cost_us = (run_time_ns(&processes) - before) as f64 / (open.count - first) as f64 / 1000.0;
-        let reading = Reading {
-            metric: "connect-cost",
-            unit: "µs CPU/conn".into(),
-            value: cost_us,
-            compare: Some(Better::Lower),
-        };
+        let reading = Reading { metric: "connect-cost", unit: "µs".into(), value: cost_us, comparable: true };
         samples.push(Sample {
             case: format!("{}-at-{level}%", case.name),
             readings: vec![reading],
@@ -94,12 +88,8 @@ fn fill(case: &Case, capacity: usize, stage: &Stage, running: Option<&Running>) 
     // The refusals have not hurt those that are open.
     open.batches.iter_mut().try_for_each(Held::prove)?;
     open.singles.iter_mut().try_for_each(ask)?;
-    let reading = Reading {
-        metric: "connections",
-        unit: format!("of {capacity}"),
-        value: open.count as f64,
-        compare: Some(Better::Higher),
-    };
+    let reading =
+        Reading { metric: "connections", unit: format!("of {capacity}"), value: open.count as f64, comparable: true };
     samples.push(Sample { case: case.name.clone(), readings: vec![reading], ..Sample::default() });
     Ok(samples)
 }
