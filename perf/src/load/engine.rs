@@ -27,6 +27,9 @@ const COMPLETIONS_MAX: usize = 1024;
 /// Buffers for messages that arrive, at least.
 const MESSAGE_BUFFERS_MIN: u16 = 16;
 
+/// As [`COMPLETIONS_MAX`] for streams: what an origin has sent on more of them would leave the cache before it is read.
+const PIECES_MAX: usize = 8;
+
 /// The longest buffer for messages; a longer message comes and leaves in pieces.
 const MESSAGE_BYTES_MAX: usize = 32 * 1024;
 
@@ -167,7 +170,11 @@ impl Engine {
         self.enter(next.map_or(until, |next| next.min(until)))?;
         let now = Instant::now();
         let mut batch = std::mem::take(&mut self.batch);
-        self.wire.take(&mut batch, COMPLETIONS_MAX);
+        let max = match self.wire.listen {
+            Listen::Many => COMPLETIONS_MAX,
+            Listen::Once => PIECES_MAX,
+        };
+        self.wire.take(&mut batch, max);
         let handled = batch.drain(..).try_for_each(|completion| self.handle(completion, now));
         self.batch = batch;
         handled
