@@ -8,7 +8,6 @@ pub mod counters;
 pub mod director;
 #[cfg(test)]
 mod fixtures;
-pub mod gather;
 pub mod health;
 pub mod ids;
 pub mod loads;

@@ -24,7 +24,10 @@ struct Leg {
     /// Bytes that the peer takes before it stalls.
     window: usize,
     receive: Option<Receive>,
-    send: Option<Chunk>,
+    send: Option<(Chunk, bool)>,
+    /// Bytes that were sent wait for a FIN.
+    held_back: bool,
+    acknowledged: usize,
     cancelled: bool,
 }
 
@@ -72,6 +75,11 @@ struct World {
     pumps: usize,
 }
 
+/// Whether we ended the session, and whatever was under way with it.
+fn forced(termination: Termination) -> bool {
+    !matches!(termination, Termination::ClientReset | Termination::ServerReset)
+}
+
 fn index(side: Side) -> usize {
     match side {
         Side::Client => 0,
@@ -81,7 +89,7 @@ fn index(side: Side) -> usize {
 
 impl World {
     fn new(seed: u64, buffers: usize) -> World {
-        World {
+        let mut world = World {
             session: Session::connecting(Now(0), CONNECT_MS, IDLE_MS),
             chunks: Chunks::new(buffers),
             free: (0..buffers as u16).collect(),
@@ -102,7 +110,9 @@ impl World {
             buffers,
             held_max: 0,
             pumps: 0,
-        }
+        };
+        world.on(Event::Connecting);
+        world
     }
 
     fn connected(seed: u64) -> World {
@@ -143,6 +153,7 @@ impl World {
     fn execute(&mut self, op: Op, ops: &mut Vec<Op>) {
         assert!(self.closed.is_none(), "{op:?} after the close");
         match op {
+            Op::AcknowledgeNow(side) => self.leg(side).acknowledged += 1,
             Op::AwaitBuffers(from) => self.starved.push(from),
             Op::AwaitReadable(from) => self.waits[index(from)] = Some(Wait::Readable),
             Op::AwaitWritable(to) => self.waits[index(to.other())] = Some(Wait::Writable),
@@ -179,6 +190,8 @@ impl World {
                 for side in Side::BOTH {
                     let leg = self.leg(side);
                     assert!(leg.receive.is_none() && leg.send.is_none(), "closed with an operation in flight");
+                    assert!(!(reset && leg.held_back) || leg.reset || forced(termination), "bytes are lost");
+                    leg.held_back = false;
                 }
                 assert!(!self.connecting && self.waits == [None; 2] && self.later.is_empty());
                 self.closed = Some((termination, reset, rest));
@@ -188,6 +201,7 @@ impl World {
                 assert!(!leg.finished_by_us, "a second FIN");
                 assert!(leg.send.is_none(), "a FIN before the last byte");
                 leg.finished_by_us = true;
+                leg.held_back = false;
             }
             Op::Pump(from) => self.pump(from, ops),
             Op::PumpLater(from) => self.later.push(from),
@@ -197,11 +211,13 @@ impl World {
                 self.free.push(buffer);
             }
             Op::Redispatch { timed_out } => self.redispatches.push(timed_out),
-            Op::Send { to, chunk } => {
+            Op::Send { to, chunk, last } => {
+                assert!(!self.connecting, "bytes for a leg that is not there");
                 let leg = self.leg(to);
                 assert!(leg.send.is_none(), "two sends in flight on one leg");
                 assert!(!leg.finished_by_us, "bytes after our FIN");
-                leg.send = Some(chunk);
+                assert!(!leg.held_back, "bytes after the last ones");
+                leg.send = Some((chunk, last));
             }
         }
     }
@@ -339,22 +355,25 @@ impl World {
         let leg = &mut self.legs[index(side)];
         let len = leg.inbound.len().min(BUFFER_BYTES as usize).min(limit);
         self.contents[usize::from(buffer)] = leg.inbound.drain(..len).collect();
-        let more = leg.receive != Some(Receive::Once);
+        let last = leg.inbound.is_empty() && leg.fin && self.draw(2) == 0;
+        let leg = &mut self.legs[index(side)];
+        let more = leg.receive != Some(Receive::Once) && !last;
         if !more {
             leg.receive = None;
         }
-        self.on(Event::Received { from: side, buffer, len: len as u32, full: len as u32 == BUFFER_BYTES, more });
+        self.on(Event::Received { from: side, buffer, len: len as u32, full: len as u32 == BUFFER_BYTES, more, last });
     }
 
     fn complete_send(&mut self, to: Side) {
         let limit = 1 + self.draw(BUFFER_BYTES as usize * 2);
         let leg = &mut self.legs[index(to)];
-        let chunk = leg.send.take().expect("checked by the caller");
+        let (chunk, last) = leg.send.take().expect("checked by the caller");
         if leg.reset || (leg.cancelled && leg.window == 0) {
             return self.on(Event::SendFailed { to });
         }
         let bytes = (chunk.len as usize).min(leg.window).min(limit);
         leg.window -= bytes;
+        leg.held_back = last && bytes == chunk.len as usize;
         let content = &self.contents[usize::from(chunk.buffer)];
         leg.delivered.extend(&content[chunk.start as usize..chunk.start as usize + bytes]);
         self.on(Event::Sent { to, bytes: bytes as u32 });
@@ -364,6 +383,7 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..1_000_000 {
             if self.closed.is_some() || !self.step() {
+                assert!(self.legs.iter().all(|leg| !leg.held_back), "bytes are held back without end");
                 return;
             }
         }
@@ -420,6 +440,68 @@ fn bytes_pass_both_ways_in_order_whatever_the_order_of_completions() {
         assert!(!reset);
         world.assert_nothing_held();
     }
+}
+
+#[test]
+fn what_a_client_sends_while_the_server_is_dialled_arrives_once_it_is_there() {
+    for seed in 1..=100 {
+        let mut world = World::new(seed, 64);
+        let len = world.draw(10_000);
+        world.peer_sends(Side::Client, &pattern(len, 5));
+        world.leg(Side::Client).fin = world.draw(2) == 0;
+        world.settle();
+        assert!(world.held_max <= 64 / 2, "{} buffers held", world.held_max);
+        if world.draw(2) == 0 {
+            world.on(Event::ConnectFailed);
+            world.session.redispatched(world.now);
+            world.settle();
+        }
+        world.connecting = false;
+        world.on(Event::Connected);
+        world.settle();
+        assert_eq!(world.leg(Side::Server).delivered, pattern(len, 5), "seed {seed}");
+        assert_eq!(world.legs[1].finished_by_us, world.legs[0].fin, "seed {seed}");
+        assert_eq!(world.leg(Side::Server).acknowledged, usize::from(len == 0), "the request carries it");
+        world.leg(Side::Client).fin = true;
+        world.leg(Side::Server).fin = true;
+        world.settle();
+        assert!(world.closed.is_some());
+        world.assert_nothing_held();
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_while_the_server_is_dialled_ends_the_session() {
+    let mut world = World::new(1, 8);
+    world.peer_sends(Side::Client, b"request");
+    world.settle();
+    world.leg(Side::Client).reset = true;
+    world.settle();
+    assert_eq!(world.closed, Some((Termination::ClientReset, true, false)));
+    world.assert_nothing_held();
+}
+
+#[test]
+fn a_connect_that_cannot_be_tried_again_ends_the_session_with_its_receive() {
+    let mut world = World::new(1, 8);
+    world.connecting = false;
+    world.on(Event::ConnectGivenUp(Termination::OutOfSourcePorts));
+    world.settle();
+    assert_eq!(world.closed, Some((Termination::OutOfSourcePorts, true, false)));
+}
+
+#[test]
+fn acknowledgements_are_held_back_for_two_milliseconds_only() {
+    let mut world = World::connected(1);
+    assert_eq!(world.leg(Side::Server).acknowledged, 1, "a server that speaks first does not wait for the handshake");
+    assert_eq!(world.session.deadline(), Some(Now(2)));
+    world.tick_at(Now(1));
+    assert_eq!(world.leg(Side::Client).acknowledged, 0);
+    world.tick_at(Now(2));
+    assert_eq!([world.legs[0].acknowledged, world.legs[1].acknowledged], [1, 2]);
+    assert_eq!(world.session.deadline(), Some(Now(IDLE_MS)));
+    world.tick_at(Now(4));
+    assert_eq!(world.leg(Side::Client).acknowledged, 1, "once");
 }
 
 #[test]
@@ -581,6 +663,7 @@ fn a_silent_server_is_left_at_the_connect_timeout_and_another_one_is_tried() {
     world.on(Event::ConnectFailed);
     assert_eq!(world.redispatches, [true, false]);
     world.on(Event::End(Termination::ConnectFailed));
+    world.settle();
     assert_eq!(world.closed, Some((Termination::ConnectFailed, true, false)));
 }
 

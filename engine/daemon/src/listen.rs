@@ -101,13 +101,15 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
     };
+    let options = |reuse_port| ListenOptions { reuse_port, hold_acknowledgements: true, ..ListenOptions::default() };
     if workers == 1 {
-        let options = ListenOptions { reuse_port: ReusePort::Exclusive, ..ListenOptions::default() };
+        let options = options(ReusePort::Exclusive);
         return Ok(vec![socket::open_listener(opening.address, transport, &options)?]);
     }
     // SO_REUSEPORT would join the sockets of another process of this user and take a share of its clients.
     refuse_shared(opening.address, transport)?;
-    let options = ListenOptions { reuse_port: ReusePort::Shared, ..ListenOptions::default() };
+    let options =
+        ListenOptions { reuse_port: ReusePort::Shared, hold_acknowledgements: true, ..ListenOptions::default() };
     let group = (0..workers)
         .map(|_| socket::open_listener(opening.address, transport, &options))
         .collect::<io::Result<Vec<OwnedFd>>>()?;

@@ -71,6 +71,8 @@ pub struct ListenOptions {
     /// Wait at most so long for a client's first bytes before the connection is handed out
     /// (`TCP_DEFER_ACCEPT`). Only right for protocols in which the client speaks first.
     pub defer_accept_s: Option<u32>,
+    /// Whether the connections it brings hold their acknowledgements back (see [`hold_acknowledgements`]).
+    pub hold_acknowledgements: bool,
 }
 
 impl Default for ListenOptions {
@@ -80,6 +82,7 @@ impl Default for ListenOptions {
             reuse_port: ReusePort::Shared,
             binding: Binding::HostAddress,
             defer_accept_s: None,
+            hold_acknowledgements: false,
         }
     }
 }
@@ -132,6 +135,9 @@ pub fn open_listener(address: SocketAddr, transport: Transport, options: &Listen
     if transport == Transport::Tcp {
         // What it accepts has the option, too (Linux clones the listener's socket): one call for all clients.
         set_nodelay(&fd)?;
+        if options.hold_acknowledgements {
+            hold_acknowledgements(&fd)?;
+        }
         if let Some(seconds) = options.defer_accept_s {
             let seconds = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
             set_option(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)?;
@@ -257,6 +263,17 @@ pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
 pub fn set_linger_reset(fd: &impl AsFd) -> io::Result<()> {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
+}
+
+/// Lets acknowledgements wait for bytes that carry them, up to the 40 ms of a delayed acknowledgement: without it, Linux sends one
+/// for each segment of a young connection (`TCP_QUICKACK` off, tcp(7)). Set before a connect, it holds for that handshake, too.
+pub fn hold_acknowledgements(socket: &impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &(0 as libc::c_int))
+}
+
+/// Sends an acknowledgement that is held back and leaves the next ones to the kernel.
+pub fn acknowledge_now(socket: &impl AsFd) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &(1 as libc::c_int))
 }
 
 /// Sends small segments at once (`TCP_NODELAY`).

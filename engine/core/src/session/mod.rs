@@ -4,6 +4,10 @@
 //! sends them to the other, passes the end of the stream on, and does not receive while its queue is long. A path that moves
 //! much is pumped (splice(2)) instead. The session ends when both paths have finished and no operation is in flight.
 //!
+//! While the connect to the real server is under way, the client is read already, so that its first bytes carry the last
+//! acknowledgement of that handshake. Acknowledgements of a young session are held back in the same way (Linux otherwise sends
+//! one for each segment at first), for [`ACK_DELAY_MS`] at most.
+//!
 //! The caller turns every [`Op`] into a system call or ring operation and reports how it went as an [`Event`]; it frees the
 //! session after [`Op::Close`], which comes exactly once and last.
 
@@ -22,6 +26,9 @@ use path::{Mode, Path, Receive};
 const QUEUE_MAX: u16 = 4;
 /// The same while the worker's buffers are scarce: then a path holds one chunk, so that every session can hold one.
 const QUEUE_MAX_SCARCE: u16 = 1;
+/// How long a young session's acknowledgements wait for bytes that carry them. A peer that writes in small pieces under Nagle's
+/// algorithm waits for them; the kernel alone would let it wait 40 ms (`TCP_DELACK_MIN`, include/net/tcp.h).
+const ACK_DELAY_MS: u64 = 2;
 /// Full buffers in a row after which a path is pumped.
 const FULL_CHUNKS_TO_PUMP: u8 = 8;
 /// A pump that moved less than this, …
@@ -77,6 +84,10 @@ pub enum Event {
     ConnectFailed,
     /// The connect to the real server succeeded.
     Connected,
+    /// The connect to the real server has been started.
+    Connecting,
+    /// The connect to the real server failed and cannot be tried again.
+    ConnectGivenUp(Termination),
     /// The session must end, for a reason outside it.
     End(Termination),
     /// The multishot receive of this side is needed elsewhere.
@@ -107,6 +118,8 @@ pub enum Event {
         full: bool,
         /// Whether the receive stays armed (multishot).
         more: bool,
+        /// Whether the stream has ended right behind them.
+        last: bool,
     },
     /// A receive ended without bytes.
     ReceiveEnded {
@@ -166,6 +179,8 @@ pub enum PumpStop {
 /// What the caller must do for a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
+    /// Acknowledge what this side has sent, and do so as the kernel sees fit from now on.
+    AcknowledgeNow(Side),
     /// Deliver [`Event::BuffersFree`] when buffers are free.
     AwaitBuffers(Side),
     /// Deliver [`Event::Ready`] when this side can be read.
@@ -208,6 +223,8 @@ pub enum Op {
         to: Side,
         /// What to send.
         chunk: Chunk,
+        /// Whether [`Op::FinishWriting`] or [`Op::Close`] follows once it is sent, so that the FIN can leave with it.
+        last: bool,
     },
 }
 
@@ -239,6 +256,8 @@ pub struct Session {
     /// Paths by the side they read.
     paths: [Path; 2],
     last_activity: Now,
+    /// Until when acknowledgements are held back; `None` once they are not.
+    acknowledge_at: Option<Now>,
     connect_timeout_ms: u64,
     idle_timeout_ms: u64,
     first_fin: Option<Side>,
@@ -246,12 +265,13 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session whose connect to the real server has just been started.
+    /// A session whose connect to the real server is about to be started.
     pub fn connecting(now: Now, connect_timeout_ms: u64, idle_timeout_ms: u64) -> Session {
         Session {
             phase: Phase::Connecting { since: now, expired: false },
             paths: [Path::default(), Path::default()],
             last_activity: now,
+            acknowledge_at: None,
             connect_timeout_ms,
             idle_timeout_ms,
             first_fin: None,
@@ -269,7 +289,10 @@ impl Session {
     pub fn deadline(&self) -> Option<Now> {
         match self.phase {
             Phase::Connecting { since, expired: false } => Some(since + self.connect_timeout_ms),
-            Phase::Relaying => Some(self.last_activity + self.idle_timeout_ms),
+            Phase::Relaying => {
+                let idle = self.last_activity + self.idle_timeout_ms;
+                Some(self.acknowledge_at.map_or(idle, |acknowledge| acknowledge.min(idle)))
+            }
             _ => None,
         }
     }
@@ -291,11 +314,13 @@ impl Session {
             Event::BuffersFree(from) => self.buffers_free(from, turn),
             Event::ConnectFailed => self.connect_failed(turn),
             Event::Connected => self.connected(turn),
+            Event::Connecting => self.paths[Side::Client.index()].steer(Side::Client, turn),
+            Event::ConnectGivenUp(termination) => self.connect_given_up(termination, turn),
             Event::End(termination) => self.end(termination, turn),
             Event::GrantLost(from) => self.paths[from.index()].cancel_receive(from, turn),
             Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, turn),
             Event::Ready { from } => self.ready(from, turn),
-            Event::Received { from, buffer, len, full, more } => {
+            Event::Received { from, buffer, len, full, more, last } => {
                 let path = &mut self.paths[from.index()];
                 if !more {
                     path.receive = Receive::Idle;
@@ -306,7 +331,13 @@ impl Session {
                     self.last_activity = turn.now;
                     path.note_full(full);
                     turn.chunks.push(&mut path.queue, buffer, len);
-                    path.send_next(from, turn);
+                    if last {
+                        path.fin = true;
+                        self.first_fin.get_or_insert(from);
+                    }
+                    if self.phase == Phase::Relaying {
+                        path.send_next(from, turn);
+                    }
                     path.steer(from, turn);
                 }
             }
@@ -326,9 +357,28 @@ impl Session {
             Phase::Connecting { .. } => {
                 self.phase = Phase::Relaying;
                 self.last_activity = turn.now;
-                for from in Side::BOTH {
-                    self.paths[from.index()].steer(from, turn);
+                self.acknowledge_at = Some(turn.now + ACK_DELAY_MS);
+                if self.paths[Side::Client.index()].queue.is_empty() {
+                    // Nothing is there to carry the last acknowledgement of the handshake, and the server may speak first.
+                    turn.ops.push(Op::AcknowledgeNow(Side::Server));
                 }
+                for from in Side::BOTH {
+                    let path = &mut self.paths[from.index()];
+                    path.send_next(from, turn);
+                    path.steer(from, turn);
+                    self.pass_fin_on(from, turn);
+                }
+            }
+            Phase::Ending { .. } => self.paths[0].connecting = false,
+            Phase::Redispatching | Phase::Relaying | Phase::Closed => {}
+        }
+    }
+
+    fn connect_given_up(&mut self, termination: Termination, turn: &mut Turn<'_>) {
+        match self.phase {
+            Phase::Connecting { .. } => {
+                self.phase = Phase::Redispatching;
+                self.end(termination, turn);
             }
             Phase::Ending { .. } => self.paths[0].connecting = false,
             Phase::Redispatching | Phase::Relaying | Phase::Closed => {}
@@ -371,8 +421,11 @@ impl Session {
         }
         match end {
             ReceiveEnd::Cancelled => path.steer(from, turn),
+            // A client that has gone away: nobody waits for the server any more.
+            ReceiveEnd::Failed if self.phase != Phase::Relaying => self.end(Termination::ClientReset, turn),
             ReceiveEnd::Failed => {
                 path.fin = true;
+                path.broken = true;
                 self.fail(from, turn);
             }
             ReceiveEnd::Fin => self.fin(from, turn),
@@ -444,6 +497,10 @@ impl Session {
         if self.deadline().is_none_or(|deadline| turn.now < deadline) {
             return;
         }
+        if self.phase == Phase::Relaying && self.acknowledge_at.take().is_some() {
+            turn.ops.extend(Side::BOTH.map(Op::AcknowledgeNow));
+            return self.tick(turn);
+        }
         match self.phase {
             Phase::Connecting { since, .. } => {
                 self.phase = Phase::Connecting { since, expired: true };
@@ -462,6 +519,9 @@ impl Session {
 
     /// Ends the path that reads `from` once its stream has ended and everything is delivered.
     fn pass_fin_on(&mut self, from: Side, turn: &mut Turn<'_>) {
+        if matches!(self.phase, Phase::Connecting { .. } | Phase::Redispatching) {
+            return;
+        }
         let other_finished = self.paths[from.other().index()].finished;
         let path = &mut self.paths[from.index()];
         if path.finished || !path.fin || path.sending || !path.queue.is_empty() {
@@ -492,14 +552,13 @@ impl Session {
             Phase::Redispatching | Phase::Relaying => {}
             Phase::Ending { .. } | Phase::Closed => return,
         }
-        let in_flight = self.phase != Phase::Redispatching;
         self.phase = Phase::Ending { termination, reset };
         for from in Side::BOTH {
             let path = &mut self.paths[from.index()];
             path.finished = true;
             path.discard(turn);
         }
-        if in_flight && !self.is_quiet() {
+        if !self.is_quiet() {
             turn.ops.push(Op::CancelAll(Side::Client));
             turn.ops.push(Op::CancelAll(Side::Server));
         }

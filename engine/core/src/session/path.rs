@@ -41,8 +41,10 @@ pub(super) struct Path {
     pub(super) pump_queued: bool,
     /// The connect is in flight although the session already ends (kept on the client's path).
     pub(super) connecting: bool,
-    /// The source ended its stream.
+    /// The source ended its stream, …
     pub(super) fin: bool,
+    /// … by failing.
+    pub(super) broken: bool,
     /// Nothing more will be delivered.
     pub(super) finished: bool,
     full_chunks: u8,
@@ -85,7 +87,9 @@ impl Path {
         }
         if let Some(chunk) = turn.chunks.first(&self.queue) {
             self.sending = true;
-            turn.ops.push(Op::Send { to: from.other(), chunk });
+            // After a failure the legs are reset, and bytes that wait for a FIN would be lost.
+            let last = self.fin && !self.broken && self.queue.count() == 1;
+            turn.ops.push(Op::Send { to: from.other(), chunk, last });
         }
     }
 

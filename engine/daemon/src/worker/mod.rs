@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
-use towpath_core::gather::Gather;
 use towpath_core::session::{Chunks, Event, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
@@ -51,10 +50,6 @@ const FED_MAX: usize = 64;
 const DATAGRAM_BUFFERS: u16 = 128;
 /// The longest sleep: what nobody announces is noticed after this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
-/// How long a busy worker waits for a batch of completions ([`Gather`]).
-const GATHER_TIME: Duration = Duration::from_micros(50);
-/// How late a sleep may end; the 50 µs a thread has by default would double [`GATHER_TIME`].
-const TIMER_SLACK_NS: u32 = 1_000;
 /// How often a draining worker looks for connections whose time is up.
 const DRAIN_LOOK_MS: u64 = 100;
 /// How long an end at once waits for the listeners' operations: they hold the ports until they are cancelled, and who is started
@@ -114,7 +109,6 @@ struct Worker {
     multishots: Multishots<(Key, Side)>,
     /// TCP connections first, by slot, then UDP sessions.
     wheel: TimerWheel,
-    gather: Gather,
     pipes: Pipes,
     resting: Option<(Arc<SnatMaps>, SnatRest)>,
     /// Paths whose pump had its turn and has more to move.
@@ -139,7 +133,6 @@ impl Worker {
         if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
             return Err(io::Error::other(format!("the kernel does not let a thread run on CPU {cpu} alone")));
         }
-        towpath_sys::host::set_timer_slack(TIMER_SLACK_NS)?;
         let buffers = u16::try_from(settings.buffers).unwrap_or(u16::MAX);
         let ring = Ring::new(RingSettings {
             entries: RING_ENTRIES,
@@ -160,7 +153,6 @@ impl Worker {
             chunks: Chunks::new(usize::from(buffers)),
             multishots: Multishots::new(usize::from(buffers)),
             wheel: TimerWheel::new(timers, now),
-            gather: Gather::new(now),
             pipes: Pipes::new(settings.pipes_max),
             resting: None,
             later: VecDeque::new(),
@@ -199,9 +191,11 @@ impl Worker {
         self.pump_rest()?;
         self.ring.take(completions, COMPLETIONS_MAX);
         let taken = completions.len();
-        let mut arrived = 0;
-        for completion in completions.drain(..) {
-            arrived += u32::from(self.complete(completion)?);
+        let mut completions = completions.drain(..).peekable();
+        while let Some(completion) = completions.next() {
+            // The end of a stream together with its last bytes, so that they can leave together, too.
+            let last = completions.next_if(|next| next.is_end_behind(&completion)).is_some();
+            self.complete(completion, last)?;
         }
         let all_fired = self.wheel.advance(self.now, TIMERS_MAX, fired);
         for key in fired.drain(..) {
@@ -213,8 +207,7 @@ impl Worker {
             self.arm_doors()?;
         }
         let idle = all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
-        let gather = self.gather.breath(arrived, self.now);
-        let wait = self.wait(idle, gather);
+        let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
             return Ok(true);
@@ -231,17 +224,15 @@ impl Worker {
         empty && (!self.doors.any_armed() || waited())
     }
 
-    /// Handles a completion; says whether it came from outside, not from an operation of ours that ends by itself.
-    fn complete(&mut self, completion: Completion) -> io::Result<bool> {
-        let token = Token::unpack(completion.token());
-        let arrived = !matches!(token, Token::Nothing | Token::Send(..));
-        match token {
+    /// Handles a completion, `last` if the stream that it received from has ended; says whether it came from outside, not from an operation of ours that ends by itself.
+    fn complete(&mut self, completion: Completion, last: bool) -> io::Result<()> {
+        match Token::unpack(completion.token()) {
             Token::Accept(index) => self.accepted(index, completion),
             Token::Await(key, from) => self.drive(key, Event::Ready { from }),
             Token::Connect(key) => self.connected(key, completion.result()),
             Token::Listen(index) => self.datagram_arrived(index, &completion),
             Token::Nothing => Ok(()),
-            Token::Receive(key, from) => self.received(key, from, &completion),
+            Token::Receive(key, from) => self.received(key, from, &completion, last),
             Token::Reply(key) => self.reply_arrived(key, &completion),
             Token::Send(key, to) => self.sent(key, to, completion.result()),
             Token::Wake => {
@@ -254,8 +245,7 @@ impl Worker {
                 self.adopt()?;
                 self.follow_phase()
             }
-        }?;
-        Ok(arrived)
+        }
     }
 
     fn timer(&mut self, timer: u32) -> io::Result<()> {
@@ -372,7 +362,7 @@ impl Worker {
         }
     }
 
-    fn wait(&self, idle: bool, gather: bool) -> Wait {
+    fn wait(&self, idle: bool) -> Wait {
         if !idle || !self.later.is_empty() || self.settings.poll == Poll::Busy {
             return Wait::Poll;
         }
@@ -381,11 +371,7 @@ impl Worker {
         let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain].into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
-        let sleep = sleep.min(SLEEP_MAX);
-        match gather {
-            true => Wait::Gather { want: Gather::WANT, at_most: GATHER_TIME, sleep },
-            false => Wait::Sleep(sleep),
-        }
+        Wait::Sleep(sleep.min(SLEEP_MAX))
     }
 
     fn count_breath(&self, start: Instant, completions: usize, wait: Wait) {
@@ -394,7 +380,7 @@ impl Worker {
         seat.add(WorkerCounter::Completions, completions as u64);
         seat.raise(WorkerCounter::Submissions, self.ring.submitted());
         seat.set_sessions(self.relays.len() + self.datagrams.sessions.len());
-        if matches!(wait, Wait::Sleep(_) | Wait::Gather { .. }) {
+        if matches!(wait, Wait::Sleep(_)) {
             seat.add(WorkerCounter::Sleeps, 1);
         }
         seat.raise(WorkerCounter::BreathMaxMicroseconds, start.elapsed().as_micros() as u64);

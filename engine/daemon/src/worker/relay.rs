@@ -14,7 +14,7 @@ use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{RealServerId, VShard};
 use towpath_sys::Cause;
-use towpath_sys::ring::{Completion, Readiness, Received};
+use towpath_sys::ring::{BufferRange, Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
 use super::pump::Pump;
@@ -38,9 +38,17 @@ pub(super) struct Relay {
     leases_refused: u8,
     lease: Option<SnatLease>,
     opened: bool,
+    server_sends: ServerSends,
     pumps: [Pump; 2],
     /// Numbers of the multishot receives that the paths hold.
     grants: [Option<u16>; 2],
+}
+
+/// How often something has been sent to the server.
+enum ServerSends {
+    None,
+    One,
+    Many,
 }
 
 /// How a connection is closed.
@@ -51,13 +59,6 @@ struct Close {
     used: PortUse,
 }
 
-impl Close {
-    /// A client that is turned away before it reached a server.
-    fn refusal(termination: Termination) -> Close {
-        Close { termination, reset: true, used: PortUse::Over }
-    }
-}
-
 impl Relay {
     pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
@@ -65,6 +66,21 @@ impl Relay {
 
     pub(super) fn server(&self) -> Option<RealServerId> {
         self.counted
+    }
+
+    /// Before the second send to the server, which could otherwise wait 40 ms for the acknowledgement of the first; many connections
+    /// never come that far. Clients' legs have the option from the listener.
+    fn send_without_delay(&mut self) {
+        let Some(server) = &self.server else { return };
+        match self.server_sends {
+            ServerSends::None => self.server_sends = ServerSends::One,
+            ServerSends::One => {
+                self.server_sends = ServerSends::Many;
+                // A failure costs only the wait.
+                let _ = socket::set_nodelay(server);
+            }
+            ServerSends::Many => {}
+        }
     }
 
     fn leg(&self, side: Side) -> Option<&TcpStream> {
@@ -106,17 +122,22 @@ impl Worker {
             leases_refused: 0,
             lease: None,
             opened: false,
+            server_sends: ServerSends::None,
             pumps: [Pump::default(), Pump::default()],
             grants: [None; 2],
         });
         match self.relays.insert(relay) {
-            Ok(key) => match self.dial(key)? {
-                Ok(()) => {
-                    self.arm_relay(key);
-                    Ok(())
+            Ok(key) => {
+                // First, so that bytes that are there already are at hand once the server is.
+                self.drive(key, Event::Connecting)?;
+                match self.dial(key)? {
+                    Ok(()) => {
+                        self.arm_relay(key);
+                        Ok(())
+                    }
+                    Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
                 }
-                Err(termination) => self.close_relay(key, Close::refusal(termination)),
-            },
+            }
             Err(relay) => {
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
@@ -163,9 +184,8 @@ impl Worker {
             Ok(socket) => socket,
             Err(error) => return Ok(Err(termination_of(&error))),
         };
-        // Clients' legs have it from the listener. Without it a small request can wait 40 ms for an acknowledgement; a failure
-        // costs only that.
-        let _ = socket::set_nodelay(&socket);
+        // A failure costs a packet or two.
+        let _ = socket::hold_acknowledgements(&socket);
         if let ServiceSource::Pool(pool) = &relay.service.source {
             let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
             let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
@@ -234,20 +254,19 @@ impl Worker {
             self.lease_refused(key);
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
-                // Nothing is in flight: the session ends here.
-                Err(termination) => self.close_relay(key, Close::refusal(termination)),
+                Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
             };
         }
         self.drive(key, Event::ConnectFailed)
     }
 
     /// A receive of `key` has completed.
-    pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
+    pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion, last: bool) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else {
             self.recycle_stream(completion);
             return Ok(());
         };
-        let more = completion.more();
+        let more = completion.more() && !last;
         let grant = &mut relay.grants[from.index()];
         match if more { *grant } else { grant.take() } {
             Some(number) if more => self.multishots.touch(number),
@@ -258,7 +277,7 @@ impl Worker {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
                 let full = len == self.ring.stream_buffers().buffer_bytes();
-                return self.drive(key, Event::Received { from, buffer, len, full, more });
+                return self.drive(key, Event::Received { from, buffer, len, full, more, last });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -325,6 +344,12 @@ impl Worker {
     fn execute(&mut self, key: Key, op: Op, ops: &mut Vec<Op>) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         match op {
+            Op::AcknowledgeNow(side) => {
+                // A leg that is gone says so by its receive.
+                if let Some(leg) = relay.leg(side) {
+                    let _ = socket::acknowledge_now(leg);
+                }
+            }
             Op::AwaitBuffers(from) => {
                 let page = self.shared.seat(self.id).service_page(relay.service.id);
                 page.add(ServiceCounter::BufferWaited, 1);
@@ -361,10 +386,13 @@ impl Worker {
             Op::Receive(from) => self.receive(key, from)?,
             Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
-            Op::Send { to, chunk } => {
+            Op::Send { to, chunk, last } => {
+                if to == Side::Server {
+                    relay.send_without_delay();
+                }
                 let Some(leg) = relay.leg(to) else { return Ok(()) };
-                let token = Token::Send(key, to).pack();
-                self.ring.send(leg.as_fd(), chunk.buffer, chunk.start, chunk.len, token)?;
+                let range = BufferRange { buffer: chunk.buffer, start: chunk.start, len: chunk.len };
+                self.ring.send(leg.as_fd(), range, last, Token::Send(key, to).pack())?;
             }
         }
         Ok(())

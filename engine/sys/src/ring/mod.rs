@@ -80,6 +80,13 @@ impl Completion {
         self.buffer
     }
 
+    /// Whether this says that the stream has ended right behind what `earlier` brought.
+    pub fn is_end_behind(&self, earlier: &Completion) -> bool {
+        let same =
+            self.token == earlier.token && self.carries == CARRIES_STREAM_BUFFER && earlier.carries == self.carries;
+        same && self.result == 0 && self.buffer.is_none() && earlier.result > 0
+    }
+
     /// What a receive of a stream brought.
     pub fn received(&self) -> Received {
         match self.result {
@@ -126,16 +133,6 @@ pub enum Received {
 pub enum Wait {
     /// Submit, collect what is there, return at once.
     Poll,
-    /// Sleep until so many operations other than sends complete, or `at_most` has passed and any has; then as [`Wait::Sleep`].
-    /// A kernel before 6.12 (IORING_FEAT_MIN_TIMEOUT) sleeps until the first completes.
-    Gather {
-        /// Completions to wait for.
-        want: u32,
-        /// How long to wait for them all.
-        at_most: Duration,
-        /// How long to sleep if nothing completes at all.
-        sleep: Duration,
-    },
     /// Sleep until something completes or the time is up.
     Sleep(Duration),
 }
@@ -160,6 +157,17 @@ pub struct Datagram {
     pub len: u32,
 }
 
+/// Part of a held stream buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct BufferRange {
+    /// The buffer.
+    pub buffer: u16,
+    /// Where the range starts.
+    pub start: u32,
+    /// Its length in bytes.
+    pub len: u32,
+}
+
 /// An io_uring with one user, the thread that made it.
 pub struct Ring {
     // Declared first, so dropped first: the kernel lets go of all memory below before it is freed.
@@ -172,9 +180,6 @@ pub struct Ring {
     /// Addresses of connects that are queued but not yet submitted; the kernel copies them at submission.
     addresses: Vec<RawAddress>,
     submitted: u64,
-    /// Sends queued since the last submission.
-    sends_queued: u32,
-    can_gather: bool,
 }
 
 impl Ring {
@@ -187,7 +192,6 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(settings.entries * 4)
             .build(settings.entries)?;
-        let can_gather = ring.params().is_feature_min_timeout();
         let stream = Buffers::new(settings.stream_buffers, settings.stream_buffer_bytes)?;
         let datagram = Buffers::new(settings.datagram_buffers, DATAGRAM_HEADER_BYTES + DATAGRAM_PAYLOAD_MAX)?;
         register(&mut ring, &stream, STREAM_GROUP)?;
@@ -200,8 +204,6 @@ impl Ring {
             message: Box::new(message_template()),
             addresses: Vec::with_capacity(settings.entries as usize),
             submitted: 0,
-            sends_queued: 0,
-            can_gather,
         })
     }
 
@@ -294,11 +296,11 @@ impl Ring {
     }
 
     /// Sends a range of a held stream buffer, all of it unless the connection fails. The buffer must stay held until the completion.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, buffer: u16, start: u32, len: u32, token: u64) -> io::Result<()> {
-        let address = self.stream.address(buffer, start, len);
-        self.sends_queued += 1;
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        self.push(opcode::Send::new(fd(socket), address, len).flags(flags).build(), token, CARRIES_NOTHING)
+    /// With `more`, the kernel may hold the bytes back until the next send, shutdown or close (`MSG_MORE`, send(2)).
+    pub fn send(&mut self, socket: BorrowedFd<'_>, range: BufferRange, more: bool, token: u64) -> io::Result<()> {
+        let address = self.stream.address(range.buffer, range.start, range.len);
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+        self.push(opcode::Send::new(fd(socket), address, range.len).flags(flags).build(), token, CARRIES_NOTHING)
     }
 
     /// Receives datagrams with their senders into datagram buffers; read each with [`Ring::datagram`].
@@ -367,22 +369,13 @@ impl Ring {
         self.datagram.replenish();
         match wait {
             Wait::Poll => self.flush(),
-            Wait::Gather { want, at_most, sleep } if self.can_gather => {
-                // Most sends complete while they are submitted, and would be all that was waited for.
-                let want = want.saturating_add(self.sends_queued).min(self.ring.params().cq_entries() / 2);
-                let at_most = u32::try_from(at_most.as_micros()).unwrap_or(u32::MAX);
-                self.sleep(want as usize, sleep, at_most)
+            Wait::Sleep(time) => {
+                let time = Timespec::from(time);
+                let args = SubmitArgs::new().timespec(&time);
+                let result = self.ring.submitter().submit_with_args(1, &args);
+                self.note_submitted(result)
             }
-            Wait::Gather { sleep: time, .. } | Wait::Sleep(time) => self.sleep(1, time, 0),
         }
-    }
-
-    fn sleep(&mut self, want: usize, time: Duration, min_wait_us: u32) -> io::Result<()> {
-        let time = Timespec::from(time);
-        let args = SubmitArgs::new().timespec(&time).min_wait_usec(min_wait_us);
-        let result = self.ring.submitter().submit_with_args(want, &args);
-        self.sends_queued = 0;
-        self.note_submitted(result)
     }
 
     /// Takes up to `max` completions, appended to `out`; buffers they carry are held from now on.
@@ -412,7 +405,6 @@ impl Ring {
     /// Submits what is queued; part of it may stay queued.
     fn flush(&mut self) -> io::Result<()> {
         let result = self.ring.submit();
-        self.sends_queued = 0;
         self.note_submitted(result)
     }
 
