@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -106,15 +107,18 @@ impl ProcessStat {
     }
 }
 
-/// Ticks of one CPU since boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Time of one CPU that was not work, since boot.
+///
+/// What /proc/stat calls work is sampled at ticks, and an idle CPU has none: packets that are steered to it then are received in
+/// interrupts that nothing counts. Idle time is exact (kernel/time/tick-sched.c: `get_cpu_idle_time_us`, interrupts excluded), so
+/// work is the time that was neither idle nor stolen.
+#[derive(Clone, Copy, Debug)]
 pub struct CpuTime {
-    /// User, nice, system, interrupts and softirqs.
-    pub busy_ticks: u64,
+    at: Instant,
     /// Idle and waiting for I/O.
-    pub idle_ticks: u64,
+    idle_ticks: u64,
     /// Taken by the hypervisor for others.
-    pub steal_ticks: u64,
+    steal_ticks: u64,
 }
 
 /// What a CPU did between two readings.
@@ -131,51 +135,51 @@ pub struct CpuUse {
 impl CpuTime {
     /// Reads the time of some CPUs, in the order asked for.
     pub fn read(cpus: &[usize]) -> io::Result<Vec<CpuTime>> {
-        let text = fs::read_to_string("/proc/stat")?;
+        let (at, text) = (Instant::now(), fs::read_to_string("/proc/stat")?);
         cpus.iter()
             .map(|cpu| {
-                parse(&text, *cpu).ok_or_else(|| {
+                let (idle_ticks, steal_ticks) = parse(&text, *cpu).ok_or_else(|| {
                     io::Error::new(io::ErrorKind::NotFound, format!("CPU {cpu} is not in /proc/stat; see `lscpu`"))
-                })
+                })?;
+                Ok(CpuTime { at, idle_ticks, steal_ticks })
             })
             .collect()
     }
 
     /// What happened since an earlier reading.
     pub fn since(self, earlier: CpuTime) -> CpuUse {
-        let busy = self.busy_ticks.saturating_sub(earlier.busy_ticks) as f64;
-        let idle = self.idle_ticks.saturating_sub(earlier.idle_ticks) as f64;
-        let steal = self.steal_ticks.saturating_sub(earlier.steal_ticks) as f64;
-        let share = |part: f64, whole: f64| if whole > 0.0 { part / whole } else { 0.0 };
-        CpuUse {
-            busy_s: busy / TICKS_PER_SECOND,
-            busy_share: share(busy, busy + idle),
-            steal_share: share(steal, busy + idle + steal),
-        }
+        let seconds = |later: u64, earlier: u64| later.saturating_sub(earlier) as f64 / TICKS_PER_SECOND;
+        let elapsed_s = self.at.saturating_duration_since(earlier.at).as_secs_f64();
+        let idle_s = seconds(self.idle_ticks, earlier.idle_ticks);
+        let steal_s = seconds(self.steal_ticks, earlier.steal_ticks);
+        let busy_s = (elapsed_s - idle_s - steal_s).max(0.0);
+        let share = |part: f64, whole: f64| if whole > 0.0 { (part / whole).min(1.0) } else { 0.0 };
+        CpuUse { busy_s, busy_share: share(busy_s, elapsed_s - steal_s), steal_share: share(steal_s, elapsed_s) }
     }
 }
 
-fn parse(text: &str, cpu: usize) -> Option<CpuTime> {
+/// Idle and stolen ticks of a CPU.
+fn parse(text: &str, cpu: usize) -> Option<(u64, u64)> {
     let name = format!("cpu{cpu}");
     let line = text.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
     let ticks: Vec<u64> = line.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
     // proc(5): user nice system idle iowait irq softirq steal …
-    let &[user, nice, system, idle, iowait, irq, softirq, steal, ..] = ticks.as_slice() else { return None };
-    Some(CpuTime { busy_ticks: user + nice + system + irq + softirq, idle_ticks: idle + iowait, steal_ticks: steal })
+    let &[_, _, _, idle, iowait, _, _, steal, ..] = ticks.as_slice() else { return None };
+    Some((idle + iowait, steal))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     const STAT: &str = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 1 2 3 40 5 6 7 8 0 0\ncpu10 1 0 0 0 0 0 0 0 0 0\nintr 1\n";
 
     #[test]
-    fn steal_is_not_work_and_waiting_is_idle() {
-        let time = parse(STAT, 1).unwrap();
-        assert_eq!(time, CpuTime { busy_ticks: 19, idle_ticks: 45, steal_ticks: 8 });
-        assert!(parse(STAT, 2).is_none());
-        assert_eq!(parse(STAT, 10).unwrap().busy_ticks, 1);
+    fn waiting_is_idle_and_a_cpu_is_found_by_its_whole_name() {
+        assert_eq!(parse(STAT, 1), Some((45, 8)));
+        assert_eq!(parse(STAT, 10), Some((0, 0)));
+        assert_eq!(parse(STAT, 2), None);
     }
 
     #[test]
@@ -198,9 +202,22 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_of_the_time_that_was_ours() {
-        let later = CpuTime { busy_ticks: 95, idle_ticks: 5, steal_ticks: 100 };
-        let used = later.since(CpuTime::default());
-        assert_eq!((used.busy_s, used.busy_share, used.steal_share), (0.95, 0.95, 0.5));
+    fn work_is_what_was_neither_idle_nor_stolen() {
+        let earlier = CpuTime { at: Instant::now(), idle_ticks: 1_000, steal_ticks: 10 };
+        let at = |seconds| earlier.at + Duration::from_secs(seconds);
+        for (later, busy_s, busy_share, steal_share) in [
+            (CpuTime { at: at(2), idle_ticks: 1_050, steal_ticks: 110 }, 0.5, 0.5, 0.5),
+            (CpuTime { at: at(2), idle_ticks: 1_000, steal_ticks: 10 }, 2.0, 1.0, 0.0),
+            // Ticks and clock are not read in the same moment.
+            (CpuTime { at: at(1), idle_ticks: 1_101, steal_ticks: 10 }, 0.0, 0.0, 0.0),
+            (earlier, 0.0, 0.0, 0.0),
+        ] {
+            let used = later.since(earlier);
+            assert_eq!(
+                (used.busy_s, used.busy_share, used.steal_share),
+                (busy_s, busy_share, steal_share),
+                "{later:?}"
+            );
+        }
     }
 }

@@ -11,9 +11,12 @@ use std::process::Output;
 
 use program::{Folder, Impostor, towpath_perf};
 use towpath_perf::lab::{Privilege, ensure_privilege};
-use towpath_perf::report::Report;
+use towpath_perf::report::{Phase, Report, Row};
 
 const QUICK: [&str; 8] = ["--against", "", "--accounting", "plain", "--repeat", "1", "--retake", "0"];
+
+/// How often a run may find the balancer's CPU taken by other programs.
+const ATTEMPTS_MAX: usize = 20;
 
 /// Runs a case of the relay suite at an impostor.
 fn run(impostor: &Impostor, case: &str, seconds: &str) -> Output {
@@ -110,22 +113,26 @@ fn a_client_without_time_is_the_ceiling() {
     // The kernel relays in the name of whoever sends, so the balancer's CPU has nothing to do and the client's has everything.
     let folder = Folder::new("ceiling");
     let file = folder.path().join("result.json");
-    let mut command =
-        towpath_perf(&["relay", "--subject", "kernel", "--case", "keepalive-128B-64c", "--seconds", "0.3", "--json"]);
-    let output = command.arg(&file).args(QUICK).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("Debian package nftables") {
-        return;
-    }
-    assert!(output.status.success(), "{said}");
-    let report: Report = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
-    let row = report.rows.iter().find(|row| row.metric == "rate" && !row.case.contains("steered")).unwrap();
-    // Other programs may use the balancer's CPU meanwhile; then nothing can be said.
-    assert!(row.client_bound || row.balancer_busy >= 0.95 || row.client_busy < 0.95, "{row:?}");
-    assert!(
-        report.rows.iter().all(|row| !row.metric.starts_with("efficiency")),
-        "nobody's work was told as the balancer's"
-    );
+    let measure = || {
+        let case = ["relay", "--subject", "kernel", "--case", "keepalive-128B-64c", "--seconds", "0.3", "--json"];
+        let output = towpath_perf(&case).arg(&file).args(QUICK).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: Report = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        report.rows
+    };
+    // Other tests run beside this one and may keep the balancer's CPU busy; then nothing can be said.
+    let rows = (0..ATTEMPTS_MAX)
+        .map(|_| measure())
+        .find(|rows| rows.iter().any(|row| row.metric == "rate" && row.balancer_busy < 0.95 && row.client_busy >= 0.95))
+        .expect("never was the client's CPU busy while the balancer's was not");
+    let is_rate_at_saturation = |row: &&Row| row.metric == "rate" && row.phase == Some(Phase::Saturation);
+    let bound: Vec<&Row> = rows
+        .iter()
+        .filter(is_rate_at_saturation)
+        .filter(|row| row.balancer_busy < 0.95 && row.client_busy >= 0.95)
+        .collect();
+    assert!(bound.iter().all(|row| row.client_bound), "{bound:?}");
+    assert!(rows.iter().all(|row| !row.metric.starts_with("efficiency")), "nobody's work was told as the balancer's");
 }
 
 #[test]

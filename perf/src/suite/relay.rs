@@ -10,7 +10,7 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         unit: Unit::Requests,
     };
     let connect = Course::Load {
-        work: Work::Connect { concurrency: 32, request_bytes: 128, answer_bytes: 128 },
+        work: Work::Connect { concurrency: 128, request_bytes: 128, answer_bytes: 128 },
         unit: Unit::Connections,
     };
     let bulk = |streams| Course::Load { work: Work::Bulk { streams }, unit: Unit::Gigabits };

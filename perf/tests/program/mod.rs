@@ -107,7 +107,12 @@ def pump(source, sink, change):
 def relay(listener, change):
     while True:
         client, _ = listener.accept()
-        origin = socket.create_connection(server)
+        try:
+            origin = socket.create_connection(server)
+        except OSError:
+            # The run has failed meanwhile, and its origin is gone.
+            client.close()
+            continue
         for args in ((client, origin, lambda _, data: data), (origin, client, change)):
             threading.Thread(target=pump, args=args, daemon=True).start()
 "#;
