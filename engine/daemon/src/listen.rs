@@ -108,8 +108,7 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
     }
     // SO_REUSEPORT would join the sockets of another process of this user and take a share of its clients.
     refuse_shared(opening.address, transport)?;
-    let options =
-        ListenOptions { reuse_port: ReusePort::Shared, hold_acknowledgements: true, ..ListenOptions::default() };
+    let options = options(ReusePort::Shared);
     let group = (0..workers)
         .map(|_| socket::open_listener(opening.address, transport, &options))
         .collect::<io::Result<Vec<OwnedFd>>>()?;
