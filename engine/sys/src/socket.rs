@@ -265,6 +265,13 @@ pub fn set_linger_reset(fd: &impl AsFd) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
+/// Sends no faster than so many bytes per second, and nearly so fast while the peer reads (`SO_MAX_PACING_RATE`, socket(7)). What a
+/// listener accepts has it, too. The congestion control is CUBIC then: BBR probes below its rate.
+pub fn pace(socket: &impl AsFd, bytes_per_s: u64) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &bytes_per_s)?;
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic")
+}
+
 /// Lets acknowledgements wait for bytes that carry them, up to the 40 ms of a delayed acknowledgement: without it, Linux sends one
 /// for each segment of a young connection (`TCP_QUICKACK` off, tcp(7)). Set before a connect, it holds for that handshake, too.
 pub fn hold_acknowledgements(socket: &impl AsFd) -> io::Result<()> {

@@ -12,12 +12,16 @@ use super::flows::Flows;
 use super::gauge::Schedule;
 use super::{Pace, Plan, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
+use towpath_sys::socket::pace;
 
 /// How long nothing may happen where something must: no connection answers, no request that is under way ends.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Starts per second that one thread is asked for at most.
 const PER_SECOND_MAX: f64 = 10_000_000.0;
+
+/// A paced stream is let go so much faster than asked: its kernel counts headers, too.
+const PACED_HEADERS: f64 = 1.005;
 
 /// Does what the plan says, on the calling thread and in its namespace. Fails at the first connection that is refused, reset
 /// or ended too early, at the first wrong byte, and when a request stays unanswered.
@@ -28,6 +32,15 @@ pub fn run(plan: &Plan) -> io::Result<Tally> {
 /// As [`run`], and answers on these on the same thread, which saves the switches between client and origin.
 pub fn run_beside_origin(plan: &Plan, listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<Tally> {
     check(plan)?;
+    if let (Pace::Open { per_second }, Work::Bulk { streams }) = (plan.pace, plan.work) {
+        if listeners.is_empty() {
+            let message = "streams of bytes keep a rate only where their origin is beside the client";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        for listener in &listeners {
+            pace(listener, (per_second / streams as f64 * PACED_HEADERS) as u64)?;
+        }
+    }
     let mut engine = Engine::for_work(plan.work)?;
     let tally = engine.answer_on(listeners, sockets).and_then(|()| drive(plan, &mut engine));
     let closed = engine.close();
@@ -97,7 +110,8 @@ impl Drop for Held {
 fn check(plan: &Plan) -> io::Result<()> {
     let wrong = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     match (plan.pace, plan.work) {
-        (Pace::Open { .. }, Work::Bulk { .. }) => wrong("streams of bytes have no open loop".to_owned()),
+        // Bytes, kept to by the origin's kernel.
+        (Pace::Open { per_second }, Work::Bulk { .. }) if per_second >= 1.0 => Ok(()),
         (Pace::Open { per_second }, _) if !(per_second > 0.0 && per_second <= PER_SECOND_MAX) => {
             wrong(format!("{per_second} starts per second: more than 0 and at most {PER_SECOND_MAX} are possible"))
         }
@@ -128,7 +142,9 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
         }
     }
     if !matches!(work, Work::Hold { .. }) {
-        engine.gauge.schedule = Schedule::starting(pace, Instant::now());
+        // A stream has one start; its kernel paces what follows.
+        let starts = if matches!(work, Work::Bulk { .. }) { Pace::Closed } else { pace };
+        engine.gauge.schedule = Schedule::starting(starts, Instant::now());
     }
     engine.run_until(Some(Instant::now() + plan.warm_up))?;
 
@@ -160,7 +176,10 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
     Ok(Tally {
         seconds,
         done,
-        offered: gauge.offered,
+        offered: match (pace, work) {
+            (Pace::Open { per_second }, Work::Bulk { .. }) => Some((per_second * seconds) as u64),
+            _ => gauge.offered,
+        },
         lost: gauge.lost,
         latency_ns: recorded(&gauge.latency),
         cpus: cpus.into_iter().zip(cpus_before).map(|(after, before)| after.since(before)).collect(),

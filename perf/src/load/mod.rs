@@ -18,7 +18,8 @@ use hdrhistogram::Histogram;
 /// What a client does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Streams of bytes from the origin. Counted in bytes; there is no open loop of it.
+    /// Streams of bytes from the origin. Counted in bytes. At a constant rate, the origin's kernel paces them: only with the origin beside
+    /// the client.
     Bulk {
         /// How many at once.
         streams: usize,

@@ -102,9 +102,11 @@ pub enum Course {
 
 impl Course {
     /// Whether one rate can be set for all subjects.
-    fn is_paced(&self) -> bool {
+    fn is_paced(&self, place: Place) -> bool {
         match self {
-            Course::Load { work: Work::Bulk { .. } | Work::Hold { .. }, .. } => false,
+            // Streams keep to a rate by their origin, which is ours only in the lab.
+            Course::Load { work: Work::Bulk { .. }, .. } => place == Place::Lab,
+            Course::Load { work: Work::Hold { .. }, .. } => false,
             Course::Load { work: Work::Connect { .. } | Work::Datagrams { .. } | Work::KeepAlive { .. }, .. } => true,
             Course::Memory { .. } | Course::Snat { .. } => false,
         }
@@ -212,7 +214,7 @@ pub fn turns(cases: &[Case], options: &Options) -> usize {
 }
 
 fn turns_of(case: &Case, options: &Options) -> usize {
-    (options.rounds + usize::from(case.course.is_paced())) * options.subjects.len()
+    (options.rounds + usize::from(case.course.is_paced(options.place))) * options.subjects.len()
 }
 
 /// Runs the cases of a suite, telling `progress` before each turn. Fails at the first subject that crashes, refuses, or answers
@@ -235,13 +237,14 @@ pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnM
     for case in cases {
         let mut turn = |round: usize, number: usize, equal_rate| {
             let subject = &options.subjects[number];
-            let before = done + (round - usize::from(!case.course.is_paced())) * options.subjects.len() + number;
+            let before =
+                done + (round - usize::from(!case.course.is_paced(options.place))) * options.subjects.len() + number;
             progress(Turn { case: &case.name, round, subject: &subject.name, done: before });
             take_turn(case, subject, options, equal_rate)
                 .map_err(|error| io::Error::new(error.kind(), format!("{} in {}: {error}", subject.name, case.name)))
         };
         let numbers = 0..options.subjects.len();
-        let equal_rate = if case.course.is_paced() {
+        let equal_rate = if case.course.is_paced(options.place) {
             let reached: Vec<Vec<Sample>> = numbers.clone().map(|n| turn(0, n, None)).collect::<io::Result<_>>()?;
             let slowest = reached.iter().flatten().filter_map(|sample| sample.per_second).fold(f64::INFINITY, f64::min);
             slowest.is_finite().then_some(slowest * EQUAL_RATE_SHARE)
