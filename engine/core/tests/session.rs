@@ -505,6 +505,41 @@ fn acknowledgements_are_held_back_for_two_milliseconds_only() {
 }
 
 #[test]
+fn a_failure_towards_the_server_does_not_take_its_last_bytes_to_the_client() {
+    // An upload that the server refuses: it answers, ends its stream, and resets what still comes.
+    for server_ends_first in [true, false] {
+        let mut world = World::connected(1);
+        world.multishot = false;
+        world.peer_sends(Side::Client, b"upload");
+        world.complete_receive(Side::Client);
+        let failed = |world: &mut World| {
+            world.leg(Side::Server).send = None;
+            world.on(Event::SendFailed { to: Side::Server });
+        };
+        if !server_ends_first {
+            failed(&mut world);
+        }
+        let buffer = world.free.pop().expect("a free buffer");
+        world.contents[usize::from(buffer)] = b"413".to_vec();
+        world.leg(Side::Server).receive = None;
+        world.on(Event::Received { from: Side::Server, buffer, len: 3, full: false, more: false, last: true });
+        if server_ends_first {
+            failed(&mut world);
+        }
+        world.leg(Side::Client).fin = true;
+        world.settle();
+        assert_eq!(world.leg(Side::Client).delivered, b"413");
+        assert_eq!(
+            world.leg(Side::Client).finished_by_us,
+            server_ends_first,
+            "only a stream that ended well has an end"
+        );
+        assert_eq!(world.closed, Some((Termination::ServerReset, true, false)));
+        world.assert_nothing_held();
+    }
+}
+
+#[test]
 fn half_close_is_carried_through_and_the_other_direction_stays_open() {
     for first in Side::BOTH {
         let mut world = World::connected(7);

@@ -26,13 +26,14 @@ use path::{Mode, Path, Receive};
 const QUEUE_MAX: u16 = 4;
 /// The same while the worker's buffers are scarce: then a path holds one chunk, so that every session can hold one.
 const QUEUE_MAX_SCARCE: u16 = 1;
-/// How long a young session's acknowledgements wait for bytes that carry them. A peer that writes in small pieces under Nagle's
+/// How long a young session's acknowledgements wait for bytes that carry them, once its server is there; a coarse timer may add a few
+/// milliseconds. A peer that writes in small pieces under Nagle's
 /// algorithm waits for them; the kernel alone would let it wait 40 ms (`TCP_DELACK_MIN`, include/net/tcp.h).
 const ACK_DELAY_MS: u64 = 2;
 /// Full buffers in a row after which a path is pumped.
 const FULL_CHUNKS_TO_PUMP: u8 = 8;
 /// A pump that moved less than this, …
-const PUMP_SMALL_BYTES: u64 = 65_536;
+const PUMP_SMALL_BYTES: u64 = 16_384;
 /// … this many times in a row, gives the path back to buffers.
 const PUMP_SMALL_MAX: u8 = 8;
 
@@ -474,6 +475,7 @@ impl Session {
             }
             PumpStop::SourceFailed => {
                 path.fin = true;
+                path.broken = true;
                 self.fail(from, turn);
             }
             PumpStop::SinkFull => {
@@ -528,8 +530,12 @@ impl Session {
             return;
         }
         path.finished = true;
-        // Closing the legs sends the second FIN; and a leg that was reset gets no FIN at all.
-        if !other_finished && self.reset_by.is_none() {
+        // Closing the legs sends the second FIN; and a leg that was reset gets no FIN, but for a stream that had ended before.
+        let finish = match self.reset_by {
+            None => !other_finished,
+            Some(by) => by == from && !path.broken,
+        };
+        if finish {
             turn.ops.push(Op::FinishWriting(from.other()));
         }
     }
@@ -538,6 +544,9 @@ impl Session {
     /// the failure from its own next operation.
     fn fail(&mut self, side: Side, turn: &mut Turn<'_>) {
         self.reset_by.get_or_insert(side);
+        let own = &mut self.paths[side.index()];
+        // What ends now ends by the failure, even if the next receive says 0: the operation that failed has taken the error.
+        own.broken |= !own.fin;
         let towards = &mut self.paths[side.other().index()];
         towards.finished = true;
         towards.discard(turn);

@@ -2,8 +2,9 @@
 //!
 //! It has a price. Once data is there, the kernel fills up to 32 buffers (`MULTISHOT_MAX_RETRY`, io_uring/net.c) before it hears
 //! a cancel, so a few hundred clients that never read could hold every buffer of a worker. So a multishot receive is granted
-//! against a reservation of buffers, and all reservations together are half of them: who has no grant receives into one buffer
-//! at a time and always finds one. When all grants are taken, a holder that has been silent makes room (second chance, as a
+//! against a reservation of buffers, and all reservations together are half of them. What a path holds once its grant is gone is
+//! not reserved any more, so the caller asks only while three quarters of the buffers are free: then what was left behind and all
+//! grants together leave some for receives into one buffer at a time, which is what who has no grant does. When all grants are taken, a holder that has been silent makes room (second chance, as a
 //! page cache does it), so that a thousand idle connections do not keep the busy ones from theirs.
 
 use crate::time::Now;
