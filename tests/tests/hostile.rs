@@ -208,8 +208,7 @@ fn without_descriptors_clients_are_refused_and_counted_and_served_again_later() 
         let crowd = Crowd::gather(subject!(), lab.client(), lab.client().ipv4().into(), to, 300);
         assert_eq!(crowd.served + crowd.refused, 300);
         assert!(
-            // On a slow machine clients are accepted in bursts that leave no descriptor for their servers.
-            (3..=40).contains(&crowd.served),
+            (20..=40).contains(&crowd.served),
             "two for each, and some that the process had for itself: {} were served",
             crowd.served
         );

@@ -68,9 +68,6 @@ pub struct ListenOptions {
     pub reuse_port: ReusePort,
     /// Whether the address must be on this host when the listener is opened.
     pub binding: Binding,
-    /// Wait at most so long for a client's first bytes before the connection is handed out
-    /// (`TCP_DEFER_ACCEPT`). Only right for protocols in which the client speaks first.
-    pub defer_accept_s: Option<u32>,
     /// Whether the connections it brings hold their acknowledgements back (see [`hold_acknowledgements`]).
     pub hold_acknowledgements: bool,
 }
@@ -81,7 +78,6 @@ impl Default for ListenOptions {
             backlog: BACKLOG,
             reuse_port: ReusePort::Shared,
             binding: Binding::HostAddress,
-            defer_accept_s: None,
             hold_acknowledgements: false,
         }
     }
@@ -137,10 +133,6 @@ pub fn open_listener(address: SocketAddr, transport: Transport, options: &Listen
         set_nodelay(&fd)?;
         if options.hold_acknowledgements {
             hold_acknowledgements(&fd)?;
-        }
-        if let Some(seconds) = options.defer_accept_s {
-            let seconds = libc::c_int::try_from(seconds).unwrap_or(libc::c_int::MAX);
-            set_option(&fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)?;
         }
         let backlog = libc::c_int::try_from(options.backlog).unwrap_or(libc::c_int::MAX);
         // SAFETY: listen takes no pointer; `fd` is open for the length of the call.

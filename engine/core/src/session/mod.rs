@@ -6,7 +6,7 @@
 //!
 //! While the connect to the real server is under way, the client is read already, so that its first bytes carry the last
 //! acknowledgement of that handshake. Acknowledgements of a young session are held back in the same way (Linux otherwise sends
-//! one for each segment at first), for [`ACK_DELAY_MS`] at most.
+//! one for each segment at first), for [`ACK_DELAY_MS`].
 //!
 //! The caller turns every [`Op`] into a system call or ring operation and reports how it went as an [`Event`]; it frees the
 //! session after [`Op::Close`], which comes exactly once and last.
@@ -27,8 +27,8 @@ const QUEUE_MAX: u16 = 4;
 /// The same while the worker's buffers are scarce: then a path holds one chunk, so that every session can hold one.
 const QUEUE_MAX_SCARCE: u16 = 1;
 /// How long a young session's acknowledgements wait for bytes that carry them, once its server is there; a coarse timer may add a few
-/// milliseconds. A peer that writes in small pieces under Nagle's
-/// algorithm waits for them; the kernel alone would let it wait 40 ms (`TCP_DELACK_MIN`, include/net/tcp.h).
+/// milliseconds. A peer that writes in small pieces under Nagle's algorithm waits for them; the kernel alone would let it wait
+/// 40 ms (`TCP_DELACK_MIN`, include/net/tcp.h).
 const ACK_DELAY_MS: u64 = 2;
 /// Full buffers in a row after which a path is pumped.
 const FULL_CHUNKS_TO_PUMP: u8 = 8;
@@ -85,7 +85,7 @@ pub enum Event {
     ConnectFailed,
     /// The connect to the real server succeeded.
     Connected,
-    /// The connect to the real server has been started.
+    /// The connect to the real server is about to be started.
     Connecting,
     /// The connect to the real server failed and cannot be tried again.
     ConnectGivenUp(Termination),

@@ -3,9 +3,10 @@
 //! It has a price. Once data is there, the kernel fills up to 32 buffers (`MULTISHOT_MAX_RETRY`, io_uring/net.c) before it hears
 //! a cancel, so a few hundred clients that never read could hold every buffer of a worker. So a multishot receive is granted
 //! against a reservation of buffers, and all reservations together are half of them. What a path holds once its grant is gone is
-//! not reserved any more, so the caller asks only while three quarters of the buffers are free: then what was left behind and all
-//! grants together leave some for receives into one buffer at a time, which is what who has no grant does. When all grants are taken, a holder that has been silent makes room (second chance, as a
-//! page cache does it), so that a thousand idle connections do not keep the busy ones from theirs.
+//! not reserved any more, so grants are given only while three quarters of the buffers are free: then what was left behind and
+//! all grants together leave some for receives into one buffer at a time, which is what who has no grant does. When all grants
+//! are taken, a holder that has been silent makes room (second chance, as a page cache does it), so that a thousand idle
+//! connections do not keep the busy ones from theirs.
 
 use crate::time::Now;
 
@@ -20,6 +21,7 @@ const LOOK_EVERY_MS: u64 = 1;
 pub struct Multishots<H> {
     grants: Box<[Option<Grant<H>>]>,
     free: Vec<u16>,
+    buffers: usize,
     hand: usize,
     next_look: Now,
 }
@@ -37,7 +39,7 @@ pub enum Claim<H> {
     Granted(u16),
     /// Granted, and this silent holder has lost the same number: its receive is to be cancelled.
     Moved(u16, H),
-    /// None is left.
+    /// None is left, or too few buffers are free.
     Refused,
 }
 
@@ -48,13 +50,17 @@ impl<H: Copy> Multishots<H> {
         Multishots {
             grants: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
+            buffers,
             hand: 0,
             next_look: Now(0),
         }
     }
 
-    /// Asks for a grant.
-    pub fn claim(&mut self, holder: H, now: Now) -> Claim<H> {
+    /// Asks for a grant while `buffers_free` of the worker's buffers are free.
+    pub fn claim(&mut self, holder: H, buffers_free: usize, now: Now) -> Claim<H> {
+        if buffers_free * 4 <= self.buffers * 3 {
+            return Claim::Refused;
+        }
         let grant = Some(Grant { holder, used: true });
         if let Some(number) = self.free.pop() {
             self.grants[usize::from(number)] = grant;
@@ -101,10 +107,12 @@ impl<H: Copy> Multishots<H> {
 mod tests {
     use super::*;
 
+    const ALL: usize = 4 * 2 * BUFFERS_RESERVED;
+
     fn full() -> Multishots<u32> {
-        let mut multishots = Multishots::new(4 * 2 * BUFFERS_RESERVED);
+        let mut multishots = Multishots::new(ALL);
         for holder in 0..4 {
-            assert!(matches!(multishots.claim(holder, Now(0)), Claim::Granted(_)));
+            assert!(matches!(multishots.claim(holder, ALL, Now(0)), Claim::Granted(_)));
         }
         multishots
     }
@@ -113,7 +121,8 @@ mod tests {
     fn all_grants_together_reserve_half_of_the_buffers() {
         for (buffers, grants) in [(0, 0), (79, 0), (80, 1), (20_000, 250), (65_535, 819)] {
             let mut multishots = Multishots::new(buffers);
-            let granted = (0..2_000).take_while(|holder| multishots.claim(*holder, Now(0)) != Claim::Refused).count();
+            let granted =
+                (0..2_000).take_while(|holder| multishots.claim(*holder, buffers, Now(0)) != Claim::Refused).count();
             assert_eq!(granted, grants, "{buffers} buffers");
         }
     }
@@ -121,12 +130,12 @@ mod tests {
     #[test]
     fn a_silent_holder_makes_room_and_a_busy_one_does_not() {
         let mut multishots = full();
-        assert_eq!(multishots.claim(9, Now(1)), Claim::Refused, "all have just been granted");
+        assert_eq!(multishots.claim(9, ALL, Now(1)), Claim::Refused, "all have just been granted");
         multishots.touch(0);
-        assert_eq!(multishots.claim(9, Now(2)), Claim::Moved(1, 1));
+        assert_eq!(multishots.claim(9, ALL, Now(2)), Claim::Moved(1, 1));
         let mut busy = full();
         for ms in 1..100 {
-            assert_eq!(busy.claim(9, Now(ms)), Claim::Refused);
+            assert_eq!(busy.claim(9, ALL, Now(ms)), Claim::Refused);
             for number in 0..4 {
                 busy.touch(number);
             }
@@ -136,16 +145,23 @@ mod tests {
     #[test]
     fn silent_holders_are_looked_for_once_a_millisecond() {
         let mut multishots = full();
-        assert_eq!(multishots.claim(9, Now(4)), Claim::Refused);
-        assert!(matches!(multishots.claim(9, Now(5)), Claim::Moved(..)));
-        assert_eq!(multishots.claim(10, Now(5)), Claim::Refused);
-        assert!(matches!(multishots.claim(10, Now(6)), Claim::Moved(..)));
+        assert_eq!(multishots.claim(9, ALL, Now(4)), Claim::Refused);
+        assert!(matches!(multishots.claim(9, ALL, Now(5)), Claim::Moved(..)));
+        assert_eq!(multishots.claim(10, ALL, Now(5)), Claim::Refused);
+        assert!(matches!(multishots.claim(10, ALL, Now(6)), Claim::Moved(..)));
+    }
+
+    #[test]
+    fn none_is_given_once_a_quarter_of_the_buffers_is_held() {
+        let mut multishots = Multishots::new(ALL);
+        assert_eq!(multishots.claim(1, ALL * 3 / 4, Now(0)), Claim::Refused);
+        assert_eq!(multishots.claim(1, ALL * 3 / 4 + 1, Now(0)), Claim::Granted(0));
     }
 
     #[test]
     fn what_is_taken_back_is_granted_again() {
         let mut multishots = full();
         multishots.release(2);
-        assert_eq!(multishots.claim(7, Now(0)), Claim::Granted(2));
+        assert_eq!(multishots.claim(7, ALL, Now(0)), Claim::Granted(2));
     }
 }

@@ -127,17 +127,13 @@ impl Worker {
             grants: [None; 2],
         });
         match self.relays.insert(relay) {
-            Ok(key) => {
-                // First, so that bytes that are there already are at hand once the server is.
-                self.drive(key, Event::Connecting)?;
-                match self.dial(key)? {
-                    Ok(()) => {
-                        self.arm_relay(key);
-                        Ok(())
-                    }
-                    Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
+            Ok(key) => match self.dial(key)? {
+                Ok(()) => {
+                    self.arm_relay(key);
+                    Ok(())
                 }
-            }
+                Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
+            },
             Err(relay) => {
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
@@ -200,8 +196,14 @@ impl Worker {
                 return Ok(Err(termination_of(&error)));
             }
         }
-        self.ring.connect(socket.as_fd(), relay.destination, Token::Connect(key).pack())?;
+        let destination = relay.destination;
         relay.server = Some(TcpStream::from(socket));
+        // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a
+        // client that is turned away for want of a descriptor has nothing in flight and frees its own at once.
+        self.drive(key, Event::Connecting)?;
+        if let Some(server) = self.relays.get(key).and_then(|relay| relay.server.as_ref()) {
+            self.ring.connect(server.as_fd(), destination, Token::Connect(key).pack())?;
+        }
         Ok(Ok(()))
     }
 
@@ -400,9 +402,7 @@ impl Worker {
 
     /// Arms a receive: one that stays, if the path gets a grant for it.
     fn receive(&mut self, key: Key, from: Side) -> io::Result<()> {
-        let buffers = self.ring.stream_buffers();
-        let many_free = buffers.free() * 4 > usize::from(buffers.count()) * 3;
-        let granted = if many_free { self.claim_multishot(key, from)? } else { None };
+        let granted = self.claim_multishot(key, from)?;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.grants[from.index()] = granted;
         let Some(leg) = relay.leg(from) else { return Ok(()) };
@@ -414,7 +414,8 @@ impl Worker {
     }
 
     fn claim_multishot(&mut self, key: Key, from: Side) -> io::Result<Option<u16>> {
-        match self.multishots.claim((key, from), self.now) {
+        let free = self.ring.stream_buffers().free();
+        match self.multishots.claim((key, from), free, self.now) {
             Claim::Granted(number) => Ok(Some(number)),
             Claim::Moved(number, (silent, side)) => {
                 if let Some(relay) = self.relays.get_mut(silent) {
@@ -494,7 +495,12 @@ impl Worker {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);
             }
-            self.ring.close(OwnedFd::from(leg), Token::Nothing.pack())?;
+            if close.termination == Termination::OutOfDescriptors {
+                // At once, so that the next of a burst of clients finds one for its server.
+                drop(leg);
+            } else {
+                self.ring.close(OwnedFd::from(leg), Token::Nothing.pack())?;
+            }
         }
         self.return_lease(&service, lease, close.used);
         self.shared.gate(Protocol::Tcp).leave();
