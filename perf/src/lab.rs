@@ -32,6 +32,14 @@ pub use towpath_sys::process::Child;
 /// The most servers a lab has: their numbers stay below those left for VIPs.
 pub const SERVERS_MAX: usize = 64;
 
+/// What Linux comes with (Documentation/networking/ip-sysctl.rst), whatever this machine is set to: BBR paces by timers, and receive
+/// buffers of 32 MB let a few dozen streams take all memory that TCP may have.
+const TCP_SYSCTLS: [(&str, &str); 3] = [
+    ("net.ipv4.tcp_congestion_control", "cubic"),
+    ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
+    ("net.ipv4.tcp_wmem", "4096 16384 4194304"),
+];
+
 /// How the hosts are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
@@ -191,7 +199,9 @@ impl Lab {
 impl Host {
     fn create(name: String, number: u8) -> io::Result<Host> {
         let namespace = Namespace::create().map_err(|error| told(&error, &format!("create host `{name}`")))?;
-        Ok(Host { name, number, namespace, ports: Vec::new() })
+        let host = Host { name, number, namespace, ports: Vec::new() };
+        TCP_SYSCTLS.iter().try_for_each(|(key, value)| host.set_sysctl(key, value))?;
+        Ok(host)
     }
 
     /// Its name: `client`, `balancer`, `server-1`.

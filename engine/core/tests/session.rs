@@ -73,6 +73,7 @@ struct World {
     buffers: usize,
     held_max: usize,
     pumps: usize,
+    pipes_free: bool,
 }
 
 /// Whether we ended the session, and whatever was under way with it.
@@ -110,6 +111,7 @@ impl World {
             buffers,
             held_max: 0,
             pumps: 0,
+            pipes_free: true,
         };
         world.on(Event::Connecting);
         world
@@ -235,6 +237,9 @@ impl World {
         self.pumps += 1;
         let at = index(from);
         assert!(self.legs[at].receive.is_none(), "pumps under a receive");
+        if !self.pipes_free {
+            return self.tell(Event::Pumped { from, bytes: 0, stop: PumpStop::NoPipe }, ops);
+        }
         let mut delivered = 0;
         let stop = loop {
             let room = PIPE_BYTES - self.pipes[at].len();
@@ -491,16 +496,16 @@ fn a_connect_that_cannot_be_tried_again_ends_the_session_with_its_receive() {
 }
 
 #[test]
-fn acknowledgements_are_held_back_for_two_milliseconds_only() {
+fn acknowledgements_are_held_back_for_eight_milliseconds_only() {
     let mut world = World::connected(1);
     assert_eq!(world.leg(Side::Server).acknowledged, 1, "a server that speaks first does not wait for the handshake");
-    assert_eq!(world.session.deadline(), Some(Now(2)));
-    world.tick_at(Now(1));
+    assert_eq!(world.session.deadline(), Some(Now(8)));
+    world.tick_at(Now(7));
     assert_eq!(world.leg(Side::Client).acknowledged, 0);
-    world.tick_at(Now(2));
+    world.tick_at(Now(8));
     assert_eq!([world.legs[0].acknowledged, world.legs[1].acknowledged], [1, 2]);
     assert_eq!(world.session.deadline(), Some(Now(IDLE_MS)));
-    world.tick_at(Now(4));
+    world.tick_at(Now(16));
     assert_eq!(world.leg(Side::Client).acknowledged, 1, "once");
 }
 
@@ -606,6 +611,27 @@ fn much_data_is_pumped_and_a_trickle_goes_back_to_buffers() {
     world.settle();
     assert_eq!(world.pumps, pumps, "single bytes are not");
     assert_eq!(world.leg(Side::Client).delivered.last(), Some(&b'y'));
+}
+
+#[test]
+fn a_path_that_finds_no_pipe_asks_more_and_more_rarely() {
+    let mut world = World::connected(9);
+    world.pipes_free = false;
+    let attempts: Vec<usize> = (0..5)
+        .map(|_| {
+            let before = world.pumps;
+            world.peer_sends(Side::Server, &pattern(1 << 20, 2));
+            world.settle();
+            world.pumps - before
+        })
+        .collect();
+    assert!(attempts[0] > 0 && attempts.iter().sum::<usize>() <= 4, "{attempts:?}");
+    world.pipes_free = true;
+    world.peer_sends(Side::Server, &pattern(8 << 20, 2));
+    world.settle();
+    assert_eq!(world.leg(Side::Client).delivered.len(), 13 << 20);
+    assert!(world.pumps > attempts.iter().sum(), "a free pipe is found in the end");
+    world.assert_nothing_held();
 }
 
 #[test]

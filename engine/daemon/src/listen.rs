@@ -11,6 +11,10 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
 use towpath_sys::socket::{self, Family, ListenOptions, ReusePort, Transport};
 
+/// Bytes that may wait to leave on a leg, besides those on their way: more would only hide for how long a slow client or server makes
+/// the other side wait, and take kernel memory (tcp_mem) from all others; a fast one is served from less.
+pub(crate) const UNSENT_BYTES_MAX: u32 = 256 * 1024;
+
 /// One listening (TCP) or bound (UDP) socket of one worker.
 #[derive(Debug)]
 pub struct Listener {
@@ -101,7 +105,12 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
     };
-    let options = |reuse_port| ListenOptions { reuse_port, hold_acknowledgements: true, ..ListenOptions::default() };
+    let options = |reuse_port| ListenOptions {
+        reuse_port,
+        hold_acknowledgements: true,
+        unsent_bytes_max: Some(UNSENT_BYTES_MAX),
+        ..ListenOptions::default()
+    };
     if workers == 1 {
         let options = options(ReusePort::Exclusive);
         return Ok(vec![socket::open_listener(opening.address, transport, &options)?]);

@@ -13,7 +13,7 @@ use crate::preflight::HostFacts;
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
 /// Pipes that each worker may lend to bulk connections (design.md 10.10).
-pub const PIPES_PER_WORKER: u32 = 32;
+pub const PIPES_PER_WORKER: u32 = 128;
 /// Ports that health checks connect to at the same time.
 pub const PROBES_MAX: usize = 256;
 /// Clients that the control socket serves at the same time.
@@ -44,8 +44,9 @@ const UDP_SESSION_BYTES: u64 = 512;
 const KERNEL_UDP_SESSION_BYTES: u64 = 2 * 1024;
 /// One entry of the persistence table with its bucket.
 const PERSISTENCE_ENTRY_BYTES: u64 = 56;
-/// Capacity of one lent pipe.
-const PIPE_BYTES: u64 = 1024 * 1024;
+/// Bytes asked of the kernel per pipe. A process without CAP_SYS_RESOURCE gets this for its first pipes only
+/// (fs.pipe-user-pages-soft), smaller ones later.
+pub const PIPE_BYTES: u64 = 256 * 1024;
 /// One port map: (SNAT address, server, protocol).
 const SNAT_MAP_BYTES: u64 = 16 * 1024;
 /// Rings, buffers for datagrams, counters and stack of one worker.

@@ -70,6 +70,8 @@ pub struct ListenOptions {
     pub binding: Binding,
     /// Whether the connections it brings hold their acknowledgements back (see [`hold_acknowledgements`]).
     pub hold_acknowledgements: bool,
+    /// How many bytes may wait to leave on a connection it brings (see [`set_unsent_max`]); `None`: as the kernel has it.
+    pub unsent_bytes_max: Option<u32>,
 }
 
 impl Default for ListenOptions {
@@ -79,6 +81,7 @@ impl Default for ListenOptions {
             reuse_port: ReusePort::Shared,
             binding: Binding::HostAddress,
             hold_acknowledgements: false,
+            unsent_bytes_max: None,
         }
     }
 }
@@ -133,6 +136,9 @@ pub fn open_listener(address: SocketAddr, transport: Transport, options: &Listen
         set_nodelay(&fd)?;
         if options.hold_acknowledgements {
             hold_acknowledgements(&fd)?;
+        }
+        if let Some(bytes) = options.unsent_bytes_max {
+            set_unsent_max(&fd, bytes)?;
         }
         let backlog = libc::c_int::try_from(options.backlog).unwrap_or(libc::c_int::MAX);
         // SAFETY: listen takes no pointer; `fd` is open for the length of the call.
@@ -257,13 +263,6 @@ pub fn set_linger_reset(fd: &impl AsFd) -> io::Result<()> {
     set_option(fd, libc::SOL_SOCKET, libc::SO_LINGER, &linger)
 }
 
-/// Sends no faster than so many bytes per second, and nearly so fast while the peer reads (`SO_MAX_PACING_RATE`, socket(7)). What a
-/// listener accepts has it, too. The congestion control is CUBIC then: BBR probes below its rate.
-pub fn pace(socket: &impl AsFd, bytes_per_s: u64) -> io::Result<()> {
-    set_option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &bytes_per_s)?;
-    set_option(socket, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic")
-}
-
 /// Lets acknowledgements wait for bytes that carry them, up to the 40 ms of a delayed acknowledgement: without it, Linux sends one
 /// for each segment of a young connection (`TCP_QUICKACK` off, tcp(7)). Set before a connect, it holds for that handshake, too.
 pub fn hold_acknowledgements(socket: &impl AsFd) -> io::Result<()> {
@@ -280,22 +279,9 @@ pub fn set_nodelay(fd: &impl AsFd) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)
 }
 
-/// Whether acknowledgements leave at once or ride on data (`TCP_QUICKACK`; the kernel may change it back).
-pub fn set_quickack(fd: &impl AsFd, acknowledge: Acknowledge) -> io::Result<()> {
-    let value: libc::c_int = match acknowledge {
-        Acknowledge::AtOnce => 1,
-        Acknowledge::Delayed => 0,
-    };
-    set_option(fd, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &value)
-}
-
-/// When an acknowledgement leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acknowledge {
-    /// As soon as a segment arrives.
-    AtOnce,
-    /// With the next data, or after the kernel's delay.
-    Delayed,
+/// Takes bytes to send only while fewer than these wait to leave (`TCP_NOTSENT_LOWAT`, tcp(7)); what is on its way does not count.
+pub fn set_unsent_max(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes)
 }
 
 /// Asks silent peers whether they live: first after `idle_s`, then every `interval_s`, `probes` times.

@@ -12,16 +12,12 @@ use super::flows::Flows;
 use super::gauge::Schedule;
 use super::{Pace, Plan, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
-use towpath_sys::socket::pace;
 
 /// How long nothing may happen where something must: no connection answers, no request that is under way ends.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// Starts per second that one thread is asked for at most.
 const PER_SECOND_MAX: f64 = 10_000_000.0;
-
-/// A paced stream is let go so much faster than asked: its kernel counts headers, too.
-const PACED_HEADERS: f64 = 1.005;
 
 /// Does what the plan says, on the calling thread and in its namespace. Fails at the first connection that is refused, reset
 /// or ended too early, at the first wrong byte, and when a request stays unanswered.
@@ -32,14 +28,9 @@ pub fn run(plan: &Plan) -> io::Result<Tally> {
 /// As [`run`], and answers on these on the same thread, which saves the switches between client and origin.
 pub fn run_beside_origin(plan: &Plan, listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<Tally> {
     check(plan)?;
-    if let (Pace::Open { per_second }, Work::Bulk { streams }) = (plan.pace, plan.work) {
-        if listeners.is_empty() {
-            let message = "streams of bytes keep a rate only where their origin is beside the client";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-        }
-        for listener in &listeners {
-            pace(listener, (per_second / streams as f64 * PACED_HEADERS) as u64)?;
-        }
+    if matches!((plan.pace, plan.work), (Pace::Open { .. }, Work::Bulk { .. })) && listeners.is_empty() {
+        let message = "streams of bytes keep a rate only where their origin is beside the client";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
     let mut engine = Engine::for_work(plan.work)?;
     let tally = engine.answer_on(listeners, sockets).and_then(|()| drive(plan, &mut engine));
@@ -142,9 +133,16 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
         }
     }
     if !matches!(work, Work::Hold { .. }) {
-        // A stream has one start; its kernel paces what follows.
-        let starts = if matches!(work, Work::Bulk { .. }) { Pace::Closed } else { pace };
-        engine.gauge.schedule = Schedule::starting(starts, Instant::now());
+        let now = Instant::now();
+        // A stream has one start; what has a rate is its pieces.
+        let starts = match (work, pace) {
+            (Work::Bulk { .. }, Pace::Open { per_second }) => {
+                engine.wire.pace_streams(per_second, now);
+                Pace::Closed
+            }
+            _ => pace,
+        };
+        engine.gauge.schedule = Schedule::starting(starts, now);
     }
     engine.run_until(Some(Instant::now() + plan.warm_up))?;
 

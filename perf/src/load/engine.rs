@@ -34,7 +34,7 @@ const PIECES_MAX: usize = 8;
 const MESSAGE_BYTES_MAX: usize = 32 * 1024;
 
 /// A buffer for a piece of a stream.
-const STREAM_BYTES: u32 = 256 * 1024;
+const STREAM_BYTES: u32 = 128 * 1024;
 
 /// Buffers for pieces of streams; with more streams than that, some wait for a turn.
 const STREAM_BUFFERS_MAX: u16 = 8;
@@ -167,7 +167,9 @@ impl Engine {
             }
             Load::Nothing => None,
         };
-        self.enter(next.map_or(until, |next| next.min(until)))?;
+        self.wire.send_due(now)?;
+        let next = [next, self.wire.next_piece(now)].into_iter().flatten().fold(until, Instant::min);
+        self.enter(next)?;
         let now = Instant::now();
         let mut batch = std::mem::take(&mut self.batch);
         let max = match self.wire.listen {

@@ -18,8 +18,8 @@ use hdrhistogram::Histogram;
 /// What a client does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Streams of bytes from the origin. Counted in bytes. At a constant rate, the origin's kernel paces them: only with the origin beside
-    /// the client.
+    /// Streams of bytes from the origin. Counted in bytes. At a constant rate, the origin sends piece after piece of them, each at its
+    /// time on the stream that has waited longest: only with the origin beside the client.
     Bulk {
         /// How many at once.
         streams: usize,

@@ -1,13 +1,17 @@
 //! The ring and the connections on it: sends messages, and verifies what arrives.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use towpath_sys::ring::{Completion, Received, Ring, RingSettings, Wait};
 use towpath_sys::socket::{Family, set_nodelay, tcp_socket};
 
+use super::Pace;
 use super::callers::Call;
+use super::gauge::Schedule;
 use super::origin::Then;
 use crate::message::{Filler, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
 
@@ -182,6 +186,9 @@ pub(super) struct Wire {
     out_bytes: u32,
     /// Since the last submission for their sake.
     composed_bytes: u32,
+    /// When pieces of streams leave, and the streams that wait for it.
+    pieces: Schedule,
+    awaiting_piece: VecDeque<u32>,
 }
 
 impl Wire {
@@ -202,7 +209,37 @@ impl Wire {
             datagram_buffers,
         })?;
         ring.reserve_outgoing(SENDS_MAX, out_bytes)?;
-        Ok(Wire { ring, places: Vec::new(), free: Vec::new(), pending: 0, listen, out_bytes, composed_bytes: 0 })
+        Ok(Wire {
+            ring,
+            places: Vec::new(),
+            free: Vec::new(),
+            pending: 0,
+            listen,
+            out_bytes,
+            composed_bytes: 0,
+            pieces: Schedule::Closed,
+            awaiting_piece: VecDeque::new(),
+        })
+    }
+
+    /// Sends so many bytes per second of all streams together, from now on, instead of as many as they take.
+    pub(super) fn pace_streams(&mut self, bytes_per_second: f64, now: Instant) {
+        self.pieces = Schedule::starting(Pace::Open { per_second: bytes_per_second / WINDOW_BYTES_MAX as f64 }, now);
+    }
+
+    /// When the next piece of a stream is to leave, if nothing comes first.
+    pub(super) fn next_piece(&self, now: Instant) -> Option<Instant> {
+        if self.awaiting_piece.is_empty() { None } else { self.pieces.next(now) }
+    }
+
+    /// Sends the pieces of streams that are due.
+    pub(super) fn send_due(&mut self, now: Instant) -> io::Result<()> {
+        while !self.awaiting_piece.is_empty() && self.pieces.take_due(now).is_some() {
+            if let Some(slot) = self.awaiting_piece.pop_front() {
+                self.say_more(slot)?;
+            }
+        }
+        Ok(())
     }
 
     /// Operations under way.
@@ -360,7 +397,7 @@ impl Wire {
             connection.rest = Filler::of(tag);
             connection.rest_bytes = u64::MAX;
         }
-        self.say_more(slot)
+        self.say_when_due(slot)
     }
 
     /// Takes note of what has left and sends what follows; `None` when its connection is closed.
@@ -376,7 +413,7 @@ impl Wire {
             length if length.unsigned_abs() != sent => Ok(Some(Said::Failed(io::ErrorKind::BrokenPipe.into()))),
             _ if connection.rest_bytes == 0 => Ok(Some(Said::All)),
             _ => {
-                self.say_more(token.slot)?;
+                self.say_when_due(token.slot)?;
                 Ok(Some(Said::Partly))
             }
         }
@@ -453,6 +490,15 @@ impl Wire {
         buffers.write(buffer, 0, &header.encode());
         buffers.write(buffer, HEADER_BYTES as u32, filler);
         Ok(buffer)
+    }
+
+    /// As [`Wire::say_more`], for a stream with a rate when its next piece is due.
+    fn say_when_due(&mut self, slot: u32) -> io::Result<()> {
+        if matches!(self.pieces, Schedule::Closed) {
+            return self.say_more(slot);
+        }
+        self.awaiting_piece.push_back(slot);
+        Ok(())
     }
 
     fn say_more(&mut self, slot: u32) -> io::Result<()> {

@@ -12,12 +12,14 @@ mod stage;
 pub mod udp;
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use towpath_sys::host;
 use towpath_sys::socket::Transport;
 
 use crate::load::Work;
@@ -32,6 +34,9 @@ pub const OTHERS_SHARE_MAX: f64 = 0.1;
 
 /// The equal rate, of the rate that the slowest subject reaches.
 const EQUAL_RATE_SHARE: f64 = 0.8;
+
+/// What the queues of 64 streams through a relay have been seen to take.
+const QUEUES_BYTES_MAX: u64 = 1 << 30;
 
 /// Whose CPU does the work of receiving, and so what counts as the balancer's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,17 +240,25 @@ pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnM
     }
     let mut done = 0;
     for case in cases {
-        let mut turn = |round: usize, number: usize, equal_rate| {
-            let subject = &options.subjects[number];
-            let before =
-                done + (round - usize::from(!case.course.is_paced(options.place))) * options.subjects.len() + number;
-            progress(Turn { case: &case.name, round, subject: &subject.name, done: before });
-            take_turn(case, subject, options, equal_rate)
-                .map_err(|error| io::Error::new(error.kind(), format!("{} in {}: {error}", subject.name, case.name)))
+        let subjects = options.subjects.len();
+        // What each subject, in their order, did in a round. Who comes first in it moves on from round to round: the first one
+        // finds caches and memory colder.
+        let mut round_of = |round: usize, equal_rate| -> io::Result<Vec<Vec<Sample>>> {
+            let mut taken: Vec<Vec<Sample>> = vec![Vec::new(); subjects];
+            for place in 0..subjects {
+                let number = (round + place) % subjects;
+                let subject = &options.subjects[number];
+                let rounds_before = round - usize::from(!case.course.is_paced(options.place));
+                let before = done + rounds_before * subjects + place;
+                progress(Turn { case: &case.name, round, subject: &subject.name, done: before });
+                taken[number] = take_turn(case, subject, options, equal_rate).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{} in {}: {error}", subject.name, case.name))
+                })?;
+            }
+            Ok(taken)
         };
-        let numbers = 0..options.subjects.len();
         let equal_rate = if case.course.is_paced(options.place) {
-            let reached: Vec<Vec<Sample>> = numbers.clone().map(|n| turn(0, n, None)).collect::<io::Result<_>>()?;
+            let reached = round_of(0, None)?;
             let slowest = reached.iter().flatten().filter_map(|sample| sample.per_second).fold(f64::INFINITY, f64::min);
             slowest.is_finite().then_some(slowest * EQUAL_RATE_SHARE)
         } else {
@@ -254,8 +267,7 @@ pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnM
         let mut rounds: Vec<Vec<Vec<Sample>>> = Vec::new();
         let mut retakes_left = options.retakes;
         while rounds.len() < options.rounds {
-            let taken: Vec<Vec<Sample>> =
-                numbers.clone().map(|n| turn(rounds.len() + 1, n, equal_rate)).collect::<io::Result<_>>()?;
+            let taken = round_of(rounds.len() + 1, equal_rate)?;
             let disturbed = taken.iter().flatten().any(|sample| sample.others_share > OTHERS_SHARE_MAX);
             if disturbed && retakes_left > 0 {
                 // The whole round goes: its turns belong together.
@@ -275,9 +287,20 @@ pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnM
     Ok(report)
 }
 
+/// Has the kernel give out and take back as much memory as queues of streams may take: a hypervisor takes memory away that nobody
+/// has used for some seconds, and then the first bytes that are copied there wait for it.
+fn warm_memory() {
+    let affordable = host::memory().map_or(0, |memory| memory.available_bytes / 4);
+    let bytes = affordable.min(QUEUES_BYTES_MAX);
+    drop(black_box(vec![1u8; usize::try_from(bytes).unwrap_or(0)]));
+}
+
 fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Option<f64>) -> io::Result<Vec<Sample>> {
     // Hosts that nobody has used: what a turn leaves behind, ports in TIME_WAIT above all, would be the next one's cost.
     let stage = &Stage::set(case, options)?;
+    if matches!(case.course, Course::Load { work: Work::Bulk { .. }, .. }) {
+        warm_memory();
+    }
     match &case.course {
         Course::Load { work, unit } => {
             let load = load::Load { case, work: *work, unit: *unit, equal_rate };

@@ -29,9 +29,14 @@ const QUEUE_MAX_SCARCE: u16 = 1;
 /// How long a young session's acknowledgements wait for bytes that carry them, once its server is there; a coarse timer may add a few
 /// milliseconds. A peer that writes in small pieces under Nagle's algorithm waits for them; the kernel alone would let it wait
 /// 40 ms (`TCP_DELACK_MIN`, include/net/tcp.h).
-const ACK_DELAY_MS: u64 = 2;
+const ACK_DELAY_MS: u64 = 8;
 /// Full buffers in a row after which a path is pumped.
 const FULL_CHUNKS_TO_PUMP: u8 = 8;
+/// A path that found no pipe wishes for one so many times, and so many times more often after each further attempt, before it
+/// attempts again: else it would swing between its buffers and a pump that it does not get.
+const DENIED_FACTOR: u16 = 8;
+/// The most wishes it takes.
+const WISHES_MAX: u16 = 512;
 /// A pump that moved less than this, …
 const PUMP_SMALL_BYTES: u64 = 16_384;
 /// … this many times in a row, gives the path back to buffers.
@@ -446,11 +451,12 @@ impl Session {
     }
 
     fn pumped(&mut self, from: Side, bytes: u64, stop: PumpStop, turn: &mut Turn<'_>) {
-        if bytes > 0 {
-            self.last_activity = turn.now;
-        }
         let path = &mut self.paths[from.index()];
         path.pump_queued = false;
+        if bytes > 0 {
+            self.last_activity = turn.now;
+            path.denials = 0;
+        }
         if path.finished {
             return;
         }
@@ -461,7 +467,7 @@ impl Session {
             }
             PumpStop::Fin => self.fin(from, turn),
             PumpStop::NoPipe => {
-                path.back_to_buffers();
+                path.denied_a_pipe();
                 path.steer(from, turn);
             }
             PumpStop::SourceEmpty => {

@@ -1,7 +1,10 @@
 //! One direction of a session: receive, queue, send, pass the end on.
 
 use super::chunks::Chain;
-use super::{FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side, Turn};
+use super::{
+    DENIED_FACTOR, FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side,
+    Turn, WISHES_MAX,
+};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Receive {
@@ -48,6 +51,10 @@ pub(super) struct Path {
     /// Nothing more will be delivered.
     pub(super) finished: bool,
     full_chunks: u8,
+    /// How often full buffers have asked for a pipe since the last attempt.
+    wishes: u16,
+    /// Attempts to pump in a row that found no pipe.
+    pub(super) denials: u32,
     small_pumps: u8,
 }
 
@@ -61,7 +68,13 @@ impl Path {
     /// Counts full buffers in a row: a path that fills buffers is worth a pipe.
     pub(super) fn note_full(&mut self, full: bool) {
         self.full_chunks = if full { self.full_chunks.saturating_add(1) } else { 0 };
-        if self.full_chunks >= FULL_CHUNKS_TO_PUMP && self.mode == Mode::Buffers {
+        if self.full_chunks < FULL_CHUNKS_TO_PUMP || self.mode != Mode::Buffers {
+            return;
+        }
+        self.full_chunks = 0;
+        self.wishes += 1;
+        if self.wishes >= DENIED_FACTOR.saturating_pow(self.denials).min(WISHES_MAX) {
+            self.wishes = 0;
             self.mode = Mode::Switching;
         }
     }
@@ -78,6 +91,12 @@ impl Path {
         self.mode = Mode::Buffers;
         self.full_chunks = 0;
         self.small_pumps = 0;
+    }
+
+    /// No pipe was free.
+    pub(super) fn denied_a_pipe(&mut self) {
+        self.denials = self.denials.saturating_add(1);
+        self.back_to_buffers();
     }
 
     /// Sends the first chunk unless a send is in flight.

@@ -6,12 +6,10 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use crate::plan::PIPE_BYTES;
 use towpath_core::session::PumpStop;
 use towpath_sys::splice::{Drained, Filled, Pipe};
 
-/// Bytes asked of the kernel per pipe. A process without CAP_SYS_RESOURCE gets this for its first pipes only
-/// (fs.pipe-user-pages-soft), smaller ones later.
-const PIPE_BYTES: usize = 1 << 20;
 /// Bytes one path may move before the other sessions have their turn.
 const TURN_BYTES: u64 = 1 << 20;
 
@@ -34,7 +32,7 @@ impl Pipes {
         if self.opened == self.max {
             return None;
         }
-        let pipe = Pipe::open(PIPE_BYTES).ok()?;
+        let pipe = Pipe::open(PIPE_BYTES as usize).ok()?;
         self.opened += 1;
         Some(pipe)
     }

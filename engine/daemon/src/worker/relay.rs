@@ -20,6 +20,7 @@ use towpath_sys::socket::{self, Family};
 use super::pump::Pump;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
+use crate::listen::UNSENT_BYTES_MAX;
 
 /// One TCP connection through a worker.
 pub(super) struct Relay {
@@ -460,6 +461,10 @@ impl Worker {
         };
         if pump.first_use() {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Bulk, 1);
+            if from == Side::Client {
+                // The client's leg has it from its listener. A leg that is gone says so by its sends.
+                let _ = socket::set_unsent_max(sink, UNSENT_BYTES_MAX);
+            }
         }
         let (bytes, stop) = pump.run(source, sink, &mut self.pipes);
         self.count_bytes(key, from.other(), bytes);
