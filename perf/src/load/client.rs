@@ -10,6 +10,7 @@ use super::callers::Callers;
 use super::engine::{Engine, Load};
 use super::flows::Flows;
 use super::gauge::Schedule;
+use super::spin::Spin;
 use super::{Pace, Plan, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
 
@@ -144,11 +145,16 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
         };
         engine.gauge.schedule = Schedule::starting(starts, now);
     }
+    if pace == Pace::Closed && !matches!(work, Work::Hold { .. }) {
+        engine.spin = Some(Spin::learn(&mut engine.wire.ring));
+    }
     engine.run_until(Some(Instant::now() + plan.warm_up))?;
 
     let processes: Vec<u32> = plan.watch_processes.iter().copied().chain([std::process::id()]).collect();
     let processes_before = process_seconds(&processes);
     let cpus_before = CpuTime::read(&plan.watch_cpus)?;
+    let spun = |engine: &Engine| engine.spin.as_ref().map_or(0.0, Spin::seconds);
+    let spun_before = spun(engine);
     let started = Instant::now();
     engine.gauge.start_counting(started);
     engine.run_until(Some(started + plan.measure))?;
@@ -156,6 +162,8 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
     engine.gauge.stop_counting(ended);
     let cpus = CpuTime::read(&plan.watch_cpus)?;
     let processes_s = process_seconds(&processes) - processes_before;
+    let spun_s = spun(engine) - spun_before;
+    engine.spin = None;
 
     if !matches!(work, Work::Bulk { .. }) {
         finish(engine, target)?;
@@ -182,6 +190,7 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
         latency_ns: recorded(&gauge.latency),
         cpus: cpus.into_iter().zip(cpus_before).map(|(after, before)| after.since(before)).collect(),
         processes_s,
+        spun_s,
     })
 }
 

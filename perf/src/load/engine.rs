@@ -17,6 +17,7 @@ use towpath_sys::socket::set_nodelay;
 use super::callers::Callers;
 use super::flows::Flows;
 use super::gauge::Gauge;
+use super::spin::Spin;
 use super::wire::{Listen, Role, Token, What, Wire};
 use super::{Work, echo, origin};
 use crate::message::HEADER_BYTES;
@@ -66,6 +67,8 @@ pub(super) struct Engine {
     pub(super) wire: Wire,
     pub(super) gauge: Gauge,
     pub(super) load: Load,
+    /// How turns wait, if not asleep.
+    pub(super) spin: Option<Spin>,
     listeners: Vec<TcpListener>,
     sockets: Vec<UdpSocket>,
     batch: Vec<Completion>,
@@ -107,6 +110,7 @@ impl Engine {
             wire,
             gauge: Gauge::new(),
             load: Load::Nothing,
+            spin: None,
             listeners: Vec::new(),
             sockets: Vec::new(),
             batch: Vec::with_capacity(COMPLETIONS_MAX),
@@ -216,6 +220,12 @@ impl Engine {
 
     fn enter(&mut self, until: Instant) -> io::Result<()> {
         let patience = until.saturating_duration_since(Instant::now());
+        if let Some(spin) = &mut self.spin {
+            self.wire.ring.enter(Wait::Poll)?;
+            if patience.is_zero() || spin.until_news(&mut self.wire.ring, patience) {
+                return self.wire.ring.enter(Wait::Poll);
+            }
+        }
         self.wire.ring.enter(if patience.is_zero() { Wait::Poll } else { Wait::Sleep(patience) })
     }
 

@@ -7,6 +7,7 @@ mod engine;
 mod flows;
 mod gauge;
 pub mod origin;
+mod spin;
 mod wire;
 
 use std::net::SocketAddr;
@@ -111,6 +112,8 @@ pub struct Tally {
     pub cpus: Vec<CpuUse>,
     /// Seconds that the watched processes and the client worked meanwhile.
     pub processes_s: f64,
+    /// Seconds of these that the client only waited, awake.
+    pub spun_s: f64,
 }
 
 impl Tally {
@@ -146,6 +149,7 @@ impl Tally {
             latency_ns: recorded(&histogram),
             cpus: self.cpus,
             processes_s: self.processes_s.max(other.processes_s),
+            spun_s: self.spun_s.min(other.spun_s),
         }
     }
 }
@@ -173,6 +177,7 @@ mod tests {
             latency_ns: vec![(1000, done)],
             cpus,
             processes_s: 1.5,
+            spun_s: 0.25,
         };
         let cpu = CpuUse { busy_s: 1.0, busy_share: 0.5, steal_share: 0.0 };
         let both = tally(10, Vec::new()).merge(tally(30, vec![cpu]));

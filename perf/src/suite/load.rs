@@ -98,6 +98,7 @@ impl Load<'_> {
         // In the plain accounting the kernel relays in the name of the client that sends: nobody's work is the balancer's.
         let own_cpu = balancer.filter(|_| subject.kind != Kind::Kernel || self.case.accounting == Accounting::Steered);
         let client_busy = clients.iter().map(|cpu| cpu.busy_share).fold(0.0, f64::max);
+        let client_busy = (client_busy - tally.spun_s / tally.seconds).max(0.0);
         let balancer_busy = balancer.map_or(0.0, |cpu| cpu.busy_share);
         let kept_up = kept_up(&tally);
         Ok(Sample {

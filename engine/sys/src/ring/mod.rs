@@ -378,6 +378,11 @@ impl Ring {
         }
     }
 
+    /// Whether there are completions, or work that becomes some in the next [`Ring::enter`]. Asks memory, not the kernel.
+    pub fn has_news(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
     /// Takes up to `max` completions, appended to `out`; buffers they carry are held from now on.
     pub fn take(&mut self, out: &mut Vec<Completion>, max: usize) {
         for entry in self.ring.completion().take(max) {
