@@ -1,0 +1,348 @@
+//! Packets: from the bytes of a frame to what the packet plane decides on.
+//!
+//! [`parse`] reads a frame once, front to back. Every length in it is checked against the frame before anything behind it is
+//! read, and what it says is copied out, so that the steps after it (flow table, TCP state, rewriting) need not check again.
+//! Bytes behind the end of the IP packet (Ethernet padding) are allowed and never read. A super-packet (GSO, GRO) is a packet
+//! like any other as long as its length fits its header.
+//!
+//! Checksums: that of the IPv4 header, and that of each ICMP message which is acted on, are verified; the kernel completes both
+//! before a frame leaves it. Those of TCP and UDP are not: on virtual devices they are mostly partial, and rewriting keeps
+//! a wrong one wrong.
+
+mod addr;
+mod icmp;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod view;
+
+pub use addr::{Ip, Mac, Tuple};
+pub use transport::SynOptions;
+pub use view::{Ethernet, parse};
+
+/// Octets of an Ethernet header without tag.
+pub const ETHERNET_LEN: usize = 14;
+
+/// Most extension headers of one IPv6 packet; those behind it would be work for nothing.
+pub const EXTENSIONS_MAX: usize = 8;
+
+/// IP protocol number of ICMP for IPv4.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of ICMP for IPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
+
+macro_rules! drop_reasons {
+    ($(#[$doc:meta])* $name:ident { $($variant:ident = $label:literal, $text:literal;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $(#[doc = $text] $variant,)* }
+
+        impl $name {
+            /// Every variant, in the order of the page.
+            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+
+            /// The word used in status, metrics and docs.
+            pub fn label(self) -> &'static str {
+                match self { $($name::$variant => $label,)* }
+            }
+
+            /// One sentence for the reference.
+            pub fn help(self) -> &'static str {
+                match self { $($name::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+drop_reasons!(
+    /// Why a frame is not looked at any further: who sent it is to blame, or it asks for what no balancer should do.
+    DropReason {
+        ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
+        ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
+        ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
+        EthernetTruncated = "ethernet_truncated", "A frame that is shorter than an Ethernet header.";
+        ExtensionOrder = "extension_order", "An IPv6 hop-by-hop header that is not the first, or a second fragment header.";
+        ExtensionTruncated = "extension_truncated", "An IPv6 extension header that is longer than its packet.";
+        ExtensionsTooMany = "extensions_too_many", "An IPv6 packet with more than 8 extension headers.";
+        FragmentBeyondEnd = "fragment_beyond_end", "A fragment of a packet that would be longer than 65,535 octets.";
+        FragmentLength = "fragment_length", "A fragment without data, or one before the last whose data is no multiple of 8 octets.";
+        FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
+        IcmpChecksum = "icmp_checksum", "An ICMP message whose checksum is wrong.";
+        IcmpEmbedded = "icmp_embedded", "An ICMP error whose embedded packet is truncated or malformed.";
+        IcmpEmbeddedFragment = "icmp_embedded_fragment", "An ICMP error about a fragment that does not show its ports.";
+        IcmpEmbeddedSource = "icmp_embedded_source", "An ICMP error to someone else than the sender of the embedded packet.";
+        IcmpTruncated = "icmp_truncated", "An ICMP message that is shorter than its header.";
+        IpVersion = "ip_version", "An IP packet whose version is not the one that its frame announces.";
+        Ipv4Checksum = "ipv4_checksum", "An IPv4 packet whose header checksum is wrong.";
+        Ipv4HeaderLength = "ipv4_header_length", "An IPv4 header shorter than 20 octets or longer than its packet.";
+        Ipv4Option = "ipv4_option", "An IPv4 option that is longer than the header.";
+        Ipv4SourceRoute = "ipv4_source_route", "An IPv4 packet with a source route.";
+        Ipv4Truncated = "ipv4_truncated", "An IPv4 packet that is longer than its frame.";
+        Ipv6Truncated = "ipv6_truncated", "An IPv6 packet that is longer than its frame.";
+        Jumbo = "jumbo", "An IP packet that gives its length as 0: a jumbogram, BIG TCP, or nothing.";
+        MappedAddress = "mapped_address", "An IPv6 packet with an IPv4-mapped address.";
+        MartianDestination = "martian_destination", "An IP packet to a loopback address or to none.";
+        MartianSource = "martian_source", "An IP packet from a loopback address, a group, nobody, or its own destination.";
+        NdHopLimit = "nd_hop_limit", "A neighbour message that comes from another link: its hop limit is not 255.";
+        NdMalformed = "nd_malformed", "A neighbour message that breaks RFC 4861 section 7.1, or is a fragment (RFC 6980).";
+        NdTruncated = "nd_truncated", "A neighbour message that is shorter than its fields or options.";
+        PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
+        RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
+        Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
+        TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
+        TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";
+        TcpTruncated = "tcp_truncated", "A TCP segment that is shorter than its header.";
+        UdpChecksumMissing = "udp_checksum_missing", "A UDP datagram over IPv6 without checksum.";
+        UdpLength = "udp_length", "A UDP datagram that gives its length as less than 8 or more than its packet has.";
+        UdpTruncated = "udp_truncated", "A UDP datagram that is shorter than its header.";
+    }
+);
+
+/// What a frame is to the packet plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet {
+    /// A question for an IPv4 neighbour, or an answer.
+    Arp(Arp),
+    /// An ICMP or ICMPv6 echo request; its ports are 0.
+    Echo(Parsed),
+    /// Part of a TCP, UDP or other packet. An IPv6 packet in a single fragment (RFC 6946) is not one.
+    Fragment(Fragment),
+    /// An ICMP or ICMPv6 error about a TCP or UDP packet.
+    IcmpError(IcmpError),
+    /// An ICMPv6 neighbour solicitation or advertisement.
+    Nd(Nd),
+    /// Well formed as far as it was read, and nothing that the packet plane handles.
+    Other(Other),
+    /// A whole TCP segment or UDP datagram between two hosts.
+    Transport(Parsed),
+}
+
+/// What else there is on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Other {
+    /// ARP with this operation.
+    Arp(u16),
+    /// A frame of this EtherType, or an IEEE 802.3 frame of this length.
+    EtherType(u16),
+    /// An IP packet to a group: by its address, or in a frame to one.
+    Group,
+    /// An ICMP or ICMPv6 message of this type, or an error of this type about neither TCP nor UDP.
+    Icmp(u8),
+    /// An IP packet of this protocol.
+    Protocol(u8),
+}
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Where the parts of an IP packet lie and what its headers say.
+///
+/// Offsets count octets from the start of the frame, and `l3` < `l4` ≤ `payload` ≤ `end` ≤ the length of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// Addresses, ports and protocol.
+    pub tuple: Tuple,
+    /// IP version.
+    pub family: Family,
+    /// Time to live or hop limit.
+    pub ttl: u8,
+    /// Whether a router must not fragment the packet: always so for IPv6.
+    pub dont_fragment: bool,
+    /// Start of the IP header.
+    pub l3: u16,
+    /// Start of the TCP, UDP or ICMP header, behind IP options and extension headers; in a later fragment, of its data.
+    pub l4: u16,
+    /// Start of what that header carries; equal to `l4` where no such header was read.
+    pub payload: u16,
+    /// End of the IP packet; Ethernet padding lies behind it.
+    pub end: u32,
+    /// What the TCP header says; all 0 for other protocols.
+    pub tcp: Tcp,
+}
+
+impl Parsed {
+    /// Octets that TCP, UDP or ICMP carries, at most 65,535.
+    #[inline]
+    pub fn payload_len(&self) -> u32 {
+        self.end.saturating_sub(self.payload.into())
+    }
+
+    /// Octets of the IP packet with its header, at most 65,575.
+    #[inline]
+    pub fn total_len(&self) -> u32 {
+        self.end.saturating_sub(self.l3.into())
+    }
+}
+
+/// The fields of a TCP header that connection tracking reads (RFC 9293 section 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tcp {
+    /// Sequence number of the first octet, or of the SYN.
+    pub seq: u32,
+    /// Next sequence number expected; means nothing without the ACK flag.
+    pub ack: u32,
+    /// Receive window, not yet scaled.
+    pub window: u16,
+    /// Control bits.
+    pub flags: TcpFlags,
+}
+
+/// The control bits of a TCP header without the reserved ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: TcpFlags = TcpFlags(0x01);
+    /// Synchronise sequence numbers.
+    pub const SYN: TcpFlags = TcpFlags(0x02);
+    /// Reset the connection.
+    pub const RST: TcpFlags = TcpFlags(0x04);
+    /// Push.
+    pub const PSH: TcpFlags = TcpFlags(0x08);
+    /// The acknowledgement number counts.
+    pub const ACK: TcpFlags = TcpFlags(0x10);
+    /// The urgent pointer counts.
+    pub const URG: TcpFlags = TcpFlags(0x20);
+    /// Congestion was experienced (RFC 3168).
+    pub const ECE: TcpFlags = TcpFlags(0x40);
+    /// Congestion window reduced (RFC 3168).
+    pub const CWR: TcpFlags = TcpFlags(0x80);
+
+    /// Whether all of `flags` are set.
+    #[inline]
+    pub fn contains(self, flags: TcpFlags) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+}
+
+/// A fragment: what is known without the others of its set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment {
+    /// Addresses and offsets. Ports and TCP header only in the first fragment, whose transport header is whole.
+    pub parsed: Parsed,
+    /// What all fragments of one packet share.
+    pub key: FragmentKey,
+    /// Octets of the packet's fragmentable part that lie before this fragment's data; a multiple of 8.
+    pub offset: u16,
+    /// Whether others follow.
+    pub more: bool,
+}
+
+impl Fragment {
+    /// Whether this is the one with the transport header.
+    #[inline]
+    pub fn is_first(&self) -> bool {
+        self.offset == 0
+    }
+}
+
+/// What the fragments of one packet share (RFC 791 section 3.2; RFC 8200 section 4.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragmentKey {
+    /// Source address.
+    pub src: Ip,
+    /// Destination address.
+    pub dst: Ip,
+    /// Identification.
+    pub id: u32,
+    /// Protocol; for IPv6 the next header that the fragment header names, which may be an extension header.
+    pub protocol: u8,
+}
+
+/// An ICMP error about a TCP or UDP packet that its receiver had sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpError {
+    /// The packet that carries the error; `payload` is where the embedded packet starts.
+    pub parsed: Parsed,
+    /// What went wrong.
+    pub kind: IcmpErrorKind,
+    /// The embedded packet as its sender sent it: the flow's other direction is the one that the error belongs to.
+    pub embedded: Tuple,
+    /// Start of the embedded TCP or UDP header, of which at least 8 octets are there.
+    pub embedded_l4: u16,
+    /// Sequence number of the embedded TCP segment, for the check of RFC 5927 section 4.1; 0 for UDP.
+    pub embedded_seq: u32,
+}
+
+/// What an ICMP error says (RFC 792, RFC 4443 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IcmpErrorKind {
+    /// The packet is larger than the next link's MTU and must not be fragmented.
+    PacketTooBig {
+        /// Octets of IP packet that fit, as the message says; 0 from routers older than RFC 1191.
+        mtu: u32,
+    },
+    /// A header field is not understood.
+    ParameterProblem,
+    /// The time to live ran out, or reassembly took too long.
+    TimeExceeded,
+    /// There is no way to the destination, or nobody listens there.
+    Unreachable,
+}
+
+/// An ARP packet for IPv4 over Ethernet (RFC 826).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arp {
+    /// Request or reply.
+    pub operation: ArpOperation,
+    /// Link-layer address of the sender.
+    pub sender_mac: Mac,
+    /// Address of the sender; `0.0.0.0` in a probe (RFC 5227).
+    pub sender: Ip,
+    /// Link-layer address of the target; means nothing in a request.
+    pub target_mac: Mac,
+    /// Address asked for, or of the one who asked; the sender's own in an announcement.
+    pub target: Ip,
+}
+
+/// What an ARP packet is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ArpOperation {
+    /// An answer.
+    Reply,
+    /// A question.
+    Request,
+}
+
+/// A neighbour message that fulfils RFC 4861 section 7.1, checksum included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nd {
+    /// Solicitation or advertisement.
+    pub kind: NdKind,
+    /// Source address; `::` in a solicitation that looks for a duplicate (RFC 4862 section 5.4).
+    pub src: Ip,
+    /// Destination address; of a solicitation, often the solicited-node group.
+    pub dst: Ip,
+    /// The address asked for, or told about.
+    pub target: Ip,
+    /// Link-layer address of the source of a solicitation or of the target of an advertisement, if it is given.
+    pub link_layer: Option<Mac>,
+}
+
+/// What a neighbour message is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NdKind {
+    /// An answer or announcement.
+    Advertisement {
+        /// The sender is a router.
+        router: bool,
+        /// It answers a solicitation.
+        solicited: bool,
+        /// It replaces what is known.
+        overrides: bool,
+    },
+    /// A question.
+    Solicitation,
+}
