@@ -27,7 +27,7 @@ impl Ip {
 impl From<Ipv4Addr> for Ip {
     #[inline]
     fn from(address: Ipv4Addr) -> Ip {
-        Ip(address.to_ipv6_mapped().octets())
+        Ip((0xffff_0000_0000 | u128::from(address.to_bits())).to_be_bytes())
     }
 }
 

@@ -30,7 +30,8 @@ const ND_OPTION_SOURCE: u8 = 1;
 const ND_OPTION_TARGET: u8 = 2;
 
 /// Reads the message at `parsed.l4` of `packet`, the frame up to the end of the IP packet.
-pub(super) fn icmp(packet: &[u8], mut parsed: Parsed) -> Result<Packet, DropReason> {
+pub(super) fn icmp(packet: &[u8], parsed: &Parsed) -> Result<Packet, DropReason> {
+    let mut parsed = *parsed;
     let message = packet.get(usize::from(parsed.l4)..).unwrap_or_default();
     let header: &[u8; HEADER_LEN as usize] = message.first_chunk().ok_or(DropReason::IcmpTruncated)?;
     parsed.payload = parsed.l4 + HEADER_LEN;

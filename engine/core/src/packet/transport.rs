@@ -35,8 +35,8 @@ impl TcpFlags {
 }
 
 /// Reads the TCP header at `parsed.l4` of `packet`, the frame up to the end of the IP packet.
-#[inline]
-pub(super) fn tcp(packet: &[u8], parsed: Parsed) -> Result<Parsed, DropReason> {
+#[inline(always)]
+pub(super) fn tcp(packet: &[u8], parsed: &mut Parsed) -> Result<(), DropReason> {
     let segment = packet.get(usize::from(parsed.l4)..).unwrap_or_default();
     let header: &[u8; TCP_LEN] = segment.first_chunk().ok_or(DropReason::TcpTruncated)?;
     let header_len = usize::from(header[12] >> 4) * 4;
@@ -47,31 +47,32 @@ pub(super) fn tcp(packet: &[u8], parsed: Parsed) -> Result<Parsed, DropReason> {
     if !flags.are_valid() {
         return Err(DropReason::TcpFlags);
     }
-    let tuple = with_ports(parsed.tuple, [header[0], header[1], header[2], header[3]])?;
-    let tcp = Tcp {
+    read_ports(&mut parsed.tuple, [header[0], header[1], header[2], header[3]])?;
+    parsed.tcp = Tcp {
         seq: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
         ack: u32::from_be_bytes([header[8], header[9], header[10], header[11]]),
         window: u16::from_be_bytes([header[14], header[15]]),
         flags,
     };
-    Ok(Parsed { tuple, tcp, payload: parsed.l4 + header_len as u16, ..parsed })
+    parsed.payload = parsed.l4 + header_len as u16;
+    Ok(())
 }
 
 /// Reads the UDP header at `parsed.l4` of `packet`, the frame up to the end of the IP packet.
-#[inline]
-pub(super) fn udp(packet: &[u8], parsed: Parsed) -> Result<Parsed, DropReason> {
-    let parsed = udp_header(packet, parsed)?;
+#[inline(always)]
+pub(super) fn udp(packet: &[u8], parsed: &mut Parsed) -> Result<(), DropReason> {
+    udp_header(packet, parsed)?;
     let datagram = packet.get(usize::from(parsed.l4)..).unwrap_or_default();
     match datagram {
         // The packet may be longer: what lies behind the datagram are UDP options (RFC 9868).
-        [_, _, _, _, high, low, ..] if usize::from(u16::from_be_bytes([*high, *low])) <= datagram.len() => Ok(parsed),
+        [_, _, _, _, high, low, ..] if usize::from(u16::from_be_bytes([*high, *low])) <= datagram.len() => Ok(()),
         _ => Err(DropReason::UdpLength),
     }
 }
 
 /// As [`udp`], where the datagram may go on in other fragments.
-#[inline]
-pub(super) fn udp_header(packet: &[u8], parsed: Parsed) -> Result<Parsed, DropReason> {
+#[inline(always)]
+pub(super) fn udp_header(packet: &[u8], parsed: &mut Parsed) -> Result<(), DropReason> {
     let datagram = packet.get(usize::from(parsed.l4)..).unwrap_or_default();
     let header: &[u8; UDP_LEN] = datagram.first_chunk().ok_or(DropReason::UdpTruncated)?;
     let [s0, s1, d0, d1, l0, l1, c0, c1] = *header;
@@ -82,17 +83,19 @@ pub(super) fn udp_header(packet: &[u8], parsed: Parsed) -> Result<Parsed, DropRe
     if parsed.family == Family::V6 && [c0, c1] == [0, 0] {
         return Err(DropReason::UdpChecksumMissing);
     }
-    let tuple = with_ports(parsed.tuple, [s0, s1, d0, d1])?;
-    Ok(Parsed { tuple, payload: parsed.l4 + UDP_LEN as u16, ..parsed })
+    read_ports(&mut parsed.tuple, [s0, s1, d0, d1])?;
+    parsed.payload = parsed.l4 + UDP_LEN as u16;
+    Ok(())
 }
 
-#[inline]
-fn with_ports(tuple: Tuple, [s0, s1, d0, d1]: [u8; 4]) -> Result<Tuple, DropReason> {
-    let (src_port, dst_port) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
-    if src_port == 0 || dst_port == 0 {
+#[inline(always)]
+fn read_ports(tuple: &mut Tuple, [s0, s1, d0, d1]: [u8; 4]) -> Result<(), DropReason> {
+    tuple.src_port = u16::from_be_bytes([s0, s1]);
+    tuple.dst_port = u16::from_be_bytes([d0, d1]);
+    if tuple.src_port == 0 || tuple.dst_port == 0 {
         return Err(DropReason::PortZero);
     }
-    Ok(Tuple { src_port, dst_port, ..tuple })
+    Ok(())
 }
 
 /// The options of a SYN that connection tracking reads (RFC 9293 section 3.2, RFC 7323 section 2).

@@ -114,6 +114,7 @@ pub(super) struct Part {
     data: usize,
 }
 
+#[inline]
 fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     let packet = frame.get(ETHERNET_LEN..).unwrap_or_default();
     let header: &[u8; IPV4_LEN] = packet.first_chunk().ok_or(DropReason::Ipv4Truncated)?;
@@ -142,8 +143,8 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
         }
         ipv4_options(header.get(IPV4_LEN..).unwrap_or_default())?;
     }
-    let src = Ipv4Addr::new(header[12], header[13], header[14], header[15]);
-    let dst = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
+    let src = Ipv4Addr::from_bits(u32::from_be_bytes([header[12], header[13], header[14], header[15]]));
+    let dst = Ipv4Addr::from_bits(u32::from_be_bytes([header[16], header[17], header[18], header[19]]));
     if ethernet.dst.is_group() || dst.is_multicast() || dst.is_broadcast() {
         return Ok(Packet::Other(Other::Group));
     }
@@ -175,7 +176,7 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
             repeated: header_len,
             data: header_len,
         };
-        return fragment(packet, parsed, part);
+        return fragment(packet, &{ parsed }, part);
     }
     whole(packet, parsed)
 }
@@ -241,7 +242,7 @@ fn ipv6(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     }
     match chain.part {
         // RFC 6946: a packet in a single fragment is whole.
-        Some(part) if part.offset != 0 || part.more => fragment(packet, parsed, part),
+        Some(part) if part.offset != 0 || part.more => fragment(packet, &{ parsed }, part),
         _ => whole(packet, parsed),
     }
 }
@@ -338,18 +339,22 @@ pub(super) fn embedded(packet: &[u8], family: Family) -> Result<(Tuple, usize), 
 }
 
 /// A packet that is no fragment; `packet` is the frame up to the end of it.
-#[inline]
-fn whole(packet: &[u8], parsed: Parsed) -> Result<Packet, DropReason> {
+// Inlined, and the rarer ways out get copies: so the facts of a TCP segment stay in registers until they are written once, to
+// where the caller wants them.
+#[inline(always)]
+fn whole(packet: &[u8], mut parsed: Parsed) -> Result<Packet, DropReason> {
     match (parsed.tuple.protocol, parsed.family) {
-        (PROTOCOL_TCP, _) => tcp(packet, parsed).map(Packet::Transport),
-        (PROTOCOL_UDP, _) => udp(packet, parsed).map(Packet::Transport),
-        (PROTOCOL_ICMP, Family::V4) | (PROTOCOL_ICMPV6, Family::V6) => icmp(packet, parsed),
-        (other, _) => Ok(Packet::Other(Other::Protocol(other))),
+        (PROTOCOL_TCP, _) => tcp(packet, &mut parsed)?,
+        (PROTOCOL_UDP, _) => udp(packet, &mut parsed)?,
+        (PROTOCOL_ICMP, Family::V4) | (PROTOCOL_ICMPV6, Family::V6) => return icmp(packet, &{ parsed }),
+        (other, _) => return Ok(Packet::Other(Other::Protocol(other))),
     }
+    Ok(Packet::Transport(parsed))
 }
 
 /// A fragment; `packet` is the frame up to the end of it.
-fn fragment(packet: &[u8], mut parsed: Parsed, part: Part) -> Result<Packet, DropReason> {
+fn fragment(packet: &[u8], parsed: &Parsed, part: Part) -> Result<Packet, DropReason> {
+    let mut parsed = *parsed;
     let data_len = packet.len().saturating_sub(ETHERNET_LEN + part.data);
     if data_len == 0 || part.more && !data_len.is_multiple_of(8) {
         return Err(DropReason::FragmentLength);
@@ -360,13 +365,13 @@ fn fragment(packet: &[u8], mut parsed: Parsed, part: Part) -> Result<Packet, Dro
     // RFC 1858 and RFC 3128: what a tiny first fragment leaves open, the next one could fill in behind our back.
     match (part.offset, parsed.tuple.protocol) {
         (0, PROTOCOL_TCP) => {
-            parsed = tcp(packet, parsed).map_err(|reason| match reason {
+            tcp(packet, &mut parsed).map_err(|reason| match reason {
                 DropReason::TcpTruncated => DropReason::FragmentTiny,
                 other => other,
             })?;
         }
         (0, PROTOCOL_UDP) => {
-            parsed = udp_header(packet, parsed).map_err(|reason| match reason {
+            udp_header(packet, &mut parsed).map_err(|reason| match reason {
                 DropReason::UdpTruncated => DropReason::FragmentTiny,
                 other => other,
             })?;
