@@ -20,6 +20,10 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Starts per second that one thread is asked for at most.
 const PER_SECOND_MAX: f64 = 10_000_000.0;
 
+/// With so many pieces of work at once, the closed loop waits awake. Fewer leave a CPU idle between them whoever waits how, and the
+/// equal rate of such a case is to be one that a client keeps that sleeps.
+const SPIN_FROM: usize = 16;
+
 /// Does what the plan says, on the calling thread and in its namespace. Fails at the first connection that is refused, reset
 /// or ended too early, at the first wrong byte, and when a request stays unanswered.
 pub fn run(plan: &Plan) -> io::Result<Tally> {
@@ -145,7 +149,7 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
         };
         engine.gauge.schedule = Schedule::starting(starts, now);
     }
-    if pace == Pace::Closed && !matches!(work, Work::Hold { .. }) {
+    if pace == Pace::Closed && work.at_once() >= SPIN_FROM {
         engine.spin = Some(Spin::learn(&mut engine.wire.ring));
     }
     engine.run_until(Some(Instant::now() + plan.warm_up))?;

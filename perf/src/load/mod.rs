@@ -60,6 +60,19 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// Pieces of work that are under way at a time in the closed loop; none where connections are only held.
+    fn at_once(&self) -> usize {
+        match *self {
+            Work::Bulk { streams } => streams,
+            Work::Connect { concurrency, .. } => concurrency,
+            Work::Datagrams { flows, .. } => flows,
+            Work::Hold { .. } => 0,
+            Work::KeepAlive { connections, .. } => connections,
+        }
+    }
+}
+
 /// When a piece of work starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
