@@ -12,6 +12,7 @@ pub mod health;
 pub mod ids;
 pub mod loads;
 pub mod maglev;
+pub mod packet;
 pub mod persistence;
 pub mod random;
 pub mod registry;

@@ -1,0 +1,4 @@
+//! Packets: reading and rewriting frames.
+
+pub mod checksum;
+pub mod rewrite;
