@@ -27,6 +27,8 @@ macro_rules! counters {
     };
 }
 
+pub(crate) use counters;
+
 counters!(
     /// Counted per worker and service.
     ServiceCounter {

@@ -10,11 +10,15 @@
 //! a wrong one wrong.
 
 mod addr;
+pub mod checksum;
 mod icmp;
+pub mod rewrite;
 #[cfg(test)]
 mod tests;
 mod transport;
 mod view;
+
+use crate::counters::counters;
 
 pub use addr::{Ip, Mac, Tuple};
 pub use transport::SynOptions;
@@ -35,30 +39,7 @@ pub const PROTOCOL_UDP: u8 = 17;
 /// IP protocol number of ICMP for IPv6.
 pub const PROTOCOL_ICMPV6: u8 = 58;
 
-macro_rules! drop_reasons {
-    ($(#[$doc:meta])* $name:ident { $($variant:ident = $label:literal, $text:literal;)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $(#[doc = $text] $variant,)* }
-
-        impl $name {
-            /// Every variant, in the order of the page.
-            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
-
-            /// The word used in status, metrics and docs.
-            pub fn label(self) -> &'static str {
-                match self { $($name::$variant => $label,)* }
-            }
-
-            /// One sentence for the reference.
-            pub fn help(self) -> &'static str {
-                match self { $($name::$variant => $text,)* }
-            }
-        }
-    };
-}
-
-drop_reasons!(
+counters!(
     /// Why a frame is not looked at any further: who sent it is to blame, or it asks for what no balancer should do.
     DropReason {
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
