@@ -1,0 +1,610 @@
+//! The flow table: from the tuple of a packet, in either direction, to the flow that it belongs to.
+//!
+//! A flow costs at most 128 bytes, IPv4 or IPv6, and all of them are there from the start:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 64 | one cache line that each packet reads: the client's address, four ports, three address numbers, when it was last seen, 24 bytes of state |
+//! | 12 + detail | the timer's links, and what only opening and closing need (12 bytes of detail: 24 in all; 36 at most) |
+//! | 16 | two entries of the index, one for each direction, at 0.8 fill |
+//!
+//! Four addresses of 16 bytes would not fit. But three of them are ours: the VIP, the SNAT address and the real server are as many as the
+//! configuration names, so a book keeps each once and a flow holds its number. Only the client is written out. The entry of a
+//! direction holds a tag of 16 bits and a slot; the slot's line and the book (small, always cached) then say whether it is the flow.
+//!
+//! All `flows_max` slots can be used; what stays empty is a fifth of the index. There, each entry may live in one of two buckets of a cache line
+//! each, so a lookup reads one or two lines and an insertion looks at 22 or fewer: no probing without end, however full it is.
+//! The hash is keyed against crafted collisions, see `hash.rs`.
+//!
+//! [`FlowTable::lookup_batch`] does each step for all packets before the next: hash, read a word of each bucket, read a word of each likely
+//! flow, compare. The reads of a step do not wait for each other, so the processor overlaps them without a prefetch instruction.
+//!
+//! A packet costs the timers nothing: it writes `seen` in the line it has read anyway. When the wheel pops a flow, the table looks at
+//! when it is really due, and links it again if that is later.
+
+use crate::time::Now;
+
+mod addresses;
+mod deadlines;
+mod hash;
+mod index;
+#[cfg(test)]
+mod tests;
+
+use addresses::{ADDRESSES_MAX, AddressBook};
+use deadlines::{Cold, Deadlines, TICK_MS};
+use hash::TupleHasher;
+use index::{ENTRY_BITS, Index};
+
+/// Most flows of one table.
+pub const FLOWS_MAX: usize = (1 << 30) - 1;
+
+/// Packets that [`FlowTable::lookup_batch`] takes through its steps together; more are done in several turns.
+pub const LOOKUP_BATCH: usize = 32;
+
+/// Timeouts that a table can tell apart.
+pub const TIMEOUTS_MAX: usize = 256;
+
+/// In an entry of the index: the direction. The bits below [`SLOT`] are the slot.
+const REVERSE: u32 = 1 << 31;
+const SLOT: u32 = ENTRY_BITS & !REVERSE;
+
+/// In place of the number of the SNAT address: the real server sees the client's address.
+const KEPT: u16 = u16::MAX;
+/// The same, and the returns do not come by here: the index has no entry for them.
+const KEPT_ONE_WAY: u16 = u16::MAX - 1;
+const _: () = assert!(ADDRESSES_MAX <= KEPT_ONE_WAY as usize);
+
+/// What names one direction of a flow: IPv4 addresses as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2), network byte order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tuple {
+    /// Source address.
+    pub src: [u8; 16],
+    /// Destination address.
+    pub dst: [u8; 16],
+    /// Source port.
+    pub src_port: u16,
+    /// Destination port.
+    pub dst_port: u16,
+    /// IP protocol number.
+    pub protocol: u8,
+}
+
+impl Tuple {
+    /// The tuple of the packets in the other direction.
+    #[must_use]
+    pub fn reversed(&self) -> Tuple {
+        Tuple {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol: self.protocol,
+        }
+    }
+}
+
+/// Which side of a flow sent a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The client.
+    Forward,
+    /// The real server.
+    Reverse,
+}
+
+/// Whether packets from the real server come by here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Returns {
+    /// They do: full-NAT and half-NAT.
+    Here,
+    /// They go to the client directly (DSR), so the tuple of the returns is not ours to look up.
+    Elsewhere,
+}
+
+/// The tuples of a flow on both sides of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowPath {
+    /// The client's packets as they come: from the client to the VIP.
+    pub client: Tuple,
+    /// The same packets as they leave: to the real server, from the SNAT address or from the client's own.
+    pub server: Tuple,
+    /// Where the answers go.
+    pub returns: Returns,
+}
+
+impl FlowPath {
+    /// The tuple of packets as they leave, for those that came in `direction`.
+    pub fn outgoing(&self, direction: Direction) -> Tuple {
+        match direction {
+            Direction::Forward => self.server,
+            Direction::Reverse => self.client.reversed(),
+        }
+    }
+}
+
+/// A flow of one table. Not valid for any other flow, also when its slot is used again: a slot whose generations are used up (2^31
+/// flows) is retired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowId {
+    slot: u32,
+    /// Odd while the flow lives.
+    generation: u32,
+}
+
+impl FlowId {
+    /// The place of the flow, below the `flows_max` of its table and no other living flow's.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// Number of one of the table's timeouts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TimeoutClass(pub u8);
+
+/// How long a flow may be silent, for each class.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    ticks: Box<[u32; TIMEOUTS_MAX]>,
+}
+
+impl Timeouts {
+    /// The timeouts of the classes from 0 on, in milliseconds; rounded up to the table's tick of 64 ms. A class without one is due at once; those beyond
+    /// [`TIMEOUTS_MAX`] are not used.
+    pub fn new(timeouts_ms: &[u64]) -> Timeouts {
+        let mut ticks = Box::new([0; TIMEOUTS_MAX]);
+        for (ticks, ms) in ticks.iter_mut().zip(timeouts_ms) {
+            *ticks = u32::try_from(ms.div_ceil(TICK_MS)).unwrap_or(u32::MAX);
+        }
+        Timeouts { ticks }
+    }
+}
+
+/// The size of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowLimits {
+    /// Most flows: 1 to [`FLOWS_MAX`], values outside are moved there.
+    pub flows_max: usize,
+    /// Most addresses on our side that flows have at a time (VIPs, SNAT addresses, real servers): 1 to 65,534, likewise.
+    pub addresses_max: usize,
+}
+
+/// Why a flow could not be inserted. The table is as before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// Ours: the flows name as many addresses of ours as the table holds.
+    AddressesFull,
+    /// A tuple of it is that of another flow already, this one; or its two directions have the same tuple.
+    Exists(Option<FlowId>),
+    /// Ours: no slot is free, or no bucket has room for it. Later, when flows have ended, it may fit.
+    Full,
+}
+
+/// A flow that is no longer in the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Closed<S, D> {
+    /// The name it had.
+    pub id: FlowId,
+    /// Its tuples.
+    pub path: FlowPath,
+    /// Its timeout class at the end.
+    pub class: TimeoutClass,
+    /// Its state at the end.
+    pub state: S,
+    /// Its detail.
+    pub detail: D,
+}
+
+/// What happened to a table since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableCounts {
+    /// Insertions refused because every slot was in use.
+    pub slots_full: u64,
+    /// Insertions refused because the index had no room for a tuple.
+    pub index_full: u64,
+    /// Insertions refused because the address book was full.
+    pub addresses_full: u64,
+    /// Entries of the index that moved to make room.
+    pub moved: u64,
+    /// Slots that will not be used again, because their generations are used up.
+    pub retired: u64,
+}
+
+/// Flows by the tuples of both directions, for one worker. `S` is the state that each packet reads and writes (24 bytes at most), `D` what
+/// only opening and closing need (36 at most); both are plain data.
+pub struct FlowTable<S, D> {
+    hot: Box<[Hot<S>]>,
+    cold: Deadlines<D>,
+    index: Index,
+    book: AddressBook,
+    hasher: TupleHasher,
+    timeouts: Timeouts,
+    flows: usize,
+    counts: TableCounts,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Hot<S> {
+    client: [u8; 16],
+    client_port: u16,
+    vip_port: u16,
+    source_port: u16,
+    server_port: u16,
+    vip: u16,
+    source: u16,
+    server: u16,
+    protocol: u8,
+    class: u8,
+    seen_tick: u32,
+    generation: u32,
+    state: S,
+}
+
+impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
+    /// Bytes of one flow: its slot, its timer and its part of the index.
+    pub const BYTES_PER_FLOW: usize = size_of::<Hot<S>>() + size_of::<Cold<D>>() + index::BYTES_PER_FLOW;
+
+    /// An empty table, all its memory allocated and written. `seed` is random and secret.
+    pub fn new(limits: FlowLimits, timeouts: Timeouts, seed: [u64; 2], now: Now) -> FlowTable<S, D> {
+        const {
+            assert!(size_of::<Hot<S>>() == 64, "the state of a flow has 24 bytes or fewer");
+            assert!(Self::BYTES_PER_FLOW <= 128, "the detail of a flow has 36 bytes or fewer");
+        }
+        let flows_max = limits.flows_max.clamp(1, FLOWS_MAX);
+        FlowTable {
+            hot: vec![Hot::default(); flows_max].into_boxed_slice(),
+            cold: Deadlines::new(flows_max, tick(now)),
+            index: Index::new(flows_max),
+            book: AddressBook::new(limits.addresses_max, seed),
+            hasher: TupleHasher::new(seed),
+            timeouts,
+            flows: 0,
+            counts: TableCounts::default(),
+        }
+    }
+
+    /// Flows in the table.
+    pub fn len(&self) -> usize {
+        self.flows
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.flows == 0
+    }
+
+    /// Most flows, those of retired slots included.
+    pub fn flows_max(&self) -> usize {
+        self.hot.len()
+    }
+
+    /// Addresses of ours that the flows name.
+    pub fn addresses(&self) -> usize {
+        self.book.len()
+    }
+
+    /// All bytes of the table, however many flows there are.
+    pub fn memory_bytes(&self) -> usize {
+        size_of_val(&*self.hot) + self.cold.memory_bytes() + self.index.memory_bytes() + self.book.memory_bytes()
+    }
+
+    /// What happened since the start.
+    pub fn counts(&self) -> TableCounts {
+        self.counts
+    }
+
+    /// Adds a flow that was seen `now`. Its protocol is that of the client's tuple.
+    pub fn insert(
+        &mut self,
+        now: Now,
+        path: &FlowPath,
+        class: TimeoutClass,
+        state: S,
+        detail: D,
+    ) -> Result<FlowId, InsertError> {
+        let client = path.client;
+        let returns = match path.returns {
+            Returns::Here => Some(Tuple { protocol: client.protocol, ..path.server.reversed() }),
+            Returns::Elsewhere => None,
+        };
+        if let Some((id, _)) = self.lookup(&client) {
+            return Err(InsertError::Exists(Some(id)));
+        }
+        if let Some(returns) = &returns {
+            if *returns == client {
+                return Err(InsertError::Exists(None));
+            }
+            if let Some((id, _)) = self.lookup(returns) {
+                return Err(InsertError::Exists(Some(id)));
+            }
+        }
+        let Some(slot) = self.cold.next_free() else {
+            self.counts.slots_full += 1;
+            return Err(InsertError::Full);
+        };
+        let Some([vip, source, server]) = self.hold_addresses(path) else {
+            self.counts.addresses_full += 1;
+            return Err(InsertError::AddressesFull);
+        };
+        if !self.insert_entries(slot, &client, returns.as_ref()) {
+            self.release_addresses([vip, source, server]);
+            self.counts.index_full += 1;
+            return Err(InsertError::Full);
+        }
+        let seen_tick = tick(now);
+        let taken = self.cold.take(self.due_tick(seen_tick, class.0), detail);
+        debug_assert_eq!(taken, Some(slot));
+        let hot = &mut self.hot[slot as usize];
+        let generation = hot.generation + 1;
+        *hot = Hot {
+            client: client.src,
+            client_port: client.src_port,
+            vip_port: client.dst_port,
+            source_port: path.server.src_port,
+            server_port: path.server.dst_port,
+            vip,
+            source,
+            server,
+            protocol: client.protocol,
+            class: class.0,
+            seen_tick,
+            generation,
+            state,
+        };
+        self.flows += 1;
+        Ok(FlowId { slot, generation })
+    }
+
+    /// The flow that a packet with this tuple belongs to, and which side sent it.
+    #[inline]
+    pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        self.compare(self.index.place(self.hasher.hash(tuple)), tuple)
+    }
+
+    /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
+    pub fn lookup_batch(&self, tuples: &[Tuple], found: &mut [Option<(FlowId, Direction)>]) {
+        for (tuples, found) in tuples.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
+            let mut places = [index::Place::default(); LOOKUP_BATCH];
+            let mut words = 0;
+            for (place, tuple) in places.iter_mut().zip(tuples) {
+                *place = self.index.place(self.hasher.hash(tuple));
+            }
+            let places = &places[..tuples.len()];
+            for &place in places {
+                words ^= self.index.touch(place);
+            }
+            for &place in places {
+                if let Some(entry) = self.index.likely(place) {
+                    words ^= self.hot[(entry & SLOT) as usize].generation;
+                }
+            }
+            // The words mean nothing; without a use of them the compiler would leave out the reads.
+            std::hint::black_box(words);
+            for ((&place, tuple), found) in places.iter().zip(tuples).zip(found) {
+                *found = self.compare(place, tuple);
+            }
+        }
+    }
+
+    /// Notes that the flow was seen `now` and which timeout it has from here on. Returns whether the flow is there.
+    #[inline]
+    pub fn touch(&mut self, id: FlowId, now: Now, class: TimeoutClass) -> bool {
+        let Some(hot) = self.hot_mut(id) else { return false };
+        let seen_tick = tick(now).max(hot.seen_tick);
+        hot.seen_tick = seen_tick;
+        if hot.class != class.0 {
+            hot.class = class.0;
+            // Only a shorter timeout needs the wheel: a longer one is found out when the flow is popped.
+            self.cold.hasten(id.slot, self.due_tick(seen_tick, class.0));
+        }
+        true
+    }
+
+    /// The state of a flow that is there.
+    #[inline]
+    pub fn state(&self, id: FlowId) -> Option<&S> {
+        self.hot(id).map(|hot| &hot.state)
+    }
+
+    /// The same, to change it.
+    #[inline]
+    pub fn state_mut(&mut self, id: FlowId) -> Option<&mut S> {
+        self.hot_mut(id).map(|hot| &mut hot.state)
+    }
+
+    /// The detail of a flow that is there.
+    pub fn detail(&self, id: FlowId) -> Option<&D> {
+        self.hot(id).map(|_| self.cold.detail(id.slot))
+    }
+
+    /// The same, to change it.
+    pub fn detail_mut(&mut self, id: FlowId) -> Option<&mut D> {
+        self.hot(id)?;
+        Some(self.cold.detail_mut(id.slot))
+    }
+
+    /// The timeout class of a flow that is there.
+    pub fn class(&self, id: FlowId) -> Option<TimeoutClass> {
+        self.hot(id).map(|hot| TimeoutClass(hot.class))
+    }
+
+    /// The tuples of a flow that is there.
+    #[inline]
+    pub fn path(&self, id: FlowId) -> Option<FlowPath> {
+        self.hot(id).map(|hot| self.path_of(hot))
+    }
+
+    /// The flow whose place is `slot`, if there is one: for walks over the whole table in bounded steps.
+    pub fn at(&self, slot: usize) -> Option<FlowId> {
+        let generation = self.hot.get(slot)?.generation;
+        let slot = slot as u32;
+        (generation % 2 == 1).then_some(FlowId { slot, generation })
+    }
+
+    /// Takes a flow out.
+    pub fn remove(&mut self, id: FlowId) -> Option<Closed<S, D>> {
+        let hot = *self.hot(id)?;
+        let path = self.path_of(&hot);
+        let returns = path.server.reversed();
+        let detail = *self.cold.detail(id.slot);
+        self.remove_entry(&path.client, id.slot);
+        if path.returns == Returns::Here {
+            self.remove_entry(&returns, id.slot | REVERSE);
+        }
+        self.release_addresses([hot.vip, hot.source, hot.server]);
+        // Even: nobody has this one, and the next flow's is odd again.
+        let retire = id.generation == u32::MAX;
+        self.hot[id.slot()].generation = id.generation.wrapping_add(1);
+        self.cold.give_back(id.slot, retire);
+        self.counts.retired += u64::from(retire);
+        self.flows -= 1;
+        Some(Closed { id, path, class: TimeoutClass(hot.class), state: hot.state, detail })
+    }
+
+    /// Takes out one flow that was silent for its timeout; never early, at most two ticks (128 ms) late when called often enough. Each flow that is
+    /// looked at costs one of `budget`, also those that turn out to be due later. `None`: there is no more, or the budget is 0.
+    pub fn expire(&mut self, now: Now, budget: &mut usize) -> Option<Closed<S, D>> {
+        let now_tick = tick(now);
+        while let Some(slot) = self.cold.pop(now_tick, budget) {
+            let hot = &self.hot[slot as usize];
+            let due_tick = self.due_tick(hot.seen_tick, hot.class);
+            if due_tick <= now_tick {
+                return self.remove(FlowId { slot, generation: hot.generation });
+            }
+            self.cold.link(slot, due_tick);
+        }
+        None
+    }
+
+    /// A time at or before which [`expire`](Self::expire) has nothing to do; `None` when there is no flow.
+    pub fn next_expiry(&self) -> Option<Now> {
+        self.cold.next_tick().map(|tick| Now(tick * TICK_MS))
+    }
+
+    /// Other timeouts from here on. A flow whose timeout became shorter may keep the longer one once more.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.timeouts = timeouts;
+    }
+
+    /// The first tick that is a whole timeout after any moment of `seen_tick`.
+    fn due_tick(&self, seen_tick: u32, class: u8) -> u32 {
+        seen_tick.saturating_add(self.timeouts.ticks[usize::from(class)]).saturating_add(1)
+    }
+
+    #[inline]
+    fn hot(&self, id: FlowId) -> Option<&Hot<S>> {
+        self.hot.get(id.slot()).filter(|hot| hot.generation == id.generation)
+    }
+
+    #[inline]
+    fn hot_mut(&mut self, id: FlowId) -> Option<&mut Hot<S>> {
+        self.hot.get_mut(id.slot()).filter(|hot| hot.generation == id.generation)
+    }
+
+    #[inline]
+    fn compare(&self, place: index::Place, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        let entry = self.index.find(place, |entry| self.is_tuple_of(entry, tuple))?;
+        let slot = entry & SLOT;
+        let direction = if entry & REVERSE == 0 { Direction::Forward } else { Direction::Reverse };
+        Some((FlowId { slot, generation: self.hot[slot as usize].generation }, direction))
+    }
+
+    #[inline]
+    fn is_tuple_of(&self, entry: u32, tuple: &Tuple) -> bool {
+        let hot = &self.hot[(entry & SLOT) as usize];
+        if tuple.protocol != hot.protocol {
+            return false;
+        }
+        if entry & REVERSE == 0 {
+            tuple.src_port == hot.client_port
+                && tuple.dst_port == hot.vip_port
+                && tuple.src == hot.client
+                && tuple.dst == self.book.octets(hot.vip)
+        } else {
+            tuple.src_port == hot.server_port
+                && tuple.dst_port == hot.source_port
+                && tuple.src == self.book.octets(hot.server)
+                && tuple.dst == self.source_of(hot)
+        }
+    }
+
+    /// The source address that the real server sees.
+    #[inline]
+    fn source_of(&self, hot: &Hot<S>) -> [u8; 16] {
+        if hot.source >= KEPT_ONE_WAY { hot.client } else { self.book.octets(hot.source) }
+    }
+
+    fn path_of(&self, hot: &Hot<S>) -> FlowPath {
+        FlowPath {
+            client: Tuple {
+                src: hot.client,
+                dst: self.book.octets(hot.vip),
+                src_port: hot.client_port,
+                dst_port: hot.vip_port,
+                protocol: hot.protocol,
+            },
+            server: Tuple {
+                src: self.source_of(hot),
+                dst: self.book.octets(hot.server),
+                src_port: hot.source_port,
+                dst_port: hot.server_port,
+                protocol: hot.protocol,
+            },
+            returns: if hot.source == KEPT_ONE_WAY { Returns::Elsewhere } else { Returns::Here },
+        }
+    }
+
+    /// Numbers for the VIP, the SNAT address and the real server; `None`, and none of them held, when the book is full.
+    fn hold_addresses(&mut self, path: &FlowPath) -> Option<[u16; 3]> {
+        let vip = self.book.hold(path.client.dst)?;
+        let Some(server) = self.book.hold(path.server.dst) else {
+            self.book.release(vip);
+            return None;
+        };
+        let source = match path.returns {
+            // Nobody looks up the returns, so what the real server sees need not be kept: DSR leaves the client's address.
+            Returns::Elsewhere => Some(KEPT_ONE_WAY),
+            Returns::Here if path.server.src == path.client.src => Some(KEPT),
+            Returns::Here => self.book.hold(path.server.src),
+        };
+        if source.is_none() {
+            self.book.release(vip);
+            self.book.release(server);
+        }
+        Some([vip, source?, server])
+    }
+
+    fn release_addresses(&mut self, [vip, source, server]: [u16; 3]) {
+        self.book.release(vip);
+        self.book.release(server);
+        if source < KEPT_ONE_WAY {
+            self.book.release(source);
+        }
+    }
+
+    /// Enters both directions of the flow in `slot`, or neither.
+    fn insert_entries(&mut self, slot: u32, client: &Tuple, returns: Option<&Tuple>) -> bool {
+        let place = self.index.place(self.hasher.hash(client));
+        let Ok(moved) = self.index.insert(place, slot) else { return false };
+        self.counts.moved += u64::from(moved);
+        let Some(returns) = returns else { return true };
+        let Ok(moved) = self.index.insert(self.index.place(self.hasher.hash(returns)), slot | REVERSE) else {
+            self.index.remove(place, slot);
+            return false;
+        };
+        self.counts.moved += u64::from(moved);
+        true
+    }
+
+    fn remove_entry(&mut self, tuple: &Tuple, entry: u32) {
+        self.index.remove(self.index.place(self.hasher.hash(tuple)), entry);
+    }
+}
+
+/// The tick that `now` is in; the last one from 8.7 years after the origin on.
+#[inline]
+fn tick(now: Now) -> u32 {
+    u32::try_from(now.0 / TICK_MS).unwrap_or(u32::MAX)
+}
