@@ -8,6 +8,7 @@ pub mod counters;
 pub mod director;
 #[cfg(test)]
 mod fixtures;
+pub mod flow;
 pub mod health;
 pub mod ids;
 pub mod loads;
