@@ -1,8 +1,34 @@
 //! Flows of the packet plane: what is remembered of a connection between two packets.
 
 pub mod table;
+pub mod tcp;
+pub mod udp;
 
 pub use table::{
-    Closed, Direction, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TableCounts, TimeoutClass,
-    Timeouts, Tuple,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TableCounts, TimeoutClass, Timeouts,
 };
+
+/// Which way a packet of a flow goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// From the client, which opened the flow.
+    Forward,
+    /// From the real server.
+    Reverse,
+}
+
+impl Direction {
+    /// The other way.
+    #[inline]
+    pub fn opposite(self) -> Direction {
+        match self {
+            Direction::Forward => Direction::Reverse,
+            Direction::Reverse => Direction::Forward,
+        }
+    }
+
+    #[inline]
+    fn index(self) -> usize {
+        self as usize
+    }
+}

@@ -22,6 +22,8 @@
 //! A packet costs the timers nothing: it writes `seen` in the line it has read anyway. When the wheel pops a flow, the table looks at
 //! when it is really due, and links it again if that is later.
 
+use super::Direction;
+use crate::packet::{Ip, Tuple};
 use crate::time::Now;
 
 mod addresses;
@@ -54,44 +56,6 @@ const KEPT: u16 = u16::MAX;
 /// The same, and the returns do not come by here: the index has no entry for them.
 const KEPT_ONE_WAY: u16 = u16::MAX - 1;
 const _: () = assert!(ADDRESSES_MAX <= KEPT_ONE_WAY as usize);
-
-/// What names one direction of a flow: IPv4 addresses as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2), network byte order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Tuple {
-    /// Source address.
-    pub src: [u8; 16],
-    /// Destination address.
-    pub dst: [u8; 16],
-    /// Source port.
-    pub src_port: u16,
-    /// Destination port.
-    pub dst_port: u16,
-    /// IP protocol number.
-    pub protocol: u8,
-}
-
-impl Tuple {
-    /// The tuple of the packets in the other direction.
-    #[must_use]
-    pub fn reversed(&self) -> Tuple {
-        Tuple {
-            src: self.dst,
-            dst: self.src,
-            src_port: self.dst_port,
-            dst_port: self.src_port,
-            protocol: self.protocol,
-        }
-    }
-}
-
-/// Which side of a flow sent a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Direction {
-    /// The client.
-    Forward,
-    /// The real server.
-    Reverse,
-}
 
 /// Whether packets from the real server come by here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -227,7 +191,7 @@ pub struct FlowTable<S, D> {
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Hot<S> {
-    client: [u8; 16],
+    client: Ip,
     client_port: u16,
     vip_port: u16,
     source_port: u16,
@@ -532,7 +496,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     /// The source address that the real server sees.
     #[inline]
-    fn source_of(&self, hot: &Hot<S>) -> [u8; 16] {
+    fn source_of(&self, hot: &Hot<S>) -> Ip {
         if hot.source >= KEPT_ONE_WAY { hot.client } else { self.book.octets(hot.source) }
     }
 

@@ -2,7 +2,8 @@
 
 use std::net::Ipv6Addr;
 
-use super::view::{Part, embedded, is_complete, sum};
+use super::checksum;
+use super::view::{Part, embedded};
 use super::{
     DropReason, Family, IcmpError, IcmpErrorKind, Ip, Mac, Nd, NdKind, Other, PROTOCOL_ICMPV6, PROTOCOL_TCP,
     PROTOCOL_UDP, Packet, Parsed, Tuple,
@@ -155,14 +156,10 @@ fn is_solicited_node(address: Ipv6Addr) -> bool {
 
 /// Whether the checksum of `message` is right: for IPv6 it includes a pseudo-header (RFC 4443 section 2.3).
 fn checksum_holds(message: &[u8], parsed: &Parsed) -> bool {
+    let Tuple { src, dst, .. } = &parsed.tuple;
     let pseudo_header = match parsed.family {
         Family::V4 => 0,
-        Family::V6 => {
-            sum(&parsed.tuple.src.0)
-                + sum(&parsed.tuple.dst.0)
-                + sum(&(message.len() as u32).to_be_bytes())
-                + sum(&[0, 0, 0, PROTOCOL_ICMPV6])
-        }
+        Family::V6 => checksum::pseudo_header(&src.0, &dst.0, PROTOCOL_ICMPV6, message.len() as u32),
     };
-    is_complete(pseudo_header + sum(message))
+    checksum::is_valid(pseudo_header, message)
 }

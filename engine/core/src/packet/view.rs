@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::checksum;
 use super::icmp::{icmp, is_nd, nd};
 use super::transport::{tcp, udp, udp_header};
 use super::{
@@ -133,12 +134,12 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     let packet = frame.get(..end).ok_or(DropReason::Ipv4Truncated)?;
     let l4 = ETHERNET_LEN + header_len;
     if header_len == IPV4_LEN {
-        if !is_complete(sum(header)) {
+        if !checksum::is_valid(0, header) {
             return Err(DropReason::Ipv4Checksum);
         }
     } else {
         let header = packet.get(ETHERNET_LEN..l4).unwrap_or_default();
-        if !is_complete(sum(header)) {
+        if !checksum::is_valid(0, header) {
             return Err(DropReason::Ipv4Checksum);
         }
         ipv4_options(header.get(IPV4_LEN..).unwrap_or_default())?;
@@ -382,27 +383,4 @@ fn fragment(packet: &[u8], parsed: &Parsed, part: Part) -> Result<Packet, DropRe
     let Tuple { src, dst, .. } = parsed.tuple;
     let key = FragmentKey { src, dst, id: part.id, protocol: part.protocol };
     Ok(Packet::Fragment(Fragment { parsed, key, offset: part.offset, more: part.more }))
-}
-
-/// The sum of the 32-bit words of `bytes` in the machine's order, which does not matter (RFC 1071 section 2(B)); zeros fill
-/// the last word.
-#[inline]
-pub(super) fn sum(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<4>();
-    let mut last = [0; 4];
-    for (to, from) in last.iter_mut().zip(rest) {
-        *to = *from;
-    }
-    let whole: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    whole + u64::from(u32::from_ne_bytes(last))
-}
-
-/// Whether `sum` is that of octets which contain their own right checksum.
-#[inline]
-pub(super) fn is_complete(sum: u64) -> bool {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    sum == 0xffff
 }

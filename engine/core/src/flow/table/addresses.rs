@@ -2,6 +2,8 @@
 //!
 //! There are as many as the configuration names, while clients are without number: so a flow of IPv6 needs no more room than one of IPv4.
 
+use crate::packet::Ip;
+
 use crate::random::mix;
 
 /// Most addresses a book can hold; the two numbers above are not addresses.
@@ -20,7 +22,7 @@ pub(super) struct AddressBook {
 
 #[derive(Clone, Copy)]
 struct Address {
-    octets: [u8; 16],
+    octets: Ip,
     /// Flows that name it.
     uses: u32,
 }
@@ -29,7 +31,7 @@ impl AddressBook {
     pub(super) fn new(addresses_max: usize, seed: [u64; 2]) -> AddressBook {
         let count = addresses_max.clamp(1, ADDRESSES_MAX);
         AddressBook {
-            addresses: vec![Address { octets: [0; 16], uses: 0 }; count].into_boxed_slice(),
+            addresses: vec![Address { octets: Ip([0; 16]), uses: 0 }; count].into_boxed_slice(),
             places: vec![EMPTY; (2 * count).next_power_of_two()].into_boxed_slice(),
             free: (0..count as u16).rev().collect(),
             seed,
@@ -46,12 +48,12 @@ impl AddressBook {
 
     /// The address of a number that [`hold`](Self::hold) gave.
     #[inline]
-    pub(super) fn octets(&self, number: u16) -> [u8; 16] {
+    pub(super) fn octets(&self, number: u16) -> Ip {
         self.addresses[usize::from(number)].octets
     }
 
     /// The number of an address, once more in use; `None` when the book is full.
-    pub(super) fn hold(&mut self, octets: [u8; 16]) -> Option<u16> {
+    pub(super) fn hold(&mut self, octets: Ip) -> Option<u16> {
         let mut at = self.first_place(octets);
         loop {
             let number = self.places[at];
@@ -97,8 +99,8 @@ impl AddressBook {
         self.free.push(number);
     }
 
-    fn first_place(&self, octets: [u8; 16]) -> usize {
-        let bits = u128::from_be_bytes(octets);
+    fn first_place(&self, octets: Ip) -> usize {
+        let bits = u128::from_be_bytes(octets.0);
         let hash = mix(mix(self.seed[0] ^ (bits >> 64) as u64) ^ self.seed[1] ^ bits as u64);
         hash as usize & (self.places.len() - 1)
     }
@@ -122,10 +124,10 @@ mod tests {
         for seed in 1..=20 {
             let mut random = SplitMix64::new(seed);
             let mut book = AddressBook::new(16, [seed, 2]);
-            let mut held: Vec<(u16, [u8; 16])> = Vec::new();
+            let mut held: Vec<(u16, Ip)> = Vec::new();
             for _ in 0..3_000 {
                 if random.below(100) < 55 {
-                    let octets = [random.below(24) as u8; 16];
+                    let octets = Ip([random.below(24) as u8; 16]);
                     let known = held.iter().find(|(_, other)| *other == octets).map(|(number, _)| *number);
                     match book.hold(octets) {
                         Some(number) => {

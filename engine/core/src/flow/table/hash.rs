@@ -8,7 +8,7 @@
 //! bijection adds no collision. The six keys are SipHash-2-4 of a counter under the 128-bit seed, so the seed names the function
 //! for good: another process with the same seed reads the same table.
 
-use super::Tuple;
+use crate::packet::Tuple;
 use crate::random::mix;
 
 pub(super) struct TupleHasher {
@@ -27,8 +27,8 @@ impl TupleHasher {
 
     #[inline]
     pub(super) fn hash(&self, tuple: &Tuple) -> u64 {
-        let src = u128::from_be_bytes(tuple.src);
-        let dst = u128::from_be_bytes(tuple.dst);
+        let src = u128::from_be_bytes(tuple.src.0);
+        let dst = u128::from_be_bytes(tuple.dst.0);
         let rest = (u64::from(tuple.src_port) << 32) | (u64::from(tuple.dst_port) << 16) | u64::from(tuple.protocol);
         let [a, b, c, d, e, start] = self.keys;
         let sum = start
@@ -78,6 +78,7 @@ fn sip_round(v: &mut [u64; 4]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::Ip;
     use std::hash::Hasher;
 
     #[test]
@@ -92,11 +93,11 @@ mod tests {
 
     #[test]
     fn every_field_and_the_seed_change_the_hash() {
-        let tuple = Tuple { src: [1; 16], dst: [2; 16], src_port: 3, dst_port: 4, protocol: 6 };
+        let tuple = Tuple { src: Ip([1; 16]), dst: Ip([2; 16]), src_port: 3, dst_port: 4, protocol: 6 };
         let hasher = TupleHasher::new([5, 6]);
         let others = [
-            Tuple { src: [9; 16], ..tuple },
-            Tuple { dst: [9; 16], ..tuple },
+            Tuple { src: Ip([9; 16]), ..tuple },
+            Tuple { dst: Ip([9; 16]), ..tuple },
             Tuple { src_port: 9, ..tuple },
             Tuple { dst_port: 9, ..tuple },
             Tuple { protocol: 17, ..tuple },

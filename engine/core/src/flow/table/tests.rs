@@ -2,6 +2,7 @@ use super::*;
 use crate::random::SplitMix64;
 use proptest::prelude::*;
 use std::collections::HashMap;
+use std::net::Ipv4Addr;
 
 type Table = FlowTable<[u32; 6], [u32; 3]>;
 
@@ -16,15 +17,15 @@ fn table(flows_max: usize, seed: u64) -> Table {
     FlowTable::new(limits, Timeouts::new(&[SHORT_MS, LONG_MS]), [seed, !seed], Now(0))
 }
 
-fn v4(a: u8, b: u8, c: u8, d: u8) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+fn v4(a: u8, b: u8, c: u8, d: u8) -> Ip {
+    Ipv4Addr::new(a, b, c, d).into()
 }
 
-fn v6(last: u32) -> [u8; 16] {
-    ((0x2001_0db8_u128 << 96) | u128::from(last)).to_be_bytes()
+fn v6(last: u32) -> Ip {
+    Ip(((0x2001_0db8_u128 << 96) | u128::from(last)).to_be_bytes())
 }
 
-fn tuple(src: [u8; 16], src_port: u16, dst: [u8; 16], dst_port: u16) -> Tuple {
+fn tuple(src: Ip, src_port: u16, dst: Ip, dst_port: u16) -> Tuple {
     Tuple { src, dst, src_port, dst_port, protocol: 6 }
 }
 

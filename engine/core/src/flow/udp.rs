@@ -1,0 +1,144 @@
+//! UDP as a NAT follows it: a flow that nobody has answered is forgotten sooner than one that goes both ways (RFC 4787 §4.3).
+//!
+//! Datagrams of either side keep a flow: a server that only sends, as one of media does, must not lose its client (RFC 4787 REQ-6
+//! demands it for one side and allows it for the other).
+
+use super::Direction;
+
+/// Which timer a flow runs on; its length is in [`UdpTimeouts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum UdpTimeout {
+    /// There has been an answer.
+    Established,
+    /// There has been none.
+    Opening,
+}
+
+/// How long a flow is remembered without a datagram, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UdpTimeouts {
+    /// Without an answer so far. Default 2 min, the least of RFC 4787 REQ-5.
+    pub opening_ms: u64,
+    /// After the first answer. Default 5 min, as RFC 4787 REQ-5 c recommends.
+    pub established_ms: u64,
+}
+
+impl Default for UdpTimeouts {
+    fn default() -> UdpTimeouts {
+        UdpTimeouts { opening_ms: 2 * 60_000, established_ms: 5 * 60_000 }
+    }
+}
+
+impl UdpTimeout {
+    /// Every timer, in the order of [`UdpTimeout::index`].
+    pub const ALL: [UdpTimeout; 2] = [UdpTimeout::Established, UdpTimeout::Opening];
+
+    /// Its place in [`UdpTimeout::ALL`] and [`UdpTimeouts::all_ms`].
+    #[inline]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl UdpTimeouts {
+    /// The lengths of all timers, in milliseconds, in the order of [`UdpTimeout::ALL`].
+    pub fn all_ms(&self) -> [u64; 2] {
+        UdpTimeout::ALL.map(|timeout| self.ms(timeout))
+    }
+
+    /// The length of `timeout`, in milliseconds.
+    #[inline]
+    pub fn ms(&self, timeout: UdpTimeout) -> u64 {
+        match timeout {
+            UdpTimeout::Established => self.established_ms,
+            UdpTimeout::Opening => self.opening_ms,
+        }
+    }
+}
+
+/// What a datagram did to its flow: the timer that starts anew, and whether this was the first answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct UdpOutcome {
+    /// The timer that starts anew.
+    pub timeout: UdpTimeout,
+    /// Whether this datagram is the first answer: the flow leaves the table of half-open ones.
+    pub is_first_answer: bool,
+}
+
+/// The state of one UDP flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpTrack {
+    is_answered: bool,
+}
+
+impl UdpTrack {
+    /// The track of a flow whose first datagram has just come. Its timer is [`UdpTimeout::Opening`].
+    pub fn open() -> UdpTrack {
+        UdpTrack::default()
+    }
+
+    /// Follows one datagram that goes `from` one side to the other.
+    #[inline]
+    pub fn advance(&mut self, from: Direction) -> UdpOutcome {
+        let is_first_answer = from == Direction::Reverse && !self.is_answered;
+        self.is_answered |= is_first_answer;
+        UdpOutcome { timeout: self.timeout(), is_first_answer }
+    }
+
+    /// The timer that the flow runs on.
+    pub fn timeout(&self) -> UdpTimeout {
+        if self.is_answered { UdpTimeout::Established } else { UdpTimeout::Opening }
+    }
+
+    /// Whether nobody has answered: such a flow belongs in the small table of half-open ones, since anyone can send a datagram.
+    pub fn is_half_open(&self) -> bool {
+        !self.is_answered
+    }
+
+    /// The track as one word, for memory that outlives the process and for a peer.
+    pub fn to_word(self) -> u32 {
+        u32::from(self.is_answered)
+    }
+
+    /// The track out of [`UdpTrack::to_word`]. Any word makes a track.
+    pub fn from_word(word: u32) -> UdpTrack {
+        UdpTrack { is_answered: word & 1 != 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_established_by_its_first_answer_and_stays_so() {
+        use Direction::{Forward, Reverse};
+        use UdpTimeout::{Established, Opening};
+        let script = [
+            (Forward, Opening, false),
+            (Forward, Opening, false),
+            (Reverse, Established, true),
+            (Forward, Established, false),
+            (Reverse, Established, false),
+        ];
+        let mut track = UdpTrack::open();
+        assert!(track.is_half_open());
+        for (step, (from, timeout, is_first_answer)) in script.into_iter().enumerate() {
+            let outcome = track.advance(from);
+            assert_eq!(outcome, UdpOutcome { timeout, is_first_answer }, "step {step}");
+            assert_eq!(UdpTrack::from_word(track.to_word()), track, "step {step}");
+        }
+        assert!(!track.is_half_open());
+    }
+
+    #[test]
+    fn the_default_timeouts_are_those_of_rfc_4787() {
+        let timeouts = UdpTimeouts::default();
+        assert_eq!(timeouts.ms(UdpTimeout::Opening), 120_000);
+        assert_eq!(timeouts.ms(UdpTimeout::Established), 300_000);
+        for timeout in UdpTimeout::ALL {
+            assert_eq!(timeouts.all_ms()[timeout.index()], timeouts.ms(timeout), "{timeout:?}");
+        }
+    }
+}
