@@ -12,7 +12,7 @@ use crate::preflight::HostFacts;
 
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
-/// Pipes that each worker may lend to bulk connections (design.md 10.10).
+/// Pipes that each worker may lend to bulk connections (design.md 10.10 has 32; why more and smaller: ARCHITECTURE.md).
 pub const PIPES_PER_WORKER: u32 = 128;
 /// Ports that health checks connect to at the same time.
 pub const PROBES_MAX: usize = 256;
