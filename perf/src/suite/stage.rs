@@ -115,6 +115,7 @@ impl Stage {
             Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
         };
         if connections >= APART_FROM {
+            await_nobody(server, address, Transport::Tcp)?;
             let mut command = Command::new(&options.program);
             command.arg("origin").arg(address.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
             let child = server.spawn_on(&options.pins.client, command)?;
@@ -137,6 +138,7 @@ impl Stage {
     /// Starts a subject and waits until it serves.
     pub(super) fn start(&self, subject: &Subject) -> io::Result<Option<Running>> {
         let Some(lab) = &self.lab else { return Ok(None) };
+        await_nobody(lab.balancer(), self.setting.listen, self.setting.transport)?;
         let mut running = subject.start(lab.balancer(), &self.setting)?;
         if running.has_process() {
             let Setting { listen, transport, .. } = self.setting;
@@ -191,14 +193,29 @@ fn await_listening(
     host: &Host,
     address: SocketAddr,
     transport: Transport,
+    ensure_alive: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    let late = format!("not listening at {address} after {START_DEADLINE:?}");
+    await_until(|| is_listening(host, address, transport), ensure_alive, late)
+}
+
+/// Waits until nobody listens there any more: the kernel takes the ring of a process apart after its end, and until then the
+/// listeners on it take connections, only to reset them.
+fn await_nobody(host: &Host, address: SocketAddr, transport: Transport) -> io::Result<()> {
+    let late = format!("somebody listens at {address}, still after {START_DEADLINE:?}");
+    await_until(|| Ok(!is_listening(host, address, transport)?), || Ok(()), late)
+}
+
+fn await_until(
+    is_so: impl Fn() -> io::Result<bool>,
     mut ensure_alive: impl FnMut() -> io::Result<()>,
+    late: String,
 ) -> io::Result<()> {
     let deadline = Instant::now() + START_DEADLINE;
-    while !is_listening(host, address, transport)? {
+    while !is_so()? {
         ensure_alive()?;
         if Instant::now() >= deadline {
-            let message = format!("not listening at {address} after {START_DEADLINE:?}");
-            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, late));
         }
         thread::sleep(LOOK_INTERVAL);
     }
