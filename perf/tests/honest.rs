@@ -106,6 +106,23 @@ fn a_subject_that_leaves_bytes_out_fails_the_run() {
 }
 
 #[test]
+fn a_run_that_fails_keeps_the_cases_before() {
+    if ensure_privilege(a_run_that_fails_keeps_the_cases_before).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let body = r#"
+relay(listen(), lambda passed, data: data[:-1] + bytes([data[-1] ^ 1]) if len(data) > 4096 else data)
+"#;
+    let (folder, impostor) = (Folder::new("kept"), Impostor::new("late", body));
+    let file = folder.path().join("result.json");
+    let mut command = towpath_perf(&["relay", "--case", "keepalive-128B-4c", "keepalive-16KB-64c", "--seconds", "0.2"]);
+    let output = command.args(["--towpath", &impostor.path(), "--json"]).arg(&file).args(QUICK).output().unwrap();
+    assert_failed(&output, &["towpath in keepalive-16KB-64c", "1 of 2 cases are complete"]);
+    let report: Report = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    assert!(!report.rows.is_empty() && report.rows.iter().all(|row| row.case == "keepalive-128B-4c"), "{report:?}");
+}
+
+#[test]
 fn a_client_without_time_is_the_ceiling() {
     if ensure_privilege(a_client_without_time_is_the_ceiling).unwrap() == Privilege::Delegated {
         return;

@@ -1,6 +1,7 @@
 //! `relay`, `udp`, `snat`: the suites.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use towpath_perf::peers::{Kind, Subject};
-use towpath_perf::report::table;
-use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place};
+use towpath_perf::report::{Report, table};
+use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn};
 
 /// TCP through one subject on one CPU: requests, new connections, bulk, idle connections.
 #[derive(Args)]
@@ -82,7 +83,7 @@ struct Common {
     /// Only these cases; `--case help` lists them.
     #[arg(long, value_name = "NAME", num_args = 1..)]
     case: Vec<String>,
-    /// Also writes the result here, for `report` and `compare`.
+    /// Also writes the result here, for `report` and `compare`; case by case, so that a run which fails keeps those before.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Towpath's program; by default the one beside this program.
@@ -190,20 +191,26 @@ impl Common {
         let bar = ProgressBar::new(suite::turns(&cases, &options) as u64).with_style(
             ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)").context("progress bar")?,
         );
-        let report = suite::run(name, &cases, &options, |turn| {
+        let mut kept = 0;
+        let progress = |turn: Turn<'_>| {
             bar.set_position(turn.done as u64);
             bar.set_message(match turn.round {
                 0 => format!("{}, finding the equal rate: {}", turn.case, turn.subject),
                 round => format!("{}, round {round}: {}", turn.case, turn.subject),
             });
-        });
+        };
+        let keep = |report: &Report| {
+            let Some(file) = &self.json else { return Ok(()) };
+            kept += 1;
+            fs::write(file, serde_json::to_string_pretty(report)?)
+                .map_err(|error| io::Error::new(error.kind(), format!("write {}: {error}", file.display())))
+        };
+        let report = suite::run(name, &cases, &options, progress, keep);
         bar.finish_and_clear();
-        let report = report?;
-        print!("{}", table::render(&report));
-        if let Some(file) = &self.json {
-            fs::write(file, serde_json::to_string_pretty(&report)?)
-                .with_context(|| format!("write {}", file.display()))?;
+        if let (Err(_), Some(file), 1..) = (&report, &self.json, kept) {
+            eprintln!("{kept} of {} cases are complete and in {}", cases.len(), file.display());
         }
+        print!("{}", table::render(&report?));
         Ok(())
     }
 }

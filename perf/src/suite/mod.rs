@@ -222,9 +222,15 @@ fn turns_of(case: &Case, options: &Options) -> usize {
     (options.rounds + usize::from(case.course.is_paced(options.place))) * options.subjects.len()
 }
 
-/// Runs the cases of a suite, telling `progress` before each turn. Fails at the first subject that crashes, refuses, or answers
-/// wrongly, and says so.
-pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnMut(Turn<'_>)) -> io::Result<Report> {
+/// Runs the cases of a suite, telling `progress` before each turn and `keep` what is known after each case. Fails at the first subject
+/// that crashes, refuses, or answers wrongly, and says so.
+pub fn run(
+    name: &str,
+    cases: &[Case],
+    options: &Options,
+    mut progress: impl FnMut(Turn<'_>),
+    mut keep: impl FnMut(&Report) -> io::Result<()>,
+) -> io::Result<Report> {
     let mut report = Report {
         schema: SCHEMA,
         suite: name.to_owned(),
@@ -283,6 +289,7 @@ pub fn run(name: &str, cases: &[Case], options: &Options, mut progress: impl FnM
         }
         sample::tell(&mut report, &options.subjects, &rounds);
         done += turns_of(case, options);
+        keep(&report)?;
     }
     Ok(report)
 }
