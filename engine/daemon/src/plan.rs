@@ -13,7 +13,9 @@ use crate::preflight::HostFacts;
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
 /// Pipes that each worker may lend to bulk connections (design.md 10.10 has 32; why more and smaller: ARCHITECTURE.md).
-pub const PIPES_PER_WORKER: u32 = 128;
+pub const PIPES_PER_WORKER: u32 = 104;
+/// Those of them that are large: they are lent first.
+pub const LARGE_PIPES_PER_WORKER: u32 = 8;
 /// Ports that health checks connect to at the same time.
 pub const PROBES_MAX: usize = 256;
 /// Clients that the control socket serves at the same time.
@@ -47,6 +49,9 @@ const PERSISTENCE_ENTRY_BYTES: u64 = 56;
 /// Bytes asked of the kernel per pipe. A process without CAP_SYS_RESOURCE gets this for its first pipes only
 /// (fs.pipe-user-pages-soft), smaller ones later.
 pub const PIPE_BYTES: u64 = 256 * 1024;
+
+/// The same for a large one. With 4 KiB pages, those of two workers are just what a user gets.
+pub const LARGE_PIPE_BYTES: u64 = 1024 * 1024;
 /// One port map: (SNAT address, server, protocol).
 const SNAT_MAP_BYTES: u64 = 16 * 1024;
 /// Rings, buffers for datagrams, counters and stack of one worker.
@@ -366,6 +371,11 @@ enum Use {
     Unused,
 }
 
+fn pipe_bytes(pipes: u32) -> u64 {
+    let large = pipes.min(LARGE_PIPES_PER_WORKER);
+    u64::from(large) * LARGE_PIPE_BYTES + u64::from(pipes - large) * PIPE_BYTES
+}
+
 impl Needs {
     fn of(model: &Model, workers: usize, input: &PlanInput) -> Needs {
         let workers = workers as u64;
@@ -394,7 +404,7 @@ impl Needs {
                 share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
                 share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
                 share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
-                share("pipes for bulk", pipes * PIPE_BYTES),
+                share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
             ],
             workers,
             pipes_per_worker,

@@ -139,27 +139,27 @@ workers      2 on CPUs 0-1, poll adaptive
 listeners    2 × 2 workers
   web  tcp 192.0.2.1:80
   web  tcp 192.0.2.1:443
-connections  9,686 at most, as the descriptors allow
+connections  9,734 at most, as the descriptors allow
 UDP sessions none
 persistence  262,144 entries
-buffers      20,512 × 16 KiB per worker, 128 pipes for bulk
-memory       838.0 MiB at most, of 8.0 GiB
+buffers      20,512 × 16 KiB per worker, 104 pipes for bulk
+memory       838.5 MiB at most, of 8.0 GiB
   workers                24.0 MiB
   receive buffers       641.0 MiB
   persistence            14.0 MiB
   pipes for bulk         64.0 MiB
   connections             9.5 MiB
-  timers                  454 KiB
-  kernel sockets, idle   85.1 MiB
+  timers                  456 KiB
+  kernel sockets, idle   85.6 MiB
 descriptors  20,000 at most, of 20,000
   process              24
   workers               6
   listeners             4
-  pipes for bulk      512
+  pipes for bulk      416
   health checks         1
   control socket       17
   reserve              64
-  TCP connections  19,372
+  TCP connections  19,468
 ";
     let shown = plan.to_string();
     assert_eq!(shown, expected, "{shown}");

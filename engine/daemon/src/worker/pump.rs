@@ -6,15 +6,21 @@
 use std::io;
 use std::os::fd::AsFd;
 
-use crate::plan::PIPE_BYTES;
+use crate::plan::{LARGE_PIPE_BYTES, LARGE_PIPES_PER_WORKER, PIPE_BYTES};
 use towpath_core::session::PumpStop;
 use towpath_sys::splice::{Drained, Filled, Pipe};
 
 /// Bytes one path may move before the other sessions have their turn.
 const TURN_BYTES: u64 = 1 << 20;
 
-/// The pipes of one worker.
+/// The pipes of one worker: large ones as long as there are any, so that a few streams wake us rarely, then small ones.
 pub(super) struct Pipes {
+    shelves: [Shelf; 2],
+}
+
+/// Pipes of one size.
+struct Shelf {
+    bytes: u64,
     free: Vec<Pipe>,
     opened: u32,
     max: u32,
@@ -22,33 +28,45 @@ pub(super) struct Pipes {
 
 impl Pipes {
     pub(super) fn new(max: u32) -> Pipes {
-        Pipes { free: Vec::new(), opened: 0, max }
+        let shelf = |bytes, max| Shelf { bytes, free: Vec::new(), opened: 0, max };
+        let large = max.min(LARGE_PIPES_PER_WORKER);
+        Pipes { shelves: [shelf(LARGE_PIPE_BYTES, large), shelf(PIPE_BYTES, max - large)] }
     }
 
-    fn lend(&mut self) -> Option<Pipe> {
+    fn lend(&mut self) -> Option<Lent> {
+        let mut shelves = self.shelves.iter_mut().enumerate();
+        shelves.find_map(|(shelf, pipes)| Some(Lent { pipe: pipes.take()?, shelf, inside: 0 }))
+    }
+
+    /// Takes a pipe back; one that still holds bytes is closed, so that they reach nobody else.
+    fn give_back(&mut self, lent: Lent) {
+        let shelf = &mut self.shelves[lent.shelf];
+        if lent.inside == 0 {
+            shelf.free.push(lent.pipe);
+        } else {
+            shelf.opened -= 1;
+        }
+    }
+}
+
+impl Shelf {
+    fn take(&mut self) -> Option<Pipe> {
         if let Some(pipe) = self.free.pop() {
             return Some(pipe);
         }
         if self.opened == self.max {
             return None;
         }
-        let pipe = Pipe::open(PIPE_BYTES as usize).ok()?;
+        let pipe = Pipe::open(self.bytes as usize).ok()?;
         self.opened += 1;
         Some(pipe)
-    }
-
-    /// Takes a pipe back; one that still holds bytes is closed, so that they reach nobody else.
-    fn give_back(&mut self, lent: Lent) {
-        if lent.inside == 0 {
-            self.free.push(lent.pipe);
-        } else {
-            self.opened -= 1;
-        }
     }
 }
 
 struct Lent {
     pipe: Pipe,
+    /// In [`Pipes::shelves`].
+    shelf: usize,
     inside: u64,
 }
 
@@ -68,7 +86,7 @@ impl Pump {
 
     /// Moves what can be moved from `source` to `sink` now; returns the bytes delivered and why it stopped.
     pub(super) fn run(&mut self, source: &impl AsFd, sink: &impl AsFd, pipes: &mut Pipes) -> (u64, PumpStop) {
-        let Some(mut lent) = self.lent.take().or_else(|| pipes.lend().map(|pipe| Lent { pipe, inside: 0 })) else {
+        let Some(mut lent) = self.lent.take().or_else(|| pipes.lend()) else {
             return (0, PumpStop::NoPipe);
         };
         let (delivered, stop) = self.pass(&mut lent, source, sink);
@@ -144,6 +162,22 @@ mod tests {
         (near, far)
     }
 
+    fn opened(pipes: &Pipes) -> [u32; 2] {
+        pipes.shelves.each_ref().map(|shelf| shelf.opened)
+    }
+
+    #[test]
+    fn large_pipes_are_lent_first_and_none_beyond_the_limit() {
+        let mut pipes = Pipes::new(LARGE_PIPES_PER_WORKER + 2);
+        let mut lent: Vec<Lent> = std::iter::from_fn(|| pipes.lend()).collect();
+        assert_eq!(opened(&pipes), [LARGE_PIPES_PER_WORKER, 2]);
+        lent[0].inside = 1;
+        lent.drain(..2).for_each(|lent| pipes.give_back(lent));
+        // The one with bytes in it was closed, so another may be opened in its place.
+        assert_eq!(opened(&pipes), [LARGE_PIPES_PER_WORKER - 1, 2]);
+        assert_eq!(std::iter::from_fn(|| pipes.lend()).map(|lent| lent.shelf).collect::<Vec<_>>(), [0, 0]);
+    }
+
     #[test]
     fn an_empty_source_gives_its_pipe_back() {
         let (_client, source) = pair();
@@ -152,7 +186,7 @@ mod tests {
         let mut pump = Pump::default();
         assert_eq!(pump.run(&source, &sink, &mut pipes), (0, PumpStop::SourceEmpty));
         assert_eq!(Pump::default().run(&source, &sink, &mut pipes), (0, PumpStop::SourceEmpty));
-        assert_eq!(pipes.opened, 1);
+        assert_eq!(opened(&pipes), [1, 0]);
     }
 
     #[test]
@@ -197,6 +231,6 @@ mod tests {
         drop(sink);
         writer.join().expect("writer");
         assert_eq!(reader.join().expect("reader"), 24 << 20);
-        assert_eq!(pipes.free.len(), 1);
+        assert_eq!(pipes.shelves[0].free.len(), 1);
     }
 }
