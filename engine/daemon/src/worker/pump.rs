@@ -111,7 +111,13 @@ impl Pump {
             let room = (lent.pipe.capacity() as u64).saturating_sub(lent.inside);
             if dry.is_none() && room > 0 {
                 match lent.pipe.fill(source, room as usize) {
-                    Ok(Filled::Bytes(bytes)) => lent.inside += bytes as u64,
+                    Ok(Filled::Bytes(bytes)) => {
+                        lent.inside += bytes as u64;
+                        // Less than there was room for: the source is dry, most likely. Waiting for it costs no more than asking.
+                        if (bytes as u64) < room {
+                            dry = Some(PumpStop::SourceEmpty);
+                        }
+                    }
                     Ok(Filled::End) => self.source_end = Some(PumpStop::Fin),
                     Ok(Filled::NotYet) => dry = Some(PumpStop::SourceEmpty),
                     Err(_) => self.source_end = Some(PumpStop::SourceFailed),
