@@ -16,6 +16,7 @@ pub mod packet;
 pub mod privilege;
 pub mod process;
 pub mod ring;
+mod rtnetlink;
 pub mod silence;
 pub mod socket;
 pub mod splice;

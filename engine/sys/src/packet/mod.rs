@@ -3,7 +3,11 @@
 mod offload;
 mod port;
 mod ports;
+mod slots;
+mod socket;
 mod tap;
+#[cfg(test)]
+mod tests;
 
 pub use offload::{Offload, PartialChecksum, SegmentKind, Segments};
 pub use port::{Instruction, PacketPort, PortState, RingSettings, RxCounts, open};
