@@ -131,6 +131,13 @@ impl Links {
         self.change(message, &format!("set the MTU of `{name}`"))
     }
 
+    /// Gives a link another hardware address.
+    pub fn set_hardware_address(&mut self, name: &str, address: [u8; 6]) -> io::Result<()> {
+        let mut message = self.message_for(name)?;
+        message.attributes.push(LinkAttribute::Address(address.to_vec()));
+        self.change(message, &format!("set the hardware address of `{name}`"))
+    }
+
     /// Removes a link; of a veth pair, both ends.
     pub fn remove(&mut self, name: &str) -> io::Result<()> {
         let message = self.message_for(name)?;

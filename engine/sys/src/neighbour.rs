@@ -417,7 +417,7 @@ mod tests {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            host::await_readable(view, left).unwrap_or_else(|error| panic!("{what}: {error}"));
+            host::await_readable(&*view, left).unwrap_or_else(|error| panic!("{what}: {error}"));
         }
     }
 

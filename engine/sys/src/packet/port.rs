@@ -14,6 +14,10 @@ const WORKERS_MAX: usize = 256;
 const SEND_BUFFER_BYTES: u32 = 16 << 20;
 /// A program that drops every frame: BPF_RET | BPF_K, 0.
 const DROP_ALL: [Instruction; 1] = [(0x06, 0, 0, 0)];
+/// A program that drops what the machine sends: BPF_LD | BPF_B | BPF_ABS at SKF_AD_OFF + SKF_AD_PKTTYPE; BPF_JMP | BPF_JEQ | BPF_K,
+/// PACKET_OUTGOING; BPF_RET | BPF_K.
+const DROP_SENT: [Instruction; 4] =
+    [(0x30, 0, 0, 0xffff_f004), (0x15, 0, 1, 4), (0x06, 0, 0, 0), (0x06, 0, 0, u32::MAX)];
 /// `PACKET_FANOUT_FLAG_*` and the kind stand in the upper half of a group's description, its number in the lower.
 const FANOUT_KIND_SHIFT: u32 = 16;
 const FANOUT_NUMBER: u32 = 0xffff;
@@ -55,7 +59,8 @@ impl RingSettings {
         self.geometry().bytes() as u64
     }
 
-    fn geometry(&self) -> Geometry {
+    /// How a ring is cut into slots.
+    pub(super) fn geometry(&self) -> Geometry {
         Geometry::new(self.slots, self.frame_bytes_max.min(RingSettings::FRAME_BYTES_MAX))
     }
 }
@@ -161,13 +166,16 @@ fn open_group(
     }
     // Until all have joined, each frame would have come to each of them.
     for port in &ports {
-        set_flag(&port.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER)?;
+        match port.in_group {
+            true => set_program(&port.socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_SENT)?,
+            false => set_flag(&port.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER)?,
+        }
     }
     Ok(ports)
 }
 
-/// Joins the fanout group of that number. Only the group's own flag keeps what the machine sends away from it: a member's
-/// PACKET_IGNORE_OUTGOING is not looked at (`fanout_add`, net/packet/af_packet.c; Linux 5.15).
+/// Joins the fanout group of that number. A member's own PACKET_IGNORE_OUTGOING is not looked at; the group's flag is from Linux 6.2 on
+/// (`fanout_add`, net/packet/af_packet.c), and before that only its members' filters keep away what the machine sends.
 fn join_fanout(socket: &OwnedFd, flag: u32, number: u32) -> io::Result<()> {
     let kind = libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING | flag;
     let group = kind << FANOUT_KIND_SHIFT | number;
