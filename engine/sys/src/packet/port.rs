@@ -303,7 +303,11 @@ mod tests {
             assert!((RingSettings::SLOTS_MIN..=RingSettings::SLOTS_MAX).contains(&settings.slots));
             let least = RingSettings { slots: RingSettings::SLOTS_MIN, ..settings }.ring_bytes();
             // Rounding up to a block may cost one more.
-            assert!(settings.ring_bytes() <= (mib << 20).max(least) + (1 << 20), "{mib} MiB: {}", settings.ring_bytes());
+            assert!(
+                settings.ring_bytes() <= (mib << 20).max(least) + (1 << 20),
+                "{mib} MiB: {}",
+                settings.ring_bytes()
+            );
         }
     }
 }

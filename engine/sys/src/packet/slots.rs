@@ -206,7 +206,11 @@ mod tests {
                 let begin = geometry.offset(slot);
                 assert!(begin >= end && begin % SLOT_ALIGNMENT as usize == 0);
                 end = begin + geometry.slot_bytes as usize;
-                assert_eq!(begin / BLOCK_BYTES as usize, (end - 1) / BLOCK_BYTES as usize, "slot {slot} crosses blocks");
+                assert_eq!(
+                    begin / BLOCK_BYTES as usize,
+                    (end - 1) / BLOCK_BYTES as usize,
+                    "slot {slot} crosses blocks"
+                );
             }
             assert!(end <= geometry.bytes());
         }

@@ -107,7 +107,8 @@ fn frames_leave_and_arrive_as_they_are() {
             frame.bytes[14] = 200;
             assert_eq!((index < BATCH_MAX, frame.port, frame.offload), (true, 0, Offload::NONE));
         }
-        for index in 0..there.frames().len() {
+        let count = there.frames().len();
+        for index in 0..count {
             there.send(index, 0);
         }
         there.flush();
@@ -201,7 +202,7 @@ impl Drop for End<'_> {
 fn transfer(client: &Namespace, server: &Namespace, to: &str, bytes: usize) -> io::Result<usize> {
     let listener = server.run(|| TcpListener::bind(to))??;
     let to = listener.local_addr()?;
-    let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..bytes).map(|place| ((place * 31) >> 3) as u8).collect();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut stream = client.run(|| TcpStream::connect_timeout(&to, DEADLINE)).unwrap().unwrap();
@@ -236,9 +237,8 @@ fn steering_names_the_worker_and_can_be_replaced() {
         }
         here.flush();
     };
-    let firsts = |worker: &mut PacketPorts, count| {
-        receive(worker, count).iter().map(|payload| payload[0]).collect::<Vec<_>>()
-    };
+    let firsts =
+        |worker: &mut PacketPorts, count| receive(worker, count).iter().map(|payload| payload[0]).collect::<Vec<_>>();
     send(0..9);
     for (number, worker) in workers.iter_mut().enumerate() {
         let number = number as u8;

@@ -138,7 +138,7 @@ impl Silence {
     /// # Errors
     /// `AddrInUse` when another process keeps the silence in this namespace, `PermissionDenied` without CAP_NET_ADMIN,
     /// `InvalidInput` with more than [`Silence::CLAIMS_MAX`] claims, otherwise what nf_tables says: `NotFound` when there is no such
-    /// interface.
+    /// interface (before Linux 6.16; later ones have the hook wait for it).
     pub fn impose(interfaces: &[&str], claims: &[Claim]) -> io::Result<Silence> {
         let lock = lock()?;
         let mut silence = Silence { conversation: Conversation::open()?, _lock: lock, lifted: true };
