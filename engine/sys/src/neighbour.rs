@@ -146,8 +146,8 @@ impl Neighbours {
         Ok(view)
     }
 
-    /// All of it, as it is now. What changes later is told by [`Neighbours::changes`]; a change during the call may be in it and be told
-    /// as well.
+    /// All of it, as it is now. What changes later is told by [`Neighbours::changes`]; a change during the call may be in it and be
+    /// told as well.
     pub fn tables(&mut self) -> io::Result<Tables> {
         self.notice()?;
         // Told by what is returned.
@@ -172,8 +172,8 @@ impl Neighbours {
         })
     }
 
-    /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel could
-    /// not keep up, everything has changed.
+    /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel
+    /// could not keep up, everything has changed.
     pub fn changes(&mut self) -> io::Result<Changes> {
         self.notice()?;
         Ok(mem::take(&mut self.noticed))

@@ -5,10 +5,11 @@
 //!
 //! ```text
 //! table netdev towpath {
-//!     set claims-ip { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { ... } }
+//!     set claims-ip { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { 192.0.2.1 . tcp . 443, ... } }
 //!     chain silence {
 //!         type filter hook ingress devices = { ... } priority -300; policy accept;
-//!         meta protocol ip ip daddr . meta l4proto . th dport @claims-ip drop
+//!         ip daddr . meta l4proto . th dport @claims-ip drop
+//!         ...
 //!     }
 //! }
 //! ```
@@ -325,8 +326,8 @@ impl Family {
         batch.push(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule);
     }
 
-    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. Frames with a VLAN tag, which the packet plane does not
-    /// take, look to `meta protocol` like those without.
+    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag, which the
+    /// packet plane does not take, look like those without.
     fn expressions(self) -> Attributes {
         let (offset, address_bytes) = self.destination();
         let after_address = REGISTER + address_bytes / 4;
