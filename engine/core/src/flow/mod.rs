@@ -1,5 +1,6 @@
 //! Flows of the packet plane: what is remembered of a connection between two packets.
 
+pub mod half_open;
 pub mod table;
 pub mod tcp;
 pub mod udp;
