@@ -140,7 +140,7 @@ fn run(program: &[Instruction], load: impl Fn(u32, usize) -> Option<u32>) -> u32
 
 /// Loads from a packet that begins with its network header, as reuseport programs do.
 fn from_network_header(packet: &[u8]) -> impl Fn(u32, usize) -> Option<u32> {
-    |offset, size| {
+    move |offset, size| {
         let from = offset.checked_sub(NETWORK_HEADER).expect("the program reads headers, not the payload");
         word(packet, from, size)
     }

@@ -90,12 +90,13 @@ fn assemble(table: &SteeringTable, seed: u32, ours: &[FanoutRule]) -> Vec<Instru
     assembly.bind(ipv6);
     read_ipv6(&mut assembly, seed, &rules(ours, |ip| !ip.is_v4()), &ends);
 
-    assembly.bind(ends.none);
-    assembly.push(code::RETURN, table.worker_of(VShard(0)).0.into());
     assembly.bind(ends.port);
     assembly.push(code::LOAD_MEMORY, DST_PORT);
     assembly.push(code::AND, VSHARDS as u32 - 1);
     assembly.jump(ends.decide);
+    // Behind a return the kernel takes no cell for written that was not before it: what follows reads none.
+    assembly.bind(ends.none);
+    assembly.push(code::RETURN, table.worker_of(VShard(0)).0.into());
     assembly.bind(ends.hash);
     assembly.extend(finish());
     assembly.bind(ends.decide);

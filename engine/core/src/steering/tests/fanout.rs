@@ -1,13 +1,13 @@
 //! Frames of all kinds, steered by the function and by the program.
 
 use super::*;
-use crate::packet::{Ip, Packet, parse};
-use crate::steering::frame::{FanoutRule, steer, vshard_of_tuple};
+use crate::packet::{Ip, Packet, Tuple, checksum, parse};
+use crate::steering::frame::{FanoutRule, steer, vshard_of_fragment, vshard_of_tuple};
 use crate::steering::program::{ETHERTYPE, FanoutTooLong, fanout_program};
 
 /// Loads from a frame, as fanout programs do: from the network header on.
 fn from_frame(frame: &[u8]) -> impl Fn(u32, usize) -> Option<u32> {
-    |offset, size| match offset {
+    move |offset, size| match offset {
         ETHERTYPE => word(frame, 12, size),
         _ => word(frame.get(14..)?, offset, size),
     }
@@ -57,15 +57,24 @@ impl Random {
             4..=7 => 17,
             _ => 6,
         };
+        let (src, mut dst) = (self.address(v4, ours), self.address(v4, ours));
         let mut payload = Vec::new();
         if protocol == icmp {
             let errors: &[u8] = if v4 { &[3, 11, 12] } else { &[1, 2, 3, 4] };
             let kind = if self.one_in(4) { self.next() as u8 } else { errors[self.below(errors.len())] };
-            payload.extend([kind, self.next() as u8]);
-            payload.extend(self.octets::<6>());
+            payload.extend([kind, self.next() as u8, 0, 0]);
+            payload.extend(self.octets::<4>());
             if depth > 0 {
-                payload.extend(self.packet(v4, ours, depth - 1));
+                let quoted = self.packet(v4, ours, depth - 1);
+                // Mostly to the sender of what it quotes.
+                if !self.one_in(4) {
+                    dst = if v4 { quoted[12..16].to_vec() } else { quoted[8..24].to_vec() };
+                }
+                payload.extend(quoted);
             }
+            let pseudo_header = if v4 { 0 } else { checksum::pseudo_header(&src, &dst, icmp, payload.len() as u32) };
+            let sum = checksum::transport(pseudo_header, &payload);
+            payload[2..4].copy_from_slice(&sum.to_be_bytes());
         } else {
             payload.extend(self.port().to_be_bytes());
             payload.extend(self.port().to_be_bytes());
@@ -73,7 +82,6 @@ impl Random {
             payload.extend(if protocol == 17 { [0, 20, 1, 1] } else { [1, 2, 3, 4] });
             payload.extend([0, 0, 0, 1, 0x50, 0x10, 1, 0, 0, 0, 0, 0]);
         }
-        let (src, dst) = (self.address(v4, ours), self.address(v4, ours));
         let mut packet = Vec::new();
         if v4 {
             let options = if self.one_in(3) { 4 * self.below(11) } else { 0 };
@@ -86,13 +94,14 @@ impl Random {
             packet.extend(src);
             packet.extend(dst);
             packet.extend(vec![1; options]);
-            let checksum = crate::packet::checksum::of(&packet);
-            packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+            let sum = checksum::of(&packet);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
         } else {
             // Extension headers from the last to the first.
             let mut next = protocol;
             let mut extensions = Vec::new();
-            for _ in 0..if self.one_in(2) { self.below(4) } else { 0 } {
+            let count = if self.one_in(2) { self.below(4) } else { 0 };
+            for _ in 0..count {
                 let (kind, header) = match self.below(4) {
                     0 => {
                         let part: u16 = if self.one_in(2) { self.next() as u16 } else { 0 };
@@ -217,26 +226,29 @@ fn what_the_plane_reads_in_a_frame_is_what_steering_goes_by() {
                 assert_eq!(steer(&frame, SEED, &rules), vshard_of_tuple(&parsed.tuple, SEED, &rules), "{frame:02x?}");
                 whole += 1;
             }
-            Ok(Packet::IcmpError(error)) if frame[12..14] == [8, 0] => {
+            Ok(Packet::IcmpError(error))
+                if !extensions && (error.embedded.src.is_v4() || error.embedded_l4 == error.parsed.payload + 40) =>
+            {
                 let back = error.embedded.reversed();
                 assert_eq!(steer(&frame, SEED, &rules), vshard_of_tuple(&back, SEED, &rules), "{frame:02x?}");
                 errors += 1;
             }
             Ok(Packet::Fragment(fragment)) if !extensions || fragment.key.src.is_v4() => {
-                let vshard = crate::steering::frame::vshard_of_fragment(&fragment.key, SEED);
+                let vshard = vshard_of_fragment(&fragment.key, SEED);
                 assert_eq!(steer(&frame, SEED, &rules), vshard, "{frame:02x?}");
                 fragments += 1;
             }
             _ => {}
         }
     }
-    assert!(whole > 10_000 && fragments > 1_000, "{whole} whole packets, {errors} errors, {fragments} fragments");
+    let counts = format!("{whole} whole packets, {errors} errors, {fragments} fragments");
+    assert!(whole > 10_000 && errors > 1_000 && fragments > 1_000, "{counts}");
 }
 
 #[test]
 fn both_directions_of_a_flow_meet() {
     let rules = ours();
-    let tuple = |src: &str, src_port, dst: &str, dst_port| crate::packet::Tuple {
+    let tuple = |src: &str, src_port, dst: &str, dst_port| Tuple {
         src: ip(src),
         dst: ip(dst),
         src_port,
