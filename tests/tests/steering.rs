@@ -15,7 +15,7 @@ use towpath_core::steering::frame::{FanoutRule, steer};
 use towpath_core::steering::program::{fanout_program, reuseport_program};
 use towpath_core::steering::{SteeringTable, vshard_of_client};
 use towpath_sys::netns::Namespace;
-use towpath_sys::packet::{BATCH_MAX, Offload, PacketPorts, RingSettings, open};
+use towpath_sys::packet::{BATCH_MAX, Instruction, Offload, PacketPorts, RingSettings, open};
 use towpath_sys::privilege::{self, Privilege};
 use towpath_sys::socket::{
     Family, ListenOptions, Transport, attach_reuseport_program, bind, connect, local_address, open_listener, tcp_socket,
@@ -268,7 +268,7 @@ fn frames_arrive_where_steering_says() {
     let station = links.find("near").expect("it was created").hardware_address;
 
     let ours = ours();
-    let program = |table: &SteeringTable| -> Vec<_> {
+    let program = |table: &SteeringTable| -> Vec<Instruction> {
         let program = fanout_program(table, SEED, &ours).expect("a few addresses fit");
         program.into_iter().map(Into::into).collect()
     };
