@@ -54,6 +54,8 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
         protocol: Protocol::Tcp,
+        plane: Plane::Stream,
+        forwarding: Forwarding::FullNat,
         balance,
         persistence: None,
         idle_timeout_ms: 1_800_000,
