@@ -6,8 +6,13 @@
 //! What outlives a packet is a flow: its tuples, 24 bytes of state and 12 of detail (`flows.rs`). Everything else is the snapshot's (services,
 //! servers, pools; `services.rs` keeps what packets need of it) or the network's (ports, routes, neighbours).
 
+mod answer;
+mod budget;
+mod ending;
 mod flows;
+mod forward;
 mod network;
+mod opening;
 mod outbox;
 mod pending;
 mod reply;
@@ -20,9 +25,16 @@ use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
 use crate::packet::rewrite::Checksum;
-use crate::packet::{DropReason, Ip};
+use crate::packet::{DropReason, Ip, Mac, Packet, Parsed, parse};
 use crate::snapshot::{Service, Snapshot};
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
+
+use budget::Budget;
+use ending::Sweep;
+use flows::{Flows, Found, Stage, Table};
+use forward::Run;
+use pending::Pending;
+use services::Services;
 
 pub use network::{Network, NextHop, Port};
 pub use outbox::Outbox;
@@ -169,49 +181,177 @@ impl PlaneCounts {
     }
 }
 
+impl PlaneCounts {
+    #[inline]
+    fn add(&mut self, counter: PlaneCounter, n: u64) {
+        self.counters[counter as usize] += n;
+    }
+}
+
 /// The packet plane of one worker.
 pub struct Plane {
+    snapshot: Arc<Snapshot>,
+    network: Arc<Network>,
+    services: Services,
+    flows: Flows,
+    pending: Pending,
+    replies: Budget,
     counts: PlaneCounts,
+    sweep: Option<Sweep>,
+    worker: WorkerId,
+    steering_seed: u32,
+    strays: Strays,
+    /// The TCP and UDP packets of a batch; empty between two.
+    batch: Vec<Job>,
+    /// When it was last called.
+    called: Now,
+}
+
+/// A packet and the place of its frame in the batch.
+struct Job {
+    at: usize,
+    packet: Parsed,
 }
 
 impl Plane {
-    /// A plane without flows, all its memory allocated.
-    pub fn new(settings: &PlaneSettings, snapshot: Arc<Snapshot>, network: Arc<Network>, now: Now) -> Plane;
+    /// Bytes of one flow with everything that it needs.
+    pub const BYTES_PER_FLOW: usize = Table::BYTES_PER_FLOW;
 
-    /// Serves by `snapshot` from here on. Flows of servers that were halted since are ended by the next calls of [`Plane::expire`].
-    pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>);
+    /// A plane without flows, all its memory allocated.
+    pub fn new(settings: &PlaneSettings, snapshot: Arc<Snapshot>, network: Arc<Network>, now: Now) -> Plane {
+        let PlaneSettings { flows_max, half_open_max, half_open_per_source_max, seed, .. } = *settings;
+        let mut services = Services::new();
+        services.adopt(&snapshot);
+        Plane {
+            snapshot,
+            network,
+            services,
+            flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
+            pending: Pending::new(settings.pending_frames_max),
+            replies: Budget::new(settings.replies_per_second),
+            counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
+            sweep: None,
+            worker: settings.worker,
+            steering_seed: settings.steering_seed,
+            strays: settings.strays,
+            batch: Vec::with_capacity(BATCH_MAX),
+            called: now,
+        }
+    }
+
+    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and UDP flows of those that went down, are ended by the next
+    /// calls of [`Plane::expire`].
+    pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        if self.services.adopt(&snapshot) {
+            self.sweep = Some(Sweep::start());
+        }
+        self.snapshot = snapshot;
+    }
 
     /// Forwards by `network` from here on, and sends what waited for a next hop that it knows.
-    pub fn adopt_network(&mut self, network: Arc<Network>, out: &mut Outbox);
+    pub fn adopt_network(&mut self, network: Arc<Network>, out: &mut Outbox) {
+        self.pending.adopt(&network, |port, frame| {
+            out.push(port, frame);
+        });
+        self.network = network;
+    }
 
     /// Decides about at most [`BATCH_MAX`] frames: `verdicts` is cleared, then gets one for each, in order.
     ///
     /// # Panics
     /// When there are more frames.
-    pub fn process(&mut self, now: Now, frames: &mut [Frame<'_>], verdicts: &mut Vec<Verdict>, desk: &mut impl Desk, out: &mut Outbox);
-
-    /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
-    /// one of `budget`. Whether all that was due is done.
-    pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool;
+    pub fn process(
+        &mut self,
+        now: Now,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut Vec<Verdict>,
+        desk: &mut impl Desk,
+        out: &mut Outbox,
+    ) {
+        assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
+        self.called = now;
+        verdicts.clear();
+        let mut batch = std::mem::take(&mut self.batch);
+        for (at, frame) in frames.iter_mut().enumerate() {
+            let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
+            let verdict = if !is_for_us {
+                Verdict::Pass
+            } else {
+                match parse(frame.bytes) {
+                    Ok(Packet::Transport(packet)) => {
+                        batch.push(Job { at, packet });
+                        Verdict::Pass
+                    }
+                    Ok(other) => self.answer(now, frame, &other, out),
+                    Err(reason) => Verdict::Drop(reason),
+                }
+            };
+            verdicts.push(verdict);
+        }
+        let mut found = [None; BATCH_MAX];
+        self.flows.open.lookup_batch_by(&batch, |job| &job.packet.tuple, &mut found);
+        let mut run = Run::default();
+        for (job, found) in batch.iter().zip(found) {
+            let (frame, packet) = (&mut frames[job.at], &job.packet);
+            let forwarded = match found {
+                Some((id, direction)) => {
+                    let found = Found { stage: Stage::Open, id, direction };
+                    self.forward(now, frame, packet, found, desk, out, &mut run)
+                }
+                None => None,
+            };
+            verdicts[job.at] = match forwarded {
+                Some(verdict) => verdict,
+                None => self.missed(now, frame, packet, desk, out, &mut run),
+            };
+        }
+        self.tell(&mut run, desk);
+        self.counts.add(PlaneCounter::Frames, frames.len() as u64);
+        for verdict in verdicts.iter() {
+            match verdict {
+                Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
+                Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
+                Verdict::Kept | Verdict::Send(_) => {}
+            }
+        }
+        batch.clear();
+        self.batch = batch;
+    }
 
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
-    pub fn next_due(&self) -> Option<Now>;
+    pub fn next_due(&self) -> Option<Now> {
+        let sweep = self.sweep.is_some().then_some(self.called);
+        [sweep, self.flows.next_expiry(), self.pending.next_due()].into_iter().flatten().min()
+    }
 
     /// What was counted so far.
-    pub fn counts(&self) -> &PlaneCounts;
+    pub fn counts(&self) -> &PlaneCounts {
+        &self.counts
+    }
 
     /// Flows, half-open ones included.
-    pub fn flows(&self) -> usize;
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
 
     /// Of these, half-open ones.
-    pub fn half_open(&self) -> usize;
+    pub fn half_open(&self) -> usize {
+        self.flows.half_open.len()
+    }
 
-    /// Bytes that a plane of this size takes, whatever it carries.
-    pub fn memory_bytes(settings: &PlaneSettings) -> usize;
-
-    /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
-    pub fn announce(&self, out: &mut Outbox);
+    /// Bytes that its tables take, whatever it carries.
+    pub fn memory_bytes(&self) -> usize {
+        self.flows.memory_bytes()
+    }
 
     /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
-    pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)>;
+    pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
+        self.pending.wanted(now)
+    }
+}
+
+/// Whether a frame is for the station at `mac`, alone or as one of a group.
+#[inline]
+fn is_for(frame: &[u8], mac: Mac) -> bool {
+    frame.first_chunk::<6>().is_none_or(|&dst| dst == mac.0 || Mac(dst).is_group())
 }
