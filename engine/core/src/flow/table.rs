@@ -28,7 +28,7 @@ use crate::time::Now;
 
 mod addresses;
 mod deadlines;
-mod hash;
+pub(super) mod hash;
 mod index;
 #[cfg(test)]
 mod tests;
