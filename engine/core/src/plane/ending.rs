@@ -1,5 +1,7 @@
 //! The end of flows: closed by their ends, silent for too long, or ended from here with resets that both ends accept.
 
+use std::ops::Deref;
+
 use towpath_config::model::AdminState;
 
 use super::flows::{Ended, Found, Stage, is_tcp};
@@ -40,6 +42,8 @@ impl Plane {
             }
         }
         self.pending.expire(now);
+        let waited = self.pending.counts();
+        self.counts.set(PlaneCounter::FramesGivenUp, waited.given_up + waited.evicted);
         while let Some(sweep) = self.sweep
             && left > 0
         {
@@ -182,7 +186,7 @@ impl Plane {
     }
 
     /// Sends a frame made here to `to`, or lets it wait for its next hop.
-    fn emit<T: AsRef<[u8]>>(&mut self, now: Now, to: Ip, out: &mut Outbox, make: impl Fn(Macs) -> T) {
+    fn emit<M: Deref<Target = [u8]>>(&mut self, now: Now, to: Ip, out: &mut Outbox, make: impl Fn(Macs) -> M) {
         let (port, station) = match self.network.next_hop(to) {
             NextHop::NoRoute => return,
             NextHop::Ready { port, mac } => (port, Ok(mac)),
@@ -191,11 +195,11 @@ impl Plane {
         let Some(src) = self.network.port(port).map(|port| port.mac) else { return };
         match station {
             Ok(dst) => {
-                out.push(port, make(Macs { src, dst }).as_ref());
+                out.push(port, &make(Macs { src, dst }));
             }
             // What does not fit there is counted there, and the end point's own timer is what remains.
             Err(via) => {
-                let _ = self.pending.hold(now, port, via, make(Macs { src, dst: Mac::default() }).as_ref());
+                let _ = self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() }));
             }
         }
     }

@@ -154,8 +154,9 @@ impl Flows {
         self.open.len() + self.half_open.len()
     }
 
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.open.memory_bytes() + self.half_open.memory_bytes() + self.sources.memory_bytes()
+    /// Bytes of both tables and the caps; the address books, a third of a megabyte each, are left out.
+    pub(super) fn memory_bytes(flows_max: usize, half_open_max: usize) -> usize {
+        (flows_max + half_open_max) * Table::BYTES_PER_FLOW + HalfOpenSources::memory_bytes(half_open_max)
     }
 
     #[inline]

@@ -214,6 +214,10 @@ impl Plane {
     /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
     #[cold]
     fn complain(&mut self, now: Now, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, out: &mut Outbox) {
+        if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
+            // Of errors there are none (RFC 1122 §3.2.2).
+            return;
+        }
         let own = packet.tuple.dst;
         let from = if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };

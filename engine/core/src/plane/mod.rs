@@ -45,6 +45,30 @@ pub const PORTS_MAX: usize = 16;
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
+/// What the plane drops frames for, beside the reasons of [`parse`].
+#[cfg(test)]
+pub(crate) const DROP_REASONS: [DropReason; 19] = [
+    DropReason::FlowsFull,
+    DropReason::Fragment,
+    DropReason::FrameChanged,
+    DropReason::HairpinUnserved,
+    DropReason::HalfOpenFull,
+    DropReason::HalfOpenSource,
+    DropReason::HopLimit,
+    DropReason::IcmpErrorStray,
+    DropReason::IcmpErrorWindow,
+    DropReason::NextHopUnknown,
+    DropReason::NoRoute,
+    DropReason::NoServer,
+    DropReason::PacketTooBig,
+    DropReason::PortClosed,
+    DropReason::PortsExhausted,
+    DropReason::PortsForeign,
+    DropReason::ServersFull,
+    DropReason::ServiceFull,
+    DropReason::TcpStray,
+];
+
 /// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u8);
@@ -147,6 +171,7 @@ counters!(
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
         Frames = "frames", "Frames received.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
+        FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
@@ -185,6 +210,10 @@ impl PlaneCounts {
     #[inline]
     fn add(&mut self, counter: PlaneCounter, n: u64) {
         self.counters[counter as usize] += n;
+    }
+
+    fn set(&mut self, counter: PlaneCounter, value: u64) {
+        self.counters[counter as usize] = value;
     }
 }
 
@@ -339,9 +368,9 @@ impl Plane {
         self.flows.half_open.len()
     }
 
-    /// Bytes that its tables take, whatever it carries.
-    pub fn memory_bytes(&self) -> usize {
-        self.flows.memory_bytes()
+    /// Bytes that a plane of this size takes, whatever it carries; to within a megabyte.
+    pub fn memory_bytes(settings: &PlaneSettings) -> usize {
+        Flows::memory_bytes(settings.flows_max, settings.half_open_max) + Pending::memory_bytes(settings.pending_frames_max)
     }
 
     /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.

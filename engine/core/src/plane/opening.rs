@@ -9,12 +9,12 @@ use super::flows::{Detail, OpenError, State};
 use super::forward::{Run, segment_facts};
 use super::reply::{Macs, tcp_refusal};
 use super::services::Rule;
-use super::{Desk, Frame, Network, Outbox, Plane, PlaneCounter, Strays, Verdict};
+use super::{Desk, Frame, Outbox, Plane, PlaneCounter, Strays, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, Returns};
-use crate::packet::{DropReason, Family, Ip, PROTOCOL_TCP, Parsed, Tuple};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::SnatLease;
 use crate::steering::vshard_of_client;
@@ -210,7 +210,7 @@ impl Plane {
 
     /// Whether `server` reaches `client` without us: it is a real server itself, or on a network of the server's.
     fn is_beside(&self, client: Ip, server: Ip) -> bool {
-        self.services.is_server(client) || shares_network(&self.network, client, server)
+        self.services.is_server(client) || self.network.joins(client, server)
     }
 
     /// Answers a TCP segment with a reset, as a host without that connection does.
@@ -234,50 +234,5 @@ fn refused(error: OpenError) -> Refused {
         OpenError::Full => (DropReason::FlowsFull, Termination::OutOfConnections),
         OpenError::HalfOpenFull => (DropReason::HalfOpenFull, Termination::OutOfConnections),
         OpenError::Taken => (DropReason::PortsExhausted, Termination::OutOfSourcePorts),
-    }
-}
-
-/// Whether two addresses are on one network of ours.
-fn shares_network(network: &Network, a: Ip, b: Ip) -> bool {
-    let differ = u128::from_be_bytes(a.0) ^ u128::from_be_bytes(b.0);
-    network.ports.iter().flat_map(|port| &port.addresses).any(|&(ours, prefix)| {
-        let family = if ours.is_v4() { Family::V4 } else { Family::V6 };
-        let bits = match family {
-            Family::V4 => 32 - u32::from(prefix.min(32)),
-            Family::V6 => 128 - u32::from(prefix.min(128)),
-        };
-        let from_ours = u128::from_be_bytes(a.0) ^ u128::from_be_bytes(ours.0);
-        let is_same = |differ: u128| differ.checked_shr(bits).unwrap_or(0) == 0;
-        is_same(differ) && is_same(from_ours)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::packet::Mac;
-    use crate::plane::Port;
-
-    #[test]
-    fn a_network_is_shared_by_what_its_prefix_covers() {
-        let ip = |text: &str| Ip::from(text.parse::<IpAddr>().unwrap());
-        let port = Port {
-            name: "eth0".into(),
-            mac: Mac::default(),
-            mtu: 1500,
-            addresses: vec![(ip("10.0.0.1"), 24), (ip("2001:db8::1"), 64)],
-            segments: true,
-        };
-        let network = Network::new(vec![port], Vec::new(), Vec::new());
-        let cases = [
-            ("10.0.0.7", "10.0.0.80", true),
-            ("10.0.1.7", "10.0.0.80", false),
-            ("10.0.1.7", "10.0.1.80", false),
-            ("2001:db8::7", "2001:db8::80", true),
-            ("2001:db8:0:1::7", "2001:db8::80", false),
-        ];
-        for (a, b, expected) in cases {
-            assert_eq!(shares_network(&network, ip(a), ip(b)), expected, "{a} {b}");
-        }
     }
 }
