@@ -14,7 +14,7 @@ use crate::packet::{
 use crate::snapshot::{ServiceSource, Target};
 use crate::snat::{SnatBook, SnatLimits};
 use crate::steering::SteeringTable;
-use crate::{PickReason, VShard};
+use crate::PickReason;
 
 const SYN: u8 = TcpFlags::SYN.0;
 const ACK: u8 = TcpFlags::ACK.0;
@@ -666,58 +666,25 @@ fn a_server_that_refuses_is_told_to_the_client_and_not_held_against_it() {
 
 #[test]
 fn exhaustion_is_refused_with_a_reset_and_counted() {
-    let cases = [(1, DropReason::PortsExhausted), (256, DropReason::PortsForeign)];
-    for (workers, reason) in cases {
+    // Two ports for one worker; the same two of the first shard, and 255 of others, for the first of 256 workers.
+    for (snat, workers, reason) in
+        [(5_000..=5_001, 1, DropReason::PortsExhausted), (0x1000..=0x1100, 256, DropReason::PortsForeign)]
+    {
         let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
-        // Two ports of worker 0's first shard; with 256 workers, a third one that is somebody else's.
-        setup.snat = 0x1000..=0x1100;
-        setup.workers = workers;
+        (setup.snat, setup.workers) = (snat, workers);
         let mut lab = setup.lab();
-        let mut opened = 0;
-        let refused = loop {
-            let source = SocketAddr::new(client(Family::V4).ip(), 30_000 + opened);
-            let forward = Tuple::new(source, vip(Family::V4), PROTOCOL_TCP);
-            let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &tcp(&forward, SYN, 100, 0, &[], b""));
-            lab.plane.flows.half_open.len();
-            match lab.send(OUTSIDE, &mut syn) {
-                Verdict::Send(_) if workers == 1 => {
-                    let back = sound(&syn).reversed();
-                    lab.from_server(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
-                    lab.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], b""));
-                    opened += 1;
-                    if opened == 64 {
-                        break None;
-                    }
-                }
-                Verdict::Send(_) => opened += 1,
-                verdict => break Some((verdict, forward)),
-            }
-        };
-        if workers == 1 {
-            // More ports than flows here: the table is what ends first.
-            assert_eq!((refused, opened), (None, 64));
-            continue;
-        }
-        assert_eq!(opened, 2);
-        let (verdict, forward) = refused.unwrap();
-        assert_eq!(verdict, Verdict::Drop(reason));
+        lab.open(Family::V4, 40_000);
+        lab.open(Family::V4, 40_001);
+        let third = Tuple::new(SocketAddr::new(client(Family::V4).ip(), 40_002), vip(Family::V4), PROTOCOL_TCP);
+        let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &third, &tcp(&third, SYN, 100, 0, &[], b""));
+        assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(reason));
         assert_eq!(lab.clerk.ends, [Termination::OutOfSourcePorts]);
-        assert_eq!(lab.clerk.connections(), 2);
+        assert_eq!((lab.plane.half_open(), lab.clerk.connections()), (0, 2));
         let made = lab.made();
-        let reset = parsed(&made[0].1);
-        assert_eq!((made[0].0, reset.tuple), (OUTSIDE, forward.reversed()));
-        assert!(reset.tcp.flags.contains(TcpFlags::RST));
-        assert_eq!((reset.tcp.ack, VShard(0)), (101, crate::steering::vshard_of_port(0x1000)));
+        assert_eq!((made[0].0, sound(&made[0].1)), (OUTSIDE, third.reversed()));
+        let reset = parsed(&made[0].1).tcp;
+        assert_eq!((reset.flags, reset.ack), (TcpFlags(RST | ACK), 101));
     }
-    let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
-    setup.snat = 5_000..=5_001;
-    let mut lab = setup.lab();
-    lab.open(Family::V4, 40_000);
-    lab.open(Family::V4, 40_001);
-    let third = Tuple::new(SocketAddr::new(client(Family::V4).ip(), 40_002), vip(Family::V4), PROTOCOL_TCP);
-    let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &third, &tcp(&third, SYN, 1, 0, &[], b""));
-    assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(DropReason::PortsExhausted));
-    assert_eq!((lab.plane.half_open(), lab.clerk.connections()), (0, 2));
 }
 
 #[test]
