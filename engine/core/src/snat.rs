@@ -194,7 +194,7 @@ impl SnatPool {
         let Some(route) = self.route(destination) else {
             return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
         };
-        let sources = &route.sources;
+        let sources = &*route.sources;
         // From the home's own number on: the first flows of 256 homes must not all begin with the first address.
         let turn = match sources.len() {
             1 => 0,

@@ -1,8 +1,7 @@
 //! What is neither TCP nor UDP: questions for our addresses, pings of them, and ICMP errors about our flows.
 
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
-use super::{Frame, Outbox, Plane, PlaneCounter, PortId, Verdict};
-use crate::Now;
+use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::Direction;
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
@@ -32,13 +31,18 @@ impl Plane {
 
     /// Decides about a frame that carries no whole TCP segment or UDP datagram.
     #[cold]
-    pub(super) fn answer(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Packet, out: &mut Outbox) -> Verdict {
+    pub(super) fn answer<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
         match packet {
-            Packet::Arp(arp) => self.on_arp(frame, arp, out),
+            Packet::Arp(arp) => self.on_arp(frame, arp, turn.out),
             Packet::Echo(echo) => self.on_echo(frame, echo),
             Packet::Fragment(fragment) => self.on_fragment(fragment),
-            Packet::IcmpError(error) => self.on_error(now, frame, error, out),
-            Packet::Nd(nd) => self.on_nd(frame, nd, out),
+            Packet::IcmpError(error) => self.on_error(frame, error, turn),
+            Packet::Nd(nd) => self.on_nd(frame, nd, turn.out),
             Packet::Other(_) | Packet::Transport(_) => Verdict::Pass,
         }
     }
@@ -93,7 +97,12 @@ impl Plane {
     }
 
     /// Translates an error about a packet that we had translated (RFC 5508 section 4): inside and out, for the side that sent that packet.
-    fn on_error(&mut self, now: Now, frame: &mut Frame<'_>, error: &IcmpError, out: &mut Outbox) -> Verdict {
+    fn on_error<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        error: &IcmpError,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
         // It goes the way of the answers to the packet that it quotes.
         let Some(found) = self.flows.lookup(&error.embedded.reversed()) else {
             return match self.is_ours_alone(error.parsed.tuple.dst) {
@@ -113,7 +122,7 @@ impl Plane {
             Direction::Forward => (path.client, path.client.src),
             Direction::Reverse => (path.server.reversed(), path.server.dst),
         };
-        let hop = match self.route(now, frame, &error.parsed, station, &rule, out) {
+        let hop = match self.route(frame, &error.parsed, station, &rule, turn) {
             Ok(hop) => hop,
             Err(reason) => return Verdict::Drop(reason),
         };
@@ -136,6 +145,6 @@ impl Plane {
             }
         }
         self.counts.add(PlaneCounter::Errors, 1);
-        self.leave(now, frame, &error.parsed, hop)
+        self.leave(turn.now, frame, &error.parsed, hop)
     }
 }

@@ -7,7 +7,7 @@ use towpath_config::model::AdminState;
 use super::flows::{Ended, Found, Stage, is_tcp};
 use super::reply::{Macs, tcp_reset};
 use super::services::Rule;
-use super::{Desk, NextHop, Outbox, Plane, PlaneCounter};
+use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::{Now, RealServerId, ServiceId};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
@@ -36,7 +36,7 @@ impl Plane {
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
         self.called = now;
         let mut left = budget;
-        for stage in [Stage::Open, Stage::HalfOpen] {
+        for stage in [Stage::Established, Stage::HalfOpen] {
             while let Some(ended) = self.flows.expire(stage, now, &mut left) {
                 self.expired(now, stage, ended, desk, out);
             }
@@ -54,29 +54,23 @@ impl Plane {
     }
 
     /// The flow moves to the large table: both sides have been heard.
-    pub(super) fn establish(
-        &mut self,
-        now: Now,
-        found: Found,
-        desk: &mut impl Desk,
-        out: &mut Outbox,
-    ) -> Result<(), DropReason> {
+    pub(super) fn establish<D: Desk>(&mut self, found: Found, turn: &mut Turn<'_, D>) -> Result<(), DropReason> {
         let table = &self.flows.half_open;
         let (Some(class), Some(state), Some(detail)) =
             (table.class(found.id), table.state(found.id).copied(), table.detail(found.id).copied())
         else {
             return Ok(());
         };
-        match self.flows.promote(now, found.id, class) {
+        match self.flows.promote(turn.now, found.id, class) {
             Ok(_) => {
-                desk.opened(detail.server);
-                desk.count(state.service(), ServiceCounter::Opened, 1);
+                turn.desk.opened(detail.server);
+                turn.desk.count(state.service(), ServiceCounter::Opened, 1);
                 Ok(())
             }
             Err(ended) => {
                 if let Some(ended) = ended {
-                    self.reset(now, &ended, &Direction::BOTH, out);
-                    self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, desk);
+                    self.reset(turn.now, &ended, &Direction::BOTH, turn.out);
+                    self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, turn.desk);
                 }
                 Err(DropReason::FlowsFull)
             }
@@ -120,7 +114,7 @@ impl Plane {
         };
         if is_alive {
             match (stage, ended.state.tcp().state()) {
-                (Stage::Open, _) => self.reset(now, &ended, &Direction::BOTH, out),
+                (Stage::Established, _) => self.reset(now, &ended, &Direction::BOTH, out),
                 // The server holds a half-open connection; who it is from may be forged.
                 (Stage::HalfOpen, TcpState::SynAnswered | TcpState::SynCrossed) => {
                     self.reset(now, &ended, &[Direction::Reverse], out);
@@ -156,8 +150,8 @@ impl Plane {
         }
         match stage {
             _ if end < slots => Some(Sweep { stage, slot: end }),
-            Stage::HalfOpen => Some(Sweep { stage: Stage::Open, slot: 0 }),
-            Stage::Open => None,
+            Stage::HalfOpen => Some(Sweep { stage: Stage::Established, slot: 0 }),
+            Stage::Established => None,
         }
     }
 
@@ -214,7 +208,7 @@ fn tell_end(
 ) {
     desk.close(service, server);
     desk.end(service, termination);
-    if stage == Stage::Open {
+    if stage == Stage::Established {
         desk.count(service, ServiceCounter::Closed, 1);
     }
 }

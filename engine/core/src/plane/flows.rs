@@ -106,7 +106,7 @@ pub(super) enum Stage {
     /// The one of half-open flows.
     HalfOpen,
     /// The large one.
-    Open,
+    Established,
 }
 
 /// A flow and the way that a packet of it goes.
@@ -132,7 +132,7 @@ pub(super) enum OpenError {
 }
 
 pub(super) struct Flows {
-    pub(super) open: Table,
+    pub(super) established: Table,
     pub(super) half_open: Table,
     sources: HalfOpenSources,
 }
@@ -144,14 +144,14 @@ impl Flows {
             FlowTable::new(limits, timeouts(), seed, now)
         };
         Flows {
-            open: table(flows_max, seed),
+            established: table(flows_max, seed),
             half_open: table(half_open_max, [seed[1], seed[0]]),
             sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
         }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.open.len() + self.half_open.len()
+        self.established.len() + self.half_open.len()
     }
 
     /// Bytes of both tables and the caps; the address books, a third of a megabyte each, are left out.
@@ -163,7 +163,7 @@ impl Flows {
     pub(super) fn table(&self, stage: Stage) -> &Table {
         match stage {
             Stage::HalfOpen => &self.half_open,
-            Stage::Open => &self.open,
+            Stage::Established => &self.established,
         }
     }
 
@@ -171,13 +171,13 @@ impl Flows {
     pub(super) fn table_mut(&mut self, stage: Stage) -> &mut Table {
         match stage {
             Stage::HalfOpen => &mut self.half_open,
-            Stage::Open => &mut self.open,
+            Stage::Established => &mut self.established,
         }
     }
 
     /// The flow of a packet, in either table.
     pub(super) fn lookup(&self, tuple: &Tuple) -> Option<Found> {
-        [Stage::Open, Stage::HalfOpen].into_iter().find_map(|stage| {
+        [Stage::Established, Stage::HalfOpen].into_iter().find_map(|stage| {
             let (id, direction) = self.table(stage).lookup(tuple)?;
             Some(Found { stage, id, direction })
         })
@@ -199,7 +199,7 @@ impl Flows {
             return Err(OpenError::HalfOpenFull);
         }
         // Each half-open flow may become one of the large table, but most of a flood never will.
-        if self.open.len() == self.open.flows_max() { Err(OpenError::Full) } else { Ok(()) }
+        if self.established.len() == self.established.flows_max() { Err(OpenError::Full) } else { Ok(()) }
     }
 
     /// Opens an admitted flow. One that has the tuple of its returns, is over, and only waits for late packets gives way to it.
@@ -211,12 +211,12 @@ impl Flows {
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
-        if let Some((id, _)) = self.open.lookup(&path.server.reversed()) {
-            let is_over = self.open.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
+        if let Some((id, _)) = self.established.lookup(&path.server.reversed()) {
+            let is_over = self.established.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
             if !is_over {
                 return Err(OpenError::Taken);
             }
-            self.open.remove(id);
+            self.established.remove(id);
         }
         for _ in 0..2 {
             match self.half_open.insert(now, path, class, state, detail) {
@@ -238,7 +238,7 @@ impl Flows {
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
     pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
         let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
-        self.open.insert(now, &ended.path, class, ended.state, ended.detail).map_err(|_| Some(ended))
+        self.established.insert(now, &ended.path, class, ended.state, ended.detail).map_err(|_| Some(ended))
     }
 
     /// Takes a flow out.
@@ -261,7 +261,7 @@ impl Flows {
 
     /// When [`expire`](Self::expire) next has something to do.
     pub(super) fn next_expiry(&self) -> Option<Now> {
-        [self.open.next_expiry(), self.half_open.next_expiry()].into_iter().flatten().min()
+        [self.established.next_expiry(), self.half_open.next_expiry()].into_iter().flatten().min()
     }
 }
 

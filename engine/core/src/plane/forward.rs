@@ -4,7 +4,7 @@ use super::flows::{Found, Stage};
 use super::pending::HoldError;
 use super::reply::{Complaint, Macs, icmp_error};
 use super::services::Rule;
-use super::{Desk, Frame, NextHop, Outbox, Plane, PlaneCounter, PortId, Verdict};
+use super::{Desk, Frame, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
@@ -46,40 +46,36 @@ pub(super) struct Run {
 impl Plane {
     /// Takes a packet of a flow onwards. `None`: the flow is not there any more, or this packet opens another one in its place.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "one batch's context, handed from step to step")]
-    pub(super) fn forward(
+    pub(super) fn forward<D: Desk>(
         &mut self,
-        now: Now,
         frame: &mut Frame<'_>,
         packet: &Parsed,
         found: Found,
-        desk: &mut impl Desk,
-        out: &mut Outbox,
-        run: &mut Run,
+        turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let Found { stage, id, direction } = found;
         let (to, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         let rule = *self.services.rule(service);
-        let hop = match self.route(now, frame, packet, to.dst, &rule, out) {
+        let hop = match self.route(frame, packet, to.dst, &rule, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
         if packet.tuple.protocol == PROTOCOL_TCP {
             let segment = segment_facts(frame.bytes, packet);
-            let outcome = self.flows.table_mut(stage).follow(id, now, |state| {
+            let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
                 let outcome = state.tcp_mut().advance(direction, &segment);
                 (outcome.timeout.map(|timeout| rule.tcp_class(timeout)), outcome)
             })?;
             if outcome.event.is_some() || outcome.fault.is_some() {
-                match self.on_tcp(now, found, &rule, outcome, desk, out) {
+                match self.on_tcp(found, &rule, outcome, turn) {
                     Next::Forward => {}
                     Next::Drop(reason) => return Some(Verdict::Drop(reason)),
                     Next::Reopen => return None,
                 }
             }
         } else {
-            let outcome = self.flows.table_mut(stage).follow(id, now, |state| {
+            let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
                 let outcome = state.with_udp(|track| track.advance(direction));
                 (Some(rule.udp_class(outcome.timeout)), outcome)
             })?;
@@ -87,27 +83,24 @@ impl Plane {
             let is_answered = outcome.is_first_answer || rule.is_dsr;
             if stage == Stage::HalfOpen
                 && is_answered
-                && let Err(reason) = self.establish(now, found, desk, out)
+                && let Err(reason) = self.establish(found, turn)
             {
                 return Some(Verdict::Drop(reason));
             }
         }
-        if run.service != service {
-            self.turn(run, service, desk);
-        }
-        Some(self.send(now, frame, packet, &to, direction, &rule, hop, run))
+        self.count_for(service, turn);
+        Some(self.send(frame, packet, &to, direction, &rule, hop, turn))
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
     #[inline]
-    pub(super) fn route(
+    pub(super) fn route<D: Desk>(
         &mut self,
-        now: Now,
         frame: &Frame<'_>,
         packet: &Parsed,
         to: Ip,
         rule: &Rule,
-        out: &mut Outbox,
+        turn: &mut Turn<'_, D>,
     ) -> Result<Hop, DropReason> {
         let (port, station) = match self.network.next_hop(to) {
             NextHop::NoRoute => return Err(DropReason::NoRoute),
@@ -123,13 +116,13 @@ impl Plane {
         };
         if largest > hop.mtu {
             if packet.dont_fragment {
-                self.complain(now, frame, packet, Complaint::PacketTooBig { mtu: hop.mtu }, out);
+                self.complain(frame, packet, Complaint::PacketTooBig { mtu: hop.mtu }, turn);
             }
             return Err(DropReason::PacketTooBig);
         }
         // DSR is part of the link: it takes no hop.
         if packet.ttl <= 1 && !rule.is_dsr {
-            self.complain(now, frame, packet, Complaint::TimeExceeded, out);
+            self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
         Ok(hop)
@@ -138,16 +131,15 @@ impl Plane {
     /// Rewrites the packet to `to` and sends it to `hop`.
     #[inline]
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
-    pub(super) fn send(
+    pub(super) fn send<D: Desk>(
         &mut self,
-        now: Now,
         frame: &mut Frame<'_>,
         packet: &Parsed,
         to: &Tuple,
         direction: Direction,
         rule: &Rule,
         hop: Hop,
-        run: &mut Run,
+        turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
         if !rule.is_dsr {
@@ -160,8 +152,8 @@ impl Plane {
                 return Verdict::Drop(DropReason::FrameChanged);
             }
         }
-        run.add(direction, frame.bytes.len(), packet);
-        self.leave(now, frame, packet, hop)
+        turn.run.add(direction, frame.bytes.len(), packet);
+        self.leave(turn.now, frame, packet, hop)
     }
 
     /// Sends a rewritten frame to `hop`, or lets it wait there.
@@ -213,7 +205,13 @@ impl Plane {
 
     /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
     #[cold]
-    fn complain(&mut self, now: Now, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, out: &mut Outbox) {
+    fn complain<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        complaint: Complaint,
+        turn: &mut Turn<'_, D>,
+    ) {
         if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
             // Of errors there are none (RFC 1122 §3.2.2).
             return;
@@ -222,29 +220,21 @@ impl Plane {
         let from = if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(now)
+        if self.replies.take(turn.now)
             && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
         {
-            out.push(frame.port, &made);
+            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ErrorsMade, 1);
         }
     }
 
     /// Acts on what a segment did to its flow beside moving it on.
     #[cold]
-    fn on_tcp(
-        &mut self,
-        now: Now,
-        found: Found,
-        rule: &Rule,
-        outcome: Outcome,
-        desk: &mut impl Desk,
-        out: &mut Outbox,
-    ) -> Next {
+    fn on_tcp<D: Desk>(&mut self, found: Found, rule: &Rule, outcome: Outcome, turn: &mut Turn<'_, D>) -> Next {
         let Found { stage, id, direction } = found;
         match (outcome.event, outcome.fault) {
             (Some(TcpEvent::Established), _) if stage == Stage::HalfOpen => {
-                if let Err(reason) = self.establish(now, found, desk, out) {
+                if let Err(reason) = self.establish(found, turn) {
                     return Next::Drop(reason);
                 }
             }
@@ -256,20 +246,20 @@ impl Plane {
                     Some(Direction::Reverse) => Termination::ServerClosed,
                     _ => Termination::ClientClosed,
                 };
-                self.settle(found, termination, rule, desk);
+                self.settle(found, termination, rule, turn.desk);
             }
             (Some(TcpEvent::Reset), _) => {
                 let termination = match (direction, stage) {
                     (Direction::Forward, _) => Termination::ClientReset,
                     (Direction::Reverse, Stage::HalfOpen) => Termination::ConnectFailed,
-                    (Direction::Reverse, Stage::Open) => Termination::ServerReset,
+                    (Direction::Reverse, Stage::Established) => Termination::ServerReset,
                 };
-                self.settle(found, termination, rule, desk);
+                self.settle(found, termination, rule, turn.desk);
             }
             (Some(TcpEvent::Reopens), _) => {
                 self.counts.add(PlaneCounter::FlowsReopened, 1);
                 if let Some(ended) = self.flows.remove(stage, id) {
-                    self.end(stage, ended, Termination::ClientClosed, desk);
+                    self.end(stage, ended, Termination::ClientClosed, turn.desk);
                 }
                 return Next::Reopen;
             }
@@ -281,20 +271,24 @@ impl Plane {
         Next::Forward
     }
 
-    /// Begins a run of packets of `service`.
-    pub(super) fn turn(&mut self, run: &mut Run, service: ServiceId, desk: &mut impl Desk) {
-        self.tell(run, desk);
-        run.service = service;
+    /// What is counted from here on is that of `service`.
+    #[inline]
+    pub(super) fn count_for<D: Desk>(&mut self, service: ServiceId, turn: &mut Turn<'_, D>) {
+        if turn.run.service != service {
+            self.tell(turn);
+            turn.run.service = service;
+        }
     }
 
-    /// Hands what was counted to the desk; `run` begins anew.
-    pub(super) fn tell(&mut self, run: &mut Run, desk: &mut impl Desk) {
+    /// Hands what was counted to the desk, and begins anew.
+    pub(super) fn tell<D: Desk>(&mut self, turn: &mut Turn<'_, D>) {
         use PlaneCounter::{FramesFromClient, FramesToClient, OctetsFromClient, OctetsToClient};
         use ServiceCounter::{BytesFromClient, BytesToClient, DatagramsFromClient, DatagramsToClient};
         let counters = [
             (FramesFromClient, OctetsFromClient, BytesFromClient, DatagramsFromClient),
             (FramesToClient, OctetsToClient, BytesToClient, DatagramsToClient),
         ];
+        let run = std::mem::take(&mut turn.run);
         for (at, (frames, octets, bytes, datagrams)) in counters.into_iter().enumerate() {
             if run.frames[at] == 0 {
                 continue;
@@ -302,13 +296,12 @@ impl Plane {
             self.counts.add(frames, run.frames[at]);
             self.counts.add(octets, run.octets[at]);
             if run.payload[at] > 0 {
-                desk.count(run.service, bytes, run.payload[at]);
+                turn.desk.count(run.service, bytes, run.payload[at]);
             }
             if run.protocol == PROTOCOL_UDP {
-                desk.count(run.service, datagrams, run.frames[at]);
+                turn.desk.count(run.service, datagrams, run.frames[at]);
             }
         }
-        *run = Run::default();
     }
 }
 

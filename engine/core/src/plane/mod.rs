@@ -236,6 +236,14 @@ pub struct Plane {
     called: Now,
 }
 
+/// What one call of the plane is given to work with, and what it counts on the way.
+struct Turn<'a, D> {
+    now: Now,
+    desk: &'a mut D,
+    out: &'a mut Outbox,
+    run: Run,
+}
+
 /// A packet and the place of its frame in the batch.
 struct Job {
     at: usize,
@@ -300,6 +308,7 @@ impl Plane {
         assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
         self.called = now;
         verdicts.clear();
+        let mut turn = Turn { now, desk, out, run: Run::default() };
         let mut batch = std::mem::take(&mut self.batch);
         for (at, frame) in frames.iter_mut().enumerate() {
             let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
@@ -311,30 +320,29 @@ impl Plane {
                         batch.push(Job { at, packet });
                         Verdict::Pass
                     }
-                    Ok(other) => self.answer(now, frame, &other, out),
+                    Ok(other) => self.answer(frame, &other, &mut turn),
                     Err(reason) => Verdict::Drop(reason),
                 }
             };
             verdicts.push(verdict);
         }
         let mut found = [None; BATCH_MAX];
-        self.flows.open.lookup_batch_by(&batch, |job| &job.packet.tuple, &mut found);
-        let mut run = Run::default();
+        self.flows.established.lookup_batch_by(&batch, |job| &job.packet.tuple, &mut found);
         for (job, found) in batch.iter().zip(found) {
             let (frame, packet) = (&mut frames[job.at], &job.packet);
             let forwarded = match found {
                 Some((id, direction)) => {
-                    let found = Found { stage: Stage::Open, id, direction };
-                    self.forward(now, frame, packet, found, desk, out, &mut run)
+                    let found = Found { stage: Stage::Established, id, direction };
+                    self.forward(frame, packet, found, &mut turn)
                 }
                 None => None,
             };
             verdicts[job.at] = match forwarded {
                 Some(verdict) => verdict,
-                None => self.missed(now, frame, packet, desk, out, &mut run),
+                None => self.missed(frame, packet, &mut turn),
             };
         }
-        self.tell(&mut run, desk);
+        self.tell(&mut turn);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
         for verdict in verdicts.iter() {
             match verdict {

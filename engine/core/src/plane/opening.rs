@@ -6,10 +6,10 @@ use std::sync::Arc;
 use towpath_config::model::Forwarding;
 
 use super::flows::{Detail, OpenError, State};
-use super::forward::{Run, segment_facts};
+use super::forward::segment_facts;
 use super::reply::{Macs, tcp_refusal};
 use super::services::Rule;
-use super::{Desk, Frame, Outbox, Plane, PlaneCounter, Strays, Verdict};
+use super::{Desk, Frame, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
@@ -28,23 +28,20 @@ type Refused = (DropReason, Termination);
 
 impl Plane {
     /// Decides about a packet that was found to belong to no flow.
-    pub(super) fn missed(
+    pub(super) fn missed<D: Desk>(
         &mut self,
-        now: Now,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        desk: &mut impl Desk,
-        out: &mut Outbox,
-        run: &mut Run,
+        turn: &mut Turn<'_, D>,
     ) -> Verdict {
         // It may be half open; and what the batch did before may have opened, moved or ended it.
         if let Some(found) = self.flows.lookup(&packet.tuple)
-            && let Some(verdict) = self.forward(now, frame, packet, found, desk, out, run)
+            && let Some(verdict) = self.forward(frame, packet, found, turn)
         {
             return verdict;
         }
         match self.services.find(&packet.tuple) {
-            Some(service) => self.open(now, frame, packet, service, desk, out, run),
+            Some(service) => self.open(frame, packet, service, turn),
             None if self.is_ours_alone(packet.tuple.dst) => Verdict::Drop(DropReason::PortClosed),
             None => Verdict::Pass,
         }
@@ -55,16 +52,12 @@ impl Plane {
         self.services.is_ours(address) && self.network.holder(address).is_none()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one batch's context, handed from step to step")]
-    fn open(
+    fn open<D: Desk>(
         &mut self,
-        now: Now,
         frame: &mut Frame<'_>,
         packet: &Parsed,
         id: ServiceId,
-        desk: &mut impl Desk,
-        out: &mut Outbox,
-        run: &mut Run,
+        turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let Some(service) = self.snapshot.service(id).map(Arc::clone) else { return Verdict::Pass };
         let rule = *self.services.rule(id);
@@ -72,7 +65,7 @@ impl Plane {
             let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
             let Some(track) = TcpTrack::open(&segment_facts(frame.bytes, packet), sight) else {
                 if self.strays == Strays::Reset {
-                    self.reset_sender(now, frame, packet, out);
+                    self.reset_sender(frame, packet, turn);
                 }
                 return Verdict::Drop(DropReason::TcpStray);
             };
@@ -80,22 +73,22 @@ impl Plane {
         } else {
             State::of_udp(UdpTrack::open(), id)
         };
-        match self.admit(now, &service, &packet.tuple, &rule, state, desk) {
+        match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
             Ok(flow) => {
                 self.counts.add(PlaneCounter::FlowsOpened, 1);
                 let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else { return Verdict::Pass };
-                let hop = match self.route(now, frame, packet, to.dst, &rule, out) {
+                let hop = match self.route(frame, packet, to.dst, &rule, turn) {
                     Ok(hop) => hop,
                     Err(reason) => return Verdict::Drop(reason),
                 };
-                self.turn(run, id, desk);
-                self.send(now, frame, packet, &to, Direction::Forward, &rule, hop, run)
+                self.count_for(id, turn);
+                self.send(frame, packet, &to, Direction::Forward, &rule, hop, turn)
             }
             // No answer: the source may be forged, and there are more than enough of them.
             Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),
             Err((reason, termination)) => {
-                desk.end(id, termination);
-                self.reset_sender(now, frame, packet, out);
+                turn.desk.end(id, termination);
+                self.reset_sender(frame, packet, turn);
                 Verdict::Drop(reason)
             }
         }
@@ -214,16 +207,16 @@ impl Plane {
     }
 
     /// Answers a TCP segment with a reset, as a host without that connection does.
-    fn reset_sender(&mut self, now: Now, frame: &Frame<'_>, packet: &Parsed, out: &mut Outbox) {
+    fn reset_sender<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, turn: &mut Turn<'_, D>) {
         if packet.tuple.protocol != PROTOCOL_TCP {
             return;
         }
         let Some(port) = self.network.port(frame.port) else { return };
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(now)
+        if self.replies.take(turn.now)
             && let Some(made) = tcp_refusal(macs, packet)
         {
-            out.push(frame.port, &made);
+            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ResetsMade, 1);
         }
     }
