@@ -5,16 +5,14 @@ use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
 
+use super::flows::timeout_class;
 use crate::flow::TimeoutClass;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
-
 use crate::snapshot::{SERVICES_MAX, ServerHealth, Service, ServiceSource, Snapshot};
 use crate::snat::SnatMaps;
 use crate::{RealServerId, ServiceId};
-
-use super::flows::timeout_class;
 
 const TCP_TIMEOUTS: usize = TcpTimeout::ALL.len();
 const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
