@@ -159,6 +159,7 @@ fn service_of(
         Ports::All => Vec::new(),
     };
     let source = match &service.source {
+        Source::Client => ServiceSource::Client,
         Source::Interface => ServiceSource::Interface,
         Source::Pool(rule) => ServiceSource::Pool(
             pool(model, service, rule, &ports, &targets, snat)
@@ -175,6 +176,8 @@ fn service_of(
         vip: service.vip,
         ports,
         protocol: service.protocol,
+        plane: service.plane,
+        forwarding: service.forwarding,
         balance: service.balance,
         persistence: service.persistence.clone(),
         idle_timeout_ms: service.idle_timeout_ms,
@@ -303,6 +306,8 @@ fn pool(
         .iter()
         .flat_map(|target| match target.port {
             Some(port) => vec![SocketAddr::new(target.address, port)],
+            // Every port: one map for all of them, see Target::lease_destination.
+            None if ports.is_empty() => vec![SocketAddr::new(target.address, 0)],
             None => ports.iter().map(|&port| target.destination(port)).collect(),
         })
         .collect();

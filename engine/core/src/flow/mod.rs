@@ -19,6 +19,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both ways.
+    pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Reverse];
+
     /// The other way.
     #[inline]
     pub fn opposite(self) -> Direction {

@@ -329,13 +329,24 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
     pub fn lookup_batch(&self, tuples: &[Tuple], found: &mut [Option<(FlowId, Direction)>]) {
-        for (tuples, found) in tuples.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
+        self.lookup_batch_by(tuples, |tuple| tuple, found);
+    }
+
+    /// The same for things that have a tuple.
+    #[inline]
+    pub fn lookup_batch_by<T>(
+        &self,
+        things: &[T],
+        tuple_of: impl Fn(&T) -> &Tuple,
+        found: &mut [Option<(FlowId, Direction)>],
+    ) {
+        for (things, found) in things.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
             let mut places = [index::Place::default(); LOOKUP_BATCH];
             let mut words = 0;
-            for (place, tuple) in places.iter_mut().zip(tuples) {
-                *place = self.index.place(self.hasher.hash(tuple));
+            for (place, thing) in places.iter_mut().zip(things) {
+                *place = self.index.place(self.hasher.hash(tuple_of(thing)));
             }
-            let places = &places[..tuples.len()];
+            let places = &places[..things.len()];
             for &place in places {
                 words ^= self.index.touch(place);
             }
@@ -346,10 +357,50 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             }
             // The words mean nothing; without a use of them the compiler would leave out the reads.
             std::hint::black_box(words);
-            for ((&place, tuple), found) in places.iter().zip(tuples).zip(found) {
-                *found = self.compare(place, tuple);
+            for ((&place, thing), found) in places.iter().zip(things).zip(found) {
+                *found = self.compare(place, tuple_of(thing));
             }
         }
+    }
+
+    /// The tuple with which a packet that came in `direction` leaves, and the state of the flow that it belongs to.
+    #[inline]
+    pub fn outgoing(&self, id: FlowId, direction: Direction) -> Option<(Tuple, &S)> {
+        let hot = self.hot(id)?;
+        let protocol = hot.protocol;
+        let tuple = match direction {
+            Direction::Forward => Tuple {
+                src: self.source_of(hot),
+                dst: self.book.octets(hot.server),
+                src_port: hot.source_port,
+                dst_port: hot.server_port,
+                protocol,
+            },
+            Direction::Reverse => Tuple {
+                src: self.book.octets(hot.vip),
+                dst: hot.client,
+                src_port: hot.vip_port,
+                dst_port: hot.client_port,
+                protocol,
+            },
+        };
+        Some((tuple, &hot.state))
+    }
+
+    /// Lets a packet seen `now` change the state. Where `advance` names a timeout class, the flow has that timeout from here on. `None`: the flow is
+    /// not there.
+    #[inline]
+    pub fn follow<R>(
+        &mut self,
+        id: FlowId,
+        now: Now,
+        advance: impl FnOnce(&mut S) -> (Option<TimeoutClass>, R),
+    ) -> Option<R> {
+        let (class, result) = advance(&mut self.hot_mut(id)?.state);
+        if let Some(class) = class {
+            self.touch(id, now, class);
+        }
+        Some(result)
     }
 
     /// Notes that the flow was seen `now` and which timeout it has from here on. Returns whether the flow is there.

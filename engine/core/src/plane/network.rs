@@ -154,6 +154,11 @@ impl Network {
         longest.or_else(|| self.is_on_link(ip))
     }
 
+    /// Whether one network of the kernel's holds both: they reach each other without us.
+    pub fn joins(&self, a: Ip, b: Ip) -> bool {
+        self.each_address().map(|(_, ip, prefix)| Block::of(ip, prefix)).any(|block| block.contains(a) && block.contains(b))
+    }
+
     fn each_address(&self) -> impl Iterator<Item = (PortId, Ip, u8)> {
         let numbered = self.ports.iter().zip(0..=u8::MAX);
         numbered.flat_map(|(port, id)| port.addresses.iter().map(move |&(ip, prefix)| (PortId(id), ip, prefix)))
