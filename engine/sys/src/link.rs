@@ -4,27 +4,20 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
 
-/// The main routing table (RT_TABLE_MAIN, include/uapi/linux/rtnetlink.h).
-const TABLE_MAIN: u8 = 254;
-
-/// Messages that are read for one answer before it counts as lost.
-const ANSWERS_MAX: usize = 1 << 16;
+use crate::rtnetlink::{Conversation, TABLE_MAIN};
 
 /// A conversation with the kernel about the links of the namespace in which it was opened, from whichever
 /// thread it is used later.
 pub struct Links {
-    socket: Socket,
-    sequence: u32,
+    conversation: Conversation,
 }
 
 /// An interface.
@@ -38,6 +31,8 @@ pub struct Link {
     pub up: bool,
     /// Whether there is a cable: the other end is up too.
     pub carrier: bool,
+    /// Whether it is an Ethernet; the loopback is not.
+    pub ethernet: bool,
     /// Its hardware address; empty where it has none.
     pub hardware_address: Vec<u8>,
     /// The largest packet it carries whole.
@@ -58,22 +53,12 @@ pub struct Route {
 impl Links {
     /// Opens a conversation about the calling thread's namespace.
     pub fn open() -> io::Result<Links> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Links { socket, sequence: 0 })
+        Ok(Links { conversation: Conversation::open()? })
     }
 
     /// Every interface.
     pub fn list(&mut self) -> io::Result<Vec<Link>> {
-        let answers = self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewLink(message) => Some(read_link(&message)),
-                _ => None,
-            })
-            .collect())
+        list(&mut self.conversation)
     }
 
     /// The interface of that name; `NotFound` when there is none.
@@ -146,11 +131,18 @@ impl Links {
         self.change(message, &format!("set the MTU of `{name}`"))
     }
 
+    /// Gives a link another hardware address.
+    pub fn set_hardware_address(&mut self, name: &str, address: [u8; 6]) -> io::Result<()> {
+        let mut message = self.message_for(name)?;
+        message.attributes.push(LinkAttribute::Address(address.to_vec()));
+        self.change(message, &format!("set the hardware address of `{name}`"))
+    }
+
     /// Removes a link; of a veth pair, both ends.
     pub fn remove(&mut self, name: &str) -> io::Result<()> {
         let message = self.message_for(name)?;
         let request = RouteNetlinkMessage::DelLink(message);
-        self.acknowledged(request, NLM_F_ACK).map_err(|error| told(&error, &format!("remove `{name}`")))
+        self.conversation.acknowledged(request, 0).map_err(|error| told(&error, &format!("remove `{name}`")))
     }
 
     /// Adds an address, usable at once: IPv6 does without duplicate address detection.
@@ -164,7 +156,7 @@ impl Links {
     pub fn remove_address(&mut self, name: &str, ip: IpAddr, prefix: u8) -> io::Result<()> {
         let message = self.address_message(name, ip, prefix)?;
         let request = RouteNetlinkMessage::DelAddress(message);
-        self.acknowledged(request, NLM_F_ACK)
+        self.conversation.acknowledged(request, 0)
             .map_err(|error| told(&error, &format!("remove {ip}/{prefix} from `{name}`")))
     }
 
@@ -189,7 +181,7 @@ impl Links {
             message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
         }
         message.attributes.push(RouteAttribute::Oif(self.find(&route.link)?.index));
-        self.acknowledged(RouteNetlinkMessage::NewRoute(message), NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE)
+        self.conversation.acknowledged(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(|error| told(&error, &format!("add route to {network}/{prefix} over `{}`", route.link)))
     }
 
@@ -215,59 +207,25 @@ impl Links {
     }
 
     fn change(&mut self, message: LinkMessage, what: &str) -> io::Result<()> {
-        self.acknowledged(RouteNetlinkMessage::SetLink(message), NLM_F_ACK).map_err(|error| told(&error, what))
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.conversation.acknowledged(request, 0).map_err(|error| told(&error, what))
     }
 
     fn create(&mut self, request: RouteNetlinkMessage) -> io::Result<()> {
-        self.acknowledged(request, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL)
+        self.conversation.acknowledged(request, NLM_F_CREATE | NLM_F_EXCL)
     }
+}
 
-    fn acknowledged(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
-        self.converse(request, flags).map(|_| ())
-    }
-
-    fn dump(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.converse(request, NLM_F_DUMP)
-    }
-
-    /// Sends a request and reads until the kernel says that it is done, or why not.
-    fn converse(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut message = NetlinkMessage::from(request);
-        message.header.flags = NLM_F_REQUEST | flags;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
-
-        let mut answers = Vec::new();
-        while answers.len() < ANSWERS_MAX {
-            let (received, _) = self.socket.recv_from_full()?;
-            let mut rest = received.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|error| {
-                    io::Error::new(io::ErrorKind::InvalidData, format!("rtnetlink answer: {error}"))
-                })?;
-                let length = (answer.header.length as usize).next_multiple_of(4).min(rest.len());
-                if length == 0 {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answer of no length"));
-                }
-                rest = &rest[length..];
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    NetlinkPayload::Error(error) if error.code.is_none() => return Ok(answers),
-                    NetlinkPayload::Error(error) => return Err(error.to_io()),
-                    NetlinkPayload::InnerMessage(inner) => answers.push(inner),
-                    _ => {}
-                }
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "rtnetlink answer without an end"))
-    }
+/// Every interface.
+pub(crate) fn list(conversation: &mut Conversation) -> io::Result<Vec<Link>> {
+    let answers = conversation.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewLink(message) => Some(read_link(&message)),
+            _ => None,
+        })
+        .collect())
 }
 
 fn read_link(message: &LinkMessage) -> Link {
@@ -276,6 +234,7 @@ fn read_link(message: &LinkMessage) -> Link {
         name: String::new(),
         up: message.header.flags.contains(LinkFlags::Up),
         carrier: message.header.flags.contains(LinkFlags::LowerUp),
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         hardware_address: Vec::new(),
         mtu_bytes: 0,
     };

@@ -343,16 +343,7 @@ pub fn take_error(fd: &impl AsFd) -> io::Result<Option<io::Error>> {
 /// began to listen (TCP). Each instruction is (code, jump if true, jump if false, operand). Attaching to
 /// one socket of the group serves them all and replaces an earlier program.
 pub fn attach_reuseport_program(fd: &impl AsFd, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
-    let mut filter: Vec<libc::sock_filter> =
-        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
-    let length = libc::c_ushort::try_from(filter.len()).map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("steering program of {} instructions; the kernel takes 4096", filter.len()),
-        )
-    })?;
-    let fprog = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
-    set_option(fd, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &fprog)
+    set_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, program)
 }
 
 /// Takes the program of the group away: the kernel's own hash chooses again.
@@ -367,18 +358,42 @@ fn standard(address: Option<RawAddress>) -> io::Result<SocketAddr> {
     }
 }
 
-fn own(raw: RawFd) -> OwnedFd {
+pub(crate) fn own(raw: RawFd) -> OwnedFd {
     // SAFETY: every caller passes a descriptor that a system call has just returned to it and that nobody else holds.
     unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
-fn set_flag(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
+pub(crate) fn set_flag(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     set_option(fd, level, name, &on)
 }
 
-/// `T` is the type that the kernel expects for the option: this is what each caller above has to get right.
-fn set_option<T>(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+/// Sets an option whose value is a classic BPF program.
+pub(crate) fn set_program(
+    fd: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    program: &[(u16, u8, u8, u32)],
+) -> io::Result<()> {
+    let mut filter: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
+    let length = libc::c_ushort::try_from(filter.len()).map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("steering program of {} instructions; the kernel takes 4096", filter.len()),
+        )
+    })?;
+    let fprog = libc::sock_fprog { len: length, filter: filter.as_mut_ptr() };
+    set_option(fd, level, name, &fprog)
+}
+
+/// `T` is the type that the kernel expects for the option: this is what each caller has to get right.
+pub(crate) fn set_option<T>(
+    fd: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
     let pointer: *const T = value;
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and length name `value`, which outlives the call; the kernel copies it.
@@ -386,7 +401,7 @@ fn set_option<T>(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &
     Ok(())
 }
 
-fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+pub(crate) fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     let place: *mut libc::c_int = &mut value;

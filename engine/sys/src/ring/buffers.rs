@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
-use super::mapping::Mapping;
+use crate::mapping::Mapping;
 
 /// Buffers lent at a time: enough for one breath of completions, few enough to stay warm in the cache.
 const LENT_MAX: u16 = 512;

@@ -5,7 +5,6 @@
 //! operation fail with `EBADF`, nothing worse.
 
 mod buffers;
-mod mapping;
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,9 +1,11 @@
-//! Anonymous memory that the kernel may write to: page-aligned, zeroed, never moved, freed with its owner.
+//! Memory that the kernel may write to: page-aligned, never moved, unmapped with its owner.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{self, NonNull};
 
-/// `len` bytes of private anonymous memory. Pages cost nothing until touched.
+/// `len` bytes of memory that nothing else in this process refers to.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
@@ -13,12 +15,23 @@ pub(crate) struct Mapping {
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// Reserves `len` bytes (> 0).
+    /// Reserves `len` bytes (> 0) of private anonymous memory, zeroed. Pages cost nothing until touched.
     pub(crate) fn new(len: usize) -> io::Result<Mapping> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: a fresh anonymous mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) };
+        Mapping::made(unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, -1, 0) }, len)
+    }
+
+    /// Maps the first `len` bytes (> 0) behind a descriptor that is mapped once only, shared with the kernel.
+    pub(crate) fn shared(fd: &impl AsFd, len: usize) -> io::Result<Mapping> {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let raw = fd.as_fd().as_raw_fd();
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no existing memory.
+        Mapping::made(unsafe { libc::mmap(ptr::null_mut(), len, prot, libc::MAP_SHARED, raw, 0) }, len)
+    }
+
+    fn made(base: *mut libc::c_void, len: usize) -> io::Result<Mapping> {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -39,7 +52,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are those of the mmap in `new`, unmapped only here.
+        // SAFETY: base and len are those of the mmap that made it, unmapped only here.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }

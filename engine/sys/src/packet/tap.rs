@@ -1,12 +1,12 @@
 //! A tap on an interface, for tests that look at what is on the wire.
 
-use std::ffi::CString;
 use std::io;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use crate::errno::{Cause, check, check_length};
+use super::socket;
+use crate::errno::{Cause, check_length};
 use crate::host;
 
 /// The largest frame a virtual interface hands over: a super-packet of 64 KiB and its headers.
@@ -42,30 +42,11 @@ pub struct Tap {
 impl Tap {
     /// Opens a tap on an interface of the calling thread's namespace.
     pub fn open(interface: &str) -> io::Result<Tap> {
-        let name = CString::new(interface)?;
-        // SAFETY: `name` is a NUL-terminated string that outlives the call.
-        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
-        if index == 0 {
-            let error = io::Error::last_os_error();
-            return Err(io::Error::new(error.kind(), format!("tap on `{interface}`: {error}")));
-        }
-        let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        // Protocol 0: nothing arrives before the socket is bound to the interface.
-        // SAFETY: socket takes no pointer.
-        let raw = check(unsafe { libc::socket(libc::AF_PACKET, kind, 0) })?;
-        // SAFETY: socket has just returned this descriptor, and nobody else holds it.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let index = socket::index_of(interface)?;
+        let fd = socket::open()?;
         // What the kernel does not grant only makes losses likelier, and those are counted.
         let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
-        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
-        let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as libc::c_ushort;
-        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
-        address.sll_ifindex = libc::c_int::try_from(index).map_err(io::Error::other)?;
-        let place: *const libc::sockaddr_ll = &address;
-        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the pointer and length name `address`, which outlives the call.
-        check(unsafe { libc::bind(fd.as_raw_fd(), place.cast(), length) })?;
+        socket::bind(&fd, index)?;
         Ok(Tap { fd, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
     }
 
@@ -124,15 +105,8 @@ impl Tap {
 
     /// How many frames passed while the tap had no room for them.
     pub fn lost(&mut self) -> io::Result<u64> {
-        let mut stats = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        let place: *mut libc::tpacket_stats = &mut stats;
-        let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
-        // SAFETY: the pointers name `stats` and its length; both outlive the call.
-        check(unsafe {
-            libc::getsockopt(self.fd.as_raw_fd(), libc::SOL_PACKET, libc::PACKET_STATISTICS, place.cast(), &mut length)
-        })?;
         // Reading resets the kernel's own count.
-        self.lost += u64::from(stats.tp_drops);
+        self.lost += socket::take_losses(&self.fd)?;
         Ok(self.lost)
     }
 }

@@ -1,0 +1,365 @@
+//! All interfaces of one worker: a batch of frames in, each in place out again.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::ptr;
+use std::slice;
+
+use super::offload::{HEADER_BYTES, Offload};
+use super::port::{PacketPort, PortState, RingSettings, RxCounts, Taken};
+use super::slots::Extent;
+use crate::errno::check;
+
+/// Frames of one batch.
+pub const BATCH_MAX: usize = 32;
+
+/// Frames that one call of sendmmsg(2) sends.
+const QUEUE_MAX: usize = 64;
+/// Room for frames that were made here, until they are sent: a few super-packets, or some thousand resets.
+const MADE_BYTES: usize = 256 << 10;
+/// Frames that one batch passes over at most, so that a flood of them does not hold up the rest of the worker.
+const LOOKS_MAX: usize = 4096;
+
+/// A frame that was received, in its slot of the ring.
+#[derive(Debug)]
+pub struct ReceivedFrame<'a> {
+    /// From the Ethernet header on.
+    pub bytes: &'a mut [u8],
+    /// The port it came in by: its place in the list given to [`PacketPorts::new`].
+    pub port: u8,
+    /// What is still to be done for it.
+    pub offload: Offload,
+}
+
+/// What was to be sent over one port. Every frame is counted once; super-packets count as one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TxCounts {
+    /// Frames that the kernel took.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Refused because the interface is down or gone (`ENETDOWN`, `ENXIO`, `ENODEV`).
+    pub down: u64,
+    /// Refused because its queue or the socket's buffer is full (`ENOBUFS`, `EAGAIN`, `ENOMEM`).
+    pub full: u64,
+    /// Refused because they are larger than the MTU and no super-packet (`EMSGSIZE`).
+    pub too_large: u64,
+    /// Refused for another reason.
+    pub refused: u64,
+}
+
+/// The interfaces of one worker. Use: [`take`](PacketPorts::take), [`frames`](PacketPorts::frames), for each that goes on
+/// [`send`](PacketPorts::send), then [`flush`](PacketPorts::flush).
+#[derive(Debug)]
+pub struct PacketPorts {
+    ports: Vec<Port>,
+    /// Frames whose slots are ours.
+    batch: Vec<Received>,
+    /// Frames made here, each behind its offload header; at most `MADE_BYTES`.
+    made: Vec<u8>,
+    /// The port whose ring the next batch begins with.
+    turn: usize,
+}
+
+#[derive(Debug)]
+struct Port {
+    packets: PacketPort,
+    /// At most `QUEUE_MAX`.
+    queue: Vec<Outgoing>,
+    counts: TxCounts,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Received {
+    port: u8,
+    taken: Taken,
+}
+
+/// Where a frame that is to be sent lies, with its offload header in front.
+#[derive(Clone, Copy, Debug)]
+enum Outgoing {
+    /// In `PacketPorts::made`.
+    Made { start: usize, len: usize },
+    /// In a slot of that port.
+    Slot { port: u8, extent: Extent },
+}
+
+impl PacketPorts {
+    /// Ports are numbered as they are in the list.
+    ///
+    /// # Panics
+    /// If there are more than 256.
+    pub fn new(ports: Vec<PacketPort>) -> PacketPorts {
+        assert!(ports.len() <= 256, "{} ports", ports.len());
+        let ports = ports.into_iter().map(|packets| Port {
+            packets,
+            queue: Vec::with_capacity(QUEUE_MAX),
+            counts: TxCounts::default(),
+        });
+        PacketPorts {
+            ports: ports.collect(),
+            batch: Vec::with_capacity(BATCH_MAX),
+            made: Vec::with_capacity(MADE_BYTES),
+            turn: 0,
+        }
+    }
+
+    /// Takes up to `max` (at most [`BATCH_MAX`]) frames from the rings, the ports in turn; says how many. Flushes first if there
+    /// still is an older batch. After 0 the rings were empty (or thousands of frames in a row had to be passed over): wait for
+    /// [`PacketPorts::poll_fd`].
+    pub fn take(&mut self, max: usize) -> usize {
+        self.flush();
+        let count = self.ports.len();
+        let mut looks = LOOKS_MAX;
+        for number in (self.turn..count).chain(0..self.turn) {
+            while self.batch.len() < max.min(BATCH_MAX)
+                && let Some(taken) = self.ports[number].packets.take(&mut looks)
+            {
+                // There are at most 256 ports.
+                self.batch.push(Received { port: number as u8, taken });
+            }
+        }
+        self.turn = if self.turn + 1 < count { self.turn + 1 } else { 0 };
+        self.batch.len()
+    }
+
+    /// The frames of the batch, in order. No memory is allocated.
+    pub fn frames(&mut self) -> impl ExactSizeIterator<Item = ReceivedFrame<'_>> {
+        Frames { ports: &self.ports, batch: self.batch.iter() }
+    }
+
+    /// Queues the n-th frame of the batch, as it is in its slot when it is flushed, to leave by `port`. One frame may leave by several
+    /// ports.
+    ///
+    /// # Panics
+    /// If there is no such frame or port.
+    pub fn send(&mut self, frame: usize, port: u8) {
+        let Received { port: from, taken } = self.batch[frame];
+        let slots = self.ports[usize::from(from)].packets.slots_mut();
+        let extent = slots.put_header(taken.frame, |bytes| taken.offload.header(bytes));
+        self.queue(port, Outgoing::Slot { port: from, extent });
+    }
+
+    /// Queues a copy of a frame that was made here. One larger than [`RingSettings::FRAME_BYTES_MAX`] is refused.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn send_bytes(&mut self, port: u8, bytes: &[u8], offload: Offload) {
+        if bytes.len() > RingSettings::FRAME_BYTES_MAX as usize {
+            self.ports[usize::from(port)].counts.refused += 1;
+            return;
+        }
+        let len = HEADER_BYTES + bytes.len();
+        if self.made.len() + len > MADE_BYTES {
+            self.transmit_all();
+        }
+        let start = self.made.len();
+        self.made.extend_from_slice(&offload.header(bytes));
+        self.made.extend_from_slice(bytes);
+        self.queue(port, Outgoing::Made { start, len });
+    }
+
+    /// Sends what is queued and gives the slots of the batch back to the kernel. What cannot be sent is counted and gone.
+    pub fn flush(&mut self) {
+        self.transmit_all();
+        for received in self.batch.drain(..) {
+            self.ports[usize::from(received.port)].packets.slots_mut().release(received.taken.slot);
+        }
+    }
+
+    /// Number of ports.
+    pub fn count(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// One port.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn port(&self, port: u8) -> &PacketPort {
+        &self.ports[usize::from(port)].packets
+    }
+
+    /// Puts another in a port's place and returns the old one, as when its interface was gone and is there again. Flushes first.
+    /// Counts begin anew for what is received and go on for what is sent.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn replace(&mut self, port: u8, by: PacketPort) -> PacketPort {
+        self.flush();
+        mem::replace(&mut self.ports[usize::from(port)].packets, by)
+    }
+
+    /// Readable while the port has frames, and when its interface has gone down; for `Ring::await_ready_many`.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn poll_fd(&self, port: u8) -> BorrowedFd<'_> {
+        self.port(port).as_fd()
+    }
+
+    /// Whether the port works; asks the kernel. To be called when its descriptor is ready and no frame is there, and now and then.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn state(&self, port: u8) -> PortState {
+        self.port(port).state()
+    }
+
+    /// What the port has received; asks the kernel for its losses.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn rx_counts(&mut self, port: u8) -> RxCounts {
+        self.ports[usize::from(port)].packets.counts()
+    }
+
+    /// What was to be sent over the port.
+    ///
+    /// # Panics
+    /// If there is no such port.
+    pub fn tx_counts(&self, port: u8) -> TxCounts {
+        self.ports[usize::from(port)].counts
+    }
+
+    fn queue(&mut self, port: u8, outgoing: Outgoing) {
+        let number = usize::from(port);
+        if self.ports[number].queue.len() == QUEUE_MAX {
+            self.transmit(number);
+        }
+        self.ports[number].queue.push(outgoing);
+    }
+
+    fn transmit_all(&mut self) {
+        for number in 0..self.ports.len() {
+            if !self.ports[number].queue.is_empty() {
+                self.transmit(number);
+            }
+        }
+        self.made.clear();
+    }
+
+    /// Sends the queue of one port.
+    fn transmit(&mut self, number: usize) {
+        let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        let mut frames = [nothing; QUEUE_MAX];
+        let count = self.ports[number].queue.len();
+        for (frame, outgoing) in frames.iter_mut().zip(&self.ports[number].queue) {
+            let bytes: *const [u8] = match *outgoing {
+                Outgoing::Made { start, len } => &self.made[start..start + len],
+                Outgoing::Slot { port, extent } => self.ports[usize::from(port)].packets.slots().pointer(extent),
+            };
+            // sendmmsg only reads them.
+            *frame = libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: bytes.len() };
+        }
+        let port = &mut self.ports[number];
+        port.queue.clear();
+        // SAFETY: the frames are in `made` or in slots that are ours, and neither changes before this returns.
+        unsafe { send_all(&port.packets, &mut frames[..count], &mut port.counts) };
+    }
+}
+
+/// Sends frames, at most `QUEUE_MAX`, each behind its offload header, and counts what became of each.
+///
+/// # Safety
+/// Each iovec names readable memory that does not change meanwhile.
+unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut TxCounts) {
+    let mut messages = [no_message(); QUEUE_MAX];
+    for (message, frame) in messages.iter_mut().zip(frames.iter_mut()) {
+        message.msg_hdr.msg_iov = frame;
+        message.msg_hdr.msg_iovlen = 1;
+    }
+    let socket = port.as_fd().as_raw_fd();
+    let mut done = 0;
+    while done < frames.len() {
+        let rest = &mut messages[done..frames.len()];
+        let length = rest.len() as libc::c_uint;
+        // SAFETY: `rest` holds `length` messages, each with one of `frames`, which names memory as this function's caller promises.
+        match check(unsafe { libc::sendmmsg(socket, rest.as_mut_ptr(), length, libc::MSG_DONTWAIT) }) {
+            Ok(sent) => {
+                let sent = usize::try_from(sent).unwrap_or(0).clamp(1, rest.len());
+                counts.frames += sent as u64;
+                counts.bytes += frames[done..done + sent].iter().map(|f| (f.iov_len - HEADER_BYTES) as u64).sum::<u64>();
+                done += sent;
+            }
+            // The first of the rest failed.
+            Err(error) => {
+                let failure = Failure::of(&error);
+                let failed = match failure {
+                    // The others would fare no better.
+                    Failure::BufferFull | Failure::Down => rest.len(),
+                    Failure::QueueFull | Failure::Refused | Failure::TooLarge => 1,
+                };
+                *failure.counter(counts) += failed as u64;
+                done += failed;
+            }
+        }
+    }
+}
+
+/// Why a frame could not be sent.
+#[derive(Clone, Copy)]
+enum Failure {
+    /// Too much of this socket is on its way.
+    BufferFull,
+    /// The interface is down or gone.
+    Down,
+    /// The interface's queue has dropped it.
+    QueueFull,
+    /// Another reason.
+    Refused,
+    /// Larger than the MTU.
+    TooLarge,
+}
+
+impl Failure {
+    fn of(error: &io::Error) -> Failure {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Failure::BufferFull,
+            Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) => Failure::Down,
+            Some(libc::ENOBUFS | libc::ENOMEM) => Failure::QueueFull,
+            Some(libc::EMSGSIZE) => Failure::TooLarge,
+            _ => Failure::Refused,
+        }
+    }
+
+    fn counter(self, counts: &mut TxCounts) -> &mut u64 {
+        match self {
+            Failure::BufferFull | Failure::QueueFull => &mut counts.full,
+            Failure::Down => &mut counts.down,
+            Failure::Refused => &mut counts.refused,
+            Failure::TooLarge => &mut counts.too_large,
+        }
+    }
+}
+
+fn no_message() -> libc::mmsghdr {
+    // SAFETY: all zeroes is a valid mmsghdr: null pointers with zero lengths.
+    unsafe { mem::zeroed() }
+}
+
+/// Walks a batch once.
+struct Frames<'a> {
+    ports: &'a [Port],
+    batch: slice::Iter<'a, Received>,
+}
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = ReceivedFrame<'a>;
+
+    fn next(&mut self) -> Option<ReceivedFrame<'a>> {
+        let Received { port, taken } = *self.batch.next()?;
+        let bytes = self.ports[usize::from(port)].packets.slots().pointer(taken.frame);
+        // SAFETY: the slot is ours until `flush`, which needs the PacketPorts that this borrows mutably for 'a. A slot stands in the
+        // batch once and the batch is walked once, so no two of these overlap.
+        let bytes = unsafe { &mut *bytes };
+        Some(ReceivedFrame { bytes, port, offload: taken.offload })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.batch.size_hint()
+    }
+}
+
+impl ExactSizeIterator for Frames<'_> {}

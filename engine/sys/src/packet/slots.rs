@@ -1,0 +1,214 @@
+//! The receive ring of a packet socket (TPACKET_V2), mapped: slots that the kernel fills and we give back.
+//!
+//! A slot belongs to the kernel while its status is TP_STATUS_KERNEL and to us while it is not; each side writes the status last
+//! (Documentation/networking/packet_mmap.rst). The kernel fills slots in order, so only the next one is ever looked at.
+//! TPACKET_V2, not V3: blocks that are handed over when full or timed out cost half a millisecond where little arrives.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::offload::{HEADER_BYTES, Header};
+use crate::mapping::Mapping;
+use crate::socket::set_option;
+
+/// `TPACKET_V2` (enum tpacket_versions, linux/if_packet.h).
+pub(super) const VERSION: libc::c_int = 1;
+
+/// What the kernel allocates at a time, and where it falls back to scattered pages. A frame never crosses it; frames of 64 KiB
+/// waste 6 % of it.
+const BLOCK_BYTES: u32 = 1 << 20;
+/// Blocks of one ring, so that it stays below the 4 GiB that the kernel counts to.
+const BLOCKS_MAX: u32 = 4095;
+/// A slot begins with a cache line of its own.
+const SLOT_ALIGNMENT: u32 = 64;
+/// Bytes in front of the frame in its slot: `struct tpacket2_hdr`, `struct sockaddr_ll`, the offload header and what aligns the
+/// network header (`tpacket_rcv`, net/packet/af_packet.c) are 76.
+const HEADROOM: u32 = 96;
+/// Where the sender's address, which says for whom a frame was, follows in a slot.
+const ADDRESS: usize = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
+/// No frame begins before this: what comes earlier in a slot is read by us.
+const FRAME_START_MIN: usize = ADDRESS + size_of::<libc::sockaddr_ll>() + HEADER_BYTES;
+/// The VLAN's number in a tag (IEEE 802.1Q); 0 is a priority without a VLAN.
+const VLAN_ID: u16 = 0x0fff;
+
+/// How a ring is cut into slots.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Geometry {
+    slot_bytes: u32,
+    slots_per_block: u32,
+    blocks: u32,
+}
+
+impl Geometry {
+    /// For at least so many slots (> 0), as far as a ring can be that large, for frames of so many bytes (≤ 65,593).
+    pub(super) fn new(slots: u32, frame_bytes_max: u32) -> Geometry {
+        let slot_bytes = (frame_bytes_max + HEADROOM).next_multiple_of(SLOT_ALIGNMENT);
+        let slots_per_block = BLOCK_BYTES / slot_bytes;
+        Geometry { slot_bytes, slots_per_block, blocks: slots.div_ceil(slots_per_block).clamp(1, BLOCKS_MAX) }
+    }
+
+    /// Slots of the ring.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots_per_block * self.blocks
+    }
+
+    /// Memory of the ring.
+    pub(super) fn bytes(&self) -> usize {
+        BLOCK_BYTES as usize * self.blocks as usize
+    }
+
+    /// Where a slot begins in the ring.
+    fn offset(&self, slot: u32) -> usize {
+        let (block, place) = (slot / self.slots_per_block, slot % self.slots_per_block);
+        block as usize * BLOCK_BYTES as usize + place as usize * self.slot_bytes as usize
+    }
+}
+
+/// Where bytes lie in a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    start: usize,
+    len: usize,
+}
+
+impl Extent {
+    /// How many bytes they are.
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+}
+
+/// A slot that is ours, until it is released.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Filled {
+    /// The slot.
+    pub(super) slot: u32,
+    /// The frame in it.
+    pub(super) frame: Extent,
+    /// What the kernel says the frame leaves to be done.
+    pub(super) offload: Header,
+    /// Whether it was for another station.
+    pub(super) is_foreign: bool,
+    /// Whether it carries a VLAN tag, which the kernel has taken off.
+    pub(super) is_tagged: bool,
+    /// Whether its end did not fit the slot.
+    pub(super) is_cut: bool,
+}
+
+/// The slots of one socket.
+#[derive(Debug)]
+pub(super) struct Slots {
+    memory: Mapping,
+    geometry: Geometry,
+    /// The slot that the kernel fills next, or has filled already.
+    next: u32,
+}
+
+impl Slots {
+    /// Has the kernel allocate the ring of a socket of [`VERSION`] with PACKET_VNET_HDR, and maps it.
+    pub(super) fn new(socket: &impl AsFd, geometry: Geometry) -> io::Result<Slots> {
+        let request = libc::tpacket_req {
+            tp_block_size: BLOCK_BYTES,
+            tp_block_nr: geometry.blocks,
+            tp_frame_size: geometry.slot_bytes,
+            tp_frame_nr: geometry.slots(),
+        };
+        set_option(socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
+        Ok(Slots { memory: Mapping::shared(socket, geometry.bytes())?, geometry, next: 0 })
+    }
+
+    /// The next slot that the kernel has filled, which is ours from now on.
+    pub(super) fn take(&mut self) -> Option<Filled> {
+        let slot = self.next;
+        if self.status(slot).load(Ordering::Acquire) & libc::TP_STATUS_USER == 0 {
+            return None;
+        }
+        self.next = if slot + 1 == self.geometry.slots() { 0 } else { slot + 1 };
+        let begin = self.geometry.offset(slot);
+        let header: libc::tpacket2_hdr = self.read(begin);
+        let address: libc::sockaddr_ll = self.read(begin + ADDRESS);
+        let start = usize::from(header.tp_mac);
+        let len = header.tp_snaplen as usize;
+        assert!(
+            start >= FRAME_START_MIN && start + len <= self.geometry.slot_bytes as usize,
+            "the kernel keeps a frame in its slot"
+        );
+        let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0 && header.tp_vlan_tci & VLAN_ID != 0;
+        Some(Filled {
+            slot,
+            frame: Extent { start: begin + start, len },
+            offload: self.read(begin + start - HEADER_BYTES),
+            is_foreign: address.sll_pkttype == libc::PACKET_OTHERHOST,
+            is_tagged: tagged,
+            is_cut: header.tp_len > header.tp_snaplen,
+        })
+    }
+
+    /// Gives a slot that was taken back to the kernel.
+    pub(super) fn release(&mut self, slot: u32) {
+        self.status(slot).store(libc::TP_STATUS_KERNEL, Ordering::Release);
+    }
+
+    /// Bytes of a slot that is ours.
+    pub(super) fn pointer(&self, extent: Extent) -> *mut [u8] {
+        debug_assert!(extent.start + extent.len <= self.memory.len(), "an extent leaves the ring");
+        // SAFETY: an extent lies in the ring: it is made by `take` and `put_header` only, within a slot.
+        let first = unsafe { self.memory.base().as_ptr().add(extent.start) };
+        ptr::slice_from_raw_parts_mut(first, extent.len)
+    }
+
+    /// Puts an offload header in front of a frame of a slot that is ours; returns where both are.
+    pub(super) fn put_header(&mut self, frame: Extent, header: impl FnOnce(&[u8]) -> Header) -> Extent {
+        // SAFETY: the slot is ours, so the kernel does not write to it, and `&mut self` excludes every other reference.
+        let bytes = unsafe { &*self.pointer(frame) };
+        let header = header(bytes);
+        // No frame begins before FRAME_START_MIN in its slot.
+        let both = Extent { start: frame.start - HEADER_BYTES, len: frame.len + HEADER_BYTES };
+        let place: *mut Header = self.pointer(both).cast();
+        // SAFETY: `place` has room for a header within the slot, in front of the frame; it is an array of bytes, aligned anywhere.
+        unsafe { place.write(header) };
+        both
+    }
+
+    fn status(&self, slot: u32) -> &AtomicU32 {
+        let begin = self.geometry.offset(slot);
+        // SAFETY: `slot` is one of the ring's, so its first bytes lie in the mapping.
+        let place: *mut u32 = unsafe { self.memory.base().as_ptr().add(begin) }.cast();
+        // SAFETY: the status comes first in a slot (`struct tpacket2_hdr`), slots are aligned to 64 bytes, and both sides access it
+        // atomically only, but for `read`, while it is ours.
+        unsafe { AtomicU32::from_ptr(place) }
+    }
+
+    /// A value of plain integers that the kernel wrote at `start`, in a slot that is ours.
+    fn read<T: Copy>(&self, start: usize) -> T {
+        debug_assert!(start + size_of::<T>() <= self.memory.len(), "a read leaves the ring");
+        // SAFETY: every caller stays within one slot of the mapping.
+        let place: *const T = unsafe { self.memory.base().as_ptr().add(start) }.cast();
+        // SAFETY: the slot is ours, so nobody writes to it; the callers ask for types of which every bit pattern is a value.
+        unsafe { place.read_unaligned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_lie_in_blocks_one_behind_the_other() {
+        for (slots, frame) in [(1, 1_518), (1000, 1_518), (64, 65_593), (1024, 65_593), (1 << 30, 9_018)] {
+            let geometry = Geometry::new(slots, frame);
+            assert!(geometry.slots() >= slots.min(BLOCKS_MAX * geometry.slots_per_block), "{slots} of {frame}");
+            assert!(geometry.slot_bytes >= frame + HEADROOM);
+            let mut end = 0;
+            for slot in 0..geometry.slots().min(10_000) {
+                let begin = geometry.offset(slot);
+                assert!(begin >= end && begin % SLOT_ALIGNMENT as usize == 0);
+                end = begin + geometry.slot_bytes as usize;
+                assert_eq!(begin / BLOCK_BYTES as usize, (end - 1) / BLOCK_BYTES as usize, "slot {slot} crosses blocks");
+            }
+            assert!(end <= geometry.bytes());
+        }
+    }
+}
