@@ -191,13 +191,6 @@ fn neighbour(macs: Macs, (address, told): (Ip, Ip), flags: u8) -> Made<NEIGHBOUR
     frame
 }
 
-/// The stations that questions for the IPv6 address `address` are sent to: whoever has it takes their frames in (RFC 4291 section
-/// 2.7.1).
-pub fn solicited_node(address: Ip) -> Mac {
-    let [.., a, b, c] = address.0;
-    group_mac(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c])))
-}
-
 /// The group of stations that an IPv6 group is mapped to (RFC 2464 section 7).
 fn group_mac(group: Ipv6Addr) -> Mac {
     let [.., a, b, c, d] = group.octets();
@@ -408,11 +401,6 @@ mod tests {
         })));
         let without_option = advertisement(&Nd { link_layer: None, ..asked }, THEIRS, OURS);
         assert_eq!(without_option[..], answer[..]);
-    }
-
-    #[test]
-    fn questions_for_an_ipv6_address_go_to_its_group() {
-        assert_eq!(solicited_node(ip("2001:db8::1280:3456")), Mac([0x33, 0x33, 0xff, 0x80, 0x34, 0x56]));
     }
 
     #[test]
