@@ -324,7 +324,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// The flow that a packet with this tuple belongs to, and which side sent it.
     #[inline]
     pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        self.compare(self.index.place(self.hasher.hash(tuple)), tuple)
+        let place = self.index.place(self.hasher.hash(tuple));
+        self.compare(place, self.index.matches(place), tuple)
     }
 
     /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
@@ -347,18 +348,20 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
                 *place = self.index.place(self.hasher.hash(tuple_of(thing)));
             }
             let places = &places[..things.len()];
+            let mut matches = [0; LOOKUP_BATCH];
             for &place in places {
                 words ^= self.index.touch(place);
             }
-            for &place in places {
-                if let Some(entry) = self.index.likely(place) {
+            for (&place, matches) in places.iter().zip(&mut matches) {
+                *matches = self.index.matches(place);
+                if let Some(entry) = self.index.first(place, *matches) {
                     words ^= self.hot[(entry & SLOT) as usize].generation;
                 }
             }
             // The words mean nothing; without a use of them the compiler would leave out the reads.
             std::hint::black_box(words);
-            for ((&place, thing), found) in places.iter().zip(things).zip(found) {
-                *found = self.compare(place, tuple_of(thing));
+            for (((&place, &matches), thing), found) in places.iter().zip(&matches).zip(things).zip(found) {
+                *found = self.compare(place, matches, tuple_of(thing));
             }
         }
     }
@@ -396,25 +399,30 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         now: Now,
         advance: impl FnOnce(&mut S) -> (Option<TimeoutClass>, R),
     ) -> Option<R> {
-        let (class, result) = advance(&mut self.hot_mut(id)?.state);
+        let hot = self.hot_mut(id)?;
+        let (class, result) = advance(&mut hot.state);
         if let Some(class) = class {
-            self.touch(id, now, class);
+            let seen_tick = tick(now).max(hot.seen_tick);
+            hot.seen_tick = seen_tick;
+            if hot.class != class.0 {
+                hot.class = class.0;
+                self.reclass(id, seen_tick, class);
+            }
         }
         Some(result)
+    }
+
+    /// The flow has another timeout from here on.
+    #[cold]
+    fn reclass(&mut self, id: FlowId, seen_tick: u32, class: TimeoutClass) {
+        // Only a shorter timeout needs the wheel: a longer one is found out when the flow is popped.
+        self.cold.hasten(id.slot, self.due_tick(seen_tick, class.0));
     }
 
     /// Notes that the flow was seen `now` and which timeout it has from here on. Returns whether the flow is there.
     #[inline]
     pub fn touch(&mut self, id: FlowId, now: Now, class: TimeoutClass) -> bool {
-        let Some(hot) = self.hot_mut(id) else { return false };
-        let seen_tick = tick(now).max(hot.seen_tick);
-        hot.seen_tick = seen_tick;
-        if hot.class != class.0 {
-            hot.class = class.0;
-            // Only a shorter timeout needs the wheel: a longer one is found out when the flow is popped.
-            self.cold.hasten(id.slot, self.due_tick(seen_tick, class.0));
-        }
-        true
+        self.follow(id, now, |_| (Some(class), ())).is_some()
     }
 
     /// The state of a flow that is there.
@@ -519,8 +527,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     }
 
     #[inline]
-    fn compare(&self, place: index::Place, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        let entry = self.index.find(place, |entry| self.is_tuple_of(entry, tuple))?;
+    fn compare(&self, place: index::Place, matches: u16, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        let entry = self.index.find(place, matches, |entry| self.is_tuple_of(entry, tuple))?;
         let slot = entry & SLOT;
         let direction = if entry & REVERSE == 0 { Direction::Forward } else { Direction::Reverse };
         Some((FlowId { slot, generation: self.hot[slot as usize].generation }, direction))

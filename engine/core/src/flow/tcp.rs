@@ -367,7 +367,15 @@ impl TcpTrack {
     }
 
     /// The timer of the phase that the connection is in.
+    #[inline]
     pub fn timeout(&self) -> TcpTimeout {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+            BOTH_SYNS_ACKED => TcpTimeout::Established,
+            _ => self.rare_timeout(),
+        }
+    }
+
+    fn rare_timeout(&self) -> TcpTimeout {
         match self.state() {
             TcpState::SynSent | TcpState::SynCrossed | TcpState::SynAnswered => TcpTimeout::Opening,
             TcpState::Established => TcpTimeout::Established,

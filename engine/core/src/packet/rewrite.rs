@@ -115,7 +115,24 @@ pub fn endpoints(frame: &[u8], layout: &Layout) -> Result<Tuple, LayoutMismatch>
 /// The headers are not where the layout says.
 #[inline]
 pub fn translate(frame: &mut [u8], layout: &Layout, checksum: Checksum, to: &Tuple) -> Result<(), LayoutMismatch> {
-    apply(frame, layout, checksum, Extent::Whole, to).ok_or(LayoutMismatch)
+    apply(frame, layout, checksum, Extent::Whole, to, 0).ok_or(LayoutMismatch)
+}
+
+/// Sends a packet on: [`translate`], [`decrement_hop_limit`] and [`set_macs`] in one pass.
+///
+/// # Errors
+/// As theirs; the frame is unchanged.
+#[inline]
+pub fn redirect(
+    frame: &mut [u8],
+    layout: &Layout,
+    checksum: Checksum,
+    to: &Tuple,
+    destination: Mac,
+    source: Mac,
+) -> Result<(), LayoutMismatch> {
+    apply(frame, layout, checksum, Extent::Whole, to, 1).ok_or(LayoutMismatch)?;
+    set_macs(frame, destination, source)
 }
 
 /// Translates an ICMP or ICMPv6 error and the packet that it quotes (RFC 5508 §4.2).
@@ -231,7 +248,7 @@ pub fn answer_echo(frame: &mut [u8], layout: &Layout, hop_limit: u8) -> Result<(
     if let Some(check) = field::<2>(message, 2) {
         *check = anew.to_be_bytes();
     }
-    set_addresses(network, layout.family, &request.reversed()).ok_or(EchoError::LayoutMismatch)?;
+    set_addresses(network, layout.family, &request.reversed(), 0).ok_or(EchoError::LayoutMismatch)?;
     match layout.family {
         Family::V4 => {
             let header: &mut [u8; IPV4_HEADER] = network.first_chunk_mut().ok_or(EchoError::LayoutMismatch)?;
@@ -302,8 +319,9 @@ impl<'a> Transport<'a> {
     }
 }
 
-#[inline]
-fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent, to: &Tuple) -> Option<()> {
+/// `hops` are taken from the TTL or hop limit.
+#[inline(always)]
+fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent, to: &Tuple, hops: u8) -> Option<()> {
     let (head, transport) = packet.split_at_mut_checked(layout.l4)?;
     let network = head.get_mut(layout.l3..)?;
     let transport = match checksum {
@@ -311,15 +329,15 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
         Checksum::Complete | Checksum::Partial => Transport::split(transport, layout, extent)?,
     };
     // The last step that can fail, and it does so before it writes.
-    let addresses = set_addresses(network, layout.family, to)?;
+    let addresses = set_addresses(network, layout.family, to, hops)?;
     let mut ports = Delta::NONE;
     if let Some(field) = transport.ports {
-        let new = (u32::from(to.src_port) << 16) | u32::from(to.dst_port);
-        ports = Delta::of_u32(u32::from_be_bytes(*field), new);
-        *field = new.to_be_bytes();
+        let new = ((u32::from(to.src_port) << 16) | u32::from(to.dst_port)).to_be_bytes();
+        ports = Delta::of_u32(u32::from_ne_bytes(*field), u32::from_ne_bytes(new));
+        *field = new;
     }
     if let Some(field) = transport.checksum {
-        let old = u16::from_be_bytes(*field);
+        let old = u16::from_ne_bytes(*field);
         let new = if checksum == Checksum::Partial {
             addresses.partial(old)
         } else if layout.protocol == UDP {
@@ -327,7 +345,7 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
         } else {
             addresses.and(ports).complete(old)
         };
-        *field = new.to_be_bytes();
+        *field = new.to_ne_bytes();
     }
     Some(())
 }
@@ -346,36 +364,43 @@ fn apply_to_error(frame: &mut [u8], outer: &Layout, outer_to: &Tuple, inner: &La
     read_endpoints(packet, inner)?;
 
     let before = checksum::sum(packet.get(inner.l3..)?);
-    apply(packet, inner, Checksum::Complete, Extent::Quoted, inner_to)?;
+    apply(packet, inner, Checksum::Complete, Extent::Quoted, inner_to, 0)?;
     let quoted = Delta::of_u16(before, checksum::sum(packet.get(inner.l3..)?));
-    apply(packet, outer, Checksum::Complete, Extent::Whole, outer_to)?;
+    apply(packet, outer, Checksum::Complete, Extent::Whole, outer_to, 0)?;
     let field = field::<2>(packet.get_mut(outer.l4..)?, 2)?;
     *field = quoted.complete(u16::from_be_bytes(*field)).to_be_bytes();
     Some(())
 }
 
-/// Writes both addresses and corrects the IPv4 header checksum; returns their change. `None` before anything is written.
-#[inline]
-fn set_addresses(network: &mut [u8], family: Family, to: &Tuple) -> Option<Delta> {
+/// Writes both addresses, takes `hops` from the hop limit and corrects the IPv4 header checksum; returns the change of the addresses. `None`
+/// before anything is written.
+#[inline(always)]
+fn set_addresses(network: &mut [u8], family: Family, to: &Tuple, hops: u8) -> Option<Delta> {
     match family {
         Family::V4 => {
             let header: &mut [u8; IPV4_HEADER] = network.first_chunk_mut()?;
+            let ttl = header[8].checked_sub(hops)?;
             let addresses = field::<8>(header, 12)?;
             let mut new = [0; 8];
-            new[..4].copy_from_slice(&to.src.0[12..]);
-            new[4..].copy_from_slice(&to.dst.0[12..]);
-            let delta = Delta::of_u64(u64::from_be_bytes(*addresses), u64::from_be_bytes(new));
+            new[..4].copy_from_slice(&to.src.v4_octets());
+            new[4..].copy_from_slice(&to.dst.v4_octets());
+            let delta = Delta::of_u64(u64::from_ne_bytes(*addresses), u64::from_ne_bytes(new));
             *addresses = new;
+            // TTL and protocol are one word.
+            let word = [header[8], header[9]];
+            header[8] = ttl;
+            let hop = Delta::of_u16(u16::from_ne_bytes(word), u16::from_ne_bytes([ttl, word[1]]));
             let field = field::<2>(header, 10)?;
-            *field = delta.complete(u16::from_be_bytes(*field)).to_be_bytes();
+            *field = delta.and(hop).complete(u16::from_ne_bytes(*field)).to_ne_bytes();
             Some(delta)
         }
         Family::V6 => {
             let header: &mut [u8; IPV6_HEADER] = network.first_chunk_mut()?;
+            header[7] = header[7].checked_sub(hops)?;
             let mut delta = Delta::NONE;
             for (at, new) in [(8, to.src.0), (24, to.dst.0)] {
                 let address = field::<16>(header, at)?;
-                delta = delta.and(Delta::of_u128(u128::from_be_bytes(*address), u128::from_be_bytes(new)));
+                delta = delta.and(Delta::of_u128(u128::from_ne_bytes(*address), u128::from_ne_bytes(new)));
                 *address = new;
             }
             Some(delta)

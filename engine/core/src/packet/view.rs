@@ -134,7 +134,7 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     let packet = frame.get(..end).ok_or(DropReason::Ipv4Truncated)?;
     let l4 = ETHERNET_LEN + header_len;
     if header_len == IPV4_LEN {
-        if !checksum::is_valid(0, header) {
+        if !checksum::is_valid_ipv4(header) {
             return Err(DropReason::Ipv4Checksum);
         }
     } else {

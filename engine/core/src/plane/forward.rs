@@ -8,9 +8,7 @@ use super::{Desk, Frame, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
-use crate::packet::rewrite::{
-    Checksum, Layout, clamp_mss, complete_checksum, decrement_hop_limit, set_macs, translate,
-};
+use crate::packet::rewrite::{Checksum, Layout, clamp_mss, complete_checksum, redirect, set_macs};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
 
@@ -25,13 +23,13 @@ const fn headers_bytes(family: Family) -> u32 {
 /// Where a packet leaves.
 #[derive(Clone, Copy)]
 pub(super) struct Hop {
-    port: PortId,
+    pub(super) port: PortId,
     /// Of the port.
-    src: Mac,
+    pub(super) src: Mac,
     /// Octets of the largest IP packet there.
     mtu: u32,
     /// The station, or the address to ask for.
-    station: Result<Mac, Ip>,
+    pub(super) station: Result<Mac, Ip>,
 }
 
 /// Packets of one service that came one after the other, to be counted together.
@@ -47,7 +45,7 @@ pub(super) struct Run {
 
 impl Plane {
     /// Takes a packet of a flow onwards. `None`: the flow is not there any more, or this packet opens another one in its place.
-    #[inline]
+    #[inline(always)]
     pub(super) fn forward<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -95,7 +93,7 @@ impl Plane {
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
-    #[inline]
+    #[inline(always)]
     pub(super) fn route<D: Desk>(
         &mut self,
         frame: &Frame<'_>,
@@ -131,7 +129,7 @@ impl Plane {
     }
 
     /// Rewrites the packet to `to` and sends it to `hop`.
-    #[inline]
+    #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     pub(super) fn send<D: Desk>(
         &mut self,
@@ -144,35 +142,28 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
-        if !rule.is_dsr {
+        let dst = hop.station.unwrap_or_default();
+        let rewritten = if rule.is_dsr {
+            set_macs(frame.bytes, dst, hop.src)
+        } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
                 self.clamp(frame, &layout, hop.mtu);
             }
-            if translate(frame.bytes, &layout, frame.checksum, to).is_err()
-                || decrement_hop_limit(frame.bytes, &layout).is_err()
-            {
-                return Verdict::Drop(DropReason::FrameChanged);
-            }
+            redirect(frame.bytes, &layout, frame.checksum, to, dst, hop.src)
+        };
+        if rewritten.is_err() {
+            return Verdict::Drop(DropReason::FrameChanged);
         }
         turn.run.add(direction, frame.bytes.len(), packet);
-        self.leave(turn.now, frame, packet, hop)
-    }
-
-    /// Sends a rewritten frame to `hop`, or lets it wait there.
-    #[inline]
-    pub(super) fn leave(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, hop: Hop) -> Verdict {
         match hop.station {
-            Ok(mac) => match set_macs(frame.bytes, mac, hop.src) {
-                Ok(()) => Verdict::Send(hop.port),
-                Err(_) => Verdict::Drop(DropReason::FrameChanged),
-            },
-            Err(via) => self.hold(now, frame, packet, hop.port, via),
+            Ok(_) => Verdict::Send(hop.port),
+            Err(via) => self.hold(turn.now, frame, packet, hop.port, via),
         }
     }
 
     /// Lets a rewritten frame wait until the station of `via` is known.
     #[cold]
-    fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, port: PortId, via: Ip) -> Verdict {
+    pub(super) fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, port: PortId, via: Ip) -> Verdict {
         // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
         if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
             return Verdict::Drop(DropReason::FrameChanged);

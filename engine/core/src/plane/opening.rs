@@ -28,6 +28,7 @@ type Refused = (DropReason, Termination);
 
 impl Plane {
     /// Decides about a packet that was found to belong to no flow.
+    #[inline(never)]
     pub(super) fn missed<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,

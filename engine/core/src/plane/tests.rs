@@ -274,11 +274,11 @@ impl Lab {
     }
 
     /// The same for one that comes from the client's router.
-    fn from_client(&mut self, tuple: &Tuple, payload: &[u8]) -> (PortId, Vec<u8>, Tuple) {
+    fn client_sends(&mut self, tuple: &Tuple, payload: &[u8]) -> (PortId, Vec<u8>, Tuple) {
         self.relay(OUTSIDE, frame_of(OUTSIDE_MAC, ROUTER_MAC, tuple, payload))
     }
 
-    fn from_server(&mut self, tuple: &Tuple, payload: &[u8]) -> (PortId, Vec<u8>, Tuple) {
+    fn server_sends(&mut self, tuple: &Tuple, payload: &[u8]) -> (PortId, Vec<u8>, Tuple) {
         self.relay(INSIDE, frame_of(INSIDE_MAC, server_mac(80), tuple, payload))
     }
 
@@ -303,10 +303,10 @@ impl Lab {
     fn open(&mut self, family: Family, client_port: u16) -> (Tuple, Tuple) {
         let source = SocketAddr::new(client(family).ip(), client_port);
         let forward = Tuple::new(source, vip(family), PROTOCOL_TCP);
-        let (_, _, at_server) = self.from_client(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+        let (_, _, at_server) = self.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
         let back = at_server.reversed();
-        self.from_server(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
-        self.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], b""));
+        self.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+        self.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b""));
         (forward, back)
     }
 
@@ -315,14 +315,14 @@ impl Lab {
         let (seq, ack) = (101, 901);
         match first {
             Direction::Forward => {
-                self.from_client(forward, &tcp(forward, FIN_ACK, seq, ack, &[], b""));
-                self.from_server(back, &tcp(back, FIN_ACK, ack, seq + 1, &[], b""));
-                self.from_client(forward, &tcp(forward, ACK, seq + 1, ack + 1, &[], b""));
+                self.client_sends(forward, &tcp(forward, FIN_ACK, seq, ack, &[], b""));
+                self.server_sends(back, &tcp(back, FIN_ACK, ack, seq + 1, &[], b""));
+                self.client_sends(forward, &tcp(forward, ACK, seq + 1, ack + 1, &[], b""));
             }
             Direction::Reverse => {
-                self.from_server(back, &tcp(back, FIN_ACK, ack, seq, &[], b""));
-                self.from_client(forward, &tcp(forward, FIN_ACK, seq, ack + 1, &[], b""));
-                self.from_server(back, &tcp(back, ACK, ack + 1, seq + 1, &[], b""));
+                self.server_sends(back, &tcp(back, FIN_ACK, ack, seq, &[], b""));
+                self.client_sends(forward, &tcp(forward, FIN_ACK, seq, ack + 1, &[], b""));
+                self.server_sends(back, &tcp(back, ACK, ack + 1, seq + 1, &[], b""));
             }
         }
     }
@@ -432,7 +432,7 @@ fn a_flow_passes_both_ways_and_leaves_nothing_behind() {
                 let setup = Setup::new(family, forwarding, protocol);
                 let mut lab = setup.lab();
                 let forward = Tuple::new(client(family), vip(family), number(protocol));
-                let (port, frame, at_server) = lab.from_client(&forward, &packet(&forward, SYN, 100, 0, b""));
+                let (port, frame, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
                 assert_eq!((port, macs(&frame)), (INSIDE, (server_mac(80), INSIDE_MAC)), "{name}");
                 let expected = match forwarding {
                     Forwarding::Dsr => forward,
@@ -449,21 +449,21 @@ fn a_flow_passes_both_ways_and_leaves_nothing_behind() {
 
                 if forwarding != Forwarding::Dsr {
                     let back = at_server.reversed();
-                    let (port, frame, at_client) = lab.from_server(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+                    let (port, frame, at_client) = lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
                     assert_eq!((port, macs(&frame)), (OUTSIDE, (ROUTER_MAC, OUTSIDE_MAC)), "{name}");
                     assert_eq!(at_client, forward.reversed(), "{name}");
                 }
-                lab.from_client(&forward, &packet(&forward, ACK, 101, 901, b"hello"));
+                lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b"hello"));
                 assert_eq!((lab.plane.flows(), lab.plane.half_open()), (1, 0), "{name}");
                 assert_eq!((lab.clerk.opened, lab.clerk.connections()), (1, 1), "{name}");
                 assert_eq!(lab.clerk.counted(ServiceCounter::BytesFromClient), 5, "{name}");
 
                 if protocol == Protocol::Tcp {
-                    lab.from_client(&forward, &packet(&forward, FIN_ACK, 106, 901, b""));
+                    lab.client_sends(&forward, &packet(&forward, FIN_ACK, 106, 901, b""));
                     if forwarding != Forwarding::Dsr {
                         let back = at_server.reversed();
-                        lab.from_server(&back, &packet(&back, FIN_ACK, 901, 107, b""));
-                        lab.from_client(&forward, &packet(&forward, ACK, 107, 902, b""));
+                        lab.server_sends(&back, &packet(&back, FIN_ACK, 901, 107, b""));
+                        lab.client_sends(&forward, &packet(&forward, ACK, 107, 902, b""));
                     }
                     assert_eq!(lab.clerk.connections(), 0, "{name}: over at the last ACK");
                     assert_eq!(lab.clerk.ends, [Termination::ClientClosed], "{name}");
@@ -520,10 +520,10 @@ fn a_handshake_offers_no_more_than_both_links_carry() {
     let mut lab = setup.lab();
     let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_TCP);
     let offer = [2, 4, 0x05, 0xb4, 1, 3, 3, 7];
-    let (_, frame, at_server) = lab.from_client(&forward, &tcp(&forward, SYN, 100, 0, &offer, b""));
+    let (_, frame, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &offer, b""));
     assert_eq!(SynOptions::read(&frame, &parsed(&frame)).mss, Some(1_360));
     let back = at_server.reversed();
-    let (_, frame, _) = lab.from_server(&back, &tcp(&back, SYN_ACK, 900, 101, &offer, b""));
+    let (_, frame, _) = lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &offer, b""));
     assert_eq!(SynOptions::read(&frame, &parsed(&frame)), SynOptions { mss: Some(1_360), window_scale: Some(7) });
     assert_eq!(lab.read(PlaneCounter::MssClamped), 2);
 }
@@ -546,7 +546,7 @@ fn a_client_on_the_servers_network_gets_a_source_of_ours() {
             assert_eq!(at_server.src, host(family, "inside", 2).into());
             // Everybody else keeps the own one.
             let far = Tuple::new(client(family), vip(family), PROTOCOL_TCP);
-            let (_, _, at_server) = lab.from_client(&far, &tcp(&far, SYN, 1, 0, &[], b""));
+            let (_, _, at_server) = lab.client_sends(&far, &tcp(&far, SYN, 1, 0, &[], b""));
             assert_eq!(at_server.source(), client(family));
         }
     }
@@ -560,12 +560,12 @@ fn two_clients_that_would_look_alike_to_the_server_are_told_apart() {
     let mut lab = setup.lab();
     let first = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_UDP);
     let second = Tuple { dst_port: 444, ..first };
-    let (_, _, one) = lab.from_client(&first, &udp(&first, b"1"));
-    let (_, _, other) = lab.from_client(&second, &udp(&second, b"2"));
+    let (_, _, one) = lab.client_sends(&first, &udp(&first, b"1"));
+    let (_, _, other) = lab.client_sends(&second, &udp(&second, b"2"));
     assert_eq!(one.source(), client(Family::V4));
     assert_eq!(other.src, host(Family::V4, "inside", 2).into());
     let back = other.reversed();
-    assert_eq!(lab.from_server(&back, &udp(&back, b"3")).2, second.reversed());
+    assert_eq!(lab.server_sends(&back, &udp(&back, b"3")).2, second.reversed());
 }
 
 #[test]
@@ -584,7 +584,7 @@ fn a_port_is_free_again_at_once_unless_the_server_keeps_it() {
         };
         assert_eq!((fill(&lab), lab.clerk.connections(), lab.plane.flows()), (leased, 0, 1), "{first:?} {rest_ms}");
         // A late FIN still finds its way.
-        lab.from_server(&back, &tcp(&back, FIN_ACK, 901, 102, &[], b""));
+        lab.server_sends(&back, &tcp(&back, FIN_ACK, 901, 102, &[], b""));
         lab.now = lab.now + 61_000;
         lab.expire();
         assert_eq!((fill(&lab), lab.plane.flows()), (0, 0));
@@ -609,7 +609,7 @@ fn a_client_that_uses_its_port_again_gets_a_new_flow() {
     let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
     let (forward, back) = lab.open(Family::V4, 40_000);
     lab.close(&forward, &back, Direction::Reverse);
-    let (_, _, at_server) = lab.from_client(&forward, &tcp(&forward, SYN, 5_000_000, 0, &[], b""));
+    let (_, _, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 5_000_000, 0, &[], b""));
     assert_ne!(at_server.reversed(), back, "another port: the server may still hold the first");
     assert_eq!((lab.read(PlaneCounter::FlowsReopened), lab.plane.flows(), lab.plane.half_open()), (1, 1, 1));
     assert_eq!(lab.clerk.connections(), 1);
@@ -619,11 +619,11 @@ fn a_client_that_uses_its_port_again_gets_a_new_flow() {
 fn both_may_close_at_the_same_time() {
     let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
     let (forward, back) = lab.open(Family::V4, 40_000);
-    lab.from_client(&forward, &tcp(&forward, FIN_ACK, 101, 901, &[], b""));
-    lab.from_server(&back, &tcp(&back, FIN_ACK, 901, 101, &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, FIN_ACK, 101, 901, &[], b""));
+    lab.server_sends(&back, &tcp(&back, FIN_ACK, 901, 101, &[], b""));
     assert_eq!(lab.clerk.connections(), 1);
-    lab.from_client(&forward, &tcp(&forward, ACK, 102, 902, &[], b""));
-    lab.from_server(&back, &tcp(&back, ACK, 902, 102, &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, ACK, 102, 902, &[], b""));
+    lab.server_sends(&back, &tcp(&back, ACK, 902, 102, &[], b""));
     assert_eq!((lab.clerk.connections(), lab.clerk.ends.clone()), (0, vec![Termination::ClientClosed]));
 }
 
@@ -634,11 +634,11 @@ fn a_reset_ends_the_connection_whoever_sends_it() {
         let (forward, back) = lab.open(Family::V4, 40_000);
         let expected = match from {
             Direction::Forward => {
-                lab.from_client(&forward, &tcp(&forward, RST, 101, 0, &[], b""));
+                lab.client_sends(&forward, &tcp(&forward, RST, 101, 0, &[], b""));
                 Termination::ClientReset
             }
             Direction::Reverse => {
-                lab.from_server(&back, &tcp(&back, RST, 901, 0, &[], b""));
+                lab.server_sends(&back, &tcp(&back, RST, 901, 0, &[], b""));
                 Termination::ServerReset
             }
         };
@@ -650,12 +650,12 @@ fn a_reset_ends_the_connection_whoever_sends_it() {
 fn a_server_that_refuses_is_told_to_the_client_and_not_held_against_it() {
     let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
     let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_TCP);
-    let (_, _, at_server) = lab.from_client(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+    let (_, _, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
     let back = at_server.reversed();
-    let (_, _, to) = lab.from_server(&back, &tcp(&back, RST | ACK, 0, 101, &[], b""));
+    let (_, _, to) = lab.server_sends(&back, &tcp(&back, RST | ACK, 0, 101, &[], b""));
     assert_eq!((to, lab.clerk.ends.clone()), (forward.reversed(), vec![Termination::ConnectFailed]));
     // The next SYN may go elsewhere.
-    lab.from_client(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
     assert_eq!((lab.clerk.connections(), lab.plane.half_open()), (1, 1));
 }
 
@@ -693,8 +693,8 @@ fn a_full_table_refuses_the_next_and_keeps_the_others() {
     assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(DropReason::FlowsFull));
     assert_eq!(lab.read(PlaneCounter::ResetsMade), 1);
     for (forward, back) in flows {
-        lab.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], b"x"));
-        lab.from_server(&back, &tcp(&back, ACK, 901, 102, &[], b"y"));
+        lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b"x"));
+        lab.server_sends(&back, &tcp(&back, ACK, 901, 102, &[], b"y"));
     }
 }
 
@@ -705,9 +705,9 @@ fn a_handshake_that_finds_the_table_full_at_its_end_is_reset_at_both_ends() {
     let mut lab = setup.lab();
     let tuples = [40_000, 40_001].map(|port| {
         let forward = Tuple::new(SocketAddr::new(client(Family::V4).ip(), port), vip(Family::V4), PROTOCOL_TCP);
-        let (_, _, at_server) = lab.from_client(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+        let (_, _, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
         let back = at_server.reversed();
-        lab.from_server(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+        lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
         (forward, back)
     });
     let ack = |tuple: &Tuple| frame_of(OUTSIDE_MAC, ROUTER_MAC, tuple, &tcp(tuple, ACK, 101, 901, &[], b""));
@@ -747,8 +747,8 @@ fn a_flood_of_syns_takes_nothing_from_what_is_established() {
     assert_eq!(lab.plane.half_open(), 16);
     assert!(reasons.contains(&DropReason::HalfOpenFull), "{reasons:?}");
     assert!(lab.out.is_empty(), "no answer to sources that may be forged");
-    lab.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], b"still here"));
-    lab.from_server(&back, &tcp(&back, ACK, 901, 111, &[], b"yes"));
+    lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b"still here"));
+    lab.server_sends(&back, &tcp(&back, ACK, 901, 111, &[], b"yes"));
     // Nobody answered: soon forgotten, and then there is room again.
     lab.now = lab.now + 5_000;
     lab.expire();
@@ -777,8 +777,8 @@ fn flows_of_a_halted_server_are_reset_at_both_ends_with_numbers_that_count() {
         let setup = Setup::new(family, Forwarding::FullNat, Protocol::Tcp);
         let mut lab = setup.lab();
         let (forward, back) = lab.open(family, 40_000);
-        lab.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], &[1; 50]));
-        lab.from_server(&back, &tcp(&back, ACK, 901, 151, &[], &[2; 70]));
+        lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], &[1; 50]));
+        lab.server_sends(&back, &tcp(&back, ACK, 901, 151, &[], &[2; 70]));
 
         let service = |admin| {
             let mut service = lab
@@ -912,8 +912,8 @@ fn an_error_about_a_flow_reaches_the_side_that_sent_the_packet() {
     for family in FAMILIES {
         let mut lab = Setup::new(family, Forwarding::FullNat, Protocol::Tcp).lab();
         let (forward, back) = lab.open(family, 40_000);
-        lab.from_client(&forward, &tcp(&forward, ACK, 101, 901, &[], &[1; 50]));
-        lab.from_server(&back, &tcp(&back, ACK, 901, 101, &[], &[1; 50]));
+        lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], &[1; 50]));
+        lab.server_sends(&back, &tcp(&back, ACK, 901, 101, &[], &[1; 50]));
         // (who tells, what it quotes, where it came in, what the receiver is to see quoted and from whom)
         let router = host(family, "clients", 1);
         let cases = [
@@ -1063,7 +1063,7 @@ fn a_batch_sees_what_the_packets_before_did() {
     let back = Tuple::new(server(Family::V4), client(Family::V4), PROTOCOL_TCP);
     let outside = |payload: Vec<u8>| (OUTSIDE, frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &payload));
     let inside = |payload: Vec<u8>| (INSIDE, frame_of(INSIDE_MAC, server_mac(80), &back, &payload));
-    let mut script = vec![
+    let mut script = [
         outside(tcp(&forward, SYN, 100, 0, &[], b"")),
         inside(tcp(&back, SYN_ACK, 900, 101, &[], b"")),
         outside(tcp(&forward, ACK, 101, 901, &[], b"")),
@@ -1094,7 +1094,7 @@ fn a_service_of_every_port_leases_for_all_of_them_together() {
     let mut leased = HashSet::new();
     for port in [135, 49_152] {
         let forward = Tuple::new(client(Family::V4), SocketAddr::new(vip(Family::V4).ip(), port), PROTOCOL_TCP);
-        let (_, _, at_server) = lab.from_client(&forward, &tcp(&forward, SYN, 1, 0, &[], b""));
+        let (_, _, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 1, 0, &[], b""));
         assert_eq!(at_server.dst_port, port);
         leased.insert(at_server.src_port);
     }
@@ -1118,14 +1118,14 @@ proptest! {
         let mut lab = Setup::new(family, forwarding, protocol).lab();
         let source = SocketAddr::new(client(family).ip(), client_port);
         let forward = Tuple::new(source, vip(family), number(protocol));
-        let (_, _, at_server) = lab.from_client(&forward, &packet(&forward, SYN, 100, 0, b""));
+        let (_, _, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
         let back = at_server.reversed();
-        lab.from_server(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+        lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
         let sent = packet(&forward, ACK, 101, 901, &data);
-        let (_, frame, _) = lab.from_client(&forward, &sent);
+        let (_, frame, _) = lab.client_sends(&forward, &sent);
         let seen = parsed(&frame);
         prop_assert_eq!(&frame[usize::from(seen.payload)..], &data[..]);
-        let (_, frame, at_client) = lab.from_server(&back, &packet(&back, ACK, 901, 101 + data.len() as u32, &data));
+        let (_, frame, at_client) = lab.server_sends(&back, &packet(&back, ACK, 901, 101 + data.len() as u32, &data));
         prop_assert_eq!(at_client, forward.reversed());
         let expected = packet(&forward.reversed(), ACK, 901, 101 + data.len() as u32, &data);
         prop_assert_eq!(&frame[usize::from(parsed(&frame).l4)..], &expected[..]);

@@ -202,6 +202,20 @@ proptest! {
     }
 
     #[test]
+    fn redirecting_is_translating_with_one_hop_and_other_macs(
+        (family, protocol, from, to, options, field, body) in any_case(), macs in any::<[[u8; 6]; 2]>(),
+    ) {
+        let [destination, source] = macs.map(Mac);
+        let (mut frame, layout) = build(family, protocol, &from, options, field, &body);
+        let mut expected = frame.clone();
+        prop_assert_eq!(redirect(&mut frame, &layout, field.state(), &to, destination, source), Ok(()));
+        prop_assert_eq!(translate(&mut expected, &layout, field.state(), &to), Ok(()));
+        prop_assert_eq!(decrement_hop_limit(&mut expected, &layout), Ok(()));
+        prop_assert_eq!(set_macs(&mut expected, destination, source), Ok(()));
+        prop_assert_eq!(frame, expected);
+    }
+
+    #[test]
     fn a_partial_checksum_completed_after_translation_is_right(
         (family, protocol, from, to, options, _, body) in any_case(),
     ) {
