@@ -117,7 +117,7 @@ impl Plane {
             Direction::Forward => (path.client, path.client.src),
             Direction::Reverse => (path.server.reversed(), path.server.dst),
         };
-        let hop = match self.route(frame, &error.parsed, station, &rule, turn) {
+        let hop = match self.route(frame, &error.parsed, station, found.direction, &rule, turn) {
             Ok(hop) => hop,
             Err(reason) => return Verdict::Drop(reason),
         };

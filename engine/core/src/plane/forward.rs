@@ -32,6 +32,34 @@ pub(super) struct Hop {
     pub(super) station: Result<Mac, Ip>,
 }
 
+/// The next hops of real servers that were looked for last: every packet of a client goes to one, and they are few.
+pub(super) struct RecentHops {
+    hops: Box<[Option<(Ip, Hop)>; RECENT_HOPS]>,
+}
+
+const RECENT_HOPS: usize = 256;
+
+impl RecentHops {
+    pub(super) fn new() -> RecentHops {
+        RecentHops { hops: Box::new([None; RECENT_HOPS]) }
+    }
+
+    #[inline]
+    fn find(&self, to: Ip) -> Option<Hop> {
+        self.hops[place(to)].filter(|(address, _)| *address == to).map(|(_, hop)| hop)
+    }
+
+    fn keep(&mut self, to: Ip, hop: Hop) {
+        self.hops[place(to)] = Some((to, hop));
+    }
+}
+
+/// Neighbours differ in the last octet, and few of them in the others.
+#[inline]
+fn place(Ip([.., a, b]): Ip) -> usize {
+    usize::from(a.wrapping_mul(31) ^ b) % RECENT_HOPS
+}
+
 /// Packets of one service that came one after the other, to be counted together.
 #[derive(Default)]
 pub(super) struct Run {
@@ -57,7 +85,7 @@ impl Plane {
         let (to, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         let rule = *self.services.rule(service);
-        let hop = match self.route(frame, packet, to.dst, &rule, turn) {
+        let hop = match self.route(frame, packet, to.dst, direction, &rule, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
@@ -99,16 +127,21 @@ impl Plane {
         frame: &Frame<'_>,
         packet: &Parsed,
         to: Ip,
+        direction: Direction,
         rule: &Rule,
         turn: &mut Turn<'_, D>,
     ) -> Result<Hop, DropReason> {
-        let (port, station) = match self.network.next_hop(to) {
-            NextHop::NoRoute => return Err(DropReason::NoRoute),
-            NextHop::Ready { port, mac } => (port, Ok(mac)),
-            NextHop::Unresolved { port, via } => (port, Err(via)),
+        let hop = match direction {
+            Direction::Forward => match self.recent.find(to) {
+                Some(hop) => hop,
+                None => {
+                    let hop = self.hop(to).ok_or(DropReason::NoRoute)?;
+                    self.recent.keep(to, hop);
+                    hop
+                }
+            },
+            Direction::Reverse => self.hop(to).ok_or(DropReason::NoRoute)?,
         };
-        let Some(leaving) = self.network.port(port) else { return Err(DropReason::NoRoute) };
-        let hop = Hop { port, src: leaving.mac, mtu: leaving.mtu, station };
         // Of a super-packet, each segment has to fit.
         let largest = match frame.segment_bytes {
             0 => packet.total_len(),
@@ -126,6 +159,18 @@ impl Plane {
             return Err(DropReason::HopLimit);
         }
         Ok(hop)
+    }
+
+    /// Where packets to `to` leave, if a route leads there.
+    #[inline]
+    fn hop(&self, to: Ip) -> Option<Hop> {
+        let (port, station) = match self.network.next_hop(to) {
+            NextHop::NoRoute => return None,
+            NextHop::Ready { port, mac } => (port, Ok(mac)),
+            NextHop::Unresolved { port, via } => (port, Err(via)),
+        };
+        let leaving = self.network.port(port)?;
+        Some(Hop { port, src: leaving.mac, mtu: leaving.mtu, station })
     }
 
     /// Rewrites the packet to `to` and sends it to `hop`.

@@ -32,7 +32,7 @@ use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 use budget::Budget;
 use ending::Sweep;
 use flows::{Flows, Found, Stage, Table};
-use forward::Run;
+use forward::{RecentHops, Run};
 use pending::Pending;
 use services::Services;
 
@@ -221,6 +221,7 @@ impl PlaneCounts {
 pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
+    recent: RecentHops,
     services: Services,
     flows: Flows,
     pending: Pending,
@@ -262,6 +263,7 @@ impl Plane {
         Plane {
             snapshot,
             network,
+            recent: RecentHops::new(),
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
@@ -291,6 +293,7 @@ impl Plane {
             out.push(port, frame);
         });
         self.network = network;
+        self.recent = RecentHops::new();
     }
 
     /// Decides about at most [`BATCH_MAX`] frames: `verdicts` is cleared, then gets one for each, in order.

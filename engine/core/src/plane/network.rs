@@ -169,7 +169,7 @@ impl Network {
     #[inline]
     fn way(&self, to: Ip) -> Way {
         if to.is_v4() {
-            self.v4.find(u32::from_be_bytes(to.v4_octets()))
+            self.v4.find_v4(u32::from_be_bytes(to.v4_octets()))
         } else {
             self.v6.find(u128::from_be_bytes(to.0))
         }
@@ -222,11 +222,14 @@ impl Block {
 struct Ranges<K> {
     starts: Box<[K]>,
     ways: Box<[Way]>,
+    /// For IPv4, by the first octet: which range its first address is in. A search begins there and ends where the next octet's does: the steps of a
+    /// search wait for each other, and most octets have one range.
+    octets: Box<[u32]>,
 }
 
 impl<K> Default for Ranges<K> {
     fn default() -> Ranges<K> {
-        Ranges { starts: Box::default(), ways: Box::default() }
+        Ranges { starts: Box::default(), ways: Box::default(), octets: Box::default() }
     }
 }
 
@@ -237,7 +240,24 @@ impl Ranges<u32> {
         let blocks = ways.iter().filter(|(block, _)| block.is_v4());
         let flat = flatten(blocks.map(|(block, &way)| (low(block.first), low(block.last.0), way)));
         // What begins behind the last address of all is no range.
-        flat.into_iter().filter_map(|(start, way)| Some((u32::try_from(start).ok()?, way))).collect()
+        let mut ranges: Ranges<u32> =
+            flat.into_iter().filter_map(|(start, way)| Some((u32::try_from(start).ok()?, way))).collect();
+        let range_of = |octet: u32| ranges.starts.partition_point(|&start| start <= octet << 24).saturating_sub(1) as u32;
+        ranges.octets = (0..=u8::MAX.into()).map(range_of).chain([ranges.starts.len() as u32]).collect();
+        ranges
+    }
+
+    #[inline]
+    fn find_v4(&self, address: u32) -> Way {
+        let octet = (address >> 24) as usize;
+        let Some(&[from, next]) = self.octets.get(octet..octet + 2) else { return Way::Closed };
+        // The range that the next octet begins in may begin in this one.
+        let (from, end) = (from as usize, (next as usize + 1).min(self.starts.len()));
+        let behind = match self.starts.get(from + 1..end) {
+            Some(starts) => from + 1 + starts.partition_point(|&start| start <= address),
+            None => from + 1,
+        };
+        self.ways.get(behind - 1).copied().unwrap_or(Way::Closed)
     }
 }
 
@@ -251,13 +271,13 @@ impl Ranges<u128> {
 impl<K> FromIterator<(K, Way)> for Ranges<K> {
     fn from_iter<I: IntoIterator<Item = (K, Way)>>(ranges: I) -> Ranges<K> {
         let (starts, ways): (Vec<K>, Vec<Way>) = ranges.into_iter().unzip();
-        Ranges { starts: starts.into(), ways: ways.into() }
+        Ranges { starts: starts.into(), ways: ways.into(), octets: Box::default() }
     }
 }
 
-impl<K: Copy + Ord> Ranges<K> {
+impl Ranges<u128> {
     #[inline]
-    fn find(&self, key: K) -> Way {
+    fn find(&self, key: u128) -> Way {
         let behind = self.starts.partition_point(|&start| start <= key);
         behind.checked_sub(1).and_then(|at| self.ways.get(at)).copied().unwrap_or(Way::Closed)
     }

@@ -80,7 +80,7 @@ impl Plane {
                 let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
                     return Verdict::Pass;
                 };
-                let hop = match self.route(frame, packet, to.dst, &rule, turn) {
+                let hop = match self.route(frame, packet, to.dst, Direction::Forward, &rule, turn) {
                     Ok(hop) => hop,
                     Err(reason) => return Verdict::Drop(reason),
                 };
