@@ -392,7 +392,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     /// Lets a packet seen `now` change the state. Where `advance` names a timeout class, the flow has that timeout from here on. `None`: the flow is
     /// not there.
-    #[inline]
+    #[inline(always)]
     pub fn follow<R>(
         &mut self,
         id: FlowId,

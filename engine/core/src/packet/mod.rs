@@ -22,7 +22,7 @@ use crate::counters::counters;
 
 pub use addr::{Ip, Mac, Tuple};
 pub use transport::SynOptions;
-pub use view::{Ethernet, parse};
+pub use view::{Ethernet, parse, parse_to};
 
 /// Octets of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
@@ -138,9 +138,10 @@ pub enum Other {
 }
 
 /// IP version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Family {
     /// IPv4.
+    #[default]
     V4,
     /// IPv6.
     V6,
@@ -149,7 +150,7 @@ pub enum Family {
 /// Where the parts of an IP packet lie and what its headers say.
 ///
 /// Offsets count octets from the start of the frame, and `l3` < `l4` ≤ `payload` ≤ `end` ≤ the length of the frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
     /// Addresses, ports and protocol.
     pub tuple: Tuple,

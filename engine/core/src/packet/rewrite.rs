@@ -85,15 +85,31 @@ pub enum EchoError {
     NotEcho,
 }
 
+/// Both MACs of an Ethernet frame as they stand in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Macs([u8; 12]);
+
+impl Macs {
+    /// Those of nobody.
+    pub const NONE: Macs = Macs([0; 12]);
+
+    /// From `source` to `destination`.
+    pub fn new(destination: Mac, source: Mac) -> Macs {
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&destination.0);
+        macs[6..].copy_from_slice(&source.0);
+        Macs(macs)
+    }
+}
+
 /// Writes the MACs of an Ethernet frame.
 ///
 /// # Errors
 /// The frame is shorter than an Ethernet header.
 #[inline]
-pub fn set_macs(frame: &mut [u8], destination: Mac, source: Mac) -> Result<(), LayoutMismatch> {
+pub fn set_macs(frame: &mut [u8], macs: &Macs) -> Result<(), LayoutMismatch> {
     let header: &mut [u8; ETHERNET] = frame.first_chunk_mut().ok_or(LayoutMismatch)?;
-    header[..6].copy_from_slice(&destination.0);
-    header[6..12].copy_from_slice(&source.0);
+    header[..12].copy_from_slice(&macs.0);
     Ok(())
 }
 
@@ -128,11 +144,10 @@ pub fn redirect(
     layout: &Layout,
     checksum: Checksum,
     to: &Tuple,
-    destination: Mac,
-    source: Mac,
+    macs: &Macs,
 ) -> Result<(), LayoutMismatch> {
     apply(frame, layout, checksum, Extent::Whole, to, 1).ok_or(LayoutMismatch)?;
-    set_macs(frame, destination, source)
+    set_macs(frame, macs)
 }
 
 /// Translates an ICMP or ICMPv6 error and the packet that it quotes (RFC 5508 §4.2).

@@ -3,7 +3,7 @@
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::Direction;
-use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, set_macs, translate_error};
+use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
     Arp, ArpOperation, DropReason, Fragment, IcmpError, Ip, Nd, NdKind, PROTOCOL_TCP, Packet, Parsed, Tuple,
 };
@@ -140,12 +140,6 @@ impl Plane {
             }
         }
         self.counts.add(PlaneCounter::Errors, 1);
-        if set_macs(frame.bytes, hop.station.unwrap_or_default(), hop.src).is_err() {
-            return Verdict::Drop(DropReason::FrameChanged);
-        }
-        match hop.station {
-            Ok(_) => Verdict::Send(hop.port),
-            Err(via) => self.hold(turn.now, frame, &error.parsed, hop.port, via),
-        }
+        self.send_error(turn.now, frame, &error.parsed, station, hop)
     }
 }

@@ -2,13 +2,13 @@
 
 use super::flows::{Found, Stage};
 use super::pending::HoldError;
-use super::reply::{Complaint, Macs, icmp_error};
+use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
-use super::{Desk, Frame, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
+use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
-use crate::packet::rewrite::{Checksum, Layout, clamp_mss, complete_checksum, redirect, set_macs};
+use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
 
@@ -20,44 +20,62 @@ const fn headers_bytes(family: Family) -> u32 {
     }
 }
 
-/// Where a packet leaves.
+/// How the packets to one range of addresses leave: what the network says, as a packet needs it.
 #[derive(Clone, Copy)]
-pub(super) struct Hop {
-    pub(super) port: PortId,
-    /// Of the port.
-    pub(super) src: Mac,
-    /// Octets of the largest IP packet there.
+struct Hop {
+    macs: Macs,
+    /// Octets of the largest IP packet there; 0 when no route leads there.
     mtu: u32,
-    /// The station, or the address to ask for.
-    pub(super) station: Result<Mac, Ip>,
+    port: PortId,
+    /// Whether the station is known.
+    is_ready: bool,
 }
 
-/// The next hops of real servers that were looked for last: every packet of a client goes to one, and they are few.
-pub(super) struct RecentHops {
-    hops: Box<[Option<(Ip, Hop)>; RECENT_HOPS]>,
+/// A [`Hop`] by its number.
+#[derive(Clone, Copy, Default)]
+pub(super) struct HopId(usize);
+
+/// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
+pub(super) struct Hops {
+    hops: Box<[Hop]>,
+    recent: Box<[(Ip, HopId); RECENT_HOPS]>,
 }
 
 const RECENT_HOPS: usize = 256;
 
-impl RecentHops {
-    pub(super) fn new() -> RecentHops {
-        RecentHops { hops: Box::new([None; RECENT_HOPS]) }
+const NO_HOP: Hop = Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false };
+
+impl Hops {
+    pub(super) fn new(network: &Network) -> Hops {
+        let hop = |range: Option<(PortId, Option<Mac>)>| {
+            let (id, mac) = range?;
+            let port = network.port(id)?;
+            let macs = Macs::new(mac.unwrap_or_default(), port.mac);
+            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some() })
+        };
+        // The last stands for addresses in no range at all.
+        let hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
+        let nowhere = HopId(hops.len() - 1);
+        // No packet goes to the address `::`.
+        Hops { hops, recent: Box::new([(Ip::default(), nowhere); RECENT_HOPS]) }
+    }
+
+    /// The hop of packets to a real server: they are few, and every packet of a client goes to one.
+    #[inline]
+    fn to_server(&mut self, network: &Network, to: Ip) -> HopId {
+        let bits = u128::from_be_bytes(to.0) as usize;
+        // Neighbours differ in the last octet, and few of them in others.
+        let recent = &mut self.recent[(bits ^ (bits >> 8).wrapping_mul(31)) % RECENT_HOPS];
+        if recent.0 != to {
+            *recent = (to, HopId(network.range_of(to)));
+        }
+        recent.1
     }
 
     #[inline]
-    fn find(&self, to: Ip) -> Option<Hop> {
-        self.hops[place(to)].filter(|(address, _)| *address == to).map(|(_, hop)| hop)
+    fn hop(&self, id: HopId) -> &Hop {
+        self.hops.get(id.0).unwrap_or(&NO_HOP)
     }
-
-    fn keep(&mut self, to: Ip, hop: Hop) {
-        self.hops[place(to)] = Some((to, hop));
-    }
-}
-
-/// Neighbours differ in the last octet, and few of them in the others.
-#[inline]
-fn place(Ip([.., a, b]): Ip) -> usize {
-    usize::from(a.wrapping_mul(31) ^ b) % RECENT_HOPS
 }
 
 /// Packets of one service that came one after the other, to be counted together.
@@ -130,26 +148,23 @@ impl Plane {
         direction: Direction,
         rule: &Rule,
         turn: &mut Turn<'_, D>,
-    ) -> Result<Hop, DropReason> {
-        let hop = match direction {
-            Direction::Forward => match self.recent.find(to) {
-                Some(hop) => hop,
-                None => {
-                    let hop = self.hop(to).ok_or(DropReason::NoRoute)?;
-                    self.recent.keep(to, hop);
-                    hop
-                }
-            },
-            Direction::Reverse => self.hop(to).ok_or(DropReason::NoRoute)?,
+    ) -> Result<HopId, DropReason> {
+        let id = match direction {
+            Direction::Forward => self.hops.to_server(&self.network, to),
+            Direction::Reverse => HopId(self.network.range_of(to)),
         };
+        let mtu = self.hops.hop(id).mtu;
         // Of a super-packet, each segment has to fit.
         let largest = match frame.segment_bytes {
             0 => packet.total_len(),
             segment => u32::from(packet.payload) - u32::from(packet.l3) + u32::from(segment),
         };
-        if largest > hop.mtu {
+        if largest > mtu {
+            if mtu == 0 {
+                return Err(DropReason::NoRoute);
+            }
             if packet.dont_fragment {
-                self.complain(frame, packet, Complaint::PacketTooBig { mtu: hop.mtu }, turn);
+                self.complain(frame, packet, Complaint::PacketTooBig { mtu }, turn);
             }
             return Err(DropReason::PacketTooBig);
         }
@@ -158,19 +173,7 @@ impl Plane {
             self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
-        Ok(hop)
-    }
-
-    /// Where packets to `to` leave, if a route leads there.
-    #[inline]
-    fn hop(&self, to: Ip) -> Option<Hop> {
-        let (port, station) = match self.network.next_hop(to) {
-            NextHop::NoRoute => return None,
-            NextHop::Ready { port, mac } => (port, Ok(mac)),
-            NextHop::Unresolved { port, via } => (port, Err(via)),
-        };
-        let leaving = self.network.port(port)?;
-        Some(Hop { port, src: leaving.mac, mtu: leaving.mtu, station })
+        Ok(id)
     }
 
     /// Rewrites the packet to `to` and sends it to `hop`.
@@ -183,32 +186,48 @@ impl Plane {
         to: &Tuple,
         direction: Direction,
         rule: &Rule,
-        hop: Hop,
+        hop: HopId,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
-        let dst = hop.station.unwrap_or_default();
         let rewritten = if rule.is_dsr {
-            set_macs(frame.bytes, dst, hop.src)
+            set_macs(frame.bytes, &self.hops.hop(hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
-                self.clamp(frame, &layout, hop.mtu);
+                self.clamp(frame, &layout, hop);
             }
-            redirect(frame.bytes, &layout, frame.checksum, to, dst, hop.src)
+            redirect(frame.bytes, &layout, frame.checksum, to, &self.hops.hop(hop).macs)
         };
         if rewritten.is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }
         turn.run.add(direction, frame.bytes.len(), packet);
-        match hop.station {
-            Ok(_) => Verdict::Send(hop.port),
-            Err(via) => self.hold(turn.now, frame, packet, hop.port, via),
+        self.leave(turn.now, frame, packet, to.dst, hop)
+    }
+
+    /// Sends a frame that was rewritten but for its MACs on the way to `to`.
+    pub(super) fn send_error(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, hop: HopId) -> Verdict {
+        match set_macs(frame.bytes, &self.hops.hop(hop).macs) {
+            Ok(()) => self.leave(now, frame, packet, to, hop),
+            Err(_) => Verdict::Drop(DropReason::FrameChanged),
         }
     }
 
-    /// Lets a rewritten frame wait until the station of `via` is known.
+    #[inline(always)]
+    fn leave(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, hop: HopId) -> Verdict {
+        let hop = self.hops.hop(hop);
+        match hop.is_ready {
+            true => Verdict::Send(hop.port),
+            false => self.hold(now, frame, packet, to),
+        }
+    }
+
+    /// Lets a rewritten frame for the station of `to`, or on the way there, wait until it is known.
     #[cold]
-    pub(super) fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, port: PortId, via: Ip) -> Verdict {
+    fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip) -> Verdict {
+        let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
+            return Verdict::Drop(DropReason::NoRoute);
+        };
         // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
         if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
@@ -225,7 +244,8 @@ impl Plane {
 
     /// Lowers the maximum segment size of a handshake to what both links carry: few hosts believe the ICMP errors of others.
     #[cold]
-    fn clamp(&mut self, frame: &mut Frame<'_>, layout: &Layout, mtu: u32) {
+    fn clamp(&mut self, frame: &mut Frame<'_>, layout: &Layout, hop: HopId) {
+        let mtu = self.hops.hop(hop).mtu;
         let came_by = self.network.port(frame.port).map_or(mtu, |port| port.mtu);
         let room = mtu.min(came_by).saturating_sub(headers_bytes(layout.family));
         let mss_max = u16::try_from(room).unwrap_or(u16::MAX);
@@ -245,7 +265,7 @@ impl Plane {
         let from =
             if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
-        let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
+        let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
         if self.replies.take(turn.now)
             && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
         {

@@ -25,14 +25,14 @@ use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
 use crate::packet::rewrite::Checksum;
-use crate::packet::{DropReason, Ip, Mac, Packet, Parsed, parse};
+use crate::packet::{DropReason, Ip, Mac, Parsed, parse_to};
 use crate::snapshot::{Service, Snapshot};
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
 use budget::Budget;
 use ending::Sweep;
 use flows::{Flows, Found, Stage, Table};
-use forward::{RecentHops, Run};
+use forward::{Hops, Run};
 use pending::Pending;
 use services::Services;
 
@@ -45,7 +45,7 @@ pub const PORTS_MAX: usize = 16;
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
-/// What the plane drops frames for, beside the reasons of [`parse`].
+/// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
 pub(crate) const DROP_REASONS: [DropReason; 19] = [
     DropReason::FlowsFull,
@@ -221,7 +221,7 @@ impl PlaneCounts {
 pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
-    recent: RecentHops,
+    hops: Hops,
     services: Services,
     flows: Flows,
     pending: Pending,
@@ -231,8 +231,8 @@ pub struct Plane {
     worker: WorkerId,
     steering_seed: u32,
     strays: Strays,
-    /// The TCP and UDP packets of a batch; empty between two.
-    batch: Vec<Job>,
+    /// Room for the TCP and UDP packets of a batch.
+    batch: Box<[Job; BATCH_MAX]>,
     /// When it was last called.
     called: Now,
 }
@@ -246,6 +246,7 @@ struct Turn<'a, D> {
 }
 
 /// A packet and the place of its frame in the batch.
+#[derive(Clone, Copy, Default)]
 struct Job {
     at: usize,
     packet: Parsed,
@@ -262,8 +263,8 @@ impl Plane {
         services.adopt(&snapshot);
         Plane {
             snapshot,
+            hops: Hops::new(&network),
             network,
-            recent: RecentHops::new(),
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
@@ -273,7 +274,7 @@ impl Plane {
             worker: settings.worker,
             steering_seed: settings.steering_seed,
             strays: settings.strays,
-            batch: Vec::with_capacity(BATCH_MAX),
+            batch: Box::new([Job::default(); BATCH_MAX]),
             called: now,
         }
     }
@@ -292,8 +293,8 @@ impl Plane {
         self.pending.adopt(&network, |port, frame| {
             out.push(port, frame);
         });
+        self.hops = Hops::new(&network);
         self.network = network;
-        self.recent = RecentHops::new();
     }
 
     /// Decides about at most [`BATCH_MAX`] frames: `verdicts` is cleared, then gets one for each, in order.
@@ -312,27 +313,30 @@ impl Plane {
         self.called = now;
         verdicts.clear();
         let mut turn = Turn { now, desk, out, run: Run::default() };
-        let mut batch = std::mem::take(&mut self.batch);
+        let mut jobs = 0;
         for (at, frame) in frames.iter_mut().enumerate() {
             let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
             let verdict = if !is_for_us {
                 Verdict::Pass
             } else {
-                match parse(frame.bytes) {
-                    Ok(Packet::Transport(packet)) => {
-                        batch.push(Job { at, packet });
+                let job = &mut self.batch[jobs];
+                match parse_to(frame.bytes, &mut job.packet) {
+                    Ok(None) => {
+                        job.at = at;
+                        jobs += 1;
                         Verdict::Pass
                     }
-                    Ok(other) => self.answer(frame, &other, &mut turn),
+                    Ok(Some(other)) => self.answer(frame, &other, &mut turn),
                     Err(reason) => Verdict::Drop(reason),
                 }
             };
             verdicts.push(verdict);
         }
         let mut found = [None; BATCH_MAX];
-        self.flows.established.lookup_batch_by(&batch, |job| &job.packet.tuple, &mut found);
-        for (job, found) in batch.iter().zip(found) {
-            let (frame, packet) = (&mut frames[job.at], &job.packet);
+        self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
+        for (job, found) in (0..jobs).zip(found) {
+            let Job { at, packet } = self.batch[job];
+            let (frame, packet) = (&mut frames[at], &packet);
             let forwarded = match found {
                 Some((id, direction)) => {
                     let found = Found { stage: Stage::Established, id, direction };
@@ -340,7 +344,7 @@ impl Plane {
                 }
                 None => None,
             };
-            verdicts[job.at] = match forwarded {
+            verdicts[at] = match forwarded {
                 Some(verdict) => verdict,
                 None => self.missed(frame, packet, &mut turn),
             };
@@ -354,8 +358,6 @@ impl Plane {
                 Verdict::Kept | Verdict::Send(_) => {}
             }
         }
-        batch.clear();
-        self.batch = batch;
     }
 
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.

@@ -119,6 +119,27 @@ impl Network {
         }
     }
 
+    /// Where all addresses leave that [`range_of`](Network::range_of) gives the same number, by that number: how, and through which port. `None`
+    /// without a route, no MAC where the station is not known.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Option<(PortId, Option<Mac>)>> + '_ {
+        self.v4.ways.iter().chain(&self.v6.ways).map(|way| match *way {
+            Way::Closed => None,
+            Way::Link { port } => Some((port, None)),
+            Way::Neighbour { port, mac } => Some((port, Some(mac))),
+            Way::Router { port, mac, .. } => Some((port, mac)),
+        })
+    }
+
+    /// The number of the range that `to` is in.
+    #[inline]
+    pub(super) fn range_of(&self, to: Ip) -> usize {
+        if to.is_v4() {
+            self.v4.find_v4(u32::from_be_bytes(to.v4_octets()))
+        } else {
+            self.v4.ways.len() + self.v6.find(u128::from_be_bytes(to.0))
+        }
+    }
+
     /// The station of `ip` on the link of `port`, if it is known.
     pub fn station(&self, port: PortId, ip: Ip) -> Option<Mac> {
         self.stations.get(&(port, ip)).copied()
@@ -168,11 +189,9 @@ impl Network {
 
     #[inline]
     fn way(&self, to: Ip) -> Way {
-        if to.is_v4() {
-            self.v4.find_v4(u32::from_be_bytes(to.v4_octets()))
-        } else {
-            self.v6.find(u128::from_be_bytes(to.0))
-        }
+        let range = self.range_of(to);
+        let way = self.v4.ways.get(range).or_else(|| self.v6.ways.get(range - self.v4.ways.len()));
+        way.copied().unwrap_or(Way::Closed)
     }
 }
 
@@ -247,17 +266,17 @@ impl Ranges<u32> {
         ranges
     }
 
+    /// The range of `address`, or one behind the last when there is none.
     #[inline]
-    fn find_v4(&self, address: u32) -> Way {
+    fn find_v4(&self, address: u32) -> usize {
         let octet = (address >> 24) as usize;
-        let Some(&[from, next]) = self.octets.get(octet..octet + 2) else { return Way::Closed };
+        let Some(&[from, next]) = self.octets.get(octet..octet + 2) else { return self.ways.len() };
         // The range that the next octet begins in may begin in this one.
         let (from, end) = (from as usize, (next as usize + 1).min(self.starts.len()));
-        let behind = match self.starts.get(from + 1..end) {
-            Some(starts) => from + 1 + starts.partition_point(|&start| start <= address),
-            None => from + 1,
-        };
-        self.ways.get(behind - 1).copied().unwrap_or(Way::Closed)
+        match self.starts.get(from + 1..end) {
+            Some(starts) => from + starts.partition_point(|&start| start <= address),
+            None => from,
+        }
     }
 }
 
@@ -277,9 +296,9 @@ impl<K> FromIterator<(K, Way)> for Ranges<K> {
 
 impl Ranges<u128> {
     #[inline]
-    fn find(&self, key: u128) -> Way {
-        let behind = self.starts.partition_point(|&start| start <= key);
-        behind.checked_sub(1).and_then(|at| self.ways.get(at)).copied().unwrap_or(Way::Closed)
+    fn find(&self, key: u128) -> usize {
+        // The first begins at 0, if there is one.
+        self.starts.partition_point(|&start| start <= key).saturating_sub(1)
     }
 }
 

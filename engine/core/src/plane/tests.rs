@@ -10,6 +10,7 @@ use crate::fixtures;
 use crate::flow::Direction;
 use crate::ids::{Generation, TargetIndex};
 use crate::packet::{
+    Packet, parse,
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, SynOptions, TcpFlags, Tuple, checksum,
 };
 use crate::snapshot::{ServiceSource, Target};

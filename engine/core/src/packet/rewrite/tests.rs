@@ -205,13 +205,13 @@ proptest! {
     fn redirecting_is_translating_with_one_hop_and_other_macs(
         (family, protocol, from, to, options, field, body) in any_case(), macs in any::<[[u8; 6]; 2]>(),
     ) {
-        let [destination, source] = macs.map(Mac);
+        let macs = Macs::new(Mac(macs[0]), Mac(macs[1]));
         let (mut frame, layout) = build(family, protocol, &from, options, field, &body);
         let mut expected = frame.clone();
-        prop_assert_eq!(redirect(&mut frame, &layout, field.state(), &to, destination, source), Ok(()));
+        prop_assert_eq!(redirect(&mut frame, &layout, field.state(), &to, &macs), Ok(()));
         prop_assert_eq!(translate(&mut expected, &layout, field.state(), &to), Ok(()));
         prop_assert_eq!(decrement_hop_limit(&mut expected, &layout), Ok(()));
-        prop_assert_eq!(set_macs(&mut expected, destination, source), Ok(()));
+        prop_assert_eq!(set_macs(&mut expected, &macs), Ok(()));
         prop_assert_eq!(frame, expected);
     }
 
@@ -507,9 +507,9 @@ fn only_an_error_of_the_same_family_quotes_a_packet() {
 #[test]
 fn macs_are_written_and_the_rest_is_left() {
     let mut frame = [0xaa; 16];
-    assert_eq!(set_macs(&mut frame, Mac([1, 2, 3, 4, 5, 6]), Mac([7, 8, 9, 10, 11, 12])), Ok(()));
+    assert_eq!(set_macs(&mut frame, &Macs::new(Mac([1, 2, 3, 4, 5, 6]), Mac([7, 8, 9, 10, 11, 12]))), Ok(()));
     assert_eq!(frame, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0xaa, 0xaa, 0xaa, 0xaa]);
-    assert_eq!(set_macs(&mut frame[..13], Mac::default(), Mac::default()), Err(LayoutMismatch));
+    assert_eq!(set_macs(&mut frame[..13], &Macs::default()), Err(LayoutMismatch));
 }
 
 #[test]
