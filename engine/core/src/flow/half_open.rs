@@ -42,9 +42,10 @@ impl HalfOpenSources {
     /// # Errors
     /// It has as many as it may have, and nothing is counted.
     pub fn open(&mut self, source: Ip) -> Result<(), SourceFull> {
+        let per_source_max = self.per_source_max;
         let mut counters = self.counters(source);
         let flows = counters.iter().map(|counter| **counter).min().unwrap_or(0);
-        if flows >= self.per_source_max {
+        if flows >= per_source_max {
             return Err(SourceFull);
         }
         counters.iter_mut().for_each(|counter| **counter = counter.saturating_add(1));

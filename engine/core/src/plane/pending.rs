@@ -134,7 +134,7 @@ impl Pending {
                 return true;
             };
             slots.empty(hop.first, |frame| {
-                if rewrite::set_macs(frame, mac.0, port.mac.0).is_ok() {
+                if rewrite::set_macs(frame, mac, port.mac).is_ok() {
                     send(hop.port, frame);
                 }
             });
