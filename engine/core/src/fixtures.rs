@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Forwarding, Health, Limits, Model, Persistence, Plane, Poll, Ports, Protocol, Runtime,
-    Server, ServerGroup, Source, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, Forwarding, Health, Limits, Model, Persistence, Plane, Poll, Ports,
+    Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
 };
 
 use crate::compile;

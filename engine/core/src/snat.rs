@@ -180,8 +180,9 @@ impl SnatPool {
 
     /// Whether any port towards `destination` is free, whoever owns its shard.
     pub fn has_free(&self, destination: SocketAddr) -> bool {
-        self.route(destination)
-            .is_some_and(|route| route.sources.iter().any(|source| source.map.leased(&self.mask) < self.mask.capacity()))
+        self.route(destination).is_some_and(|route| {
+            route.sources.iter().any(|source| source.map.leased(&self.mask) < self.mask.capacity())
+        })
     }
 
     fn route(&self, destination: SocketAddr) -> Option<&Route> {
@@ -204,11 +205,7 @@ impl SnatPool {
     }
 
     fn exhausted(&self, destination: SocketAddr, sources: &[RouteSource]) -> SnatExhausted {
-        SnatExhausted {
-            destination,
-            addresses: sources.len(),
-            capacity: self.mask.capacity() * sources.len() as u32,
-        }
+        SnatExhausted { destination, addresses: sources.len(), capacity: self.mask.capacity() * sources.len() as u32 }
     }
 
     /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is.

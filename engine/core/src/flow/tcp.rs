@@ -434,7 +434,8 @@ impl TcpTrack {
         }
         let end = self.end[side.index()];
         let other = side.opposite();
-        let oldest = if self.has(SYN_ACKED, other) { self.ack[other.index()] } else { end.wrapping_sub(OLDER_MIN_BYTES) };
+        let oldest =
+            if self.has(SYN_ACKED, other) { self.ack[other.index()] } else { end.wrapping_sub(OLDER_MIN_BYTES) };
         self.has(SYN_SEEN, side) && !is_after(seq, end) && !is_after(oldest, seq)
     }
 

@@ -49,12 +49,7 @@ pub enum Checksum {
 impl From<&Parsed> for Layout {
     #[inline]
     fn from(parsed: &Parsed) -> Layout {
-        Layout {
-            l3: parsed.l3.into(),
-            l4: parsed.l4.into(),
-            family: parsed.family,
-            protocol: parsed.tuple.protocol,
-        }
+        Layout { l3: parsed.l3.into(), l4: parsed.l4.into(), family: parsed.family, protocol: parsed.tuple.protocol }
     }
 }
 
@@ -337,13 +332,7 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
     Some(())
 }
 
-fn apply_to_error(
-    frame: &mut [u8],
-    outer: &Layout,
-    outer_to: &Tuple,
-    inner: &Layout,
-    inner_to: &Tuple,
-) -> Option<()> {
+fn apply_to_error(frame: &mut [u8], outer: &Layout, outer_to: &Tuple, inner: &Layout, inner_to: &Tuple) -> Option<()> {
     let is_icmp = matches!((outer.family, outer.protocol), (Family::V4, ICMP) | (Family::V6, ICMPV6));
     let before_inner = inner.l3.checked_sub(outer.l4)?;
     // Headers come in words, so a quoted packet at an odd offset is a mistake; its sum would be off.

@@ -8,11 +8,11 @@ use super::flows::{Ended, Found, Stage, is_tcp};
 use super::reply::{Macs, tcp_reset};
 use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
-use crate::{Now, RealServerId, ServiceId};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
 use crate::flow::tcp::TcpState;
 use crate::packet::{DropReason, Ip, Mac};
+use crate::{Now, RealServerId, ServiceId};
 
 /// Slots that a sweep looks at for one of its budget.
 const SLOTS_PER_STEP: usize = 16;
@@ -199,13 +199,7 @@ impl Plane {
     }
 }
 
-fn tell_end(
-    desk: &mut impl Desk,
-    stage: Stage,
-    service: ServiceId,
-    server: RealServerId,
-    termination: Termination,
-) {
+fn tell_end(desk: &mut impl Desk, stage: Stage, service: ServiceId, server: RealServerId, termination: Termination) {
     desk.close(service, server);
     desk.end(service, termination);
     if stage == Stage::Established {

@@ -3,11 +3,13 @@
 //! Anyone can send a SYN or a datagram. So what nobody has answered takes no room from what is established: a flood fills the small table
 //! only, and the lookups of established flows never touch it.
 
+use crate::flow::Direction;
 use crate::flow::half_open::{HalfOpenSources, SourceFull};
-use crate::flow::table::{Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, TIMEOUTS_MAX, TimeoutClass, Timeouts};
+use crate::flow::table::{
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, TIMEOUTS_MAX, TimeoutClass, Timeouts,
+};
 use crate::flow::tcp::{TAG_MAX, TcpTrack};
 use crate::flow::udp::UdpTrack;
-use crate::flow::Direction;
 use crate::packet::{PROTOCOL_TCP, Tuple};
 use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use crate::snat::{SnatLease, SnatMaps};
@@ -224,7 +226,8 @@ impl Flows {
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
                 Err(InsertError::Exists(None)) => return Err(OpenError::Taken),
                 Err(InsertError::Exists(Some(id))) => {
-                    let is_over = self.half_open.detail(id).is_some_and(|other| !other.is_counted && !other.is_leased());
+                    let is_over =
+                        self.half_open.detail(id).is_some_and(|other| !other.is_counted && !other.is_leased());
                     if !is_over {
                         return Err(OpenError::Taken);
                     }

@@ -8,7 +8,9 @@ use super::{Desk, Frame, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
-use crate::packet::rewrite::{Checksum, Layout, clamp_mss, complete_checksum, decrement_hop_limit, set_macs, translate};
+use crate::packet::rewrite::{
+    Checksum, Layout, clamp_mss, complete_checksum, decrement_hop_limit, set_macs, translate,
+};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
 
@@ -170,14 +172,7 @@ impl Plane {
 
     /// Lets a rewritten frame wait until the station of `via` is known.
     #[cold]
-    fn hold(
-        &mut self,
-        now: Now,
-        frame: &mut Frame<'_>,
-        packet: &Parsed,
-        port: PortId,
-        via: Ip,
-    ) -> Verdict {
+    fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, port: PortId, via: Ip) -> Verdict {
         // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
         if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
@@ -205,19 +200,14 @@ impl Plane {
 
     /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
     #[cold]
-    fn complain<D: Desk>(
-        &mut self,
-        frame: &Frame<'_>,
-        packet: &Parsed,
-        complaint: Complaint,
-        turn: &mut Turn<'_, D>,
-    ) {
+    fn complain<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, turn: &mut Turn<'_, D>) {
         if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
             // Of errors there are none (RFC 1122 §3.2.2).
             return;
         }
         let own = packet.tuple.dst;
-        let from = if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
+        let from =
+            if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
         if self.replies.take(turn.now)

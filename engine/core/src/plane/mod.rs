@@ -378,7 +378,8 @@ impl Plane {
 
     /// Bytes that a plane of this size takes, whatever it carries; to within a megabyte.
     pub fn memory_bytes(settings: &PlaneSettings) -> usize {
-        Flows::memory_bytes(settings.flows_max, settings.half_open_max) + Pending::memory_bytes(settings.pending_frames_max)
+        Flows::memory_bytes(settings.flows_max, settings.half_open_max)
+            + Pending::memory_bytes(settings.pending_frames_max)
     }
 
     /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.

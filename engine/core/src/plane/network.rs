@@ -156,7 +156,9 @@ impl Network {
 
     /// Whether one network of the kernel's holds both: they reach each other without us.
     pub fn joins(&self, a: Ip, b: Ip) -> bool {
-        self.each_address().map(|(_, ip, prefix)| Block::of(ip, prefix)).any(|block| block.contains(a) && block.contains(b))
+        self.each_address()
+            .map(|(_, ip, prefix)| Block::of(ip, prefix))
+            .any(|block| block.contains(a) && block.contains(b))
     }
 
     fn each_address(&self) -> impl Iterator<Item = (PortId, Ip, u8)> {
@@ -403,10 +405,7 @@ mod tests {
         let network = Network::new(vec![port("out", &[("2001:db8::1", 0)])], routes, vec![]);
         assert_eq!(network.next_hop(ip("192.0.2.1")), NextHop::NoRoute);
         assert_eq!(network.home(ip("192.0.2.1")), None);
-        assert_eq!(
-            network.next_hop(ip("2001:db8::1")),
-            NextHop::Unresolved { port: PortId(0), via: ip("fe80::1") }
-        );
+        assert_eq!(network.next_hop(ip("2001:db8::1")), NextHop::Unresolved { port: PortId(0), via: ip("fe80::1") });
     }
 
     /// A route over few addresses, so that they meet: in 192.0.2.240/28 or 2001:db8::fff0/124.

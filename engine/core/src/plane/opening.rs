@@ -76,7 +76,9 @@ impl Plane {
         match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
             Ok(flow) => {
                 self.counts.add(PlaneCounter::FlowsOpened, 1);
-                let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else { return Verdict::Pass };
+                let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
+                    return Verdict::Pass;
+                };
                 let hop = match self.route(frame, packet, to.dst, &rule, turn) {
                     Ok(hop) => hop,
                     Err(reason) => return Verdict::Drop(reason),

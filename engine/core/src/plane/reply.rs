@@ -341,8 +341,7 @@ mod tests {
     fn assert_tcp_checksum(frame: &[u8], parsed: &Parsed) {
         let segment = &frame[usize::from(parsed.l4)..parsed.end as usize];
         let Tuple { src, dst, .. } = &parsed.tuple;
-        let pseudo_header =
-            checksum::pseudo_header(octets(src), octets(dst), PROTOCOL_TCP, segment.len() as u32);
+        let pseudo_header = checksum::pseudo_header(octets(src), octets(dst), PROTOCOL_TCP, segment.len() as u32);
         assert!(checksum::is_valid(pseudo_header, segment));
     }
 
@@ -351,32 +350,33 @@ mod tests {
         let asking = Macs { src: THEIRS, dst: Mac::BROADCAST };
         let question = arp(asking, 1, ip("192.0.2.9"), (Mac::default(), ip("192.0.2.80")));
         let Ok(Packet::Arp(request)) = parse(&question) else { panic!("no ARP packet") };
-        assert_eq!((request.operation, request.sender, request.target), (
-            ArpOperation::Request,
-            ip("192.0.2.9"),
-            ip("192.0.2.80")
-        ));
+        assert_eq!(
+            (request.operation, request.sender, request.target),
+            (ArpOperation::Request, ip("192.0.2.9"), ip("192.0.2.80"))
+        );
         let answer = arp_reply(&request, OURS);
         assert_eq!(answer.len(), ARP_LEN);
         assert_eq!(Ethernet::read(&answer).unwrap().dst, THEIRS);
-        assert_eq!(parse(&answer), Ok(Packet::Arp(Arp {
-            operation: ArpOperation::Reply,
-            sender_mac: OURS,
-            sender: ip("192.0.2.80"),
-            target_mac: THEIRS,
-            target: ip("192.0.2.9"),
-        })));
+        assert_eq!(
+            parse(&answer),
+            Ok(Packet::Arp(Arp {
+                operation: ArpOperation::Reply,
+                sender_mac: OURS,
+                sender: ip("192.0.2.80"),
+                target_mac: THEIRS,
+                target: ip("192.0.2.9"),
+            }))
+        );
     }
 
     #[test]
     fn an_arp_announcement_is_a_question_for_itself() {
         let frame = arp_announcement(OURS, ip("192.0.2.80"));
         let Ok(Packet::Arp(arp)) = parse(&frame) else { panic!("no ARP packet") };
-        assert_eq!((arp.operation, arp.sender, arp.target), (
-            ArpOperation::Request,
-            ip("192.0.2.80"),
-            ip("192.0.2.80")
-        ));
+        assert_eq!(
+            (arp.operation, arp.sender, arp.target),
+            (ArpOperation::Request, ip("192.0.2.80"), ip("192.0.2.80"))
+        );
         assert_eq!((arp.sender_mac, Ethernet::read(&frame).unwrap().dst), (OURS, Mac::BROADCAST));
     }
 
@@ -392,13 +392,16 @@ mod tests {
         let answer = advertisement(&asked, Mac([9; 6]), OURS);
         assert_eq!(answer.len(), NEIGHBOUR_LEN);
         assert_eq!(Ethernet::read(&answer).unwrap().dst, THEIRS);
-        assert_eq!(parse(&answer), Ok(Packet::Nd(Nd {
-            kind: NdKind::Advertisement { router: false, solicited: true, overrides: true },
-            src: asked.target,
-            dst: asked.src,
-            target: asked.target,
-            link_layer: Some(OURS),
-        })));
+        assert_eq!(
+            parse(&answer),
+            Ok(Packet::Nd(Nd {
+                kind: NdKind::Advertisement { router: false, solicited: true, overrides: true },
+                src: asked.target,
+                dst: asked.src,
+                target: asked.target,
+                link_layer: Some(OURS),
+            }))
+        );
         let without_option = advertisement(&Nd { link_layer: None, ..asked }, THEIRS, OURS);
         assert_eq!(without_option[..], answer[..]);
     }
@@ -414,27 +417,24 @@ mod tests {
         };
         let answer = advertisement(&looking, THEIRS, OURS);
         assert_eq!(answer[..6], [0x33, 0x33, 0, 0, 0, 1]);
-        assert_eq!(parse(&answer), Ok(Packet::Nd(Nd {
-            kind: NdKind::Advertisement { router: false, solicited: false, overrides: true },
-            src: ip("2001:db8::80"),
-            dst: ip("ff02::1"),
-            target: ip("2001:db8::80"),
-            link_layer: Some(OURS),
-        })));
+        assert_eq!(
+            parse(&answer),
+            Ok(Packet::Nd(Nd {
+                kind: NdKind::Advertisement { router: false, solicited: false, overrides: true },
+                src: ip("2001:db8::80"),
+                dst: ip("ff02::1"),
+                target: ip("2001:db8::80"),
+                link_layer: Some(OURS),
+            }))
+        );
         assert_eq!(unsolicited_advertisement(OURS, ip("2001:db8::80"))[..], answer[..]);
     }
 
     #[test]
     fn a_reset_ends_the_connection_that_it_was_made_for() {
         for family in [Family::V4, Family::V6] {
-            let syn = SegmentFacts {
-                flags: SYN,
-                seq: 1_000,
-                ack: 0,
-                window: 4_096,
-                payload_len: 0,
-                window_scale: None,
-            };
+            let syn =
+                SegmentFacts { flags: SYN, seq: 1_000, ack: 0, window: 4_096, payload_len: 0, window_scale: None };
             let track = TcpTrack::open(&syn, Sight::BothWays).unwrap();
             let numbers = track.reset_towards(Direction::Forward);
             let to_client = tuple(family, PROTOCOL_TCP).reversed();

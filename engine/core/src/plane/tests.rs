@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use towpath_config::model::{AdminState, Balance, Forwarding, Protocol, SourcePool};
 
 use super::*;
+use crate::PickReason;
 use crate::fixtures;
 use crate::flow::Direction;
 use crate::ids::{Generation, TargetIndex};
@@ -14,7 +15,6 @@ use crate::packet::{
 use crate::snapshot::{ServiceSource, Target};
 use crate::snat::{SnatBook, SnatLimits};
 use crate::steering::SteeringTable;
-use crate::PickReason;
 
 const SYN: u8 = TcpFlags::SYN.0;
 const ACK: u8 = TcpFlags::ACK.0;
@@ -82,7 +82,8 @@ fn network(mtu_inside: u32, known: bool) -> Network {
         port("outside", OUTSIDE_MAC, 1500, [("192.0.2.1", 24), ("2001:db8::1", 64)]),
         port("inside", INSIDE_MAC, mtu_inside, [("10.0.0.1", 24), ("fd00::1", 64)]),
     ];
-    let route = |to: &str, prefix, via: Option<&str>, port| (ip(to).into(), prefix, via.map(|via| ip(via).into()), port, 0);
+    let route =
+        |to: &str, prefix, via: Option<&str>, port| (ip(to).into(), prefix, via.map(|via| ip(via).into()), port, 0);
     let routes = vec![
         route("192.0.2.0", 24, None, OUTSIDE),
         route("2001:db8::", 64, None, OUTSIDE),
@@ -91,10 +92,8 @@ fn network(mtu_inside: u32, known: bool) -> Network {
         route("198.51.100.0", 24, Some("192.0.2.254"), OUTSIDE),
         route("2001:db8:c::", 48, Some("2001:db8::fe"), OUTSIDE),
     ];
-    let mut neighbours = vec![
-        (OUTSIDE, ip("192.0.2.254").into(), ROUTER_MAC),
-        (OUTSIDE, ip("2001:db8::fe").into(), ROUTER_MAC),
-    ];
+    let mut neighbours =
+        vec![(OUTSIDE, ip("192.0.2.254").into(), ROUTER_MAC), (OUTSIDE, ip("2001:db8::fe").into(), ROUTER_MAC)];
     if known {
         for family in FAMILIES {
             neighbours.extend((80..84).map(|n| (INSIDE, host(family, "inside", n).into(), server_mac(n))));
@@ -174,11 +173,8 @@ struct Setup {
 
 impl Setup {
     fn new(family: Family, forwarding: Forwarding, protocol: Protocol) -> Setup {
-        let member = |n: u16| Target {
-            address: host(family, "inside", 80 + n as u8),
-            port: Some(8443),
-            ..fixtures::target(n)
-        };
+        let member =
+            |n: u16| Target { address: host(family, "inside", 80 + n as u8), port: Some(8443), ..fixtures::target(n) };
         Setup {
             family,
             forwarding,
@@ -222,11 +218,8 @@ impl Setup {
                 port_high: *self.snat.end(),
                 rest_ms: self.rest_ms,
             };
-            let destinations: Vec<SocketAddr> = self
-                .servers
-                .iter()
-                .map(|member| member.lease_destination(&service, member.destination(443)))
-                .collect();
+            let destinations: Vec<SocketAddr> =
+                self.servers.iter().map(|member| member.lease_destination(&service, member.destination(443))).collect();
             let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], self.protocol, &destinations);
             service.source = ServiceSource::Pool(pool.unwrap());
         }
@@ -497,13 +490,15 @@ fn partial_checksums_and_super_packets_pass_as_they_are() {
         let mut lab = Setup::new(family, Forwarding::FullNat, Protocol::Tcp).lab();
         let (forward, back) = lab.open(family, 40_000);
         let data = vec![0x5a; 60_000];
-        for (port, tuple, mac, to) in [(OUTSIDE, forward, OUTSIDE_MAC, back.reversed()), (INSIDE, back, INSIDE_MAC, forward.reversed())] {
+        for (port, tuple, mac, to) in
+            [(OUTSIDE, forward, OUTSIDE_MAC, back.reversed()), (INSIDE, back, INSIDE_MAC, forward.reversed())]
+        {
             let seq = if port == OUTSIDE { 101 } else { 901 };
             let mut segment = tcp(&tuple, ACK, seq, 1_002 - seq, &[], &data);
             let partial = pseudo(&tuple, PROTOCOL_TCP, segment.len());
             segment[16..18].copy_from_slice(&partial.to_be_bytes());
             let mut frame = frame_of(mac, ROUTER_MAC, &tuple, &segment);
-            let verdict = lab.send_as(port, &mut frame, Checksum::Partial, 1_448);
+            let verdict = lab.send_as(port, &mut frame, Checksum::Partial, 1_400);
             assert!(matches!(verdict, Verdict::Send(_)), "{verdict:?}");
             let after = parsed(&frame);
             assert_eq!(after.tuple, to);
@@ -786,7 +781,12 @@ fn flows_of_a_halted_server_are_reset_at_both_ends_with_numbers_that_count() {
         lab.from_server(&back, &tcp(&back, ACK, 901, 151, &[], &[2; 70]));
 
         let service = |admin| {
-            let mut service = lab.plane.snapshot.service(ServiceId(0)).map(|old| fixtures::service(old.balance, old.targets.clone())).unwrap();
+            let mut service = lab
+                .plane
+                .snapshot
+                .service(ServiceId(0))
+                .map(|old| fixtures::service(old.balance, old.targets.clone()))
+                .unwrap();
             let old = lab.plane.snapshot.service(ServiceId(0)).unwrap();
             service.vip = old.vip;
             service.ports = old.ports.clone();
@@ -805,17 +805,25 @@ fn flows_of_a_halted_server_are_reset_at_both_ends_with_numbers_that_count() {
         lab.expire();
         assert_eq!((lab.plane.flows(), lab.clerk.connections()), (0, 0));
         assert_eq!(lab.clerk.ends, [Termination::ServerHalted]);
-        let made: Vec<(PortId, Parsed)> = lab.made().iter().map(|(port, frame)| {
-            sound(frame);
-            (*port, parsed(frame))
-        }).collect();
-        let facts: Vec<_> = made.iter().map(|(port, reset)| (*port, reset.tuple, reset.tcp.seq, reset.tcp.ack)).collect();
-        assert_eq!(facts, [
-            // The client has acknowledged nothing of the 70 octets yet: either number may be the one it expects.
-            (OUTSIDE, forward.reversed(), 901, 151),
-            (OUTSIDE, forward.reversed(), 971, 151),
-            (INSIDE, back.reversed(), 151, 971),
-        ]);
+        let made: Vec<(PortId, Parsed)> = lab
+            .made()
+            .iter()
+            .map(|(port, frame)| {
+                sound(frame);
+                (*port, parsed(frame))
+            })
+            .collect();
+        let facts: Vec<_> =
+            made.iter().map(|(port, reset)| (*port, reset.tuple, reset.tcp.seq, reset.tcp.ack)).collect();
+        assert_eq!(
+            facts,
+            [
+                // The client has acknowledged nothing of the 70 octets yet: either number may be the one it expects.
+                (OUTSIDE, forward.reversed(), 901, 151),
+                (OUTSIDE, forward.reversed(), 971, 151),
+                (INSIDE, back.reversed(), 151, 971),
+            ]
+        );
         assert!(made.iter().all(|(_, reset)| reset.tcp.flags.contains(TcpFlags::RST)));
     }
 }
@@ -1094,7 +1102,8 @@ fn a_service_of_every_port_leases_for_all_of_them_together() {
 }
 
 fn any_setup() -> impl Strategy<Value = (Family, Forwarding, Protocol)> {
-    (0..2_usize, 0..3_usize, 0..2_usize).prop_map(|(family, mode, protocol)| (FAMILIES[family], MODES[mode], PROTOCOLS[protocol]))
+    (0..2_usize, 0..3_usize, 0..2_usize)
+        .prop_map(|(family, mode, protocol)| (FAMILIES[family], MODES[mode], PROTOCOLS[protocol]))
 }
 
 proptest! {

@@ -100,14 +100,7 @@ fn frame_of((packet, l4): (Vec<u8>, usize), family: Family, protocol: u8) -> (Ve
     (frame, Layout { l3: 14, l4: 14 + l4, family, protocol })
 }
 
-fn build(
-    family: Family,
-    protocol: u8,
-    ends: &Tuple,
-    options: usize,
-    field: Field,
-    body: &[u8],
-) -> (Vec<u8>, Layout) {
+fn build(family: Family, protocol: u8, ends: &Tuple, options: usize, field: Field, body: &[u8]) -> (Vec<u8>, Layout) {
     let transport = segment(family, protocol, ends, field, body);
     frame_of(ip_packet(family, protocol, ends, options, &transport), family, protocol)
 }
@@ -152,22 +145,20 @@ fn any_family() -> impl Strategy<Value = Family> {
 }
 
 fn any_ends(family: Family, protocol: u8) -> impl Strategy<Value = Tuple> {
-    any::<([u8; 16], [u8; 16], u16, u16)>().prop_map(
-        move |(source, destination, src_port, dst_port)| {
-            let address = |octets: [u8; 16]| match family {
-                Family::V4 => Ip::from(Ipv4Addr::from(*octets.last_chunk::<4>().unwrap())),
-                Family::V6 => Ip(octets),
-            };
-            let has_ports = matches!(protocol, TCP | UDP);
-            Tuple {
-                src: address(source),
-                dst: address(destination),
-                src_port: if has_ports { src_port } else { 0 },
-                dst_port: if has_ports { dst_port } else { 0 },
-                protocol,
-            }
-        },
-    )
+    any::<([u8; 16], [u8; 16], u16, u16)>().prop_map(move |(source, destination, src_port, dst_port)| {
+        let address = |octets: [u8; 16]| match family {
+            Family::V4 => Ip::from(Ipv4Addr::from(*octets.last_chunk::<4>().unwrap())),
+            Family::V6 => Ip(octets),
+        };
+        let has_ports = matches!(protocol, TCP | UDP);
+        Tuple {
+            src: address(source),
+            dst: address(destination),
+            src_port: if has_ports { src_port } else { 0 },
+            dst_port: if has_ports { dst_port } else { 0 },
+            protocol,
+        }
+    })
 }
 
 /// Family, protocol, both legs, words of options, checksum field, body.

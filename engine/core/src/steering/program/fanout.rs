@@ -8,9 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use super::{
-    ETHERTYPE, INSTRUCTIONS_MAX, Instruction, branch, code, decide, finish, mix, mix_first, operation, runs,
-};
+use super::{ETHERTYPE, INSTRUCTIONS_MAX, Instruction, branch, code, decide, finish, mix, mix_first, operation, runs};
 use crate::VShard;
 use crate::packet::{Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
 use crate::steering::frame::{FanoutRule, STEERED_EXTENSIONS_MAX};
@@ -75,12 +73,8 @@ pub fn fanout_program(
 
 fn assemble(table: &SteeringTable, seed: u32, ours: &[FanoutRule]) -> Vec<Instruction> {
     let mut assembly = Assembly::default();
-    let ends = Ends {
-        none: assembly.label(),
-        port: assembly.label(),
-        hash: assembly.label(),
-        decide: assembly.label(),
-    };
+    let ends =
+        Ends { none: assembly.label(), port: assembly.label(), hash: assembly.label(), decide: assembly.label() };
     let ipv6 = assembly.label();
 
     assembly.push(code::LOAD_HALF, ETHERTYPE);
