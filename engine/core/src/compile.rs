@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::{Balance, Health, Model, Ports, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{Balance, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService};
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -293,10 +293,12 @@ fn pool(
     targets: &[Target],
     snat: &mut SnatBook,
 ) -> Result<Arc<SnatPool>, SnatBookError> {
+    // On the packet plane those of the other protocol too: steering goes by the port alone.
+    let shares_ports = |other: &VirtualService| service.plane == Plane::Packet || other.protocol == service.protocol;
     let listening: HashSet<u16> = model
         .services
         .iter()
-        .filter(|other| other.protocol == service.protocol && rule.addresses.contains(&other.vip))
+        .filter(|other| shares_ports(other) && rule.addresses.contains(&other.vip))
         .flat_map(VirtualService::sockets)
         .map(|socket| socket.port())
         .collect();
