@@ -354,7 +354,10 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             }
             for (&place, matches) in places.iter().zip(&mut matches) {
                 *matches = self.index.matches(place);
-                if let Some(entry) = self.index.first(place, *matches) {
+            }
+            // Apart from the loop before, so that it is short and more reads are under way at a time.
+            for (&place, &matches) in places.iter().zip(&matches) {
+                if let Some(entry) = self.index.first(place, matches) {
                     words ^= self.hot[(entry & SLOT) as usize].generation;
                 }
             }

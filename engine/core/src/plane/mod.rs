@@ -24,8 +24,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
+use crate::flow::{Direction, FlowId};
 use crate::packet::rewrite::Checksum;
-use crate::packet::{DropReason, Ip, Mac, Parsed, parse_to};
+
+use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
 use crate::snapshot::{Service, Snapshot};
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
@@ -334,6 +336,9 @@ impl Plane {
         }
         let mut found = [None; BATCH_MAX];
         self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
+        if found[..jobs].contains(&None) {
+            self.read_ahead(jobs, &found);
+        }
         for (job, found) in (0..jobs).zip(found) {
             let Job { at, packet } = self.batch[job];
             let (frame, packet) = (&mut frames[at], &packet);
@@ -358,6 +363,16 @@ impl Plane {
                 Verdict::Kept | Verdict::Send(_) => {}
             }
         }
+    }
+
+    /// Reads, all at a time, what the packets without an established flow are going to look up one after the other.
+    #[inline(never)]
+    fn read_ahead(&self, jobs: usize, found: &[Option<(FlowId, Direction)>; BATCH_MAX]) {
+        let mut tuples = [Tuple::default(); BATCH_MAX];
+        let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
+        let count = tuples.iter_mut().zip(missed).map(|(tuple, (job, _))| *tuple = job.packet.tuple).count();
+        // What is found may no longer be so when its turn comes.
+        self.flows.half_open.lookup_batch(&tuples[..count], &mut [None; BATCH_MAX]);
     }
 
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
