@@ -52,6 +52,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         },
         protocol: service.protocol.as_ref()?.value,
         plane: service.plane.value,
+        forwarding: service.forwarding(),
         application: service.application.as_ref().map(|application| application.value),
         balance: service.balance(&draft.groups),
         persistence: persistence(service)?,
@@ -96,7 +97,9 @@ fn persistence(service: &Service<'_>) -> Option<Option<model::Persistence>> {
 fn source(service: &Service<'_>) -> Option<model::Source> {
     match &service.source {
         DraftSource::Unknown => None,
-        DraftSource::Client(_) | DraftSource::Interface(_) => Some(model::Source::Interface),
+        DraftSource::Client(_) => Some(model::Source::Client),
+        DraftSource::Interface(_) if service.keeps_client() => Some(model::Source::Client),
+        DraftSource::Interface(_) => Some(model::Source::Interface),
         DraftSource::Vip(_) => {
             let vip = service.vip.as_ref()?.value;
             Some(model::Source::Pool(model::SourcePool {
@@ -161,6 +164,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
         persistence_entries: section.number("persistence_entries")?.value,
         buffers: section.number("buffers").map(|buffers| buffers.value),
         buffer_bytes: section.number("buffer_bytes")?.value,
+        flows: section.number("flows")?.value,
     })
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use crate::decode::{At, PortSet, Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::model::{AdminState, Application, Balance, Plane, Protocol};
+use crate::model::{AdminState, Application, Balance, Forwarding, Plane, Protocol};
 
 /// The whole file.
 #[derive(Debug)]
@@ -41,6 +41,7 @@ pub(crate) struct Service<'s> {
     pub(crate) ports: Option<DraftPorts<'s>>,
     pub(crate) protocol: Option<At<Protocol>>,
     pub(crate) plane: At<Plane>,
+    /// As written; see [`Service::forwarding`].
     pub(crate) forwarding: Option<At<&'static str>>,
     pub(crate) application: Option<At<Application>>,
     pub(crate) persistence: Persists,
@@ -219,10 +220,23 @@ impl<'s> Service<'s> {
         }
     }
 
+    /// How its packets are rewritten; full-NAT unless the packet plane was told otherwise.
+    pub(crate) fn forwarding(&self) -> Forwarding {
+        match &self.forwarding {
+            Some(At { value: "dsr", .. }) if self.plane.value == Plane::Packet => Forwarding::Dsr,
+            Some(At { value: "half-nat", .. }) if self.plane.value == Plane::Packet => Forwarding::HalfNat,
+            _ => Forwarding::FullNat,
+        }
+    }
+
     /// Whether real servers see the client's own address.
     pub(crate) fn keeps_client(&self) -> bool {
-        self.plane.value == Plane::Packet
-            && self.forwarding.as_ref().is_some_and(|forwarding| matches!(forwarding.value, "half-nat" | "dsr"))
+        self.forwarding() != Forwarding::FullNat
+    }
+
+    /// Whether ports are leased for it.
+    pub(crate) fn leases(&self) -> bool {
+        matches!(self.source, DraftSource::Pool(_) | DraftSource::Vip(_))
     }
 
     /// How a server is chosen: the service's word, else its group's.

@@ -64,6 +64,8 @@ pub struct Limits {
     pub buffers: Option<u32>,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
+    /// Flows of the packet plane at the same time.
+    pub flows: u32,
 }
 
 /// `[control]`
@@ -127,6 +129,8 @@ pub struct VirtualService {
     pub protocol: Protocol,
     /// Which plane carries it.
     pub plane: Plane,
+    /// How its packets are rewritten; a relay of the stream plane is full-NAT.
+    pub forwarding: Forwarding,
     /// What it serves; switches on the rules for that product.
     pub application: Option<Application>,
     /// How a server is chosen for a new client.
@@ -177,6 +181,18 @@ pub enum Plane {
     Packet,
     /// Connections: the VIP belongs to the kernel.
     Stream,
+}
+
+/// `forwarding`: how packets are rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    /// Only the hardware address is rewritten; the reply bypasses the balancer.
+    Dsr,
+    /// Source and destination are rewritten.
+    FullNat,
+    /// Only the destination is rewritten; the server sees the client.
+    HalfNat,
 }
 
 /// `application`: the product behind a service.
@@ -245,9 +261,11 @@ pub struct Persistence {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// The kernel picks address and port.
+    /// The client's own (half-NAT and direct server return).
+    Client,
+    /// The kernel picks address and port (stream plane).
     Interface,
-    /// Ports are leased from these addresses.
+    /// Ports are leased from these addresses; with half-NAT only for clients on a server's own network.
     Pool(SourcePool),
 }
 

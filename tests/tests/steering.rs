@@ -1,4 +1,5 @@
-//! The kernel hands clients to the worker that the steering function names: real reuseport groups on loopback.
+//! The kernel hands clients and frames to the worker that the steering function names: real reuseport groups on loopback, a real fanout
+//! group at a veth pair.
 
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
@@ -6,10 +7,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, U
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use towpath_core::steering::program::reuseport_program;
+use towpath_core::packet::Ip;
+use towpath_core::random::SplitMix64;
+use towpath_core::steering::frame::{FanoutRule, steer};
+use towpath_core::steering::program::{fanout_program, reuseport_program};
 use towpath_core::steering::{SteeringTable, vshard_of_client};
+use towpath_sys::netns::Namespace;
+use towpath_sys::packet::{BATCH_MAX, Instruction, Offload, PacketPorts, RingSettings, open};
+use towpath_sys::privilege::{self, Privilege};
 use towpath_sys::socket::{
     Family, ListenOptions, Transport, attach_reuseport_program, bind, connect, local_address, open_listener, tcp_socket,
 };
@@ -149,4 +156,158 @@ fn tcp_clients_over_ipv4_arrive_where_steering_says() {
 #[test]
 fn tcp_clients_over_ipv6_arrive_where_steering_says() {
     tcp_clients_arrive_where_steering_says(IpAddr::V6(Ipv6Addr::LOCALHOST));
+}
+
+/// The station that our frames come from; what the kernel itself sends comes from others.
+const SENDER: [u8; 6] = [2, 0xf0, 0, 0, 0, 1];
+
+/// A VIP, a SNAT address and one of both, for each family.
+fn ours() -> Vec<FanoutRule> {
+    let ip = |text: &str| Ip::from(text.parse::<IpAddr>().expect("an address"));
+    ["192.0.2.", "2001:db8::"]
+        .into_iter()
+        .flat_map(|network| {
+            [
+                FanoutRule::vip(ip(&format!("{network}80"))),
+                FanoutRule::snat(ip(&format!("{network}81"))),
+                FanoutRule::shared(ip(&format!("{network}82")), [443, 5061, 5062]),
+            ]
+        })
+        .collect()
+}
+
+/// An IP packet; checksums play no part in steering. `part` is the half word of IPv4 that says which fragment it is.
+fn ip_packet(from: IpAddr, to: IpAddr, protocol: u8, part: u16, payload: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            packet.extend([0x45, 0]);
+            packet.extend((20 + payload.len() as u16).to_be_bytes());
+            packet.extend([0, 7]);
+            packet.extend(part.to_be_bytes());
+            packet.extend([64, protocol, 0, 0]);
+            packet.extend(from.octets());
+            packet.extend(to.octets());
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend((payload.len() as u16).to_be_bytes());
+            packet.extend([protocol, 64]);
+            packet.extend(from.octets());
+            packet.extend(to.octets());
+        }
+        _ => panic!("{from} and {to} are of one family"),
+    }
+    packet.extend(payload);
+    packet
+}
+
+/// Some frame to `station`: to a service, to a leased port, back to a client, an error, a fragment, an ARP question.
+fn some_frame(station: &[u8], random: &mut SplitMix64) -> Vec<u8> {
+    let v4 = random.below(2) == 0;
+    let mut host = |far: bool| -> IpAddr {
+        let number = random.next_u64() as u16;
+        let ours = !far && random.below(4) != 0;
+        match (v4, ours) {
+            (true, true) => Ipv4Addr::new(192, 0, 2, 80 + (number % 3) as u8).into(),
+            (true, false) => Ipv4Addr::from_bits(0x0a01_0000 + u32::from(number)).into(),
+            (false, true) => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x80 + number % 3).into(),
+            (false, false) => Ipv6Addr::new(0x2001, 0xdb8, 1, 2, 3, 4, 5, number).into(),
+        }
+    };
+    let (client, to) = (host(true), host(false));
+    let mut ports = Vec::new();
+    for _ in 0..2 {
+        let port = if random.below(3) == 0 { 443 } else { random.next_u64() as u16 };
+        ports.extend(port.to_be_bytes());
+    }
+    ports.extend([0; 16]);
+    let protocol = if random.below(2) == 0 { 6 } else { 17 };
+    let packet = match random.below(8) {
+        // What we sent, quoted by a router on its way.
+        0 => {
+            let (icmp, kind) = if v4 { (1, 3) } else { (58, 2) };
+            let mut error = vec![kind, 0, 0, 0, 0, 0, 5, 0];
+            error.extend(ip_packet(to, client, protocol, 0, &ports));
+            ip_packet(client, to, icmp, 0, &error)
+        }
+        1 if v4 => ip_packet(client, to, protocol, 0x2000, &ports),
+        1 => {
+            let mut fragment = vec![protocol, 0, 0, 1, 0, 0, 0, random.next_u64() as u8];
+            fragment.extend(&ports);
+            ip_packet(client, to, 44, 0, &fragment)
+        }
+        2 if !v4 => {
+            let mut behind_options = vec![protocol, 0, 1, 4, 0, 0, 0, 0];
+            behind_options.extend(&ports);
+            ip_packet(client, to, 60, 0, &behind_options)
+        }
+        2 => vec![0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 9, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0, 192, 0, 2, 80],
+        _ => ip_packet(client, to, protocol, 0, &ports),
+    };
+    let ethertype = match packet[0] >> 4 {
+        4 => [0x08, 0x00],
+        6 => [0x86, 0xdd],
+        _ => [0x08, 0x06],
+    };
+    [station, &SENDER, &ethertype, &packet].concat()
+}
+
+#[test]
+fn frames_arrive_where_steering_says() {
+    const WORKERS: usize = 3;
+    const BURST: usize = 200;
+    if privilege::ensure(frames_arrive_where_steering_says).expect("root or user namespaces") == Privilege::Delegated {
+        return;
+    }
+    let (near, far) = (Namespace::create().expect("privileged"), Namespace::create().expect("privileged"));
+    let mut links = near.links().expect("netlink");
+    links.create_veth("near", "far", &far).expect("veth");
+    links.set_up("near").expect("a new link");
+    far.links().expect("netlink").set_up("far").expect("a new link");
+    let station = links.find("near").expect("it was created").hardware_address;
+
+    let ours = ours();
+    let program = |table: &SteeringTable| -> Vec<Instruction> {
+        let program = fanout_program(table, SEED, &ours).expect("a few addresses fit");
+        program.into_iter().map(Into::into).collect()
+    };
+    let two = SteeringTable::even(2);
+    let tables = [two.remapped(WORKERS), two, SteeringTable::even(WORKERS)];
+    let rings = RingSettings { slots: 1_024, frame_bytes_max: 2_048 };
+    let first = program(&tables[0]);
+    let ports = near.run(|| open("near", WORKERS, &first, &rings)).expect("inside").expect("a fanout group");
+    let mut workers: Vec<PacketPorts> = ports.into_iter().map(|port| PacketPorts::new(vec![port])).collect();
+    let sender = far.run(|| open("far", 1, &[], &rings)).expect("inside").expect("a packet socket");
+    let mut sender = PacketPorts::new(sender);
+
+    let mut random = SplitMix64::new(1);
+    // Each table replaces the one before while frames may be under way from the kernel.
+    for table in &tables {
+        workers[0].port(0).steer(&program(table)).expect("the kernel takes the program");
+        let mut served = vec![0; WORKERS];
+        for _ in 0..20 {
+            for _ in 0..BURST {
+                sender.send_bytes(0, &some_frame(&station, &mut random), Offload::NONE);
+            }
+            sender.flush();
+            let deadline = Instant::now() + DEADLINE;
+            let mut arrived = 0;
+            while arrived < BURST {
+                assert!(Instant::now() < deadline, "{arrived} of {BURST} frames arrived");
+                for (worker, ports) in workers.iter_mut().enumerate() {
+                    ports.take(BATCH_MAX);
+                    for frame in ports.frames().filter(|frame| frame.bytes[6..12] == SENDER) {
+                        let owner = table.worker_of(steer(frame.bytes, SEED, &ours)).index();
+                        assert_eq!(owner, worker, "{:02x?}", frame.bytes);
+                        served[worker] += 1;
+                        arrived += 1;
+                    }
+                    ports.flush();
+                }
+            }
+        }
+        assert!(served[..table.workers()].iter().all(|&frames| frames > 100), "{served:?}");
+    }
+    assert_eq!(workers.iter_mut().map(|ports| ports.rx_counts(0).dropped).sum::<u64>(), 0);
 }

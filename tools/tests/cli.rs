@@ -40,7 +40,7 @@ const LATER: &str = r#"
 name = "web"
 vip = "127.0.0.1"
 ports = [443]
-plane = "packet"
+drop_on_failure = true
 
 [[service.server]]
 name = "a"

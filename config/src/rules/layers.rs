@@ -90,7 +90,8 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
                 .hint("remove `port`, or use `forwarding = \"full-nat\"`");
         }
     }
-    if forwarding.value == "half-nat" {
+    // With a pool those clients get a source address of ours.
+    if forwarding.value == "half-nat" && !service.leases() {
         on_link_clients(draft, service, &forwarding.span, report);
     }
 }
@@ -98,7 +99,7 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
 /// A client on the servers' network gets its reply straight from the server, and resets it
 /// (requirements.md traps 1 and 2, T-29).
 fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, report: &mut Report) {
-    let hint = "use `forwarding = \"full-nat\"`, or put the servers into a network without clients";
+    let hint = "add `source = { pool = [...] }` for them, use `forwarding = \"full-nat\"`, or put the servers into a network without clients";
     let servers = || draft.servers(service).iter().filter_map(|server| server.address.as_ref());
     if let Some(networks) = service.section.list("client_networks") {
         for item in networks.value {
@@ -132,7 +133,7 @@ fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, 
                 format!("the VIP and server {} share a network: clients of that network will not work, replies to them bypass the balancer", server.value),
             )
             .label(&server.span, "the server")
-            .hint("use `forwarding = \"full-nat\"`, or say where clients come from: `client_networks = [...]`");
+            .hint("add `source = { pool = [...] }` for them, use `forwarding = \"full-nat\"`, or say where clients come from: `client_networks = [...]`");
     }
 }
 

@@ -1,19 +1,20 @@
 //! The address that real servers see.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::build::pool_addresses;
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, DraftSource, Service};
-use crate::model::Plane;
+use crate::model::{Forwarding, Plane};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
         match &service.source {
             DraftSource::Client(span) => client(service, span, report),
-            DraftSource::Interface(Some(span)) => rewritten(service, span, report),
-            DraftSource::Interface(None) | DraftSource::Unknown => {}
+            DraftSource::Interface(Some(span)) if service.keeps_client() => rewritten(service, span, report),
+            DraftSource::Interface(span) => kernels_choice(service, span.as_ref(), report),
+            DraftSource::Unknown => {}
             DraftSource::Pool(pool) => {
                 let span = pool.entry("pool").map_or(&pool.span, |entry| &entry.at);
                 rewritten(service, span, report);
@@ -28,7 +29,47 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
                 rewritten(service, span, report);
                 if let Some(vip) = &service.vip {
                     families(draft, service, &[vip.value], span, report);
+                    not_empty(draft, service, &[vip.value], (1024, u16::MAX), span, report);
                 }
+            }
+        }
+    }
+    on_both_planes(draft, report);
+}
+
+/// The kernel gives no port to packets that it never sees.
+fn kernels_choice(service: &Service<'_>, written: Option<&Span>, report: &mut Report) {
+    if service.plane.value != Plane::Packet || service.keeps_client() {
+        return;
+    }
+    report
+        .error(
+            "needs-pool",
+            written.unwrap_or(&service.plane.span),
+            "on the packet plane the kernel picks no source address: full-NAT needs addresses of its own",
+        )
+        .hint("use `source = \"vip\"`, or `source = { pool = [\"...\"] }`");
+}
+
+/// What the packet plane takes at an address the kernel does not hear, so a relay would never get its answers.
+fn on_both_planes(draft: &Draft<'_>, report: &mut Report) {
+    let mut first: HashMap<IpAddr, (Plane, &Span)> = HashMap::new();
+    for service in &draft.services {
+        let (addresses, span) = match (&service.source, &service.vip) {
+            (DraftSource::Pool(pool), _) => {
+                (pool_addresses(pool), pool.entry("pool").map_or(&pool.span, |entry| &entry.at))
+            }
+            (DraftSource::Vip(span), Some(vip)) => (vec![vip.value], span),
+            _ => continue,
+        };
+        for address in addresses {
+            let (plane, other) = *first.entry(address).or_insert((service.plane.value, span));
+            if plane != service.plane.value {
+                report
+                    .error("both-planes", span, format!("ports of {address} are leased on both planes"))
+                    .label(other, "on the other plane")
+                    .hint("give each plane source addresses of its own");
+                break;
             }
         }
     }
@@ -53,9 +94,11 @@ fn client(service: &Service<'_>, span: &Span, report: &mut Report) {
     }
 }
 
-/// An own source address and half-NAT exclude each other.
+/// An own source address has no place where servers see the client; only half-NAT has a use for leased ones, towards clients
+/// on a server's own network.
 fn rewritten(service: &Service<'_>, span: &Span, report: &mut Report) {
-    if let (true, Some(forwarding)) = (service.keeps_client(), &service.forwarding) {
+    let for_neighbours = service.forwarding() == Forwarding::HalfNat && service.leases();
+    if let (true, false, Some(forwarding)) = (service.keeps_client(), for_neighbours, &service.forwarding) {
         report
             .error(
                 "conflicting-keys",
@@ -104,16 +147,26 @@ fn not_empty(
     report: &mut Report,
 ) {
     let Some(protocol) = &service.protocol else { return };
+    let wanted = protocol.value;
+    let listens = |address: IpAddr| {
+        let there = move |other: &Service<'_>| other.vip.as_ref().is_some_and(|vip| vip.value == address);
+        draft.services.iter().filter(move |other| there(other) && other.is(wanted))
+    };
+    let all_taken = |address: IpAddr| listens(address).any(|other| matches!(other.ports, Some(DraftPorts::All(_))));
+    let taken = addresses.iter().find(|address| all_taken(**address));
+    if let Some(address) = taken {
+        report
+            .error("empty-pool", span, format!("no port is left at {address}: a service has all of them"))
+            .hint("use an address that no `ports = \"all\"` service has");
+        return;
+    }
     let count = usize::from(high - low) + 1;
     // More ports than any sensible list of sockets: no need to count.
     if count > 4096 {
         return;
     }
     for address in addresses {
-        let listened: HashSet<u16> = draft
-            .services
-            .iter()
-            .filter(|other| other.vip.as_ref().is_some_and(|vip| vip.value == *address) && other.is(protocol.value))
+        let listened: HashSet<u16> = listens(*address)
             .filter_map(|other| match &other.ports {
                 Some(DraftPorts::Set(ports)) => Some(ports),
                 _ => None,

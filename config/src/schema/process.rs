@@ -58,7 +58,12 @@ pub(super) static LIMITS: Table = Table {
         )
         .default("auto"),
         key("buffer_bytes", integer(4096, 1_048_576, "bytes"), "Length of one receive buffer for TCP.").default("16384"),
-        key("flows", integer(1024, 268_435_456, "flows"), "Flows of the packet plane.").default("1048576").later(),
+        key(
+            "flows",
+            integer(1024, 268_435_456, "flows"),
+            "Flows of the packet plane at the same time; each worker has an equal share.",
+        )
+        .default("1048576"),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
             .default("16384")
             .later(),

@@ -34,7 +34,7 @@ pub static SERVICE: Table = Table {
         key(
             "plane",
             Kind::Word(&[
-                later("packet", "Packets: the VIP belongs to Towpath."),
+                word("packet", "Packets: the VIP belongs to Towpath, which answers for it on the network."),
                 word("stream", "Connections: the VIP belongs to the kernel and must be an address of this host."),
             ]),
             "Which plane carries it.",
@@ -52,8 +52,7 @@ pub static SERVICE: Table = Table {
             ]),
             "How packets are rewritten; packet plane only.",
         )
-        .described("`\"full-nat\"` on the packet plane")
-        .later(),
+        .described("`\"full-nat\"` on the packet plane"),
         key(
             "application",
             Kind::Word(&[
@@ -113,12 +112,13 @@ pub static SERVICE: Table = Table {
             Kind::Either(&[
                 Kind::Word(&[
                     word("client", "The client's own address; needs `forwarding = \"half-nat\"` on the packet plane."),
-                    word("interface", "Address and port that the kernel picks."),
+                    word("interface", "Address and port that the kernel picks (stream plane only)."),
                     word("vip", "The VIP, with ports leased from 1024-65535."),
                 ]),
                 Kind::Table(&SOURCE),
             ]),
-            "The address that the real server sees: `\"interface\"`, `\"vip\"` or `{ pool = [...] }`.",
+            "The address that the real server sees: `\"interface\"`, `\"vip\"` or `{ pool = [...] }`. With `forwarding = \"half-nat\"`, \
+             the address for clients on the servers' own network only.",
         )
         .default("interface"),
         key(

@@ -24,7 +24,8 @@ fn a_short_file_gets_the_documented_defaults() {
             udp_sessions: 65_536,
             persistence_entries: 262_144,
             buffers: None,
-            buffer_bytes: 16_384
+            buffer_bytes: 16_384,
+            flows: 1_048_576
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
@@ -34,6 +35,7 @@ fn a_short_file_gets_the_documented_defaults() {
         ports: Ports::List(vec![443]),
         protocol: Protocol::Tcp,
         plane: Plane::Stream,
+        forwarding: Forwarding::FullNat,
         application: None,
         balance: Balance::WeightedLeastConnections,
         persistence: None,
@@ -70,6 +72,7 @@ udp_sessions = 100
 persistence_entries = 200
 buffers = 64
 buffer_bytes = 131072
+flows = 4096
 
 [control]
 socket = "none"
@@ -124,7 +127,8 @@ group = "shared"
             udp_sessions: 100,
             persistence_entries: 200,
             buffers: Some(64),
-            buffer_bytes: 131_072
+            buffer_bytes: 131_072,
+            flows: 4096
         }
     );
     assert_eq!(model.control.socket, None);
@@ -177,6 +181,28 @@ fn every_balance_method_that_is_carried_out_is_told_apart() {
     ];
     for (word, balance) in rows {
         assert_eq!(model(&service(&format!("balance = \"{word}\""), "")).services[0].balance, balance, "{word}");
+    }
+}
+
+#[test]
+fn every_way_to_forward_packets_is_told_apart() {
+    let rows = [
+        ("source = \"vip\"", Forwarding::FullNat, true),
+        ("forwarding = \"full-nat\"\nsource = \"vip\"", Forwarding::FullNat, true),
+        ("forwarding = \"half-nat\"", Forwarding::HalfNat, false),
+        ("forwarding = \"half-nat\"\nsource = \"client\"", Forwarding::HalfNat, false),
+        ("forwarding = \"half-nat\"\nsource = \"vip\"", Forwarding::HalfNat, true),
+        ("forwarding = \"dsr\"", Forwarding::Dsr, false),
+    ];
+    for (lines, forwarding, leases) in rows {
+        let model = model(&service(&format!("plane = \"packet\"\n{lines}"), ""));
+        let service = &model.services[0];
+        assert_eq!((service.plane, service.forwarding), (Plane::Packet, forwarding), "{lines}");
+        match &service.source {
+            Source::Pool(pool) => assert!(leases && pool.addresses == [service.vip], "{lines}"),
+            Source::Client => assert!(!leases, "{lines}"),
+            Source::Interface => panic!("{lines}: the kernel picks nothing here"),
+        }
     }
 }
 

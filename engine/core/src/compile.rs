@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::{Balance, Health, Model, Ports, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{Balance, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService};
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -159,6 +159,7 @@ fn service_of(
         Ports::All => Vec::new(),
     };
     let source = match &service.source {
+        Source::Client => ServiceSource::Client,
         Source::Interface => ServiceSource::Interface,
         Source::Pool(rule) => ServiceSource::Pool(
             pool(model, service, rule, &ports, &targets, snat)
@@ -175,6 +176,8 @@ fn service_of(
         vip: service.vip,
         ports,
         protocol: service.protocol,
+        plane: service.plane,
+        forwarding: service.forwarding,
         balance: service.balance,
         persistence: service.persistence.clone(),
         idle_timeout_ms: service.idle_timeout_ms,
@@ -290,10 +293,12 @@ fn pool(
     targets: &[Target],
     snat: &mut SnatBook,
 ) -> Result<Arc<SnatPool>, SnatBookError> {
+    // On the packet plane those of the other protocol too: steering goes by the port alone.
+    let shares_ports = |other: &VirtualService| service.plane == Plane::Packet || other.protocol == service.protocol;
     let listening: HashSet<u16> = model
         .services
         .iter()
-        .filter(|other| other.protocol == service.protocol && rule.addresses.contains(&other.vip))
+        .filter(|other| shares_ports(other) && rule.addresses.contains(&other.vip))
         .flat_map(VirtualService::sockets)
         .map(|socket| socket.port())
         .collect();
@@ -303,6 +308,8 @@ fn pool(
         .iter()
         .flat_map(|target| match target.port {
             Some(port) => vec![SocketAddr::new(target.address, port)],
+            // Every port: one map for all of them, see Target::lease_destination.
+            None if ports.is_empty() => vec![SocketAddr::new(target.address, 0)],
             None => ports.iter().map(|&port| target.destination(port)).collect(),
         })
         .collect();

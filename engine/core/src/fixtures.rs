@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Health, Limits, Model, Persistence, Plane, Poll, Ports, Protocol, Runtime,
-    Server, ServerGroup, Source, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, Forwarding, Health, Limits, Model, Persistence, Plane, Poll, Ports,
+    Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -54,6 +54,8 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
         protocol: Protocol::Tcp,
+        plane: Plane::Stream,
+        forwarding: Forwarding::FullNat,
         balance,
         persistence: None,
         idle_timeout_ms: 1_800_000,
@@ -91,6 +93,7 @@ pub(crate) fn model() -> Model {
             persistence_entries: 1024,
             buffers: Some(64),
             buffer_bytes: 16_384,
+            flows: 1024,
         },
         control: Control { socket: None },
         groups: Vec::new(),
@@ -112,6 +115,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         ports: Ports::List(ports.to_vec()),
         protocol: Protocol::Tcp,
         plane: Plane::Stream,
+        forwarding: Forwarding::FullNat,
         application: None,
         balance: Balance::WeightedLeastConnections,
         persistence: None,

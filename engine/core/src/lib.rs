@@ -15,6 +15,7 @@ pub mod loads;
 pub mod maglev;
 pub mod packet;
 pub mod persistence;
+pub mod plane;
 pub mod random;
 pub mod registry;
 pub mod session;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Balance, Persistence, Protocol};
+use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane, Protocol};
 
 use crate::health::CheckId;
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -74,6 +74,10 @@ pub struct Service {
     pub ports: Vec<u16>,
     /// Transport protocol.
     pub protocol: Protocol,
+    /// Which plane carries it.
+    pub plane: Plane,
+    /// How its packets are rewritten; of the stream plane always full-NAT.
+    pub forwarding: Forwarding,
     /// How a server is chosen for a new client.
     pub balance: Balance,
     /// Whether a client comes back to its server.
@@ -113,9 +117,11 @@ impl Service {
 /// Where the source address and port towards a real server come from.
 #[derive(Clone, Debug)]
 pub enum ServiceSource {
+    /// Both are the client's own.
+    Client,
     /// The kernel picks both.
     Interface,
-    /// Both are leased.
+    /// Both are leased; with half-NAT only for clients on a real server's own network.
     Pool(Arc<SnatPool>),
 }
 
@@ -151,6 +157,12 @@ impl Target {
     #[inline]
     pub fn destination(&self, service_port: u16) -> SocketAddr {
         SocketAddr::new(self.address, self.port.unwrap_or(service_port))
+    }
+
+    /// The real server as a destination of [`SnatPool`]: with port 0, which is all of them, where a service of every port keeps the client's.
+    pub fn lease_destination(&self, service: &Service, destination: SocketAddr) -> SocketAddr {
+        let any_port = service.ports.is_empty() && self.port.is_none();
+        SocketAddr::new(self.address, if any_port { 0 } else { destination.port() })
     }
 
     /// Whether a client without a pin may be sent here: up, ready and of some weight.

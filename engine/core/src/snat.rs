@@ -53,6 +53,16 @@ impl SnatLease {
         SocketAddr::new(self.address, self.port)
     }
 
+    /// The number of its port map: with [`source`](Self::source) all of it, for a flow to hold.
+    pub fn into_map(self) -> u32 {
+        self.map
+    }
+
+    /// The lease that [`into_map`](Self::into_map) took apart. Made twice out of one, it would free a port that somebody else has.
+    pub fn from_map(map: u32, source: SocketAddr) -> SnatLease {
+        SnatLease { map, port: source.port(), address: source.ip() }
+    }
+
     /// The virtual shard that steering sends the returns to; where it is not the flow's home, returns need a note.
     pub fn vshard(&self) -> VShard {
         vshard_of_port(self.port)
@@ -140,32 +150,62 @@ impl SnatPool {
         steering: &SteeringTable,
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
-        let Ok(index) = self.routes.binary_search_by_key(&destination, |route| route.destination) else {
+        let (sources, turn) = self.sources(destination, home)?;
+        let claim = |vshard| self.claim(sources, turn, vshard);
+        let is_own = |vshard: &VShard| steering.worker_of(*vshard) == worker;
+        claim(home)
+            .or_else(|| around(home).filter(is_own).find_map(claim))
+            .or_else(|| around(home).filter(|vshard| !is_own(vshard)).find_map(claim))
+            .ok_or_else(|| self.exhausted(destination, sources))
+    }
+
+    /// As [`lease`](Self::lease), but no foreign port: returns to it would arrive at another worker.
+    ///
+    /// # Errors
+    /// Every port of the worker's own shards is leased; whether foreign ones are free says [`has_free`](Self::has_free).
+    pub fn lease_own(
+        &self,
+        destination: SocketAddr,
+        home: VShard,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let (sources, turn) = self.sources(destination, home)?;
+        std::iter::once(home)
+            .chain(around(home))
+            .filter(|&vshard| steering.worker_of(vshard) == worker)
+            .find_map(|vshard| self.claim(sources, turn, vshard))
+            .ok_or_else(|| self.exhausted(destination, sources))
+    }
+
+    /// Whether any port towards `destination` is free, whoever owns its shard.
+    pub fn has_free(&self, destination: SocketAddr) -> bool {
+        self.route(destination).is_some_and(|route| {
+            route.sources.iter().any(|source| source.map.leased(&self.mask) < self.mask.capacity())
+        })
+    }
+
+    fn route(&self, destination: SocketAddr) -> Option<&Route> {
+        let index = self.routes.binary_search_by_key(&destination, |route| route.destination).ok()?;
+        self.routes.get(index)
+    }
+
+    /// The addresses that can reach `destination`, and the one of them whose turn it is.
+    fn sources(&self, destination: SocketAddr, home: VShard) -> Result<(&[RouteSource], usize), SnatExhausted> {
+        let Some(route) = self.route(destination) else {
             return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
         };
-        let sources = &self.routes[index].sources;
+        let sources = &*route.sources;
         // From the home's own number on: the first flows of 256 homes must not all begin with the first address.
         let turn = match sources.len() {
             1 => 0,
             len => (sources[0].map.next_turn(home) as usize).wrapping_add(home.index()) % len,
         };
-        let around_home = || (1..VSHARDS).map(|step| VShard(home.0.wrapping_add(step as u8)));
-        self.claim(sources, turn, home)
-            .or_else(|| {
-                around_home()
-                    .filter(|&vshard| steering.worker_of(vshard) == worker)
-                    .find_map(|vshard| self.claim(sources, turn, vshard))
-            })
-            .or_else(|| {
-                around_home()
-                    .filter(|&vshard| steering.worker_of(vshard) != worker)
-                    .find_map(|vshard| self.claim(sources, turn, vshard))
-            })
-            .ok_or(SnatExhausted {
-                destination,
-                addresses: sources.len(),
-                capacity: self.mask.capacity() * sources.len() as u32,
-            })
+        Ok((sources, turn))
+    }
+
+    fn exhausted(&self, destination: SocketAddr, sources: &[RouteSource]) -> SnatExhausted {
+        SnatExhausted { destination, addresses: sources.len(), capacity: self.mask.capacity() * sources.len() as u32 }
     }
 
     /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is.
@@ -224,6 +264,11 @@ impl fmt::Debug for SnatPool {
             .field("real_servers", &self.routes.len())
             .finish_non_exhaustive()
     }
+}
+
+/// The other shards, beginning behind `home`.
+fn around(home: VShard) -> impl Iterator<Item = VShard> {
+    (1..VSHARDS).map(move |step| VShard(home.0.wrapping_add(step as u8)))
 }
 
 impl RouteSource {

@@ -3,12 +3,13 @@
 //!
 //! A flow's home is the virtual shard of its client; a SNAT port belongs to the virtual shard of its low byte; a table of 256
 //! entries says which worker owns a virtual shard. The number of workers can change without a flow or a port changing its shard.
-//! [`program`] writes the same function as a classic BPF program for the kernel.
+//! [`frame`] says it for the frames of the packet plane, [`program`] writes both as classic BPF programs for the kernel.
 
 use std::net::IpAddr;
 
 use crate::{VShard, WorkerId};
 
+pub mod frame;
 pub mod program;
 #[cfg(test)]
 mod tests;
@@ -32,20 +33,23 @@ const FINISH_SHIFT_3: u32 = 16;
 ///
 /// The seed keeps clients from choosing their worker. An IPv4-mapped IPv6 address counts as the IPv4 address it is.
 pub fn vshard_of_client(address: IpAddr, port: u16, seed: u32) -> VShard {
-    let hash = mix(seed, u32::from(port));
-    let hash = match address.to_canonical() {
-        IpAddr::V4(v4) => mix(hash, v4.to_bits()),
-        IpAddr::V6(v6) => {
-            let bits = v6.to_bits();
-            [96, 64, 32, 0].iter().fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
-        }
-    };
-    VShard(finish(hash) as u8)
+    VShard(finish(mix_address(mix(seed, u32::from(port)), address)) as u8)
 }
 
 /// The virtual shard that a SNAT port belongs to: its low byte.
 pub fn vshard_of_port(port: u16) -> VShard {
     VShard(port as u8)
+}
+
+/// Mixes in the one or four words of an address.
+fn mix_address(hash: u32, address: IpAddr) -> u32 {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => mix(hash, v4.to_bits()),
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            [96, 64, 32, 0].iter().fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
+        }
+    }
 }
 
 fn mix(hash: u32, word: u32) -> u32 {

@@ -48,6 +48,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         ports,
         protocol,
         plane,
+        forwarding,
         source,
         // These are taken.
         application: _,
@@ -65,6 +66,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         ("ports", *ports != old.ports),
         ("protocol", *protocol != old.protocol),
         ("plane", *plane != old.plane),
+        ("forwarding", *forwarding != old.forwarding),
         ("source", *source != old.source),
     ];
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()

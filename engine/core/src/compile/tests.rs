@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use towpath_config::model::AdminState;
+use towpath_config::model::{AdminState, Protocol};
 
 use super::*;
 use crate::fixtures::{add_service, model, server, tcp_check};
@@ -221,6 +221,25 @@ fn a_source_pool_leaves_out_the_ports_we_listen_on_at_its_addresses() {
     model.services[0].source = Source::Pool(SourcePool { addresses: vec!["2001:db8::1".parse().unwrap()], ..rule });
     let error = Desk::new().compile(&model).unwrap_err();
     assert!(error.to_string().starts_with("service \"a\": source.pool has no IPv4 address"), "{error}");
+}
+
+#[test]
+fn a_source_pool_of_the_packet_plane_leaves_out_the_ports_of_both_protocols() {
+    let mut model = model();
+    add_service(&mut model, "a", &[5060], &[FE_1], None);
+    add_service(&mut model, "b", &[5061, 5062], &[FE_2], None);
+    model.services[0].protocol = Protocol::Udp;
+    model.services[1].vip = model.services[0].vip;
+    let addresses = vec![model.services[0].vip];
+    model.services[0].source = Source::Pool(SourcePool { addresses, port_low: 5060, port_high: 5069, rest_ms: 0 });
+    for (plane, free) in [(Plane::Stream, 9), (Plane::Packet, 7)] {
+        model.services[0].plane = plane;
+        let snapshot = Desk::new().compile(&model).unwrap();
+        let ServiceSource::Pool(pool) = &snapshot.service(ServiceId(0)).unwrap().source else {
+            panic!("a pool was configured")
+        };
+        assert_eq!(pool.fill().map(|fill| fill.capacity).collect::<Vec<_>>(), [free]);
+    }
 }
 
 #[test]

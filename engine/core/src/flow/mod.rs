@@ -1,5 +1,6 @@
 //! Flows of the packet plane: what is remembered of a connection between two packets.
 
+pub mod half_open;
 pub mod table;
 pub mod tcp;
 pub mod udp;
@@ -18,6 +19,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both ways.
+    pub const BOTH: [Direction; 2] = [Direction::Forward, Direction::Reverse];
+
     /// The other way.
     #[inline]
     pub fn opposite(self) -> Direction {

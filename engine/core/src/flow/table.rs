@@ -28,7 +28,7 @@ use crate::time::Now;
 
 mod addresses;
 mod deadlines;
-mod hash;
+pub(super) mod hash;
 mod index;
 #[cfg(test)]
 mod tests;
@@ -324,46 +324,108 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// The flow that a packet with this tuple belongs to, and which side sent it.
     #[inline]
     pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        self.compare(self.index.place(self.hasher.hash(tuple)), tuple)
+        let place = self.index.place(self.hasher.hash(tuple));
+        self.compare(place, self.index.matches(place), tuple)
     }
 
     /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
     pub fn lookup_batch(&self, tuples: &[Tuple], found: &mut [Option<(FlowId, Direction)>]) {
-        for (tuples, found) in tuples.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
+        self.lookup_batch_by(tuples, |tuple| tuple, found);
+    }
+
+    /// The same for things that have a tuple.
+    #[inline]
+    pub fn lookup_batch_by<T>(
+        &self,
+        things: &[T],
+        tuple_of: impl Fn(&T) -> &Tuple,
+        found: &mut [Option<(FlowId, Direction)>],
+    ) {
+        for (things, found) in things.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
             let mut places = [index::Place::default(); LOOKUP_BATCH];
             let mut words = 0;
-            for (place, tuple) in places.iter_mut().zip(tuples) {
-                *place = self.index.place(self.hasher.hash(tuple));
+            for (place, thing) in places.iter_mut().zip(things) {
+                *place = self.index.place(self.hasher.hash(tuple_of(thing)));
             }
-            let places = &places[..tuples.len()];
+            let places = &places[..things.len()];
+            let mut matches = [0; LOOKUP_BATCH];
             for &place in places {
                 words ^= self.index.touch(place);
             }
-            for &place in places {
-                if let Some(entry) = self.index.likely(place) {
+            for (&place, matches) in places.iter().zip(&mut matches) {
+                *matches = self.index.matches(place);
+            }
+            // Apart from the loop before, so that it is short and more reads are under way at a time.
+            for (&place, &matches) in places.iter().zip(&matches) {
+                if let Some(entry) = self.index.first(place, matches) {
                     words ^= self.hot[(entry & SLOT) as usize].generation;
                 }
             }
             // The words mean nothing; without a use of them the compiler would leave out the reads.
             std::hint::black_box(words);
-            for ((&place, tuple), found) in places.iter().zip(tuples).zip(found) {
-                *found = self.compare(place, tuple);
+            for (((&place, &matches), thing), found) in places.iter().zip(&matches).zip(things).zip(found) {
+                *found = self.compare(place, matches, tuple_of(thing));
             }
         }
+    }
+
+    /// The tuple with which a packet that came in `direction` leaves, and the state of the flow that it belongs to.
+    #[inline]
+    pub fn outgoing(&self, id: FlowId, direction: Direction) -> Option<(Tuple, &S)> {
+        let hot = self.hot(id)?;
+        let protocol = hot.protocol;
+        let tuple = match direction {
+            Direction::Forward => Tuple {
+                src: self.source_of(hot),
+                dst: self.book.octets(hot.server),
+                src_port: hot.source_port,
+                dst_port: hot.server_port,
+                protocol,
+            },
+            Direction::Reverse => Tuple {
+                src: self.book.octets(hot.vip),
+                dst: hot.client,
+                src_port: hot.vip_port,
+                dst_port: hot.client_port,
+                protocol,
+            },
+        };
+        Some((tuple, &hot.state))
+    }
+
+    /// Lets a packet seen `now` change the state. Where `advance` names a timeout class, the flow has that timeout from here on. `None`: the flow is
+    /// not there.
+    #[inline(always)]
+    pub fn follow<R>(
+        &mut self,
+        id: FlowId,
+        now: Now,
+        advance: impl FnOnce(&mut S) -> (Option<TimeoutClass>, R),
+    ) -> Option<R> {
+        let hot = self.hot_mut(id)?;
+        let (class, result) = advance(&mut hot.state);
+        if let Some(class) = class {
+            let seen_tick = tick(now).max(hot.seen_tick);
+            hot.seen_tick = seen_tick;
+            if hot.class != class.0 {
+                hot.class = class.0;
+                self.reclass(id, seen_tick, class);
+            }
+        }
+        Some(result)
+    }
+
+    /// The flow has another timeout from here on.
+    #[cold]
+    fn reclass(&mut self, id: FlowId, seen_tick: u32, class: TimeoutClass) {
+        // Only a shorter timeout needs the wheel: a longer one is found out when the flow is popped.
+        self.cold.hasten(id.slot, self.due_tick(seen_tick, class.0));
     }
 
     /// Notes that the flow was seen `now` and which timeout it has from here on. Returns whether the flow is there.
     #[inline]
     pub fn touch(&mut self, id: FlowId, now: Now, class: TimeoutClass) -> bool {
-        let Some(hot) = self.hot_mut(id) else { return false };
-        let seen_tick = tick(now).max(hot.seen_tick);
-        hot.seen_tick = seen_tick;
-        if hot.class != class.0 {
-            hot.class = class.0;
-            // Only a shorter timeout needs the wheel: a longer one is found out when the flow is popped.
-            self.cold.hasten(id.slot, self.due_tick(seen_tick, class.0));
-        }
-        true
+        self.follow(id, now, |_| (Some(class), ())).is_some()
     }
 
     /// The state of a flow that is there.
@@ -468,8 +530,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     }
 
     #[inline]
-    fn compare(&self, place: index::Place, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        let entry = self.index.find(place, |entry| self.is_tuple_of(entry, tuple))?;
+    fn compare(&self, place: index::Place, matches: u16, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        let entry = self.index.find(place, matches, |entry| self.is_tuple_of(entry, tuple))?;
         let slot = entry & SLOT;
         let direction = if entry & REVERSE == 0 { Direction::Forward } else { Direction::Reverse };
         Some((FlowId { slot, generation: self.hot[slot as usize].generation }, direction))

@@ -286,27 +286,31 @@ pub struct TcpTrack {
 const _: () = assert!(size_of::<TcpTrack>() == 24);
 
 // The bits of a track. Those of a pair are at this place for the forward and one higher for the reverse direction.
-/// Window scale of each side, four bits each.
+/// Window scale of each side plus one, four bits each; 0 where it has not offered to scale.
 const SCALE_BITS: u32 = 4;
-/// This side has offered to scale its window.
-const SCALE_OFFERED: u32 = 8;
+const SCALE_MASK: u32 = (1 << SCALE_BITS) - 1;
 /// This side's SYN has been seen.
-const SYN_SEEN: u32 = 10;
+const SYN_SEEN: u32 = 8;
 /// This side has acknowledged the other's SYN.
-const SYN_ACKED: u32 = 12;
+const SYN_ACKED: u32 = 10;
 /// This side's FIN has been seen.
-const FIN_SEEN: u32 = 14;
+const FIN_SEEN: u32 = 12;
 /// `window` is out of a SYN, and so unscaled.
-const SYN_WINDOW: u32 = 16;
+const SYN_WINDOW: u32 = 14;
 const BOTH_SYNS_ACKED: u32 = 0b11 << SYN_ACKED;
 const BOTH_FINS_SEEN: u32 = 0b11 << FIN_SEEN;
 /// The reverse side sent the first FIN.
-const FIRST_FIN_REVERSE: u32 = 1 << 18;
+const FIRST_FIN_REVERSE: u32 = 1 << 16;
 /// The reverse side sent the reset.
-const RESET_BY_REVERSE: u32 = 1 << 19;
-const ONE_WAY: u32 = 1 << 20;
-const CLOSED: u32 = 1 << 21;
-const RESET: u32 = 1 << 22;
+const RESET_BY_REVERSE: u32 = 1 << 17;
+const ONE_WAY: u32 = 1 << 18;
+const CLOSED: u32 = 1 << 19;
+const RESET: u32 = 1 << 20;
+/// The bits from here on are the caller's.
+const TAG: u32 = 21;
+
+/// Highest number that [`TcpTrack::set_tag`] takes.
+pub const TAG_MAX: u16 = (1 << (u32::BITS - TAG)) - 1;
 
 impl TcpTrack {
     /// The track of a connection that `segment` opens; `None` unless it is a SYN without ACK, RST or FIN. Its timer is
@@ -363,7 +367,15 @@ impl TcpTrack {
     }
 
     /// The timer of the phase that the connection is in.
+    #[inline]
     pub fn timeout(&self) -> TcpTimeout {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+            BOTH_SYNS_ACKED => TcpTimeout::Established,
+            _ => self.rare_timeout(),
+        }
+    }
+
+    fn rare_timeout(&self) -> TcpTimeout {
         match self.state() {
             TcpState::SynSent | TcpState::SynCrossed | TcpState::SynAnswered => TcpTimeout::Opening,
             TcpState::Established => TcpTimeout::Established,
@@ -408,6 +420,33 @@ impl TcpTrack {
         ResetNumbers { seq, seq_sent, ack }
     }
 
+    /// A number that the caller keeps here: 11 bits that a track has to spare. 0 at first.
+    #[inline]
+    pub fn tag(&self) -> u16 {
+        (self.bits >> TAG) as u16
+    }
+
+    /// Keeps `tag`, at most [`TAG_MAX`]; of a higher one only the lower bits.
+    #[inline]
+    pub fn set_tag(&mut self, tag: u16) {
+        self.bits = self.bits & ((1 << TAG) - 1) | u32::from(tag) << TAG;
+    }
+
+    /// Whether `seq` may be that of a segment that `side` has sent and that is still on its way: what an ICMP error quotes must be one
+    /// (RFC 5927 §4.1).
+    pub fn is_in_flight(&self, side: Direction, seq: u32) -> bool {
+        if self.bits & ONE_WAY != 0 && side == Direction::Reverse {
+            // Its segments pass us by; what it may have sent is near what the opener acknowledges.
+            let acknowledged = self.ack[Direction::Forward.index()];
+            return seq.wrapping_sub(acknowledged).wrapping_add(ONE_WAY_SPAN_BYTES) <= 2 * ONE_WAY_SPAN_BYTES;
+        }
+        let end = self.end[side.index()];
+        let other = side.opposite();
+        let oldest =
+            if self.has(SYN_ACKED, other) { self.ack[other.index()] } else { end.wrapping_sub(OLDER_MIN_BYTES) };
+        self.has(SYN_SEEN, side) && !is_after(seq, end) && !is_after(oldest, seq)
+    }
+
     /// The track as six words, for memory that outlives the process and for a peer.
     pub fn to_words(self) -> [u32; 6] {
         let windows = u32::from(self.window[0]) | u32::from(self.window[1]) << 16;
@@ -431,7 +470,7 @@ impl TcpTrack {
             (TcpState::SynSent, Direction::Forward) => {
                 // With another number it is a new attempt, and nothing has answered the old one.
                 if segment.seq != self.ack[Direction::Reverse.index()] {
-                    self.bits &= ONE_WAY;
+                    self.bits &= ONE_WAY | !0 << TAG;
                 }
                 self.synchronise(from, segment);
                 Outcome::timeout(TcpTimeout::Opening)
@@ -624,9 +663,8 @@ impl TcpTrack {
         // Repeated SYNs may come without options; that the first one offered still counts.
         if let Some(scale) = segment.window_scale {
             let shift = SCALE_BITS * at as u32;
-            self.bits &= !(0xf << shift);
-            self.bits |= u32::from(scale.min(SCALE_MAX)) << shift;
-            self.set(SCALE_OFFERED, from);
+            self.bits &= !(SCALE_MASK << shift);
+            self.bits |= (u32::from(scale.min(SCALE_MAX)) + 1) << shift;
         }
         self.window[at] = segment.window;
         self.set(SYN_WINDOW, from);
@@ -697,11 +735,10 @@ impl TcpTrack {
     /// The shift of this side's window field; 0 unless both have offered to scale.
     #[inline]
     fn scale(&self, side: Direction) -> u32 {
-        const BOTH_OFFERED: u32 = 0b11 << SCALE_OFFERED;
-        if self.bits & BOTH_OFFERED != BOTH_OFFERED {
-            return 0;
-        }
-        (self.bits >> (SCALE_BITS * side.index() as u32) & 0xf).min(u32::from(SCALE_MAX))
+        let [forward, reverse] = [self.bits & SCALE_MASK, self.bits >> SCALE_BITS & SCALE_MASK];
+        let both = forward != 0 && reverse != 0;
+        let own = if side == Direction::Forward { forward } else { reverse };
+        if both { own - 1 } else { 0 }
     }
 
     /// Whether `seq` is near the newest of the opener's; for tracks that know no window.

@@ -1,7 +1,7 @@
 //! Addresses as the tables key them: one fixed size for both families.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// An IP address of either family in 16 octets: IPv4 as `::ffff:a.b.c.d` (RFC 4291 section 2.5.5.2).
 ///
@@ -19,8 +19,8 @@ impl Ip {
     /// The last four octets: the IPv4 address where [`is_v4`](Ip::is_v4) holds.
     #[inline]
     pub fn v4_octets(self) -> [u8; 4] {
-        let [.., a, b, c, d] = self.0;
-        [a, b, c, d]
+        // By arithmetic: taken apart into octets, the compiler keeps an address in pieces.
+        (u128::from_be_bytes(self.0) as u32).to_be_bytes()
     }
 }
 
@@ -110,6 +110,27 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// From `source` to `destination`, both of one family.
+    pub fn new(source: SocketAddr, destination: SocketAddr, protocol: u8) -> Tuple {
+        Tuple {
+            src: source.ip().into(),
+            dst: destination.ip().into(),
+            src_port: source.port(),
+            dst_port: destination.port(),
+            protocol,
+        }
+    }
+
+    /// Source address and port.
+    pub fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.src.into(), self.src_port)
+    }
+
+    /// Destination address and port.
+    pub fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.dst.into(), self.dst_port)
+    }
+
     /// The other direction.
     #[inline]
     pub fn reversed(self) -> Tuple {

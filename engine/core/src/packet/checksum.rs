@@ -41,6 +41,15 @@ pub fn is_valid(pseudo_header: u16, bytes: &[u8]) -> bool {
     fold(u64::from(pseudo_header) + u64::from(sum(bytes))) == 0xffff
 }
 
+/// The same for an IPv4 header without options.
+#[inline]
+pub fn is_valid_ipv4(header: &[u8; 20]) -> bool {
+    // Whether the sum is all ones does not depend on the order of bytes (RFC 1071 §2 (B)); the version is in it, so it is not 0.
+    let (words, _) = header.as_chunks::<4>();
+    let total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    total != 0 && total.is_multiple_of(0xffff)
+}
+
 /// What a UDP header carries for the computed `checksum`: 0 there means "none", so a computed 0 is sent as 0xffff (RFC 768).
 pub fn udp_field(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
@@ -48,7 +57,8 @@ pub fn udp_field(checksum: u16) -> u16 {
 
 /// What a change of fields adds to the sum over them: `~m + m'` of RFC 1624 equation 3, collected over any number of fields.
 ///
-/// The fields begin at an even offset within the summed bytes; one at an odd offset is given with its bytes swapped.
+/// The fields begin at an even offset within the summed bytes; one at an odd offset is given with its bytes swapped. All fields, and the
+/// checksum that follows them, are read in one order of bytes, whichever: the result is in the same one (RFC 1071 §2 (B)).
 #[derive(Clone, Copy, Debug)]
 pub struct Delta(u64);
 
@@ -176,6 +186,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_header_is_judged_alike_by_both(mut header in any::<[u8; 20]>(), sum_it in any::<bool>()) {
+            header[0] = 0x45;
+            if sum_it {
+                header[10..12].fill(0);
+                let sum = of(&header);
+                header[10..12].copy_from_slice(&sum.to_be_bytes());
+            }
+            prop_assert_eq!(is_valid_ipv4(&header), is_valid(0, &header));
+        }
+
         #[test]
         fn the_sum_is_that_of_the_plain_loop(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(sum(&bytes), plain_sum(&bytes));

@@ -22,7 +22,7 @@ use crate::counters::counters;
 
 pub use addr::{Ip, Mac, Tuple};
 pub use transport::SynOptions;
-pub use view::{Ethernet, parse};
+pub use view::{Ethernet, parse, parse_to};
 
 /// Octets of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
@@ -40,7 +40,7 @@ pub const PROTOCOL_UDP: u8 = 17;
 pub const PROTOCOL_ICMPV6: u8 = 58;
 
 counters!(
-    /// Why a frame is not looked at any further: who sent it is to blame, or it asks for what no balancer should do.
+    /// Why a frame goes no further: who sent it is to blame, it asks for what no balancer should do, or there is no place for it.
     DropReason {
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
@@ -50,13 +50,22 @@ counters!(
         ExtensionOrder = "extension_order", "An IPv6 hop-by-hop header that is not the first, or a second fragment header.";
         ExtensionTruncated = "extension_truncated", "An IPv6 extension header that is longer than its packet.";
         ExtensionsTooMany = "extensions_too_many", "An IPv6 packet with more than 8 extension headers.";
+        FlowsFull = "flows_full", "The flow table was full; the client of a TCP connection is reset.";
+        Fragment = "fragment", "A fragment to an address of ours: fragments are not put together.";
         FragmentBeyondEnd = "fragment_beyond_end", "A fragment of a packet that would be longer than 65,535 octets.";
         FragmentLength = "fragment_length", "A fragment without data, or one before the last whose data is no multiple of 8 octets.";
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
+        FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
+        HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
+        HalfOpenFull = "half_open_full", "The table of half-open flows was full.";
+        HalfOpenSource = "half_open_source", "The source had as many half-open flows as one may.";
+        HopLimit = "hop_limit", "A packet whose time to live or hop limit ran out here; its sender is told.";
         IcmpChecksum = "icmp_checksum", "An ICMP message whose checksum is wrong.";
         IcmpEmbedded = "icmp_embedded", "An ICMP error whose embedded packet is truncated or malformed.";
         IcmpEmbeddedFragment = "icmp_embedded_fragment", "An ICMP error about a fragment that does not show its ports.";
         IcmpEmbeddedSource = "icmp_embedded_source", "An ICMP error to someone else than the sender of the embedded packet.";
+        IcmpErrorStray = "icmp_error_stray", "An ICMP error to an address of ours about no flow of ours.";
+        IcmpErrorWindow = "icmp_error_window", "An ICMP error about a TCP segment that is not on its way (RFC 5927).";
         IcmpTruncated = "icmp_truncated", "An ICMP message that is shorter than its header.";
         IpVersion = "ip_version", "An IP packet whose version is not the one that its frame announces.";
         Ipv4Checksum = "ipv4_checksum", "An IPv4 packet whose header checksum is wrong.";
@@ -72,11 +81,21 @@ counters!(
         NdHopLimit = "nd_hop_limit", "A neighbour message that comes from another link: its hop limit is not 255.";
         NdMalformed = "nd_malformed", "A neighbour message that breaks RFC 4861 section 7.1, or is a fragment (RFC 6980).";
         NdTruncated = "nd_truncated", "A neighbour message that is shorter than its fields or options.";
+        NextHopUnknown = "next_hop_unknown", "The next hop did not answer yet and no room was left to wait for it.";
+        NoRoute = "no_route", "No route leads to where the packet was to go.";
+        NoServer = "no_server", "No real server was up and ready; the client of a TCP connection is reset.";
+        PacketTooBig = "packet_too_big", "A packet larger than the MTU of the link ahead; its sender is told, unless it may be fragmented.";
+        PortClosed = "port_closed", "A packet to an address of ours that fits no service and no flow.";
+        PortsExhausted = "ports_exhausted", "Every (source address, port) towards the real server was leased; a TCP client is reset.";
+        PortsForeign = "ports_foreign", "The same, but for ports that belong to other workers; a TCP client is reset.";
         PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
+        ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
+        ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";
+        TcpStray = "tcp_stray", "A TCP segment to a service that belongs to no flow and opens none.";
         TcpTruncated = "tcp_truncated", "A TCP segment that is shorter than its header.";
         UdpChecksumMissing = "udp_checksum_missing", "A UDP datagram over IPv6 without checksum.";
         UdpLength = "udp_length", "A UDP datagram that gives its length as less than 8 or more than its packet has.";
@@ -119,9 +138,10 @@ pub enum Other {
 }
 
 /// IP version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Family {
     /// IPv4.
+    #[default]
     V4,
     /// IPv6.
     V6,
@@ -130,7 +150,7 @@ pub enum Family {
 /// Where the parts of an IP packet lie and what its headers say.
 ///
 /// Offsets count octets from the start of the frame, and `l3` < `l4` ≤ `payload` ≤ `end` ≤ the length of the frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
     /// Addresses, ports and protocol.
     pub tuple: Tuple,

@@ -5,17 +5,14 @@
 //! checksum's pseudo-header is not the one assumed here: such packets are not to be rewritten.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::Ipv4Addr;
 
 use super::checksum::{self, Delta};
+use super::{
+    ETHERNET_LEN as ETHERNET, Family, Ip, Mac, PROTOCOL_ICMP as ICMP, PROTOCOL_ICMPV6 as ICMPV6, PROTOCOL_TCP as TCP,
+    PROTOCOL_UDP as UDP, Parsed, Tuple,
+};
 
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-
-/// Bytes of an Ethernet header without a tag.
-const ETHERNET: usize = 14;
 const IPV4_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const TCP_HEADER: usize = 20;
@@ -23,15 +20,6 @@ const TCP_HEADER: usize = 20;
 const ICMP_ERROR_HEADER: usize = 8;
 /// The SYN flag in byte 13 of a TCP header.
 const SYN: u8 = 0x02;
-
-/// The version of the IP header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
 
 /// Where the headers of a packet are, in bytes from the start of the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,39 +46,10 @@ pub enum Checksum {
     Partial,
 }
 
-/// Both ends of a packet, as it carries them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Endpoints {
-    /// Source address; an IPv4 address as ::ffff:a.b.c.d (RFC 4291 §2.5.5.2). A rewritten IPv4 packet gets the last 4 bytes.
-    pub source: [u8; 16],
-    /// Destination address, likewise.
-    pub destination: [u8; 16],
-    /// Source port; 0 and unused where the protocol has none.
-    pub source_port: u16,
-    /// Destination port; 0 and unused where the protocol has none.
-    pub destination_port: u16,
-}
-
-impl Endpoints {
-    /// From `source` to `destination`, both of one family.
-    pub fn new(source: SocketAddr, destination: SocketAddr) -> Endpoints {
-        Endpoints {
-            source: octets(source.ip()),
-            destination: octets(destination.ip()),
-            source_port: source.port(),
-            destination_port: destination.port(),
-        }
-    }
-
-    /// Of a packet that goes the other way.
-    #[must_use]
-    pub fn reversed(self) -> Endpoints {
-        Endpoints {
-            source: self.destination,
-            destination: self.source,
-            source_port: self.destination_port,
-            destination_port: self.source_port,
-        }
+impl From<&Parsed> for Layout {
+    #[inline]
+    fn from(parsed: &Parsed) -> Layout {
+        Layout { l3: parsed.l3.into(), l4: parsed.l4.into(), family: parsed.family, protocol: parsed.tuple.protocol }
     }
 }
 
@@ -126,15 +85,31 @@ pub enum EchoError {
     NotEcho,
 }
 
+/// Both MACs of an Ethernet frame as they stand in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Macs([u8; 12]);
+
+impl Macs {
+    /// Those of nobody.
+    pub const NONE: Macs = Macs([0; 12]);
+
+    /// From `source` to `destination`.
+    pub fn new(destination: Mac, source: Mac) -> Macs {
+        let mut macs = [0; 12];
+        macs[..6].copy_from_slice(&destination.0);
+        macs[6..].copy_from_slice(&source.0);
+        Macs(macs)
+    }
+}
+
 /// Writes the MACs of an Ethernet frame.
 ///
 /// # Errors
 /// The frame is shorter than an Ethernet header.
 #[inline]
-pub fn set_macs(frame: &mut [u8], destination: [u8; 6], source: [u8; 6]) -> Result<(), LayoutMismatch> {
+pub fn set_macs(frame: &mut [u8], macs: &Macs) -> Result<(), LayoutMismatch> {
     let header: &mut [u8; ETHERNET] = frame.first_chunk_mut().ok_or(LayoutMismatch)?;
-    header[..6].copy_from_slice(&destination);
-    header[6..12].copy_from_slice(&source);
+    header[..12].copy_from_slice(&macs.0);
     Ok(())
 }
 
@@ -142,12 +117,12 @@ pub fn set_macs(frame: &mut [u8], destination: [u8; 6], source: [u8; 6]) -> Resu
 ///
 /// # Errors
 /// The headers are not where the layout says.
-pub fn endpoints(frame: &[u8], layout: &Layout) -> Result<Endpoints, LayoutMismatch> {
+pub fn endpoints(frame: &[u8], layout: &Layout) -> Result<Tuple, LayoutMismatch> {
     read_endpoints(frame, layout).ok_or(LayoutMismatch)
 }
 
 /// Makes the packet one from and to `to`: both addresses and, where there are any, both ports; the IPv4 header checksum and the
-/// transport checksum follow (RFC 1624). What is to stay is given as it is.
+/// transport checksum follow (RFC 1624). What is to stay is given as it is; the protocol of `to` is not looked at.
 ///
 /// A complete checksum that was wrong stays wrong, so damage is still noticed where the packet arrives. ICMPv6 checksums follow
 /// their pseudo-header; an ICMP error that quotes a translated packet goes through [`translate_error`] instead.
@@ -155,8 +130,24 @@ pub fn endpoints(frame: &[u8], layout: &Layout) -> Result<Endpoints, LayoutMisma
 /// # Errors
 /// The headers are not where the layout says.
 #[inline]
-pub fn translate(frame: &mut [u8], layout: &Layout, checksum: Checksum, to: &Endpoints) -> Result<(), LayoutMismatch> {
-    apply(frame, layout, checksum, Extent::Whole, to).ok_or(LayoutMismatch)
+pub fn translate(frame: &mut [u8], layout: &Layout, checksum: Checksum, to: &Tuple) -> Result<(), LayoutMismatch> {
+    apply(frame, layout, checksum, Extent::Whole, to, 0).ok_or(LayoutMismatch)
+}
+
+/// Sends a packet on: [`translate`], [`decrement_hop_limit`] and [`set_macs`] in one pass.
+///
+/// # Errors
+/// As theirs; the frame is unchanged.
+#[inline]
+pub fn redirect(
+    frame: &mut [u8],
+    layout: &Layout,
+    checksum: Checksum,
+    to: &Tuple,
+    macs: &Macs,
+) -> Result<(), LayoutMismatch> {
+    apply(frame, layout, checksum, Extent::Whole, to, 1).ok_or(LayoutMismatch)?;
+    set_macs(frame, macs)
 }
 
 /// Translates an ICMP or ICMPv6 error and the packet that it quotes (RFC 5508 §4.2).
@@ -171,9 +162,9 @@ pub fn translate(frame: &mut [u8], layout: &Layout, checksum: Checksum, to: &End
 pub fn translate_error(
     frame: &mut [u8],
     outer: &Layout,
-    outer_to: &Endpoints,
+    outer_to: &Tuple,
     inner: &Layout,
-    inner_to: &Endpoints,
+    inner_to: &Tuple,
 ) -> Result<(), LayoutMismatch> {
     apply_to_error(frame, outer, outer_to, inner, inner_to).ok_or(LayoutMismatch)
 }
@@ -255,7 +246,7 @@ pub fn answer_echo(frame: &mut [u8], layout: &Layout, hop_limit: u8) -> Result<(
         (Family::V4, ICMP, Some([8, 0])) => (0, 0),
         (Family::V6, ICMPV6, Some([128, 0])) => {
             let length_bytes = u32::try_from(message.len()).map_err(|_| EchoError::LayoutMismatch)?;
-            (129, checksum::pseudo_header(&request.source, &request.destination, ICMPV6, length_bytes))
+            (129, checksum::pseudo_header(&request.src.0, &request.dst.0, ICMPV6, length_bytes))
         }
         _ => return Err(EchoError::NotEcho),
     };
@@ -272,7 +263,7 @@ pub fn answer_echo(frame: &mut [u8], layout: &Layout, hop_limit: u8) -> Result<(
     if let Some(check) = field::<2>(message, 2) {
         *check = anew.to_be_bytes();
     }
-    set_addresses(network, layout.family, &request.reversed()).ok_or(EchoError::LayoutMismatch)?;
+    set_addresses(network, layout.family, &request.reversed(), 0).ok_or(EchoError::LayoutMismatch)?;
     match layout.family {
         Family::V4 => {
             let header: &mut [u8; IPV4_HEADER] = network.first_chunk_mut().ok_or(EchoError::LayoutMismatch)?;
@@ -343,8 +334,9 @@ impl<'a> Transport<'a> {
     }
 }
 
-#[inline]
-fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent, to: &Endpoints) -> Option<()> {
+/// `hops` are taken from the TTL or hop limit.
+#[inline(always)]
+fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent, to: &Tuple, hops: u8) -> Option<()> {
     let (head, transport) = packet.split_at_mut_checked(layout.l4)?;
     let network = head.get_mut(layout.l3..)?;
     let transport = match checksum {
@@ -352,15 +344,15 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
         Checksum::Complete | Checksum::Partial => Transport::split(transport, layout, extent)?,
     };
     // The last step that can fail, and it does so before it writes.
-    let addresses = set_addresses(network, layout.family, to)?;
+    let addresses = set_addresses(network, layout.family, to, hops)?;
     let mut ports = Delta::NONE;
     if let Some(field) = transport.ports {
-        let new = (u32::from(to.source_port) << 16) | u32::from(to.destination_port);
-        ports = Delta::of_u32(u32::from_be_bytes(*field), new);
-        *field = new.to_be_bytes();
+        let new = ((u32::from(to.src_port) << 16) | u32::from(to.dst_port)).to_be_bytes();
+        ports = Delta::of_u32(u32::from_ne_bytes(*field), u32::from_ne_bytes(new));
+        *field = new;
     }
     if let Some(field) = transport.checksum {
-        let old = u16::from_be_bytes(*field);
+        let old = u16::from_ne_bytes(*field);
         let new = if checksum == Checksum::Partial {
             addresses.partial(old)
         } else if layout.protocol == UDP {
@@ -368,18 +360,12 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
         } else {
             addresses.and(ports).complete(old)
         };
-        *field = new.to_be_bytes();
+        *field = new.to_ne_bytes();
     }
     Some(())
 }
 
-fn apply_to_error(
-    frame: &mut [u8],
-    outer: &Layout,
-    outer_to: &Endpoints,
-    inner: &Layout,
-    inner_to: &Endpoints,
-) -> Option<()> {
+fn apply_to_error(frame: &mut [u8], outer: &Layout, outer_to: &Tuple, inner: &Layout, inner_to: &Tuple) -> Option<()> {
     let is_icmp = matches!((outer.family, outer.protocol), (Family::V4, ICMP) | (Family::V6, ICMPV6));
     let before_inner = inner.l3.checked_sub(outer.l4)?;
     // Headers come in words, so a quoted packet at an odd offset is a mistake; its sum would be off.
@@ -393,36 +379,43 @@ fn apply_to_error(
     read_endpoints(packet, inner)?;
 
     let before = checksum::sum(packet.get(inner.l3..)?);
-    apply(packet, inner, Checksum::Complete, Extent::Quoted, inner_to)?;
+    apply(packet, inner, Checksum::Complete, Extent::Quoted, inner_to, 0)?;
     let quoted = Delta::of_u16(before, checksum::sum(packet.get(inner.l3..)?));
-    apply(packet, outer, Checksum::Complete, Extent::Whole, outer_to)?;
+    apply(packet, outer, Checksum::Complete, Extent::Whole, outer_to, 0)?;
     let field = field::<2>(packet.get_mut(outer.l4..)?, 2)?;
     *field = quoted.complete(u16::from_be_bytes(*field)).to_be_bytes();
     Some(())
 }
 
-/// Writes both addresses and corrects the IPv4 header checksum; returns their change. `None` before anything is written.
-#[inline]
-fn set_addresses(network: &mut [u8], family: Family, to: &Endpoints) -> Option<Delta> {
+/// Writes both addresses, takes `hops` from the hop limit and corrects the IPv4 header checksum; returns the change of the addresses. `None`
+/// before anything is written.
+#[inline(always)]
+fn set_addresses(network: &mut [u8], family: Family, to: &Tuple, hops: u8) -> Option<Delta> {
     match family {
         Family::V4 => {
             let header: &mut [u8; IPV4_HEADER] = network.first_chunk_mut()?;
+            let ttl = header[8].checked_sub(hops)?;
             let addresses = field::<8>(header, 12)?;
             let mut new = [0; 8];
-            new[..4].copy_from_slice(&to.source[12..]);
-            new[4..].copy_from_slice(&to.destination[12..]);
-            let delta = Delta::of_u64(u64::from_be_bytes(*addresses), u64::from_be_bytes(new));
+            new[..4].copy_from_slice(&to.src.v4_octets());
+            new[4..].copy_from_slice(&to.dst.v4_octets());
+            let delta = Delta::of_u64(u64::from_ne_bytes(*addresses), u64::from_ne_bytes(new));
             *addresses = new;
+            // TTL and protocol are one word.
+            let word = [header[8], header[9]];
+            header[8] = ttl;
+            let hop = Delta::of_u16(u16::from_ne_bytes(word), u16::from_ne_bytes([ttl, word[1]]));
             let field = field::<2>(header, 10)?;
-            *field = delta.complete(u16::from_be_bytes(*field)).to_be_bytes();
+            *field = delta.and(hop).complete(u16::from_ne_bytes(*field)).to_ne_bytes();
             Some(delta)
         }
         Family::V6 => {
             let header: &mut [u8; IPV6_HEADER] = network.first_chunk_mut()?;
+            header[7] = header[7].checked_sub(hops)?;
             let mut delta = Delta::NONE;
-            for (at, new) in [(8, to.source), (24, to.destination)] {
+            for (at, new) in [(8, to.src.0), (24, to.dst.0)] {
                 let address = field::<16>(header, at)?;
-                delta = delta.and(Delta::of_u128(u128::from_be_bytes(*address), u128::from_be_bytes(new)));
+                delta = delta.and(Delta::of_u128(u128::from_ne_bytes(*address), u128::from_ne_bytes(new)));
                 *address = new;
             }
             Some(delta)
@@ -440,30 +433,30 @@ fn set_ttl(header: &mut [u8; IPV4_HEADER], ttl: u8) {
     header[10..12].copy_from_slice(&checksum.to_be_bytes());
 }
 
-fn read_endpoints(frame: &[u8], layout: &Layout) -> Option<Endpoints> {
+fn read_endpoints(frame: &[u8], layout: &Layout) -> Option<Tuple> {
     let (head, transport) = frame.split_at_checked(layout.l4)?;
     let network = head.get(layout.l3..)?;
-    let (source, destination) = match layout.family {
+    let (src, dst) = match layout.family {
         Family::V4 => {
             let header: &[u8; IPV4_HEADER] = network.first_chunk()?;
             (
-                mapped([header[12], header[13], header[14], header[15]]),
-                mapped([header[16], header[17], header[18], header[19]]),
+                Ipv4Addr::new(header[12], header[13], header[14], header[15]).into(),
+                Ipv4Addr::new(header[16], header[17], header[18], header[19]).into(),
             )
         }
         Family::V6 => {
             let header: &[u8; IPV6_HEADER] = network.first_chunk()?;
-            (*header[8..].first_chunk()?, *header[24..].first_chunk()?)
+            (Ip(*header[8..].first_chunk()?), Ip(*header[24..].first_chunk()?))
         }
     };
-    let (source_port, destination_port) = match layout.protocol {
+    let (src_port, dst_port) = match layout.protocol {
         TCP | UDP => {
             let &[a, b, c, d] = transport.first_chunk()?;
             (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
         }
         _ => (0, 0),
     };
-    Some(Endpoints { source, destination, source_port, destination_port })
+    Some(Tuple { src, dst, src_port, dst_port, protocol: layout.protocol })
 }
 
 /// Where the packet ends by its own account; padding may follow in the frame. `None` when the frame is shorter.
@@ -494,17 +487,6 @@ fn mss_offset(options: &[u8]) -> Option<usize> {
 #[inline]
 fn field<const N: usize>(bytes: &mut [u8], at: usize) -> Option<&mut [u8; N]> {
     bytes.get_mut(at..)?.first_chunk_mut()
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(address) => mapped(address.octets()),
-        IpAddr::V6(address) => address.octets(),
-    }
-}
-
-fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
 }
 
 #[cfg(test)]

@@ -36,13 +36,23 @@ const OPTION_STRICT_SOURCE_ROUTE: u8 = 137;
 /// Says what is wrong with it; see [`DropReason`].
 #[inline]
 pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
+    let mut parsed = Parsed::default();
+    Ok(parse_to(frame, &mut parsed)?.unwrap_or(Packet::Transport(parsed)))
+}
+
+/// The same for many frames: a [`Packet::Transport`] is written to where it is to stay, and `None` returned. Anything else leaves `to` as it is.
+///
+/// # Errors
+/// As those of [`parse`].
+#[inline]
+pub fn parse_to(frame: &[u8], to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let ethernet = Ethernet::read(frame)?;
     match ethernet.ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, ethernet),
-        ETHERTYPE_IPV6 => ipv6(frame, ethernet),
-        ETHERTYPE_ARP => arp(frame),
+        ETHERTYPE_IPV4 => ipv4(frame, ethernet, to),
+        ETHERTYPE_IPV6 => ipv6(frame, ethernet, to),
+        ETHERTYPE_ARP => arp(frame).map(Some),
         ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Err(DropReason::Tagged),
-        other => Ok(Packet::Other(Other::EtherType(other))),
+        other => Ok(Some(Packet::Other(Other::EtherType(other)))),
     }
 }
 
@@ -116,7 +126,7 @@ pub(super) struct Part {
 }
 
 #[inline]
-fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
+fn ipv4(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let packet = frame.get(ETHERNET_LEN..).unwrap_or_default();
     let header: &[u8; IPV4_LEN] = packet.first_chunk().ok_or(DropReason::Ipv4Truncated)?;
     if header[0] >> 4 != 4 {
@@ -134,7 +144,7 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     let packet = frame.get(..end).ok_or(DropReason::Ipv4Truncated)?;
     let l4 = ETHERNET_LEN + header_len;
     if header_len == IPV4_LEN {
-        if !checksum::is_valid(0, header) {
+        if !checksum::is_valid_ipv4(header) {
             return Err(DropReason::Ipv4Checksum);
         }
     } else {
@@ -147,7 +157,7 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     let src = Ipv4Addr::from_bits(u32::from_be_bytes([header[12], header[13], header[14], header[15]]));
     let dst = Ipv4Addr::from_bits(u32::from_be_bytes([header[16], header[17], header[18], header[19]]));
     if ethernet.dst.is_group() || dst.is_multicast() || dst.is_broadcast() {
-        return Ok(Packet::Other(Other::Group));
+        return Ok(Some(Packet::Other(Other::Group)));
     }
     if dst.is_loopback() || dst.is_unspecified() {
         return Err(DropReason::MartianDestination);
@@ -177,9 +187,9 @@ fn ipv4(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
             repeated: header_len,
             data: header_len,
         };
-        return fragment(packet, &{ parsed }, part);
+        return fragment(packet, &{ parsed }, part).map(Some);
     }
-    whole(packet, parsed)
+    whole(packet, parsed, to)
 }
 
 /// Refuses options that lie about their length, and source routes (RFC 7126 sections 4.3 and 4.4).
@@ -199,7 +209,7 @@ fn ipv4_options(mut options: &[u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-fn ipv6(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
+fn ipv6(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let packet = frame.get(ETHERNET_LEN..).unwrap_or_default();
     let header: &[u8; IPV6_LEN] = packet.first_chunk().ok_or(DropReason::Ipv6Truncated)?;
     if header[0] >> 4 != 6 {
@@ -230,10 +240,10 @@ fn ipv6(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
         tcp: Tcp::default(),
     };
     if chain.protocol == PROTOCOL_ICMPV6 && is_nd(packet, &parsed, chain.part) {
-        return nd(packet, &parsed, chain.part);
+        return nd(packet, &parsed, chain.part).map(Some);
     }
     if ethernet.dst.is_group() || dst.is_multicast() {
-        return Ok(Packet::Other(Other::Group));
+        return Ok(Some(Packet::Other(Other::Group)));
     }
     if dst.is_loopback() || dst.is_unspecified() {
         return Err(DropReason::MartianDestination);
@@ -243,8 +253,8 @@ fn ipv6(frame: &[u8], ethernet: Ethernet) -> Result<Packet, DropReason> {
     }
     match chain.part {
         // RFC 6946: a packet in a single fragment is whole.
-        Some(part) if part.offset != 0 || part.more => fragment(packet, &{ parsed }, part),
-        _ => whole(packet, parsed),
+        Some(part) if part.offset != 0 || part.more => fragment(packet, &{ parsed }, part).map(Some),
+        _ => whole(packet, parsed, to),
     }
 }
 
@@ -343,14 +353,15 @@ pub(super) fn embedded(packet: &[u8], family: Family) -> Result<(Tuple, usize), 
 // Inlined, and the rarer ways out get copies: so the facts of a TCP segment stay in registers until they are written once, to
 // where the caller wants them.
 #[inline(always)]
-fn whole(packet: &[u8], mut parsed: Parsed) -> Result<Packet, DropReason> {
+fn whole(packet: &[u8], mut parsed: Parsed, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     match (parsed.tuple.protocol, parsed.family) {
         (PROTOCOL_TCP, _) => tcp(packet, &mut parsed)?,
         (PROTOCOL_UDP, _) => udp(packet, &mut parsed)?,
-        (PROTOCOL_ICMP, Family::V4) | (PROTOCOL_ICMPV6, Family::V6) => return icmp(packet, &{ parsed }),
-        (other, _) => return Ok(Packet::Other(Other::Protocol(other))),
+        (PROTOCOL_ICMP, Family::V4) | (PROTOCOL_ICMPV6, Family::V6) => return icmp(packet, &{ parsed }).map(Some),
+        (other, _) => return Ok(Some(Packet::Other(Other::Protocol(other)))),
     }
-    Ok(Packet::Transport(parsed))
+    *to = parsed;
+    Ok(None)
 }
 
 /// A fragment; `packet` is the frame up to the end of it.

@@ -1,13 +1,18 @@
-//! The steering function as a classic BPF program for `SO_ATTACH_REUSEPORT_CBPF`: the kernel hands each new connection and
+//! Steering as classic BPF programs: for `PACKET_FANOUT_CBPF` see [`fanout_program`], for `SO_ATTACH_REUSEPORT_CBPF` [`reuseport_program`]: the kernel hands each new connection and
 //! each datagram to the socket of the worker that [`vshard_of_client`](super::vshard_of_client) and the table name.
 //!
 //! The kernel runs the program with the packet pulled up to the transport payload (net/core/sock_reuseport.c,
 //! `run_bpf_filter`), for a SYN too, so headers are read relative to the network header (`SKF_NET_OFF`). A load outside the packet
 //! ends a classic program with result 0. A result that is not the number of a socket in the group makes the kernel choose by its own hash.
 
+mod fanout;
+
 use super::{
     FINISH_1, FINISH_2, FINISH_SHIFT_1, FINISH_SHIFT_2, FINISH_SHIFT_3, MIX, MIX_SHIFT, SteeringTable, VSHARDS,
 };
+use crate::packet::{PROTOCOL_TCP, PROTOCOL_UDP};
+
+pub use fanout::{FanoutTooLong, fanout_program};
 
 /// Longest classic BPF program that the kernel takes (`BPF_MAXINSNS`).
 pub const INSTRUCTIONS_MAX: usize = 4096;
@@ -41,8 +46,22 @@ pub mod code {
     pub const LOAD_HALF: u16 = 0x28;
     /// A ← the big-endian half word at X + k.
     pub const LOAD_HALF_INDEXED: u16 = 0x48;
+    /// A ← the big-endian word at X + k.
+    pub const LOAD_WORD_INDEXED: u16 = 0x40;
+    /// A ← the byte at X + k.
+    pub const LOAD_BYTE_INDEXED: u16 = 0x50;
+    /// A ← the k-th of 16 memory cells.
+    pub const LOAD_MEMORY: u16 = 0x60;
+    /// X ← 4 × the low half of the byte at k: the length of an IPv4 header.
+    pub const LOAD_HEADER_LENGTH: u16 = 0xb1;
+    /// The k-th of 16 memory cells ← A.
+    pub const STORE: u16 = 0x02;
     /// A ← k.
     pub const LOAD_CONSTANT: u16 = 0x00;
+    /// A ← A + k.
+    pub const ADD: u16 = 0x04;
+    /// A ← A + X.
+    pub const ADD_X: u16 = 0x0c;
     /// A ← A × k.
     pub const MULTIPLY: u16 = 0x24;
     /// A ← A & k.
@@ -70,12 +89,13 @@ pub mod code {
 /// `SKF_NET_OFF`: loads at this offset count from the network header.
 pub const NETWORK_HEADER: u32 = 0xfff0_0000;
 
+/// `SKF_AD_OFF + SKF_AD_PROTOCOL`: a load from here is the EtherType.
+pub const ETHERTYPE: u32 = 0xffff_f000;
+
 const IPV4_SOURCE: u32 = NETWORK_HEADER + 12;
 const IPV6_NEXT_HEADER: u32 = NETWORK_HEADER + 6;
 const IPV6_SOURCE: u32 = NETWORK_HEADER + 8;
 const IPV6_PORT: u32 = NETWORK_HEADER + 40;
-const PROTOCOL_TCP: u32 = 6;
-const PROTOCOL_UDP: u32 = 17;
 
 /// The program for one reuseport group whose n-th socket belongs to worker n.
 ///
@@ -114,8 +134,8 @@ fn hash_ipv4(seed: u32) -> Vec<Instruction> {
 fn hash_ipv6(seed: u32) -> Vec<Instruction> {
     let mut block = vec![
         operation(code::LOAD_BYTE, IPV6_NEXT_HEADER),
-        branch(code::JUMP_EQUAL, PROTOCOL_TCP, 3, 0),
-        branch(code::JUMP_EQUAL, PROTOCOL_UDP, 2, 0),
+        branch(code::JUMP_EQUAL, PROTOCOL_TCP.into(), 3, 0),
+        branch(code::JUMP_EQUAL, PROTOCOL_UDP.into(), 2, 0),
         operation(code::LOAD_CONSTANT, 0),
         operation(code::JUMP, 1),
         operation(code::LOAD_HALF, IPV6_PORT),

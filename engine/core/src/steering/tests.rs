@@ -1,3 +1,5 @@
+mod fanout;
+
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -71,14 +73,10 @@ fn packet(client: SocketAddr, protocol: u8, between: Between, random: &mut Rando
 }
 
 /// A classic BPF machine, written from the kernel's description of the language (Documentation/networking/filter.rst), not
-/// from the generator: it takes operation codes apart into class, size, mode and source.
-fn run(program: &[Instruction], packet: &[u8]) -> u32 {
+/// from the generator: it takes operation codes apart into class, size, mode and source. `load` reads so many octets at an offset.
+fn run(program: &[Instruction], load: impl Fn(u32, usize) -> Option<u32>) -> u32 {
     let (mut a, mut x, mut at) = (0_u32, 0_u32, 0_usize);
-    let load = |offset: u32, size: usize| -> Option<u32> {
-        let from = offset.checked_sub(NETWORK_HEADER).expect("the program reads headers, not the payload") as usize;
-        let bytes = packet.get(from..from + size)?;
-        Some(bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
-    };
+    let mut memory = [None; 16];
     loop {
         let Instruction { code, jt, jf, k } = program[at];
         at += 1;
@@ -95,15 +93,24 @@ fn run(program: &[Instruction], packet: &[u8]) -> u32 {
                     0x00 => Some(k),
                     0x20 => load(k, size),
                     0x40 => load(k.wrapping_add(x), size),
+                    0x60 if size == 4 => Some(memory[k as usize].expect("a cell is written before it is read")),
                     mode => panic!("mode {mode:#x}"),
                 };
                 let Some(value) = value else { return 0 };
                 a = value;
             }
+            // BPF_LDX, with BPF_MSH and BPF_B: the kernel has it for this only
+            0x01 if code == 0xb1 => {
+                let Some(value) = load(k, 1) else { return 0 };
+                x = (value & 0x0f) * 4;
+            }
+            // BPF_ST
+            0x02 if code == 0x02 => memory[k as usize] = Some(a),
             // BPF_ALU
             0x04 => {
                 let operand = if code & 0x08 == 0 { k } else { x };
                 a = match code & 0xf0 {
+                    0x00 => a.wrapping_add(operand),
                     0x20 => a.wrapping_mul(operand),
                     0x50 => a & operand,
                     0x60 => a << operand,
@@ -131,6 +138,19 @@ fn run(program: &[Instruction], packet: &[u8]) -> u32 {
     }
 }
 
+/// Loads from a packet that begins with its network header, as reuseport programs do.
+fn from_network_header(packet: &[u8]) -> impl Fn(u32, usize) -> Option<u32> {
+    move |offset, size| {
+        let from = offset.checked_sub(NETWORK_HEADER).expect("the program reads headers, not the payload");
+        word(packet, from, size)
+    }
+}
+
+fn word(packet: &[u8], from: u32, size: usize) -> Option<u32> {
+    let bytes = packet.get(from as usize..)?.get(..size)?;
+    Some(bytes.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
+}
+
 fn owner(table: &SteeringTable, client: SocketAddr) -> u32 {
     u32::from(table.worker_of(vshard_of_client(client.ip(), client.port(), SEED)).0)
 }
@@ -156,7 +176,7 @@ fn the_program_and_the_function_name_the_same_worker_over_a_million_tuples() {
         };
         let packet = packet(client, protocol, between, &mut random);
         let which = tuple % tables.len();
-        let named = run(&programs[which], &packet);
+        let named = run(&programs[which], from_network_header(&packet));
         assert_eq!(named, owner(&tables[which], client), "{client} in {packet:02x?}");
         seen.insert((which, named));
     }
@@ -198,7 +218,7 @@ fn behind_an_ipv6_extension_header_a_client_counts_with_port_0() {
         let client = random.client();
         if client.is_ipv6() {
             let packet = packet(client, 6, Between::Extension, &mut random);
-            assert_eq!(run(&program, &packet), owner(&table, SocketAddr::new(client.ip(), 0)));
+            assert_eq!(run(&program, from_network_header(&packet)), owner(&table, SocketAddr::new(client.ip(), 0)));
         }
     }
 }
@@ -209,18 +229,43 @@ fn a_program_passes_the_kernels_checks_whatever_the_table() {
     tables.push(SteeringTable::even(256).remapped(2));
     tables.push(SteeringTable::even(2).remapped(255).remapped(3));
     for table in tables {
-        let instructions = reuseport_program(&table, SEED);
-        assert!(instructions.len() <= INSTRUCTIONS_MAX);
-        assert_eq!(instructions.last().expect("not empty").code, program::code::RETURN);
-        for (at, instruction) in instructions.iter().enumerate() {
-            // bpf_check_classic: every jump goes forward to an instruction of the program.
-            let furthest = match instruction.code {
-                program::code::RETURN => continue,
-                program::code::JUMP => instruction.k as usize,
-                _ => usize::from(instruction.jt.max(instruction.jf)),
-            };
-            assert!(at + 1 + furthest < instructions.len(), "{instruction:?} at {at} of {}", instructions.len());
+        assert_passes_the_kernels_checks(&reuseport_program(&table, SEED));
+    }
+}
+
+/// `bpf_check_classic` and `check_load_and_stores` of net/core/filter.c.
+fn assert_passes_the_kernels_checks(instructions: &[Instruction]) {
+    assert!(instructions.len() <= INSTRUCTIONS_MAX);
+    assert_eq!(instructions.last().expect("not empty").code, program::code::RETURN);
+    // The memory cells that are surely written when an instruction is reached by a jump.
+    let mut by_jump = vec![u16::MAX; instructions.len()];
+    let mut written = 0;
+    for (at, instruction) in instructions.iter().enumerate() {
+        written &= by_jump[at];
+        let bit = 1_u16.checked_shl(instruction.k).unwrap_or(0);
+        // Every jump goes forward to an instruction of the program.
+        let targets = match instruction.code {
+            program::code::LOAD_MEMORY => {
+                assert!(written & bit != 0, "{instruction:?} at {at} reads a cell that may not be written");
+                continue;
+            }
+            program::code::STORE => {
+                assert!(bit != 0, "{instruction:?} at {at}");
+                written |= bit;
+                continue;
+            }
+            program::code::JUMP => vec![instruction.k as usize],
+            program::code::JUMP_EQUAL | program::code::JUMP_NOT_BELOW => {
+                vec![instruction.jt.into(), instruction.jf.into()]
+            }
+            _ => continue,
+        };
+        for skipped in targets {
+            let target = at + 1 + skipped;
+            assert!(target < instructions.len(), "{instruction:?} at {at} of {}", instructions.len());
+            by_jump[target] &= written;
         }
+        written = u16::MAX;
     }
 }
 

@@ -214,7 +214,7 @@ impl Worker {
         for _ in 0..LEASES_MAX {
             let socket = socket::udp_socket(Family::of(destination.ip())).map_err(|error| termination_of(&error))?;
             let lease = match &service.source {
-                ServiceSource::Interface => None,
+                ServiceSource::Client | ServiceSource::Interface => None,
                 ServiceSource::Pool(pool) => {
                     let leased = pool.lease(destination, home, &self.snapshot.steering, self.id);
                     Some(leased.map_err(|_| Termination::OutOfSourcePorts)?)

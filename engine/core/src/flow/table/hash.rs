@@ -11,12 +11,12 @@
 use crate::packet::Tuple;
 use crate::random::mix;
 
-pub(super) struct TupleHasher {
+pub(in crate::flow) struct TupleHasher {
     keys: [u128; 6],
 }
 
 impl TupleHasher {
-    pub(super) fn new(seed: [u64; 2]) -> TupleHasher {
+    pub(in crate::flow) fn new(seed: [u64; 2]) -> TupleHasher {
         let mut keys = [0; 6];
         for (i, key) in keys.iter_mut().enumerate() {
             let counter = 2 * i as u64;
@@ -26,7 +26,7 @@ impl TupleHasher {
     }
 
     #[inline]
-    pub(super) fn hash(&self, tuple: &Tuple) -> u64 {
+    pub(in crate::flow) fn hash(&self, tuple: &Tuple) -> u64 {
         let src = u128::from_be_bytes(tuple.src.0);
         let dst = u128::from_be_bytes(tuple.dst.0);
         let rest = (u64::from(tuple.src_port) << 32) | (u64::from(tuple.dst_port) << 16) | u64::from(tuple.protocol);

@@ -66,19 +66,24 @@ impl Index {
         u32::from(self.buckets[place.home].used)
     }
 
-    /// The first entry of the home bucket with the right tag: nearly always the one that is looked for.
+    /// The ways of the home bucket with the right tag, one bit each.
     #[inline]
-    pub(super) fn likely(&self, place: Place) -> Option<u32> {
-        let bucket = &self.buckets[place.home];
-        let way = bucket.matches(place.tag).trailing_zeros() as usize;
-        bucket.entries.get(way).map(|entry| entry & ENTRY_BITS)
+    pub(super) fn matches(&self, place: Place) -> u16 {
+        self.buckets[place.home].matches(place.tag)
     }
 
-    /// The entry at `place` of which `is_it` holds.
+    /// The first entry of these ways: nearly always the one that is looked for.
     #[inline]
-    pub(super) fn find(&self, place: Place, is_it: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn first(&self, place: Place, matches: u16) -> Option<u32> {
+        let way = matches.trailing_zeros() as usize;
+        self.buckets[place.home].entries.get(way).map(|entry| entry & ENTRY_BITS)
+    }
+
+    /// The entry at `place`, whose [`matches`](Self::matches) these are, of which `is_it` holds.
+    #[inline]
+    pub(super) fn find(&self, place: Place, matches: u16, is_it: impl Fn(u32) -> bool) -> Option<u32> {
         let home = &self.buckets[place.home];
-        if let Some(way) = home.find(place.tag, 0, &is_it) {
+        if let Some(way) = home.find_among(matches, 0, &is_it) {
             return Some(home.entries[way]);
         }
         if home.away == 0 {
@@ -182,7 +187,12 @@ impl Bucket {
     /// The way with this tag and this [`AWAY`] bit of whose entry, without that bit, `is_it` holds.
     #[inline]
     fn find(&self, tag: u16, away: u32, is_it: impl Fn(u32) -> bool) -> Option<usize> {
-        let mut matches = self.matches(tag);
+        self.find_among(self.matches(tag), away, is_it)
+    }
+
+    /// The same among these ways.
+    #[inline]
+    fn find_among(&self, mut matches: u16, away: u32, is_it: impl Fn(u32) -> bool) -> Option<usize> {
         while matches != 0 {
             let way = matches.trailing_zeros() as usize;
             let entry = self.entries[way];
@@ -254,10 +264,14 @@ mod tests {
                 } else if let Some((&entry, &place)) = model.iter().nth(random.below(40) as usize) {
                     index.remove(place, entry);
                     model.remove(&entry);
-                    assert_eq!(index.find(place, |found| found == entry), None);
+                    assert_eq!(index.find(place, index.matches(place), |found| found == entry), None);
                 }
                 for (&entry, &place) in &model {
-                    assert_eq!(index.find(place, |found| found == entry), Some(entry), "seed {seed}");
+                    assert_eq!(
+                        index.find(place, index.matches(place), |found| found == entry),
+                        Some(entry),
+                        "seed {seed}"
+                    );
                 }
             }
             assert!(full > 0 && moves > 0, "seed {seed}: the history must reach the limit");

@@ -29,17 +29,17 @@ fn plain_sum(parts: &[&[u8]]) -> u16 {
     sum as u16
 }
 
-fn addresses(family: Family, ends: &Endpoints) -> Vec<u8> {
+fn addresses(family: Family, ends: &Tuple) -> Vec<u8> {
     let skip = if family == Family::V4 { 12 } else { 0 };
-    [&ends.source[skip..], &ends.destination[skip..]].concat()
+    [&ends.src.0[skip..], &ends.dst.0[skip..]].concat()
 }
 
-fn pseudo_sum(family: Family, ends: &Endpoints, protocol: u8, length: usize) -> u16 {
+fn pseudo_sum(family: Family, ends: &Tuple, protocol: u8, length: usize) -> u16 {
     plain_sum(&[&addresses(family, ends), &[0, protocol], &(length as u32).to_be_bytes()])
 }
 
 /// An IP packet without Ethernet header; `options` words of IPv4 options, or of 8 bytes of IPv6 destination options.
-fn ip_packet(family: Family, protocol: u8, ends: &Endpoints, options: usize, transport: &[u8]) -> (Vec<u8>, usize) {
+fn ip_packet(family: Family, protocol: u8, ends: &Tuple, options: usize, transport: &[u8]) -> (Vec<u8>, usize) {
     let mut packet;
     match family {
         Family::V4 => {
@@ -69,8 +69,8 @@ fn ip_packet(family: Family, protocol: u8, ends: &Endpoints, options: usize, tra
 }
 
 /// A transport header, `body` and the right checksum for `ends`. For ICMP the body begins behind the checksum.
-fn segment(family: Family, protocol: u8, ends: &Endpoints, field: Field, body: &[u8]) -> Vec<u8> {
-    let ports = [ends.source_port.to_be_bytes(), ends.destination_port.to_be_bytes()].concat();
+fn segment(family: Family, protocol: u8, ends: &Tuple, field: Field, body: &[u8]) -> Vec<u8> {
+    let ports = [ends.src_port.to_be_bytes(), ends.dst_port.to_be_bytes()].concat();
     let (mut bytes, at) = match protocol {
         TCP => ([&ports[..], &[1, 2, 3, 4, 5, 6, 7, 8, 0x50, 0x10, 1, 0, 0, 0, 0, 0]].concat(), 16),
         UDP => ([&ports[..], &((8 + body.len()) as u16).to_be_bytes(), &[0, 0]].concat(), 6),
@@ -100,14 +100,7 @@ fn frame_of((packet, l4): (Vec<u8>, usize), family: Family, protocol: u8) -> (Ve
     (frame, Layout { l3: 14, l4: 14 + l4, family, protocol })
 }
 
-fn build(
-    family: Family,
-    protocol: u8,
-    ends: &Endpoints,
-    options: usize,
-    field: Field,
-    body: &[u8],
-) -> (Vec<u8>, Layout) {
+fn build(family: Family, protocol: u8, ends: &Tuple, options: usize, field: Field, body: &[u8]) -> (Vec<u8>, Layout) {
     let transport = segment(family, protocol, ends, field, body);
     frame_of(ip_packet(family, protocol, ends, options, &transport), family, protocol)
 }
@@ -116,8 +109,8 @@ fn build(
 fn build_error(
     family: Family,
     protocol: u8,
-    outer: &Endpoints,
-    inner: &Endpoints,
+    outer: &Tuple,
+    inner: &Tuple,
     quoted_bytes: usize,
     options: usize,
 ) -> (Vec<u8>, Layout, Layout) {
@@ -131,12 +124,12 @@ fn build_error(
     (frame, layout, Layout { l3, l4: l3 + quoted_l4, family, protocol })
 }
 
-fn ends(source: &str, destination: &str) -> Endpoints {
-    Endpoints::new(source.parse().unwrap(), destination.parse().unwrap())
+fn ends(source: &str, destination: &str) -> Tuple {
+    Tuple::new(source.parse().unwrap(), destination.parse().unwrap(), TCP)
 }
 
 /// Client to VIP and our SNAT address to the real server.
-fn both_legs(family: Family) -> (Endpoints, Endpoints) {
+fn both_legs(family: Family) -> (Tuple, Tuple) {
     match family {
         Family::V4 => (ends("198.51.100.7:40000", "192.0.2.1:443"), ends("10.0.0.2:1024", "10.0.0.80:8443")),
         Family::V6 => {
@@ -151,26 +144,25 @@ fn any_family() -> impl Strategy<Value = Family> {
     prop_oneof![Just(Family::V4), Just(Family::V6)]
 }
 
-fn any_ends(family: Family, protocol: u8) -> impl Strategy<Value = Endpoints> {
-    any::<([u8; 16], [u8; 16], u16, u16)>().prop_map(
-        move |(mut source, mut destination, source_port, destination_port)| {
-            if family == Family::V4 {
-                source = mapped(*source.last_chunk().unwrap());
-                destination = mapped(*destination.last_chunk().unwrap());
-            }
-            let has_ports = matches!(protocol, TCP | UDP);
-            Endpoints {
-                source,
-                destination,
-                source_port: if has_ports { source_port } else { 0 },
-                destination_port: if has_ports { destination_port } else { 0 },
-            }
-        },
-    )
+fn any_ends(family: Family, protocol: u8) -> impl Strategy<Value = Tuple> {
+    any::<([u8; 16], [u8; 16], u16, u16)>().prop_map(move |(source, destination, src_port, dst_port)| {
+        let address = |octets: [u8; 16]| match family {
+            Family::V4 => Ip::from(Ipv4Addr::from(*octets.last_chunk::<4>().unwrap())),
+            Family::V6 => Ip(octets),
+        };
+        let has_ports = matches!(protocol, TCP | UDP);
+        Tuple {
+            src: address(source),
+            dst: address(destination),
+            src_port: if has_ports { src_port } else { 0 },
+            dst_port: if has_ports { dst_port } else { 0 },
+            protocol,
+        }
+    })
 }
 
 /// Family, protocol, both legs, words of options, checksum field, body.
-fn any_case() -> impl Strategy<Value = (Family, u8, Endpoints, Endpoints, usize, Field, Vec<u8>)> {
+fn any_case() -> impl Strategy<Value = (Family, u8, Tuple, Tuple, usize, Field, Vec<u8>)> {
     let protocols = prop_oneof![
         Just((TCP, Field::Complete)),
         Just((TCP, Field::Partial)),
@@ -210,6 +202,20 @@ proptest! {
     }
 
     #[test]
+    fn redirecting_is_translating_with_one_hop_and_other_macs(
+        (family, protocol, from, to, options, field, body) in any_case(), macs in any::<[[u8; 6]; 2]>(),
+    ) {
+        let macs = Macs::new(Mac(macs[0]), Mac(macs[1]));
+        let (mut frame, layout) = build(family, protocol, &from, options, field, &body);
+        let mut expected = frame.clone();
+        prop_assert_eq!(redirect(&mut frame, &layout, field.state(), &to, &macs), Ok(()));
+        prop_assert_eq!(translate(&mut expected, &layout, field.state(), &to), Ok(()));
+        prop_assert_eq!(decrement_hop_limit(&mut expected, &layout), Ok(()));
+        prop_assert_eq!(set_macs(&mut expected, &macs), Ok(()));
+        prop_assert_eq!(frame, expected);
+    }
+
+    #[test]
     fn a_partial_checksum_completed_after_translation_is_right(
         (family, protocol, from, to, options, _, body) in any_case(),
     ) {
@@ -230,8 +236,8 @@ proptest! {
     ) {
         let (mut outer, mut outer_to) = (inner.reversed(), inner_to.reversed());
         // A router on the way, not the receiver, may have sent it.
-        outer.source[12..].copy_from_slice(&raw[..4]);
-        outer_to.source[12..].copy_from_slice(&raw[4..]);
+        outer.src.0[12..].copy_from_slice(&raw[..4]);
+        outer_to.src.0[12..].copy_from_slice(&raw[4..]);
         let (original, layout, quoted) = build_error(family, protocol, &outer, &inner, quoted_bytes, options);
         let mut frame = original.clone();
         prop_assert_eq!(translate_error(&mut frame, &layout, &outer_to, &quoted, &inner_to), Ok(()));
@@ -338,7 +344,7 @@ fn a_udp_checksum_of_zero_stays_and_a_computed_one_is_all_ones() {
 
         // One of all source ports makes the checksum 0.
         let all_ones = (0..=u16::MAX)
-            .map(|source_port| Endpoints { source_port, ..to })
+            .map(|src_port| Tuple { src_port, ..to })
             .find(|to| {
                 build(family, UDP, to, 0, Field::Complete, b"body").0[layout.l4 + 6..layout.l4 + 8] == [0xff, 0xff]
             })
@@ -375,7 +381,7 @@ fn a_hop_costs_one_and_the_last_one_is_refused() {
 }
 
 /// A SYN whose options are `options`, padded to words.
-fn syn(family: Family, ends: &Endpoints, field: Field, flags: u8, options: &[u8]) -> (Vec<u8>, Layout) {
+fn syn(family: Family, ends: &Tuple, field: Field, flags: u8, options: &[u8]) -> (Vec<u8>, Layout) {
     let mut options = options.to_vec();
     options.resize(options.len().next_multiple_of(4), 0);
     let mut tcp = segment(family, TCP, ends, field, &options);
@@ -446,7 +452,7 @@ fn what_offers_no_larger_segment_size_is_left_alone() {
 }
 
 /// An echo request with identifier, number and data in `body`.
-fn echo(family: Family, ends: &Endpoints, kind: u8, body: &[u8]) -> (Vec<u8>, Layout) {
+fn echo(family: Family, ends: &Tuple, kind: u8, body: &[u8]) -> (Vec<u8>, Layout) {
     let protocol = if family == Family::V4 { ICMP } else { ICMPV6 };
     let mut message = [&[kind, 0, 0, 0], body].concat();
     let pseudo = if family == Family::V4 { 0 } else { pseudo_sum(family, ends, protocol, message.len()) };
@@ -459,7 +465,7 @@ fn echo(family: Family, ends: &Endpoints, kind: u8, body: &[u8]) -> (Vec<u8>, La
 fn an_echo_request_becomes_its_reply() {
     for family in FAMILIES {
         let (mut from, _) = both_legs(family);
-        (from.source_port, from.destination_port) = (0, 0);
+        (from.src_port, from.dst_port) = (0, 0);
         let (request_kind, reply_kind) = if family == Family::V4 { (8, 0) } else { (128, 129) };
         // All zero is where an incremental update of the checksum would be wrong.
         for body in [&[0; 4][..], &[0; 60], b"\x12\x34\x00\x07hello", &[0xff; 33]] {
@@ -501,9 +507,9 @@ fn only_an_error_of_the_same_family_quotes_a_packet() {
 #[test]
 fn macs_are_written_and_the_rest_is_left() {
     let mut frame = [0xaa; 16];
-    assert_eq!(set_macs(&mut frame, [1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]), Ok(()));
+    assert_eq!(set_macs(&mut frame, &Macs::new(Mac([1, 2, 3, 4, 5, 6]), Mac([7, 8, 9, 10, 11, 12]))), Ok(()));
     assert_eq!(frame, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0xaa, 0xaa, 0xaa, 0xaa]);
-    assert_eq!(set_macs(&mut frame[..13], [0; 6], [0; 6]), Err(LayoutMismatch));
+    assert_eq!(set_macs(&mut frame[..13], &Macs::default()), Err(LayoutMismatch));
 }
 
 #[test]

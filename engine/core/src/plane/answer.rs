@@ -1,0 +1,145 @@
+//! What is neither TCP nor UDP: questions for our addresses, pings of them, and ICMP errors about our flows.
+
+use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
+use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
+use crate::flow::Direction;
+use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
+use crate::packet::{
+    Arp, ArpOperation, DropReason, Fragment, IcmpError, Ip, Nd, NdKind, PROTOCOL_TCP, Packet, Parsed, Tuple,
+};
+
+/// Time to live and hop limit of what we answer.
+const HOP_LIMIT: u8 = 64;
+
+impl Plane {
+    /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
+    pub fn announce(&self, out: &mut Outbox) {
+        for address in self.services.ours().filter(|&address| self.is_ours_alone(address)) {
+            let home = self.network.home(address);
+            for (port, id) in self.network.ports.iter().zip(0..) {
+                let id = PortId(id);
+                if home.is_some_and(|home| home != id) {
+                    continue;
+                }
+                match address.is_v4() {
+                    true => out.push(id, &arp_announcement(port.mac, address)),
+                    false => out.push(id, &unsolicited_advertisement(port.mac, address)),
+                };
+            }
+        }
+    }
+
+    /// Decides about a frame that carries no whole TCP segment or UDP datagram.
+    #[cold]
+    pub(super) fn answer<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Packet,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        match packet {
+            Packet::Arp(arp) => self.on_arp(frame, arp, turn.out),
+            Packet::Echo(echo) => self.on_echo(frame, echo),
+            Packet::Fragment(fragment) => self.on_fragment(fragment),
+            Packet::IcmpError(error) => self.on_error(frame, error, turn),
+            Packet::Nd(nd) => self.on_nd(frame, nd, turn.out),
+            Packet::Other(_) | Packet::Transport(_) => Verdict::Pass,
+        }
+    }
+
+    fn on_arp(&mut self, frame: &Frame<'_>, arp: &Arp, out: &mut Outbox) -> Verdict {
+        if arp.operation != ArpOperation::Request || !self.is_answered(frame, arp.target) {
+            return Verdict::Pass;
+        }
+        let Some(port) = self.network.port(frame.port) else { return Verdict::Pass };
+        out.push(frame.port, &arp_reply(arp, port.mac));
+        self.counts.add(PlaneCounter::ArpAnswered, 1);
+        Verdict::Kept
+    }
+
+    fn on_nd(&mut self, frame: &Frame<'_>, nd: &Nd, out: &mut Outbox) -> Verdict {
+        if nd.kind != NdKind::Solicitation || !self.is_answered(frame, nd.target) {
+            return Verdict::Pass;
+        }
+        let macs = self.network.port(frame.port).and_then(|port| Macs::answering(frame.bytes, port.mac));
+        let Some(macs) = macs else { return Verdict::Pass };
+        out.push(frame.port, &advertisement(nd, macs.dst, macs.src));
+        self.counts.add(PlaneCounter::NdAnswered, 1);
+        Verdict::Kept
+    }
+
+    /// Whether a question for `address` that came with `frame` is ours to answer: on the link that the address belongs to, or on any when it
+    /// belongs to none.
+    fn is_answered(&self, frame: &Frame<'_>, address: Ip) -> bool {
+        self.is_ours_alone(address) && self.network.home(address).is_none_or(|home| home == frame.port)
+    }
+
+    fn on_echo(&mut self, frame: &mut Frame<'_>, echo: &Parsed) -> Verdict {
+        if !self.is_ours_alone(echo.tuple.dst) {
+            return Verdict::Pass;
+        }
+        match answer_echo(frame.bytes, &Layout::from(echo), HOP_LIMIT) {
+            Ok(()) => {
+                self.counts.add(PlaneCounter::EchoAnswered, 1);
+                Verdict::Send(frame.port)
+            }
+            Err(_) => Verdict::Drop(DropReason::FrameChanged),
+        }
+    }
+
+    fn on_fragment(&self, fragment: &Fragment) -> Verdict {
+        let tuple = &fragment.parsed.tuple;
+        let is_flows = fragment.is_first() && self.flows.lookup(tuple).is_some();
+        match is_flows || self.is_ours_alone(tuple.dst) {
+            true => Verdict::Drop(DropReason::Fragment),
+            false => Verdict::Pass,
+        }
+    }
+
+    /// Translates an error about a packet that we had translated (RFC 5508 section 4): inside and out, for the side that sent that packet.
+    fn on_error<D: Desk>(&mut self, frame: &mut Frame<'_>, error: &IcmpError, turn: &mut Turn<'_, D>) -> Verdict {
+        // It goes the way of the answers to the packet that it quotes.
+        let Some(found) = self.flows.lookup(&error.embedded.reversed()) else {
+            return match self.is_ours_alone(error.parsed.tuple.dst) {
+                true => Verdict::Drop(DropReason::IcmpErrorStray),
+                false => Verdict::Pass,
+            };
+        };
+        let table = self.flows.table(found.stage);
+        let (Some(path), Some(state)) = (table.path(found.id), table.state(found.id)) else { return Verdict::Pass };
+        let rule = *self.services.rule(state.service());
+        let sent_by = found.direction.opposite();
+        if error.embedded.protocol == PROTOCOL_TCP && !state.tcp().is_in_flight(sent_by, error.embedded_seq) {
+            return Verdict::Drop(DropReason::IcmpErrorWindow);
+        }
+        // The quoted packet as its sender sent it, and the station that it came from.
+        let (sent, station) = match sent_by {
+            Direction::Forward => (path.client, path.client.src),
+            Direction::Reverse => (path.server.reversed(), path.server.dst),
+        };
+        let hop = match self.route(frame, &error.parsed, station, found.direction, &rule, turn) {
+            Ok(hop) => hop,
+            Err(reason) => return Verdict::Drop(reason),
+        };
+        if !rule.is_dsr {
+            let Tuple { src, .. } = error.parsed.tuple;
+            // The far end is known to the sender by another address; a router on the way is not.
+            let from = if src == error.embedded.dst { sent.dst } else { src };
+            let outer_to = Tuple { src: from, dst: sent.src, ..error.parsed.tuple };
+            let outer = Layout::from(&error.parsed);
+            let inner = Layout {
+                l3: error.parsed.payload.into(),
+                l4: error.embedded_l4.into(),
+                family: error.parsed.family,
+                protocol: error.embedded.protocol,
+            };
+            if translate_error(frame.bytes, &outer, &outer_to, &inner, &sent).is_err()
+                || decrement_hop_limit(frame.bytes, &outer).is_err()
+            {
+                return Verdict::Drop(DropReason::FrameChanged);
+            }
+        }
+        self.counts.add(PlaneCounter::Errors, 1);
+        self.send_error(turn.now, frame, &error.parsed, station, hop)
+    }
+}

@@ -1,0 +1,208 @@
+//! The end of flows: closed by their ends, silent for too long, or ended from here with resets that both ends accept.
+
+use std::ops::Deref;
+
+use towpath_config::model::AdminState;
+
+use super::flows::{Ended, Found, Stage, is_tcp};
+use super::reply::{Macs, tcp_reset};
+use super::services::Rule;
+use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
+use crate::counters::{ServiceCounter, Termination};
+use crate::flow::Direction;
+use crate::flow::tcp::TcpState;
+use crate::packet::{DropReason, Ip, Mac};
+use crate::{Now, RealServerId, ServiceId};
+
+/// Slots that a sweep looks at for one of its budget.
+const SLOTS_PER_STEP: usize = 16;
+
+/// A walk over all flows for those whose server is not to have them any more; half-open ones first, since they may move to the other table meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sweep {
+    stage: Stage,
+    slot: usize,
+}
+
+impl Sweep {
+    pub(super) fn start() -> Sweep {
+        Sweep { stage: Stage::HalfOpen, slot: 0 }
+    }
+}
+
+impl Plane {
+    /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
+    /// one of `budget`. Whether all that was due is done.
+    pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
+        self.called = now;
+        let mut left = budget;
+        for stage in [Stage::Established, Stage::HalfOpen] {
+            while let Some(ended) = self.flows.expire(stage, now, &mut left) {
+                self.expired(now, stage, ended, desk, out);
+            }
+        }
+        self.pending.expire(now);
+        let waited = self.pending.counts();
+        self.counts.set(PlaneCounter::FramesGivenUp, waited.given_up + waited.evicted);
+        while let Some(sweep) = self.sweep
+            && left > 0
+        {
+            left -= 1;
+            self.sweep = self.step(now, sweep, desk, out);
+        }
+        left > 0
+    }
+
+    /// The flow moves to the large table: both sides have been heard.
+    pub(super) fn establish<D: Desk>(&mut self, found: Found, turn: &mut Turn<'_, D>) -> Result<(), DropReason> {
+        let table = &self.flows.half_open;
+        let (Some(class), Some(state), Some(detail)) =
+            (table.class(found.id), table.state(found.id).copied(), table.detail(found.id).copied())
+        else {
+            return Ok(());
+        };
+        match self.flows.promote(turn.now, found.id, class) {
+            Ok(_) => {
+                turn.desk.opened(detail.server);
+                turn.desk.count(state.service(), ServiceCounter::Opened, 1);
+                Ok(())
+            }
+            Err(ended) => {
+                if let Some(ended) = ended {
+                    self.reset(turn.now, &ended, &Direction::BOTH, turn.out);
+                    self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, turn.desk);
+                }
+                Err(DropReason::FlowsFull)
+            }
+        }
+    }
+
+    /// The connection of a flow is over, though the flow stays for late packets. Its port is free from here on, unless the server
+    /// closed first and so keeps it in TIME_WAIT: then the lease rests in the flow.
+    pub(super) fn settle(&mut self, found: Found, termination: Termination, rule: &Rule, desk: &mut impl Desk) {
+        let Found { stage, id, .. } = found;
+        let table = self.flows.table_mut(stage);
+        let Some(path) = table.path(id) else { return };
+        let Some(service) = table.state(id).map(|state| state.service()) else { return };
+        let Some(detail) = table.detail_mut(id) else { return };
+        let was_counted = std::mem::replace(&mut detail.is_counted, false);
+        if !(rule.rests && termination == Termination::ServerClosed) {
+            detail.release(&path, self.services.maps());
+        }
+        if was_counted {
+            let server = detail.server;
+            tell_end(desk, stage, service, server, termination);
+        }
+    }
+
+    /// A flow has left its table.
+    pub(super) fn end(&mut self, stage: Stage, ended: Ended, termination: Termination, desk: &mut impl Desk) {
+        let Ended { path, state, mut detail, .. } = ended;
+        if detail.is_counted {
+            tell_end(desk, stage, state.service(), detail.server, termination);
+        }
+        detail.release(&path, self.services.maps());
+        self.counts.add(PlaneCounter::FlowsClosed, 1);
+    }
+
+    /// A flow was silent for its timeout.
+    fn expired(&mut self, now: Now, stage: Stage, ended: Ended, desk: &mut impl Desk, out: &mut Outbox) {
+        let is_alive = ended.detail.is_counted && is_tcp(&ended.path);
+        let termination = match stage {
+            Stage::HalfOpen if is_alive => Termination::ConnectTimedOut,
+            _ => Termination::IdleTimedOut,
+        };
+        if is_alive {
+            match (stage, ended.state.tcp().state()) {
+                (Stage::Established, _) => self.reset(now, &ended, &Direction::BOTH, out),
+                // The server holds a half-open connection; who it is from may be forged.
+                (Stage::HalfOpen, TcpState::SynAnswered | TcpState::SynCrossed) => {
+                    self.reset(now, &ended, &[Direction::Reverse], out);
+                }
+                (Stage::HalfOpen, _) => {}
+            }
+        }
+        self.end(stage, ended, termination, desk);
+    }
+
+    /// One step of a sweep; what is left of it.
+    fn step(&mut self, now: Now, sweep: Sweep, desk: &mut impl Desk, out: &mut Outbox) -> Option<Sweep> {
+        let Sweep { stage, slot } = sweep;
+        let slots = self.flows.table(stage).flows_max();
+        let end = (slot + SLOTS_PER_STEP).min(slots);
+        for slot in slot..end {
+            let table = self.flows.table(stage);
+            let Some(id) = table.at(slot) else { continue };
+            let (Some(state), Some(detail)) = (table.state(id), table.detail(id)) else { continue };
+            let (service, server) = (state.service(), detail.server);
+            if !detail.is_counted || !self.services.is_shunned(service, server) {
+                continue;
+            }
+            let member = self.snapshot.service(service).and_then(|service| service.target_of(server));
+            let termination = match member {
+                Some((_, member)) if member.admin == AdminState::Halt => Termination::ServerHalted,
+                _ => Termination::ServerDown,
+            };
+            if let Some(ended) = self.flows.remove(stage, id) {
+                self.reset(now, &ended, &Direction::BOTH, out);
+                self.end(stage, ended, termination, desk);
+            }
+        }
+        match stage {
+            _ if end < slots => Some(Sweep { stage, slot: end }),
+            Stage::HalfOpen => Some(Sweep { stage: Stage::Established, slot: 0 }),
+            Stage::Established => None,
+        }
+    }
+
+    /// Resets a TCP connection towards these sides, each as if by the other one.
+    fn reset(&mut self, now: Now, ended: &Ended, sides: &[Direction], out: &mut Outbox) {
+        if !is_tcp(&ended.path) {
+            return;
+        }
+        let is_dsr = self.services.rule(ended.state.service()).is_dsr;
+        for &to in sides {
+            let (tuple, station) = match to {
+                Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
+                // It knows itself by the VIP.
+                Direction::Reverse if is_dsr => (ended.path.client, ended.path.server.dst),
+                Direction::Reverse => (ended.path.server, ended.path.server.dst),
+            };
+            let numbers = ended.state.tcp().reset_towards(to);
+            let ack = Some(numbers.ack).filter(|&ack| ack != 0);
+            let second = Some(numbers.seq_sent).filter(|&seq| seq != numbers.seq);
+            for seq in std::iter::once(numbers.seq).chain(second) {
+                self.emit(now, station, out, |macs| tcp_reset(macs, &tuple, seq, ack));
+                self.counts.add(PlaneCounter::ResetsMade, 1);
+            }
+        }
+        self.counts.add(PlaneCounter::FlowsReset, 1);
+    }
+
+    /// Sends a frame made here to `to`, or lets it wait for its next hop.
+    fn emit<M: Deref<Target = [u8]>>(&mut self, now: Now, to: Ip, out: &mut Outbox, make: impl Fn(Macs) -> M) {
+        let (port, station) = match self.network.next_hop(to) {
+            NextHop::NoRoute => return,
+            NextHop::Ready { port, mac } => (port, Ok(mac)),
+            NextHop::Unresolved { port, via } => (port, Err(via)),
+        };
+        let Some(src) = self.network.port(port).map(|port| port.mac) else { return };
+        match station {
+            Ok(dst) => {
+                out.push(port, &make(Macs { src, dst }));
+            }
+            // What does not fit there is counted there, and the end point's own timer is what remains.
+            Err(via) => {
+                let _ = self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() }));
+            }
+        }
+    }
+}
+
+fn tell_end(desk: &mut impl Desk, stage: Stage, service: ServiceId, server: RealServerId, termination: Termination) {
+    desk.close(service, server);
+    desk.end(service, termination);
+    if stage == Stage::Established {
+        desk.count(service, ServiceCounter::Closed, 1);
+    }
+}

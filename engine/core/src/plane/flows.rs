@@ -1,0 +1,338 @@
+//! The flows of a plane: those that both sides have answered in one table, half-open ones in a small one beside it, with caps per source.
+//!
+//! Anyone can send a SYN or a datagram. So what nobody has answered takes no room from what is established: a flood fills the small table
+//! only, and the lookups of established flows never touch it.
+
+use crate::flow::Direction;
+use crate::flow::half_open::{HalfOpenSources, SourceFull};
+use crate::flow::table::{
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, TIMEOUTS_MAX, TimeoutClass, Timeouts,
+};
+use crate::flow::tcp::{TAG_MAX, TcpTrack};
+use crate::flow::udp::UdpTrack;
+use crate::packet::{PROTOCOL_TCP, Tuple};
+use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
+use crate::snat::{SnatLease, SnatMaps};
+use crate::{Now, RealServerId, ServiceId};
+
+/// Addresses of ours that the flows of one table name at most: every VIP and real server, and as many SNAT addresses as both.
+const ADDRESSES_MAX: usize = 2 * (SERVICES_MAX + REAL_SERVERS_MAX);
+const _: () = assert!(SERVICES_MAX - 1 <= TAG_MAX as usize);
+
+/// No lease.
+const NO_MAP: u32 = u32::MAX;
+
+/// The state of a flow that each packet reads: of TCP the track, of UDP the word of its track in the same place; the service in its tag.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct State(TcpTrack);
+
+impl State {
+    pub(super) fn of_tcp(mut track: TcpTrack, service: ServiceId) -> State {
+        track.set_tag(service.0);
+        State(track)
+    }
+
+    pub(super) fn of_udp(track: UdpTrack, service: ServiceId) -> State {
+        State::of_tcp(TcpTrack::from_words([track.to_word(), 0, 0, 0, 0, 0]), service)
+    }
+
+    #[inline]
+    pub(super) fn service(&self) -> ServiceId {
+        ServiceId(self.0.tag())
+    }
+
+    #[inline]
+    pub(super) fn tcp(&self) -> &TcpTrack {
+        &self.0
+    }
+
+    #[inline]
+    pub(super) fn tcp_mut(&mut self) -> &mut TcpTrack {
+        &mut self.0
+    }
+
+    /// Lets `advance` change the track of a UDP flow.
+    #[inline]
+    pub(super) fn with_udp<R>(&mut self, advance: impl FnOnce(&mut UdpTrack) -> R) -> R {
+        let mut words = self.0.to_words();
+        let mut track = UdpTrack::from_word(words[0]);
+        let result = advance(&mut track);
+        words[0] = track.to_word();
+        self.0 = TcpTrack::from_words(words);
+        result
+    }
+}
+
+/// What only the opening and the end of a flow need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Detail {
+    /// The real server.
+    pub(super) server: RealServerId,
+    /// Whether it counts as a connection at the desk.
+    pub(super) is_counted: bool,
+    /// Port map of the lease whose address and port the real server sees.
+    map: u32,
+}
+
+impl Default for Detail {
+    fn default() -> Detail {
+        Detail { server: RealServerId(0), is_counted: false, map: NO_MAP }
+    }
+}
+
+impl Detail {
+    /// Of a flow that was just picked, with the lease that it goes out by.
+    pub(super) fn new(server: RealServerId, lease: Option<SnatLease>) -> Detail {
+        Detail { server, is_counted: true, map: lease.map_or(NO_MAP, SnatLease::into_map) }
+    }
+
+    /// Whether it still has a lease.
+    pub(super) fn is_leased(&self) -> bool {
+        self.map != NO_MAP
+    }
+
+    /// Gives the lease back, if there is one; `path` is that of the flow.
+    pub(super) fn release(&mut self, path: &FlowPath, maps: Option<&SnatMaps>) {
+        let map = std::mem::replace(&mut self.map, NO_MAP);
+        if let Some(maps) = maps
+            && map != NO_MAP
+        {
+            maps.release(SnatLease::from_map(map, path.server.source()));
+        }
+    }
+}
+
+/// Which table a flow is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The one of half-open flows.
+    HalfOpen,
+    /// The large one.
+    Established,
+}
+
+/// A flow and the way that a packet of it goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) stage: Stage,
+    pub(super) id: FlowId,
+    pub(super) direction: Direction,
+}
+
+pub(super) type Table = FlowTable<State, Detail>;
+const _: () = assert!(Table::BYTES_PER_FLOW <= 128);
+pub(super) type Ended = Closed<State, Detail>;
+
+/// Why a flow cannot be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OpenError {
+    /// The large table is full: it could not stay.
+    Full,
+    /// The table of half-open ones is full.
+    HalfOpenFull,
+    /// Another flow has its tuples.
+    Taken,
+}
+
+pub(super) struct Flows {
+    pub(super) established: Table,
+    pub(super) half_open: Table,
+    sources: HalfOpenSources,
+}
+
+impl Flows {
+    pub(super) fn new(flows_max: usize, half_open_max: usize, per_source_max: u32, seed: [u64; 2], now: Now) -> Flows {
+        let table = |flows_max, seed| {
+            let limits = FlowLimits { flows_max, addresses_max: ADDRESSES_MAX };
+            FlowTable::new(limits, timeouts(), seed, now)
+        };
+        Flows {
+            established: table(flows_max, seed),
+            half_open: table(half_open_max, [seed[1], seed[0]]),
+            sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.established.len() + self.half_open.len()
+    }
+
+    /// Bytes of both tables and the caps; the address books, a third of a megabyte each, are left out.
+    pub(super) fn memory_bytes(flows_max: usize, half_open_max: usize) -> usize {
+        (flows_max + half_open_max) * Table::BYTES_PER_FLOW + HalfOpenSources::memory_bytes(half_open_max)
+    }
+
+    #[inline]
+    pub(super) fn table(&self, stage: Stage) -> &Table {
+        match stage {
+            Stage::HalfOpen => &self.half_open,
+            Stage::Established => &self.established,
+        }
+    }
+
+    #[inline]
+    pub(super) fn table_mut(&mut self, stage: Stage) -> &mut Table {
+        match stage {
+            Stage::HalfOpen => &mut self.half_open,
+            Stage::Established => &mut self.established,
+        }
+    }
+
+    /// The flow of a packet, in either table.
+    pub(super) fn lookup(&self, tuple: &Tuple) -> Option<Found> {
+        [Stage::Established, Stage::HalfOpen].into_iter().find_map(|stage| {
+            let (id, direction) = self.table(stage).lookup(tuple)?;
+            Some(Found { stage, id, direction })
+        })
+    }
+
+    /// Whether one more half-open flow of the source of `client` may be tried.
+    pub(super) fn admit(&mut self, client: &Tuple) -> Result<(), SourceFull> {
+        self.sources.open(client.src)
+    }
+
+    /// Takes back an [`admit`](Self::admit) that no flow came of.
+    pub(super) fn dismiss(&mut self, client: &Tuple) {
+        self.sources.close(client.src);
+    }
+
+    /// Whether both tables have a slot.
+    pub(super) fn has_room(&self) -> Result<(), OpenError> {
+        if self.half_open.len() == self.half_open.flows_max() {
+            return Err(OpenError::HalfOpenFull);
+        }
+        // Each half-open flow may become one of the large table, but most of a flood never will.
+        if self.established.len() == self.established.flows_max() { Err(OpenError::Full) } else { Ok(()) }
+    }
+
+    /// Opens an admitted flow. One that has the tuple of its returns, is over, and only waits for late packets gives way to it.
+    pub(super) fn open(
+        &mut self,
+        now: Now,
+        path: &FlowPath,
+        class: TimeoutClass,
+        state: State,
+        detail: Detail,
+    ) -> Result<FlowId, OpenError> {
+        if let Some((id, _)) = self.established.lookup(&path.server.reversed()) {
+            let is_over = self.established.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
+            if !is_over {
+                return Err(OpenError::Taken);
+            }
+            self.established.remove(id);
+        }
+        for _ in 0..2 {
+            match self.half_open.insert(now, path, class, state, detail) {
+                Ok(id) => return Ok(id),
+                Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
+                Err(InsertError::Exists(None)) => return Err(OpenError::Taken),
+                Err(InsertError::Exists(Some(id))) => {
+                    let is_over =
+                        self.half_open.detail(id).is_some_and(|other| !other.is_counted && !other.is_leased());
+                    if !is_over {
+                        return Err(OpenError::Taken);
+                    }
+                    self.remove(Stage::HalfOpen, id);
+                }
+            }
+        }
+        Err(OpenError::Taken)
+    }
+
+    /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
+    pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
+        let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
+        self.established.insert(now, &ended.path, class, ended.state, ended.detail).map_err(|_| Some(ended))
+    }
+
+    /// Takes a flow out.
+    pub(super) fn remove(&mut self, stage: Stage, id: FlowId) -> Option<Ended> {
+        let ended = self.table_mut(stage).remove(id)?;
+        if stage == Stage::HalfOpen {
+            self.sources.close(ended.path.client.src);
+        }
+        Some(ended)
+    }
+
+    /// Takes out a flow that was silent for too long; see [`FlowTable::expire`].
+    pub(super) fn expire(&mut self, stage: Stage, now: Now, budget: &mut usize) -> Option<Ended> {
+        let ended = self.table_mut(stage).expire(now, budget)?;
+        if stage == Stage::HalfOpen {
+            self.sources.close(ended.path.client.src);
+        }
+        Some(ended)
+    }
+
+    /// When [`expire`](Self::expire) next has something to do.
+    pub(super) fn next_expiry(&self) -> Option<Now> {
+        [self.established.next_expiry(), self.half_open.next_expiry()].into_iter().flatten().min()
+    }
+}
+
+/// Whether the flow is TCP.
+pub(super) fn is_tcp(path: &FlowPath) -> bool {
+    path.client.protocol == PROTOCOL_TCP
+}
+
+/// The timeouts that flows can have: whole seconds to a minute, then 5 s, 30 s and 60 s apart, to 2 h 4 min; beyond that a few.
+///
+/// One list for all services, so that a class means the same whatever the snapshot says.
+const fn steps_ms() -> [u64; TIMEOUTS_MAX] {
+    const LAST_S: [u64; 4] = [4 * 3_600, 8 * 3_600, 86_400, 7 * 86_400];
+    let mut steps = [0; TIMEOUTS_MAX];
+    let mut second = 0;
+    let mut class = 0;
+    while class < TIMEOUTS_MAX - LAST_S.len() {
+        second += match second {
+            0..60 => 1,
+            60..300 => 5,
+            300..1_800 => 30,
+            _ => 60,
+        };
+        steps[class] = second * 1_000;
+        class += 1;
+    }
+    while class < TIMEOUTS_MAX {
+        steps[class] = LAST_S[class + LAST_S.len() - TIMEOUTS_MAX] * 1_000;
+        class += 1;
+    }
+    steps
+}
+
+const STEPS_MS: [u64; TIMEOUTS_MAX] = steps_ms();
+
+fn timeouts() -> Timeouts {
+    Timeouts::new(&STEPS_MS)
+}
+
+/// The class of this timeout, or of the next longer one there is; above a week, of a week.
+pub(super) fn timeout_class(timeout_ms: u64) -> TimeoutClass {
+    let class = STEPS_MS.partition_point(|&step| step < timeout_ms).min(TIMEOUTS_MAX - 1);
+    TimeoutClass(class as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_as_people_write_them_are_kept_to_the_second() {
+        assert!(STEPS_MS.is_sorted());
+        for second in [1, 4, 10, 59, 60, 90, 120, 240, 300, 600, 900, 1_800, 3_600, 7_200, 7_440, 14_400, 86_400] {
+            assert_eq!(STEPS_MS[usize::from(timeout_class(second * 1_000).0)], second * 1_000);
+        }
+        assert_eq!(timeout_class(0), TimeoutClass(0));
+        assert_eq!(STEPS_MS[usize::from(timeout_class(61_000).0)], 65_000, "rounded up, never down");
+        assert_eq!(timeout_class(u64::MAX), TimeoutClass(255));
+    }
+
+    #[test]
+    fn a_state_keeps_its_service_beside_the_track() {
+        let last = ServiceId(SERVICES_MAX as u16 - 1);
+        let mut state = State::of_udp(UdpTrack::open(), last);
+        assert!(state.with_udp(|track| track.advance(Direction::Reverse)).is_first_answer);
+        assert!(!state.with_udp(|track| track.is_half_open()));
+        assert_eq!(state.service(), last);
+        assert_eq!(State::of_tcp(TcpTrack::default(), last).service(), last);
+    }
+}

@@ -1,0 +1,395 @@
+//! A packet of a flow, onwards: next hop, TCP or UDP state, rewriting, out.
+
+use super::flows::{Found, Stage};
+use super::pending::HoldError;
+use super::reply::{self, Complaint, icmp_error};
+use super::services::Rule;
+use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
+use crate::counters::{ServiceCounter, Termination};
+use crate::flow::Direction;
+use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
+use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
+use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
+use crate::{Now, ServiceId};
+
+/// Octets of IP and TCP headers without options: what an MTU leaves beside the maximum segment size.
+const fn headers_bytes(family: Family) -> u32 {
+    match family {
+        Family::V4 => 40,
+        Family::V6 => 60,
+    }
+}
+
+/// How the packets to one range of addresses leave: what the network says, as a packet needs it.
+#[derive(Clone, Copy)]
+struct Hop {
+    macs: Macs,
+    /// Octets of the largest IP packet there; 0 when no route leads there.
+    mtu: u32,
+    port: PortId,
+    /// Whether the station is known.
+    is_ready: bool,
+}
+
+/// A [`Hop`] by its number.
+#[derive(Clone, Copy, Default)]
+pub(super) struct HopId(usize);
+
+/// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
+pub(super) struct Hops {
+    hops: Box<[Hop]>,
+    recent: Box<[(Ip, HopId); RECENT_HOPS]>,
+}
+
+const RECENT_HOPS: usize = 256;
+
+const NO_HOP: Hop = Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false };
+
+impl Hops {
+    pub(super) fn new(network: &Network) -> Hops {
+        let hop = |range: Option<(PortId, Option<Mac>)>| {
+            let (id, mac) = range?;
+            let port = network.port(id)?;
+            let macs = Macs::new(mac.unwrap_or_default(), port.mac);
+            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some() })
+        };
+        // The last stands for addresses in no range at all.
+        let hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
+        let nowhere = HopId(hops.len() - 1);
+        // No packet goes to the address `::`.
+        Hops { hops, recent: Box::new([(Ip::default(), nowhere); RECENT_HOPS]) }
+    }
+
+    /// The hop of packets to a real server: they are few, and every packet of a client goes to one.
+    #[inline]
+    fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
+        let bits = u128::from_be_bytes(to.0) as usize;
+        // Neighbours differ in the last octet, and few of them in others.
+        let recent = &mut self.recent[(bits ^ (bits >> 8).wrapping_mul(31)) % RECENT_HOPS];
+        if recent.0 != to {
+            *recent = (to, HopId(network.range_of(to)));
+        }
+        recent.1
+    }
+
+    #[inline]
+    fn hop(&self, id: HopId) -> &Hop {
+        self.hops.get(id.0).unwrap_or(&NO_HOP)
+    }
+}
+
+/// Packets of one service that came one after the other, to be counted together.
+#[derive(Default)]
+pub(super) struct Run {
+    service: ServiceId,
+    protocol: u8,
+    /// By [`Direction`], as the others.
+    frames: [u64; 2],
+    octets: [u64; 2],
+    payload: [u64; 2],
+}
+
+impl Plane {
+    /// Takes a packet of a flow onwards. `None`: the flow is not there any more, or this packet opens another one in its place.
+    #[inline(always)]
+    pub(super) fn forward<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        found: Found,
+        turn: &mut Turn<'_, D>,
+    ) -> Option<Verdict> {
+        let Found { stage, id, direction } = found;
+        let (to, state) = self.flows.table(stage).outgoing(id, direction)?;
+        let service = state.service();
+        let rule = *self.services.rule(service);
+        let hop = match self.route(frame, packet, to.dst, direction, &rule, turn) {
+            Ok(hop) => hop,
+            Err(reason) => return Some(Verdict::Drop(reason)),
+        };
+        if packet.tuple.protocol == PROTOCOL_TCP {
+            let segment = segment_facts(frame.bytes, packet);
+            let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
+                let outcome = state.tcp_mut().advance(direction, &segment);
+                (outcome.timeout.map(|timeout| rule.tcp_class(timeout)), outcome)
+            })?;
+            if outcome.event.is_some() || outcome.fault.is_some() {
+                match self.on_tcp(found, &rule, outcome, turn) {
+                    Next::Forward => {}
+                    Next::Drop(reason) => return Some(Verdict::Drop(reason)),
+                    Next::Reopen => return None,
+                }
+            }
+        } else {
+            let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
+                let outcome = state.with_udp(|track| track.advance(direction));
+                (Some(rule.udp_class(outcome.timeout)), outcome)
+            })?;
+            // Nobody answers by here where the real server answers directly: the client's second datagram has to do.
+            let is_answered = outcome.is_first_answer || rule.is_dsr;
+            if stage == Stage::HalfOpen
+                && is_answered
+                && let Err(reason) = self.establish(found, turn)
+            {
+                return Some(Verdict::Drop(reason));
+            }
+        }
+        self.count_for(service, turn);
+        Some(self.send(frame, packet, &to, direction, &rule, hop, turn))
+    }
+
+    /// The next hop of a packet to `to`, if it may go there; else its sender is told.
+    #[inline(always)]
+    pub(super) fn route<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        to: Ip,
+        direction: Direction,
+        rule: &Rule,
+        turn: &mut Turn<'_, D>,
+    ) -> Result<HopId, DropReason> {
+        let id = match direction {
+            Direction::Forward => self.hops.towards_server(&self.network, to),
+            Direction::Reverse => HopId(self.network.range_of(to)),
+        };
+        let mtu = self.hops.hop(id).mtu;
+        // Of a super-packet, each segment has to fit.
+        let largest = match frame.segment_bytes {
+            0 => packet.total_len(),
+            segment => u32::from(packet.payload) - u32::from(packet.l3) + u32::from(segment),
+        };
+        if largest > mtu {
+            if mtu == 0 {
+                return Err(DropReason::NoRoute);
+            }
+            if packet.dont_fragment {
+                self.complain(frame, packet, Complaint::PacketTooBig { mtu }, turn);
+            }
+            return Err(DropReason::PacketTooBig);
+        }
+        // DSR is part of the link: it takes no hop.
+        if packet.ttl <= 1 && !rule.is_dsr {
+            self.complain(frame, packet, Complaint::TimeExceeded, turn);
+            return Err(DropReason::HopLimit);
+        }
+        Ok(id)
+    }
+
+    /// Rewrites the packet to `to` and sends it to `hop`.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
+    pub(super) fn send<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        to: &Tuple,
+        direction: Direction,
+        rule: &Rule,
+        hop: HopId,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let layout = Layout::from(packet);
+        let rewritten = if rule.is_dsr {
+            set_macs(frame.bytes, &self.hops.hop(hop).macs)
+        } else {
+            if packet.tcp.flags.contains(TcpFlags::SYN) {
+                self.clamp(frame, &layout, hop);
+            }
+            redirect(frame.bytes, &layout, frame.checksum, to, &self.hops.hop(hop).macs)
+        };
+        if rewritten.is_err() {
+            return Verdict::Drop(DropReason::FrameChanged);
+        }
+        turn.run.add(direction, frame.bytes.len(), packet);
+        self.leave(turn.now, frame, packet, to.dst, hop)
+    }
+
+    /// Sends a frame that was rewritten but for its MACs on the way to `to`.
+    pub(super) fn send_error(
+        &mut self,
+        now: Now,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        to: Ip,
+        hop: HopId,
+    ) -> Verdict {
+        match set_macs(frame.bytes, &self.hops.hop(hop).macs) {
+            Ok(()) => self.leave(now, frame, packet, to, hop),
+            Err(_) => Verdict::Drop(DropReason::FrameChanged),
+        }
+    }
+
+    #[inline(always)]
+    fn leave(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, hop: HopId) -> Verdict {
+        let hop = self.hops.hop(hop);
+        match hop.is_ready {
+            true => Verdict::Send(hop.port),
+            false => self.hold(now, frame, packet, to),
+        }
+    }
+
+    /// Lets a rewritten frame for the station of `to`, or on the way there, wait until it is known.
+    #[cold]
+    fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip) -> Verdict {
+        let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
+            return Verdict::Drop(DropReason::NoRoute);
+        };
+        // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
+        if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
+            return Verdict::Drop(DropReason::FrameChanged);
+        }
+        let held = frame.bytes.get(..packet.end as usize).unwrap_or_default();
+        match self.pending.hold(now, port, via, held) {
+            Ok(()) => {
+                self.counts.add(PlaneCounter::FramesHeld, 1);
+                Verdict::Kept
+            }
+            Err(HoldError::Full | HoldError::HopFull | HoldError::TooLong) => Verdict::Drop(DropReason::NextHopUnknown),
+        }
+    }
+
+    /// Lowers the maximum segment size of a handshake to what both links carry: few hosts believe the ICMP errors of others.
+    #[cold]
+    fn clamp(&mut self, frame: &mut Frame<'_>, layout: &Layout, hop: HopId) {
+        let mtu = self.hops.hop(hop).mtu;
+        let came_by = self.network.port(frame.port).map_or(mtu, |port| port.mtu);
+        let room = mtu.min(came_by).saturating_sub(headers_bytes(layout.family));
+        let mss_max = u16::try_from(room).unwrap_or(u16::MAX);
+        if clamp_mss(frame.bytes, layout, frame.checksum, mss_max).is_some() {
+            self.counts.add(PlaneCounter::MssClamped, 1);
+        }
+    }
+
+    /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
+    #[cold]
+    fn complain<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, turn: &mut Turn<'_, D>) {
+        if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
+            // Of errors there are none (RFC 1122 §3.2.2).
+            return;
+        }
+        let own = packet.tuple.dst;
+        let from =
+            if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
+        let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
+        let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
+        if self.replies.take(turn.now)
+            && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
+        {
+            turn.out.push(frame.port, &made);
+            self.counts.add(PlaneCounter::ErrorsMade, 1);
+        }
+    }
+
+    /// Acts on what a segment did to its flow beside moving it on.
+    #[cold]
+    fn on_tcp<D: Desk>(&mut self, found: Found, rule: &Rule, outcome: Outcome, turn: &mut Turn<'_, D>) -> Next {
+        let Found { stage, id, direction } = found;
+        match (outcome.event, outcome.fault) {
+            (Some(TcpEvent::Established), _) if stage == Stage::HalfOpen => {
+                if let Err(reason) = self.establish(found, turn) {
+                    return Next::Drop(reason);
+                }
+            }
+            (Some(TcpEvent::Established), _) => {}
+            (Some(TcpEvent::Closed), _) => {
+                let state = self.flows.table(stage).state(id);
+                let first = state.and_then(|state| state.tcp().closed_first());
+                let termination = match first {
+                    Some(Direction::Reverse) => Termination::ServerClosed,
+                    _ => Termination::ClientClosed,
+                };
+                self.settle(found, termination, rule, turn.desk);
+            }
+            (Some(TcpEvent::Reset), _) => {
+                let termination = match (direction, stage) {
+                    (Direction::Forward, _) => Termination::ClientReset,
+                    (Direction::Reverse, Stage::HalfOpen) => Termination::ConnectFailed,
+                    (Direction::Reverse, Stage::Established) => Termination::ServerReset,
+                };
+                self.settle(found, termination, rule, turn.desk);
+            }
+            (Some(TcpEvent::Reopens), _) => {
+                self.counts.add(PlaneCounter::FlowsReopened, 1);
+                if let Some(ended) = self.flows.remove(stage, id) {
+                    self.end(stage, ended, Termination::ClientClosed, turn.desk);
+                }
+                return Next::Reopen;
+            }
+            (None, Some(TcpFault::FlagsImpossible)) => return Next::Drop(DropReason::TcpFlags),
+            // The end point judges better (RFC 7857 §2.2).
+            (None, Some(_)) => self.counts.add(PlaneCounter::TcpFaults, 1),
+            (None, None) => {}
+        }
+        Next::Forward
+    }
+
+    /// What is counted from here on is that of `service`.
+    #[inline]
+    pub(super) fn count_for<D: Desk>(&mut self, service: ServiceId, turn: &mut Turn<'_, D>) {
+        if turn.run.service != service {
+            self.tell(turn);
+            turn.run.service = service;
+        }
+    }
+
+    /// Hands what was counted to the desk, and begins anew.
+    pub(super) fn tell<D: Desk>(&mut self, turn: &mut Turn<'_, D>) {
+        use PlaneCounter::{FramesFromClient, FramesToClient, OctetsFromClient, OctetsToClient};
+        use ServiceCounter::{BytesFromClient, BytesToClient, DatagramsFromClient, DatagramsToClient};
+        let counters = [
+            (FramesFromClient, OctetsFromClient, BytesFromClient, DatagramsFromClient),
+            (FramesToClient, OctetsToClient, BytesToClient, DatagramsToClient),
+        ];
+        let run = std::mem::take(&mut turn.run);
+        for (at, (frames, octets, bytes, datagrams)) in counters.into_iter().enumerate() {
+            if run.frames[at] == 0 {
+                continue;
+            }
+            self.counts.add(frames, run.frames[at]);
+            self.counts.add(octets, run.octets[at]);
+            if run.payload[at] > 0 {
+                turn.desk.count(run.service, bytes, run.payload[at]);
+            }
+            if run.protocol == PROTOCOL_UDP {
+                turn.desk.count(run.service, datagrams, run.frames[at]);
+            }
+        }
+    }
+}
+
+/// How it goes on after an event.
+enum Next {
+    Drop(DropReason),
+    Forward,
+    /// The flow is gone; the packet opens another.
+    Reopen,
+}
+
+impl Run {
+    #[inline]
+    fn add(&mut self, direction: Direction, octets: usize, packet: &Parsed) {
+        let at = direction as usize;
+        self.protocol = packet.tuple.protocol;
+        self.frames[at] += 1;
+        self.octets[at] += octets as u64;
+        self.payload[at] += u64::from(packet.payload_len());
+    }
+}
+
+/// What the track needs to know of a segment.
+#[inline]
+pub(super) fn segment_facts(frame: &[u8], packet: &Parsed) -> SegmentFacts {
+    let tcp = packet.tcp;
+    SegmentFacts {
+        flags: tcp.flags.0,
+        seq: tcp.seq,
+        ack: tcp.ack,
+        window: tcp.window,
+        payload_len: packet.payload_len(),
+        window_scale: match tcp.flags.contains(TcpFlags::SYN) {
+            true => SynOptions::read(frame, packet).window_scale,
+            false => None,
+        },
+    }
+}

@@ -1,0 +1,415 @@
+//! The packet plane of one worker: frames in, verdicts and rewritten frames out. No I/O, no clock, no lock.
+//!
+//! [`Plane::process`] takes a batch through the steps of `ARCHITECTURE.md`: parse → flow table → (miss: service, Director, SNAT lease, insert) →
+//! advance TCP or UDP → next hop → rewrite. Each step runs over the whole batch where it reads large memory.
+//!
+//! What outlives a packet is a flow: its tuples, 24 bytes of state and 12 of detail (`flows.rs`). Everything else is the snapshot's (services,
+//! servers, pools; `services.rs` keeps what packets need of it) or the network's (ports, routes, neighbours).
+
+mod answer;
+mod budget;
+mod ending;
+mod flows;
+mod forward;
+mod network;
+mod opening;
+mod outbox;
+mod pending;
+mod reply;
+mod services;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::counters::{ServiceCounter, Termination, counters};
+use crate::flow::{Direction, FlowId};
+use crate::packet::rewrite::Checksum;
+
+use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
+use crate::snapshot::{Service, Snapshot};
+use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
+
+use budget::Budget;
+use ending::Sweep;
+use flows::{Flows, Found, Stage, Table};
+use forward::{Hops, Run};
+use pending::Pending;
+use services::Services;
+
+pub use network::{Network, NextHop, Port};
+pub use outbox::Outbox;
+
+/// Ports at most.
+pub const PORTS_MAX: usize = 16;
+
+/// Frames that [`Plane::process`] takes at a time.
+pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
+
+/// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
+#[cfg(test)]
+pub(crate) const DROP_REASONS: [DropReason; 19] = [
+    DropReason::FlowsFull,
+    DropReason::Fragment,
+    DropReason::FrameChanged,
+    DropReason::HairpinUnserved,
+    DropReason::HalfOpenFull,
+    DropReason::HalfOpenSource,
+    DropReason::HopLimit,
+    DropReason::IcmpErrorStray,
+    DropReason::IcmpErrorWindow,
+    DropReason::NextHopUnknown,
+    DropReason::NoRoute,
+    DropReason::NoServer,
+    DropReason::PacketTooBig,
+    DropReason::PortClosed,
+    DropReason::PortsExhausted,
+    DropReason::PortsForeign,
+    DropReason::ServersFull,
+    DropReason::ServiceFull,
+    DropReason::TcpStray,
+];
+
+/// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortId(pub u8);
+
+impl PortId {
+    /// The same number as an index.
+    #[inline]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A frame as it was received. It is rewritten in place.
+#[derive(Debug)]
+pub struct Frame<'a> {
+    /// From the Ethernet header on; padding at the end is allowed.
+    pub bytes: &'a mut [u8],
+    /// Where it came in.
+    pub port: PortId,
+    /// What its TCP or UDP checksum field holds.
+    pub checksum: Checksum,
+    /// Of a super-packet, octets of payload of each of its segments; 0 for any other frame.
+    pub segment_bytes: u16,
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing; it is counted.
+    Drop(DropReason),
+    /// It was copied and waits for its next hop; or it was answered, and the answer is in the [`Outbox`].
+    Kept,
+    /// It is none of ours: the kernel has its own copy.
+    Pass,
+    /// It was rewritten in place and leaves through this port.
+    Send(PortId),
+}
+
+/// What the plane asks of, and tells to, whoever shares services and servers among the workers. Called when flows open and end; of packets only
+/// the counts, once for each run of packets of one service.
+pub trait Desk {
+    /// The real server of a new flow of `client`, counted as a connection until [`Desk::close`].
+    ///
+    /// # Errors
+    /// Nobody serves it, and nothing is counted.
+    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal>;
+    /// The flow that a pick was for no longer counts.
+    fn close(&mut self, service: ServiceId, server: RealServerId);
+    /// Adds `n` to a counter of the service.
+    fn count(&mut self, service: ServiceId, counter: ServiceCounter, n: u64);
+    /// A flow of the service ended this way, or was refused.
+    fn end(&mut self, service: ServiceId, termination: Termination);
+    /// A flow reached this server: its handshake is complete, or its first datagram was answered.
+    fn opened(&mut self, server: RealServerId);
+}
+
+/// What a TCP segment gets that belongs to no flow and opens none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Strays {
+    /// Nothing.
+    #[default]
+    Drop,
+    /// A reset, when it was sent to a port that a service has.
+    Reset,
+}
+
+/// The size of a plane and what it is told once.
+#[derive(Clone, Copy, Debug)]
+pub struct PlaneSettings {
+    /// Flows that both sides have answered; each takes 128 bytes.
+    pub flows_max: usize,
+    /// Flows whose handshake is not complete, or whose datagrams nobody has answered; each takes 128 bytes, beside the others.
+    pub half_open_max: usize,
+    /// Of these, flows of one source (an IPv4 address, an IPv6 /64); 0 = as many as there are.
+    pub half_open_per_source_max: u32,
+    /// Frames that wait for a next hop; each takes 2 KiB.
+    pub pending_frames_max: usize,
+    /// Resets and ICMP errors made per second.
+    pub replies_per_second: u32,
+    /// The worker that it belongs to.
+    pub worker: WorkerId,
+    /// Random and secret: keys the tables.
+    pub seed: [u64; 2],
+    /// That of [`crate::steering`], the same for all workers.
+    pub steering_seed: u32,
+    /// What stray segments get.
+    pub strays: Strays,
+}
+
+counters!(
+    /// Counted per packet plane, beside its drops.
+    PlaneCounter {
+        ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
+        EchoAnswered = "echo_answered", "Pings of our addresses answered.";
+        Errors = "icmp_errors", "ICMP errors about our flows translated.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
+        FlowsClosed = "flows_closed", "Flows that have ended.";
+        FlowsOpened = "flows_opened", "Flows that were opened.";
+        FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
+        FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
+        Frames = "frames", "Frames received.";
+        FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
+        FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
+        FramesHeld = "frames_held", "Frames that waited for a next hop.";
+        FramesPassed = "frames_passed", "Frames that were left to the kernel.";
+        FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
+        LeasesRetried = "leases_retried", "Leased source ports that another flow still used; the next lease was tried.";
+        MssClamped = "mss_clamped", "Handshake segments whose maximum segment size was lowered.";
+        NdAnswered = "nd_answered", "IPv6 neighbour solicitations for our addresses answered.";
+        OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
+        OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
+        ResetsMade = "resets_made", "TCP resets made here.";
+        TcpFaults = "tcp_faults", "TCP segments forwarded that do not fit their connection.";
+    }
+);
+
+/// What a plane has counted since it was made.
+#[derive(Clone, Debug)]
+pub struct PlaneCounts {
+    drops: [u64; DropReason::ALL.len()],
+    counters: [u64; PlaneCounter::ALL.len()],
+}
+
+impl PlaneCounts {
+    /// Frames dropped for this reason.
+    #[inline]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize]
+    }
+
+    /// The value of a counter.
+    #[inline]
+    pub fn read(&self, counter: PlaneCounter) -> u64 {
+        self.counters[counter as usize]
+    }
+}
+
+impl PlaneCounts {
+    #[inline]
+    fn add(&mut self, counter: PlaneCounter, n: u64) {
+        self.counters[counter as usize] += n;
+    }
+
+    fn set(&mut self, counter: PlaneCounter, value: u64) {
+        self.counters[counter as usize] = value;
+    }
+}
+
+/// The packet plane of one worker.
+pub struct Plane {
+    snapshot: Arc<Snapshot>,
+    network: Arc<Network>,
+    hops: Hops,
+    services: Services,
+    flows: Flows,
+    pending: Pending,
+    replies: Budget,
+    counts: PlaneCounts,
+    sweep: Option<Sweep>,
+    worker: WorkerId,
+    steering_seed: u32,
+    strays: Strays,
+    /// Room for the TCP and UDP packets of a batch.
+    batch: Box<[Job; BATCH_MAX]>,
+    /// When it was last called.
+    called: Now,
+}
+
+/// What one call of the plane is given to work with, and what it counts on the way.
+struct Turn<'a, D> {
+    now: Now,
+    desk: &'a mut D,
+    out: &'a mut Outbox,
+    run: Run,
+}
+
+/// A packet and the place of its frame in the batch.
+#[derive(Clone, Copy, Default)]
+struct Job {
+    at: usize,
+    packet: Parsed,
+}
+
+impl Plane {
+    /// Bytes of one flow with everything that it needs.
+    pub const BYTES_PER_FLOW: usize = Table::BYTES_PER_FLOW;
+
+    /// A plane without flows, all its memory allocated.
+    pub fn new(settings: &PlaneSettings, snapshot: Arc<Snapshot>, network: Arc<Network>, now: Now) -> Plane {
+        let PlaneSettings { flows_max, half_open_max, half_open_per_source_max, seed, .. } = *settings;
+        let mut services = Services::new();
+        services.adopt(&snapshot);
+        Plane {
+            snapshot,
+            hops: Hops::new(&network),
+            network,
+            services,
+            flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
+            pending: Pending::new(settings.pending_frames_max),
+            replies: Budget::new(settings.replies_per_second),
+            counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
+            sweep: None,
+            worker: settings.worker,
+            steering_seed: settings.steering_seed,
+            strays: settings.strays,
+            batch: Box::new([Job::default(); BATCH_MAX]),
+            called: now,
+        }
+    }
+
+    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and UDP flows of those that went down, are ended by the next
+    /// calls of [`Plane::expire`].
+    pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        if self.services.adopt(&snapshot) {
+            self.sweep = Some(Sweep::start());
+        }
+        self.snapshot = snapshot;
+    }
+
+    /// Forwards by `network` from here on, and sends what waited for a next hop that it knows.
+    pub fn adopt_network(&mut self, network: Arc<Network>, out: &mut Outbox) {
+        self.pending.adopt(&network, |port, frame| {
+            out.push(port, frame);
+        });
+        self.hops = Hops::new(&network);
+        self.network = network;
+    }
+
+    /// Decides about at most [`BATCH_MAX`] frames: `verdicts` is cleared, then gets one for each, in order.
+    ///
+    /// # Panics
+    /// When there are more frames.
+    pub fn process(
+        &mut self,
+        now: Now,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut Vec<Verdict>,
+        desk: &mut impl Desk,
+        out: &mut Outbox,
+    ) {
+        assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
+        self.called = now;
+        verdicts.clear();
+        let mut turn = Turn { now, desk, out, run: Run::default() };
+        let mut jobs = 0;
+        for (at, frame) in frames.iter_mut().enumerate() {
+            let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
+            let verdict = if !is_for_us {
+                Verdict::Pass
+            } else {
+                let job = &mut self.batch[jobs];
+                match parse_to(frame.bytes, &mut job.packet) {
+                    Ok(None) => {
+                        job.at = at;
+                        jobs += 1;
+                        Verdict::Pass
+                    }
+                    Ok(Some(other)) => self.answer(frame, &other, &mut turn),
+                    Err(reason) => Verdict::Drop(reason),
+                }
+            };
+            verdicts.push(verdict);
+        }
+        let mut found = [None; BATCH_MAX];
+        self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
+        if found[..jobs].contains(&None) {
+            self.read_ahead(jobs, &found);
+        }
+        for (job, found) in (0..jobs).zip(found) {
+            let Job { at, packet } = self.batch[job];
+            let (frame, packet) = (&mut frames[at], &packet);
+            let forwarded = match found {
+                Some((id, direction)) => {
+                    let found = Found { stage: Stage::Established, id, direction };
+                    self.forward(frame, packet, found, &mut turn)
+                }
+                None => None,
+            };
+            verdicts[at] = match forwarded {
+                Some(verdict) => verdict,
+                None => self.missed(frame, packet, &mut turn),
+            };
+        }
+        self.tell(&mut turn);
+        self.counts.add(PlaneCounter::Frames, frames.len() as u64);
+        for verdict in verdicts.iter() {
+            match verdict {
+                Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
+                Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
+                Verdict::Kept | Verdict::Send(_) => {}
+            }
+        }
+    }
+
+    /// Reads, all at a time, what the packets without an established flow are going to look up one after the other.
+    #[inline(never)]
+    fn read_ahead(&self, jobs: usize, found: &[Option<(FlowId, Direction)>; BATCH_MAX]) {
+        let mut tuples = [Tuple::default(); BATCH_MAX];
+        let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
+        let count = tuples.iter_mut().zip(missed).map(|(tuple, (job, _))| *tuple = job.packet.tuple).count();
+        // What is found may no longer be so when its turn comes.
+        self.flows.half_open.lookup_batch(&tuples[..count], &mut [None; BATCH_MAX]);
+    }
+
+    /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
+    pub fn next_due(&self) -> Option<Now> {
+        let sweep = self.sweep.is_some().then_some(self.called);
+        [sweep, self.flows.next_expiry(), self.pending.next_due()].into_iter().flatten().min()
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> &PlaneCounts {
+        &self.counts
+    }
+
+    /// Flows, half-open ones included.
+    pub fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Of these, half-open ones.
+    pub fn half_open(&self) -> usize {
+        self.flows.half_open.len()
+    }
+
+    /// Bytes that a plane of this size takes, whatever it carries; to within a megabyte.
+    pub fn memory_bytes(settings: &PlaneSettings) -> usize {
+        Flows::memory_bytes(settings.flows_max, settings.half_open_max)
+            + Pending::memory_bytes(settings.pending_frames_max)
+    }
+
+    /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
+    pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
+        self.pending.wanted(now)
+    }
+}
+
+/// Whether a frame is for the station at `mac`, alone or as one of a group.
+#[inline]
+fn is_for(frame: &[u8], mac: Mac) -> bool {
+    frame.first_chunk::<6>().is_none_or(|&dst| dst == mac.0 || Mac(dst).is_group())
+}

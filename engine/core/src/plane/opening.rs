@@ -1,0 +1,234 @@
+//! A packet of no flow: is it a client's for one of our services? Then who serves it, from which source, and a new flow.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use towpath_config::model::Forwarding;
+
+use super::flows::{Detail, OpenError, State};
+use super::forward::segment_facts;
+use super::reply::{Macs, tcp_refusal};
+use super::services::Rule;
+use super::{Desk, Frame, Plane, PlaneCounter, Strays, Turn, Verdict};
+use crate::counters::{ServiceCounter, Termination};
+use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
+use crate::flow::udp::{UdpTimeout, UdpTrack};
+use crate::flow::{Direction, FlowId, FlowPath, Returns};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
+use crate::snapshot::{Service, ServiceSource, Target};
+use crate::snat::SnatLease;
+use crate::steering::vshard_of_client;
+use crate::{Now, Refusal, ServiceId};
+
+/// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
+const LEASES_MAX: usize = 4;
+
+/// Why a flow was refused: for the worker's counters, and for the service's.
+type Refused = (DropReason, Termination);
+
+impl Plane {
+    /// Decides about a packet that was found to belong to no flow.
+    #[inline(never)]
+    pub(super) fn missed<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        // It may be half open; and what the batch did before may have opened, moved or ended it.
+        if let Some(found) = self.flows.lookup(&packet.tuple)
+            && let Some(verdict) = self.forward(frame, packet, found, turn)
+        {
+            return verdict;
+        }
+        match self.services.find(&packet.tuple) {
+            Some(service) => self.open(frame, packet, service, turn),
+            None if self.is_ours_alone(packet.tuple.dst) => Verdict::Drop(DropReason::PortClosed),
+            None => Verdict::Pass,
+        }
+    }
+
+    /// Whether an address is ours and not the kernel's as well.
+    pub(super) fn is_ours_alone(&self, address: Ip) -> bool {
+        self.services.is_ours(address) && self.network.holder(address).is_none()
+    }
+
+    fn open<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        id: ServiceId,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let Some(service) = self.snapshot.service(id).map(Arc::clone) else { return Verdict::Pass };
+        let rule = *self.services.rule(id);
+        let state = if packet.tuple.protocol == PROTOCOL_TCP {
+            let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
+            let Some(track) = TcpTrack::open(&segment_facts(frame.bytes, packet), sight) else {
+                if self.strays == Strays::Reset {
+                    self.reset_sender(frame, packet, turn);
+                }
+                return Verdict::Drop(DropReason::TcpStray);
+            };
+            State::of_tcp(track, id)
+        } else {
+            State::of_udp(UdpTrack::open(), id)
+        };
+        match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
+            Ok(flow) => {
+                self.counts.add(PlaneCounter::FlowsOpened, 1);
+                let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
+                    return Verdict::Pass;
+                };
+                let hop = match self.route(frame, packet, to.dst, Direction::Forward, &rule, turn) {
+                    Ok(hop) => hop,
+                    Err(reason) => return Verdict::Drop(reason),
+                };
+                self.count_for(id, turn);
+                self.send(frame, packet, &to, Direction::Forward, &rule, hop, turn)
+            }
+            // No answer: the source may be forged, and there are more than enough of them.
+            Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),
+            Err((reason, termination)) => {
+                turn.desk.end(id, termination);
+                self.reset_sender(frame, packet, turn);
+                Verdict::Drop(reason)
+            }
+        }
+    }
+
+    /// Opens a flow if there is room for it and a server that takes it.
+    fn admit(
+        &mut self,
+        now: Now,
+        service: &Service,
+        client: &Tuple,
+        rule: &Rule,
+        state: State,
+        desk: &mut impl Desk,
+    ) -> Result<FlowId, Refused> {
+        self.flows.has_room().map_err(refused)?;
+        self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
+        desk.count(service.id, ServiceCounter::Accepted, 1);
+        let admitted = match desk.pick(service, client.source(), now) {
+            Ok(pick) => {
+                let member = service.target(pick.target).filter(|member| member.server == pick.server);
+                let connected = match member {
+                    Some(member) => self.connect(now, service, member, client, rule, state),
+                    None => Err((DropReason::NoServer, Termination::NoServer)),
+                };
+                if connected.is_err() {
+                    desk.close(service.id, pick.server);
+                }
+                connected
+            }
+            Err(refusal) => {
+                let reason = match refusal {
+                    Refusal::NoServer => DropReason::NoServer,
+                    Refusal::ServersFull => DropReason::ServersFull,
+                    Refusal::ServiceFull => DropReason::ServiceFull,
+                };
+                Err((reason, refusal.into()))
+            }
+        };
+        if admitted.is_err() {
+            self.flows.dismiss(client);
+        }
+        admitted
+    }
+
+    /// Opens the flow towards `member`, from a lease where the service's mode wants one.
+    fn connect(
+        &mut self,
+        now: Now,
+        service: &Service,
+        member: &Target,
+        client: &Tuple,
+        rule: &Rule,
+        state: State,
+    ) -> Result<FlowId, Refused> {
+        let destination = member.destination(client.dst_port);
+        let server = Ip::from(destination.ip());
+        let pool = match &service.source {
+            ServiceSource::Client | ServiceSource::Interface => None,
+            ServiceSource::Pool(pool) => Some(pool),
+        };
+        let class = match client.protocol {
+            PROTOCOL_TCP => rule.tcp_class(TcpTimeout::Opening),
+            _ => rule.udp_class(UdpTimeout::Opening),
+        };
+        let is_kept = match service.forwarding {
+            Forwarding::Dsr => true,
+            Forwarding::FullNat => false,
+            // What the server answers would not come by here.
+            Forwarding::HalfNat if self.is_beside(client.src, server) => {
+                if pool.is_none() {
+                    return Err((DropReason::HairpinUnserved, Termination::OutOfSourcePorts));
+                }
+                false
+            }
+            Forwarding::HalfNat => true,
+        };
+        let exhausted = (DropReason::PortsExhausted, Termination::OutOfSourcePorts);
+        let home = vshard_of_client(IpAddr::from(client.src), client.src_port, self.steering_seed);
+        for attempt in 0..LEASES_MAX {
+            let lease = if is_kept && attempt == 0 {
+                None
+            } else {
+                let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { break };
+                let towards = member.lease_destination(service, destination);
+                match pool.lease_own(towards, home, &self.snapshot.steering, self.worker) {
+                    Ok(lease) => Some(lease),
+                    Err(_) if pool.has_free(towards) => return Err((DropReason::PortsForeign, exhausted.1)),
+                    Err(_) => return Err(exhausted),
+                }
+            };
+            let source = lease.as_ref().map_or(client.source(), SnatLease::source);
+            let path = FlowPath {
+                client: *client,
+                server: Tuple::new(source, destination, client.protocol),
+                returns: if rule.is_dsr { Returns::Elsewhere } else { Returns::Here },
+            };
+            let mut detail = Detail::new(member.server, lease);
+            match self.flows.open(now, &path, class, state, detail) {
+                Ok(id) => return Ok(id),
+                Err(error) => {
+                    detail.release(&path, self.services.maps());
+                    if error != OpenError::Taken {
+                        return Err(refused(error));
+                    }
+                    self.counts.add(PlaneCounter::LeasesRetried, 1);
+                }
+            }
+        }
+        Err(exhausted)
+    }
+
+    /// Whether `server` reaches `client` without us: it is a real server itself, or on a network of the server's.
+    fn is_beside(&self, client: Ip, server: Ip) -> bool {
+        self.services.is_server(client) || self.network.joins(client, server)
+    }
+
+    /// Answers a TCP segment with a reset, as a host without that connection does.
+    fn reset_sender<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, turn: &mut Turn<'_, D>) {
+        if packet.tuple.protocol != PROTOCOL_TCP {
+            return;
+        }
+        let Some(port) = self.network.port(frame.port) else { return };
+        let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
+        if self.replies.take(turn.now)
+            && let Some(made) = tcp_refusal(macs, packet)
+        {
+            turn.out.push(frame.port, &made);
+            self.counts.add(PlaneCounter::ResetsMade, 1);
+        }
+    }
+}
+
+fn refused(error: OpenError) -> Refused {
+    match error {
+        OpenError::Full => (DropReason::FlowsFull, Termination::OutOfConnections),
+        OpenError::HalfOpenFull => (DropReason::HalfOpenFull, Termination::OutOfConnections),
+        OpenError::Taken => (DropReason::PortsExhausted, Termination::OutOfSourcePorts),
+    }
+}

@@ -1,0 +1,180 @@
+//! What packets need to know of the snapshot: which service an address and port is, and each service's rule in one small table.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
+
+use super::flows::timeout_class;
+use crate::flow::TimeoutClass;
+use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
+use crate::flow::udp::{UdpTimeout, UdpTimeouts};
+use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
+use crate::snapshot::{SERVICES_MAX, ServerHealth, Service, ServiceSource, Snapshot};
+use crate::snat::SnatMaps;
+use crate::{RealServerId, ServiceId};
+
+const TCP_TIMEOUTS: usize = TcpTimeout::ALL.len();
+const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
+
+/// How the flows of one service are treated. Stays when the service goes, for the flows that it leaves.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Rule {
+    classes: [TimeoutClass; TCP_TIMEOUTS + UDP_TIMEOUTS],
+    /// Only the MACs are rewritten.
+    pub(super) is_dsr: bool,
+    /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
+    pub(super) rests: bool,
+}
+
+impl Rule {
+    fn new(service: &Service) -> Rule {
+        let rest_ms = match &service.source {
+            ServiceSource::Client | ServiceSource::Interface => 0,
+            ServiceSource::Pool(pool) => pool.rest_ms(),
+        };
+        let standard = TcpTimeouts::default();
+        let tcp = TcpTimeouts {
+            opening_ms: service.connect_timeout_ms,
+            established_ms: service.idle_timeout_ms,
+            half_closed_ms: service.idle_timeout_ms,
+            closing_ms: standard.closing_ms.min(service.idle_timeout_ms),
+            // A lease that rests does so in its flow.
+            time_wait_ms: standard.time_wait_ms.max(rest_ms),
+            reset_ms: standard.reset_ms,
+        };
+        let udp = UdpTimeouts {
+            opening_ms: UdpTimeouts::default().opening_ms.min(service.idle_timeout_ms),
+            established_ms: service.idle_timeout_ms,
+        };
+        let mut classes = [TimeoutClass(0); TCP_TIMEOUTS + UDP_TIMEOUTS];
+        for (class, ms) in classes.iter_mut().zip(tcp.all_ms().into_iter().chain(udp.all_ms())) {
+            *class = timeout_class(ms);
+        }
+        Rule { classes, is_dsr: service.forwarding == Forwarding::Dsr, rests: rest_ms > 0 }
+    }
+
+    #[inline]
+    pub(super) fn tcp_class(&self, timeout: TcpTimeout) -> TimeoutClass {
+        self.classes[timeout.index()]
+    }
+
+    #[inline]
+    pub(super) fn udp_class(&self, timeout: UdpTimeout) -> TimeoutClass {
+        self.classes[TCP_TIMEOUTS + timeout.index()]
+    }
+}
+
+/// The services of the packet plane.
+pub(super) struct Services {
+    /// By [`ServiceId`]; all there can be, so that no id needs a check.
+    rules: Box<[Rule; SERVICES_MAX]>,
+    by_socket: HashMap<(Ip, u16, u8), ServiceId>,
+    /// Those of every port.
+    by_address: HashMap<(Ip, u8), ServiceId>,
+    /// VIPs and SNAT addresses.
+    ours: HashSet<Ip>,
+    /// Addresses of real servers.
+    servers: HashSet<Ip>,
+    /// Members whose flows are to be ended.
+    shunned: HashSet<(ServiceId, RealServerId)>,
+    /// Where leases are given back: one book for all pools.
+    maps: Option<Arc<SnatMaps>>,
+}
+
+impl Services {
+    pub(super) fn new() -> Services {
+        Services {
+            rules: Box::new([Rule::default(); SERVICES_MAX]),
+            by_socket: HashMap::new(),
+            by_address: HashMap::new(),
+            ours: HashSet::new(),
+            servers: HashSet::new(),
+            shunned: HashSet::new(),
+            maps: None,
+        }
+    }
+
+    /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
+    pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
+        self.by_socket.clear();
+        self.by_address.clear();
+        self.ours.clear();
+        self.servers.clear();
+        let mut shunned = HashSet::new();
+        for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
+            self.adopt_service(service);
+            let members = service.targets.iter().filter(|target| {
+                let is_down = service.protocol == Protocol::Udp && target.health == ServerHealth::Down;
+                target.admin == AdminState::Halt || is_down
+            });
+            shunned.extend(members.map(|target| (service.id, target.server)));
+        }
+        let more = shunned.iter().any(|member| !self.shunned.contains(member));
+        self.shunned = shunned;
+        more
+    }
+
+    fn adopt_service(&mut self, service: &Service) {
+        let vip = Ip::from(service.vip);
+        let protocol = protocol_number(service.protocol);
+        if let Some(rule) = self.rules.get_mut(service.id.index()) {
+            *rule = Rule::new(service);
+        }
+        if service.ports.is_empty() {
+            self.by_address.insert((vip, protocol), service.id);
+        }
+        for &port in &service.ports {
+            self.by_socket.insert((vip, port, protocol), service.id);
+        }
+        self.ours.insert(vip);
+        self.servers.extend(service.targets.iter().map(|target| Ip::from(target.address)));
+        if let ServiceSource::Pool(pool) = &service.source {
+            self.ours.extend(pool.addresses().iter().map(|&address| Ip::from(address)));
+            self.maps = Some(Arc::clone(pool.maps()));
+        }
+    }
+
+    #[inline]
+    pub(super) fn rule(&self, service: ServiceId) -> &Rule {
+        &self.rules[service.index() % SERVICES_MAX]
+    }
+
+    /// The service that a client's packet is for.
+    pub(super) fn find(&self, tuple: &Tuple) -> Option<ServiceId> {
+        let Tuple { dst, dst_port, protocol, .. } = *tuple;
+        self.by_socket.get(&(dst, dst_port, protocol)).or_else(|| self.by_address.get(&(dst, protocol))).copied()
+    }
+
+    /// Whether it is a VIP or SNAT address.
+    pub(super) fn is_ours(&self, address: Ip) -> bool {
+        self.ours.contains(&address)
+    }
+
+    /// All VIPs and SNAT addresses.
+    pub(super) fn ours(&self) -> impl Iterator<Item = Ip> + '_ {
+        self.ours.iter().copied()
+    }
+
+    /// Whether a real server has this address.
+    pub(super) fn is_server(&self, address: Ip) -> bool {
+        self.servers.contains(&address)
+    }
+
+    /// Whether the flows of this member are to be ended.
+    pub(super) fn is_shunned(&self, service: ServiceId, server: RealServerId) -> bool {
+        self.shunned.contains(&(service, server))
+    }
+
+    /// Where leases are given back.
+    pub(super) fn maps(&self) -> Option<&SnatMaps> {
+        self.maps.as_deref()
+    }
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => PROTOCOL_TCP,
+        Protocol::Udp => PROTOCOL_UDP,
+    }
+}
