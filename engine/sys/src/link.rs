@@ -156,7 +156,8 @@ impl Links {
     pub fn remove_address(&mut self, name: &str, ip: IpAddr, prefix: u8) -> io::Result<()> {
         let message = self.address_message(name, ip, prefix)?;
         let request = RouteNetlinkMessage::DelAddress(message);
-        self.conversation.acknowledged(request, 0)
+        self.conversation
+            .acknowledged(request, 0)
             .map_err(|error| told(&error, &format!("remove {ip}/{prefix} from `{name}`")))
     }
 
@@ -181,7 +182,8 @@ impl Links {
             message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
         }
         message.attributes.push(RouteAttribute::Oif(self.find(&route.link)?.index));
-        self.conversation.acknowledged(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+        self.conversation
+            .acknowledged(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
             .map_err(|error| told(&error, &format!("add route to {network}/{prefix} over `{}`", route.link)))
     }
 

@@ -146,8 +146,8 @@ impl Neighbours {
         Ok(view)
     }
 
-    /// All of it, as it is now. What changes later is told by [`Neighbours::changes`]; a change during the call may be in it and be told
-    /// as well.
+    /// All of it, as it is now. What changes later is told by [`Neighbours::changes`]; a change during the call may be in it and be
+    /// told as well.
     pub fn tables(&mut self) -> io::Result<Tables> {
         self.notice()?;
         // Told by what is returned.
@@ -172,8 +172,8 @@ impl Neighbours {
         })
     }
 
-    /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel could
-    /// not keep up, everything has changed.
+    /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel
+    /// could not keep up, everything has changed.
     pub fn changes(&mut self) -> io::Result<Changes> {
         self.notice()?;
         Ok(mem::take(&mut self.noticed))
@@ -445,7 +445,12 @@ mod tests {
         assert!(tables.links.iter().any(|link| link.name == "lo" && !link.ethernet));
         let address = LinkAddress { link: link.index, ip: [10, 9, 0, 1].into(), prefix: 24 };
         assert!(tables.addresses.contains(&address));
-        assert!(tables.routes.contains(&KnownRoute { destination: network, gateway: None, link: link.index, metric: 0 }));
+        assert!(tables.routes.contains(&KnownRoute {
+            destination: network,
+            gateway: None,
+            link: link.index,
+            metric: 0
+        }));
 
         let gateway = IpAddr::from([10, 9, 0, 2]);
         for destination in [default_destination(gateway), ("10.77.0.0".parse().unwrap(), 16)] {
@@ -479,7 +484,8 @@ mod tests {
         near_links.remove("a").unwrap();
         eventually(&mut view, "the link is gone", |tables| {
             let gone = tables.links.iter().all(|link| link.name != "a");
-            (gone && tables.neighbours.is_empty() && tables.addresses.iter().all(|a| a.link != link.index)).then_some(())
+            (gone && tables.neighbours.is_empty() && tables.addresses.iter().all(|a| a.link != link.index))
+                .then_some(())
         });
     }
 

@@ -388,12 +388,7 @@ pub(crate) fn set_program(
 }
 
 /// `T` is the type that the kernel expects for the option: this is what each caller has to get right.
-pub(crate) fn set_option<T>(
-    fd: &impl AsFd,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
+pub(crate) fn set_option<T>(fd: &impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let pointer: *const T = value;
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the pointer and length name `value`, which outlives the call; the kernel copies it.

@@ -174,8 +174,9 @@ fn open_group(
     Ok(ports)
 }
 
-/// Joins the fanout group of that number. A member's own PACKET_IGNORE_OUTGOING is not looked at; the group's flag is from Linux 6.2 on
-/// (`fanout_add`, net/packet/af_packet.c), and before that only its members' filters keep away what the machine sends.
+/// Joins the fanout group of that number. A member's own PACKET_IGNORE_OUTGOING is not looked at (`fanout_add`,
+/// net/packet/af_packet.c); the group's flag is from Linux 6.2 on, and before that only the members' filters keep away what the
+/// machine sends.
 fn join_fanout(socket: &OwnedFd, flag: u32, number: u32) -> io::Result<()> {
     let kind = libc::PACKET_FANOUT_CBPF | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING | flag;
     let group = kind << FANOUT_KIND_SHIFT | number;
@@ -303,7 +304,11 @@ mod tests {
             assert!((RingSettings::SLOTS_MIN..=RingSettings::SLOTS_MAX).contains(&settings.slots));
             let least = RingSettings { slots: RingSettings::SLOTS_MIN, ..settings }.ring_bytes();
             // Rounding up to a block may cost one more.
-            assert!(settings.ring_bytes() <= (mib << 20).max(least) + (1 << 20), "{mib} MiB: {}", settings.ring_bytes());
+            assert!(
+                settings.ring_bytes() <= (mib << 20).max(least) + (1 << 20),
+                "{mib} MiB: {}",
+                settings.ring_bytes()
+            );
         }
     }
 }

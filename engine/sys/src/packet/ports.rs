@@ -280,7 +280,8 @@ unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut T
             Ok(sent) => {
                 let sent = usize::try_from(sent).unwrap_or(0).clamp(1, rest.len());
                 counts.frames += sent as u64;
-                counts.bytes += frames[done..done + sent].iter().map(|f| (f.iov_len - HEADER_BYTES) as u64).sum::<u64>();
+                counts.bytes +=
+                    frames[done..done + sent].iter().map(|f| (f.iov_len - HEADER_BYTES) as u64).sum::<u64>();
                 done += sent;
             }
             // The first of the rest failed.

@@ -204,9 +204,13 @@ mod tests {
             let mut end = 0;
             for slot in 0..geometry.slots().min(10_000) {
                 let begin = geometry.offset(slot);
-                assert!(begin >= end && begin % SLOT_ALIGNMENT as usize == 0);
+                assert!(begin >= end && begin.is_multiple_of(SLOT_ALIGNMENT as usize));
                 end = begin + geometry.slot_bytes as usize;
-                assert_eq!(begin / BLOCK_BYTES as usize, (end - 1) / BLOCK_BYTES as usize, "slot {slot} crosses blocks");
+                assert_eq!(
+                    begin / BLOCK_BYTES as usize,
+                    (end - 1) / BLOCK_BYTES as usize,
+                    "slot {slot} crosses blocks"
+                );
             }
             assert!(end <= geometry.bytes());
         }

@@ -2,6 +2,7 @@ use super::*;
 use crate::host;
 use crate::netns::Namespace;
 use crate::privilege::{self, Privilege};
+use crate::ring::{self, Completion, Readiness, Ring, Wait};
 use crate::sysfs::Sysfs;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -107,7 +108,8 @@ fn frames_leave_and_arrive_as_they_are() {
             frame.bytes[14] = 200;
             assert_eq!((index < BATCH_MAX, frame.port, frame.offload), (true, 0, Offload::NONE));
         }
-        for index in 0..there.frames().len() {
+        let count = there.frames().len();
+        for index in 0..count {
             there.send(index, 0);
         }
         there.flush();
@@ -201,7 +203,7 @@ impl Drop for End<'_> {
 fn transfer(client: &Namespace, server: &Namespace, to: &str, bytes: usize) -> io::Result<usize> {
     let listener = server.run(|| TcpListener::bind(to))??;
     let to = listener.local_addr()?;
-    let sent: Vec<u8> = (0..bytes).map(|place| (place * 31 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..bytes).map(|place| ((place * 31) >> 3) as u8).collect();
     thread::scope(|scope| {
         scope.spawn(|| {
             let mut stream = client.run(|| TcpStream::connect_timeout(&to, DEADLINE)).unwrap().unwrap();
@@ -236,9 +238,8 @@ fn steering_names_the_worker_and_can_be_replaced() {
         }
         here.flush();
     };
-    let firsts = |worker: &mut PacketPorts, count| {
-        receive(worker, count).iter().map(|payload| payload[0]).collect::<Vec<_>>()
-    };
+    let firsts =
+        |worker: &mut PacketPorts, count| receive(worker, count).iter().map(|payload| payload[0]).collect::<Vec<_>>();
     send(0..9);
     for (number, worker) in workers.iter_mut().enumerate() {
         let number = number as u8;
@@ -377,4 +378,55 @@ fn what_cannot_be_opened_says_why() {
     let ports = ports(&host, "a", &SMALL);
     assert_eq!(ports.state(0), PortState::Down);
     ports.port(0).join([0x33, 0x33, 0xff, 0, 0, 1]).unwrap();
+}
+
+#[test]
+fn a_sleeping_worker_wakes_for_every_frame() {
+    if privilege::ensure(a_sleeping_worker_wakes_for_every_frame).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let (near, far) = wire();
+    let (mut here, mut there) = (ports(&near, "a", &SMALL), ports(&far, "b", &SMALL));
+    let settings = ring::RingSettings { entries: 8, stream_buffers: 1, stream_buffer_bytes: 4096, datagram_buffers: 1 };
+    let mut ring = Ring::new(settings).unwrap();
+    ring.await_ready_many(there.poll_fd(0), Readiness::Readable, 7).unwrap();
+    // Sleeps until the port is announced.
+    let wake = |ring: &mut Ring, there: &PacketPorts| {
+        let deadline = Instant::now() + DEADLINE;
+        let mut completions = Vec::new();
+        while completions.is_empty() {
+            assert!(Instant::now() < deadline, "nothing woke the ring");
+            ring.enter(Wait::Sleep(DEADLINE)).unwrap();
+            ring.take(&mut completions, 16);
+        }
+        if !completions.iter().all(Completion::more) {
+            ring.await_ready_many(there.poll_fd(0), Readiness::Readable, 7).unwrap();
+        }
+    };
+    for round in 0..3 {
+        for number in [1, 2] {
+            here.send_bytes(0, &frame(BROADCAST, &[number; 46]), Offload::NONE);
+            here.flush();
+            wake(&mut ring, &there);
+            assert_eq!(receive(&mut there, 1), [[number; 46]], "round {round}");
+            there.flush();
+        }
+        far.links().unwrap().set_down("b").unwrap();
+        wake(&mut ring, &there);
+        assert_eq!((there.take(BATCH_MAX), there.state(0)), (0, PortState::Down));
+        // Once its error is taken it is quiet.
+        let mut completions = Vec::new();
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            ring.enter(Wait::Sleep(Duration::from_millis(50))).unwrap();
+            ring.take(&mut completions, 16);
+            if completions.drain(..).count() == 0 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "a port that is down keeps the ring awake");
+        }
+        set_up(&far, "b");
+        until_ready(&near, "a");
+        assert_eq!(there.state(0), PortState::Up);
+    }
 }

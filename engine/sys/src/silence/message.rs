@@ -156,9 +156,8 @@ mod tests {
 
     #[test]
     fn attributes_are_aligned_and_nested() {
-        let attributes = Attributes::default()
-            .text(1, "ab")
-            .nest(2, Attributes::default().number(3, 0x0102_0304).bytes(4, &[5]));
+        let attributes =
+            Attributes::default().text(1, "ab").nest(2, Attributes::default().number(3, 0x0102_0304).bytes(4, &[5]));
         let mut expected = Vec::new();
         for (length, kind, value) in [(7u16, 1u16, vec![b'a', b'b', 0, 0]), (20, NESTED | 2, Vec::new())] {
             expected.extend([length.to_ne_bytes(), kind.to_ne_bytes()].concat());

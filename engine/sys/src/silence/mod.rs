@@ -5,10 +5,11 @@
 //!
 //! ```text
 //! table netdev towpath {
-//!     set claims-ip { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { ... } }
+//!     set claims-ip { type ipv4_addr . inet_proto . inet_service; flags interval; elements = { 192.0.2.1 . tcp . 443, ... } }
 //!     chain silence {
 //!         type filter hook ingress devices = { ... } priority -300; policy accept;
-//!         meta protocol ip ip daddr . meta l4proto . th dport @claims-ip drop
+//!         ip daddr . meta l4proto . th dport @claims-ip drop
+//!         ...
 //!     }
 //! }
 //! ```
@@ -138,7 +139,7 @@ impl Silence {
     /// # Errors
     /// `AddrInUse` when another process keeps the silence in this namespace, `PermissionDenied` without CAP_NET_ADMIN,
     /// `InvalidInput` with more than [`Silence::CLAIMS_MAX`] claims, otherwise what nf_tables says: `NotFound` when there is no such
-    /// interface.
+    /// interface (before Linux 6.16; later ones have the hook wait for it).
     pub fn impose(interfaces: &[&str], claims: &[Claim]) -> io::Result<Silence> {
         let lock = lock()?;
         let mut silence = Silence { conversation: Conversation::open()?, _lock: lock, lifted: true };
@@ -325,8 +326,8 @@ impl Family {
         batch.push(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule);
     }
 
-    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. Frames with a VLAN tag, which the packet plane does not
-    /// take, look to `meta protocol` like those without.
+    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag, which the
+    /// packet plane does not take, look like those without.
     fn expressions(self) -> Attributes {
         let (offset, address_bytes) = self.destination();
         let after_address = REGISTER + address_bytes / 4;
