@@ -62,7 +62,7 @@ impl Hops {
 
     /// The hop of packets to a real server: they are few, and every packet of a client goes to one.
     #[inline]
-    fn to_server(&mut self, network: &Network, to: Ip) -> HopId {
+    fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
         let bits = u128::from_be_bytes(to.0) as usize;
         // Neighbours differ in the last octet, and few of them in others.
         let recent = &mut self.recent[(bits ^ (bits >> 8).wrapping_mul(31)) % RECENT_HOPS];
@@ -150,7 +150,7 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Result<HopId, DropReason> {
         let id = match direction {
-            Direction::Forward => self.hops.to_server(&self.network, to),
+            Direction::Forward => self.hops.towards_server(&self.network, to),
             Direction::Reverse => HopId(self.network.range_of(to)),
         };
         let mtu = self.hops.hop(id).mtu;
@@ -206,7 +206,14 @@ impl Plane {
     }
 
     /// Sends a frame that was rewritten but for its MACs on the way to `to`.
-    pub(super) fn send_error(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, hop: HopId) -> Verdict {
+    pub(super) fn send_error(
+        &mut self,
+        now: Now,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        to: Ip,
+        hop: HopId,
+    ) -> Verdict {
         match set_macs(frame.bytes, &self.hops.hop(hop).macs) {
             Ok(()) => self.leave(now, frame, packet, to, hop),
             Err(_) => Verdict::Drop(DropReason::FrameChanged),

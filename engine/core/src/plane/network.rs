@@ -261,7 +261,8 @@ impl Ranges<u32> {
         // What begins behind the last address of all is no range.
         let mut ranges: Ranges<u32> =
             flat.into_iter().filter_map(|(start, way)| Some((u32::try_from(start).ok()?, way))).collect();
-        let range_of = |octet: u32| ranges.starts.partition_point(|&start| start <= octet << 24).saturating_sub(1) as u32;
+        let range_of =
+            |octet: u32| ranges.starts.partition_point(|&start| start <= octet << 24).saturating_sub(1) as u32;
         ranges.octets = (0..=u8::MAX.into()).map(range_of).chain([ranges.starts.len() as u32]).collect();
         ranges
     }

@@ -10,8 +10,8 @@ use crate::fixtures;
 use crate::flow::Direction;
 use crate::ids::{Generation, TargetIndex};
 use crate::packet::{
-    Packet, parse,
-    Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, SynOptions, TcpFlags, Tuple, checksum,
+    Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
+    parse,
 };
 use crate::snapshot::{ServiceSource, Target};
 use crate::snat::{SnatBook, SnatLimits};
