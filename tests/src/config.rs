@@ -21,6 +21,17 @@ pub fn service(name: &str, vip: impl Into<IpAddr>, ports: &str, keys: &str, serv
     text
 }
 
+/// The same on the packet plane.
+pub fn packet_service(
+    name: &str,
+    vip: impl Into<IpAddr>,
+    ports: &str,
+    keys: &str,
+    servers: &[(&str, IpAddr)],
+) -> String {
+    service(name, vip, ports, &format!("plane = \"packet\"\n{keys}"), servers)
+}
+
 /// The same with servers that have a port of their own.
 pub fn service_to(
     name: &str,

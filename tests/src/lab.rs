@@ -51,6 +51,28 @@ impl TestLab {
         self.balancer_address6(port.ipv6, number)
     }
 
+    /// An IPv4 address in the clients' network that no host has, with this last number (from 100): for the packet plane.
+    pub fn free_vip(&self, number: u8) -> Ipv4Addr {
+        beside(self.balancer().ipv4(), number)
+    }
+
+    /// The same for IPv6.
+    pub fn free_vip6(&self, number: u16) -> Ipv6Addr {
+        beside6(self.balancer().ipv6(), number)
+    }
+
+    /// An IPv4 address in the servers' network that no host has, with this last number (from 100): for the packet plane.
+    pub fn free_snat(&self, number: u8) -> Ipv4Addr {
+        let port = self.balancer().ports().last().expect("a balancer has a network");
+        beside(port.ipv4, number)
+    }
+
+    /// The same for IPv6.
+    pub fn free_snat6(&self, number: u16) -> Ipv6Addr {
+        let port = self.balancer().ports().last().expect("a balancer has a network");
+        beside6(port.ipv6, number)
+    }
+
     /// Gives the client one more IPv4 address, with this last number (from 100, and none of a VIP), and returns it.
     pub fn second_client(&self, number: u8) -> IpAddr {
         let [a, b, c, _] = self.client().ipv4().octets();
@@ -76,17 +98,14 @@ impl TestLab {
         }
     }
 
-    fn balancer_address(&self, beside: Ipv4Addr, number: u8) -> Ipv4Addr {
-        let [a, b, c, _] = beside.octets();
-        let ip = Ipv4Addr::new(a, b, c, number);
+    fn balancer_address(&self, neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
+        let ip = beside(neighbour, number);
         self.balancer().add_address(ip.into()).unwrap_or_else(|error| panic!("balancer address {ip}: {error}"));
         ip
     }
 
-    fn balancer_address6(&self, beside: Ipv6Addr, number: u16) -> Ipv6Addr {
-        let mut segments = beside.segments();
-        segments[7] = number;
-        let ip = Ipv6Addr::from(segments);
+    fn balancer_address6(&self, neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
+        let ip = beside6(neighbour, number);
         self.balancer().add_address(ip.into()).unwrap_or_else(|error| panic!("balancer address {ip}: {error}"));
         ip
     }
@@ -98,4 +117,15 @@ impl Deref for TestLab {
     fn deref(&self) -> &Lab {
         &self.lab
     }
+}
+
+fn beside(neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
+    let [a, b, c, _] = neighbour.octets();
+    Ipv4Addr::new(a, b, c, number)
+}
+
+fn beside6(neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
+    let mut segments = neighbour.segments();
+    segments[7] = number;
+    Ipv6Addr::from(segments)
 }

@@ -1,5 +1,6 @@
 //! `towpath status`: what a running towpath does, asked over its Unix socket.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -84,6 +85,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("removed servers that still hold connections", leaving(status, paint));
     section("source ports", source_ports(&status.source_ports, paint));
     section("workers", workers(&status.workers, paint));
+    section("dropped frames", drops(&status.workers, paint));
     section("limits", limits(status, paint));
     section("latest changes", events(&status.events, unix_ms, paint));
     text
@@ -261,6 +263,24 @@ fn workers(all: &[WorkerStatus], paint: Paint) -> String {
     table.render(2, paint)
 }
 
+/// Why the packet plane dropped frames, over all workers, most frequent first.
+fn drops(all: &[WorkerStatus], paint: Paint) -> String {
+    let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in all.iter().flat_map(|worker| &worker.drops) {
+        *sums.entry(reason).or_default() += count;
+    }
+    if sums.is_empty() {
+        return String::new();
+    }
+    let mut sums: Vec<(&str, u64)> = sums.into_iter().collect();
+    sums.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+    let mut table = Table::new([Cell::word("reason"), Cell::figure("frames")]);
+    for (reason, count) in sums {
+        table.row([Cell::word(reason), Cell::figure(thousands(count))]);
+    }
+    table.render(2, paint)
+}
+
 fn turn(microseconds: u64) -> String {
     if microseconds < 1000 { format!("{microseconds} µs") } else { format!("{:.1} ms", microseconds as f64 / 1000.0) }
 }
@@ -272,10 +292,14 @@ fn limits(status: &Status, paint: Paint) -> String {
     let rows = [
         ("connections", limits.connections),
         ("UDP sessions", limits.udp_sessions),
+        ("flows", limits.flows),
         ("persistence entries", limits.persistence_entries),
         ("descriptors", limits.descriptors),
     ];
-    for (what, Usage { used, max, refused }) in rows {
+    // Without a service on the packet plane there is no place for flows.
+    for (what, Usage { used, max, refused }) in
+        rows.into_iter().filter(|(what, usage)| usage.max > 0 || *what != "flows")
+    {
         let refused_cell = Cell::figure(thousands(refused));
         table.row([
             Cell::word(what),
@@ -300,6 +324,9 @@ fn events(all: &[Event], unix_ms: u64, paint: Paint) -> String {
 
 /// Ports in order, neighbours as ranges: 80, 443, 50000-50099.
 fn ports(all: &[u16]) -> String {
+    if all.is_empty() {
+        return "all".to_owned();
+    }
     let mut runs: Vec<(u16, u16)> = Vec::new();
     for &port in all {
         match runs.last_mut() {
@@ -411,10 +438,14 @@ mod tests {
                 generation: 17,
                 sessions: 1200,
                 counters: counts(&[("breaths", 1_000_000), ("breath_max_microseconds", 1250)]),
+                flows: 0,
+                packets: BTreeMap::new(),
+                drops: BTreeMap::new(),
             }],
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
+                flows: Usage { used: 0, max: 0, refused: 0 },
                 persistence_entries: Usage { used: 310, max: 262_144, refused: 0 },
                 descriptors: Usage { used: 2431, max: 20_000, refused: 0 },
             },

@@ -51,14 +51,10 @@ fn stream(service: &Service<'_>, report: &mut Report) {
 }
 
 fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
-    for (key, what) in
-        [("connect_timeout", "connections to servers are made"), ("redispatch", "connects are tried again")]
-    {
-        if let Some(span) = service.section.written(key) {
-            report
-                .warning("no-effect", span, format!("`{key}` has no effect: {what} only on the stream plane"))
-                .hint("remove it");
-        }
+    if let Some(span) = service.section.written("redispatch") {
+        report
+            .warning("no-effect", span, "`redispatch` has no effect: connects are tried again only on the stream plane")
+            .hint("remove it");
     }
     if let Some(vip) = &service.vip
         && let Some(next_hop) = service.section.address("next_hop")

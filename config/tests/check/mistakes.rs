@@ -209,20 +209,14 @@ fn planes_forwarding_tls_and_http_must_fit() {
             "plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"interface\"".into(),
             &[("conflicting-keys", "\"interface\"")],
         ),
-        (
-            "plane = \"packet\"\nforwarding = \"dsr\"\nsource = \"vip\"".into(),
-            &[("conflicting-keys", "\"vip\"")],
-        ),
+        ("plane = \"packet\"\nforwarding = \"dsr\"\nsource = \"vip\"".into(), &[("conflicting-keys", "\"vip\"")]),
         ("plane = \"packet\"\nsource = \"client\"".into(), &[("conflicting-keys", "\"client\"")]),
         ("plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"client\"".into(), &[]),
     ];
     for (lines, expected) in rows {
         expect(&service(lines, ""), expected);
     }
-    expect(
-        &service("plane = \"packet\"\nforwarding = \"dsr\"", "port = 8443"),
-        &[("conflicting-keys", "8443")],
-    );
+    expect(&service("plane = \"packet\"\nforwarding = \"dsr\"", "port = 8443"), &[("conflicting-keys", "8443")]);
 }
 
 #[test]

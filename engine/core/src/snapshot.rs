@@ -18,7 +18,7 @@ pub const SERVICES_MAX: usize = 1024;
 pub const REAL_SERVERS_MAX: usize = 4096;
 
 /// One generation of the truth. Immutable; workers hold it in an `Arc` and replace it as a whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Its number.
     pub generation: Generation,
@@ -62,7 +62,7 @@ pub struct RealServer {
 }
 
 /// One VirtualService with the members that serve it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Service {
     /// Its id.
     pub id: ServiceId,

@@ -23,7 +23,7 @@ use crate::engine::ReloadError;
 use crate::house::House;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::needs_restart;
+use crate::reload::{needs_restart, new_interfaces};
 use crate::{control, probe};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -194,6 +194,12 @@ impl Turn {
             return Err(ReloadError::NeedsRestart(changed));
         }
         let mut facts = HostFacts::gather(&model).map_err(ReloadError::Host)?;
+        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &facts.packets) {
+            let changed = new_interfaces(&planned.arms, &packets.arms);
+            if !changed.is_empty() {
+                return Err(ReloadError::NeedsRestart(changed));
+            }
+        }
         // What this process holds already is in its plan, and limits do not change here.
         facts.memory_bytes = facts.memory_bytes.saturating_add(self.house.plan.memory_total());
         let mut findings = preflight(&model, &facts);

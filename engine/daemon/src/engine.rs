@@ -10,25 +10,29 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
-use towpath_config::model::{Model, Plane};
+use towpath_config::model::Model;
 use towpath_core::compile::CompileError;
 use towpath_core::counters::Termination;
+use towpath_core::plane::PlaneSettings;
 use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, WorkerId};
 use towpath_sys::host;
+use towpath_sys::silence::Silence;
 
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
-use crate::listen::{ListenErrors, Listener, open_all, openings};
+use crate::listen::{ListenErrors, open_all, openings};
 use crate::notify::notify;
+use crate::packets::NetworkWatch;
+use crate::packets::kernel::{Kernel, KernelError};
 use crate::plan::{Plan, PlanErrors, PlanInput};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
-use crate::worker;
+use crate::worker::{self, Entrances};
 
 /// How long a worker may take from its start until it serves.
 const WORKER_START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,9 +69,9 @@ pub enum StartError {
     /// Listeners that could not be opened.
     #[error("{0}")]
     Listen(#[from] ListenErrors),
-    /// Services that no code carries yet.
-    #[error("plane = \"packet\" is not available yet ({}); use plane = \"stream\"", services(.0))]
-    NotAvailable(Vec<String>),
+    /// The kernel does not carry the packet plane.
+    #[error("packet plane: {0}")]
+    Packets(#[from] KernelError),
     /// What is to be allocated does not fit.
     #[error("{0}")]
     Plan(#[from] PlanErrors),
@@ -139,6 +143,7 @@ pub enum Outcome {
 pub struct Engine {
     house: Arc<House>,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    watch: Mutex<Option<NetworkWatch>>,
     controller: Mutex<Controller>,
 }
 
@@ -148,11 +153,6 @@ impl Engine {
     ///
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
-        let packet: Vec<String> =
-            model.services.iter().filter(|s| s.plane == Plane::Packet).map(|s| s.name.clone()).collect();
-        if !packet.is_empty() {
-            return Err(StartError::NotAvailable(packet));
-        }
         let plan = plan(&model, &options)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
@@ -162,14 +162,36 @@ impl Engine {
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
-        let house = Arc::new(House::new(Arc::new(shared), plan, options.version, truth));
+        let (kernel, ports) = match &plan.packets {
+            None => {
+                clear_silence();
+                (None, Vec::new())
+            }
+            Some(packets) => {
+                let (kernel, ports) =
+                    Kernel::open(truth.model(), &packets.arms, packets.ring, &steering, steering_seed(seed))?;
+                (Some(kernel), ports)
+            }
+        };
+        let ports = ports.into_iter().chain(std::iter::repeat_with(Vec::new));
+        let entrances: Vec<Entrances> =
+            listeners.into_iter().zip(ports).map(|(listeners, ports)| Entrances { listeners, ports }).collect();
+        let shared = Arc::new(shared);
+        let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
+        let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
+        let house = Arc::new(House::new(shared, plan, options.version, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
-        let engine = Engine { house, workers: Mutex::new(Vec::new()), controller: Mutex::new(controller) };
+        let engine = Engine {
+            house,
+            workers: Mutex::new(Vec::new()),
+            watch: Mutex::new(watch),
+            controller: Mutex::new(controller),
+        };
         // The controller bounds the wait itself, by the time of the first checks.
         let _ended = verdicts.recv();
-        engine.start_workers(listeners, seed)?;
+        engine.start_workers(entrances, seed)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
         notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
@@ -212,6 +234,7 @@ impl Engine {
             // A panic does not come here: the worker's guard has aborted the process.
             let _ended = worker.join();
         }
+        drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.lock_controller().stop();
         match self.house.shared.lost_worker() {
             Some(worker) => Outcome::WorkerLost(worker),
@@ -219,16 +242,16 @@ impl Engine {
         }
     }
 
-    fn start_workers(&self, listeners: Vec<Vec<Listener>>, seed: u64) -> Result<(), StartError> {
+    fn start_workers(&self, entrances: Vec<Entrances>, seed: u64) -> Result<(), StartError> {
         let plan = &self.house.plan;
-        for (planned, listeners) in plan.workers.iter().zip(listeners) {
+        for (planned, entrances) in plan.workers.iter().zip(entrances) {
             let id = WorkerId(planned.id);
             let failed = |source| StartError::Worker { worker: id, cpu: planned.cpu, source };
             let (ready, served) = mpsc::channel();
             let settings = worker_settings(plan, seed, id);
             let shared = Arc::clone(&self.house.shared);
             // On an error the engine is dropped, which ends the workers that serve already.
-            let thread = worker::spawn(shared, id, planned.cpu, listeners, settings, ready).map_err(failed)?;
+            let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed)?;
             self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
             match served.recv_timeout(WORKER_START_TIMEOUT) {
                 Ok(result) => result.map_err(failed)?,
@@ -304,16 +327,29 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         buffer_bytes: plan.buffer_bytes,
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
+        plane: plan.packets.as_ref().map(|packets| PlaneSettings {
+            worker,
+            // Never the seed of the process, which tests give: who knew it could make all flows collide.
+            seed: [system_seed(), system_seed()],
+            steering_seed: steering_seed(seed),
+            ..packets.plane
+        }),
+    }
+}
+
+/// A packet plane that crashed has left the kernel silent, perhaps for what the stream plane is to serve now.
+fn clear_silence() {
+    match Silence::clear() {
+        Ok(true) => tracing::info!("removed the nftables rules that a crash has left behind"),
+        Ok(false) => {}
+        // Without the right to, or while another process keeps the silence, there is nothing of ours to remove.
+        Err(error) => tracing::debug!("nftables: {error}"),
     }
 }
 
 /// Randomness from the system, by way of the standard library's hash keys.
 fn system_seed() -> u64 {
     RandomState::new().build_hasher().finish()
-}
-
-fn services(names: &[String]) -> String {
-    names.iter().map(|name| format!("service `{name}`")).collect::<Vec<_>>().join(", ")
 }
 
 fn lines(items: &[impl fmt::Display]) -> String {

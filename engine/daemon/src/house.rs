@@ -10,6 +10,8 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::packet::DropReason;
+use towpath_core::plane::PlaneCounter;
 use towpath_core::registry::Registry;
 use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatBook, SnatLimits};
@@ -19,7 +21,7 @@ use towpath_core::{Generation, Loads, Now, RealServerId};
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
-use crate::shared::{Phase, Shared};
+use crate::shared::{Phase, RingCounter, Seat, Shared};
 use crate::status::{
     HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status,
     Usage, WorkerStatus, word,
@@ -346,7 +348,7 @@ impl House {
             services,
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
-            workers: shared.seats().map(worker_status).collect(),
+            workers: shared.seats().map(|seat| worker_status(seat, self.plan.packets.is_some())).collect(),
             limits: self.limits(),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -361,6 +363,11 @@ impl House {
         LimitsStatus {
             connections: gate(Protocol::Tcp),
             udp_sessions: gate(Protocol::Udp),
+            flows: Usage {
+                used: self.shared.seats().map(|seat| u64::from(seat.flows())).sum(),
+                max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max()),
+                refused: 0,
+            },
             persistence_entries: Usage {
                 used: persistence.entries as u64,
                 max: persistence.entries_max as u64,
@@ -439,7 +446,13 @@ fn opened_ever(shared: &Shared, server: RealServerId) -> u64 {
     shared.seats().map(|seat| seat.opened(server)).sum()
 }
 
-fn worker_status(seat: &crate::shared::Seat) -> WorkerStatus {
+fn worker_status(seat: &Seat, has_packets: bool) -> WorkerStatus {
+    let mut packets = BTreeMap::new();
+    if has_packets {
+        packets.extend(PlaneCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.plane_counter(c))));
+        packets.extend(RingCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.ring_counter(c))));
+    }
+    let drops = DropReason::ALL.iter().map(|&reason| (reason.label().to_owned(), seat.dropped(reason)));
     WorkerStatus {
         id: seat.id().0,
         cpu: seat.cpu(),
@@ -447,6 +460,9 @@ fn worker_status(seat: &crate::shared::Seat) -> WorkerStatus {
         generation: seat.adopted().0,
         sessions: seat.sessions(),
         counters: WorkerCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.read(c))).collect(),
+        flows: seat.flows(),
+        packets,
+        drops: drops.filter(|(_, count)| *count > 0).collect(),
     }
 }
 

@@ -9,6 +9,7 @@ pub mod events;
 mod house;
 pub mod listen;
 mod notify;
+pub mod packets;
 pub mod plan;
 pub mod preflight;
 mod probe;

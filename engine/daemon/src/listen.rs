@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use towpath_config::model::{Model, Protocol};
+use towpath_config::model::{Model, Plane, Protocol};
 use towpath_core::ServiceId;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
@@ -56,10 +56,10 @@ pub struct ListenError {
 #[derive(Debug)]
 pub struct ListenErrors(pub Vec<ListenError>);
 
-/// The sockets of a model, in the order of the file; `id_of` knows the number of a service by its name.
+/// The sockets of a model on the stream plane, in the order of the file; `id_of` knows the number of a service by its name.
 pub fn openings(model: &Model, mut id_of: impl FnMut(&str) -> Option<ServiceId>) -> Vec<Opening> {
     let mut openings = Vec::new();
-    for service in &model.services {
+    for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
         let Some(id) = id_of(&service.name) else { continue };
         openings.extend(service.sockets().map(|address| Opening {
             service: id,

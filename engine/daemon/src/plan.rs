@@ -6,8 +6,13 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 use thiserror::Error;
-use towpath_config::model::{Model, Poll, Protocol, Source, Workers};
+use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, VirtualService, Workers};
+use towpath_core::WorkerId;
+use towpath_core::plane::{HELD_BYTES_MAX, PlaneSettings, Strays};
+use towpath_sys::packet::RingSettings;
 
+use crate::packets::arms::Arm;
+use crate::packets::claims;
 use crate::preflight::HostFacts;
 
 /// Most workers of a process: a worker id is one byte.
@@ -64,8 +69,28 @@ const DERIVED_BUFFERS_SHARE: u64 = 8;
 const BUFFERS_PER_CONNECTION: u64 = 2;
 /// … and some are always on loan to the kernel.
 const BUFFERS_LENT: u64 = 512;
+/// Where nothing is relayed over TCP, a ring has as few as it can.
+const BUFFERS_MIN: u32 = 16;
 /// The kernel numbers a worker's buffers with 16 bits.
 const BUFFERS_MAX: u64 = u16::MAX as u64;
+/// Of the flows of a worker, so many more may be half open, beside the others: a flood of handshakes has no more room.
+const HALF_OPEN_SHARE: u32 = 8;
+/// Half-open flows of one worker, at least and at most.
+const HALF_OPEN_FLOWS: std::ops::RangeInclusive<u32> = 1024..=65_536;
+/// Of these, those of one source: one host cannot take the room of all others.
+const HALF_OPEN_SOURCE_SHARE: u32 = 4;
+/// Frames of one worker that wait for a next hop.
+const PENDING_FRAMES: usize = 1024;
+/// Resets and ICMP errors that one worker makes in a second.
+const REPLIES_PER_SECOND: u32 = 1000;
+/// A ring of one worker and interface: at most this long, …
+const RING_BYTES_MAX: u64 = 32 << 20;
+/// … and all of them together at most this share of the memory.
+const RINGS_SHARE: u64 = 16;
+/// Sockets that watch and silence the kernel for the packet plane.
+const PACKET_DESCRIPTORS: u64 = 6;
+/// A flow in the large table, or in that of half-open ones, with its places in index and timers.
+const FLOW_BYTES: u64 = 128;
 /// Derived limits leave this share of the memory to others.
 const DERIVED_MEMORY_SHARE: u64 = 2;
 
@@ -78,12 +103,19 @@ pub struct PlanInput {
     pub nofile: u64,
     /// Memory that the process may take.
     pub memory_bytes: u64,
+    /// Interfaces of the packet plane; empty where no service is on it.
+    pub arms: Vec<Arm>,
 }
 
 impl PlanInput {
     /// The machine's facts as they are.
     pub fn of(facts: &HostFacts) -> PlanInput {
-        PlanInput { cpus: facts.cpus.clone(), nofile: facts.nofile, memory_bytes: facts.memory_bytes }
+        PlanInput {
+            cpus: facts.cpus.clone(),
+            nofile: facts.nofile,
+            memory_bytes: facts.memory_bytes,
+            arms: facts.packets.as_ref().map_or_else(Vec::new, |packets| packets.arms.clone()),
+        }
     }
 }
 
@@ -110,6 +142,8 @@ pub struct Plan {
     pub buffer_bytes: u32,
     /// Pipes of one worker for bulk connections.
     pub pipes_per_worker: u32,
+    /// The packet plane; `None` where no service is on it.
+    pub packets: Option<PacketsPlan>,
     /// Bytes, by use.
     pub memory: Vec<Share>,
     /// Bytes that the process may take.
@@ -127,6 +161,67 @@ pub struct WorkerPlan {
     pub id: u8,
     /// The CPU that it is pinned to.
     pub cpu: usize,
+}
+
+/// The packet plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PacketsPlan {
+    /// Its interfaces, in the order of its ports.
+    pub arms: Vec<Arm>,
+    /// Workers that carry it.
+    pub workers: usize,
+    /// The receive ring of one worker at one interface.
+    #[serde(skip)]
+    pub ring: RingSettings,
+    /// The tables of one worker; worker and seeds are each worker's own.
+    #[serde(skip)]
+    pub plane: PlaneSettings,
+}
+
+impl PacketsPlan {
+    fn new(model: &Model, workers: usize, input: &PlanInput) -> Option<PacketsPlan> {
+        claims::services(model).next()?;
+        let flows_max = model.limits.flows.div_ceil(whole(workers as u64));
+        let half_open_max = (flows_max / HALF_OPEN_SHARE).clamp(*HALF_OPEN_FLOWS.start(), *HALF_OPEN_FLOWS.end());
+        let plane = PlaneSettings {
+            flows_max: flows_max as usize,
+            half_open_max: half_open_max as usize,
+            half_open_per_source_max: half_open_max / HALF_OPEN_SOURCE_SHARE,
+            pending_frames_max: PENDING_FRAMES,
+            replies_per_second: REPLIES_PER_SECOND,
+            worker: WorkerId(0),
+            seed: [0; 2],
+            steering_seed: 0,
+            strays: Strays::Drop,
+        };
+        let rings = (workers * input.arms.len()).max(1) as u64;
+        let ring = RingSettings::within((input.memory_bytes / RINGS_SHARE / rings).min(RING_BYTES_MAX));
+        Some(PacketsPlan { arms: input.arms.clone(), workers, ring, plane })
+    }
+
+    /// Flows of the process at the same time.
+    pub fn flows_max(&self) -> u64 {
+        (self.plane.flows_max * self.workers) as u64
+    }
+
+    /// Half-open flows of the process, beside the others.
+    pub fn half_open_max(&self) -> u64 {
+        (self.plane.half_open_max * self.workers) as u64
+    }
+
+    fn memory(&self) -> Vec<Share> {
+        let workers = self.workers as u64;
+        let half_open = self.plane.half_open_max as u64 * FLOW_BYTES;
+        // Twice: what has waited is copied once more when it leaves.
+        let waiting = 2 * (self.plane.pending_frames_max * HELD_BYTES_MAX) as u64;
+        let flows = self.plane.flows_max as u64 * FLOW_BYTES;
+        vec![
+            share("packet rings", workers * self.arms.len() as u64 * self.ring.ring_bytes()),
+            share("flows", workers * flows),
+            share("half-open flows", workers * half_open),
+            share("packets that wait", workers * waiting),
+        ]
+    }
 }
 
 /// One socket that clients use.
@@ -245,7 +340,8 @@ impl Plan {
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
-        let needs = Needs::of(model, cpus.len(), input);
+        let packets = PacketsPlan::new(model, cpus.len(), input);
+        let needs = Needs::of(model, cpus.len(), packets.as_ref(), input);
         let (connections, udp_sessions) = needs.bounds(model, input);
         let descriptors = needs.descriptors(connections.max, udp_sessions.max);
         let memory = needs.memory(connections.max, udp_sessions.max);
@@ -274,6 +370,7 @@ impl Plan {
             buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
             pipes_per_worker: needs.pipes_per_worker,
+            packets,
             memory,
             memory_available: input.memory_bytes,
             descriptors,
@@ -336,6 +433,7 @@ fn listeners(model: &Model) -> Vec<ListenerPlan> {
     model
         .services
         .iter()
+        .filter(|service| service.plane == PlaneWord::Stream)
         .flat_map(|service| {
             service.sockets().map(|address| ListenerPlan {
                 service: service.name.clone(),
@@ -347,7 +445,10 @@ fn listeners(model: &Model) -> Vec<ListenerPlan> {
 }
 
 /// Receive buffers of one worker where the file does not say: any worker may hold every connection.
-fn derived_buffers(model: &Model, workers: u64, input: &PlanInput) -> u32 {
+fn derived_buffers(model: &Model, tcp: Use, workers: u64, input: &PlanInput) -> u32 {
+    if tcp == Use::Unused {
+        return BUFFERS_MIN;
+    }
     let connections = model.limits.connections.map_or(input.nofile / 2, u64::from);
     let wanted = connections.saturating_mul(BUFFERS_PER_CONNECTION).saturating_add(BUFFERS_LENT);
     let affordable = input.memory_bytes / DERIVED_BUFFERS_SHARE / workers / u64::from(model.limits.buffer_bytes);
@@ -377,10 +478,11 @@ fn pipe_bytes(pipes: u32) -> u64 {
 }
 
 impl Needs {
-    fn of(model: &Model, workers: usize, input: &PlanInput) -> Needs {
+    fn of(model: &Model, workers: usize, packets: Option<&PacketsPlan>, input: &PlanInput) -> Needs {
         let workers = workers as u64;
         let uses = |protocol| {
-            if model.services.iter().any(|s| s.protocol == protocol) { Use::Needed } else { Use::Unused }
+            let relayed = |s: &VirtualService| s.plane == PlaneWord::Stream && s.protocol == protocol;
+            if model.services.iter().any(relayed) { Use::Needed } else { Use::Unused }
         };
         let (tcp, udp) = (uses(Protocol::Tcp), uses(Protocol::Udp));
         let pipes_per_worker = if tcp == Use::Needed { PIPES_PER_WORKER } else { 0 };
@@ -388,24 +490,28 @@ impl Needs {
         let sockets = listeners(model).len() as u64;
         let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
         let limits = &model.limits;
-        let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, workers, input));
+        let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
+        let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
+        let mut fixed_memory = vec![
+            share("workers", workers * WORKER_BYTES),
+            share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
+            share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
+            share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
+            share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
+        ];
+        fixed_memory.extend(packets.map_or_else(Vec::new, PacketsPlan::memory));
         Needs {
             fixed_descriptors: vec![
                 share("process", PROCESS_DESCRIPTORS),
                 share("workers", workers * WORKER_DESCRIPTORS),
                 share("listeners", workers * sockets),
+                share("packet rings", rings),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
                 share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64)),
                 share("control socket", control),
                 share("reserve", RESERVED_DESCRIPTORS),
             ],
-            fixed_memory: vec![
-                share("workers", workers * WORKER_BYTES),
-                share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
-                share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
-                share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
-                share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
-            ],
+            fixed_memory,
             workers,
             pipes_per_worker,
             buffers,
@@ -519,13 +625,18 @@ fn checked_ports(model: &Model) -> usize {
     pairs.len()
 }
 
-/// Distinct (SNAT address, server address and port, protocol), the keys of the port maps.
+/// Distinct (SNAT address, server address and port, protocol), the keys of the port maps. A server of a service of every port
+/// has one map for all of them.
 fn snat_maps(model: &Model) -> usize {
     let mut keys = BTreeSet::new();
     for service in &model.services {
-        let Source::Pool(pool) = &service.source else { continue };
+        let Some(pool) = claims::pool(service) else { continue };
+        let ports: &[u16] = match &service.ports {
+            Ports::All => &[0],
+            Ports::List(ports) => ports,
+        };
         for server in &model.groups[service.group].servers {
-            for destination in service.sockets().map(|s| server.port.unwrap_or(s.port())) {
+            for destination in ports.iter().map(|&port| server.port.unwrap_or(port)) {
                 for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
                     keys.insert((address, server.address, destination, service.protocol));
                 }

@@ -9,14 +9,22 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Serialize;
-use towpath_config::model::{Model, Plane, Source, SourcePool, VirtualService};
+use towpath_config::model::{Forwarding, Model, Plane, Source, SourcePool, VirtualService};
+use towpath_core::steering::SteeringTable;
+use towpath_sys::neighbour::{Neighbours, Tables};
+use towpath_sys::silence::Silence;
 use towpath_sys::{host, socket};
 
 use crate::listen::not_on_this_host;
+use crate::packets::arms::{self, Arm, NoWay, holds};
+use crate::packets::{claims, steering};
 use crate::plan::{Plan, PlanInput};
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
 pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
+
+/// Numbers of CAP_NET_ADMIN and CAP_NET_RAW (include/uapi/linux/capability.h).
+const PACKET_CAPABILITIES: [u32; 2] = [12, 13];
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,6 +66,40 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Release of the kernel, as in `6.1.0-25-amd64`.
     pub kernel_release: String,
+    /// What the packet plane needs to know; `None` where no service is on it.
+    pub packets: Option<PacketFacts>,
+}
+
+/// What preflight needs to know for the packet plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PacketFacts {
+    /// Links, addresses, routes.
+    pub tables: Tables,
+    /// The interfaces that lead to our addresses and servers.
+    pub arms: Vec<Arm>,
+    /// What leads nowhere.
+    pub missing: Vec<NoWay>,
+    /// Whether the process has CAP_NET_ADMIN and CAP_NET_RAW.
+    pub is_capable: bool,
+    /// Whether the kernel forwards between its interfaces, IPv4 and IPv6.
+    pub kernel_forwards: [bool; 2],
+}
+
+impl PacketFacts {
+    fn gather(model: &Model) -> io::Result<PacketFacts> {
+        let mut view = Neighbours::open()?;
+        let tables = view.tables()?;
+        let (links, missing) = arms::choose(model, &tables);
+        let arms = arms::describe(&links);
+        let is_set = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+        Ok(PacketFacts {
+            arms,
+            missing,
+            is_capable: is_capable(&fs::read_to_string("/proc/thread-self/status")?),
+            kernel_forwards: ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"].map(is_set),
+            tables,
+        })
+    }
 }
 
 impl HostFacts {
@@ -75,6 +117,7 @@ impl HostFacts {
             reserved_ports: reserved_ports(),
             memory_bytes: memory_bytes()?,
             kernel_release: host::kernel_release()?,
+            packets: claims::services(model).next().map(|_| PacketFacts::gather(model)).transpose()?,
         })
     }
 }
@@ -88,6 +131,9 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         if let Source::Pool(pool) = &service.source {
             check_pool_ports(service, pool, facts, &mut findings);
         }
+    }
+    if let Some(packets) = &facts.packets {
+        check_packets(model, packets, facts.cpus.len(), &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
@@ -126,7 +172,7 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
 }
 
 fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut Vec<Finding>) {
-    // On the packet plane addresses belong to Towpath, and must not be the kernel's.
+    // On the packet plane addresses belong to Towpath; the kernel may have them as well.
     if service.plane == Plane::Packet {
         return;
     }
@@ -149,6 +195,114 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
             ),
         });
     }
+}
+
+/// What only the packet plane asks of the machine.
+fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut Vec<Finding>) {
+    let mut tell = |severity, service: Option<&VirtualService>, message: String| {
+        findings.push(Finding { severity, service: service.map(|service| service.name.clone()), message });
+    };
+    if !facts.is_capable {
+        tell(
+            Severity::Error,
+            None,
+            "plane = \"packet\" needs CAP_NET_RAW and CAP_NET_ADMIN; run as root, or give them in the systemd unit \
+             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN`)"
+                .to_owned(),
+        );
+    }
+    for way in &facts.missing {
+        tell(Severity::Error, None, way.message());
+    }
+    // Their number does not matter: a table of any size has the same number of instructions.
+    if let Err(error) = steering::program(model, &SteeringTable::even(cpus.clamp(2, 256)), 0) {
+        tell(Severity::Error, None, error.to_string());
+    }
+    let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
+    let claimed = claims::claims(model, &kernels).len();
+    if claimed > Silence::CLAIMS_MAX {
+        tell(
+            Severity::Error,
+            None,
+            format!(
+                "the packet plane's services have {claimed} separate ranges of ports, the kernel can be kept silent for {}; use ranges of \
+                 neighbouring ports, or fewer addresses",
+                Silence::CLAIMS_MAX
+            ),
+        );
+    }
+    for service in claims::services(model) {
+        let servers = &model.groups[service.group].servers;
+        let own = |ip: IpAddr| facts.tables.addresses.iter().any(|address| address.ip == ip);
+        if let Some(server) = servers.iter().find(|server| own(server.address)) {
+            tell(
+                Severity::Error,
+                Some(service),
+                format!(
+                    "server {} is an address of this host, which packets that leave it never reach; use plane = \"stream\", or \
+                     another host",
+                    server.address
+                ),
+            );
+        }
+        let shared = |ip: IpAddr| {
+            facts
+                .tables
+                .addresses
+                .iter()
+                .any(|net| holds(net.ip, net.prefix, ip) && holds(net.ip, net.prefix, service.vip))
+        };
+        let near = |ip: IpAddr| facts.tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
+        match service.forwarding {
+            Forwarding::FullNat => {}
+            Forwarding::HalfNat => {
+                let forwards = facts.kernel_forwards[usize::from(service.vip.is_ipv6())];
+                if forwards {
+                    let key =
+                        if service.vip.is_ipv4() { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+                    tell(
+                        Severity::Error,
+                        Some(service),
+                        format!(
+                            "forwarding = \"half-nat\": the kernel forwards too ({key} = 1) and would send replies of servers to clients a \
+                             second time, from the wrong address; set it to 0, or use forwarding = \"full-nat\""
+                        ),
+                    );
+                }
+                let neighbour = servers.iter().find(|server| shared(server.address));
+                if let (Source::Client, Some(server)) = (&service.source, neighbour) {
+                    tell(
+                        Severity::Warning,
+                        Some(service),
+                        format!(
+                            "forwarding = \"half-nat\": the VIP and server {} share a network, clients of that network are refused because \
+                             replies to them would bypass Towpath; add source = {{ pool = [...] }} for them",
+                            server.address
+                        ),
+                    );
+                }
+            }
+            Forwarding::Dsr => {
+                if let Some(server) = servers.iter().find(|server| !near(server.address)) {
+                    tell(
+                        Severity::Error,
+                        Some(service),
+                        format!(
+                            "forwarding = \"dsr\": server {} is on no network of this host, but direct server return ends at the first \
+                             router; use forwarding = \"full-nat\"",
+                            server.address
+                        ),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Whether the effective capabilities in proc_pid_status(5) are those of the packet plane.
+fn is_capable(status: &str) -> bool {
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    effective.is_some_and(|effective| PACKET_CAPABILITIES.iter().all(|bit| effective >> bit & 1 == 1))
 }
 
 /// Two owners of one port: the kernel's own connections and our leases (design.md 10.1). Only where the kernel picks the address.

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use towpath_config::model::{Model, ServerGroup, VirtualService};
 
+use crate::packets::arms::Arm;
+
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
@@ -38,6 +40,12 @@ pub fn needs_restart(old: &Model, new: &Model) -> Vec<String> {
         }
     }
     changed
+}
+
+/// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.
+pub fn new_interfaces(started: &[Arm], wanted: &[Arm]) -> Vec<String> {
+    let is_new = |arm: &&Arm| started.iter().all(|known| known.name != arm.name);
+    wanted.iter().filter(is_new).map(|arm| format!("interface {} (a server is reached by it)", arm.name)).collect()
 }
 
 /// The fields of one service that differ and cannot be taken.

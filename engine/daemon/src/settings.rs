@@ -1,6 +1,7 @@
 //! What a worker is told once, at its start.
 
 use towpath_config::model::Poll;
+use towpath_core::plane::PlaneSettings;
 
 /// Bounds and seeds of one worker.
 #[derive(Clone, Copy, Debug)]
@@ -19,4 +20,6 @@ pub struct WorkerSettings {
     pub pipes_max: u32,
     /// Seed of the worker's random decisions.
     pub seed: u64,
+    /// Its packet plane; `None` where no service is on it.
+    pub plane: Option<PlaneSettings>,
 }

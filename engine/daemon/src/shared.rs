@@ -8,6 +8,7 @@
 mod gate;
 mod guard;
 mod loads;
+mod network;
 mod seat;
 
 use std::io;
@@ -23,13 +24,15 @@ use towpath_core::balancer::BalancerState;
 use towpath_core::director::{self, Pick, Refusal, Tried};
 use towpath_core::loads::Loads;
 use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceTable, key_stripe};
+use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};
 pub use loads::SharedLoads;
-pub use seat::{Seat, ServicePage};
+pub use network::NetworkBoard;
+pub use seat::{RingCounter, Seat, ServicePage};
 
 /// Bounds and seeds of the shared state; allocated at start.
 #[derive(Clone, Debug)]
@@ -74,6 +77,7 @@ pub struct Shared {
     seats: Box<[CachePadded<Seat>]>,
     connections: Gate,
     udp_sessions: Gate,
+    network: NetworkBoard,
     seed: u64,
     lost: OnceLock<WorkerId>,
     news: Notify,
@@ -125,6 +129,7 @@ impl Shared {
             seats,
             connections: Gate::new(settings.connections_max),
             udp_sessions: Gate::new(settings.udp_sessions_max),
+            network: NetworkBoard::default(),
             seed: settings.seed,
             lost: OnceLock::new(),
             news: Notify::new(),
@@ -180,6 +185,17 @@ impl Shared {
             self.generation.store(generation, Ordering::Release);
         }
         self.wake_all();
+    }
+
+    /// Puts the next network of the packet plane in force and wakes every worker. Only the controller calls this.
+    pub fn publish_network(&self, network: Arc<Network>) {
+        self.network.publish(network);
+        self.wake_all();
+    }
+
+    /// The network of the packet plane.
+    pub fn network(&self) -> &NetworkBoard {
+        &self.network
     }
 
     /// A worker says that it now serves `generation` and holds no older snapshot.

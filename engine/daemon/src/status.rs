@@ -171,6 +171,12 @@ pub struct WorkerStatus {
     pub sessions: u32,
     /// Every counter of the worker, by label.
     pub counters: BTreeMap<String, u64>,
+    /// Flows of its packet plane.
+    pub flows: u32,
+    /// Every counter of its packet plane and rings, by label; empty where no service is on the packet plane.
+    pub packets: BTreeMap<String, u64>,
+    /// Frames that its packet plane has dropped, by reason; reasons that never were are left out.
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// What is limited.
@@ -180,6 +186,8 @@ pub struct LimitsStatus {
     pub connections: Usage,
     /// UDP sessions.
     pub udp_sessions: Usage,
+    /// Flows of the packet plane; refusals are counted per worker as drops.
+    pub flows: Usage,
     /// Persistence entries; those refused are those that had to make room.
     pub persistence_entries: Usage,
     /// File descriptors; refusals are counted per service as `out_of_descriptors`.

@@ -40,6 +40,7 @@ use services::Services;
 
 pub use network::{Network, NextHop, Port};
 pub use outbox::Outbox;
+pub use pending::HELD_BYTES_MAX;
 
 /// Ports at most.
 pub const PORTS_MAX: usize = 16;
@@ -138,7 +139,7 @@ pub enum Strays {
 }
 
 /// The size of a plane and what it is told once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlaneSettings {
     /// Flows that both sides have answered; each takes 128 bytes.
     pub flows_max: usize,

@@ -9,7 +9,7 @@ use crate::Now;
 use crate::packet::{Ip, rewrite};
 
 /// Octets of the longest frame that is held; what is longer is sent again by its sender.
-pub(super) const HELD_BYTES_MAX: usize = 2_048;
+pub const HELD_BYTES_MAX: usize = 2_048;
 /// Frames that wait for one next hop.
 pub(super) const HELD_PER_HOP_MAX: u32 = 32;
 /// Next hops that are waited for.

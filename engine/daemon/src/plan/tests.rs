@@ -43,7 +43,7 @@ fn udp_service(extra: &str) -> Model {
 }
 
 fn input(cpus: usize, nofile: u64) -> PlanInput {
-    PlanInput { cpus: (0..cpus).collect(), nofile, memory_bytes: 8 * GIB }
+    PlanInput { cpus: (0..cpus).collect(), nofile, memory_bytes: 8 * GIB, arms: Vec::new() }
 }
 
 fn amount(shares: &[Share], what: &str) -> u64 {
@@ -163,6 +163,45 @@ descriptors  20,000 at most, of 20,000
 ";
     let shown = plan.to_string();
     assert_eq!(shown, expected, "{shown}");
+}
+
+#[test]
+fn the_packet_plane_has_its_own_lines_and_no_sockets() {
+    let model = model(
+        r#"
+        [limits]
+        flows = 100000
+        [[service]]
+        name = "farm"
+        vip = "192.0.2.1"
+        ports = "all"
+        plane = "packet"
+        source = { pool = ["192.0.2.2"] }
+        persistence = { by = "source-ip" }
+        [[service.server]]
+        name = "one"
+        address = "192.0.2.11"
+        "#,
+    );
+    let arm = |name: &str| Arm { name: name.to_owned(), index: 1, mtu_bytes: 1500 };
+    let input = PlanInput { arms: vec![arm("front"), arm("back")], ..input(2, 20_000) };
+    let plan = Plan::new(&model, &input).unwrap();
+    assert_eq!((plan.connections.from, plan.udp_sessions.from), (BoundFrom::Unused, BoundFrom::Unused));
+    assert_eq!(amount(&plan.descriptors, "listeners"), 0);
+    assert_eq!(amount(&plan.descriptors, "packet rings"), 4 + PACKET_DESCRIPTORS);
+    let ring_bytes = plan.packets.as_ref().map(|packets| packets.ring.ring_bytes());
+    assert_eq!(Some(amount(&plan.memory, "packet rings")), ring_bytes.map(|bytes| 4 * bytes));
+    assert_eq!(amount(&plan.memory, "source ports"), SNAT_MAP_BYTES);
+    let packets = plan.packets.as_ref().unwrap();
+    assert_eq!((packets.flows_max(), packets.half_open_max()), (100_000, 12_500));
+    assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");
+    let shown = plan.to_string();
+    let tight = PlanInput { memory_bytes: GIB, ..input };
+    assert!(Plan::new(&model, &tight).unwrap().packets.unwrap().ring.slots < packets.ring.slots);
+    assert!(
+        shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
+        "{shown}"
+    );
 }
 
 #[test]

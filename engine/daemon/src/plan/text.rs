@@ -18,6 +18,16 @@ impl fmt::Display for Plan {
         };
         writeln!(f, "workers      {} on {}, poll {poll}", self.workers.len(), cpu_list(&cpus))?;
         self.write_listeners(f)?;
+        if let Some(packets) = &self.packets {
+            let arms: Vec<&str> = packets.arms.iter().map(|arm| arm.name.as_str()).collect();
+            writeln!(f, "interfaces   {}", arms.join(", "))?;
+            writeln!(
+                f,
+                "flows        {} at most, and {} half open",
+                grouped(packets.flows_max()),
+                grouped(packets.half_open_max())
+            )?;
+        }
         writeln!(f, "connections  {}", bound(self.connections))?;
         writeln!(f, "UDP sessions {}", bound(self.udp_sessions))?;
         writeln!(f, "persistence  {} entries", grouped(u64::from(self.persistence_entries)))?;

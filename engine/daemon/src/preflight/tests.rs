@@ -35,6 +35,7 @@ fn facts() -> HostFacts {
         reserved_ports: Vec::new(),
         memory_bytes: 4 << 30,
         kernel_release: "6.1.0-25-amd64".to_owned(),
+        packets: None,
     }
 }
 
@@ -97,6 +98,76 @@ fn what_the_plan_refuses_is_a_finding_of_the_process() {
     let findings = preflight(&model(POOL), &small);
     assert_eq!((findings.len(), findings[0].severity, &findings[0].service), (1, Severity::Error, &None));
     assert!(findings[0].message.contains("the process may hold 100"), "{}", findings[0]);
+}
+
+/// A service on the packet plane, and a machine with one arm that it does not fit.
+fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String> {
+    use towpath_sys::link::Link;
+    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+
+    let text = format!(
+        "[[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\n{lines}\n\
+         [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n"
+    );
+    let model = towpath_config::check("test.toml", &text).model.expect("no errors");
+    let ip = |text: &str| text.parse().unwrap();
+    let link = Link {
+        index: 2,
+        name: "eth0".to_owned(),
+        up: true,
+        carrier: true,
+        ethernet: true,
+        hardware_address: vec![2, 0, 0, 0, 0, 1],
+        mtu_bytes: 1500,
+    };
+    let mut packets = PacketFacts {
+        tables: Tables {
+            links: vec![link],
+            addresses: vec![LinkAddress { link: 2, ip: ip("192.0.2.10"), prefix: 24 }],
+            routes: vec![KnownRoute { destination: (ip("192.0.2.0"), 24), gateway: None, link: 2, metric: 0 }],
+            neighbours: Vec::new(),
+        },
+        arms: vec![Arm { name: "eth0".to_owned(), index: 2, mtu_bytes: 1500 }],
+        missing: Vec::new(),
+        is_capable: true,
+        kernel_forwards: [false; 2],
+    };
+    change(&mut packets);
+    messages(&model, &HostFacts { packets: Some(packets), ..facts() })
+}
+
+#[test]
+fn the_packet_plane_needs_rights_and_ways() {
+    let full = "source = \"vip\"";
+    assert_eq!(packet_findings(full, |_| {}), Vec::<String>::new());
+    let found = packet_findings(full, |packets| packets.is_capable = false);
+    assert!(found.len() == 1 && found[0].contains("CAP_NET_RAW"), "{found:?}");
+    let found = packet_findings(full, |packets| packets.missing = vec![NoWay::NoRoute("192.0.2.31".parse().unwrap())]);
+    assert!(found.len() == 1 && found[0].contains("no route to real server 192.0.2.31"), "{found:?}");
+    let found = packet_findings(full, |packets| packets.tables.addresses[0].ip = "192.0.2.31".parse().unwrap());
+    assert!(found.len() == 1 && found[0].contains("server 192.0.2.31 is an address of this host"), "{found:?}");
+}
+
+#[test]
+fn each_way_of_forwarding_has_its_own_conditions() {
+    let half = "forwarding = \"half-nat\"";
+    let found = packet_findings(half, |_| {});
+    assert!(found.len() == 1 && found[0].starts_with("warning: service `front-end`: forwarding"), "{found:?}");
+    let pool = "forwarding = \"half-nat\"\nsource = { pool = [\"192.0.2.32\"] }";
+    assert_eq!(packet_findings(pool, |_| {}), Vec::<String>::new());
+    let found = packet_findings(pool, |packets| packets.kernel_forwards = [true, false]);
+    assert!(found.len() == 1 && found[0].contains("net.ipv4.ip_forward = 1"), "{found:?}");
+    let dsr = "forwarding = \"dsr\"";
+    assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = [true; 2]), Vec::<String>::new());
+    let found = packet_findings(dsr, |packets| packets.tables.addresses.clear());
+    assert!(found.len() == 1 && found[0].contains("is on no network of this host"), "{found:?}");
+}
+
+#[test]
+fn capabilities_are_read_as_proc_writes_them() {
+    assert!(is_capable("Name:\ttowpath\nCapEff:\t0000000000003000\n"));
+    assert!(!is_capable("CapEff:\t0000000000001000\n"));
+    assert!(!is_capable("Name:\ttowpath\n"));
 }
 
 #[test]

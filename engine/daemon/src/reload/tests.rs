@@ -104,3 +104,12 @@ fn changes_of_members_are_told_one_by_one() {
         ]
     );
 }
+
+#[test]
+fn servers_behind_an_interface_that_the_packet_plane_has_not_opened_take_a_restart() {
+    let arm = |name: &str, index| Arm { name: name.to_owned(), index, mtu_bytes: 1500 };
+    let started = [arm("front", 2), arm("back", 3)];
+    assert_eq!(new_interfaces(&started, &[arm("back", 7)]), Vec::<String>::new());
+    let changed = new_interfaces(&started, &[arm("front", 2), arm("other", 4)]);
+    assert_eq!(changed, ["interface other (a server is reached by it)"]);
+}

@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCounter};
+use towpath_core::packet::DropReason;
+use towpath_core::plane::{PlaneCounter, PlaneCounts};
 use towpath_core::{Generation, RealServerId, ServiceId, WorkerId};
 use towpath_sys::event::EventFd;
 
@@ -42,6 +44,63 @@ impl ServicePage {
     }
 }
 
+/// What a worker's packet rings count beside what its packet plane does: frames that never came there, or never left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingCounter {
+    /// Frames that the worker made and had no room for.
+    MadeTooMany,
+    /// Frames passed over because they were for another station.
+    ReceivedForeign,
+    /// Frames that came while the ring was full.
+    ReceivedLost,
+    /// Frames passed over because they carry a VLAN tag.
+    ReceivedTagged,
+    /// Frames passed over because they were larger than a slot.
+    ReceivedTruncated,
+    /// Frames passed over because they are to be cut in a way that is not known here.
+    ReceivedUnknown,
+    /// Frames refused because the interface is down or gone.
+    SendDown,
+    /// Frames refused because a queue was full.
+    SendFull,
+    /// Frames refused for another reason.
+    SendRefused,
+    /// Frames refused because they are larger than the MTU.
+    SendTooLarge,
+}
+
+impl RingCounter {
+    /// Every variant, in the order of the page.
+    pub const ALL: &'static [RingCounter] = &[
+        RingCounter::MadeTooMany,
+        RingCounter::ReceivedForeign,
+        RingCounter::ReceivedLost,
+        RingCounter::ReceivedTagged,
+        RingCounter::ReceivedTruncated,
+        RingCounter::ReceivedUnknown,
+        RingCounter::SendDown,
+        RingCounter::SendFull,
+        RingCounter::SendRefused,
+        RingCounter::SendTooLarge,
+    ];
+
+    /// The word used in status.
+    pub fn label(self) -> &'static str {
+        match self {
+            RingCounter::MadeTooMany => "made_too_many",
+            RingCounter::ReceivedForeign => "received_foreign",
+            RingCounter::ReceivedLost => "received_lost",
+            RingCounter::ReceivedTagged => "received_tagged",
+            RingCounter::ReceivedTruncated => "received_truncated",
+            RingCounter::ReceivedUnknown => "received_unknown",
+            RingCounter::SendDown => "send_down",
+            RingCounter::SendFull => "send_full",
+            RingCounter::SendRefused => "send_refused",
+            RingCounter::SendTooLarge => "send_too_large",
+        }
+    }
+}
+
 /// Cells of slack behind a small page, so that two workers' pages that lie side by side share no cache line.
 const SLACK_CELLS: usize = 16;
 
@@ -53,8 +112,10 @@ pub struct Seat {
     worker: CounterPage,
     services: Box<[OnceLock<ServicePage>]>,
     opened: CounterPage,
+    packets: CounterPage,
     adopted: AtomicU64,
     sessions: AtomicU32,
+    flows: AtomicU32,
     ended: AtomicBool,
 }
 
@@ -67,8 +128,12 @@ impl Seat {
             worker: CounterPage::new(WorkerCounter::ALL.len() + SLACK_CELLS),
             services: (0..services_max).map(|_| OnceLock::new()).collect(),
             opened: CounterPage::new(real_servers_max),
+            packets: CounterPage::new(
+                PlaneCounter::ALL.len() + RingCounter::ALL.len() + DropReason::ALL.len() + SLACK_CELLS,
+            ),
             adopted: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
+            flows: AtomicU32::new(0),
             ended: AtomicBool::new(false),
         })
     }
@@ -142,6 +207,42 @@ impl Seat {
         self.sessions.load(Ordering::Relaxed)
     }
 
+    /// Copies what the worker's packet plane has counted. Only the seat's own worker may call this.
+    pub fn note_packets(&self, counts: &PlaneCounts, flows: usize) {
+        for &counter in PlaneCounter::ALL {
+            self.packets.raise(counter as usize, counts.read(counter));
+        }
+        for &reason in DropReason::ALL {
+            self.packets.raise(drop_cell(reason), counts.dropped(reason));
+        }
+        self.flows.store(u32::try_from(flows).unwrap_or(u32::MAX), Ordering::Relaxed);
+    }
+
+    /// Copies one of the counts of the worker's packet rings. Only the seat's own worker may call this.
+    pub fn note_ring(&self, counter: RingCounter, value: u64) {
+        self.packets.raise(ring_cell(counter), value);
+    }
+
+    /// A counter of the worker's packet plane, as of a moment ago.
+    pub fn plane_counter(&self, counter: PlaneCounter) -> u64 {
+        self.packets.read(counter as usize)
+    }
+
+    /// A counter of the worker's packet rings, as of a moment ago.
+    pub fn ring_counter(&self, counter: RingCounter) -> u64 {
+        self.packets.read(ring_cell(counter))
+    }
+
+    /// Frames that the worker's packet plane has dropped for this reason, as of a moment ago.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.packets.read(drop_cell(reason))
+    }
+
+    /// Flows that the worker's packet plane holds, as of a moment ago.
+    pub fn flows(&self) -> u32 {
+        self.flows.load(Ordering::Relaxed)
+    }
+
     /// Whether the worker's thread has ended.
     pub fn ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
@@ -165,4 +266,12 @@ impl Seat {
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
+}
+
+fn ring_cell(counter: RingCounter) -> usize {
+    PlaneCounter::ALL.len() + counter as usize
+}
+
+fn drop_cell(reason: DropReason) -> usize {
+    PlaneCounter::ALL.len() + RingCounter::ALL.len() + reason as usize
 }

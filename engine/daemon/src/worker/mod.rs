@@ -1,11 +1,12 @@
-//! One pinned worker: its ring, its listeners, its sessions. It shares nothing but [`Shared`], and that only when a connection
-//! opens or closes.
+//! One pinned worker: its ring, its listeners, its sessions, its packet plane. It shares nothing but [`Shared`], and that only when
+//! a connection or flow opens or closes.
 //!
-//! One breath: read the clock → adopt a newer snapshot → bulk left over → completions → timers → submit, and sleep until
+//! One breath: read the clock → adopt a newer snapshot → bulk left over → packets → completions → timers → submit, and sleep until
 //! something completes or the next deadline comes.
 
 mod datagram;
 mod doors;
+mod packets;
 mod pump;
 mod relay;
 mod slab;
@@ -26,6 +27,7 @@ use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
 use towpath_core::{Now, WorkerId};
 use towpath_sys::Cause;
+use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
 
 use crate::listen::Listener;
@@ -33,6 +35,7 @@ use crate::settings::WorkerSettings;
 use crate::shared::{Phase, Shared, worker_guard};
 use datagram::Datagrams;
 use doors::Doors;
+use packets::{Left, Packets};
 use pump::Pipes;
 use relay::Relay;
 use slab::Slab;
@@ -60,18 +63,27 @@ const RESTING_MAX: usize = 1 << 17;
 /// Leases tried for one connect when the kernel says that a port is taken by somebody else.
 const LEASES_MAX: u8 = 16;
 
+/// What a worker serves from.
+#[derive(Debug, Default)]
+pub struct Entrances {
+    /// Listeners of the stream plane.
+    pub listeners: Vec<Listener>,
+    /// Ports of the packet plane; empty where no service is on it.
+    pub ports: Vec<PacketPort>,
+}
+
 /// Starts the thread of one worker; it reports on `ready` once it serves.
 pub fn spawn(
     shared: Arc<Shared>,
     id: WorkerId,
     cpu: usize,
-    listeners: Vec<Listener>,
+    entrances: Entrances,
     settings: WorkerSettings,
     ready: Sender<io::Result<()>>,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
         let guard = worker_guard(Arc::clone(&shared), id);
-        let worker = Worker::new(shared, id, cpu, listeners, settings);
+        let worker = Worker::new(shared, id, cpu, entrances, settings);
         let (worker, report) = match worker {
             Ok(worker) => (Some(worker), Ok(())),
             Err(error) => (None, Err(error)),
@@ -103,6 +115,7 @@ struct Worker {
     snapshot: Arc<Snapshot>,
     now: Now,
     doors: Doors,
+    packets: Option<Packets>,
     relays: Slab<Relay>,
     datagrams: Datagrams,
     chunks: Chunks,
@@ -127,7 +140,7 @@ impl Worker {
         shared: Arc<Shared>,
         id: WorkerId,
         cpu: usize,
-        listeners: Vec<Listener>,
+        entrances: Entrances,
         settings: WorkerSettings,
     ) -> io::Result<Worker> {
         if !core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) {
@@ -147,7 +160,8 @@ impl Worker {
         let mut worker = Worker {
             ring,
             now,
-            doors: Doors::new(listeners)?,
+            doors: Doors::new(entrances.listeners)?,
+            packets: settings.plane.map(|plane| Packets::new(entrances.ports, &plane, &snapshot, &shared, now)),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),
@@ -168,6 +182,7 @@ impl Worker {
         let seat = worker.shared.seat(id);
         worker.ring.await_ready_many(seat.wake_fd(), Readiness::Readable, Token::Wake.pack())?;
         worker.arm_doors()?;
+        worker.arm_packets()?;
         worker.shared.report_adopted(id, worker.snapshot.generation);
         Ok(worker)
     }
@@ -189,6 +204,7 @@ impl Worker {
         self.follow_phase()?;
         // First, so that a path that has its turn among the completions gets no second one in the same breath.
         self.pump_rest()?;
+        let packets = self.move_packets()?;
         self.ring.take(completions, COMPLETIONS_MAX);
         let taken = completions.len();
         let mut completions = completions.drain(..).peekable();
@@ -206,7 +222,7 @@ impl Worker {
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
-        let idle = all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
+        let idle = packets == Left::Nothing && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
@@ -221,7 +237,12 @@ impl Worker {
         let Some(stopping) = self.stopping else { return false };
         let empty = self.relays.len() == 0 && self.datagrams.sessions.len() == 0;
         let waited = || self.shared.phase() == Phase::Ending && self.now.ms_since(stopping) >= DOORS_MS;
-        empty && (!self.doors.any_armed() || waited())
+        empty && (!(self.doors.any_armed() || self.carries_flows()) || waited())
+    }
+
+    /// Flows of the packet plane, over or not.
+    fn flows(&self) -> u32 {
+        self.packets.as_ref().map_or(0, Packets::flows)
     }
 
     /// Handles a completion, `last` if the stream that it received from has ended; says whether it came from outside, not from an operation of ours that ends by itself.
@@ -230,6 +251,7 @@ impl Worker {
             Token::Accept(index) => self.accepted(index, completion),
             Token::Await(key, from) => self.drive(key, Event::Ready { from }),
             Token::Connect(key) => self.connected(key, completion.result()),
+            Token::Frames(key) => self.frames_announced(key, &completion),
             Token::Listen(index) => self.datagram_arrived(index, &completion),
             Token::Nothing => Ok(()),
             Token::Receive(key, from) => self.received(key, from, &completion, last),
@@ -265,6 +287,7 @@ impl Worker {
     fn adopt(&mut self) -> io::Result<()> {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
         self.snapshot = newer;
+        self.adopt_in_plane();
         self.end_relays_of_halted_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
@@ -317,6 +340,7 @@ impl Worker {
         for key in datagrams {
             self.end_datagram_session(key, Termination::DrainEnded)?;
         }
+        self.end_drained_flows(over);
         Ok(())
     }
 
@@ -368,7 +392,8 @@ impl Worker {
         }
         let rested = self.resting.as_ref().and_then(|(_, resting)| resting.next_due());
         let drain = self.stopping.map(|_| self.drain_look);
-        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain].into_iter().flatten().min();
+        let packets = self.packets.as_ref().and_then(Packets::next_due);
+        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets].into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
         Wait::Sleep(sleep.min(SLEEP_MAX))
@@ -379,7 +404,7 @@ impl Worker {
         seat.add(WorkerCounter::Breaths, 1);
         seat.add(WorkerCounter::Completions, completions as u64);
         seat.raise(WorkerCounter::Submissions, self.ring.submitted());
-        seat.set_sessions(self.relays.len() + self.datagrams.sessions.len());
+        seat.set_sessions(self.relays.len() + self.datagrams.sessions.len() + self.flows());
         if matches!(wait, Wait::Sleep(_)) {
             seat.add(WorkerCounter::Sleeps, 1);
         }

@@ -25,6 +25,8 @@ pub(super) enum Token {
     Await(Key, Side),
     /// Connecting to a real server.
     Connect(Key),
+    /// Frames on this port, in its so-manieth opening.
+    Frames(Key),
     /// Receiving from a client of a UDP listener.
     Listen(u32),
     /// Cancelling or closing: nobody waits for it.
@@ -54,6 +56,7 @@ impl Token {
             Token::Send(key, Side::Server) => (9, Some(key)),
             Token::Await(key, Side::Client) => (10, Some(key)),
             Token::Await(key, Side::Server) => (11, Some(key)),
+            Token::Frames(key) => (12, Some(key)),
         };
         let key = key.map_or(0, |key| u64::from(key.generation) << INDEX_BITS | u64::from(key.index));
         (kind << KIND_SHIFT) | key
@@ -77,6 +80,7 @@ impl Token {
             9 => Token::Send(key, Side::Server),
             10 => Token::Await(key, Side::Client),
             11 => Token::Await(key, Side::Server),
+            12 => Token::Frames(key),
             kind => unreachable!("the ring returned a token of kind {kind} that nobody made"),
         }
     }
@@ -90,7 +94,7 @@ mod tests {
     fn every_token_survives_packing_and_stays_below_the_rings_own_bits() {
         let key = Key { index: u32::MAX, generation: GENERATION_MAX };
         let mut tokens = vec![Token::Nothing, Token::Wake, Token::Accept(7), Token::Listen(u32::MAX)];
-        tokens.extend([Token::Connect(key), Token::Reply(key)]);
+        tokens.extend([Token::Connect(key), Token::Reply(key), Token::Frames(key)]);
         for side in Side::BOTH {
             tokens.extend([Token::Receive(key, side), Token::Send(key, side), Token::Await(key, side)]);
         }

@@ -1,0 +1,204 @@
+//! The arms of the packet plane: the interfaces that it receives from and sends through.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde::Serialize;
+use towpath_config::model::Model;
+use towpath_core::plane::PORTS_MAX;
+use towpath_sys::link::Link;
+use towpath_sys::neighbour::Tables;
+
+use super::claims::{addresses, services};
+
+/// One interface, as it was when it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Arm {
+    /// Its name.
+    pub name: String,
+    /// Its number in the namespace.
+    pub index: u32,
+    /// The largest packet that it carries whole, in bytes.
+    pub mtu_bytes: u32,
+}
+
+/// Why the packet plane finds no way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// No network of this host holds the address, and there is no default route that its clients could come by.
+    Nowhere(IpAddr),
+    /// The kernel has no route to a real server over an Ethernet interface.
+    NoRoute(IpAddr),
+    /// More interfaces than the packet plane has ports.
+    TooMany(usize),
+}
+
+impl NoWay {
+    /// Cause and next step.
+    pub fn message(&self) -> String {
+        match self {
+            NoWay::Nowhere(ip) => format!(
+                "no Ethernet interface of this host that is up has a network that holds {ip}, and no default route leads over one; \
+                 give one an address in the network of {ip}"
+            ),
+            NoWay::NoRoute(ip) => format!(
+                "no route to real server {ip} over an Ethernet interface that is up; add one (`ip route add {ip} via …`)"
+            ),
+            NoWay::TooMany(count) => {
+                format!(
+                    "{count} interfaces lead to the addresses and servers, the packet plane has {PORTS_MAX} at most"
+                )
+            }
+        }
+    }
+}
+
+/// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
+/// other clients come; and whatever leads nowhere.
+pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let usable: Vec<&Link> = tables.links.iter().filter(|link| link.up && link.ethernet).collect();
+    let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
+    let mut chosen: BTreeSet<u32> = BTreeSet::new();
+    let mut missing = Vec::new();
+    let vips: BTreeSet<IpAddr> = services(model).map(|service| service.vip).collect();
+    for ip in addresses(model) {
+        let homes: Vec<u32> = tables
+            .addresses
+            .iter()
+            .filter(|own| is_usable(own.link) && holds(own.ip, own.prefix, ip))
+            .map(|own| own.link)
+            .collect();
+        chosen.extend(&homes);
+        if !vips.contains(&ip) {
+            continue;
+        }
+        let defaults: Vec<u32> = tables
+            .routes
+            .iter()
+            .filter(|route| route.destination.1 == 0 && route.destination.0.is_ipv4() == ip.is_ipv4())
+            .map(|route| route.link)
+            .filter(|&link| is_usable(link))
+            .collect();
+        if homes.is_empty() && defaults.is_empty() {
+            missing.push(NoWay::Nowhere(ip));
+        }
+        chosen.extend(defaults);
+    }
+    let servers: BTreeSet<IpAddr> =
+        services(model).flat_map(|service| &model.groups[service.group].servers).map(|server| server.address).collect();
+    for ip in servers {
+        match route_to(tables, ip) {
+            Some(link) if is_usable(link) => {
+                chosen.insert(link);
+            }
+            _ => missing.push(NoWay::NoRoute(ip)),
+        }
+    }
+    if chosen.len() > PORTS_MAX {
+        missing.push(NoWay::TooMany(chosen.len()));
+    }
+    (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
+}
+
+/// What is planned with of the chosen interfaces.
+pub fn describe(links: &[&Link]) -> Vec<Arm> {
+    let describe = |link: &&Link| Arm { name: link.name.clone(), index: link.index, mtu_bytes: link.mtu_bytes };
+    links.iter().map(describe).collect()
+}
+
+/// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
+fn route_to(tables: &Tables, ip: IpAddr) -> Option<u32> {
+    let fitting = tables.routes.iter().filter(|route| holds(route.destination.0, route.destination.1, ip));
+    fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric)).map(|route| route.link)
+}
+
+/// Whether a network holds an address.
+pub fn holds(network: IpAddr, prefix: u8, ip: IpAddr) -> bool {
+    match (network, ip) {
+        (IpAddr::V4(network), IpAddr::V4(ip)) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0);
+            (network.to_bits() ^ ip.to_bits()) & mask == 0
+        }
+        (IpAddr::V6(network), IpAddr::V6(ip)) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(0);
+            (network.to_bits() ^ ip.to_bits()) & mask == 0
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+
+    use super::*;
+
+    fn link(index: u32, name: &str) -> Link {
+        Link {
+            index,
+            name: name.to_owned(),
+            up: true,
+            carrier: true,
+            ethernet: name != "lo",
+            hardware_address: vec![2, 0, 0, 0, 0, index as u8],
+            mtu_bytes: 1500,
+        }
+    }
+
+    fn route(network: &str, prefix: u8, link: u32) -> KnownRoute {
+        KnownRoute { destination: (network.parse().unwrap(), prefix), gateway: None, link, metric: 0 }
+    }
+
+    /// Front and back, and an interface that nothing needs.
+    fn tables() -> Tables {
+        let address = |link, ip: &str| LinkAddress { link, ip: ip.parse().unwrap(), prefix: 24 };
+        Tables {
+            links: vec![link(1, "lo"), link(2, "front"), link(3, "back"), link(4, "other")],
+            addresses: vec![address(2, "192.0.2.1"), address(3, "198.51.100.1"), address(4, "203.0.113.1")],
+            routes: vec![route("192.0.2.0", 24, 2), route("198.51.100.0", 24, 3), route("203.0.113.0", 24, 4)],
+            neighbours: Vec::new(),
+        }
+    }
+
+    fn model(vip: &str, server: &str) -> Model {
+        let text = format!(
+            "[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+             [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
+        );
+        towpath_config::check("test.toml", &text).model.expect("no errors")
+    }
+
+    fn chosen(model: &Model, tables: &Tables) -> (Vec<String>, Vec<NoWay>) {
+        let (links, missing) = choose(model, tables);
+        (links.iter().map(|link| link.name.clone()).collect(), missing)
+    }
+
+    #[test]
+    fn only_interfaces_that_lead_somewhere_are_chosen() {
+        let (names, missing) = chosen(&model("192.0.2.30", "198.51.100.31"), &tables());
+        assert_eq!((names, missing), (vec!["front".to_owned(), "back".to_owned()], vec![]));
+        let (names, _) = chosen(&model("192.0.2.30", "192.0.2.31"), &tables());
+        assert_eq!(names, ["front"]);
+    }
+
+    #[test]
+    fn a_default_route_leads_to_clients_and_servers() {
+        let mut tables = tables();
+        tables.routes.push(route("0.0.0.0", 0, 4));
+        let (names, missing) = chosen(&model("100.64.0.30", "8.8.8.8"), &tables);
+        assert_eq!((names, missing), (vec!["other".to_owned()], vec![]));
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_named() {
+        let (_, missing) = chosen(&model("100.64.0.30", "8.8.8.8"), &tables());
+        assert_eq!(
+            missing,
+            [NoWay::Nowhere("100.64.0.30".parse().unwrap()), NoWay::NoRoute("8.8.8.8".parse().unwrap())]
+        );
+        let mut down = tables();
+        down.links[1].up = false;
+        let (_, missing) = chosen(&model("192.0.2.30", "198.51.100.31"), &down);
+        assert_eq!(missing, [NoWay::Nowhere("192.0.2.30".parse().unwrap())]);
+    }
+}

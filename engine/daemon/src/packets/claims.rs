@@ -1,0 +1,170 @@
+//! What the packet plane claims: which ports of which addresses are its own, so that the kernel leaves them alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use towpath_config::model::{Model, Plane, Ports, Protocol, Source, SourcePool, VirtualService};
+use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
+use towpath_sys::silence::Claim;
+
+/// The services that the packet plane carries.
+pub fn services(model: &Model) -> impl Iterator<Item = &VirtualService> {
+    model.services.iter().filter(|service| service.plane == Plane::Packet)
+}
+
+/// The addresses that the packet plane answers for: VIPs and SNAT addresses.
+pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
+    services(model)
+        .flat_map(|service| {
+            pool(service).into_iter().flat_map(|pool| pool.addresses.iter().copied()).chain([service.vip])
+        })
+        .collect()
+}
+
+/// What the kernel must not hear: the ports of services, and those that are leased; at addresses that are not `kernels`, ICMP, too.
+/// Ports that a service of the stream plane listens on stay the kernel's, also in the middle of a range that is leased.
+pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
+    let mut taken: BTreeMap<(IpAddr, Protocol), PortSet> = BTreeMap::new();
+    for service in services(model) {
+        if let Some(pool) = pool(service) {
+            for &address in &pool.addresses {
+                let set = taken.entry((address, service.protocol)).or_default();
+                set.insert(pool.port_low..=pool.port_high);
+            }
+        }
+    }
+    for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
+        if let Some(set) = taken.get_mut(&(service.vip, service.protocol)) {
+            service.sockets().for_each(|socket| set.remove(socket.port()));
+        }
+    }
+    for service in services(model) {
+        let set = taken.entry((service.vip, service.protocol)).or_default();
+        match &service.ports {
+            Ports::All => set.insert(1..=u16::MAX),
+            Ports::List(ports) => ports.iter().for_each(|&port| set.insert(port..=port)),
+        }
+    }
+    let ports = taken.into_iter().flat_map(|((address, protocol), set)| {
+        set.ranges().into_iter().map(move |ports| Claim::ports(address, number(protocol), ports))
+    });
+    // A kernel that forwards would answer that it finds nobody there.
+    let ours = addresses(model).into_iter().filter(|address| !kernels.contains(address));
+    let icmp =
+        ours.map(|address| Claim::protocol(address, if address.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 }));
+    ports.chain(icmp).collect()
+}
+
+/// Where the ports of a service are leased, if they are.
+pub fn pool(service: &VirtualService) -> Option<&SourcePool> {
+    match &service.source {
+        Source::Pool(pool) => Some(pool),
+        Source::Client | Source::Interface => None,
+    }
+}
+
+/// The IP protocol number.
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => PROTOCOL_TCP,
+        Protocol::Udp => PROTOCOL_UDP,
+    }
+}
+
+/// Ports, one bit each.
+struct PortSet {
+    words: Box<[u64]>,
+}
+
+impl Default for PortSet {
+    fn default() -> PortSet {
+        PortSet { words: vec![0; 1 << 10].into() }
+    }
+}
+
+impl PortSet {
+    fn insert(&mut self, ports: RangeInclusive<u16>) {
+        ports.for_each(|port| self.words[usize::from(port) / 64] |= 1 << (port % 64));
+    }
+
+    fn remove(&mut self, port: u16) {
+        self.words[usize::from(port) / 64] &= !(1 << (port % 64));
+    }
+
+    fn ranges(&self) -> Vec<RangeInclusive<u16>> {
+        let mut ranges: Vec<RangeInclusive<u16>> = Vec::new();
+        for port in 0..=u16::MAX {
+            if self.words[usize::from(port) / 64] >> (port % 64) & 1 == 0 {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some(range) if *range.end() + 1 == port => *range = *range.start()..=port,
+                _ => ranges.push(port..=port),
+            }
+        }
+        ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claimed(text: &str, kernels: &[&str]) -> Vec<(String, u8, u16, u16)> {
+        let checked = towpath_config::check("test.toml", text);
+        let errors: Vec<String> = checked.errors().map(|error| error.message.clone()).collect();
+        let model = checked.model.unwrap_or_else(|| panic!("{errors:?}"));
+        let kernels = kernels.iter().map(|ip| ip.parse().unwrap()).collect();
+        claims(&model, &kernels).into_iter().map(|c| (c.ip.to_string(), c.protocol, c.ports.0, c.ports.1)).collect()
+    }
+
+    fn service(name: &str, lines: &str) -> String {
+        format!(
+            "[[service]]\nname = \"{name}\"\nvip = \"192.0.2.30\"\n{lines}\n\
+             [[service.server]]\nname = \"one\"\naddress = \"192.0.2.31\"\n"
+        )
+    }
+
+    #[test]
+    fn ports_of_services_and_leased_ones_are_claimed_and_nothing_else() {
+        let text = service(
+            "web",
+            "ports = [80, 81, 443]\nplane = \"packet\"\nsource = { pool = [\"192.0.2.32\"], ports = \"2000-3000\" }",
+        ) + &service(
+            "stun",
+            "ports = 3478\nprotocol = \"udp\"\nplane = \"packet\"\nforwarding = \"half-nat\"",
+        ) + &service("relayed", "ports = 22");
+        let expected = [
+            ("192.0.2.30", 6, 80, 81),
+            ("192.0.2.30", 6, 443, 443),
+            ("192.0.2.30", 17, 3478, 3478),
+            ("192.0.2.32", 6, 2000, 3000),
+            ("192.0.2.32", 1, 0, 65535),
+        ];
+        assert_eq!(
+            claimed(&text, &["192.0.2.30"]),
+            expected.map(|(ip, protocol, low, high)| (ip.to_owned(), protocol, low, high))
+        );
+    }
+
+    #[test]
+    fn the_kernel_keeps_what_the_stream_plane_listens_on() {
+        let text = service("web", "ports = [80, 1500]\nplane = \"packet\"\nsource = \"vip\"")
+            + &service("relayed", "ports = 8443");
+        let expected = [("192.0.2.30", 6, 80, 80), ("192.0.2.30", 6, 1024, 8442), ("192.0.2.30", 6, 8444, 65535)];
+        assert_eq!(
+            claimed(&text, &["192.0.2.30"]),
+            expected.map(|(ip, protocol, low, high)| (ip.to_owned(), protocol, low, high))
+        );
+    }
+
+    #[test]
+    fn all_ports_are_one_claim() {
+        let text = service(
+            "all",
+            "ports = \"all\"\nplane = \"packet\"\nforwarding = \"dsr\"\npersistence = { by = \"source-ip\" }",
+        );
+        assert_eq!(claimed(&text, &["192.0.2.30"]), [("192.0.2.30".to_owned(), 6, 1, 65535)]);
+    }
+}

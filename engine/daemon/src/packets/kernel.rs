@@ -1,0 +1,255 @@
+//! What the packet plane has of the kernel while it runs: rings on its arms, silence for what it claims, a view of the network.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use thiserror::Error;
+use towpath_config::model::Model;
+use towpath_core::packet::{Ip, Mac};
+use towpath_core::plane::{Network, PortId};
+use towpath_core::steering::SteeringTable;
+use towpath_sys::neighbour::{Changes, Neighbours, Tables};
+use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
+use towpath_sys::silence::{Claim, Silence};
+
+use super::arms::Arm;
+use super::claims::{addresses, claims};
+use super::steering::{SteeringError, program};
+use super::view::{self, KnownArm};
+
+/// Neighbours that one round of confirmation asks for.
+const CONFIRMED_MAX: usize = 256;
+
+/// Why the kernel does not carry the packet plane.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// An interface could not be opened.
+    #[error("{}", explain(.source))]
+    Interface {
+        /// Its name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel could not be kept silent.
+    #[error("the kernel could not be kept silent for the packet plane's addresses: {}", explain(.0))]
+    Silence(#[source] io::Error),
+    /// The addresses cannot be steered.
+    #[error("{0}")]
+    Steering(#[from] SteeringError),
+    /// Links, routes and neighbours could not be read.
+    #[error("the kernel's links, routes and neighbours could not be read: {}", explain(.0))]
+    View(#[source] io::Error),
+}
+
+/// Rings, silence and view. Dropping it lets the kernel speak again; the rings are the workers'.
+pub struct Kernel {
+    view: Neighbours,
+    tables: Tables,
+    arms: Vec<KnownArm>,
+    ring: RingSettings,
+    silence: Silence,
+    claims: Vec<Claim>,
+    groups: Vec<[u8; 6]>,
+    program: Vec<Instruction>,
+    workers: usize,
+    /// A port that could not be opened again is tried again.
+    missing: BTreeSet<PortId>,
+}
+
+/// What has become of the network.
+pub struct Update {
+    /// The network now.
+    pub network: Network,
+    /// An arm has another address or works again: the neighbours must be told where our addresses are.
+    pub is_moved: bool,
+    /// Ports that were gone and are there again, for each worker in order.
+    pub reopened: Vec<(PortId, Vec<PacketPort>)>,
+}
+
+impl Kernel {
+    /// Opens the arms for every worker, then silences the kernel. The n-th list belongs to worker n.
+    ///
+    /// Either all is open at the end or nothing is.
+    pub fn open(
+        model: &Model,
+        arms: &[Arm],
+        ring: RingSettings,
+        steering: &SteeringTable,
+        seed: u32,
+    ) -> Result<(Kernel, Vec<Vec<PacketPort>>), KernelError> {
+        let workers = steering.workers();
+        let program = program(model, steering, seed)?;
+        let mut view = Neighbours::open().map_err(KernelError::View)?;
+        let tables = view.tables().map_err(KernelError::View)?;
+        let mut known: Vec<KnownArm> = arms.iter().map(known_arm).collect();
+        view::refresh(&mut known, &tables);
+        for arm in &mut known {
+            arm.segments = view.can_segment(&arm.name).unwrap_or(false);
+        }
+        let groups: Vec<[u8; 6]> = addresses(model).into_iter().filter_map(solicited_group).collect();
+        let mut per_worker: Vec<Vec<PacketPort>> = (0..workers).map(|_| Vec::with_capacity(arms.len())).collect();
+        for arm in arms {
+            let ports = open_arm(&arm.name, workers, &program, &ring, &groups)?;
+            per_worker.iter_mut().zip(ports).for_each(|(list, port)| list.push(port));
+        }
+        let kernels: BTreeSet<IpAddr> = tables.addresses.iter().map(|address| address.ip).collect();
+        let claims = claims(model, &kernels);
+        let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+        let silence = Silence::impose(&names, &claims).map_err(KernelError::Silence)?;
+        let kernel = Kernel {
+            view,
+            tables,
+            arms: known,
+            ring,
+            silence,
+            claims,
+            groups,
+            program,
+            workers,
+            missing: BTreeSet::new(),
+        };
+        Ok((kernel, per_worker))
+    }
+
+    /// The network as it was last looked at.
+    pub fn network(&self) -> Network {
+        view::network(&self.arms, &self.tables)
+    }
+
+    /// What the kernel says has changed, without waiting.
+    pub fn changes(&mut self) -> io::Result<Changes> {
+        self.view.changes()
+    }
+
+    /// Whether an interface could not be opened again and is to be tried again.
+    pub fn is_incomplete(&self) -> bool {
+        !self.missing.is_empty()
+    }
+
+    /// Looks again.
+    pub fn look(&mut self) -> io::Result<Update> {
+        self.tables = self.view.tables()?;
+        let before: Vec<(Mac, bool)> = self.arms.iter().map(|arm| (arm.mac, arm.works)).collect();
+        let mut returned: BTreeSet<PortId> = view::refresh(&mut self.arms, &self.tables).into_iter().collect();
+        returned.append(&mut self.missing);
+        for arm in &mut self.arms {
+            arm.segments = self.view.can_segment(&arm.name).unwrap_or(arm.segments);
+        }
+        let reopened: Vec<(PortId, Vec<PacketPort>)> =
+            returned.into_iter().filter_map(|port| Some((port, self.reopen(port)?))).collect();
+        if !reopened.is_empty() {
+            self.silence_again();
+        }
+        let moved = |(arm, (mac, worked)): (&KnownArm, (Mac, bool))| arm.mac != mac || (arm.works && !worked);
+        let is_moved = self.arms.iter().zip(before).any(moved) || !reopened.is_empty();
+        Ok(Update { network: self.network(), is_moved, reopened })
+    }
+
+    /// Asks for a next hop that a worker wants; what cannot be asked for is wanted again.
+    pub fn ask(&mut self, port: PortId, via: Ip) {
+        let Some(arm) = self.arms.get(port.index()) else { return };
+        if let Err(error) = self.view.ask(arm.index, via.into()) {
+            tracing::debug!("next hop {via} on {}: {error}", arm.name);
+        }
+    }
+
+    /// Has the kernel confirm the neighbours that it knows: it does not see that we use them.
+    pub fn confirm(&mut self) {
+        let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
+        let asked: Vec<(u32, IpAddr)> = self
+            .tables
+            .neighbours
+            .iter()
+            .filter(|neighbour| ours(neighbour.link))
+            .map(|neighbour| (neighbour.link, neighbour.ip))
+            .take(CONFIRMED_MAX)
+            .collect();
+        for (link, ip) in asked {
+            if let Err(error) = self.view.ask(link, ip) {
+                tracing::debug!("neighbour {ip}: {error}");
+            }
+        }
+    }
+
+    fn reopen(&mut self, port: PortId) -> Option<Vec<PacketPort>> {
+        let arm = self.arms.get(port.index())?;
+        if !self.tables.links.iter().any(|link| link.name == arm.name) {
+            self.missing.insert(port);
+            return None;
+        }
+        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups) {
+            Ok(ports) => {
+                tracing::info!("interface {} is there again", arm.name);
+                Some(ports)
+            }
+            Err(error) => {
+                tracing::warn!("{error}");
+                self.missing.insert(port);
+                None
+            }
+        }
+    }
+
+    fn silence_again(&mut self) {
+        let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
+        let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
+        if let Err(error) = self.silence.replace(&names, &self.claims) {
+            tracing::error!("{}", KernelError::Silence(error));
+        }
+    }
+}
+
+impl AsRawFd for Kernel {
+    /// Readable while there are changes.
+    fn as_raw_fd(&self) -> RawFd {
+        self.view.as_fd().as_raw_fd()
+    }
+}
+
+fn known_arm(arm: &Arm) -> KnownArm {
+    KnownArm {
+        name: arm.name.clone(),
+        index: arm.index,
+        mac: Mac::default(),
+        mtu_bytes: arm.mtu_bytes,
+        segments: false,
+        works: false,
+    }
+}
+
+fn open_arm(
+    name: &str,
+    workers: usize,
+    program: &[Instruction],
+    ring: &RingSettings,
+    groups: &[[u8; 6]],
+) -> Result<Vec<PacketPort>, KernelError> {
+    let failed = |source| KernelError::Interface { name: name.to_owned(), source };
+    let ports = packet::open(name, workers, program, ring).map_err(failed)?;
+    // One membership is enough for the interface, and ends with its port.
+    if let Some(first) = ports.first() {
+        groups.iter().try_for_each(|&group| first.join(group)).map_err(failed)?;
+    }
+    Ok(ports)
+}
+
+/// The Ethernet group that neighbour solicitations for an IPv6 address are sent to (RFC 4291 section 2.7.1, RFC 2464 section 7).
+fn solicited_group(ip: IpAddr) -> Option<[u8; 6]> {
+    let IpAddr::V6(ip) = ip else { return None };
+    let [.., a, b, c] = ip.octets();
+    Some([0x33, 0x33, 0xff, a, b, c])
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "{error}; the packet plane needs CAP_NET_RAW and CAP_NET_ADMIN: run as root, or give them in the systemd unit \
+             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN`)"
+        ),
+        io::ErrorKind::OutOfMemory => format!("{error}; the rings need more memory than there is"),
+        _ => error.to_string(),
+    }
+}

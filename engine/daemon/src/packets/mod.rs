@@ -1,0 +1,10 @@
+//! What the packet plane needs of the machine: which addresses and ports it claims, its interfaces, and the network around them.
+
+pub mod arms;
+pub mod claims;
+pub mod kernel;
+pub mod steering;
+pub mod view;
+mod watch;
+
+pub(crate) use watch::NetworkWatch;

@@ -1,0 +1,142 @@
+//! The watch over the network around the packet plane. It has a thread of its own: while somebody changes links the kernel's answers take
+//! their time, and neither health checks nor the operator may wait for them.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep_until};
+use towpath_core::WorkerId;
+
+use super::kernel::Kernel;
+use crate::shared::Shared;
+
+/// Changes that come within this time of each other share one look: an answer to a question of ours is waited for.
+const LOOK_COALESCE_MS: u64 = 2;
+/// Time between two looks at what could not be opened again, and after an error.
+const RETRY_MS: u64 = 1_000;
+/// Time between two confirmations of the neighbours that are sent to.
+const CONFIRM_MS: u64 = 10_000;
+
+/// The thread, as others hold it. When it is dropped the kernel speaks again.
+pub(crate) struct NetworkWatch {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl NetworkWatch {
+    /// Publishes the network as it is and starts the thread.
+    pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<NetworkWatch> {
+        shared.publish_network(Arc::new(kernel.network()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                match register(kernel) {
+                    Ok(kernel) => Turn { shared, kernel, look_at: None }.run(stopped).await,
+                    Err(error) => tracing::error!("changes of the network cannot be waited for: {error}"),
+                }
+            });
+        })?;
+        Ok(NetworkWatch { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for NetworkWatch {
+    fn drop(&mut self) {
+        // Its end is the word to stop.
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::warn!("the network's thread panicked");
+        }
+    }
+}
+
+/// What the thread keeps between its turns.
+struct Turn {
+    shared: Arc<Shared>,
+    kernel: AsyncFd<Kernel>,
+    look_at: Option<Instant>,
+}
+
+impl Turn {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+        let mut retry = tokio::time::interval(Duration::from_millis(RETRY_MS));
+        let mut confirm = tokio::time::interval(Duration::from_millis(CONFIRM_MS));
+        let shared = Arc::clone(&self.shared);
+        loop {
+            let look_at = self.look_at;
+            tokio::select! {
+                _ = &mut stopped => break,
+                () = changed(&mut self.kernel) => {
+                    let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+                    self.look_at.get_or_insert(soon);
+                }
+                () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => self.look(),
+                () = shared.network().asked().notified() => self.ask(),
+                _ = confirm.tick() => self.kernel.get_mut().confirm(),
+                _ = retry.tick() => {
+                    if self.kernel.get_ref().is_incomplete() {
+                        self.look();
+                    }
+                }
+            }
+        }
+    }
+
+    /// The network has changed: the workers get it as it is now.
+    fn look(&mut self) {
+        self.look_at = None;
+        let update = match self.kernel.get_mut().look() {
+            Ok(update) => update,
+            Err(error) => {
+                return tracing::warn!("the kernel's links, routes and neighbours could not be read: {error}");
+            }
+        };
+        let network = self.shared.network();
+        if update.is_moved {
+            network.ask_for_announcement();
+        }
+        for (port, opened) in update.reopened {
+            for (opened, worker) in opened.into_iter().zip(0u8..) {
+                network.reopen(WorkerId(worker), port, opened);
+            }
+        }
+        self.shared.publish_network(Arc::new(update.network));
+    }
+
+    /// Workers want next hops: the kernel finds out, and what it finds is a change of the network.
+    fn ask(&mut self) {
+        for (port, via) in self.shared.network().take_wanted() {
+            self.kernel.get_mut().ask(port, via);
+        }
+    }
+}
+
+/// Returns once something has changed.
+async fn changed(kernel: &mut AsyncFd<Kernel>) {
+    loop {
+        let Ok(mut ready) = kernel.readable_mut().await else { return std::future::pending().await };
+        let changes = ready.get_inner_mut().changes();
+        ready.clear_ready();
+        match changes {
+            Ok(changes) if changes.network || changes.neighbours => return,
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!("changes of the network could not be read: {error}");
+                return sleep_until(Instant::now() + Duration::from_millis(RETRY_MS)).await;
+            }
+        }
+    }
+}
+
+fn register(kernel: Kernel) -> io::Result<AsyncFd<Kernel>> {
+    #[expect(
+        deprecated,
+        reason = "`register` is unsafe; the descriptor is the kernel's own and stays open as long as it"
+    )]
+    AsyncFd::new(kernel)
+}

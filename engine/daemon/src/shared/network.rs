@@ -1,0 +1,125 @@
+//! The network of the packet plane as the controller last saw it, and what the workers want to know about it.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::Notify;
+use towpath_core::WorkerId;
+use towpath_core::packet::Ip;
+use towpath_core::plane::{Network, PortId};
+use towpath_sys::packet::PacketPort;
+
+use super::lock;
+
+/// Next hops that wait to be asked for; more than a plane waits for are not needed.
+const WANTED_MAX: usize = 1024;
+
+/// One writer, the controller; workers look at its number once per breath.
+#[derive(Debug, Default)]
+pub struct NetworkBoard {
+    edition: AtomicU64,
+    announcements: AtomicU64,
+    network: Mutex<Arc<Network>>,
+    reopened: Mutex<Vec<(WorkerId, PortId, PacketPort)>>,
+    wanted: Mutex<BTreeSet<(PortId, Ip)>>,
+    asked: Notify,
+}
+
+impl NetworkBoard {
+    /// Puts the next network in force; returns once it is, and wakes nobody: see [`super::Shared::publish_network`].
+    pub(super) fn publish(&self, network: Arc<Network>) {
+        *lock(&self.network) = network;
+        self.edition.fetch_add(1, Ordering::Release);
+    }
+
+    /// Has the neighbours told where our addresses are, together with the next network.
+    pub(crate) fn ask_for_announcement(&self) {
+        self.announcements.fetch_add(1, Ordering::Release);
+    }
+
+    /// How often the neighbours were to be told.
+    pub fn announcements(&self) -> u64 {
+        self.announcements.load(Ordering::Acquire)
+    }
+
+    /// Hands a worker a port that was opened anew, together with the next network; one that it has not taken yet gives way.
+    pub(crate) fn reopen(&self, worker: WorkerId, port: PortId, opened: PacketPort) {
+        let mut reopened = lock(&self.reopened);
+        reopened.retain(|(other, number, _)| (*other, *number) != (worker, port));
+        reopened.push((worker, port, opened));
+    }
+
+    /// The ports that were opened anew for this worker.
+    pub fn take_reopened(&self, worker: WorkerId) -> Vec<(PortId, PacketPort)> {
+        lock(&self.reopened)
+            .extract_if(.., |(other, ..)| *other == worker)
+            .map(|(_, port, opened)| (port, opened))
+            .collect()
+    }
+
+    /// The network in force, if its number is another than `have`, which is set to it. One atomic load when it is not.
+    #[inline]
+    pub fn newer_than(&self, have: &mut u64) -> Option<Arc<Network>> {
+        let edition = self.edition.load(Ordering::Acquire);
+        if edition == *have {
+            return None;
+        }
+        *have = edition;
+        Some(self.current())
+    }
+
+    /// The network in force.
+    pub fn current(&self) -> Arc<Network> {
+        Arc::clone(&lock(&self.network))
+    }
+
+    /// A worker has frames for a next hop that the network does not know.
+    pub fn want(&self, port: PortId, via: Ip) {
+        let mut wanted = lock(&self.wanted);
+        if wanted.len() < WANTED_MAX && wanted.insert((port, via)) {
+            self.asked.notify_one();
+        }
+    }
+
+    /// The next hops wanted since the last call.
+    pub(crate) fn take_wanted(&self) -> BTreeSet<(PortId, Ip)> {
+        mem::take(&mut lock(&self.wanted))
+    }
+
+    /// Somebody wants a next hop.
+    pub(crate) fn asked(&self) -> &Notify {
+        &self.asked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn each_reader_gets_each_network_once() {
+        let board = NetworkBoard::default();
+        let (mut one, mut other) = (0, 0);
+        assert!(board.newer_than(&mut one).is_none());
+        board.publish(Arc::default());
+        board.publish(Arc::default());
+        assert!(board.newer_than(&mut one).is_some());
+        assert!(board.newer_than(&mut one).is_none());
+        assert!(board.newer_than(&mut other).is_some());
+    }
+
+    #[test]
+    fn what_is_wanted_is_taken_once_and_bounded() {
+        let board = NetworkBoard::default();
+        for number in 0..2 * WANTED_MAX as u32 {
+            board.want(PortId(0), Ipv4Addr::from_bits(number).into());
+            board.want(PortId(0), Ipv4Addr::from_bits(number).into());
+        }
+        assert_eq!(board.take_wanted().len(), WANTED_MAX);
+        assert!(board.take_wanted().is_empty());
+    }
+}

@@ -1,0 +1,350 @@
+//! The packet plane of a worker: frames out of its rings, through the plane, and out again.
+//!
+//! A breath looks into the rings whether or not they were announced: that costs a read of memory. The ring's polls only end a sleep.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use towpath_config::model::{AdminState, Plane as PlaneWord};
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::director::{Pick, Refusal, Tried};
+use towpath_core::packet::rewrite::Checksum;
+use towpath_core::plane::{BATCH_MAX, Desk, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict};
+use towpath_core::snapshot::{Service, Snapshot};
+use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
+use towpath_sys::packet::{Offload, PacketPort, PacketPorts};
+use towpath_sys::ring::{Completion, Readiness};
+
+use super::Worker;
+use super::token::{Key, Token};
+use crate::shared::{RingCounter, Seat, Shared};
+
+/// Batches of frames moved in one breath.
+const BATCHES_MAX: usize = 8;
+/// Flows looked at in one breath because their time may be up.
+const EXPIRED_MAX: usize = 256;
+/// Frames made in one batch, besides those that waited for a next hop.
+const MADE_MAX: usize = 256;
+/// How long after a change the counters that status shows may be older.
+const NOTE_MS: u64 = 100;
+/// Time between two looks at what the kernel counts of the rings.
+const RING_NOTE_MS: u64 = 1000;
+/// How often our addresses are announced, and the time in between (RFC 5227 section 1.1, ANNOUNCE_NUM and ANNOUNCE_INTERVAL).
+const ANNOUNCEMENTS: u32 = 2;
+const ANNOUNCE_AGAIN_MS: u64 = 2000;
+/// The worker that questions for neighbours are steered to, so the one that announces.
+const ANNOUNCER: WorkerId = WorkerId(0);
+
+/// The rings and the plane of one worker.
+pub(super) struct Packets {
+    ports: PacketPorts,
+    plane: Plane,
+    out: Outbox,
+    verdicts: Vec<Verdict>,
+    /// Of the network that the plane has.
+    edition: u64,
+    /// Of the announcements that were made.
+    announced: u64,
+    /// When our addresses are announced next, and how often in all.
+    announce: Option<(Now, u32)>,
+    note_at: Option<Now>,
+    ring_note_at: Now,
+    /// How often each port was opened: a poll of an earlier one says nothing about it.
+    openings: Vec<u32>,
+    /// A port was announced; if it has no frame, its state has changed.
+    was_polled: bool,
+    /// Services whose flows were ended because their drain is over.
+    drained: usize,
+}
+
+/// More may be there at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    Something,
+}
+
+impl Packets {
+    pub(super) fn new(
+        ports: Vec<PacketPort>,
+        settings: &PlaneSettings,
+        snapshot: &Arc<Snapshot>,
+        shared: &Shared,
+        now: Now,
+    ) -> Packets {
+        let mut edition = 0;
+        let network = shared.network().newer_than(&mut edition).unwrap_or_default();
+        let openings = vec![0; ports.len()];
+        let made_max = settings.pending_frames_max + MADE_MAX;
+        Packets {
+            ports: PacketPorts::new(ports),
+            plane: Plane::new(settings, Arc::clone(snapshot), network, now),
+            out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
+            verdicts: Vec::with_capacity(BATCH_MAX),
+            edition,
+            announced: shared.network().announcements(),
+            announce: (settings.worker == ANNOUNCER).then_some((now, ANNOUNCEMENTS)),
+            note_at: Some(now),
+            ring_note_at: now,
+            openings,
+            was_polled: false,
+            drained: 0,
+        }
+    }
+
+    /// Flows that it holds.
+    pub(super) fn flows(&self) -> u32 {
+        u32::try_from(self.plane.flows()).unwrap_or(u32::MAX)
+    }
+
+    /// When it has something to do next, whatever comes in.
+    pub(super) fn next_due(&self) -> Option<Now> {
+        [self.plane.next_due(), self.announce.map(|(at, _)| at), self.note_at].into_iter().flatten().min()
+    }
+
+    /// Takes frames from the rings, at most so many batches.
+    fn move_frames(&mut self, now: Now, desk: &mut Counters<'_>) -> Left {
+        for batch in 0..BATCHES_MAX {
+            let count = self.ports.take(BATCH_MAX);
+            if count == 0 {
+                if batch == 0 && self.was_polled {
+                    // Asking takes the error away that would announce the port for ever.
+                    (0..self.openings.len()).for_each(|port| {
+                        self.ports.state(port as u8);
+                    });
+                }
+                self.was_polled = false;
+                return Left::Nothing;
+            }
+            self.move_batch(now, count, desk);
+            self.note_at.get_or_insert(now + NOTE_MS);
+        }
+        Left::Something
+    }
+
+    fn move_batch(&mut self, now: Now, count: usize, desk: &mut Counters<'_>) {
+        let mut received = self.ports.frames();
+        let mut frames: [Frame<'_>; BATCH_MAX] = std::array::from_fn(|_| match received.next() {
+            Some(frame) => Frame {
+                bytes: frame.bytes,
+                port: PortId(frame.port),
+                checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
+                segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
+            },
+            None => Frame { bytes: &mut [], port: PortId(0), checksum: Checksum::Complete, segment_bytes: 0 },
+        });
+        drop(received);
+        self.plane.process(now, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
+        for (frame, verdict) in self.verdicts.iter().enumerate() {
+            if let Verdict::Send(port) = verdict {
+                self.ports.send(frame, port.0);
+            }
+        }
+        self.send_made();
+    }
+
+    /// Sends what the plane has made.
+    fn send_made(&mut self) {
+        for (port, bytes) in self.out.iter() {
+            self.ports.send_bytes(port.0, bytes, Offload::NONE);
+        }
+        self.out.clear();
+    }
+
+    /// Ends flows whose time is up.
+    fn expire(&mut self, now: Now, desk: &mut Counters<'_>) -> Left {
+        if self.plane.next_due().is_none_or(|due| due > now) {
+            return Left::Nothing;
+        }
+        let all_done = self.plane.expire(now, EXPIRED_MAX, desk, &mut self.out);
+        self.note_at.get_or_insert(now + NOTE_MS);
+        self.send_made();
+        if all_done { Left::Nothing } else { Left::Something }
+    }
+
+    /// Says where our addresses are, when that is due.
+    fn announce(&mut self, now: Now) {
+        let Some((_, times)) = self.announce.filter(|(at, _)| *at <= now) else { return };
+        self.announce = (times > 1).then_some((now + ANNOUNCE_AGAIN_MS, times - 1));
+        self.plane.announce(&mut self.out);
+        self.send_made();
+    }
+
+    /// Copies the counters for status, when that is due.
+    fn note(&mut self, now: Now, seat: &Seat) {
+        if self.note_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.note_at = None;
+        seat.note_packets(self.plane.counts(), self.plane.flows());
+        if now < self.ring_note_at {
+            return;
+        }
+        self.ring_note_at = now + RING_NOTE_MS;
+        seat.note_ring(RingCounter::MadeTooMany, self.out.overflowed());
+        let mut sums = [0; RingCounter::ALL.len()];
+        for port in 0..self.openings.len() as u8 {
+            let (received, sent) = (self.ports.rx_counts(port), self.ports.tx_counts(port));
+            let counts = [
+                (RingCounter::ReceivedForeign, received.foreign),
+                (RingCounter::ReceivedLost, received.dropped),
+                (RingCounter::ReceivedTagged, received.tagged),
+                (RingCounter::ReceivedTruncated, received.truncated),
+                (RingCounter::ReceivedUnknown, received.unknown),
+                (RingCounter::SendDown, sent.down),
+                (RingCounter::SendFull, sent.full),
+                (RingCounter::SendRefused, sent.refused),
+                (RingCounter::SendTooLarge, sent.too_large),
+            ];
+            counts.into_iter().for_each(|(counter, count)| sums[counter as usize] += count);
+        }
+        for &counter in RingCounter::ALL.iter().filter(|&&counter| counter != RingCounter::MadeTooMany) {
+            seat.note_ring(counter, sums[counter as usize]);
+        }
+    }
+}
+
+impl Worker {
+    /// Has the rings end a sleep.
+    pub(super) fn arm_packets(&mut self) -> io::Result<()> {
+        let ports = self.packets.as_ref().map_or(0, |packets| packets.openings.len());
+        (0..ports).try_for_each(|port| self.arm_port(port))
+    }
+
+    fn arm_port(&mut self, port: usize) -> io::Result<()> {
+        let Some(packets) = &self.packets else { return Ok(()) };
+        let token = Token::Frames(Key { index: port as u32, generation: packets.openings[port] });
+        self.ring.await_ready_many(packets.ports.poll_fd(port as u8), Readiness::Readable, token.pack())
+    }
+
+    /// A port has frames, or has changed its state: this breath looks.
+    pub(super) fn frames_announced(&mut self, key: Key, completion: &Completion) -> io::Result<()> {
+        let Some(packets) = &mut self.packets else { return Ok(()) };
+        if packets.openings.get(key.index as usize) != Some(&key.generation) {
+            return Ok(());
+        }
+        packets.was_polled = true;
+        if completion.more() { Ok(()) } else { self.arm_port(key.index as usize) }
+    }
+
+    /// One turn of the packet plane; says whether it has more to do at once.
+    pub(super) fn move_packets(&mut self) -> io::Result<Left> {
+        self.follow_network()?;
+        let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else { return Ok(Left::Nothing) };
+        let seat = shared.seat(*id);
+        let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
+        let moved = packets.move_frames(*now, &mut desk);
+        let expired = packets.expire(*now, &mut desk);
+        packets.announce(*now);
+        packets.ports.flush();
+        while let Some((port, via)) = packets.plane.wanted(*now) {
+            shared.network().want(port, via);
+        }
+        packets.note(*now, seat);
+        Ok(if moved == Left::Something { moved } else { expired })
+    }
+
+    /// Forwards by the newest network from here on.
+    fn follow_network(&mut self) -> io::Result<()> {
+        let Worker { packets: Some(packets), shared, id, now, .. } = self else { return Ok(()) };
+        let Some(network) = shared.network().newer_than(&mut packets.edition) else { return Ok(()) };
+        packets.plane.adopt_network(network, &mut packets.out);
+        packets.send_made();
+        let announcements = shared.network().announcements();
+        if announcements != packets.announced && *id == ANNOUNCER {
+            packets.announced = announcements;
+            packets.announce = Some((*now, ANNOUNCEMENTS));
+        }
+        for (port, opened) in shared.network().take_reopened(*id) {
+            self.replace_port(port, opened)?;
+        }
+        Ok(())
+    }
+
+    fn replace_port(&mut self, port: PortId, opened: PacketPort) -> io::Result<()> {
+        let Some(packets) = &mut self.packets else { return Ok(()) };
+        let Some(opening) = packets.openings.get_mut(port.index()) else { return Ok(()) };
+        let poll = Token::Frames(Key { index: u32::from(port.0), generation: *opening });
+        *opening += 1;
+        self.ring.cancel_wait(poll.pack(), Token::Nothing.pack())?;
+        drop(packets.ports.replace(port.0, opened));
+        self.arm_port(port.index())
+    }
+
+    /// Whether a service of the packet plane still has connections, on whichever worker: those that only wait for the end of their
+    /// time do not count.
+    pub(super) fn carries_flows(&self) -> bool {
+        let on_packets = |service: &&Arc<Service>| service.plane == PlaneWord::Packet;
+        self.packets.is_some()
+            && self
+                .snapshot
+                .each_service()
+                .filter(on_packets)
+                .any(|service| self.shared.loads().service_active(service.id) > 0)
+    }
+
+    /// Hands the plane the snapshot that the worker has adopted.
+    pub(super) fn adopt_in_plane(&mut self) {
+        if let Some(packets) = &mut self.packets {
+            packets.drained = 0;
+            packets.plane.adopt_snapshot(Arc::clone(&self.snapshot));
+        }
+    }
+
+    /// Ends the flows of services whose drain is over: resets for both sides, as if their servers had been halted.
+    pub(super) fn end_drained_flows(&mut self, over: impl Fn(&Service) -> bool) {
+        let Some(packets) = &mut self.packets else { return };
+        let is_over = |service: &Service| service.plane == PlaneWord::Packet && over(service);
+        let drained = self.snapshot.each_service().filter(|service| is_over(service)).count();
+        if drained == packets.drained {
+            return;
+        }
+        packets.drained = drained;
+        let mut snapshot = Snapshot::clone(&self.snapshot);
+        for service in snapshot.services.iter_mut().flatten().filter(|service| is_over(service)) {
+            let service = Arc::make_mut(service);
+            service.targets.iter_mut().for_each(|target| target.admin = AdminState::Halt);
+        }
+        packets.plane.adopt_snapshot(Arc::new(snapshot));
+    }
+}
+
+/// Where the plane asks for servers and tells what it has done: the state that all workers share, and this worker's seat.
+struct Counters<'w> {
+    shared: &'w Shared,
+    seat: &'w Seat,
+    /// Nobody is served any more who is not yet.
+    takes_new: bool,
+}
+
+impl Desk for Counters<'_> {
+    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal> {
+        if !self.takes_new {
+            return Err(Refusal::NoServer);
+        }
+        self.shared.pick(service, client, &Tried::new(), now)
+    }
+
+    fn close(&mut self, service: ServiceId, server: RealServerId) {
+        self.shared.close(service, server);
+    }
+
+    fn count(&mut self, service: ServiceId, counter: ServiceCounter, n: u64) {
+        self.seat.service_page(service).add(counter, n);
+    }
+
+    fn end(&mut self, service: ServiceId, termination: Termination) {
+        let termination = match termination {
+            // A client that came while we drain: to it nobody is here.
+            Termination::NoServer if !self.takes_new => return,
+            Termination::ServerHalted if !self.takes_new => Termination::DrainEnded,
+            other => other,
+        };
+        self.seat.service_page(service).count_end(termination);
+    }
+
+    fn opened(&mut self, server: RealServerId) {
+        self.seat.count_opened(server);
+    }
+}
