@@ -47,9 +47,8 @@ impl InstructionCounter {
         let place: *const Attributes = &attributes;
         let (this_thread, any_cpu, no_group): (libc::pid_t, libc::c_int, libc::c_int) = (0, -1, -1);
         // SAFETY: the kernel reads `size` bytes from `attributes`, which outlives the call; the other arguments are integers.
-        let raw = unsafe {
-            libc::syscall(libc::SYS_perf_event_open, place, this_thread, any_cpu, no_group, CLOSE_ON_EXEC)
-        };
+        let raw =
+            unsafe { libc::syscall(libc::SYS_perf_event_open, place, this_thread, any_cpu, no_group, CLOSE_ON_EXEC) };
         let raw = libc::c_int::try_from(raw).ok().filter(|&raw| raw >= 0)?;
         // SAFETY: perf_event_open has just returned this descriptor, and nobody else holds it.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };

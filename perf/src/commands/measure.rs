@@ -58,7 +58,13 @@ pub(crate) struct Udp {
 #[derive(Args)]
 pub(crate) struct Snat {
     /// Peers to measure beside Towpath: haproxy, nginx; with --connections only kernel.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx", default_value_if("connections", ArgPredicate::IsPresent, "kernel"))]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME,…",
+        default_value = "haproxy,nginx",
+        default_value_if("connections", ArgPredicate::IsPresent, "kernel")
+    )]
     against: Vec<String>,
     /// On Towpath's packet plane: clients and a server without kernel sockets hold so many connections at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]

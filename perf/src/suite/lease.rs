@@ -35,7 +35,8 @@ fn measure(case: &Case, addresses: u8, each: Duration) -> io::Result<Vec<Sample>
         port_high: u16::MAX,
         rest_ms: 0,
     };
-    let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &[SERVER]).map_err(io::Error::other)?;
+    let pool =
+        SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &[SERVER]).map_err(io::Error::other)?;
     let capacity = usize::from(addresses) * (FIRST_PORT..=u16::MAX).len();
     let mut bench = Bench {
         pool: &pool,

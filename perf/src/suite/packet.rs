@@ -23,11 +23,8 @@ pub fn cases(accountings: &[Accounting], flows: &[usize]) -> Vec<Case> {
     let mut courses = relay::courses();
     courses.extend(udp::courses());
     courses.retain(|(name, _)| LOADS.contains(name));
-    let modes = [
-        (Forwarding::FullNat, Family::V4),
-        (Forwarding::FullNat, Family::V6),
-        (Forwarding::HalfNat, Family::V4),
-    ];
+    let modes =
+        [(Forwarding::FullNat, Family::V4), (Forwarding::FullNat, Family::V6), (Forwarding::HalfNat, Family::V4)];
     let in_memory = modes.into_iter().flat_map(|(forwarding, family)| {
         flows.iter().map(move |&flows| {
             let work = InMemory { forwarding, family, flows };

@@ -143,8 +143,11 @@ fn ensure_memory(flows: usize) -> io::Result<()> {
     let available = host::memory()?.available_bytes;
     if needed > available {
         let mib = |bytes: u64| bytes >> 20;
-        let message =
-            format!("{flows} flows take {} MiB and {} are free; ask for fewer with --flows", mib(needed), mib(available));
+        let message = format!(
+            "{flows} flows take {} MiB and {} are free; ask for fewer with --flows",
+            mib(needed),
+            mib(available)
+        );
         return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
     }
     Ok(())
@@ -295,7 +298,9 @@ impl Bench {
         }
         match (self.plane.flows(), self.plane.half_open()) {
             (open, 0) if open == flows => Ok(opening),
-            (open, half) => Err(io::Error::other(format!("{flows} flows were opened, and there are {open}, {half} half open"))),
+            (open, half) => {
+                Err(io::Error::other(format!("{flows} flows were opened, and there are {open}, {half} half open")))
+            }
         }
     }
 
@@ -393,14 +398,17 @@ impl Bench {
             self.plane.process(now, batch, &mut self.verdicts, &mut self.desk, &mut self.out);
             let mut decided = self.verdicts.iter().zip(filled);
             let is_sent = |direction: Direction| Verdict::Send(self.scene.port(direction.opposite()));
-            wrong = wrong.or(decided.find(|(verdict, filled)| **verdict != is_sent(filled.direction)).map(|(v, f)| (*v, *f)));
+            wrong = wrong
+                .or(decided.find(|(verdict, filled)| **verdict != is_sent(filled.direction)).map(|(v, f)| (*v, *f)));
         }
         // The timers are part of the work, and have nothing to do yet.
         self.plane.expire(now, EXPIRE_BUDGET, &mut self.desk, &mut self.out);
         let time = started.elapsed();
         let instructions = counted()?.zip(before).map(|(after, before)| after - before);
         if let Some((verdict, Filled { flow, direction, .. })) = wrong {
-            return Err(io::Error::other(format!("a packet of flow {flow}, {direction:?}, was not sent on but {verdict:?}")));
+            return Err(io::Error::other(format!(
+                "a packet of flow {flow}, {direction:?}, was not sent on but {verdict:?}"
+            )));
         }
         if !self.out.is_empty() {
             return Err(io::Error::other(format!("the plane made {} frames of its own", self.out.len())));
@@ -428,7 +436,8 @@ impl Bench {
             let read = rewritten(slot, filled)?;
             let expected = self.scene.outgoing(filled.flow, filled.direction, self.opened[filled.flow]);
             if read.tuple != expected {
-                let message = format!("a packet of flow {} has become {:?} instead of {expected:?}", filled.flow, read.tuple);
+                let message =
+                    format!("a packet of flow {} has become {:?} instead of {expected:?}", filled.flow, read.tuple);
                 return Err(io::Error::other(message));
             }
         }
@@ -442,7 +451,10 @@ fn rewritten(slot: &Slot, filled: &Filled) -> io::Result<Parsed> {
     let frame = &slot.0[..filled.length];
     match parse(frame) {
         Ok(Packet::Transport(parsed)) if is_intact(frame, &parsed) => Ok(parsed),
-        other => Err(io::Error::other(format!("a packet of flow {} has become {other:?}, or its checksum is wrong", filled.flow))),
+        other => Err(io::Error::other(format!(
+            "a packet of flow {} has become {other:?}, or its checksum is wrong",
+            filled.flow
+        ))),
     }
 }
 
@@ -473,7 +485,9 @@ impl Scene {
     /// Both ends of a packet as the server has it, seen from the client.
     fn inside(&self, flow: usize, opened: Opened) -> (SocketAddr, SocketAddr) {
         let source = match self.forwarding {
-            Forwarding::FullNat => SocketAddr::new(self.host(BACK, SOURCE_NUMBER.wrapping_add(opened.source)), opened.port),
+            Forwarding::FullNat => {
+                SocketAddr::new(self.host(BACK, SOURCE_NUMBER.wrapping_add(opened.source)), opened.port)
+            }
             Forwarding::Dsr | Forwarding::HalfNat => crowd::client(self.family, flow),
         };
         (source, SocketAddr::new(self.server(opened.server), SERVER_PORT))
@@ -665,11 +679,10 @@ mod tests {
     #[test]
     fn a_name_tells_mode_family_and_flows() {
         let name = |flows| InMemory { forwarding: Forwarding::FullNat, family: Family::V6, flows }.name();
-        assert_eq!([1000, 10_000_000, 1500].map(name), [
-            "memory-full-nat-v6-1k",
-            "memory-full-nat-v6-10M",
-            "memory-full-nat-v6-1500"
-        ]);
+        assert_eq!(
+            [1000, 10_000_000, 1500].map(name),
+            ["memory-full-nat-v6-1k", "memory-full-nat-v6-10M", "memory-full-nat-v6-1500"]
+        );
     }
 
     #[test]

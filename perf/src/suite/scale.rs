@@ -128,31 +128,45 @@ fn measure(
     }
 
     let count = |metric, value: usize| reading(metric, "connections", value as f64);
-    samples.push(opened.sample(&case.name, vec![
-        count("opened", opened.done),
-        count("refused", opened.asked - opened.done),
-        count("retried", opened.retried),
-        reading("rate", "conn/s", opened.per_second()),
-        reading("efficiency-saturated", "conn/CPU-s", opened.done as f64 / opened.balancer.busy_s.max(f64::MIN_POSITIVE)),
-    ]));
-    samples.push(held.sample(&format!("{}-held", case.name), vec![reading(
-        "busy",
-        "% of a CPU",
-        held.balancer.busy_share * 100.0,
-    )]));
+    samples.push(opened.sample(
+        &case.name,
+        vec![
+            count("opened", opened.done),
+            count("refused", opened.asked - opened.done),
+            count("retried", opened.retried),
+            reading("rate", "conn/s", opened.per_second()),
+            reading(
+                "efficiency-saturated",
+                "conn/CPU-s",
+                opened.done as f64 / opened.balancer.busy_s.max(f64::MIN_POSITIVE),
+            ),
+        ],
+    ));
+    samples.push(
+        held.sample(
+            &format!("{}-held", case.name),
+            vec![reading("busy", "% of a CPU", held.balancer.busy_share * 100.0)],
+        ),
+    );
     samples.push(Sample {
         latency_ns: recorded(&latency),
-        ..spoken.sample(&format!("{}-data", case.name), vec![
-            count("answered", spoken.done),
-            count("retried", spoken.retried),
-            reading("p50", "µs", latency.value_at_quantile(0.5) as f64 / 1000.0),
-        ])
+        ..spoken.sample(
+            &format!("{}-data", case.name),
+            vec![
+                count("answered", spoken.done),
+                count("retried", spoken.retried),
+                reading("p50", "µs", latency.value_at_quantile(0.5) as f64 / 1000.0),
+            ],
+        )
     });
-    samples.push(closed.sample(&format!("{}-close", case.name), vec![
-        count("closed", closed.done),
-        count("retried", closed.retried),
-        reading("rate", "conn/s", closed.per_second()),
-    ]));
+    samples.push(closed.sample(
+        &format!("{}-close", case.name),
+        vec![
+            count("closed", closed.done),
+            count("retried", closed.retried),
+            reading("rate", "conn/s", closed.per_second()),
+        ],
+    ));
     Ok(samples)
 }
 
@@ -203,7 +217,8 @@ impl std::ops::AddAssign for Leg {
         self.seconds += more.seconds;
         self.waited_s += more.waited_s;
         self.balancer.busy_s += more.balancer.busy_s;
-        self.balancer.busy_share = if self.seconds > 0.0 { (self.balancer.busy_s / self.seconds).min(1.0) } else { 0.0 };
+        self.balancer.busy_share =
+            if self.seconds > 0.0 { (self.balancer.busy_s / self.seconds).min(1.0) } else { 0.0 };
         self.balancer.steal_share = self.balancer.steal_share.max(more.balancer.steal_share);
         self.took_ns.extend(more.took_ns);
     }
@@ -280,7 +295,8 @@ impl Peers {
         }
         let mac = |host: &crate::lab::Host, link: &str| -> io::Result<Mac> {
             let address = host.links()?.find(link)?.hardware_address;
-            let octets = <[u8; 6]>::try_from(address).map_err(|_| io::Error::other(format!("`{link}` is no Ethernet")))?;
+            let octets =
+                <[u8; 6]>::try_from(address).map_err(|_| io::Error::other(format!("`{link}` is no Ethernet")))?;
             Ok(Mac(octets))
         };
         let setting = stage.setting();
@@ -362,7 +378,8 @@ impl Peers {
                 }
             }
             if now - progress > SILENCE_MAX {
-                let message = format!("{} of {} made their step ({step:?}), then none for {SILENCE_MAX:?}", leg.done, leg.asked);
+                let message =
+                    format!("{} of {} made their step ({step:?}), then none for {SILENCE_MAX:?}", leg.done, leg.asked);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, message));
             }
             if heard == 0 && asked == 0 {
@@ -473,7 +490,9 @@ impl Clients {
                 connection.server_next = tcp.seq.wrapping_add(1);
                 connection.state = State::Open;
             }
-            State::Asked(Step::Speak) if is_next && payload == data(number) && tcp.ack == next.wrapping_add(payload.len() as u32) => {
+            State::Asked(Step::Speak)
+                if is_next && payload == data(number) && tcp.ack == next.wrapping_add(payload.len() as u32) =>
+            {
                 connection.server_next = end;
                 connection.has_spoken = true;
                 connection.state = State::Open;
@@ -486,7 +505,9 @@ impl Clients {
             _ if has(TcpFlags::SYN) && tcp.seq.wrapping_add(1) == connection.server_next => {}
             _ if !has(TcpFlags::RST) && !has(TcpFlags::SYN) && end == connection.server_next => {}
             state => {
-                self.wrong.get_or_insert_with(|| format!("connection {number} ({state:?}) was sent {tcp:?} with {} octets", payload.len()));
+                self.wrong.get_or_insert_with(|| {
+                    format!("connection {number} ({state:?}) was sent {tcp:?} with {} octets", payload.len())
+                });
                 return None;
             }
         }
@@ -535,7 +556,8 @@ impl Server {
         let tcp = &parsed.tcp;
         let has = |flag| tcp.flags.contains(flag);
         let from = SocketAddr::new(src.into(), src_port);
-        let next = tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::SYN)) + u32::from(has(TcpFlags::FIN)));
+        let next =
+            tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::SYN)) + u32::from(has(TcpFlags::FIN)));
         let (seq, set): (u32, &[TcpFlags]) = if has(TcpFlags::RST) {
             self.sources.leave(src, src_port);
             return None;
