@@ -120,11 +120,15 @@ impl InMemory {
 pub(super) fn take(case: &Case, work: &InMemory, options: &Options) -> io::Result<Vec<Sample>> {
     ensure_memory(work.flows)?;
     let cpu = [options.pins.balancer];
-    let (own_before, before) = (run_time_ns(&[std::process::id()]), CpuTime::read(&cpu)?);
-    let readings = on_cpus(&cpu, || measure(work, options.warm_up, options.measure))?;
-    let used = CpuTime::read(&cpu)?.into_iter().zip(before).map(|(after, before)| after.since(before)).next();
-    let used = used.unwrap_or_default();
-    let own_s = (run_time_ns(&[std::process::id()]) - own_before) as f64 / 1e9;
+    let own = [std::process::id()];
+    let (readings, used, own_s) = on_cpus(&cpu, || {
+        let (own_before, before) = (run_time_ns(&own), CpuTime::read(&cpu)?);
+        let readings = measure(work, options.warm_up, options.measure)?;
+        // While this thread lives: afterwards its time is nobody's.
+        let own_s = (run_time_ns(&own) - own_before) as f64 / 1e9;
+        let used = CpuTime::read(&cpu)?.into_iter().zip(before).map(|(after, before)| after.since(before)).next();
+        Ok((readings, used.unwrap_or_default(), own_s))
+    })?;
     Ok(vec![Sample {
         case: case.name.clone(),
         readings,

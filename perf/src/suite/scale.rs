@@ -21,8 +21,8 @@ use crate::message::Filler;
 use crate::peers::{Pool, Running, Subject};
 use crate::segment::{HEADERS_LEN_MAX, Segment, flags, is_intact};
 
-/// Connections that change their state at a time.
-const AT_ONCE_MAX: usize = 512;
+/// Connections that change their state at a time. A subject's ring for whole super-packets holds few frames, however small these are.
+const AT_ONCE_MAX: usize = 128;
 
 /// Of these, how many pass data at a time: their latency is told.
 const SPEAKING_MAX: usize = 16;
@@ -44,7 +44,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(6);
 const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long connections are only held.
-const HOLD: Duration = Duration::from_secs(1);
+const HOLD: Duration = Duration::from_secs(2);
 
 /// Frames that may wait for the peers; each is small.
 const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048 };
@@ -82,13 +82,15 @@ fn measure(
     let mut peers = Peers::open(connections, stage)?;
     let mut samples = Vec::new();
     let cpu = [options.pins.balancer];
-    let mut opened = Leg::default();
-    let mut next = 0;
+    // The first one has everybody ask for their neighbours; more would only wait for the answers, which is not what is measured.
+    let first = peers.drive(Step::Open, 0..1, 1)?;
+    let mut opened = Leg { asked: first.asked, done: first.done, ..Leg::default() };
+    let mut next = 1;
     // Towards each level and across it, then the rest; what a connection costs is told at the levels.
     for level in LEVELS_PERCENT {
         let [from, to] = window(level, capacity).map(|count| count.min(connections));
-        opened += leg(&cpu, || peers.drive(Step::Open, next..from.max(next), AT_ONCE_MAX))?;
         let first = from.max(next);
+        opened += leg(&cpu, || peers.drive(Step::Open, next..first, AT_ONCE_MAX))?;
         let (before, across) = (run_time_ns(&processes), to.saturating_sub(first));
         opened += leg(&cpu, || peers.drive(Step::Open, first..to.max(first), AT_ONCE_MAX))?;
         next = to.max(first);
@@ -101,7 +103,9 @@ fn measure(
     }
     opened += leg(&cpu, || peers.drive(Step::Open, next..connections, AT_ONCE_MAX))?;
 
+    // Long enough for every handshake of which a segment was lost.
     let held = leg(&cpu, || peers.hold(HOLD))?;
+    opened.retried += peers.server.repeated;
 
     let mut random = SplitMix64::new(connections as u64);
     let open: Vec<usize> = (0..connections).filter(|&number| peers.is_open(number)).collect();
@@ -121,9 +125,15 @@ fn measure(
     })?;
 
     let closed = leg(&cpu, || peers.drive(Step::Close, open.iter().copied(), AT_ONCE_MAX))?;
+    let lost = peers.lost();
     for (what, leg) in [("passed no data", &spoken), ("did not close", &closed)] {
         if leg.done < leg.asked {
-            return Err(io::Error::other(format!("{} of {} open connections {what}", leg.asked - leg.done, leg.asked)));
+            let message = format!(
+                "{} of {} open connections {what}; the peers lost {lost} frames",
+                leg.asked - leg.done,
+                leg.asked
+            );
+            return Err(io::Error::other(message));
         }
     }
 
@@ -316,6 +326,8 @@ impl Peers {
                 from_mac: mac(server.0, server.1)?,
                 to_mac: mac(lab.balancer(), server.1)?,
                 sources: Sources::of(pool.unwrap_or_default()),
+                unacked: VecDeque::new(),
+                repeated: 0,
                 wrong: None,
             },
             answers: Vec::with_capacity(BATCH_MAX),
@@ -324,6 +336,15 @@ impl Peers {
 
     fn is_open(&self, number: usize) -> bool {
         self.clients.connections[number].state == State::Open
+    }
+
+    /// Frames that came and found no room, or could not leave.
+    fn lost(&mut self) -> u64 {
+        let ports = [CLIENT, SERVER].map(|port| {
+            let (rx, tx) = (self.ports.rx_counts(port), self.ports.tx_counts(port));
+            rx.dropped + rx.truncated + tx.down + tx.full + tx.too_large + tx.refused
+        });
+        ports.iter().sum()
     }
 
     /// Asks each of these connections for a step, so many at once, until each has made it or been refused.
@@ -390,13 +411,18 @@ impl Peers {
 
     /// Only answers, for so long.
     fn hold(&mut self, duration: Duration) -> io::Result<Leg> {
+        let mut leg = Leg::default();
         let end = Instant::now() + duration;
-        while Instant::now() < end {
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(leg);
+            }
             if self.listen()? == 0 {
                 std::thread::sleep(HOLD_LOOK_INTERVAL);
+                leg.waited_s += now.elapsed().as_secs_f64();
             }
         }
-        Ok(Leg::default())
     }
 
     /// Sends what is queued, takes what has come and queues the answers. How many frames came.
@@ -405,7 +431,7 @@ impl Peers {
         ports.flush();
         clients.finished.clear();
         answers.clear();
-        let heard = ports.take(BATCH_MAX);
+        let (heard, now) = (ports.take(BATCH_MAX), Instant::now());
         for frame in ports.frames() {
             let is_complete = frame.offload.checksum.is_none();
             match (frame.port, parse(frame.bytes)) {
@@ -416,13 +442,14 @@ impl Peers {
                     }
                     let payload = &frame.bytes[usize::from(parsed.payload)..parsed.end as usize];
                     answers.extend(match port {
-                        SERVER => server.hear(&parsed, payload),
+                        SERVER => server.hear(&parsed, payload, now),
                         _ => clients.hear(&parsed, payload),
                     });
                 }
                 _ => {}
             }
         }
+        answers.extend(std::iter::from_fn(|| server.repeat(now)).take(BATCH_MAX));
         for answer in answers.iter() {
             ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE);
         }
@@ -533,13 +560,27 @@ fn data(number: usize) -> &'static [u8] {
     Filler::of(number as u64).window(PAYLOAD_BYTES)
 }
 
-/// A server that remembers nothing of a connection but that its source is taken: what it says follows from what it hears.
+/// A server that remembers nothing of a connection but its source: what it says follows from what it hears.
 struct Server {
     address: SocketAddr,
     from_mac: Mac,
     to_mac: Mac,
     sources: Sources,
+    /// Whose handshake may not be complete, in the order of the last answer to it.
+    unacked: VecDeque<Unacked>,
+    /// Answers to a SYN that were sent again.
+    repeated: usize,
     wrong: Option<String>,
+}
+
+/// A connection that has been answered.
+#[derive(Clone, Copy, Debug)]
+struct Unacked {
+    ip: Ip,
+    port: u16,
+    first: u32,
+    last: Instant,
+    tries: u8,
 }
 
 impl Server {
@@ -548,7 +589,8 @@ impl Server {
         is_for_us.then(|| Answer::to_arp(SERVER, question, self.from_mac))
     }
 
-    fn hear(&mut self, parsed: &Parsed, payload: &[u8]) -> Option<Answer> {
+    /// What it says to a segment, if anything.
+    fn hear(&mut self, parsed: &Parsed, payload: &[u8], now: Instant) -> Option<Answer> {
         let Tuple { src, dst, src_port, dst_port, .. } = parsed.tuple;
         if (dst, dst_port) != (Ip::from(self.address.ip()), self.address.port()) {
             return None;
@@ -558,12 +600,22 @@ impl Server {
         let from = SocketAddr::new(src.into(), src_port);
         let next =
             tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::SYN)) + u32::from(has(TcpFlags::FIN)));
+        if !has(TcpFlags::SYN) {
+            self.sources.acknowledge(src, src_port);
+        }
         let (seq, set): (u32, &[TcpFlags]) = if has(TcpFlags::RST) {
             self.sources.leave(src, src_port);
             return None;
         } else if has(TcpFlags::SYN) {
-            if let Err(taken) = self.sources.take(src, src_port, tcp.seq) {
-                self.wrong.get_or_insert(format!("a connection from {from}: {taken}"));
+            match self.sources.take(src, src_port, tcp.seq) {
+                Ok(true) => {
+                    let answered = Unacked { ip: src, port: src_port, first: tcp.seq, last: now, tries: 1 };
+                    self.unacked.push_back(answered);
+                }
+                Ok(false) => {}
+                Err(taken) => {
+                    self.wrong.get_or_insert(format!("a connection from {from}: {taken}"));
+                }
             }
             (first_of_server(from), &[TcpFlags::SYN, TcpFlags::ACK])
         } else if has(TcpFlags::FIN) {
@@ -574,10 +626,33 @@ impl Server {
         } else {
             return None;
         };
+        (payload.len() <= PAYLOAD_BYTES).then(|| self.segment(from, seq, next, set, payload))
+    }
+
+    /// The answer to a SYN once more, where its acknowledgment is late: it may have been lost on the way (RFC 6298 section 5).
+    fn repeat(&mut self, now: Instant) -> Option<Answer> {
+        loop {
+            let &oldest = self.unacked.front()?;
+            let Unacked { ip, port, first, last, tries } = oldest;
+            let is_late = self.sources.lacks_acknowledgment(ip, port, first);
+            if is_late && now - last < RETRY_AFTER {
+                return None;
+            }
+            self.unacked.pop_front();
+            if is_late && tries < TRIES_MAX {
+                self.repeated += 1;
+                self.unacked.push_back(Unacked { last: now, tries: tries + 1, ..oldest });
+                let to = SocketAddr::new(ip.into(), port);
+                let set = [TcpFlags::SYN, TcpFlags::ACK];
+                return Some(self.segment(to, first_of_server(to), first.wrapping_add(1), &set, &[]));
+            }
+        }
+    }
+
+    fn segment(&self, to: SocketAddr, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
         let (from_mac, to_mac) = (self.from_mac, self.to_mac);
-        let segment =
-            Segment { from_mac, to_mac, from: self.address, to: from, seq, ack: next, flags: flags(set), payload };
-        (payload.len() <= PAYLOAD_BYTES).then(|| Answer::of(SERVER, &segment))
+        let segment = Segment { from_mac, to_mac, from: self.address, to, seq, ack, flags: flags(set), payload };
+        Answer::of(SERVER, &segment)
     }
 }
 
@@ -592,8 +667,15 @@ fn first_of_server(source: SocketAddr) -> u32 {
 /// Who has which source address and port, so that one that two connections have shows.
 struct Sources {
     pool: Vec<Ip>,
-    /// First sequence number of the connection that has it, for each port of each address.
-    taken: Vec<Option<u32>>,
+    /// Whoever has it, for each port of each address.
+    taken: Vec<Option<Source>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// First sequence number of the connection.
+    first: u32,
+    is_acknowledged: bool,
 }
 
 impl Sources {
@@ -601,19 +683,31 @@ impl Sources {
         Sources { taken: vec![None; pool.len() << 16], pool }
     }
 
-    fn place(&mut self, ip: Ip, port: u16) -> Option<&mut Option<u32>> {
+    fn place(&mut self, ip: Ip, port: u16) -> Option<&mut Option<Source>> {
         let address = self.pool.iter().position(|known| *known == ip)?;
         self.taken.get_mut(address << 16 | usize::from(port))
     }
 
-    fn take(&mut self, ip: Ip, port: u16, first: u32) -> Result<(), &'static str> {
+    /// Whether it is a new connection that has it.
+    fn take(&mut self, ip: Ip, port: u16, first: u32) -> Result<bool, &'static str> {
         match self.place(ip, port).ok_or("not an address of the pool")? {
-            Some(other) if *other != first => Err("another one has this source port"),
+            Some(other) if other.first == first => Ok(false),
+            Some(_) => Err("another one has this source port"),
             place => {
-                *place = Some(first);
-                Ok(())
+                *place = Some(Source { first, is_acknowledged: false });
+                Ok(true)
             }
         }
+    }
+
+    fn acknowledge(&mut self, ip: Ip, port: u16) {
+        if let Some(Some(source)) = self.place(ip, port) {
+            source.is_acknowledged = true;
+        }
+    }
+
+    fn lacks_acknowledgment(&mut self, ip: Ip, port: u16, first: u32) -> bool {
+        matches!(self.place(ip, port), Some(Some(source)) if source.first == first && !source.is_acknowledged)
     }
 
     fn leave(&mut self, ip: Ip, port: u16) {
@@ -663,7 +757,7 @@ mod tests {
         let sources = Sources::of(vec![IpAddr::from([10, 88, 2, 101]).into()]);
         (
             Clients { vip, from_mac, to_mac, connections, finished: Vec::new(), wrong: None },
-            Server { address, from_mac, to_mac, sources, wrong: None },
+            Server { address, from_mac, to_mac, sources, unacked: VecDeque::new(), repeated: 0, wrong: None },
         )
     }
 
@@ -685,13 +779,13 @@ mod tests {
             let asked = clients.ask(7, step);
             for turn in 0..2 {
                 let (parsed, payload) = translated(&asked, "10.88.2.101:2000", "10.88.2.50:7000");
-                let answer = server.hear(&parsed, &payload).unwrap();
+                let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
                 let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &client);
                 let last = clients.hear(&parsed, &payload).unwrap();
                 assert_eq!(clients.finished.len(), 1 - turn, "{step:?}");
                 clients.finished.clear();
                 let (parsed, payload) = translated(&last, "10.88.2.101:2000", "10.88.2.50:7000");
-                assert!(server.hear(&parsed, &payload).is_none(), "an acknowledgment is not answered");
+                assert!(server.hear(&parsed, &payload, Instant::now()).is_none(), "an acknowledgment is not answered");
             }
         }
         assert_eq!(clients.connections[7].state, State::Closed);
@@ -699,11 +793,29 @@ mod tests {
     }
 
     #[test]
+    fn a_handshake_whose_last_segment_was_lost_is_answered_again() {
+        let (mut clients, mut server) = peers(2);
+        let (parsed, payload) = translated(&clients.ask(1, Step::Open), "10.88.2.101:2000", "10.88.2.50:7000");
+        let now = Instant::now();
+        let first = server.hear(&parsed, &payload, now).unwrap();
+        assert!(server.repeat(now).is_none());
+        let again = server.repeat(now + RETRY_AFTER).unwrap();
+        assert_eq!((again.length, again.bytes), (first.length, first.bytes));
+        let client = crowd::client(Family::V4, 1).to_string();
+        let (parsed, payload) = translated(&again, "10.88.1.100:8080", &client);
+        let last = clients.hear(&parsed, &payload).unwrap();
+        let (parsed, payload) = translated(&last, "10.88.2.101:2000", "10.88.2.50:7000");
+        assert!(server.hear(&parsed, &payload, now).is_none());
+        assert!(server.repeat(now + RETRY_AFTER * 3).is_none() && server.unacked.is_empty());
+        assert_eq!(server.repeated, 1);
+    }
+
+    #[test]
     fn wrong_octets_and_a_source_port_given_twice_are_seen() {
         let (mut clients, mut server) = peers(10);
         let opened = |clients: &mut Clients, server: &mut Server, number: usize| {
             let (parsed, payload) = translated(&clients.ask(number, Step::Open), "10.88.2.101:2000", "10.88.2.50:7000");
-            let answer = server.hear(&parsed, &payload).unwrap();
+            let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
             let to = crowd::client(Family::V4, number).to_string();
             let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &to);
             clients.hear(&parsed, &payload)
@@ -715,7 +827,7 @@ mod tests {
 
         let (parsed, mut payload) = translated(&clients.ask(1, Step::Speak), "10.88.2.101:2000", "10.88.2.50:7000");
         payload[3] ^= 1;
-        let answer = server.hear(&parsed, &payload).unwrap();
+        let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
         let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &crowd::client(Family::V4, 1).to_string());
         assert!(clients.hear(&parsed, &payload).is_none());
         assert!(clients.wrong.unwrap().contains("connection 1"));
