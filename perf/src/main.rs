@@ -28,6 +28,7 @@ enum Action {
         #[arg(required = true)]
         listen: Vec<SocketAddr>,
     },
+    Packet(commands::Packet),
     Relay(commands::Relay),
     /// Makes a page with plots and a Markdown table of results.
     Report(commands::Report),
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Action::Compare(compare) => compare.run(),
         Action::Lab(lab) => lab.run(),
         Action::Origin { listen } => origin(&listen),
+        Action::Packet(packet) => packet.run(),
         Action::Relay(relay) => relay.run(),
         Action::Report(report) => report.run(),
         Action::Snat(snat) => snat.run(),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use towpath_config::model::Plane;
 use towpath_sys::process::{Child, MemoryFile};
 use towpath_sys::socket::Transport;
 
@@ -96,6 +97,10 @@ pub struct Setting {
     pub cpu: usize,
     /// What it relays.
     pub transport: Transport,
+    /// (Towpath) Which plane relays it. The packet plane's addresses are its own, not the kernel's.
+    pub plane: Plane,
+    /// (Towpath's packet plane) Flows at the same time; its default without a number.
+    pub flows: Option<usize>,
     /// Where connections to the server come from; the subject's choice without one.
     pub pool: Option<Pool>,
 }
@@ -236,11 +241,13 @@ impl Subject {
             ),
             ("cpu", setting.cpu.to_string()),
             ("cpu_mask", format!("1{}", "0".repeat(setting.cpu))),
+            ("limits", setting.flows.map_or_else(String::new, |flows| format!("[limits]\nflows = {flows}\n\n"))),
             ("listen", setting.listen.to_string()),
             ("listen_ip", setting.listen.ip().to_string()),
             ("listen_port", setting.listen.port().to_string()),
             ("module", NGINX_STREAM_MODULE.to_owned()),
             ("pid_file", pid_file.display().to_string()),
+            ("plane", towpath_plane(setting)),
             ("protocol", protocol.to_owned()),
             ("server", setting.server.to_string()),
             ("server_ip", setting.server.ip().to_string()),
@@ -248,6 +255,7 @@ impl Subject {
             ("servers", haproxy_servers(setting)),
             ("source", pool.map_or_else(String::new, towpath_pool)),
             ("sources", nginx_sources),
+            ("translation", pool.map_or_else(|| "masquerade".into(), kernel_pool)),
             ("transport", nginx_transport.to_owned()),
         ];
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
@@ -332,6 +340,19 @@ fn nginx_pool(pool: &Pool) -> (String, String) {
     (format!("split_clients $remote_port $source {{\n{lines}    }}"), "proxy_bind $source;".into())
 }
 
+/// The addresses of a pool follow one another.
+fn kernel_pool(pool: &Pool) -> String {
+    let (first, last) = (pool.addresses.first(), pool.addresses.last());
+    first.zip(last).map_or_else(String::new, |(first, last)| format!("snat to {first}-{last}:{}", pool.range()))
+}
+
+fn towpath_plane(setting: &Setting) -> String {
+    match setting.plane {
+        Plane::Packet => "plane = \"packet\"\nforwarding = \"full-nat\"\n".into(),
+        Plane::Stream => String::new(),
+    }
+}
+
 fn towpath_pool(pool: &Pool) -> String {
     let addresses: Vec<String> = pool.addresses.iter().map(|ip| format!("\"{ip}\"")).collect();
     format!("source = {{ pool = [{}], ports = \"{}\" }}\n", addresses.join(", "), pool.range())
@@ -405,7 +426,7 @@ mod tests {
 
     fn setting(transport: Transport, pool: Option<Pool>) -> Setting {
         let (listen, server) = ("10.88.1.100:80".parse().unwrap(), "10.88.2.11:7000".parse().unwrap());
-        Setting { listen, server, cpu: 3, transport, pool }
+        Setting { listen, server, cpu: 3, transport, plane: Plane::Stream, flows: None, pool }
     }
 
     fn pool(addresses: u8) -> Option<Pool> {
@@ -440,11 +461,24 @@ mod tests {
         assert!(haproxy.contains("server origin-2 10.88.2.11:7000 source 10.88.2.102:20000-22999\n"), "{haproxy}");
         let nginx = text(Kind::Nginx);
         assert!(nginx.contains("50% 10.88.2.101;") && nginx.contains("* 10.88.2.102;"), "{nginx}");
+        let kernel = text(Kind::Kernel);
+        assert!(kernel.contains(" snat to 10.88.2.101-10.88.2.102:20000-22999\n"), "{kernel}");
         let towpath = text(Kind::Towpath);
         assert!(
             towpath.contains("source = { pool = [\"10.88.2.101\", \"10.88.2.102\"], ports = \"20000-22999\" }"),
             "{towpath}"
         );
+    }
+
+    #[test]
+    fn the_packet_plane_is_asked_for_by_name() {
+        let mut setting = setting(Transport::Tcp, pool(1));
+        let text = |setting: &Setting| subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"));
+        assert!(!text(&setting).contains("plane ="));
+        (setting.plane, setting.flows) = (Plane::Packet, Some(5000));
+        let text = text(&setting);
+        assert!(text.contains("plane = \"packet\"\nforwarding = \"full-nat\"\n"), "{text}");
+        assert!(text.contains("[limits]\nflows = 5000\n"), "{text}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod address;
 mod errno;
 pub mod event;
 pub mod host;
+pub mod instructions;
 pub mod link;
 mod mapping;
 pub mod neighbour;

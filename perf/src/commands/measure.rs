@@ -1,4 +1,4 @@
-//! `relay`, `udp`, `snat`: the suites.
+//! `packet`, `relay`, `snat`, `udp`: the suites.
 
 use std::fs;
 use std::io;
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use clap::builder::ArgPredicate;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use towpath_perf::peers::{Kind, Subject};
@@ -26,6 +27,21 @@ pub(crate) struct Relay {
     common: Common,
 }
 
+/// Towpath's packet plane: beside its peers over veth, and alone in memory.
+#[derive(Args)]
+pub(crate) struct Packet {
+    /// Peers to measure beside Towpath: haproxy, kernel, nginx; haproxy and nginx with a buffer size if wanted, as in haproxy-256k.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "kernel,haproxy,nginx")]
+    against: Vec<String>,
+    /// Connections that are open in memory, a case for each; 10,000,000 take 1.5 GB.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1000,1000000", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
+    flows: Vec<u32>,
+    #[command(flatten)]
+    driven: Driven,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// Datagrams through one subject on one CPU: packets per second and loss.
 #[derive(Args)]
 pub(crate) struct Udp {
@@ -38,15 +54,30 @@ pub(crate) struct Udp {
     common: Common,
 }
 
-/// Connections to one real server over 1, 2 and 4 source addresses, until their ports are used up.
+/// Connections to one real server over 1, 2 and 4 source addresses, until their ports are used up; or very many on the packet plane.
 #[derive(Args)]
 pub(crate) struct Snat {
-    /// Peers to measure beside Towpath: haproxy, nginx.
-    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
+    /// Peers to measure beside Towpath: haproxy, nginx; with --connections only kernel.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "NAME,…",
+        default_value = "haproxy,nginx",
+        default_value_if("connections", ArgPredicate::IsPresent, "kernel")
+    )]
     against: Vec<String>,
+    /// On Towpath's packet plane: clients and a server without kernel sockets hold so many connections at once.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
+    connections: Option<u32>,
+    /// (With --connections) Source addresses, each with 64,512 ports.
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "connections", value_parser = clap::value_parser!(u8).range(1..=100))]
+    addresses: u8,
     #[command(flatten)]
     common: Common,
 }
+
+/// Most connections of clients without a kernel.
+const FLOWS_MAX: i64 = suite::FLOWS_MAX as i64;
 
 /// Of suites that are a load.
 #[derive(Args)]
@@ -91,6 +122,16 @@ struct Common {
     towpath: Option<PathBuf>,
 }
 
+impl Packet {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let subjects = self.driven.subjects(&self.common, &self.against)?;
+        let flows: Vec<usize> = self.flows.iter().map(|&flows| flows as usize).collect();
+        let cases = self.driven.cases(|accountings| suite::packet::cases(accountings, &flows));
+        self.common.measure("packet", &cases, self.driven.place(), subjects)
+    }
+}
+
 impl Relay {
     /// Does it.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
@@ -122,6 +163,14 @@ impl Udp {
 impl Snat {
     /// Does it.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
+        if let Some(connections) = self.connections {
+            let cases = suite::snat::scale_cases(connections as usize, self.addresses);
+            let subjects = find(&self.common.subject, &self.against, &self.common.towpath()?)?;
+            if let Some(other) = subjects.iter().find(|subject| !matches!(subject.kind, Kind::Kernel | Kind::Towpath)) {
+                bail!("{} takes two descriptors for each connection; with --connections leave it out", other.name);
+            }
+            return self.common.measure("snat", &cases, Place::Lab, subjects);
+        }
         let subjects = find(&self.common.subject, &self.against, &self.common.towpath()?)?;
         if let Some(kernel) = subjects.iter().find(|subject| subject.kind == Kind::Kernel) {
             bail!(
@@ -145,7 +194,7 @@ impl Driven {
         }
     }
 
-    fn cases(&self, all: fn(&[Accounting]) -> Vec<Case>) -> Vec<Case> {
+    fn cases(&self, all: impl Fn(&[Accounting]) -> Vec<Case>) -> Vec<Case> {
         match self.place() {
             Place::Lab => all(&self.accounting),
             // A network card steers by itself.

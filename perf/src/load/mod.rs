@@ -172,7 +172,8 @@ pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("1 ns to 60 s at 3 digits are bounds it takes")
 }
 
-fn recorded(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
+/// What is in a histogram: (value, how often).
+pub(crate) fn recorded(histogram: &Histogram<u64>) -> Vec<(u64, u64)> {
     histogram.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value())).collect()
 }
 

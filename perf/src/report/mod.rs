@@ -147,7 +147,8 @@ pub struct Row {
     /// How the load was driven; unknown in the first schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// `rate`, `efficiency` (work per CPU-second of the balancer), `p50`, `p99`, `memory` (bytes per idle connection), `loss`.
+    /// `rate`, `efficiency` (work per CPU-second of the balancer), `p50`, `p99`, `memory` (bytes per idle connection or flow), `loss`,
+    /// `packet-time`, `lease-time`, `refused` …
     pub metric: String,
     /// Unit of the next three.
     pub unit: String,
@@ -361,8 +362,8 @@ impl Better {
     pub fn of(metric: &str, unit: &str) -> Better {
         match (metric, unit) {
             ("efficiency" | "rate", _) => Better::Higher,
-            ("loss" | "memory" | "p50" | "p99", _) => Better::Lower,
-            (_, "B" | "ms" | "ns" | "s" | "µs") => Better::Lower,
+            ("busy" | "loss" | "memory" | "p50" | "p99" | "refused" | "retried", _) => Better::Lower,
+            (_, "B" | "instructions" | "ms" | "ns" | "s" | "µs") => Better::Lower,
             _ => Better::Higher,
         }
     }

@@ -15,7 +15,7 @@ use crate::peers::{Kind, Running, Subject};
 use crate::report::Phase;
 
 /// How busy a CPU is called the ceiling.
-const SATURATED: f64 = 0.95;
+pub(super) const SATURATED: f64 = 0.95;
 
 /// Share of the offered work below which an open loop fell behind.
 const KEPT_UP_MIN: f64 = 0.99;

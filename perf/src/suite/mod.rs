@@ -3,10 +3,14 @@
 //! A suite is a list of [`Case`]s. A case says what is done in a turn (its [`Course`]); a turn brings [`Sample`]s; what follows
 //! from the samples of all rounds, rows and ratios, is the same for every suite.
 
+mod lease;
 mod load;
 mod memory;
+pub mod packet;
+mod plane;
 pub mod relay;
 mod sample;
+mod scale;
 pub mod snat;
 mod stage;
 pub mod udp;
@@ -17,16 +21,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::thread;
 use std::time::Duration;
 
+use towpath_config::model::Plane;
 use towpath_sys::host;
 use towpath_sys::socket::Transport;
 
 use crate::load::Work;
 use crate::machine::Machine;
-use crate::peers::Subject;
+use crate::peers::{Kind, Subject};
 use crate::report::{Report, SCHEMA};
-use sample::Sample;
+pub use plane::{FLOWS_MAX, InMemory};
+use sample::{Sample, panicked};
 use stage::Stage;
 
 /// What others may use of the watched CPUs before a figure counts as disturbed.
@@ -75,13 +82,33 @@ pub struct Case {
     pub name: String,
     /// Whose CPU receives.
     pub accounting: Accounting,
+    /// Which of Towpath's planes carries the load.
+    pub plane: Plane,
     /// What is done.
     pub course: Course,
+}
+
+/// These courses on a plane, under each accounting.
+fn under(accountings: &[Accounting], plane: Plane, courses: &[(&str, Course)]) -> Vec<Case> {
+    let case = |accounting: Accounting, (name, course): &(&str, Course)| Case {
+        name: accounting.name(name),
+        accounting,
+        plane,
+        course: course.clone(),
+    };
+    accountings.iter().flat_map(|&accounting| courses.iter().map(move |course| case(accounting, course))).collect()
 }
 
 /// What is done in a turn.
 #[derive(Clone, Debug)]
 pub enum Course {
+    /// Towpath's packet plane alone, without lab and kernel.
+    InMemory(InMemory),
+    /// Source ports alone, without lab and kernel: what a lease costs, the fuller the pool is.
+    Lease {
+        /// SNAT addresses, each with all its ports.
+        addresses: u8,
+    },
     /// Work at saturation and, where it can be paced, at one rate that is equal for all subjects.
     Load {
         /// What clients do.
@@ -95,6 +122,13 @@ pub enum Course {
         few: usize,
         /// Connections at the second.
         many: usize,
+    },
+    /// Connections of clients without a kernel to one server without one: opened, held, spoken on and closed.
+    Scale {
+        /// Source addresses towards the one server, each with all its ports.
+        addresses: u8,
+        /// How many are held at the same time.
+        connections: usize,
     },
     /// Connections that are held until no port is left, and what opening one costs on the way.
     Snat {
@@ -113,7 +147,24 @@ impl Course {
             Course::Load { work: Work::Bulk { .. }, .. } => place == Place::Lab,
             Course::Load { work: Work::Hold { .. }, .. } => false,
             Course::Load { work: Work::Connect { .. } | Work::Datagrams { .. } | Work::KeepAlive { .. }, .. } => true,
-            Course::Memory { .. } | Course::Snat { .. } => false,
+            Course::InMemory(_)
+            | Course::Lease { .. }
+            | Course::Memory { .. }
+            | Course::Scale { .. }
+            | Course::Snat { .. } => false,
+        }
+    }
+
+    /// Whether such a subject can take a turn in it.
+    fn suits(&self, kind: Kind) -> bool {
+        match self {
+            Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
+            // Others take two descriptors for each connection.
+            Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
+            Course::Load { .. } | Course::Memory { .. } | Course::Snat { .. } => match self.transport() {
+                Transport::Tcp => true,
+                Transport::Udp => kind.relays_datagrams(),
+            },
         }
     }
 
@@ -125,7 +176,12 @@ impl Course {
     fn transport(&self) -> Transport {
         match self {
             Course::Load { work: Work::Datagrams { .. }, .. } => Transport::Udp,
-            Course::Load { .. } | Course::Memory { .. } | Course::Snat { .. } => Transport::Tcp,
+            Course::InMemory(_)
+            | Course::Lease { .. }
+            | Course::Load { .. }
+            | Course::Memory { .. }
+            | Course::Scale { .. }
+            | Course::Snat { .. } => Transport::Tcp,
         }
     }
 }
@@ -219,7 +275,12 @@ pub fn turns(cases: &[Case], options: &Options) -> usize {
 }
 
 fn turns_of(case: &Case, options: &Options) -> usize {
-    (options.rounds + usize::from(case.course.is_paced(options.place))) * options.subjects.len()
+    (options.rounds + usize::from(case.course.is_paced(options.place))) * subjects_of(case, options).len()
+}
+
+/// Who takes part in a case, by number.
+fn subjects_of(case: &Case, options: &Options) -> Vec<usize> {
+    (0..options.subjects.len()).filter(|&number| case.course.suits(options.subjects[number].kind)).collect()
 }
 
 /// Runs the cases of a suite, telling `progress` before each turn and `keep` what is known after each case. Fails at the first subject
@@ -246,16 +307,16 @@ pub fn run(
     }
     let mut done = 0;
     for case in cases {
-        let subjects = options.subjects.len();
+        let subjects = subjects_of(case, options);
         // What each subject, in their order, did in a round. Who comes first in it moves on from round to round: the first one
         // finds caches and memory colder.
         let mut round_of = |round: usize, equal_rate| -> io::Result<Vec<Vec<Sample>>> {
-            let mut taken: Vec<Vec<Sample>> = vec![Vec::new(); subjects];
-            for place in 0..subjects {
-                let number = (round + place) % subjects;
+            let mut taken: Vec<Vec<Sample>> = vec![Vec::new(); options.subjects.len()];
+            for place in 0..subjects.len() {
+                let number = subjects[(round + place) % subjects.len()];
                 let subject = &options.subjects[number];
                 let rounds_before = round - usize::from(!case.course.is_paced(options.place));
-                let before = done + rounds_before * subjects + place;
+                let before = done + rounds_before * subjects.len() + place;
                 progress(Turn { case: &case.name, round, subject: &subject.name, done: before });
                 taken[number] = take_turn(case, subject, options, equal_rate).map_err(|error| {
                     io::Error::new(error.kind(), format!("{} in {}: {error}", subject.name, case.name))
@@ -304,16 +365,31 @@ fn warm_memory() {
 
 fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Option<f64>) -> io::Result<Vec<Sample>> {
     // Hosts that nobody has used: what a turn leaves behind, ports in TIME_WAIT above all, would be the next one's cost.
-    let stage = &Stage::set(case, options)?;
-    if matches!(case.course, Course::Load { work: Work::Bulk { .. }, .. }) {
-        warm_memory();
-    }
+    let set = || Stage::set(case, subject, options);
     match &case.course {
+        Course::InMemory(work) => plane::take(case, work, options),
+        Course::Lease { addresses } => lease::take(case, *addresses, options),
         Course::Load { work, unit } => {
+            let stage = set()?;
+            if matches!(work, Work::Bulk { .. }) {
+                warm_memory();
+            }
             let load = load::Load { case, work: *work, unit: *unit, equal_rate };
-            load.take(subject, options, stage)
+            load.take(subject, options, &stage)
         }
-        Course::Memory { few, many } => memory::take(case, [*few, *many], subject, options, stage),
-        Course::Snat { .. } => snat::take(case, subject, options, stage),
+        Course::Memory { few, many } => memory::take(case, [*few, *many], subject, options, &set()?),
+        Course::Scale { connections, .. } => scale::take(case, *connections, subject, options, &set()?),
+        Course::Snat { .. } => snat::take(case, subject, options, &set()?),
     }
+}
+
+/// Runs `work` on a thread of its own, on these CPUs.
+fn on_cpus<T: Send>(cpus: &[usize], work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let pinned = thread::Builder::new().name("pinned".into()).spawn_scoped(scope, || {
+            host::pin_thread(cpus)?;
+            work()
+        })?;
+        pinned.join().map_err(panicked)?
+    })
 }

@@ -1,10 +1,23 @@
 //! The relay suite: TCP through one subject on one CPU.
 
+use towpath_config::model::Plane;
+
 use super::{Accounting, Case, Course, Unit};
 use crate::load::Work;
 
 /// What is measured, each under these accountings; memory once, as it does not depend on who receives.
 pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
+    let memory = Case {
+        name: "idle-memory".into(),
+        accounting: Accounting::Plain,
+        plane: Plane::Stream,
+        course: Course::Memory { few: 500, many: 7500 },
+    };
+    super::under(accountings, Plane::Stream, &courses()).into_iter().chain([memory]).collect()
+}
+
+/// The loads, by name.
+pub(super) fn courses() -> Vec<(&'static str, Course)> {
     let kept = |connections, idle, request_bytes, answer_bytes| Course::Load {
         work: Work::KeepAlive { connections, idle, request_bytes, answer_bytes },
         unit: Unit::Requests,
@@ -14,7 +27,7 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         unit: Unit::Connections,
     };
     let bulk = |streams| Course::Load { work: Work::Bulk { streams }, unit: Unit::Gigabits };
-    let courses = [
+    vec![
         ("keepalive-128B-4c", kept(4, 0, 128, 128)),
         ("keepalive-128B-64c", kept(64, 0, 128, 128)),
         ("keepalive-1KB-64c", kept(64, 0, 128, 1024)),
@@ -25,15 +38,5 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         ("bulk-4", bulk(4)),
         ("bulk-64", bulk(64)),
         ("mostly-idle-8000", kept(80, 7920, 128, 128)),
-    ];
-    let under = |&accounting: &Accounting| {
-        let courses = courses.clone();
-        courses.map(|(name, course)| Case { name: accounting.name(name), accounting, course })
-    };
-    let memory = Case {
-        name: "idle-memory".into(),
-        accounting: Accounting::Plain,
-        course: Course::Memory { few: 500, many: 7500 },
-    };
-    accountings.iter().flat_map(under).chain([memory]).collect()
+    ]
 }

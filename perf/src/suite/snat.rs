@@ -4,6 +4,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use towpath_config::model::Plane;
+
 use super::sample::{Reading, Sample};
 use super::stage::{Stage, explain};
 use super::{Accounting, Case, Course, Options};
@@ -13,7 +15,7 @@ use crate::message::{HEADER_BYTES, Header, Kind};
 use crate::peers::{Running, Subject};
 
 /// Where on the way the cost is told: percent of the pool in use.
-const LEVELS_PERCENT: [usize; 5] = [1, 10, 50, 90, 99];
+pub(super) const LEVELS_PERCENT: [usize; 5] = [1, 10, 50, 90, 99];
 
 /// The cost at a level is that of the connections from so many per mille of the pool below it to as many above.
 const HALF_WINDOW_PER_MILLE: usize = 10;
@@ -33,9 +35,25 @@ pub fn cases() -> Vec<Case> {
     let of = |addresses, last_port| Case {
         name: format!("snat-{addresses}-address{}", if addresses == 1 { "" } else { "es" }),
         accounting: Accounting::Plain,
+        plane: Plane::Stream,
         course: Course::Snat { addresses, ports: 20_000..=last_port },
     };
     vec![of(1, 22_999), of(2, 22_999), of(4, 21_799)]
+}
+
+/// As many connections as this, over so many addresses, on Towpath's packet plane; and what a lease costs there.
+pub fn scale_cases(connections: usize, addresses: u8) -> Vec<Case> {
+    let suffix = if addresses == 1 { "" } else { "es" };
+    let of = |name, accounting, course| Case { name, accounting, plane: Plane::Packet, course };
+    vec![
+        of(format!("lease-{addresses}-address{suffix}"), Accounting::Plain, Course::Lease { addresses }),
+        of(
+            format!("snat-{connections}-over-{addresses}"),
+            // As with network cards: the balancer's CPU receives what is sent to it.
+            Accounting::Steered,
+            Course::Scale { addresses, connections },
+        ),
+    ]
 }
 
 /// Fills the pool through a subject.
@@ -143,7 +161,7 @@ fn ask(stream: &mut TcpStream) -> io::Result<()> {
 }
 
 /// First and last connection of which the cost at a level is told.
-fn window(level_percent: usize, capacity: usize) -> [usize; 2] {
+pub(super) fn window(level_percent: usize, capacity: usize) -> [usize; 2] {
     let at = |per_mille: usize| capacity * per_mille / 1000;
     [at(level_percent * 10 - HALF_WINDOW_PER_MILLE), at(level_percent * 10 + HALF_WINDOW_PER_MILLE)]
 }

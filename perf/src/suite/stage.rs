@@ -6,13 +6,16 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use towpath_config::model::Plane;
+use towpath_sys::link::Route;
 use towpath_sys::process::Child;
 use towpath_sys::socket::Transport;
 
 use super::{Accounting, Case, Course, Options, Place};
+use crate::crowd;
 use crate::lab::{Host, Lab, Steering, Topology};
 use crate::load::{Work, origin};
-use crate::peers::{Pool, Running, Setting, Subject};
+use crate::peers::{Kind, Pool, Running, Setting, Subject};
 
 /// Where clients connect to: an address that only the balancer has.
 const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 88, 1, 100));
@@ -28,6 +31,25 @@ const POOL_NUMBER: u8 = 101;
 
 /// Ports for the kernel to choose from.
 const ALL_PORTS: &str = "1024 65535";
+
+/// The first of them.
+const FIRST_PORT: u16 = 1024;
+
+/// Source addresses of the packet plane where the course does not say how many, each with all its ports: more than the connections
+/// of a turn, those included whose flow is remembered after its end.
+const PACKET_POOL: u8 = 16;
+
+/// How often the client's kernel asks for a neighbour that does not answer, in milliseconds: a subject may have just started.
+const NEIGHBOUR_RETRY_MS: &str = "20";
+
+/// A server without a kernel, on the servers' network.
+const PEER_NUMBER: u8 = 50;
+
+/// Flows that a subject has room for besides those that are asked for, as far as those are few.
+const FLOWS_SPARE: usize = 4096;
+
+/// Where nobody listens: a datagram to it makes the kernel ask for its neighbour.
+const DISCARD_PORT: u16 = 9;
 
 /// How long a program may take until it serves.
 const START_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,23 +81,26 @@ pub(super) enum Origin {
 }
 
 impl Stage {
-    /// Builds what a case needs.
-    pub(super) fn set(case: &Case, options: &Options) -> io::Result<Stage> {
+    /// Builds what a subject needs for a case.
+    pub(super) fn set(case: &Case, subject: &Subject, options: &Options) -> io::Result<Stage> {
         let transport = case.course.transport();
         let cpu = options.pins.balancer;
+        let plane = if subject.kind == Kind::Towpath { case.plane } else { Plane::Stream };
         if let Place::Wire(target) = options.place {
-            let setting = Setting { listen: target, server: target, cpu, transport, pool: None };
+            let setting = Setting { listen: target, server: target, cpu, transport, plane, flows: None, pool: None };
             return Ok(Stage { lab: None, setting });
         }
         let lab = Lab::build(Topology::TwoArm, 1)?;
-        lab.balancer().add_address(VIP)?;
-        let pool = match &case.course {
-            Course::Snat { addresses, ports } => {
-                let [a, b, c, _] = lab.server(1).ipv4().octets();
-                let addresses = (0..*addresses).map(|n| IpAddr::from([a, b, c, POOL_NUMBER + n])).collect();
-                Some(Pool { addresses, ports: ports.clone() })
-            }
-            Course::Load { .. } | Course::Memory { .. } => None,
+        let [a, b, c, _] = lab.server(1).ipv4().octets();
+        let pool_of = |addresses: u8, ports| {
+            let addresses = (0..addresses).map(|n| IpAddr::from([a, b, c, POOL_NUMBER + n])).collect();
+            Some(Pool { addresses, ports })
+        };
+        let pool = match (&case.course, plane) {
+            (Course::Scale { addresses, .. }, _) => pool_of(*addresses, FIRST_PORT..=u16::MAX),
+            (Course::Snat { addresses, ports }, _) => pool_of(*addresses, ports.clone()),
+            (_, Plane::Packet) => pool_of(PACKET_POOL, FIRST_PORT..=u16::MAX),
+            (_, Plane::Stream) => None,
         };
         // The client is to be no ceiling: every port, and none in TIME_WAIT from the phase before.
         lab.client().set_sysctl("net.ipv4.ip_local_port_range", ALL_PORTS)?;
@@ -84,21 +109,46 @@ impl Stage {
             // As HAProxy's and nginx's own advice on many connections has it.
             lab.balancer().set_sysctl("net.ipv4.ip_local_port_range", ALL_PORTS)?;
         }
-        for &ip in pool.iter().flat_map(|pool| &pool.addresses) {
-            lab.balancer().add_address(ip)?;
+        match plane {
+            // Its addresses are its own: the kernel has none of them.
+            Plane::Packet => {
+                let key = format!("net.ipv4.neigh.{}.retrans_time_ms", lab.client().ports()[0].link);
+                lab.client().set_sysctl(&key, NEIGHBOUR_RETRY_MS)?;
+            }
+            Plane::Stream => {
+                let own = pool.iter().flat_map(|pool| &pool.addresses).chain([&VIP]);
+                own.copied().try_for_each(|ip| lab.balancer().add_address(ip))?;
+            }
         }
+        // Peers without a kernel have a server's address that no kernel has, and a network of clients behind the one that has.
+        let (server, flows) = match case.course {
+            Course::Scale { connections, .. } => {
+                let front = &lab.client().ports()[0];
+                let (destination, gateway) = (crowd::NETWORK_V4, Some(front.ipv4.into()));
+                lab.balancer().links()?.add_route(&Route { destination, gateway, link: front.link.clone() })?;
+                (IpAddr::from([a, b, c, PEER_NUMBER]), Some(connections + connections / 16 + FLOWS_SPARE))
+            }
+            _ => (lab.server(1).ipv4().into(), None),
+        };
         lab.steer(match case.accounting {
             Accounting::Plain => Steering::Off,
             Accounting::Steered => Steering::ByHost { balancer: cpu, others: &options.pins.client },
         })?;
         let setting = Setting {
             listen: SocketAddr::new(VIP, SERVICE_PORT),
-            server: SocketAddr::from((lab.server(1).ipv4(), ORIGIN_PORT)),
+            server: SocketAddr::new(server, ORIGIN_PORT),
             cpu,
             transport,
+            plane,
+            flows,
             pool,
         };
         Ok(Stage { lab: Some(lab), setting })
+    }
+
+    /// The hosts. Fails across a wire, where there are none of ours.
+    pub(super) fn lab(&self) -> io::Result<&Lab> {
+        self.lab.as_ref().ok_or_else(|| io::Error::other("no lab across a wire"))
     }
 
     pub(super) fn setting(&self) -> &Setting {
@@ -111,7 +161,7 @@ impl Stage {
         let (server, address) = (lab.server(1), self.setting.server);
         let connections = match case.course {
             Course::Load { work: Work::KeepAlive { connections, idle, .. }, .. } => connections + idle,
-            Course::Load { .. } => 0,
+            Course::InMemory(_) | Course::Lease { .. } | Course::Load { .. } | Course::Scale { .. } => 0,
             Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
         };
         if connections >= APART_FROM {
@@ -140,11 +190,13 @@ impl Stage {
         let Some(lab) = &self.lab else { return Ok(None) };
         await_nobody(lab.balancer(), self.setting.listen, self.setting.transport)?;
         let mut running = subject.start(lab.balancer(), &self.setting)?;
-        if running.has_process() {
-            let Setting { listen, transport, .. } = self.setting;
-            await_listening(lab.balancer(), listen, transport, || running.ensure_alive())
-                .map_err(|error| io::Error::new(error.kind(), format!("{error}; it said:\n{}", running.said())))?;
-        }
+        let Setting { listen, transport, plane, .. } = self.setting;
+        let served = match plane {
+            _ if !running.has_process() => Ok(()),
+            Plane::Packet => await_neighbour(lab.client(), listen.ip(), || running.ensure_alive()),
+            Plane::Stream => await_listening(lab.balancer(), listen, transport, || running.ensure_alive()),
+        };
+        served.map_err(|error| io::Error::new(error.kind(), format!("{error}; it said:\n{}", running.said())))?;
         Ok(Some(running))
     }
 
@@ -199,6 +251,30 @@ fn await_listening(
     await_until(|| is_listening(host, address, transport), ensure_alive, late)
 }
 
+/// Waits until somebody on a link of `host` answers for an address: a packet plane does so once it serves.
+fn await_neighbour(host: &Host, ip: IpAddr, ensure_alive: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+    let late = format!("nobody answers for {ip} after {START_DEADLINE:?}");
+    await_until(
+        || {
+            host.run(|| {
+                UdpSocket::bind(("0.0.0.0", 0))?.send_to(&[0], (ip, DISCARD_PORT))?;
+                let table = std::fs::read_to_string("/proc/thread-self/net/arp")?;
+                Ok(is_neighbour(&table, ip))
+            })?
+        },
+        ensure_alive,
+        late,
+    )
+}
+
+/// Whether the link-layer address of `ip` is known, in the lines of proc_pid_net(5): address, type, flags (2: complete), MAC, mask, device.
+fn is_neighbour(table: &str, ip: IpAddr) -> bool {
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.first() == Some(&ip.to_string().as_str()) && fields.get(2) == Some(&"0x2")
+    })
+}
+
 /// Waits until nobody listens there any more: the kernel takes the ring of a process apart after its end, and until then the
 /// listeners on it take connections, only to reset them.
 fn await_nobody(host: &Host, address: SocketAddr, transport: Transport) -> io::Result<()> {
@@ -248,6 +324,17 @@ mod tests {
     use super::*;
     use crate::lab::{Privilege, ensure_privilege};
     use towpath_sys::socket::{ListenOptions, open_listener};
+
+    #[test]
+    fn a_neighbour_is_one_whose_address_is_complete() {
+        let table = "IP address       HW type     Flags       HW address            Mask     Device\n\
+                     10.88.1.100      0x1         0x2         02:00:00:00:00:01     *        front\n\
+                     10.88.1.10       0x1         0x0         00:00:00:00:00:00     *        front\n";
+        let is_known = |ip: [u8; 4]| is_neighbour(table, IpAddr::from(ip));
+        assert!(is_known([10, 88, 1, 100]));
+        assert!(!is_known([10, 88, 1, 10]));
+        assert!(!is_known([10, 88, 1, 1]));
+    }
 
     #[test]
     fn a_listener_is_seen_and_only_where_it_is() {

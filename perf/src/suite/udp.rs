@@ -1,21 +1,23 @@
 //! The udp suite: datagrams there and back through one subject on one CPU.
 
+use towpath_config::model::Plane;
+
 use super::{Accounting, Case, Course, Unit};
 use crate::load::Work;
 
 /// What is measured, each under these accountings.
 pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
+    super::under(accountings, Plane::Stream, &courses())
+}
+
+/// The loads, by name.
+pub(super) fn courses() -> Vec<(&'static str, Course)> {
     let echo =
         |flows, payload_bytes| Course::Load { work: Work::Datagrams { flows, payload_bytes }, unit: Unit::Datagrams };
-    let courses = [
+    vec![
         ("datagrams-128B-4f", echo(4, 128)),
         ("datagrams-128B-64f", echo(64, 128)),
         ("datagrams-1200B-64f", echo(64, 1200)),
         ("datagrams-128B-1024f", echo(1024, 128)),
-    ];
-    let under = |&accounting: &Accounting| {
-        let courses = courses.clone();
-        courses.map(|(name, course)| Case { name: accounting.name(name), accounting, course })
-    };
-    accountings.iter().flat_map(under).collect()
+    ]
 }

@@ -1,0 +1,872 @@
+//! A turn of very many connections to one real server port: clients and server without a kernel, so that only the subject's limits are met.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use towpath_core::flow::Direction;
+use towpath_core::packet::{Arp, ArpOperation, Family, Ip, Mac, Packet, Parsed, TcpFlags, Tuple, parse};
+use towpath_core::random::{SplitMix64, mix};
+use towpath_sys::packet::{BATCH_MAX, Offload, PacketPorts, RingSettings, open};
+
+use super::sample::{Reading, Sample};
+use super::snat::{LEVELS_PERCENT, window};
+use super::stage::{Stage, explain};
+use super::{Case, Options, on_cpus};
+use crate::cpu::{CpuTime, CpuUse, run_time_ns};
+use crate::crowd;
+use crate::load::{new_histogram, recorded};
+use crate::message::Filler;
+use crate::peers::{Pool, Running, Subject};
+use crate::segment::{HEADERS_LEN_MAX, Segment, flags, is_intact};
+
+/// Connections that change their state at a time. A subject's ring for whole super-packets holds few frames, however small these are.
+const AT_ONCE_MAX: usize = 128;
+
+/// Of these, how many pass data at a time: their latency is told.
+const SPEAKING_MAX: usize = 16;
+
+/// One connection in so many passes data while all are held.
+const SPEAKER_OF: usize = 100;
+
+/// Octets that it passes, there and back.
+const PAYLOAD_BYTES: usize = 64;
+
+/// When a segment without an answer is sent again, and how often.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const TRIES_MAX: u8 = 4;
+
+/// How long no connection may make its step.
+const SILENCE_MAX: Duration = Duration::from_secs(6);
+
+/// Between two looks while connections are only held.
+const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long connections are only held.
+const HOLD: Duration = Duration::from_secs(2);
+
+/// Frames that may wait for the peers; each is small.
+const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048 };
+
+/// The peers' ports.
+const CLIENT: u8 = 0;
+const SERVER: u8 = 1;
+
+const FRAME_BYTES_MAX: usize = HEADERS_LEN_MAX + PAYLOAD_BYTES;
+
+/// Opens the connections, holds them, passes data on a few, and closes them all.
+pub(super) fn take(
+    case: &Case,
+    connections: usize,
+    subject: &Subject,
+    options: &Options,
+    stage: &Stage,
+) -> io::Result<Vec<Sample>> {
+    let mut running = stage.start(subject)?;
+    let measured = on_cpus(&options.pins.client, || measure(case, connections, options, stage, running.as_ref()));
+    let samples = measured.map_err(|error| explain(error, &mut running))?;
+    stage.stop(subject, running)?;
+    Ok(samples)
+}
+
+fn measure(
+    case: &Case,
+    connections: usize,
+    options: &Options,
+    stage: &Stage,
+    running: Option<&Running>,
+) -> io::Result<Vec<Sample>> {
+    let processes = running.map(Running::processes).transpose()?.unwrap_or_default();
+    let capacity = stage.setting().pool.as_ref().map_or(connections, Pool::capacity);
+    let mut peers = Peers::open(connections, stage)?;
+    let mut samples = Vec::new();
+    let cpu = [options.pins.balancer];
+    // The first one has everybody ask for their neighbours; more would only wait for the answers, which is not what is measured.
+    let first = peers.drive(Step::Open, 0..1, 1)?;
+    let mut opened = Leg { asked: first.asked, done: first.done, ..Leg::default() };
+    let mut next = 1;
+    // Towards each level and across it, then the rest; what a connection costs is told at the levels.
+    for level in LEVELS_PERCENT {
+        let [from, to] = window(level, capacity).map(|count| count.min(connections));
+        let first = from.max(next);
+        opened += leg(&cpu, || peers.drive(Step::Open, next..first, AT_ONCE_MAX))?;
+        let (before, across) = (run_time_ns(&processes), to.saturating_sub(first));
+        opened += leg(&cpu, || peers.drive(Step::Open, first..to.max(first), AT_ONCE_MAX))?;
+        next = to.max(first);
+        if across > 0 && !processes.is_empty() && to == window(level, capacity)[1] {
+            let cost_us = (run_time_ns(&processes) - before) as f64 / across as f64 / 1000.0;
+            let reading = Reading { metric: "connect-cost", unit: "µs".into(), value: cost_us, comparable: true };
+            let case = format!("{}-at-{level}%", case.name);
+            samples.push(Sample { case, readings: vec![reading], ..Sample::default() });
+        }
+    }
+    opened += leg(&cpu, || peers.drive(Step::Open, next..connections, AT_ONCE_MAX))?;
+
+    // Long enough for every handshake of which a segment was lost.
+    let held = leg(&cpu, || peers.hold(HOLD))?;
+    opened.retried += peers.server.repeated;
+
+    let mut random = SplitMix64::new(connections as u64);
+    let open: Vec<usize> = (0..connections).filter(|&number| peers.is_open(number)).collect();
+    let speakers = open.len().div_ceil(SPEAKER_OF);
+    // Each at most once: a sample without replacement by stepping through a shuffled prefix.
+    let mut drawn = open.clone();
+    for place in 0..speakers {
+        let other = place + random.below((drawn.len() - place) as u64) as usize;
+        drawn.swap(place, other);
+    }
+    drawn.truncate(speakers);
+    let mut latency = new_histogram();
+    let spoken = leg(&cpu, || {
+        let spoken = peers.drive(Step::Speak, drawn.iter().copied(), SPEAKING_MAX)?;
+        spoken.took_ns.iter().for_each(|&ns| latency.saturating_record(ns));
+        Ok(spoken)
+    })?;
+
+    let closed = leg(&cpu, || peers.drive(Step::Close, open.iter().copied(), AT_ONCE_MAX))?;
+    let lost = peers.lost();
+    for (what, leg) in [("passed no data", &spoken), ("did not close", &closed)] {
+        if leg.done < leg.asked {
+            let message = format!(
+                "{} of {} open connections {what}; the peers lost {lost} frames",
+                leg.asked - leg.done,
+                leg.asked
+            );
+            return Err(io::Error::other(message));
+        }
+    }
+
+    let count = |metric, value: usize| reading(metric, "connections", value as f64);
+    samples.push(opened.sample(
+        &case.name,
+        vec![
+            count("opened", opened.done),
+            count("refused", opened.asked - opened.done),
+            count("retried", opened.retried),
+            reading("rate", "conn/s", opened.per_second()),
+            reading(
+                "efficiency-saturated",
+                "conn/CPU-s",
+                opened.done as f64 / opened.balancer.busy_s.max(f64::MIN_POSITIVE),
+            ),
+        ],
+    ));
+    samples.push(
+        held.sample(
+            &format!("{}-held", case.name),
+            vec![reading("busy", "% of a CPU", held.balancer.busy_share * 100.0)],
+        ),
+    );
+    samples.push(Sample {
+        latency_ns: recorded(&latency),
+        ..spoken.sample(
+            &format!("{}-data", case.name),
+            vec![
+                count("answered", spoken.done),
+                count("retried", spoken.retried),
+                reading("p50", "µs", latency.value_at_quantile(0.5) as f64 / 1000.0),
+            ],
+        )
+    });
+    samples.push(closed.sample(
+        &format!("{}-close", case.name),
+        vec![
+            count("closed", closed.done),
+            count("retried", closed.retried),
+            reading("rate", "conn/s", closed.per_second()),
+        ],
+    ));
+    Ok(samples)
+}
+
+fn reading(metric: &'static str, unit: &str, value: f64) -> Reading {
+    Reading { metric, unit: unit.into(), value, comparable: true }
+}
+
+/// What was done in one stretch of a turn.
+#[derive(Clone, Debug, Default)]
+struct Leg {
+    asked: usize,
+    done: usize,
+    /// Segments that were sent again.
+    retried: usize,
+    seconds: f64,
+    /// Seconds in which the peers had nothing to do.
+    waited_s: f64,
+    balancer: CpuUse,
+    /// Time that each took, in nanoseconds.
+    took_ns: Vec<u64>,
+}
+
+impl Leg {
+    fn per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.done as f64 / self.seconds } else { 0.0 }
+    }
+
+    fn sample(&self, case: &str, readings: Vec<Reading>) -> Sample {
+        let client_busy = if self.seconds > 0.0 { 1.0 - self.waited_s / self.seconds } else { 0.0 };
+        Sample {
+            case: case.to_owned(),
+            readings,
+            balancer_cpu_s: self.balancer.busy_s,
+            balancer_busy: self.balancer.busy_share,
+            client_busy,
+            client_bound: client_busy >= super::load::SATURATED && self.balancer.busy_share < super::load::SATURATED,
+            steal_share: self.balancer.steal_share,
+            ..Sample::default()
+        }
+    }
+}
+
+impl std::ops::AddAssign for Leg {
+    fn add_assign(&mut self, more: Leg) {
+        self.asked += more.asked;
+        self.done += more.done;
+        self.retried += more.retried;
+        self.seconds += more.seconds;
+        self.waited_s += more.waited_s;
+        self.balancer.busy_s += more.balancer.busy_s;
+        self.balancer.busy_share =
+            if self.seconds > 0.0 { (self.balancer.busy_s / self.seconds).min(1.0) } else { 0.0 };
+        self.balancer.steal_share = self.balancer.steal_share.max(more.balancer.steal_share);
+        self.took_ns.extend(more.took_ns);
+    }
+}
+
+/// Does a stretch and adds what the balancer's CPU did meanwhile.
+fn leg(cpu: &[usize; 1], work: impl FnOnce() -> io::Result<Leg>) -> io::Result<Leg> {
+    let (started, before) = (Instant::now(), CpuTime::read(cpu)?);
+    let mut leg = work()?;
+    leg.seconds = started.elapsed().as_secs_f64();
+    leg.balancer = CpuTime::read(cpu)?[0].since(before[0]);
+    Ok(leg)
+}
+
+/// What is asked of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Close,
+    Open,
+    Speak,
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// Under way.
+    Asked(Step),
+    Closed,
+    #[default]
+    New,
+    Open,
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Connection {
+    /// Next sequence number of the server.
+    server_next: u32,
+    state: State,
+    has_spoken: bool,
+}
+
+/// A connection whose answer has not come.
+#[derive(Clone, Copy, Debug)]
+struct Awaited {
+    number: usize,
+    first: Instant,
+    last: Instant,
+    tries: u8,
+}
+
+/// A frame to send.
+struct Answer {
+    port: u8,
+    length: usize,
+    bytes: [u8; FRAME_BYTES_MAX],
+}
+
+/// Clients and server, on one thread, each on the link of its host.
+struct Peers {
+    ports: PacketPorts,
+    clients: Clients,
+    server: Server,
+    answers: Vec<Answer>,
+}
+
+impl Peers {
+    fn open(connections: usize, stage: &Stage) -> io::Result<Peers> {
+        let lab = stage.lab()?;
+        let [client, server] = [lab.client(), lab.server(1)].map(|host| (host, host.ports()[0].link.as_str()));
+        let mut ports = Vec::new();
+        for (host, link) in [client, server] {
+            ports.extend(host.run(|| open(link, 1, &[], &RING))??);
+        }
+        let mac = |host: &crate::lab::Host, link: &str| -> io::Result<Mac> {
+            let address = host.links()?.find(link)?.hardware_address;
+            let octets =
+                <[u8; 6]>::try_from(address).map_err(|_| io::Error::other(format!("`{link}` is no Ethernet")))?;
+            Ok(Mac(octets))
+        };
+        let setting = stage.setting();
+        let pool = setting.pool.as_ref().map(|pool| pool.addresses.iter().map(|&ip| ip.into()).collect());
+        Ok(Peers {
+            ports: PacketPorts::new(ports),
+            clients: Clients {
+                vip: setting.listen,
+                from_mac: mac(client.0, client.1)?,
+                to_mac: mac(lab.balancer(), client.1)?,
+                connections: vec![Connection::default(); connections],
+                finished: Vec::with_capacity(BATCH_MAX),
+                wrong: None,
+            },
+            server: Server {
+                address: setting.server,
+                from_mac: mac(server.0, server.1)?,
+                to_mac: mac(lab.balancer(), server.1)?,
+                sources: Sources::of(pool.unwrap_or_default()),
+                unacked: VecDeque::new(),
+                repeated: 0,
+                wrong: None,
+            },
+            answers: Vec::with_capacity(BATCH_MAX),
+        })
+    }
+
+    fn is_open(&self, number: usize) -> bool {
+        self.clients.connections[number].state == State::Open
+    }
+
+    /// Frames that came and found no room, or could not leave.
+    fn lost(&mut self) -> u64 {
+        let ports = [CLIENT, SERVER].map(|port| {
+            let (rx, tx) = (self.ports.rx_counts(port), self.ports.tx_counts(port));
+            rx.dropped + rx.truncated + tx.down + tx.full + tx.too_large + tx.refused
+        });
+        ports.iter().sum()
+    }
+
+    /// Asks each of these connections for a step, so many at once, until each has made it or been refused.
+    fn drive(&mut self, step: Step, who: impl IntoIterator<Item = usize>, at_once: usize) -> io::Result<Leg> {
+        let mut who = who.into_iter();
+        let mut leg = Leg::default();
+        // In the order of their last try.
+        let mut awaited: VecDeque<Awaited> = VecDeque::with_capacity(at_once);
+        let mut under_way = 0;
+        let mut progress = Instant::now();
+        loop {
+            let now = Instant::now();
+            let mut asked = 0;
+            while under_way < at_once && asked < BATCH_MAX {
+                let Some(number) = who.next() else { break };
+                self.ask(number, step);
+                awaited.push_back(Awaited { number, first: now, last: now, tries: 1 });
+                (under_way, asked) = (under_way + 1, asked + 1);
+            }
+            leg.asked += asked;
+            if under_way == 0 {
+                return Ok(leg);
+            }
+            let heard = self.listen()?;
+            under_way -= self.clients.finished.len();
+            for &number in &self.clients.finished {
+                progress = now;
+                leg.done += usize::from(self.clients.connections[number].state != State::Refused);
+                if at_once <= SPEAKING_MAX
+                    && let Some(asked) = awaited.iter().find(|awaited| awaited.number == number)
+                {
+                    leg.took_ns.push(asked.first.elapsed().as_nanos() as u64);
+                }
+            }
+            while let Some(&oldest) = awaited.front() {
+                let is_over = self.clients.connections[oldest.number].state != State::Asked(step);
+                if !is_over && now - oldest.last < RETRY_AFTER {
+                    break;
+                }
+                awaited.pop_front();
+                match oldest.tries {
+                    _ if is_over => {}
+                    TRIES_MAX => {
+                        self.clients.connections[oldest.number].state = State::Refused;
+                        under_way -= 1;
+                    }
+                    tries => {
+                        leg.retried += 1;
+                        self.ask(oldest.number, step);
+                        awaited.push_back(Awaited { last: now, tries: tries + 1, ..oldest });
+                    }
+                }
+            }
+            if now - progress > SILENCE_MAX {
+                let message =
+                    format!("{} of {} made their step ({step:?}), then none for {SILENCE_MAX:?}", leg.done, leg.asked);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+            }
+            if heard == 0 && asked == 0 {
+                leg.waited_s += now.elapsed().as_secs_f64();
+            }
+        }
+    }
+
+    /// Only answers, for so long.
+    fn hold(&mut self, duration: Duration) -> io::Result<Leg> {
+        let mut leg = Leg::default();
+        let end = Instant::now() + duration;
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(leg);
+            }
+            if self.listen()? == 0 {
+                std::thread::sleep(HOLD_LOOK_INTERVAL);
+                leg.waited_s += now.elapsed().as_secs_f64();
+            }
+        }
+    }
+
+    /// Sends what is queued, takes what has come and queues the answers. How many frames came.
+    fn listen(&mut self) -> io::Result<usize> {
+        let Peers { ports, clients, server, answers } = self;
+        ports.flush();
+        clients.finished.clear();
+        answers.clear();
+        let (heard, now) = (ports.take(BATCH_MAX), Instant::now());
+        for frame in ports.frames() {
+            let is_complete = frame.offload.checksum.is_none();
+            match (frame.port, parse(frame.bytes)) {
+                (SERVER, Ok(Packet::Arp(question))) => answers.extend(server.answer_arp(&question)),
+                (port, Ok(Packet::Transport(parsed))) => {
+                    if is_complete && !is_intact(frame.bytes, &parsed) {
+                        return Err(io::Error::other(format!("a segment with a wrong checksum: {:?}", parsed.tuple)));
+                    }
+                    let payload = &frame.bytes[usize::from(parsed.payload)..parsed.end as usize];
+                    answers.extend(match port {
+                        SERVER => server.hear(&parsed, payload, now),
+                        _ => clients.hear(&parsed, payload),
+                    });
+                }
+                _ => {}
+            }
+        }
+        answers.extend(std::iter::from_fn(|| server.repeat(now)).take(BATCH_MAX));
+        for answer in answers.iter() {
+            ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE);
+        }
+        match clients.wrong.take().or(server.wrong.take()) {
+            Some(wrong) => Err(io::Error::new(io::ErrorKind::InvalidData, wrong)),
+            None => Ok(heard),
+        }
+    }
+
+    fn ask(&mut self, number: usize, step: Step) {
+        let answer = self.clients.ask(number, step);
+        self.ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE);
+    }
+}
+
+struct Clients {
+    vip: SocketAddr,
+    from_mac: Mac,
+    to_mac: Mac,
+    connections: Vec<Connection>,
+    /// Those that have made their step, or were refused, since the last look.
+    finished: Vec<usize>,
+    wrong: Option<String>,
+}
+
+impl Clients {
+    fn ask(&mut self, number: usize, step: Step) -> Answer {
+        let connection = &mut self.connections[number];
+        connection.state = State::Asked(step);
+        let seq = own_next(number, connection);
+        let server_next = connection.server_next;
+        match step {
+            Step::Close => self.segment(number, seq, server_next, &[TcpFlags::FIN, TcpFlags::ACK], &[]),
+            Step::Open => self.segment(number, seq.wrapping_sub(1), 0, &[TcpFlags::SYN], &[]),
+            Step::Speak => self.segment(number, seq, server_next, &[TcpFlags::PSH, TcpFlags::ACK], data(number)),
+        }
+    }
+
+    fn segment(&self, number: usize, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
+        let (from, to) = (crowd::client(Family::V4, number), self.vip);
+        let (from_mac, to_mac) = (self.from_mac, self.to_mac);
+        Answer::of(CLIENT, &Segment { from_mac, to_mac, from, to, seq, ack, flags: flags(set), payload })
+    }
+
+    /// What a client says to a segment, if anything.
+    fn hear(&mut self, parsed: &Parsed, payload: &[u8]) -> Option<Answer> {
+        let Tuple { src, dst, src_port, dst_port, .. } = parsed.tuple;
+        if (src, src_port) != (Ip::from(self.vip.ip()), self.vip.port()) {
+            return None;
+        }
+        let number = crowd::number_v4(dst, dst_port).filter(|&number| number < self.connections.len())?;
+        let connection = &mut self.connections[number];
+        let tcp = &parsed.tcp;
+        let before = *connection;
+        let next = own_next(number, connection);
+        let is_next = tcp.seq == connection.server_next;
+        let has = |flag| tcp.flags.contains(flag);
+        let end = tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::FIN)));
+        // What this segment must look like to be the answer to the step.
+        match connection.state {
+            // Given up: this comes too late.
+            State::Refused => return None,
+            State::Asked(Step::Open) if has(TcpFlags::RST) => connection.state = State::Refused,
+            State::Asked(Step::Open) if has(TcpFlags::SYN) && tcp.ack == next => {
+                connection.server_next = tcp.seq.wrapping_add(1);
+                connection.state = State::Open;
+            }
+            State::Asked(Step::Speak)
+                if is_next && payload == data(number) && tcp.ack == next.wrapping_add(payload.len() as u32) =>
+            {
+                connection.server_next = end;
+                connection.has_spoken = true;
+                connection.state = State::Open;
+            }
+            State::Asked(Step::Close) if is_next && has(TcpFlags::FIN) && tcp.ack == next.wrapping_add(1) => {
+                connection.server_next = end;
+                connection.state = State::Closed;
+            }
+            // The answer to a step that was asked for twice.
+            _ if has(TcpFlags::SYN) && tcp.seq.wrapping_add(1) == connection.server_next => {}
+            _ if !has(TcpFlags::RST) && !has(TcpFlags::SYN) && end == connection.server_next => {}
+            state => {
+                self.wrong.get_or_insert_with(|| {
+                    format!("connection {number} ({state:?}) was sent {tcp:?} with {} octets", payload.len())
+                });
+                return None;
+            }
+        }
+        let now = *connection;
+        if now.state != before.state {
+            self.finished.push(number);
+        }
+        // An acknowledgment is owed for whatever takes a sequence number.
+        let is_owed = now.state != State::Refused && (has(TcpFlags::SYN) || has(TcpFlags::FIN) || !payload.is_empty());
+        let seq = own_next(number, &now).wrapping_add(u32::from(now.state == State::Closed));
+        is_owed.then(|| self.segment(number, seq, now.server_next, &[TcpFlags::ACK], &[]))
+    }
+}
+
+/// Next sequence number of a client that has not finished.
+fn own_next(number: usize, connection: &Connection) -> u32 {
+    let spoken = if connection.has_spoken { PAYLOAD_BYTES as u32 } else { 0 };
+    crowd::first_number(number, Direction::Forward).wrapping_add(1 + spoken)
+}
+
+/// What a connection passes.
+fn data(number: usize) -> &'static [u8] {
+    Filler::of(number as u64).window(PAYLOAD_BYTES)
+}
+
+/// A server that remembers nothing of a connection but its source: what it says follows from what it hears.
+struct Server {
+    address: SocketAddr,
+    from_mac: Mac,
+    to_mac: Mac,
+    sources: Sources,
+    /// Whose handshake may not be complete, in the order of the last answer to it.
+    unacked: VecDeque<Unacked>,
+    /// Answers to a SYN that were sent again.
+    repeated: usize,
+    wrong: Option<String>,
+}
+
+/// A connection that has been answered.
+#[derive(Clone, Copy, Debug)]
+struct Unacked {
+    ip: Ip,
+    port: u16,
+    first: u32,
+    last: Instant,
+    tries: u8,
+}
+
+impl Server {
+    fn answer_arp(&self, question: &Arp) -> Option<Answer> {
+        let is_for_us = question.operation == ArpOperation::Request && question.target == Ip::from(self.address.ip());
+        is_for_us.then(|| Answer::to_arp(SERVER, question, self.from_mac))
+    }
+
+    /// What it says to a segment, if anything.
+    fn hear(&mut self, parsed: &Parsed, payload: &[u8], now: Instant) -> Option<Answer> {
+        let Tuple { src, dst, src_port, dst_port, .. } = parsed.tuple;
+        if (dst, dst_port) != (Ip::from(self.address.ip()), self.address.port()) {
+            return None;
+        }
+        let tcp = &parsed.tcp;
+        let has = |flag| tcp.flags.contains(flag);
+        let from = SocketAddr::new(src.into(), src_port);
+        let next =
+            tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::SYN)) + u32::from(has(TcpFlags::FIN)));
+        if !has(TcpFlags::SYN) {
+            self.sources.acknowledge(src, src_port);
+        }
+        let (seq, set): (u32, &[TcpFlags]) = if has(TcpFlags::RST) {
+            self.sources.leave(src, src_port);
+            return None;
+        } else if has(TcpFlags::SYN) {
+            match self.sources.take(src, src_port, tcp.seq) {
+                Ok(true) => {
+                    let answered = Unacked { ip: src, port: src_port, first: tcp.seq, last: now, tries: 1 };
+                    self.unacked.push_back(answered);
+                }
+                Ok(false) => {}
+                Err(taken) => {
+                    self.wrong.get_or_insert(format!("a connection from {from}: {taken}"));
+                }
+            }
+            (first_of_server(from), &[TcpFlags::SYN, TcpFlags::ACK])
+        } else if has(TcpFlags::FIN) {
+            self.sources.leave(src, src_port);
+            (tcp.ack, &[TcpFlags::FIN, TcpFlags::ACK])
+        } else if !payload.is_empty() {
+            (tcp.ack, &[TcpFlags::PSH, TcpFlags::ACK])
+        } else {
+            return None;
+        };
+        (payload.len() <= PAYLOAD_BYTES).then(|| self.segment(from, seq, next, set, payload))
+    }
+
+    /// The answer to a SYN once more, where its acknowledgment is late: it may have been lost on the way (RFC 6298 section 5).
+    fn repeat(&mut self, now: Instant) -> Option<Answer> {
+        loop {
+            let &oldest = self.unacked.front()?;
+            let Unacked { ip, port, first, last, tries } = oldest;
+            let is_late = self.sources.lacks_acknowledgment(ip, port, first);
+            if is_late && now - last < RETRY_AFTER {
+                return None;
+            }
+            self.unacked.pop_front();
+            if is_late && tries < TRIES_MAX {
+                self.repeated += 1;
+                self.unacked.push_back(Unacked { last: now, tries: tries + 1, ..oldest });
+                let to = SocketAddr::new(ip.into(), port);
+                let set = [TcpFlags::SYN, TcpFlags::ACK];
+                return Some(self.segment(to, first_of_server(to), first.wrapping_add(1), &set, &[]));
+            }
+        }
+    }
+
+    fn segment(&self, to: SocketAddr, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
+        let (from_mac, to_mac) = (self.from_mac, self.to_mac);
+        let segment = Segment { from_mac, to_mac, from: self.address, to, seq, ack, flags: flags(set), payload };
+        Answer::of(SERVER, &segment)
+    }
+}
+
+fn first_of_server(source: SocketAddr) -> u32 {
+    let ip: u64 = match source.ip() {
+        IpAddr::V4(ip) => ip.to_bits().into(),
+        IpAddr::V6(ip) => ip.to_bits() as u64,
+    };
+    mix(ip << 16 | u64::from(source.port())) as u32
+}
+
+/// Who has which source address and port, so that one that two connections have shows.
+struct Sources {
+    pool: Vec<Ip>,
+    /// Whoever has it, for each port of each address.
+    taken: Vec<Option<Source>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    /// First sequence number of the connection.
+    first: u32,
+    is_acknowledged: bool,
+}
+
+impl Sources {
+    fn of(pool: Vec<Ip>) -> Sources {
+        Sources { taken: vec![None; pool.len() << 16], pool }
+    }
+
+    fn place(&mut self, ip: Ip, port: u16) -> Option<&mut Option<Source>> {
+        let address = self.pool.iter().position(|known| *known == ip)?;
+        self.taken.get_mut(address << 16 | usize::from(port))
+    }
+
+    /// Whether it is a new connection that has it.
+    fn take(&mut self, ip: Ip, port: u16, first: u32) -> Result<bool, &'static str> {
+        match self.place(ip, port).ok_or("not an address of the pool")? {
+            Some(other) if other.first == first => Ok(false),
+            Some(_) => Err("another one has this source port"),
+            place => {
+                *place = Some(Source { first, is_acknowledged: false });
+                Ok(true)
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, ip: Ip, port: u16) {
+        if let Some(Some(source)) = self.place(ip, port) {
+            source.is_acknowledged = true;
+        }
+    }
+
+    fn lacks_acknowledgment(&mut self, ip: Ip, port: u16, first: u32) -> bool {
+        matches!(self.place(ip, port), Some(Some(source)) if source.first == first && !source.is_acknowledged)
+    }
+
+    fn leave(&mut self, ip: Ip, port: u16) {
+        if let Some(place) = self.place(ip, port) {
+            *place = None;
+        }
+    }
+}
+
+impl Answer {
+    fn of(port: u8, segment: &Segment<'_>) -> Answer {
+        let mut bytes = [0; FRAME_BYTES_MAX];
+        Answer { port, length: segment.write(&mut bytes), bytes }
+    }
+
+    /// That the address asked for is at `mac` (RFC 826).
+    fn to_arp(port: u8, question: &Arp, mac: Mac) -> Answer {
+        let mut bytes = [0; FRAME_BYTES_MAX];
+        let fields: [&[u8]; 7] = [
+            &question.sender_mac.0,
+            &mac.0,
+            // ARP over Ethernet about IPv4: a reply.
+            &[0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 2],
+            &mac.0,
+            &question.target.v4_octets(),
+            &question.sender_mac.0,
+            &question.sender.v4_octets(),
+        ];
+        let mut length = 0;
+        for field in fields {
+            bytes[length..length + field.len()].copy_from_slice(field);
+            length += field.len();
+        }
+        Answer { port, length, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Clients and server with nobody in between: the clients' source is the pool's, and back.
+    fn peers(connections: usize) -> (Clients, Server) {
+        let (vip, address) = ("10.88.1.100:8080".parse().unwrap(), "10.88.2.50:7000".parse().unwrap());
+        let (from_mac, to_mac) = (Mac([2, 0, 0, 0, 0, 1]), Mac([2, 0, 0, 0, 0, 2]));
+        let connections = vec![Connection::default(); connections];
+        let sources = Sources::of(vec![IpAddr::from([10, 88, 2, 101]).into()]);
+        (
+            Clients { vip, from_mac, to_mac, connections, finished: Vec::new(), wrong: None },
+            Server { address, from_mac, to_mac, sources, unacked: VecDeque::new(), repeated: 0, wrong: None },
+        )
+    }
+
+    /// As the other side of a full-NAT has it.
+    fn translated(answer: &Answer, from: &str, to: &str) -> (Parsed, Vec<u8>) {
+        let bytes = &answer.bytes[..answer.length];
+        let Ok(Packet::Transport(mut parsed)) = parse(bytes) else { panic!("{:?}", parse(bytes)) };
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        (parsed.tuple.src, parsed.tuple.src_port) = (from.ip().into(), from.port());
+        (parsed.tuple.dst, parsed.tuple.dst_port) = (to.ip().into(), to.port());
+        (parsed, bytes[usize::from(parsed.payload)..parsed.end as usize].to_vec())
+    }
+
+    #[test]
+    fn a_connection_goes_through_its_life_and_repetitions_change_nothing() {
+        let (mut clients, mut server) = peers(10);
+        let client = crowd::client(Family::V4, 7).to_string();
+        for step in [Step::Open, Step::Speak, Step::Close] {
+            let asked = clients.ask(7, step);
+            for turn in 0..2 {
+                let (parsed, payload) = translated(&asked, "10.88.2.101:2000", "10.88.2.50:7000");
+                let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
+                let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &client);
+                let last = clients.hear(&parsed, &payload).unwrap();
+                assert_eq!(clients.finished.len(), 1 - turn, "{step:?}");
+                clients.finished.clear();
+                let (parsed, payload) = translated(&last, "10.88.2.101:2000", "10.88.2.50:7000");
+                assert!(server.hear(&parsed, &payload, Instant::now()).is_none(), "an acknowledgment is not answered");
+            }
+        }
+        assert_eq!(clients.connections[7].state, State::Closed);
+        assert_eq!((clients.wrong, server.wrong), (None, None));
+    }
+
+    #[test]
+    fn a_handshake_whose_last_segment_was_lost_is_answered_again() {
+        let (mut clients, mut server) = peers(2);
+        let (parsed, payload) = translated(&clients.ask(1, Step::Open), "10.88.2.101:2000", "10.88.2.50:7000");
+        let now = Instant::now();
+        let first = server.hear(&parsed, &payload, now).unwrap();
+        assert!(server.repeat(now).is_none());
+        let again = server.repeat(now + RETRY_AFTER).unwrap();
+        assert_eq!((again.length, again.bytes), (first.length, first.bytes));
+        let client = crowd::client(Family::V4, 1).to_string();
+        let (parsed, payload) = translated(&again, "10.88.1.100:8080", &client);
+        let last = clients.hear(&parsed, &payload).unwrap();
+        let (parsed, payload) = translated(&last, "10.88.2.101:2000", "10.88.2.50:7000");
+        assert!(server.hear(&parsed, &payload, now).is_none());
+        assert!(server.repeat(now + RETRY_AFTER * 3).is_none() && server.unacked.is_empty());
+        assert_eq!(server.repeated, 1);
+    }
+
+    #[test]
+    fn wrong_octets_and_a_source_port_given_twice_are_seen() {
+        let (mut clients, mut server) = peers(10);
+        let opened = |clients: &mut Clients, server: &mut Server, number: usize| {
+            let (parsed, payload) = translated(&clients.ask(number, Step::Open), "10.88.2.101:2000", "10.88.2.50:7000");
+            let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
+            let to = crowd::client(Family::V4, number).to_string();
+            let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &to);
+            clients.hear(&parsed, &payload)
+        };
+        assert!(opened(&mut clients, &mut server, 1).is_some());
+        assert_eq!(server.wrong, None);
+        opened(&mut clients, &mut server, 2);
+        assert!(server.wrong.take().unwrap().contains("another one has"));
+
+        let (parsed, mut payload) = translated(&clients.ask(1, Step::Speak), "10.88.2.101:2000", "10.88.2.50:7000");
+        payload[3] ^= 1;
+        let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
+        let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &crowd::client(Family::V4, 1).to_string());
+        assert!(clients.hear(&parsed, &payload).is_none());
+        assert!(clients.wrong.unwrap().contains("connection 1"));
+    }
+
+    #[test]
+    fn the_server_answers_for_its_address_only() {
+        let (_, server) = peers(1);
+        let question = |target: [u8; 4]| Arp {
+            operation: ArpOperation::Request,
+            sender_mac: Mac([2, 0, 0, 0, 0, 9]),
+            sender: IpAddr::from([10, 88, 2, 1]).into(),
+            target_mac: Mac::default(),
+            target: IpAddr::from(target).into(),
+        };
+        assert!(server.answer_arp(&question([10, 88, 2, 11])).is_none());
+        let answer = server.answer_arp(&question([10, 88, 2, 50])).unwrap();
+        let Ok(Packet::Arp(read)) = parse(&answer.bytes[..answer.length]) else { panic!("no ARP") };
+        assert_eq!((read.operation, read.sender_mac), (ArpOperation::Reply, server.from_mac));
+        assert_eq!(IpAddr::from(read.sender), IpAddr::from([10, 88, 2, 50]));
+        assert_eq!(IpAddr::from(read.target), IpAddr::from([10, 88, 2, 1]));
+    }
+
+    #[test]
+    fn a_reset_refuses_an_opening_and_is_wrong_later() {
+        let (mut clients, _) = peers(3);
+        let reset = |number: usize| {
+            let (from_mac, to_mac) = (Mac([2, 0, 0, 0, 0, 3]), Mac([2, 0, 0, 0, 0, 1]));
+            let (from, to) = ("10.88.1.100:8080".parse().unwrap(), crowd::client(Family::V4, number));
+            let flags = flags(&[TcpFlags::RST, TcpFlags::ACK]);
+            let segment = Segment { from_mac, to_mac, from, to, seq: 0, ack: 1, flags, payload: &[] };
+            translated(&Answer::of(CLIENT, &segment), "10.88.1.100:8080", &to.to_string())
+        };
+        clients.ask(0, Step::Open);
+        assert!(clients.hear(&reset(0).0, &[]).is_none());
+        assert_eq!((clients.connections[0].state, clients.finished.as_slice()), (State::Refused, &[0][..]));
+        assert_eq!(clients.wrong, None);
+        clients.connections[1].state = State::Open;
+        assert!(clients.hear(&reset(1).0, &[]).is_none());
+        assert!(clients.wrong.is_some());
+    }
+}
