@@ -27,7 +27,7 @@ use towpath_sys::instructions::InstructionCounter;
 
 use super::sample::{Reading, Sample};
 use super::{Case, Options, on_cpus};
-use crate::cpu::{CpuTime, memory_bytes, run_time_ns};
+use crate::cpu::{CpuTime, run_time_ns};
 use crate::crowd;
 use crate::segment::{HEADERS_LEN_MAX, Segment, flags, is_intact};
 
@@ -158,13 +158,12 @@ fn ensure_memory(flows: usize) -> io::Result<()> {
 }
 
 fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<Vec<Reading>> {
-    let own = [std::process::id()];
-    // All of it written, so that the difference below is the plane's alone.
     let opened = vec![Opened { port: 1, source: 1, server: 1 }; work.flows];
     let scene = Scene { forwarding: work.forwarding, family: work.family };
     let (service, snapshot) = scene.snapshot()?;
     let network = scene.network();
-    let before = memory_bytes(&own);
+    // All at once and for good; what the process has more than before would also tell what the allocator had kept from a case before.
+    let memory = Plane::memory_bytes(&scene.settings(work.flows));
     let plane = Plane::new(&scene.settings(work.flows), Arc::new(snapshot), Arc::new(network), Now(0));
     let mut bench = Bench {
         scene,
@@ -179,7 +178,6 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
         instructions: InstructionCounter::open(),
     };
     let opening = bench.open()?;
-    let memory = memory_bytes(&own).saturating_sub(before);
     let mut random = SplitMix64::new(work.flows as u64);
     bench.exchange(&mut random, warm_up)?;
     let exchanged = bench.exchange(&mut random, counted)?;
