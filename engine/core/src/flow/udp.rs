@@ -4,6 +4,7 @@
 //! demands it for one side and allows it for the other).
 
 use super::Direction;
+use super::tcp::Sight;
 
 /// Which timer a flow runs on; its length is in [`UdpTimeouts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,18 +71,24 @@ pub struct UdpOutcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UdpTrack {
     is_answered: bool,
+    /// The answers do not pass by here: the client's second datagram has to do.
+    is_one_way: bool,
 }
+
+// The bits of [`UdpTrack::to_word`].
+const ANSWERED: u32 = 1;
+const ONE_WAY: u32 = 2;
 
 impl UdpTrack {
     /// The track of a flow whose first datagram has just come. Its timer is [`UdpTimeout::Opening`].
-    pub fn open() -> UdpTrack {
-        UdpTrack::default()
+    pub fn open(sight: Sight) -> UdpTrack {
+        UdpTrack { is_answered: false, is_one_way: sight == Sight::OpenerOnly }
     }
 
     /// Follows one datagram that goes `from` one side to the other.
     #[inline]
     pub fn advance(&mut self, from: Direction) -> UdpOutcome {
-        let is_first_answer = from == Direction::Reverse && !self.is_answered;
+        let is_first_answer = !self.is_answered && (from == Direction::Reverse || self.is_one_way);
         self.is_answered |= is_first_answer;
         UdpOutcome { timeout: self.timeout(), is_first_answer }
     }
@@ -98,12 +105,12 @@ impl UdpTrack {
 
     /// The track as one word, for memory that outlives the process and for a peer.
     pub fn to_word(self) -> u32 {
-        u32::from(self.is_answered)
+        (u32::from(self.is_answered) * ANSWERED) | (u32::from(self.is_one_way) * ONE_WAY)
     }
 
     /// The track out of [`UdpTrack::to_word`]. Any word makes a track.
     pub fn from_word(word: u32) -> UdpTrack {
-        UdpTrack { is_answered: word & 1 != 0 }
+        UdpTrack { is_answered: word & ANSWERED != 0, is_one_way: word & ONE_WAY != 0 }
     }
 }
 
@@ -122,7 +129,7 @@ mod tests {
             (Forward, Established, false),
             (Reverse, Established, false),
         ];
-        let mut track = UdpTrack::open();
+        let mut track = UdpTrack::open(Sight::BothWays);
         assert!(track.is_half_open());
         for (step, (from, timeout, is_first_answer)) in script.into_iter().enumerate() {
             let outcome = track.advance(from);
@@ -130,6 +137,16 @@ mod tests {
             assert_eq!(UdpTrack::from_word(track.to_word()), track, "step {step}");
         }
         assert!(!track.is_half_open());
+    }
+
+    #[test]
+    fn a_second_datagram_has_to_do_where_answers_do_not_pass() {
+        let mut track = UdpTrack::open(Sight::OpenerOnly);
+        for is_first_answer in [true, false] {
+            let outcome = track.advance(Direction::Forward);
+            assert_eq!((outcome.timeout, outcome.is_first_answer), (UdpTimeout::Established, is_first_answer));
+            assert_eq!(UdpTrack::from_word(track.to_word()), track);
+        }
     }
 
     #[test]

@@ -314,6 +314,7 @@ pub(super) fn timeout_class(timeout_ms: u64) -> TimeoutClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::tcp::Sight;
 
     #[test]
     fn timeouts_as_people_write_them_are_kept_to_the_second() {
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn a_state_keeps_its_service_beside_the_track() {
         let last = ServiceId(SERVICES_MAX as u16 - 1);
-        let mut state = State::of_udp(UdpTrack::open(), last);
+        let mut state = State::of_udp(UdpTrack::open(Sight::BothWays), last);
         assert!(state.with_udp(|track| track.advance(Direction::Reverse)).is_first_answer);
         assert!(!state.with_udp(|track| track.is_half_open()));
         assert_eq!(state.service(), last);

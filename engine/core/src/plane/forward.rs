@@ -125,10 +125,8 @@ impl Plane {
                 let outcome = state.with_udp(|track| track.advance(direction));
                 (Some(rule.udp_class(outcome.timeout)), outcome)
             })?;
-            // Nobody answers by here where the real server answers directly: the client's second datagram has to do.
-            let is_answered = outcome.is_first_answer || rule.is_dsr;
             if stage == Stage::HalfOpen
-                && is_answered
+                && outcome.is_first_answer
                 && let Err(reason) = self.establish(found, turn)
             {
                 return Some(Verdict::Drop(reason));

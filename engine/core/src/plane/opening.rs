@@ -62,8 +62,8 @@ impl Plane {
     ) -> Verdict {
         let Some(service) = self.snapshot.service(id).map(Arc::clone) else { return Verdict::Pass };
         let rule = *self.services.rule(id);
+        let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
         let state = if packet.tuple.protocol == PROTOCOL_TCP {
-            let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
             let Some(track) = TcpTrack::open(&segment_facts(frame.bytes, packet), sight) else {
                 if self.strays == Strays::Reset {
                     self.reset_sender(frame, packet, turn);
@@ -72,7 +72,7 @@ impl Plane {
             };
             State::of_tcp(track, id)
         } else {
-            State::of_udp(UdpTrack::open(), id)
+            State::of_udp(UdpTrack::open(sight), id)
         };
         match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
             Ok(flow) => {

@@ -1,3 +1,5 @@
+mod edges;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
