@@ -57,7 +57,7 @@ counters!(
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
         FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
         HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
-        HalfOpenFull = "half_open_full", "The table of half-open flows was full.";
+        HalfOpenFull = "half_open_full", "The table of half-open flows was full, or the half of it that UDP may have.";
         HalfOpenSource = "half_open_source", "The source had as many half-open flows as one may.";
         HopLimit = "hop_limit", "A packet whose time to live or hop limit ran out here; its sender is told.";
         IcmpChecksum = "icmp_checksum", "An ICMP message whose checksum is wrong.";

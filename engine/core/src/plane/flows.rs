@@ -138,6 +138,9 @@ pub(super) struct Flows {
     pub(super) established: Table,
     pub(super) half_open: Table,
     sources: HalfOpenSources,
+    /// Of the half-open flows, those that are not TCP.
+    unanswered: usize,
+    unanswered_max: usize,
 }
 
 impl Flows {
@@ -150,6 +153,8 @@ impl Flows {
             established: table(flows_max, seed),
             half_open: table(half_open_max, [seed[1], seed[0]]),
             sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
+            unanswered: 0,
+            unanswered_max: half_open_max.div_ceil(2),
         }
     }
 
@@ -196,9 +201,11 @@ impl Flows {
         self.sources.close(client.src);
     }
 
-    /// Whether both tables have a slot.
-    pub(super) fn has_room(&self) -> Result<(), OpenError> {
-        if self.half_open.len() == self.half_open.flows_max() {
+    /// Whether both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
+    /// datagram, so these slots are taken for longer, and TCP must not wait for them.
+    pub(super) fn has_room(&self, client: &Tuple) -> Result<(), OpenError> {
+        let is_over_half = client.protocol != PROTOCOL_TCP && self.unanswered >= self.unanswered_max;
+        if is_over_half || self.half_open.len() == self.half_open.flows_max() {
             return Err(OpenError::HalfOpenFull);
         }
         // Each half-open flow may become one of the large table, but most of a flood never will.
@@ -223,7 +230,10 @@ impl Flows {
         }
         for _ in 0..2 {
             match self.half_open.insert(now, path, class, state, detail) {
-                Ok(id) => return Ok(id),
+                Ok(id) => {
+                    self.unanswered += usize::from(!is_tcp(path));
+                    return Ok(id);
+                }
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
                 Err(InsertError::Exists(None)) => return Err(OpenError::Taken),
                 Err(InsertError::Exists(Some(id))) => {
@@ -248,19 +258,23 @@ impl Flows {
     /// Takes a flow out.
     pub(super) fn remove(&mut self, stage: Stage, id: FlowId) -> Option<Ended> {
         let ended = self.table_mut(stage).remove(id)?;
-        if stage == Stage::HalfOpen {
-            self.sources.close(ended.path.client.src);
-        }
+        self.left(stage, &ended.path);
         Some(ended)
     }
 
     /// Takes out a flow that was silent for too long; see [`FlowTable::expire`].
     pub(super) fn expire(&mut self, stage: Stage, now: Now, budget: &mut usize) -> Option<Ended> {
         let ended = self.table_mut(stage).expire(now, budget)?;
-        if stage == Stage::HalfOpen {
-            self.sources.close(ended.path.client.src);
-        }
+        self.left(stage, &ended.path);
         Some(ended)
+    }
+
+    /// A flow has left its table.
+    fn left(&mut self, stage: Stage, path: &FlowPath) {
+        if stage == Stage::HalfOpen {
+            self.sources.close(path.client.src);
+            self.unanswered -= usize::from(!is_tcp(path));
+        }
     }
 
     /// When [`expire`](Self::expire) next has something to do.

@@ -123,7 +123,7 @@ impl Plane {
         } else {
             let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
                 let outcome = state.with_udp(|track| track.advance(direction));
-                (Some(rule.udp_class(outcome.timeout)), outcome)
+                (outcome.timeout.map(|timeout| rule.udp_class(timeout)), outcome)
             })?;
             if stage == Stage::HalfOpen
                 && outcome.is_first_answer

@@ -107,7 +107,7 @@ impl Plane {
         state: State,
         desk: &mut impl Desk,
     ) -> Result<FlowId, Refused> {
-        self.flows.has_room().map_err(refused)?;
+        self.flows.has_room(client).map_err(refused)?;
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         desk.count(service.id, ServiceCounter::Accepted, 1);
         let admitted = match desk.pick(service, client.source(), now) {

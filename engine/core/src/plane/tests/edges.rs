@@ -43,3 +43,61 @@ fn a_datagram_flow_whose_answers_pass_us_by_lives_as_long_as_an_answered_one() {
     lab.expire();
     assert_eq!(lab.plane.flows(), 0);
 }
+
+#[test]
+fn unanswered_datagrams_leave_half_of_the_half_open_flows_to_tcp() {
+    let setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Udp);
+    let mut lab = setup.lab();
+    let mut of_tcp = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp).service();
+    of_tcp.id = ServiceId(1);
+    let services = vec![Some(Arc::new(setup.service())), Some(Arc::new(of_tcp))];
+    lab.plane.adopt_snapshot(Arc::new(Snapshot {
+        generation: Generation(2),
+        services,
+        real_servers: Vec::new(),
+        steering: Arc::new(SteeringTable::even(1)),
+    }));
+    let mut first = None;
+    for n in 0..40 {
+        let forward = forward_of(10 + n, 5_000, Protocol::Udp);
+        let verdict = lab.send(OUTSIDE, &mut outside_frame(&forward, &udp(&forward, b"?")));
+        match n {
+            0..8 => assert_eq!(verdict, Verdict::Send(INSIDE)),
+            _ => assert_eq!(verdict, Verdict::Drop(DropReason::HalfOpenFull)),
+        }
+        first.get_or_insert(forward);
+    }
+    for n in 0..8 {
+        let forward = forward_of(10 + n, 5_000, Protocol::Tcp);
+        let verdict = lab.send(OUTSIDE, &mut outside_frame(&forward, &tcp(&forward, SYN, 1, 0, &[], b"")));
+        assert_eq!(verdict, Verdict::Send(INSIDE));
+    }
+    // One that is answered makes room for another, and so does one that is forgotten.
+    let back = Tuple::new(server(Family::V4), first.unwrap().source(), PROTOCOL_UDP);
+    lab.server_sends(&back, &udp(&back, b"!"));
+    assert_eq!(lab.plane.half_open(), 15);
+    let next = forward_of(99, 5_000, Protocol::Udp);
+    lab.client_sends(&next, &udp(&next, b"?"));
+    lab.now = lab.now + 30_500;
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.plane.half_open()), (1, 0));
+    for n in 0..8 {
+        let forward = forward_of(60 + n, 5_000, Protocol::Udp);
+        lab.client_sends(&forward, &udp(&forward, b"?"));
+    }
+}
+
+#[test]
+fn datagrams_that_nobody_answers_do_not_keep_their_flow() {
+    let mut lab = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Udp).lab();
+    let forward = forward_of(7, 40_000, Protocol::Udp);
+    for _ in 0..29 {
+        lab.client_sends(&forward, &udp(&forward, b"?"));
+        lab.now = lab.now + 1_000;
+        lab.expire();
+        assert_eq!(lab.plane.flows(), 1);
+    }
+    lab.now = lab.now + 1_500;
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![Termination::IdleTimedOut]));
+}
