@@ -120,7 +120,7 @@ pub enum TcpTimeout {
 /// of the standards, where they name one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpTimeouts {
-    /// Handshake not complete. Default 4 min, the least transitory timeout of RFC 5382 REQ-5.
+    /// Handshake not complete, from the first SYN on and once more from the first answer. Default 4 min, the least transitory timeout of RFC 5382 REQ-5.
     pub opening_ms: u64,
     /// Open in both directions. Default 2 h 4 min, the least established timeout of RFC 5382 REQ-5.
     pub established_ms: u64,
@@ -375,6 +375,15 @@ impl TcpTrack {
         }
     }
 
+    /// The timer that a segment which fits starts anew: none during the handshake, whose timer is for all of it.
+    #[inline]
+    fn renewed(&self) -> Option<TcpTimeout> {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+            BOTH_SYNS_ACKED => Some(TcpTimeout::Established),
+            _ => Some(self.rare_timeout()).filter(|&timeout| timeout != TcpTimeout::Opening),
+        }
+    }
+
     fn rare_timeout(&self) -> TcpTimeout {
         match self.state() {
             TcpState::SynSent | TcpState::SynCrossed | TcpState::SynAnswered => TcpTimeout::Opening,
@@ -473,15 +482,14 @@ impl TcpTrack {
                     self.bits &= ONE_WAY | !0 << TAG;
                 }
                 self.synchronise(from, segment);
-                Outcome::timeout(TcpTimeout::Opening)
+                // Else who only repeats it would keep the flow, and a client its dead server, for as long as it likes.
+                Outcome::UNMOVED
             }
             (TcpState::SynSent, Direction::Reverse) => {
                 self.synchronise(from, segment);
                 Outcome::timeout(TcpTimeout::Opening)
             }
-            (TcpState::SynCrossed | TcpState::SynAnswered, _) if segment.end() == self.end[at] => {
-                Outcome::timeout(TcpTimeout::Opening)
-            }
+            (TcpState::SynCrossed | TcpState::SynAnswered, _) if segment.end() == self.end[at] => Outcome::UNMOVED,
             (TcpState::Reset, Direction::Forward) => Outcome::event(TcpEvent::Reopens),
             // RFC 9293 wants a higher number than the last one; one that is far lower is no duplicate either: the clock of the
             // client's initial numbers has been overtaken, or the client is another one behind the same NAT.
@@ -509,6 +517,7 @@ impl TcpTrack {
         if !self.acknowledges(from, segment.ack) {
             return Outcome::fault(TcpFault::AckOutOfWindow);
         }
+        let is_first = !self.has(SYN_SEEN, from);
         if !self.has(SYN_ACKED, other) {
             // A server that answers with SYN cookies may choose another number the second time.
             if self.has(SYN_SEEN, from) && segment.seq != self.ack[other.index()] {
@@ -520,7 +529,9 @@ impl TcpTrack {
         }
         self.ack[from.index()] = segment.ack;
         let event = self.acknowledge_syn(from);
-        Outcome { timeout: Some(self.timeout()), event, fault: None }
+        // The first answer starts the timer of the handshake once more: the client has to be given time as well.
+        let timeout = if is_first { Some(self.timeout()) } else { self.renewed() };
+        Outcome { timeout, event, fault: None }
     }
 
     #[inline]
@@ -557,7 +568,7 @@ impl TcpTrack {
             self.bits |= CLOSED;
             event = Some(TcpEvent::Closed);
         }
-        Outcome { timeout: Some(self.timeout()), event, fault: None }
+        Outcome { timeout: self.renewed(), event, fault: None }
     }
 
     #[cold]

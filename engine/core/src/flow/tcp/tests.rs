@@ -181,7 +181,7 @@ fn connections_open_carry_and_close() {
         "
         > S 0 0 0       SynSent
         < SA 0 1 0      SynAnswered
-        < FA 1 1 0      SynAnswered
+        < FA 1 1 0      SynAnswered @None
         > A 1 2 0       FinReverse +Established
         > FA 1 2 0      FinBoth
         < A 2 2 0       TimeWait +Closed =Reverse
@@ -211,7 +211,7 @@ fn both_sides_open_at_the_same_time() {
         "
         > S 0 0 0       SynSent
         < S 0 0 0       SynCrossed
-        > SA 0 1 0      SynAnswered
+        > SA 0 1 0      SynAnswered @None
         < SA 0 1 0      Established +Established
         > PA 1 1 10     Established
         ",
@@ -221,11 +221,11 @@ fn both_sides_open_at_the_same_time() {
         "simultaneous open that ends with plain ACKs, SYNs repeated",
         "
         > S 0 0 0       SynSent
-        < S 0 0 0       SynCrossed
-        > S 0 0 0       SynCrossed
-        < S 0 0 0       SynCrossed
+        < S 0 0 0       SynCrossed @Opening
+        > S 0 0 0       SynCrossed @None
+        < S 0 0 0       SynCrossed @None
         < S 7 0 0       SynCrossed !UnexpectedSyn
-        < SA 0 1 0      SynAnswered
+        < SA 0 1 0      SynAnswered @None
         > A 1 1 0       Established +Established
         ",
         "",
@@ -238,10 +238,10 @@ fn handshakes_survive_loss() {
         "every segment of the handshake comes twice",
         "
         > S 0 0 0       SynSent
-        > S 0 0 0       SynSent
-        < SA 0 1 0      SynAnswered
-        > S 0 0 0       SynAnswered
-        < SA 0 1 0      SynAnswered
+        > S 0 0 0       SynSent @None
+        < SA 0 1 0      SynAnswered @Opening
+        > S 0 0 0       SynAnswered @None
+        < SA 0 1 0      SynAnswered @None
         > A 1 1 0       Established +Established
         < SA 0 1 0      Established
         > A 1 1 0       Established
@@ -261,7 +261,7 @@ fn handshakes_survive_loss() {
         "a new attempt on the same ports before any answer",
         "
         > S 0 0 0       SynSent
-        > S 70000 0 0   SynSent
+        > S 70000 0 0   SynSent @None
         < SA 0 1 0      SynSent !AckOutOfWindow
         < SA 0 70001 0  SynAnswered
         > A 70001 1 0   Established +Established
@@ -273,8 +273,8 @@ fn handshakes_survive_loss() {
         "
         > S 0 0 0       SynSent
         < SA 0 1 0      SynAnswered
-        > S 0 0 0       SynAnswered
-        < SA 500000 1 0 SynAnswered
+        > S 0 0 0       SynAnswered @None
+        < SA 500000 1 0 SynAnswered @None
         > A 1 500001 0  Established +Established
         ",
         "",
@@ -322,7 +322,7 @@ fn an_older_connection_at_the_server_is_cleared_away_by_the_challenge() {
         > S 0 0 0       SynSent
         < A 333 777 0   SynSent !NotOpen
         > R 777 0 0     SynSent @None
-        > S 0 0 0       SynSent
+        > S 0 0 0       SynSent @None
         < SA 0 1 0      SynAnswered
         > A 1 1 0       Established +Established
         ",
@@ -567,7 +567,7 @@ fn impossible_flags_are_refused() {
 fn one_direction_is_enough_for_dsr() {
     let opened = "
         > S 0 0 0            SynSent
-        > S 0 0 0            SynSent
+        > S 0 0 0            SynSent @None
         < SA 0 1 0           SynSent !WrongWay
         > A 0 1 0            SynSent !SequenceOutOfWindow
         > A 1 1 0            Established +Established

@@ -101,3 +101,26 @@ fn datagrams_that_nobody_answers_do_not_keep_their_flow() {
     lab.expire();
     assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![Termination::IdleTimedOut]));
 }
+
+#[test]
+fn repeats_do_not_put_off_the_end_of_a_handshake() {
+    for answers in [false, true] {
+        let mut lab = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp).lab();
+        let forward = forward_of(7, 40_000, Protocol::Tcp);
+        let back = Tuple::new(server(Family::V4), forward.source(), PROTOCOL_TCP);
+        // The fixture's connect_timeout is 4 s; the first answer, after one, starts it once more.
+        let deadline_ms = if answers { 5_000 } else { 4_000 };
+        for _ in 0..deadline_ms / 500 - 1 {
+            lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+            if answers && lab.now >= Now(1_001_000) {
+                lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+            }
+            lab.now = lab.now + 500;
+            lab.expire();
+            assert_eq!(lab.plane.half_open(), 1, "{answers} {:?}", lab.now);
+        }
+        lab.now = lab.now + 700;
+        lab.expire();
+        assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![Termination::ConnectTimedOut]), "{answers}");
+    }
+}
