@@ -32,9 +32,6 @@ const OLDER_MIN_BYTES: u32 = 66_000;
 /// Where only one direction is seen, the windows are unknown: bytes that a segment may be away from the newest.
 const ONE_WAY_SPAN_BYTES: u32 = 1 << 24;
 
-/// A SYN that is at most this far behind the end of a closed connection may be a duplicate out of that very connection.
-const OLD_SYN_SPAN_BYTES: u32 = 1 << 24;
-
 /// What a track needs to know of one segment. Numbers in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentFacts {
@@ -56,6 +53,11 @@ impl SegmentFacts {
     #[inline]
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Of a SYN-ACK, the number of the SYN that it answers, had that no data.
+    pub fn acknowledged_syn(&self) -> Option<u32> {
+        (self.flags & SYN_ACK == SYN_ACK).then_some(self.ack.wrapping_sub(1))
     }
 
     /// The sequence number behind this segment: SYN and FIN count as one byte each.
@@ -473,6 +475,18 @@ impl TcpTrack {
         }
     }
 
+    /// Begins anew with the answer to a SYN of the opener's that was [`TcpFault::UnexpectedSyn`] and sent on: the server has taken it. The
+    /// handshake goes on with the opener's ACK, and [`TcpEvent::Established`] comes once more. The timer is [`TcpTimeout::Opening`].
+    pub fn restart(&mut self, answer: &SegmentFacts) {
+        // The options of that SYN are not known any more; a host offers the same ones each time.
+        self.bits = self.bits & (SCALE_MASK | !0 << TAG) | 1 << SYN_SEEN;
+        self.end[Direction::Forward.index()] = answer.ack;
+        self.synchronise(Direction::Reverse, answer);
+        self.ack[Direction::Forward.index()] = answer.seq;
+        self.ack[Direction::Reverse.index()] = answer.ack;
+        self.set(SYN_ACKED, Direction::Reverse);
+    }
+
     fn on_syn(&mut self, from: Direction, segment: &SegmentFacts) -> Outcome {
         let at = from.index();
         match (self.state(), from) {
@@ -490,12 +504,9 @@ impl TcpTrack {
                 Outcome::timeout(TcpTimeout::Opening)
             }
             (TcpState::SynCrossed | TcpState::SynAnswered, _) if segment.end() == self.end[at] => Outcome::UNMOVED,
-            (TcpState::Reset, Direction::Forward) => Outcome::event(TcpEvent::Reopens),
-            // RFC 9293 wants a higher number than the last one; one that is far lower is no duplicate either: the clock of the
-            // client's initial numbers has been overtaken, or the client is another one behind the same NAT.
-            (TcpState::TimeWait, Direction::Forward) if self.end[at].wrapping_sub(segment.seq) > OLD_SYN_SPAN_BYTES => {
-                Outcome::event(TcpEvent::Reopens)
-            }
+            // RFC 9293 wants a higher number than the last one. But it is sent on whatever its number is, and a server that takes it must not find
+            // that its answer fits nothing here; the flow of an old duplicate ends with the RST of its opener.
+            (TcpState::Reset | TcpState::TimeWait, Direction::Forward) => Outcome::event(TcpEvent::Reopens),
             // The receiver answers a SYN in the middle of a connection with an ACK, and the RST that this one draws, if the
             // connection is indeed gone, ends it here too (RFC 5961 §4.2).
             _ => Outcome::fault(TcpFault::UnexpectedSyn),
@@ -597,7 +608,11 @@ impl TcpTrack {
         let from = Direction::Forward;
         let (at, end) = (from.index(), segment.end());
         if !self.is_near(segment.seq) {
-            return Outcome::fault(TcpFault::SequenceOutOfWindow);
+            // A SYN that was sent on may have begun another connection, unseen; while it is in use the flow must not go.
+            return match self.bits & (BOTH_SYNS_ACKED | CLOSED) {
+                BOTH_SYNS_ACKED => Outcome::timeout(self.timeout()),
+                _ => Outcome::fault(TcpFault::SequenceOutOfWindow),
+            };
         }
         let mut event = None;
         if !self.is_synchronised() {

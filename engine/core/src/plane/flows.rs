@@ -70,20 +70,22 @@ pub(super) struct Detail {
     pub(super) server: RealServerId,
     /// Whether it counts as a connection at the desk.
     pub(super) is_counted: bool,
+    /// Sequence number of the last SYN that did not fit the connection and was sent on; 0 when there was none (one with that number is not followed).
+    pub(super) other_syn: u32,
     /// Port map of the lease whose address and port the real server sees.
     map: u32,
 }
 
 impl Default for Detail {
     fn default() -> Detail {
-        Detail { server: RealServerId(0), is_counted: false, map: NO_MAP }
+        Detail { server: RealServerId(0), is_counted: false, other_syn: 0, map: NO_MAP }
     }
 }
 
 impl Detail {
     /// Of a flow that was just picked, with the lease that it goes out by.
     pub(super) fn new(server: RealServerId, lease: Option<SnatLease>) -> Detail {
-        Detail { server, is_counted: true, map: lease.map_or(NO_MAP, SnatLease::into_map) }
+        Detail { server, is_counted: true, other_syn: 0, map: lease.map_or(NO_MAP, SnatLease::into_map) }
     }
 
     /// Whether it still has a lease.

@@ -7,7 +7,7 @@ use super::services::Rule;
 use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::Direction;
-use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
+use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
@@ -114,7 +114,7 @@ impl Plane {
                 (outcome.timeout.map(|timeout| rule.tcp_class(timeout)), outcome)
             })?;
             if outcome.event.is_some() || outcome.fault.is_some() {
-                match self.on_tcp(found, &rule, outcome, turn) {
+                match self.on_tcp(found, &rule, &segment, outcome, turn) {
                     Next::Forward => {}
                     Next::Drop(reason) => return Some(Verdict::Drop(reason)),
                     Next::Reopen => return None,
@@ -281,7 +281,14 @@ impl Plane {
 
     /// Acts on what a segment did to its flow beside moving it on.
     #[cold]
-    fn on_tcp<D: Desk>(&mut self, found: Found, rule: &Rule, outcome: Outcome, turn: &mut Turn<'_, D>) -> Next {
+    fn on_tcp<D: Desk>(
+        &mut self,
+        found: Found,
+        rule: &Rule,
+        segment: &SegmentFacts,
+        outcome: Outcome,
+        turn: &mut Turn<'_, D>,
+    ) -> Next {
         let Found { stage, id, direction } = found;
         match (outcome.event, outcome.fault) {
             (Some(TcpEvent::Established), _) if stage == Stage::HalfOpen => {
@@ -315,11 +322,32 @@ impl Plane {
                 return Next::Reopen;
             }
             (None, Some(TcpFault::FlagsImpossible)) => return Next::Drop(DropReason::TcpFlags),
+            (None, Some(TcpFault::UnexpectedSyn)) => {
+                self.counts.add(PlaneCounter::TcpFaults, 1);
+                self.on_other_syn(found, rule, segment, turn.now);
+            }
             // The end point judges better (RFC 7857 §2.2).
             (None, Some(_)) => self.counts.add(PlaneCounter::TcpFaults, 1),
             (None, None) => {}
         }
         Next::Forward
+    }
+
+    /// A SYN in the middle of a connection is sent on. Where the server knows nothing of that connection any more it answers with a SYN-ACK: the
+    /// next one on these ports begins, and is followed from there.
+    fn on_other_syn(&mut self, found: Found, rule: &Rule, segment: &SegmentFacts, now: Now) {
+        let Found { stage, id, direction } = found;
+        let table = self.flows.table_mut(stage);
+        let Some(detail) = table.detail_mut(id).filter(|detail| detail.is_counted) else { return };
+        match direction {
+            Direction::Forward => detail.other_syn = segment.seq,
+            Direction::Reverse if detail.other_syn != 0 && segment.acknowledged_syn() == Some(detail.other_syn) => {
+                detail.other_syn = 0;
+                let class = rule.tcp_class(TcpTimeout::Opening);
+                table.follow(id, now, |state| (Some(class), state.tcp_mut().restart(segment)));
+            }
+            Direction::Reverse => {}
+        }
     }
 
     /// What is counted from here on is that of `service`.

@@ -124,3 +124,30 @@ fn repeats_do_not_put_off_the_end_of_a_handshake() {
         assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![Termination::ConnectTimedOut]), "{answers}");
     }
 }
+
+#[test]
+fn a_syn_behind_the_end_of_a_closed_connection_opens_a_flow_of_its_own() {
+    let mut lab = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp).lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    lab.close(&forward, &back, Direction::Forward);
+    lab.client_sends(&forward, &tcp(&forward, SYN, 50, 0, &[], b""));
+    assert_eq!((lab.read(PlaneCounter::FlowsReopened), lab.plane.half_open(), lab.clerk.connections()), (1, 1, 1));
+}
+
+#[test]
+fn a_connection_that_the_server_takes_in_the_middle_of_another_is_followed() {
+    let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    // Both hosts have forgotten the first one.
+    lab.client_sends(&forward, &tcp(&forward, SYN, 1_000_000_000, 0, &[], b""));
+    lab.server_sends(&back, &tcp(&back, SYN_ACK, 2_000_000_000, 1_000_000_001, &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, ACK, 1_000_000_001, 2_000_000_001, &[], b""));
+    for n in 0..30 {
+        lab.now = lab.now + 60_000;
+        lab.expire();
+        assert_eq!(lab.plane.flows(), 1, "after {n} minutes of use");
+        lab.server_sends(&back, &tcp(&back, ACK, 2_000_000_001 + n, 1_000_000_001, &[], b"x"));
+    }
+    lab.client_sends(&forward, &tcp(&forward, RST, 1_000_000_001, 0, &[], b""));
+    assert_eq!((lab.clerk.ends.clone(), lab.clerk.connections()), (vec![Termination::ClientReset], 0));
+}
