@@ -671,8 +671,9 @@ impl TcpTrack {
             }
             Outcome { timeout: Some(TcpTimeout::Reset), event, fault: None }
         } else if is_in_window {
-            // The receiver may want to be asked first (RFC 5961 §3.2). If it is alive its challenge ACK starts the old timer again.
-            Outcome::timeout(TcpTimeout::Reset)
+            // The receiver asks first (RFC 5961 §3.2), and the RST that answers its challenge is exact. On the word of this one, which anybody can
+            // guess and whose checksum may be wrong, an idle connection would be forgotten.
+            Outcome::UNMOVED
         } else {
             Outcome::fault(TcpFault::ResetOutOfWindow)
         }

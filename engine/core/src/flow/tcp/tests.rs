@@ -406,11 +406,12 @@ fn a_reset_counts_only_inside_the_window() {
         ",
     );
     run_after(
-        "inside the window: the timer is short until somebody objects",
+        "inside the window: the receiver asks, and the answer is exact",
         HANDSHAKE,
         "
-        > R 30000 0 0   Established @Reset
+        > R 30000 0 0   Established @None
         < A 1 1 0       Established @Established
+        > R 1 0 0       Reset +Reset
         ",
     );
     run_after(
@@ -432,9 +433,9 @@ fn a_reset_counts_only_inside_the_window() {
         > A 1 1 0       Established +Established win=15000
         < A 1 1 0       Established win=1000
         > R 128002 0 0  Established !ResetOutOfWindow
-        > R 128001 0 0  Established @Reset
+        > R 128001 0 0  Established @None
         < R 60002 0 0   Established !ResetOutOfWindow
-        < R 60001 0 0   Established @Reset
+        < R 60001 0 0   Established @None
         ",
         "",
     );
@@ -445,7 +446,7 @@ fn a_reset_counts_only_inside_the_window() {
         < SA 0 1 0      SynAnswered win=60000
         > A 1 1 0       Established +Established win=60000
         < R 60002 0 0   Established !ResetOutOfWindow
-        < R 60001 0 0   Established @Reset
+        < R 60001 0 0   Established @None
         ",
         "",
     );
@@ -628,7 +629,7 @@ fn one_direction_is_enough_for_dsr() {
         Sight::OpenerOnly,
         &format!(
             "{opened}
-        > R 502 0 0          Established @Reset
+        > R 502 0 0          Established @None
         > R 90000000 0 0     Established !ResetOutOfWindow
         > RA 501 1 0         Reset +Reset
         "

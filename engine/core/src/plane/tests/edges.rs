@@ -151,3 +151,16 @@ fn a_connection_that_the_server_takes_in_the_middle_of_another_is_followed() {
     lab.client_sends(&forward, &tcp(&forward, RST, 1_000_000_001, 0, &[], b""));
     assert_eq!((lab.clerk.ends.clone(), lab.clerk.connections()), (vec![Termination::ClientReset], 0));
 }
+
+#[test]
+fn a_reset_that_is_only_near_does_not_shorten_a_connection() {
+    let mut lab = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp).lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    lab.client_sends(&forward, &tcp(&forward, RST, 5_000, 0, &[], b""));
+    lab.server_sends(&back, &tcp(&back, RST, 5_000, 0, &[], b""));
+    lab.now = lab.now + 590_000;
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.clerk.connections()), (1, 1));
+    lab.client_sends(&forward, &tcp(&forward, RST, 101, 0, &[], b""));
+    assert_eq!(lab.clerk.ends, [Termination::ClientReset]);
+}
