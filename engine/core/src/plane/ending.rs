@@ -9,8 +9,8 @@ use super::reply::{Macs, tcp_reset};
 use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::counters::{ServiceCounter, Termination};
-use crate::flow::Direction;
 use crate::flow::tcp::TcpState;
+use crate::flow::{Direction, Returns};
 use crate::packet::{DropReason, Ip, Mac};
 use crate::{Now, RealServerId, ServiceId};
 
@@ -160,12 +160,13 @@ impl Plane {
         if !is_tcp(&ended.path) {
             return;
         }
-        let is_dsr = self.services.rule(ended.state.service()).is_dsr;
         for &to in sides {
             let (tuple, station) = match to {
                 Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
                 // It knows itself by the VIP.
-                Direction::Reverse if is_dsr => (ended.path.client, ended.path.server.dst),
+                Direction::Reverse if ended.path.returns == Returns::Elsewhere => {
+                    (ended.path.client, ended.path.server.dst)
+                }
                 Direction::Reverse => (ended.path.server, ended.path.server.dst),
             };
             let numbers = ended.state.tcp().reset_towards(to);

@@ -6,8 +6,8 @@ use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
 use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
-use crate::flow::Direction;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
+use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
@@ -100,10 +100,10 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let Found { stage, id, direction } = found;
-        let (to, state) = self.flows.table(stage).outgoing(id, direction)?;
+        let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         let rule = *self.services.rule(service);
-        let hop = match self.route(frame, packet, to.dst, direction, &rule, turn) {
+        let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
@@ -133,7 +133,7 @@ impl Plane {
             }
         }
         self.count_for(service, turn);
-        Some(self.send(frame, packet, &to, direction, &rule, hop, turn))
+        Some(self.send(frame, packet, &to, direction, returns, hop, turn))
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
@@ -144,7 +144,7 @@ impl Plane {
         packet: &Parsed,
         to: Ip,
         direction: Direction,
-        rule: &Rule,
+        returns: Returns,
         turn: &mut Turn<'_, D>,
     ) -> Result<HopId, DropReason> {
         let id = match direction {
@@ -167,7 +167,7 @@ impl Plane {
             return Err(DropReason::PacketTooBig);
         }
         // DSR is part of the link: it takes no hop.
-        if packet.ttl <= 1 && !rule.is_dsr {
+        if packet.ttl <= 1 && returns == Returns::Here {
             self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
@@ -183,12 +183,12 @@ impl Plane {
         packet: &Parsed,
         to: &Tuple,
         direction: Direction,
-        rule: &Rule,
+        returns: Returns,
         hop: HopId,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
-        let rewritten = if rule.is_dsr {
+        let rewritten = if returns == Returns::Elsewhere {
             set_macs(frame.bytes, &self.hops.hop(hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {

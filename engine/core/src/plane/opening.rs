@@ -77,15 +77,15 @@ impl Plane {
         match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
             Ok(flow) => {
                 self.counts.add(PlaneCounter::FlowsOpened, 1);
-                let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
+                let Some((to, returns, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
                     return Verdict::Pass;
                 };
-                let hop = match self.route(frame, packet, to.dst, Direction::Forward, &rule, turn) {
+                let hop = match self.route(frame, packet, to.dst, Direction::Forward, returns, turn) {
                     Ok(hop) => hop,
                     Err(reason) => return Verdict::Drop(reason),
                 };
                 self.count_for(id, turn);
-                self.send(frame, packet, &to, Direction::Forward, &rule, hop, turn)
+                self.send(frame, packet, &to, Direction::Forward, returns, hop, turn)
             }
             // No answer: the source may be forged, and there are more than enough of them.
             Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),

@@ -21,7 +21,7 @@ const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rule {
     classes: [TimeoutClass; TCP_TIMEOUTS + UDP_TIMEOUTS],
-    /// Only the MACs are rewritten.
+    /// Only the MACs of the flows that it opens are rewritten, and their answers do not come by.
     pub(super) is_dsr: bool,
     /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
     pub(super) rests: bool,

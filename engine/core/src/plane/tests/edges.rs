@@ -164,3 +164,37 @@ fn a_reset_that_is_only_near_does_not_shorten_a_connection() {
     lab.client_sends(&forward, &tcp(&forward, RST, 101, 0, &[], b""));
     assert_eq!(lab.clerk.ends, [Termination::ClientReset]);
 }
+
+#[test]
+fn a_flow_keeps_its_forwarding_when_a_reload_changes_that_of_its_service() {
+    for [before, after] in [[Forwarding::Dsr, Forwarding::HalfNat], [Forwarding::HalfNat, Forwarding::Dsr]] {
+        for protocol in PROTOCOLS {
+            let setup = Setup::new(Family::V4, before, protocol);
+            let mut lab = setup.lab();
+            let forward = forward_of(7, 40_000, protocol);
+            let (_, _, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
+            let back = at_server.reversed();
+            if before == Forwarding::HalfNat {
+                lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+            }
+            lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b""));
+            lab.plane.adopt_snapshot(reloaded(&setup, |service| service.forwarding = after));
+            let (_, frame, seen) = lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b"data"));
+            assert_eq!((seen, parsed(&frame).ttl), (at_server, if before == Forwarding::Dsr { 64 } else { 63 }));
+            if before == Forwarding::HalfNat {
+                let (_, _, seen) = lab.server_sends(&back, &packet(&back, ACK, 901, 105, b"data"));
+                assert_eq!(seen, forward.reversed());
+            }
+            // A reset for the server comes from whom it knows.
+            lab.plane.adopt_snapshot(reloaded(&setup, |service| {
+                service.forwarding = after;
+                service.targets[0].admin = AdminState::Halt;
+            }));
+            lab.expire();
+            let resets: Vec<Tuple> =
+                lab.made().iter().filter(|(port, _)| *port == INSIDE).map(|(_, frame)| sound(frame)).collect();
+            assert!(resets.iter().all(|tuple| *tuple == at_server), "{resets:?}");
+            assert_eq!(resets.is_empty(), protocol == Protocol::Udp);
+        }
+    }
+}
