@@ -104,7 +104,7 @@ pub enum TcpState {
 /// Which timer a flow runs on; its length is in [`TcpTimeouts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TcpTimeout {
-    /// Both sides have closed, not everything is acknowledged.
+    /// Both sides have closed, not everything is acknowledged; or only the opener is seen, and it has sent no data yet.
     Closing,
     /// Open in both directions.
     Established,
@@ -128,7 +128,7 @@ pub struct TcpTimeouts {
     pub established_ms: u64,
     /// One side has closed. Default 2 h 4 min: a half-closed connection is still in use (RFC 6146 §3.5.2.2).
     pub half_closed_ms: u64,
-    /// Both sides have closed, not everything is acknowledged. Default 4 min (RFC 5382 REQ-5).
+    /// Both sides have closed, not everything is acknowledged, or one is not seen and nothing was sent yet. Default 4 min (RFC 5382 REQ-5).
     pub closing_ms: u64,
     /// Both sides have closed and acknowledged it. Default 60 s: what may still come are duplicates and a FIN whose last ACK was lost, and
     /// Linux remembers no longer (`TCP_TIMEWAIT_LEN`). RFC 5382 REQ-5 asks for 4 min where a NAT cannot tell that both sides are done.
@@ -306,6 +306,8 @@ const FIRST_FIN_REVERSE: u32 = 1 << 16;
 /// The reverse side sent the reset.
 const RESET_BY_REVERSE: u32 = 1 << 17;
 const ONE_WAY: u32 = 1 << 18;
+/// With [`ONE_WAY`]: the opener has sent data behind its handshake. The place is free, as no window of the other side's is seen.
+const CARRIES: u32 = 2 << SYN_WINDOW;
 const CLOSED: u32 = 1 << 19;
 const RESET: u32 = 1 << 20;
 /// The bits from here on are the caller's.
@@ -371,7 +373,7 @@ impl TcpTrack {
     /// The timer of the phase that the connection is in.
     #[inline]
     pub fn timeout(&self) -> TcpTimeout {
-        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET) {
             BOTH_SYNS_ACKED => TcpTimeout::Established,
             _ => self.rare_timeout(),
         }
@@ -380,7 +382,7 @@ impl TcpTrack {
     /// The timer that a segment which fits starts anew: none during the handshake, whose timer is for all of it.
     #[inline]
     fn renewed(&self) -> Option<TcpTimeout> {
-        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET) {
             BOTH_SYNS_ACKED => Some(TcpTimeout::Established),
             _ => Some(self.rare_timeout()).filter(|&timeout| timeout != TcpTimeout::Opening),
         }
@@ -389,6 +391,8 @@ impl TcpTrack {
     fn rare_timeout(&self) -> TcpTimeout {
         match self.state() {
             TcpState::SynSent | TcpState::SynCrossed | TcpState::SynAnswered => TcpTimeout::Opening,
+            // Anyone can send two segments that look like a handshake.
+            TcpState::Established if self.bits & (ONE_WAY | CARRIES) == ONE_WAY => TcpTimeout::Closing,
             TcpState::Established => TcpTimeout::Established,
             TcpState::FinForward | TcpState::FinReverse => TcpTimeout::HalfClosed,
             TcpState::FinBoth => TcpTimeout::Closing,
@@ -622,9 +626,10 @@ impl TcpTrack {
             self.bits |= BOTH_SYNS_ACKED;
             self.ack[at] = segment.ack;
             event = Some(TcpEvent::Established);
-        }
-        if self.bits & CLOSED != 0 && is_after(end, self.end[at]) {
+        } else if self.bits & CLOSED != 0 && is_after(end, self.end[at]) {
             return Outcome::fault(TcpFault::SequenceOutOfWindow);
+        } else if segment.payload_len > 0 {
+            self.bits |= CARRIES;
         }
         // Without windows, only a FIN that follows what is known is believed.
         let follows = !is_after(segment.seq, self.end[at]);

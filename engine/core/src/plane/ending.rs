@@ -162,6 +162,8 @@ impl Plane {
         }
         for &to in sides {
             let (tuple, station) = match to {
+                // What it has of the server's numbers is not known here, and it may never have sent the SYN.
+                Direction::Forward if ended.path.returns == Returns::Elsewhere => continue,
                 Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
                 // It knows itself by the VIP.
                 Direction::Reverse if ended.path.returns == Returns::Elsewhere => {

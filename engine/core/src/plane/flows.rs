@@ -6,7 +6,7 @@
 use crate::flow::Direction;
 use crate::flow::half_open::{HalfOpenSources, SourceFull};
 use crate::flow::table::{
-    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, TIMEOUTS_MAX, TimeoutClass, Timeouts,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TIMEOUTS_MAX, TimeoutClass, Timeouts,
 };
 use crate::flow::tcp::{TAG_MAX, TcpTrack};
 use crate::flow::udp::UdpTrack;
@@ -143,6 +143,9 @@ pub(super) struct Flows {
     /// Of the half-open flows, those that are not TCP.
     unanswered: usize,
     unanswered_max: usize,
+    /// Of the flows of the large table, those whose answers do not come by here.
+    one_way: usize,
+    one_way_max: usize,
 }
 
 impl Flows {
@@ -157,6 +160,8 @@ impl Flows {
             sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
             unanswered: 0,
             unanswered_max: half_open_max.div_ceil(2),
+            one_way: 0,
+            one_way_max: (flows_max - flows_max / 4).max(1),
         }
     }
 
@@ -205,13 +210,20 @@ impl Flows {
 
     /// Whether both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
     /// datagram, so these slots are taken for longer, and TCP must not wait for them.
-    pub(super) fn has_room(&self, client: &Tuple) -> Result<(), OpenError> {
+    /// And three quarters of the large table are for flows whose answers do not come by: who opens one need not even see them.
+    pub(super) fn has_room(&self, client: &Tuple, returns: Returns) -> Result<(), OpenError> {
         let is_over_half = client.protocol != PROTOCOL_TCP && self.unanswered >= self.unanswered_max;
         if is_over_half || self.half_open.len() == self.half_open.flows_max() {
             return Err(OpenError::HalfOpenFull);
         }
         // Each half-open flow may become one of the large table, but most of a flood never will.
-        if self.established.len() == self.established.flows_max() { Err(OpenError::Full) } else { Ok(()) }
+        let is_full = self.established.len() == self.established.flows_max() || self.is_over_share(returns);
+        if is_full { Err(OpenError::Full) } else { Ok(()) }
+    }
+
+    /// Whether flows with these returns have what they may have of the large table.
+    fn is_over_share(&self, returns: Returns) -> bool {
+        returns == Returns::Elsewhere && self.one_way >= self.one_way_max
     }
 
     /// Opens an admitted flow. One that has the tuple of its returns, is over, and only waits for late packets gives way to it.
@@ -228,7 +240,7 @@ impl Flows {
             if !is_over {
                 return Err(OpenError::Taken);
             }
-            self.established.remove(id);
+            self.remove(Stage::Established, id);
         }
         for _ in 0..2 {
             match self.half_open.insert(now, path, class, state, detail) {
@@ -254,7 +266,13 @@ impl Flows {
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
     pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
         let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
-        self.established.insert(now, &ended.path, class, ended.state, ended.detail).map_err(|_| Some(ended))
+        let Ended { path, state, detail, .. } = ended;
+        if self.is_over_share(path.returns) {
+            return Err(Some(ended));
+        }
+        let id = self.established.insert(now, &path, class, state, detail).map_err(|_| Some(ended))?;
+        self.one_way += usize::from(path.returns == Returns::Elsewhere);
+        Ok(id)
     }
 
     /// Takes a flow out.
@@ -273,9 +291,12 @@ impl Flows {
 
     /// A flow has left its table.
     fn left(&mut self, stage: Stage, path: &FlowPath) {
-        if stage == Stage::HalfOpen {
-            self.sources.close(path.client.src);
-            self.unanswered -= usize::from(!is_tcp(path));
+        match stage {
+            Stage::HalfOpen => {
+                self.sources.close(path.client.src);
+                self.unanswered -= usize::from(!is_tcp(path));
+            }
+            Stage::Established => self.one_way -= usize::from(path.returns == Returns::Elsewhere),
         }
     }
 

@@ -13,7 +13,7 @@ use super::{Desk, Frame, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
-use crate::flow::{Direction, FlowId, FlowPath, Returns};
+use crate::flow::{Direction, FlowId, FlowPath};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::SnatLease;
@@ -107,7 +107,7 @@ impl Plane {
         state: State,
         desk: &mut impl Desk,
     ) -> Result<FlowId, Refused> {
-        self.flows.has_room(client).map_err(refused)?;
+        self.flows.has_room(client, rule.returns()).map_err(refused)?;
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         desk.count(service.id, ServiceCounter::Accepted, 1);
         let admitted = match desk.pick(service, client.source(), now) {
@@ -187,7 +187,7 @@ impl Plane {
             let path = FlowPath {
                 client: *client,
                 server: Tuple::new(source, destination, client.protocol),
-                returns: if rule.is_dsr { Returns::Elsewhere } else { Returns::Here },
+                returns: rule.returns(),
             };
             let mut detail = Detail::new(member.server, lease);
             match self.flows.open(now, &path, class, state, detail) {

@@ -605,9 +605,10 @@ fn one_direction_is_enough_for_dsr() {
         > S 0 0 0            SynSent @None
         < SA 0 1 0           SynSent !WrongWay
         > A 0 1 0            SynSent !SequenceOutOfWindow
-        > A 1 1 0            Established +Established
-        > PA 1 1 500         Established
-        > A 501 900000 0     Established
+        > A 1 1 0            Established +Established @Closing
+        > A 1 1 0            Established @Closing
+        > PA 1 1 500         Established @Established
+        > A 501 900000 0     Established @Established
         > A 17000000 1 0     Established
     ";
     run(

@@ -198,3 +198,48 @@ fn a_flow_keeps_its_forwarding_when_a_reload_changes_that_of_its_service() {
         }
     }
 }
+
+#[test]
+fn one_way_flows_leave_a_quarter_of_the_table_to_the_others() {
+    for protocol in PROTOCOLS {
+        let mut setup = Setup::new(Family::V4, Forwarding::Dsr, protocol);
+        setup.settings.flows_max = 8;
+        let mut lab = setup.lab();
+        for n in 0..12 {
+            let forward = forward_of(10 + n, 40_000, protocol);
+            for (flags, seq, ack) in [(SYN, 100, 0), (ACK, 101, 901)] {
+                lab.send(OUTSIDE, &mut outside_frame(&forward, &packet(&forward, flags, seq, ack, b"")));
+            }
+        }
+        assert_eq!((lab.plane.flows() - lab.plane.half_open(), lab.plane.half_open()), (6, 0));
+        assert_eq!(lab.clerk.connections(), 6);
+        // Of the other six each SYN, and each of two datagrams.
+        let refused = if protocol == Protocol::Tcp { 6 } else { 12 };
+        assert_eq!(lab.plane.counts().dropped(DropReason::FlowsFull), refused);
+        lab.now = lab.now + 601_000;
+        lab.out.clear();
+        lab.expire();
+        assert_eq!((lab.plane.flows(), lab.clerk.connections()), (0, 0));
+        let forward = forward_of(7, 40_000, protocol);
+        lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
+    }
+}
+
+#[test]
+fn a_one_way_connection_is_kept_long_only_once_it_carries_data() {
+    for carries in [false, true] {
+        let mut lab = Setup::new(Family::V4, Forwarding::Dsr, Protocol::Tcp).lab();
+        let forward = forward_of(7, 40_000, Protocol::Tcp);
+        assert_eq!(lab.open_one_way(&forward), [Verdict::Send(INSIDE); 2]);
+        lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], if carries { b"hello" } else { b"" }));
+        lab.now = lab.now + 245_000;
+        lab.expire();
+        assert_eq!(lab.plane.flows(), usize::from(carries));
+        lab.now = lab.now + 360_000;
+        lab.expire();
+        assert_eq!(lab.plane.flows(), 0);
+        // The server may hold it; what the client knows of it is between the two.
+        assert!(lab.made().iter().all(|(port, _)| *port == INSIDE));
+        assert!(!lab.made().is_empty());
+    }
+}
