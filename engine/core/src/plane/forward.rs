@@ -273,8 +273,8 @@ impl Plane {
         let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
         if self.replies.take(turn.now)
             && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
+            && turn.out.push(frame.port, &made)
         {
-            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ErrorsMade, 1);
         }
     }

@@ -218,8 +218,8 @@ impl Plane {
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
         if self.replies.take(turn.now)
             && let Some(made) = tcp_refusal(macs, packet)
+            && turn.out.push(frame.port, &made)
         {
-            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ResetsMade, 1);
         }
     }

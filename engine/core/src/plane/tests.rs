@@ -290,7 +290,9 @@ impl Lab {
     }
 
     fn expire(&mut self) {
-        while !self.plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out) {}
+        while !self.plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out) {
+            self.out.clear();
+        }
     }
 
     fn dropped(&self) -> Vec<DropReason> {

@@ -243,3 +243,44 @@ fn a_one_way_connection_is_kept_long_only_once_it_carries_data() {
         assert!(!lab.made().is_empty());
     }
 }
+
+#[test]
+fn flows_that_are_ended_wait_for_room_for_their_resets() {
+    for (halts, expected) in [(true, Termination::ServerHalted), (false, Termination::IdleTimedOut)] {
+        let setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp);
+        let mut lab = setup.lab();
+        for n in 0..40 {
+            lab.open(Family::V4, 40_000 + n);
+        }
+        if halts {
+            lab.plane.adopt_snapshot(reloaded(&setup, |service| service.targets[0].admin = AdminState::Halt));
+        } else {
+            lab.now = lab.now + 601_000;
+        }
+        lab.out = Outbox::new(10, 2_048);
+        let mut resets = 0;
+        let mut calls = 0;
+        while !lab.plane.expire(lab.now, 1_000, &mut lab.clerk, &mut lab.out) {
+            resets += lab.out.len();
+            lab.out.clear();
+            calls += 1;
+            assert!(calls < 100);
+        }
+        resets += lab.out.len();
+        assert_eq!((lab.out.overflowed(), resets), (0, 80));
+        assert_eq!((lab.read(PlaneCounter::ResetsMade), lab.read(PlaneCounter::FlowsReset)), (80, 40));
+        assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![expected; 40]));
+    }
+}
+
+#[test]
+fn each_flow_that_a_sweep_ends_costs_one_of_the_budget() {
+    let setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp);
+    let mut lab = setup.lab();
+    for n in 0..16 {
+        lab.open(Family::V4, 40_000 + n);
+    }
+    lab.plane.adopt_snapshot(reloaded(&setup, |service| service.targets[0].admin = AdminState::Halt));
+    assert!(!lab.plane.expire(lab.now, 8, &mut lab.clerk, &mut lab.out));
+    assert!((1..=8).contains(&lab.clerk.ends.len()), "{}", lab.clerk.ends.len());
+}
