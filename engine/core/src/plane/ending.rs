@@ -93,6 +93,7 @@ impl Plane {
         let was_counted = std::mem::replace(&mut detail.is_counted, false);
         if !(rule.rests && termination == Termination::ServerClosed) {
             detail.release(&path, self.services.maps());
+            self.exhausted.forget();
         }
         if was_counted {
             let server = detail.server;
@@ -107,6 +108,7 @@ impl Plane {
             tell_end(desk, stage, state.service(), detail.server, termination);
         }
         detail.release(&path, self.services.maps());
+        self.exhausted.forget();
         self.counts.add(PlaneCounter::FlowsClosed, 1);
     }
 

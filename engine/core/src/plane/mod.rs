@@ -9,6 +9,7 @@
 mod answer;
 mod budget;
 mod ending;
+mod exhausted;
 mod flows;
 mod forward;
 mod network;
@@ -33,6 +34,7 @@ use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
 use budget::Budget;
 use ending::Sweep;
+use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
 use pending::Pending;
@@ -227,6 +229,7 @@ pub struct Plane {
     services: Services,
     flows: Flows,
     pending: Pending,
+    exhausted: Exhausted,
     replies: Budget,
     counts: PlaneCounts,
     sweep: Option<Sweep>,
@@ -270,6 +273,7 @@ impl Plane {
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
+            exhausted: Exhausted::default(),
             replies: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
@@ -287,6 +291,7 @@ impl Plane {
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());
         }
+        self.exhausted.forget();
         self.snapshot = snapshot;
     }
 

@@ -177,11 +177,18 @@ impl Plane {
             } else {
                 let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { break };
                 let towards = member.lease_destination(service, destination);
-                match pool.lease_own(towards, home, &self.snapshot.steering, self.worker) {
-                    Ok(lease) => Some(lease),
-                    Err(_) if pool.has_free(towards) => return Err((DropReason::PortsForeign, exhausted.1)),
-                    Err(_) => return Err(exhausted),
+                if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
+                    return Err((reason, Termination::OutOfSourcePorts));
                 }
+                let Ok(lease) = pool.lease_own(towards, home, &self.snapshot.steering, self.worker) else {
+                    let reason = match pool.has_free(towards) {
+                        true => DropReason::PortsForeign,
+                        false => DropReason::PortsExhausted,
+                    };
+                    self.exhausted.note(now, service.id, towards, reason);
+                    return Err((reason, Termination::OutOfSourcePorts));
+                };
+                Some(lease)
             };
             let source = lease.as_ref().map_or(client.source(), SnatLease::source);
             let path = FlowPath {

@@ -284,3 +284,31 @@ fn each_flow_that_a_sweep_ends_costs_one_of_the_budget() {
     assert!(!lab.plane.expire(lab.now, 8, &mut lab.clerk, &mut lab.out));
     assert!((1..=8).contains(&lab.clerk.ends.len()), "{}", lab.clerk.ends.len());
 }
+
+#[test]
+fn a_pool_that_is_used_up_is_not_searched_for_every_syn() {
+    let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
+    setup.snat = 5_000..=5_001;
+    let mut lab = setup.lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    // Another plane has the other port.
+    let service = lab.plane.snapshot.service(ServiceId(0)).map(Arc::clone).unwrap();
+    let ServiceSource::Pool(pool) = &service.source else { panic!("a pool") };
+    let lease = pool
+        .lease(server(Family::V4), crate::VShard(0), &SteeringTable::even(1), WorkerId(0))
+        .expect("one of the two is free");
+    let syn = |lab: &mut Lab, port| {
+        let forward = forward_of(9, port, Protocol::Tcp);
+        lab.send(OUTSIDE, &mut outside_frame(&forward, &tcp(&forward, SYN, 100, 0, &[], b"")))
+    };
+    assert_eq!(syn(&mut lab, 1), Verdict::Drop(DropReason::PortsExhausted));
+    pool.release(lease);
+    lab.now = lab.now + 20;
+    assert_eq!(syn(&mut lab, 2), Verdict::Drop(DropReason::PortsExhausted), "it was looked for a moment ago");
+    lab.now = lab.now + 64;
+    assert_eq!(syn(&mut lab, 3), Verdict::Send(INSIDE));
+    assert_eq!(syn(&mut lab, 4), Verdict::Drop(DropReason::PortsExhausted));
+    // What this plane releases it knows at once.
+    lab.close(&forward, &back, Direction::Forward);
+    assert_eq!(syn(&mut lab, 5), Verdict::Send(INSIDE));
+}
