@@ -92,6 +92,7 @@ counters!(
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
+        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";

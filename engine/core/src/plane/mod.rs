@@ -51,7 +51,7 @@ pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 19] = [
+pub(crate) const DROP_REASONS: [DropReason; 20] = [
     DropReason::FlowsFull,
     DropReason::Fragment,
     DropReason::FrameChanged,
@@ -70,6 +70,7 @@ pub(crate) const DROP_REASONS: [DropReason; 19] = [
     DropReason::PortsForeign,
     DropReason::ServersFull,
     DropReason::ServiceFull,
+    DropReason::SourceOurs,
     DropReason::TcpStray,
 ];
 

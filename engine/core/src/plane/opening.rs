@@ -42,6 +42,8 @@ impl Plane {
             return verdict;
         }
         match self.services.find(&packet.tuple) {
+            // Forged, or one of our own come back: between two services it would never end.
+            Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
             None if self.is_ours_alone(packet.tuple.dst) => Verdict::Drop(DropReason::PortClosed),
             None => Verdict::Pass,

@@ -312,3 +312,15 @@ fn a_pool_that_is_used_up_is_not_searched_for_every_syn() {
     lab.close(&forward, &back, Direction::Forward);
     assert_eq!(syn(&mut lab, 5), Verdict::Send(INSIDE));
 }
+
+#[test]
+fn what_claims_to_come_from_an_address_of_ours_opens_nothing() {
+    for protocol in PROTOCOLS {
+        let mut lab = Setup::new(Family::V4, Forwarding::FullNat, protocol).lab();
+        let forged = SocketAddr::new(host(Family::V4, "inside", 2), 40_000);
+        let forward = Tuple::new(forged, vip(Family::V4), number(protocol));
+        let verdict = lab.send(OUTSIDE, &mut outside_frame(&forward, &packet(&forward, SYN, 100, 0, b"")));
+        assert_eq!((verdict, lab.plane.flows()), (Verdict::Drop(DropReason::SourceOurs), 0));
+        assert!(lab.out.is_empty());
+    }
+}
