@@ -45,6 +45,7 @@ counters!(
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
         ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        DsrBehindRouter = "dsr_behind_router", "DSR: the real server is not on a link of ours, and its router would send the packet back.";
         EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
         EthernetTruncated = "ethernet_truncated", "A frame that is shorter than an Ethernet header.";
         ExtensionOrder = "extension_order", "An IPv6 hop-by-hop header that is not the first, or a second fragment header.";

@@ -51,7 +51,8 @@ pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 20] = [
+pub(crate) const DROP_REASONS: [DropReason; 21] = [
+    DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
     DropReason::FrameChanged,

@@ -160,6 +160,10 @@ impl Plane {
             _ => rule.udp_class(UdpTimeout::Opening),
         };
         let is_kept = match service.forwarding {
+            // A router goes by the destination, which is the VIP: the packet would come back.
+            Forwarding::Dsr if self.network.is_on_link(server).is_none() => {
+                return Err((DropReason::DsrBehindRouter, Termination::ConnectFailed));
+            }
             Forwarding::Dsr => true,
             Forwarding::FullNat => false,
             // What the server answers would not come by here.

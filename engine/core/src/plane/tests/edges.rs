@@ -324,3 +324,14 @@ fn what_claims_to_come_from_an_address_of_ours_opens_nothing() {
         assert!(lab.out.is_empty());
     }
 }
+
+#[test]
+fn dsr_needs_a_server_on_a_link_of_ours() {
+    let mut setup = Setup::new(Family::V4, Forwarding::Dsr, Protocol::Tcp);
+    setup.servers[0].address = host(Family::V4, "clients", 80);
+    let mut lab = setup.lab();
+    let forward = forward_of(7, 40_000, Protocol::Tcp);
+    let verdict = lab.send(OUTSIDE, &mut outside_frame(&forward, &tcp(&forward, SYN, 100, 0, &[], b"")));
+    assert_eq!((verdict, lab.plane.flows()), (Verdict::Drop(DropReason::DsrBehindRouter), 0));
+    assert_eq!((lab.clerk.connections(), lab.clerk.ends.clone()), (0, vec![Termination::ConnectFailed]));
+}
