@@ -235,7 +235,9 @@ impl Flows {
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
-        if let Some((id, _)) = self.established.lookup(&path.server.reversed()) {
+        if path.returns == Returns::Here
+            && let Some((id, _)) = self.established.lookup(&path.server.reversed())
+        {
             let is_over = self.established.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
             if !is_over {
                 return Err(OpenError::Taken);

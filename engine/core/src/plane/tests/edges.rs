@@ -335,3 +335,24 @@ fn dsr_needs_a_server_on_a_link_of_ours() {
     assert_eq!((verdict, lab.plane.flows()), (Verdict::Drop(DropReason::DsrBehindRouter), 0));
     assert_eq!((lab.clerk.connections(), lab.clerk.ends.clone()), (0, vec![Termination::ConnectFailed]));
 }
+
+#[test]
+fn a_one_way_flow_is_not_kept_out_by_the_answers_of_another() {
+    let setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp);
+    let mut lab = setup.lab();
+    lab.open(Family::V4, 40_000);
+    let mut one_way = Setup::new(Family::V4, Forwarding::Dsr, Protocol::Tcp).service();
+    one_way.id = ServiceId(1);
+    one_way.ports = vec![444];
+    let services = vec![Some(Arc::new(setup.service())), Some(Arc::new(one_way))];
+    lab.plane.adopt_snapshot(Arc::new(Snapshot {
+        generation: Generation(2),
+        services,
+        real_servers: Vec::new(),
+        steering: Arc::new(SteeringTable::even(1)),
+    }));
+    // The same client port, through another service, to the same port of the same server.
+    let second = Tuple { dst_port: 444, ..forward_of(7, 40_000, Protocol::Tcp) };
+    let verdict = lab.send(OUTSIDE, &mut outside_frame(&second, &tcp(&second, SYN, 100, 0, &[], b"")));
+    assert_eq!((verdict, lab.plane.flows()), (Verdict::Send(INSIDE), 2));
+}
