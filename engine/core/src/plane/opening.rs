@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::Forwarding;
 
-use super::flows::{Detail, OpenError, State};
+use super::flows::{Detail, OpenError, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Macs, tcp_refusal};
 use super::services::Rule;
@@ -84,7 +84,12 @@ impl Plane {
                 };
                 let hop = match self.route(frame, packet, to.dst, Direction::Forward, returns, turn) {
                     Ok(hop) => hop,
-                    Err(reason) => return Verdict::Drop(reason),
+                    Err(reason) => {
+                        if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
+                            self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
+                        }
+                        return Verdict::Drop(reason);
+                    }
                 };
                 self.count_for(id, turn);
                 self.send(frame, packet, &to, Direction::Forward, returns, hop, turn)

@@ -356,3 +356,23 @@ fn a_one_way_flow_is_not_kept_out_by_the_answers_of_another() {
     let verdict = lab.send(OUTSIDE, &mut outside_frame(&second, &tcp(&second, SYN, 100, 0, &[], b"")));
     assert_eq!((verdict, lab.plane.flows()), (Verdict::Send(INSIDE), 2));
 }
+
+#[test]
+fn a_first_packet_that_cannot_go_on_leaves_no_flow() {
+    for (address, forwarding) in [("203.0.113.9", Forwarding::FullNat), ("203.0.113.9", Forwarding::HalfNat)] {
+        for protocol in PROTOCOLS {
+            let mut setup = Setup::new(Family::V4, forwarding, protocol);
+            setup.servers[0].address = ip(address);
+            let mut lab = setup.lab();
+            let forward = forward_of(7, 40_000, protocol);
+            let mut frame = outside_frame(&forward, &packet(&forward, SYN, 100, 0, b""));
+            assert_eq!(lab.send(OUTSIDE, &mut frame), Verdict::Drop(DropReason::NoRoute));
+            assert_eq!((lab.plane.flows(), lab.clerk.connections()), (0, 0));
+            assert_eq!(lab.clerk.ends, [Termination::ConnectFailed]);
+            assert_eq!(lab.read(PlaneCounter::FlowsOpened), lab.read(PlaneCounter::FlowsClosed));
+            if let ServiceSource::Pool(pool) = &lab.plane.snapshot.service(ServiceId(0)).unwrap().source {
+                assert!(pool.fill().all(|fill| fill.leased == 0));
+            }
+        }
+    }
+}
