@@ -20,6 +20,9 @@ const RESETS_MAX: usize = 4;
 /// Slots that a sweep looks at for one of its budget, unless it ends more flows than one.
 const SLOTS_PER_STEP: usize = 16;
 
+/// Of the budget, one part in so many is for a sweep that is under way.
+const SWEEP_SHARE: usize = 4;
+
 /// A walk over all flows for those whose server is not to have them any more; half-open ones first, since they may move to the other table meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sweep {
@@ -38,24 +41,28 @@ impl Plane {
     /// one of `budget`, and none is ended while `out` has no room for its resets. Whether all that was due is done.
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
         self.called = now;
-        let mut left = budget;
-        for stage in [Stage::Established, Stage::HalfOpen] {
+        // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.
+        let reserved = if self.sweep.is_some() { budget.div_ceil(SWEEP_SHARE) } else { 0 };
+        let mut left = budget - reserved;
+        for stage in [Stage::HalfOpen, Stage::Established] {
             while has_room(out)
                 && let Some(ended) = self.flows.expire(stage, now, &mut left)
             {
                 self.expired(now, stage, ended, desk, out);
             }
         }
+        let is_expired = left > 0;
         self.pending.expire(now);
         let waited = self.pending.counts();
         self.counts.set(PlaneCounter::FramesGivenUp, waited.given_up + waited.evicted);
+        left += reserved;
         while let Some(sweep) = self.sweep
             && left > 0
             && has_room(out)
         {
             self.sweep = self.step(now, sweep, &mut left, desk, out);
         }
-        left > 0 && has_room(out)
+        is_expired && left > 0 && has_room(out)
     }
 
     /// The flow moves to the large table: both sides have been heard.

@@ -376,3 +376,29 @@ fn a_first_packet_that_cannot_go_on_leaves_no_flow() {
         }
     }
 }
+
+#[test]
+fn a_small_budget_reaches_half_open_flows_and_sweeps_whatever_else_is_due() {
+    let mut setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp);
+    setup.servers = vec![setup.servers[0].clone(), fixtures::target(1)];
+    (setup.servers[1].address, setup.servers[1].port) = (host(Family::V4, "inside", 81), Some(8443));
+    let mut lab = setup.lab();
+    // Both servers in turn: forty flows that are silent for too long, then two more.
+    for n in 0..40 {
+        lab.open(Family::V4, 40_000 + n);
+    }
+    lab.now = lab.now + 596_000;
+    let (forward, _) = lab.open(Family::V4, 50_000);
+    let (_, other) = lab.open(Family::V4, 50_001);
+    let half_open = forward_of(9, 40_000, Protocol::Tcp);
+    lab.client_sends(&half_open, &tcp(&half_open, SYN, 100, 0, &[], b""));
+    lab.now = lab.now + 5_000;
+    lab.plane.adopt_snapshot(reloaded(&setup, |service| service.targets[1].admin = AdminState::Halt));
+    for _ in 0..3 {
+        lab.plane.expire(lab.now, 8, &mut lab.clerk, &mut lab.out);
+    }
+    assert!(lab.clerk.ends.contains(&Termination::ConnectTimedOut), "{:?}", lab.clerk.ends);
+    assert!(lab.clerk.ends.contains(&Termination::ServerHalted), "{:?}", lab.clerk.ends);
+    assert!(lab.clerk.ends.contains(&Termination::IdleTimedOut), "{:?}", lab.clerk.ends);
+    let _ = (forward, other);
+}
