@@ -233,7 +233,11 @@ impl Plane {
         let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
             return Verdict::Drop(DropReason::NoRoute);
         };
-        // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
+        // Nothing tells later that it is to be cut into segments, or that its checksum is partial. A super-packet that fits the link as it is goes as
+        // one packet; a longer one would be lost on the way out, uncounted.
+        if self.network.port(port).is_none_or(|port| packet.total_len() > port.mtu) {
+            return Verdict::Drop(DropReason::NextHopUnknown);
+        }
         if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }

@@ -402,3 +402,16 @@ fn a_small_budget_reaches_half_open_flows_and_sweeps_whatever_else_is_due() {
     assert!(lab.clerk.ends.contains(&Termination::IdleTimedOut), "{:?}", lab.clerk.ends);
     let _ = (forward, other);
 }
+
+#[test]
+fn a_super_packet_that_is_longer_than_the_link_carries_does_not_wait() {
+    let mut setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Udp);
+    setup.network = network(1500, false);
+    let mut lab = setup.lab();
+    let forward = forward_of(7, 40_000, Protocol::Udp);
+    let mut short = outside_frame(&forward, &udp(&forward, &[0; 1_000]));
+    assert_eq!(lab.send_as(OUTSIDE, &mut short, Checksum::Complete, 500), Verdict::Kept);
+    let mut long = outside_frame(&forward, &udp(&forward, &[0; 1_600]));
+    let verdict = lab.send_as(OUTSIDE, &mut long, Checksum::Complete, 500);
+    assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnknown));
+}
