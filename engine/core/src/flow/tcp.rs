@@ -305,6 +305,8 @@ const BOTH_FINS_SEEN: u32 = 0b11 << FIN_SEEN;
 const FIRST_FIN_REVERSE: u32 = 1 << 16;
 /// The reverse side sent the reset.
 const RESET_BY_REVERSE: u32 = 1 << 17;
+/// Without [`RESET`]: the reverse side sent its FIN before it had the forward side's.
+const SERVER_WAITS: u32 = RESET_BY_REVERSE;
 const ONE_WAY: u32 = 1 << 18;
 /// With [`ONE_WAY`]: the opener has sent data behind its handshake. The place is free, as no window of the other side's is seen.
 const CARRIES: u32 = 2 << SYN_WINDOW;
@@ -418,6 +420,12 @@ impl TcpTrack {
             (_, 0) => Some(Direction::Forward),
             _ => Some(Direction::Reverse),
         }
+    }
+
+    /// Whether the reverse side sent its FIN before it had the other one, and so keeps the connection in TIME_WAIT, alone or, after a simultaneous
+    /// close, as the other side does.
+    pub fn server_waits(&self) -> bool {
+        self.bits & (RESET | SERVER_WAITS) == SERVER_WAITS
     }
 
     /// The numbers of an RST with ACK that `to` accepts as one of the other side's, to end the connection from here.
@@ -573,6 +581,9 @@ impl TcpTrack {
         self.learn(from, segment);
         let mut event = self.acknowledge_syn(from);
         if segment.has(FIN) && end == self.end[from.index()] {
+            if from == Direction::Reverse && !self.has(FIN_SEEN, from) {
+                self.note_server_waits();
+            }
             self.see_fin(from);
         }
         if event.is_none()
@@ -668,13 +679,15 @@ impl TcpTrack {
             let is_in_window = !is_after(expected, segment.seq) && !is_after(segment.seq, edge);
             (is_expected || segment.seq == self.end[at], is_in_window)
         };
-        if is_exact {
-            let event = if self.is_over() { None } else { Some(TcpEvent::Reset) };
-            self.bits |= RESET;
+        if is_exact && self.bits & CLOSED != 0 {
+            // There is nothing to end any more, and what waits for late duplicates goes on waiting (RFC 1337).
+            Outcome::UNMOVED
+        } else if is_exact {
+            self.bits = self.bits & !RESET_BY_REVERSE | RESET;
             if from == Direction::Reverse {
                 self.bits |= RESET_BY_REVERSE;
             }
-            Outcome { timeout: Some(TcpTimeout::Reset), event, fault: None }
+            Outcome { timeout: Some(TcpTimeout::Reset), event: Some(TcpEvent::Reset), fault: None }
         } else if is_in_window {
             // The receiver asks first (RFC 5961 §3.2), and the RST that answers its challenge is exact. On the word of this one, which anybody can
             // guess and whose checksum may be wrong, an idle connection would be forgotten.
@@ -777,6 +790,14 @@ impl TcpTrack {
     fn is_near(&self, seq: u32) -> bool {
         let end = self.end[Direction::Forward.index()];
         seq.wrapping_sub(end).wrapping_add(ONE_WAY_SPAN_BYTES) <= 2 * ONE_WAY_SPAN_BYTES
+    }
+
+    /// The first FIN of the reverse side has come, and what it acknowledges is known.
+    fn note_server_waits(&mut self) {
+        match self.is_fin_acked(Direction::Forward) {
+            true => self.bits &= !SERVER_WAITS,
+            false => self.bits |= SERVER_WAITS,
+        }
     }
 
     fn see_fin(&mut self, from: Direction) {

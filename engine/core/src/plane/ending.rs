@@ -12,6 +12,7 @@ use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::TcpState;
 use crate::flow::{Direction, Returns};
 use crate::packet::{DropReason, Ip, Mac};
+use crate::snapshot::ServiceSource;
 use crate::{Now, RealServerId, ServiceId};
 
 /// Resets that the end of a flow makes at most: two numbers for each side.
@@ -50,6 +51,14 @@ impl Plane {
             {
                 self.expired(now, stage, ended, desk, out);
             }
+        }
+        while left > 0
+            && let Some(lease) = self.rest.due(now)
+            && let Some(maps) = self.services.maps()
+        {
+            left -= 1;
+            maps.release(lease);
+            self.exhausted.forget();
         }
         let is_expired = left > 0;
         self.pending.expire(now);
@@ -90,21 +99,40 @@ impl Plane {
     }
 
     /// The connection of a flow is over, though the flow stays for late packets. Its port is free from here on, unless the server
-    /// closed first and so keeps it in TIME_WAIT: then the lease rests in the flow.
+    /// closed first, or at the same time, and so keeps it in TIME_WAIT: then the lease rests in the flow.
     pub(super) fn settle(&mut self, found: Found, termination: Termination, rule: &Rule, desk: &mut impl Desk) {
         let Found { stage, id, .. } = found;
         let table = self.flows.table_mut(stage);
         let Some(path) = table.path(id) else { return };
-        let Some(service) = table.state(id).map(|state| state.service()) else { return };
+        let Some(state) = table.state(id) else { return };
+        let (service, server_waits) = (state.service(), state.tcp().server_waits());
         let Some(detail) = table.detail_mut(id) else { return };
         let was_counted = std::mem::replace(&mut detail.is_counted, false);
-        if !(rule.rests && termination == Termination::ServerClosed) {
+        if !(rule.rests && server_waits) {
             detail.release(&path, self.services.maps());
             self.exhausted.forget();
         }
         if was_counted {
             let server = detail.server;
             tell_end(desk, stage, service, server, termination);
+        }
+    }
+
+    /// The lease that rests in a flow goes on resting without it: the client uses its own port again, but the server may still keep ours.
+    pub(super) fn rest_lease(&mut self, now: Now, ended: &mut Ended) {
+        let rest_ms = match self.snapshot.service(ended.state.service()).map(|service| &service.source) {
+            Some(ServiceSource::Pool(pool)) => pool.rest_ms(),
+            _ => 0,
+        };
+        if rest_ms == 0 {
+            return;
+        }
+        // A whole rest: when it began is not known any more.
+        let Some(lease) = ended.detail.take_lease(&ended.path) else { return };
+        if let Some(lease) = self.rest.rest(lease, now, rest_ms)
+            && let Some(maps) = self.services.maps()
+        {
+            maps.release(lease);
         }
     }
 

@@ -93,13 +93,18 @@ impl Detail {
         self.map != NO_MAP
     }
 
+    /// Takes the lease out, if there is one; `path` is that of the flow.
+    pub(super) fn take_lease(&mut self, path: &FlowPath) -> Option<SnatLease> {
+        let map = std::mem::replace(&mut self.map, NO_MAP);
+        (map != NO_MAP).then(|| SnatLease::from_map(map, path.server.source()))
+    }
+
     /// Gives the lease back, if there is one; `path` is that of the flow.
     pub(super) fn release(&mut self, path: &FlowPath, maps: Option<&SnatMaps>) {
-        let map = std::mem::replace(&mut self.map, NO_MAP);
-        if let Some(maps) = maps
-            && map != NO_MAP
+        if let Some(lease) = self.take_lease(path)
+            && let Some(maps) = maps
         {
-            maps.release(SnatLease::from_map(map, path.server.source()));
+            maps.release(lease);
         }
     }
 }

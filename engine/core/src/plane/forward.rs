@@ -320,7 +320,8 @@ impl Plane {
             }
             (Some(TcpEvent::Reopens), _) => {
                 self.counts.add(PlaneCounter::FlowsReopened, 1);
-                if let Some(ended) = self.flows.remove(stage, id) {
+                if let Some(mut ended) = self.flows.remove(stage, id) {
+                    self.rest_lease(turn.now, &mut ended);
                     self.end(stage, ended, Termination::ClientClosed, turn.desk);
                 }
                 return Next::Reopen;

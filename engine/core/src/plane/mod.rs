@@ -30,6 +30,7 @@ use crate::packet::rewrite::Checksum;
 
 use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
 use crate::snapshot::{Service, Snapshot};
+use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
 use budget::Budget;
@@ -232,6 +233,8 @@ pub struct Plane {
     flows: Flows,
     pending: Pending,
     exhausted: Exhausted,
+    /// Leases that rest and whose flow gave way to another.
+    rest: SnatRest,
     replies: Budget,
     counts: PlaneCounts,
     sweep: Option<Sweep>,
@@ -276,6 +279,7 @@ impl Plane {
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
             exhausted: Exhausted::default(),
+            rest: SnatRest::new(settings.half_open_max.max(1)),
             replies: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
@@ -385,7 +389,7 @@ impl Plane {
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
     pub fn next_due(&self) -> Option<Now> {
         let sweep = self.sweep.is_some().then_some(self.called);
-        [sweep, self.flows.next_expiry(), self.pending.next_due()].into_iter().flatten().min()
+        [sweep, self.flows.next_expiry(), self.pending.next_due(), self.rest.next_due()].into_iter().flatten().min()
     }
 
     /// What was counted so far.

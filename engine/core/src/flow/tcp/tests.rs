@@ -205,6 +205,25 @@ fn both_sides_close_at_the_same_time() {
 }
 
 #[test]
+fn who_sends_its_fin_before_it_has_the_other_waits() {
+    let cases = [
+        ("> FA 1 1 0 FinForward\n < FA 1 2 0 FinBoth\n > A 2 2 0 TimeWait +Closed", false),
+        ("> FA 1 1 0 FinForward\n < FA 1 1 0 FinBoth\n > A 2 2 0 FinBoth\n < A 2 2 0 TimeWait +Closed", true),
+        // Its second FIN knows of the other one; its first one did not.
+        ("> FA 1 1 0 FinForward\n < FA 1 1 0 FinBoth\n < FA 1 2 0 FinBoth\n > A 2 2 0 TimeWait +Closed", true),
+        ("< FA 1 1 0 FinReverse\n > FA 1 2 0 FinBoth\n < A 2 2 0 TimeWait +Closed", true),
+        ("< FA 1 1 0 FinReverse\n > R 1 0 0 Reset +Reset", false),
+    ];
+    for (script, waits) in cases {
+        let mut track = None;
+        for line in HANDSHAKE.lines().chain(script.lines()).map(str::trim).filter(|line| !line.is_empty()) {
+            step(&mut track, STARTS[0], Sight::BothWays, line, line);
+        }
+        assert_eq!(track.expect("open").server_waits(), waits, "{script}");
+    }
+}
+
+#[test]
 fn both_sides_open_at_the_same_time() {
     run_after(
         "simultaneous open, RFC 9293 figure 7",
@@ -501,7 +520,8 @@ fn a_side_that_goes_on_after_its_reset_keeps_the_flow() {
 
 #[test]
 fn after_the_end_a_reset_is_no_second_end() {
-    run_after("browsers do it", CLOSED_BY_OPENER, "> R 2 0 0  Reset @Reset =Forward");
+    run_after("browsers do it", CLOSED_BY_OPENER, "> R 2 0 0  TimeWait @None =Forward");
+    run_after("nor the server's", CLOSED_BY_OPENER, "< R 2 0 0  TimeWait @None =Forward");
 }
 
 #[test]

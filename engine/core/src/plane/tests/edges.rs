@@ -415,3 +415,50 @@ fn a_super_packet_that_is_longer_than_the_link_carries_does_not_wait() {
     let verdict = lab.send_as(OUTSIDE, &mut long, Checksum::Complete, 500);
     assert_eq!(verdict, Verdict::Drop(DropReason::NextHopUnknown));
 }
+
+#[test]
+fn a_port_rests_also_when_both_sides_closed_at_the_same_time() {
+    let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
+    setup.rest_ms = 60_000;
+    let mut lab = setup.lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    lab.client_sends(&forward, &tcp(&forward, FIN_ACK, 101, 901, &[], b""));
+    lab.server_sends(&back, &tcp(&back, FIN_ACK, 901, 101, &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, ACK, 102, 902, &[], b""));
+    lab.server_sends(&back, &tcp(&back, ACK, 902, 102, &[], b""));
+    assert_eq!((lab.clerk.ends.clone(), lab.leased()), (vec![Termination::ClientClosed], 1));
+    // A reset that comes late makes the rest no shorter.
+    lab.client_sends(&forward, &tcp(&forward, RST, 102, 0, &[], b""));
+    lab.now = lab.now + 50_000;
+    lab.expire();
+    assert_eq!(lab.leased(), 1);
+    lab.now = lab.now + 11_000;
+    lab.expire();
+    assert_eq!((lab.leased(), lab.plane.flows()), (0, 0));
+}
+
+#[test]
+fn a_port_goes_on_resting_when_its_client_begins_anew() {
+    let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    lab.close(&forward, &back, Direction::Reverse);
+    assert_eq!(lab.leased(), 1);
+    lab.client_sends(&forward, &tcp(&forward, SYN, 5_000_000, 0, &[], b""));
+    assert_eq!((lab.read(PlaneCounter::FlowsReopened), lab.leased()), (1, 2));
+    lab.now = lab.now + 59_000;
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.leased()), (0, 1));
+    assert_eq!(lab.plane.next_due(), Some(Now(1_060_000)));
+    lab.now = lab.now + 1_000;
+    lab.expire();
+    assert_eq!(lab.leased(), 0);
+}
+
+impl Lab {
+    fn leased(&self) -> u32 {
+        match &self.plane.snapshot.service(ServiceId(0)).unwrap().source {
+            ServiceSource::Pool(pool) => pool.fill().map(|fill| fill.leased).sum(),
+            _ => panic!("a pool"),
+        }
+    }
+}
