@@ -275,7 +275,7 @@ impl Plane {
             if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
         let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(turn.now)
+        if self.errors.take(turn.now)
             && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
             && turn.out.push(frame.port, &made)
         {

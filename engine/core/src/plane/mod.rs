@@ -153,7 +153,7 @@ pub struct PlaneSettings {
     pub half_open_per_source_max: u32,
     /// Frames that wait for a next hop; each takes 2 KiB.
     pub pending_frames_max: usize,
-    /// Resets and ICMP errors made per second.
+    /// Resets of what is refused made per second; and as many ICMP errors.
     pub replies_per_second: u32,
     /// The worker that it belongs to.
     pub worker: WorkerId,
@@ -235,7 +235,10 @@ pub struct Plane {
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
-    replies: Budget,
+    /// ICMP errors: senders whose packets do not fit depend on them.
+    errors: Budget,
+    /// Resets of what is refused, apart: a flood of SYNs must not use up the others.
+    refusals: Budget,
     counts: PlaneCounts,
     sweep: Option<Sweep>,
     worker: WorkerId,
@@ -280,7 +283,8 @@ impl Plane {
             pending: Pending::new(settings.pending_frames_max),
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
-            replies: Budget::new(settings.replies_per_second),
+            errors: Budget::new(settings.replies_per_second),
+            refusals: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
             worker: settings.worker,

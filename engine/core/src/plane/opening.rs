@@ -234,7 +234,7 @@ impl Plane {
         }
         let Some(port) = self.network.port(frame.port) else { return };
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(turn.now)
+        if self.refusals.take(turn.now)
             && let Some(made) = tcp_refusal(macs, packet)
             && turn.out.push(frame.port, &made)
         {

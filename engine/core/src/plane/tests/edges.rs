@@ -462,3 +462,21 @@ impl Lab {
         }
     }
 }
+
+#[test]
+fn refusals_leave_the_budget_of_icmp_errors_alone() {
+    let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
+    setup.network = network(1400, true);
+    setup.settings.replies_per_second = 4;
+    let mut lab = setup.lab();
+    let (forward, _) = lab.open(Family::V4, 40_000);
+    lab.clerk.refusal = Some(Refusal::NoServer);
+    for n in 0..20 {
+        let refused = forward_of(10 + n, 40_000, Protocol::Tcp);
+        lab.send(OUTSIDE, &mut outside_frame(&refused, &tcp(&refused, SYN, 100, 0, &[], b"")));
+    }
+    assert_eq!(lab.out.len(), 4);
+    let mut long = outside_frame(&forward, &tcp(&forward, ACK, 101, 901, &[], &[0; 1_440]));
+    assert_eq!(lab.send(OUTSIDE, &mut long), Verdict::Drop(DropReason::PacketTooBig));
+    assert_eq!((lab.read(PlaneCounter::ErrorsMade), lab.out.len()), (1, 5));
+}
