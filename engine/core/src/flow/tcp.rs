@@ -431,9 +431,14 @@ impl TcpTrack {
     /// The numbers of an RST with ACK that `to` accepts as one of the other side's, to end the connection from here.
     pub fn reset_towards(&self, to: Direction) -> ResetNumbers {
         let from = to.opposite();
-        let ack = self.end[to.index()];
+        let ack = match self.bits & ONE_WAY != 0 && to == Direction::Reverse {
+            true => self.ack[from.index()],
+            false => self.end[to.index()],
+        };
         let sent = self.end[from.index()];
         let (seq, seq_sent) = match (self.has(SYN_ACKED, to), self.has(SYN_SEEN, from)) {
+            // What a side that is not seen has acknowledged is not known.
+            _ if self.bits & ONE_WAY != 0 && to == Direction::Reverse => (sent, sent),
             (true, true) => (self.ack[to.index()], sent),
             (true, false) => (self.ack[to.index()], self.ack[to.index()]),
             (false, true) => (sent, sent),

@@ -480,3 +480,17 @@ fn refusals_leave_the_budget_of_icmp_errors_alone() {
     assert_eq!(lab.send(OUTSIDE, &mut long), Verdict::Drop(DropReason::PacketTooBig));
     assert_eq!((lab.read(PlaneCounter::ErrorsMade), lab.out.len()), (1, 5));
 }
+
+#[test]
+fn the_server_of_a_one_way_connection_gets_one_reset_with_the_number_sent_last() {
+    let setup = Setup::new(Family::V4, Forwarding::Dsr, Protocol::Tcp);
+    let mut lab = setup.lab();
+    let forward = forward_of(7, 40_000, Protocol::Tcp);
+    lab.open_one_way(&forward);
+    lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b"hello"));
+    lab.plane.adopt_snapshot(reloaded(&setup, |service| service.targets[0].admin = AdminState::Halt));
+    lab.expire();
+    let made: Vec<_> = lab.made().iter().map(|(port, frame)| (*port, parsed(frame).tcp)).collect();
+    let facts: Vec<_> = made.iter().map(|(port, reset)| (*port, reset.seq, reset.ack)).collect();
+    assert_eq!(facts, [(INSIDE, 106, 901)]);
+}
