@@ -19,6 +19,9 @@ use crate::{Now, RealServerId, ServiceId};
 const ADDRESSES_MAX: usize = 2 * (SERVICES_MAX + REAL_SERVERS_MAX);
 const _: () = assert!(SERVICES_MAX - 1 <= TAG_MAX as usize);
 
+/// Slots that one search for a flow to evict looks at.
+const EVICTION_SLOTS: usize = 16;
+
 /// No lease.
 const NO_MAP: u32 = u32::MAX;
 
@@ -151,6 +154,10 @@ pub(super) struct Flows {
     /// Of the flows of the large table, those whose answers do not come by here.
     one_way: usize,
     one_way_max: usize,
+    /// The slot of the large table that the last search for a flow to evict ended at.
+    hand: usize,
+    /// Flows that were over and gave way to others, not told yet.
+    gave_way: u64,
 }
 
 impl Flows {
@@ -167,6 +174,8 @@ impl Flows {
             unanswered_max: half_open_max.div_ceil(2),
             one_way: 0,
             one_way_max: (flows_max - flows_max / 4).max(1),
+            hand: 0,
+            gave_way: 0,
         }
     }
 
@@ -213,17 +222,53 @@ impl Flows {
         self.sources.close(client.src);
     }
 
-    /// Whether both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
+    /// Makes sure that both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
     /// datagram, so these slots are taken for longer, and TCP must not wait for them.
     /// And three quarters of the large table are for flows whose answers do not come by: who opens one need not even see them.
-    pub(super) fn has_room(&self, client: &Tuple, returns: Returns) -> Result<(), OpenError> {
+    pub(super) fn make_room(&mut self, client: &Tuple, returns: Returns) -> Result<(), OpenError> {
         let is_over_half = client.protocol != PROTOCOL_TCP && self.unanswered >= self.unanswered_max;
         if is_over_half || self.half_open.len() == self.half_open.flows_max() {
             return Err(OpenError::HalfOpenFull);
         }
         // Each half-open flow may become one of the large table, but most of a flood never will.
-        let is_full = self.established.len() == self.established.flows_max() || self.is_over_share(returns);
-        if is_full { Err(OpenError::Full) } else { Ok(()) }
+        if self.make_room_established(returns) { Ok(()) } else { Err(OpenError::Full) }
+    }
+
+    /// Whether one more flow with these returns fits into the large table, if need be in place of one that is over.
+    fn make_room_established(&mut self, returns: Returns) -> bool {
+        let has_share = !self.is_over_share(returns) || self.evict(Some(Returns::Elsewhere));
+        has_share && (self.established.len() < self.established.flows_max() || self.evict(None))
+    }
+
+    /// Takes a flow out of the large table that is over and only waits for late packets, one with these returns if it matters. `false`: none is among
+    /// the slots that this search looks at; the next one goes on behind them.
+    fn evict(&mut self, returns: Option<Returns>) -> bool {
+        let slots = self.established.flows_max();
+        for _ in 0..EVICTION_SLOTS.min(slots) {
+            self.hand = (self.hand + 1) % slots;
+            let Some(id) = self.established.at(self.hand) else { continue };
+            let fits =
+                returns.is_none_or(|returns| self.established.path(id).is_some_and(|path| path.returns == returns));
+            if fits && self.is_over(Stage::Established, id) {
+                self.give_way(Stage::Established, id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the connection of a flow is over, and nothing rests in it.
+    fn is_over(&self, stage: Stage, id: FlowId) -> bool {
+        self.table(stage).detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased())
+    }
+
+    fn give_way(&mut self, stage: Stage, id: FlowId) {
+        self.gave_way += u64::from(self.remove(stage, id).is_some());
+    }
+
+    /// Flows that have given way to others since this was asked last.
+    pub(super) fn take_gave_way(&mut self) -> u64 {
+        std::mem::take(&mut self.gave_way)
     }
 
     /// Whether flows with these returns have what they may have of the large table.
@@ -243,11 +288,10 @@ impl Flows {
         if path.returns == Returns::Here
             && let Some((id, _)) = self.established.lookup(&path.server.reversed())
         {
-            let is_over = self.established.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
-            if !is_over {
+            if !self.is_over(Stage::Established, id) {
                 return Err(OpenError::Taken);
             }
-            self.remove(Stage::Established, id);
+            self.give_way(Stage::Established, id);
         }
         for _ in 0..2 {
             match self.half_open.insert(now, path, class, state, detail) {
@@ -258,12 +302,10 @@ impl Flows {
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
                 Err(InsertError::Exists(None)) => return Err(OpenError::Taken),
                 Err(InsertError::Exists(Some(id))) => {
-                    let is_over =
-                        self.half_open.detail(id).is_some_and(|other| !other.is_counted && !other.is_leased());
-                    if !is_over {
+                    if !self.is_over(Stage::HalfOpen, id) {
                         return Err(OpenError::Taken);
                     }
-                    self.remove(Stage::HalfOpen, id);
+                    self.give_way(Stage::HalfOpen, id);
                 }
             }
         }
@@ -274,7 +316,7 @@ impl Flows {
     pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
         let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
         let Ended { path, state, detail, .. } = ended;
-        if self.is_over_share(path.returns) {
+        if !self.make_room_established(path.returns) {
             return Err(Some(ended));
         }
         let id = self.established.insert(now, &path, class, state, detail).map_err(|_| Some(ended))?;

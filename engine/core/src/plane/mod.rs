@@ -370,6 +370,8 @@ impl Plane {
             };
         }
         self.tell(&mut turn);
+        let gave_way = self.flows.take_gave_way();
+        self.counts.add(PlaneCounter::FlowsClosed, gave_way);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
         for verdict in verdicts.iter() {
             match verdict {

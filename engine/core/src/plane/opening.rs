@@ -114,7 +114,7 @@ impl Plane {
         state: State,
         desk: &mut impl Desk,
     ) -> Result<FlowId, Refused> {
-        self.flows.has_room(client, rule.returns()).map_err(refused)?;
+        self.flows.make_room(client, rule.returns()).map_err(refused)?;
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         desk.count(service.id, ServiceCounter::Accepted, 1);
         let admitted = match desk.pick(service, client.source(), now) {

@@ -494,3 +494,20 @@ fn the_server_of_a_one_way_connection_gets_one_reset_with_the_number_sent_last()
     let facts: Vec<_> = made.iter().map(|(port, reset)| (*port, reset.seq, reset.ack)).collect();
     assert_eq!(facts, [(INSIDE, 106, 901)]);
 }
+
+#[test]
+fn a_table_full_of_closed_connections_takes_new_ones() {
+    let mut setup = Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Tcp);
+    setup.settings.flows_max = 8;
+    let mut lab = setup.lab();
+    let alive = lab.open(Family::V4, 39_000);
+    for n in 0..40 {
+        let (forward, back) = lab.open(Family::V4, 40_000 + n);
+        lab.close(&forward, &back, Direction::Forward);
+    }
+    assert_eq!((lab.clerk.connections(), lab.clerk.ends.len(), lab.plane.flows()), (1, 40, 8));
+    let gone = lab.read(PlaneCounter::FlowsOpened) - lab.read(PlaneCounter::FlowsClosed);
+    assert_eq!(gone, 8, "each one that gave way is counted");
+    lab.client_sends(&alive.0, &tcp(&alive.0, ACK, 101, 901, &[], b"x"));
+    lab.server_sends(&alive.1, &tcp(&alive.1, ACK, 901, 102, &[], b"y"));
+}
