@@ -147,12 +147,12 @@ pub(super) enum OpenError {
 pub(super) struct Flows {
     pub(super) established: Table,
     pub(super) half_open: Table,
-    sources: HalfOpenSources,
+    pub(super) sources: HalfOpenSources,
     /// Of the half-open flows, those that are not TCP.
-    unanswered: usize,
+    pub(super) unanswered: usize,
     unanswered_max: usize,
     /// Of the flows of the large table, those whose answers do not come by here.
-    one_way: usize,
+    pub(super) one_way: usize,
     one_way_max: usize,
     /// The slot of the large table that the last search for a flow to evict ended at.
     hand: usize,

@@ -1,4 +1,5 @@
 mod edges;
+mod ledger;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +10,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Protocol, SourcePoo
 use super::*;
 use crate::PickReason;
 use crate::fixtures;
-use crate::flow::Direction;
+use crate::flow::{Direction, Returns};
 use crate::ids::{Generation, TargetIndex};
 use crate::packet::{
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
