@@ -60,6 +60,12 @@ impl HalfOpenSources {
         }
     }
 
+    /// Half-open flows of all sources.
+    #[cfg(test)]
+    pub(crate) fn flows(&self) -> usize {
+        self.rows[0].iter().map(|&counter| counter as usize).sum()
+    }
+
     fn counters(&mut self, source: Ip) -> [&mut u32; ROWS] {
         let hash = self.hasher.hash(&Tuple { src: network(source), ..Tuple::default() });
         let mut turn = 0;

@@ -206,6 +206,13 @@ struct Hot<S> {
     state: S,
 }
 
+impl<S> Hot<S> {
+    #[inline]
+    fn returns(&self) -> Returns {
+        if self.source == KEPT_ONE_WAY { Returns::Elsewhere } else { Returns::Here }
+    }
+}
+
 impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// Bytes of one flow: its slot, its timer and its part of the index.
     pub const BYTES_PER_FLOW: usize = size_of::<Hot<S>>() + size_of::<Cold<D>>() + index::BYTES_PER_FLOW;
@@ -369,9 +376,9 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         }
     }
 
-    /// The tuple with which a packet that came in `direction` leaves, and the state of the flow that it belongs to.
+    /// The tuple with which a packet that came in `direction` leaves, where the answers of its flow go, and the state of that flow.
     #[inline]
-    pub fn outgoing(&self, id: FlowId, direction: Direction) -> Option<(Tuple, &S)> {
+    pub fn outgoing(&self, id: FlowId, direction: Direction) -> Option<(Tuple, Returns, &S)> {
         let hot = self.hot(id)?;
         let protocol = hot.protocol;
         let tuple = match direction {
@@ -390,7 +397,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
                 protocol,
             },
         };
-        Some((tuple, &hot.state))
+        Some((tuple, hot.returns(), &hot.state))
     }
 
     /// Lets a packet seen `now` change the state. Where `advance` names a timeout class, the flow has that timeout from here on. `None`: the flow is
@@ -578,7 +585,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
                 dst_port: hot.server_port,
                 protocol: hot.protocol,
             },
-            returns: if hot.source == KEPT_ONE_WAY { Returns::Elsewhere } else { Returns::Here },
+            returns: hot.returns(),
         }
     }
 

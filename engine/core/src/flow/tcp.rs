@@ -32,9 +32,6 @@ const OLDER_MIN_BYTES: u32 = 66_000;
 /// Where only one direction is seen, the windows are unknown: bytes that a segment may be away from the newest.
 const ONE_WAY_SPAN_BYTES: u32 = 1 << 24;
 
-/// A SYN that is at most this far behind the end of a closed connection may be a duplicate out of that very connection.
-const OLD_SYN_SPAN_BYTES: u32 = 1 << 24;
-
 /// What a track needs to know of one segment. Numbers in host order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentFacts {
@@ -56,6 +53,11 @@ impl SegmentFacts {
     #[inline]
     fn has(&self, flag: u8) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Of a SYN-ACK, the number of the SYN that it answers, had that no data.
+    pub fn acknowledged_syn(&self) -> Option<u32> {
+        (self.flags & SYN_ACK == SYN_ACK).then_some(self.ack.wrapping_sub(1))
     }
 
     /// The sequence number behind this segment: SYN and FIN count as one byte each.
@@ -102,7 +104,7 @@ pub enum TcpState {
 /// Which timer a flow runs on; its length is in [`TcpTimeouts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TcpTimeout {
-    /// Both sides have closed, not everything is acknowledged.
+    /// Both sides have closed, not everything is acknowledged; or only the opener is seen, and it has sent no data yet.
     Closing,
     /// Open in both directions.
     Established,
@@ -120,13 +122,13 @@ pub enum TcpTimeout {
 /// of the standards, where they name one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpTimeouts {
-    /// Handshake not complete. Default 4 min, the least transitory timeout of RFC 5382 REQ-5.
+    /// Handshake not complete, from the first SYN on and once more from the first answer. Default 4 min, the least transitory timeout of RFC 5382 REQ-5.
     pub opening_ms: u64,
     /// Open in both directions. Default 2 h 4 min, the least established timeout of RFC 5382 REQ-5.
     pub established_ms: u64,
     /// One side has closed. Default 2 h 4 min: a half-closed connection is still in use (RFC 6146 §3.5.2.2).
     pub half_closed_ms: u64,
-    /// Both sides have closed, not everything is acknowledged. Default 4 min (RFC 5382 REQ-5).
+    /// Both sides have closed, not everything is acknowledged, or one is not seen and nothing was sent yet. Default 4 min (RFC 5382 REQ-5).
     pub closing_ms: u64,
     /// Both sides have closed and acknowledged it. Default 60 s: what may still come are duplicates and a FIN whose last ACK was lost, and
     /// Linux remembers no longer (`TCP_TIMEWAIT_LEN`). RFC 5382 REQ-5 asks for 4 min where a NAT cannot tell that both sides are done.
@@ -303,7 +305,11 @@ const BOTH_FINS_SEEN: u32 = 0b11 << FIN_SEEN;
 const FIRST_FIN_REVERSE: u32 = 1 << 16;
 /// The reverse side sent the reset.
 const RESET_BY_REVERSE: u32 = 1 << 17;
+/// Without [`RESET`]: the reverse side sent its FIN before it had the forward side's.
+const SERVER_WAITS: u32 = RESET_BY_REVERSE;
 const ONE_WAY: u32 = 1 << 18;
+/// With [`ONE_WAY`]: the opener has sent data behind its handshake. The place is free, as no window of the other side's is seen.
+const CARRIES: u32 = 2 << SYN_WINDOW;
 const CLOSED: u32 = 1 << 19;
 const RESET: u32 = 1 << 20;
 /// The bits from here on are the caller's.
@@ -369,15 +375,26 @@ impl TcpTrack {
     /// The timer of the phase that the connection is in.
     #[inline]
     pub fn timeout(&self) -> TcpTimeout {
-        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | CLOSED | RESET) {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET) {
             BOTH_SYNS_ACKED => TcpTimeout::Established,
             _ => self.rare_timeout(),
+        }
+    }
+
+    /// The timer that a segment which fits starts anew: none during the handshake, whose timer is for all of it.
+    #[inline]
+    fn renewed(&self) -> Option<TcpTimeout> {
+        match self.bits & (BOTH_SYNS_ACKED | BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET) {
+            BOTH_SYNS_ACKED => Some(TcpTimeout::Established),
+            _ => Some(self.rare_timeout()).filter(|&timeout| timeout != TcpTimeout::Opening),
         }
     }
 
     fn rare_timeout(&self) -> TcpTimeout {
         match self.state() {
             TcpState::SynSent | TcpState::SynCrossed | TcpState::SynAnswered => TcpTimeout::Opening,
+            // Anyone can send two segments that look like a handshake.
+            TcpState::Established if self.bits & (ONE_WAY | CARRIES) == ONE_WAY => TcpTimeout::Closing,
             TcpState::Established => TcpTimeout::Established,
             TcpState::FinForward | TcpState::FinReverse => TcpTimeout::HalfClosed,
             TcpState::FinBoth => TcpTimeout::Closing,
@@ -405,12 +422,23 @@ impl TcpTrack {
         }
     }
 
+    /// Whether the reverse side sent its FIN before it had the other one, and so keeps the connection in TIME_WAIT, alone or, after a simultaneous
+    /// close, as the other side does.
+    pub fn server_waits(&self) -> bool {
+        self.bits & (RESET | SERVER_WAITS) == SERVER_WAITS
+    }
+
     /// The numbers of an RST with ACK that `to` accepts as one of the other side's, to end the connection from here.
     pub fn reset_towards(&self, to: Direction) -> ResetNumbers {
         let from = to.opposite();
-        let ack = self.end[to.index()];
+        let ack = match self.bits & ONE_WAY != 0 && to == Direction::Reverse {
+            true => self.ack[from.index()],
+            false => self.end[to.index()],
+        };
         let sent = self.end[from.index()];
         let (seq, seq_sent) = match (self.has(SYN_ACKED, to), self.has(SYN_SEEN, from)) {
+            // What a side that is not seen has acknowledged is not known.
+            _ if self.bits & ONE_WAY != 0 && to == Direction::Reverse => (sent, sent),
             (true, true) => (self.ack[to.index()], sent),
             (true, false) => (self.ack[to.index()], self.ack[to.index()]),
             (false, true) => (sent, sent),
@@ -464,6 +492,18 @@ impl TcpTrack {
         }
     }
 
+    /// Begins anew with the answer to a SYN of the opener's that was [`TcpFault::UnexpectedSyn`] and sent on: the server has taken it. The
+    /// handshake goes on with the opener's ACK, and [`TcpEvent::Established`] comes once more. The timer is [`TcpTimeout::Opening`].
+    pub fn restart(&mut self, answer: &SegmentFacts) {
+        // The options of that SYN are not known any more; a host offers the same ones each time.
+        self.bits = self.bits & (SCALE_MASK | !0 << TAG) | 1 << SYN_SEEN;
+        self.end[Direction::Forward.index()] = answer.ack;
+        self.synchronise(Direction::Reverse, answer);
+        self.ack[Direction::Forward.index()] = answer.seq;
+        self.ack[Direction::Reverse.index()] = answer.ack;
+        self.set(SYN_ACKED, Direction::Reverse);
+    }
+
     fn on_syn(&mut self, from: Direction, segment: &SegmentFacts) -> Outcome {
         let at = from.index();
         match (self.state(), from) {
@@ -473,21 +513,17 @@ impl TcpTrack {
                     self.bits &= ONE_WAY | !0 << TAG;
                 }
                 self.synchronise(from, segment);
-                Outcome::timeout(TcpTimeout::Opening)
+                // Else who only repeats it would keep the flow, and a client its dead server, for as long as it likes.
+                Outcome::UNMOVED
             }
             (TcpState::SynSent, Direction::Reverse) => {
                 self.synchronise(from, segment);
                 Outcome::timeout(TcpTimeout::Opening)
             }
-            (TcpState::SynCrossed | TcpState::SynAnswered, _) if segment.end() == self.end[at] => {
-                Outcome::timeout(TcpTimeout::Opening)
-            }
-            (TcpState::Reset, Direction::Forward) => Outcome::event(TcpEvent::Reopens),
-            // RFC 9293 wants a higher number than the last one; one that is far lower is no duplicate either: the clock of the
-            // client's initial numbers has been overtaken, or the client is another one behind the same NAT.
-            (TcpState::TimeWait, Direction::Forward) if self.end[at].wrapping_sub(segment.seq) > OLD_SYN_SPAN_BYTES => {
-                Outcome::event(TcpEvent::Reopens)
-            }
+            (TcpState::SynCrossed | TcpState::SynAnswered, _) if segment.end() == self.end[at] => Outcome::UNMOVED,
+            // RFC 9293 wants a higher number than the last one. But it is sent on whatever its number is, and a server that takes it must not find
+            // that its answer fits nothing here; the flow of an old duplicate ends with the RST of its opener.
+            (TcpState::Reset | TcpState::TimeWait, Direction::Forward) => Outcome::event(TcpEvent::Reopens),
             // The receiver answers a SYN in the middle of a connection with an ACK, and the RST that this one draws, if the
             // connection is indeed gone, ends it here too (RFC 5961 §4.2).
             _ => Outcome::fault(TcpFault::UnexpectedSyn),
@@ -509,6 +545,7 @@ impl TcpTrack {
         if !self.acknowledges(from, segment.ack) {
             return Outcome::fault(TcpFault::AckOutOfWindow);
         }
+        let is_first = !self.has(SYN_SEEN, from);
         if !self.has(SYN_ACKED, other) {
             // A server that answers with SYN cookies may choose another number the second time.
             if self.has(SYN_SEEN, from) && segment.seq != self.ack[other.index()] {
@@ -520,7 +557,9 @@ impl TcpTrack {
         }
         self.ack[from.index()] = segment.ack;
         let event = self.acknowledge_syn(from);
-        Outcome { timeout: Some(self.timeout()), event, fault: None }
+        // The first answer starts the timer of the handshake once more: the client has to be given time as well.
+        let timeout = if is_first { Some(self.timeout()) } else { self.renewed() };
+        Outcome { timeout, event, fault: None }
     }
 
     #[inline]
@@ -547,6 +586,9 @@ impl TcpTrack {
         self.learn(from, segment);
         let mut event = self.acknowledge_syn(from);
         if segment.has(FIN) && end == self.end[from.index()] {
+            if from == Direction::Reverse && !self.has(FIN_SEEN, from) {
+                self.note_server_waits();
+            }
             self.see_fin(from);
         }
         if event.is_none()
@@ -557,7 +599,7 @@ impl TcpTrack {
             self.bits |= CLOSED;
             event = Some(TcpEvent::Closed);
         }
-        Outcome { timeout: Some(self.timeout()), event, fault: None }
+        Outcome { timeout: self.renewed(), event, fault: None }
     }
 
     #[cold]
@@ -586,7 +628,11 @@ impl TcpTrack {
         let from = Direction::Forward;
         let (at, end) = (from.index(), segment.end());
         if !self.is_near(segment.seq) {
-            return Outcome::fault(TcpFault::SequenceOutOfWindow);
+            // A SYN that was sent on may have begun another connection, unseen; while it is in use the flow must not go.
+            return match self.bits & (BOTH_SYNS_ACKED | CLOSED) {
+                BOTH_SYNS_ACKED => Outcome::timeout(self.timeout()),
+                _ => Outcome::fault(TcpFault::SequenceOutOfWindow),
+            };
         }
         let mut event = None;
         if !self.is_synchronised() {
@@ -596,9 +642,10 @@ impl TcpTrack {
             self.bits |= BOTH_SYNS_ACKED;
             self.ack[at] = segment.ack;
             event = Some(TcpEvent::Established);
-        }
-        if self.bits & CLOSED != 0 && is_after(end, self.end[at]) {
+        } else if self.bits & CLOSED != 0 && is_after(end, self.end[at]) {
             return Outcome::fault(TcpFault::SequenceOutOfWindow);
+        } else if segment.payload_len > 0 {
+            self.bits |= CARRIES;
         }
         // Without windows, only a FIN that follows what is known is believed.
         let follows = !is_after(segment.seq, self.end[at]);
@@ -637,16 +684,19 @@ impl TcpTrack {
             let is_in_window = !is_after(expected, segment.seq) && !is_after(segment.seq, edge);
             (is_expected || segment.seq == self.end[at], is_in_window)
         };
-        if is_exact {
-            let event = if self.is_over() { None } else { Some(TcpEvent::Reset) };
-            self.bits |= RESET;
+        if is_exact && self.bits & CLOSED != 0 {
+            // There is nothing to end any more, and what waits for late duplicates goes on waiting (RFC 1337).
+            Outcome::UNMOVED
+        } else if is_exact {
+            self.bits = self.bits & !RESET_BY_REVERSE | RESET;
             if from == Direction::Reverse {
                 self.bits |= RESET_BY_REVERSE;
             }
-            Outcome { timeout: Some(TcpTimeout::Reset), event, fault: None }
+            Outcome { timeout: Some(TcpTimeout::Reset), event: Some(TcpEvent::Reset), fault: None }
         } else if is_in_window {
-            // The receiver may want to be asked first (RFC 5961 §3.2). If it is alive its challenge ACK starts the old timer again.
-            Outcome::timeout(TcpTimeout::Reset)
+            // The receiver asks first (RFC 5961 §3.2), and the RST that answers its challenge is exact. On the word of this one, which anybody can
+            // guess and whose checksum may be wrong, an idle connection would be forgotten.
+            Outcome::UNMOVED
         } else {
             Outcome::fault(TcpFault::ResetOutOfWindow)
         }
@@ -745,6 +795,14 @@ impl TcpTrack {
     fn is_near(&self, seq: u32) -> bool {
         let end = self.end[Direction::Forward.index()];
         seq.wrapping_sub(end).wrapping_add(ONE_WAY_SPAN_BYTES) <= 2 * ONE_WAY_SPAN_BYTES
+    }
+
+    /// The first FIN of the reverse side has come, and what it acknowledges is known.
+    fn note_server_waits(&mut self) {
+        match self.is_fin_acked(Direction::Forward) {
+            true => self.bits &= !SERVER_WAITS,
+            false => self.bits |= SERVER_WAITS,
+        }
     }
 
     fn see_fin(&mut self, from: Direction) {

@@ -45,6 +45,7 @@ counters!(
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
         ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        DsrBehindRouter = "dsr_behind_router", "DSR: the real server is not on a link of ours, and its router would send the packet back.";
         EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
         EthernetTruncated = "ethernet_truncated", "A frame that is shorter than an Ethernet header.";
         ExtensionOrder = "extension_order", "An IPv6 hop-by-hop header that is not the first, or a second fragment header.";
@@ -57,7 +58,7 @@ counters!(
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
         FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
         HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
-        HalfOpenFull = "half_open_full", "The table of half-open flows was full.";
+        HalfOpenFull = "half_open_full", "The table of half-open flows was full, or the half of it that UDP may have.";
         HalfOpenSource = "half_open_source", "The source had as many half-open flows as one may.";
         HopLimit = "hop_limit", "A packet whose time to live or hop limit ran out here; its sender is told.";
         IcmpChecksum = "icmp_checksum", "An ICMP message whose checksum is wrong.";
@@ -92,6 +93,7 @@ counters!(
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
+        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";

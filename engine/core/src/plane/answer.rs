@@ -2,7 +2,7 @@
 
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
-use crate::flow::Direction;
+use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
     Arp, ArpOperation, DropReason, Fragment, IcmpError, Ip, Nd, NdKind, PROTOCOL_TCP, Packet, Parsed, Tuple,
@@ -107,7 +107,6 @@ impl Plane {
         };
         let table = self.flows.table(found.stage);
         let (Some(path), Some(state)) = (table.path(found.id), table.state(found.id)) else { return Verdict::Pass };
-        let rule = *self.services.rule(state.service());
         let sent_by = found.direction.opposite();
         if error.embedded.protocol == PROTOCOL_TCP && !state.tcp().is_in_flight(sent_by, error.embedded_seq) {
             return Verdict::Drop(DropReason::IcmpErrorWindow);
@@ -117,11 +116,11 @@ impl Plane {
             Direction::Forward => (path.client, path.client.src),
             Direction::Reverse => (path.server.reversed(), path.server.dst),
         };
-        let hop = match self.route(frame, &error.parsed, station, found.direction, &rule, turn) {
+        let hop = match self.route(frame, &error.parsed, station, found.direction, path.returns, turn) {
             Ok(hop) => hop,
             Err(reason) => return Verdict::Drop(reason),
         };
-        if !rule.is_dsr {
+        if path.returns == Returns::Here {
             let Tuple { src, .. } = error.parsed.tuple;
             // The far end is known to the sender by another address; a router on the way is not.
             let from = if src == error.embedded.dst { sent.dst } else { src };

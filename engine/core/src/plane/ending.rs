@@ -5,17 +5,24 @@ use std::ops::Deref;
 use towpath_config::model::AdminState;
 
 use super::flows::{Ended, Found, Stage, is_tcp};
-use super::reply::{Macs, tcp_reset};
+use super::reply::{Macs, RESET_LEN_MAX, tcp_reset};
 use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::counters::{ServiceCounter, Termination};
-use crate::flow::Direction;
 use crate::flow::tcp::TcpState;
+use crate::flow::{Direction, Returns};
 use crate::packet::{DropReason, Ip, Mac};
+use crate::snapshot::ServiceSource;
 use crate::{Now, RealServerId, ServiceId};
 
-/// Slots that a sweep looks at for one of its budget.
+/// Resets that the end of a flow makes at most: two numbers for each side.
+const RESETS_MAX: usize = 4;
+
+/// Slots that a sweep looks at for one of its budget, unless it ends more flows than one.
 const SLOTS_PER_STEP: usize = 16;
+
+/// Of the budget, one part in so many is for a sweep that is under way.
+const SWEEP_SHARE: usize = 4;
 
 /// A walk over all flows for those whose server is not to have them any more; half-open ones first, since they may move to the other table meanwhile.
 #[derive(Clone, Copy, Debug)]
@@ -32,25 +39,39 @@ impl Sweep {
 
 impl Plane {
     /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
-    /// one of `budget`. Whether all that was due is done.
+    /// one of `budget`, and none is ended while `out` has no room for its resets. Whether all that was due is done.
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
         self.called = now;
-        let mut left = budget;
-        for stage in [Stage::Established, Stage::HalfOpen] {
-            while let Some(ended) = self.flows.expire(stage, now, &mut left) {
+        // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.
+        let reserved = if self.sweep.is_some() { budget.div_ceil(SWEEP_SHARE) } else { 0 };
+        let mut left = budget - reserved;
+        for stage in [Stage::HalfOpen, Stage::Established] {
+            while has_room(out)
+                && let Some(ended) = self.flows.expire(stage, now, &mut left)
+            {
                 self.expired(now, stage, ended, desk, out);
             }
         }
+        while left > 0
+            && let Some(lease) = self.rest.due(now)
+            && let Some(maps) = self.services.maps()
+        {
+            left -= 1;
+            maps.release(lease);
+            self.exhausted.forget();
+        }
+        let is_expired = left > 0;
         self.pending.expire(now);
         let waited = self.pending.counts();
         self.counts.set(PlaneCounter::FramesGivenUp, waited.given_up + waited.evicted);
+        left += reserved;
         while let Some(sweep) = self.sweep
             && left > 0
+            && has_room(out)
         {
-            left -= 1;
-            self.sweep = self.step(now, sweep, desk, out);
+            self.sweep = self.step(now, sweep, &mut left, desk, out);
         }
-        left > 0
+        is_expired && left > 0 && has_room(out)
     }
 
     /// The flow moves to the large table: both sides have been heard.
@@ -78,20 +99,40 @@ impl Plane {
     }
 
     /// The connection of a flow is over, though the flow stays for late packets. Its port is free from here on, unless the server
-    /// closed first and so keeps it in TIME_WAIT: then the lease rests in the flow.
+    /// closed first, or at the same time, and so keeps it in TIME_WAIT: then the lease rests in the flow.
     pub(super) fn settle(&mut self, found: Found, termination: Termination, rule: &Rule, desk: &mut impl Desk) {
         let Found { stage, id, .. } = found;
         let table = self.flows.table_mut(stage);
         let Some(path) = table.path(id) else { return };
-        let Some(service) = table.state(id).map(|state| state.service()) else { return };
+        let Some(state) = table.state(id) else { return };
+        let (service, server_waits) = (state.service(), state.tcp().server_waits());
         let Some(detail) = table.detail_mut(id) else { return };
         let was_counted = std::mem::replace(&mut detail.is_counted, false);
-        if !(rule.rests && termination == Termination::ServerClosed) {
+        if !(rule.rests && server_waits) {
             detail.release(&path, self.services.maps());
+            self.exhausted.forget();
         }
         if was_counted {
             let server = detail.server;
             tell_end(desk, stage, service, server, termination);
+        }
+    }
+
+    /// The lease that rests in a flow goes on resting without it: the client uses its own port again, but the server may still keep ours.
+    pub(super) fn rest_lease(&mut self, now: Now, ended: &mut Ended) {
+        let rest_ms = match self.snapshot.service(ended.state.service()).map(|service| &service.source) {
+            Some(ServiceSource::Pool(pool)) => pool.rest_ms(),
+            _ => 0,
+        };
+        if rest_ms == 0 {
+            return;
+        }
+        // A whole rest: when it began is not known any more.
+        let Some(lease) = ended.detail.take_lease(&ended.path) else { return };
+        if let Some(lease) = self.rest.rest(lease, now, rest_ms)
+            && let Some(maps) = self.services.maps()
+        {
+            maps.release(lease);
         }
     }
 
@@ -102,6 +143,7 @@ impl Plane {
             tell_end(desk, stage, state.service(), detail.server, termination);
         }
         detail.release(&path, self.services.maps());
+        self.exhausted.forget();
         self.counts.add(PlaneCounter::FlowsClosed, 1);
     }
 
@@ -125,9 +167,17 @@ impl Plane {
         self.end(stage, ended, termination, desk);
     }
 
-    /// One step of a sweep; what is left of it.
-    fn step(&mut self, now: Now, sweep: Sweep, desk: &mut impl Desk, out: &mut Outbox) -> Option<Sweep> {
+    /// One step of a sweep; what is left of it. It costs one of the budget, and each further flow that it ends another.
+    fn step(
+        &mut self,
+        now: Now,
+        sweep: Sweep,
+        left: &mut usize,
+        desk: &mut impl Desk,
+        out: &mut Outbox,
+    ) -> Option<Sweep> {
         let Sweep { stage, slot } = sweep;
+        let mut budget = std::mem::replace(left, left.saturating_sub(1));
         let slots = self.flows.table(stage).flows_max();
         let end = (slot + SLOTS_PER_STEP).min(slots);
         for slot in slot..end {
@@ -143,6 +193,11 @@ impl Plane {
                 Some((_, member)) if member.admin == AdminState::Halt => Termination::ServerHalted,
                 _ => Termination::ServerDown,
             };
+            if budget == 0 || !has_room(out) {
+                return Some(Sweep { stage, slot });
+            }
+            budget -= 1;
+            *left = (*left).min(budget);
             if let Some(ended) = self.flows.remove(stage, id) {
                 self.reset(now, &ended, &Direction::BOTH, out);
                 self.end(stage, ended, termination, desk);
@@ -160,43 +215,49 @@ impl Plane {
         if !is_tcp(&ended.path) {
             return;
         }
-        let is_dsr = self.services.rule(ended.state.service()).is_dsr;
+        let mut made = 0;
         for &to in sides {
             let (tuple, station) = match to {
+                // What it has of the server's numbers is not known here, and it may never have sent the SYN.
+                Direction::Forward if ended.path.returns == Returns::Elsewhere => continue,
                 Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
                 // It knows itself by the VIP.
-                Direction::Reverse if is_dsr => (ended.path.client, ended.path.server.dst),
+                Direction::Reverse if ended.path.returns == Returns::Elsewhere => {
+                    (ended.path.client, ended.path.server.dst)
+                }
                 Direction::Reverse => (ended.path.server, ended.path.server.dst),
             };
             let numbers = ended.state.tcp().reset_towards(to);
             let ack = Some(numbers.ack).filter(|&ack| ack != 0);
             let second = Some(numbers.seq_sent).filter(|&seq| seq != numbers.seq);
             for seq in std::iter::once(numbers.seq).chain(second) {
-                self.emit(now, station, out, |macs| tcp_reset(macs, &tuple, seq, ack));
-                self.counts.add(PlaneCounter::ResetsMade, 1);
+                let is_made = self.emit(now, station, out, |macs| tcp_reset(macs, &tuple, seq, ack));
+                made += u64::from(is_made);
             }
         }
-        self.counts.add(PlaneCounter::FlowsReset, 1);
+        self.counts.add(PlaneCounter::ResetsMade, made);
+        self.counts.add(PlaneCounter::FlowsReset, u64::from(made > 0));
     }
 
-    /// Sends a frame made here to `to`, or lets it wait for its next hop.
-    fn emit<M: Deref<Target = [u8]>>(&mut self, now: Now, to: Ip, out: &mut Outbox, make: impl Fn(Macs) -> M) {
+    /// Sends a frame made here to `to`, or lets it wait for its next hop. Whether there was room and a way.
+    fn emit<M: Deref<Target = [u8]>>(&mut self, now: Now, to: Ip, out: &mut Outbox, make: impl Fn(Macs) -> M) -> bool {
         let (port, station) = match self.network.next_hop(to) {
-            NextHop::NoRoute => return,
+            NextHop::NoRoute => return false,
             NextHop::Ready { port, mac } => (port, Ok(mac)),
             NextHop::Unresolved { port, via } => (port, Err(via)),
         };
-        let Some(src) = self.network.port(port).map(|port| port.mac) else { return };
+        let Some(src) = self.network.port(port).map(|port| port.mac) else { return false };
         match station {
-            Ok(dst) => {
-                out.push(port, &make(Macs { src, dst }));
-            }
+            Ok(dst) => out.push(port, &make(Macs { src, dst })),
             // What does not fit there is counted there, and the end point's own timer is what remains.
-            Err(via) => {
-                let _ = self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() }));
-            }
+            Err(via) => self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() })).is_ok(),
         }
     }
+}
+
+/// Whether the resets of one more flow fit.
+fn has_room(out: &Outbox) -> bool {
+    out.has_room(RESETS_MAX, RESETS_MAX * RESET_LEN_MAX)
 }
 
 fn tell_end(desk: &mut impl Desk, stage: Stage, service: ServiceId, server: RealServerId, termination: Termination) {

@@ -6,7 +6,7 @@
 use crate::flow::Direction;
 use crate::flow::half_open::{HalfOpenSources, SourceFull};
 use crate::flow::table::{
-    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, TIMEOUTS_MAX, TimeoutClass, Timeouts,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TIMEOUTS_MAX, TimeoutClass, Timeouts,
 };
 use crate::flow::tcp::{TAG_MAX, TcpTrack};
 use crate::flow::udp::UdpTrack;
@@ -18,6 +18,9 @@ use crate::{Now, RealServerId, ServiceId};
 /// Addresses of ours that the flows of one table name at most: every VIP and real server, and as many SNAT addresses as both.
 const ADDRESSES_MAX: usize = 2 * (SERVICES_MAX + REAL_SERVERS_MAX);
 const _: () = assert!(SERVICES_MAX - 1 <= TAG_MAX as usize);
+
+/// Slots that one search for a flow to evict looks at.
+const EVICTION_SLOTS: usize = 16;
 
 /// No lease.
 const NO_MAP: u32 = u32::MAX;
@@ -70,20 +73,22 @@ pub(super) struct Detail {
     pub(super) server: RealServerId,
     /// Whether it counts as a connection at the desk.
     pub(super) is_counted: bool,
+    /// Sequence number of the last SYN that did not fit the connection and was sent on; 0 when there was none (one with that number is not followed).
+    pub(super) other_syn: u32,
     /// Port map of the lease whose address and port the real server sees.
     map: u32,
 }
 
 impl Default for Detail {
     fn default() -> Detail {
-        Detail { server: RealServerId(0), is_counted: false, map: NO_MAP }
+        Detail { server: RealServerId(0), is_counted: false, other_syn: 0, map: NO_MAP }
     }
 }
 
 impl Detail {
     /// Of a flow that was just picked, with the lease that it goes out by.
     pub(super) fn new(server: RealServerId, lease: Option<SnatLease>) -> Detail {
-        Detail { server, is_counted: true, map: lease.map_or(NO_MAP, SnatLease::into_map) }
+        Detail { server, is_counted: true, other_syn: 0, map: lease.map_or(NO_MAP, SnatLease::into_map) }
     }
 
     /// Whether it still has a lease.
@@ -91,13 +96,18 @@ impl Detail {
         self.map != NO_MAP
     }
 
+    /// Takes the lease out, if there is one; `path` is that of the flow.
+    pub(super) fn take_lease(&mut self, path: &FlowPath) -> Option<SnatLease> {
+        let map = std::mem::replace(&mut self.map, NO_MAP);
+        (map != NO_MAP).then(|| SnatLease::from_map(map, path.server.source()))
+    }
+
     /// Gives the lease back, if there is one; `path` is that of the flow.
     pub(super) fn release(&mut self, path: &FlowPath, maps: Option<&SnatMaps>) {
-        let map = std::mem::replace(&mut self.map, NO_MAP);
-        if let Some(maps) = maps
-            && map != NO_MAP
+        if let Some(lease) = self.take_lease(path)
+            && let Some(maps) = maps
         {
-            maps.release(SnatLease::from_map(map, path.server.source()));
+            maps.release(lease);
         }
     }
 }
@@ -137,7 +147,17 @@ pub(super) enum OpenError {
 pub(super) struct Flows {
     pub(super) established: Table,
     pub(super) half_open: Table,
-    sources: HalfOpenSources,
+    pub(super) sources: HalfOpenSources,
+    /// Of the half-open flows, those that are not TCP.
+    pub(super) unanswered: usize,
+    unanswered_max: usize,
+    /// Of the flows of the large table, those whose answers do not come by here.
+    pub(super) one_way: usize,
+    one_way_max: usize,
+    /// The slot of the large table that the last search for a flow to evict ended at.
+    hand: usize,
+    /// Flows that were over and gave way to others, not told yet.
+    gave_way: u64,
 }
 
 impl Flows {
@@ -150,6 +170,12 @@ impl Flows {
             established: table(flows_max, seed),
             half_open: table(half_open_max, [seed[1], seed[0]]),
             sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
+            unanswered: 0,
+            unanswered_max: half_open_max.div_ceil(2),
+            one_way: 0,
+            one_way_max: (flows_max - flows_max / 4).max(1),
+            hand: 0,
+            gave_way: 0,
         }
     }
 
@@ -196,13 +222,58 @@ impl Flows {
         self.sources.close(client.src);
     }
 
-    /// Whether both tables have a slot.
-    pub(super) fn has_room(&self) -> Result<(), OpenError> {
-        if self.half_open.len() == self.half_open.flows_max() {
+    /// Makes sure that both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
+    /// datagram, so these slots are taken for longer, and TCP must not wait for them.
+    /// And three quarters of the large table are for flows whose answers do not come by: who opens one need not even see them.
+    pub(super) fn make_room(&mut self, client: &Tuple, returns: Returns) -> Result<(), OpenError> {
+        let is_over_half = client.protocol != PROTOCOL_TCP && self.unanswered >= self.unanswered_max;
+        if is_over_half || self.half_open.len() == self.half_open.flows_max() {
             return Err(OpenError::HalfOpenFull);
         }
         // Each half-open flow may become one of the large table, but most of a flood never will.
-        if self.established.len() == self.established.flows_max() { Err(OpenError::Full) } else { Ok(()) }
+        if self.make_room_established(returns) { Ok(()) } else { Err(OpenError::Full) }
+    }
+
+    /// Whether one more flow with these returns fits into the large table, if need be in place of one that is over.
+    fn make_room_established(&mut self, returns: Returns) -> bool {
+        let has_share = !self.is_over_share(returns) || self.evict(Some(Returns::Elsewhere));
+        has_share && (self.established.len() < self.established.flows_max() || self.evict(None))
+    }
+
+    /// Takes a flow out of the large table that is over and only waits for late packets, one with these returns if it matters. `false`: none is among
+    /// the slots that this search looks at; the next one goes on behind them.
+    fn evict(&mut self, returns: Option<Returns>) -> bool {
+        let slots = self.established.flows_max();
+        for _ in 0..EVICTION_SLOTS.min(slots) {
+            self.hand = (self.hand + 1) % slots;
+            let Some(id) = self.established.at(self.hand) else { continue };
+            let fits =
+                returns.is_none_or(|returns| self.established.path(id).is_some_and(|path| path.returns == returns));
+            if fits && self.is_over(Stage::Established, id) {
+                self.give_way(Stage::Established, id);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether the connection of a flow is over, and nothing rests in it.
+    fn is_over(&self, stage: Stage, id: FlowId) -> bool {
+        self.table(stage).detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased())
+    }
+
+    fn give_way(&mut self, stage: Stage, id: FlowId) {
+        self.gave_way += u64::from(self.remove(stage, id).is_some());
+    }
+
+    /// Flows that have given way to others since this was asked last.
+    pub(super) fn take_gave_way(&mut self) -> u64 {
+        std::mem::take(&mut self.gave_way)
+    }
+
+    /// Whether flows with these returns have what they may have of the large table.
+    fn is_over_share(&self, returns: Returns) -> bool {
+        returns == Returns::Elsewhere && self.one_way >= self.one_way_max
     }
 
     /// Opens an admitted flow. One that has the tuple of its returns, is over, and only waits for late packets gives way to it.
@@ -214,25 +285,27 @@ impl Flows {
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
-        if let Some((id, _)) = self.established.lookup(&path.server.reversed()) {
-            let is_over = self.established.detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased());
-            if !is_over {
+        if path.returns == Returns::Here
+            && let Some((id, _)) = self.established.lookup(&path.server.reversed())
+        {
+            if !self.is_over(Stage::Established, id) {
                 return Err(OpenError::Taken);
             }
-            self.established.remove(id);
+            self.give_way(Stage::Established, id);
         }
         for _ in 0..2 {
             match self.half_open.insert(now, path, class, state, detail) {
-                Ok(id) => return Ok(id),
+                Ok(id) => {
+                    self.unanswered += usize::from(!is_tcp(path));
+                    return Ok(id);
+                }
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
                 Err(InsertError::Exists(None)) => return Err(OpenError::Taken),
                 Err(InsertError::Exists(Some(id))) => {
-                    let is_over =
-                        self.half_open.detail(id).is_some_and(|other| !other.is_counted && !other.is_leased());
-                    if !is_over {
+                    if !self.is_over(Stage::HalfOpen, id) {
                         return Err(OpenError::Taken);
                     }
-                    self.remove(Stage::HalfOpen, id);
+                    self.give_way(Stage::HalfOpen, id);
                 }
             }
         }
@@ -242,25 +315,38 @@ impl Flows {
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
     pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
         let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
-        self.established.insert(now, &ended.path, class, ended.state, ended.detail).map_err(|_| Some(ended))
+        let Ended { path, state, detail, .. } = ended;
+        if !self.make_room_established(path.returns) {
+            return Err(Some(ended));
+        }
+        let id = self.established.insert(now, &path, class, state, detail).map_err(|_| Some(ended))?;
+        self.one_way += usize::from(path.returns == Returns::Elsewhere);
+        Ok(id)
     }
 
     /// Takes a flow out.
     pub(super) fn remove(&mut self, stage: Stage, id: FlowId) -> Option<Ended> {
         let ended = self.table_mut(stage).remove(id)?;
-        if stage == Stage::HalfOpen {
-            self.sources.close(ended.path.client.src);
-        }
+        self.left(stage, &ended.path);
         Some(ended)
     }
 
     /// Takes out a flow that was silent for too long; see [`FlowTable::expire`].
     pub(super) fn expire(&mut self, stage: Stage, now: Now, budget: &mut usize) -> Option<Ended> {
         let ended = self.table_mut(stage).expire(now, budget)?;
-        if stage == Stage::HalfOpen {
-            self.sources.close(ended.path.client.src);
-        }
+        self.left(stage, &ended.path);
         Some(ended)
+    }
+
+    /// A flow has left its table.
+    fn left(&mut self, stage: Stage, path: &FlowPath) {
+        match stage {
+            Stage::HalfOpen => {
+                self.sources.close(path.client.src);
+                self.unanswered -= usize::from(!is_tcp(path));
+            }
+            Stage::Established => self.one_way -= usize::from(path.returns == Returns::Elsewhere),
+        }
     }
 
     /// When [`expire`](Self::expire) next has something to do.
@@ -314,6 +400,7 @@ pub(super) fn timeout_class(timeout_ms: u64) -> TimeoutClass {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::tcp::Sight;
 
     #[test]
     fn timeouts_as_people_write_them_are_kept_to_the_second() {
@@ -329,7 +416,7 @@ mod tests {
     #[test]
     fn a_state_keeps_its_service_beside_the_track() {
         let last = ServiceId(SERVICES_MAX as u16 - 1);
-        let mut state = State::of_udp(UdpTrack::open(), last);
+        let mut state = State::of_udp(UdpTrack::open(Sight::BothWays), last);
         assert!(state.with_udp(|track| track.advance(Direction::Reverse)).is_first_answer);
         assert!(!state.with_udp(|track| track.is_half_open()));
         assert_eq!(state.service(), last);

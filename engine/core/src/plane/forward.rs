@@ -6,8 +6,8 @@ use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
 use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
-use crate::flow::Direction;
-use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault};
+use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
+use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
@@ -100,10 +100,10 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let Found { stage, id, direction } = found;
-        let (to, state) = self.flows.table(stage).outgoing(id, direction)?;
+        let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         let rule = *self.services.rule(service);
-        let hop = match self.route(frame, packet, to.dst, direction, &rule, turn) {
+        let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
@@ -114,7 +114,7 @@ impl Plane {
                 (outcome.timeout.map(|timeout| rule.tcp_class(timeout)), outcome)
             })?;
             if outcome.event.is_some() || outcome.fault.is_some() {
-                match self.on_tcp(found, &rule, outcome, turn) {
+                match self.on_tcp(found, &rule, &segment, outcome, turn) {
                     Next::Forward => {}
                     Next::Drop(reason) => return Some(Verdict::Drop(reason)),
                     Next::Reopen => return None,
@@ -123,19 +123,17 @@ impl Plane {
         } else {
             let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
                 let outcome = state.with_udp(|track| track.advance(direction));
-                (Some(rule.udp_class(outcome.timeout)), outcome)
+                (outcome.timeout.map(|timeout| rule.udp_class(timeout)), outcome)
             })?;
-            // Nobody answers by here where the real server answers directly: the client's second datagram has to do.
-            let is_answered = outcome.is_first_answer || rule.is_dsr;
             if stage == Stage::HalfOpen
-                && is_answered
+                && outcome.is_first_answer
                 && let Err(reason) = self.establish(found, turn)
             {
                 return Some(Verdict::Drop(reason));
             }
         }
         self.count_for(service, turn);
-        Some(self.send(frame, packet, &to, direction, &rule, hop, turn))
+        Some(self.send(frame, packet, &to, direction, returns, hop, turn))
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
@@ -146,7 +144,7 @@ impl Plane {
         packet: &Parsed,
         to: Ip,
         direction: Direction,
-        rule: &Rule,
+        returns: Returns,
         turn: &mut Turn<'_, D>,
     ) -> Result<HopId, DropReason> {
         let id = match direction {
@@ -169,7 +167,7 @@ impl Plane {
             return Err(DropReason::PacketTooBig);
         }
         // DSR is part of the link: it takes no hop.
-        if packet.ttl <= 1 && !rule.is_dsr {
+        if packet.ttl <= 1 && returns == Returns::Here {
             self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
@@ -185,12 +183,12 @@ impl Plane {
         packet: &Parsed,
         to: &Tuple,
         direction: Direction,
-        rule: &Rule,
+        returns: Returns,
         hop: HopId,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
-        let rewritten = if rule.is_dsr {
+        let rewritten = if returns == Returns::Elsewhere {
             set_macs(frame.bytes, &self.hops.hop(hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
@@ -235,7 +233,11 @@ impl Plane {
         let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
             return Verdict::Drop(DropReason::NoRoute);
         };
-        // Nothing tells later that it is partial; and a super-packet that is short enough to wait is one packet as well.
+        // Nothing tells later that it is to be cut into segments, or that its checksum is partial. A super-packet that fits the link as it is goes as
+        // one packet; a longer one would be lost on the way out, uncounted.
+        if self.network.port(port).is_none_or(|port| packet.total_len() > port.mtu) {
+            return Verdict::Drop(DropReason::NextHopUnknown);
+        }
         if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }
@@ -273,17 +275,24 @@ impl Plane {
             if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
         let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(turn.now)
+        if self.errors.take(turn.now)
             && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
+            && turn.out.push(frame.port, &made)
         {
-            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ErrorsMade, 1);
         }
     }
 
     /// Acts on what a segment did to its flow beside moving it on.
     #[cold]
-    fn on_tcp<D: Desk>(&mut self, found: Found, rule: &Rule, outcome: Outcome, turn: &mut Turn<'_, D>) -> Next {
+    fn on_tcp<D: Desk>(
+        &mut self,
+        found: Found,
+        rule: &Rule,
+        segment: &SegmentFacts,
+        outcome: Outcome,
+        turn: &mut Turn<'_, D>,
+    ) -> Next {
         let Found { stage, id, direction } = found;
         match (outcome.event, outcome.fault) {
             (Some(TcpEvent::Established), _) if stage == Stage::HalfOpen => {
@@ -311,17 +320,39 @@ impl Plane {
             }
             (Some(TcpEvent::Reopens), _) => {
                 self.counts.add(PlaneCounter::FlowsReopened, 1);
-                if let Some(ended) = self.flows.remove(stage, id) {
+                if let Some(mut ended) = self.flows.remove(stage, id) {
+                    self.rest_lease(turn.now, &mut ended);
                     self.end(stage, ended, Termination::ClientClosed, turn.desk);
                 }
                 return Next::Reopen;
             }
             (None, Some(TcpFault::FlagsImpossible)) => return Next::Drop(DropReason::TcpFlags),
+            (None, Some(TcpFault::UnexpectedSyn)) => {
+                self.counts.add(PlaneCounter::TcpFaults, 1);
+                self.on_other_syn(found, rule, segment, turn.now);
+            }
             // The end point judges better (RFC 7857 §2.2).
             (None, Some(_)) => self.counts.add(PlaneCounter::TcpFaults, 1),
             (None, None) => {}
         }
         Next::Forward
+    }
+
+    /// A SYN in the middle of a connection is sent on. Where the server knows nothing of that connection any more it answers with a SYN-ACK: the
+    /// next one on these ports begins, and is followed from there.
+    fn on_other_syn(&mut self, found: Found, rule: &Rule, segment: &SegmentFacts, now: Now) {
+        let Found { stage, id, direction } = found;
+        let table = self.flows.table_mut(stage);
+        let Some(detail) = table.detail_mut(id).filter(|detail| detail.is_counted) else { return };
+        match direction {
+            Direction::Forward => detail.other_syn = segment.seq,
+            Direction::Reverse if detail.other_syn != 0 && segment.acknowledged_syn() == Some(detail.other_syn) => {
+                detail.other_syn = 0;
+                let class = rule.tcp_class(TcpTimeout::Opening);
+                table.follow(id, now, |state| (Some(class), state.tcp_mut().restart(segment)));
+            }
+            Direction::Reverse => {}
+        }
     }
 
     /// What is counted from here on is that of `service`.

@@ -9,6 +9,7 @@
 mod answer;
 mod budget;
 mod ending;
+mod exhausted;
 mod flows;
 mod forward;
 mod network;
@@ -29,10 +30,12 @@ use crate::packet::rewrite::Checksum;
 
 use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
 use crate::snapshot::{Service, Snapshot};
+use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
 use budget::Budget;
 use ending::Sweep;
+use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
 use pending::Pending;
@@ -50,7 +53,8 @@ pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 19] = [
+pub(crate) const DROP_REASONS: [DropReason; 21] = [
+    DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
     DropReason::FrameChanged,
@@ -69,6 +73,7 @@ pub(crate) const DROP_REASONS: [DropReason; 19] = [
     DropReason::PortsForeign,
     DropReason::ServersFull,
     DropReason::ServiceFull,
+    DropReason::SourceOurs,
     DropReason::TcpStray,
 ];
 
@@ -149,7 +154,7 @@ pub struct PlaneSettings {
     pub half_open_per_source_max: u32,
     /// Frames that wait for a next hop; each takes 2 KiB.
     pub pending_frames_max: usize,
-    /// Resets and ICMP errors made per second.
+    /// Resets of what is refused made per second; and as many ICMP errors.
     pub replies_per_second: u32,
     /// The worker that it belongs to.
     pub worker: WorkerId,
@@ -228,7 +233,13 @@ pub struct Plane {
     services: Services,
     flows: Flows,
     pending: Pending,
-    replies: Budget,
+    exhausted: Exhausted,
+    /// Leases that rest and whose flow gave way to another.
+    rest: SnatRest,
+    /// ICMP errors: senders whose packets do not fit depend on them.
+    errors: Budget,
+    /// Resets of what is refused, apart: a flood of SYNs must not use up the others.
+    refusals: Budget,
     counts: PlaneCounts,
     sweep: Option<Sweep>,
     worker: WorkerId,
@@ -271,7 +282,10 @@ impl Plane {
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
-            replies: Budget::new(settings.replies_per_second),
+            exhausted: Exhausted::default(),
+            rest: SnatRest::new(settings.half_open_max.max(1)),
+            errors: Budget::new(settings.replies_per_second),
+            refusals: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
             worker: settings.worker,
@@ -288,6 +302,7 @@ impl Plane {
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());
         }
+        self.exhausted.forget();
         self.snapshot = snapshot;
     }
 
@@ -356,6 +371,8 @@ impl Plane {
             };
         }
         self.tell(&mut turn);
+        let gave_way = self.flows.take_gave_way();
+        self.counts.add(PlaneCounter::FlowsClosed, gave_way);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
         for verdict in verdicts.iter() {
             match verdict {
@@ -379,7 +396,7 @@ impl Plane {
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
     pub fn next_due(&self) -> Option<Now> {
         let sweep = self.sweep.is_some().then_some(self.called);
-        [sweep, self.flows.next_expiry(), self.pending.next_due()].into_iter().flatten().min()
+        [sweep, self.flows.next_expiry(), self.pending.next_due(), self.rest.next_due()].into_iter().flatten().min()
     }
 
     /// What was counted so far.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::Forwarding;
 
-use super::flows::{Detail, OpenError, State};
+use super::flows::{Detail, OpenError, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Macs, tcp_refusal};
 use super::services::Rule;
@@ -13,7 +13,7 @@ use super::{Desk, Frame, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
-use crate::flow::{Direction, FlowId, FlowPath, Returns};
+use crate::flow::{Direction, FlowId, FlowPath};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::SnatLease;
@@ -42,6 +42,8 @@ impl Plane {
             return verdict;
         }
         match self.services.find(&packet.tuple) {
+            // Forged, or one of our own come back: between two services it would never end.
+            Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
             None if self.is_ours_alone(packet.tuple.dst) => Verdict::Drop(DropReason::PortClosed),
             None => Verdict::Pass,
@@ -62,8 +64,8 @@ impl Plane {
     ) -> Verdict {
         let Some(service) = self.snapshot.service(id).map(Arc::clone) else { return Verdict::Pass };
         let rule = *self.services.rule(id);
+        let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
         let state = if packet.tuple.protocol == PROTOCOL_TCP {
-            let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
             let Some(track) = TcpTrack::open(&segment_facts(frame.bytes, packet), sight) else {
                 if self.strays == Strays::Reset {
                     self.reset_sender(frame, packet, turn);
@@ -72,20 +74,25 @@ impl Plane {
             };
             State::of_tcp(track, id)
         } else {
-            State::of_udp(UdpTrack::open(), id)
+            State::of_udp(UdpTrack::open(sight), id)
         };
         match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
             Ok(flow) => {
                 self.counts.add(PlaneCounter::FlowsOpened, 1);
-                let Some((to, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
+                let Some((to, returns, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
                     return Verdict::Pass;
                 };
-                let hop = match self.route(frame, packet, to.dst, Direction::Forward, &rule, turn) {
+                let hop = match self.route(frame, packet, to.dst, Direction::Forward, returns, turn) {
                     Ok(hop) => hop,
-                    Err(reason) => return Verdict::Drop(reason),
+                    Err(reason) => {
+                        if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
+                            self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
+                        }
+                        return Verdict::Drop(reason);
+                    }
                 };
                 self.count_for(id, turn);
-                self.send(frame, packet, &to, Direction::Forward, &rule, hop, turn)
+                self.send(frame, packet, &to, Direction::Forward, returns, hop, turn)
             }
             // No answer: the source may be forged, and there are more than enough of them.
             Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),
@@ -107,7 +114,7 @@ impl Plane {
         state: State,
         desk: &mut impl Desk,
     ) -> Result<FlowId, Refused> {
-        self.flows.has_room().map_err(refused)?;
+        self.flows.make_room(client, rule.returns()).map_err(refused)?;
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         desk.count(service.id, ServiceCounter::Accepted, 1);
         let admitted = match desk.pick(service, client.source(), now) {
@@ -158,6 +165,10 @@ impl Plane {
             _ => rule.udp_class(UdpTimeout::Opening),
         };
         let is_kept = match service.forwarding {
+            // A router goes by the destination, which is the VIP: the packet would come back.
+            Forwarding::Dsr if self.network.is_on_link(server).is_none() => {
+                return Err((DropReason::DsrBehindRouter, Termination::ConnectFailed));
+            }
             Forwarding::Dsr => true,
             Forwarding::FullNat => false,
             // What the server answers would not come by here.
@@ -177,17 +188,24 @@ impl Plane {
             } else {
                 let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { break };
                 let towards = member.lease_destination(service, destination);
-                match pool.lease_own(towards, home, &self.snapshot.steering, self.worker) {
-                    Ok(lease) => Some(lease),
-                    Err(_) if pool.has_free(towards) => return Err((DropReason::PortsForeign, exhausted.1)),
-                    Err(_) => return Err(exhausted),
+                if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
+                    return Err((reason, Termination::OutOfSourcePorts));
                 }
+                let Ok(lease) = pool.lease_own(towards, home, &self.snapshot.steering, self.worker) else {
+                    let reason = match pool.has_free(towards) {
+                        true => DropReason::PortsForeign,
+                        false => DropReason::PortsExhausted,
+                    };
+                    self.exhausted.note(now, service.id, towards, reason);
+                    return Err((reason, Termination::OutOfSourcePorts));
+                };
+                Some(lease)
             };
             let source = lease.as_ref().map_or(client.source(), SnatLease::source);
             let path = FlowPath {
                 client: *client,
                 server: Tuple::new(source, destination, client.protocol),
-                returns: if rule.is_dsr { Returns::Elsewhere } else { Returns::Here },
+                returns: rule.returns(),
             };
             let mut detail = Detail::new(member.server, lease);
             match self.flows.open(now, &path, class, state, detail) {
@@ -216,10 +234,10 @@ impl Plane {
         }
         let Some(port) = self.network.port(frame.port) else { return };
         let Some(macs) = Macs::answering(frame.bytes, port.mac) else { return };
-        if self.replies.take(turn.now)
+        if self.refusals.take(turn.now)
             && let Some(made) = tcp_refusal(macs, packet)
+            && turn.out.push(frame.port, &made)
         {
-            turn.out.push(frame.port, &made);
             self.counts.add(PlaneCounter::ResetsMade, 1);
         }
     }

@@ -43,6 +43,12 @@ impl Outbox {
         true
     }
 
+    /// Whether so many frames of so many octets together fit; into an empty one they do, as there will never be more room.
+    pub fn has_room(&self, frames: usize, bytes: usize) -> bool {
+        let fits = self.frames.len() + frames <= self.frames.capacity() && self.used + bytes <= self.bytes.len();
+        fits || self.is_empty()
+    }
+
     /// The frames and where they leave, in the order in which they were made.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (PortId, &[u8])> + '_ {
         self.frames.iter().map(|made| (made.port, &self.bytes[made.at..made.at + made.len]))
@@ -85,6 +91,8 @@ mod tests {
         assert_eq!(made, [(PortId(0), &[1; 6][..]), (PortId(1), &[3; 4][..])]);
         out.clear();
         assert_eq!((out.len(), out.overflowed()), (0, 2));
-        assert!(out.push(PortId(0), &[4; 10]));
+        assert!(out.has_room(2, 10) && out.has_room(9, 90), "empty");
+        assert!(out.push(PortId(0), &[4; 9]));
+        assert!(out.has_room(1, 1) && !out.has_room(2, 1) && !out.has_room(1, 2));
     }
 }

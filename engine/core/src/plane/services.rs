@@ -6,9 +6,9 @@ use std::sync::Arc;
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
 
 use super::flows::timeout_class;
-use crate::flow::TimeoutClass;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
+use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::snapshot::{SERVICES_MAX, ServerHealth, Service, ServiceSource, Snapshot};
 use crate::snat::SnatMaps;
@@ -21,7 +21,7 @@ const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Rule {
     classes: [TimeoutClass; TCP_TIMEOUTS + UDP_TIMEOUTS],
-    /// Only the MACs are rewritten.
+    /// Only the MACs of the flows that it opens are rewritten, and their answers do not come by.
     pub(super) is_dsr: bool,
     /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
     pub(super) rests: bool,
@@ -52,6 +52,11 @@ impl Rule {
             *class = timeout_class(ms);
         }
         Rule { classes, is_dsr: service.forwarding == Forwarding::Dsr, rests: rest_ms > 0 }
+    }
+
+    /// Where the answers of the flows that it opens go.
+    pub(super) fn returns(&self) -> Returns {
+        if self.is_dsr { Returns::Elsewhere } else { Returns::Here }
     }
 
     #[inline]

@@ -1,3 +1,6 @@
+mod edges;
+mod ledger;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +10,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Protocol, SourcePoo
 use super::*;
 use crate::PickReason;
 use crate::fixtures;
-use crate::flow::Direction;
+use crate::flow::{Direction, Returns};
 use crate::ids::{Generation, TargetIndex};
 use crate::packet::{
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
@@ -288,7 +291,9 @@ impl Lab {
     }
 
     fn expire(&mut self) {
-        while !self.plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out) {}
+        while !self.plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out) {
+            self.out.clear();
+        }
     }
 
     fn dropped(&self) -> Vec<DropReason> {

@@ -181,7 +181,7 @@ fn connections_open_carry_and_close() {
         "
         > S 0 0 0       SynSent
         < SA 0 1 0      SynAnswered
-        < FA 1 1 0      SynAnswered
+        < FA 1 1 0      SynAnswered @None
         > A 1 2 0       FinReverse +Established
         > FA 1 2 0      FinBoth
         < A 2 2 0       TimeWait +Closed =Reverse
@@ -205,13 +205,32 @@ fn both_sides_close_at_the_same_time() {
 }
 
 #[test]
+fn who_sends_its_fin_before_it_has_the_other_waits() {
+    let cases = [
+        ("> FA 1 1 0 FinForward\n < FA 1 2 0 FinBoth\n > A 2 2 0 TimeWait +Closed", false),
+        ("> FA 1 1 0 FinForward\n < FA 1 1 0 FinBoth\n > A 2 2 0 FinBoth\n < A 2 2 0 TimeWait +Closed", true),
+        // Its second FIN knows of the other one; its first one did not.
+        ("> FA 1 1 0 FinForward\n < FA 1 1 0 FinBoth\n < FA 1 2 0 FinBoth\n > A 2 2 0 TimeWait +Closed", true),
+        ("< FA 1 1 0 FinReverse\n > FA 1 2 0 FinBoth\n < A 2 2 0 TimeWait +Closed", true),
+        ("< FA 1 1 0 FinReverse\n > R 1 0 0 Reset +Reset", false),
+    ];
+    for (script, waits) in cases {
+        let mut track = None;
+        for line in HANDSHAKE.lines().chain(script.lines()).map(str::trim).filter(|line| !line.is_empty()) {
+            step(&mut track, STARTS[0], Sight::BothWays, line, line);
+        }
+        assert_eq!(track.expect("open").server_waits(), waits, "{script}");
+    }
+}
+
+#[test]
 fn both_sides_open_at_the_same_time() {
     run_after(
         "simultaneous open, RFC 9293 figure 7",
         "
         > S 0 0 0       SynSent
         < S 0 0 0       SynCrossed
-        > SA 0 1 0      SynAnswered
+        > SA 0 1 0      SynAnswered @None
         < SA 0 1 0      Established +Established
         > PA 1 1 10     Established
         ",
@@ -221,11 +240,11 @@ fn both_sides_open_at_the_same_time() {
         "simultaneous open that ends with plain ACKs, SYNs repeated",
         "
         > S 0 0 0       SynSent
-        < S 0 0 0       SynCrossed
-        > S 0 0 0       SynCrossed
-        < S 0 0 0       SynCrossed
+        < S 0 0 0       SynCrossed @Opening
+        > S 0 0 0       SynCrossed @None
+        < S 0 0 0       SynCrossed @None
         < S 7 0 0       SynCrossed !UnexpectedSyn
-        < SA 0 1 0      SynAnswered
+        < SA 0 1 0      SynAnswered @None
         > A 1 1 0       Established +Established
         ",
         "",
@@ -238,10 +257,10 @@ fn handshakes_survive_loss() {
         "every segment of the handshake comes twice",
         "
         > S 0 0 0       SynSent
-        > S 0 0 0       SynSent
-        < SA 0 1 0      SynAnswered
-        > S 0 0 0       SynAnswered
-        < SA 0 1 0      SynAnswered
+        > S 0 0 0       SynSent @None
+        < SA 0 1 0      SynAnswered @Opening
+        > S 0 0 0       SynAnswered @None
+        < SA 0 1 0      SynAnswered @None
         > A 1 1 0       Established +Established
         < SA 0 1 0      Established
         > A 1 1 0       Established
@@ -261,7 +280,7 @@ fn handshakes_survive_loss() {
         "a new attempt on the same ports before any answer",
         "
         > S 0 0 0       SynSent
-        > S 70000 0 0   SynSent
+        > S 70000 0 0   SynSent @None
         < SA 0 1 0      SynSent !AckOutOfWindow
         < SA 0 70001 0  SynAnswered
         > A 70001 1 0   Established +Established
@@ -273,8 +292,8 @@ fn handshakes_survive_loss() {
         "
         > S 0 0 0       SynSent
         < SA 0 1 0      SynAnswered
-        > S 0 0 0       SynAnswered
-        < SA 500000 1 0 SynAnswered
+        > S 0 0 0       SynAnswered @None
+        < SA 500000 1 0 SynAnswered @None
         > A 1 500001 0  Established +Established
         ",
         "",
@@ -322,7 +341,7 @@ fn an_older_connection_at_the_server_is_cleared_away_by_the_challenge() {
         > S 0 0 0       SynSent
         < A 333 777 0   SynSent !NotOpen
         > R 777 0 0     SynSent @None
-        > S 0 0 0       SynSent
+        > S 0 0 0       SynSent @None
         < SA 0 1 0      SynAnswered
         > A 1 1 0       Established +Established
         ",
@@ -354,6 +373,40 @@ fn a_client_that_has_forgotten_its_connection_gets_a_new_one() {
 }
 
 #[test]
+fn a_connection_that_the_server_takes_in_the_middle_of_another_is_followed() {
+    for starts in STARTS {
+        let mut track = None;
+        for line in HANDSHAKE.lines().filter(|line| !line.trim().is_empty()) {
+            step(&mut track, starts, Sight::BothWays, line, line);
+        }
+        let mut track = track.expect("open");
+        track.set_tag(77);
+        // Numbers that have nothing to do with those before.
+        let [client, server] = starts.map(|start| start.wrapping_add(0x4000_0000));
+        let segment = |flags, seq, ack, payload_len| SegmentFacts {
+            flags,
+            seq,
+            ack,
+            window: 60_000,
+            payload_len,
+            window_scale: None,
+        };
+        let syn = segment(SYN, client, 0, 0);
+        assert_eq!(track.advance(Direction::Forward, &syn).fault, Some(TcpFault::UnexpectedSyn));
+        let answer = segment(SYN_ACK, server, client.wrapping_add(1), 0);
+        assert_eq!(track.advance(Direction::Reverse, &answer).fault, Some(TcpFault::UnexpectedSyn));
+        track.restart(&answer);
+        assert_eq!((track.state(), track.tag()), (TcpState::SynAnswered, 77));
+        let repeated = track.advance(Direction::Reverse, &answer);
+        assert!(repeated.is_valid() && repeated.timeout.is_none());
+        let ack = segment(ACK, client.wrapping_add(1), server.wrapping_add(1), 100);
+        assert_eq!(track.advance(Direction::Forward, &ack).event, Some(TcpEvent::Established));
+        let data = segment(ACK, server.wrapping_add(1), client.wrapping_add(101), 100);
+        assert_eq!(track.advance(Direction::Reverse, &data), Outcome::timeout(TcpTimeout::Established));
+    }
+}
+
+#[test]
 fn a_reset_counts_only_inside_the_window() {
     run_after(
         "exactly what the receiver expects",
@@ -372,11 +425,12 @@ fn a_reset_counts_only_inside_the_window() {
         ",
     );
     run_after(
-        "inside the window: the timer is short until somebody objects",
+        "inside the window: the receiver asks, and the answer is exact",
         HANDSHAKE,
         "
-        > R 30000 0 0   Established @Reset
+        > R 30000 0 0   Established @None
         < A 1 1 0       Established @Established
+        > R 1 0 0       Reset +Reset
         ",
     );
     run_after(
@@ -398,9 +452,9 @@ fn a_reset_counts_only_inside_the_window() {
         > A 1 1 0       Established +Established win=15000
         < A 1 1 0       Established win=1000
         > R 128002 0 0  Established !ResetOutOfWindow
-        > R 128001 0 0  Established @Reset
+        > R 128001 0 0  Established @None
         < R 60002 0 0   Established !ResetOutOfWindow
-        < R 60001 0 0   Established @Reset
+        < R 60001 0 0   Established @None
         ",
         "",
     );
@@ -411,7 +465,7 @@ fn a_reset_counts_only_inside_the_window() {
         < SA 0 1 0      SynAnswered win=60000
         > A 1 1 0       Established +Established win=60000
         < R 60002 0 0   Established !ResetOutOfWindow
-        < R 60001 0 0   Established @Reset
+        < R 60001 0 0   Established @None
         ",
         "",
     );
@@ -466,16 +520,17 @@ fn a_side_that_goes_on_after_its_reset_keeps_the_flow() {
 
 #[test]
 fn after_the_end_a_reset_is_no_second_end() {
-    run_after("browsers do it", CLOSED_BY_OPENER, "> R 2 0 0  Reset @Reset =Forward");
+    run_after("browsers do it", CLOSED_BY_OPENER, "> R 2 0 0  TimeWait @None =Forward");
+    run_after("nor the server's", CLOSED_BY_OPENER, "< R 2 0 0  TimeWait @None =Forward");
 }
 
 #[test]
-fn a_syn_reopens_what_is_over_unless_it_may_be_a_duplicate() {
+fn every_syn_of_the_opener_reopens_what_is_over() {
     run_after("higher", CLOSED_BY_OPENER, "> S 3 0 0              TimeWait +Reopens @None");
     run_after("much higher", CLOSED_BY_OPENER, "> S 2000000000 0 0     TimeWait +Reopens @None");
     run_after("another client behind a NAT", CLOSED_BY_OPENER, "> S -1000000000 0 0    TimeWait +Reopens @None");
-    run_after("the old SYN", CLOSED_BY_OPENER, "> S 0 0 0              TimeWait !UnexpectedSyn");
-    run_after("the very end", CLOSED_BY_OPENER, "> S 2 0 0              TimeWait !UnexpectedSyn");
+    run_after("the old SYN", CLOSED_BY_OPENER, "> S 0 0 0              TimeWait +Reopens @None");
+    run_after("the very end", CLOSED_BY_OPENER, "> S 2 0 0              TimeWait +Reopens @None");
     run_after("from the other side", CLOSED_BY_OPENER, "< S 5000 0 0           TimeWait !UnexpectedSyn");
 }
 
@@ -567,13 +622,14 @@ fn impossible_flags_are_refused() {
 fn one_direction_is_enough_for_dsr() {
     let opened = "
         > S 0 0 0            SynSent
-        > S 0 0 0            SynSent
+        > S 0 0 0            SynSent @None
         < SA 0 1 0           SynSent !WrongWay
         > A 0 1 0            SynSent !SequenceOutOfWindow
-        > A 1 1 0            Established +Established
-        > PA 1 1 500         Established
-        > A 501 900000 0     Established
-        > A 17000000 1 0     Established !SequenceOutOfWindow
+        > A 1 1 0            Established +Established @Closing
+        > A 1 1 0            Established @Closing
+        > PA 1 1 500         Established @Established
+        > A 501 900000 0     Established @Established
+        > A 17000000 1 0     Established
     ";
     run(
         "closes",
@@ -594,7 +650,7 @@ fn one_direction_is_enough_for_dsr() {
         Sight::OpenerOnly,
         &format!(
             "{opened}
-        > R 502 0 0          Established @Reset
+        > R 502 0 0          Established @None
         > R 90000000 0 0     Established !ResetOutOfWindow
         > RA 501 1 0         Reset +Reset
         "
