@@ -24,8 +24,10 @@ use crate::shared::{RingCounter, Seat, Shared};
 const BATCHES_MAX: usize = 8;
 /// Flows looked at in one breath because their time may be up.
 const EXPIRED_MAX: usize = 256;
-/// Frames made in one batch, besides those that waited for a next hop.
-const MADE_MAX: usize = 256;
+/// Of these, before what was made for them is sent: a step of a sweep may end 16 flows, and each end may get two resets.
+const EXPIRED_STEP: usize = 4;
+/// Frames made in one batch or one step of expiry, besides those that waited for a next hop.
+const MADE_MAX: usize = 4 * 16 * EXPIRED_STEP;
 /// How long after a change the counters that status shows may be older.
 const NOTE_MS: u64 = 100;
 /// Time between two looks at what the kernel counts of the rings.
@@ -157,10 +159,15 @@ impl Packets {
         if self.plane.next_due().is_none_or(|due| due > now) {
             return Left::Nothing;
         }
-        let all_done = self.plane.expire(now, EXPIRED_MAX, desk, &mut self.out);
         self.note_at.get_or_insert(now + NOTE_MS);
-        self.send_made();
-        if all_done { Left::Nothing } else { Left::Something }
+        for _ in 0..EXPIRED_MAX / EXPIRED_STEP {
+            let all_done = self.plane.expire(now, EXPIRED_STEP, desk, &mut self.out);
+            self.send_made();
+            if all_done {
+                return Left::Nothing;
+            }
+        }
+        Left::Something
     }
 
     /// Says where our addresses are, when that is due.
