@@ -525,6 +525,38 @@ fn a_drain_that_is_over_resets_both_sides() {
 }
 
 #[test]
+fn an_end_at_once_after_a_drain_resets_every_connection() {
+    in_lab(an_end_at_once_after_a_drain_resets_every_connection, Topology::TwoArm, 1, |lab| {
+        // Four times their number are more frames than a worker makes in one step.
+        const CONNECTIONS: usize = 1000;
+        let vip = lab.free_vip(100);
+        let to = SocketAddr::from((vip, 443));
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let keys = pool(&[lab.free_snat(101)]) + "\ndrain_timeout = \"1h\"";
+        let mut relay = start(lab, &packet_service("web", vip, "443", &keys, &ipv4(lab.servers())));
+        let open = || (0..CONNECTIONS).map(|_| TcpStream::connect_timeout(&to, PATIENCE)).collect();
+        let (clients, servers) = thread::scope(|scope| {
+            let accept = || (0..CONNECTIONS).map(|_| listener.accept().map(|(stream, _)| stream)).collect();
+            let accepted = scope.spawn(accept);
+            let opened: std::io::Result<Vec<TcpStream>> = lab.client().run(open).expect("a thread");
+            let accepted: std::io::Result<Vec<TcpStream>> = accepted.join().expect("a thread");
+            (opened.expect("somebody serves"), accepted.expect("connections"))
+        });
+        relay.terminate();
+        let since = relay.until("it drains", |status| status.phase == "draining").uptime_seconds;
+        // Longer than an end at once waits for listeners.
+        relay.until("it has drained for a while", |status| status.uptime_seconds >= since + 3);
+        relay.terminate();
+        assert_eq!(relay.wait(), Some(0), "{}", relay.log());
+        for mut end in clients.iter().chain(&servers) {
+            end.set_read_timeout(Some(PATIENCE)).expect("not zero");
+            let told = end.read(&mut [0; 1]).expect_err("nothing was sent");
+            assert_eq!(told.kind(), std::io::ErrorKind::ConnectionReset);
+        }
+    });
+}
+
+#[test]
 fn half_nat_carries_udp_and_ipv6() {
     in_lab(half_nat_carries_udp_and_ipv6, Topology::TwoArm, 2, |lab| {
         for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {

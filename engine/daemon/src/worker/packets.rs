@@ -58,6 +58,8 @@ pub(super) struct Packets {
     was_polled: bool,
     /// Services whose flows were ended because their drain is over.
     drained: usize,
+    /// Flows whose time is up, or whose server was halted.
+    overdue: Left,
 }
 
 /// More may be there at once.
@@ -92,6 +94,7 @@ impl Packets {
             openings,
             was_polled: false,
             drained: 0,
+            overdue: Left::Nothing,
         }
     }
 
@@ -242,14 +245,14 @@ impl Worker {
         let seat = shared.seat(*id);
         let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
         let moved = packets.move_frames(*now, &mut desk);
-        let expired = packets.expire(*now, &mut desk);
+        packets.overdue = packets.expire(*now, &mut desk);
         packets.announce(*now);
         packets.ports.flush();
         while let Some((port, via)) = packets.plane.wanted(*now) {
             shared.network().want(port, via);
         }
         packets.note(*now, seat);
-        Ok(if moved == Left::Something { moved } else { expired })
+        Ok(if moved == Left::Something { moved } else { packets.overdue })
     }
 
     /// Forwards by the newest network from here on.
@@ -314,6 +317,12 @@ impl Worker {
             service.targets.iter_mut().for_each(|target| target.admin = AdminState::Halt);
         }
         packets.plane.adopt_snapshot(Arc::new(snapshot));
+        packets.overdue = Left::Something;
+    }
+
+    /// Whether flows are to be ended that still are there.
+    pub(super) fn has_overdue_flows(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.overdue == Left::Something)
     }
 }
 
