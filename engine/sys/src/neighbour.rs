@@ -153,8 +153,6 @@ impl Neighbours {
     /// told as well.
     pub fn tables(&mut self) -> io::Result<Tables> {
         self.notice()?;
-        // Told by what is returned.
-        self.noticed = Changes::default();
         let links = link::list(&mut self.requests)?;
         let addresses = self.requests.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         let mut routes = Vec::new();
@@ -167,6 +165,8 @@ impl Neighbours {
                 }
             }
         }
+        // Told by what is returned; after an error it is still to be told.
+        self.noticed = Changes::default();
         Ok(Tables {
             links,
             addresses: addresses.iter().filter_map(read_address).collect(),

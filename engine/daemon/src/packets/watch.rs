@@ -71,8 +71,9 @@ impl Turn {
             let look_at = self.look_at;
             tokio::select! {
                 _ = &mut stopped => break,
-                () = changed(&mut self.kernel) => {
-                    let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+                changed = changed(&mut self.kernel) => {
+                    let wait_ms = changed.map_or_else(unread, |()| LOOK_COALESCE_MS);
+                    let soon = Instant::now() + Duration::from_millis(wait_ms);
                     self.look_at.get_or_insert(soon);
                 }
                 () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => self.look(),
@@ -93,7 +94,8 @@ impl Turn {
         let update = match self.kernel.get_mut().look() {
             Ok(update) => update,
             Err(error) => {
-                return tracing::warn!("the kernel's links, routes and neighbours could not be read: {error}");
+                self.look_at = Some(Instant::now() + Duration::from_millis(unread(error)));
+                return;
             }
         };
         let network = self.shared.network();
@@ -116,21 +118,24 @@ impl Turn {
     }
 }
 
-/// Returns once something has changed.
-async fn changed(kernel: &mut AsyncFd<Kernel>) {
+/// Returns once something has changed, or nobody knows whether it has.
+async fn changed(kernel: &mut AsyncFd<Kernel>) -> io::Result<()> {
     loop {
         let Ok(mut ready) = kernel.readable_mut().await else { return std::future::pending().await };
         let changes = ready.get_inner_mut().changes();
         ready.clear_ready();
         match changes {
-            Ok(changes) if changes.network || changes.neighbours => return,
+            Ok(changes) if changes.network || changes.neighbours => return Ok(()),
             Ok(_) => {}
-            Err(error) => {
-                tracing::warn!("changes of the network could not be read: {error}");
-                return sleep_until(Instant::now() + Duration::from_millis(RETRY_MS)).await;
-            }
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Tells an error; how long to wait until the next look.
+fn unread(error: io::Error) -> u64 {
+    tracing::warn!("the kernel's links, routes and neighbours could not be read: {error}");
+    RETRY_MS
 }
 
 fn register(kernel: Kernel) -> io::Result<AsyncFd<Kernel>> {
