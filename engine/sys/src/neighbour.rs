@@ -100,6 +100,8 @@ pub struct Changes {
     pub network: bool,
     /// A neighbour is known now, has another hardware address, or is known no more.
     pub neighbours: bool,
+    /// Events are left to be read: ask again before waiting for the descriptor.
+    pub is_more_there: bool,
 }
 
 /// A view of the kernel's tables, of the namespace in which it was opened, that learns of changes.
@@ -178,8 +180,8 @@ impl Neighbours {
     /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel
     /// could not keep up, everything has changed.
     pub fn changes(&mut self) -> io::Result<Changes> {
-        self.notice()?;
-        Ok(mem::take(&mut self.noticed))
+        let is_more_there = self.notice()?;
+        Ok(Changes { is_more_there, ..mem::take(&mut self.noticed) })
     }
 
     /// Asks the kernel to find out a neighbour's hardware address, or to confirm it (NTF_USE), as it does for its own packets; the
@@ -231,8 +233,8 @@ impl Neighbours {
         }
     }
 
-    /// Reads the events that are there.
-    fn notice(&mut self) -> io::Result<()> {
+    /// Reads the events that are there, so many at most; says whether there may be more.
+    fn notice(&mut self) -> io::Result<bool> {
         for _ in 0..DATAGRAMS_MAX {
             self.datagram.clear();
             match self.events.recv_from(&mut self.datagram, libc::MSG_DONTWAIT) {
@@ -245,10 +247,10 @@ impl Neighbours {
                     // What came meanwhile is in order again, or lost again.
                     continue;
                 }
-                Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(()),
+                Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(false),
                 // The queue was full (`netlink_overrun`, net/netlink/af_netlink.c): it takes nothing more until it is empty.
                 Err(error) if Cause::of(&error) == Cause::OutOfMemory => {
-                    self.noticed = Changes { network: true, neighbours: true };
+                    self.noticed = Changes { network: true, neighbours: true, ..self.noticed };
                     self.missed = true;
                     continue;
                 }
@@ -265,7 +267,7 @@ impl Neighbours {
             }
             self.datagram = datagram;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn follow(&mut self, message: &RouteNetlinkMessage) {

@@ -123,10 +123,14 @@ async fn changed(kernel: &mut AsyncFd<Kernel>) -> io::Result<()> {
     loop {
         let Ok(mut ready) = kernel.readable_mut().await else { return std::future::pending().await };
         let changes = ready.get_inner_mut().changes();
-        ready.clear_ready();
+        // Readiness comes with the next event only: nothing may be left when it is cleared.
+        if !changes.as_ref().is_ok_and(|changes| changes.is_more_there) {
+            ready.clear_ready();
+        }
         match changes {
             Ok(changes) if changes.network || changes.neighbours => return Ok(()),
-            Ok(_) => {}
+            // So that a flood of what changes nothing does not hold up the others.
+            Ok(_) => tokio::task::yield_now().await,
             Err(error) => return Err(error),
         }
     }
