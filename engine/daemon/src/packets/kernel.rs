@@ -129,6 +129,11 @@ impl Kernel {
         !self.missing.is_empty()
     }
 
+    /// These ports' interfaces are gone, whether or not others of their names have come.
+    pub fn reopen_at_next_look(&mut self, gone: BTreeSet<PortId>) {
+        self.missing.extend(gone);
+    }
+
     /// Looks again.
     pub fn look(&mut self) -> io::Result<Update> {
         self.tables = self.view.tables()?;
@@ -216,6 +221,7 @@ fn known_arm(arm: &Arm) -> KnownArm {
         mac: Mac::default(),
         mtu_bytes: arm.mtu_bytes,
         segments: false,
+        is_there: true,
         works: false,
     }
 }

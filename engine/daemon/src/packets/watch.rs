@@ -110,8 +110,14 @@ impl Turn {
         self.shared.publish_network(Arc::new(update.network));
     }
 
-    /// Workers want next hops: the kernel finds out, and what it finds is a change of the network.
+    /// Workers want next hops: the kernel finds out, and what it finds is a change of the network. Or a port of theirs is gone.
     fn ask(&mut self) {
+        let gone = self.shared.network().take_gone();
+        if !gone.is_empty() {
+            self.kernel.get_mut().reopen_at_next_look(gone);
+            let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+            self.look_at.get_or_insert(soon);
+        }
         for (port, via) in self.shared.network().take_wanted() {
             self.kernel.get_mut().ask(port, via);
         }

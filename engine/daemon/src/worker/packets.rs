@@ -13,7 +13,7 @@ use towpath_core::packet::rewrite::Checksum;
 use towpath_core::plane::{BATCH_MAX, Desk, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict};
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
-use towpath_sys::packet::{Offload, PacketPort, PacketPorts};
+use towpath_sys::packet::{Offload, PacketPort, PacketPorts, PortState};
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
@@ -54,6 +54,8 @@ pub(super) struct Packets {
     ring_note_at: Now,
     /// How often each port was opened: a poll of an earlier one says nothing about it.
     openings: Vec<u32>,
+    /// Ports whose interface is gone, as was reported for this opening.
+    gone: Vec<bool>,
     /// A port was announced; if it has no frame, its state has changed.
     was_polled: bool,
     /// Services whose flows were ended because their drain is over.
@@ -79,7 +81,7 @@ impl Packets {
     ) -> Packets {
         let mut edition = 0;
         let network = shared.network().newer_than(&mut edition).unwrap_or_default();
-        let openings = vec![0; ports.len()];
+        let (openings, gone) = (vec![0; ports.len()], vec![false; ports.len()]);
         let made_max = settings.pending_frames_max + MADE_MAX;
         Packets {
             ports: PacketPorts::new(ports),
@@ -92,6 +94,7 @@ impl Packets {
             note_at: Some(now),
             ring_note_at: now,
             openings,
+            gone,
             was_polled: false,
             drained: 0,
             overdue: Left::Nothing,
@@ -114,10 +117,7 @@ impl Packets {
             let count = self.ports.take(BATCH_MAX);
             if count == 0 {
                 if batch == 0 && self.was_polled {
-                    // Asking takes the error away that would announce the port for ever.
-                    (0..self.openings.len()).for_each(|port| {
-                        self.ports.state(port as u8);
-                    });
+                    self.ask_states(desk.shared);
                 }
                 self.was_polled = false;
                 return Left::Nothing;
@@ -126,6 +126,16 @@ impl Packets {
             self.note_at.get_or_insert(now + NOTE_MS);
         }
         Left::Something
+    }
+
+    /// Asks how the ports are, which takes the error away that would announce one for ever, and reports those that are gone.
+    fn ask_states(&mut self, shared: &Shared) {
+        for (gone, port) in self.gone.iter_mut().zip(0..) {
+            if self.ports.state(port) == PortState::Gone && !*gone {
+                *gone = true;
+                shared.network().report_gone(PortId(port));
+            }
+        }
     }
 
     fn move_batch(&mut self, now: Now, count: usize, desk: &mut Counters<'_>) {
@@ -182,7 +192,7 @@ impl Packets {
     }
 
     /// Copies the counters for status, when that is due.
-    fn note(&mut self, now: Now, seat: &Seat) {
+    fn note(&mut self, now: Now, shared: &Shared, seat: &Seat) {
         if self.note_at.is_none_or(|at| at > now) {
             return;
         }
@@ -192,6 +202,8 @@ impl Packets {
             return;
         }
         self.ring_note_at = now + RING_NOTE_MS;
+        // An error may have come together with frames, or have gone with a send.
+        self.ask_states(shared);
         seat.note_ring(RingCounter::MadeTooMany, self.out.overflowed());
         let mut sums = [0; RingCounter::ALL.len()];
         for port in 0..self.openings.len() as u8 {
@@ -251,7 +263,7 @@ impl Worker {
         while let Some((port, via)) = packets.plane.wanted(*now) {
             shared.network().want(port, via);
         }
-        packets.note(*now, seat);
+        packets.note(*now, shared, seat);
         Ok(if moved == Left::Something { moved } else { packets.overdue })
     }
 
@@ -277,6 +289,7 @@ impl Worker {
         let Some(opening) = packets.openings.get_mut(port.index()) else { return Ok(()) };
         let poll = Token::Frames(Key { index: u32::from(port.0), generation: *opening });
         *opening += 1;
+        packets.gone[port.index()] = false;
         self.ring.cancel_wait(poll.pack(), Token::Nothing.pack())?;
         drop(packets.ports.replace(port.0, opened));
         self.arm_port(port.index())
