@@ -30,16 +30,16 @@ pub(crate) struct NetworkWatch {
 impl NetworkWatch {
     /// Publishes the network as it is and starts the thread.
     pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<NetworkWatch> {
-        shared.publish_network(Arc::new(kernel.network()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Here, where an error still ends the start: in the thread it would only let the kernel speak while we serve.
+        let registered = {
+            let _entered = runtime.enter();
+            register(kernel)?
+        };
+        shared.publish_network(Arc::new(registered.get_ref().network()));
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                match register(kernel) {
-                    Ok(kernel) => Turn { shared, kernel, look_at: None }.run(stopped).await,
-                    Err(error) => tracing::error!("changes of the network cannot be waited for: {error}"),
-                }
-            });
+            runtime.block_on(Turn { shared, kernel: registered, look_at: None }.run(stopped));
         })?;
         Ok(NetworkWatch { stop: Some(stop), thread: Some(thread) })
     }
