@@ -51,6 +51,8 @@ pub struct Kernel {
     arms: Vec<KnownArm>,
     ring: RingSettings,
     silence: Silence,
+    /// The kernel is silent for all claims on all arms that are there.
+    is_silent: bool,
     claims: Vec<Claim>,
     groups: Vec<[u8; 6]>,
     program: Vec<Instruction>,
@@ -105,6 +107,7 @@ impl Kernel {
             arms: known,
             ring,
             silence,
+            is_silent: true,
             claims,
             groups,
             program,
@@ -124,9 +127,9 @@ impl Kernel {
         self.view.changes()
     }
 
-    /// Whether an interface could not be opened again and is to be tried again.
+    /// Whether an interface could not be opened again, or the kernel not be silenced, and the next look is to try again.
     pub fn is_incomplete(&self) -> bool {
-        !self.missing.is_empty()
+        !self.missing.is_empty() || !self.is_silent
     }
 
     /// These ports' interfaces are gone, whether or not others of their names have come.
@@ -145,7 +148,7 @@ impl Kernel {
         }
         let reopened: Vec<(PortId, Vec<PacketPort>)> =
             returned.into_iter().filter_map(|port| Some((port, self.reopen(port)?))).collect();
-        if !reopened.is_empty() {
+        if !reopened.is_empty() || !self.is_silent {
             self.silence_again();
         }
         let moved = |(arm, (mac, worked)): (&KnownArm, (Mac, bool))| arm.mac != mac || (arm.works && !worked);
@@ -201,7 +204,9 @@ impl Kernel {
     fn silence_again(&mut self) {
         let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
         let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
-        if let Err(error) = self.silence.replace(&names, &self.claims) {
+        let silenced = self.silence.replace(&names, &self.claims);
+        self.is_silent = silenced.is_ok();
+        if let Err(error) = silenced {
             tracing::error!("{}", KernelError::Silence(error));
         }
     }
