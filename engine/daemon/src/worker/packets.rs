@@ -79,8 +79,7 @@ impl Packets {
         shared: &Shared,
         now: Now,
     ) -> Packets {
-        let mut edition = 0;
-        let network = shared.network().newer_than(&mut edition).unwrap_or_default();
+        let network = shared.network().current();
         let (openings, gone) = (vec![0; ports.len()], vec![false; ports.len()]);
         let made_max = settings.pending_frames_max + MADE_MAX;
         Packets {
@@ -88,7 +87,8 @@ impl Packets {
             plane: Plane::new(settings, Arc::clone(snapshot), network, now),
             out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
             verdicts: Vec::with_capacity(BATCH_MAX),
-            edition,
+            // None: ports may have been opened anew since the first, and they are taken with the next.
+            edition: 0,
             announced: shared.network().announcements(),
             announce: (settings.worker == ANNOUNCER).then_some((now, ANNOUNCEMENTS)),
             note_at: Some(now),
