@@ -272,6 +272,7 @@ impl Worker {
                 }
                 // A wake since the breath began was taken back with the others: look now, or sleep through it.
                 self.adopt()?;
+                self.follow_network()?;
                 self.follow_phase()
             }
         }

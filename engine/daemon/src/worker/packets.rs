@@ -267,12 +267,13 @@ impl Worker {
         Ok(if moved == Left::Something { moved } else { packets.overdue })
     }
 
-    /// Forwards by the newest network from here on.
-    fn follow_network(&mut self) -> io::Result<()> {
+    /// Forwards by the newest network from here on, and sends what waited for it.
+    pub(super) fn follow_network(&mut self) -> io::Result<()> {
         let Worker { packets: Some(packets), shared, id, now, .. } = self else { return Ok(()) };
         let Some(network) = shared.network().newer_than(&mut packets.edition) else { return Ok(()) };
         packets.plane.adopt_network(network, &mut packets.out);
         packets.send_made();
+        packets.ports.flush();
         let announcements = shared.network().announcements();
         if announcements != packets.announced && *id == ANNOUNCER {
             packets.announced = announcements;
