@@ -46,6 +46,8 @@ pub enum KernelError {
 
 /// Rings, silence and view. Dropping it lets the kernel speak again; the rings are the workers'.
 pub struct Kernel {
+    /// As it was at the start: what claims depend on takes a restart to change.
+    model: Model,
     view: Neighbours,
     tables: Tables,
     arms: Vec<KnownArm>,
@@ -54,6 +56,8 @@ pub struct Kernel {
     /// The kernel is silent for all claims on all arms that are there.
     is_silent: bool,
     claims: Vec<Claim>,
+    /// The addresses that the kernel had when the claims were made.
+    kernels: BTreeSet<IpAddr>,
     groups: Vec<[u8; 6]>,
     program: Vec<Instruction>,
     workers: usize,
@@ -97,11 +101,12 @@ impl Kernel {
             let ports = open_arm(&arm.name, workers, &program, &ring, &groups)?;
             per_worker.iter_mut().zip(ports).for_each(|(list, port)| list.push(port));
         }
-        let kernels: BTreeSet<IpAddr> = tables.addresses.iter().map(|address| address.ip).collect();
+        let kernels = kernels_own(&tables);
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         let silence = Silence::impose(&names, &claims).map_err(KernelError::Silence)?;
         let kernel = Kernel {
+            model: model.clone(),
             view,
             tables,
             arms: known,
@@ -109,6 +114,7 @@ impl Kernel {
             silence,
             is_silent: true,
             claims,
+            kernels,
             groups,
             program,
             workers,
@@ -148,6 +154,13 @@ impl Kernel {
         }
         let reopened: Vec<(PortId, Vec<PacketPort>)> =
             returned.into_iter().filter_map(|port| Some((port, self.reopen(port)?))).collect();
+        // The kernel answers pings of its own addresses itself.
+        let kernels = kernels_own(&self.tables);
+        if kernels != self.kernels {
+            let claims = claims(&self.model, &kernels);
+            self.is_silent &= claims == self.claims;
+            (self.claims, self.kernels) = (claims, kernels);
+        }
         if !reopened.is_empty() || !self.is_silent {
             self.silence_again();
         }
@@ -217,6 +230,11 @@ impl AsRawFd for Kernel {
     fn as_raw_fd(&self) -> RawFd {
         self.view.as_fd().as_raw_fd()
     }
+}
+
+/// The addresses that the kernel has as well.
+fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
+    tables.addresses.iter().map(|address| address.ip).collect()
 }
 
 fn known_arm(arm: &Arm) -> KnownArm {
