@@ -69,7 +69,7 @@ pub struct Kernel {
 pub struct Update {
     /// The network now.
     pub network: Network,
-    /// An arm has another address or works again: the neighbours must be told where our addresses are.
+    /// An arm has another address of either kind, or works again: the neighbours must be told where our addresses are.
     pub is_moved: bool,
     /// Ports that were gone and are there again, for each worker in order.
     pub reopened: Vec<(PortId, Vec<PacketPort>)>,
@@ -145,8 +145,8 @@ impl Kernel {
 
     /// Looks again.
     pub fn look(&mut self) -> io::Result<Update> {
+        let before: Vec<View> = self.arms.iter().map(|arm| View::of(arm, &self.tables)).collect();
         self.tables = self.view.tables()?;
-        let before: Vec<(Mac, bool)> = self.arms.iter().map(|arm| (arm.mac, arm.works)).collect();
         let mut returned: BTreeSet<PortId> = view::refresh(&mut self.arms, &self.tables).into_iter().collect();
         returned.append(&mut self.missing);
         for arm in &mut self.arms {
@@ -164,8 +164,8 @@ impl Kernel {
         if !reopened.is_empty() || !self.is_silent {
             self.silence_again();
         }
-        let moved = |(arm, (mac, worked)): (&KnownArm, (Mac, bool))| arm.mac != mac || (arm.works && !worked);
-        let is_moved = self.arms.iter().zip(before).any(moved) || !reopened.is_empty();
+        let moved = |(arm, before): (&KnownArm, &View)| View::of(arm, &self.tables).is_news(before);
+        let is_moved = self.arms.iter().zip(&before).any(moved) || !reopened.is_empty();
         Ok(Update { network: self.network(), is_moved, reopened })
     }
 
@@ -232,6 +232,26 @@ impl AsRawFd for Kernel {
     }
 }
 
+/// What the neighbours of an arm see of it.
+#[derive(Debug)]
+struct View {
+    mac: Mac,
+    works: bool,
+    networks: BTreeSet<(IpAddr, u8)>,
+}
+
+impl View {
+    fn of(arm: &KnownArm, tables: &Tables) -> View {
+        let own = tables.addresses.iter().filter(|address| address.link == arm.index);
+        View { mac: arm.mac, works: arm.works, networks: own.map(|address| (address.ip, address.prefix)).collect() }
+    }
+
+    /// Whether the neighbours must be told: where our addresses are follows from the networks of the arms.
+    fn is_news(&self, before: &View) -> bool {
+        self.mac != before.mac || (self.works && !before.works) || !self.networks.is_subset(&before.networks)
+    }
+}
+
 /// The addresses that the kernel has as well.
 fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
     tables.addresses.iter().map(|address| address.ip).collect()
@@ -280,5 +300,39 @@ fn explain(error: &io::Error) -> String {
         ),
         io::ErrorKind::OutOfMemory => format!("{error}; the rings need more memory than there is"),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_sys::neighbour::LinkAddress;
+
+    use super::*;
+
+    #[test]
+    fn neighbours_are_told_of_an_address_that_moves_and_not_of_one_that_goes() {
+        let arm = |index| KnownArm {
+            name: String::new(),
+            index,
+            mac: Mac::default(),
+            mtu_bytes: 1500,
+            segments: false,
+            is_there: true,
+            works: true,
+        };
+        let on = |links: &[u32]| Tables {
+            addresses: links
+                .iter()
+                .map(|&link| LinkAddress { link, ip: [192, 0, 2, 1].into(), prefix: 24 })
+                .collect(),
+            ..Tables::default()
+        };
+        let is_news = |index, before: &[u32], after: &[u32]| {
+            View::of(&arm(index), &on(after)).is_news(&View::of(&arm(index), &on(before)))
+        };
+        assert!(is_news(3, &[2], &[3]), "where it comes");
+        assert!(!is_news(2, &[2], &[3]), "where it goes");
+        assert!(!is_news(2, &[2], &[2]));
+        assert!(!is_news(2, &[2], &[]));
     }
 }
