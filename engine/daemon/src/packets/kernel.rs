@@ -15,7 +15,7 @@ use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
 use super::arms::Arm;
-use super::claims::{addresses, claims};
+use super::claims::{addresses, claims, services};
 use super::steering::{SteeringError, program};
 use super::view::{self, KnownArm};
 
@@ -63,6 +63,8 @@ pub struct Kernel {
     workers: usize,
     /// A port that could not be opened again is tried again.
     missing: BTreeSet<PortId>,
+    /// The last of the neighbours that were confirmed in turn.
+    confirmed: Option<(u32, IpAddr)>,
 }
 
 /// What has become of the network.
@@ -119,6 +121,7 @@ impl Kernel {
             program,
             workers,
             missing: BTreeSet::new(),
+            confirmed: None,
         };
         Ok((kernel, per_worker))
     }
@@ -177,18 +180,16 @@ impl Kernel {
         }
     }
 
-    /// Has the kernel confirm the neighbours that it knows: it does not see that we use them.
+    /// Has the kernel confirm the neighbours that it knows: it does not see that we use them. Where there are very many, routers and
+    /// real servers each time and of the others the next ones.
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
-        let asked: Vec<(u32, IpAddr)> = self
-            .tables
-            .neighbours
-            .iter()
-            .filter(|neighbour| ours(neighbour.link))
-            .map(|neighbour| (neighbour.link, neighbour.ip))
-            .take(CONFIRMED_MAX)
-            .collect();
-        for (link, ip) in asked {
+        let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
+        let servers = services(&self.model).flat_map(|service| &self.model.groups[service.group].servers);
+        let first: BTreeSet<IpAddr> = gateways.chain(servers.map(|server| server.address)).collect();
+        let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
+        let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
+        for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {
             if let Err(error) = self.view.ask(link, ip) {
                 tracing::debug!("neighbour {ip}: {error}");
             }
@@ -230,6 +231,27 @@ impl AsRawFd for Kernel {
     fn as_raw_fd(&self) -> RawFd {
         self.view.as_fd().as_raw_fd()
     }
+}
+
+/// Those of the `known` neighbours, which are in order, that one round asks for: the `first` ones, then others from the one behind `last` on,
+/// which becomes the last of this round.
+fn to_confirm(
+    known: &[(u32, IpAddr)],
+    first: &BTreeSet<IpAddr>,
+    last: &mut Option<(u32, IpAddr)>,
+) -> Vec<(u32, IpAddr)> {
+    let mut asked = Vec::new();
+    let mut others = Vec::new();
+    for &(link, ip) in known {
+        // However many are to be first, half of a round is left for the others, and who does not fit is one of them.
+        let is_first = first.contains(&ip) && asked.len() < CONFIRMED_MAX / 2;
+        if is_first { &mut asked } else { &mut others }.push((link, ip));
+    }
+    let behind = last.map_or(0, |last| others.partition_point(|other| *other <= last));
+    let (before, behind) = others.split_at(behind);
+    let in_turn = behind.iter().chain(before).take(CONFIRMED_MAX - asked.len());
+    asked.extend(in_turn.inspect(|other| *last = Some(**other)));
+    asked
 }
 
 /// What the neighbours of an arm see of it.
@@ -308,6 +330,23 @@ mod tests {
     use towpath_sys::neighbour::LinkAddress;
 
     use super::*;
+
+    #[test]
+    fn every_neighbour_is_confirmed_in_turn_and_routers_each_time() {
+        let ip = |number: u16| IpAddr::from([10, 0, number.to_be_bytes()[0], number as u8]);
+        let known: Vec<(u32, IpAddr)> = (0..1000).map(|number| (2, ip(number))).collect();
+        let first = BTreeSet::from([ip(999)]);
+        let (mut last, mut seen) = (None, BTreeSet::new());
+        for _ in 0..4 {
+            let round = to_confirm(&known, &first, &mut last);
+            assert_eq!((round.len(), round[0]), (CONFIRMED_MAX, (2, ip(999))));
+            seen.extend(round);
+        }
+        assert_eq!(seen.len(), 1000);
+        // The last one has gone meanwhile, and few are left.
+        assert_eq!(to_confirm(&known[..3], &first, &mut last).len(), 3);
+        assert!(to_confirm(&[], &first, &mut last).is_empty());
+    }
 
     #[test]
     fn neighbours_are_told_of_an_address_that_moves_and_not_of_one_that_goes() {
