@@ -184,6 +184,11 @@ impl Neighbours {
         Ok(Changes { is_more_there, ..mem::take(&mut self.noticed) })
     }
 
+    /// How many answers were left out of tables because they could not be read, so far.
+    pub fn unread(&self) -> u64 {
+        self.requests.unread()
+    }
+
     /// Asks the kernel to find out a neighbour's hardware address, or to confirm it (NTF_USE), as it does for its own packets; the
     /// answer comes as a change. Returns at once.
     pub fn ask(&mut self, link: u32, ip: IpAddr) -> io::Result<()> {
@@ -258,7 +263,7 @@ impl Neighbours {
             }
             let datagram = mem::take(&mut self.datagram);
             for event in rtnetlink::messages(&datagram) {
-                match event.map(|event| event.payload) {
+                match event.and_then(|event| event.read()) {
                     Ok(NetlinkPayload::InnerMessage(message)) => self.follow(&message),
                     Ok(_) => {}
                     // Something that is not understood has changed.

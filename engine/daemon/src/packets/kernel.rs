@@ -63,6 +63,8 @@ pub struct Kernel {
     workers: usize,
     /// A port that could not be opened again is tried again.
     missing: BTreeSet<PortId>,
+    /// The first answer that could not be read was told.
+    told_unread: bool,
     /// The last of the neighbours that were confirmed in turn.
     confirmed: Option<(u32, IpAddr)>,
 }
@@ -121,6 +123,7 @@ impl Kernel {
             program,
             workers,
             missing: BTreeSet::new(),
+            told_unread: false,
             confirmed: None,
         };
         Ok((kernel, per_worker))
@@ -150,6 +153,10 @@ impl Kernel {
     pub fn look(&mut self) -> io::Result<Update> {
         let before: Vec<View> = self.arms.iter().map(|arm| View::of(arm, &self.tables)).collect();
         self.tables = self.view.tables()?;
+        if self.view.unread() > 0 && !self.told_unread {
+            self.told_unread = true;
+            tracing::warn!("the kernel describes links, routes or neighbours in a way that is not known here; those are left out");
+        }
         let mut returned: BTreeSet<PortId> = view::refresh(&mut self.arms, &self.tables).into_iter().collect();
         returned.append(&mut self.missing);
         for arm in &mut self.arms {
