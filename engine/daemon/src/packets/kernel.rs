@@ -14,8 +14,8 @@ use towpath_sys::neighbour::{Changes, Neighbours, Tables};
 use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
-use super::arms::Arm;
-use super::claims::{addresses, claims, services};
+use super::arms::{Arm, servers};
+use super::claims::{addresses, claims};
 use super::steering::{SteeringError, program};
 use super::view::{self, KnownArm};
 
@@ -192,8 +192,7 @@ impl Kernel {
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
         let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
-        let servers = services(&self.model).flat_map(|service| &self.model.groups[service.group].servers);
-        let first: BTreeSet<IpAddr> = gateways.chain(servers.map(|server| server.address)).collect();
+        let first: BTreeSet<IpAddr> = gateways.chain(servers(&self.model)).collect();
         let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
         let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
         for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {
