@@ -193,14 +193,17 @@ impl Packets {
 
     /// Copies the counters for status, when that is due.
     fn note(&mut self, now: Now, shared: &Shared, seat: &Seat) {
-        if self.note_at.is_none_or(|at| at > now) {
-            return;
+        if self.note_at.is_some_and(|at| at <= now) {
+            self.note_at = None;
+            seat.note_packets(self.plane.counts(), self.plane.flows());
         }
-        self.note_at = None;
-        seat.note_packets(self.plane.counts(), self.plane.flows());
-        if now < self.ring_note_at {
-            return;
+        // By itself: a ring may lose every frame, and no worker sleeps longer.
+        if now >= self.ring_note_at {
+            self.note_rings(now, shared, seat);
         }
+    }
+
+    fn note_rings(&mut self, now: Now, shared: &Shared, seat: &Seat) {
         self.ring_note_at = now + RING_NOTE_MS;
         // An error may have come together with frames, or have gone with a send.
         self.ask_states(shared);
