@@ -182,12 +182,13 @@ impl PacketPorts {
     }
 
     /// Puts another in a port's place and returns the old one, as when its interface was gone and is there again. Flushes first.
-    /// Counts begin anew for what is received and go on for what is sent.
+    /// Its counts go on.
     ///
     /// # Panics
     /// If there is no such port.
-    pub fn replace(&mut self, port: u8, by: PacketPort) -> PacketPort {
+    pub fn replace(&mut self, port: u8, mut by: PacketPort) -> PacketPort {
         self.flush();
+        by.go_on_from(self.rx_counts(port));
         mem::replace(&mut self.ports[usize::from(port)].packets, by)
     }
 

@@ -368,6 +368,7 @@ fn an_interface_may_vanish_and_return() {
     here.send_bytes(0, &frame(BROADCAST, &[3; 46]), Offload::NONE);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[3; 46]]);
+    assert_eq!((here.tx_counts(0).frames, there.rx_counts(0).frames), (2, 2), "they go on");
 }
 
 #[test]
