@@ -138,11 +138,7 @@ pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = io::Result<Messa
         };
         let length = header.length() as usize;
         rest = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some(Ok(Message {
-            sequence: header.sequence_number(),
-            kind: header.message_type(),
-            bytes: &bytes[..length],
-        }))
+        Some(Ok(Message { sequence: header.sequence_number(), kind: header.message_type(), bytes: &bytes[..length] }))
     })
 }
 
@@ -163,7 +159,8 @@ mod tests {
 
     fn message(kind: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let length = 16 + payload.len() as u32;
-        let header = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0, 0], &sequence.to_ne_bytes(), &[0; 4]].concat();
+        let header =
+            [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &[0, 0], &sequence.to_ne_bytes(), &[0; 4]].concat();
         let mut bytes = [&header, payload].concat();
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes

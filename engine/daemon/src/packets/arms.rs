@@ -206,7 +206,9 @@ mod tests {
         let model = model("192.0.2.30", "198.51.100.31");
         let [vip, server, other] = ["192.0.2.30", "198.51.100.31", "198.51.100.32"].map(|ip| ip.parse().unwrap());
         assert!(NoWay::Nowhere(vip).concerns(&model) && NoWay::NoRoute(server).concerns(&model));
-        assert!(![NoWay::Nowhere(other), NoWay::NoRoute(other), NoWay::TooMany(99)].iter().any(|way| way.concerns(&model)));
+        assert!(
+            ![NoWay::Nowhere(other), NoWay::NoRoute(other), NoWay::TooMany(99)].iter().any(|way| way.concerns(&model))
+        );
     }
 
     #[test]

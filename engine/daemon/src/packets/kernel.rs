@@ -155,7 +155,9 @@ impl Kernel {
         self.tables = self.view.tables()?;
         if self.view.unread() > 0 && !self.told_unread {
             self.told_unread = true;
-            tracing::warn!("the kernel describes links, routes or neighbours in a way that is not known here; those are left out");
+            tracing::warn!(
+                "the kernel describes links, routes or neighbours in a way that is not known here; those are left out"
+            );
         }
         let mut returned: BTreeSet<PortId> = view::refresh(&mut self.arms, &self.tables).into_iter().collect();
         returned.append(&mut self.missing);
@@ -366,10 +368,7 @@ mod tests {
             works: true,
         };
         let on = |links: &[u32]| Tables {
-            addresses: links
-                .iter()
-                .map(|&link| LinkAddress { link, ip: [192, 0, 2, 1].into(), prefix: 24 })
-                .collect(),
+            addresses: links.iter().map(|&link| LinkAddress { link, ip: [192, 0, 2, 1].into(), prefix: 24 }).collect(),
             ..Tables::default()
         };
         let is_news = |index, before: &[u32], after: &[u32]| {
