@@ -471,10 +471,13 @@ fn an_interface_that_goes_down_and_up_serves_again() {
     in_lab(an_interface_that_goes_down_and_up_serves_again, Topology::TwoArm, 1, |lab| {
         let vip = lab.free_vip(100);
         let _origin = Origin::tcp(lab.server(1), 443);
-        let relay = start(lab, &packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers())));
+        let services = packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers()));
+        let mut relay = start(lab, &services);
         let mut held = Connection::open(lab.client(), (vip, 443)).expect("somebody serves");
         held.greeting().expect("a greeting");
         lab.balancer().link_down("front").expect("a plug to pull");
+        // What is in force already leads nowhere for a while: that is told, and refuses no reload.
+        relay.reload(&format!("{LIMITS}{services}")).expect("a reload that changes nothing");
         lab.balancer().link_up("front").expect("a plug to put back");
         held.echo(b"through the gap").expect("TCP sends again");
         visit(lab.client(), (vip, 443));
