@@ -471,10 +471,13 @@ fn an_interface_that_goes_down_and_up_serves_again() {
     in_lab(an_interface_that_goes_down_and_up_serves_again, Topology::TwoArm, 1, |lab| {
         let vip = lab.free_vip(100);
         let _origin = Origin::tcp(lab.server(1), 443);
-        let relay = start(lab, &packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers())));
+        let services = packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers()));
+        let mut relay = start(lab, &services);
         let mut held = Connection::open(lab.client(), (vip, 443)).expect("somebody serves");
         held.greeting().expect("a greeting");
         lab.balancer().link_down("front").expect("a plug to pull");
+        // What is in force already leads nowhere for a while: that is told, and refuses no reload.
+        relay.reload(&format!("{LIMITS}{services}")).expect("a reload that changes nothing");
         lab.balancer().link_up("front").expect("a plug to put back");
         held.echo(b"through the gap").expect("TCP sends again");
         visit(lab.client(), (vip, 443));
@@ -521,6 +524,38 @@ fn a_drain_that_is_over_resets_both_sides() {
         let told = server.read(&mut [0; 1]).expect_err("the server is told");
         assert_eq!(told.kind(), std::io::ErrorKind::ConnectionReset);
         assert_eq!(relay.wait(), Some(0), "{}", relay.log());
+    });
+}
+
+#[test]
+fn an_end_at_once_after_a_drain_resets_every_connection() {
+    in_lab(an_end_at_once_after_a_drain_resets_every_connection, Topology::TwoArm, 1, |lab| {
+        // Four times their number are more frames than a worker makes in one step.
+        const CONNECTIONS: usize = 1000;
+        let vip = lab.free_vip(100);
+        let to = SocketAddr::from((vip, 443));
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let keys = pool(&[lab.free_snat(101)]) + "\ndrain_timeout = \"1h\"";
+        let mut relay = start(lab, &packet_service("web", vip, "443", &keys, &ipv4(lab.servers())));
+        let open = || (0..CONNECTIONS).map(|_| TcpStream::connect_timeout(&to, PATIENCE)).collect();
+        let (clients, servers) = thread::scope(|scope| {
+            let accept = || (0..CONNECTIONS).map(|_| listener.accept().map(|(stream, _)| stream)).collect();
+            let accepted = scope.spawn(accept);
+            let opened: std::io::Result<Vec<TcpStream>> = lab.client().run(open).expect("a thread");
+            let accepted: std::io::Result<Vec<TcpStream>> = accepted.join().expect("a thread");
+            (opened.expect("somebody serves"), accepted.expect("connections"))
+        });
+        relay.terminate();
+        let since = relay.until("it drains", |status| status.phase == "draining").uptime_seconds;
+        // Longer than an end at once waits for listeners.
+        relay.until("it has drained for a while", |status| status.uptime_seconds >= since + 3);
+        relay.terminate();
+        assert_eq!(relay.wait(), Some(0), "{}", relay.log());
+        for mut end in clients.iter().chain(&servers) {
+            end.set_read_timeout(Some(PATIENCE)).expect("not zero");
+            let told = end.read(&mut [0; 1]).expect_err("nothing was sent");
+            assert_eq!(told.kind(), std::io::ErrorKind::ConnectionReset);
+        }
     });
 }
 
@@ -576,15 +611,26 @@ fn a_vip_answers_pings() {
         let relay = start(lab, &packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers())));
         let ping = |to: Ipv4Addr| {
             let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.set_read_timeout(Some(Duration::from_millis(500)))?;
             // Echo request, identifier 1, sequence number 1, checksum (RFC 792).
             socket.send_to(&[8, 0, 0xf7, 0xfd, 0, 1, 0, 1], &SocketAddr::from((to, 0)).into())?;
             let mut answer = [0; 64];
             let length = (&socket).read(&mut answer)?;
             std::io::Result::Ok(answer[20..length].to_vec())
         };
-        let answer = lab.client().run(|| ping(vip)).expect("a thread").expect("an answer");
-        assert_eq!(answer, [0, 0, 0xff, 0xfd, 0, 1, 0, 1]);
+        let is_answered = || {
+            let answer = lab.client().run(|| ping(vip)).expect("a thread").ok()?;
+            (answer == [0, 0, 0xff, 0xfd, 0, 1, 0, 1]).then_some(())
+        };
+        eventually("the plane answers", is_answered);
+        // The kernel answers for an address that it has as well, also if it got it later.
+        let mut links = lab.balancer().links().expect("netlink");
+        let since = relay.status().uptime_seconds;
+        links.add_address("front", vip.into(), 32).expect("an address");
+        relay.until("the address has been noticed", |status| status.uptime_seconds >= since + 2);
+        eventually("the kernel answers", is_answered);
+        links.remove_address("front", vip.into(), 32).expect("the address");
+        eventually("the plane answers again", is_answered);
         relay.stop();
     });
 }

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
+use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
     HealthStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
 };
@@ -85,6 +86,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("removed servers that still hold connections", leaving(status, paint));
     section("source ports", source_ports(&status.source_ports, paint));
     section("workers", workers(&status.workers, paint));
+    section("lost frames", losses(&status.workers, paint));
     section("dropped frames", drops(&status.workers, paint));
     section("limits", limits(status, paint));
     section("latest changes", events(&status.events, unix_ms, paint));
@@ -263,10 +265,23 @@ fn workers(all: &[WorkerStatus], paint: Paint) -> String {
     table.render(2, paint)
 }
 
+/// Frames that never came to the packet plane or never left, over all workers, most frequent first. Those for another station are
+/// no loss.
+fn losses(all: &[WorkerStatus], paint: Paint) -> String {
+    let labels = RingCounter::ALL.iter().filter(|&&counter| counter != RingCounter::ReceivedForeign);
+    let labels: Vec<&str> = labels.map(|counter| counter.label()).collect();
+    let counters = all.iter().flat_map(|worker| &worker.packets);
+    reasons(counters.filter(|(label, count)| **count > 0 && labels.contains(&label.as_str())), paint)
+}
+
 /// Why the packet plane dropped frames, over all workers, most frequent first.
 fn drops(all: &[WorkerStatus], paint: Paint) -> String {
+    reasons(all.iter().flat_map(|worker| &worker.drops), paint)
+}
+
+fn reasons<'s>(counts: impl Iterator<Item = (&'s String, &'s u64)>, paint: Paint) -> String {
     let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
-    for (reason, count) in all.iter().flat_map(|worker| &worker.drops) {
+    for (reason, count) in counts {
         *sums.entry(reason).or_default() += count;
     }
     if sums.is_empty() {
@@ -498,6 +513,17 @@ latest changes
 ";
         let page = render(&page(), 1_012_000, Paint::Plain);
         assert_eq!(page, expected, "\n{page}");
+    }
+
+    #[test]
+    fn what_rings_lose_is_shown_and_what_was_for_others_is_not() {
+        let packets =
+            [("frames", 9), ("received_foreign", 5), ("received_lost", 1), ("send_full", 1200), ("send_down", 0)];
+        let packets: BTreeMap<String, u64> = packets.map(|(label, count)| (label.to_owned(), count)).into();
+        let worker = WorkerStatus { packets, ..page().workers.remove(0) };
+        let text = losses(&[worker.clone(), worker], Paint::Plain);
+        assert_eq!(text, "  reason         frames\n  send_full       2,400\n  received_lost       2\n");
+        assert_eq!(losses(&page().workers, Paint::Plain), "");
     }
 
     #[test]

@@ -200,6 +200,12 @@ impl Turn {
                 return Err(ReloadError::NeedsRestart(changed));
             }
         }
+        if let Some(packets) = &mut facts.packets {
+            // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.
+            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model())) {
+                tracing::warn!("reload goes on although at this time {}", way.message());
+            }
+        }
         // What this process holds already is in its plan, and limits do not change here.
         facts.memory_bytes = facts.memory_bytes.saturating_add(self.house.plan.memory_total());
         let mut findings = preflight(&model, &facts);

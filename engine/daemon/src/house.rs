@@ -360,13 +360,14 @@ impl House {
             Usage { used: u64::from(gate.inside()), max: u64::from(gate.max()), refused: gate.refused() }
         };
         let persistence = self.shared.persistence_use();
+        let no_room = |seat: &Seat| seat.dropped(DropReason::FlowsFull) + seat.dropped(DropReason::HalfOpenFull);
         LimitsStatus {
             connections: gate(Protocol::Tcp),
             udp_sessions: gate(Protocol::Udp),
             flows: Usage {
                 used: self.shared.seats().map(|seat| u64::from(seat.flows())).sum(),
                 max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max()),
-                refused: 0,
+                refused: self.shared.seats().map(no_room).sum(),
             },
             persistence_entries: Usage {
                 used: persistence.entries as u64,

@@ -186,7 +186,7 @@ pub struct LimitsStatus {
     pub connections: Usage,
     /// UDP sessions.
     pub udp_sessions: Usage,
-    /// Flows of the packet plane; refusals are counted per worker as drops.
+    /// Flows of the packet plane; those refused are frames, among the drops of the workers too.
     pub flows: Usage,
     /// Persistence entries; those refused are those that had to make room.
     pub persistence_entries: Usage,

@@ -100,6 +100,8 @@ pub struct Changes {
     pub network: bool,
     /// A neighbour is known now, has another hardware address, or is known no more.
     pub neighbours: bool,
+    /// Events are left to be read: ask again before waiting for the descriptor.
+    pub is_more_there: bool,
 }
 
 /// A view of the kernel's tables, of the namespace in which it was opened, that learns of changes.
@@ -111,6 +113,8 @@ pub struct Neighbours {
     known: BTreeMap<(u32, IpAddr), Known>,
     /// What was noticed while tables were read, or is left to be read.
     noticed: Changes,
+    /// Events were lost, so `known` is to be read anew.
+    missed: bool,
     /// Any socket of the namespace, for questions about devices.
     control: OwnedFd,
 }
@@ -140,6 +144,7 @@ impl Neighbours {
             datagram: Vec::with_capacity(DATAGRAM_BYTES),
             known: BTreeMap::new(),
             noticed: Changes::default(),
+            missed: false,
             control: own(control),
         };
         view.learn_neighbours()?;
@@ -150,8 +155,6 @@ impl Neighbours {
     /// told as well.
     pub fn tables(&mut self) -> io::Result<Tables> {
         self.notice()?;
-        // Told by what is returned.
-        self.noticed = Changes::default();
         let links = link::list(&mut self.requests)?;
         let addresses = self.requests.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
         let mut routes = Vec::new();
@@ -164,6 +167,8 @@ impl Neighbours {
                 }
             }
         }
+        // Told by what is returned; after an error it is still to be told.
+        self.noticed = Changes::default();
         Ok(Tables {
             links,
             addresses: addresses.iter().filter_map(read_address).collect(),
@@ -175,8 +180,13 @@ impl Neighbours {
     /// What has changed since the last call of this or [`Neighbours::tables`], without waiting. Nothing is lost: where the kernel
     /// could not keep up, everything has changed.
     pub fn changes(&mut self) -> io::Result<Changes> {
-        self.notice()?;
-        Ok(mem::take(&mut self.noticed))
+        let is_more_there = self.notice()?;
+        Ok(Changes { is_more_there, ..mem::take(&mut self.noticed) })
+    }
+
+    /// How many answers were left out of tables because they could not be read, so far.
+    pub fn unread(&self) -> u64 {
+        self.requests.unread()
     }
 
     /// Asks the kernel to find out a neighbour's hardware address, or to confirm it (NTF_USE), as it does for its own packets; the
@@ -228,24 +238,32 @@ impl Neighbours {
         }
     }
 
-    /// Reads the events that are there.
-    fn notice(&mut self) -> io::Result<()> {
+    /// Reads the events that are there, so many at most; says whether there may be more.
+    fn notice(&mut self) -> io::Result<bool> {
         for _ in 0..DATAGRAMS_MAX {
             self.datagram.clear();
             match self.events.recv_from(&mut self.datagram, libc::MSG_DONTWAIT) {
+                // What was queued before a loss is older than what is read after it.
+                Ok(_) if self.missed => continue,
                 Ok(_) => {}
-                Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(()),
-                // Events were lost.
-                Err(error) if Cause::of(&error) == Cause::OutOfMemory => {
-                    self.noticed = Changes { network: true, neighbours: true };
+                Err(error) if Cause::of(&error) == Cause::NotYet && self.missed => {
                     self.learn_neighbours()?;
+                    self.missed = false;
+                    // What came meanwhile is in order again, or lost again.
+                    continue;
+                }
+                Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(false),
+                // The queue was full (`netlink_overrun`, net/netlink/af_netlink.c): it takes nothing more until it is empty.
+                Err(error) if Cause::of(&error) == Cause::OutOfMemory => {
+                    self.noticed = Changes { network: true, neighbours: true, ..self.noticed };
+                    self.missed = true;
                     continue;
                 }
                 Err(error) => return Err(error),
             }
             let datagram = mem::take(&mut self.datagram);
             for event in rtnetlink::messages(&datagram) {
-                match event.map(|event| event.payload) {
+                match event.and_then(|event| event.read()) {
                     Ok(NetlinkPayload::InnerMessage(message)) => self.follow(&message),
                     Ok(_) => {}
                     // Something that is not understood has changed.
@@ -254,7 +272,7 @@ impl Neighbours {
             }
             self.datagram = datagram;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn follow(&mut self, message: &RouteNetlinkMessage) {
@@ -278,21 +296,22 @@ impl Neighbours {
         };
     }
 
-    /// Reads all neighbours anew.
+    /// Reads all neighbours anew; those that were known stay where that fails.
     fn learn_neighbours(&mut self) -> io::Result<()> {
-        self.known.clear();
+        let mut found = BTreeMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = NeighbourMessage::default();
             request.header.family = family;
             for answer in self.requests.dump(RouteNetlinkMessage::GetNeighbour(request))? {
                 if let RouteNetlinkMessage::NewNeighbour(message) = answer
                     && let Some((key, Some(known))) = read_neighbour(&message)
-                    && self.known.len() < NEIGHBOURS_MAX
+                    && found.len() < NEIGHBOURS_MAX
                 {
-                    self.known.insert(key, known);
+                    found.insert(key, known);
                 }
             }
         }
+        self.known = found;
         Ok(())
     }
 }
@@ -502,6 +521,38 @@ mod tests {
         host::await_readable(&view, DEADLINE).unwrap();
         assert!(view.changes().unwrap().network);
         assert_eq!(view.changes().unwrap(), Changes::default());
+    }
+
+    #[test]
+    fn lost_events_leave_nothing_old_behind() {
+        if privilege::ensure(lost_events_leave_nothing_old_behind).unwrap() == Privilege::Delegated {
+            return;
+        }
+        // More than the queue holds, of some 2 KiB each with what the kernel adds.
+        const EVENTS: u32 = 8_000;
+        let near = Namespace::create().unwrap();
+        near.links().unwrap().create_veth("a", "b", &near).unwrap();
+        near.links().unwrap().set_up("a").unwrap();
+        let index = near.links().unwrap().find("a").unwrap().index;
+        let mut view = near.run(Neighbours::open).unwrap().unwrap();
+        let mut other = near.run(Conversation::open).unwrap().unwrap();
+        let first = IpAddr::from([10, 9, 0, 1]);
+        for number in 0..EVENTS {
+            let mac = [2, 0, number.to_be_bytes()[0], number.to_be_bytes()[1], number.to_be_bytes()[2], number as u8];
+            let mut message = NeighbourMessage::default();
+            message.header.ifindex = index;
+            message.header.family = AddressFamily::Inet;
+            message.header.state = NeighbourState::Permanent;
+            message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 9, 0, 1].into())));
+            message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+            let flags = NLM_F_CREATE | netlink_packet_core::NLM_F_REPLACE;
+            other.acknowledged(RouteNetlinkMessage::NewNeighbour(message), flags).unwrap();
+        }
+        let changes = view.changes().unwrap();
+        assert!(changes.network && changes.neighbours, "the queue was large enough: {changes:?}");
+        let last = (EVENTS - 1).to_be_bytes();
+        let expected = Neighbour { link: index, ip: first, mac: [2, 0, last[0], last[1], last[2], last[3]] };
+        eventually(&mut view, "the newest", |tables| tables.neighbours.contains(&expected).then_some(()));
     }
 
     #[test]

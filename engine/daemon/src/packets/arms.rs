@@ -51,6 +51,15 @@ impl NoWay {
             }
         }
     }
+
+    /// Whether it is about an address or a real server that this model has.
+    pub fn concerns(&self, model: &Model) -> bool {
+        match self {
+            NoWay::Nowhere(ip) => addresses(model).contains(ip),
+            NoWay::NoRoute(ip) => servers(model).contains(ip),
+            NoWay::TooMany(_) => false,
+        }
+    }
 }
 
 /// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
@@ -84,9 +93,7 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         }
         chosen.extend(defaults);
     }
-    let servers: BTreeSet<IpAddr> =
-        services(model).flat_map(|service| &model.groups[service.group].servers).map(|server| server.address).collect();
-    for ip in servers {
+    for ip in servers(model) {
         match route_to(tables, ip) {
             Some(link) if is_usable(link) => {
                 chosen.insert(link);
@@ -104,6 +111,11 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
 pub fn describe(links: &[&Link]) -> Vec<Arm> {
     let describe = |link: &&Link| Arm { name: link.name.clone(), index: link.index, mtu_bytes: link.mtu_bytes };
     links.iter().map(describe).collect()
+}
+
+/// The real servers of the packet plane's services.
+pub fn servers(model: &Model) -> BTreeSet<IpAddr> {
+    services(model).flat_map(|service| &model.groups[service.group].servers).map(|server| server.address).collect()
 }
 
 /// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
@@ -187,6 +199,16 @@ mod tests {
         tables.routes.push(route("0.0.0.0", 0, 4));
         let (names, missing) = chosen(&model("100.64.0.30", "8.8.8.8"), &tables);
         assert_eq!((names, missing), (vec!["other".to_owned()], vec![]));
+    }
+
+    #[test]
+    fn what_leads_nowhere_concerns_a_model_that_has_it() {
+        let model = model("192.0.2.30", "198.51.100.31");
+        let [vip, server, other] = ["192.0.2.30", "198.51.100.31", "198.51.100.32"].map(|ip| ip.parse().unwrap());
+        assert!(NoWay::Nowhere(vip).concerns(&model) && NoWay::NoRoute(server).concerns(&model));
+        assert!(
+            ![NoWay::Nowhere(other), NoWay::NoRoute(other), NoWay::TooMany(99)].iter().any(|way| way.concerns(&model))
+        );
     }
 
     #[test]

@@ -14,7 +14,7 @@ use towpath_sys::neighbour::{Changes, Neighbours, Tables};
 use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
-use super::arms::Arm;
+use super::arms::{Arm, servers};
 use super::claims::{addresses, claims};
 use super::steering::{SteeringError, program};
 use super::view::{self, KnownArm};
@@ -46,24 +46,34 @@ pub enum KernelError {
 
 /// Rings, silence and view. Dropping it lets the kernel speak again; the rings are the workers'.
 pub struct Kernel {
+    /// As it was at the start: what claims depend on takes a restart to change.
+    model: Model,
     view: Neighbours,
     tables: Tables,
     arms: Vec<KnownArm>,
     ring: RingSettings,
     silence: Silence,
+    /// The kernel is silent for all claims on all arms that are there.
+    is_silent: bool,
     claims: Vec<Claim>,
+    /// The addresses that the kernel had when the claims were made.
+    kernels: BTreeSet<IpAddr>,
     groups: Vec<[u8; 6]>,
     program: Vec<Instruction>,
     workers: usize,
     /// A port that could not be opened again is tried again.
     missing: BTreeSet<PortId>,
+    /// The first answer that could not be read was told.
+    told_unread: bool,
+    /// The last of the neighbours that were confirmed in turn.
+    confirmed: Option<(u32, IpAddr)>,
 }
 
 /// What has become of the network.
 pub struct Update {
     /// The network now.
     pub network: Network,
-    /// An arm has another address or works again: the neighbours must be told where our addresses are.
+    /// An arm has another address of either kind, or works again: the neighbours must be told where our addresses are.
     pub is_moved: bool,
     /// Ports that were gone and are there again, for each worker in order.
     pub reopened: Vec<(PortId, Vec<PacketPort>)>,
@@ -95,21 +105,26 @@ impl Kernel {
             let ports = open_arm(&arm.name, workers, &program, &ring, &groups)?;
             per_worker.iter_mut().zip(ports).for_each(|(list, port)| list.push(port));
         }
-        let kernels: BTreeSet<IpAddr> = tables.addresses.iter().map(|address| address.ip).collect();
+        let kernels = kernels_own(&tables);
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         let silence = Silence::impose(&names, &claims).map_err(KernelError::Silence)?;
         let kernel = Kernel {
+            model: model.clone(),
             view,
             tables,
             arms: known,
             ring,
             silence,
+            is_silent: true,
             claims,
+            kernels,
             groups,
             program,
             workers,
             missing: BTreeSet::new(),
+            told_unread: false,
+            confirmed: None,
         };
         Ok((kernel, per_worker))
     }
@@ -124,15 +139,26 @@ impl Kernel {
         self.view.changes()
     }
 
-    /// Whether an interface could not be opened again and is to be tried again.
+    /// Whether an interface could not be opened again, or the kernel not be silenced, and the next look is to try again.
     pub fn is_incomplete(&self) -> bool {
-        !self.missing.is_empty()
+        !self.missing.is_empty() || !self.is_silent
+    }
+
+    /// These ports' interfaces are gone, whether or not others of their names have come.
+    pub fn reopen_at_next_look(&mut self, gone: BTreeSet<PortId>) {
+        self.missing.extend(gone);
     }
 
     /// Looks again.
     pub fn look(&mut self) -> io::Result<Update> {
+        let before: Vec<View> = self.arms.iter().map(|arm| View::of(arm, &self.tables)).collect();
         self.tables = self.view.tables()?;
-        let before: Vec<(Mac, bool)> = self.arms.iter().map(|arm| (arm.mac, arm.works)).collect();
+        if self.view.unread() > 0 && !self.told_unread {
+            self.told_unread = true;
+            tracing::warn!(
+                "the kernel describes links, routes or neighbours in a way that is not known here; those are left out"
+            );
+        }
         let mut returned: BTreeSet<PortId> = view::refresh(&mut self.arms, &self.tables).into_iter().collect();
         returned.append(&mut self.missing);
         for arm in &mut self.arms {
@@ -140,11 +166,18 @@ impl Kernel {
         }
         let reopened: Vec<(PortId, Vec<PacketPort>)> =
             returned.into_iter().filter_map(|port| Some((port, self.reopen(port)?))).collect();
-        if !reopened.is_empty() {
+        // The kernel answers pings of its own addresses itself.
+        let kernels = kernels_own(&self.tables);
+        if kernels != self.kernels {
+            let claims = claims(&self.model, &kernels);
+            self.is_silent &= claims == self.claims;
+            (self.claims, self.kernels) = (claims, kernels);
+        }
+        if !reopened.is_empty() || !self.is_silent {
             self.silence_again();
         }
-        let moved = |(arm, (mac, worked)): (&KnownArm, (Mac, bool))| arm.mac != mac || (arm.works && !worked);
-        let is_moved = self.arms.iter().zip(before).any(moved) || !reopened.is_empty();
+        let moved = |(arm, before): (&KnownArm, &View)| View::of(arm, &self.tables).is_news(before);
+        let is_moved = self.arms.iter().zip(&before).any(moved) || !reopened.is_empty();
         Ok(Update { network: self.network(), is_moved, reopened })
     }
 
@@ -156,18 +189,15 @@ impl Kernel {
         }
     }
 
-    /// Has the kernel confirm the neighbours that it knows: it does not see that we use them.
+    /// Has the kernel confirm the neighbours that it knows: it does not see that we use them. Where there are very many, routers and
+    /// real servers each time and of the others the next ones.
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
-        let asked: Vec<(u32, IpAddr)> = self
-            .tables
-            .neighbours
-            .iter()
-            .filter(|neighbour| ours(neighbour.link))
-            .map(|neighbour| (neighbour.link, neighbour.ip))
-            .take(CONFIRMED_MAX)
-            .collect();
-        for (link, ip) in asked {
+        let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
+        let first: BTreeSet<IpAddr> = gateways.chain(servers(&self.model)).collect();
+        let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
+        let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
+        for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {
             if let Err(error) = self.view.ask(link, ip) {
                 tracing::debug!("neighbour {ip}: {error}");
             }
@@ -196,7 +226,9 @@ impl Kernel {
     fn silence_again(&mut self) {
         let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
         let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
-        if let Err(error) = self.silence.replace(&names, &self.claims) {
+        let silenced = self.silence.replace(&names, &self.claims);
+        self.is_silent = silenced.is_ok();
+        if let Err(error) = silenced {
             tracing::error!("{}", KernelError::Silence(error));
         }
     }
@@ -209,6 +241,52 @@ impl AsRawFd for Kernel {
     }
 }
 
+/// Those of the `known` neighbours, which are in order, that one round asks for: the `first` ones, then others from the one behind `last` on,
+/// which becomes the last of this round.
+fn to_confirm(
+    known: &[(u32, IpAddr)],
+    first: &BTreeSet<IpAddr>,
+    last: &mut Option<(u32, IpAddr)>,
+) -> Vec<(u32, IpAddr)> {
+    let mut asked = Vec::new();
+    let mut others = Vec::new();
+    for &(link, ip) in known {
+        // However many are to be first, half of a round is left for the others, and who does not fit is one of them.
+        let is_first = first.contains(&ip) && asked.len() < CONFIRMED_MAX / 2;
+        if is_first { &mut asked } else { &mut others }.push((link, ip));
+    }
+    let behind = last.map_or(0, |last| others.partition_point(|other| *other <= last));
+    let (before, behind) = others.split_at(behind);
+    let in_turn = behind.iter().chain(before).take(CONFIRMED_MAX - asked.len());
+    asked.extend(in_turn.inspect(|other| *last = Some(**other)));
+    asked
+}
+
+/// What the neighbours of an arm see of it.
+#[derive(Debug)]
+struct View {
+    mac: Mac,
+    works: bool,
+    networks: BTreeSet<(IpAddr, u8)>,
+}
+
+impl View {
+    fn of(arm: &KnownArm, tables: &Tables) -> View {
+        let own = tables.addresses.iter().filter(|address| address.link == arm.index);
+        View { mac: arm.mac, works: arm.works, networks: own.map(|address| (address.ip, address.prefix)).collect() }
+    }
+
+    /// Whether the neighbours must be told: where our addresses are follows from the networks of the arms.
+    fn is_news(&self, before: &View) -> bool {
+        self.mac != before.mac || (self.works && !before.works) || !self.networks.is_subset(&before.networks)
+    }
+}
+
+/// The addresses that the kernel has as well.
+fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
+    tables.addresses.iter().map(|address| address.ip).collect()
+}
+
 fn known_arm(arm: &Arm) -> KnownArm {
     KnownArm {
         name: arm.name.clone(),
@@ -216,6 +294,7 @@ fn known_arm(arm: &Arm) -> KnownArm {
         mac: Mac::default(),
         mtu_bytes: arm.mtu_bytes,
         segments: false,
+        is_there: true,
         works: false,
     }
 }
@@ -251,5 +330,53 @@ fn explain(error: &io::Error) -> String {
         ),
         io::ErrorKind::OutOfMemory => format!("{error}; the rings need more memory than there is"),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use towpath_sys::neighbour::LinkAddress;
+
+    use super::*;
+
+    #[test]
+    fn every_neighbour_is_confirmed_in_turn_and_routers_each_time() {
+        let ip = |number: u16| IpAddr::from([10, 0, number.to_be_bytes()[0], number as u8]);
+        let known: Vec<(u32, IpAddr)> = (0..1000).map(|number| (2, ip(number))).collect();
+        let first = BTreeSet::from([ip(999)]);
+        let (mut last, mut seen) = (None, BTreeSet::new());
+        for _ in 0..4 {
+            let round = to_confirm(&known, &first, &mut last);
+            assert_eq!((round.len(), round[0]), (CONFIRMED_MAX, (2, ip(999))));
+            seen.extend(round);
+        }
+        assert_eq!(seen.len(), 1000);
+        // The last one has gone meanwhile, and few are left.
+        assert_eq!(to_confirm(&known[..3], &first, &mut last).len(), 3);
+        assert!(to_confirm(&[], &first, &mut last).is_empty());
+    }
+
+    #[test]
+    fn neighbours_are_told_of_an_address_that_moves_and_not_of_one_that_goes() {
+        let arm = |index| KnownArm {
+            name: String::new(),
+            index,
+            mac: Mac::default(),
+            mtu_bytes: 1500,
+            segments: false,
+            is_there: true,
+            works: true,
+        };
+        let on = |links: &[u32]| Tables {
+            addresses: links.iter().map(|&link| LinkAddress { link, ip: [192, 0, 2, 1].into(), prefix: 24 }).collect(),
+            ..Tables::default()
+        };
+        let is_news = |index, before: &[u32], after: &[u32]| {
+            View::of(&arm(index), &on(after)).is_news(&View::of(&arm(index), &on(before)))
+        };
+        assert!(is_news(3, &[2], &[3]), "where it comes");
+        assert!(!is_news(2, &[2], &[3]), "where it goes");
+        assert!(!is_news(2, &[2], &[2]));
+        assert!(!is_news(2, &[2], &[]));
     }
 }

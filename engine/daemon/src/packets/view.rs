@@ -20,26 +20,30 @@ pub struct KnownArm {
     pub mtu_bytes: u32,
     /// Whether the device cuts super-packets.
     pub segments: bool,
+    /// Whether there was such an Ethernet interface when it was last looked for.
+    pub is_there: bool,
     /// Whether it is up and there is a cable.
     pub works: bool,
 }
 
-/// Looks the arms up by their names; one that is gone stays as it was, but does not work. Says which have another number than before:
-/// they were gone, and are there again.
+/// Looks the arms up by their names; one that is gone stays as it was, but does not work. Says which were gone and
+/// are there again: since the last look, or between two looks, with another number. One that came back with its old number between two
+/// looks is the workers' to notice.
 pub fn refresh(arms: &mut [KnownArm], tables: &Tables) -> Vec<PortId> {
     let mut returned = Vec::new();
     for (arm, port) in arms.iter_mut().zip(0u8..) {
         let Some(link) = tables.links.iter().find(|link| link.name == arm.name) else {
-            arm.works = false;
+            (arm.is_there, arm.works) = (false, false);
             continue;
         };
         let Ok(mac) = <[u8; 6]>::try_from(link.hardware_address.as_slice()) else {
-            arm.works = false;
+            (arm.is_there, arm.works) = (false, false);
             continue;
         };
-        if link.index != arm.index {
+        if link.index != arm.index || !arm.is_there {
             returned.push(PortId(port));
         }
+        arm.is_there = true;
         arm.index = link.index;
         arm.mac = Mac(mac);
         arm.mtu_bytes = link.mtu_bytes;
@@ -135,7 +139,8 @@ mod tests {
     }
 
     fn arm(name: &str, index: u32) -> KnownArm {
-        KnownArm { name: name.to_owned(), index, mac: Mac::default(), mtu_bytes: 0, segments: true, works: false }
+        let name = name.to_owned();
+        KnownArm { name, index, mac: Mac::default(), mtu_bytes: 0, segments: true, is_there: true, works: false }
     }
 
     #[test]
@@ -162,6 +167,12 @@ mod tests {
         tables.links.push(link(9, "front"));
         assert_eq!(refresh(&mut arms, &tables), [PortId(0)]);
         assert_eq!((arms[0].index, arms[0].works), (9, true));
+        assert_eq!(refresh(&mut arms, &tables), []);
+        // Gone, and back with the number that it had.
+        let front = tables.links.pop().unwrap();
+        assert_eq!(refresh(&mut arms, &tables), []);
+        tables.links.push(front);
+        assert_eq!(refresh(&mut arms, &tables), [PortId(0)]);
         assert_eq!(refresh(&mut arms, &tables), []);
     }
 }

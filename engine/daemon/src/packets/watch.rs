@@ -30,16 +30,16 @@ pub(crate) struct NetworkWatch {
 impl NetworkWatch {
     /// Publishes the network as it is and starts the thread.
     pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<NetworkWatch> {
-        shared.publish_network(Arc::new(kernel.network()));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // Here, where an error still ends the start: in the thread it would only let the kernel speak while we serve.
+        let registered = {
+            let _entered = runtime.enter();
+            register(kernel)?
+        };
+        shared.publish_network(Arc::new(registered.get_ref().network()));
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
-            runtime.block_on(async {
-                match register(kernel) {
-                    Ok(kernel) => Turn { shared, kernel, look_at: None }.run(stopped).await,
-                    Err(error) => tracing::error!("changes of the network cannot be waited for: {error}"),
-                }
-            });
+            runtime.block_on(Turn { shared, kernel: registered, look_at: None }.run(stopped));
         })?;
         Ok(NetworkWatch { stop: Some(stop), thread: Some(thread) })
     }
@@ -71,8 +71,9 @@ impl Turn {
             let look_at = self.look_at;
             tokio::select! {
                 _ = &mut stopped => break,
-                () = changed(&mut self.kernel) => {
-                    let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+                changed = changed(&mut self.kernel) => {
+                    let wait_ms = changed.map_or_else(unread, |()| LOOK_COALESCE_MS);
+                    let soon = Instant::now() + Duration::from_millis(wait_ms);
                     self.look_at.get_or_insert(soon);
                 }
                 () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => self.look(),
@@ -93,7 +94,8 @@ impl Turn {
         let update = match self.kernel.get_mut().look() {
             Ok(update) => update,
             Err(error) => {
-                return tracing::warn!("the kernel's links, routes and neighbours could not be read: {error}");
+                self.look_at = Some(Instant::now() + Duration::from_millis(unread(error)));
+                return;
             }
         };
         let network = self.shared.network();
@@ -108,29 +110,42 @@ impl Turn {
         self.shared.publish_network(Arc::new(update.network));
     }
 
-    /// Workers want next hops: the kernel finds out, and what it finds is a change of the network.
+    /// Workers want next hops: the kernel finds out, and what it finds is a change of the network. Or a port of theirs is gone.
     fn ask(&mut self) {
+        let gone = self.shared.network().take_gone();
+        if !gone.is_empty() {
+            self.kernel.get_mut().reopen_at_next_look(gone);
+            let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+            self.look_at.get_or_insert(soon);
+        }
         for (port, via) in self.shared.network().take_wanted() {
             self.kernel.get_mut().ask(port, via);
         }
     }
 }
 
-/// Returns once something has changed.
-async fn changed(kernel: &mut AsyncFd<Kernel>) {
+/// Returns once something has changed, or nobody knows whether it has.
+async fn changed(kernel: &mut AsyncFd<Kernel>) -> io::Result<()> {
     loop {
         let Ok(mut ready) = kernel.readable_mut().await else { return std::future::pending().await };
         let changes = ready.get_inner_mut().changes();
-        ready.clear_ready();
+        // Readiness comes with the next event only: nothing may be left when it is cleared.
+        if !changes.as_ref().is_ok_and(|changes| changes.is_more_there) {
+            ready.clear_ready();
+        }
         match changes {
-            Ok(changes) if changes.network || changes.neighbours => return,
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!("changes of the network could not be read: {error}");
-                return sleep_until(Instant::now() + Duration::from_millis(RETRY_MS)).await;
-            }
+            Ok(changes) if changes.network || changes.neighbours => return Ok(()),
+            // So that a flood of what changes nothing does not hold up the others.
+            Ok(_) => tokio::task::yield_now().await,
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Tells an error; how long to wait until the next look.
+fn unread(error: io::Error) -> u64 {
+    tracing::warn!("the kernel's links, routes and neighbours could not be read: {error}");
+    RETRY_MS
 }
 
 fn register(kernel: Kernel) -> io::Result<AsyncFd<Kernel>> {

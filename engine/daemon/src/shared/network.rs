@@ -24,6 +24,7 @@ pub struct NetworkBoard {
     network: Mutex<Arc<Network>>,
     reopened: Mutex<Vec<(WorkerId, PortId, PacketPort)>>,
     wanted: Mutex<BTreeSet<(PortId, Ip)>>,
+    gone: Mutex<BTreeSet<PortId>>,
     asked: Notify,
 }
 
@@ -88,7 +89,19 @@ impl NetworkBoard {
         mem::take(&mut lock(&self.wanted))
     }
 
-    /// Somebody wants a next hop.
+    /// A worker has found that a port's interface is gone, though one of its name and number may be there again.
+    pub fn report_gone(&self, port: PortId) {
+        if lock(&self.gone).insert(port) {
+            self.asked.notify_one();
+        }
+    }
+
+    /// The ports reported since the last call.
+    pub(crate) fn take_gone(&self) -> BTreeSet<PortId> {
+        mem::take(&mut lock(&self.gone))
+    }
+
+    /// Somebody wants a next hop, or has reported a port.
     pub(crate) fn asked(&self) -> &Notify {
         &self.asked
     }
@@ -121,5 +134,14 @@ mod tests {
         }
         assert_eq!(board.take_wanted().len(), WANTED_MAX);
         assert!(board.take_wanted().is_empty());
+    }
+
+    #[test]
+    fn a_port_that_several_report_is_gone_once() {
+        let board = NetworkBoard::default();
+        board.report_gone(PortId(1));
+        board.report_gone(PortId(1));
+        assert_eq!(board.take_gone().into_iter().collect::<Vec<_>>(), [PortId(1)]);
+        assert!(board.take_gone().is_empty());
     }
 }

@@ -58,6 +58,8 @@ const DRAIN_LOOK_MS: u64 = 100;
 /// How long an end at once waits for the listeners' operations: they hold the ports until they are cancelled, and who is started
 /// next needs them.
 const DOORS_MS: u64 = 1000;
+/// How long an end at once waits until both sides of every flow were told.
+const FLOWS_MS: u64 = 10_000;
 /// Leases that may rest at a time, per worker.
 const RESTING_MAX: usize = 1 << 17;
 /// Leases tried for one connect when the kernel says that a port is taken by somebody else.
@@ -234,10 +236,15 @@ impl Worker {
 
     /// Whether nothing is left to do, and nothing in flight holds a port.
     fn is_over(&self) -> bool {
-        let Some(stopping) = self.stopping else { return false };
+        if self.stopping.is_none() {
+            return false;
+        }
+        // The end, not the drain before it: what the end has to do begins then.
+        let is_ending = self.shared.phase() == Phase::Ending;
+        let waited = |ms| is_ending && self.now.ms_since(self.shared.phase_since()) >= ms;
         let empty = self.relays.len() == 0 && self.datagrams.sessions.len() == 0;
-        let waited = || self.shared.phase() == Phase::Ending && self.now.ms_since(stopping) >= DOORS_MS;
-        empty && (!(self.doors.any_armed() || self.carries_flows()) || waited())
+        let told = !self.has_overdue_flows() || waited(FLOWS_MS);
+        empty && told && (!(self.doors.any_armed() || self.carries_flows()) || waited(DOORS_MS))
     }
 
     /// Flows of the packet plane, over or not.
@@ -265,6 +272,7 @@ impl Worker {
                 }
                 // A wake since the breath began was taken back with the others: look now, or sleep through it.
                 self.adopt()?;
+                self.follow_network()?;
                 self.follow_phase()
             }
         }

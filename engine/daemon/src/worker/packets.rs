@@ -13,7 +13,7 @@ use towpath_core::packet::rewrite::Checksum;
 use towpath_core::plane::{BATCH_MAX, Desk, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict};
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
-use towpath_sys::packet::{Offload, PacketPort, PacketPorts};
+use towpath_sys::packet::{Offload, PacketPort, PacketPorts, PortState};
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
@@ -24,8 +24,10 @@ use crate::shared::{RingCounter, Seat, Shared};
 const BATCHES_MAX: usize = 8;
 /// Flows looked at in one breath because their time may be up.
 const EXPIRED_MAX: usize = 256;
-/// Frames made in one batch, besides those that waited for a next hop.
-const MADE_MAX: usize = 256;
+/// Of these, before what was made for them is sent: a step of a sweep may end 16 flows, and each end may get two resets.
+const EXPIRED_STEP: usize = 4;
+/// Frames made in one batch or one step of expiry, besides those that waited for a next hop.
+const MADE_MAX: usize = 4 * 16 * EXPIRED_STEP;
 /// How long after a change the counters that status shows may be older.
 const NOTE_MS: u64 = 100;
 /// Time between two looks at what the kernel counts of the rings.
@@ -52,10 +54,14 @@ pub(super) struct Packets {
     ring_note_at: Now,
     /// How often each port was opened: a poll of an earlier one says nothing about it.
     openings: Vec<u32>,
+    /// Ports whose interface is gone, as was reported for this opening.
+    gone: Vec<bool>,
     /// A port was announced; if it has no frame, its state has changed.
     was_polled: bool,
     /// Services whose flows were ended because their drain is over.
     drained: usize,
+    /// Flows whose time is up, or whose server was halted.
+    overdue: Left,
 }
 
 /// More may be there at once.
@@ -73,23 +79,25 @@ impl Packets {
         shared: &Shared,
         now: Now,
     ) -> Packets {
-        let mut edition = 0;
-        let network = shared.network().newer_than(&mut edition).unwrap_or_default();
-        let openings = vec![0; ports.len()];
+        let network = shared.network().current();
+        let (openings, gone) = (vec![0; ports.len()], vec![false; ports.len()]);
         let made_max = settings.pending_frames_max + MADE_MAX;
         Packets {
             ports: PacketPorts::new(ports),
             plane: Plane::new(settings, Arc::clone(snapshot), network, now),
             out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
             verdicts: Vec::with_capacity(BATCH_MAX),
-            edition,
+            // None: ports may have been opened anew since the first, and they are taken with the next.
+            edition: 0,
             announced: shared.network().announcements(),
             announce: (settings.worker == ANNOUNCER).then_some((now, ANNOUNCEMENTS)),
             note_at: Some(now),
             ring_note_at: now,
             openings,
+            gone,
             was_polled: false,
             drained: 0,
+            overdue: Left::Nothing,
         }
     }
 
@@ -109,10 +117,7 @@ impl Packets {
             let count = self.ports.take(BATCH_MAX);
             if count == 0 {
                 if batch == 0 && self.was_polled {
-                    // Asking takes the error away that would announce the port for ever.
-                    (0..self.openings.len()).for_each(|port| {
-                        self.ports.state(port as u8);
-                    });
+                    self.ask_states(desk.shared);
                 }
                 self.was_polled = false;
                 return Left::Nothing;
@@ -121,6 +126,16 @@ impl Packets {
             self.note_at.get_or_insert(now + NOTE_MS);
         }
         Left::Something
+    }
+
+    /// Asks how the ports are, which takes the error away that would announce one for ever, and reports those that are gone.
+    fn ask_states(&mut self, shared: &Shared) {
+        for (gone, port) in self.gone.iter_mut().zip(0..) {
+            if self.ports.state(port) == PortState::Gone && !*gone {
+                *gone = true;
+                shared.network().report_gone(PortId(port));
+            }
+        }
     }
 
     fn move_batch(&mut self, now: Now, count: usize, desk: &mut Counters<'_>) {
@@ -157,10 +172,15 @@ impl Packets {
         if self.plane.next_due().is_none_or(|due| due > now) {
             return Left::Nothing;
         }
-        let all_done = self.plane.expire(now, EXPIRED_MAX, desk, &mut self.out);
         self.note_at.get_or_insert(now + NOTE_MS);
-        self.send_made();
-        if all_done { Left::Nothing } else { Left::Something }
+        for _ in 0..EXPIRED_MAX / EXPIRED_STEP {
+            let all_done = self.plane.expire(now, EXPIRED_STEP, desk, &mut self.out);
+            self.send_made();
+            if all_done {
+                return Left::Nothing;
+            }
+        }
+        Left::Something
     }
 
     /// Says where our addresses are, when that is due.
@@ -172,16 +192,21 @@ impl Packets {
     }
 
     /// Copies the counters for status, when that is due.
-    fn note(&mut self, now: Now, seat: &Seat) {
-        if self.note_at.is_none_or(|at| at > now) {
-            return;
+    fn note(&mut self, now: Now, shared: &Shared, seat: &Seat) {
+        if self.note_at.is_some_and(|at| at <= now) {
+            self.note_at = None;
+            seat.note_packets(self.plane.counts(), self.plane.flows());
         }
-        self.note_at = None;
-        seat.note_packets(self.plane.counts(), self.plane.flows());
-        if now < self.ring_note_at {
-            return;
+        // By itself: a ring may lose every frame, and no worker sleeps longer.
+        if now >= self.ring_note_at {
+            self.note_rings(now, shared, seat);
         }
+    }
+
+    fn note_rings(&mut self, now: Now, shared: &Shared, seat: &Seat) {
         self.ring_note_at = now + RING_NOTE_MS;
+        // An error may have come together with frames, or have gone with a send.
+        self.ask_states(shared);
         seat.note_ring(RingCounter::MadeTooMany, self.out.overflowed());
         let mut sums = [0; RingCounter::ALL.len()];
         for port in 0..self.openings.len() as u8 {
@@ -235,22 +260,23 @@ impl Worker {
         let seat = shared.seat(*id);
         let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
         let moved = packets.move_frames(*now, &mut desk);
-        let expired = packets.expire(*now, &mut desk);
+        packets.overdue = packets.expire(*now, &mut desk);
         packets.announce(*now);
         packets.ports.flush();
         while let Some((port, via)) = packets.plane.wanted(*now) {
             shared.network().want(port, via);
         }
-        packets.note(*now, seat);
-        Ok(if moved == Left::Something { moved } else { expired })
+        packets.note(*now, shared, seat);
+        Ok(if moved == Left::Something { moved } else { packets.overdue })
     }
 
-    /// Forwards by the newest network from here on.
-    fn follow_network(&mut self) -> io::Result<()> {
+    /// Forwards by the newest network from here on, and sends what waited for it.
+    pub(super) fn follow_network(&mut self) -> io::Result<()> {
         let Worker { packets: Some(packets), shared, id, now, .. } = self else { return Ok(()) };
         let Some(network) = shared.network().newer_than(&mut packets.edition) else { return Ok(()) };
         packets.plane.adopt_network(network, &mut packets.out);
         packets.send_made();
+        packets.ports.flush();
         let announcements = shared.network().announcements();
         if announcements != packets.announced && *id == ANNOUNCER {
             packets.announced = announcements;
@@ -267,6 +293,7 @@ impl Worker {
         let Some(opening) = packets.openings.get_mut(port.index()) else { return Ok(()) };
         let poll = Token::Frames(Key { index: u32::from(port.0), generation: *opening });
         *opening += 1;
+        packets.gone[port.index()] = false;
         self.ring.cancel_wait(poll.pack(), Token::Nothing.pack())?;
         drop(packets.ports.replace(port.0, opened));
         self.arm_port(port.index())
@@ -307,6 +334,12 @@ impl Worker {
             service.targets.iter_mut().for_each(|target| target.admin = AdminState::Halt);
         }
         packets.plane.adopt_snapshot(Arc::new(snapshot));
+        packets.overdue = Left::Something;
+    }
+
+    /// Whether flows are to be ended that still are there.
+    pub(super) fn has_overdue_flows(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.overdue == Left::Something)
     }
 }
 

@@ -76,7 +76,7 @@ pub enum PortState {
     Up,
 }
 
-/// What a port has received since it was opened.
+/// What a port has received since it was opened, and the one before in whose place it stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RxCounts {
     /// Frames handed out; super-packets count as one.
@@ -249,6 +249,11 @@ impl PacketPort {
         // Reading resets the kernel's own count; a socket's statistics can always be read.
         self.counts.dropped += socket::take_losses(&self.socket).unwrap_or(0);
         self.counts
+    }
+
+    /// Counts on from what the port before has received.
+    pub(super) fn go_on_from(&mut self, before: RxCounts) {
+        self.counts = before;
     }
 
     /// The next frame, in a slot that is ours until it is released. At most `looks` frames are passed over on the way to it.

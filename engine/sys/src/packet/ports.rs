@@ -182,12 +182,13 @@ impl PacketPorts {
     }
 
     /// Puts another in a port's place and returns the old one, as when its interface was gone and is there again. Flushes first.
-    /// Counts begin anew for what is received and go on for what is sent.
+    /// Its counts go on.
     ///
     /// # Panics
     /// If there is no such port.
-    pub fn replace(&mut self, port: u8, by: PacketPort) -> PacketPort {
+    pub fn replace(&mut self, port: u8, mut by: PacketPort) -> PacketPort {
         self.flush();
+        by.go_on_from(self.rx_counts(port));
         mem::replace(&mut self.ports[usize::from(port)].packets, by)
     }
 
@@ -272,6 +273,7 @@ unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut T
     }
     let socket = port.as_fd().as_raw_fd();
     let mut done = 0;
+    let mut was_down = false;
     while done < frames.len() {
         let rest = &mut messages[done..frames.len()];
         let length = rest.len() as libc::c_uint;
@@ -287,6 +289,12 @@ unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut T
             // The first of the rest failed.
             Err(error) => {
                 let failure = Failure::of(&error);
+                // It may be of a time when the interface was down: the first send afterwards gets that error, and takes it away
+                // (`sock_alloc_send_pskb`, net/core/sock.c).
+                if matches!(failure, Failure::Down) && !was_down {
+                    was_down = true;
+                    continue;
+                }
                 let failed = match failure {
                     // The others would fare no better.
                     Failure::BufferFull | Failure::Down => rest.len(),

@@ -331,6 +331,13 @@ fn what_cannot_pass_is_counted() {
     here.send_bytes(0, &frame(BROADCAST, &[5; 100]), Offload::NONE);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[5; 100]]);
+    // Down and up again before anybody has asked.
+    near.links().unwrap().set_down("a").unwrap();
+    set_up(&near, "a");
+    here.send_bytes(0, &frame(BROADCAST, &[6; 100]), Offload::NONE);
+    here.flush();
+    assert_eq!(receive(&mut there, 1), [[6; 100]]);
+    assert_eq!(here.tx_counts(0).down, 3);
 }
 
 #[test]
@@ -361,6 +368,7 @@ fn an_interface_may_vanish_and_return() {
     here.send_bytes(0, &frame(BROADCAST, &[3; 46]), Offload::NONE);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[3; 46]]);
+    assert_eq!((here.tx_counts(0).frames, there.rx_counts(0).frames), (2, 2), "they go on");
 }
 
 #[test]
