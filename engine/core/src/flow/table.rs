@@ -22,6 +22,8 @@
 //! A packet costs the timers nothing: it writes `seen` in the line it has read anyway. When the wheel pops a flow, the table looks at
 //! when it is really due, and links it again if that is later.
 
+use std::ops::Range;
+
 use super::Direction;
 use crate::packet::{Ip, Tuple};
 use crate::time::Now;
@@ -252,6 +254,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// All bytes of the table, however many flows there are.
     pub fn memory_bytes(&self) -> usize {
         size_of_val(&*self.hot) + self.cold.memory_bytes() + self.index.memory_bytes() + self.book.memory_bytes()
+    }
+
+    /// Where the memory lies that grows with `flows_max`, for whoever chooses the pages it lies in.
+    pub fn memory(&self) -> [Range<*const u8>; 3] {
+        let Range { start, end } = self.hot.as_ptr_range();
+        [start.cast()..end.cast(), self.index.memory(), self.cold.memory()]
     }
 
     /// What happened since the start.

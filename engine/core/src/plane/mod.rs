@@ -21,6 +21,7 @@ mod services;
 mod tests;
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
@@ -401,6 +402,11 @@ impl Plane {
     pub fn memory_bytes(settings: &PlaneSettings) -> usize {
         Flows::memory_bytes(settings.flows_max, settings.half_open_max)
             + Pending::memory_bytes(settings.pending_frames_max)
+    }
+
+    /// Where the memory of the flows lies: read at random, it should be in large pages.
+    pub fn memory(&self) -> impl Iterator<Item = Range<*const u8>> + use<> {
+        self.flows.established.memory().into_iter().chain(self.flows.half_open.memory())
     }
 
     /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.

@@ -4,6 +4,8 @@
 //! home and the tag alone, so that an entry can be moved without reading its flow. A bucket counts the entries that left it; while
 //! there are none, which is the rule, a lookup reads one line, else two. Inserting moves at most one other entry: it looks at 22 buckets or fewer.
 
+use std::ops::Range;
+
 /// Entries of a bucket: as many as fit a line of 64 bytes with their tags.
 const WAYS: usize = 10;
 const ALL_USED: u16 = (1 << WAYS) - 1;
@@ -53,6 +55,12 @@ impl Index {
 
     pub(super) fn memory_bytes(&self) -> usize {
         size_of_val(&*self.buckets)
+    }
+
+    /// Where the buckets lie.
+    pub(super) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.buckets.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     #[inline]
