@@ -44,6 +44,20 @@ pub(super) struct Place {
     tag: u16,
 }
 
+/// Which entry may be that of a [`Place`].
+#[derive(Clone, Copy)]
+pub(super) struct Likely {
+    /// The [`matches`](Index::matches) there.
+    pub(super) matches: u16,
+    /// The first of these entries: nearly always the one that is looked for. Without any, no flow has the slot that it names.
+    pub(super) entry: u32,
+}
+
+impl Likely {
+    /// None.
+    pub(super) const NONE: Likely = Likely { matches: 0, entry: ENTRY_BITS };
+}
+
 /// No room in either bucket of an entry, nor after one move.
 pub(super) struct IndexFull;
 
@@ -80,11 +94,14 @@ impl Index {
         self.buckets[place.home].matches(place.tag)
     }
 
-    /// The first entry of these ways: nearly always the one that is looked for.
+    /// What the tags of the home bucket say of `place`.
     #[inline]
-    pub(super) fn first(&self, place: Place, matches: u16) -> Option<u32> {
-        let way = matches.trailing_zeros() as usize;
-        self.buckets[place.home].entries.get(way).map(|entry| entry & ENTRY_BITS)
+    pub(super) fn likely(&self, place: Place) -> Likely {
+        let bucket = &self.buckets[place.home];
+        let matches = bucket.matches(place.tag);
+        let entry =
+            bucket.entries.get(matches.trailing_zeros() as usize).map_or(ENTRY_BITS, |entry| entry & ENTRY_BITS);
+        Likely { matches, entry }
     }
 
     /// The entry at `place`, whose [`matches`](Self::matches) these are, of which `is_it` holds.
