@@ -418,5 +418,5 @@ impl Plane {
 /// Whether a frame is for the station at `mac`, alone or as one of a group.
 #[inline]
 fn is_for(frame: &[u8], mac: Mac) -> bool {
-    frame.first_chunk::<6>().is_none_or(|&dst| dst == mac.0 || Mac(dst).is_group())
+    frame.first_chunk::<6>().is_none_or(|dst| *dst == mac.0 || Mac(*dst).is_group())
 }
