@@ -14,6 +14,7 @@ mod mapping;
 pub mod neighbour;
 pub mod netns;
 pub mod packet;
+pub mod pages;
 pub mod privilege;
 pub mod process;
 pub mod ring;

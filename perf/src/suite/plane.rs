@@ -24,6 +24,7 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Tried, WorkerId};
 use towpath_sys::host;
 use towpath_sys::instructions::InstructionCounter;
+use towpath_sys::pages;
 
 use super::sample::{Reading, Sample};
 use super::{Case, Options, on_cpus};
@@ -165,6 +166,10 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
     // All at once and for good; what the process has more than before would also tell what the allocator had kept from a case before.
     let memory = Plane::memory_bytes(&scene.settings(work.flows));
     let plane = Plane::new(&scene.settings(work.flows), Arc::new(snapshot), Arc::new(network), Now(0));
+    // As a worker of the daemon does.
+    plane.memory().for_each(|memory| {
+        pages::prefer_huge(memory);
+    });
     let mut bench = Bench {
         scene,
         plane,

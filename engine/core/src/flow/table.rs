@@ -22,6 +22,8 @@
 //! A packet costs the timers nothing: it writes `seen` in the line it has read anyway. When the wheel pops a flow, the table looks at
 //! when it is really due, and links it again if that is later.
 
+use std::ops::Range;
+
 use super::Direction;
 use crate::packet::{Ip, Tuple};
 use crate::time::Now;
@@ -36,7 +38,7 @@ mod tests;
 use addresses::{ADDRESSES_MAX, AddressBook};
 use deadlines::{Cold, Deadlines, TICK_MS};
 use hash::TupleHasher;
-use index::{ENTRY_BITS, Index};
+use index::{ENTRY_BITS, Index, Likely};
 
 /// Most flows of one table.
 pub const FLOWS_MAX: usize = (1 << 30) - 1;
@@ -261,6 +263,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         size_of_val(&*self.hot) + self.cold.memory_bytes() + self.index.memory_bytes() + self.book.memory_bytes()
     }
 
+    /// Where the memory lies that grows with `flows_max`, for whoever chooses the pages it lies in.
+    pub fn memory(&self) -> [Range<*const u8>; 3] {
+        let Range { start, end } = self.hot.as_ptr_range();
+        [start.cast()..end.cast(), self.index.memory(), self.cold.memory()]
+    }
+
     /// What happened since the start.
     pub fn counts(&self) -> TableCounts {
         self.counts
@@ -355,23 +363,31 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
                 *place = self.index.place(self.hasher.hash(tuple_of(thing)));
             }
             let places = &places[..things.len()];
-            let mut matches = [0; LOOKUP_BATCH];
+            let mut likely = [Likely::NONE; LOOKUP_BATCH];
+            let likely = &mut likely[..things.len()];
             for &place in places {
                 words ^= self.index.touch(place);
             }
-            for (&place, matches) in places.iter().zip(&mut matches) {
-                *matches = self.index.matches(place);
+            for (&place, likely) in places.iter().zip(&mut *likely) {
+                *likely = self.index.likely(place);
             }
             // Apart from the loop before, so that it is short and more reads are under way at a time.
-            for (&place, &matches) in places.iter().zip(&matches) {
-                if let Some(entry) = self.index.first(place, matches) {
-                    words ^= self.hot[(entry & SLOT) as usize].generation;
+            for likely in &*likely {
+                if let Some(hot) = self.hot.get((likely.entry & SLOT) as usize) {
+                    words ^= hot.generation;
                 }
             }
             // The words mean nothing; without a use of them the compiler would leave out the reads.
             std::hint::black_box(words);
-            for (((&place, &matches), thing), found) in places.iter().zip(&matches).zip(things).zip(found) {
-                *found = self.compare(place, matches, tuple_of(thing));
+            for (((&place, &likely), thing), found) in places.iter().zip(&*likely).zip(things).zip(found) {
+                let tuple = tuple_of(thing);
+                let (slot, direction) = (likely.entry & SLOT, direction_of(likely.entry));
+                *found = match self.hot.get(slot as usize) {
+                    Some(hot) if self.is_tuple_of(hot, direction, tuple) => {
+                        Some((FlowId { slot, generation: hot.generation }, direction))
+                    }
+                    _ => self.look_on(place, likely, tuple),
+                };
             }
         }
     }
@@ -536,30 +552,38 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         self.hot.get_mut(id.slot()).filter(|hot| hot.generation == id.generation)
     }
 
-    #[inline]
-    fn compare(&self, place: index::Place, matches: u16, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        let entry = self.index.find(place, matches, |entry| self.is_tuple_of(entry, tuple))?;
-        let slot = entry & SLOT;
-        let direction = if entry & REVERSE == 0 { Direction::Forward } else { Direction::Reverse };
-        Some((FlowId { slot, generation: self.hot[slot as usize].generation }, direction))
+    /// The rest of a lookup whose likely flow is another one.
+    #[inline(never)]
+    fn look_on(&self, place: index::Place, likely: Likely, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        self.compare(place, likely.matches, tuple)
     }
 
     #[inline]
-    fn is_tuple_of(&self, entry: u32, tuple: &Tuple) -> bool {
-        let hot = &self.hot[(entry & SLOT) as usize];
+    fn compare(&self, place: index::Place, matches: u16, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        let is_it = |entry| self.is_tuple_of(&self.hot[(entry & SLOT) as usize], direction_of(entry), tuple);
+        let entry = self.index.find(place, matches, is_it)?;
+        let slot = entry & SLOT;
+        Some((FlowId { slot, generation: self.hot[slot as usize].generation }, direction_of(entry)))
+    }
+
+    #[inline]
+    fn is_tuple_of(&self, hot: &Hot<S>, direction: Direction, tuple: &Tuple) -> bool {
         if tuple.protocol != hot.protocol {
             return false;
         }
-        if entry & REVERSE == 0 {
-            tuple.src_port == hot.client_port
-                && tuple.dst_port == hot.vip_port
-                && tuple.src == hot.client
-                && tuple.dst == self.book.octets(hot.vip)
-        } else {
-            tuple.src_port == hot.server_port
-                && tuple.dst_port == hot.source_port
-                && tuple.src == self.book.octets(hot.server)
-                && tuple.dst == self.source_of(hot)
+        match direction {
+            Direction::Forward => {
+                tuple.src_port == hot.client_port
+                    && tuple.dst_port == hot.vip_port
+                    && tuple.src == hot.client
+                    && tuple.dst == self.book.octets(hot.vip)
+            }
+            Direction::Reverse => {
+                tuple.src_port == hot.server_port
+                    && tuple.dst_port == hot.source_port
+                    && tuple.src == self.book.octets(hot.server)
+                    && tuple.dst == self.source_of(hot)
+            }
         }
     }
 
@@ -634,6 +658,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     fn remove_entry(&mut self, tuple: &Tuple, entry: u32) {
         self.index.remove(self.index.place(self.hasher.hash(tuple)), entry);
     }
+}
+
+/// The direction that an entry of the index is of.
+#[inline]
+fn direction_of(entry: u32) -> Direction {
+    if entry & REVERSE == 0 { Direction::Forward } else { Direction::Reverse }
 }
 
 /// The tick that `now` is in; the last one from 8.7 years after the origin on.

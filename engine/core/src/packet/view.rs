@@ -48,8 +48,8 @@ pub fn parse(frame: &[u8]) -> Result<Packet, DropReason> {
 pub fn parse_to(frame: &[u8], to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let ethernet = Ethernet::read(frame)?;
     match ethernet.ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, ethernet, to),
-        ETHERTYPE_IPV6 => ipv6(frame, ethernet, to),
+        ETHERTYPE_IPV4 => ipv4(frame, ethernet.dst, to),
+        ETHERTYPE_IPV6 => ipv6(frame, ethernet.dst, to),
         ETHERTYPE_ARP => arp(frame).map(Some),
         ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Err(DropReason::Tagged),
         other => Ok(Some(Packet::Other(Other::EtherType(other)))),
@@ -126,7 +126,7 @@ pub(super) struct Part {
 }
 
 #[inline]
-fn ipv4(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
+fn ipv4(frame: &[u8], to_mac: Mac, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let packet = frame.get(ETHERNET_LEN..).unwrap_or_default();
     let header: &[u8; IPV4_LEN] = packet.first_chunk().ok_or(DropReason::Ipv4Truncated)?;
     if header[0] >> 4 != 4 {
@@ -154,16 +154,13 @@ fn ipv4(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Pack
         }
         ipv4_options(header.get(IPV4_LEN..).unwrap_or_default())?;
     }
-    let src = Ipv4Addr::from_bits(u32::from_be_bytes([header[12], header[13], header[14], header[15]]));
-    let dst = Ipv4Addr::from_bits(u32::from_be_bytes([header[16], header[17], header[18], header[19]]));
-    if ethernet.dst.is_group() || dst.is_multicast() || dst.is_broadcast() {
-        return Ok(Some(Packet::Other(Other::Group)));
-    }
-    if dst.is_loopback() || dst.is_unspecified() {
-        return Err(DropReason::MartianDestination);
-    }
-    if src.is_loopback() || src.is_unspecified() || src.is_multicast() || src.is_broadcast() || src == dst {
-        return Err(DropReason::MartianSource);
+    // As words, and judged as such: octet by octet, the compiler takes them apart.
+    let (words, _) = header.as_chunks::<4>();
+    let (src, dst) = (u32::from_be_bytes(words[3]), u32::from_be_bytes(words[4]));
+    let is_plain = is_plain_v4(src) && is_plain_v4(dst) && src != dst && !to_mac.is_group();
+    let (src, dst) = (Ipv4Addr::from_bits(src), Ipv4Addr::from_bits(dst));
+    if !is_plain && let Some(other) = judge_v4(to_mac, src, dst)? {
+        return Ok(Some(Packet::Other(other)));
     }
     let flags_and_offset = u16::from_be_bytes([header[6], header[7]]);
     let protocol = header[9];
@@ -192,6 +189,28 @@ fn ipv4(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Pack
     whole(packet, parsed, to)
 }
 
+/// Whether an IPv4 address is certainly that of a host: of class A to C, neither this network nor loopback.
+#[inline]
+fn is_plain_v4(address: u32) -> bool {
+    let network = address >> 24;
+    (1..224).contains(&network) && network != 127
+}
+
+/// What addresses are that may be other than those of two hosts.
+#[cold]
+fn judge_v4(to_mac: Mac, src: Ipv4Addr, dst: Ipv4Addr) -> Result<Option<Other>, DropReason> {
+    if to_mac.is_group() || dst.is_multicast() || dst.is_broadcast() {
+        return Ok(Some(Other::Group));
+    }
+    if dst.is_loopback() || dst.is_unspecified() {
+        return Err(DropReason::MartianDestination);
+    }
+    if src.is_loopback() || src.is_unspecified() || src.is_multicast() || src.is_broadcast() || src == dst {
+        return Err(DropReason::MartianSource);
+    }
+    Ok(None)
+}
+
 /// Refuses options that lie about their length, and source routes (RFC 7126 sections 4.3 and 4.4).
 #[cold]
 fn ipv4_options(mut options: &[u8]) -> Result<(), DropReason> {
@@ -209,7 +228,7 @@ fn ipv4_options(mut options: &[u8]) -> Result<(), DropReason> {
     Ok(())
 }
 
-fn ipv6(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
+fn ipv6(frame: &[u8], to_mac: Mac, to: &mut Parsed) -> Result<Option<Packet>, DropReason> {
     let packet = frame.get(ETHERNET_LEN..).unwrap_or_default();
     let header: &[u8; IPV6_LEN] = packet.first_chunk().ok_or(DropReason::Ipv6Truncated)?;
     if header[0] >> 4 != 6 {
@@ -242,7 +261,7 @@ fn ipv6(frame: &[u8], ethernet: Ethernet, to: &mut Parsed) -> Result<Option<Pack
     if chain.protocol == PROTOCOL_ICMPV6 && is_nd(packet, &parsed, chain.part) {
         return nd(packet, &parsed, chain.part).map(Some);
     }
-    if ethernet.dst.is_group() || dst.is_multicast() {
+    if to_mac.is_group() || dst.is_multicast() {
         return Ok(Some(Packet::Other(Other::Group)));
     }
     if dst.is_loopback() || dst.is_unspecified() {

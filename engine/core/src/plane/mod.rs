@@ -22,6 +22,7 @@ mod services;
 mod tests;
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
@@ -420,6 +421,11 @@ impl Plane {
             + Pending::memory_bytes(settings.pending_frames_max)
     }
 
+    /// Where the memory of the flows lies: read at random, it should be in large pages.
+    pub fn memory(&self) -> impl Iterator<Item = Range<*const u8>> + use<> {
+        self.flows.established.memory().into_iter().chain(self.flows.half_open.memory())
+    }
+
     /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
     pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
         self.pending.wanted(now)
@@ -429,5 +435,5 @@ impl Plane {
 /// Whether a frame is for the station at `mac`, alone or as one of a group.
 #[inline]
 fn is_for(frame: &[u8], mac: Mac) -> bool {
-    frame.first_chunk::<6>().is_none_or(|&dst| dst == mac.0 || Mac(dst).is_group())
+    frame.first_chunk::<6>().is_none_or(|dst| *dst == mac.0 || Mac(*dst).is_group())
 }

@@ -14,6 +14,7 @@ use towpath_core::plane::{BATCH_MAX, Desk, Frame, HELD_BYTES_MAX, Outbox, Plane,
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::packet::{Offload, PacketPort, PacketPorts, PortState};
+use towpath_sys::pages;
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
@@ -81,10 +82,14 @@ impl Packets {
     ) -> Packets {
         let network = shared.network().current();
         let (openings, gone) = (vec![0; ports.len()], vec![false; ports.len()]);
+        let plane = Plane::new(settings, Arc::clone(snapshot), network, now);
+        plane.memory().for_each(|memory| {
+            pages::prefer_huge(memory);
+        });
         let made_max = settings.pending_frames_max + MADE_MAX;
         Packets {
             ports: PacketPorts::new(ports),
-            plane: Plane::new(settings, Arc::clone(snapshot), network, now),
+            plane,
             out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
             verdicts: Vec::with_capacity(BATCH_MAX),
             // None: ports may have been opened anew since the first, and they are taken with the next.

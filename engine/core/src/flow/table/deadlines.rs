@@ -3,6 +3,8 @@
 //! The links lie in the slots, so nothing grows with the number of timers. A list is taken apart one slot at a time, on the higher levels
 //! too: ten million flows of one timeout never come due as one long pause. Whoever pops a slot either frees it or links it to a later tick.
 
+use std::ops::Range;
+
 /// Milliseconds of one tick.
 pub(super) const TICK_MS: u64 = 64;
 const LEVELS: usize = 4;
@@ -56,6 +58,12 @@ impl<D: Copy + Default> Deadlines<D> {
 
     pub(super) fn memory_bytes(&self) -> usize {
         size_of_val(&*self.slots) + size_of_val(&*self.lists)
+    }
+
+    /// Where the slots lie.
+    pub(super) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.slots.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     /// The slot that [`take`](Self::take) would give.

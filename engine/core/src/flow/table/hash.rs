@@ -31,12 +31,14 @@ impl TupleHasher {
         let dst = u128::from_be_bytes(tuple.dst.0);
         let rest = (u64::from(tuple.src_port) << 32) | (u64::from(tuple.dst_port) << 16) | u64::from(tuple.protocol);
         let [a, b, c, d, e, start] = self.keys;
-        let sum = start
-            .wrapping_add(a.wrapping_mul(src >> 64))
+        let mut sum = start
             .wrapping_add(b.wrapping_mul(u128::from(src as u64)))
-            .wrapping_add(c.wrapping_mul(dst >> 64))
             .wrapping_add(d.wrapping_mul(u128::from(dst as u64)))
             .wrapping_add(e.wrapping_mul(u128::from(rest)));
+        // Of IPv4 both are 0 and add nothing.
+        if (src >> 64) | (dst >> 64) != 0 {
+            sum = sum.wrapping_add(a.wrapping_mul(src >> 64)).wrapping_add(c.wrapping_mul(dst >> 64));
+        }
         mix((sum >> 64) as u64)
     }
 }

@@ -4,6 +4,8 @@
 //! home and the tag alone, so that an entry can be moved without reading its flow. A bucket counts the entries that left it; while
 //! there are none, which is the rule, a lookup reads one line, else two. Inserting moves at most one other entry: it looks at 22 buckets or fewer.
 
+use std::ops::Range;
+
 /// Entries of a bucket: as many as fit a line of 64 bytes with their tags.
 const WAYS: usize = 10;
 const ALL_USED: u16 = (1 << WAYS) - 1;
@@ -42,6 +44,20 @@ pub(super) struct Place {
     tag: u16,
 }
 
+/// Which entry may be that of a [`Place`].
+#[derive(Clone, Copy)]
+pub(super) struct Likely {
+    /// The [`matches`](Index::matches) there.
+    pub(super) matches: u16,
+    /// The first of these entries: nearly always the one that is looked for. Without any, no flow has the slot that it names.
+    pub(super) entry: u32,
+}
+
+impl Likely {
+    /// None.
+    pub(super) const NONE: Likely = Likely { matches: 0, entry: ENTRY_BITS };
+}
+
 /// No room in either bucket of an entry, nor after one move.
 pub(super) struct IndexFull;
 
@@ -53,6 +69,12 @@ impl Index {
 
     pub(super) fn memory_bytes(&self) -> usize {
         size_of_val(&*self.buckets)
+    }
+
+    /// Where the buckets lie.
+    pub(super) fn memory(&self) -> Range<*const u8> {
+        let Range { start, end } = self.buckets.as_ptr_range();
+        start.cast()..end.cast()
     }
 
     #[inline]
@@ -72,11 +94,14 @@ impl Index {
         self.buckets[place.home].matches(place.tag)
     }
 
-    /// The first entry of these ways: nearly always the one that is looked for.
+    /// What the tags of the home bucket say of `place`.
     #[inline]
-    pub(super) fn first(&self, place: Place, matches: u16) -> Option<u32> {
-        let way = matches.trailing_zeros() as usize;
-        self.buckets[place.home].entries.get(way).map(|entry| entry & ENTRY_BITS)
+    pub(super) fn likely(&self, place: Place) -> Likely {
+        let bucket = &self.buckets[place.home];
+        let matches = bucket.matches(place.tag);
+        let entry =
+            bucket.entries.get(matches.trailing_zeros() as usize).map_or(ENTRY_BITS, |entry| entry & ENTRY_BITS);
+        Likely { matches, entry }
     }
 
     /// The entry at `place`, whose [`matches`](Self::matches) these are, of which `is_it` holds.
