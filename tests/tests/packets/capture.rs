@@ -48,6 +48,7 @@ pub(crate) fn read(path: &Path) -> Vec<Captured> {
                     fail(&"its times are not in nanoseconds");
                 }
             }
+            Block::Packet(_) | Block::SimplePacket(_) | Block::Unknown(_) => fail(&"a block that may hide a frame"),
             _ => {}
         }
     }
