@@ -1,0 +1,187 @@
+//! A plane between two links, made of a case's configuration and fed with its frames.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use towpath_core::balancer::BalancerState;
+use towpath_core::compile::compile;
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::health::HealthBoard;
+use towpath_core::loads::{Loads, PlainLoads};
+use towpath_core::packet::rewrite::Checksum;
+use towpath_core::packet::{DropReason, Mac};
+use towpath_core::persistence::PersistenceTable;
+use towpath_core::plane::{
+    Desk, Frame, Network, Outbox, Plane, PlaneCounter, PlaneSettings, Port, PortId, Strays, Verdict,
+};
+use towpath_core::registry::Registry;
+use towpath_core::snapshot::{Service, Snapshot};
+use towpath_core::snat::{SnatBook, SnatLimits};
+use towpath_core::steering::SteeringTable;
+use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Tried, WorkerId};
+
+use crate::capture::Captured;
+
+pub(crate) const OUTSIDE: PortId = PortId(0);
+pub(crate) const INSIDE: PortId = PortId(1);
+pub(crate) const OUTSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xa0];
+pub(crate) const INSIDE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xa1];
+pub(crate) const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// Numbers of the stations inside: `10.0.0.N` and `fd00::N`.
+const SERVERS: std::ops::RangeInclusive<u8> = 80..=83;
+
+/// Counters by section and name; those that are 0 are left out.
+pub(crate) type Counters = BTreeMap<String, BTreeMap<String, u64>>;
+
+/// The station `number` inside.
+pub(crate) fn server_mac(number: u8) -> [u8; 6] {
+    [2, 0, 0, 0, 1, number]
+}
+
+/// What leaves and what is counted when `frames` come in, one after the other.
+///
+/// # Errors
+/// The configuration is not accepted.
+pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, Counters), String> {
+    let snapshot = Arc::new(snapshot(config)?);
+    let mut desk = TestDesk::new(&snapshot);
+    let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::new(network()), Now(0));
+    let mut out = Outbox::new(256, 1 << 16);
+    let mut verdicts = Vec::new();
+    let mut left = Vec::new();
+    for frame in frames {
+        let Captured { at_ms, port, ref bytes } = *frame;
+        let mut bytes = bytes.clone();
+        while !plane.expire(Now(at_ms), 64, &mut desk, &mut out) {}
+        take_made(at_ms, &mut out, &mut left);
+        let mut batch = [Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 }];
+        plane.process(Now(at_ms), &mut batch, &mut verdicts, &mut desk, &mut out);
+        if let [Verdict::Send(port)] = verdicts[..] {
+            left.push(Captured { at_ms, port, bytes });
+        }
+        take_made(at_ms, &mut out, &mut left);
+    }
+    Ok((left, counters(&plane, desk, &snapshot)))
+}
+
+fn take_made(at_ms: u64, out: &mut Outbox, left: &mut Vec<Captured>) {
+    left.extend(out.iter().map(|(port, bytes)| Captured { at_ms, port, bytes: bytes.to_vec() }));
+    assert_eq!(out.overflowed(), 0, "the outbox of the test is too small");
+    out.clear();
+}
+
+/// Small, and never random: the same frames always meet the same plane.
+const SETTINGS: PlaneSettings = PlaneSettings {
+    flows_max: 64,
+    half_open_max: 16,
+    half_open_per_source_max: 0,
+    pending_frames_max: 8,
+    replies_per_second: 1_000,
+    worker: WorkerId(0),
+    seed: [7, 9],
+    steering_seed: 5,
+    strays: Strays::Drop,
+};
+
+fn snapshot(config: &str) -> Result<Snapshot, String> {
+    let checked = towpath_config::check("config.toml", config);
+    let complaints: Vec<String> =
+        checked.errors().chain(checked.unavailable()).map(|complaint| format!("{complaint:?}")).collect();
+    let model = checked.model.filter(|_| complaints.is_empty()).ok_or_else(|| complaints.join("\n"))?;
+    let (mut registry, mut snat) = (Registry::new(), SnatBook::new(SnatLimits::default()));
+    let steering = Arc::new(SteeringTable::even(1));
+    compile(&model, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
+        .map_err(|error| error.to_string())
+}
+
+/// A router outside, real servers inside; see `tests/packets/README.md`.
+fn network() -> Network {
+    let ip = |text: &str| text.parse::<IpAddr>().expect("an address").into();
+    let port = |name: &str, mac, addresses: [(&str, u8); 2]| Port {
+        name: name.into(),
+        mac: Mac(mac),
+        mtu: 1500,
+        addresses: addresses.map(|(address, prefix)| (ip(address), prefix)).to_vec(),
+        segments: true,
+    };
+    let ports = vec![
+        port("outside", OUTSIDE_MAC, [("192.0.2.1", 24), ("2001:db8::1", 64)]),
+        port("inside", INSIDE_MAC, [("10.0.0.1", 24), ("fd00::1", 64)]),
+    ];
+    let routes = vec![
+        (ip("192.0.2.0"), 24, None, OUTSIDE, 0),
+        (ip("2001:db8::"), 64, None, OUTSIDE, 0),
+        (ip("10.0.0.0"), 24, None, INSIDE, 0),
+        (ip("fd00::"), 64, None, INSIDE, 0),
+        (ip("0.0.0.0"), 0, Some(ip("192.0.2.254")), OUTSIDE, 0),
+        (ip("::"), 0, Some(ip("2001:db8::fe")), OUTSIDE, 0),
+    ];
+    let routers = ["192.0.2.254", "2001:db8::fe"].map(|router| (OUTSIDE, ip(router), Mac(ROUTER_MAC)));
+    let servers = SERVERS.flat_map(|number| {
+        let addresses = [format!("10.0.0.{number}"), format!("fd00::{number}")];
+        addresses.map(|address| (INSIDE, ip(&address), Mac(server_mac(number))))
+    });
+    Network::new(ports, routes, servers.chain(routers).collect())
+}
+
+fn counters(plane: &Plane, desk: TestDesk, snapshot: &Snapshot) -> Counters {
+    let mut counters = desk.counted;
+    let of_plane = PlaneCounter::ALL.iter().map(|&counter| ("plane", counter.label(), plane.counts().read(counter)));
+    let drops = DropReason::ALL.iter().map(|&reason| ("dropped", reason.label(), plane.counts().dropped(reason)));
+    for (section, name, value) in of_plane.chain(drops).filter(|&(.., value)| value > 0) {
+        counters.entry(section.into()).or_default().insert(name.into(), value);
+    }
+    let carried = snapshot.each_service().map(|service| u64::from(desk.loads.active_of_service(service.id))).sum();
+    let left = [("flows", plane.flows() as u64), ("half_open", plane.half_open() as u64), ("connections", carried)];
+    counters.insert("left".into(), left.map(|(name, value)| (name.to_owned(), value)).into());
+    counters
+}
+
+/// The Director of one worker, and what it is told.
+struct TestDesk {
+    balancer: BalancerState,
+    persistence: PersistenceTable,
+    loads: PlainLoads,
+    names: BTreeMap<ServiceId, String>,
+    counted: Counters,
+}
+
+impl TestDesk {
+    fn new(snapshot: &Snapshot) -> TestDesk {
+        TestDesk {
+            balancer: BalancerState::new(1),
+            persistence: PersistenceTable::new(16, 1),
+            loads: PlainLoads::new(snapshot.services.len(), snapshot.real_servers.len()),
+            names: snapshot.each_service().map(|service| (service.id, service.name.clone())).collect(),
+            counted: Counters::new(),
+        }
+    }
+
+    fn add(&mut self, what: &str, service: ServiceId, name: &str, n: u64) {
+        let section = format!("{what}.{}", self.names[&service]);
+        *self.counted.entry(section).or_default().entry(name.into()).or_default() += n;
+    }
+}
+
+impl Desk for TestDesk {
+    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal> {
+        let tried = Tried::new();
+        towpath_core::pick(service, &mut self.balancer, &mut self.persistence, &self.loads, client, &tried, now)
+    }
+
+    fn close(&mut self, service: ServiceId, server: RealServerId) {
+        self.loads.close(service, server);
+    }
+
+    fn count(&mut self, service: ServiceId, counter: ServiceCounter, n: u64) {
+        self.add("service", service, counter.label(), n);
+    }
+
+    fn end(&mut self, service: ServiceId, termination: Termination) {
+        self.add("ended", service, termination.label(), 1);
+    }
+
+    fn opened(&mut self, _server: RealServerId) {}
+}

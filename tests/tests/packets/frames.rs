@@ -1,0 +1,229 @@
+//! Frames, written down as `tcpdump` shows them and made by a crate that shares no code with Towpath.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use etherparse::{
+    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Type, Icmpv6Type, IpHeaders, IpNumber, Ipv4Header,
+    Ipv4Options, Ipv6Header, NetHeaders, PacketBuilder, PacketHeaders, TcpHeader, TransportHeader, UdpHeader, icmpv4,
+    icmpv6,
+};
+
+const TTL: u8 = 64;
+
+/// Hop limit of neighbour messages (RFC 4861 section 7.1).
+const ND_HOP_LIMIT: u8 = 255;
+
+/// An address and port.
+pub(crate) fn end(text: &str) -> SocketAddr {
+    text.parse().expect("an address and port")
+}
+
+/// A TCP segment, by the letters of `tcpdump`: `S`, `F`, `R`, `P`, and `.` for ACK. With `S`, it offers 1460 octets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tcp<'a> {
+    pub(crate) flags: &'a str,
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    pub(crate) data: &'a [u8],
+}
+
+/// A segment without data.
+pub(crate) fn bare(flags: &str, seq: u32, ack: u32) -> Tcp<'_> {
+    Tcp { flags, seq, ack, data: b"" }
+}
+
+/// A segment with data.
+pub(crate) fn data(seq: u32, ack: u32, data: &[u8]) -> Tcp<'_> {
+    Tcp { flags: "P.", seq, ack, data }
+}
+
+/// An IP packet with a TCP segment.
+pub(crate) fn tcp(from: SocketAddr, to: SocketAddr, segment: Tcp<'_>) -> Vec<u8> {
+    tcp_with_options(from, to, &[], segment)
+}
+
+/// The same with IPv4 options, a multiple of four octets.
+pub(crate) fn tcp_with_options(from: SocketAddr, to: SocketAddr, options: &[u8], segment: Tcp<'_>) -> Vec<u8> {
+    let Tcp { flags, seq, ack, data } = segment;
+    let mut header = TcpHeader::new(from.port(), to.port(), seq, 65_535);
+    header.acknowledgment_number = ack;
+    header.syn = flags.contains('S');
+    header.fin = flags.contains('F');
+    header.rst = flags.contains('R');
+    header.psh = flags.contains('P');
+    header.ack = flags.contains('.');
+    if header.syn {
+        header.set_options_raw(&[2, 4, 0x05, 0xb4]).expect("four octets");
+    }
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ip(ip_header(from.ip(), to.ip(), TTL, options));
+    builder.tcp_header(header).write(&mut packet, data).expect("a packet of a segment");
+    packet
+}
+
+/// An IP packet with a UDP datagram.
+pub(crate) fn udp(from: SocketAddr, to: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ip(ip_header(from.ip(), to.ip(), TTL, &[]));
+    builder.udp(from.port(), to.port()).write(&mut packet, data).expect("a packet of a datagram");
+    packet
+}
+
+/// A ping.
+pub(crate) fn ping(from: &str, to: &str, data: &[u8]) -> Vec<u8> {
+    let (from, to): (IpAddr, IpAddr) = (from.parse().expect("an address"), to.parse().expect("an address"));
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ip(ip_header(from, to, TTL, &[]));
+    match from {
+        IpAddr::V4(_) => builder.icmpv4_echo_request(7, 1).write(&mut packet, data),
+        IpAddr::V6(_) => builder.icmpv6_echo_request(7, 1).write(&mut packet, data),
+    }
+    .expect("a packet of a ping");
+    packet
+}
+
+/// An ICMP error about `quoted`, which its sender is told with the MTU ahead.
+pub(crate) fn too_big(from: &str, mtu: u16, quoted: &[u8]) -> Vec<u8> {
+    let from: IpAddr = from.parse().expect("an address");
+    let mut packet = Vec::new();
+    match from {
+        IpAddr::V4(_) => {
+            let to: [u8; 4] = quoted[12..16].try_into().expect("four octets");
+            let error = Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu: mtu,
+            });
+            let builder = PacketBuilder::ip(ip_header(from, to.into(), TTL, &[]));
+            builder.icmpv4(error).write(&mut packet, quoted)
+        }
+        IpAddr::V6(_) => {
+            let to: [u8; 16] = quoted[8..24].try_into().expect("sixteen octets");
+            let builder = PacketBuilder::ip(ip_header(from, to.into(), TTL, &[]));
+            builder.icmpv6(Icmpv6Type::PacketTooBig { mtu: mtu.into() }).write(&mut packet, quoted)
+        }
+    }
+    .expect("a packet of an error");
+    packet
+}
+
+/// A frame that asks who has `target`.
+pub(crate) fn arp_request(from_mac: [u8; 6], from: &str, target: &str) -> Vec<u8> {
+    let address = |text: &str| text.parse::<Ipv4Addr>().expect("an IPv4 address").octets();
+    let request = ArpPacket::new(
+        ArpHardwareId::ETHERNET,
+        EtherType::IPV4,
+        ArpOperation::REQUEST,
+        &from_mac,
+        &address(from),
+        &[0; 6],
+        &address(target),
+    );
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(from_mac, [0xff; 6]);
+    builder.arp(request.expect("lengths of Ethernet and IPv4")).write(&mut frame).expect("a frame of a question");
+    frame
+}
+
+/// A frame that asks who has `target`, sent to the group of those who may (RFC 4861 section 7.2.2).
+pub(crate) fn nd_solicitation(from_mac: [u8; 6], from: &str, target: &str, hop_limit: u8) -> Vec<u8> {
+    let from: Ipv6Addr = from.parse().expect("an IPv6 address");
+    let target: [u8; 16] = target.parse::<Ipv6Addr>().expect("an IPv6 address").octets();
+    let [.., x, y, z] = target;
+    let group = Ipv6Addr::from([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, x, y, z]);
+    let message = [&target[..], &[1, 1], &from_mac].concat();
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(from_mac, [0x33, 0x33, 0xff, x, y, z])
+        .ip(ip_header(from.into(), group.into(), hop_limit, &[]))
+        .icmpv6_raw(icmpv6::TYPE_NEIGHBOR_SOLICITATION, 0, [0; 4])
+        .write(&mut frame, &message)
+        .expect("a frame of a question");
+    frame
+}
+
+/// The same with the hop limit that it must have.
+pub(crate) fn nd_question(from_mac: [u8; 6], from: &str, target: &str) -> Vec<u8> {
+    nd_solicitation(from_mac, from, target, ND_HOP_LIMIT)
+}
+
+/// An IP packet in a frame.
+pub(crate) fn framed(to_mac: [u8; 6], from_mac: [u8; 6], packet: &[u8]) -> Vec<u8> {
+    let ether_type: [u8; 2] = match packet.first().map(|first| first >> 4) {
+        Some(6) => [0x86, 0xdd],
+        _ => [0x08, 0x00],
+    };
+    [&to_mac[..], &from_mac, &ether_type, packet].concat()
+}
+
+/// Writes the checksum of an IPv4 header anew, after a lie that is to be believed so far.
+pub(crate) fn with_header_checksum(mut packet: Vec<u8>) -> Vec<u8> {
+    packet[10..12].fill(0);
+    let words = packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let sum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+fn ip_header(from: IpAddr, to: IpAddr, ttl: u8, options: &[u8]) -> IpHeaders {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = Ipv4Header::new(0, ttl, IpNumber::TCP, from.octets(), to.octets()).expect("no payload");
+            header.options = Ipv4Options::try_from(options).expect("options of an IPv4 header");
+            IpHeaders::Ipv4(header, Default::default())
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => {
+            let header =
+                Ipv6Header { hop_limit: ttl, source: from.octets(), destination: to.octets(), ..Ipv6Header::default() };
+            IpHeaders::Ipv6(header, Default::default())
+        }
+        (from, to) => panic!("a packet from {from} to {to}"),
+    }
+}
+
+/// Whether all checksums of a frame are right.
+///
+/// # Errors
+/// Which is not, or that it cannot be read.
+pub(crate) fn verify_checksums(frame: &[u8]) -> Result<(), String> {
+    let headers = PacketHeaders::from_ethernet_slice(frame).map_err(|error| error.to_string())?;
+    let payload = headers.payload.slice();
+    let expect = |what: &str, found: u16, expected: u16| match found == expected {
+        true => Ok(()),
+        false => Err(format!("the {what} checksum is {found:#06x} instead of {expected:#06x}")),
+    };
+    let too_long = |_| "it is too long".to_owned();
+    match (&headers.net, &headers.transport) {
+        (Some(NetHeaders::Ipv4(ip, _)), transport) => {
+            expect("IPv4", ip.header_checksum, ip.calc_header_checksum())?;
+            match transport {
+                Some(TransportHeader::Tcp(tcp)) => {
+                    expect("TCP", tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).map_err(too_long)?)
+                }
+                Some(TransportHeader::Udp(udp)) => {
+                    let made = UdpHeader::with_ipv4_checksum(udp.source_port, udp.destination_port, ip, payload);
+                    expect("UDP", udp.checksum, made.map_err(too_long)?.checksum)
+                }
+                Some(TransportHeader::Icmpv4(icmp)) => {
+                    expect("ICMP", icmp.checksum, icmp.icmp_type.calc_checksum(payload))
+                }
+                _ => Err("it is of no protocol that is known here".into()),
+            }
+        }
+        (Some(NetHeaders::Ipv6(ip, _)), transport) => match transport {
+            Some(TransportHeader::Tcp(tcp)) => {
+                expect("TCP", tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).map_err(too_long)?)
+            }
+            Some(TransportHeader::Udp(udp)) => {
+                let made = UdpHeader::with_ipv6_checksum(udp.source_port, udp.destination_port, ip, payload);
+                expect("UDP", udp.checksum, made.map_err(too_long)?.checksum)
+            }
+            Some(TransportHeader::Icmpv6(icmp)) => {
+                let made = icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload);
+                expect("ICMPv6", icmp.checksum, made.map_err(too_long)?)
+            }
+            _ => Err("it is of no protocol that is known here".into()),
+        },
+        (Some(NetHeaders::Arp(_)), _) => Ok(()),
+        (None, _) => Err("it is no packet".into()),
+    }
+}

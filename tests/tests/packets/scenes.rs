@@ -1,0 +1,357 @@
+//! What comes in, case by case: the source of every `in.pcap` that was not captured.
+
+use std::net::SocketAddr;
+
+use towpath_core::plane::PortId;
+
+use crate::bench::{INSIDE, INSIDE_MAC, OUTSIDE, OUTSIDE_MAC, ROUTER_MAC, server_mac};
+use crate::capture::Captured;
+use crate::frames::{
+    arp_request, bare, data, end, framed, nd_question, nd_solicitation, ping, tcp, tcp_with_options, too_big, udp,
+    with_header_checksum,
+};
+
+/// Milliseconds between two frames, when nothing else is said.
+const STEP_MS: u64 = 10;
+
+/// The name of a case, which is its folder, and who sends what.
+pub(crate) type Scene = (&'static str, fn(&mut Script));
+
+/// All of them.
+pub(crate) const SCENES: &[Scene] = &[
+    ("arp-vip", arp_vip),
+    ("dsr-v4-tcp", dsr_v4_tcp),
+    ("full-nat-v4-tcp", full_nat_v4_tcp),
+    ("full-nat-v4-udp", full_nat_v4_udp),
+    ("full-nat-v6-tcp", full_nat_v6_tcp),
+    ("full-nat-v6-udp", full_nat_v6_udp),
+    ("hairpin-other-server", hairpin_other_server),
+    ("hairpin-same-server", hairpin_same_server),
+    ("half-nat-v4-tcp", half_nat_v4_tcp),
+    ("half-open-answered", half_open_answered),
+    ("half-open-unanswered", half_open_unanswered),
+    ("icmp-frag-needed", icmp_frag_needed),
+    ("icmpv6-too-big", icmpv6_too_big),
+    ("ipv4-options", ipv4_options),
+    ("lying-frames", lying_frames),
+    ("nd-vip", nd_vip),
+    ("ping-vip-v4", ping_vip_v4),
+    ("ping-vip-v6", ping_vip_v6),
+    ("pool-exhausted", pool_exhausted),
+    ("reopen", reopen),
+    ("simultaneous-close", simultaneous_close),
+];
+
+const CLIENT_V4: &str = "198.51.100.7:40000";
+const VIP_V4: &str = "192.0.2.250:443";
+const SERVER_V4: &str = "10.0.0.80:8443";
+/// Every pool of the corpus leases one port, so that it is known beforehand.
+const SNAT_V4: &str = "10.0.0.2:5000";
+const CLIENT_V6: &str = "[2001:db8:c::7]:40000";
+const VIP_V6: &str = "[2001:db8::250]:443";
+const SERVER_V6: &str = "[fd00::80]:8443";
+const SNAT_V6: &str = "[fd00::2]:5000";
+
+/// Frames, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    now_ms: u64,
+    pub(crate) frames: Vec<Captured>,
+}
+
+impl Script {
+    /// A packet that the router outside delivers.
+    fn outside(&mut self, packet: Vec<u8>) {
+        self.frame(OUTSIDE, framed(OUTSIDE_MAC, ROUTER_MAC, &packet));
+    }
+
+    /// A packet that a station inside sends.
+    fn inside(&mut self, number: u8, packet: Vec<u8>) {
+        self.frame(INSIDE, framed(INSIDE_MAC, server_mac(number), &packet));
+    }
+
+    fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
+        self.frames.push(Captured { at_ms: self.now_ms, port, bytes });
+        self.now_ms += STEP_MS;
+    }
+
+    fn wait(&mut self, ms: u64) {
+        self.now_ms += ms;
+    }
+}
+
+/// Four ends of a flow: what the client sees, and what the server sees.
+#[derive(Clone, Copy)]
+struct Ends {
+    client: SocketAddr,
+    vip: SocketAddr,
+    source: SocketAddr,
+    server: SocketAddr,
+}
+
+impl Ends {
+    fn new([client, vip, source, server]: [&str; 4]) -> Ends {
+        Ends { client: end(client), vip: end(vip), source: end(source), server: end(server) }
+    }
+
+    fn v4() -> Ends {
+        Ends::new([CLIENT_V4, VIP_V4, SNAT_V4, SERVER_V4])
+    }
+
+    fn v6() -> Ends {
+        Ends::new([CLIENT_V6, VIP_V6, SNAT_V6, SERVER_V6])
+    }
+
+    /// The three segments of a handshake: the client begins with 100, the server with 900.
+    fn open(&self, script: &mut Script) {
+        script.outside(tcp(self.client, self.vip, bare("S", 100, 0)));
+        script.inside(80, tcp(self.server, self.source, bare("S.", 900, 101)));
+        script.outside(tcp(self.client, self.vip, bare(".", 101, 901)));
+    }
+
+    /// A question of 5 octets, an answer of 6.
+    fn exchange(&self, script: &mut Script) {
+        script.outside(tcp(self.client, self.vip, data(101, 901, b"hello")));
+        script.inside(80, tcp(self.server, self.source, data(901, 106, b"world!")));
+        script.outside(tcp(self.client, self.vip, bare(".", 106, 907)));
+    }
+
+    /// The client closes, then the server.
+    fn close(&self, script: &mut Script) {
+        script.outside(tcp(self.client, self.vip, bare("F.", 106, 907)));
+        script.inside(80, tcp(self.server, self.source, bare("F.", 907, 107)));
+        script.outside(tcp(self.client, self.vip, bare(".", 107, 908)));
+    }
+}
+
+fn whole_connection(ends: Ends, script: &mut Script) {
+    ends.open(script);
+    ends.exchange(script);
+    ends.close(script);
+}
+
+fn full_nat_v4_tcp(script: &mut Script) {
+    whole_connection(Ends::v4(), script);
+}
+
+fn full_nat_v6_tcp(script: &mut Script) {
+    whole_connection(Ends::v6(), script);
+}
+
+/// The server sees, and answers to, the client's address.
+fn half_nat_v4_tcp(script: &mut Script) {
+    whole_connection(Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4]), script);
+}
+
+/// The server has the VIP as well and answers past us: only the client is seen.
+fn dsr_v4_tcp(script: &mut Script) {
+    let (client, vip) = (end(CLIENT_V4), end(VIP_V4));
+    script.outside(tcp(client, vip, bare("S", 100, 0)));
+    script.outside(tcp(client, vip, bare(".", 101, 901)));
+    script.outside(tcp(client, vip, data(101, 901, b"hello")));
+    script.outside(tcp(client, vip, bare(".", 106, 907)));
+    script.outside(tcp(client, vip, bare("F.", 106, 907)));
+    script.outside(tcp(client, vip, bare(".", 107, 908)));
+}
+
+fn datagrams(ends: Ends, script: &mut Script) {
+    script.outside(udp(ends.client, ends.vip, b"question"));
+    script.inside(80, udp(ends.server, ends.source, b"answer"));
+    script.outside(udp(ends.client, ends.vip, b"another question"));
+    script.inside(80, udp(ends.server, ends.source, b""));
+}
+
+fn full_nat_v4_udp(script: &mut Script) {
+    datagrams(Ends::v4(), script);
+}
+
+fn full_nat_v6_udp(script: &mut Script) {
+    datagrams(Ends::v6(), script);
+}
+
+/// The last is for an address that the kernel has itself.
+fn ping_vip_v4(script: &mut Script) {
+    script.outside(ping("198.51.100.7", "192.0.2.250", b"abcdefgh"));
+    script.outside(ping("198.51.100.7", "192.0.2.250", b""));
+    script.outside(ping("198.51.100.7", "192.0.2.1", b"the kernel's"));
+}
+
+fn ping_vip_v6(script: &mut Script) {
+    script.outside(ping("2001:db8:c::7", "2001:db8::250", b"abcdefgh"));
+    script.outside(ping("2001:db8:c::7", "2001:db8::250", b"odd"));
+    script.outside(ping("2001:db8:c::7", "2001:db8::1", b"the kernel's"));
+}
+
+/// The VIP belongs to the link outside and the SNAT address to the one inside; 192.0.2.1 is the kernel's, 192.0.2.99 a stranger's.
+fn arp_vip(script: &mut Script) {
+    script.frame(OUTSIDE, arp_request(ROUTER_MAC, "192.0.2.254", "192.0.2.250"));
+    script.frame(INSIDE, arp_request(server_mac(80), "10.0.0.80", "10.0.0.2"));
+    script.frame(INSIDE, arp_request(server_mac(80), "10.0.0.80", "192.0.2.250"));
+    script.frame(OUTSIDE, arp_request(ROUTER_MAC, "192.0.2.254", "192.0.2.1"));
+    script.frame(OUTSIDE, arp_request(ROUTER_MAC, "192.0.2.254", "192.0.2.99"));
+}
+
+/// The same for IPv6; the last comes from another link, as its hop limit tells.
+fn nd_vip(script: &mut Script) {
+    script.frame(OUTSIDE, nd_question(ROUTER_MAC, "2001:db8::fe", "2001:db8::250"));
+    script.frame(INSIDE, nd_question(server_mac(80), "fd00::80", "fd00::2"));
+    script.frame(OUTSIDE, nd_question(ROUTER_MAC, "2001:db8::fe", "2001:db8::1"));
+    script.frame(OUTSIDE, nd_question(ROUTER_MAC, "2001:db8::fe", "2001:db8::99"));
+    script.frame(OUTSIDE, nd_solicitation(ROUTER_MAC, "2001:db8::fe", "2001:db8::250", 254));
+}
+
+/// A router on the client's side cannot take the server's answer: the server is told, of the packet as it had sent it. Then two that are not to be
+/// believed: about octets that are not on their way, and about no flow.
+fn icmp_frag_needed(script: &mut Script) {
+    let ends = Ends::v4();
+    ends.open(script);
+    script.outside(tcp(ends.client, ends.vip, data(101, 901, b"hello")));
+    script.inside(80, tcp(ends.server, ends.source, data(901, 106, &[b'x'; 1_400])));
+    // A router quotes the IP header and 8 octets (RFC 792), newer ones more (RFC 1812 section 4.3.2.3).
+    let seen = tcp(ends.vip, ends.client, data(901, 106, &[b'x'; 1_400]));
+    script.outside(too_big("203.0.113.1", 1_300, &seen[..28]));
+    script.outside(too_big("203.0.113.1", 1_300, &seen[..548]));
+    let blind = tcp(ends.vip, ends.client, data(50_000_000, 106, &[b'x'; 1_400]));
+    script.outside(too_big("203.0.113.1", 600, &blind[..28]));
+    let stray = tcp(ends.vip, end("198.51.100.9:1"), data(901, 106, b"x"));
+    script.outside(too_big("203.0.113.1", 600, &stray[..28]));
+}
+
+fn icmpv6_too_big(script: &mut Script) {
+    let ends = Ends::v6();
+    ends.open(script);
+    script.outside(tcp(ends.client, ends.vip, data(101, 901, b"hello")));
+    script.inside(80, tcp(ends.server, ends.source, data(901, 106, &[b'x'; 1_400])));
+    let seen = tcp(ends.vip, ends.client, data(901, 106, &[b'x'; 1_400]));
+    script.outside(too_big("2001:db8:f::1", 1_300, &seen[..1_232]));
+    let blind = tcp(ends.vip, ends.client, data(50_000_000, 106, &[b'x'; 1_400]));
+    script.outside(too_big("2001:db8:f::1", 1_280, &blind[..1_232]));
+}
+
+/// Options stay as they are, but for a source route, which is dropped.
+fn ipv4_options(script: &mut Script) {
+    let ends = Ends::v4();
+    let router_alert = [148, 4, 0, 0];
+    let record_route = [7, 7, 4, 0, 0, 0, 0, 0];
+    script.outside(tcp_with_options(ends.client, ends.vip, &router_alert, bare("S", 100, 0)));
+    script.inside(80, tcp_with_options(ends.server, ends.source, &record_route, bare("S.", 900, 101)));
+    script.outside(tcp_with_options(ends.client, ends.vip, &router_alert, bare(".", 101, 901)));
+    script.outside(tcp_with_options(ends.client, ends.vip, &router_alert, data(101, 901, b"hello")));
+    let loose_source_route = [131, 7, 4, 203, 0, 113, 1, 0];
+    script.outside(tcp_with_options(ends.client, ends.vip, &loose_source_route, data(106, 901, b"round about")));
+}
+
+/// A real server is a client of the VIP: its answers have to come back through us, so it gets a SNAT address although the service keeps clients'.
+fn hairpin(from: u8, script: &mut Script) {
+    let client = format!("10.0.0.{from}:40000");
+    let ends = Ends::new([&client, VIP_V4, SNAT_V4, SERVER_V4]);
+    script.inside(from, tcp(ends.client, ends.vip, bare("S", 100, 0)));
+    script.inside(80, tcp(ends.server, ends.source, bare("S.", 900, 101)));
+    script.inside(from, tcp(ends.client, ends.vip, bare(".", 101, 901)));
+    script.inside(from, tcp(ends.client, ends.vip, data(101, 901, b"hello")));
+    script.inside(80, tcp(ends.server, ends.source, data(901, 106, b"world!")));
+}
+
+fn hairpin_other_server(script: &mut Script) {
+    hairpin(81, script);
+}
+
+fn hairpin_same_server(script: &mut Script) {
+    hairpin(80, script);
+}
+
+/// The pool has one port. The second client is refused by a reset, and the first does not notice.
+fn pool_exhausted(script: &mut Script) {
+    let ends = Ends::v4();
+    ends.open(script);
+    script.outside(tcp(end("198.51.100.8:40000"), ends.vip, bare("S", 200, 0)));
+    ends.exchange(script);
+}
+
+/// The server never answers. After `connect_timeout` the flow is gone: its answer comes too late, and the port is there for another client.
+fn half_open_unanswered(script: &mut Script) {
+    let ends = Ends::v4();
+    script.outside(tcp(ends.client, ends.vip, bare("S", 100, 0)));
+    script.wait(10_000);
+    script.inside(80, tcp(ends.server, ends.source, bare("S.", 900, 101)));
+    script.outside(tcp(end("198.51.100.8:40000"), ends.vip, bare("S", 200, 0)));
+}
+
+/// The client never completes the handshake. After `connect_timeout` the server's half of it is ended by a reset.
+fn half_open_answered(script: &mut Script) {
+    let ends = Ends::v4();
+    script.outside(tcp(ends.client, ends.vip, bare("S", 100, 0)));
+    script.inside(80, tcp(ends.server, ends.source, bare("S.", 900, 101)));
+    script.wait(300_000);
+    script.outside(tcp(ends.client, ends.vip, bare(".", 101, 901)));
+}
+
+/// Both sides send a FIN before they see the other's (RFC 9293 figure 13).
+fn simultaneous_close(script: &mut Script) {
+    let ends = Ends::v4();
+    ends.open(script);
+    ends.exchange(script);
+    script.outside(tcp(ends.client, ends.vip, bare("F.", 106, 907)));
+    script.inside(80, tcp(ends.server, ends.source, bare("F.", 907, 106)));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 107, 908)));
+    script.inside(80, tcp(ends.server, ends.source, bare(".", 908, 107)));
+}
+
+/// The client uses the same port again while the flow is still kept (RFC 9293 section 3.6.1): a new connection with higher numbers.
+fn reopen(script: &mut Script) {
+    let ends = Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4]);
+    whole_connection(ends, script);
+    script.wait(1_000);
+    script.outside(tcp(ends.client, ends.vip, bare("S", 1_000_100, 0)));
+    script.inside(80, tcp(ends.server, ends.source, bare("S.", 2_000_900, 1_000_101)));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 1_000_101, 2_000_901)));
+}
+
+/// One lie or cut each, and a good segment last, which alone goes on.
+fn lying_frames(script: &mut Script) {
+    let (client, vip) = (end(CLIENT_V4), end(VIP_V4));
+    let good = tcp(client, vip, bare("S", 100, 0));
+    let whole = framed(OUTSIDE_MAC, ROUTER_MAC, &good);
+    let bent = |at: usize, value: u8| {
+        let mut packet = good.clone();
+        packet[at] = value;
+        packet
+    };
+    // Cut short: in the Ethernet header, in the IPv4 header, in the TCP header.
+    for length in [10, 14 + 12, 14 + 20 + 6] {
+        script.frame(OUTSIDE, whole[..length].to_vec());
+    }
+    // A version, a header length and two total lengths that are not so; a header checksum that is wrong.
+    script.outside(bent(0, 0x65));
+    script.outside(with_header_checksum(bent(0, 0x44)));
+    script.outside(with_header_checksum(bent(2, 0x40)));
+    script.outside(with_header_checksum(bent(3, 19)));
+    script.outside(bent(10, good[10] ^ 1));
+    // From a loopback address, from port 0; a TCP header of 16 octets, of 60 octets; SYN and FIN together.
+    script.outside(with_header_checksum(bent(12, 127)));
+    script.outside(tcp(end("198.51.100.7:0"), vip, bare("S", 100, 0)));
+    script.outside(bent(32, 0x40));
+    script.outside(bent(32, 0xf0));
+    script.outside(tcp(client, vip, bare("SF", 100, 0)));
+    // A fragment; a segment of no flow; a port that no service has; a frame from a group's address.
+    script.outside(with_header_checksum(bent(6, 0x20)));
+    script.outside(tcp(client, vip, data(101, 901, b"stray")));
+    script.outside(tcp(client, end("192.0.2.250:22"), bare("S", 100, 0)));
+    script.frame(OUTSIDE, framed(OUTSIDE_MAC, [3, 0, 0, 0, 0, 1], &good));
+    // A ping whose checksum is wrong; UDP lengths of 4 and of more than there is.
+    let mut false_ping = ping("198.51.100.7", "192.0.2.250", b"abcdefgh");
+    false_ping[22] ^= 1;
+    script.outside(false_ping);
+    for length in [4, 200] {
+        let mut datagram = udp(client, vip, b"question");
+        datagram[25] = length;
+        script.outside(datagram);
+    }
+    // Of IPv6: longer than its frame; from an IPv4-mapped address.
+    let v6 = tcp(end(CLIENT_V6), end(VIP_V6), bare("S", 100, 0));
+    let mut longer = v6.clone();
+    longer[5] += 100;
+    script.outside(longer);
+    script.outside(tcp(end("[::ffff:198.51.100.7]:40000"), end(VIP_V6), bare("S", 100, 0)));
+    script.outside(good);
+}
