@@ -125,7 +125,7 @@ fn rules(ours: &[FanoutRule], of_family: impl Fn(Ip) -> bool) -> Rules<'_> {
 }
 
 fn read_ipv4(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends) {
-    let [ports, error, quoted, meet, fragment] = assembly.labels();
+    let [ports, error, quoted, fragment] = assembly.labels();
     assembly.keep(code::LOAD_WORD, 12, SRC);
     assembly.keep(code::LOAD_WORD, 16, DST);
     assembly.push(code::LOAD_HALF, 6);
@@ -158,14 +158,7 @@ fn read_ipv4(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends)
     assembly.push(code::ADD, 8);
     assembly.push(code::ADD_X, 0);
     assembly.push(code::A_TO_X, 0);
-    assembly.keep(code::LOAD_HALF_INDEXED, 0, DST_PORT);
-    assembly.keep(code::LOAD_HALF_INDEXED, 2, SRC_PORT);
-    assembly.jump(meet);
-
-    assembly.bind(ports);
-    assembly.keep(code::LOAD_HALF_INDEXED, 0, SRC_PORT);
-    assembly.keep(code::LOAD_HALF_INDEXED, 2, DST_PORT);
-    assembly.bind(meet);
+    read_ports(assembly, ports);
     judge(assembly, seed, rules, IPV4_WORDS, ends);
 
     assembly.bind(fragment);
@@ -175,8 +168,20 @@ fn read_ipv4(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends)
     assembly.jump(ends.hash);
 }
 
+/// Keeps the ports at X: here those of a quoted packet, which went the other way; from `ports` on those of the packet itself.
+fn read_ports(assembly: &mut Assembly, ports: Label) {
+    let [meet] = assembly.labels();
+    assembly.keep(code::LOAD_HALF_INDEXED, 0, DST_PORT);
+    assembly.keep(code::LOAD_HALF_INDEXED, 2, SRC_PORT);
+    assembly.jump(meet);
+    assembly.bind(ports);
+    assembly.keep(code::LOAD_HALF_INDEXED, 0, SRC_PORT);
+    assembly.keep(code::LOAD_HALF_INDEXED, 2, DST_PORT);
+    assembly.bind(meet);
+}
+
 fn read_ipv6(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends) {
-    let [ports, quoted, meet, fragment] = assembly.labels();
+    let [ports, quoted, fragment] = assembly.labels();
     for word in 0..IPV6_WORDS {
         assembly.keep(code::LOAD_WORD, 8 + 4 * word, SRC + word);
         assembly.keep(code::LOAD_WORD, 24 + 4 * word, DST + word);
@@ -206,14 +211,7 @@ fn read_ipv6(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends)
     assembly.if_equal(PROTOCOL_TCP.into(), quoted);
     assembly.if_not_equal(PROTOCOL_UDP.into(), ends.none);
     assembly.bind(quoted);
-    assembly.keep(code::LOAD_HALF_INDEXED, 0, DST_PORT);
-    assembly.keep(code::LOAD_HALF_INDEXED, 2, SRC_PORT);
-    assembly.jump(meet);
-
-    assembly.bind(ports);
-    assembly.keep(code::LOAD_HALF_INDEXED, 0, SRC_PORT);
-    assembly.keep(code::LOAD_HALF_INDEXED, 2, DST_PORT);
-    assembly.bind(meet);
+    read_ports(assembly, ports);
     judge(assembly, seed, rules, IPV6_WORDS, ends);
 
     // X is where the fragment header is.
