@@ -208,6 +208,18 @@ fn failure(target: SocketAddr, work: Work) -> std::io::Error {
     }
 }
 
+/// Counts for longer where a busy machine had no processor for us and nothing came to its end in the counted time.
+fn run_patiently(plan: &Plan) -> Tally {
+    let mut plan = plan.clone();
+    for _ in 0..5 {
+        match client::run(&plan) {
+            Err(error) if error.kind() == ErrorKind::TimedOut => plan.measure *= 2,
+            ended => return ended.unwrap(),
+        }
+    }
+    client::run(&plan).unwrap()
+}
+
 fn timed(tally: &Tally) -> u64 {
     tally.latency_ns.iter().map(|&(_, count)| count).sum()
 }
@@ -242,7 +254,7 @@ fn honest_work_is_counted() {
 fn the_open_loop_offers_what_it_is_told() {
     let target = start_relay(start_origin(), untouched()).address;
     for work in [EXCHANGES, MOSTLY_IDLE, CONNECTIONS, DATAGRAMS] {
-        let tally = client::run(&Plan { pace: OPEN, ..plan(target, work) }).unwrap();
+        let tally = run_patiently(&Plan { pace: OPEN, ..plan(target, work) });
         let offered = tally.offered.unwrap();
         // 400 starts a second; the counted time may last longer than it should.
         assert!((offered as f64 - tally.seconds * 400.0).abs() <= 1.0, "{work:?}: {tally:?}");
