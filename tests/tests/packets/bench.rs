@@ -21,7 +21,7 @@ use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Tried, WorkerId};
 
-use crate::capture::Captured;
+use crate::capture::{Captured, Offload};
 
 pub(crate) const OUTSIDE: PortId = PortId(0);
 pub(crate) const INSIDE: PortId = PortId(1);
@@ -52,14 +52,19 @@ pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, C
     let mut verdicts = Vec::new();
     let mut left = Vec::new();
     for frame in frames {
-        let Captured { at_ms, port, ref bytes } = *frame;
+        let Captured { at_ms, port, offload, ref bytes } = *frame;
         let mut bytes = bytes.clone();
         while !plane.expire(Now(at_ms), 64, &mut desk, &mut out) {}
         take_made(at_ms, &mut out, &mut left);
-        let mut batch = [Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 }];
+        let (checksum, segment_bytes) = match offload {
+            Offload::Nothing => (Checksum::Complete, 0),
+            Offload::Checksum => (Checksum::Partial, 0),
+            Offload::Segments(bytes) => (Checksum::Partial, bytes),
+        };
+        let mut batch = [Frame { bytes: &mut bytes, port, checksum, segment_bytes }];
         plane.process(Now(at_ms), &mut batch, &mut verdicts, &mut desk, &mut out);
         if let [Verdict::Send(port)] = verdicts[..] {
-            left.push(Captured { at_ms, port, bytes });
+            left.push(Captured { at_ms, port, offload, bytes });
         }
         take_made(at_ms, &mut out, &mut left);
     }
@@ -67,7 +72,9 @@ pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, C
 }
 
 fn take_made(at_ms: u64, out: &mut Outbox, left: &mut Vec<Captured>) {
-    left.extend(out.iter().map(|(port, bytes)| Captured { at_ms, port, bytes: bytes.to_vec() }));
+    let made =
+        |(port, bytes): (PortId, &[u8])| Captured { at_ms, port, offload: Offload::Nothing, bytes: bytes.to_vec() };
+    left.extend(out.iter().map(made));
     assert_eq!(out.overflowed(), 0, "the outbox of the test is too small");
     out.clear();
 }

@@ -1,4 +1,5 @@
-//! Captures: pcapng files whose interface 0 is the port outside and 1 the port inside, in nanoseconds since the start.
+//! Captures: pcapng files whose interface 0 is the port outside and 1 the port inside, in nanoseconds since the start. What the sender left to
+//! the device stands in the comment of a packet.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use pcap_file::DataLink;
 use pcap_file::pcapng::blocks::Block;
-use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+use pcap_file::pcapng::blocks::enhanced_packet::{EnhancedPacketBlock, EnhancedPacketOption};
 use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
 use pcap_file::pcapng::{PcapNgReader, PcapNgWriter};
 use towpath_core::plane::PortId;
@@ -18,11 +19,46 @@ const NAMES: [&str; 2] = ["outside", "inside"];
 /// Nanoseconds: the power of ten of the fraction of a second. The crate writes and reads times as these and leaves saying so to us.
 const TIME_RESOLUTION: u8 = 9;
 
+/// The comment of a frame whose checksum is left to the device.
+const PARTIAL: &str = "partial checksum";
+
+/// The comment of a super-packet: this, and the octets of payload of each segment. Its checksum is partial, too.
+const SEGMENTS_OF: &str = "segments of ";
+
+/// What the sender of a frame leaves to the device (`virtio_net_hdr`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Offload {
+    #[default]
+    Nothing,
+    /// The checksum: its field holds the sum of the pseudo-header only.
+    Checksum,
+    /// The checksum, and the cutting into segments of so many octets of payload.
+    Segments(u16),
+}
+
+impl Offload {
+    fn comment(self) -> Option<Cow<'static, str>> {
+        match self {
+            Offload::Nothing => None,
+            Offload::Checksum => Some(PARTIAL.into()),
+            Offload::Segments(bytes) => Some(format!("{SEGMENTS_OF}{bytes}").into()),
+        }
+    }
+
+    fn of(comment: &str) -> Option<Offload> {
+        match comment.strip_prefix(SEGMENTS_OF) {
+            Some(bytes) => bytes.parse().ok().map(Offload::Segments),
+            None => (comment == PARTIAL).then_some(Offload::Checksum),
+        }
+    }
+}
+
 /// A frame, where it passed and when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Captured {
     pub(crate) at_ms: u64,
     pub(crate) port: PortId,
+    pub(crate) offload: Offload,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -37,6 +73,7 @@ pub(crate) fn read(path: &Path) -> Vec<Captured> {
             Block::EnhancedPacket(packet) => frames.push(Captured {
                 at_ms: packet.timestamp.as_millis() as u64,
                 port: PortId(u8::try_from(packet.interface_id).unwrap_or(u8::MAX)),
+                offload: offload(&packet.options).unwrap_or_else(|comment| fail(&comment)),
                 bytes: packet.data.into_owned(),
             }),
             Block::InterfaceDescription(interface) => {
@@ -53,6 +90,18 @@ pub(crate) fn read(path: &Path) -> Vec<Captured> {
         }
     }
     frames
+}
+
+/// # Errors
+/// A comment that says nothing of this.
+fn offload(options: &[EnhancedPacketOption<'_>]) -> Result<Offload, String> {
+    let comment = options.iter().find_map(|option| match option {
+        EnhancedPacketOption::Comment(comment) => Some(comment),
+        _ => None,
+    });
+    comment.map_or(Ok(Offload::Nothing), |comment| {
+        Offload::of(comment).ok_or_else(|| format!("a comment that is not understood: {comment}"))
+    })
 }
 
 /// A file with these frames; the same frames always make the same file.
@@ -75,7 +124,7 @@ pub(crate) fn file(frames: &[Captured]) -> Vec<u8> {
             timestamp: Duration::from_millis(frame.at_ms),
             original_len: frame.bytes.len() as u32,
             data: Cow::Borrowed(&frame.bytes),
-            options: Vec::new(),
+            options: frame.offload.comment().map(EnhancedPacketOption::Comment).into_iter().collect(),
         };
         writer.write_pcapng_block(packet).expect("a vector takes all");
     }

@@ -156,10 +156,7 @@ pub(crate) fn framed(to_mac: [u8; 6], from_mac: [u8; 6], packet: &[u8]) -> Vec<u
 /// Writes the checksum of an IPv4 header anew, after a lie that is to be believed so far.
 pub(crate) fn with_header_checksum(mut packet: Vec<u8>) -> Vec<u8> {
     packet[10..12].fill(0);
-    let words = packet[..20].chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    let sum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    let sum = !sum_of_words(&packet[..20]);
     packet[10..12].copy_from_slice(&sum.to_be_bytes());
     packet
 }
@@ -180,11 +177,39 @@ fn ip_header(from: IpAddr, to: IpAddr, ttl: u8, options: &[u8]) -> IpHeaders {
     }
 }
 
-/// Whether all checksums of a frame are right.
+/// The same packet with its TCP or UDP checksum left to the device: the field holds the sum of the pseudo-header, not complemented
+/// (`tcp_v4_send_check`, `udp4_hwcsum` in the kernel).
+pub(crate) fn left_to_the_device(mut packet: Vec<u8>) -> Vec<u8> {
+    let (start, protocol, sum) = pseudo_header(&packet);
+    let at = start + if protocol == IpNumber::TCP.0 { 16 } else { 6 };
+    packet[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// Where the transport header of an IP packet without extension headers begins, its protocol, and the sum of its pseudo-header (RFC 9293 section
+/// 3.1, RFC 8200 section 8.1).
+fn pseudo_header(packet: &[u8]) -> (usize, u8, u16) {
+    let (start, protocol, addresses) = match packet[0] >> 4 {
+        4 => (usize::from(packet[0] & 15) * 4, packet[9], &packet[12..20]),
+        _ => (40, packet[6], &packet[8..40]),
+    };
+    let length = (packet.len() - start) as u32;
+    let fields = [addresses, &length.to_be_bytes(), &[0, protocol]].concat();
+    (start, protocol, sum_of_words(&fields))
+}
+
+/// The sum of RFC 1071, not complemented.
+fn sum_of_words(octets: &[u8]) -> u16 {
+    let sum: u32 = octets.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    ((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+/// Whether all checksums of a frame are right; `partial`: that of TCP or UDP is left to the device.
 ///
 /// # Errors
 /// Which is not, or that it cannot be read.
-pub(crate) fn verify_checksums(frame: &[u8]) -> Result<(), String> {
+pub(crate) fn verify_checksums(frame: &[u8], partial: bool) -> Result<(), String> {
     let headers = PacketHeaders::from_ethernet_slice(frame).map_err(|error| error.to_string())?;
     let payload = headers.payload.slice();
     let expect = |what: &str, found: u16, expected: u16| match found == expected {
@@ -192,16 +217,17 @@ pub(crate) fn verify_checksums(frame: &[u8]) -> Result<(), String> {
         false => Err(format!("the {what} checksum is {found:#06x} instead of {expected:#06x}")),
     };
     let too_long = |_| "it is too long".to_owned();
+    let whole = |made: u16| if partial { pseudo_header(&frame[14..]).2 } else { made };
     match (&headers.net, &headers.transport) {
         (Some(NetHeaders::Ipv4(ip, _)), transport) => {
             expect("IPv4", ip.header_checksum, ip.calc_header_checksum())?;
             match transport {
                 Some(TransportHeader::Tcp(tcp)) => {
-                    expect("TCP", tcp.checksum, tcp.calc_checksum_ipv4(ip, payload).map_err(too_long)?)
+                    expect("TCP", tcp.checksum, whole(tcp.calc_checksum_ipv4(ip, payload).map_err(too_long)?))
                 }
                 Some(TransportHeader::Udp(udp)) => {
                     let made = UdpHeader::with_ipv4_checksum(udp.source_port, udp.destination_port, ip, payload);
-                    expect("UDP", udp.checksum, made.map_err(too_long)?.checksum)
+                    expect("UDP", udp.checksum, whole(made.map_err(too_long)?.checksum))
                 }
                 Some(TransportHeader::Icmpv4(icmp)) => {
                     expect("ICMP", icmp.checksum, icmp.icmp_type.calc_checksum(payload))
@@ -211,11 +237,11 @@ pub(crate) fn verify_checksums(frame: &[u8]) -> Result<(), String> {
         }
         (Some(NetHeaders::Ipv6(ip, _)), transport) => match transport {
             Some(TransportHeader::Tcp(tcp)) => {
-                expect("TCP", tcp.checksum, tcp.calc_checksum_ipv6(ip, payload).map_err(too_long)?)
+                expect("TCP", tcp.checksum, whole(tcp.calc_checksum_ipv6(ip, payload).map_err(too_long)?))
             }
             Some(TransportHeader::Udp(udp)) => {
                 let made = UdpHeader::with_ipv6_checksum(udp.source_port, udp.destination_port, ip, payload);
-                expect("UDP", udp.checksum, made.map_err(too_long)?.checksum)
+                expect("UDP", udp.checksum, whole(made.map_err(too_long)?.checksum))
             }
             Some(TransportHeader::Icmpv6(icmp)) => {
                 let made = icmp.icmp_type.calc_checksum(ip.source, ip.destination, payload);

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use towpath_core::plane::PortId;
 
 use crate::bench::{INSIDE, INSIDE_MAC, OUTSIDE, OUTSIDE_MAC, ROUTER_MAC, server_mac};
-use crate::capture::Captured;
+use crate::capture::{Captured, Offload};
 use crate::frames::{
-    arp_request, bare, data, end, framed, nd_question, nd_solicitation, ping, tcp, tcp_with_options, too_big, udp,
-    with_header_checksum,
+    arp_request, bare, data, end, framed, left_to_the_device, nd_question, nd_solicitation, ping, tcp,
+    tcp_with_options, too_big, udp, with_header_checksum,
 };
 
 /// Milliseconds between two frames, when nothing else is said.
@@ -21,6 +21,9 @@ pub(crate) type Scene = (&'static str, fn(&mut Script));
 pub(crate) const SCENES: &[Scene] = &[
     ("arp-vip", arp_vip),
     ("dsr-v4-tcp", dsr_v4_tcp),
+    ("dsr-v4-udp", dsr_v4_udp),
+    ("dsr-v6-tcp", dsr_v6_tcp),
+    ("dsr-v6-udp", dsr_v6_udp),
     ("full-nat-v4-tcp", full_nat_v4_tcp),
     ("full-nat-v4-udp", full_nat_v4_udp),
     ("full-nat-v6-tcp", full_nat_v6_tcp),
@@ -28,6 +31,9 @@ pub(crate) const SCENES: &[Scene] = &[
     ("hairpin-other-server", hairpin_other_server),
     ("hairpin-same-server", hairpin_same_server),
     ("half-nat-v4-tcp", half_nat_v4_tcp),
+    ("half-nat-v4-udp", half_nat_v4_udp),
+    ("half-nat-v6-tcp", half_nat_v6_tcp),
+    ("half-nat-v6-udp", half_nat_v6_udp),
     ("half-open-answered", half_open_answered),
     ("half-open-unanswered", half_open_unanswered),
     ("icmp-frag-needed", icmp_frag_needed),
@@ -35,11 +41,17 @@ pub(crate) const SCENES: &[Scene] = &[
     ("ipv4-options", ipv4_options),
     ("lying-frames", lying_frames),
     ("nd-vip", nd_vip),
+    ("partial-checksum-v4-tcp", partial_checksum_v4_tcp),
+    ("partial-checksum-v4-udp", partial_checksum_v4_udp),
+    ("partial-checksum-v6-tcp", partial_checksum_v6_tcp),
+    ("partial-checksum-v6-udp", partial_checksum_v6_udp),
     ("ping-vip-v4", ping_vip_v4),
     ("ping-vip-v6", ping_vip_v6),
     ("pool-exhausted", pool_exhausted),
     ("reopen", reopen),
     ("simultaneous-close", simultaneous_close),
+    ("super-packets-v4", super_packets_v4),
+    ("super-packets-v6", super_packets_v6),
 ];
 
 const CLIENT_V4: &str = "198.51.100.7:40000";
@@ -56,22 +68,31 @@ const SNAT_V6: &str = "[fd00::2]:5000";
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     now_ms: u64,
+    /// Of the next packets.
+    offload: Offload,
     pub(crate) frames: Vec<Captured>,
 }
 
 impl Script {
     /// A packet that the router outside delivers.
     fn outside(&mut self, packet: Vec<u8>) {
+        let packet = self.left_over(packet);
         self.frame(OUTSIDE, framed(OUTSIDE_MAC, ROUTER_MAC, &packet));
     }
 
     /// A packet that a station inside sends.
     fn inside(&mut self, number: u8, packet: Vec<u8>) {
+        let packet = self.left_over(packet);
         self.frame(INSIDE, framed(INSIDE_MAC, server_mac(number), &packet));
     }
 
+    /// The packet as who leaves the rest to the device hands it over.
+    fn left_over(&self, packet: Vec<u8>) -> Vec<u8> {
+        if self.offload == Offload::Nothing { packet } else { left_to_the_device(packet) }
+    }
+
     fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
-        self.frames.push(Captured { at_ms: self.now_ms, port, bytes });
+        self.frames.push(Captured { at_ms: self.now_ms, port, offload: self.offload, bytes });
         self.now_ms += STEP_MS;
     }
 
@@ -139,19 +160,53 @@ fn full_nat_v6_tcp(script: &mut Script) {
 }
 
 /// The server sees, and answers to, the client's address.
+fn half_nat_v4() -> Ends {
+    Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4])
+}
+
+fn half_nat_v6() -> Ends {
+    Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, SERVER_V6])
+}
+
 fn half_nat_v4_tcp(script: &mut Script) {
-    whole_connection(Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4]), script);
+    whole_connection(half_nat_v4(), script);
+}
+
+fn half_nat_v6_tcp(script: &mut Script) {
+    whole_connection(half_nat_v6(), script);
 }
 
 /// The server has the VIP as well and answers past us: only the client is seen.
-fn dsr_v4_tcp(script: &mut Script) {
-    let (client, vip) = (end(CLIENT_V4), end(VIP_V4));
+fn one_sided_connection(client: &str, vip: &str, script: &mut Script) {
+    let (client, vip) = (end(client), end(vip));
     script.outside(tcp(client, vip, bare("S", 100, 0)));
     script.outside(tcp(client, vip, bare(".", 101, 901)));
     script.outside(tcp(client, vip, data(101, 901, b"hello")));
     script.outside(tcp(client, vip, bare(".", 106, 907)));
     script.outside(tcp(client, vip, bare("F.", 106, 907)));
     script.outside(tcp(client, vip, bare(".", 107, 908)));
+}
+
+fn dsr_v4_tcp(script: &mut Script) {
+    one_sided_connection(CLIENT_V4, VIP_V4, script);
+}
+
+fn dsr_v6_tcp(script: &mut Script) {
+    one_sided_connection(CLIENT_V6, VIP_V6, script);
+}
+
+fn one_sided_datagrams(client: &str, vip: &str, script: &mut Script) {
+    let (client, vip) = (end(client), end(vip));
+    script.outside(udp(client, vip, b"question"));
+    script.outside(udp(client, vip, b"another question"));
+}
+
+fn dsr_v4_udp(script: &mut Script) {
+    one_sided_datagrams(CLIENT_V4, VIP_V4, script);
+}
+
+fn dsr_v6_udp(script: &mut Script) {
+    one_sided_datagrams(CLIENT_V6, VIP_V6, script);
 }
 
 fn datagrams(ends: Ends, script: &mut Script) {
@@ -167,6 +222,59 @@ fn full_nat_v4_udp(script: &mut Script) {
 
 fn full_nat_v6_udp(script: &mut Script) {
     datagrams(Ends::v6(), script);
+}
+
+fn half_nat_v4_udp(script: &mut Script) {
+    datagrams(half_nat_v4(), script);
+}
+
+fn half_nat_v6_udp(script: &mut Script) {
+    datagrams(half_nat_v6(), script);
+}
+
+/// Both ends leave the checksums to the device, as over veth and virtio: what leaves has the sum of the new pseudo-header.
+fn partial_checksum_v4_tcp(script: &mut Script) {
+    script.offload = Offload::Checksum;
+    whole_connection(Ends::v4(), script);
+}
+
+fn partial_checksum_v6_tcp(script: &mut Script) {
+    script.offload = Offload::Checksum;
+    whole_connection(Ends::v6(), script);
+}
+
+fn partial_checksum_v4_udp(script: &mut Script) {
+    script.offload = Offload::Checksum;
+    datagrams(Ends::v4(), script);
+}
+
+fn partial_checksum_v6_udp(script: &mut Script) {
+    script.offload = Offload::Checksum;
+    datagrams(Ends::v6(), script);
+}
+
+/// Four segments each way in one frame: larger than the MTU, and yet not told so.
+fn super_packets(ends: Ends, segment_bytes: u16, script: &mut Script) {
+    script.offload = Offload::Checksum;
+    ends.open(script);
+    let octets = u32::from(segment_bytes) * 4;
+    let payload = vec![b'x'; octets as usize];
+    script.offload = Offload::Segments(segment_bytes);
+    script.outside(tcp(ends.client, ends.vip, data(101, 901, &payload)));
+    script.inside(80, tcp(ends.server, ends.source, data(901, 101 + octets, &payload)));
+    script.offload = Offload::Checksum;
+    script.outside(tcp(ends.client, ends.vip, bare(".", 101 + octets, 901 + octets)));
+    // One that no segment of it would fit: the device cannot help, so its sender is told.
+    script.offload = Offload::Segments(2_000);
+    script.inside(80, tcp(ends.server, ends.source, data(901 + octets, 101 + octets, &payload)));
+}
+
+fn super_packets_v4(script: &mut Script) {
+    super_packets(Ends::v4(), 1_460, script);
+}
+
+fn super_packets_v6(script: &mut Script) {
+    super_packets(Ends::v6(), 1_440, script);
 }
 
 /// The last is for an address that the kernel has itself.
