@@ -60,6 +60,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         connect_timeout_ms: section.duration("connect_timeout")?.value,
         drain_timeout_ms: section.duration("drain_timeout")?.value,
         redispatch: section.number("redispatch")?.value,
+        drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
         group,

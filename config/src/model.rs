@@ -145,6 +145,8 @@ pub struct VirtualService {
     pub drain_timeout_ms: u64,
     /// How many further servers are tried when a connect fails; 0 = none.
     pub redispatch: u8,
+    /// Whether connections to a server that goes down are reset at both ends; UDP always leaves such a server.
+    pub drop_on_failure: bool,
     /// Never more than this many connections at once; 0 = no limit.
     pub max_connections: u32,
     /// The address that the real server sees.

@@ -90,10 +90,9 @@ pub static SERVICE: Table = Table {
         key(
             "drop_on_failure",
             Kind::Bool,
-            "Connections to a server that goes down are reset, so that clients come back at once.",
+            "Connections to a server that goes down are reset at both ends, so that clients come back at once. UDP always goes to another server.",
         )
-        .default("false")
-        .later(),
+        .default("false"),
         key(
             "min_connections",
             integer(0, 16_777_216, "connections"),

@@ -43,6 +43,7 @@ fn a_short_file_gets_the_documented_defaults() {
         connect_timeout_ms: 4000,
         drain_timeout_ms: 30_000,
         redispatch: 3,
+        drop_on_failure: false,
         max_connections: 0,
         source: Source::Interface,
         group: 0,

@@ -184,6 +184,7 @@ fn service_of(
         connect_timeout_ms: service.connect_timeout_ms,
         drain_timeout_ms: service.drain_timeout_ms,
         redispatch: service.redispatch,
+        drop_on_failure: service.drop_on_failure,
         max_connections: service.max_connections,
         source,
         targets,

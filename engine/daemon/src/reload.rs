@@ -66,6 +66,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         connect_timeout_ms: _,
         drain_timeout_ms: _,
         redispatch: _,
+        drop_on_failure: _,
         max_connections: _,
         group: _,
     } = new;

@@ -626,6 +626,7 @@ impl Scene {
             connect_timeout_ms: 4_000,
             drain_timeout_ms: 30_000,
             redispatch: 3,
+            drop_on_failure: false,
             max_connections: 0,
             source,
             targets,

@@ -297,8 +297,8 @@ impl Plane {
         }
     }
 
-    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and UDP flows of those that went down, are ended by the next
-    /// calls of [`Plane::expire`].
+    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and of those that went down where their service
+    /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`].
     pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());

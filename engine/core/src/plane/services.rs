@@ -10,7 +10,7 @@ use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
-use crate::snapshot::{SERVICES_MAX, ServerHealth, Service, ServiceSource, Snapshot};
+use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot};
 use crate::snat::SnatMaps;
 use crate::{RealServerId, ServiceId};
 
@@ -109,10 +109,10 @@ impl Services {
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             self.adopt_service(service);
-            let members = service.targets.iter().filter(|target| {
-                let is_down = service.protocol == Protocol::Udp && target.health == ServerHealth::Down;
-                target.admin == AdminState::Halt || is_down
-            });
+            let members = service
+                .targets
+                .iter()
+                .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
             shunned.extend(members.map(|target| (service.id, target.server)));
         }
         let more = shunned.iter().any(|member| !self.shunned.contains(member));

@@ -1,6 +1,7 @@
 //! What floods, forgeries, repeats and reloads must not do to a plane.
 
 use super::*;
+use crate::snapshot::ServerHealth;
 
 fn outside_frame(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     frame_of(OUTSIDE_MAC, ROUTER_MAC, tuple, payload)
@@ -196,6 +197,36 @@ fn a_flow_keeps_its_forwarding_when_a_reload_changes_that_of_its_service() {
             assert!(resets.iter().all(|tuple| *tuple == at_server), "{resets:?}");
             assert_eq!(resets.is_empty(), protocol == Protocol::Udp);
         }
+    }
+}
+
+#[test]
+fn a_server_that_goes_down_loses_its_connections_only_where_the_service_drops_them() {
+    for (protocol, drops, is_lost) in
+        [(Protocol::Tcp, false, false), (Protocol::Tcp, true, true), (Protocol::Udp, false, true)]
+    {
+        let mut setup = Setup::new(Family::V4, Forwarding::FullNat, protocol);
+        setup.servers.push(Target { address: host(Family::V4, "inside", 81), port: Some(8443), ..fixtures::target(1) });
+        let mut lab = setup.lab();
+        // In turn: every other one is at the first server.
+        for n in 0..4 {
+            let forward = forward_of(7, 40_000 + n, protocol);
+            let (_, _, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
+            let back = at_server.reversed();
+            lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+            lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b""));
+        }
+        lab.plane.adopt_snapshot(reloaded(&setup, |service| {
+            service.drop_on_failure = drops;
+            service.targets[0].health = ServerHealth::Down;
+        }));
+        lab.expire();
+        let lost = if is_lost { 2 } else { 0 };
+        assert_eq!(lab.plane.flows(), 4 - lost, "{protocol:?} {drops}");
+        assert_eq!(lab.clerk.ends, vec![Termination::ServerDown; lost]);
+        let resets = if protocol == Protocol::Tcp { lost } else { 0 };
+        assert_eq!(lab.read(PlaneCounter::FlowsReset), resets as u64);
+        assert_eq!(lab.out.len(), 2 * resets, "one for each end");
     }
 }
 
