@@ -172,9 +172,11 @@ fn dropped_with_their_server(plane: &str, lab: &TestLab) {
     let [on_first, mut on_second] = two_each(lab, vip);
     lab.server(1).link_down("back").expect("a plug to pull");
     let pulled = Instant::now();
+    for connection in &on_first {
+        // Lost with the cable.
+        connection.stream().write_all(b"into the dark").expect("not told yet");
+    }
     for mut connection in on_first {
-        // What the client still says is lost with the cable.
-        let _ = connection.stream().write_all(b"into the dark");
         let told = connection.end().expect_err("no clean end").kind();
         assert_eq!(told, ErrorKind::ConnectionReset);
     }

@@ -94,6 +94,60 @@ fn one_arm_with_the_vip_as_source_serves_by_one_address() {
 }
 
 #[test]
+fn t_31_servers_see_the_interface_or_the_vip_as_the_service_says() {
+    in_lab(t_31_servers_see_the_interface_or_the_vip_as_the_service_says, Topology::TwoArm, 2, |lab| {
+        let (by_vip, by_interface) = (lab.free_vip(100), lab.free_vip(101));
+        let _origins = [1, 2].map(|n| (Origin::tcp(lab.server(n), 443), Origin::udp(lab.server(n), 3478)));
+        let facing = "source = { pool = \"interface\", ports = \"20000-20999\" }";
+        let services = packet_service("vip", by_vip, "443", "source = \"vip\"", &ipv4(lab.servers()))
+            + &packet_service("interface", by_interface, "443", facing, &ipv4(lab.servers()))
+            + &packet_service(
+                "udp",
+                by_interface,
+                "3478",
+                "protocol = \"udp\"\nsource = \"interface\"",
+                &ipv4(lab.servers()),
+            );
+        let relay = start(lab, &services);
+        let own = IpAddr::from(lab.balancer().ports().last().expect("a balancer has a network").ipv4);
+        // Kernel TCP of the same address, beside the ports that are leased there: one that was there before, and new ones.
+        let inside = lab.server(1);
+        let listener = lab.balancer().run(|| TcpListener::bind((own, 15_000))).expect("a thread").expect("a listener");
+        let mut kernels =
+            inside.run(|| TcpStream::connect((own, 15_000))).expect("a thread").expect("the kernel's own");
+        let (mut accepted, _) = listener.accept().expect("a connection");
+        for _ in 0..20 {
+            assert_eq!(visit(lab.client(), (by_vip, 443)).peer.ip(), IpAddr::from(by_vip));
+            let peer = visit(lab.client(), (by_interface, 443)).peer;
+            assert_eq!(peer.ip(), own);
+            assert!((20_000..21_000).contains(&peer.port()), "{peer}");
+            let answer =
+                ask(lab.client(), lab.client().ipv4().into(), (by_interface, 3478).into(), b"whom do you see?");
+            assert_eq!(answer.peer.ip(), own);
+            assert!((16_384..32_768).contains(&answer.peer.port()), "{}", answer.peer);
+            // To the servers from the kernel's own ports.
+            who(lab.balancer(), (lab.server(2).ipv4(), 443));
+        }
+        kernels.write_all(b"undisturbed").expect("everything is taken");
+        accepted.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        accepted.read_exact(&mut [0; 11]).expect("what was said");
+        relay.stop();
+    });
+}
+
+#[test]
+fn ports_that_the_kernel_gives_away_itself_are_not_leased_at_its_address() {
+    in_lab(ports_that_the_kernel_gives_away_itself_are_not_leased_at_its_address, Topology::TwoArm, 1, |lab| {
+        let facing = "source = { pool = \"interface\", ports = \"30000-40000\" }";
+        let config = packet_service("web", lab.free_vip(100), "443", facing, &ipv4(lab.servers()));
+        let refusal = subject!().refuse(lab.balancer(), &config);
+        assert_eq!(refusal.code, Some(1), "{}", refusal.text);
+        let told = "are leased here and given out by the kernel too";
+        assert!(refusal.text.contains(told), "`{told}` is missing in\n{}", refusal.text);
+    });
+}
+
+#[test]
 fn t_01_clients_reach_servers_in_turn() {
     in_lab(t_01_clients_reach_servers_in_turn, Topology::TwoArm, 2, |lab| {
         let vip = lab.free_vip(100);

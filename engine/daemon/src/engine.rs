@@ -26,6 +26,7 @@ use crate::house::{House, Truth};
 use crate::listen::{ListenErrors, open_all, openings};
 use crate::notify::notify;
 use crate::packets::NetworkWatch;
+use crate::packets::facing::resolve;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::plan::{Plan, PlanErrors, PlanInput};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
@@ -153,6 +154,7 @@ impl Engine {
     ///
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
+        let model = resolve(model, None);
         let plan = plan(&model, &options)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));

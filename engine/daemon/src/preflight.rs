@@ -17,7 +17,7 @@ use towpath_sys::{host, socket};
 
 use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
-use crate::packets::{claims, steering};
+use crate::packets::{claims, facing, steering};
 use crate::plan::{Plan, PlanInput};
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
@@ -132,6 +132,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
             check_pool_ports(service, pool, facts, &mut findings);
         }
     }
+    check_both_planes(model, &mut findings);
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
     }
@@ -153,6 +154,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
 
 /// [`HostFacts::gather`] and [`preflight`] in one.
 pub fn check_host(model: &Model) -> io::Result<Vec<Finding>> {
+    let model = &facing::resolve(model.clone(), None);
     Ok(preflight(model, &HostFacts::gather(model)?))
 }
 
@@ -324,6 +326,31 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
                 facts.local_ports.end()
             ),
         });
+    }
+}
+
+/// The kernel does not hear what the packet plane leases at its addresses, so a relay that leases there would never get its answers. Of addresses
+/// in the file the file's own check says so.
+fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
+    for service in claims::services(model).filter(|service| facing::faces(service)) {
+        let Source::Pool(ours) = &service.source else { continue };
+        let shares = |other: &&VirtualService| {
+            other.plane == Plane::Stream
+                && other.protocol == service.protocol
+                && matches!(&other.source, Source::Pool(pool)
+                    if pool.port_low <= ours.port_high && pool.port_high >= ours.port_low
+                        && pool.addresses.iter().any(|address| ours.addresses.contains(address)))
+        };
+        if let Some(other) = model.services.iter().find(shares) {
+            findings.push(Finding {
+                severity: Severity::Error,
+                service: Some(service.name.clone()),
+                message: format!(
+                    "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
+                    ours.port_low, ours.port_high, other.name
+                ),
+            });
+        }
     }
 }
 

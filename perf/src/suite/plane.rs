@@ -587,6 +587,7 @@ impl Scene {
                     port_low: 1024,
                     port_high: u16::MAX,
                     rest_ms: 60_000,
+                    towards: Default::default(),
                 };
                 let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &destinations);
                 ServiceSource::Pool(pool.map_err(io::Error::other)?)

@@ -205,7 +205,7 @@ fn a_server_that_goes_down_loses_its_connections_only_where_the_service_drops_th
     for (protocol, drops, is_lost) in
         [(Protocol::Tcp, false, false), (Protocol::Tcp, true, true), (Protocol::Udp, false, true)]
     {
-        let mut setup = Setup::new(Family::V4, Forwarding::FullNat, protocol);
+        let mut setup = Setup::new(Family::V4, Forwarding::HalfNat, protocol);
         setup.servers.push(Target { address: host(Family::V4, "inside", 81), port: Some(8443), ..fixtures::target(1) });
         let mut lab = setup.lab();
         // In turn: every other one is at the first server.
