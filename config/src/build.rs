@@ -1,9 +1,10 @@
 //! From a draft without errors to the model.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::decode::{PortSet, Section};
+use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service};
 use crate::model;
 
@@ -69,6 +70,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
+        client_networks: client_networks(section),
         group,
     })
 }
@@ -142,8 +144,17 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
     }
 }
 
+fn client_networks(section: &Section) -> Vec<(IpAddr, u8)> {
+    let written = section.list("client_networks").map_or(&[][..], |list| list.value);
+    let network = |item: &At<Value>| match &item.value {
+        Value::Network(network) => Some((network.address, network.prefix)),
+        _ => None,
+    };
+    written.iter().filter_map(network).collect()
+}
+
 /// The addresses of a `source = { pool = [...] }`.
-pub(crate) fn pool_addresses(pool: &Section) -> Vec<std::net::IpAddr> {
+pub(crate) fn pool_addresses(pool: &Section) -> Vec<IpAddr> {
     pool.list("pool").map_or(&[][..], |list| list.value).iter().filter_map(|item| item.address()).collect()
 }
 

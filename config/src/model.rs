@@ -152,6 +152,8 @@ pub struct VirtualService {
     pub max_connections: u32,
     /// The address that the real server sees.
     pub source: Source,
+    /// Networks that clients come from, each with its prefix length, as far as half-NAT depends on them; empty = nobody has said.
+    pub client_networks: Vec<(IpAddr, u8)>,
     /// Index into [`Model::groups`].
     pub group: usize,
 }

@@ -124,7 +124,7 @@ fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, 
     let Some(vip) = &service.vip else { return };
     if let Some(server) = servers().find(|server| shares_network(draft.root, vip.value, server.value)) {
         report
-            .warning(
+            .error(
                 "half-nat-on-link",
                 forwarding,
                 format!("the VIP and server {} share a network: clients of that network will not work, replies to them bypass the balancer", server.value),

@@ -45,6 +45,7 @@ fn a_short_file_gets_the_documented_defaults() {
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        client_networks: Vec::new(),
         max_connections: 0,
         source: Source::Interface,
         group: 0,

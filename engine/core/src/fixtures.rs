@@ -127,6 +127,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         drop_on_failure: false,
         max_connections: 0,
         source: Source::Interface,
+        client_networks: Vec::new(),
         group: model.groups.len() - 1,
     });
 }

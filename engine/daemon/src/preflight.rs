@@ -9,9 +9,9 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, Plane, Source, SourcePool, VirtualService};
+use towpath_config::model::{Forwarding, Model, Plane, Server, Source, SourcePool, VirtualService};
 use towpath_core::steering::SteeringTable;
-use towpath_sys::neighbour::{Neighbours, Tables};
+use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
 use towpath_sys::silence::Silence;
 use towpath_sys::{host, socket};
 
@@ -247,14 +247,6 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                 ),
             );
         }
-        let shared = |ip: IpAddr| {
-            facts
-                .tables
-                .addresses
-                .iter()
-                .any(|net| holds(net.ip, net.prefix, ip) && holds(net.ip, net.prefix, service.vip))
-        };
-        let near = |ip: IpAddr| facts.tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {
@@ -271,33 +263,57 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                         ),
                     );
                 }
-                let neighbour = servers.iter().find(|server| shared(server.address));
-                if let (Source::Client, Some(server)) = (&service.source, neighbour) {
-                    tell(
-                        Severity::Warning,
-                        Some(service),
-                        format!(
-                            "forwarding = \"half-nat\": the VIP and server {} share a network, clients of that network are refused because \
-                             replies to them would bypass Towpath; add source = {{ pool = [...] }} for them",
-                            server.address
-                        ),
-                    );
+                if service.source == Source::Client {
+                    check_on_link_clients(service, servers, &facts.tables.addresses, &mut tell);
                 }
             }
-            Forwarding::Dsr => {
-                if let Some(server) = servers.iter().find(|server| !near(server.address)) {
-                    tell(
-                        Severity::Error,
-                        Some(service),
-                        format!(
-                            "forwarding = \"dsr\": server {} is on no network of this host, but direct server return ends at the first \
-                             router; use forwarding = \"full-nat\"",
-                            server.address
-                        ),
-                    );
-                }
-            }
+            // Where it leads is told by the ways that are missing.
+            Forwarding::Dsr => {}
         }
+    }
+}
+
+/// A client on the servers' own network gets its replies straight from the server, and resets it (requirements.md 6.3 nos. 1 and 2, T-29).
+fn check_on_link_clients(
+    service: &VirtualService,
+    servers: &[Server],
+    own: &[LinkAddress],
+    tell: &mut impl FnMut(Severity, Option<&VirtualService>, String),
+) {
+    let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
+        own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
+    };
+    for &(network, prefix) in &service.client_networks {
+        // That is anywhere, as the operator knows.
+        if prefix < if network.is_ipv4() { 8 } else { 32 } {
+            continue;
+        }
+        let overlaps = |net: &LinkAddress| holds(net.ip, net.prefix, network) || holds(network, prefix, net.ip);
+        if let Some(server) = servers.iter().find(|server| on_link(server, &overlaps)) {
+            tell(
+                Severity::Error,
+                Some(service),
+                format!(
+                    "forwarding = \"half-nat\": clients of {network}/{prefix} share a network with server {}, its replies to them would bypass \
+                     Towpath; add source = {{ pool = [...] }} for them, or use forwarding = \"full-nat\"",
+                    server.address
+                ),
+            );
+        }
+    }
+    let beside_vip = |net: &LinkAddress| holds(net.ip, net.prefix, service.vip);
+    if service.client_networks.is_empty()
+        && let Some(server) = servers.iter().find(|server| on_link(server, &beside_vip))
+    {
+        tell(
+            Severity::Error,
+            Some(service),
+            format!(
+                "forwarding = \"half-nat\": the VIP and server {} share a network, and replies to clients of that network would bypass Towpath; \
+                 add source = {{ pool = [...] }} for them, or say that clients come from elsewhere: client_networks = [...]",
+                server.address
+            ),
+        );
     }
 }
 

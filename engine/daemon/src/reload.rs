@@ -68,6 +68,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         drain_timeout_ms: _,
         redispatch: _,
         drop_on_failure: _,
+        client_networks: _,
         max_connections: _,
         group: _,
     } = new;
