@@ -201,6 +201,9 @@ impl Worker {
     /// One turn; says whether it was the last.
     fn breathe(&mut self, completions: &mut Vec<Completion>, fired: &mut Vec<u32>) -> io::Result<bool> {
         let start = Instant::now();
+        if let Some(on_breath) = self.settings.on_breath {
+            on_breath();
+        }
         self.now = self.shared.at(start);
         self.adopt()?;
         self.follow_phase()?;
