@@ -1,10 +1,17 @@
 //! From a draft without errors to the model.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use crate::decode::{PortSet, Section};
+use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service};
 use crate::model;
+
+/// Ports leased at addresses of our own, unless the file says otherwise.
+pub(crate) const POOL_PORTS: (u16, u16) = (1024, u16::MAX);
+/// Ports leased at an address that the kernel has as well: below those that it gives to its own connections (32768-60999).
+const FACING_PORTS: (u16, u16) = (16_384, 32_767);
 
 /// `None` when something that the model needs is missing, which has been reported.
 pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
@@ -60,8 +67,10 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         connect_timeout_ms: section.duration("connect_timeout")?.value,
         drain_timeout_ms: section.duration("drain_timeout")?.value,
         redispatch: section.number("redispatch")?.value,
+        drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
+        client_networks: client_networks(section),
         group,
     })
 }
@@ -99,30 +108,53 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
         DraftSource::Unknown => None,
         DraftSource::Client(_) => Some(model::Source::Client),
         DraftSource::Interface(_) if service.keeps_client() => Some(model::Source::Client),
-        DraftSource::Interface(_) => Some(model::Source::Interface),
-        DraftSource::Vip(_) => {
-            let vip = service.vip.as_ref()?.value;
-            Some(model::Source::Pool(model::SourcePool {
-                addresses: vec![vip],
-                port_low: 1024,
-                port_high: u16::MAX,
-                rest_ms: 60_000,
-            }))
+        DraftSource::Interface(_) if service.plane.value == model::Plane::Stream => Some(model::Source::Interface),
+        DraftSource::Interface(_) => {
+            let (port_low, port_high) = FACING_PORTS;
+            Some(model::Source::Facing(model::FacingPorts { port_low, port_high, rest_ms: 60_000 }))
         }
-        DraftSource::Pool(pool) => {
-            let (port_low, port_high) = pool.port_range("ports")?.value;
-            Some(model::Source::Pool(model::SourcePool {
-                addresses: pool_addresses(pool),
+        DraftSource::Facing(pool) => {
+            let (port_low, port_high) = pool.port_range("ports").map_or(FACING_PORTS, |ports| ports.value);
+            Some(model::Source::Facing(model::FacingPorts {
                 port_low,
                 port_high,
                 rest_ms: pool.duration("rest")?.value,
             }))
         }
+        DraftSource::Vip(_) => {
+            let vip = service.vip.as_ref()?.value;
+            Some(model::Source::Pool(model::SourcePool {
+                addresses: vec![vip],
+                port_low: POOL_PORTS.0,
+                port_high: POOL_PORTS.1,
+                rest_ms: 60_000,
+                towards: BTreeMap::new(),
+            }))
+        }
+        DraftSource::Pool(pool) => {
+            let (port_low, port_high) = pool.port_range("ports").map_or(POOL_PORTS, |ports| ports.value);
+            Some(model::Source::Pool(model::SourcePool {
+                addresses: pool_addresses(pool),
+                port_low,
+                port_high,
+                rest_ms: pool.duration("rest")?.value,
+                towards: BTreeMap::new(),
+            }))
+        }
     }
 }
 
+fn client_networks(section: &Section) -> Vec<(IpAddr, u8)> {
+    let written = section.list("client_networks").map_or(&[][..], |list| list.value);
+    let network = |item: &At<Value>| match &item.value {
+        Value::Network(network) => Some((network.address, network.prefix)),
+        _ => None,
+    };
+    written.iter().filter_map(network).collect()
+}
+
 /// The addresses of a `source = { pool = [...] }`.
-pub(crate) fn pool_addresses(pool: &Section) -> Vec<std::net::IpAddr> {
+pub(crate) fn pool_addresses(pool: &Section) -> Vec<IpAddr> {
     pool.list("pool").map_or(&[][..], |list| list.value).iter().filter_map(|item| item.address()).collect()
 }
 

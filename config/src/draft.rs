@@ -69,6 +69,8 @@ pub(crate) enum DraftPorts<'s> {
 #[derive(Debug)]
 pub(crate) enum DraftSource<'s> {
     Client(Span),
+    /// A pool of the addresses of the interfaces.
+    Facing(&'s Section),
     Interface(Option<Span>),
     Pool(&'s Section),
     /// Something was wrong with it, and told.
@@ -236,7 +238,7 @@ impl<'s> Service<'s> {
 
     /// Whether ports are leased for it.
     pub(crate) fn leases(&self) -> bool {
-        matches!(self.source, DraftSource::Pool(_) | DraftSource::Vip(_))
+        matches!(self.source, DraftSource::Facing(_) | DraftSource::Pool(_) | DraftSource::Vip(_))
     }
 
     /// How a server is chosen: the service's word, else its group's.
@@ -317,6 +319,7 @@ fn source(section: &Section) -> DraftSource<'_> {
         Value::Word("client") => DraftSource::Client(entry.at.clone()),
         Value::Word("interface") => DraftSource::Interface(entry.written.then(|| entry.at.clone())),
         Value::Word("vip") => DraftSource::Vip(entry.at.clone()),
+        Value::Table(pool) if pool.word("pool").is_some() => DraftSource::Facing(pool),
         Value::Table(pool) => DraftSource::Pool(pool),
         _ => DraftSource::Unknown,
     }

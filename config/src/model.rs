@@ -2,6 +2,7 @@
 //!
 //! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -145,10 +146,14 @@ pub struct VirtualService {
     pub drain_timeout_ms: u64,
     /// How many further servers are tried when a connect fails; 0 = none.
     pub redispatch: u8,
+    /// Whether connections to a server that goes down are reset at both ends; UDP always leaves such a server.
+    pub drop_on_failure: bool,
     /// Never more than this many connections at once; 0 = no limit.
     pub max_connections: u32,
     /// The address that the real server sees.
     pub source: Source,
+    /// Networks that clients come from, each with its prefix length, as far as half-NAT depends on them; empty = nobody has said.
+    pub client_networks: Vec<(IpAddr, u8)>,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -263,10 +268,24 @@ pub struct Persistence {
 pub enum Source {
     /// The client's own (half-NAT and direct server return).
     Client,
+    /// Ports are leased from the address of the interface that leads to each real server (packet plane); which one that is only
+    /// the machine can say.
+    Facing(FacingPorts),
     /// The kernel picks address and port (stream plane).
     Interface,
     /// Ports are leased from these addresses; with half-NAT only for clients on a server's own network.
     Pool(SourcePool),
+}
+
+/// `source = { pool = "interface", ports = "16384-32767" }`, on the packet plane also `source = "interface"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FacingPorts {
+    /// Lowest port leased; the kernel must not give it to its own connections.
+    pub port_low: u16,
+    /// Highest port leased, ≥ `port_low`.
+    pub port_high: u16,
+    /// As in [`SourcePool`].
+    pub rest_ms: u64,
 }
 
 /// `source = { pool = […], ports = "1024-65535" }`; `source = "vip"` becomes a pool of the VIP.
@@ -280,6 +299,8 @@ pub struct SourcePool {
     pub port_high: u16,
     /// How long a port rests when we sent the first FIN towards the server (design.md 10.9).
     pub rest_ms: u64,
+    /// Real servers that see one certain address of these; the others see any.
+    pub towards: BTreeMap<IpAddr, IpAddr>,
 }
 
 /// `health`

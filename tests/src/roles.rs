@@ -1,14 +1,20 @@
 //! What the program under test can be besides Towpath: an origin or a crowd of clients, in a process of their own, because
 //! descriptors are limited per process.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
+use towpath_engine::{Engine, StartOptions};
 use towpath_perf::lab::Child;
 
 use crate::origin::{self, runtime};
@@ -18,6 +24,14 @@ use crate::{Greeting, Host, PATIENCE, Program};
 const ORIGIN: &str = "--as-origin";
 /// The same for clients.
 const CROWD: &str = "--as-crowd";
+/// The same for a Towpath whose workers panic once its second argument is there.
+const PANICKING: &str = "--as-panicking";
+
+/// How often the file is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Whether workers are to panic.
+static PANICS: AtomicBool = AtomicBool::new(false);
 
 /// How many clients of a crowd connect at the same time.
 const CONNECTING_MAX: usize = 256;
@@ -26,6 +40,7 @@ const CONNECTING_MAX: usize = 256;
 pub fn play(arguments: &[String]) -> Option<ExitCode> {
     let played = match arguments {
         [role, name, addresses @ ..] if role == ORIGIN => play_origin(name, addresses),
+        [role, config, trigger] if role == PANICKING => play_panicking(Path::new(config), PathBuf::from(trigger)),
         [role, to, from, clients] if role == CROWD => play_crowd(to, from, clients),
         _ => return None,
     };
@@ -36,6 +51,27 @@ pub fn play(arguments: &[String]) -> Option<ExitCode> {
             ExitCode::FAILURE
         }
     })
+}
+
+/// The first argument, and those after it, of a Towpath that panics in a worker as soon as the file `trigger` is there.
+pub(crate) fn panicking<'a>(config: &'a Path, trigger: &'a Path) -> [&'a OsStr; 3] {
+    [OsStr::new(PANICKING), config.as_os_str(), trigger.as_os_str()]
+}
+
+fn play_panicking(config: &Path, trigger: PathBuf) -> io::Result<()> {
+    let text = fs::read_to_string(config)?;
+    let model = towpath_config::check("towpath.toml", &text).model.ok_or_else(|| io::Error::other("a bad file"))?;
+    let on_breath = || assert!(!PANICS.load(Ordering::Relaxed), "as the test asked");
+    let options = StartOptions { on_breath: Some(on_breath), ..StartOptions::default() };
+    let engine = Engine::start(model, options).map_err(io::Error::other)?;
+    thread::spawn(move || {
+        while !trigger.exists() {
+            thread::sleep(LOOK_EVERY);
+        }
+        PANICS.store(true, Ordering::Relaxed);
+    });
+    engine.wait();
+    Ok(())
 }
 
 /// An origin in a process of its own; killed when dropped.

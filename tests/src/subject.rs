@@ -1,9 +1,11 @@
 //! The program under test: started in the lab, watched over its control socket, reloaded, stopped.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -14,7 +16,7 @@ use towpath_engine::status::{HealthStatus, ServerStatus, ServiceStatus};
 use towpath_engine::{Status, fetch_status};
 use towpath_perf::lab::Child;
 
-use crate::{Host, PATIENCE, eventually};
+use crate::{Host, PATIENCE, eventually, roles};
 
 /// How often a start looks whether the program has ended instead of getting ready.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -78,9 +80,28 @@ impl Program {
     #[track_caller]
     pub fn start(self, host: &Host, config: &str) -> Subject {
         let home = Home::create(config);
+        let arguments = home.arguments();
+        self.start_as(host, home, &arguments)
+    }
+
+    /// The same, but [`Subject::panic_a_worker`] lets its workers panic.
+    ///
+    /// # Panics
+    ///
+    /// As [`Program::start`].
+    #[track_caller]
+    pub fn start_to_panic(self, host: &Host, config: &str) -> Subject {
+        let home = Home::create(config);
+        let arguments = roles::panicking(&home.config(), &home.trigger()).map(OsStr::to_owned);
+        self.start_as(host, home, &arguments)
+    }
+
+    #[track_caller]
+    fn start_as(self, host: &Host, home: Home, arguments: &[OsString]) -> Subject {
+        let config = home.text();
         let ready = UnixDatagram::bind(home.notify()).expect("a socket to hear READY on");
         ready.set_read_timeout(Some(LOOK_EVERY)).expect("LOOK_EVERY is not zero");
-        let mut child = self.run(host, &home);
+        let mut child = self.run(host, &home, arguments);
         let deadline = Instant::now() + PATIENCE;
         let mut heard = [0; 256];
         loop {
@@ -107,7 +128,8 @@ impl Program {
     #[track_caller]
     pub fn refuse(self, host: &Host, config: &str) -> Refusal {
         let home = Home::create(config);
-        let mut child = self.run(host, &home);
+        let arguments = home.arguments();
+        let mut child = self.run(host, &home, &arguments);
         let Some(status) = child.wait_timeout(PATIENCE).expect("the program is our child") else {
             panic!("towpath runs, but should have refused:\n{}", home.log());
         };
@@ -115,15 +137,10 @@ impl Program {
     }
 
     #[track_caller]
-    fn run(self, host: &Host, home: &Home) -> Child {
+    fn run(self, host: &Host, home: &Home, arguments: &[OsString]) -> Child {
         let log = File::create(home.log_file()).expect("a file for the log");
         let mut command = self.command();
-        command
-            .args(["run", "--config"])
-            .arg(home.config())
-            .env("NOTIFY_SOCKET", home.notify())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.args(arguments).env("NOTIFY_SOCKET", home.notify()).stdout(Stdio::null()).stderr(log);
         host.spawn(command).unwrap_or_else(|error| panic!("{error}"))
     }
 }
@@ -251,6 +268,27 @@ impl Subject {
         status.unwrap_or_else(|| panic!("towpath does not end:\n{}", self.log())).code()
     }
 
+    /// Lets a worker panic at its next breath, of one that was started for that.
+    ///
+    /// # Panics
+    ///
+    /// When the directory cannot be written.
+    pub fn panic_a_worker(&self) {
+        fs::write(self.home.trigger(), "").expect("the temporary directory can be written");
+    }
+
+    /// Waits until a signal has ended it, and returns its number.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end, or otherwise.
+    #[track_caller]
+    pub fn wait_for_signal(&mut self) -> i32 {
+        let status = self.child.wait_timeout(PATIENCE).expect("the program is our child");
+        let status = status.unwrap_or_else(|| panic!("towpath does not end:\n{}", self.log()));
+        status.signal().unwrap_or_else(|| panic!("{status}:\n{}", self.log()))
+    }
+
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("the program is our child").is_none()
@@ -312,6 +350,20 @@ impl Home {
 
     fn config(&self) -> PathBuf {
         self.directory.path().join("towpath.toml")
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.config()).unwrap_or_default()
+    }
+
+    /// Those that serve by its file.
+    fn arguments(&self) -> [OsString; 3] {
+        ["run".into(), "--config".into(), self.config().into()]
+    }
+
+    /// What lets workers panic once it is there.
+    fn trigger(&self) -> PathBuf {
+        self.directory.path().join("panic")
     }
 
     fn control(&self) -> PathBuf {

@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use towpath_tests::{Connection, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject};
+use towpath_tests::{
+    Connection, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service, subject,
+};
 
 fn config(lab: &TestLab, vip: Ipv4Addr, drain_timeout: &str) -> String {
     service("web", vip, "443", &format!("drain_timeout = \"{drain_timeout}\""), &ipv4(lab.servers()))
@@ -115,5 +117,46 @@ fn a_restart_finds_its_ports_free() {
             relay.terminate();
             assert_ended_well(&mut relay, "every connection had ended by itself");
         }
+    });
+}
+
+/// design.md 10.11. What lets the worker panic is the test's own program; see `StartOptions::on_breath`.
+#[test]
+fn a_worker_that_panics_ends_the_process_and_the_next_start_serves() {
+    in_lab(a_worker_that_panics_ends_the_process_and_the_next_start_serves, Topology::TwoArm, 1, |lab| {
+        let (on_packets, on_streams) = (lab.free_vip(100), lab.vip(101));
+        let _origins = [443, 8443].map(|port| Origin::tcp(lab.server(1), port));
+        let source = format!("source = {{ pool = [\"{}\"] }}", lab.free_snat(102));
+        let config = "[limits]\nflows = 16384\n".to_owned()
+            + &packet_service("packets", on_packets, "443", &source, &ipv4(lab.servers()))
+            + &service("streams", on_streams, "8443", "", &ipv4(lab.servers()));
+        let mut relay = subject!().start_to_panic(lab.balancer(), &config);
+        let held = [(on_packets, 443), (on_streams, 8443)].map(|to| {
+            let mut connection = Connection::open(lab.client(), to).expect("somebody serves");
+            connection.greeting().expect("a greeting");
+            connection
+        });
+        let [mut of_packets, mut of_streams] = held;
+
+        let asked = Instant::now();
+        relay.panic_a_worker();
+        // A worker without work breathes once a second.
+        assert_eq!(relay.wait_for_signal(), libc::SIGABRT, "{}", relay.log());
+        assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
+        assert!(relay.log().contains("panicked: aborting"), "{}", relay.log());
+
+        // The kernel ends the connections of the stream plane; those of the packet plane hang, as behind a router that is gone.
+        assert!(of_streams.is_ended(), "the kernel tells the client");
+        of_packets.stream().set_read_timeout(Some(Duration::from_millis(300))).expect("not zero");
+        let silence = of_packets.echo(b"is anybody there?").expect_err("nobody forwards it");
+        assert!(matches!(silence.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silence}");
+
+        let relay = subject!().start(lab.balancer(), &config);
+        for to in [(on_packets, 443), (on_streams, 8443)] {
+            let mut connection = Connection::open(lab.client(), to).expect("somebody serves again");
+            connection.greeting().expect("a greeting");
+            connection.close().expect("a clean end");
+        }
+        relay.stop();
     });
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use towpath_engine::status::HealthStatus;
+use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
 use towpath_tests::wire::captured;
 use towpath_tests::{
@@ -90,6 +91,60 @@ fn one_arm_with_the_vip_as_source_serves_by_one_address() {
             assert_eq!(visit(lab.client(), (vip, 443)).peer.ip(), IpAddr::from(vip));
         }
         relay.stop();
+    });
+}
+
+#[test]
+fn t_31_servers_see_the_interface_or_the_vip_as_the_service_says() {
+    in_lab(t_31_servers_see_the_interface_or_the_vip_as_the_service_says, Topology::TwoArm, 2, |lab| {
+        let (by_vip, by_interface) = (lab.free_vip(100), lab.free_vip(101));
+        let _origins = [1, 2].map(|n| (Origin::tcp(lab.server(n), 443), Origin::udp(lab.server(n), 3478)));
+        let facing = "source = { pool = \"interface\", ports = \"20000-20999\" }";
+        let services = packet_service("vip", by_vip, "443", "source = \"vip\"", &ipv4(lab.servers()))
+            + &packet_service("interface", by_interface, "443", facing, &ipv4(lab.servers()))
+            + &packet_service(
+                "udp",
+                by_interface,
+                "3478",
+                "protocol = \"udp\"\nsource = \"interface\"",
+                &ipv4(lab.servers()),
+            );
+        let relay = start(lab, &services);
+        let own = IpAddr::from(lab.balancer().ports().last().expect("a balancer has a network").ipv4);
+        // Kernel TCP of the same address, beside the ports that are leased there: one that was there before, and new ones.
+        let inside = lab.server(1);
+        let listener = lab.balancer().run(|| TcpListener::bind((own, 15_000))).expect("a thread").expect("a listener");
+        let mut kernels =
+            inside.run(|| TcpStream::connect((own, 15_000))).expect("a thread").expect("the kernel's own");
+        let (mut accepted, _) = listener.accept().expect("a connection");
+        for _ in 0..20 {
+            assert_eq!(visit(lab.client(), (by_vip, 443)).peer.ip(), IpAddr::from(by_vip));
+            let peer = visit(lab.client(), (by_interface, 443)).peer;
+            assert_eq!(peer.ip(), own);
+            assert!((20_000..21_000).contains(&peer.port()), "{peer}");
+            let answer =
+                ask(lab.client(), lab.client().ipv4().into(), (by_interface, 3478).into(), b"whom do you see?");
+            assert_eq!(answer.peer.ip(), own);
+            assert!((16_384..32_768).contains(&answer.peer.port()), "{}", answer.peer);
+            // To the servers from the kernel's own ports.
+            who(lab.balancer(), (lab.server(2).ipv4(), 443));
+        }
+        kernels.write_all(b"undisturbed").expect("everything is taken");
+        accepted.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        accepted.read_exact(&mut [0; 11]).expect("what was said");
+        relay.stop();
+    });
+}
+
+#[test]
+fn ports_that_the_kernel_gives_away_itself_are_not_leased_at_its_address() {
+    in_lab(ports_that_the_kernel_gives_away_itself_are_not_leased_at_its_address, Topology::TwoArm, 1, |lab| {
+        let facing = "source = { pool = \"interface\", ports = \"30000-40000\" }";
+        let config = packet_service("web", lab.free_vip(100), "443", facing, &ipv4(lab.servers()));
+        let refusal = subject!().refuse(lab.balancer(), &config);
+        assert_eq!(refusal.code, Some(1), "{}", refusal.text);
+        let told = "are leased here and given out by the kernel too";
+        assert!(refusal.text.contains(told), "`{told}` is missing in\n{}", refusal.text);
     });
 }
 
@@ -179,6 +234,161 @@ fn t_04_a_server_reaches_its_own_vip_whichever_server_is_picked() {
         for vip in [full, half] {
             let served: BTreeSet<String> = (0..4).map(|_| visit(lab.server(1), (vip, 443)).name).collect();
             assert_eq!(served.len(), 2, "{vip}: {served:?}");
+        }
+        relay.stop();
+    });
+}
+
+/// A one-arm lab whose servers have us as gateway to one client that is elsewhere; that client's address.
+fn remote_client(lab: &TestLab) -> IpAddr {
+    let remote = Ipv4Addr::new(203, 0, 113, 5);
+    lab.client().add_address(remote.into()).expect("an address");
+    lab.balancer().set_sysctl("net.ipv4.ip_forward", "0").expect("a sysctl");
+    let route = |host: &Host, gateway: Ipv4Addr| {
+        let link = host.ports()[0].link.clone();
+        let route = Route { destination: (remote.into(), 32), gateway: Some(gateway.into()), link };
+        host.links().expect("netlink").add_route(&route).expect("a route");
+    };
+    route(lab.balancer(), lab.client().ipv4());
+    lab.servers().iter().for_each(|server| route(server, lab.balancer().ipv4()));
+    remote.into()
+}
+
+#[test]
+fn t_29_one_arm_half_nat_serves_remote_clients_and_refuses_those_beside_the_servers() {
+    in_lab(
+        t_29_one_arm_half_nat_serves_remote_clients_and_refuses_those_beside_the_servers,
+        Topology::OneArm,
+        2,
+        |lab| {
+            let vip = lab.free_vip(100);
+            let remote = remote_client(lab);
+            let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+            let half = |keys: &str| {
+                let keys = format!("forwarding = \"half-nat\"\n{keys}");
+                packet_service("web", vip, "443", &keys, &ipv4(lab.servers()))
+            };
+            // Where nobody says that clients come from elsewhere, or says that they come from the servers' own network.
+            let beside = format!("client_networks = [\"{}/24\"]", lab.free_vip(0));
+            for (keys, code) in [("", 1), (beside.as_str(), 3)] {
+                let refusal = subject!().refuse(lab.balancer(), &half(keys));
+                assert_eq!(refusal.code, Some(code), "{}", refusal.text);
+                assert!(refusal.text.contains("share a network"), "{}", refusal.text);
+            }
+            let relay = start(lab, &half("client_networks = [\"203.0.113.0/24\"]"));
+            for _ in 0..10 {
+                let mut connection = Connection::open_from(lab.client(), remote, (vip, 443)).expect("somebody serves");
+                assert_eq!(connection.greeting().expect("a greeting").peer.ip(), remote);
+                connection.echo(&[7; 20_000]).expect("an echo");
+                connection.close().expect("a clean end");
+            }
+            // One that is beside them all the same is told at once, and counted.
+            let refused = Connection::open(lab.client(), (vip, 443)).expect_err("its server would answer it directly");
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+            relay.until("it is counted", |status| {
+                status.workers.iter().filter_map(|worker| worker.drops.get("hairpin_unserved")).sum::<u64>() > 0
+            });
+            relay.stop();
+        },
+    );
+}
+
+#[test]
+fn t_29_with_a_pool_clients_beside_the_servers_get_a_source_address_and_others_keep_theirs() {
+    in_lab(
+        t_29_with_a_pool_clients_beside_the_servers_get_a_source_address_and_others_keep_theirs,
+        Topology::OneArm,
+        2,
+        |lab| {
+            let (vip, snat) = (lab.free_vip(100), lab.free_snat(110));
+            let remote = remote_client(lab);
+            let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+            let keys = format!("forwarding = \"half-nat\"\n{}", pool(&[snat]));
+            let relay = start(lab, &packet_service("web", vip, "443", &keys, &ipv4(lab.servers())));
+            for _ in 0..10 {
+                assert_eq!(visit(lab.client(), (vip, 443)).peer.ip(), IpAddr::from(snat));
+                let mut connection = Connection::open_from(lab.client(), remote, (vip, 443)).expect("somebody serves");
+                assert_eq!(connection.greeting().expect("a greeting").peer.ip(), remote);
+            }
+            relay.stop();
+        },
+    );
+}
+
+/// Sends SYNs to a VIP from a host that claims to be others: `sources` addresses of 198.18.0.0/15, `each` ports of each.
+fn flood(host: &Host, vip: Ipv4Addr, sources: u32, each: u16) {
+    let send = || -> std::io::Result<()> {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(libc::IPPROTO_RAW)))?;
+        for source in 0..sources {
+            let source = Ipv4Addr::from_bits(Ipv4Addr::new(198, 18, 0, 1).to_bits() + source);
+            for port in 0..each {
+                let syn = etherparse::PacketBuilder::ipv4(source.octets(), vip.octets(), 64)
+                    .tcp(20_000 + port, 443, 1_000, 1_024)
+                    .syn();
+                let mut packet = Vec::with_capacity(syn.size(0));
+                syn.write(&mut packet, &[]).map_err(std::io::Error::other)?;
+                socket.send_to(&packet, &SocketAddr::from((vip, 0)).into())?;
+            }
+        }
+        Ok(())
+    };
+    host.run(send).expect("a thread").expect("our own kernel takes it");
+}
+
+#[test]
+fn a_flood_of_syns_takes_nothing_from_those_who_are_served() {
+    in_lab(a_flood_of_syns_takes_nothing_from_those_who_are_served, Topology::TwoArm, 1, |lab| {
+        // So many half-open flows the one worker has, and a quarter of them each source.
+        const HALF_OPEN: u64 = 2048;
+        let vip = lab.free_vip(100);
+        let claimed = Route {
+            destination: (Ipv4Addr::new(198, 18, 0, 0).into(), 15),
+            gateway: Some(lab.client().ipv4().into()),
+            link: lab.balancer().ports()[0].link.clone(),
+        };
+        lab.balancer().links().expect("netlink").add_route(&claimed).expect("a route");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let keys = pool(&[lab.free_snat(101)]) + "\nconnect_timeout = \"2s\"";
+        let service = packet_service("web", vip, "443", &keys, &ipv4(lab.servers()));
+        let relay = start(lab, &format!("[runtime]\nworkers = [0]\n{service}"));
+        let mut held: Vec<Connection> =
+            (0..20).map(|_| Connection::open(lab.client(), (vip, 443)).expect("somebody serves")).collect();
+        for connection in &mut held {
+            connection.greeting().expect("a greeting");
+        }
+        let drops = |reason: &str| relay.status().workers[0].drops.get(reason).copied().unwrap_or(0);
+        let flood_until = |reason: &str, sources, each| {
+            // What a ring has no room for is lost, as on any wire.
+            eventually(reason, || {
+                flood(lab.client(), vip, sources, each);
+                (drops(reason) > 0).then_some(())
+            });
+        };
+
+        // One source has its share and no more: others are served beside it.
+        flood_until("half_open_source", 1, 1000);
+        let flows = relay.status().workers[0].flows;
+        assert!(u64::from(flows) <= HALF_OPEN / 4 + held.len() as u64, "{flows}");
+        assert_eq!(drops("half_open_full"), 0);
+        for _ in 0..5 {
+            visit(lab.client(), (vip, 443));
+        }
+
+        // More sources than there is room: whoever has a connection does not notice.
+        flood_until("half_open_full", 4000, 1);
+        for connection in &mut held {
+            connection.echo(b"undisturbed").expect("those who are served go on");
+        }
+        assert!(relay.status().workers[0].flows <= HALF_OPEN as u32 + 30, "{}", relay.status().workers[0].flows);
+        // A new one comes in as soon as the first of the flood are given up: its kernel sends the SYN again by itself.
+        visit(lab.client(), (vip, 443));
+        for connection in &mut held {
+            connection.echo(b"undisturbed").expect("those who are served go on");
+        }
+        relay.until("nothing of the flood is left", |status| status.services[0].connections == held.len() as u32);
+        assert!(terminations(&relay, "connect_timed_out") >= HALF_OPEN);
+        for connection in held {
+            connection.close().expect("a clean end");
         }
         relay.stop();
     });

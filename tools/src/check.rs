@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use towpath_config::{Checked, Diagnostic, Model, Severity};
-use towpath_engine::preflight::{self, Finding, HostFacts};
+use towpath_engine::preflight::{self, Finding};
 
 use crate::cli::{CheckArguments, Exit};
 use crate::file::ConfigFile;
@@ -72,8 +72,7 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<Exit> {
 }
 
 fn find(model: &Model) -> Result<Vec<Finding>> {
-    let facts = HostFacts::gather(model).context("cannot find out what this machine offers")?;
-    Ok(preflight::preflight(model, &facts))
+    preflight::check_host(model).context("cannot find out what this machine offers")
 }
 
 fn tally_diagnostics(diagnostics: &[Diagnostic]) -> Tally {

@@ -13,6 +13,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             Plane::Stream => stream(service, report),
             Plane::Packet => packet(draft, service, report),
         }
+        failure(draft, service, report);
         tls(service, report);
         http(draft, service, report);
     }
@@ -123,7 +124,7 @@ fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, 
     let Some(vip) = &service.vip else { return };
     if let Some(server) = servers().find(|server| shares_network(draft.root, vip.value, server.value)) {
         report
-            .warning(
+            .error(
                 "half-nat-on-link",
                 forwarding,
                 format!("the VIP and server {} share a network: clients of that network will not work, replies to them bypass the balancer", server.value),
@@ -141,6 +142,17 @@ fn shares_network(root: &Section, one: IpAddr, other: IpAddr) -> bool {
         .filter_map(|owner| owner.list("addresses"))
         .flat_map(|list| list.value)
         .any(|item| matches!(item.value, Value::Network(network) if network.holds(one) && network.holds(other)))
+}
+
+fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    if service.section.bool("drop_on_failure").is_some_and(|drops| drops.value)
+        && !draft.health(service).is_some_and(|health| health.word("check").is_none_or(|check| check.value != "none"))
+        && let Some(span) = service.section.written("drop_on_failure")
+    {
+        report
+            .warning("no-effect", span, "`drop_on_failure` has no effect: nothing tells when a server goes down")
+            .hint("add `health = { check = \"tcp\" }`");
+    }
 }
 
 fn tls(service: &Service<'_>, report: &mut Report) {

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use crate::build::pool_addresses;
+use crate::build::{POOL_PORTS, pool_addresses};
+use crate::decode::Section;
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, DraftSource, Service};
 use crate::model::{Forwarding, Plane};
@@ -13,23 +14,23 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         match &service.source {
             DraftSource::Client(span) => client(service, span, report),
             DraftSource::Interface(Some(span)) if service.keeps_client() => rewritten(service, span, report),
-            DraftSource::Interface(span) => kernels_choice(service, span.as_ref(), report),
-            DraftSource::Unknown => {}
+            DraftSource::Interface(_) | DraftSource::Unknown => {}
+            DraftSource::Facing(pool) => facing(service, pool, report),
             DraftSource::Pool(pool) => {
                 let span = pool.entry("pool").map_or(&pool.span, |entry| &entry.at);
                 rewritten(service, span, report);
                 let addresses = pool_addresses(pool);
                 families(draft, service, &addresses, span, report);
-                if let Some(ports) = pool.port_range("ports") {
-                    let span = if ports.written { &ports.span } else { span };
-                    not_empty(draft, service, &addresses, ports.value, span, report);
+                match pool.port_range("ports") {
+                    Some(ports) => not_empty(draft, service, &addresses, ports.value, &ports.span, report),
+                    None => not_empty(draft, service, &addresses, POOL_PORTS, span, report),
                 }
             }
             DraftSource::Vip(span) => {
                 rewritten(service, span, report);
                 if let Some(vip) = &service.vip {
                     families(draft, service, &[vip.value], span, report);
-                    not_empty(draft, service, &[vip.value], (1024, u16::MAX), span, report);
+                    not_empty(draft, service, &[vip.value], POOL_PORTS, span, report);
                 }
             }
         }
@@ -37,18 +38,15 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     on_both_planes(draft, report);
 }
 
-/// The kernel gives no port to packets that it never sees.
-fn kernels_choice(service: &Service<'_>, written: Option<&Span>, report: &mut Report) {
-    if service.plane.value != Plane::Packet || service.keeps_client() {
-        return;
+/// On the stream plane nobody but the kernel gives ports of its own addresses.
+fn facing(service: &Service<'_>, pool: &Section, report: &mut Report) {
+    let span = pool.entry("pool").map_or(&pool.span, |entry| &entry.at);
+    if service.plane.value == Plane::Stream {
+        report
+            .error("needs-packet-plane", span, "on the stream plane the kernel picks ports at its own addresses")
+            .hint("use `source = \"interface\"`, or name addresses of the host: `pool = [\"...\"]`");
     }
-    report
-        .error(
-            "needs-pool",
-            written.unwrap_or(&service.plane.span),
-            "on the packet plane the kernel picks no source address: full-NAT needs addresses of its own",
-        )
-        .hint("use `source = \"vip\"`, or `source = { pool = [\"...\"] }`");
+    rewritten(service, span, report);
 }
 
 /// What the packet plane takes at an address the kernel does not hear, so a relay would never get its answers.

@@ -90,10 +90,9 @@ pub static SERVICE: Table = Table {
         key(
             "drop_on_failure",
             Kind::Bool,
-            "Connections to a server that goes down are reset, so that clients come back at once.",
+            "Connections to a server that goes down are reset at both ends, so that clients come back at once. UDP always goes to another server.",
         )
-        .default("false")
-        .later(),
+        .default("false"),
         key(
             "min_connections",
             integer(0, 16_777_216, "connections"),
@@ -112,7 +111,10 @@ pub static SERVICE: Table = Table {
             Kind::Either(&[
                 Kind::Word(&[
                     word("client", "The client's own address; needs `forwarding = \"half-nat\"` on the packet plane."),
-                    word("interface", "Address and port that the kernel picks (stream plane only)."),
+                    word(
+                        "interface",
+                        "The address that the kernel picks; on the packet plane with ports leased from 16384-32767.",
+                    ),
                     word("vip", "The VIP, with ports leased from 1024-65535."),
                 ]),
                 Kind::Table(&SOURCE),
@@ -239,8 +241,20 @@ pub static SOURCE: Table = Table {
     path: "service.source",
     doc: "Addresses and ports leased for connections to real servers. One address carries about 64,000 connections to each server port.",
     keys: &[
-        key("pool", Kind::List(&Kind::Address, 256), "Addresses.").required(),
-        key("ports", Kind::PortRange, "Ports leased at each address.").default("1024-65535"),
+        key(
+            "pool",
+            Kind::Either(&[
+                Kind::Word(&[word(
+                    "interface",
+                    "The address of the interface that leads to each server (packet plane only); the kernel loses the ports leased there.",
+                )]),
+                Kind::List(&Kind::Address, 256),
+            ]),
+            "Addresses: `[\"192.0.2.10\"]`, or `\"interface\"`.",
+        )
+        .required(),
+        key("ports", Kind::PortRange, "Ports leased at each address.")
+            .described("`\"1024-65535\"`; `\"16384-32767\"` of an interface"),
         key("rest", duration(0, HOUR), "How long a port rests when we closed first.").default("60s"),
     ],
 };

@@ -1,5 +1,6 @@
 //! What a good file means.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use towpath_config::model::*;
@@ -43,6 +44,8 @@ fn a_short_file_gets_the_documented_defaults() {
         connect_timeout_ms: 4000,
         drain_timeout_ms: 30_000,
         redispatch: 3,
+        drop_on_failure: false,
+        client_networks: Vec::new(),
         max_connections: 0,
         source: Source::Interface,
         group: 0,
@@ -144,7 +147,13 @@ group = "shared"
     let address = "2001:db8::5".parse().expect("an address");
     assert_eq!(
         first.source,
-        Source::Pool(SourcePool { addresses: vec![address], port_low: 2048, port_high: 4095, rest_ms: 30_000 })
+        Source::Pool(SourcePool {
+            addresses: vec![address],
+            port_low: 2048,
+            port_high: 4095,
+            rest_ms: 30_000,
+            towards: BTreeMap::new()
+        })
     );
     let group = &model.groups[0];
     let health =
@@ -159,7 +168,13 @@ group = "shared"
     );
     assert_eq!(
         second.source,
-        Source::Pool(SourcePool { addresses: vec![second.vip], port_low: 1024, port_high: 65_535, rest_ms: 60_000 })
+        Source::Pool(SourcePool {
+            addresses: vec![second.vip],
+            port_low: 1024,
+            port_high: 65_535,
+            rest_ms: 60_000,
+            towards: BTreeMap::new()
+        })
     );
     // A service that judges its servers in its own way gets its own group of the same servers.
     assert_eq!(model.groups.len(), 2);
@@ -201,9 +216,26 @@ fn every_way_to_forward_packets_is_told_apart() {
         match &service.source {
             Source::Pool(pool) => assert!(leases && pool.addresses == [service.vip], "{lines}"),
             Source::Client => assert!(!leases, "{lines}"),
-            Source::Interface => panic!("{lines}: the kernel picks nothing here"),
+            Source::Facing(_) | Source::Interface => panic!("{lines}: not an address of the kernel"),
         }
     }
+}
+
+#[test]
+fn an_interface_s_own_address_is_leased_from_on_the_packet_plane() {
+    let rows = [
+        ("", 16_384, 32_767),
+        ("source = \"interface\"", 16_384, 32_767),
+        ("source = { pool = \"interface\" }", 16_384, 32_767),
+        ("source = { pool = \"interface\", ports = \"20000-20999\" }", 20_000, 20_999),
+        ("forwarding = \"half-nat\"\nsource = { pool = \"interface\" }", 16_384, 32_767),
+    ];
+    for (lines, port_low, port_high) in rows {
+        let model = model(&service(&format!("plane = \"packet\"\n{lines}"), ""));
+        let expected = Source::Facing(FacingPorts { port_low, port_high, rest_ms: 60_000 });
+        assert_eq!(model.services[0].source, expected, "{lines}");
+    }
+    assert_eq!(model(&service("source = \"interface\"", "")).services[0].source, Source::Interface);
 }
 
 #[test]

@@ -40,6 +40,11 @@ pub enum CompileError {
         /// Why.
         error: SnatBookError,
     },
+    /// Nobody has said yet which address the source of a service is; see [`Source::Facing`].
+    SourceUnknown {
+        /// Name of the service.
+        service: String,
+    },
     /// More different health checks than [`CHECKS_MAX`].
     TooManyChecks,
     /// More real servers than ids.
@@ -60,6 +65,10 @@ impl fmt::Display for CompileError {
                 "service \"{service}\": the health check of server \"{server}\" has no port; set health.ports"
             ),
             CompileError::Source { service, error } => write!(f, "service \"{service}\": {error}"),
+            CompileError::SourceUnknown { service } => write!(
+                f,
+                "service \"{service}\": which address the interface towards its servers has is not known; give one with source.pool"
+            ),
             CompileError::TooManyChecks => {
                 write!(f, "more than {CHECKS_MAX} different health checks; give servers the same check parameters")
             }
@@ -160,6 +169,7 @@ fn service_of(
     };
     let source = match &service.source {
         Source::Client => ServiceSource::Client,
+        Source::Facing(_) => return Err(CompileError::SourceUnknown { service: service.name.clone() }),
         Source::Interface => ServiceSource::Interface,
         Source::Pool(rule) => ServiceSource::Pool(
             pool(model, service, rule, &ports, &targets, snat)
@@ -184,6 +194,7 @@ fn service_of(
         connect_timeout_ms: service.connect_timeout_ms,
         drain_timeout_ms: service.drain_timeout_ms,
         redispatch: service.redispatch,
+        drop_on_failure: service.drop_on_failure,
         max_connections: service.max_connections,
         source,
         targets,

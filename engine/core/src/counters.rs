@@ -61,7 +61,7 @@ counters!(
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
         NoServer = "no_server", "No real server was up and ready.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
-        ServerDown = "server_down", "UDP: the real server failed its health check; the client's next datagram goes to another.";
+        ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";
         ServerHalted = "server_halted", "The operator halted the real server.";
         ServerReset = "server_reset", "The real server reset the connection.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections.";

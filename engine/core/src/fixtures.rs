@@ -62,6 +62,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         connect_timeout_ms: 4_000,
         drain_timeout_ms: 30_000,
         redispatch: 3,
+        drop_on_failure: false,
         max_connections: 0,
         source: ServiceSource::Interface,
         maglev: match balance {
@@ -123,8 +124,10 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         connect_timeout_ms: 4_000,
         drain_timeout_ms: 30_000,
         redispatch: 3,
+        drop_on_failure: false,
         max_connections: 0,
         source: Source::Interface,
+        client_networks: Vec::new(),
         group: model.groups.len() - 1,
     });
 }

@@ -90,6 +90,8 @@ pub struct Service {
     pub drain_timeout_ms: u64,
     /// How many further servers are tried when a connect fails.
     pub redispatch: u8,
+    /// Whether connections to a server that goes down are reset at both ends; UDP always leaves such a server.
+    pub drop_on_failure: bool,
     /// Never more than this many connections; 0 = no limit.
     pub max_connections: u32,
     /// Where source ports come from.
@@ -111,6 +113,11 @@ impl Service {
     pub fn target_of(&self, server: RealServerId) -> Option<(TargetIndex, &Target)> {
         let place = self.targets.iter().position(|target| target.server == server)?;
         Some((TargetIndex(place as u16), &self.targets[place]))
+    }
+
+    /// Whether the connections and sessions of this member end because it is down.
+    pub fn drops_flows_of(&self, member: &Target) -> bool {
+        member.health == ServerHealth::Down && (self.protocol == Protocol::Udp || self.drop_on_failure)
     }
 }
 

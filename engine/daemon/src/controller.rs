@@ -21,6 +21,7 @@ use towpath_core::health::{CheckPlan, CheckSchedule};
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
+use crate::packets::facing::resolve;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::reload::{needs_restart, new_interfaces};
@@ -189,6 +190,7 @@ impl Turn {
 
     fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
         let mut truth = self.house.truth();
+        let model = resolve(model, Some(truth.model()));
         let changed = needs_restart(truth.model(), &model);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));

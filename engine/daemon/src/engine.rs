@@ -26,6 +26,7 @@ use crate::house::{House, Truth};
 use crate::listen::{ListenErrors, open_all, openings};
 use crate::notify::notify;
 use crate::packets::NetworkWatch;
+use crate::packets::facing::resolve;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::plan::{Plan, PlanErrors, PlanInput};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
@@ -46,11 +47,18 @@ pub struct StartOptions {
     pub seed: Option<u64>,
     /// Descriptors that others in this process need, such as the origins of a demo.
     pub descriptors_elsewhere: u64,
+    /// Called by each worker at the start of each breath, when there is one: tests panic in it. Neither file nor environment reaches it.
+    pub on_breath: Option<fn()>,
 }
 
 impl Default for StartOptions {
     fn default() -> StartOptions {
-        StartOptions { version: env!("CARGO_PKG_VERSION").to_owned(), seed: None, descriptors_elsewhere: 0 }
+        StartOptions {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            seed: None,
+            descriptors_elsewhere: 0,
+            on_breath: None,
+        }
     }
 }
 
@@ -153,6 +161,7 @@ impl Engine {
     ///
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
+        let model = resolve(model, None);
         let plan = plan(&model, &options)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
@@ -191,7 +200,7 @@ impl Engine {
         };
         // The controller bounds the wait itself, by the time of the first checks.
         let _ended = verdicts.recv();
-        engine.start_workers(entrances, seed)?;
+        engine.start_workers(entrances, seed, options.on_breath)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
         notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
@@ -242,13 +251,13 @@ impl Engine {
         }
     }
 
-    fn start_workers(&self, entrances: Vec<Entrances>, seed: u64) -> Result<(), StartError> {
+    fn start_workers(&self, entrances: Vec<Entrances>, seed: u64, on_breath: Option<fn()>) -> Result<(), StartError> {
         let plan = &self.house.plan;
         for (planned, entrances) in plan.workers.iter().zip(entrances) {
             let id = WorkerId(planned.id);
             let failed = |source| StartError::Worker { worker: id, cpu: planned.cpu, source };
             let (ready, served) = mpsc::channel();
-            let settings = worker_settings(plan, seed, id);
+            let settings = WorkerSettings { on_breath, ..worker_settings(plan, seed, id) };
             let shared = Arc::clone(&self.house.shared);
             // On an error the engine is dropped, which ends the workers that serve already.
             let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed)?;
@@ -327,6 +336,7 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         buffer_bytes: plan.buffer_bytes,
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
+        on_breath: None,
         plane: plan.packets.as_ref().map(|packets| PlaneSettings {
             worker,
             // Never the seed of the process, which tests give: who knew it could make all flows collide.

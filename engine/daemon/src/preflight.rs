@@ -9,15 +9,15 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, Plane, Source, SourcePool, VirtualService};
+use towpath_config::model::{Forwarding, Model, Plane, Server, Source, SourcePool, VirtualService};
 use towpath_core::steering::SteeringTable;
-use towpath_sys::neighbour::{Neighbours, Tables};
+use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
 use towpath_sys::silence::Silence;
 use towpath_sys::{host, socket};
 
 use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
-use crate::packets::{claims, steering};
+use crate::packets::{claims, facing, steering};
 use crate::plan::{Plan, PlanInput};
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
@@ -132,6 +132,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
             check_pool_ports(service, pool, facts, &mut findings);
         }
     }
+    check_both_planes(model, &mut findings);
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
     }
@@ -153,6 +154,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
 
 /// [`HostFacts::gather`] and [`preflight`] in one.
 pub fn check_host(model: &Model) -> io::Result<Vec<Finding>> {
+    let model = &facing::resolve(model.clone(), None);
     Ok(preflight(model, &HostFacts::gather(model)?))
 }
 
@@ -245,14 +247,6 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                 ),
             );
         }
-        let shared = |ip: IpAddr| {
-            facts
-                .tables
-                .addresses
-                .iter()
-                .any(|net| holds(net.ip, net.prefix, ip) && holds(net.ip, net.prefix, service.vip))
-        };
-        let near = |ip: IpAddr| facts.tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {
@@ -269,33 +263,57 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                         ),
                     );
                 }
-                let neighbour = servers.iter().find(|server| shared(server.address));
-                if let (Source::Client, Some(server)) = (&service.source, neighbour) {
-                    tell(
-                        Severity::Warning,
-                        Some(service),
-                        format!(
-                            "forwarding = \"half-nat\": the VIP and server {} share a network, clients of that network are refused because \
-                             replies to them would bypass Towpath; add source = {{ pool = [...] }} for them",
-                            server.address
-                        ),
-                    );
+                if service.source == Source::Client {
+                    check_on_link_clients(service, servers, &facts.tables.addresses, &mut tell);
                 }
             }
-            Forwarding::Dsr => {
-                if let Some(server) = servers.iter().find(|server| !near(server.address)) {
-                    tell(
-                        Severity::Error,
-                        Some(service),
-                        format!(
-                            "forwarding = \"dsr\": server {} is on no network of this host, but direct server return ends at the first \
-                             router; use forwarding = \"full-nat\"",
-                            server.address
-                        ),
-                    );
-                }
-            }
+            // Where it leads is told by the ways that are missing.
+            Forwarding::Dsr => {}
         }
+    }
+}
+
+/// A client on the servers' own network gets its replies straight from the server, and resets it (requirements.md 6.3 nos. 1 and 2, T-29).
+fn check_on_link_clients(
+    service: &VirtualService,
+    servers: &[Server],
+    own: &[LinkAddress],
+    tell: &mut impl FnMut(Severity, Option<&VirtualService>, String),
+) {
+    let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
+        own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
+    };
+    for &(network, prefix) in &service.client_networks {
+        // That is anywhere, as the operator knows.
+        if prefix < if network.is_ipv4() { 8 } else { 32 } {
+            continue;
+        }
+        let overlaps = |net: &LinkAddress| holds(net.ip, net.prefix, network) || holds(network, prefix, net.ip);
+        if let Some(server) = servers.iter().find(|server| on_link(server, &overlaps)) {
+            tell(
+                Severity::Error,
+                Some(service),
+                format!(
+                    "forwarding = \"half-nat\": clients of {network}/{prefix} share a network with server {}, its replies to them would bypass \
+                     Towpath; add source = {{ pool = [...] }} for them, or use forwarding = \"full-nat\"",
+                    server.address
+                ),
+            );
+        }
+    }
+    let beside_vip = |net: &LinkAddress| holds(net.ip, net.prefix, service.vip);
+    if service.client_networks.is_empty()
+        && let Some(server) = servers.iter().find(|server| on_link(server, &beside_vip))
+    {
+        tell(
+            Severity::Error,
+            Some(service),
+            format!(
+                "forwarding = \"half-nat\": the VIP and server {} share a network, and replies to clients of that network would bypass Towpath; \
+                 add source = {{ pool = [...] }} for them, or say that clients come from elsewhere: client_networks = [...]",
+                server.address
+            ),
+        );
     }
 }
 
@@ -324,6 +342,31 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
                 facts.local_ports.end()
             ),
         });
+    }
+}
+
+/// The kernel does not hear what the packet plane leases at its addresses, so a relay that leases there would never get its answers. Of addresses
+/// in the file the file's own check says so.
+fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
+    for service in claims::services(model).filter(|service| facing::faces(service)) {
+        let Source::Pool(ours) = &service.source else { continue };
+        let shares = |other: &&VirtualService| {
+            other.plane == Plane::Stream
+                && other.protocol == service.protocol
+                && matches!(&other.source, Source::Pool(pool)
+                    if pool.port_low <= ours.port_high && pool.port_high >= ours.port_low
+                        && pool.addresses.iter().any(|address| ours.addresses.contains(address)))
+        };
+        if let Some(other) = model.services.iter().find(shares) {
+            findings.push(Finding {
+                severity: Severity::Error,
+                service: Some(service.name.clone()),
+                message: format!(
+                    "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
+                    ours.port_low, ours.port_high, other.name
+                ),
+            });
+        }
     }
 }
 

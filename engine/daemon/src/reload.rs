@@ -1,8 +1,9 @@
 //! What a reload may change, by comparing two models; pure.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
-use towpath_config::model::{Model, ServerGroup, VirtualService};
+use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService};
 
 use crate::packets::arms::Arm;
 
@@ -66,6 +67,8 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         connect_timeout_ms: _,
         drain_timeout_ms: _,
         redispatch: _,
+        drop_on_failure: _,
+        client_networks: _,
         max_connections: _,
         group: _,
     } = new;
@@ -75,9 +78,21 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         ("protocol", *protocol != old.protocol),
         ("plane", *plane != old.plane),
         ("forwarding", *forwarding != old.forwarding),
-        ("source", *source != old.source),
+        ("source", !keeps_source(&old.source, source)),
     ];
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
+}
+
+/// Whether nothing is leased that was not claimed at the start. Servers may come and go on either side of an interface.
+fn keeps_source(old: &Source, new: &Source) -> bool {
+    match (old, new) {
+        (Source::Pool(old), Source::Pool(new)) if !(old.towards.is_empty() && new.towards.is_empty()) => {
+            let is_claimed = |address: &IpAddr| old.addresses.contains(address);
+            let ports = |pool: &SourcePool| (pool.port_low, pool.port_high, pool.rest_ms);
+            new.addresses.iter().all(is_claimed) && ports(old) == ports(new)
+        }
+        (old, new) => old == new,
+    }
 }
 
 fn by_name(services: &[VirtualService]) -> BTreeMap<&str, &VirtualService> {
@@ -132,7 +147,7 @@ pub(crate) fn member_changes(old: &Model, new: &Model) -> Vec<MemberChange> {
     changes
 }
 
-fn member(group: &ServerGroup, address: std::net::IpAddr, port: Option<u16>) -> Option<&towpath_config::model::Server> {
+fn member(group: &ServerGroup, address: IpAddr, port: Option<u16>) -> Option<&towpath_config::model::Server> {
     group.servers.iter().find(|server| server.address == address && server.port == port)
 }
 

@@ -20,6 +20,8 @@ pub struct WorkerSettings {
     pub pipes_max: u32,
     /// Seed of the worker's random decisions.
     pub seed: u64,
+    /// Called at the start of each breath.
+    pub on_breath: Option<fn()>,
     /// Its packet plane; `None` where no service is on it.
     pub plane: Option<PlaneSettings>,
 }

@@ -34,6 +34,7 @@ fn measure(case: &Case, addresses: u8, each: Duration) -> io::Result<Vec<Sample>
         port_low: FIRST_PORT,
         port_high: u16::MAX,
         rest_ms: 0,
+        towards: Default::default(),
     };
     let pool =
         SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &[SERVER]).map_err(io::Error::other)?;

@@ -587,6 +587,7 @@ impl Scene {
                     port_low: 1024,
                     port_high: u16::MAX,
                     rest_ms: 60_000,
+                    towards: Default::default(),
                 };
                 let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &destinations);
                 ServiceSource::Pool(pool.map_err(io::Error::other)?)
@@ -626,6 +627,7 @@ impl Scene {
             connect_timeout_ms: 4_000,
             drain_timeout_ms: 30_000,
             redispatch: 3,
+            drop_on_failure: false,
             max_connections: 0,
             source,
             targets,

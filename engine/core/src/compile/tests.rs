@@ -206,7 +206,13 @@ fn a_source_pool_leaves_out_the_ports_we_listen_on_at_its_addresses() {
     let mut model = model();
     add_service(&mut model, "a", &[5061, 5062], &[FE_1, FE_2], None);
     model.groups[0].servers[1].port = Some(8080);
-    let rule = SourcePool { addresses: vec![model.services[0].vip], port_low: 5060, port_high: 5069, rest_ms: 60_000 };
+    let rule = SourcePool {
+        addresses: vec![model.services[0].vip],
+        port_low: 5060,
+        port_high: 5069,
+        rest_ms: 60_000,
+        towards: Default::default(),
+    };
     model.services[0].source = Source::Pool(rule.clone());
     let snapshot = Desk::new().compile(&model).unwrap();
     let ServiceSource::Pool(pool) = &snapshot.service(ServiceId(0)).unwrap().source else {
@@ -231,7 +237,13 @@ fn a_source_pool_of_the_packet_plane_leaves_out_the_ports_of_both_protocols() {
     model.services[0].protocol = Protocol::Udp;
     model.services[1].vip = model.services[0].vip;
     let addresses = vec![model.services[0].vip];
-    model.services[0].source = Source::Pool(SourcePool { addresses, port_low: 5060, port_high: 5069, rest_ms: 0 });
+    model.services[0].source = Source::Pool(SourcePool {
+        addresses,
+        port_low: 5060,
+        port_high: 5069,
+        rest_ms: 0,
+        towards: Default::default(),
+    });
     for (plane, free) in [(Plane::Stream, 9), (Plane::Packet, 7)] {
         model.services[0].plane = plane;
         let snapshot = Desk::new().compile(&model).unwrap();

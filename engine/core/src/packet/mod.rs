@@ -52,7 +52,7 @@ counters!(
         ExtensionTruncated = "extension_truncated", "An IPv6 extension header that is longer than its packet.";
         ExtensionsTooMany = "extensions_too_many", "An IPv6 packet with more than 8 extension headers.";
         FlowsFull = "flows_full", "The flow table was full; the client of a TCP connection is reset.";
-        Fragment = "fragment", "A fragment to an address of ours: fragments are not put together.";
+        Fragment = "fragment", "A fragment to an address of ours, or of a half-NAT server's to a client: fragments are not put together.";
         FragmentBeyondEnd = "fragment_beyond_end", "A fragment of a packet that would be longer than 65,535 octets.";
         FragmentLength = "fragment_length", "A fragment without data, or one before the last whose data is no multiple of 8 octets.";
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
@@ -90,6 +90,7 @@ counters!(
         PortsExhausted = "ports_exhausted", "Every (source address, port) towards the real server was leased; a TCP client is reset.";
         PortsForeign = "ports_foreign", "The same, but for ports that belong to other workers; a TCP client is reset.";
         PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
+        ReturnPort = "return_port", "An answer of a real server that came in on an interface from which no route leads to that server.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";

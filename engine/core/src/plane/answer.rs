@@ -90,7 +90,9 @@ impl Plane {
     fn on_fragment(&self, fragment: &Fragment) -> Verdict {
         let tuple = &fragment.parsed.tuple;
         let is_flows = fragment.is_first() && self.flows.lookup(tuple).is_some();
-        match is_flows || self.is_ours_alone(tuple.dst) {
+        // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
+        let is_reply = self.services.keeps_clients(tuple.src) && self.network.holder(tuple.dst).is_none();
+        match is_flows || is_reply || self.is_ours_alone(tuple.dst) {
             true => Verdict::Drop(DropReason::Fragment),
             false => Verdict::Pass,
         }

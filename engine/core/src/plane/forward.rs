@@ -38,7 +38,16 @@ pub(super) struct HopId(usize);
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
 pub(super) struct Hops {
     hops: Box<[Hop]>,
-    recent: Box<[(Ip, HopId); RECENT_HOPS]>,
+    recent: Box<[Recent; RECENT_HOPS]>,
+}
+
+/// What the network says about a real server.
+#[derive(Clone, Copy)]
+struct Recent {
+    server: Ip,
+    hop: HopId,
+    /// The ports by which its answers may come in, one bit each.
+    return_ports: u16,
 }
 
 const RECENT_HOPS: usize = 256;
@@ -57,19 +66,33 @@ impl Hops {
         let hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
         let nowhere = HopId(hops.len() - 1);
         // No packet goes to the address `::`.
-        Hops { hops, recent: Box::new([(Ip::default(), nowhere); RECENT_HOPS]) }
+        Hops { hops, recent: Box::new([Recent { server: Ip::default(), hop: nowhere, return_ports: 0 }; RECENT_HOPS]) }
     }
 
-    /// The hop of packets to a real server: they are few, and every packet of a client goes to one.
+    /// The hop of packets to a real server.
     #[inline]
     fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
-        let bits = u128::from_be_bytes(to.0) as usize;
+        self.recall(network, to).hop
+    }
+
+    /// Whether the answers of a real server may come in by `port`.
+    #[inline]
+    fn returns_by(&mut self, network: &Network, server: Ip, port: PortId) -> bool {
+        // Where there is one port only, it is that one.
+        network.ports.len() == 1 || self.recall(network, server).return_ports & port.bit() != 0
+    }
+
+    /// Real servers are few, and every packet goes to one or comes from one.
+    #[inline]
+    fn recall(&mut self, network: &Network, server: Ip) -> &Recent {
+        let bits = u128::from_be_bytes(server.0) as usize;
         // Neighbours differ in the last octet, and few of them in others.
         let recent = &mut self.recent[(bits ^ (bits >> 8).wrapping_mul(31)) % RECENT_HOPS];
-        if recent.0 != to {
-            *recent = (to, HopId(network.range_of(to)));
+        if recent.server != server {
+            let hop = HopId(network.range_of(server));
+            *recent = Recent { server, hop, return_ports: network.return_ports(server) };
         }
-        recent.1
+        recent
     }
 
     #[inline]
@@ -103,6 +126,9 @@ impl Plane {
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         let rule = *self.services.rule(service);
+        if direction == Direction::Reverse && !self.hops.returns_by(&self.network, packet.tuple.src, frame.port) {
+            return Some(Verdict::Drop(DropReason::ReturnPort));
+        }
         let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),

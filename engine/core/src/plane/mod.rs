@@ -54,7 +54,7 @@ pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 21] = [
+pub(crate) const DROP_REASONS: [DropReason; 22] = [
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
@@ -72,6 +72,7 @@ pub(crate) const DROP_REASONS: [DropReason; 21] = [
     DropReason::PortClosed,
     DropReason::PortsExhausted,
     DropReason::PortsForeign,
+    DropReason::ReturnPort,
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
@@ -87,6 +88,12 @@ impl PortId {
     #[inline]
     pub fn index(self) -> usize {
         usize::from(self.0)
+    }
+
+    /// The same number as one bit of a set of ports.
+    #[inline]
+    fn bit(self) -> u16 {
+        1_u16.checked_shl(self.0.into()).unwrap_or(0)
     }
 }
 
@@ -297,8 +304,8 @@ impl Plane {
         }
     }
 
-    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and UDP flows of those that went down, are ended by the next
-    /// calls of [`Plane::expire`].
+    /// Serves by `snapshot` from here on. Flows of servers that were halted since, and of those that went down where their service
+    /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`].
     pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());

@@ -55,6 +55,8 @@ pub struct Network {
     v4: Ranges<u32>,
     v6: Ranges<u128>,
     stations: BTreeMap<(PortId, Ip), Mac>,
+    /// Every route over a port of ours but the default ones.
+    routes: Box<[(Block, PortId)]>,
 }
 
 impl Network {
@@ -71,6 +73,9 @@ impl Network {
     ) -> Network {
         let stations: BTreeMap<(PortId, Ip), Mac> =
             neighbours.into_iter().map(|(port, ip, mac)| ((port, ip), mac)).collect();
+        let is_ours = |port: PortId| port.index() < ports.len();
+        let particular = routes.iter().filter(|&&(_, prefix, _, port, _)| prefix > 0 && is_ours(port));
+        let by_port = particular.map(|&(network, prefix, _, port, _)| (Block::of(network, prefix), port)).collect();
         let mut best = BTreeMap::new();
         for (network, prefix, via, port, metric) in routes {
             let way = match via {
@@ -93,7 +98,7 @@ impl Network {
         let mut ways: BTreeMap<Block, Way> = best.into_iter().map(|(block, (_, way))| (block, way)).collect();
 
         // A neighbour is a route of its own, where the routes say that it is on its port's link.
-        let network = Network { v4: Ranges::v4(&ways), v6: Ranges::v6(&ways), ports, stations };
+        let network = Network { v4: Ranges::v4(&ways), v6: Ranges::v6(&ways), ports, stations, routes: by_port };
         for (&(port, ip), &mac) in &network.stations {
             if network.way(ip) == (Way::Link { port }) {
                 ways.insert(Block::of(ip, u8::MAX), Way::Neighbour { port, mac });
@@ -138,6 +143,16 @@ impl Network {
         } else {
             self.v4.ways.len() + self.v6.find(u128::from_be_bytes(to.0))
         }
+    }
+
+    /// The ports by which what `ip` sends may come in, one bit each: that of the way to it, and those of other routes that lead there (the
+    /// feasible paths of RFC 3704 §2.3). A default route counts only where it is the way: else it would let in everything.
+    pub(super) fn return_ports(&self, ip: Ip) -> u16 {
+        let way = match self.way(ip) {
+            Way::Closed => 0,
+            Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => port.bit(),
+        };
+        self.routes.iter().filter(|(block, _)| block.contains(ip)).fold(way, |ports, &(_, port)| ports | port.bit())
     }
 
     /// The station of `ip` on the link of `port`, if it is known.
@@ -378,6 +393,25 @@ mod tests {
             (PortId(0), ip("10.0.0.11"), SERVER),
         ];
         Network::new(ports, routes, neighbours)
+    }
+
+    #[test]
+    fn answers_come_by_the_way_to_their_sender_or_another_route_to_it() {
+        let network = two_arms();
+        for (from, ports) in [
+            ("10.0.0.10", 0b10),
+            ("10.0.7.1", 0b10),
+            ("192.0.2.9", 0b01),
+            // By the default route, the only one.
+            ("198.51.100.7", 0b01),
+            ("172.16.3.4", 0),
+        ] {
+            assert_eq!(network.return_ports(ip(from)), ports, "{from}");
+        }
+        // Both arms lead to one network, and the better one is the way.
+        let ports = vec![port("out", &[("10.0.0.1", 16)]), port("in", &[("10.0.0.2", 16)])];
+        let routes = vec![(ip("10.0.0.0"), 16, None, PortId(0), 0), (ip("10.0.0.0"), 16, None, PortId(1), 100)];
+        assert_eq!(Network::new(ports, routes, vec![]).return_ports(ip("10.0.0.10")), 0b11);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
-use crate::snapshot::{SERVICES_MAX, ServerHealth, Service, ServiceSource, Snapshot};
+use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot};
 use crate::snat::SnatMaps;
 use crate::{RealServerId, ServiceId};
 
@@ -81,6 +81,8 @@ pub(super) struct Services {
     ours: HashSet<Ip>,
     /// Addresses of real servers.
     servers: HashSet<Ip>,
+    /// Of these, those that see the addresses of clients and answer them through us.
+    half_nat: HashSet<Ip>,
     /// Members whose flows are to be ended.
     shunned: HashSet<(ServiceId, RealServerId)>,
     /// Where leases are given back: one book for all pools.
@@ -95,6 +97,7 @@ impl Services {
             by_address: HashMap::new(),
             ours: HashSet::new(),
             servers: HashSet::new(),
+            half_nat: HashSet::new(),
             shunned: HashSet::new(),
             maps: None,
         }
@@ -106,13 +109,14 @@ impl Services {
         self.by_address.clear();
         self.ours.clear();
         self.servers.clear();
+        self.half_nat.clear();
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             self.adopt_service(service);
-            let members = service.targets.iter().filter(|target| {
-                let is_down = service.protocol == Protocol::Udp && target.health == ServerHealth::Down;
-                target.admin == AdminState::Halt || is_down
-            });
+            let members = service
+                .targets
+                .iter()
+                .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
             shunned.extend(members.map(|target| (service.id, target.server)));
         }
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
@@ -133,7 +137,11 @@ impl Services {
             self.by_socket.insert((vip, port, protocol), service.id);
         }
         self.ours.insert(vip);
-        self.servers.extend(service.targets.iter().map(|target| Ip::from(target.address)));
+        let servers = service.targets.iter().map(|target| Ip::from(target.address));
+        if service.forwarding == Forwarding::HalfNat {
+            self.half_nat.extend(servers.clone());
+        }
+        self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
             self.ours.extend(pool.addresses().iter().map(|&address| Ip::from(address)));
             self.maps = Some(Arc::clone(pool.maps()));
@@ -164,6 +172,11 @@ impl Services {
     /// Whether a real server has this address.
     pub(super) fn is_server(&self, address: Ip) -> bool {
         self.servers.contains(&address)
+    }
+
+    /// Whether a real server has this address that answers clients through us.
+    pub(super) fn keeps_clients(&self, address: Ip) -> bool {
+        self.half_nat.contains(&address)
     }
 
     /// Whether the flows of this member are to be ended.

@@ -221,6 +221,7 @@ impl Setup {
                 port_low: *self.snat.start(),
                 port_high: *self.snat.end(),
                 rest_ms: self.rest_ms,
+                towards: Default::default(),
             };
             let destinations: Vec<SocketAddr> =
                 self.servers.iter().map(|member| member.lease_destination(&service, member.destination(443))).collect();

@@ -113,7 +113,7 @@ impl SnatBook {
     /// A pool that leases from `rule` towards `destinations`, never one of the ports in `exclude` (those we listen on at the
     /// pool's addresses).
     ///
-    /// Each destination gets the SNAT addresses of its own family.
+    /// Each destination gets the SNAT addresses of its own family, or the one that `rule` has for it.
     pub fn pool(
         &mut self,
         rule: &SourcePool,
@@ -130,7 +130,7 @@ impl SnatBook {
         destinations.dedup();
         let routes = destinations
             .into_iter()
-            .map(|destination| self.route(&rule.addresses, protocol, destination))
+            .map(|destination| self.route(rule, protocol, destination))
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(SnatPool {
             maps: Arc::clone(&self.maps),
@@ -144,13 +144,15 @@ impl SnatBook {
 
     fn route(
         &mut self,
-        addresses: &[IpAddr],
+        rule: &SourcePool,
         protocol: Protocol,
         destination: SocketAddr,
     ) -> Result<Route, SnatBookError> {
-        let sources = addresses
+        let towards = rule.towards.get(&destination.ip());
+        let sources = rule
+            .addresses
             .iter()
-            .filter(|address| address.is_ipv4() == destination.is_ipv4())
+            .filter(|&address| address.is_ipv4() == destination.is_ipv4() && towards.is_none_or(|own| own == address))
             .map(|&address| Ok(RouteSource::new(address, self.map(MapKey { address, destination, protocol })?)))
             .collect::<Result<Box<[_]>, _>>()?;
         if sources.is_empty() {

@@ -25,6 +25,7 @@ fn rule(addresses: &[&str], low: u16, high: u16) -> SourcePool {
         port_low: low,
         port_high: high,
         rest_ms: 60_000,
+        towards: Default::default(),
     }
 }
 

@@ -191,6 +191,7 @@ fn both_directions_of_a_flow_have_one_owner_over_a_million_tuples() {
         port_low: 1_024,
         port_high: 65_535,
         rest_ms: 0,
+        towards: Default::default(),
     };
     let to = "10.0.0.1:443".parse().expect("an address and port");
     let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &[to]).expect("a pool");

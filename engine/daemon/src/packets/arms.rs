@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use towpath_config::model::Model;
+use towpath_config::model::{Forwarding, Model, VirtualService};
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::Tables;
@@ -25,6 +25,8 @@ pub struct Arm {
 /// Why the packet plane finds no way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoWay {
+    /// A real server of a DSR service is on no network of this host.
+    BehindRouter(IpAddr),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
     /// The kernel has no route to a real server over an Ethernet interface.
@@ -37,6 +39,10 @@ impl NoWay {
     /// Cause and next step.
     pub fn message(&self) -> String {
         match self {
+            NoWay::BehindRouter(ip) => format!(
+                "forwarding = \"dsr\": server {ip} is on no network of this host, but direct server return ends at the first router; \
+                 use forwarding = \"full-nat\""
+            ),
             NoWay::Nowhere(ip) => format!(
                 "no Ethernet interface of this host that is up has a network that holds {ip}, and no default route leads over one; \
                  give one an address in the network of {ip}"
@@ -56,7 +62,7 @@ impl NoWay {
     pub fn concerns(&self, model: &Model) -> bool {
         match self {
             NoWay::Nowhere(ip) => addresses(model).contains(ip),
-            NoWay::NoRoute(ip) => servers(model).contains(ip),
+            NoWay::BehindRouter(ip) | NoWay::NoRoute(ip) => servers(model).contains(ip),
             NoWay::TooMany(_) => false,
         }
     }
@@ -93,6 +99,10 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         }
         chosen.extend(defaults);
     }
+    let near = |ip: IpAddr| tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
+    let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
+    let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
+    missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
         match route_to(tables, ip) {
             Some(link) if is_usable(link) => {
@@ -115,7 +125,11 @@ pub fn describe(links: &[&Link]) -> Vec<Arm> {
 
 /// The real servers of the packet plane's services.
 pub fn servers(model: &Model) -> BTreeSet<IpAddr> {
-    services(model).flat_map(|service| &model.groups[service.group].servers).map(|server| server.address).collect()
+    services(model).flat_map(|service| members(model, service)).collect()
+}
+
+fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item = IpAddr> + use<'m> {
+    model.groups[service.group].servers.iter().map(|server| server.address)
 }
 
 /// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
@@ -209,6 +223,24 @@ mod tests {
         assert!(
             ![NoWay::Nowhere(other), NoWay::NoRoute(other), NoWay::TooMany(99)].iter().any(|way| way.concerns(&model))
         );
+    }
+
+    #[test]
+    fn direct_return_needs_servers_on_a_network_of_this_host() {
+        let dsr = |server: &str| {
+            let text = format!(
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 80\nplane = \"packet\"\nforwarding = \"dsr\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
+            );
+            towpath_config::check("test.toml", &text).model.expect("no errors")
+        };
+        let mut tables = tables();
+        tables.routes.push(route("0.0.0.0", 0, 4));
+        assert_eq!(chosen(&dsr("192.0.2.31"), &tables).1, []);
+        let behind = NoWay::BehindRouter("8.8.8.8".parse().unwrap());
+        assert_eq!(chosen(&dsr("8.8.8.8"), &tables).1, [behind.clone()]);
+        // What is in force already does not refuse a reload.
+        assert!(behind.concerns(&dsr("8.8.8.8")) && !behind.concerns(&dsr("192.0.2.31")));
     }
 
     #[test]

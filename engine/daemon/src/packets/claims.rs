@@ -60,7 +60,7 @@ pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
 pub fn pool(service: &VirtualService) -> Option<&SourcePool> {
     match &service.source {
         Source::Pool(pool) => Some(pool),
-        Source::Client | Source::Interface => None,
+        Source::Client | Source::Facing(_) | Source::Interface => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod arms;
 pub mod claims;
+pub mod facing;
 pub mod kernel;
 pub mod steering;
 pub mod view;

@@ -201,6 +201,9 @@ impl Worker {
     /// One turn; says whether it was the last.
     fn breathe(&mut self, completions: &mut Vec<Completion>, fired: &mut Vec<u32>) -> io::Result<bool> {
         let start = Instant::now();
+        if let Some(on_breath) = self.settings.on_breath {
+            on_breath();
+        }
         self.now = self.shared.at(start);
         self.adopt()?;
         self.follow_phase()?;
@@ -296,28 +299,33 @@ impl Worker {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
         self.snapshot = newer;
         self.adopt_in_plane();
-        self.end_relays_of_halted_servers()?;
+        self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
         Ok(())
     }
 
-    fn end_relays_of_halted_servers(&mut self) -> io::Result<()> {
-        let any_halted = self
-            .snapshot
-            .each_service()
-            .any(|service| service.targets.iter().any(|target| target.admin == AdminState::Halt));
-        if !any_halted {
+    fn end_relays_of_lost_servers(&mut self) -> io::Result<()> {
+        let loses = |service: &Service| {
+            service.targets.iter().any(|target| target.admin == AdminState::Halt || service.drops_flows_of(target))
+        };
+        if !self.snapshot.each_service().any(|service| loses(service)) {
             return Ok(());
         }
-        let is_halted = |relay: &Relay| {
+        let lost_by = |relay: &Relay| {
             let service = self.snapshot.service(relay.service().id)?;
             let (_, target) = service.target_of(relay.server()?)?;
-            (target.admin == AdminState::Halt).then_some(())
+            match target.admin {
+                AdminState::Halt => Some(Termination::ServerHalted),
+                // One that is still being dialled goes to another server after connect_timeout.
+                _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
+                _ => None,
+            }
         };
-        let halted: Vec<Key> = self.relays.iter().filter_map(|(key, relay)| is_halted(relay).map(|()| key)).collect();
-        for key in halted {
-            self.drive(key, Event::End(Termination::ServerHalted))?;
+        let lost: Vec<(Key, Termination)> =
+            self.relays.iter().filter_map(|(key, relay)| Some((key, lost_by(relay)?))).collect();
+        for (key, termination) in lost {
+            self.drive(key, Event::End(termination))?;
         }
         Ok(())
     }

@@ -69,6 +69,11 @@ impl Relay {
         self.counted
     }
 
+    /// Whether a server has accepted it.
+    pub(super) fn is_opened(&self) -> bool {
+        self.opened
+    }
+
     /// Before the second send to the server, which could otherwise wait 40 ms for the acknowledgement of the first; many connections
     /// never come that far. Clients' legs have the option from the listener.
     fn send_without_delay(&mut self) {

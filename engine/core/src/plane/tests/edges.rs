@@ -1,6 +1,7 @@
 //! What floods, forgeries, repeats and reloads must not do to a plane.
 
 use super::*;
+use crate::snapshot::ServerHealth;
 
 fn outside_frame(tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     frame_of(OUTSIDE_MAC, ROUTER_MAC, tuple, payload)
@@ -196,6 +197,80 @@ fn a_flow_keeps_its_forwarding_when_a_reload_changes_that_of_its_service() {
             assert!(resets.iter().all(|tuple| *tuple == at_server), "{resets:?}");
             assert_eq!(resets.is_empty(), protocol == Protocol::Udp);
         }
+    }
+}
+
+#[test]
+fn what_claims_to_come_from_a_server_comes_from_where_the_server_is() {
+    for protocol in PROTOCOLS {
+        let mut lab = Setup::new(Family::V4, Forwarding::FullNat, protocol).lab();
+        let forward = forward_of(7, 40_000, protocol);
+        let (_, _, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
+        let back = at_server.reversed();
+        let forged = |flags| frame_of(OUTSIDE_MAC, ROUTER_MAC, &back, &packet(&back, flags, 900, 101, b""));
+        assert_eq!(lab.send(OUTSIDE, &mut forged(SYN_ACK)), Verdict::Drop(DropReason::ReturnPort));
+        assert_eq!(lab.plane.half_open(), 1, "it opens nothing");
+        lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+        lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b""));
+        assert_eq!(lab.send(OUTSIDE, &mut forged(RST)), Verdict::Drop(DropReason::ReturnPort));
+        let (_, _, seen) = lab.server_sends(&back, &packet(&back, ACK, 901, 101, b"data"));
+        assert_eq!((seen, lab.clerk.ends.len()), (forward.reversed(), 0));
+        assert_eq!(lab.dropped(), [DropReason::ReturnPort]);
+    }
+}
+
+#[test]
+fn fragments_of_a_half_nat_server_s_replies_are_not_left_to_the_kernel() {
+    let fragment = |tuple: &Tuple, offset: [u8; 2]| {
+        let mut fragment = ip_packet(tuple, PROTOCOL_UDP, 64, &[0; 64]);
+        fragment[6..8].copy_from_slice(&offset);
+        fragment[10..12].fill(0);
+        let sum = checksum::of(&fragment[..20]);
+        fragment[10..12].copy_from_slice(&sum.to_be_bytes());
+        ethernet(INSIDE_MAC, server_mac(80), true, &fragment)
+    };
+    for forwarding in MODES {
+        let mut lab = Setup::new(Family::V4, forwarding, Protocol::Udp).lab();
+        let back = Tuple::new(server(Family::V4), client(Family::V4), PROTOCOL_UDP);
+        // The last of several, which does not name its ports.
+        let expected = match forwarding {
+            Forwarding::HalfNat => Verdict::Drop(DropReason::Fragment),
+            Forwarding::Dsr | Forwarding::FullNat => Verdict::Pass,
+        };
+        assert_eq!(lab.send(INSIDE, &mut fragment(&back, [0, 8])), expected, "{forwarding:?}");
+        // What is for the kernel itself is the kernel's.
+        let to_kernel = Tuple::new(server(Family::V4), SocketAddr::new(ip("10.0.0.1"), 53), PROTOCOL_UDP);
+        assert_eq!(lab.send(INSIDE, &mut fragment(&to_kernel, [0, 8])), Verdict::Pass);
+    }
+}
+
+#[test]
+fn a_server_that_goes_down_loses_its_connections_only_where_the_service_drops_them() {
+    for (protocol, drops, is_lost) in
+        [(Protocol::Tcp, false, false), (Protocol::Tcp, true, true), (Protocol::Udp, false, true)]
+    {
+        let mut setup = Setup::new(Family::V4, Forwarding::HalfNat, protocol);
+        setup.servers.push(Target { address: host(Family::V4, "inside", 81), port: Some(8443), ..fixtures::target(1) });
+        let mut lab = setup.lab();
+        // In turn: every other one is at the first server.
+        for n in 0..4 {
+            let forward = forward_of(7, 40_000 + n, protocol);
+            let (_, _, at_server) = lab.client_sends(&forward, &packet(&forward, SYN, 100, 0, b""));
+            let back = at_server.reversed();
+            lab.server_sends(&back, &packet(&back, SYN_ACK, 900, 101, b""));
+            lab.client_sends(&forward, &packet(&forward, ACK, 101, 901, b""));
+        }
+        lab.plane.adopt_snapshot(reloaded(&setup, |service| {
+            service.drop_on_failure = drops;
+            service.targets[0].health = ServerHealth::Down;
+        }));
+        lab.expire();
+        let lost = if is_lost { 2 } else { 0 };
+        assert_eq!(lab.plane.flows(), 4 - lost, "{protocol:?} {drops}");
+        assert_eq!(lab.clerk.ends, vec![Termination::ServerDown; lost]);
+        let resets = if protocol == Protocol::Tcp { lost } else { 0 };
+        assert_eq!(lab.read(PlaneCounter::FlowsReset), resets as u64);
+        assert_eq!(lab.out.len(), 2 * resets, "one for each end");
     }
 }
 
