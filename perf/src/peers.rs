@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use towpath_config::model::Plane;
@@ -114,6 +115,27 @@ pub struct Running {
     log: MemoryFile,
     /// Files that the program was told the paths of.
     _files: Vec<MemoryFile>,
+    /// (Towpath) Its program, and where it tells its status.
+    control: Option<(PathBuf, ControlPath)>,
+}
+
+/// A path for a control socket that nobody else has. What is there goes with it.
+#[derive(Debug)]
+struct ControlPath(PathBuf);
+
+impl ControlPath {
+    fn new() -> ControlPath {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        ControlPath(std::env::temp_dir().join(format!("towpath-perf-{}-{number}.sock", std::process::id())))
+    }
+}
+
+impl Drop for ControlPath {
+    fn drop(&mut self) {
+        // A subject that ended in good order has removed it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Why a subject cannot be measured.
@@ -209,7 +231,7 @@ impl Subject {
     }
 
     /// The configuration it is started with.
-    pub fn configuration(&self, setting: &Setting, pid_file: &Path) -> String {
+    pub fn configuration(&self, setting: &Setting, pid_file: &Path, control: &Path) -> String {
         let (template, buffers) = match (self.kind, self.buffer_kib) {
             (Kind::Haproxy, Some(kib)) => {
                 (include_str!("../peers/haproxy.cfg"), format!("tune.bufsize {}", u64::from(kib) * 1024))
@@ -231,6 +253,7 @@ impl Subject {
             ("backlog", backlog.to_owned()),
             ("bind", nginx_bind),
             ("buffers", buffers),
+            ("control", control.display().to_string()),
             (
                 "connections",
                 match self.kind {
@@ -264,7 +287,8 @@ impl Subject {
     /// Starts it on a host. It may not listen yet: see [`Running::ensure_alive`] while waiting for that.
     pub fn start(&self, host: &Host, setting: &Setting) -> io::Result<Running> {
         let pid_file = MemoryFile::create(b"")?;
-        let file = MemoryFile::create(self.configuration(setting, &pid_file.path()).as_bytes())?;
+        let control = ControlPath::new();
+        let file = MemoryFile::create(self.configuration(setting, &pid_file.path(), &control.0).as_bytes())?;
         let log = MemoryFile::create(b"")?;
         let mut command = Command::new(&self.program);
         match self.kind {
@@ -272,11 +296,14 @@ impl Subject {
             Kind::Haproxy => command.arg("-db").arg("-f").arg(file.path()),
             Kind::Kernel => command.arg("-f").arg(file.path()),
             Kind::Nginx => command.args(["-e", "stderr", "-c"]).arg(file.path()),
-            Kind::Remote => return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new() }),
+            Kind::Remote => {
+                return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new(), control: None });
+            }
             Kind::Towpath => command.args(["run", "-c"]).arg(file.path()),
         };
         command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
-        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file] };
+        let control = (self.kind == Kind::Towpath).then(|| (self.program.clone(), control));
+        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file], control };
         if self.kind == Kind::Kernel {
             host.set_sysctl("net.ipv4.ip_forward", "1")?;
             running.finish(host.spawn(command)?)?;
@@ -398,6 +425,13 @@ impl Running {
         }
     }
 
+    /// What it tells about itself now, where it does that.
+    pub fn status(&self) -> Option<String> {
+        let (program, ControlPath(socket)) = self.control.as_ref()?;
+        let output = Command::new(program).arg("status").arg("--socket").arg(socket).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The end of what it has said.
     pub fn said(&self) -> String {
         let bytes = self.log.read().unwrap_or_default();
@@ -441,7 +475,7 @@ mod tests {
                 [(None, Transport::Udp, None), (Some(256), Transport::Tcp, None), (None, Transport::Tcp, pool(2))]
             {
                 let setting = setting(transport, pool);
-                let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"));
+                let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"), Path::new("/control"));
                 let left: Vec<&str> =
                     text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
                 assert!(left.is_empty(), "{kind:?}: {left:?}");
@@ -455,7 +489,7 @@ mod tests {
     fn a_pool_is_the_same_for_all() {
         let setting = setting(Transport::Tcp, pool(2));
         assert_eq!(setting.pool.as_ref().unwrap().capacity(), 6000);
-        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"));
+        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"), Path::new("/control"));
         let haproxy = text(Kind::Haproxy);
         assert!(haproxy.contains("server origin-1 10.88.2.11:7000 source 10.88.2.101:20000-22999\n"), "{haproxy}");
         assert!(haproxy.contains("server origin-2 10.88.2.11:7000 source 10.88.2.102:20000-22999\n"), "{haproxy}");
@@ -473,7 +507,9 @@ mod tests {
     #[test]
     fn the_packet_plane_is_asked_for_by_name() {
         let mut setting = setting(Transport::Tcp, pool(1));
-        let text = |setting: &Setting| subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"));
+        let text = |setting: &Setting| {
+            subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"), Path::new("/control"))
+        };
         assert!(!text(&setting).contains("plane ="));
         (setting.plane, setting.flows) = (Plane::Packet, Some(5000));
         let text = text(&setting);

@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use towpath_perf::peers::{Kind, Subject};
 use towpath_perf::report::{Report, table};
-use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn};
+use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn, Watch};
 
 /// TCP through one subject on one CPU: requests, new connections, bulk, idle connections.
 #[derive(Args)]
@@ -227,6 +227,13 @@ impl Common {
         .context("cannot watch for Ctrl-C")?;
         towpath_sys::host::raise_nofile_limit().context("cannot raise the limit on descriptors")?;
         let cases = choose(cases, &self.case)?;
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left) {prefix}").context("progress bar")?,
+        );
+        let watch = {
+            let bar = bar.clone();
+            Watch::by(move |words| bar.set_prefix(words.to_owned()))
+        };
         let options = Options {
             place,
             subjects,
@@ -236,13 +243,13 @@ impl Common {
             warm_up: Duration::try_from_secs_f64((self.seconds / 3.0).clamp(0.1, 2.0)).context("--seconds")?,
             pins: pins(self.pin.as_deref(), place)?,
             program: std::env::current_exe().context("where is this program?")?,
+            watch,
         };
-        let bar = ProgressBar::new(suite::turns(&cases, &options) as u64).with_style(
-            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)").context("progress bar")?,
-        );
+        bar.set_length(suite::turns(&cases, &options) as u64);
         let mut kept = 0;
         let progress = |turn: Turn<'_>| {
             bar.set_position(turn.done as u64);
+            bar.set_prefix("");
             bar.set_message(match turn.round {
                 0 => format!("{}, finding the equal rate: {}", turn.case, turn.subject),
                 round => format!("{}, round {round}: {}", turn.case, turn.subject),

@@ -16,11 +16,13 @@ mod stage;
 pub mod udp;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hint::black_box;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -254,6 +256,33 @@ pub struct Options {
     pub pins: Pins,
     /// This program, to start origins with.
     pub program: PathBuf,
+    /// Told about long turns while they are under way.
+    pub watch: Watch,
+}
+
+/// Who is told how far a turn is, in words.
+#[derive(Clone, Default)]
+pub struct Watch(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(&str) + Send + Sync;
+
+impl Watch {
+    /// Somebody.
+    pub fn by(told: impl Fn(&str) + Send + Sync + 'static) -> Watch {
+        Watch(Some(Arc::new(told)))
+    }
+
+    fn tell(&self, words: &str) {
+        if let Some(told) = &self.0 {
+            told(words);
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watch").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Told before each turn.

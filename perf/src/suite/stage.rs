@@ -234,10 +234,12 @@ pub(super) fn explain(error: io::Error, running: &mut Option<Running>) -> io::Er
     if let Err(crash) = running.ensure_alive_for(CRASH_DELAY) {
         return crash;
     }
-    match running.said().as_str() {
-        "" => error,
-        said => io::Error::new(error.kind(), format!("{error}; the subject said:\n{said}")),
-    }
+    let said = running.said();
+    let told = [("the subject said", Some(said)), ("its status is", running.status())];
+    told.into_iter().fold(error, |error, (what, words)| match words.as_deref() {
+        None | Some("") => error,
+        Some(words) => io::Error::new(error.kind(), format!("{error}; {what}:\n{words}")),
+    })
 }
 
 /// Waits until somebody listens there. A connection to find out would be one that the subject carries.
