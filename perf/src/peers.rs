@@ -481,7 +481,11 @@ mod tests {
                 assert!(left.is_empty(), "{kind:?}: {left:?}");
             }
         }
-        let text = subject(Kind::Nginx, None).configuration(&setting(Transport::Tcp, None), Path::new("/pid"));
+        let text = subject(Kind::Nginx, None).configuration(
+            &setting(Transport::Tcp, None),
+            Path::new("/pid"),
+            Path::new("/control"),
+        );
         assert!(text.contains("worker_cpu_affinity 1000;"));
     }
 

@@ -33,8 +33,9 @@ pub(crate) struct Packet {
     /// Peers to measure beside Towpath: haproxy, kernel, nginx; haproxy and nginx with a buffer size if wanted, as in haproxy-256k.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "kernel,haproxy,nginx")]
     against: Vec<String>,
-    /// Connections that are open in memory, a case for each; 10,000,000 take 1.5 GB.
-    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1000,1000000", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
+    /// Flows in memory, cases for each; 10,000,000 take 1.5 GB. By default 1,000 and 1,000,000, and where there is memory also 10,000,000 of
+    /// full-NAT over IPv4.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
     flows: Vec<u32>,
     #[command(flatten)]
     driven: Driven,
@@ -75,6 +76,9 @@ pub(crate) struct Snat {
     #[command(flatten)]
     common: Common,
 }
+
+/// Flows in memory where nothing else is asked for.
+const FLOWS: [usize; 2] = [1000, 1_000_000];
 
 /// Most connections of clients without a kernel.
 const FLOWS_MAX: i64 = suite::FLOWS_MAX as i64;
@@ -126,8 +130,13 @@ impl Packet {
     /// Does it.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let subjects = self.driven.subjects(&self.common, &self.against)?;
-        let flows: Vec<usize> = self.flows.iter().map(|&flows| flows as usize).collect();
-        let cases = self.driven.cases(|accountings| suite::packet::cases(accountings, &flows));
+        let asked: Vec<usize> = self.flows.iter().map(|&flows| flows as usize).collect();
+        let (flows, many) = match asked.as_slice() {
+            [] => (FLOWS.as_slice(), suite::packet::many()),
+            asked => (asked, None),
+        };
+        let mut cases = self.driven.cases(|accountings| suite::packet::cases(accountings, flows));
+        cases.extend(many.filter(|_| self.driven.place() == Place::Lab));
         self.common.measure("packet", &cases, self.driven.place(), subjects)
     }
 }

@@ -34,7 +34,7 @@ use crate::load::Work;
 use crate::machine::Machine;
 use crate::peers::{Kind, Subject};
 use crate::report::{Report, SCHEMA};
-pub use plane::{FLOWS_MAX, InMemory};
+pub use plane::{Cargo, FLOWS_MAX, InMemory};
 use sample::{Sample, panicked};
 use stage::Stage;
 
