@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use towpath_config::model::Plane;
+use towpath_config::model::{Forwarding, Plane};
 use towpath_sys::process::{Child, MemoryFile};
 use towpath_sys::socket::Transport;
 
@@ -100,6 +100,8 @@ pub struct Setting {
     pub transport: Transport,
     /// (Towpath) Which plane relays it. The packet plane's addresses are its own, not the kernel's.
     pub plane: Plane,
+    /// Whose address the server sees: with half-NAT, the client's.
+    pub forwarding: Forwarding,
     /// (Towpath's packet plane) Flows at the same time; its default without a number.
     pub flows: Option<usize>,
     /// Where connections to the server come from; the subject's choice without one.
@@ -266,6 +268,7 @@ impl Subject {
             ("cpu_mask", format!("1{}", "0".repeat(setting.cpu))),
             ("limits", setting.flows.map_or_else(String::new, |flows| format!("[limits]\nflows = {flows}\n\n"))),
             ("listen", setting.listen.to_string()),
+            ("ip", family_word(setting).to_owned()),
             ("listen_ip", setting.listen.ip().to_string()),
             ("listen_port", setting.listen.port().to_string()),
             ("module", NGINX_STREAM_MODULE.to_owned()),
@@ -278,7 +281,14 @@ impl Subject {
             ("servers", haproxy_servers(setting)),
             ("source", pool.map_or_else(String::new, towpath_pool)),
             ("sources", nginx_sources),
-            ("translation", pool.map_or_else(|| "masquerade".into(), kernel_pool)),
+            (
+                "translation",
+                match (setting.forwarding, pool) {
+                    (Forwarding::HalfNat, _) => "accept".into(),
+                    (_, None) => "masquerade".into(),
+                    (_, Some(pool)) => kernel_pool(pool),
+                },
+            ),
             ("transport", nginx_transport.to_owned()),
         ];
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
@@ -305,7 +315,7 @@ impl Subject {
         let control = (self.kind == Kind::Towpath).then(|| (self.program.clone(), control));
         let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file], control };
         if self.kind == Kind::Kernel {
-            host.set_sysctl("net.ipv4.ip_forward", "1")?;
+            route_packets(host, "1")?;
             running.finish(host.spawn(command)?)?;
         } else {
             if let (Kind::Nginx, Some(pool)) = (self.kind, &setting.pool) {
@@ -318,19 +328,19 @@ impl Subject {
     }
 
     /// Takes away what [`Subject::start`] has left in a host beside the process: the kernel's tables.
-    fn clean(&self, host: &Host, running: &Running) -> io::Result<()> {
+    fn clean(&self, host: &Host, running: &Running, family: &str) -> io::Result<()> {
         if self.kind == Kind::Kernel {
             let mut command = Command::new(&self.program);
-            command.args(["delete", "table", "ip", "relay"]);
+            command.args(["delete", "table", family, "relay"]);
             command.stdin(Stdio::null()).stdout(running.log.writer()?).stderr(running.log.writer()?);
             running.finish(host.spawn(command)?)?;
-            host.set_sysctl("net.ipv4.ip_forward", "0")?;
+            route_packets(host, "0")?;
         }
         Ok(())
     }
 
     /// Asks it to end and waits; one that does not is killed.
-    pub fn stop(&self, host: &Host, mut running: Running) -> io::Result<()> {
+    pub fn stop(&self, host: &Host, setting: &Setting, mut running: Running) -> io::Result<()> {
         running.ensure_alive()?;
         if let Some(child) = &mut running.child {
             child.terminate()?;
@@ -338,8 +348,27 @@ impl Subject {
                 child.kill()?;
             }
         }
-        self.clean(host, &running)
+        self.clean(host, &running, family_word(setting))
     }
+}
+
+/// Has the kernel of a host pass packets on, or no longer.
+pub fn route_packets(host: &Host, value: &str) -> io::Result<()> {
+    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"].into_iter().try_for_each(|key| host.set_sysctl(key, value))
+}
+
+/// As the configuration has it.
+pub(crate) fn forwarding_word(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::FullNat => "full-nat",
+        Forwarding::HalfNat => "half-nat",
+    }
+}
+
+/// As nft names it.
+fn family_word(setting: &Setting) -> &'static str {
+    if setting.listen.is_ipv4() { "ip" } else { "ip6" }
 }
 
 /// One server per source address: HAProxy keeps a range of ports for each (configuration manual: "source").
@@ -375,7 +404,7 @@ fn kernel_pool(pool: &Pool) -> String {
 
 fn towpath_plane(setting: &Setting) -> String {
     match setting.plane {
-        Plane::Packet => "plane = \"packet\"\nforwarding = \"full-nat\"\n".into(),
+        Plane::Packet => format!("plane = \"packet\"\nforwarding = \"{}\"\n", forwarding_word(setting.forwarding)),
         Plane::Stream => String::new(),
     }
 }
@@ -460,7 +489,16 @@ mod tests {
 
     fn setting(transport: Transport, pool: Option<Pool>) -> Setting {
         let (listen, server) = ("10.88.1.100:80".parse().unwrap(), "10.88.2.11:7000".parse().unwrap());
-        Setting { listen, server, cpu: 3, transport, plane: Plane::Stream, flows: None, pool }
+        Setting {
+            listen,
+            server,
+            cpu: 3,
+            transport,
+            plane: Plane::Stream,
+            forwarding: Forwarding::FullNat,
+            flows: None,
+            pool,
+        }
     }
 
     fn pool(addresses: u8) -> Option<Pool> {

@@ -97,7 +97,7 @@ impl Bench<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::{Accounting, Course};
+    use crate::suite::{Accounting, Course, Mode};
     use towpath_config::model::Plane;
 
     #[test]
@@ -106,6 +106,7 @@ mod tests {
             name: "lease".into(),
             accounting: Accounting::Plain,
             plane: Plane::Packet,
+            mode: Mode::USUAL,
             course: Course::Lease { addresses: 1 },
         };
         let samples = measure(&case, 1, Duration::from_millis(5)).unwrap();

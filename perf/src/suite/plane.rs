@@ -30,6 +30,7 @@ use super::sample::{Reading, Sample};
 use super::{Case, Options, on_cpus};
 use crate::cpu::{CpuTime, run_time_ns};
 use crate::crowd;
+use crate::peers::forwarding_word;
 use crate::segment::{Datagram, HEADERS_LEN_MAX, Segment, flags, is_intact};
 
 /// Frames that are written before they are taken one batch after the other: writing them is not measured, and they lie in the core's own
@@ -148,11 +149,7 @@ pub struct InMemory {
 impl InMemory {
     /// As in `memory-full-nat-v4-1M`, `memory-full-nat-v4-udp-1M`.
     pub fn name(&self) -> String {
-        let forwarding = match self.forwarding {
-            Forwarding::Dsr => "dsr",
-            Forwarding::FullNat => "full-nat",
-            Forwarding::HalfNat => "half-nat",
-        };
+        let forwarding = forwarding_word(self.forwarding);
         let family = match self.family {
             Family::V4 => "v4",
             Family::V6 => "v6",
