@@ -6,9 +6,10 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use towpath_config::model::Plane;
+use towpath_config::model::{Forwarding, Plane};
 use towpath_sys::process::{Child, MemoryFile};
 use towpath_sys::socket::Transport;
 
@@ -99,6 +100,8 @@ pub struct Setting {
     pub transport: Transport,
     /// (Towpath) Which plane relays it. The packet plane's addresses are its own, not the kernel's.
     pub plane: Plane,
+    /// Whose address the server sees: with half-NAT, the client's.
+    pub forwarding: Forwarding,
     /// (Towpath's packet plane) Flows at the same time; its default without a number.
     pub flows: Option<usize>,
     /// Where connections to the server come from; the subject's choice without one.
@@ -114,6 +117,27 @@ pub struct Running {
     log: MemoryFile,
     /// Files that the program was told the paths of.
     _files: Vec<MemoryFile>,
+    /// (Towpath) Its program, and where it tells its status.
+    control: Option<(PathBuf, ControlPath)>,
+}
+
+/// A path for a control socket that nobody else has. What is there goes with it.
+#[derive(Debug)]
+struct ControlPath(PathBuf);
+
+impl ControlPath {
+    fn new() -> ControlPath {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        ControlPath(std::env::temp_dir().join(format!("towpath-perf-{}-{number}.sock", std::process::id())))
+    }
+}
+
+impl Drop for ControlPath {
+    fn drop(&mut self) {
+        // A subject that ended in good order has removed it.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// Why a subject cannot be measured.
@@ -209,7 +233,7 @@ impl Subject {
     }
 
     /// The configuration it is started with.
-    pub fn configuration(&self, setting: &Setting, pid_file: &Path) -> String {
+    pub fn configuration(&self, setting: &Setting, pid_file: &Path, control: &Path) -> String {
         let (template, buffers) = match (self.kind, self.buffer_kib) {
             (Kind::Haproxy, Some(kib)) => {
                 (include_str!("../peers/haproxy.cfg"), format!("tune.bufsize {}", u64::from(kib) * 1024))
@@ -231,6 +255,7 @@ impl Subject {
             ("backlog", backlog.to_owned()),
             ("bind", nginx_bind),
             ("buffers", buffers),
+            ("control", control.display().to_string()),
             (
                 "connections",
                 match self.kind {
@@ -243,6 +268,7 @@ impl Subject {
             ("cpu_mask", format!("1{}", "0".repeat(setting.cpu))),
             ("limits", setting.flows.map_or_else(String::new, |flows| format!("[limits]\nflows = {flows}\n\n"))),
             ("listen", setting.listen.to_string()),
+            ("ip", family_word(setting).to_owned()),
             ("listen_ip", setting.listen.ip().to_string()),
             ("listen_port", setting.listen.port().to_string()),
             ("module", NGINX_STREAM_MODULE.to_owned()),
@@ -255,7 +281,14 @@ impl Subject {
             ("servers", haproxy_servers(setting)),
             ("source", pool.map_or_else(String::new, towpath_pool)),
             ("sources", nginx_sources),
-            ("translation", pool.map_or_else(|| "masquerade".into(), kernel_pool)),
+            (
+                "translation",
+                match (setting.forwarding, pool) {
+                    (Forwarding::HalfNat, _) => "accept".into(),
+                    (_, None) => "masquerade".into(),
+                    (_, Some(pool)) => kernel_pool(pool),
+                },
+            ),
             ("transport", nginx_transport.to_owned()),
         ];
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
@@ -264,7 +297,8 @@ impl Subject {
     /// Starts it on a host. It may not listen yet: see [`Running::ensure_alive`] while waiting for that.
     pub fn start(&self, host: &Host, setting: &Setting) -> io::Result<Running> {
         let pid_file = MemoryFile::create(b"")?;
-        let file = MemoryFile::create(self.configuration(setting, &pid_file.path()).as_bytes())?;
+        let control = ControlPath::new();
+        let file = MemoryFile::create(self.configuration(setting, &pid_file.path(), &control.0).as_bytes())?;
         let log = MemoryFile::create(b"")?;
         let mut command = Command::new(&self.program);
         match self.kind {
@@ -272,13 +306,16 @@ impl Subject {
             Kind::Haproxy => command.arg("-db").arg("-f").arg(file.path()),
             Kind::Kernel => command.arg("-f").arg(file.path()),
             Kind::Nginx => command.args(["-e", "stderr", "-c"]).arg(file.path()),
-            Kind::Remote => return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new() }),
+            Kind::Remote => {
+                return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new(), control: None });
+            }
             Kind::Towpath => command.args(["run", "-c"]).arg(file.path()),
         };
         command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
-        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file] };
+        let control = (self.kind == Kind::Towpath).then(|| (self.program.clone(), control));
+        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file], control };
         if self.kind == Kind::Kernel {
-            host.set_sysctl("net.ipv4.ip_forward", "1")?;
+            route_packets(host, "1")?;
             running.finish(host.spawn(command)?)?;
         } else {
             if let (Kind::Nginx, Some(pool)) = (self.kind, &setting.pool) {
@@ -291,19 +328,19 @@ impl Subject {
     }
 
     /// Takes away what [`Subject::start`] has left in a host beside the process: the kernel's tables.
-    fn clean(&self, host: &Host, running: &Running) -> io::Result<()> {
+    fn clean(&self, host: &Host, running: &Running, family: &str) -> io::Result<()> {
         if self.kind == Kind::Kernel {
             let mut command = Command::new(&self.program);
-            command.args(["delete", "table", "ip", "relay"]);
+            command.args(["delete", "table", family, "relay"]);
             command.stdin(Stdio::null()).stdout(running.log.writer()?).stderr(running.log.writer()?);
             running.finish(host.spawn(command)?)?;
-            host.set_sysctl("net.ipv4.ip_forward", "0")?;
+            route_packets(host, "0")?;
         }
         Ok(())
     }
 
     /// Asks it to end and waits; one that does not is killed.
-    pub fn stop(&self, host: &Host, mut running: Running) -> io::Result<()> {
+    pub fn stop(&self, host: &Host, setting: &Setting, mut running: Running) -> io::Result<()> {
         running.ensure_alive()?;
         if let Some(child) = &mut running.child {
             child.terminate()?;
@@ -311,8 +348,27 @@ impl Subject {
                 child.kill()?;
             }
         }
-        self.clean(host, &running)
+        self.clean(host, &running, family_word(setting))
     }
+}
+
+/// Has the kernel of a host pass packets on, or no longer.
+pub fn route_packets(host: &Host, value: &str) -> io::Result<()> {
+    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"].into_iter().try_for_each(|key| host.set_sysctl(key, value))
+}
+
+/// As the configuration has it.
+pub(crate) fn forwarding_word(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::Dsr => "dsr",
+        Forwarding::FullNat => "full-nat",
+        Forwarding::HalfNat => "half-nat",
+    }
+}
+
+/// As nft names it.
+fn family_word(setting: &Setting) -> &'static str {
+    if setting.listen.is_ipv4() { "ip" } else { "ip6" }
 }
 
 /// One server per source address: HAProxy keeps a range of ports for each (configuration manual: "source").
@@ -348,7 +404,7 @@ fn kernel_pool(pool: &Pool) -> String {
 
 fn towpath_plane(setting: &Setting) -> String {
     match setting.plane {
-        Plane::Packet => "plane = \"packet\"\nforwarding = \"full-nat\"\n".into(),
+        Plane::Packet => format!("plane = \"packet\"\nforwarding = \"{}\"\n", forwarding_word(setting.forwarding)),
         Plane::Stream => String::new(),
     }
 }
@@ -398,6 +454,13 @@ impl Running {
         }
     }
 
+    /// What it tells about itself now, where it does that.
+    pub fn status(&self) -> Option<String> {
+        let (program, ControlPath(socket)) = self.control.as_ref()?;
+        let output = Command::new(program).arg("status").arg("--socket").arg(socket).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The end of what it has said.
     pub fn said(&self) -> String {
         let bytes = self.log.read().unwrap_or_default();
@@ -426,7 +489,16 @@ mod tests {
 
     fn setting(transport: Transport, pool: Option<Pool>) -> Setting {
         let (listen, server) = ("10.88.1.100:80".parse().unwrap(), "10.88.2.11:7000".parse().unwrap());
-        Setting { listen, server, cpu: 3, transport, plane: Plane::Stream, flows: None, pool }
+        Setting {
+            listen,
+            server,
+            cpu: 3,
+            transport,
+            plane: Plane::Stream,
+            forwarding: Forwarding::FullNat,
+            flows: None,
+            pool,
+        }
     }
 
     fn pool(addresses: u8) -> Option<Pool> {
@@ -441,13 +513,17 @@ mod tests {
                 [(None, Transport::Udp, None), (Some(256), Transport::Tcp, None), (None, Transport::Tcp, pool(2))]
             {
                 let setting = setting(transport, pool);
-                let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"));
+                let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"), Path::new("/control"));
                 let left: Vec<&str> =
                     text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
                 assert!(left.is_empty(), "{kind:?}: {left:?}");
             }
         }
-        let text = subject(Kind::Nginx, None).configuration(&setting(Transport::Tcp, None), Path::new("/pid"));
+        let text = subject(Kind::Nginx, None).configuration(
+            &setting(Transport::Tcp, None),
+            Path::new("/pid"),
+            Path::new("/control"),
+        );
         assert!(text.contains("worker_cpu_affinity 1000;"));
     }
 
@@ -455,7 +531,7 @@ mod tests {
     fn a_pool_is_the_same_for_all() {
         let setting = setting(Transport::Tcp, pool(2));
         assert_eq!(setting.pool.as_ref().unwrap().capacity(), 6000);
-        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"));
+        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"), Path::new("/control"));
         let haproxy = text(Kind::Haproxy);
         assert!(haproxy.contains("server origin-1 10.88.2.11:7000 source 10.88.2.101:20000-22999\n"), "{haproxy}");
         assert!(haproxy.contains("server origin-2 10.88.2.11:7000 source 10.88.2.102:20000-22999\n"), "{haproxy}");
@@ -473,7 +549,9 @@ mod tests {
     #[test]
     fn the_packet_plane_is_asked_for_by_name() {
         let mut setting = setting(Transport::Tcp, pool(1));
-        let text = |setting: &Setting| subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"));
+        let text = |setting: &Setting| {
+            subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"), Path::new("/control"))
+        };
         assert!(!text(&setting).contains("plane ="));
         (setting.plane, setting.flows) = (Plane::Packet, Some(5000));
         let text = text(&setting);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towpath_perf::lab::{Privilege, ensure_privilege};
 use towpath_perf::peers::Subject;
-use towpath_perf::suite::{self, Options, Pins, Place};
+use towpath_perf::suite::{self, Options, Pins, Place, Watch};
 
 /// Ports of one source address: 1024 to 65535.
 const PORTS: usize = 64_512;
@@ -33,6 +33,7 @@ fn every_source_port_carries_a_connection_and_the_next_ones_are_refused_cleanly(
         warm_up: Duration::ZERO,
         pins: Pins { balancer: *balancer, client: vec![*client] },
         program: program.to_owned(),
+        watch: Watch::default(),
     };
     let cases = suite::snat::scale_cases(PORTS + TOO_MANY, 1);
     let report = suite::run("snat", &cases, &options, |_| {}, |_| Ok(())).expect("a run without a wrong octet");

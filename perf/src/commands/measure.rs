@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use towpath_perf::peers::{Kind, Subject};
 use towpath_perf::report::{Report, table};
-use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn};
+use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn, Watch};
 
 /// TCP through one subject on one CPU: requests, new connections, bulk, idle connections.
 #[derive(Args)]
@@ -33,8 +33,9 @@ pub(crate) struct Packet {
     /// Peers to measure beside Towpath: haproxy, kernel, nginx; haproxy and nginx with a buffer size if wanted, as in haproxy-256k.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "kernel,haproxy,nginx")]
     against: Vec<String>,
-    /// Connections that are open in memory, a case for each; 10,000,000 take 1.5 GB.
-    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1000,1000000", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
+    /// Flows in memory, cases for each; 10,000,000 take 1.5 GB. By default 1,000 and 1,000,000, and where there is memory also 10,000,000 of
+    /// full-NAT over IPv4.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
     flows: Vec<u32>,
     #[command(flatten)]
     driven: Driven,
@@ -75,6 +76,9 @@ pub(crate) struct Snat {
     #[command(flatten)]
     common: Common,
 }
+
+/// Flows in memory where nothing else is asked for.
+const FLOWS: [usize; 2] = [1000, 1_000_000];
 
 /// Most connections of clients without a kernel.
 const FLOWS_MAX: i64 = suite::FLOWS_MAX as i64;
@@ -126,8 +130,13 @@ impl Packet {
     /// Does it.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         let subjects = self.driven.subjects(&self.common, &self.against)?;
-        let flows: Vec<usize> = self.flows.iter().map(|&flows| flows as usize).collect();
-        let cases = self.driven.cases(|accountings| suite::packet::cases(accountings, &flows));
+        let asked: Vec<usize> = self.flows.iter().map(|&flows| flows as usize).collect();
+        let (flows, many) = match asked.as_slice() {
+            [] => (FLOWS.as_slice(), suite::packet::many()),
+            asked => (asked, None),
+        };
+        let mut cases = self.driven.cases(|accountings| suite::packet::cases(accountings, flows));
+        cases.extend(many.filter(|_| self.driven.place() == Place::Lab));
         self.common.measure("packet", &cases, self.driven.place(), subjects)
     }
 }
@@ -227,6 +236,13 @@ impl Common {
         .context("cannot watch for Ctrl-C")?;
         towpath_sys::host::raise_nofile_limit().context("cannot raise the limit on descriptors")?;
         let cases = choose(cases, &self.case)?;
+        let bar = ProgressBar::new(0).with_style(
+            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left) {prefix}").context("progress bar")?,
+        );
+        let watch = {
+            let bar = bar.clone();
+            Watch::by(move |words| bar.set_prefix(words.to_owned()))
+        };
         let options = Options {
             place,
             subjects,
@@ -236,13 +252,13 @@ impl Common {
             warm_up: Duration::try_from_secs_f64((self.seconds / 3.0).clamp(0.1, 2.0)).context("--seconds")?,
             pins: pins(self.pin.as_deref(), place)?,
             program: std::env::current_exe().context("where is this program?")?,
+            watch,
         };
-        let bar = ProgressBar::new(suite::turns(&cases, &options) as u64).with_style(
-            ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} ({eta} left)").context("progress bar")?,
-        );
+        bar.set_length(suite::turns(&cases, &options) as u64);
         let mut kept = 0;
         let progress = |turn: Turn<'_>| {
             bar.set_position(turn.done as u64);
+            bar.set_prefix("");
             bar.set_message(match turn.round {
                 0 => format!("{}, finding the equal rate: {}", turn.case, turn.subject),
                 round => format!("{}, round {round}: {}", turn.case, turn.subject),

@@ -98,7 +98,7 @@ impl Bench<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::suite::{Accounting, Course};
+    use crate::suite::{Accounting, Course, Mode};
     use towpath_config::model::Plane;
 
     #[test]
@@ -107,6 +107,7 @@ mod tests {
             name: "lease".into(),
             accounting: Accounting::Plain,
             plane: Plane::Packet,
+            mode: Mode::USUAL,
             course: Course::Lease { addresses: 1 },
         };
         let samples = measure(&case, 1, Duration::from_millis(5)).unwrap();

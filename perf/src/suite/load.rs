@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use towpath_sys::host::pin_thread;
@@ -27,6 +28,8 @@ pub(super) struct Load<'a> {
     pub(super) unit: Unit,
     /// Pieces of work per second of the second phase; none without one.
     pub(super) equal_rate: Option<f64>,
+    /// Where clients connect to.
+    pub(super) target: SocketAddr,
 }
 
 impl Load<'_> {
@@ -49,7 +52,8 @@ impl Load<'_> {
         Ok(samples)
     }
 
-    fn drive(
+    /// Drives the work once.
+    pub(super) fn drive(
         &self,
         pace: Pace,
         origin: Origin,
@@ -68,7 +72,7 @@ impl Load<'_> {
             processes.push(child.id());
         }
         let plan = Plan {
-            target: stage.setting().listen,
+            target: self.target,
             work: self.work,
             pace,
             warm_up: options.warm_up,

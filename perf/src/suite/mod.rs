@@ -3,6 +3,7 @@
 //! A suite is a list of [`Case`]s. A case says what is done in a turn (its [`Course`]); a turn brings [`Sample`]s; what follows
 //! from the samples of all rounds, rows and ratios, is the same for every suite.
 
+mod idle;
 mod lease;
 mod load;
 mod memory;
@@ -13,26 +14,30 @@ mod sample;
 mod scale;
 pub mod snat;
 mod stage;
+mod trip;
 pub mod udp;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hint::black_box;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use towpath_config::model::Plane;
+use towpath_config::model::{Forwarding, Plane};
+use towpath_core::packet::Family;
 use towpath_sys::host;
 use towpath_sys::socket::Transport;
 
 use crate::load::Work;
 use crate::machine::Machine;
-use crate::peers::{Kind, Subject};
+use crate::peers::{Kind, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
-pub use plane::{FLOWS_MAX, InMemory};
+pub use plane::{Cargo, FLOWS_MAX, InMemory};
 use sample::{Sample, panicked};
 use stage::Stage;
 
@@ -84,16 +89,40 @@ pub struct Case {
     pub accounting: Accounting,
     /// Which of Towpath's planes carries the load.
     pub plane: Plane,
+    /// How, over veth.
+    pub mode: Mode,
     /// What is done.
     pub course: Course,
 }
 
-/// These courses on a plane, under each accounting.
-fn under(accountings: &[Accounting], plane: Plane, courses: &[(&str, Course)]) -> Vec<Case> {
+/// How a load passes a balancer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// Whose address the server sees.
+    pub forwarding: Forwarding,
+    /// Of clients, VIP and server.
+    pub family: Family,
+}
+
+impl Mode {
+    /// What there is most of.
+    pub const USUAL: Mode = Mode { forwarding: Forwarding::FullNat, family: Family::V4 };
+
+    /// The name of a course in it.
+    fn name(self, course: &str) -> String {
+        let forwarding = if self.forwarding == Forwarding::FullNat { "" } else { forwarding_word(self.forwarding) };
+        let family = if self.family == Family::V4 { "" } else { "v6" };
+        [course, forwarding, family].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
+    }
+}
+
+/// These courses on a plane in a mode, under each accounting.
+fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str, Course)]) -> Vec<Case> {
     let case = |accounting: Accounting, (name, course): &(&str, Course)| Case {
-        name: accounting.name(name),
+        name: accounting.name(&mode.name(name)),
         accounting,
         plane,
+        mode,
         course: course.clone(),
     };
     accountings.iter().flat_map(|&accounting| courses.iter().map(move |course| case(accounting, course))).collect()
@@ -102,6 +131,8 @@ fn under(accountings: &[Accounting], plane: Plane, courses: &[(&str, Course)]) -
 /// What is done in a turn.
 #[derive(Clone, Debug)]
 pub enum Course {
+    /// No load: what the subject's processes do by themselves.
+    Idle,
     /// Towpath's packet plane alone, without lab and kernel.
     InMemory(InMemory),
     /// Source ports alone, without lab and kernel: what a lease costs, the fuller the pool is.
@@ -123,6 +154,8 @@ pub enum Course {
         /// Connections at the second.
         many: usize,
     },
+    /// One request at a time, through the subject and without it.
+    RoundTrip,
     /// Connections of clients without a kernel to one server without one: opened, held, spoken on and closed.
     Scale {
         /// Source addresses towards the one server, each with all its ports.
@@ -147,9 +180,11 @@ impl Course {
             Course::Load { work: Work::Bulk { .. }, .. } => place == Place::Lab,
             Course::Load { work: Work::Hold { .. }, .. } => false,
             Course::Load { work: Work::Connect { .. } | Work::Datagrams { .. } | Work::KeepAlive { .. }, .. } => true,
-            Course::InMemory(_)
+            Course::Idle
+            | Course::InMemory(_)
             | Course::Lease { .. }
             | Course::Memory { .. }
+            | Course::RoundTrip
             | Course::Scale { .. }
             | Course::Snat { .. } => false,
         }
@@ -158,13 +193,17 @@ impl Course {
     /// Whether such a subject can take a turn in it.
     fn suits(&self, kind: Kind) -> bool {
         match self {
+            // It has no process of its own.
+            Course::Idle => kind != Kind::Kernel,
             Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
             // Others take two descriptors for each connection.
             Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
-            Course::Load { .. } | Course::Memory { .. } | Course::Snat { .. } => match self.transport() {
-                Transport::Tcp => true,
-                Transport::Udp => kind.relays_datagrams(),
-            },
+            Course::Load { .. } | Course::Memory { .. } | Course::RoundTrip | Course::Snat { .. } => {
+                match self.transport() {
+                    Transport::Tcp => true,
+                    Transport::Udp => kind.relays_datagrams(),
+                }
+            }
         }
     }
 
@@ -176,10 +215,12 @@ impl Course {
     fn transport(&self) -> Transport {
         match self {
             Course::Load { work: Work::Datagrams { .. }, .. } => Transport::Udp,
-            Course::InMemory(_)
+            Course::Idle
+            | Course::InMemory(_)
             | Course::Lease { .. }
             | Course::Load { .. }
             | Course::Memory { .. }
+            | Course::RoundTrip
             | Course::Scale { .. }
             | Course::Snat { .. } => Transport::Tcp,
         }
@@ -254,6 +295,33 @@ pub struct Options {
     pub pins: Pins,
     /// This program, to start origins with.
     pub program: PathBuf,
+    /// Told about long turns while they are under way.
+    pub watch: Watch,
+}
+
+/// Who is told how far a turn is, in words.
+#[derive(Clone, Default)]
+pub struct Watch(Option<Arc<Hear>>);
+
+type Hear = dyn Fn(&str) + Send + Sync;
+
+impl Watch {
+    /// Somebody.
+    pub fn by(told: impl Fn(&str) + Send + Sync + 'static) -> Watch {
+        Watch(Some(Arc::new(told)))
+    }
+
+    fn tell(&self, words: &str) {
+        if let Some(told) = &self.0 {
+            told(words);
+        }
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watch").field(&self.0.is_some()).finish()
+    }
 }
 
 /// Told before each turn.
@@ -280,7 +348,12 @@ fn turns_of(case: &Case, options: &Options) -> usize {
 
 /// Who takes part in a case, by number.
 fn subjects_of(case: &Case, options: &Options) -> Vec<usize> {
-    (0..options.subjects.len()).filter(|&number| case.course.suits(options.subjects[number].kind)).collect()
+    let suits = |kind: Kind| {
+        // Others are transparent only with the kernel's help (TPROXY), which is another measurement.
+        let keeps_clients = matches!(kind, Kind::Kernel | Kind::Remote | Kind::Towpath);
+        case.course.suits(kind) && (case.mode.forwarding == Forwarding::FullNat || keeps_clients)
+    };
+    (0..options.subjects.len()).filter(|&number| suits(options.subjects[number].kind)).collect()
 }
 
 /// Runs the cases of a suite, telling `progress` before each turn and `keep` what is known after each case. Fails at the first subject
@@ -367,6 +440,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Opti
     // Hosts that nobody has used: what a turn leaves behind, ports in TIME_WAIT above all, would be the next one's cost.
     let set = || Stage::set(case, subject, options);
     match &case.course {
+        Course::Idle => idle::take(case, subject, options, &set()?),
         Course::InMemory(work) => plane::take(case, work, options),
         Course::Lease { addresses } => lease::take(case, *addresses, options),
         Course::Load { work, unit } => {
@@ -374,10 +448,11 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Opti
             if matches!(work, Work::Bulk { .. }) {
                 warm_memory();
             }
-            let load = load::Load { case, work: *work, unit: *unit, equal_rate };
+            let load = load::Load { case, work: *work, unit: *unit, equal_rate, target: stage.setting().listen };
             load.take(subject, options, &stage)
         }
         Course::Memory { few, many } => memory::take(case, [*few, *many], subject, options, &set()?),
+        Course::RoundTrip => trip::take(case, subject, options, &set()?),
         Course::Scale { connections, .. } => scale::take(case, *connections, subject, options, &set()?),
         Course::Snat { .. } => snat::take(case, subject, options, &set()?),
     }

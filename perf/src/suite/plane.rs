@@ -11,8 +11,8 @@ use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::flow::Direction;
 use towpath_core::loads::{Loads, PlainLoads};
-use towpath_core::packet::rewrite::Checksum;
-use towpath_core::packet::{Family, Mac, Packet, Parsed, TcpFlags, Tuple, parse};
+use towpath_core::packet::rewrite::{Checksum, Layout, complete_checksum};
+use towpath_core::packet::{Family, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Packet, Parsed, TcpFlags, Tuple, parse};
 use towpath_core::persistence::PersistenceTable;
 use towpath_core::plane::{
     BATCH_MAX, Desk, Frame, Network, Outbox, Plane, PlaneCounter, PlaneSettings, Port, PortId, Strays, Verdict,
@@ -30,7 +30,8 @@ use super::sample::{Reading, Sample};
 use super::{Case, Options, on_cpus};
 use crate::cpu::{CpuTime, run_time_ns};
 use crate::crowd;
-use crate::segment::{HEADERS_LEN_MAX, Segment, flags, is_intact};
+use crate::peers::forwarding_word;
+use crate::segment::{Datagram, HEADERS_LEN_MAX, Segment, flags, is_intact};
 
 /// Frames that are written before they are taken one batch after the other: writing them is not measured, and they lie in the core's own
 /// cache as those do that a device or a neighbour has just delivered.
@@ -85,6 +86,53 @@ const FIXED_BYTES: u64 = 256 << 20;
 /// With fewer flows, what does not depend on their number is most of the memory, and of the time of their end.
 const WHOLE_TOLD_FROM: usize = 500_000;
 
+/// What the packets of an established flow are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cargo {
+    /// UDP.
+    Datagrams,
+    /// TCP, as a network card delivers it.
+    Segments,
+    /// TCP, its checksums left to a network card: as over veth and virtio.
+    SegmentsUnsummed,
+    /// TCP in super-packets, which a card has to cut. Their length is left out: the plane reads their headers only.
+    SuperSegments,
+}
+
+impl Cargo {
+    fn protocol(self) -> Protocol {
+        match self {
+            Cargo::Datagrams => Protocol::Udp,
+            Cargo::Segments | Cargo::SegmentsUnsummed | Cargo::SuperSegments => Protocol::Tcp,
+        }
+    }
+
+    fn checksum(self) -> Checksum {
+        match self {
+            Cargo::Datagrams | Cargo::Segments => Checksum::Complete,
+            Cargo::SegmentsUnsummed | Cargo::SuperSegments => Checksum::Partial,
+        }
+    }
+
+    /// Payload of the segments that a frame is to be cut into; 0 for a frame that is none of these.
+    fn segment_bytes(self) -> u16 {
+        match self {
+            Cargo::Datagrams | Cargo::Segments | Cargo::SegmentsUnsummed => 0,
+            Cargo::SuperSegments => PAYLOAD.len() as u16 / 2,
+        }
+    }
+
+    /// In the name of a case.
+    fn suffix(self) -> &'static str {
+        match self {
+            Cargo::Datagrams => "-udp",
+            Cargo::Segments => "",
+            Cargo::SegmentsUnsummed => "-unsummed",
+            Cargo::SuperSegments => "-super",
+        }
+    }
+}
+
 /// What is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InMemory {
@@ -92,18 +140,16 @@ pub struct InMemory {
     pub forwarding: Forwarding,
     /// Of clients, VIP and real servers.
     pub family: Family,
-    /// Established TCP connections, at most [`FLOWS_MAX`]; each packet belongs to one that is drawn by lot.
+    /// What it consists of.
+    pub cargo: Cargo,
+    /// Established flows, at most [`FLOWS_MAX`]; each packet belongs to one that is drawn by lot.
     pub flows: usize,
 }
 
 impl InMemory {
-    /// As in `memory-full-nat-v4-1M`.
+    /// As in `memory-full-nat-v4-1M`, `memory-full-nat-v4-udp-1M`.
     pub fn name(&self) -> String {
-        let forwarding = match self.forwarding {
-            Forwarding::Dsr => "dsr",
-            Forwarding::FullNat => "full-nat",
-            Forwarding::HalfNat => "half-nat",
-        };
+        let forwarding = forwarding_word(self.forwarding);
         let family = match self.family {
             Family::V4 => "v4",
             Family::V6 => "v6",
@@ -113,13 +159,23 @@ impl InMemory {
             flows if flows.is_multiple_of(1000) => format!("{}k", flows / 1000),
             flows => flows.to_string(),
         };
-        format!("memory-{forwarding}-{family}-{flows}")
+        format!("memory-{forwarding}-{family}{}-{flows}", self.cargo.suffix())
     }
 }
 
 /// Opens the flows, takes packets of all of them for the counted time, and has them expire.
 pub(super) fn take(case: &Case, work: &InMemory, options: &Options) -> io::Result<Vec<Sample>> {
-    ensure_memory(work.flows)?;
+    let (needed, available) = (needed_bytes(work.flows), host::memory()?.available_bytes);
+    if needed > available {
+        let mib = |bytes: u64| bytes >> 20;
+        let message = format!(
+            "{} flows take {} MiB and {} are free; ask for fewer with --flows",
+            work.flows,
+            mib(needed),
+            mib(available)
+        );
+        return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
+    }
     let cpu = [options.pins.balancer];
     let own = [std::process::id()];
     let (readings, used, own_s) = on_cpus(&cpu, || {
@@ -141,26 +197,20 @@ pub(super) fn take(case: &Case, work: &InMemory, options: &Options) -> io::Resul
     }])
 }
 
-fn ensure_memory(flows: usize) -> io::Result<()> {
-    let scene = Scene { forwarding: Forwarding::FullNat, family: Family::V4 };
-    let plane_bytes = Plane::memory_bytes(&scene.settings(flows)) as u64;
-    let needed = plane_bytes + flows as u64 * OPENED_BYTES + FIXED_BYTES;
-    let available = host::memory()?.available_bytes;
-    if needed > available {
-        let mib = |bytes: u64| bytes >> 20;
-        let message = format!(
-            "{flows} flows take {} MiB and {} are free; ask for fewer with --flows",
-            mib(needed),
-            mib(available)
-        );
-        return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
-    }
-    Ok(())
+/// Whether there is memory for so many flows, and as much again for others.
+pub(super) fn fits(flows: usize) -> bool {
+    host::memory().is_ok_and(|memory| needed_bytes(flows) <= memory.available_bytes / 2)
+}
+
+fn needed_bytes(flows: usize) -> u64 {
+    let work = InMemory { forwarding: Forwarding::FullNat, family: Family::V4, cargo: Cargo::Segments, flows };
+    let plane_bytes = Plane::memory_bytes(&Scene { work }.settings(flows)) as u64;
+    plane_bytes + flows as u64 * OPENED_BYTES + FIXED_BYTES
 }
 
 fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<Vec<Reading>> {
     let opened = vec![Opened { port: 1, source: 1, server: 1 }; work.flows];
-    let scene = Scene { forwarding: work.forwarding, family: work.family };
+    let scene = Scene { work: *work };
     let (service, snapshot) = scene.snapshot()?;
     let network = scene.network();
     // All at once and for good; what the process has more than before would also tell what the allocator had kept from a case before.
@@ -262,6 +312,7 @@ struct Filled {
     length: usize,
     flow: usize,
     direction: Direction,
+    has_data: bool,
 }
 
 /// A plane, and what is fed to it.
@@ -299,6 +350,10 @@ impl Bench {
             chunk.clone().for_each(|flow| self.fill(flow, Direction::Reverse, syn_ack, 0));
             opening.whole += self.take()?;
             self.verify()?;
+            // The server's datagram has established the flow.
+            if self.scene.work.cargo.protocol() == Protocol::Udp {
+                continue;
+            }
             chunk.for_each(|flow| self.fill(flow, Direction::Forward, TcpFlags::ACK, 0));
             opening.whole += self.take()?;
             self.verify()?;
@@ -379,8 +434,12 @@ impl Bench {
             flags,
             payload: if flags.contains(TcpFlags::PSH) { &PAYLOAD } else { &[] },
         };
-        let length = segment.write(slot);
-        self.filled.push(Filled { length, flow, direction });
+        let cargo = self.scene.work.cargo;
+        let length = match cargo.protocol() {
+            Protocol::Tcp => segment.write_as(slot, cargo.checksum()),
+            Protocol::Udp => Datagram { from_mac, to_mac, from, to, payload: &PAYLOAD }.write(slot),
+        };
+        self.filled.push(Filled { length, flow, direction, has_data: flags.contains(TcpFlags::PSH) });
     }
 
     /// Feeds the chunk to the plane. Only this is measured.
@@ -393,8 +452,8 @@ impl Bench {
             .map(|(slot, filled)| Frame {
                 bytes: &mut slot.0[..filled.length],
                 port: self.scene.port(filled.direction),
-                checksum: Checksum::Complete,
-                segment_bytes: 0,
+                checksum: self.scene.work.cargo.checksum(),
+                segment_bytes: if filled.has_data { self.scene.work.cargo.segment_bytes() } else { 0 },
             })
             .collect();
         let counted = || self.instructions.as_ref().map(InstructionCounter::read).transpose();
@@ -426,7 +485,8 @@ impl Bench {
     /// What the chunk, of SYNs, tells about its flows.
     fn learn(&mut self) -> io::Result<()> {
         for (slot, filled) in self.slots.iter().zip(&self.filled) {
-            let read = rewritten(slot, filled)?;
+            // What is none shows below.
+            let Ok(Packet::Transport(read)) = parse(&slot.0[..filled.length]) else { continue };
             let Tuple { src, dst, src_port, .. } = read.tuple;
             self.opened[filled.flow] = Opened {
                 port: src_port,
@@ -439,8 +499,8 @@ impl Bench {
 
     /// Every frame of the chunk has become what it should, and is forgotten.
     fn verify(&mut self) -> io::Result<()> {
-        for (slot, filled) in self.slots.iter().zip(&self.filled) {
-            let read = rewritten(slot, filled)?;
+        for (slot, filled) in self.slots.iter_mut().zip(&self.filled) {
+            let read = rewritten(slot, filled, self.scene.work.cargo.checksum())?;
             let expected = self.scene.outgoing(filled.flow, filled.direction, self.opened[filled.flow]);
             if read.tuple != expected {
                 let message =
@@ -453,10 +513,15 @@ impl Bench {
     }
 }
 
-/// The frame in a slot, which must be a whole segment with the right checksums.
-fn rewritten(slot: &Slot, filled: &Filled) -> io::Result<Parsed> {
-    let frame = &slot.0[..filled.length];
-    match parse(frame) {
+/// The frame in a slot, which must be a whole packet with the right checksums, once those are made that were left to a card.
+fn rewritten(slot: &mut Slot, filled: &Filled, checksum: Checksum) -> io::Result<Parsed> {
+    let frame = &mut slot.0[..filled.length];
+    let read = parse(frame);
+    if let (Ok(Packet::Transport(parsed)), Checksum::Partial) = (&read, checksum) {
+        // Its error is one of `is_intact`, too: the field is as it was.
+        let _ = complete_checksum(frame, &Layout::from(parsed));
+    }
+    match read {
         Ok(Packet::Transport(parsed)) if is_intact(frame, &parsed) => Ok(parsed),
         other => Err(io::Error::other(format!(
             "a packet of flow {} has become {other:?}, or its checksum is wrong",
@@ -468,14 +533,13 @@ fn rewritten(slot: &Slot, filled: &Filled) -> io::Result<Parsed> {
 /// Who talks to whom.
 #[derive(Clone, Copy, Debug)]
 struct Scene {
-    forwarding: Forwarding,
-    family: Family,
+    work: InMemory,
 }
 
 impl Scene {
     /// Host `number` of the network of a port.
     fn host(&self, port: PortId, number: u8) -> IpAddr {
-        match self.family {
+        match self.work.family {
             Family::V4 => IpAddr::from([10, 88, port.0 + 1, number]),
             Family::V6 => Ipv6Addr::new(0xfd88, 0, 0, u16::from(port.0) + 1, 0, 0, 0, number.into()).into(),
         }
@@ -491,11 +555,11 @@ impl Scene {
 
     /// Both ends of a packet as the server has it, seen from the client.
     fn inside(&self, flow: usize, opened: Opened) -> (SocketAddr, SocketAddr) {
-        let source = match self.forwarding {
+        let source = match self.work.forwarding {
             Forwarding::FullNat => {
                 SocketAddr::new(self.host(BACK, SOURCE_NUMBER.wrapping_add(opened.source)), opened.port)
             }
-            Forwarding::Dsr | Forwarding::HalfNat => crowd::client(self.family, flow),
+            Forwarding::Dsr | Forwarding::HalfNat => crowd::client(self.work.family, flow),
         };
         (source, SocketAddr::new(self.server(opened.server), SERVER_PORT))
     }
@@ -503,7 +567,7 @@ impl Scene {
     /// From and to whom a packet comes.
     fn incoming(&self, flow: usize, direction: Direction, opened: Opened) -> (SocketAddr, SocketAddr) {
         match direction {
-            Direction::Forward => (crowd::client(self.family, flow), self.vip()),
+            Direction::Forward => (crowd::client(self.work.family, flow), self.vip()),
             Direction::Reverse => {
                 let (source, server) = self.inside(flow, opened);
                 (server, source)
@@ -515,14 +579,17 @@ impl Scene {
     fn outgoing(&self, flow: usize, direction: Direction, opened: Opened) -> Tuple {
         let (from, to) = match direction {
             Direction::Forward => self.inside(flow, opened),
-            Direction::Reverse => (self.vip(), crowd::client(self.family, flow)),
+            Direction::Reverse => (self.vip(), crowd::client(self.work.family, flow)),
         };
         Tuple {
             src: from.ip().into(),
             dst: to.ip().into(),
             src_port: from.port(),
             dst_port: to.port(),
-            protocol: towpath_core::packet::PROTOCOL_TCP,
+            protocol: match self.work.cargo.protocol() {
+                Protocol::Tcp => PROTOCOL_TCP,
+                Protocol::Udp => PROTOCOL_UDP,
+            },
         }
     }
 
@@ -549,7 +616,7 @@ impl Scene {
     }
 
     fn network(&self) -> Network {
-        let prefix = match self.family {
+        let prefix = match self.work.family {
             Family::V4 => 24,
             Family::V6 => 64,
         };
@@ -563,7 +630,7 @@ impl Scene {
         let router = self.host(FRONT, 2).into();
         let on_link = |id: PortId| (self.host(id, 0).into(), prefix, None, id, 0);
         // From behind a router, so that not every one of them is a neighbour.
-        let clients = match self.family {
+        let clients = match self.work.family {
             Family::V4 => crowd::NETWORK_V4,
             Family::V6 => crowd::NETWORK_V6,
         };
@@ -579,7 +646,7 @@ impl Scene {
     fn snapshot(&self) -> io::Result<(ServiceId, Snapshot)> {
         let destinations: Vec<SocketAddr> =
             (0..MEMBERS).map(|number| SocketAddr::new(self.server(number), SERVER_PORT)).collect();
-        let source = match self.forwarding {
+        let source = match self.work.forwarding {
             Forwarding::Dsr | Forwarding::HalfNat => ServiceSource::Client,
             Forwarding::FullNat => {
                 let rule = SourcePool {
@@ -589,7 +656,8 @@ impl Scene {
                     rest_ms: 60_000,
                     towards: Default::default(),
                 };
-                let pool = SnatBook::new(SnatLimits::default()).pool(&rule, &[], Protocol::Tcp, &destinations);
+                let pool =
+                    SnatBook::new(SnatLimits::default()).pool(&rule, &[], self.work.cargo.protocol(), &destinations);
                 ServiceSource::Pool(pool.map_err(io::Error::other)?)
             }
         };
@@ -618,9 +686,9 @@ impl Scene {
             name: "relay".into(),
             vip: self.vip().ip(),
             ports: vec![SERVICE_PORT],
-            protocol: Protocol::Tcp,
+            protocol: self.work.cargo.protocol(),
             plane: PlaneKind::Packet,
-            forwarding: self.forwarding,
+            forwarding: self.work.forwarding,
             balance: Balance::LeastConnections,
             persistence: None,
             idle_timeout_ms: IDLE_TIMEOUT_MS,
@@ -687,22 +755,22 @@ mod tests {
 
     #[test]
     fn a_name_tells_mode_family_and_flows() {
-        let name = |flows| InMemory { forwarding: Forwarding::FullNat, family: Family::V6, flows }.name();
+        let name = |cargo, flows| InMemory { forwarding: Forwarding::FullNat, family: Family::V6, cargo, flows }.name();
         assert_eq!(
-            [1000, 10_000_000, 1500].map(name),
+            [1000, 10_000_000, 1500].map(|flows| name(Cargo::Segments, flows)),
             ["memory-full-nat-v6-1k", "memory-full-nat-v6-10M", "memory-full-nat-v6-1500"]
         );
+        assert_eq!(name(Cargo::Datagrams, 1000), "memory-full-nat-v6-udp-1k");
     }
 
     #[test]
     fn every_packet_of_a_few_flows_arrives_as_it_should() {
-        for (forwarding, family) in [
-            (Forwarding::FullNat, Family::V4),
-            (Forwarding::FullNat, Family::V6),
-            (Forwarding::HalfNat, Family::V4),
-            (Forwarding::HalfNat, Family::V6),
-        ] {
-            let work = InMemory { forwarding, family, flows: 5000 };
+        let modes = [Forwarding::FullNat, Forwarding::HalfNat].map(|mode| [(mode, Family::V4), (mode, Family::V6)]);
+        let cargoes = [Cargo::Datagrams, Cargo::Segments, Cargo::SegmentsUnsummed, Cargo::SuperSegments];
+        for ((forwarding, family), cargo) in
+            modes.into_iter().flatten().flat_map(|mode| cargoes.map(|cargo| (mode, cargo)))
+        {
+            let work = InMemory { forwarding, family, cargo, flows: 5000 };
             let readings = measure(&work, Duration::ZERO, Duration::from_millis(20)).unwrap();
             assert!(readings.iter().all(|reading| reading.value > 0.0), "{work:?}: {readings:?}");
         }

@@ -2,7 +2,7 @@
 
 use towpath_config::model::Plane;
 
-use super::{Accounting, Case, Course, Unit};
+use super::{Accounting, Case, Course, Mode, Unit};
 use crate::load::Work;
 
 /// What is measured, each under these accountings; memory once, as it does not depend on who receives.
@@ -11,9 +11,10 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         name: "idle-memory".into(),
         accounting: Accounting::Plain,
         plane: Plane::Stream,
+        mode: Mode::USUAL,
         course: Course::Memory { few: 500, many: 7500 },
     };
-    super::under(accountings, Plane::Stream, &courses()).into_iter().chain([memory]).collect()
+    super::under(accountings, Plane::Stream, Mode::USUAL, &courses()).into_iter().chain([memory]).collect()
 }
 
 /// The loads, by name.

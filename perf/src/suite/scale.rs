@@ -13,7 +13,7 @@ use towpath_sys::packet::{BATCH_MAX, Offload, PacketPorts, RingSettings, open};
 use super::sample::{Reading, Sample};
 use super::snat::{LEVELS_PERCENT, window};
 use super::stage::{Stage, explain};
-use super::{Case, Options, on_cpus};
+use super::{Case, Options, Watch, on_cpus};
 use crate::cpu::{CpuTime, CpuUse, run_time_ns};
 use crate::crowd;
 use crate::load::{new_histogram, recorded};
@@ -33,12 +33,21 @@ const SPEAKER_OF: usize = 100;
 /// Octets that it passes, there and back.
 const PAYLOAD_BYTES: usize = 64;
 
-/// When a segment without an answer is sent again, and how often.
+/// When a segment without an answer is sent again, and how often it is sent before the connection counts as refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-const TRIES_MAX: u8 = 4;
+const TRIES_MAX: u8 = 15;
+
+/// How often the server answers a SYN before it forgets it.
+const ANSWERS_MAX: u8 = 4;
 
 /// How long no connection may make its step.
-const SILENCE_MAX: Duration = Duration::from_secs(6);
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+
+/// A turn of the peers takes microseconds. After this they were stopped, or waited for a CPU: what they did not hear meanwhile is nobody's fault.
+const STILL_MIN: Duration = Duration::from_millis(100);
+
+/// Between two lines about how far a stretch is.
+const TELL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Between two looks while connections are only held.
 const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -79,7 +88,7 @@ fn measure(
 ) -> io::Result<Vec<Sample>> {
     let processes = running.map(Running::processes).transpose()?.unwrap_or_default();
     let capacity = stage.setting().pool.as_ref().map_or(connections, Pool::capacity);
-    let mut peers = Peers::open(connections, stage)?;
+    let mut peers = Peers::open(connections, stage, processes.clone(), options.watch.clone())?;
     let mut samples = Vec::new();
     let cpu = [options.pins.balancer];
     // The first one has everybody ask for their neighbours; more would only wait for the answers, which is not what is measured.
@@ -144,6 +153,7 @@ fn measure(
             count("opened", opened.done),
             count("refused", opened.asked - opened.done),
             count("retried", opened.retried),
+            reading("stood-still", "s", peers.clock.stood_still.as_secs_f64()),
             reading("rate", "conn/s", opened.per_second()),
             reading(
                 "efficiency-saturated",
@@ -275,7 +285,9 @@ struct Connection {
 #[derive(Clone, Copy, Debug)]
 struct Awaited {
     number: usize,
+    /// By the watch on the wall.
     first: Instant,
+    /// By the peers' own clock.
     last: Instant,
     tries: u8,
 }
@@ -287,16 +299,63 @@ struct Answer {
     bytes: [u8; FRAME_BYTES_MAX],
 }
 
+/// When a connection has made its step last.
+#[derive(Clone, Copy)]
+struct Seen {
+    at: Instant,
+    /// Frames heard until then.
+    heard: u64,
+    /// Time that the subject had been on a CPU, a little later.
+    subject_ran_ns: u64,
+}
+
+/// A clock that stands still while its owner does.
+struct Clock {
+    read: Instant,
+    stood_still: Duration,
+}
+
+impl Clock {
+    fn start() -> Clock {
+        Clock { read: Instant::now(), stood_still: Duration::ZERO }
+    }
+
+    /// What its owner has done since it was read last was no wait for others.
+    fn go_on(&mut self) {
+        self.read = Instant::now();
+    }
+
+    /// To be read in each turn.
+    fn now(&mut self) -> Instant {
+        self.at(Instant::now())
+    }
+
+    fn at(&mut self, now: Instant) -> Instant {
+        let turn = now - self.read;
+        if turn >= STILL_MIN {
+            self.stood_still += turn;
+        }
+        self.read = now;
+        now - self.stood_still
+    }
+}
+
 /// Clients and server, on one thread, each on the link of its host.
 struct Peers {
     ports: PacketPorts,
+    clock: Clock,
+    /// Frames that were heard.
+    heard: u64,
+    /// Of the subject.
+    processes: Vec<u32>,
+    watch: Watch,
     clients: Clients,
     server: Server,
     answers: Vec<Answer>,
 }
 
 impl Peers {
-    fn open(connections: usize, stage: &Stage) -> io::Result<Peers> {
+    fn open(connections: usize, stage: &Stage, processes: Vec<u32>, watch: Watch) -> io::Result<Peers> {
         let lab = stage.lab()?;
         let [client, server] = [lab.client(), lab.server(1)].map(|host| (host, host.ports()[0].link.as_str()));
         let mut ports = Vec::new();
@@ -313,6 +372,10 @@ impl Peers {
         let pool = setting.pool.as_ref().map(|pool| pool.addresses.iter().map(|&ip| ip.into()).collect());
         Ok(Peers {
             ports: PacketPorts::new(ports),
+            clock: Clock::start(),
+            heard: 0,
+            processes,
+            watch,
             clients: Clients {
                 vip: setting.listen,
                 from_mac: mac(client.0, client.1)?,
@@ -354,14 +417,24 @@ impl Peers {
         // In the order of their last try.
         let mut awaited: VecDeque<Awaited> = VecDeque::with_capacity(at_once);
         let mut under_way = 0;
-        let mut progress = Instant::now();
+        self.clock.go_on();
+        let mut last_step = Seen { at: self.clock.now(), heard: self.heard, subject_ran_ns: self.subject_ran_ns() };
+        let mut tell_at = last_step.at + TELL_INTERVAL;
         loop {
-            let now = Instant::now();
+            let (now, turn_began) = (self.clock.now(), Instant::now());
+            if now >= tell_at {
+                tell_at = now + TELL_INTERVAL;
+                self.watch.tell(&format!("{step:?}: {} done, {} segments sent again", leg.done, leg.retried));
+                // Reading it is a few system calls, too many for each turn.
+                if now - last_step.at < TELL_INTERVAL {
+                    last_step.subject_ran_ns = self.subject_ran_ns();
+                }
+            }
             let mut asked = 0;
             while under_way < at_once && asked < BATCH_MAX {
                 let Some(number) = who.next() else { break };
                 self.ask(number, step);
-                awaited.push_back(Awaited { number, first: now, last: now, tries: 1 });
+                awaited.push_back(Awaited { number, first: turn_began, last: now, tries: 1 });
                 (under_way, asked) = (under_way + 1, asked + 1);
             }
             leg.asked += asked;
@@ -370,8 +443,10 @@ impl Peers {
             }
             let heard = self.listen()?;
             under_way -= self.clients.finished.len();
+            if !self.clients.finished.is_empty() {
+                last_step = Seen { at: now, heard: self.heard, ..last_step };
+            }
             for &number in &self.clients.finished {
-                progress = now;
                 leg.done += usize::from(self.clients.connections[number].state != State::Refused);
                 if at_once <= SPEAKING_MAX
                     && let Some(asked) = awaited.iter().find(|awaited| awaited.number == number)
@@ -398,40 +473,55 @@ impl Peers {
                     }
                 }
             }
-            if now - progress > SILENCE_MAX {
-                let message =
-                    format!("{} of {} made their step ({step:?}), then none for {SILENCE_MAX:?}", leg.done, leg.asked);
+            if now.saturating_duration_since(last_step.at) > SILENCE_MAX {
+                let message = self.silence(step, &leg, under_way, &last_step);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, message));
             }
             if heard == 0 && asked == 0 {
-                leg.waited_s += now.elapsed().as_secs_f64();
+                leg.waited_s += turn_began.elapsed().as_secs_f64();
             }
         }
+    }
+
+    fn subject_ran_ns(&self) -> u64 {
+        run_time_ns(&self.processes)
+    }
+
+    /// Why a stretch ends before its end.
+    fn silence(&mut self, step: Step, leg: &Leg, under_way: usize, last_step: &Seen) -> String {
+        let heard = self.heard - last_step.heard;
+        let ran_ms = (self.subject_ran_ns() - last_step.subject_ran_ns) / 1_000_000;
+        let lost = self.lost();
+        format!(
+            "{} of {} connections made their step ({step:?}), {under_way} are under way, and none went on for {SILENCE_MAX:?}: \
+             the peers heard {heard} frames meanwhile and lost {lost} in all; the subject ran for {ran_ms} ms; {} segments were sent again",
+            leg.done, leg.asked, leg.retried,
+        )
     }
 
     /// Only answers, for so long.
     fn hold(&mut self, duration: Duration) -> io::Result<Leg> {
         let mut leg = Leg::default();
-        let end = Instant::now() + duration;
-        loop {
-            let now = Instant::now();
-            if now >= end {
-                return Ok(leg);
-            }
+        self.clock.go_on();
+        let end = self.clock.now() + duration;
+        while self.clock.now() < end {
+            let turn_began = Instant::now();
             if self.listen()? == 0 {
                 std::thread::sleep(HOLD_LOOK_INTERVAL);
-                leg.waited_s += now.elapsed().as_secs_f64();
+                leg.waited_s += turn_began.elapsed().as_secs_f64();
             }
         }
+        Ok(leg)
     }
 
     /// Sends what is queued, takes what has come and queues the answers. How many frames came.
     fn listen(&mut self) -> io::Result<usize> {
-        let Peers { ports, clients, server, answers } = self;
+        let Peers { ports, clock, clients, server, answers, .. } = self;
         ports.flush();
         clients.finished.clear();
         answers.clear();
-        let (heard, now) = (ports.take(BATCH_MAX), Instant::now());
+        let (heard, now) = (ports.take(BATCH_MAX), clock.now());
+        self.heard += heard as u64;
         for frame in ports.frames() {
             let is_complete = frame.offload.checksum.is_none();
             match (frame.port, parse(frame.bytes)) {
@@ -510,7 +600,10 @@ impl Clients {
         let end = tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::FIN)));
         // What this segment must look like to be the answer to the step.
         match connection.state {
-            // Given up: this comes too late.
+            // Given up: this comes too late, and whoever holds half a connection is told (RFC 9293 section 3.10.7.1).
+            State::Refused if has(TcpFlags::SYN) => {
+                return Some(self.segment(number, tcp.ack, 0, &[TcpFlags::RST], &[]));
+            }
             State::Refused => return None,
             State::Asked(Step::Open) if has(TcpFlags::RST) => connection.state = State::Refused,
             State::Asked(Step::Open) if has(TcpFlags::SYN) && tcp.ack == next => {
@@ -639,7 +732,9 @@ impl Server {
                 return None;
             }
             self.unacked.pop_front();
-            if is_late && tries < TRIES_MAX {
+            if is_late && tries == ANSWERS_MAX {
+                self.sources.leave(ip, port);
+            } else if is_late {
                 self.repeated += 1;
                 self.unacked.push_back(Unacked { last: now, tries: tries + 1, ..oldest });
                 let to = SocketAddr::new(ip.into(), port);
@@ -808,6 +903,41 @@ mod tests {
         assert!(server.hear(&parsed, &payload, now).is_none());
         assert!(server.repeat(now + RETRY_AFTER * 3).is_none() && server.unacked.is_empty());
         assert_eq!(server.repeated, 1);
+    }
+
+    #[test]
+    fn a_connection_whose_client_has_given_up_is_forgotten() {
+        let (mut clients, mut server) = peers(2);
+        let now = Instant::now();
+        let client = crowd::client(Family::V4, 1).to_string();
+        let (syn, payload) = translated(&clients.ask(1, Step::Open), "10.88.2.101:2000", "10.88.2.50:7000");
+        let answer = server.hear(&syn, &payload, now).unwrap();
+        clients.connections[1].state = State::Refused;
+        let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &client);
+        let (parsed, payload) =
+            translated(&clients.hear(&parsed, &payload).unwrap(), "10.88.2.101:2000", "10.88.2.50:7000");
+        assert!(parsed.tcp.flags.contains(TcpFlags::RST) && parsed.tcp.seq == syn.tcp.seq.wrapping_add(1));
+        assert!(server.hear(&parsed, &payload, now).is_none());
+        assert!(server.repeat(now + RETRY_AFTER).is_none(), "a reset ends the handshake");
+
+        // The same where no reset comes.
+        assert!(server.hear(&syn, &[], now).is_some());
+        for turn in 1..u32::from(ANSWERS_MAX) {
+            assert!(server.repeat(now + RETRY_AFTER * turn).is_some());
+        }
+        assert!(server.repeat(now + RETRY_AFTER * u32::from(ANSWERS_MAX)).is_none());
+        assert!(server.sources.taken.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn a_clock_stands_still_while_its_owner_is_stopped() {
+        let mut clock = Clock::start();
+        let began = clock.read;
+        let after = |ms| began + Duration::from_millis(ms);
+        assert_eq!(clock.at(after(20)), after(20));
+        assert_eq!(clock.at(after(8_020)), after(20));
+        assert_eq!(clock.at(after(8_030)), after(30));
+        assert_eq!(clock.stood_still, Duration::from_secs(8));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use towpath_config::model::Plane;
 
 use super::sample::{Reading, Sample};
 use super::stage::{Stage, explain};
-use super::{Accounting, Case, Course, Options};
+use super::{Accounting, Case, Course, Mode, Options};
 use crate::cpu::run_time_ns;
 use crate::load::client::Held;
 use crate::message::{HEADER_BYTES, Header, Kind};
@@ -36,6 +36,7 @@ pub fn cases() -> Vec<Case> {
         name: format!("snat-{addresses}-address{}", if addresses == 1 { "" } else { "es" }),
         accounting: Accounting::Plain,
         plane: Plane::Stream,
+        mode: Mode::USUAL,
         course: Course::Snat { addresses, ports: 20_000..=last_port },
     };
     vec![of(1, 22_999), of(2, 22_999), of(4, 21_799)]
@@ -44,7 +45,7 @@ pub fn cases() -> Vec<Case> {
 /// As many connections as this, over so many addresses, on Towpath's packet plane; and what a lease costs there.
 pub fn scale_cases(connections: usize, addresses: u8) -> Vec<Case> {
     let suffix = if addresses == 1 { "" } else { "es" };
-    let of = |name, accounting, course| Case { name, accounting, plane: Plane::Packet, course };
+    let of = |name, accounting, course| Case { name, accounting, plane: Plane::Packet, mode: Mode::USUAL, course };
     vec![
         of(format!("lease-{addresses}-address{suffix}"), Accounting::Plain, Course::Lease { addresses }),
         of(

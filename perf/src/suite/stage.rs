@@ -1,13 +1,15 @@
 //! Where a case plays: hosts, an origin, and a subject in between.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use towpath_config::model::Plane;
+use towpath_config::model::{Forwarding, Plane};
+use towpath_core::packet::Family;
 use towpath_sys::link::Route;
+use towpath_sys::neighbour::Neighbours;
 use towpath_sys::process::Child;
 use towpath_sys::socket::Transport;
 
@@ -15,10 +17,10 @@ use super::{Accounting, Case, Course, Options, Place};
 use crate::crowd;
 use crate::lab::{Host, Lab, Steering, Topology};
 use crate::load::{Work, origin};
-use crate::peers::{Kind, Pool, Running, Setting, Subject};
+use crate::peers::{Kind, Pool, Running, Setting, Subject, route_packets};
 
-/// Where clients connect to: an address that only the balancer has.
-const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 88, 1, 100));
+/// Where clients connect to, on their network: an address that only the balancer has.
+const VIP_NUMBER: u8 = 100;
 
 /// Port of the VIP. Nothing else is on these hosts.
 const SERVICE_PORT: u16 = 8080;
@@ -87,16 +89,20 @@ impl Stage {
         let cpu = options.pins.balancer;
         let plane = if subject.kind == Kind::Towpath { case.plane } else { Plane::Stream };
         if let Place::Wire(target) = options.place {
-            let setting = Setting { listen: target, server: target, cpu, transport, plane, flows: None, pool: None };
+            let forwarding = case.mode.forwarding;
+            let setting =
+                Setting { listen: target, server: target, cpu, transport, plane, forwarding, flows: None, pool: None };
             return Ok(Stage { lab: None, setting });
         }
         let lab = Lab::build(Topology::TwoArm, 1)?;
-        let [a, b, c, _] = lab.server(1).ipv4().octets();
+        let vip = beside(lab.client(), case.mode.family, VIP_NUMBER);
+        let on_back = |number| beside(lab.server(1), case.mode.family, number);
         let pool_of = |addresses: u8, ports| {
-            let addresses = (0..addresses).map(|n| IpAddr::from([a, b, c, POOL_NUMBER + n])).collect();
+            let addresses = (0..addresses).map(|n| on_back(POOL_NUMBER + n)).collect();
             Some(Pool { addresses, ports })
         };
         let pool = match (&case.course, plane) {
+            _ if case.mode.forwarding != Forwarding::FullNat => None,
             (Course::Scale { addresses, .. }, _) => pool_of(*addresses, FIRST_PORT..=u16::MAX),
             (Course::Snat { addresses, ports }, _) => pool_of(*addresses, ports.clone()),
             (_, Plane::Packet) => pool_of(PACKET_POOL, FIRST_PORT..=u16::MAX),
@@ -112,11 +118,13 @@ impl Stage {
         match plane {
             // Its addresses are its own: the kernel has none of them.
             Plane::Packet => {
-                let key = format!("net.ipv4.neigh.{}.retrans_time_ms", lab.client().ports()[0].link);
-                lab.client().set_sysctl(&key, NEIGHBOUR_RETRY_MS)?;
+                for family in ["ipv4", "ipv6"] {
+                    let key = format!("net.{family}.neigh.{}.retrans_time_ms", lab.client().ports()[0].link);
+                    lab.client().set_sysctl(&key, NEIGHBOUR_RETRY_MS)?;
+                }
             }
             Plane::Stream => {
-                let own = pool.iter().flat_map(|pool| &pool.addresses).chain([&VIP]);
+                let own = pool.iter().flat_map(|pool| &pool.addresses).chain([&vip]);
                 own.copied().try_for_each(|ip| lab.balancer().add_address(ip))?;
             }
         }
@@ -126,20 +134,21 @@ impl Stage {
                 let front = &lab.client().ports()[0];
                 let (destination, gateway) = (crowd::NETWORK_V4, Some(front.ipv4.into()));
                 lab.balancer().links()?.add_route(&Route { destination, gateway, link: front.link.clone() })?;
-                (IpAddr::from([a, b, c, PEER_NUMBER]), Some(connections + connections / 16 + FLOWS_SPARE))
+                (on_back(PEER_NUMBER), Some(connections + connections / 16 + FLOWS_SPARE))
             }
-            _ => (lab.server(1).ipv4().into(), None),
+            _ => (own_address(lab.server(1), case.mode.family), None),
         };
         lab.steer(match case.accounting {
             Accounting::Plain => Steering::Off,
             Accounting::Steered => Steering::ByHost { balancer: cpu, others: &options.pins.client },
         })?;
         let setting = Setting {
-            listen: SocketAddr::new(VIP, SERVICE_PORT),
+            listen: SocketAddr::new(vip, SERVICE_PORT),
             server: SocketAddr::new(server, ORIGIN_PORT),
             cpu,
             transport,
             plane,
+            forwarding: case.mode.forwarding,
             flows,
             pool,
         };
@@ -161,7 +170,12 @@ impl Stage {
         let (server, address) = (lab.server(1), self.setting.server);
         let connections = match case.course {
             Course::Load { work: Work::KeepAlive { connections, idle, .. }, .. } => connections + idle,
-            Course::InMemory(_) | Course::Lease { .. } | Course::Load { .. } | Course::Scale { .. } => 0,
+            Course::Idle
+            | Course::InMemory(_)
+            | Course::Lease { .. }
+            | Course::Load { .. }
+            | Course::RoundTrip
+            | Course::Scale { .. } => 0,
             Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
         };
         if connections >= APART_FROM {
@@ -203,9 +217,25 @@ impl Stage {
     /// Ends a subject, after checking that it has not ended by itself.
     pub(super) fn stop(&self, subject: &Subject, running: Option<Running>) -> io::Result<()> {
         match (&self.lab, running) {
-            (Some(lab), Some(running)) => subject.stop(lab.balancer(), running),
+            (Some(lab), Some(running)) => subject.stop(lab.balancer(), &self.setting, running),
             _ => Ok(()),
         }
+    }
+
+    /// Does work while clients reach the server without a subject, through the kernel of its host; told where the server is then.
+    pub(super) fn routed<T>(&self, work: impl FnOnce(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+        let (lab, server) = (self.lab()?, self.setting.server);
+        let (client, balancer) = (lab.client(), lab.balancer());
+        let (network, prefix, gateway) = match server.ip() {
+            IpAddr::V4(_) => (beside(lab.server(1), Family::V4, 0), 24, IpAddr::from(balancer.ipv4())),
+            IpAddr::V6(_) => (beside(lab.server(1), Family::V6, 0), 64, IpAddr::from(balancer.ipv6())),
+        };
+        let link = client.ports()[0].link.clone();
+        client.links()?.add_route(&Route { destination: (network, prefix), gateway: Some(gateway), link })?;
+        route_packets(balancer, "1")?;
+        let done = work(server);
+        route_packets(balancer, "0")?;
+        done
     }
 
     /// Starts work on a thread where clients are.
@@ -234,10 +264,12 @@ pub(super) fn explain(error: io::Error, running: &mut Option<Running>) -> io::Er
     if let Err(crash) = running.ensure_alive_for(CRASH_DELAY) {
         return crash;
     }
-    match running.said().as_str() {
-        "" => error,
-        said => io::Error::new(error.kind(), format!("{error}; the subject said:\n{said}")),
-    }
+    let said = running.said();
+    let told = [("the subject said", Some(said)), ("its status is", running.status())];
+    told.into_iter().fold(error, |error, (what, words)| match words.as_deref() {
+        None | Some("") => error,
+        Some(words) => io::Error::new(error.kind(), format!("{error}; {what}:\n{words}")),
+    })
 }
 
 /// Waits until somebody listens there. A connection to find out would be one that the subject carries.
@@ -257,9 +289,10 @@ fn await_neighbour(host: &Host, ip: IpAddr, ensure_alive: impl FnMut() -> io::Re
     await_until(
         || {
             host.run(|| {
-                UdpSocket::bind(("0.0.0.0", 0))?.send_to(&[0], (ip, DISCARD_PORT))?;
-                let table = std::fs::read_to_string("/proc/thread-self/net/arp")?;
-                Ok(is_neighbour(&table, ip))
+                let any: IpAddr =
+                    if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+                UdpSocket::bind((any, 0))?.send_to(&[0], (ip, DISCARD_PORT))?;
+                Ok(Neighbours::open()?.tables()?.neighbours.iter().any(|neighbour| neighbour.ip == ip))
             })?
         },
         ensure_alive,
@@ -267,12 +300,25 @@ fn await_neighbour(host: &Host, ip: IpAddr, ensure_alive: impl FnMut() -> io::Re
     )
 }
 
-/// Whether the link-layer address of `ip` is known, in the lines of proc_pid_net(5): address, type, flags (2: complete), MAC, mask, device.
-fn is_neighbour(table: &str, ip: IpAddr) -> bool {
-    table.lines().skip(1).any(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.first() == Some(&ip.to_string().as_str()) && fields.get(2) == Some(&"0x2")
-    })
+/// Address `number` of the first network of a host.
+fn beside(host: &Host, family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => {
+            let [a, b, c, _] = host.ipv4().octets();
+            [a, b, c, number].into()
+        }
+        Family::V6 => {
+            let [a, b, c, d, ..] = host.ipv6().segments();
+            [a, b, c, d, 0, 0, 0, number.into()].into()
+        }
+    }
+}
+
+fn own_address(host: &Host, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => host.ipv4().into(),
+        Family::V6 => host.ipv6().into(),
+    }
 }
 
 /// Waits until nobody listens there any more: the kernel takes the ring of a process apart after its end, and until then the
@@ -324,17 +370,6 @@ mod tests {
     use super::*;
     use crate::lab::{Privilege, ensure_privilege};
     use towpath_sys::socket::{ListenOptions, open_listener};
-
-    #[test]
-    fn a_neighbour_is_one_whose_address_is_complete() {
-        let table = "IP address       HW type     Flags       HW address            Mask     Device\n\
-                     10.88.1.100      0x1         0x2         02:00:00:00:00:01     *        front\n\
-                     10.88.1.10       0x1         0x0         00:00:00:00:00:00     *        front\n";
-        let is_known = |ip: [u8; 4]| is_neighbour(table, IpAddr::from(ip));
-        assert!(is_known([10, 88, 1, 100]));
-        assert!(!is_known([10, 88, 1, 10]));
-        assert!(!is_known([10, 88, 1, 1]));
-    }
 
     #[test]
     fn a_listener_is_seen_and_only_where_it_is() {

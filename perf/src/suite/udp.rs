@@ -2,12 +2,12 @@
 
 use towpath_config::model::Plane;
 
-use super::{Accounting, Case, Course, Unit};
+use super::{Accounting, Case, Course, Mode, Unit};
 use crate::load::Work;
 
 /// What is measured, each under these accountings.
 pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
-    super::under(accountings, Plane::Stream, &courses())
+    super::under(accountings, Plane::Stream, Mode::USUAL, &courses())
 }
 
 /// The loads, by name.
