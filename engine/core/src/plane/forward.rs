@@ -102,6 +102,9 @@ impl Plane {
         let Found { stage, id, direction } = found;
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
+        if state.tcp().is_over() && packet.tuple.protocol == PROTOCOL_TCP && self.gives_way(found) {
+            return None;
+        }
         let rule = *self.services.rule(service);
         let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
             Ok(hop) => hop,
