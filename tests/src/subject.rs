@@ -77,10 +77,20 @@ impl Program {
     /// When it ends or is not ready in time, with what it said.
     #[track_caller]
     pub fn start(self, host: &Host, config: &str) -> Subject {
+        self.start_on(host, config, &[])
+    }
+
+    /// The same with a worker on each of these CPUs, more than one on some, where the configuration leaves it open; none = on those there are.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    #[track_caller]
+    pub fn start_on(self, host: &Host, config: &str, cpus: &[usize]) -> Subject {
         let home = Home::create(config);
         let ready = UnixDatagram::bind(home.notify()).expect("a socket to hear READY on");
         ready.set_read_timeout(Some(LOOK_EVERY)).expect("LOOK_EVERY is not zero");
-        let mut child = self.run(host, &home);
+        let mut child = self.run(host, &home, cpus);
         let deadline = Instant::now() + PATIENCE;
         let mut heard = [0; 256];
         loop {
@@ -107,7 +117,7 @@ impl Program {
     #[track_caller]
     pub fn refuse(self, host: &Host, config: &str) -> Refusal {
         let home = Home::create(config);
-        let mut child = self.run(host, &home);
+        let mut child = self.run(host, &home, &[]);
         let Some(status) = child.wait_timeout(PATIENCE).expect("the program is our child") else {
             panic!("towpath runs, but should have refused:\n{}", home.log());
         };
@@ -115,7 +125,7 @@ impl Program {
     }
 
     #[track_caller]
-    fn run(self, host: &Host, home: &Home) -> Child {
+    fn run(self, host: &Host, home: &Home, cpus: &[usize]) -> Child {
         let log = File::create(home.log_file()).expect("a file for the log");
         let mut command = self.command();
         command
@@ -124,6 +134,10 @@ impl Program {
             .env("NOTIFY_SOCKET", home.notify())
             .stdout(Stdio::null())
             .stderr(log);
+        if !cpus.is_empty() {
+            let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            command.args(["--worker-cpus", &cpus.join(",")]);
+        }
         host.spawn(command).unwrap_or_else(|error| panic!("{error}"))
     }
 }
