@@ -19,7 +19,7 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Now};
 
 use crate::bench::{self, SETTINGS, TestDesk};
-use crate::capture::Captured;
+use crate::capture::{Captured, Offload};
 
 /// A case of the packet corpus: its name and its configuration.
 macro_rules! config {
@@ -65,14 +65,19 @@ pub(crate) fn input_of(case: &str, frames: &[Captured]) -> Option<Vec<u8>> {
     let config = CONFIGS.iter().position(|(name, _)| *name == case)?;
     let mut input = vec![config as u8];
     let mut now_ms = 0;
-    for Captured { at_ms, port, bytes } in frames {
+    for Captured { at_ms, port, offload, bytes } in frames {
         while at_ms - now_ms > 0 {
             let ticks = u16::try_from((at_ms - now_ms).div_ceil(TICK_MS)).unwrap_or(u16::MAX);
             input.push(WAIT);
             input.extend(ticks.to_be_bytes());
             now_ms = (now_ms + u64::from(ticks) * TICK_MS).min(*at_ms);
         }
-        input.extend([FRAME, port.0]);
+        let kind = match offload {
+            Offload::Nothing => FRAME,
+            Offload::Checksum => PARTIAL_FRAME,
+            Offload::Segments(_) => SUPER_PACKET,
+        };
+        input.extend([kind, port.0]);
         input.extend((bytes.len() as u16).to_be_bytes());
         input.extend(bytes);
     }

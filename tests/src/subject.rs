@@ -79,8 +79,22 @@ impl Program {
     /// When it ends or is not ready in time, with what it said.
     #[track_caller]
     pub fn start(self, host: &Host, config: &str) -> Subject {
+        self.start_on(host, config, &[])
+    }
+
+    /// The same with a worker on each of these CPUs, more than one on some, where the configuration leaves it open; none = on those there are.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    #[track_caller]
+    pub fn start_on(self, host: &Host, config: &str, cpus: &[usize]) -> Subject {
         let home = Home::create(config);
-        let arguments = home.arguments();
+        let mut arguments = home.arguments().to_vec();
+        if !cpus.is_empty() {
+            let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            arguments.extend(["--worker-cpus".into(), cpus.join(",").into()]);
+        }
         self.start_as(host, home, &arguments)
     }
 

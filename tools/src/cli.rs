@@ -96,6 +96,9 @@ pub(crate) struct RunArguments {
     /// How much it tells about itself on standard error: off, error, warn, info, debug, trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(crate) log: tracing_subscriber::filter::LevelFilter,
+    /// For tests: the CPUs that workers may use, one of them as often as it is named
+    #[arg(long, value_name = "CPU", value_delimiter = ',', hide = true)]
+    pub(crate) worker_cpus: Option<Vec<usize>>,
 }
 
 const CHECK_HELP: &str = "\

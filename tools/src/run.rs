@@ -32,7 +32,8 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
 
     let drain = longest_drain(&model);
     // Its text names the causes already; as a chain they would be told twice.
-    let engine = Engine::start(model, StartOptions::default()).map_err(|error| anyhow!("cannot start: {error}"))?;
+    let options = StartOptions { cpus: arguments.worker_cpus.clone(), ..StartOptions::default() };
+    let engine = Engine::start(model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
     let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
     let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), drain, stopping: false };

@@ -451,6 +451,7 @@ mod tests {
                 cpu: 2,
                 state: "serving".to_owned(),
                 generation: 17,
+                vshards: 256,
                 sessions: 1200,
                 counters: counts(&[("breaths", 1_000_000), ("breath_max_microseconds", 1250)]),
                 flows: 0,

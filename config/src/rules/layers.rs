@@ -146,7 +146,7 @@ fn shares_network(root: &Section, one: IpAddr, other: IpAddr) -> bool {
 
 fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     if service.section.bool("drop_on_failure").is_some_and(|drops| drops.value)
-        && !draft.health(service).is_some_and(|health| health.word("check").is_none_or(|check| check.value != "none"))
+        && draft.health(service).is_none_or(|health| health.word("check").is_some_and(|check| check.value == "none"))
         && let Some(span) = service.section.written("drop_on_failure")
     {
         report

@@ -12,7 +12,7 @@ pub(super) static RUNTIME: Table = Table {
                 Kind::Word(&[word("auto", "One worker on each CPU that the process may use.")]),
                 Kind::List(&integer(0, 4095, "CPU id"), 1024),
             ]),
-            "Which CPUs carry a worker: `\"auto\"`, or their ids.",
+            "Which CPUs carry a worker: `\"auto\"`, or their ids. A reload may leave out the last ones of those that were started, and put them back.",
         )
         .default("auto"),
         key(

@@ -17,12 +17,14 @@ use crate::steering::{SteeringTable, VSHARDS, vshard_of_port};
 use crate::{VShard, WorkerId};
 
 mod book;
+mod homes;
 mod map;
 mod rest;
 #[cfg(test)]
 mod tests;
 
 pub use book::{SnatBook, SnatBookError, SnatLimits};
+pub use homes::PortHomes;
 pub use map::SnatMaps;
 pub use rest::SnatRest;
 
@@ -63,7 +65,7 @@ impl SnatLease {
         SnatLease { map, port: source.port(), address: source.ip() }
     }
 
-    /// The virtual shard that steering sends the returns to; where it is not the flow's home, returns need a note.
+    /// The virtual shard that steering sends the returns to; where it is not the flow's home, [`PortHomes`] say which one is.
     pub fn vshard(&self) -> VShard {
         vshard_of_port(self.port)
     }
@@ -151,38 +153,12 @@ impl SnatPool {
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
         let (sources, turn) = self.sources(destination, home)?;
-        let claim = |vshard| self.claim(sources, turn, vshard);
+        let claim = |vshard| self.claim(sources, turn, vshard, home);
         let is_own = |vshard: &VShard| steering.worker_of(*vshard) == worker;
         claim(home)
             .or_else(|| around(home).filter(is_own).find_map(claim))
             .or_else(|| around(home).filter(|vshard| !is_own(vshard)).find_map(claim))
             .ok_or_else(|| self.exhausted(destination, sources))
-    }
-
-    /// As [`lease`](Self::lease), but no foreign port: returns to it would arrive at another worker.
-    ///
-    /// # Errors
-    /// Every port of the worker's own shards is leased; whether foreign ones are free says [`has_free`](Self::has_free).
-    pub fn lease_own(
-        &self,
-        destination: SocketAddr,
-        home: VShard,
-        steering: &SteeringTable,
-        worker: WorkerId,
-    ) -> Result<SnatLease, SnatExhausted> {
-        let (sources, turn) = self.sources(destination, home)?;
-        std::iter::once(home)
-            .chain(around(home))
-            .filter(|&vshard| steering.worker_of(vshard) == worker)
-            .find_map(|vshard| self.claim(sources, turn, vshard))
-            .ok_or_else(|| self.exhausted(destination, sources))
-    }
-
-    /// Whether any port towards `destination` is free, whoever owns its shard.
-    pub fn has_free(&self, destination: SocketAddr) -> bool {
-        self.route(destination).is_some_and(|route| {
-            route.sources.iter().any(|source| source.map.leased(&self.mask) < self.mask.capacity())
-        })
     }
 
     fn route(&self, destination: SocketAddr) -> Option<&Route> {
@@ -208,11 +184,12 @@ impl SnatPool {
         SnatExhausted { destination, addresses: sources.len(), capacity: self.mask.capacity() * sources.len() as u32 }
     }
 
-    /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is.
-    fn claim(&self, sources: &[RouteSource], turn: usize, vshard: VShard) -> Option<SnatLease> {
+    /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is, for a flow whose home is `home`.
+    fn claim(&self, sources: &[RouteSource], turn: usize, vshard: VShard, home: VShard) -> Option<SnatLease> {
         let (before, from) = sources.split_at(turn);
         from.iter().chain(before).find_map(|source| {
             let port = source.map.claim(vshard, &self.mask)?;
+            source.map.homes.write(port, home);
             Some(SnatLease { map: source.map.id(), port, address: source.address })
         })
     }

@@ -17,14 +17,19 @@ use towpath_config::model::Model;
 use towpath_core::CheckId;
 use towpath_core::Generation;
 use towpath_core::health::{CheckPlan, CheckSchedule};
+use towpath_core::snapshot::Snapshot;
+use towpath_core::steering::SteeringTable;
+use towpath_core::steering::program::reuseport_program;
 
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
 use crate::packets::facing::resolve;
+use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::{needs_restart, new_interfaces};
+use crate::reload::{needs_restart, new_interfaces, workers_wanted};
+use crate::shared::SteeringPrograms;
 use crate::{control, probe};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -101,6 +106,8 @@ struct Turn {
     publish_at: Option<Instant>,
     judged: Option<(Sender<()>, Instant)>,
     pending: Vec<Pending>,
+    /// What the kernel is to steer by once the flows of this generation have moved.
+    resteer: Option<(Generation, SteeringPrograms)>,
 }
 
 impl Turn {
@@ -115,6 +122,7 @@ impl Turn {
             publish_at: None,
             judged: Some((judged, patience)),
             pending: Vec::new(),
+            resteer: None,
         }
     }
 
@@ -191,7 +199,8 @@ impl Turn {
     fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
-        let changed = needs_restart(truth.model(), &model);
+        let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
+        let changed = needs_restart(truth.model(), &model, &started);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
@@ -208,6 +217,7 @@ impl Turn {
                 tracing::warn!("reload goes on although at this time {}", way.message());
             }
         }
+        facts.cpus.clone_from(&started);
         // What this process holds already is in its plan, and limits do not change here.
         facts.memory_bytes = facts.memory_bytes.saturating_add(self.house.plan.memory_total());
         let mut findings = preflight(&model, &facts);
@@ -216,20 +226,62 @@ impl Turn {
             return Err(ReloadError::Preflight(findings));
         }
         let current = self.house.shared.snapshot();
-        let snapshot = truth.take(model, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
+        let workers = workers_wanted(&model.runtime.workers, &started).unwrap_or(started.len());
+        let (steering, programs) = match workers == current.steering.workers() {
+            true => (Arc::clone(&current.steering), None),
+            false => {
+                let (steering, programs) = self.remap(&model, &current, workers)?;
+                (steering, Some(programs))
+            }
+        };
+        let snapshot = truth.take(model, steering, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
         let generation = snapshot.generation;
+        self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
         self.house.shared.publish(snapshot);
         Ok(generation)
     }
 
+    /// The table for so many workers, and the programs that go with it. One move at a time: a worker waits for flows of one other only.
+    fn remap(
+        &self,
+        model: &Model,
+        current: &Snapshot,
+        workers: usize,
+    ) -> Result<(Arc<SteeringTable>, SteeringPrograms), ReloadError> {
+        let shared = &self.house.shared;
+        if self.resteer.is_some() || !shared.all_moved(current.generation) {
+            return Err(ReloadError::Moving);
+        }
+        let table = current.steering.remapped(workers);
+        let fanout = match self.house.plan.packets {
+            Some(_) => program(model, &table, shared.steering_seed())?,
+            None => Vec::new(),
+        };
+        let reuseport = reuseport_program(&table, shared.steering_seed()).into_iter().map(Into::into).collect();
+        Ok((Arc::new(table), SteeringPrograms { fanout, reuseport }))
+    }
+
+    /// Has the kernel steer anew once all flows are where they belong. Before, frames would find them only by way of the worker that had them.
+    fn steer(&mut self) {
+        let shared = &self.house.shared;
+        if let Some((_, programs)) = self.resteer.take_if(|(generation, _)| shared.all_moved(*generation)) {
+            shared.publish_steering(programs);
+        }
+    }
+
     /// Tells reloads that every worker serves theirs; one that waits too long hears so in the log.
     fn answer_pending(&mut self) {
+        self.steer();
         let now = Instant::now();
         let shared = &self.house.shared;
         self.pending.retain(|pending| {
             let adopted = shared.all_adopted(pending.generation);
-            if !adopted && now < pending.until {
+            let moved = shared.all_moved(pending.generation);
+            if !(adopted && moved) && now < pending.until {
                 return true;
+            }
+            if adopted && !moved {
+                tracing::warn!("generation {}: flows still move between workers", pending.generation);
             }
             if !adopted {
                 let late: Vec<String> = shared

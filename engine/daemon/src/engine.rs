@@ -28,10 +28,11 @@ use crate::notify::notify;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::kernel::{Kernel, KernelError};
+use crate::packets::steering::SteeringError;
 use crate::plan::{Plan, PlanErrors, PlanInput};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
-use crate::shared::{Phase, Shared, SharedSettings, steering_seed};
+use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
 use crate::worker::{self, Entrances};
 
@@ -49,6 +50,9 @@ pub struct StartOptions {
     pub descriptors_elsewhere: u64,
     /// Called by each worker at the start of each breath, when there is one: tests panic in it. Neither file nor environment reaches it.
     pub on_breath: Option<fn()>,
+    /// The CPUs that workers may use, one of them as often as it is named; `None` = those that the process may use, as it should be outside of
+    /// tests.
+    pub cpus: Option<Vec<usize>>,
 }
 
 impl Default for StartOptions {
@@ -57,6 +61,7 @@ impl Default for StartOptions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: None,
             descriptors_elsewhere: 0,
+            cpus: None,
             on_breath: None,
         }
     }
@@ -115,12 +120,18 @@ pub enum ReloadError {
     /// The machine could not be asked.
     #[error("the machine could not be asked about itself: {0}")]
     Host(#[source] io::Error),
+    /// Another number of workers while flows still move because of the last one.
+    #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
+    Moving,
     /// Changes that only a restart can take, each by name.
     #[error("changed, but cannot be taken while running: {}; restart to apply", .0.join(", "))]
     NeedsRestart(Vec<String>),
     /// The machine does not fit the configuration.
     #[error("{}", lines(.0))]
     Preflight(Vec<Finding>),
+    /// The addresses cannot be steered to so many workers.
+    #[error("{0}")]
+    Steering(#[from] SteeringError),
     /// The process is ending.
     #[error("the process is ending")]
     Stopping,
@@ -183,8 +194,16 @@ impl Engine {
             }
         };
         let ports = ports.into_iter().chain(std::iter::repeat_with(Vec::new));
-        let entrances: Vec<Entrances> =
-            listeners.into_iter().zip(ports).map(|(listeners, ports)| Entrances { listeners, ports }).collect();
+        let workers = plan.workers.len();
+        let inboxes: Arc<[Inbox]> = match plan.packets {
+            Some(_) if workers > 1 => (0..workers).map(|_| Inbox::new()).collect(),
+            _ => Arc::default(),
+        };
+        let entrances: Vec<Entrances> = listeners
+            .into_iter()
+            .zip(ports)
+            .map(|(listeners, ports)| Entrances { listeners, ports, inboxes: Arc::clone(&inboxes) })
+            .collect();
         let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
@@ -217,8 +236,8 @@ impl Engine {
         self.house.status()
     }
 
-    /// Takes a new configuration: servers, weights, admin states, health, balance, persistence and timeouts. Whatever else
-    /// changed is refused by name. Returns when every worker serves it.
+    /// Takes a new configuration: servers, weights, admin states, health, balance, persistence, timeouts and how many workers
+    /// take part. Whatever else changed is refused by name. Returns when every worker serves it and no flow has to move any more.
     pub fn reload(&self, model: Model) -> Result<Generation, ReloadError> {
         if self.house.shared.phase() != Phase::Running {
             return Err(ReloadError::Stopping);
@@ -305,6 +324,7 @@ fn plan(model: &Model, options: &StartOptions) -> Result<Plan, StartError> {
     }
     let mut facts = HostFacts::gather(model).map_err(StartError::Host)?;
     facts.nofile = facts.nofile.saturating_sub(options.descriptors_elsewhere);
+    facts.cpus = options.cpus.clone().unwrap_or(facts.cpus);
     let findings = preflight(model, &facts);
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(StartError::Preflight(findings));

@@ -123,17 +123,22 @@ impl Truth {
     ///
     /// A server that stays keeps its verdict, also when the parameters of its check have changed: otherwise every change of an
     /// interval would take all servers out until their next check.
-    pub(crate) fn take(&mut self, model: Model, current: &Snapshot, now: Now) -> Result<Arc<Snapshot>, CompileError> {
+    pub(crate) fn take(
+        &mut self,
+        model: Model,
+        steering: Arc<SteeringTable>,
+        current: &Snapshot,
+        now: Now,
+    ) -> Result<Arc<Snapshot>, CompileError> {
         let mut registry = self.registry.clone();
         let mut board = self.board.clone();
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, now);
         let next = Generation(current.generation.0 + 1);
         let mut snapshot =
-            compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&self.steering), next)?;
+            compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&steering), next)?;
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
-            snapshot =
-                compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&self.steering), next)?;
+            snapshot = compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&steering), next)?;
         }
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
@@ -151,6 +156,13 @@ impl Truth {
         }
         let reason = format!("generation {next}");
         self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
+        let (before, after) = (self.steering.workers(), steering.workers());
+        if before != after {
+            let (from, to) = (format!("workers: {before}"), format!("workers: {after}"));
+            self.events
+                .record(Tone::Info, Event::now(EventKind::Configuration, from, to, "clients move with their flows"));
+        }
+        self.steering = steering;
         self.model = model;
         self.registry = registry;
         self.board = board;
@@ -348,7 +360,7 @@ impl House {
             services,
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
-            workers: shared.seats().map(|seat| worker_status(seat, self.plan.packets.is_some())).collect(),
+            workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
             limits: self.limits(),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -447,7 +459,7 @@ fn opened_ever(shared: &Shared, server: RealServerId) -> u64 {
     shared.seats().map(|seat| seat.opened(server)).sum()
 }
 
-fn worker_status(seat: &Seat, has_packets: bool) -> WorkerStatus {
+fn worker_status(seat: &Seat, snapshot: &Snapshot, has_packets: bool) -> WorkerStatus {
     let mut packets = BTreeMap::new();
     if has_packets {
         packets.extend(PlaneCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.plane_counter(c))));
@@ -459,6 +471,7 @@ fn worker_status(seat: &Seat, has_packets: bool) -> WorkerStatus {
         cpu: seat.cpu(),
         state: if seat.ended() { "ended" } else { "serving" }.to_owned(),
         generation: seat.adopted().0,
+        vshards: snapshot.steering.owners().iter().filter(|&&owner| owner == seat.id()).count(),
         sessions: seat.sessions(),
         counters: WorkerCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.read(c))).collect(),
         flows: seat.flows(),

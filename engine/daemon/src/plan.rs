@@ -14,6 +14,7 @@ use towpath_sys::packet::RingSettings;
 use crate::packets::arms::Arm;
 use crate::packets::claims;
 use crate::preflight::HostFacts;
+use crate::shared::Inbox;
 
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
@@ -57,8 +58,9 @@ pub const PIPE_BYTES: u64 = 256 * 1024;
 
 /// The same for a large one. With 4 KiB pages, those of two workers are just what a user gets.
 pub const LARGE_PIPE_BYTES: u64 = 1024 * 1024;
-/// One port map: (SNAT address, server, protocol).
+/// One port map: (SNAT address, server, protocol). On the packet plane it says for each port where its flow lives, too.
 const SNAT_MAP_BYTES: u64 = 16 * 1024;
+const PORT_HOMES_BYTES: u64 = 64 * 1024;
 /// Rings, buffers for datagrams, counters and stack of one worker.
 const WORKER_BYTES: u64 = 12 * 1024 * 1024;
 /// A timer; every worker has one for each connection and session of the process, because one worker may hold them all.
@@ -215,7 +217,9 @@ impl PacketsPlan {
         // Twice: what has waited is copied once more when it leaves.
         let waiting = 2 * (self.plane.pending_frames_max * HELD_BYTES_MAX) as u64;
         let flows = self.plane.flows_max as u64 * FLOW_BYTES;
+        let inboxes = if workers > 1 { workers * Inbox::BYTES } else { 0 };
         vec![
+            share("packets handed off", inboxes),
             share("packet rings", workers * self.arms.len() as u64 * self.ring.ring_bytes()),
             share("flows", workers * flows),
             share("half-open flows", workers * half_open),
@@ -492,11 +496,12 @@ impl Needs {
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
+        let homes = snat_maps(model, |plane| plane == PlaneWord::Packet) as u64 * PORT_HOMES_BYTES;
         let mut fixed_memory = vec![
             share("workers", workers * WORKER_BYTES),
             share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
-            share("source ports", snat_maps(model) as u64 * SNAT_MAP_BYTES),
+            share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
             share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
         ];
         fixed_memory.extend(packets.map_or_else(Vec::new, PacketsPlan::memory));
@@ -626,10 +631,10 @@ fn checked_ports(model: &Model) -> usize {
 }
 
 /// Distinct (SNAT address, server address and port, protocol), the keys of the port maps. A server of a service of every port
-/// has one map for all of them.
-fn snat_maps(model: &Model) -> usize {
+/// has one map for all of them. Of the services of these planes.
+fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
     let mut keys = BTreeSet::new();
-    for service in &model.services {
+    for service in model.services.iter().filter(|service| counts(service.plane)) {
         let Some(pool) = claims::pool(service) else { continue };
         let ports: &[u16] = match &service.ports {
             Ports::All => &[0],

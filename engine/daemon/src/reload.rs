@@ -3,19 +3,19 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService};
+use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService, Workers};
 
 use crate::packets::arms::Arm;
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
-/// taken while running. What listeners, workers and allocations hang on cannot.
-pub fn needs_restart(old: &Model, new: &Model) -> Vec<String> {
+/// taken while running, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
+pub fn needs_restart(old: &Model, new: &Model, started: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
     let Model { runtime, limits, control, groups: _, services } = new;
-    if runtime.workers != old.runtime.workers {
+    if workers_wanted(&runtime.workers, started).is_none() {
         changed.push("runtime.workers".to_owned());
     }
     if runtime.poll != old.runtime.poll {
@@ -41,6 +41,14 @@ pub fn needs_restart(old: &Model, new: &Model) -> Vec<String> {
         }
     }
     changed
+}
+
+/// How many of the workers that were `started`, each on its CPU, are to take part: the first ones. `None`: others are wanted.
+pub fn workers_wanted(wanted: &Workers, started: &[usize]) -> Option<usize> {
+    match wanted {
+        Workers::Auto => Some(started.len()),
+        Workers::Cpus(cpus) => (!cpus.is_empty() && started.starts_with(cpus)).then_some(cpus.len()),
+    }
 }
 
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.

@@ -7,6 +7,7 @@
 
 mod gate;
 mod guard;
+mod inbox;
 mod loads;
 mod network;
 mod seat;
@@ -30,8 +31,9 @@ use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};
+pub use inbox::{HandedFrame, Inbox, Letter, Parcel};
 pub use loads::SharedLoads;
-pub use network::NetworkBoard;
+pub use network::{NetworkBoard, SteeringPrograms};
 pub use seat::{RingCounter, Seat, ServicePage};
 
 /// Bounds and seeds of the shared state; allocated at start.
@@ -207,6 +209,23 @@ impl Shared {
     /// Whether every worker that still runs serves `generation` or a later one.
     pub fn all_adopted(&self, generation: Generation) -> bool {
         self.seats.iter().all(|seat| seat.ended() || seat.adopted() >= generation)
+    }
+
+    /// A worker says that all flows which `generation` gives to others are on their way to them.
+    pub fn report_moved(&self, worker: WorkerId, generation: Generation) {
+        self.seat(worker).set_moved(generation);
+        self.news.notify_one();
+    }
+
+    /// Whether every worker that still runs has given away what `generation` gives to others.
+    pub fn all_moved(&self, generation: Generation) -> bool {
+        self.seats.iter().all(|seat| seat.ended() || seat.moved() >= generation)
+    }
+
+    /// Has the kernel steer by these programs and wakes every worker. Only the controller calls this.
+    pub fn publish_steering(&self, programs: SteeringPrograms) {
+        self.network.steer(programs);
+        self.wake_all();
     }
 
     /// Whether the process runs, drains or ends: one atomic load.

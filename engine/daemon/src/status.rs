@@ -167,6 +167,8 @@ pub struct WorkerStatus {
     pub state: String,
     /// The generation that it serves.
     pub generation: u64,
+    /// Its share of new clients, in 256ths.
+    pub vshards: usize,
     /// Connections and sessions that it holds.
     pub sessions: u32,
     /// Every counter of the worker, by label.

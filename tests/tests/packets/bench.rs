@@ -69,7 +69,7 @@ pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, C
         }
         take_made(at_ms, &mut out, &mut left);
     }
-    Ok((left, counters(&plane, desk, &snapshot)))
+    Ok((left, counters(&plane, &desk, &snapshot)))
 }
 
 fn take_made(at_ms: u64, out: &mut Outbox, left: &mut Vec<Captured>) {
@@ -141,8 +141,8 @@ pub(crate) fn network() -> Network {
     Network::new(ports, routes, servers.chain(routers).collect())
 }
 
-fn counters(plane: &Plane, desk: TestDesk, snapshot: &Snapshot) -> Counters {
-    let mut counters = desk.counted;
+fn counters(plane: &Plane, desk: &TestDesk, snapshot: &Snapshot) -> Counters {
+    let mut counters = desk.counted.clone();
     let of_plane = PlaneCounter::ALL.iter().map(|&counter| ("plane", counter.label(), plane.counts().read(counter)));
     let drops = DropReason::ALL.iter().map(|&reason| ("dropped", reason.label(), plane.counts().dropped(reason)));
     for (section, name, value) in of_plane.chain(drops).filter(|&(.., value)| value > 0) {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use towpath_core::plane::PortId;
 
-use crate::capture::{self, Captured};
+use crate::capture::{self, Captured, Offload};
 use crate::plane;
 
 /// Changes of one input, at most.
@@ -35,7 +35,7 @@ fn seeds() -> Vec<(String, Vec<u8>)> {
     }
     seeds.push(("nothing".into(), Vec::new()));
     seeds.push(("no-steps".into(), vec![0]));
-    let empty = Captured { at_ms: 70_000, port: PortId(2), bytes: Vec::new() };
+    let empty = Captured { at_ms: 70_000, port: PortId(2), offload: Offload::Nothing, bytes: Vec::new() };
     seeds.push(("empty-frame".into(), plane::input_of("dsr-v4-tcp", &[empty]).expect("it is one of them")));
     seeds
 }

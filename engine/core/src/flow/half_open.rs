@@ -52,6 +52,11 @@ impl HalfOpenSources {
         Ok(())
     }
 
+    /// Counts one that was admitted elsewhere, also above the cap.
+    pub fn add(&mut self, source: Ip) {
+        self.counters(source).into_iter().for_each(|counter| *counter = counter.saturating_add(1));
+    }
+
     /// A flow of `source` that was counted is no longer half open.
     pub fn close(&mut self, source: Ip) {
         for counter in self.counters(source) {

@@ -32,6 +32,7 @@ mod addresses;
 mod deadlines;
 pub(super) mod hash;
 mod index;
+mod seen;
 #[cfg(test)]
 mod tests;
 

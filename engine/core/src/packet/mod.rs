@@ -58,6 +58,7 @@ counters!(
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
         FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
         HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
+        HandOffFull = "hand_off_full", "A frame for another worker that had no room for it.";
         HalfOpenFull = "half_open_full", "The table of half-open flows was full, or the half of it that UDP may have.";
         HalfOpenSource = "half_open_source", "The source had as many half-open flows as one may.";
         HopLimit = "hop_limit", "A packet whose time to live or hop limit ran out here; its sender is told.";
@@ -88,7 +89,6 @@ counters!(
         PacketTooBig = "packet_too_big", "A packet larger than the MTU of the link ahead; its sender is told, unless it may be fragmented.";
         PortClosed = "port_closed", "A packet to an address of ours that fits no service and no flow.";
         PortsExhausted = "ports_exhausted", "Every (source address, port) towards the real server was leased; a TCP client is reset.";
-        PortsForeign = "ports_foreign", "The same, but for ports that belong to other workers; a TCP client is reset.";
         PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
         ReturnPort = "return_port", "An answer of a real server that came in on an interface from which no route leads to that server.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";

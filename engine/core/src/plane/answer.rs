@@ -101,7 +101,11 @@ impl Plane {
     /// Translates an error about a packet that we had translated (RFC 5508 section 4): inside and out, for the side that sent that packet.
     fn on_error<D: Desk>(&mut self, frame: &mut Frame<'_>, error: &IcmpError, turn: &mut Turn<'_, D>) -> Verdict {
         // It goes the way of the answers to the packet that it quotes.
-        let Some(found) = self.flows.lookup(&error.embedded.reversed()) else {
+        let answer = error.embedded.reversed();
+        let Some(found) = self.flows.lookup(&answer) else {
+            if let Some(verdict) = self.hand_off(&answer, self.services.find(&answer)) {
+                return verdict;
+            }
             return match self.is_ours_alone(error.parsed.tuple.dst) {
                 true => Verdict::Drop(DropReason::IcmpErrorStray),
                 false => Verdict::Pass,

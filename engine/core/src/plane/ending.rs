@@ -211,7 +211,7 @@ impl Plane {
     }
 
     /// Resets a TCP connection towards these sides, each as if by the other one.
-    fn reset(&mut self, now: Now, ended: &Ended, sides: &[Direction], out: &mut Outbox) {
+    pub(super) fn reset(&mut self, now: Now, ended: &Ended, sides: &[Direction], out: &mut Outbox) {
         if !is_tcp(&ended.path) {
             return;
         }

@@ -66,11 +66,11 @@ mod tests {
         let mut exhausted = Exhausted::default();
         assert_eq!(exhausted.recall(Now(0), ServiceId(0), server(1)), None);
         for port in 1..=20 {
-            exhausted.note(Now(100), ServiceId(0), server(port), DropReason::PortsForeign);
+            exhausted.note(Now(100), ServiceId(0), server(port), DropReason::ServersFull);
         }
         exhausted.note(Now(130), ServiceId(0), server(20), DropReason::PortsExhausted);
         assert_eq!(exhausted.recall(Now(163), ServiceId(0), server(20)), Some(DropReason::PortsExhausted));
-        assert_eq!(exhausted.recall(Now(163), ServiceId(0), server(19)), Some(DropReason::PortsForeign));
+        assert_eq!(exhausted.recall(Now(163), ServiceId(0), server(19)), Some(DropReason::ServersFull));
         assert_eq!(exhausted.recall(Now(163), ServiceId(1), server(20)), None);
         assert_eq!(exhausted.recall(Now(164), ServiceId(0), server(19)), None);
         exhausted.forget();

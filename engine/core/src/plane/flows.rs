@@ -235,7 +235,7 @@ impl Flows {
     }
 
     /// Whether one more flow with these returns fits into the large table, if need be in place of one that is over.
-    fn make_room_established(&mut self, returns: Returns) -> bool {
+    pub(super) fn make_room_established(&mut self, returns: Returns) -> bool {
         let has_share = !self.is_over_share(returns) || self.evict(Some(Returns::Elsewhere));
         has_share && (self.established.len() < self.established.flows_max() || self.evict(None))
     }
@@ -258,11 +258,11 @@ impl Flows {
     }
 
     /// Whether the connection of a flow is over, and nothing rests in it.
-    fn is_over(&self, stage: Stage, id: FlowId) -> bool {
+    pub(super) fn is_over(&self, stage: Stage, id: FlowId) -> bool {
         self.table(stage).detail(id).is_some_and(|detail| !detail.is_counted && !detail.is_leased())
     }
 
-    fn give_way(&mut self, stage: Stage, id: FlowId) {
+    pub(super) fn give_way(&mut self, stage: Stage, id: FlowId) {
         self.gave_way += u64::from(self.remove(stage, id).is_some());
     }
 

@@ -125,6 +125,9 @@ impl Plane {
         let Found { stage, id, direction } = found;
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
+        if state.tcp().is_over() && packet.tuple.protocol == PROTOCOL_TCP && self.gives_way(found) {
+            return None;
+        }
         let rule = *self.services.rule(service);
         if direction == Direction::Reverse && !self.hops.returns_by(&self.network, packet.tuple.src, frame.port) {
             return Some(Verdict::Drop(DropReason::ReturnPort));

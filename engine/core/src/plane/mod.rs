@@ -12,7 +12,10 @@ mod ending;
 mod exhausted;
 mod flows;
 mod forward;
+mod handoff;
+mod moving;
 mod network;
+mod note;
 mod opening;
 mod outbox;
 mod pending;
@@ -39,9 +42,12 @@ use ending::Sweep;
 use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
+use moving::Moving;
+use note::Notes;
 use pending::Pending;
 use services::Services;
 
+pub use moving::{Cargo, MovedFlow};
 pub use network::{Network, NextHop, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
@@ -62,6 +68,7 @@ pub(crate) const DROP_REASONS: [DropReason; 22] = [
     DropReason::HairpinUnserved,
     DropReason::HalfOpenFull,
     DropReason::HalfOpenSource,
+    DropReason::HandOffFull,
     DropReason::HopLimit,
     DropReason::IcmpErrorStray,
     DropReason::IcmpErrorWindow,
@@ -71,7 +78,6 @@ pub(crate) const DROP_REASONS: [DropReason; 22] = [
     DropReason::PacketTooBig,
     DropReason::PortClosed,
     DropReason::PortsExhausted,
-    DropReason::PortsForeign,
     DropReason::ReturnPort,
     DropReason::ServersFull,
     DropReason::ServiceFull,
@@ -115,6 +121,8 @@ pub struct Frame<'a> {
 pub enum Verdict {
     /// Nothing; it is counted.
     Drop(DropReason),
+    /// Its flow lives, or is to be opened, at this other worker, whose [`Plane::process_handed`] is to get it as it is.
+    HandOff(WorkerId),
     /// It was copied and waits for its next hop; or it was answered, and the answer is in the [`Outbox`].
     Kept,
     /// It is none of ours: the kernel has its own copy.
@@ -182,12 +190,17 @@ counters!(
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
         ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
         FlowsClosed = "flows_closed", "Flows that have ended.";
+        FlowsGiven = "flows_given", "Flows given to the workers that their clients are steered to now.";
         FlowsOpened = "flows_opened", "Flows that were opened.";
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
-        Frames = "frames", "Frames received.";
+        FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
+        Frames = "frames", "Frames received, from other workers too.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
         FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
+        FramesHandedByMove = "frames_handed_by_move", "Frames handed to another worker because their flow has moved, or is about to come.";
+        FramesHandedByNote = "frames_handed_by_note", "Frames handed to another worker by the note of a source port that was leased outside of its home.";
+        FramesHandedHere = "frames_handed_here", "Of the frames received, those that another worker has handed here.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
@@ -244,6 +257,10 @@ pub struct Plane {
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
+    notes: Notes,
+    moving: Moving,
+    /// Of the frames at hand: who has handed them here.
+    handed_by: Option<WorkerId>,
     /// ICMP errors: senders whose packets do not fit depend on them.
     errors: Budget,
     /// Resets of what is refused, apart: a flood of SYNs must not use up the others.
@@ -283,7 +300,12 @@ impl Plane {
         let PlaneSettings { flows_max, half_open_max, half_open_per_source_max, seed, .. } = *settings;
         let mut services = Services::new();
         services.adopt(&snapshot);
+        let mut notes = Notes::default();
+        notes.adopt(&snapshot);
         Plane {
+            moving: Moving::new(&snapshot.steering, settings.worker),
+            notes,
+            handed_by: None,
             snapshot,
             hops: Hops::new(&network),
             network,
@@ -305,12 +327,15 @@ impl Plane {
     }
 
     /// Serves by `snapshot` from here on. Flows of servers that were halted since, and of those that went down where their service
-    /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`].
+    /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`]; those whose virtual shard belongs to another
+    /// worker now are given to it by the next calls of [`Plane::export`].
     pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());
         }
         self.exhausted.forget();
+        self.notes.adopt(&snapshot);
+        self.moving.adopt(&self.snapshot.steering, &snapshot.steering, self.worker);
         self.snapshot = snapshot;
     }
 
@@ -386,7 +411,7 @@ impl Plane {
             match verdict {
                 Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
                 Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
-                Verdict::Kept | Verdict::Send(_) => {}
+                Verdict::HandOff(_) | Verdict::Kept | Verdict::Send(_) => {}
             }
         }
     }
@@ -403,8 +428,8 @@ impl Plane {
 
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
     pub fn next_due(&self) -> Option<Now> {
-        let sweep = self.sweep.is_some().then_some(self.called);
-        [sweep, self.flows.next_expiry(), self.pending.next_due(), self.rest.next_due()].into_iter().flatten().min()
+        let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
+        [at_once, self.flows.next_expiry(), self.pending.next_due(), self.rest.next_due()].into_iter().flatten().min()
     }
 
     /// What was counted so far.

@@ -16,7 +16,6 @@ use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
-use crate::snat::SnatLease;
 use crate::steering::vshard_of_client;
 use crate::{Now, Refusal, ServiceId};
 
@@ -41,7 +40,11 @@ impl Plane {
         {
             return verdict;
         }
-        match self.services.find(&packet.tuple) {
+        let service = self.services.find(&packet.tuple);
+        if let Some(verdict) = self.hand_off(&packet.tuple, service) {
+            return verdict;
+        }
+        match service {
             // Forged, or one of our own come back: between two services it would never end.
             Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
@@ -191,24 +194,26 @@ impl Plane {
                 if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
                     return Err((reason, Termination::OutOfSourcePorts));
                 }
-                let Ok(lease) = pool.lease_own(towards, home, &self.snapshot.steering, self.worker) else {
-                    let reason = match pool.has_free(towards) {
-                        true => DropReason::PortsForeign,
-                        false => DropReason::PortsExhausted,
-                    };
-                    self.exhausted.note(now, service.id, towards, reason);
-                    return Err((reason, Termination::OutOfSourcePorts));
+                let Ok(lease) = pool.lease(towards, home, &self.snapshot.steering, self.worker) else {
+                    self.exhausted.note(now, service.id, towards, exhausted.0);
+                    return Err(exhausted);
                 };
-                Some(lease)
+                Some((lease, towards))
             };
-            let source = lease.as_ref().map_or(client.source(), SnatLease::source);
+            let source = lease.as_ref().map_or(client.source(), |(lease, _)| lease.source());
             let path = FlowPath {
                 client: *client,
                 server: Tuple::new(source, destination, client.protocol),
                 returns: rule.returns(),
             };
-            let mut detail = Detail::new(member.server, lease);
-            match self.flows.open(now, &path, class, state, detail) {
+            let is_taken_elsewhere =
+                lease.as_ref().is_some_and(|(lease, towards)| self.is_taken_elsewhere(lease, *towards, &path));
+            let mut detail = Detail::new(member.server, lease.map(|(lease, _)| lease));
+            let opened = match is_taken_elsewhere {
+                true => Err(OpenError::Taken),
+                false => self.flows.open(now, &path, class, state, detail),
+            };
+            match opened {
                 Ok(id) => return Ok(id),
                 Err(error) => {
                     detail.release(&path, self.services.maps());

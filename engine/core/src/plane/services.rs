@@ -190,7 +190,7 @@ impl Services {
     }
 }
 
-fn protocol_number(protocol: Protocol) -> u8 {
+pub(super) fn protocol_number(protocol: Protocol) -> u8 {
     match protocol {
         Protocol::Tcp => PROTOCOL_TCP,
         Protocol::Udp => PROTOCOL_UDP,

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::SnatLease;
+use super::homes::Homes;
 use crate::VShard;
 use crate::steering::{VSHARDS, vshard_of_port};
 
@@ -31,6 +32,7 @@ pub(super) struct PortMap {
     /// Pools that lease from here. The book reuses a map only when there are none and no port is leased.
     pools: AtomicU32,
     shards: Box<[Shard]>,
+    pub(super) homes: Homes,
 }
 
 impl std::fmt::Debug for PortMap {
@@ -48,7 +50,7 @@ impl PortMap {
             turns: word(),
             spare: [word(), word()],
         };
-        PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect() }
+        PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect(), homes: Homes::default() }
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -95,6 +97,12 @@ impl PortMap {
         let bit = usize::from(port >> 8);
         let before = shard.leased[bit / 64].fetch_and(!(1 << (bit % 64)), Ordering::AcqRel);
         before & (1 << (bit % 64)) != 0
+    }
+
+    /// Whether `port` is leased.
+    pub(super) fn is_leased(&self, port: u16) -> bool {
+        let (vshard, word, bit) = place(port);
+        self.shards[vshard].leased[word].load(Ordering::Acquire) & bit != 0
     }
 
     /// A number that grows by one with each call for the same shard.

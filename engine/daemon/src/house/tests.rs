@@ -35,7 +35,7 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 
 /// Publishes `model` and lets the one worker adopt it.
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
-    let next = truth.take(model, &shared.snapshot(), shared.now()).unwrap();
+    let next = truth.take(model, Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now()).unwrap();
     shared.publish(Arc::clone(&next));
     shared.report_adopted(WorkerId(0), next.generation);
 }
@@ -86,7 +86,8 @@ fn the_id_of_a_removed_server_is_kept_while_somebody_holds_it() {
 #[test]
 fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_snapshot() {
     let (mut truth, shared) = first(model("", &["11", "12"]));
-    let next = truth.take(model("", &["11"]), &shared.snapshot(), shared.now()).unwrap();
+    let next =
+        truth.take(model("", &["11"]), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now()).unwrap();
     shared.publish(Arc::clone(&next));
     truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 1, "the worker may still pick it");

@@ -56,14 +56,14 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
     ];
     let old = model(BASE);
     for (from, to, expected) in cases {
-        assert_eq!(needs_restart(&old, &edited(from, to)), [expected], "{to}");
+        assert_eq!(needs_restart(&old, &edited(from, to), &[0]), [expected], "{to}");
     }
 }
 
 #[test]
 fn a_service_with_another_name_is_one_removed_and_one_added() {
     let renamed = edited("name = \"web\"", "name = \"site\"");
-    assert_eq!(needs_restart(&model(BASE), &renamed), ["service `web` (removed)", "service `site` (added)"]);
+    assert_eq!(needs_restart(&model(BASE), &renamed, &[0]), ["service `web` (removed)", "service `site` (added)"]);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn servers_health_balance_persistence_timeouts_and_limits_are_taken() {
     for (from, to) in cases {
         let new = edited(from, to);
         assert_ne!(new, old, "{to} changes the model");
-        assert_eq!(needs_restart(&old, &new), Vec::<String>::new(), "{to}");
+        assert_eq!(needs_restart(&old, &new, &[0]), Vec::<String>::new(), "{to}");
     }
 }
 
@@ -112,4 +112,16 @@ fn servers_behind_an_interface_that_the_packet_plane_has_not_opened_take_a_resta
     assert_eq!(new_interfaces(&started, &[arm("back", 7)]), Vec::<String>::new());
     let changed = new_interfaces(&started, &[arm("front", 2), arm("other", 4)]);
     assert_eq!(changed, ["interface other (a server is reached by it)"]);
+}
+
+#[test]
+fn the_first_of_the_workers_that_were_started_can_be_wanted() {
+    let started = [2, 3, 5];
+    let wanted = |workers: &str| {
+        workers_wanted(&edited("workers = [0]", &format!("workers = {workers}")).runtime.workers, &started)
+    };
+    let cases = [("\"auto\"", Some(3)), ("[2]", Some(1)), ("[2, 3]", Some(2)), ("[2, 3, 5]", Some(3))];
+    for (workers, count) in cases.into_iter().chain(["[3]", "[2, 5]", "[2, 3, 5, 7]"].map(|workers| (workers, None))) {
+        assert_eq!(wanted(workers), count, "{workers}");
+    }
 }

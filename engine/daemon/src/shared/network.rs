@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use towpath_core::WorkerId;
 use towpath_core::packet::Ip;
 use towpath_core::plane::{Network, PortId};
-use towpath_sys::packet::PacketPort;
+use towpath_sys::packet::{Instruction, PacketPort};
 
 use super::lock;
 
@@ -26,9 +26,37 @@ pub struct NetworkBoard {
     wanted: Mutex<BTreeSet<(PortId, Ip)>>,
     gone: Mutex<BTreeSet<PortId>>,
     asked: Notify,
+    steering_edition: AtomicU64,
+    steering: Mutex<Arc<SteeringPrograms>>,
+}
+
+/// How the kernel finds the worker of a frame and of a client, where that differs from the start.
+#[derive(Debug, Default)]
+pub struct SteeringPrograms {
+    /// Of the fanout groups; empty where there is no packet plane.
+    pub fanout: Vec<Instruction>,
+    /// Of the groups of listeners.
+    pub reuseport: Vec<Instruction>,
 }
 
 impl NetworkBoard {
+    /// Puts other steering programs in force.
+    pub(super) fn steer(&self, programs: SteeringPrograms) {
+        *lock(&self.steering) = Arc::new(programs);
+        self.steering_edition.fetch_add(1, Ordering::Release);
+    }
+
+    /// The steering programs in force, if their number is another than `have`, which is set to it; `None` as long as those of the start are.
+    #[inline]
+    pub fn steering_newer_than(&self, have: &mut u64) -> Option<Arc<SteeringPrograms>> {
+        let edition = self.steering_edition.load(Ordering::Acquire);
+        if edition == *have {
+            return None;
+        }
+        *have = edition;
+        Some(Arc::clone(&lock(&self.steering)))
+    }
+
     /// Puts the next network in force; returns once it is, and wakes nobody: see [`super::Shared::publish_network`].
     pub(super) fn publish(&self, network: Arc<Network>) {
         *lock(&self.network) = network;

@@ -114,6 +114,7 @@ pub struct Seat {
     opened: CounterPage,
     packets: CounterPage,
     adopted: AtomicU64,
+    moved: AtomicU64,
     sessions: AtomicU32,
     flows: AtomicU32,
     ended: AtomicBool,
@@ -132,6 +133,7 @@ impl Seat {
                 PlaneCounter::ALL.len() + RingCounter::ALL.len() + DropReason::ALL.len() + SLACK_CELLS,
             ),
             adopted: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             sessions: AtomicU32::new(0),
             flows: AtomicU32::new(0),
             ended: AtomicBool::new(false),
@@ -194,6 +196,15 @@ impl Seat {
 
     pub(super) fn set_adopted(&self, generation: Generation) {
         self.adopted.store(generation.0, Ordering::Release);
+    }
+
+    /// The generation whose moves to other workers are made.
+    pub fn moved(&self) -> Generation {
+        Generation(self.moved.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_moved(&self, generation: Generation) {
+        self.moved.store(generation.0, Ordering::Release);
     }
 
     /// Says how many sessions the worker holds. Only the seat's own worker may call this.

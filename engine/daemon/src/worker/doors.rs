@@ -74,6 +74,14 @@ impl Doors {
         }
     }
 
+    /// Has the kernel choose the listeners of new TCP clients by this program, for all workers.
+    pub(super) fn steer(&self, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
+        self.doors.iter().try_for_each(|door| match &door.socket {
+            DoorSocket::Stream(listener) => socket::attach_reuseport_program(listener, program),
+            DoorSocket::Datagram(_) | DoorSocket::Closed => Ok(()),
+        })
+    }
+
     /// Whether an accept or receive is still in flight.
     pub(super) fn any_armed(&self) -> bool {
         self.doors.iter().any(|door| door.armed)

@@ -6,6 +6,7 @@
 
 mod datagram;
 mod doors;
+mod handoff;
 mod packets;
 mod pump;
 mod relay;
@@ -25,14 +26,14 @@ use towpath_core::session::{Chunks, Event, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
-use towpath_core::{Now, WorkerId};
+use towpath_core::{Generation, Now, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
 
 use crate::listen::Listener;
 use crate::settings::WorkerSettings;
-use crate::shared::{Phase, Shared, worker_guard};
+use crate::shared::{Inbox, Phase, Shared, worker_guard};
 use datagram::Datagrams;
 use doors::Doors;
 use packets::{Left, Packets};
@@ -72,6 +73,8 @@ pub struct Entrances {
     pub listeners: Vec<Listener>,
     /// Ports of the packet plane; empty where no service is on it.
     pub ports: Vec<PacketPort>,
+    /// What workers hand to each other, by worker; empty where there is nobody to hand to.
+    pub inboxes: Arc<[Inbox]>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
@@ -133,6 +136,10 @@ struct Worker {
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
+    /// The generation whose moves were reported.
+    moved: Generation,
+    /// Of the steering programs that the kernel has.
+    steered: u64,
     /// Scratch, empty between events.
     ops: Vec<Op>,
 }
@@ -163,7 +170,9 @@ impl Worker {
             ring,
             now,
             doors: Doors::new(entrances.listeners)?,
-            packets: settings.plane.map(|plane| Packets::new(entrances.ports, &plane, &snapshot, &shared, now)),
+            packets: settings
+                .plane
+                .map(|plane| Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now)),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),
@@ -175,6 +184,8 @@ impl Worker {
             starved: VecDeque::new(),
             stopping: None,
             drain_look: now,
+            moved: Generation(0),
+            steered: 0,
             ops: Vec::new(),
             snapshot,
             shared,
@@ -209,6 +220,7 @@ impl Worker {
         self.follow_phase()?;
         // First, so that a path that has its turn among the completions gets no second one in the same breath.
         self.pump_rest()?;
+        self.follow_steering();
         let packets = self.move_packets()?;
         self.ring.take(completions, COMPLETIONS_MAX);
         let taken = completions.len();
@@ -233,7 +245,7 @@ impl Worker {
         if self.is_over() {
             return Ok(true);
         }
-        self.ring.enter(wait)?;
+        self.ring.enter(self.lie_down(wait))?;
         Ok(false)
     }
 

@@ -18,8 +18,9 @@ use towpath_sys::pages;
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
+use super::handoff::Handoff;
 use super::token::{Key, Token};
-use crate::shared::{RingCounter, Seat, Shared};
+use crate::shared::{Inbox, RingCounter, Seat, Shared};
 
 /// Batches of frames moved in one breath.
 const BATCHES_MAX: usize = 8;
@@ -41,10 +42,11 @@ const ANNOUNCER: WorkerId = WorkerId(0);
 
 /// The rings and the plane of one worker.
 pub(super) struct Packets {
-    ports: PacketPorts,
-    plane: Plane,
-    out: Outbox,
-    verdicts: Vec<Verdict>,
+    pub(super) ports: PacketPorts,
+    pub(super) plane: Plane,
+    pub(super) out: Outbox,
+    pub(super) verdicts: Vec<Verdict>,
+    pub(super) handoff: Handoff,
     /// Of the network that the plane has.
     edition: u64,
     /// Of the announcements that were made.
@@ -75,6 +77,7 @@ pub(super) enum Left {
 impl Packets {
     pub(super) fn new(
         ports: Vec<PacketPort>,
+        inboxes: Arc<[Inbox]>,
         settings: &PlaneSettings,
         snapshot: &Arc<Snapshot>,
         shared: &Shared,
@@ -92,6 +95,7 @@ impl Packets {
             plane,
             out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
             verdicts: Vec::with_capacity(BATCH_MAX),
+            handoff: Handoff::new(settings.worker, inboxes),
             // None: ports may have been opened anew since the first, and they are taken with the next.
             edition: 0,
             announced: shared.network().announcements(),
@@ -156,16 +160,22 @@ impl Packets {
         });
         drop(received);
         self.plane.process(now, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
+        let mut any_handed = false;
         for (frame, verdict) in self.verdicts.iter().enumerate() {
-            if let Verdict::Send(port) = verdict {
-                self.ports.send(frame, port.0);
+            match verdict {
+                Verdict::Send(port) => self.ports.send(frame, port.0),
+                Verdict::HandOff(_) => any_handed = true,
+                Verdict::Drop(_) | Verdict::Kept | Verdict::Pass => {}
             }
+        }
+        if any_handed {
+            self.hand_off_batch();
         }
         self.send_made();
     }
 
     /// Sends what the plane has made.
-    fn send_made(&mut self) {
+    pub(super) fn send_made(&mut self) {
         for (port, bytes) in self.out.iter() {
             self.ports.send_bytes(port.0, bytes, Offload::NONE);
         }
@@ -261,18 +271,30 @@ impl Worker {
     /// One turn of the packet plane; says whether it has more to do at once.
     pub(super) fn move_packets(&mut self) -> io::Result<Left> {
         self.follow_network()?;
-        let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else { return Ok(Left::Nothing) };
+        let letters = self.read_letters()?;
+        let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else {
+            self.report_moved(Left::Nothing);
+            return Ok(Left::Nothing);
+        };
         let seat = shared.seat(*id);
         let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
         let moved = packets.move_frames(*now, &mut desk);
+        let exported = packets.export();
         packets.overdue = packets.expire(*now, &mut desk);
         packets.announce(*now);
         packets.ports.flush();
+        packets.handoff.wake_others(shared.seats());
         while let Some((port, via)) = packets.plane.wanted(*now) {
             shared.network().want(port, via);
         }
+        if letters == Left::Something || exported == Left::Something {
+            packets.note_at.get_or_insert(*now + NOTE_MS);
+        }
         packets.note(*now, shared, seat);
-        Ok(if moved == Left::Something { moved } else { packets.overdue })
+        let overdue = packets.overdue;
+        self.report_moved(exported);
+        let is_left = [letters, moved, exported, overdue].contains(&Left::Something);
+        Ok(if is_left { Left::Something } else { Left::Nothing })
     }
 
     /// Forwards by the newest network from here on, and sends what waited for it.
@@ -301,6 +323,7 @@ impl Worker {
         packets.gone[port.index()] = false;
         self.ring.cancel_wait(poll.pack(), Token::Nothing.pack())?;
         drop(packets.ports.replace(port.0, opened));
+        self.steer_again();
         self.arm_port(port.index())
     }
 
@@ -349,11 +372,11 @@ impl Worker {
 }
 
 /// Where the plane asks for servers and tells what it has done: the state that all workers share, and this worker's seat.
-struct Counters<'w> {
-    shared: &'w Shared,
-    seat: &'w Seat,
+pub(super) struct Counters<'w> {
+    pub(super) shared: &'w Shared,
+    pub(super) seat: &'w Seat,
     /// Nobody is served any more who is not yet.
-    takes_new: bool,
+    pub(super) takes_new: bool,
 }
 
 impl Desk for Counters<'_> {

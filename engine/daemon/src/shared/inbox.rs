@@ -1,0 +1,248 @@
+//! What other workers hand to one worker: frames whose flow lives there, and flows that move there. Bounded, in the order in which each of them put
+//! it in.
+//!
+//! A frame is copied, once, into a buffer that belongs to the inbox and goes back to it: small ones for packets, large ones for super-packets. All
+//! memory is there from the start, though the kernel only gives it as far as it is used.
+
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+use crossbeam_queue::ArrayQueue;
+use towpath_core::WorkerId;
+use towpath_core::plane::Cargo;
+use towpath_sys::packet::{Offload, RingSettings};
+
+/// Frames of up to [`SMALL_BYTES`] that wait at a time.
+const SMALL_FRAMES: usize = 1024;
+/// A frame of the usual MTU, with its headers.
+const SMALL_BYTES: usize = 2048;
+/// Larger frames that wait at a time.
+const LARGE_FRAMES: usize = 128;
+const LARGE_BYTES: usize = RingSettings::FRAME_BYTES_MAX as usize;
+/// Flows that wait at a time, however many frames there are.
+const CARGO_MAX: usize = 2048;
+
+/// One worker's inbox. Every worker puts in, it takes out.
+#[derive(Debug)]
+pub struct Inbox {
+    letters: ArrayQueue<Letter>,
+    small: ArrayQueue<Box<[u8]>>,
+    large: ArrayQueue<Box<[u8]>>,
+    sleeps: AtomicBool,
+}
+
+/// Something that another worker has put in.
+#[derive(Debug)]
+pub struct Letter {
+    /// Who.
+    pub by: WorkerId,
+    /// What.
+    pub parcel: Parcel,
+}
+
+/// What is handed from worker to worker.
+#[derive(Debug)]
+pub enum Parcel {
+    /// Part of a move of virtual shards.
+    Cargo(Cargo),
+    /// A frame as it was received.
+    Frame(HandedFrame),
+}
+
+/// A copy of a frame, to be given back with [`Inbox::give_back`].
+#[derive(Debug)]
+pub struct HandedFrame {
+    buffer: Box<[u8]>,
+    length: usize,
+    /// The port it came in by.
+    pub port: u8,
+    /// What is still to be done for it.
+    pub offload: Offload,
+}
+
+impl HandedFrame {
+    /// From the Ethernet header on.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.length).unwrap_or_default()
+    }
+
+    /// The same, to change it.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.get_mut(..self.length).unwrap_or_default()
+    }
+}
+
+impl Inbox {
+    /// Bytes of one inbox when it is full.
+    pub const BYTES: u64 = (SMALL_FRAMES * SMALL_BYTES
+        + LARGE_FRAMES * LARGE_BYTES
+        + (SMALL_FRAMES + LARGE_FRAMES + CARGO_MAX) * size_of::<Letter>()) as u64;
+
+    /// An empty one.
+    pub fn new() -> Inbox {
+        Inbox {
+            letters: ArrayQueue::new(SMALL_FRAMES + LARGE_FRAMES + CARGO_MAX),
+            small: buffers(SMALL_FRAMES, SMALL_BYTES),
+            large: buffers(LARGE_FRAMES, LARGE_BYTES),
+            sleeps: AtomicBool::new(false),
+        }
+    }
+
+    /// Puts a copy of a frame in; whether there was room.
+    pub fn put_frame(&self, by: WorkerId, port: u8, bytes: &[u8], offload: Offload) -> bool {
+        let free = if bytes.len() <= SMALL_BYTES { &self.small } else { &self.large };
+        let Some(mut buffer) = free.pop() else { return false };
+        let Some(room) = buffer.get_mut(..bytes.len()) else {
+            self.free(buffer);
+            return false;
+        };
+        room.copy_from_slice(bytes);
+        let frame = HandedFrame { buffer, length: bytes.len(), port, offload };
+        match self.letters.push(Letter { by, parcel: Parcel::Frame(frame) }) {
+            Ok(()) => true,
+            Err(Letter { parcel: Parcel::Frame(frame), .. }) => {
+                self.free(frame.buffer);
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Puts part of a move in; whether there was room.
+    pub fn put_cargo(&self, by: WorkerId, cargo: Cargo) -> bool {
+        self.letters.push(Letter { by, parcel: Parcel::Cargo(cargo) }).is_ok()
+    }
+
+    /// The first that is there. Only the inbox's own worker may call this.
+    pub fn take(&self) -> Option<Letter> {
+        self.letters.pop()
+    }
+
+    /// Whether nothing is there.
+    pub fn is_empty(&self) -> bool {
+        self.letters.is_empty()
+    }
+
+    /// Makes room for another frame.
+    pub fn give_back(&self, frame: HandedFrame) {
+        self.free(frame.buffer);
+    }
+
+    fn free(&self, buffer: Box<[u8]>) {
+        let free = if buffer.len() == SMALL_BYTES { &self.small } else { &self.large };
+        let kept = free.push(buffer);
+        debug_assert!(kept.is_ok(), "as many as were taken");
+    }
+
+    /// Its worker is about to sleep; whether it may: nothing is there.
+    pub fn lie_down(&self) -> bool {
+        self.sleeps.store(true, Ordering::SeqCst);
+        // Either this sees what another puts in, or that one sees that somebody sleeps.
+        fence(Ordering::SeqCst);
+        let may = self.is_empty();
+        if !may {
+            self.get_up();
+        }
+        may
+    }
+
+    /// Its worker is awake.
+    pub fn get_up(&self) {
+        if self.sleeps.load(Ordering::Relaxed) {
+            self.sleeps.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether its worker must be woken for what was put in; asked once all of it is in, and true once per sleep.
+    pub fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.sleeps.load(Ordering::SeqCst) && self.sleeps.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        Inbox::new()
+    }
+}
+
+fn buffers(count: usize, bytes: usize) -> ArrayQueue<Box<[u8]>> {
+    let queue = ArrayQueue::new(count);
+    for _ in 0..count {
+        let kept = queue.push(vec![0; bytes].into_boxed_slice());
+        debug_assert!(kept.is_ok(), "the queue was made for as many");
+    }
+    queue
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_full_inbox_refuses_and_takes_again_what_it_gets_back() {
+        let inbox = Inbox::new();
+        let put = |bytes: &[u8]| inbox.put_frame(WorkerId(3), 1, bytes, Offload::NONE);
+        assert!(!put(&vec![0; LARGE_BYTES + 1]), "larger than any frame");
+        for (bytes, count) in [(SMALL_BYTES, SMALL_FRAMES), (SMALL_BYTES + 1, LARGE_FRAMES)] {
+            assert_eq!((0..count + 5).filter(|_| put(&vec![7; bytes])).count(), count);
+        }
+        // Frames leave room for flows.
+        assert_eq!((0..CARGO_MAX + 5).filter(|_| inbox.put_cargo(WorkerId(3), Cargo::End)).count(), CARGO_MAX);
+        let mut sizes = Vec::new();
+        while let Some(Letter { by, parcel }) = inbox.take() {
+            assert_eq!(by, WorkerId(3));
+            if let Parcel::Frame(frame) = parcel {
+                assert!(frame.bytes().iter().all(|&byte| byte == 7));
+                sizes.push(frame.bytes().len());
+                inbox.give_back(frame);
+            }
+        }
+        assert_eq!(sizes.len(), SMALL_FRAMES + LARGE_FRAMES);
+        assert!(sizes.is_sorted(), "in the order in which they were put in");
+        assert!(put(b"again"));
+    }
+
+    #[test]
+    fn who_lies_down_is_woken_for_what_comes() {
+        let inbox = Inbox::new();
+        assert!(!inbox.must_wake(), "it is awake");
+        assert!(inbox.lie_down());
+        assert!(inbox.put_cargo(WorkerId(1), Cargo::End));
+        assert!(inbox.must_wake());
+        assert!(!inbox.must_wake(), "once is enough");
+        assert!(!inbox.lie_down(), "something is there");
+        assert!(!inbox.must_wake());
+    }
+
+    #[test]
+    fn nothing_that_is_put_in_is_slept_through() {
+        const LETTERS: usize = 20_000;
+        let inbox = Inbox::new();
+        let sleeper = thread::current();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..LETTERS {
+                    while !inbox.put_cargo(WorkerId(1), Cargo::End) {
+                        thread::yield_now();
+                    }
+                    if inbox.must_wake() {
+                        sleeper.unpark();
+                    }
+                }
+            });
+            let mut taken = 0;
+            while taken < LETTERS {
+                inbox.get_up();
+                while inbox.take().is_some() {
+                    taken += 1;
+                }
+                // A wake that is missed ends the test by its time limit.
+                if taken < LETTERS && inbox.lie_down() {
+                    thread::park();
+                }
+            }
+        });
+    }
+}
