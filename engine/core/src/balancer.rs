@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use towpath_config::model::Balance;
 
+use crate::director::Tried;
 use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::Loads;
 use crate::random::{SplitMix64, hash_address, mix};
@@ -55,11 +56,33 @@ impl Candidates {
 
     /// The places, ascending.
     #[inline]
-    pub fn iter(&self) -> impl Iterator<Item = TargetIndex> + Clone + '_ {
-        self.words[..self.words_len].iter().enumerate().flat_map(|(word, &bits)| {
-            std::iter::successors((bits != 0).then_some(bits), |bits| Some(bits & (bits - 1)).filter(|&rest| rest != 0))
-                .map(move |bits| TargetIndex((word * 64) as u16 + bits.trailing_zeros() as u16))
-        })
+    pub fn iter(&self) -> Places<'_> {
+        Places { words: &self.words[..self.words_len], word: 0, bits: self.words[0] }
+    }
+}
+
+/// The places of [`Candidates`], ascending.
+#[derive(Clone, Debug)]
+pub struct Places<'a> {
+    words: &'a [u64],
+    /// The word that `bits` is of.
+    word: usize,
+    /// What is left of it.
+    bits: u64,
+}
+
+impl Iterator for Places<'_> {
+    type Item = TargetIndex;
+
+    #[inline]
+    fn next(&mut self) -> Option<TargetIndex> {
+        while self.bits == 0 {
+            self.word += 1;
+            self.bits = *self.words.get(self.word)?;
+        }
+        let place = self.word * 64 + self.bits.trailing_zeros() as usize;
+        self.bits &= self.bits - 1;
+        Some(TargetIndex(place as u16))
     }
 }
 
@@ -125,10 +148,51 @@ impl BalancerState {
         }
     }
 
-    /// The connection that [`BalancerState::choose`] gave to `target` out of `candidates` was counted: its turn is over.
-    pub fn taken(&mut self, service: &Service, candidates: &Candidates, target: TargetIndex) {
+    /// What [`BalancerState::choose`] would say of all members that may have a new connection and are not in `tried`, found in one walk; `None`
+    /// where the method has to know them all first, or one is full, or there is none.
+    #[inline]
+    pub fn choose_at_once(&mut self, service: &Service, tried: &Tried, loads: &impl Loads) -> Option<TargetIndex> {
+        let seated = self.seats.len() == service.targets.len() && tried.is_empty();
+        match service.balance {
+            Balance::LeastConnections if seated => self.least_at_once::<true>(&service.targets, loads),
+            Balance::RoundRobin if seated => self.least_at_once::<false>(&service.targets, loads),
+            _ => None,
+        }
+    }
+
+    fn least_at_once<const BY_LOAD: bool>(&self, targets: &[Target], loads: &impl Loads) -> Option<TargetIndex> {
+        // Connections, and below them the last turn: one comparison.
+        let mut least = u128::MAX;
+        let mut best = None;
+        for (place, (target, seat)) in (0_u16..).zip(targets.iter().zip(&self.seats)) {
+            if seat.server != target.server {
+                return None;
+            }
+            if !target.takes_new() {
+                continue;
+            }
+            let active = if BY_LOAD || target.max_connections != 0 { loads.active(target.server) } else { 0 };
+            if target.max_connections != 0 && active >= target.max_connections {
+                return None;
+            }
+            let score = u128::from(seat.last_turn) | if BY_LOAD { u128::from(active) << 64 } else { 0 };
+            if score < least {
+                (least, best) = (score, Some(TargetIndex(place)));
+            }
+        }
+        best
+    }
+
+    /// The connection that [`BalancerState::choose_at_once`] gave to `target` was counted: its turn is over.
+    #[inline]
+    pub fn taken_at_once(&mut self, target: TargetIndex) {
         self.turns += 1;
         self.seats[target.index()].last_turn = self.turns;
+    }
+
+    /// The connection that [`BalancerState::choose`] gave to `target` out of `candidates` was counted: its turn is over.
+    pub fn taken(&mut self, service: &Service, candidates: &Candidates, target: TargetIndex) {
+        self.taken_at_once(target);
         if service.balance == Balance::WeightedRoundRobin {
             self.owe(&service.targets, candidates, target);
         }

@@ -157,6 +157,22 @@ pub fn pick(
         }
     }
 
+    if !somebody_full && let Some(target) = state.choose_at_once(service, tried, loads) {
+        match open(target) {
+            Ok(()) => {
+                let server = service.targets[target.index()].server;
+                state.taken_at_once(target);
+                if let Some(pin) = &pin {
+                    persistence.record(pin.key, server, pin.expires, now);
+                }
+                return Ok(Pick { target, server, why });
+            }
+            Err(Full::Service) => return Err(Refusal::ServiceFull),
+            // Another service took its last place since it was looked at.
+            Err(Full::Server) => somebody_full = true,
+        }
+    }
+
     let mut candidates = Candidates::new();
     for (place, member) in service.targets.iter().enumerate() {
         if !member.takes_new() || tried.contains(member.server) {

@@ -10,6 +10,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use towpath_config::model::Protocol;
 
@@ -125,14 +126,46 @@ pub struct SnatPool {
     protocol: Protocol,
     rest_ms: u64,
     mask: PortMask,
-    /// Sorted by destination, for a binary search.
+    /// Sorted by key, for a binary search.
     routes: Box<[Route]>,
 }
 
 /// The SNAT addresses that can reach one real server; never empty.
 struct Route {
+    key: (u128, u32),
     destination: SocketAddr,
     sources: Box<[RouteSource]>,
+    /// Which source the next flow of each home begins with.
+    turns: Box<[AtomicU16; VSHARDS]>,
+}
+
+impl Route {
+    fn new(destination: SocketAddr, sources: Box<[RouteSource]>) -> Route {
+        // From the home's own number on: the first flows of 256 homes must not all begin with the first address.
+        let first = |home| AtomicU16::new((home % sources.len()) as u16);
+        let turns = Box::new(std::array::from_fn(first));
+        Route { key: route_key(destination), destination, sources, turns }
+    }
+
+    fn next_turn(&self, home: VShard) -> usize {
+        usize::from(self.turns[home.index()].load(Ordering::Relaxed))
+    }
+
+    /// The source whose turn it is, and the next one's turn. Another worker at the same moment may get the same one: that does no harm.
+    fn take_turn(&self, home: VShard) -> usize {
+        let turn = self.next_turn(home);
+        let next = if turn + 1 < self.sources.len() { turn + 1 } else { 0 };
+        self.turns[home.index()].store(next as u16, Ordering::Relaxed);
+        turn
+    }
+}
+
+/// A destination in words that compare fast, and both families apart.
+fn route_key(destination: SocketAddr) -> (u128, u32) {
+    match destination {
+        SocketAddr::V4(v4) => (u128::from(v4.ip().to_bits()), u32::from(v4.port())),
+        SocketAddr::V6(v6) => (v6.ip().to_bits(), 1 << 16 | u32::from(v6.port())),
+    }
 }
 
 struct RouteSource {
@@ -161,8 +194,16 @@ impl SnatPool {
             .ok_or_else(|| self.exhausted(destination, sources))
     }
 
+    /// Where a lease of a flow at `home` begins: a word of it, to be read ahead of the lease.
+    #[inline]
+    pub fn place(&self, destination: SocketAddr, home: VShard) -> Option<&AtomicU64> {
+        let route = self.route(destination)?;
+        Some(route.sources[route.next_turn(home)].map.place(home))
+    }
+
     fn route(&self, destination: SocketAddr) -> Option<&Route> {
-        let index = self.routes.binary_search_by_key(&destination, |route| route.destination).ok()?;
+        let key = route_key(destination);
+        let index = self.routes.binary_search_by_key(&key, |route| route.key).ok()?;
         self.routes.get(index)
     }
 
@@ -171,13 +212,7 @@ impl SnatPool {
         let Some(route) = self.route(destination) else {
             return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
         };
-        let sources = &*route.sources;
-        // From the home's own number on: the first flows of 256 homes must not all begin with the first address.
-        let turn = match sources.len() {
-            1 => 0,
-            len => (sources[0].map.next_turn(home) as usize).wrapping_add(home.index()) % len,
-        };
-        Ok((sources, turn))
+        Ok((&route.sources, route.take_turn(home)))
     }
 
     fn exhausted(&self, destination: SocketAddr, sources: &[RouteSource]) -> SnatExhausted {

@@ -7,6 +7,7 @@
 
 use std::net::IpAddr;
 
+use crate::packet::Ip;
 use crate::{VShard, WorkerId};
 
 pub mod frame;
@@ -36,6 +37,15 @@ pub fn vshard_of_client(address: IpAddr, port: u16, seed: u32) -> VShard {
     VShard(finish(mix_address(mix(seed, u32::from(port)), address)) as u8)
 }
 
+/// The same for an address as the tables have it.
+#[inline]
+pub fn vshard_of_client_ip(address: Ip, port: u16, seed: u32) -> VShard {
+    let hash = mix(seed, u32::from(port));
+    let bits = u128::from_be_bytes(address.0);
+    let hash = if address.is_v4() { mix(hash, bits as u32) } else { mix_words(hash, bits) };
+    VShard(finish(hash) as u8)
+}
+
 /// The virtual shard that a SNAT port belongs to: its low byte.
 pub fn vshard_of_port(port: u16) -> VShard {
     VShard(port as u8)
@@ -45,11 +55,12 @@ pub fn vshard_of_port(port: u16) -> VShard {
 fn mix_address(hash: u32, address: IpAddr) -> u32 {
     match address.to_canonical() {
         IpAddr::V4(v4) => mix(hash, v4.to_bits()),
-        IpAddr::V6(v6) => {
-            let bits = v6.to_bits();
-            [96, 64, 32, 0].iter().fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
-        }
+        IpAddr::V6(v6) => mix_words(hash, v6.to_bits()),
     }
+}
+
+fn mix_words(hash: u32, bits: u128) -> u32 {
+    [96, 64, 32, 0].iter().fold(hash, |hash, shift| mix(hash, (bits >> shift) as u32))
 }
 
 fn mix(hash: u32, word: u32) -> u32 {

@@ -72,6 +72,15 @@ const HALF_OPEN_PER_SOURCE_MAX: u32 = 256;
 /// Flows that the timers may look at between two chunks, as a worker does between two breaths.
 const EXPIRE_BUDGET: usize = 256;
 
+/// After this the last connection that was closed is forgotten: 60 s after its end, as long as its source port would rest.
+const CLOSED_MS: u64 = 70_000;
+
+/// What both sides have sent before they close: the last payload of a turn included.
+const SENT_BEFORE_END: u32 = SENT_MAX * PAYLOAD.len() as u32;
+
+/// Segments with data of the connection whose whole time is told, beside those of its handshake and of its end.
+const DATA_SEGMENTS: u32 = 3;
+
 /// After this the last flow has been silent for too long.
 const FAR_MS: u64 = 2 * IDLE_TIMEOUT_MS;
 
@@ -236,7 +245,10 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
     let mut random = SplitMix64::new(work.flows as u64);
     bench.exchange(&mut random, warm_up)?;
     let exchanged = bench.exchange(&mut random, counted)?;
-    let expiry = bench.expire(service)?;
+    let ended = bench.close(&mut random)?;
+    let left = work.flows - ended.flows;
+    let expiry = bench.expire(FAR_MS, left)?;
+    bench.verify_end(service)?;
 
     let reading = |metric, unit: &str, value| Reading { metric, unit: unit.into(), value, comparable: true };
     let flows = work.flows as f64;
@@ -246,7 +258,12 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
     readings.push(reading("first-packet-time", "ns", opening.first.ns_each()));
     readings.extend(opening.first.instructions_each().map(|n| reading("first-packet-instructions", "instructions", n)));
     if work.flows >= WHOLE_TOLD_FROM {
-        readings.push(reading("expiry-time", "ns", expiry.as_nanos() as f64 / flows));
+        let ending_ns = ended.time.as_nanos() as f64 / ended.flows as f64;
+        let opening_ns = opening.whole.time.as_nanos() as f64 / flows;
+        let data_ns = f64::from(DATA_SEGMENTS) * exchanged.ns_each();
+        readings.push(reading("ending-time", "ns", ending_ns));
+        readings.push(reading("connection-time", "ns", opening_ns + data_ns + ending_ns));
+        readings.push(reading("expiry-time", "ns", expiry.as_nanos() as f64 / left as f64));
         readings.push(reading("memory", "B/flow", memory as f64 / flows));
     }
     Ok(readings)
@@ -289,6 +306,12 @@ struct Opening {
     first: Cost,
     /// All three segments of the handshakes.
     whole: Cost,
+}
+
+/// Connections that their ends have closed: four segments each, and that they are forgotten.
+struct Ending {
+    flows: usize,
+    time: Duration,
 }
 
 /// What is needed to make the server's packets of a flow.
@@ -341,20 +364,20 @@ impl Bench {
         for first in (0..flows).step_by(CHUNK_FRAMES) {
             let chunk = first..flows.min(first + CHUNK_FRAMES);
             let syn = flags(&[TcpFlags::SYN]);
-            chunk.clone().for_each(|flow| self.fill(flow, Direction::Forward, syn, 0));
+            chunk.clone().for_each(|flow| self.fill(flow, Direction::Forward, syn, [0; 2]));
             let cost = self.take()?;
             opening.first += cost;
             opening.whole += cost;
             self.learn()?;
             let syn_ack = flags(&[TcpFlags::SYN, TcpFlags::ACK]);
-            chunk.clone().for_each(|flow| self.fill(flow, Direction::Reverse, syn_ack, 0));
+            chunk.clone().for_each(|flow| self.fill(flow, Direction::Reverse, syn_ack, [0; 2]));
             opening.whole += self.take()?;
             self.verify()?;
             // The server's datagram has established the flow.
             if self.scene.work.cargo.protocol() == Protocol::Udp {
                 continue;
             }
-            chunk.for_each(|flow| self.fill(flow, Direction::Forward, TcpFlags::ACK, 0));
+            chunk.for_each(|flow| self.fill(flow, Direction::Forward, TcpFlags::ACK, [0; 2]));
             opening.whole += self.take()?;
             self.verify()?;
         }
@@ -377,7 +400,7 @@ impl Bench {
             for _ in 0..CHUNK_FRAMES {
                 let flow = random.below(self.opened.len() as u64) as usize;
                 let direction = if random.below(2) == 0 { Direction::Forward } else { Direction::Reverse };
-                self.fill(flow, direction, data, sent);
+                self.fill(flow, direction, data, [sent, 0]);
             }
             cost += self.take()?;
             self.verify()?;
@@ -391,9 +414,41 @@ impl Bench {
         }
     }
 
-    /// Has every flow end because nobody uses it. The time of it.
-    fn expire(&mut self, service: ServiceId) -> io::Result<Duration> {
-        let (later, mut time) = (self.now() + FAR_MS, Duration::ZERO);
+    /// Closes half of the connections, drawn by lot, the client first, and has them forgotten.
+    fn close(&mut self, random: &mut SplitMix64) -> io::Result<Ending> {
+        let mut flows: Vec<u32> = (0..self.opened.len() as u32).collect();
+        let half = flows.len() / 2;
+        for place in 0..half {
+            let other = place + random.below((flows.len() - place) as u64) as usize;
+            flows.swap(place, other);
+        }
+        let fin = flags(&[TcpFlags::FIN, TcpFlags::ACK]);
+        let (sent, ended) = (SENT_BEFORE_END, SENT_BEFORE_END + 1);
+        let segments = [
+            (Direction::Forward, fin, [sent, 0]),
+            (Direction::Reverse, TcpFlags::ACK, [sent, ended]),
+            (Direction::Reverse, fin, [sent, ended]),
+            (Direction::Forward, TcpFlags::ACK, [ended, ended]),
+        ];
+        let mut time = Duration::ZERO;
+        for chunk in flows[..half].chunks(CHUNK_FRAMES) {
+            for (direction, flags, numbers) in segments {
+                chunk.iter().for_each(|&flow| self.fill(flow as usize, direction, flags, numbers));
+                time += self.take()?.time;
+                self.verify()?;
+            }
+        }
+        let counted = self.desk.loads.active_of_service(ServiceId(0)) as usize;
+        if counted + half != flows.len() {
+            return Err(io::Error::other(format!("{half} of {} were closed, and {counted} are counted", flows.len())));
+        }
+        time += self.expire(CLOSED_MS, half)?;
+        Ok(Ending { flows: half, time })
+    }
+
+    /// Has flows end because nobody has used them for so long: as many as this. The time of it.
+    fn expire(&mut self, silent_ms: u64, flows: usize) -> io::Result<Duration> {
+        let (later, mut time, before) = (self.now() + silent_ms, Duration::ZERO, self.plane.flows());
         let turns_max = self.opened.len() / EXPIRE_BUDGET * 16 + (1 << 16);
         for _ in 0..turns_max {
             let started = Instant::now();
@@ -404,16 +459,24 @@ impl Bench {
                 break;
             }
         }
+        match before - self.plane.flows() {
+            gone if gone == flows => Ok(time),
+            gone => Err(io::Error::other(format!("of {before} flows {gone} have expired, not {flows}"))),
+        }
+    }
+
+    /// Nothing is left.
+    fn verify_end(&self, service: ServiceId) -> io::Result<()> {
         match (self.plane.flows(), self.desk.loads.active_of_service(service)) {
-            (0, 0) => Ok(time),
+            (0, 0) => Ok(()),
             (flows, counted) => {
                 Err(io::Error::other(format!("after their end, {flows} flows are left and {counted} are counted")))
             }
         }
     }
 
-    /// Writes the next frame of the chunk: a segment that `direction` sends after `sent` octets.
-    fn fill(&mut self, flow: usize, direction: Direction, flags: TcpFlags, sent: u32) {
+    /// Writes the next frame of the chunk: a segment that `direction` sends after `sent` octets, having got `got` of the other side.
+    fn fill(&mut self, flow: usize, direction: Direction, flags: TcpFlags, [sent, got]: [u32; 2]) {
         let slot = &mut self.slots[self.filled.len()].0;
         let is_opening = flags.contains(TcpFlags::SYN);
         let (from, to) = self.scene.incoming(flow, direction, self.opened[flow]);
@@ -428,7 +491,7 @@ impl Bench {
             to,
             seq: crowd::first_number(flow, direction).wrapping_add(if is_opening { 0 } else { 1 + sent }),
             ack: match flags.contains(TcpFlags::ACK) {
-                true => crowd::first_number(flow, direction.opposite()).wrapping_add(1),
+                true => crowd::first_number(flow, direction.opposite()).wrapping_add(1 + got),
                 false => 0,
             },
             flags,

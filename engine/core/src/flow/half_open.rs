@@ -7,6 +7,7 @@
 
 use super::table::hash::TupleHasher;
 use crate::packet::{Ip, Tuple};
+use crate::random::mix;
 
 const ROWS: usize = 3;
 /// Bits of the hash that name a place in one row: a row has at most 2^21 counters.
@@ -17,10 +18,14 @@ const PLACES_MIN: usize = 1 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceFull;
 
+/// The keyed hash of a source.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SourceHash(u64);
+
 /// Half-open flows by source: an IPv4 address, or an IPv6 network of 64 bits, as a host there has as many addresses as it likes.
 pub struct HalfOpenSources {
     rows: [Box<[u32]>; ROWS],
-    hasher: TupleHasher,
+    keys: [u64; 2],
     per_source_max: u32,
 }
 
@@ -29,12 +34,26 @@ impl HalfOpenSources {
     pub fn new(half_open_max: usize, per_source_max: u32, seed: [u64; 2]) -> HalfOpenSources {
         let per_source_max = if per_source_max == 0 { u32::MAX } else { per_source_max };
         let row = || vec![0; places(half_open_max)].into_boxed_slice();
-        HalfOpenSources { rows: [row(), row(), row()], hasher: TupleHasher::new(seed), per_source_max }
+        let hasher = TupleHasher::new(seed);
+        let key = |number| hasher.hash(&Tuple { src_port: number, ..Tuple::default() });
+        HalfOpenSources { rows: [row(), row(), row()], keys: [key(1), key(2)], per_source_max }
     }
 
     /// Bytes that counters for `half_open_max` flows take.
     pub fn memory_bytes(half_open_max: usize) -> usize {
         ROWS * places(half_open_max) * size_of::<u32>()
+    }
+
+    /// The hash of `source`, for [`touch`](Self::touch).
+    #[inline]
+    pub fn source(&self, source: Ip) -> SourceHash {
+        SourceHash(self.hash(source))
+    }
+
+    /// Reads the counters of a source, so that their lines are on the way. The word means nothing.
+    #[inline]
+    pub fn touch(&self, source: SourceHash) -> u32 {
+        self.rows.iter().zip(0..).fold(0, |words, (row, turn)| words ^ row[place(source.0, turn, row.len())])
     }
 
     /// Counts one more half-open flow of `source`; to be taken back with [`close`](HalfOpenSources::close).
@@ -71,15 +90,31 @@ impl HalfOpenSources {
         self.rows[0].iter().map(|&counter| counter as usize).sum()
     }
 
+    /// A folded product of the words of the address, each hidden by a key; the finish leaves nothing linear.
+    #[inline]
+    fn hash(&self, source: Ip) -> u64 {
+        let bits = u128::from_be_bytes(network(source).0);
+        let [high, low] = self.keys;
+        let product = u128::from((bits >> 64) as u64 ^ high) * u128::from(bits as u64 ^ low);
+        mix((product >> 64) as u64 ^ product as u64)
+    }
+
+    #[inline]
     fn counters(&mut self, source: Ip) -> [&mut u32; ROWS] {
-        let hash = self.hasher.hash(&Tuple { src: network(source), ..Tuple::default() });
+        let hash = self.hash(source);
         let mut turn = 0;
         self.rows.each_mut().map(|row| {
-            let place = (hash >> (turn * PLACE_BITS)) as usize & (row.len() - 1);
+            let place = place(hash, turn, row.len());
             turn += 1;
             &mut row[place]
         })
     }
+}
+
+/// The place of a hash in row `turn` of `len` counters.
+#[inline]
+fn place(hash: u64, turn: u32, len: usize) -> usize {
+    (hash >> (turn * PLACE_BITS)) as usize & (len - 1)
 }
 
 /// Counters of a row: a power of two.

@@ -106,6 +106,27 @@ impl FlowId {
     }
 }
 
+/// The keyed hash of a tuple, for whoever looks it up more than once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TupleHash(u64);
+
+impl TupleHash {
+    /// One of 64 bits, to find equal ones among a few.
+    #[inline]
+    pub fn bit(self) -> u64 {
+        1 << (self.0 % 64)
+    }
+}
+
+/// The hashes of the tuples that find a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathHashes {
+    /// Of the client's packets.
+    pub client: TupleHash,
+    /// Of the real server's; means nothing where these do not come by.
+    pub returns: TupleHash,
+}
+
 /// Number of one of the table's timeouts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TimeoutClass(pub u8);
@@ -187,8 +208,38 @@ pub struct FlowTable<S, D> {
     book: AddressBook,
     hasher: TupleHasher,
     timeouts: Timeouts,
+    /// Taken from the wheel, and not yet looked at.
+    popped: Popped,
     flows: usize,
     counts: TableCounts,
+}
+
+/// Flows that [`FlowTable::expire`] takes from the wheel together.
+const POPPED_MAX: usize = 16;
+
+struct Popped {
+    flows: [(FlowId, PathHashes); POPPED_MAX],
+    next: usize,
+    count: usize,
+}
+
+impl Popped {
+    const NONE: Popped = Popped {
+        flows: [(FlowId { slot: 0, generation: 0 }, PathHashes { client: TupleHash(0), returns: TupleHash(0) });
+            POPPED_MAX],
+        next: 0,
+        count: 0,
+    };
+
+    fn is_empty(&self) -> bool {
+        self.next == self.count
+    }
+
+    fn next(&mut self) -> Option<(FlowId, PathHashes)> {
+        let flow = *self.flows[..self.count].get(self.next)?;
+        self.next += 1;
+        Some(flow)
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -234,6 +285,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             book: AddressBook::new(limits.addresses_max, seed),
             hasher: TupleHasher::new(seed),
             timeouts,
+            popped: Popped::NONE,
             flows: 0,
             counts: TableCounts::default(),
         }
@@ -275,7 +327,22 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         self.counts
     }
 
-    /// Adds a flow that was seen `now`. Its protocol is that of the client's tuple.
+    /// The hash of a tuple. Tables of one seed have the same.
+    #[inline]
+    pub fn hash(&self, tuple: &Tuple) -> TupleHash {
+        TupleHash(self.hasher.hash(tuple))
+    }
+
+    /// Those of the tuples of a flow.
+    pub fn hashes(&self, path: &FlowPath) -> PathHashes {
+        let returns = match path.returns {
+            Returns::Here => self.hash(&path.server.reversed()),
+            Returns::Elsewhere => TupleHash::default(),
+        };
+        PathHashes { client: self.hash(&path.client), returns }
+    }
+
+    /// Adds a flow that was seen `now`. Its protocol is that of both tuples.
     pub fn insert(
         &mut self,
         now: Now,
@@ -284,19 +351,30 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         state: S,
         detail: D,
     ) -> Result<FlowId, InsertError> {
+        self.insert_hashed(now, path, &self.hashes(path), class, state, detail)
+    }
+
+    /// The same for a path whose hashes are known.
+    pub fn insert_hashed(
+        &mut self,
+        now: Now,
+        path: &FlowPath,
+        hashes: &PathHashes,
+        class: TimeoutClass,
+        state: S,
+        detail: D,
+    ) -> Result<FlowId, InsertError> {
         let client = path.client;
-        let returns = match path.returns {
-            Returns::Here => Some(Tuple { protocol: client.protocol, ..path.server.reversed() }),
-            Returns::Elsewhere => None,
-        };
-        if let Some((id, _)) = self.lookup(&client) {
+        debug_assert_eq!(client.protocol, path.server.protocol);
+        if let Some((id, _)) = self.lookup_hashed(hashes.client, &client) {
             return Err(InsertError::Exists(Some(id)));
         }
-        if let Some(returns) = &returns {
-            if *returns == client {
+        if path.returns == Returns::Here {
+            let returns = path.server.reversed();
+            if returns == client {
                 return Err(InsertError::Exists(None));
             }
-            if let Some((id, _)) = self.lookup(returns) {
+            if let Some((id, _)) = self.lookup_hashed(hashes.returns, &returns) {
                 return Err(InsertError::Exists(Some(id)));
             }
         }
@@ -308,7 +386,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             self.counts.addresses_full += 1;
             return Err(InsertError::AddressesFull);
         };
-        if !self.insert_entries(slot, &client, returns.as_ref()) {
+        if !self.insert_entries(slot, hashes, path.returns) {
             self.release_addresses([vip, source, server]);
             self.counts.index_full += 1;
             return Err(InsertError::Full);
@@ -340,28 +418,50 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// The flow that a packet with this tuple belongs to, and which side sent it.
     #[inline]
     pub fn lookup(&self, tuple: &Tuple) -> Option<(FlowId, Direction)> {
-        let place = self.index.place(self.hasher.hash(tuple));
-        self.compare(place, self.index.matches(place), tuple)
+        self.lookup_hashed(self.hash(tuple), tuple)
+    }
+
+    /// The same for a tuple whose hash is known.
+    #[inline]
+    pub fn lookup_hashed(&self, hash: TupleHash, tuple: &Tuple) -> Option<(FlowId, Direction)> {
+        let place = self.index.place(hash.0);
+        match self.index.matches(place) {
+            0 if !self.index.has_away(place) => None,
+            matches => self.compare(place, matches, tuple),
+        }
+    }
+
+    /// Reads a word of the bucket where an entry of this hash belongs, so that its line is on the way. The word means nothing.
+    #[inline]
+    pub fn touch_entry(&self, hash: TupleHash) -> u32 {
+        self.index.touch(self.index.place(hash.0))
+    }
+
+    /// The same for the slot that the next insertion takes.
+    #[inline]
+    pub fn touch_next(&self) -> u32 {
+        self.cold.next_free().map_or(0, |slot| self.hot[slot as usize].generation ^ self.cold.touch(slot))
     }
 
     /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
     pub fn lookup_batch(&self, tuples: &[Tuple], found: &mut [Option<(FlowId, Direction)>]) {
-        self.lookup_batch_by(tuples, |tuple| tuple, found);
+        self.lookup_batch_by(tuples, |tuple| tuple, |tuple| self.hash(tuple), found);
     }
 
-    /// The same for things that have a tuple.
+    /// The same for things that have a tuple and its hash.
     #[inline]
-    pub fn lookup_batch_by<T>(
+    pub fn lookup_batch_by<'a, T>(
         &self,
-        things: &[T],
-        tuple_of: impl Fn(&T) -> &Tuple,
+        things: &'a [T],
+        tuple_of: impl Fn(&'a T) -> &'a Tuple,
+        hash_of: impl Fn(&T) -> TupleHash,
         found: &mut [Option<(FlowId, Direction)>],
     ) {
         for (things, found) in things.chunks(LOOKUP_BATCH).zip(found.chunks_mut(LOOKUP_BATCH)) {
             let mut places = [index::Place::default(); LOOKUP_BATCH];
             let mut words = 0;
             for (place, thing) in places.iter_mut().zip(things) {
-                *place = self.index.place(self.hasher.hash(tuple_of(thing)));
+                *place = self.index.place(hash_of(thing).0);
             }
             let places = &places[..things.len()];
             let mut likely = [Likely::NONE; LOOKUP_BATCH];
@@ -495,13 +595,18 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<Closed<S, D>> {
+        let path = self.path(id)?;
+        self.remove_hashed(id, &self.hashes(&path))
+    }
+
+    /// The same for a flow whose hashes are known.
+    pub fn remove_hashed(&mut self, id: FlowId, hashes: &PathHashes) -> Option<Closed<S, D>> {
         let hot = *self.hot(id)?;
         let path = self.path_of(&hot);
-        let returns = path.server.reversed();
         let detail = *self.cold.detail(id.slot);
-        self.remove_entry(&path.client, id.slot);
+        self.remove_entry(hashes.client, id.slot);
         if path.returns == Returns::Here {
-            self.remove_entry(&returns, id.slot | REVERSE);
+            self.remove_entry(hashes.returns, id.slot | REVERSE);
         }
         self.release_addresses([hot.vip, hot.source, hot.server]);
         // Even: nobody has this one, and the next flow's is odd again.
@@ -517,20 +622,54 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// looked at costs one of `budget`, also those that turn out to be due later. `None`: there is no more, or the budget is 0.
     pub fn expire(&mut self, now: Now, budget: &mut usize) -> Option<Closed<S, D>> {
         let now_tick = tick(now);
-        while let Some(slot) = self.cold.pop(now_tick, budget) {
-            let hot = &self.hot[slot as usize];
-            let due_tick = self.due_tick(hot.seen_tick, hot.class);
-            if due_tick <= now_tick {
-                return self.remove(FlowId { slot, generation: hot.generation });
+        loop {
+            while let Some((id, hashes)) = self.popped.next() {
+                // It may have gone since it was popped, or have a timer again.
+                let Some(hot) = self.hot(id).filter(|_| !self.cold.is_linked(id.slot)) else { continue };
+                let due_tick = self.due_tick(hot.seen_tick, hot.class);
+                if due_tick <= now_tick {
+                    return self.remove_hashed(id, &hashes);
+                }
+                self.cold.link(id.slot, due_tick);
             }
-            self.cold.link(slot, due_tick);
+            self.pop(now_tick, budget)?;
         }
-        None
+    }
+
+    /// Takes some flows from the wheel, and reads together what their removal is going to read. `None`: there are none.
+    fn pop(&mut self, now_tick: u32, budget: &mut usize) -> Option<()> {
+        let mut slots = [0; POPPED_MAX];
+        let mut count = 0;
+        while count < POPPED_MAX
+            && let Some(slot) = self.cold.pop(now_tick, budget)
+        {
+            slots[count] = slot;
+            count += 1;
+        }
+        let slots = &slots[..count];
+        let words = slots.iter().fold(0, |words, &slot| words ^ self.hot[slot as usize].generation);
+        let mut flows = [(FlowId { slot: 0, generation: 0 }, PathHashes::default()); POPPED_MAX];
+        for (flow, &slot) in flows.iter_mut().zip(slots) {
+            let hot = &self.hot[slot as usize];
+            *flow = (FlowId { slot, generation: hot.generation }, self.hashes(&self.path_of(hot)));
+        }
+        let entries = flows[..count].iter().flat_map(|(_, hashes)| [hashes.client, hashes.returns]);
+        std::hint::black_box(entries.fold(words, |words, hash| words ^ self.touch_entry(hash)));
+        self.popped = Popped { flows, next: 0, count };
+        (count > 0).then_some(())
     }
 
     /// A time at or before which [`expire`](Self::expire) has nothing to do; `None` when there is no flow.
     pub fn next_expiry(&self) -> Option<Now> {
-        self.cold.next_tick().map(|tick| Now(tick * TICK_MS))
+        let tick = if self.popped.is_empty() { self.cold.next_tick()? } else { self.cold.current_tick() };
+        Some(Now(tick * TICK_MS))
+    }
+
+    /// Reads what a change of the timeouts of these flows is going to write, their detail and their neighbours in the wheel: together, so that it
+    /// takes as long as one.
+    pub fn touch_timers(&self, ids: &[Option<FlowId>]) {
+        let words = ids.iter().flatten().fold(0, |words, id| words ^ self.cold.touch(id.slot));
+        std::hint::black_box(ids.iter().flatten().fold(words, |words, id| words ^ self.cold.touch_neighbours(id.slot)));
     }
 
     /// Other timeouts from here on. A flow whose timeout became shorter may keep the longer one once more.
@@ -643,12 +782,14 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     }
 
     /// Enters both directions of the flow in `slot`, or neither.
-    fn insert_entries(&mut self, slot: u32, client: &Tuple, returns: Option<&Tuple>) -> bool {
-        let place = self.index.place(self.hasher.hash(client));
+    fn insert_entries(&mut self, slot: u32, hashes: &PathHashes, returns: Returns) -> bool {
+        let place = self.index.place(hashes.client.0);
         let Ok(moved) = self.index.insert(place, slot) else { return false };
         self.counts.moved += u64::from(moved);
-        let Some(returns) = returns else { return true };
-        let Ok(moved) = self.index.insert(self.index.place(self.hasher.hash(returns)), slot | REVERSE) else {
+        if returns == Returns::Elsewhere {
+            return true;
+        }
+        let Ok(moved) = self.index.insert(self.index.place(hashes.returns.0), slot | REVERSE) else {
             self.index.remove(place, slot);
             return false;
         };
@@ -656,8 +797,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         true
     }
 
-    fn remove_entry(&mut self, tuple: &Tuple, entry: u32) {
-        self.index.remove(self.index.place(self.hasher.hash(tuple)), entry);
+    fn remove_entry(&mut self, hash: TupleHash, entry: u32) {
+        self.index.remove(self.index.place(hash.0), entry);
     }
 }
 

@@ -77,15 +77,17 @@ impl Plane {
     /// The flow moves to the large table: both sides have been heard.
     pub(super) fn establish<D: Desk>(&mut self, found: Found, turn: &mut Turn<'_, D>) -> Result<(), DropReason> {
         let table = &self.flows.half_open;
-        let (Some(class), Some(state), Some(detail)) =
-            (table.class(found.id), table.state(found.id).copied(), table.detail(found.id).copied())
+        let (Some(path), Some(state), Some(detail)) =
+            (table.path(found.id), table.state(found.id), table.detail(found.id))
         else {
             return Ok(());
         };
-        match self.flows.promote(turn.now, found.id, class) {
+        let (service, server) = (state.service(), detail.server);
+        let hashes = turn.hashes.take().unwrap_or_else(|| table.hashes(&path));
+        match self.flows.promote(turn.now, found.id, &hashes) {
             Ok(_) => {
-                turn.desk.opened(detail.server);
-                turn.desk.count(state.service(), ServiceCounter::Opened, 1);
+                turn.desk.opened(server);
+                turn.desk.count(service, ServiceCounter::Opened, 1);
                 Ok(())
             }
             Err(ended) => {

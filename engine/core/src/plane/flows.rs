@@ -3,14 +3,17 @@
 //! Anyone can send a SYN or a datagram. So what nobody has answered takes no room from what is established: a flood fills the small table
 //! only, and the lookups of established flows never touch it.
 
+use std::sync::atomic::Ordering;
+
 use crate::flow::Direction;
-use crate::flow::half_open::{HalfOpenSources, SourceFull};
+use crate::flow::half_open::{HalfOpenSources, SourceFull, SourceHash};
 use crate::flow::table::{
-    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TIMEOUTS_MAX, TimeoutClass, Timeouts,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, LOOKUP_BATCH, PathHashes, Returns, TIMEOUTS_MAX,
+    TimeoutClass, Timeouts, TupleHash,
 };
 use crate::flow::tcp::{TAG_MAX, TcpTrack};
 use crate::flow::udp::UdpTrack;
-use crate::packet::{PROTOCOL_TCP, Tuple};
+use crate::packet::{PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use crate::snat::{SnatLease, SnatMaps};
 use crate::{Now, RealServerId, ServiceId};
@@ -160,6 +163,45 @@ pub(super) struct Flows {
     gave_way: u64,
 }
 
+/// What the packets of a batch are going to read of large memory.
+pub(super) struct Reads {
+    sources: [SourceHash; LOOKUP_BATCH],
+    sources_len: usize,
+    /// Entries of the large table.
+    entries: [TupleHash; LOOKUP_BATCH],
+    entries_len: usize,
+}
+
+impl Reads {
+    /// Nothing.
+    pub(super) fn new() -> Reads {
+        Reads {
+            sources: [SourceHash::default(); LOOKUP_BATCH],
+            sources_len: 0,
+            entries: [TupleHash::default(); LOOKUP_BATCH],
+            entries_len: 0,
+        }
+    }
+
+    /// The counters of a source; those beyond a batch are left out.
+    #[inline]
+    pub(super) fn note_source(&mut self, source: SourceHash) {
+        if let Some(place) = self.sources.get_mut(self.sources_len) {
+            *place = source;
+            self.sources_len += 1;
+        }
+    }
+
+    /// Where an entry of the large table belongs; likewise.
+    #[inline]
+    pub(super) fn note_entry(&mut self, entry: TupleHash) {
+        if let Some(place) = self.entries.get_mut(self.entries_len) {
+            *place = entry;
+            self.entries_len += 1;
+        }
+    }
+}
+
 impl Flows {
     pub(super) fn new(flows_max: usize, half_open_max: usize, per_source_max: u32, seed: [u64; 2], now: Now) -> Flows {
         let table = |flows_max, seed| {
@@ -168,7 +210,8 @@ impl Flows {
         };
         Flows {
             established: table(flows_max, seed),
-            half_open: table(half_open_max, [seed[1], seed[0]]),
+            // Of the same seed: a packet that is in neither is hashed once.
+            half_open: table(half_open_max, seed),
             sources: HalfOpenSources::new(half_open_max, per_source_max, seed),
             unanswered: 0,
             unanswered_max: half_open_max.div_ceil(2),
@@ -204,12 +247,76 @@ impl Flows {
         }
     }
 
+    /// The hash of a tuple, the same for both tables.
+    #[inline]
+    pub(super) fn hash(&self, tuple: &Tuple) -> TupleHash {
+        self.established.hash(tuple)
+    }
+
     /// The flow of a packet, in either table.
     pub(super) fn lookup(&self, tuple: &Tuple) -> Option<Found> {
+        self.lookup_hashed(self.hash(tuple), tuple)
+    }
+
+    /// The same for a tuple whose hash is known.
+    #[inline]
+    pub(super) fn lookup_hashed(&self, hash: TupleHash, tuple: &Tuple) -> Option<Found> {
         [Stage::Established, Stage::HalfOpen].into_iter().find_map(|stage| {
-            let (id, direction) = self.table(stage).lookup(tuple)?;
+            let (id, direction) = self.table(stage).lookup_hashed(hash, tuple)?;
             Some(Found { stage, id, direction })
         })
+    }
+
+    /// The hashes of a half-open flow, if this packet of it may complete the handshake, whose own is `hash`; what is read for that is noted.
+    #[inline]
+    pub(super) fn promotion(
+        &self,
+        id: FlowId,
+        hash: TupleHash,
+        direction: Direction,
+        packet: &Parsed,
+        reads: &mut Reads,
+    ) -> Option<PathHashes> {
+        let is_answer = match packet.tuple.protocol {
+            PROTOCOL_TCP => packet.tcp.flags.contains(TcpFlags::ACK) && !packet.tcp.flags.contains(TcpFlags::SYN),
+            _ => direction == Direction::Reverse,
+        };
+        if !is_answer {
+            return None;
+        }
+        let path = self.half_open.path(id)?;
+        let hashes = match direction {
+            Direction::Forward => PathHashes { client: hash, returns: self.hash(&path.server.reversed()) },
+            Direction::Reverse => PathHashes { client: self.hash(&path.client), returns: hash },
+        };
+        reads.note_source(self.sources.source(path.client.src));
+        reads.note_entry(if direction == Direction::Forward { hashes.returns } else { hashes.client });
+        Some(hashes)
+    }
+
+    /// Reads what was noted, all at a time: a short loop, so that many reads are under way together.
+    pub(super) fn read(&self, reads: &Reads) {
+        let sources = reads.sources[..reads.sources_len].iter().map(|&source| self.sources.touch(source));
+        let words = sources.fold(0, |words, word| words ^ word);
+        let entries = reads.entries[..reads.entries_len].iter();
+        let words = entries.fold(words, |words, &entry| words ^ self.established.touch_entry(entry));
+        // The words mean nothing; without a use of them the compiler would leave out the reads.
+        std::hint::black_box(words);
+    }
+
+    /// Reads what the ends of these established flows are going to write, all at a time.
+    #[inline(never)]
+    pub(super) fn read_ends(&self, ids: &[Option<FlowId>], maps: Option<&SnatMaps>) {
+        self.established.touch_timers(ids);
+        let mut places = [None; LOOKUP_BATCH];
+        for (place, &id) in places.iter_mut().zip(ids.iter().flatten()) {
+            *place = maps.zip(self.established.detail(id)).and_then(|(maps, detail)| {
+                let port = self.established.outgoing(id, Direction::Forward)?.0.src_port;
+                maps.place(detail.map, port)
+            });
+        }
+        let words = places.iter().flatten().fold(0, |words, place| words ^ place.load(Ordering::Relaxed));
+        std::hint::black_box(words);
     }
 
     /// Whether one more half-open flow of the source of `client` may be tried.
@@ -281,12 +388,13 @@ impl Flows {
         &mut self,
         now: Now,
         path: &FlowPath,
+        hashes: &PathHashes,
         class: TimeoutClass,
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
         if path.returns == Returns::Here
-            && let Some((id, _)) = self.established.lookup(&path.server.reversed())
+            && let Some((id, _)) = self.established.lookup_hashed(hashes.returns, &path.server.reversed())
         {
             if !self.is_over(Stage::Established, id) {
                 return Err(OpenError::Taken);
@@ -294,7 +402,7 @@ impl Flows {
             self.give_way(Stage::Established, id);
         }
         for _ in 0..2 {
-            match self.half_open.insert(now, path, class, state, detail) {
+            match self.half_open.insert_hashed(now, path, hashes, class, state, detail) {
                 Ok(id) => {
                     self.unanswered += usize::from(!is_tcp(path));
                     return Ok(id);
@@ -313,13 +421,14 @@ impl Flows {
     }
 
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
-    pub(super) fn promote(&mut self, now: Now, id: FlowId, class: TimeoutClass) -> Result<FlowId, Option<Ended>> {
-        let Some(ended) = self.remove(Stage::HalfOpen, id) else { return Err(None) };
-        let Ended { path, state, detail, .. } = ended;
+    pub(super) fn promote(&mut self, now: Now, id: FlowId, hashes: &PathHashes) -> Result<FlowId, Option<Ended>> {
+        let Some(ended) = self.half_open.remove_hashed(id, hashes) else { return Err(None) };
+        let Ended { path, class, state, detail, .. } = ended;
+        self.left(Stage::HalfOpen, &path);
         if !self.make_room_established(path.returns) {
             return Err(Some(ended));
         }
-        let id = self.established.insert(now, &path, class, state, detail).map_err(|_| Some(ended))?;
+        let id = self.established.insert_hashed(now, &path, hashes, class, state, detail).map_err(|_| Some(ended))?;
         self.one_way += usize::from(path.returns == Returns::Elsewhere);
         Ok(id)
     }

@@ -42,6 +42,13 @@ impl Plane {
 
     /// Where a packet of no flow here belongs, if that is elsewhere; `service` is the one that it is for.
     pub(super) fn hand_off(&mut self, tuple: &Tuple, service: Option<ServiceId>) -> Option<Verdict> {
+        let (to, cause) = self.elsewhere(tuple, service)?;
+        self.counts.add(cause, 1);
+        Some(Verdict::HandOff(to))
+    }
+
+    /// The same worker, and as what that is counted.
+    pub(super) fn elsewhere(&self, tuple: &Tuple, service: Option<ServiceId>) -> Option<(WorkerId, PlaneCounter)> {
         if self.moving.is_alone() {
             return None;
         }
@@ -53,8 +60,7 @@ impl Plane {
         };
         let is_noted = service.is_none() && self.services.is_ours(tuple.dst) && home != vshard_of_port(tuple.dst_port);
         let cause = if is_noted { PlaneCounter::FramesHandedByNote } else { PlaneCounter::FramesHandedByMove };
-        self.counts.add(cause, 1);
-        Some(Verdict::HandOff(to))
+        Some((to, cause))
     }
 
     /// The home of the flow that a packet is of, or opens.

@@ -29,10 +29,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
-use crate::flow::{Direction, FlowId};
+use crate::flow::{Direction, FlowId, PathHashes, TupleHash};
 use crate::packet::rewrite::Checksum;
 
-use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
+use crate::packet::{DropReason, Ip, Mac, Parsed, TcpFlags, parse_to};
 use crate::snapshot::{Service, Snapshot};
 use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
@@ -44,6 +44,7 @@ use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
 use moving::Moving;
 use note::Notes;
+use opening::Ahead;
 use pending::Pending;
 use services::Services;
 
@@ -57,6 +58,9 @@ pub const PORTS_MAX: usize = 16;
 
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
+
+/// Flags of segments that may end a connection.
+const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
@@ -272,6 +276,8 @@ pub struct Plane {
     strays: Strays,
     /// Room for the TCP and UDP packets of a batch.
     batch: Box<[Job; BATCH_MAX]>,
+    /// Of those without an established flow, what is known before their turn.
+    ahead: Box<[Ahead; BATCH_MAX]>,
     /// When it was last called.
     called: Now,
 }
@@ -282,6 +288,8 @@ struct Turn<'a, D> {
     desk: &'a mut D,
     out: &'a mut Outbox,
     run: Run,
+    /// The hashes of the half-open flow whose packet has its turn, where they are known.
+    hashes: Option<PathHashes>,
 }
 
 /// A packet and the place of its frame in the batch.
@@ -289,6 +297,7 @@ struct Turn<'a, D> {
 struct Job {
     at: usize,
     packet: Parsed,
+    hash: TupleHash,
 }
 
 impl Plane {
@@ -322,6 +331,7 @@ impl Plane {
             steering_seed: settings.steering_seed,
             strays: settings.strays,
             batch: Box::new([Job::default(); BATCH_MAX]),
+            ahead: Box::new([Ahead::Nothing; BATCH_MAX]),
             called: now,
         }
     }
@@ -363,7 +373,8 @@ impl Plane {
         assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
         self.called = now;
         verdicts.clear();
-        let mut turn = Turn { now, desk, out, run: Run::default() };
+        let mut flags = 0;
+        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
         let mut jobs = 0;
         for (at, frame) in frames.iter_mut().enumerate() {
             let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
@@ -374,6 +385,8 @@ impl Plane {
                 match parse_to(frame.bytes, &mut job.packet) {
                     Ok(None) => {
                         job.at = at;
+                        job.hash = self.flows.hash(&job.packet.tuple);
+                        flags |= job.packet.tcp.flags.0;
                         jobs += 1;
                         Verdict::Pass
                     }
@@ -384,12 +397,16 @@ impl Plane {
             verdicts.push(verdict);
         }
         let mut found = [None; BATCH_MAX];
-        self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
+        let established = &self.flows.established;
+        established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, |job| job.hash, &mut found);
         if found[..jobs].contains(&None) {
-            self.read_ahead(jobs, &found);
+            self.read_ahead(frames, &found[..jobs], &mut turn);
+        }
+        if flags & ENDING != 0 {
+            self.read_ends(&found[..jobs]);
         }
         for (job, found) in (0..jobs).zip(found) {
-            let Job { at, packet } = self.batch[job];
+            let Job { at, packet, .. } = self.batch[job];
             let (frame, packet) = (&mut frames[at], &packet);
             let forwarded = match found {
                 Some((id, direction)) => {
@@ -400,7 +417,7 @@ impl Plane {
             };
             verdicts[at] = match forwarded {
                 Some(verdict) => verdict,
-                None => self.missed(frame, packet, &mut turn),
+                None => self.missed(frame, packet, job, &mut turn),
             };
         }
         self.tell(&mut turn);
@@ -416,14 +433,20 @@ impl Plane {
         }
     }
 
-    /// Reads, all at a time, what the packets without an established flow are going to look up one after the other.
-    #[inline(never)]
-    fn read_ahead(&self, jobs: usize, found: &[Option<(FlowId, Direction)>; BATCH_MAX]) {
-        let mut tuples = [Tuple::default(); BATCH_MAX];
-        let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
-        let count = tuples.iter_mut().zip(missed).map(|(tuple, (job, _))| *tuple = job.packet.tuple).count();
-        // What is found may no longer be so when its turn comes.
-        self.flows.half_open.lookup_batch(&tuples[..count], &mut [None; BATCH_MAX]);
+    /// Reads what the packets that end flows are going to write.
+    #[cold]
+    fn read_ends(&self, found: &[Option<(FlowId, Direction)>]) {
+        let mut ids = [None; BATCH_MAX];
+        let mut count = 0;
+        for (job, found) in self.batch.iter().zip(found) {
+            if let Some((id, _)) = found
+                && job.packet.tcp.flags.0 & ENDING != 0
+            {
+                ids[count] = Some(*id);
+                count += 1;
+            }
+        }
+        self.flows.read_ends(&ids[..count], self.services.maps());
     }
 
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.

@@ -1,23 +1,23 @@
 //! A packet of no flow: is it a client's for one of our services? Then who serves it, from which source, and a new flow.
 
-use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use towpath_config::model::Forwarding;
 
-use super::flows::{Detail, OpenError, Stage, State};
+use super::flows::{Detail, Found, OpenError, Reads, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Macs, tcp_refusal};
 use super::services::Rule;
-use super::{Desk, Frame, Plane, PlaneCounter, Strays, Turn, Verdict};
+use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
-use crate::flow::{Direction, FlowId, FlowPath};
+use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
-use crate::steering::vshard_of_client;
-use crate::{Now, Refusal, ServiceId};
+use crate::steering::{SteeringTable, vshard_of_client_ip};
+use crate::{Now, Pick, Refusal, ServiceId, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
 const LEASES_MAX: usize = 4;
@@ -25,19 +25,170 @@ const LEASES_MAX: usize = 4;
 /// Why a flow was refused: for the worker's counters, and for the service's.
 type Refused = (DropReason, Termination);
 
+/// What is known of a packet without an established flow before its turn comes.
+#[derive(Clone, Copy)]
+pub(super) enum Ahead {
+    /// Nothing: at its turn it is looked for anew.
+    Nothing,
+    /// Its flow is half open, unless what comes before it changes that; and the hashes of the flow, where this packet may complete its handshake.
+    HalfOpen(Found, Option<PathHashes>),
+    /// It opens a flow.
+    Opening(Opening),
+}
+
+/// A flow that has a server and a source, and is in no table yet.
+#[derive(Clone, Copy)]
+pub(super) struct Opening {
+    service: ServiceId,
+    path: FlowPath,
+    hashes: PathHashes,
+    class: TimeoutClass,
+    state: State,
+    detail: Detail,
+}
+
+/// A packet that may open a flow, and what was found out about it so far.
+#[derive(Clone, Copy)]
+struct Candidate {
+    /// Its place in the batch.
+    job: usize,
+    service: ServiceId,
+    state: State,
+    /// Once there is one.
+    pick: Option<Pick>,
+}
+
 impl Plane {
-    /// Decides about a packet that was found to belong to no flow.
+    /// Finds out, for all packets without an established flow at a time, what their turns will need: so the reads of large memory are under way
+    /// together. A packet that opens a flow gets its server and its source here. Whatever is refused, or unusual, is left to its turn.
+    #[inline(never)]
+    pub(super) fn read_ahead<D: Desk>(
+        &mut self,
+        frames: &[Frame<'_>],
+        found: &[Option<(FlowId, Direction)>],
+        turn: &mut Turn<'_, D>,
+    ) {
+        let mut missed = [0; BATCH_MAX];
+        let places = (0..found.len()).filter(|&job| found[job].is_none());
+        let count = missed.iter_mut().zip(places).map(|(place, job)| *place = job).count();
+        let missed = &missed[..count];
+        let mut found = [None; BATCH_MAX];
+        let batch = &self.batch;
+        self.flows.half_open.lookup_batch_by(
+            missed,
+            |&job| &batch[job].packet.tuple,
+            |&job| batch[job].hash,
+            &mut found,
+        );
+        let mut candidates = [const { None }; BATCH_MAX];
+        let mut count = 0;
+        let mut reads = Reads::new();
+        let mut hashes_seen = 0_u64;
+        for (&job, found) in missed.iter().zip(found) {
+            let Job { at, ref packet, hash } = self.batch[job];
+            if let Some((id, direction)) = found {
+                let found = Found { stage: Stage::HalfOpen, id, direction };
+                let hashes = self.flows.promotion(id, hash, direction, packet, &mut reads);
+                self.ahead[job] = Ahead::HalfOpen(found, hashes);
+                continue;
+            }
+            // Of two with one tuple, the second belongs to the flow that the first opens.
+            let bit = hash.bit();
+            let is_repeated =
+                hashes_seen & bit != 0 && missed.iter().any(|&other| other < job && self.batch[other].hash == hash);
+            hashes_seen |= bit;
+            if !is_repeated
+                && let Some(service) = self.services.find(&packet.tuple)
+                && !self.services.is_ours(packet.tuple.src)
+                && self.elsewhere(&packet.tuple, Some(service)).is_none()
+                && let Some(state) = self.first_state(frames[at].bytes, packet, service)
+            {
+                reads.note_source(self.flows.sources.source(packet.tuple.src));
+                candidates[count] = Some(Candidate { job, service, state, pick: None });
+                count += 1;
+            }
+        }
+        self.flows.read(&reads);
+        if count > 0 {
+            self.open_ahead(&mut candidates[..count], turn);
+        }
+    }
+
+    /// Gives flows to be opened their servers and sources, as long as there are any.
+    fn open_ahead<D: Desk>(&mut self, candidates: &mut [Option<Candidate>], turn: &mut Turn<'_, D>) {
+        let snapshot = Arc::clone(&self.snapshot);
+        let mut places = [None; BATCH_MAX];
+        for (candidate, place) in candidates.iter_mut().zip(&mut places) {
+            let Some(Candidate { job, service, .. }) = *candidate else { continue };
+            let client = self.batch[job].packet.tuple;
+            let pick = snapshot.service(service).and_then(|service| {
+                let (pick, member) = self.pick(turn.now, service, &client, turn.desk).ok()?;
+                if let ServiceSource::Pool(pool) = &service.source {
+                    let towards = member.lease_destination(service, member.destination(client.dst_port));
+                    *place = pool.place(towards, self.home(&client));
+                }
+                Some(pick)
+            });
+            match (pick, candidate.as_mut()) {
+                (Some(pick), Some(candidate)) => candidate.pick = Some(pick),
+                // Who follows is hardly better off, and each is told at its turn.
+                _ => *candidate = None,
+            }
+        }
+        // A short loop, so that many reads are under way together; without a use of the words the compiler would leave them out.
+        let words = places.iter().flatten().fold(0, |words, place| words ^ place.load(Ordering::Relaxed));
+        std::hint::black_box(words);
+        let mut reads = Reads::new();
+        for candidate in candidates.iter().flatten() {
+            let &Candidate { job, service: id, state, pick: Some(pick) } = candidate else { continue };
+            let client = self.batch[job].packet.tuple;
+            let rule = *self.services.rule(id);
+            let sourced = snapshot.service(id).and_then(|service| {
+                let member = service.target(pick.target)?;
+                self.source(turn.now, &snapshot.steering, service, member, &client, &rule, 0).ok()
+            });
+            let Some((path, detail)) = sourced else {
+                turn.desk.close(id, pick.server);
+                self.flows.dismiss(&client);
+                continue;
+            };
+            let returns = match path.returns {
+                Returns::Here => self.flows.hash(&path.server.reversed()),
+                Returns::Elsewhere => TupleHash::default(),
+            };
+            let hashes = PathHashes { client: self.batch[job].hash, returns };
+            reads.note_entry(returns);
+            let class = first_class(&rule, client.protocol);
+            self.ahead[job] = Ahead::Opening(Opening { service: id, path, hashes, class, state, detail });
+        }
+        self.flows.read(&reads);
+    }
+
+    /// Decides about a packet that was found to belong to no established flow.
     #[inline(never)]
     pub(super) fn missed<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
+        job: usize,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        // It may be half open; and what the batch did before may have opened, moved or ended it.
-        if let Some(found) = self.flows.lookup(&packet.tuple)
-            && let Some(verdict) = self.forward(frame, packet, found, turn)
-        {
+        let hash = self.batch[job].hash;
+        // What the batch did before may have opened, moved or ended its flow.
+        let found = match std::mem::replace(&mut self.ahead[job], Ahead::Nothing) {
+            Ahead::HalfOpen(found, hashes) if self.flows.half_open.state(found.id).is_some() => {
+                turn.hashes = hashes;
+                Some(found)
+            }
+            Ahead::Opening(opening) => match self.insert(frame, packet, &opening, turn) {
+                Some(verdict) => return verdict,
+                None => self.flows.lookup_hashed(hash, &packet.tuple),
+            },
+            Ahead::HalfOpen(..) | Ahead::Nothing => self.flows.lookup_hashed(hash, &packet.tuple),
+        };
+        let forwarded = found.and_then(|found| self.forward(frame, packet, found, turn));
+        turn.hashes = None;
+        if let Some(verdict) = forwarded {
             return verdict;
         }
         let service = self.services.find(&packet.tuple);
@@ -58,6 +209,66 @@ impl Plane {
         self.services.is_ours(address) && self.network.holder(address).is_none()
     }
 
+    /// Inserts a flow that got its server and source before. `None`: it cannot be, and they are given back.
+    #[inline(always)]
+    fn insert<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        opening: &Opening,
+        turn: &mut Turn<'_, D>,
+    ) -> Option<Verdict> {
+        let Opening { service, ref path, ref hashes, class, state, mut detail } = *opening;
+        let is_new = self.flows.established.lookup_hashed(hashes.client, &path.client).is_none();
+        if is_new && self.flows.make_room(&path.client, path.returns).is_ok() {
+            match self.flows.open(turn.now, path, hashes, class, state, detail) {
+                Ok(flow) => {
+                    turn.desk.count(service, ServiceCounter::Accepted, 1);
+                    return Some(self.begin(frame, packet, service, flow, path, turn));
+                }
+                Err(OpenError::Taken) if detail.is_leased() => self.counts.add(PlaneCounter::LeasesRetried, 1),
+                Err(_) => {}
+            }
+        }
+        turn.desk.close(service, detail.server);
+        detail.release(path, self.services.maps());
+        self.flows.dismiss(&path.client);
+        None
+    }
+
+    /// A flow is in its table: its first packet goes on.
+    fn begin<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        service: ServiceId,
+        flow: FlowId,
+        path: &FlowPath,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        self.counts.add(PlaneCounter::FlowsOpened, 1);
+        let hop = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
+            Ok(hop) => hop,
+            Err(reason) => {
+                if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
+                    self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
+                }
+                return Verdict::Drop(reason);
+            }
+        };
+        self.count_for(service, turn);
+        self.send(frame, packet, &path.server, Direction::Forward, path.returns, hop, turn)
+    }
+
+    /// The state of the flow that this packet opens; `None`: it opens none.
+    fn first_state(&self, bytes: &[u8], packet: &Parsed, id: ServiceId) -> Option<State> {
+        let sight = if self.services.rule(id).is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
+        match packet.tuple.protocol {
+            PROTOCOL_TCP => Some(State::of_tcp(TcpTrack::open(&segment_facts(bytes, packet), sight)?, id)),
+            _ => Some(State::of_udp(UdpTrack::open(sight), id)),
+        }
+    }
+
     fn open<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
@@ -65,38 +276,16 @@ impl Plane {
         id: ServiceId,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        let Some(service) = self.snapshot.service(id).map(Arc::clone) else { return Verdict::Pass };
-        let rule = *self.services.rule(id);
-        let sight = if rule.is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
-        let state = if packet.tuple.protocol == PROTOCOL_TCP {
-            let Some(track) = TcpTrack::open(&segment_facts(frame.bytes, packet), sight) else {
-                if self.strays == Strays::Reset {
-                    self.reset_sender(frame, packet, turn);
-                }
-                return Verdict::Drop(DropReason::TcpStray);
-            };
-            State::of_tcp(track, id)
-        } else {
-            State::of_udp(UdpTrack::open(sight), id)
-        };
-        match self.admit(turn.now, &service, &packet.tuple, &rule, state, turn.desk) {
-            Ok(flow) => {
-                self.counts.add(PlaneCounter::FlowsOpened, 1);
-                let Some((to, returns, _)) = self.flows.half_open.outgoing(flow, Direction::Forward) else {
-                    return Verdict::Pass;
-                };
-                let hop = match self.route(frame, packet, to.dst, Direction::Forward, returns, turn) {
-                    Ok(hop) => hop,
-                    Err(reason) => {
-                        if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
-                            self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
-                        }
-                        return Verdict::Drop(reason);
-                    }
-                };
-                self.count_for(id, turn);
-                self.send(frame, packet, &to, Direction::Forward, returns, hop, turn)
+        let snapshot = Arc::clone(&self.snapshot);
+        let Some(service) = snapshot.service(id) else { return Verdict::Pass };
+        let Some(state) = self.first_state(frame.bytes, packet, id) else {
+            if self.strays == Strays::Reset {
+                self.reset_sender(frame, packet, turn);
             }
+            return Verdict::Drop(DropReason::TcpStray);
+        };
+        match self.admit(turn.now, &snapshot.steering, service, &packet.tuple, state, turn.desk) {
+            Ok((flow, path)) => self.begin(frame, packet, id, flow, &path, turn),
             // No answer: the source may be forged, and there are more than enough of them.
             Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),
             Err((reason, termination)) => {
@@ -111,61 +300,102 @@ impl Plane {
     fn admit(
         &mut self,
         now: Now,
+        steering: &SteeringTable,
         service: &Service,
         client: &Tuple,
-        rule: &Rule,
         state: State,
         desk: &mut impl Desk,
-    ) -> Result<FlowId, Refused> {
+    ) -> Result<(FlowId, FlowPath), Refused> {
+        let rule = *self.services.rule(service.id);
         self.flows.make_room(client, rule.returns()).map_err(refused)?;
-        self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
-        desk.count(service.id, ServiceCounter::Accepted, 1);
-        let admitted = match desk.pick(service, client.source(), now) {
-            Ok(pick) => {
-                let member = service.target(pick.target).filter(|member| member.server == pick.server);
-                let connected = match member {
-                    Some(member) => self.connect(now, service, member, client, rule, state),
-                    None => Err((DropReason::NoServer, Termination::NoServer)),
-                };
-                if connected.is_err() {
-                    desk.close(service.id, pick.server);
-                }
-                connected
-            }
-            Err(refusal) => {
-                let reason = match refusal {
-                    Refusal::NoServer => DropReason::NoServer,
-                    Refusal::ServersFull => DropReason::ServersFull,
-                    Refusal::ServiceFull => DropReason::ServiceFull,
-                };
-                Err((reason, refusal.into()))
-            }
-        };
-        if admitted.is_err() {
+        let picked = self.pick(now, service, client, desk);
+        if !matches!(picked, Err((DropReason::HalfOpenSource, _))) {
+            desk.count(service.id, ServiceCounter::Accepted, 1);
+        }
+        let (pick, member) = picked?;
+        let connected = self.connect(now, steering, service, member, client, &rule, state);
+        if connected.is_err() {
+            desk.close(service.id, pick.server);
             self.flows.dismiss(client);
         }
-        admitted
+        connected
+    }
+
+    /// The server of a new flow of `client`, which counts as a half-open one of its source from here on.
+    fn pick<'s>(
+        &mut self,
+        now: Now,
+        service: &'s Service,
+        client: &Tuple,
+        desk: &mut impl Desk,
+    ) -> Result<(Pick, &'s Target), Refused> {
+        self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
+        let refusal = match desk.pick(service, client.source(), now) {
+            Ok(pick) => match service.target(pick.target).filter(|member| member.server == pick.server) {
+                Some(member) => return Ok((pick, member)),
+                None => {
+                    desk.close(service.id, pick.server);
+                    Refusal::NoServer
+                }
+            },
+            Err(refusal) => refusal,
+        };
+        self.flows.dismiss(client);
+        let reason = match refusal {
+            Refusal::NoServer => DropReason::NoServer,
+            Refusal::ServersFull => DropReason::ServersFull,
+            Refusal::ServiceFull => DropReason::ServiceFull,
+        };
+        Err((reason, refusal.into()))
     }
 
     /// Opens the flow towards `member`, from a lease where the service's mode wants one.
+    #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     fn connect(
         &mut self,
         now: Now,
+        steering: &SteeringTable,
         service: &Service,
         member: &Target,
         client: &Tuple,
         rule: &Rule,
         state: State,
-    ) -> Result<FlowId, Refused> {
+    ) -> Result<(FlowId, FlowPath), Refused> {
+        let class = first_class(rule, client.protocol);
+        for attempt in 0..LEASES_MAX {
+            let (path, mut detail) = self.source(now, steering, service, member, client, rule, attempt)?;
+            let hashes = self.flows.half_open.hashes(&path);
+            match self.flows.open(now, &path, &hashes, class, state, detail) {
+                Ok(id) => return Ok((id, path)),
+                Err(error) => {
+                    detail.release(&path, self.services.maps());
+                    if error != OpenError::Taken {
+                        return Err(refused(error));
+                    }
+                    self.counts.add(PlaneCounter::LeasesRetried, 1);
+                }
+            }
+        }
+        Err((DropReason::PortsExhausted, Termination::OutOfSourcePorts))
+    }
+
+    /// The path of a flow towards `member`, from a lease where the service's mode wants one; another one at each `attempt`.
+    #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
+    fn source(
+        &mut self,
+        now: Now,
+        steering: &SteeringTable,
+        service: &Service,
+        member: &Target,
+        client: &Tuple,
+        rule: &Rule,
+        attempt: usize,
+    ) -> Result<(FlowPath, Detail), Refused> {
         let destination = member.destination(client.dst_port);
         let server = Ip::from(destination.ip());
         let pool = match &service.source {
             ServiceSource::Client | ServiceSource::Interface => None,
             ServiceSource::Pool(pool) => Some(pool),
-        };
-        let class = match client.protocol {
-            PROTOCOL_TCP => rule.tcp_class(TcpTimeout::Opening),
-            _ => rule.udp_class(UdpTimeout::Opening),
         };
         let is_kept = match service.forwarding {
             // A router goes by the destination, which is the VIP: the packet would come back.
@@ -183,48 +413,41 @@ impl Plane {
             }
             Forwarding::HalfNat => true,
         };
+        let with_source = |src, src_port| FlowPath {
+            client: *client,
+            server: Tuple { src, dst: server, src_port, dst_port: destination.port(), protocol: client.protocol },
+            returns: rule.returns(),
+        };
+        if is_kept && attempt == 0 {
+            return Ok((with_source(client.src, client.src_port), Detail::new(member.server, None)));
+        }
         let exhausted = (DropReason::PortsExhausted, Termination::OutOfSourcePorts);
-        let home = vshard_of_client(IpAddr::from(client.src), client.src_port, self.steering_seed);
-        for attempt in 0..LEASES_MAX {
-            let lease = if is_kept && attempt == 0 {
-                None
-            } else {
-                let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { break };
-                let towards = member.lease_destination(service, destination);
-                if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
-                    return Err((reason, Termination::OutOfSourcePorts));
-                }
-                let Ok(lease) = pool.lease(towards, home, &self.snapshot.steering, self.worker) else {
-                    self.exhausted.note(now, service.id, towards, exhausted.0);
-                    return Err(exhausted);
-                };
-                Some((lease, towards))
+        let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { return Err(exhausted) };
+        let towards = member.lease_destination(service, destination);
+        if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
+            return Err((reason, Termination::OutOfSourcePorts));
+        }
+        let home = self.home(client);
+        for _ in 0..LEASES_MAX {
+            let Ok(lease) = pool.lease(towards, home, steering, self.worker) else {
+                self.exhausted.note(now, service.id, towards, exhausted.0);
+                return Err(exhausted);
             };
-            let source = lease.as_ref().map_or(client.source(), |(lease, _)| lease.source());
-            let path = FlowPath {
-                client: *client,
-                server: Tuple::new(source, destination, client.protocol),
-                returns: rule.returns(),
-            };
-            let is_taken_elsewhere =
-                lease.as_ref().is_some_and(|(lease, towards)| self.is_taken_elsewhere(lease, *towards, &path));
-            let mut detail = Detail::new(member.server, lease.map(|(lease, _)| lease));
-            let opened = match is_taken_elsewhere {
-                true => Err(OpenError::Taken),
-                false => self.flows.open(now, &path, class, state, detail),
-            };
-            match opened {
-                Ok(id) => return Ok(id),
-                Err(error) => {
-                    detail.release(&path, self.services.maps());
-                    if error != OpenError::Taken {
-                        return Err(refused(error));
-                    }
-                    self.counts.add(PlaneCounter::LeasesRetried, 1);
-                }
+            let path = with_source(lease.address().into(), lease.port());
+            let is_taken = self.is_taken_elsewhere(&lease, towards, &path);
+            let mut detail = Detail::new(member.server, Some(lease));
+            if !is_taken {
+                return Ok((path, detail));
             }
+            detail.release(&path, self.services.maps());
+            self.counts.add(PlaneCounter::LeasesRetried, 1);
         }
         Err(exhausted)
+    }
+
+    /// The virtual shard of a client.
+    fn home(&self, client: &Tuple) -> VShard {
+        vshard_of_client_ip(client.src, client.src_port, self.steering_seed)
     }
 
     /// Whether `server` reaches `client` without us: it is a real server itself, or on a network of the server's.
@@ -245,6 +468,14 @@ impl Plane {
         {
             self.counts.add(PlaneCounter::ResetsMade, 1);
         }
+    }
+}
+
+/// The timeout that a flow begins with.
+fn first_class(rule: &Rule, protocol: u8) -> TimeoutClass {
+    match protocol {
+        PROTOCOL_TCP => rule.tcp_class(TcpTimeout::Opening),
+        _ => rule.udp_class(UdpTimeout::Opening),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What packets need to know of the snapshot: which service an address and port is, and each service's rule in one small table.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
@@ -10,6 +11,7 @@ use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
+use crate::random::mix;
 use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot};
 use crate::snat::SnatMaps;
 use crate::{RealServerId, ServiceId};
@@ -70,19 +72,62 @@ impl Rule {
     }
 }
 
+/// Hashes the addresses and ports of the configuration in a few instructions. Without a key: what lies in these tables the operator has
+/// chosen, and whoever looks for something else finds no longer runs than those are.
+#[derive(Default)]
+struct ConfiguredHasher(u64);
+
+impl Hasher for ConfiguredHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(byte.into()));
+    }
+
+    #[inline]
+    fn write_u32(&mut self, word: u32) {
+        self.write_u64(word.into());
+    }
+
+    #[inline]
+    fn write_u64(&mut self, word: u64) {
+        self.0 = mix(self.0 ^ word);
+    }
+
+    #[inline]
+    fn write_u128(&mut self, words: u128) {
+        self.write_u64(words as u64 ^ ((words >> 64) as u64).rotate_left(29));
+    }
+}
+
+type Configured<K, V> = HashMap<K, V, BuildHasherDefault<ConfiguredHasher>>;
+type ConfiguredSet<K> = HashSet<K, BuildHasherDefault<ConfiguredHasher>>;
+
+/// An address and a protocol as a key, with a port or that of every port.
+#[inline]
+fn key(address: Ip, port: Option<u16>, protocol: u8) -> (u128, u32) {
+    (address_key(address), u32::from(protocol) << 17 | port.map_or(1 << 16, u32::from))
+}
+
+#[inline]
+fn address_key(address: Ip) -> u128 {
+    u128::from_be_bytes(address.0)
+}
+
 /// The services of the packet plane.
 pub(super) struct Services {
     /// By [`ServiceId`]; all there can be, so that no id needs a check.
     rules: Box<[Rule; SERVICES_MAX]>,
-    by_socket: HashMap<(Ip, u16, u8), ServiceId>,
-    /// Those of every port.
-    by_address: HashMap<(Ip, u8), ServiceId>,
-    /// VIPs and SNAT addresses.
-    ours: HashSet<Ip>,
-    /// Addresses of real servers.
-    servers: HashSet<Ip>,
+    /// By [`key`].
+    by_socket: Configured<(u128, u32), ServiceId>,
+    /// VIPs and SNAT addresses, by [`address_key`].
+    ours: ConfiguredSet<u128>,
+    /// Addresses of real servers, likewise.
+    servers: ConfiguredSet<u128>,
     /// Of these, those that see the addresses of clients and answer them through us.
-    half_nat: HashSet<Ip>,
+    half_nat: ConfiguredSet<u128>,
     /// Members whose flows are to be ended.
     shunned: HashSet<(ServiceId, RealServerId)>,
     /// Where leases are given back: one book for all pools.
@@ -93,11 +138,10 @@ impl Services {
     pub(super) fn new() -> Services {
         Services {
             rules: Box::new([Rule::default(); SERVICES_MAX]),
-            by_socket: HashMap::new(),
-            by_address: HashMap::new(),
-            ours: HashSet::new(),
-            servers: HashSet::new(),
-            half_nat: HashSet::new(),
+            by_socket: HashMap::default(),
+            ours: HashSet::default(),
+            servers: HashSet::default(),
+            half_nat: HashSet::default(),
             shunned: HashSet::new(),
             maps: None,
         }
@@ -106,7 +150,6 @@ impl Services {
     /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
         self.by_socket.clear();
-        self.by_address.clear();
         self.ours.clear();
         self.servers.clear();
         self.half_nat.clear();
@@ -131,19 +174,19 @@ impl Services {
             *rule = Rule::new(service);
         }
         if service.ports.is_empty() {
-            self.by_address.insert((vip, protocol), service.id);
+            self.by_socket.insert(key(vip, None, protocol), service.id);
         }
         for &port in &service.ports {
-            self.by_socket.insert((vip, port, protocol), service.id);
+            self.by_socket.insert(key(vip, Some(port), protocol), service.id);
         }
-        self.ours.insert(vip);
-        let servers = service.targets.iter().map(|target| Ip::from(target.address));
+        self.ours.insert(address_key(vip));
+        let servers = service.targets.iter().map(|target| address_key(target.address.into()));
         if service.forwarding == Forwarding::HalfNat {
             self.half_nat.extend(servers.clone());
         }
         self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
-            self.ours.extend(pool.addresses().iter().map(|&address| Ip::from(address)));
+            self.ours.extend(pool.addresses().iter().map(|&address| address_key(address.into())));
             self.maps = Some(Arc::clone(pool.maps()));
         }
     }
@@ -156,27 +199,28 @@ impl Services {
     /// The service that a client's packet is for.
     pub(super) fn find(&self, tuple: &Tuple) -> Option<ServiceId> {
         let Tuple { dst, dst_port, protocol, .. } = *tuple;
-        self.by_socket.get(&(dst, dst_port, protocol)).or_else(|| self.by_address.get(&(dst, protocol))).copied()
+        let every_port = || self.by_socket.get(&key(dst, None, protocol));
+        self.by_socket.get(&key(dst, Some(dst_port), protocol)).or_else(every_port).copied()
     }
 
     /// Whether it is a VIP or SNAT address.
     pub(super) fn is_ours(&self, address: Ip) -> bool {
-        self.ours.contains(&address)
+        self.ours.contains(&address_key(address))
     }
 
     /// All VIPs and SNAT addresses.
     pub(super) fn ours(&self) -> impl Iterator<Item = Ip> + '_ {
-        self.ours.iter().copied()
+        self.ours.iter().map(|address| Ip(address.to_be_bytes()))
     }
 
     /// Whether a real server has this address.
     pub(super) fn is_server(&self, address: Ip) -> bool {
-        self.servers.contains(&address)
+        self.servers.contains(&address_key(address))
     }
 
     /// Whether a real server has this address that answers clients through us.
     pub(super) fn keeps_clients(&self, address: Ip) -> bool {
-        self.half_nat.contains(&address)
+        self.half_nat.contains(&address_key(address))
     }
 
     /// Whether the flows of this member are to be ended.

@@ -128,10 +128,11 @@ impl SnatBook {
         let mut destinations = destinations.to_vec();
         destinations.sort_unstable();
         destinations.dedup();
-        let routes = destinations
+        let mut routes = destinations
             .into_iter()
             .map(|destination| self.route(rule, protocol, destination))
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Box<[Route]>, _>>()?;
+        routes.sort_unstable_by_key(|route| route.key);
         Ok(Arc::new(SnatPool {
             maps: Arc::clone(&self.maps),
             addresses: rule.addresses.clone().into(),
@@ -158,7 +159,7 @@ impl SnatBook {
         if sources.is_empty() {
             return Err(SnatBookError::NoAddressFor { destination });
         }
-        Ok(Route { destination, sources })
+        Ok(Route::new(destination, sources))
     }
 
     fn map(&mut self, key: MapKey) -> Result<Arc<PortMap>, SnatBookError> {

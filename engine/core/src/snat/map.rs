@@ -21,9 +21,7 @@ struct Shard {
     leased: [AtomicU64; WORDS_PER_VSHARD],
     /// Where the next search begins: one past the bit claimed last.
     cursor: AtomicU64,
-    /// Flows that began here; says which address of a pool is asked first.
-    turns: AtomicU64,
-    spare: [AtomicU64; 2],
+    spare: [AtomicU64; 3],
 }
 
 /// Which ports of one (SNAT address, real server, protocol) are leased: 16 KiB.
@@ -44,12 +42,8 @@ impl std::fmt::Debug for PortMap {
 impl PortMap {
     fn new(id: u32) -> PortMap {
         let word = || AtomicU64::new(0);
-        let shard = |_| Shard {
-            leased: [word(), word(), word(), word()],
-            cursor: word(),
-            turns: word(),
-            spare: [word(), word()],
-        };
+        let shard =
+            |_| Shard { leased: [word(), word(), word(), word()], cursor: word(), spare: [word(), word(), word()] };
         PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect(), homes: Homes::default() }
     }
 
@@ -105,9 +99,10 @@ impl PortMap {
         self.shards[vshard].leased[word].load(Ordering::Acquire) & bit != 0
     }
 
-    /// A number that grows by one with each call for the same shard.
-    pub(super) fn next_turn(&self, home: VShard) -> u64 {
-        self.shards[home.index()].turns.fetch_add(1, Ordering::Relaxed)
+    /// A word in the line of a shard.
+    #[inline]
+    pub(super) fn place(&self, vshard: VShard) -> &AtomicU64 {
+        &self.shards[vshard.index()].cursor
     }
 
     /// Leased ports among those that `mask` permits.
@@ -193,6 +188,12 @@ impl SnatMaps {
     /// The map with this number, allocated at its first use.
     pub(super) fn open(&self, id: u32) -> Arc<PortMap> {
         self.slots[id as usize].get_or_init(|| Arc::new(PortMap::new(id))).clone()
+    }
+
+    /// A word in the line that [`release`](Self::release) of this port of a map is going to write.
+    #[inline]
+    pub fn place(&self, map: u32, port: u16) -> Option<&AtomicU64> {
+        Some(self.slots.get(map as usize)?.get()?.place(vshard_of_port(port)))
     }
 
     /// Makes the port of `lease` free again.

@@ -90,6 +90,31 @@ impl<D: Copy + Default> Deadlines<D> {
         }
     }
 
+    /// Reads a word of a slot, so that its line is on the way.
+    #[inline]
+    pub(super) fn touch(&self, slot: u32) -> u32 {
+        self.slots[slot as usize].next
+    }
+
+    /// Reads a word of each neighbour of a slot in its list, likewise.
+    #[inline]
+    pub(super) fn touch_neighbours(&self, slot: u32) -> u32 {
+        let Cold { previous, next, .. } = self.slots[slot as usize];
+        // Numbers of lists, and none at all, are beyond all slots.
+        [previous, next].into_iter().filter_map(|slot| self.slots.get(slot as usize)).fold(0, |w, cold| w ^ cold.next)
+    }
+
+    /// Whether a used slot is in a list.
+    #[inline]
+    pub(super) fn is_linked(&self, slot: u32) -> bool {
+        self.slots[slot as usize].previous != NONE
+    }
+
+    /// The tick that the wheel is at.
+    pub(super) fn current_tick(&self) -> u64 {
+        self.current
+    }
+
     pub(super) fn detail(&self, slot: u32) -> &D {
         &self.slots[slot as usize].detail
     }

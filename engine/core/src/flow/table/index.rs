@@ -94,6 +94,12 @@ impl Index {
         self.buckets[place.home].matches(place.tag)
     }
 
+    /// Whether entries whose home this is live elsewhere.
+    #[inline]
+    pub(super) fn has_away(&self, place: Place) -> bool {
+        self.buckets[place.home].away != 0
+    }
+
     /// What the tags of the home bucket say of `place`.
     #[inline]
     pub(super) fn likely(&self, place: Place) -> Likely {
