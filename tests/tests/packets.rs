@@ -8,6 +8,10 @@ mod bench;
 mod capture;
 #[path = "packets/frames.rs"]
 mod frames;
+#[path = "packets/fuzz.rs"]
+mod fuzz;
+#[path = "../../fuzz/src/plane.rs"]
+mod plane;
 #[path = "packets/scenes.rs"]
 mod scenes;
 

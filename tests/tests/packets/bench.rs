@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use towpath_config::Model;
 use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
@@ -73,7 +74,7 @@ fn take_made(at_ms: u64, out: &mut Outbox, left: &mut Vec<Captured>) {
 }
 
 /// Small, and never random: the same frames always meet the same plane.
-const SETTINGS: PlaneSettings = PlaneSettings {
+pub(crate) const SETTINGS: PlaneSettings = PlaneSettings {
     flows_max: 64,
     half_open_max: 16,
     half_open_per_source_max: 0,
@@ -85,19 +86,26 @@ const SETTINGS: PlaneSettings = PlaneSettings {
     strays: Strays::Drop,
 };
 
-fn snapshot(config: &str) -> Result<Snapshot, String> {
+/// What a configuration means.
+///
+/// # Errors
+/// It is not accepted.
+pub(crate) fn model(config: &str) -> Result<Model, String> {
     let checked = towpath_config::check("config.toml", config);
     let complaints: Vec<String> =
         checked.errors().chain(checked.unavailable()).map(|complaint| format!("{complaint:?}")).collect();
-    let model = checked.model.filter(|_| complaints.is_empty()).ok_or_else(|| complaints.join("\n"))?;
+    checked.model.filter(|_| complaints.is_empty()).ok_or_else(|| complaints.join("\n"))
+}
+
+fn snapshot(config: &str) -> Result<Snapshot, String> {
     let (mut registry, mut snat) = (Registry::new(), SnatBook::new(SnatLimits::default()));
     let steering = Arc::new(SteeringTable::even(1));
-    compile(&model, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
+    compile(&model(config)?, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
         .map_err(|error| error.to_string())
 }
 
 /// A router outside, real servers inside; see `tests/packets/README.md`.
-fn network() -> Network {
+pub(crate) fn network() -> Network {
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address").into();
     let port = |name: &str, mac, addresses: [(&str, u8); 2]| Port {
         name: name.into(),
@@ -133,14 +141,14 @@ fn counters(plane: &Plane, desk: TestDesk, snapshot: &Snapshot) -> Counters {
     for (section, name, value) in of_plane.chain(drops).filter(|&(.., value)| value > 0) {
         counters.entry(section.into()).or_default().insert(name.into(), value);
     }
-    let carried = snapshot.each_service().map(|service| u64::from(desk.loads.active_of_service(service.id))).sum();
+    let carried = snapshot.each_service().map(|service| u64::from(desk.active_of(service.id))).sum();
     let left = [("flows", plane.flows() as u64), ("half_open", plane.half_open() as u64), ("connections", carried)];
     counters.insert("left".into(), left.map(|(name, value)| (name.to_owned(), value)).into());
     counters
 }
 
 /// The Director of one worker, and what it is told.
-struct TestDesk {
+pub(crate) struct TestDesk {
     balancer: BalancerState,
     persistence: PersistenceTable,
     loads: PlainLoads,
@@ -149,7 +157,7 @@ struct TestDesk {
 }
 
 impl TestDesk {
-    fn new(snapshot: &Snapshot) -> TestDesk {
+    pub(crate) fn new(snapshot: &Snapshot) -> TestDesk {
         TestDesk {
             balancer: BalancerState::new(1),
             persistence: PersistenceTable::new(16, 1),
@@ -157,6 +165,11 @@ impl TestDesk {
             names: snapshot.each_service().map(|service| (service.id, service.name.clone())).collect(),
             counted: Counters::new(),
         }
+    }
+
+    /// Connections of a service that are counted now.
+    pub(crate) fn active_of(&self, service: ServiceId) -> u32 {
+        self.loads.active_of_service(service)
     }
 
     fn add(&mut self, what: &str, service: ServiceId, name: &str, n: u64) {
