@@ -8,6 +8,7 @@ mod read;
 mod sample;
 mod sheet;
 pub mod table;
+mod targets;
 
 pub use read::ReadError;
 

@@ -5,7 +5,7 @@ use comfy_table::{CellAlignment, Table};
 
 use super::compare::Comparison;
 use super::sheet::{self, Cell, Sheet};
-use super::{Report, Verdict};
+use super::{Report, Verdict, targets};
 use crate::suite::OTHERS_SHARE_MAX;
 
 /// The report as text: figures, latencies, ratios.
@@ -34,6 +34,15 @@ pub fn render(report: &Report) -> String {
     }
     if !report.ratios.is_empty() {
         text.push_str(&format!("\n{}\n", grouped(sheet::ratios(&groups, report.subject()))));
+    }
+    let targets = targets::lines(&report);
+    if !targets.is_empty() {
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN).set_header(["target", "bound", "measured", ""]);
+        targets.iter().for_each(|line| {
+            table.add_row(line);
+        });
+        text.push_str(&format!("\n{table}\n"));
     }
     for line in warnings(&report) {
         text.push_str(&format!("{line}\n"));

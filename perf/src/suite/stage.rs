@@ -203,6 +203,11 @@ impl Stage {
     pub(super) fn start(&self, subject: &Subject) -> io::Result<Option<Running>> {
         let Some(lab) = &self.lab else { return Ok(None) };
         await_nobody(lab.balancer(), self.setting.listen, self.setting.transport)?;
+        // A burst of first packets would wait for these, and what found no room to wait for its repetition a second later.
+        let family = if self.setting.listen.is_ipv4() { Family::V4 } else { Family::V6 };
+        for host in [lab.client(), lab.server(1)] {
+            await_neighbour(lab.balancer(), own_address(host, family), || Ok(()))?;
+        }
         let mut running = subject.start(lab.balancer(), &self.setting)?;
         let Setting { listen, transport, plane, .. } = self.setting;
         let served = match plane {

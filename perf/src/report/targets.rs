@@ -1,0 +1,169 @@
+//! What the packet plane is meant to reach, beside what a report has of it.
+
+use super::Report;
+use super::sheet;
+
+/// One figure and its bound.
+struct Target {
+    what: &'static str,
+    case: &'static str,
+    metric: &'static str,
+    of: Figure,
+    bound: Bound,
+}
+
+/// Which figure.
+enum Figure {
+    /// The first subject's own, in this many of its units.
+    Own(f64),
+    /// The least of its ratios to these: where it is better by more, this one decides.
+    LeastRatio(&'static [&'static str]),
+}
+
+#[derive(Clone, Copy)]
+enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+/// Those of the suite `packet`, one core, each host receiving on its own.
+const TARGETS: [Target; 13] = [
+    ratio("bulk against the kernel", "bulk-4-steered", "rate", &["kernel"], 1.0),
+    ratio("bulk against nginx", "bulk-4-steered", "rate", &["nginx"], 1.2),
+    ratio("bulk against HAProxy", "bulk-4-steered", "rate", &["haproxy"], 1.3),
+    ratio(
+        "requests per CPU-second against the better relay",
+        "keepalive-128B-64c-steered",
+        "efficiency-saturated",
+        &["haproxy", "nginx"],
+        2.5,
+    ),
+    ratio(
+        "connections per CPU-second against the better relay",
+        "connect-steered",
+        "efficiency-saturated",
+        &["haproxy", "nginx"],
+        2.0,
+    ),
+    ratio("connections per CPU-second against the kernel", "connect-steered", "efficiency-saturated", &["kernel"], 0.9),
+    own("a packet of 1 M flows, ns", "memory-full-nat-v4-1M", "packet-time", 1.0, Bound::AtMost(45.0)),
+    own("a packet of 10 M flows, ns", "memory-full-nat-v4-10M", "packet-time", 1.0, Bound::AtMost(60.0)),
+    own("openings, M/s, 1 M flows", "memory-full-nat-v4-1M", "opening-rate", 1e-6, Bound::AtLeast(3.0)),
+    own("openings, M/s, 10 M flows", "memory-full-nat-v4-10M", "opening-rate", 1e-6, Bound::AtLeast(3.0)),
+    own("memory of 10 M flows, GB", "memory-full-nat-v4-10M", "memory", 1e-2, Bound::AtMost(1.3)),
+    own("added round trip, median, µs", "round-trip-steered", "added-p50", 1.0, Bound::AtMost(30.0)),
+    own("at rest, % of a CPU", "idle-cpu", "busy", 1.0, Bound::AtMost(1.0)),
+];
+
+const fn own(what: &'static str, case: &'static str, metric: &'static str, scale: f64, bound: Bound) -> Target {
+    Target { what, case, metric, of: Figure::Own(scale), bound }
+}
+
+const fn ratio(
+    what: &'static str,
+    case: &'static str,
+    metric: &'static str,
+    versus: &'static [&'static str],
+    at_least: f64,
+) -> Target {
+    Target { what, case, metric, of: Figure::LeastRatio(versus), bound: Bound::AtLeast(at_least) }
+}
+
+impl Target {
+    /// What the report has of it; none where it has not been measured, or not beside each of the others.
+    fn figure(&self, report: &Report) -> Option<f64> {
+        let of = |subject: &str| {
+            let is_it =
+                |row: &&super::Row| (&*row.case, &*row.metric, &*row.subject) == (self.case, self.metric, subject);
+            Some(report.rows.iter().find(is_it)?.median)
+        };
+        let own = of(report.subject())?;
+        match self.of {
+            Figure::Own(scale) => Some(own * scale),
+            Figure::LeastRatio(versus) => versus
+                .iter()
+                .map(|other| Some(own / of(other)?))
+                .try_fold(f64::INFINITY, |least, ratio: Option<f64>| Some(least.min(ratio?))),
+        }
+    }
+}
+
+impl Bound {
+    fn words(self) -> String {
+        match self {
+            Bound::AtLeast(least) => format!("at least {}", sheet::figure(least)),
+            Bound::AtMost(most) => format!("at most {}", sheet::figure(most)),
+        }
+    }
+
+    fn verdict(self, figure: f64) -> String {
+        let missed = match self {
+            Bound::AtLeast(least) => 1.0 - figure / least,
+            Bound::AtMost(most) => figure / most - 1.0,
+        };
+        if missed <= 0.0 { "met".into() } else { format!("missed by {:.0} %", (missed * 100.0).ceil()) }
+    }
+}
+
+/// One line for each target that the report has a figure of: what, its bound, the figure, whether it is met.
+pub(super) fn lines(report: &Report) -> Vec<[String; 4]> {
+    if report.suite != "packet" || report.rows.is_empty() {
+        return Vec::new();
+    }
+    let line = |target: &Target| {
+        let figure = target.figure(report)?;
+        Some([target.what.into(), target.bound.words(), sheet::figure(figure), target.bound.verdict(figure)])
+    };
+    TARGETS.iter().filter_map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::sample::sample;
+
+    fn report(figures: &[(&str, &str, &str, f64)]) -> Report {
+        let template = sample();
+        let rows = figures.iter().map(|&(case, metric, subject, median)| super::super::Row {
+            case: case.into(),
+            metric: metric.into(),
+            subject: subject.into(),
+            median,
+            ..template.rows[0].clone()
+        });
+        Report { suite: "packet".into(), rows: rows.collect(), ..template.clone() }
+    }
+
+    #[test]
+    fn what_is_met_and_what_is_missed_is_told_and_what_was_not_measured_is_left_out() {
+        let keepalive = "keepalive-128B-64c-steered";
+        let report = report(&[
+            ("memory-full-nat-v4-10M", "memory", "towpath", 113.0),
+            ("round-trip-steered", "added-p50", "towpath", 33.1),
+            (keepalive, "efficiency-saturated", "towpath", 250.0),
+            (keepalive, "efficiency-saturated", "haproxy", 80.0),
+            (keepalive, "efficiency-saturated", "nginx", 125.0),
+            // Not beside the kernel: no ratio.
+            ("bulk-4-steered", "rate", "towpath", 20.0),
+            ("idle-cpu", "busy", "nginx", 0.1),
+        ]);
+        let told: Vec<(String, String)> =
+            lines(&report).into_iter().map(|[what, _, _, verdict]| (what, verdict)).collect();
+        let told: Vec<(&str, &str)> = told.iter().map(|(what, verdict)| (what.as_str(), verdict.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                ("requests per CPU-second against the better relay", "missed by 20 %"),
+                ("memory of 10 M flows, GB", "met"),
+                ("added round trip, median, µs", "missed by 11 %"),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_target_is_a_case_of_the_suite() {
+        let mut cases = crate::suite::packet::cases(&crate::suite::Accounting::ALL, &[1_000_000, 10_000_000]);
+        cases.retain(|case| TARGETS.iter().any(|target| target.case == case.name));
+        assert!(TARGETS.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
+    }
+}
