@@ -80,7 +80,7 @@ impl Bench<'_> {
     fn lease(&mut self, count: usize) -> io::Result<()> {
         for _ in 0..count {
             let home = VShard(self.random.next_u64() as u8);
-            let lease = self.pool.lease_own(SERVER, home, &self.steering, WorkerId(0)).map_err(io::Error::other)?;
+            let lease = self.pool.lease(SERVER, home, &self.steering, WorkerId(0)).map_err(io::Error::other)?;
             self.held.push(lease);
         }
         Ok(())
