@@ -274,7 +274,7 @@ fn frames_arrive_where_steering_says() {
     };
     let two = SteeringTable::even(2);
     let tables = [two.remapped(WORKERS), two, SteeringTable::even(WORKERS)];
-    let rings = RingSettings { slots: 1_024, frame_bytes_max: 2_048 };
+    let rings = RingSettings { slots: 1_024, frame_bytes_max: 2_048, queued_bytes_max: 0 };
     let first = program(&tables[0]);
     let ports = near.run(|| open("near", WORKERS, &first, &rings)).expect("inside").expect("a fanout group");
     let mut workers: Vec<PacketPorts> = ports.into_iter().map(|port| PacketPorts::new(vec![port])).collect();

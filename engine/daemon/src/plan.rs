@@ -85,7 +85,7 @@ const HALF_OPEN_SOURCE_SHARE: u32 = 4;
 const PENDING_FRAMES: usize = 1024;
 /// Resets and ICMP errors that one worker makes in a second.
 const REPLIES_PER_SECOND: u32 = 1000;
-/// A ring of one worker and interface: at most this long, …
+/// What frames of one worker and interface wait in: at most this much, …
 const RING_BYTES_MAX: u64 = 32 << 20;
 /// … and all of them together at most this share of the memory.
 const RINGS_SHARE: u64 = 16;
@@ -197,7 +197,8 @@ impl PacketsPlan {
             strays: Strays::Drop,
         };
         let rings = (workers * input.arms.len()).max(1) as u64;
-        let ring = RingSettings::within((input.memory_bytes / RINGS_SHARE / rings).min(RING_BYTES_MAX));
+        let mtu_bytes = input.arms.iter().map(|arm| arm.mtu_bytes).max().unwrap_or(0);
+        let ring = RingSettings::within((input.memory_bytes / RINGS_SHARE / rings).min(RING_BYTES_MAX), mtu_bytes);
         Some(PacketsPlan { arms: input.arms.clone(), workers, ring, plane })
     }
 
@@ -220,7 +221,7 @@ impl PacketsPlan {
         let inboxes = if workers > 1 { workers * Inbox::BYTES } else { 0 };
         vec![
             share("packets handed off", inboxes),
-            share("packet rings", workers * self.arms.len() as u64 * self.ring.ring_bytes()),
+            share("packet rings", workers * self.arms.len() as u64 * self.ring.bytes()),
             share("flows", workers * flows),
             share("half-open flows", workers * half_open),
             share("packets that wait", workers * waiting),

@@ -56,7 +56,7 @@ const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 const HOLD: Duration = Duration::from_secs(2);
 
 /// Frames that may wait for the peers; each is small.
-const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048 };
+const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048, queued_bytes_max: 0 };
 
 /// The peers' ports.
 const CLIENT: u8 = 0;

@@ -189,7 +189,7 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert_eq!((plan.connections.from, plan.udp_sessions.from), (BoundFrom::Unused, BoundFrom::Unused));
     assert_eq!(amount(&plan.descriptors, "listeners"), 0);
     assert_eq!(amount(&plan.descriptors, "packet rings"), 4 + PACKET_DESCRIPTORS);
-    let ring_bytes = plan.packets.as_ref().map(|packets| packets.ring.ring_bytes());
+    let ring_bytes = plan.packets.as_ref().map(|packets| packets.ring.bytes());
     assert_eq!(Some(amount(&plan.memory, "packet rings")), ring_bytes.map(|bytes| 4 * bytes));
     assert_eq!(amount(&plan.memory, "source ports"), SNAT_MAP_BYTES);
     let packets = plan.packets.as_ref().unwrap();
@@ -197,7 +197,8 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");
     let shown = plan.to_string();
     let tight = PlanInput { memory_bytes: GIB, ..input };
-    assert!(Plan::new(&model, &tight).unwrap().packets.unwrap().ring.slots < packets.ring.slots);
+    let tight = Plan::new(&model, &tight).unwrap().packets.unwrap().ring.bytes();
+    assert!(tight < packets.ring.bytes() && 4 * tight <= GIB / RINGS_SHARE, "{tight}");
     assert!(
         shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
         "{shown}"

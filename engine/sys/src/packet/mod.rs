@@ -1,10 +1,12 @@
 //! Frames of interfaces: the rings that the packet plane reads and sends through, and a tap for tests.
 
+mod copies;
 mod offload;
 mod port;
 mod ports;
 mod slots;
 mod socket;
+mod store;
 mod tap;
 #[cfg(test)]
 mod tests;

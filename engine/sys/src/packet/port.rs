@@ -3,9 +3,11 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use super::copies::Copies;
 use super::offload::Offload;
-use super::slots::{self, Extent, Geometry, Slots};
+use super::slots::{self, Filled, Geometry, Slots};
 use super::socket;
+use super::store::{Extent, Store};
 use crate::socket::{read_int, set_flag, set_option, set_program, set_send_buffer, take_error};
 
 /// Members of one fanout group before Linux 5.18.
@@ -23,18 +25,31 @@ const FANOUT_KIND_SHIFT: u32 = 16;
 const FANOUT_NUMBER: u32 = 0xffff;
 /// Ethernet's and a multicast membership's.
 const MAC_BYTES: u16 = 6;
+/// Super-packets need so much to flow at all.
+const QUEUED_BYTES_MIN: u32 = 2 << 20;
+/// Ethernet's header and one tag.
+const ETHERNET_BYTES: u32 = 18;
+/// The largest frame that a slot is made for, on interfaces whose MTU is larger still.
+const JUMBO_BYTES: u32 = 9_216;
+/// Queued frames that are thrown away at most when one was not what its slot says.
+const CLEARED_MAX: usize = 4096;
+/// Why buffers are there.
+const HAS_COPIES: &str = "only a port with buffers hands out frames in them";
 
 /// One instruction of a classic BPF program: (code, jump if true, jump if false, operand).
 pub type Instruction = (u16, u8, u8, u32);
 
-/// What a receive ring is made of. It is allocated at once, in the kernel, and not swapped.
+/// What frames of one interface wait in for one worker. The ring is allocated at once, in the kernel, and not swapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingSettings {
     /// Frames it holds (> 0); rounded up to whole blocks of 1 MiB.
     pub slots: u32,
-    /// The largest frame it holds whole, at most [`RingSettings::FRAME_BYTES_MAX`], which is needed wherever super-packets come:
-    /// where segments are joined (GRO) and from the other end of a virtual device, whatever the MTU is.
+    /// The largest frame that fits a slot, at most [`RingSettings::FRAME_BYTES_MAX`].
     pub frame_bytes_max: u32,
+    /// Larger frames are queued beside the ring, up to [`RingSettings::FRAME_BYTES_MAX`] each: what the kernel may keep of them, in
+    /// bytes and with what it needs to keep them. They come wherever segments are joined (GRO) and from the other end of a virtual
+    /// device, whatever the MTU is. With 0 they are lost.
+    pub queued_bytes_max: u32,
 }
 
 impl RingSettings {
@@ -42,20 +57,32 @@ impl RingSettings {
     pub const FRAME_BYTES_MAX: u32 = 65_593;
     /// Fewer slots than these lose frames in a burst of two batches.
     pub const SLOTS_MIN: u32 = 64;
-    /// More slots than these leave the processor's cache, and a burst of so many frames is an overload.
-    pub const SLOTS_MAX: u32 = 1_024;
+    /// A burst of more frames is an overload.
+    pub const SLOTS_MAX: u32 = 2_048;
+    /// Some hundred super-packets: what a few connections have on their way at once.
+    pub const QUEUED_BYTES_MAX: u32 = 16 << 20;
 
-    /// As many slots for the largest frames as fit the given memory, between [`RingSettings::SLOTS_MIN`] and
-    /// [`RingSettings::SLOTS_MAX`].
-    pub fn within(bytes: u64) -> RingSettings {
-        let largest = RingSettings { slots: RingSettings::SLOTS_MAX, frame_bytes_max: RingSettings::FRAME_BYTES_MAX };
-        let slots = u64::from(RingSettings::SLOTS_MAX) * bytes / largest.ring_bytes();
+    /// For an interface of this MTU (in bytes), with as many slots as fit half of the given memory, between
+    /// [`RingSettings::SLOTS_MIN`] and [`RingSettings::SLOTS_MAX`], and the rest for super-packets.
+    pub fn within(bytes: u64, mtu_bytes: u32) -> RingSettings {
+        let frame_bytes_max = slots::filled_by(mtu_bytes.saturating_add(ETHERNET_BYTES).min(JUMBO_BYTES));
+        let ring = Geometry::new(RingSettings::SLOTS_MAX, frame_bytes_max).bytes() as u64;
+        let slots = u64::from(RingSettings::SLOTS_MAX) * (bytes / 2) / ring;
         let slots = u32::try_from(slots).unwrap_or(u32::MAX).clamp(RingSettings::SLOTS_MIN, RingSettings::SLOTS_MAX);
-        RingSettings { slots, ..largest }
+        let ring = Geometry::new(slots, frame_bytes_max).bytes() as u64;
+        let queued = u32::try_from(bytes.saturating_sub(ring + Copies::BYTES as u64)).unwrap_or(u32::MAX);
+        let queued_bytes_max = queued.clamp(QUEUED_BYTES_MIN, RingSettings::QUEUED_BYTES_MAX);
+        RingSettings { slots, frame_bytes_max, queued_bytes_max }
     }
 
-    /// Memory of one ring, in bytes: of one interface and one worker.
-    pub fn ring_bytes(&self) -> u64 {
+    /// Memory for one interface and one worker, in bytes: the ring and buffers, and what the kernel may keep besides.
+    pub fn bytes(&self) -> u64 {
+        let queue = if self.queued_bytes_max > 0 { u64::from(self.queued_bytes_max) + Copies::BYTES as u64 } else { 0 };
+        self.ring_bytes() + queue
+    }
+
+    /// Memory of the ring alone.
+    fn ring_bytes(&self) -> u64 {
         self.geometry().bytes() as u64
     }
 
@@ -83,13 +110,13 @@ pub struct RxCounts {
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Frames that the kernel had no free slot for or could not describe, as far as it was asked.
+    /// Frames that the kernel had no room for or could not describe, as far as it was asked.
     pub dropped: u64,
     /// Frames passed over because they were for another station.
     pub foreign: u64,
     /// Frames passed over because they carry a VLAN tag.
     pub tagged: u64,
-    /// Frames passed over because they were larger than a slot.
+    /// Frames passed over because they were larger than a slot, where such ones are not queued.
     pub truncated: u64,
     /// Frames passed over because they are to be cut in a way that is not known here.
     pub unknown: u64,
@@ -102,15 +129,25 @@ pub struct PacketPort {
     index: u32,
     // Declared before the socket, so unmapped before it is closed.
     slots: Slots,
+    copies: Option<Copies>,
     socket: OwnedFd,
     in_group: bool,
     counts: RxCounts,
 }
 
-/// A frame in a slot that is ours.
+/// Where a frame that is ours is kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    /// A buffer for frames that do not fit a slot.
+    Buffer(u32),
+    /// A slot of the ring.
+    Slot(u32),
+}
+
+/// A frame that is ours.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Taken {
-    pub(super) slot: u32,
+    pub(super) place: Place,
     pub(super) frame: Extent,
     pub(super) offload: Offload,
 }
@@ -146,7 +183,7 @@ fn open_group(
     let index = socket::index_of(interface)?;
     let mut ports = Vec::with_capacity(workers);
     for _ in 0..workers {
-        ports.push(PacketPort::open(interface, index, settings.geometry(), workers > 1)?);
+        ports.push(PacketPort::open(interface, index, settings, workers > 1)?);
     }
     // A member is numbered as it joins, and renumbered when another leaves. The kernel unlinks and links all of them in the order
     // in which they were opened when the interface goes down and up, so their numbers stay.
@@ -184,7 +221,7 @@ fn join_fanout(socket: &OwnedFd, flag: u32, number: u32) -> io::Result<()> {
 }
 
 impl PacketPort {
-    fn open(name: &str, index: u32, geometry: Geometry, in_group: bool) -> io::Result<PacketPort> {
+    fn open(name: &str, index: u32, settings: &RingSettings, in_group: bool) -> io::Result<PacketPort> {
         let fd = socket::open()?;
         set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)?;
         set_option(&fd, libc::SOL_PACKET, libc::PACKET_VERSION, &slots::VERSION)?;
@@ -195,9 +232,12 @@ impl PacketPort {
             // Not root: as much as the machine gives; what is refused for it is counted.
             set_send_buffer(&fd, SEND_BUFFER_BYTES)?;
         }
-        let slots = Slots::new(&fd, geometry)?;
+        let slots = Slots::new(&fd, settings.geometry())?;
+        let queued = settings.queued_bytes_max;
+        let copies = if queued > 0 { Some(Copies::new(&fd, queued)?) } else { None };
         socket::bind(&fd, index)?;
-        Ok(PacketPort { name: name.to_owned(), index, slots, socket: fd, in_group, counts: RxCounts::default() })
+        let counts = RxCounts::default();
+        Ok(PacketPort { name: name.to_owned(), index, slots, copies, socket: fd, in_group, counts })
     }
 
     /// The interface's name when it was opened.
@@ -256,40 +296,104 @@ impl PacketPort {
         self.counts = before;
     }
 
-    /// The next frame, in a slot that is ours until it is released. At most `looks` frames are passed over on the way to it.
+    /// The next frame, which is ours until it is released. At most `looks` frames are passed over on the way to it. None of those that do
+    /// not fit a slot comes while all buffers are ours.
     pub(super) fn take(&mut self, looks: &mut usize) -> Option<Taken> {
         loop {
-            let filled = self.slots.take()?;
-            let (passed_over, offload) = if filled.is_foreign {
-                (&mut self.counts.foreign, None)
-            } else if filled.is_tagged {
-                (&mut self.counts.tagged, None)
-            } else if filled.is_cut {
-                (&mut self.counts.truncated, None)
-            } else {
-                (&mut self.counts.unknown, Offload::read(&filled.offload))
-            };
-            if let Some(offload) = offload {
-                self.counts.frames += 1;
-                self.counts.bytes += filled.frame.len() as u64;
-                return Some(Taken { slot: filled.slot, frame: filled.frame, offload });
+            if self.copies.as_ref().is_some_and(|copies| !copies.has_room()) && self.slots.is_next_queued() {
+                return None;
             }
-            *passed_over += 1;
-            self.slots.release(filled.slot);
-            *looks = looks.checked_sub(1)?;
+            let filled = self.slots.take()?;
+            let taken = if filled.is_queued { self.take_queued(&filled) } else { self.judge(&filled) };
+            match taken {
+                Ok(taken) => {
+                    self.counts.frames += 1;
+                    self.counts.bytes += taken.frame.len() as u64;
+                    return Some(taken);
+                }
+                Err(passed_over) => {
+                    *passed_over(&mut self.counts) += 1;
+                    self.slots.release(filled.slot);
+                    *looks = looks.checked_sub(1)?;
+                }
+            }
         }
     }
 
-    /// The ring.
-    pub(super) fn slots(&self) -> &Slots {
-        &self.slots
+    /// A frame in its slot, or which counter it is passed over under.
+    fn judge(&self, filled: &Filled) -> Result<Taken, PassedOver> {
+        if filled.is_foreign {
+            return Err(|counts| &mut counts.foreign);
+        }
+        if filled.is_tagged {
+            return Err(|counts| &mut counts.tagged);
+        }
+        if filled.is_cut {
+            // Where frames are queued, the queue had no room for it.
+            return Err(if self.copies.is_some() {
+                |counts| &mut counts.dropped
+            } else {
+                |counts| &mut counts.truncated
+            });
+        }
+        let Some(offload) = Offload::read(&filled.offload) else { return Err(|counts| &mut counts.unknown) };
+        Ok(Taken { place: Place::Slot(filled.slot), frame: filled.frame, offload })
     }
 
-    /// The ring, to write into slots that are ours or release them.
-    pub(super) fn slots_mut(&mut self) -> &mut Slots {
-        &mut self.slots
+    /// A frame whose beginning is in a slot: its slot is given back, and the whole comes out of the queue, whatever becomes of it.
+    fn take_queued(&mut self, filled: &Filled) -> Result<Taken, PassedOver> {
+        let Some(copies) = &mut self.copies else { return Err(|counts| &mut counts.truncated) };
+        let Some(copied) = copies.receive(&self.socket) else { return Err(|counts| &mut counts.dropped) };
+        if copied.frame.len() != filled.whole_bytes {
+            // Queue and slots do not tell of the same frames: start again with what comes from here on.
+            copies.release(copied.buffer);
+            copies.clear(&self.socket, CLEARED_MAX);
+            return Err(|counts| &mut counts.dropped);
+        }
+        let whole = Filled { is_cut: false, offload: copied.offload, ..*filled };
+        match self.judge(&whole) {
+            Ok(taken) => {
+                self.slots.release(filled.slot);
+                Ok(Taken { place: Place::Buffer(copied.buffer), frame: copied.frame, ..taken })
+            }
+            Err(passed_over) => {
+                self.copies_mut().release(copied.buffer);
+                Err(passed_over)
+            }
+        }
+    }
+
+    fn copies_mut(&mut self) -> &mut Copies {
+        self.copies.as_mut().expect(HAS_COPIES)
+    }
+
+    /// Gives back where a frame was kept.
+    pub(super) fn release(&mut self, place: Place) {
+        match place {
+            Place::Buffer(buffer) => self.copies_mut().release(buffer),
+            Place::Slot(slot) => self.slots.release(slot),
+        }
+    }
+
+    /// The memory that a frame is kept in.
+    pub(super) fn store(&self, place: Place) -> &Store {
+        match place {
+            Place::Buffer(_) => self.copies.as_ref().expect(HAS_COPIES).store(),
+            Place::Slot(_) => self.slots.store(),
+        }
+    }
+
+    /// The memory that a frame is kept in, to write a header in front of it.
+    pub(super) fn store_mut(&mut self, place: Place) -> &mut Store {
+        match place {
+            Place::Buffer(_) => self.copies_mut().store_mut(),
+            Place::Slot(_) => self.slots.store_mut(),
+        }
     }
 }
+
+/// The counter of frames that are passed over for one reason.
+type PassedOver = fn(&mut RxCounts) -> &mut u64;
 
 impl AsFd for PacketPort {
     /// Readable while there are frames, and when the interface has gone down; for `Ring::await_ready_many`.
@@ -304,16 +408,19 @@ mod tests {
 
     #[test]
     fn a_ring_takes_what_memory_there_is() {
-        for mib in [0, 1, 16, 64, 100, 10_000] {
-            let settings = RingSettings::within(mib << 20);
-            assert!((RingSettings::SLOTS_MIN..=RingSettings::SLOTS_MAX).contains(&settings.slots));
-            let least = RingSettings { slots: RingSettings::SLOTS_MIN, ..settings }.ring_bytes();
-            // Rounding up to a block may cost one more.
+        for (mib, mtu) in [(0, 1500), (1, 1500), (4, 9000), (16, 1500), (32, 1500), (64, 9000), (10_000, 65_535)] {
+            let settings = RingSettings::within(mib << 20, mtu);
             assert!(
-                settings.ring_bytes() <= (mib << 20).max(least) + (1 << 20),
-                "{mib} MiB: {}",
-                settings.ring_bytes()
+                (RingSettings::SLOTS_MIN..=RingSettings::SLOTS_MAX).contains(&settings.slots),
+                "{mib}: {settings:?}"
             );
+            assert!(settings.frame_bytes_max >= (mtu + ETHERNET_BYTES).min(JUMBO_BYTES), "{mib}: {settings:?}");
+            let least = RingSettings { slots: RingSettings::SLOTS_MIN, queued_bytes_max: QUEUED_BYTES_MIN, ..settings };
+            // Rounding up to a block may cost one more.
+            let (bytes, least) = (settings.bytes(), least.bytes());
+            assert!(bytes <= (mib << 20).max(least) + (1 << 20), "{mib} MiB: {bytes}");
         }
+        let usual = RingSettings::within(32 << 20, 1500);
+        assert_eq!((usual.slots, usual.frame_bytes_max), (RingSettings::SLOTS_MAX, 1952));
     }
 }

@@ -7,8 +7,8 @@ use std::ptr;
 use std::slice;
 
 use super::offload::{HEADER_BYTES, Offload};
-use super::port::{PacketPort, PortState, RingSettings, RxCounts, Taken};
-use super::slots::Extent;
+use super::port::{PacketPort, Place, PortState, RingSettings, RxCounts, Taken};
+use super::store::Extent;
 use crate::errno::check;
 
 /// Frames of one batch.
@@ -21,7 +21,7 @@ const MADE_BYTES: usize = 256 << 10;
 /// Frames that one batch passes over at most, so that a flood of them does not hold up the rest of the worker.
 const LOOKS_MAX: usize = 4096;
 
-/// A frame that was received, in its slot of the ring.
+/// A frame that was received, where it was received.
 #[derive(Debug)]
 pub struct ReceivedFrame<'a> {
     /// From the Ethernet header on.
@@ -54,7 +54,7 @@ pub struct TxCounts {
 #[derive(Debug)]
 pub struct PacketPorts {
     ports: Vec<Port>,
-    /// Frames whose slots are ours.
+    /// Frames that are ours.
     batch: Vec<Received>,
     /// Frames made here, each behind its offload header; at most `MADE_BYTES`.
     made: Vec<u8>,
@@ -81,8 +81,8 @@ struct Received {
 enum Outgoing {
     /// In `PacketPorts::made`.
     Made { start: usize, len: usize },
-    /// In a slot of that port.
-    Slot { port: u8, extent: Extent },
+    /// Received by that port.
+    Received { port: u8, place: Place, extent: Extent },
 }
 
 impl PacketPorts {
@@ -129,16 +129,16 @@ impl PacketPorts {
         Frames { ports: &self.ports, batch: self.batch.iter() }
     }
 
-    /// Queues the n-th frame of the batch, as it is in its slot when it is flushed, to leave by `port`. One frame may leave by several
+    /// Queues the n-th frame of the batch, as it is when it is flushed, to leave by `port`. One frame may leave by several
     /// ports.
     ///
     /// # Panics
     /// If there is no such frame or port.
     pub fn send(&mut self, frame: usize, port: u8) {
         let Received { port: from, taken } = self.batch[frame];
-        let slots = self.ports[usize::from(from)].packets.slots_mut();
-        let extent = slots.put_header(taken.frame, |bytes| taken.offload.header(bytes));
-        self.queue(port, Outgoing::Slot { port: from, extent });
+        let store = self.ports[usize::from(from)].packets.store_mut(taken.place);
+        let extent = store.put_header(taken.frame, |bytes| taken.offload.header(bytes));
+        self.queue(port, Outgoing::Received { port: from, place: taken.place, extent });
     }
 
     /// Queues a copy of a frame that was made here. One larger than [`RingSettings::FRAME_BYTES_MAX`] is refused.
@@ -160,11 +160,11 @@ impl PacketPorts {
         self.queue(port, Outgoing::Made { start, len });
     }
 
-    /// Sends what is queued and gives the slots of the batch back to the kernel. What cannot be sent is counted and gone.
+    /// Sends what is queued and gives back where the frames of the batch were kept. What cannot be sent is counted and gone.
     pub fn flush(&mut self) {
         self.transmit_all();
         for received in self.batch.drain(..) {
-            self.ports[usize::from(received.port)].packets.slots_mut().release(received.taken.slot);
+            self.ports[usize::from(received.port)].packets.release(received.taken.place);
         }
     }
 
@@ -249,14 +249,16 @@ impl PacketPorts {
         for (frame, outgoing) in frames.iter_mut().zip(&self.ports[number].queue) {
             let bytes: *const [u8] = match *outgoing {
                 Outgoing::Made { start, len } => &self.made[start..start + len],
-                Outgoing::Slot { port, extent } => self.ports[usize::from(port)].packets.slots().pointer(extent),
+                Outgoing::Received { port, place, extent } => {
+                    self.ports[usize::from(port)].packets.store(place).pointer(extent)
+                }
             };
             // sendmmsg only reads them.
             *frame = libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: bytes.len() };
         }
         let port = &mut self.ports[number];
         port.queue.clear();
-        // SAFETY: the frames are in `made` or in slots that are ours, and neither changes before this returns.
+        // SAFETY: the frames are in `made` or where they were received, which is ours, and neither changes before this returns.
         unsafe { send_all(&port.packets, &mut frames[..count], &mut port.counts) };
     }
 }
@@ -359,8 +361,8 @@ impl<'a> Iterator for Frames<'a> {
 
     fn next(&mut self) -> Option<ReceivedFrame<'a>> {
         let Received { port, taken } = *self.batch.next()?;
-        let bytes = self.ports[usize::from(port)].packets.slots().pointer(taken.frame);
-        // SAFETY: the slot is ours until `flush`, which needs the PacketPorts that this borrows mutably for 'a. A slot stands in the
+        let bytes = self.ports[usize::from(port)].packets.store(taken.place).pointer(taken.frame);
+        // SAFETY: its place is ours until `flush`, which needs the PacketPorts that this borrows mutably for 'a. A place stands in the
         // batch once and the batch is walked once, so no two of these overlap.
         let bytes = unsafe { &mut *bytes };
         Some(ReceivedFrame { bytes, port, offload: taken.offload })

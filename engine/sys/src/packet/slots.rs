@@ -6,10 +6,10 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::offload::{HEADER_BYTES, Header};
+use super::store::{Extent, Store};
 use crate::mapping::Mapping;
 use crate::socket::set_option;
 
@@ -21,6 +21,8 @@ pub(super) const VERSION: libc::c_int = 1;
 const BLOCK_BYTES: u32 = 1 << 20;
 /// Blocks of one ring, so that it stays below the 4 GiB that the kernel counts to.
 const BLOCKS_MAX: u32 = 4095;
+/// Slots are a multiple of this where their size is free.
+const SLOT_STEP: u32 = 1 << 11;
 /// A slot begins with a cache line of its own.
 const SLOT_ALIGNMENT: u32 = 64;
 /// Bytes in front of the frame in its slot: `struct tpacket2_hdr`, `struct sockaddr_ll`, the offload header and what aligns the
@@ -66,18 +68,9 @@ impl Geometry {
     }
 }
 
-/// Where bytes lie in a ring.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Extent {
-    start: usize,
-    len: usize,
-}
-
-impl Extent {
-    /// How many bytes they are.
-    pub(super) fn len(self) -> usize {
-        self.len
-    }
+/// The largest frame that fits a slot of whole steps which is made for frames of so many bytes.
+pub(super) fn filled_by(frame_bytes: u32) -> u32 {
+    (frame_bytes + HEADROOM).next_multiple_of(SLOT_STEP) - HEADROOM
 }
 
 /// A slot that is ours, until it is released.
@@ -85,7 +78,7 @@ impl Extent {
 pub(super) struct Filled {
     /// The slot.
     pub(super) slot: u32,
-    /// The frame in it.
+    /// The frame in it, or its beginning.
     pub(super) frame: Extent,
     /// What the kernel says the frame leaves to be done.
     pub(super) offload: Header,
@@ -93,14 +86,18 @@ pub(super) struct Filled {
     pub(super) is_foreign: bool,
     /// Whether it carries a VLAN tag, which the kernel has taken off.
     pub(super) is_tagged: bool,
+    /// Bytes of the whole frame.
+    pub(super) whole_bytes: usize,
     /// Whether its end did not fit the slot.
     pub(super) is_cut: bool,
+    /// Whether the whole frame waits in the socket's queue besides, behind those of earlier slots.
+    pub(super) is_queued: bool,
 }
 
 /// The slots of one socket.
 #[derive(Debug)]
 pub(super) struct Slots {
-    memory: Mapping,
+    store: Store,
     geometry: Geometry,
     /// The slot that the kernel fills next, or has filled already.
     next: u32,
@@ -116,7 +113,14 @@ impl Slots {
             tp_frame_nr: geometry.slots(),
         };
         set_option(socket, libc::SOL_PACKET, libc::PACKET_RX_RING, &request)?;
-        Ok(Slots { memory: Mapping::shared(socket, geometry.bytes())?, geometry, next: 0 })
+        let store = Store::new(Mapping::shared(socket, geometry.bytes())?);
+        Ok(Slots { store, geometry, next: 0 })
+    }
+
+    /// Whether the kernel has filled the next slot with a part of a frame, and the whole waits in the socket's queue.
+    pub(super) fn is_next_queued(&self) -> bool {
+        let wanted = libc::TP_STATUS_USER | libc::TP_STATUS_COPY;
+        self.status(self.next).load(Ordering::Acquire) & wanted == wanted
     }
 
     /// The next slot that the kernel has filled, which is ours from now on.
@@ -127,8 +131,8 @@ impl Slots {
         }
         self.next = if slot + 1 == self.geometry.slots() { 0 } else { slot + 1 };
         let begin = self.geometry.offset(slot);
-        let header: libc::tpacket2_hdr = self.read(begin);
-        let address: libc::sockaddr_ll = self.read(begin + ADDRESS);
+        let header: libc::tpacket2_hdr = self.store.read(begin);
+        let address: libc::sockaddr_ll = self.store.read(begin + ADDRESS);
         let start = usize::from(header.tp_mac);
         let len = header.tp_snaplen as usize;
         assert!(
@@ -139,10 +143,12 @@ impl Slots {
         Some(Filled {
             slot,
             frame: Extent { start: begin + start, len },
-            offload: self.read(begin + start - HEADER_BYTES),
+            offload: self.store.read(begin + start - HEADER_BYTES),
             is_foreign: address.sll_pkttype == libc::PACKET_OTHERHOST,
             is_tagged: tagged,
+            whole_bytes: header.tp_len as usize,
             is_cut: header.tp_len > header.tp_snaplen,
+            is_queued: header.tp_status & libc::TP_STATUS_COPY != 0,
         })
     }
 
@@ -151,43 +157,22 @@ impl Slots {
         self.status(slot).store(libc::TP_STATUS_KERNEL, Ordering::Release);
     }
 
-    /// Bytes of a slot that is ours.
-    pub(super) fn pointer(&self, extent: Extent) -> *mut [u8] {
-        debug_assert!(extent.start + extent.len <= self.memory.len(), "an extent leaves the ring");
-        // SAFETY: an extent lies in the ring: it is made by `take` and `put_header` only, within a slot.
-        let first = unsafe { self.memory.base().as_ptr().add(extent.start) };
-        ptr::slice_from_raw_parts_mut(first, extent.len)
+    /// Where the frames lie.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
-    /// Puts an offload header in front of a frame of a slot that is ours; returns where both are.
-    pub(super) fn put_header(&mut self, frame: Extent, header: impl FnOnce(&[u8]) -> Header) -> Extent {
-        // SAFETY: the slot is ours, so the kernel does not write to it, and `&mut self` excludes every other reference.
-        let bytes = unsafe { &*self.pointer(frame) };
-        let header = header(bytes);
-        // No frame begins before FRAME_START_MIN in its slot.
-        let both = Extent { start: frame.start - HEADER_BYTES, len: frame.len + HEADER_BYTES };
-        let place: *mut Header = self.pointer(both).cast();
-        // SAFETY: `place` has room for a header within the slot, in front of the frame; it is an array of bytes, aligned anywhere.
-        unsafe { place.write(header) };
-        both
+    /// Where the frames lie, to write headers in front of those that are ours.
+    pub(super) fn store_mut(&mut self) -> &mut Store {
+        &mut self.store
     }
 
     fn status(&self, slot: u32) -> &AtomicU32 {
         let begin = self.geometry.offset(slot);
-        // SAFETY: `slot` is one of the ring's, so its first bytes lie in the mapping.
-        let place: *mut u32 = unsafe { self.memory.base().as_ptr().add(begin) }.cast();
+        let place: *mut u32 = self.store.pointer(Extent { start: begin, len: size_of::<u32>() }).cast();
         // SAFETY: the status comes first in a slot (`struct tpacket2_hdr`), slots are aligned to 64 bytes, and both sides access it
-        // atomically only, but for `read`, while it is ours.
+        // atomically only, but for `Store::read`, while it is ours.
         unsafe { AtomicU32::from_ptr(place) }
-    }
-
-    /// A value of plain integers that the kernel wrote at `start`, in a slot that is ours.
-    fn read<T: Copy>(&self, start: usize) -> T {
-        debug_assert!(start + size_of::<T>() <= self.memory.len(), "a read leaves the ring");
-        // SAFETY: every caller stays within one slot of the mapping.
-        let place: *const T = unsafe { self.memory.base().as_ptr().add(start) }.cast();
-        // SAFETY: the slot is ours, so nobody writes to it; the callers ask for types of which every bit pattern is a value.
-        unsafe { place.read_unaligned() }
     }
 }
 

@@ -15,8 +15,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// An EtherType for experiments (IEEE 802): the kernel takes no notice.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
-const SMALL: RingSettings = RingSettings { slots: 64, frame_bytes_max: 1_518 };
-const LARGE: RingSettings = RingSettings { slots: 256, frame_bytes_max: RingSettings::FRAME_BYTES_MAX };
+const SMALL: RingSettings = RingSettings { slots: 64, frame_bytes_max: 1_518, queued_bytes_max: 0 };
+const QUEUED: RingSettings = RingSettings {
+    slots: RingSettings::SLOTS_MAX,
+    frame_bytes_max: 1_952,
+    queued_bytes_max: RingSettings::QUEUED_BYTES_MAX,
+};
 
 /// Two hosts with the ends `a` and `b` of a wire, on which nobody speaks by himself.
 fn wire() -> (Namespace, Namespace) {
@@ -153,7 +157,7 @@ fn tcp_passes_whole_through_two_ports() {
         links.set_hardware_address(inner, address.try_into().unwrap()).unwrap();
         links.set_up(inner).unwrap();
     }
-    let both = bridge.run(|| ["left", "right"].map(|name| open(name, 1, &[], &LARGE).unwrap())).unwrap();
+    let both = bridge.run(|| ["left", "right"].map(|name| open(name, 1, &[], &QUEUED).unwrap())).unwrap();
     let mut both = PacketPorts::new(both.into_iter().flatten().collect());
     let ended = AtomicBool::new(false);
     let (mut super_packets, mut partial) = (0, 0);
@@ -306,7 +310,7 @@ fn what_cannot_pass_is_counted() {
     }
     let (near, far) = wire();
     let mut here = ports(&near, "a", &SMALL);
-    let mut there = ports(&far, "b", &RingSettings { slots: 64, frame_bytes_max: 200 });
+    let mut there = ports(&far, "b", &RingSettings { slots: 64, frame_bytes_max: 200, queued_bytes_max: 0 });
     here.send_bytes(0, &frame(BROADCAST, &[1; 1000]), Offload::NONE);
     here.send_bytes(0, &frame(BROADCAST, &[2; 2000]), Offload::NONE);
     here.send_bytes(0, &vec![0; RingSettings::FRAME_BYTES_MAX as usize + 1], Offload::NONE);
@@ -436,5 +440,120 @@ fn a_sleeping_worker_wakes_for_every_frame() {
         set_up(&far, "b");
         until_ready(&near, "a");
         assert_eq!(there.state(0), PortState::Up);
+    }
+}
+
+/// Takes and counts until so many payloads have come, in the order in which they come.
+fn receive_in_order(ports: &mut PacketPorts, count: usize) -> Vec<u32> {
+    let deadline = Instant::now() + DEADLINE;
+    let mut numbers = Vec::new();
+    while numbers.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count}: {:?}", numbers.len(), ports.rx_counts(0));
+        ports.take(BATCH_MAX);
+        numbers.extend(ports.frames().map(|frame| u32::from_be_bytes(frame.bytes[14..18].try_into().unwrap())));
+    }
+    ports.flush();
+    numbers
+}
+
+#[test]
+fn a_burst_of_small_frames_fits() {
+    if privilege::ensure(a_burst_of_small_frames_fits).unwrap() == Privilege::Delegated {
+        return;
+    }
+    const BURST: u32 = 2_000;
+    let (near, far) = wire();
+    let (mut here, mut there) = (ports(&near, "a", &QUEUED), ports(&far, "b", &QUEUED));
+    for number in 0..BURST {
+        here.send_bytes(0, &frame(BROADCAST, &[&number.to_be_bytes()[..], &[0; 42]].concat()), Offload::NONE);
+    }
+    here.flush();
+    assert_eq!(receive_in_order(&mut there, BURST as usize), (0..BURST).collect::<Vec<_>>());
+    assert_eq!(there.rx_counts(0).dropped, 0);
+}
+
+#[test]
+fn small_and_large_frames_keep_their_order() {
+    if privilege::ensure(small_and_large_frames_keep_their_order).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let (near, far) = wire();
+    for (host, name) in [(&near, "a"), (&far, "b")] {
+        host.links().unwrap().set_mtu(name, 9_000).unwrap();
+    }
+    let mut here = ports(&near, "a", &QUEUED);
+    // All to the second of two workers: BPF_RET | BPF_K.
+    let second = || far.run(|| open("b", 2, &[(0x06, 0, 0, 1)], &QUEUED)).unwrap().unwrap().split_off(1);
+    let alone = || far.run(|| open("b", 1, &[], &QUEUED)).unwrap().unwrap();
+    for open_there in [&alone as &dyn Fn() -> Vec<PacketPort>, &second] {
+        let mut there = PacketPorts::new(open_there());
+        let mut round_of = |round: u32| {
+            for number in 0..40 {
+                // Some large ones among the small, in changing places: more than there are buffers for.
+                let len = if (number * 7 + round).is_multiple_of(3) { 4_000 } else { 46 };
+                let mut payload = vec![0; len];
+                payload[..4].copy_from_slice(&number.to_be_bytes());
+                here.send_bytes(0, &frame(BROADCAST, &payload), Offload::NONE);
+            }
+            here.flush();
+            receive_in_order(&mut there, 40)
+        };
+        let order = Vec::from_iter(0..40);
+        for round in 0..100 {
+            assert_eq!(round_of(round), order, "round {round}");
+        }
+        let counts = there.rx_counts(0);
+        assert_eq!((counts.dropped, counts.truncated, counts.unknown), (0, 0, 0));
+    }
+}
+
+#[test]
+fn a_full_queue_loses_large_frames_and_counts_them() {
+    if privilege::ensure(a_full_queue_loses_large_frames_and_counts_them).unwrap() == Privilege::Delegated {
+        return;
+    }
+    const BURST: u32 = 500;
+    let (near, far) = wire();
+    for (host, name) in [(&near, "a"), (&far, "b")] {
+        host.links().unwrap().set_mtu(name, 9_000).unwrap();
+    }
+    let tight = RingSettings { queued_bytes_max: 256 << 10, ..QUEUED };
+    let (mut here, mut there) = (ports(&near, "a", &QUEUED), ports(&far, "b", &tight));
+    let large = |number: u32| [&number.to_be_bytes()[..], &[7; 3_996]].concat();
+    let mut received = 0;
+    for round in 1..=2 {
+        for number in 0..BURST {
+            here.send_bytes(0, &frame(BROADCAST, &large(number)), Offload::NONE);
+        }
+        // Passed over, and out of the way of what comes behind it.
+        here.send_bytes(0, &frame([2, 9, 9, 9, 9, 9], &large(0)), Offload::NONE);
+        here.send_bytes(0, &frame(BROADCAST, &[1; 46]), Offload::NONE);
+        here.flush();
+        let (deadline, mut last, mut is_over) = (Instant::now() + DEADLINE, None, false);
+        while !is_over {
+            assert!(Instant::now() < deadline, "round {round}: {:?}", there.rx_counts(0));
+            there.take(BATCH_MAX);
+            for frame in there.frames() {
+                is_over = frame.bytes[14..] == [1; 46];
+                if !is_over {
+                    let number = u32::from_be_bytes(frame.bytes[14..18].try_into().unwrap());
+                    assert!(
+                        frame.bytes[14..] == large(number) && last < Some(number),
+                        "round {round}: {number} {last:?}"
+                    );
+                    last = Some(number);
+                    received += 1;
+                }
+            }
+            there.flush();
+        }
+        let counts = there.rx_counts(0);
+        // The queue may have had no room for the foreign one either: a slot alone tells whom it was for.
+        assert_eq!(
+            (counts.foreign, received + counts.dropped),
+            (u64::from(round), u64::from(round * BURST)),
+            "{counts:?}"
+        );
+        assert!(received > 0 && counts.dropped > 0, "{counts:?}");
     }
 }
