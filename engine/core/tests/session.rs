@@ -157,7 +157,7 @@ impl World {
         match op {
             Op::AcknowledgeNow(side) => self.leg(side).acknowledged += 1,
             Op::AwaitBuffers(from) => self.starved.push(from),
-            Op::AwaitReadable(from) => self.waits[index(from)] = Some(Wait::Readable),
+            Op::AwaitMore(from) | Op::AwaitReadable(from) => self.waits[index(from)] = Some(Wait::Readable),
             Op::AwaitWritable(to) => self.waits[index(to.other())] = Some(Wait::Writable),
             Op::CancelAll(side) => {
                 if side == Side::Server && self.connecting {
@@ -303,6 +303,9 @@ impl World {
                 }
                 None => false,
             };
+            if self.waits[index(side)] == Some(Wait::Readable) && !self.wait_cancelled[index(side)] {
+                possible.push(Box::new(move |world| world.on(Event::GatherLost(side))));
+            }
             if ready || (self.waits[index(side)].is_some() && self.wait_cancelled[index(side)]) {
                 possible.push(Box::new(move |world| {
                     world.waits[index(side)] = None;

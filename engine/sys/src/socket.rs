@@ -279,6 +279,13 @@ pub fn set_nodelay(fd: &impl AsFd) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)
 }
 
+/// Can be read only from so many bytes on (`SO_RCVLOWAT`, socket(7)), or when it has ended, failed or its window is full; at most half of
+/// what `net.ipv4.tcp_rmem` allows. Until then every segment is acknowledged as it comes (net/ipv4/tcp_input.c: `__tcp_ack_snd_check`).
+pub fn set_readable_from(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    set_option(socket, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &bytes)
+}
+
 /// Takes bytes to send only while fewer than these wait to leave (`TCP_NOTSENT_LOWAT`, tcp(7)); what is on its way does not count.
 pub fn set_unsent_max(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes)

@@ -113,7 +113,7 @@ struct Common {
     #[arg(long, value_name = "ROLE=CPU,…")]
     pin: Option<String>,
     /// Seconds counted per phase of a turn.
-    #[arg(long, value_name = "S", default_value_t = 3.0, value_parser = seconds)]
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
     /// Only these cases; `--case help` lists them.
     #[arg(long, value_name = "NAME", num_args = 1..)]

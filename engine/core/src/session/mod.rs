@@ -12,10 +12,12 @@
 //! session after [`Op::Close`], which comes exactly once and last.
 
 mod chunks;
+mod gather;
 mod multishot;
 mod path;
 
 pub use chunks::{Chunk, Chunks};
+pub use gather::{GATHER_BYTES, Gathers};
 pub use multishot::{Claim, Multishots};
 
 use crate::counters::Termination;
@@ -96,6 +98,8 @@ pub enum Event {
     ConnectGivenUp(Termination),
     /// The session must end, for a reason outside it.
     End(Termination),
+    /// What was to gather on this side did not come in time ([`Gathers::overdue`]).
+    GatherLost(Side),
     /// The multishot receive of this side is needed elsewhere.
     GrantLost(Side),
     /// A pump stopped.
@@ -189,7 +193,9 @@ pub enum Op {
     AcknowledgeNow(Side),
     /// Deliver [`Event::BuffersFree`] when buffers are free.
     AwaitBuffers(Side),
-    /// Deliver [`Event::Ready`] when this side can be read.
+    /// The same as [`Op::AwaitReadable`], of a side that sends much: it may be left to gather [`GATHER_BYTES`] first ([`Gathers`]).
+    AwaitMore(Side),
+    /// Deliver [`Event::Ready`] when this side can be read, however little there is.
     AwaitReadable(Side),
     /// Deliver [`Event::Ready`] (for the path that reads the other side) when this side can be written.
     AwaitWritable(Side),
@@ -323,6 +329,7 @@ impl Session {
             Event::Connecting => self.paths[Side::Client.index()].steer(Side::Client, turn),
             Event::ConnectGivenUp(termination) => self.connect_given_up(termination, turn),
             Event::End(termination) => self.end(termination, turn),
+            Event::GatherLost(from) => self.gather_lost(from, turn),
             Event::GrantLost(from) => self.paths[from.index()].cancel_receive(from, turn),
             Event::Pumped { from, bytes, stop } => self.pumped(from, bytes, stop, turn),
             Event::Ready { from } => self.ready(from, turn),
@@ -456,6 +463,7 @@ impl Session {
         if bytes > 0 {
             self.last_activity = turn.now;
             path.denials = 0;
+            path.note_pace(bytes, turn.now);
         }
         if path.finished {
             return;
@@ -476,7 +484,7 @@ impl Session {
                     path.steer(from, turn);
                 } else {
                     path.awaiting = true;
-                    turn.ops.push(Op::AwaitReadable(from));
+                    turn.ops.push(if path.pace.gathers { Op::AwaitMore(from) } else { Op::AwaitReadable(from) });
                 }
             }
             PumpStop::SourceFailed => {
@@ -489,6 +497,15 @@ impl Session {
                 turn.ops.push(Op::AwaitWritable(from.other()));
             }
             PumpStop::SinkFailed => self.fail(from.other(), turn),
+        }
+    }
+
+    fn gather_lost(&mut self, from: Side, turn: &mut Turn<'_>) {
+        let path = &mut self.paths[from.index()];
+        path.stop_gathering(turn.now);
+        // It completes as ready, and what there is leaves.
+        if path.awaiting {
+            turn.ops.push(Op::CancelAwait(from));
         }
     }
 

@@ -1,6 +1,7 @@
 //! One direction of a session: receive, queue, send, pass the end on.
 
 use super::chunks::Chain;
+use super::gather::Pace;
 use super::{
     DENIED_FACTOR, FULL_CHUNKS_TO_PUMP, Op, PUMP_SMALL_BYTES, PUMP_SMALL_MAX, QUEUE_MAX, QUEUE_MAX_SCARCE, Room, Side,
     Turn, WISHES_MAX,
@@ -56,6 +57,7 @@ pub(super) struct Path {
     /// Attempts to pump in a row that found no pipe.
     pub(super) denials: u32,
     small_pumps: u8,
+    pub(super) pace: Pace,
 }
 
 impl Path {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
-use towpath_core::session::{Chunks, Event, Multishots, Op, Side};
+use towpath_core::session::{Chunks, Event, Gathers, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
@@ -125,6 +125,7 @@ struct Worker {
     datagrams: Datagrams,
     chunks: Chunks,
     multishots: Multishots<(Key, Side)>,
+    gathers: Gathers<(Key, Side)>,
     /// TCP connections first, by slot, then UDP sessions.
     wheel: TimerWheel,
     pipes: Pipes,
@@ -177,6 +178,7 @@ impl Worker {
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),
             multishots: Multishots::new(usize::from(buffers)),
+            gathers: Gathers::none(),
             wheel: TimerWheel::new(timers, now),
             pipes: Pipes::new(settings.pipes_max),
             resting: None,
@@ -230,6 +232,7 @@ impl Worker {
             let last = completions.next_if(|next| next.is_end_behind(&completion)).is_some();
             self.complete(completion, last)?;
         }
+        self.end_overdue_gathers()?;
         let all_fired = self.wheel.advance(self.now, TIMERS_MAX, fired);
         for key in fired.drain(..) {
             self.timer(key)?;
@@ -421,7 +424,9 @@ impl Worker {
         let rested = self.resting.as_ref().and_then(|(_, resting)| resting.next_due());
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
-        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets].into_iter().flatten().min();
+        let gathers = self.gathers.next_due();
+        let due =
+            [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers].into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
         Wait::Sleep(sleep.min(SLEEP_MAX))

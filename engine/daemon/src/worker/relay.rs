@@ -8,7 +8,7 @@ use std::sync::Arc;
 use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Refusal, Tried};
-use towpath_core::session::{Claim, Event, Op, ReceiveEnd, Room, Session, Side};
+use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
@@ -21,6 +21,9 @@ use super::pump::Pump;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
+
+/// What may wait to leave in front of a path that gathers: what comes at once, and what is still there from before.
+const GATHERED_UNSENT_MAX: u32 = 4 * GATHER_BYTES;
 
 /// One TCP connection through a worker.
 pub(super) struct Relay {
@@ -43,6 +46,10 @@ pub(super) struct Relay {
     pumps: [Pump; 2],
     /// Numbers of the multishot receives that the paths hold.
     grants: [Option<u16>; 2],
+    /// Numbers under which the paths gather.
+    gathers: [Option<u8>; 2],
+    /// When they were pumped last, as `Gathers::note_pump` counts time.
+    pumped: [u64; 2],
 }
 
 /// How often something has been sent to the server.
@@ -131,6 +138,8 @@ impl Worker {
             server_sends: ServerSends::None,
             pumps: [Pump::default(), Pump::default()],
             grants: [None; 2],
+            gathers: [None; 2],
+            pumped: [0; 2],
         });
         match self.relays.insert(relay) {
             Ok(key) => match self.dial(key)? {
@@ -363,11 +372,18 @@ impl Worker {
                 page.add(ServiceCounter::BufferWaited, 1);
                 self.starved.push_back((key, from));
             }
+            Op::AwaitMore(from) => {
+                self.gather(key, from);
+                self.await_readable(key, from)?;
+            }
             Op::AwaitReadable(from) => {
-                let Some(leg) = relay.leg(from) else { return Ok(()) };
-                self.ring.await_ready(leg.as_fd(), Readiness::Readable, Token::Await(key, from).pack())?;
+                self.stop_gathering(key, from);
+                self.await_readable(key, from)?;
             }
             Op::AwaitWritable(to) => {
+                if let Some(number) = relay.gathers[to.other().index()] {
+                    self.gathers.block(number, self.now);
+                }
                 let Some(leg) = relay.leg(to) else { return Ok(()) };
                 self.ring.await_ready(leg.as_fd(), Readiness::Writable, Token::Await(key, to.other()).pack())?;
             }
@@ -391,7 +407,10 @@ impl Worker {
             }
             Op::Pump(from) => self.pump(key, from, ops),
             Op::PumpLater(from) => self.later.push_back((key, from)),
-            Op::Receive(from) => self.receive(key, from)?,
+            Op::Receive(from) => {
+                self.stop_gathering(key, from);
+                self.receive(key, from)?;
+            }
             Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
             Op::Send { to, chunk, last } => {
@@ -402,6 +421,47 @@ impl Worker {
                 let range = BufferRange { buffer: chunk.buffer, start: chunk.start, len: chunk.len };
                 self.ring.send(leg.as_fd(), range, last, Token::Send(key, to).pack())?;
             }
+        }
+        Ok(())
+    }
+
+    fn await_readable(&mut self, key: Key, from: Side) -> io::Result<()> {
+        let Some(leg) = self.relays.get(key).and_then(|relay| relay.leg(from)) else { return Ok(()) };
+        self.ring.await_ready(leg.as_fd(), Readiness::Readable, Token::Await(key, from).pack())
+    }
+
+    /// Lets the path that reads `from` gather, or go on with it, unless too many do.
+    fn gather(&mut self, key: Key, from: Side) {
+        if self.gathers.is_crowded() {
+            return self.stop_gathering(key, from);
+        }
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        if let Some(number) = relay.gathers[from.index()] {
+            return self.gathers.renew(number, self.now);
+        }
+        let (Some(source), Some(sink)) = (relay.leg(from), relay.leg(from.other())) else { return };
+        let Some(number) = self.gathers.claim((key, from), self.now) else { return };
+        // A leg that is gone says so by its next operation.
+        let _ = socket::set_unsent_max(sink, GATHERED_UNSENT_MAX);
+        let _ = socket::set_readable_from(source, GATHER_BYTES);
+        relay.gathers[from.index()] = Some(number);
+    }
+
+    fn stop_gathering(&mut self, key: Key, from: Side) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        let Some(number) = relay.gathers[from.index()].take() else { return };
+        self.gathers.release(number);
+        if let (Some(source), Some(sink)) = (relay.leg(from), relay.leg(from.other())) {
+            let _ = socket::set_readable_from(source, 1);
+            let _ = socket::set_unsent_max(sink, UNSENT_BYTES_MAX);
+        }
+    }
+
+    /// Ends what did not get its fill in time.
+    pub(super) fn end_overdue_gathers(&mut self) -> io::Result<()> {
+        while let Some((key, from)) = self.gathers.overdue(self.now) {
+            self.stop_gathering(key, from);
+            self.drive(key, Event::GatherLost(from))?;
         }
         Ok(())
     }
@@ -464,6 +524,7 @@ impl Worker {
             Side::Client => (&relay.client, server, &mut relay.pumps[0]),
             Side::Server => (server, &relay.client, &mut relay.pumps[1]),
         };
+        self.gathers.note_pump(&mut relay.pumped[from.index()], self.now);
         if pump.first_use() {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Bulk, 1);
             if from == Side::Client {
@@ -487,6 +548,7 @@ impl Worker {
 
     fn close_relay(&mut self, key: Key, close: Close) -> io::Result<()> {
         self.wheel.disarm(key.index);
+        Side::BOTH.into_iter().for_each(|from| self.stop_gathering(key, from));
         let Some(mut relay) = self.relays.remove(key) else { return Ok(()) };
         for pump in &mut relay.pumps {
             pump.abandon(&mut self.pipes);
