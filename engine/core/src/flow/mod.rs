@@ -6,7 +6,8 @@ pub mod tcp;
 pub mod udp;
 
 pub use table::{
-    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Returns, TableCounts, TimeoutClass, Timeouts,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Met, Returns, TableCounts, TimeoutClass, Timeouts,
+    Trace,
 };
 
 /// Which way a packet of a flow goes.

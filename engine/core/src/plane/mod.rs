@@ -18,6 +18,7 @@ mod outbox;
 mod pending;
 mod reply;
 mod services;
+mod straight;
 #[cfg(test)]
 mod tests;
 
@@ -26,10 +27,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
-use crate::flow::{Direction, FlowId};
+use crate::flow::{Direction, FlowId, Trace};
 use crate::packet::rewrite::Checksum;
-
-use crate::packet::{DropReason, Ip, Mac, Parsed, Tuple, parse_to};
+use crate::packet::straight::{read_straight, tuple_of};
+use crate::packet::{DropReason, Ip, Mac, PROTOCOL_TCP, Parsed, Tuple, parse_to};
 use crate::snapshot::{Service, Snapshot};
 use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
@@ -332,50 +333,65 @@ impl Plane {
         self.called = now;
         verdicts.clear();
         let mut turn = Turn { now, desk, out, run: Run::default() };
-        let mut jobs = 0;
-        for (at, frame) in frames.iter_mut().enumerate() {
-            let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
-            let verdict = if !is_for_us {
-                Verdict::Pass
-            } else {
+        let (mut jobs, mut straights) = (0, 0);
+        let mut traces = [Trace::default(); BATCH_MAX];
+        let mut places = [0; BATCH_MAX];
+        verdicts.resize(frames.len(), Verdict::Pass);
+        for (at, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
+            if let Some(tuple) = read_straight(frame.bytes, self.hops.station(frame.port)) {
+                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP);
+                places[straights] = at;
+                straights += 1;
+            } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
                 let job = &mut self.batch[jobs];
                 match parse_to(frame.bytes, &mut job.packet) {
                     Ok(None) => {
                         job.at = at;
                         jobs += 1;
-                        Verdict::Pass
                     }
-                    Ok(Some(other)) => self.answer(frame, &other, &mut turn),
-                    Err(reason) => Verdict::Drop(reason),
+                    Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
+                    Err(reason) => *verdict = Verdict::Drop(reason),
                 }
-            };
-            verdicts.push(verdict);
+            }
         }
+        let (traces, places) = (&mut traces[..straights], &places[..straights]);
+        self.flows.established.follow_traces(traces);
         let mut found = [None; BATCH_MAX];
         self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
-        if found[..jobs].contains(&None) {
-            self.read_ahead(jobs, &found);
+        if found[..jobs].contains(&None) || !traces.iter().all(Trace::leads_on) {
+            self.read_ahead(jobs, &found, frames, traces, places);
         }
-        for (job, found) in (0..jobs).zip(found) {
-            let Job { at, packet } = self.batch[job];
-            let (frame, packet) = (&mut frames[at], &packet);
-            let forwarded = match found {
-                Some((id, direction)) => {
-                    let found = Found { stage: Stage::Established, id, direction };
-                    self.forward(frame, packet, found, &mut turn)
+        // In their order, as what one packet does to its flow may matter to the next.
+        let mut job = 0;
+        let mut sent = 0;
+        for (trace, &at) in traces.iter().zip(places) {
+            while job < jobs && self.batch[job].at < at {
+                verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
+                job += 1;
+            }
+            let frame = &mut frames[at];
+            verdicts[at] = match self.go_straight(frame, trace, &mut turn) {
+                Some(port) => {
+                    sent += 1;
+                    Verdict::Send(port)
                 }
-                None => None,
+                None => self.look_closer(frame, &mut turn),
             };
-            verdicts[at] = match forwarded {
-                Some(verdict) => verdict,
-                None => self.missed(frame, packet, &mut turn),
-            };
+        }
+        for job in job..jobs {
+            verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
         }
         self.tell(&mut turn);
         let gave_way = self.flows.take_gave_way();
         self.counts.add(PlaneCounter::FlowsClosed, gave_way);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
-        for verdict in verdicts.iter() {
+        if sent < frames.len() {
+            self.count_verdicts(verdicts);
+        }
+    }
+
+    fn count_verdicts(&mut self, verdicts: &[Verdict]) {
+        for verdict in verdicts {
             match verdict {
                 Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
                 Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
@@ -384,12 +400,41 @@ impl Plane {
         }
     }
 
+    /// Decides about a packet of the batch whose flow is this one, unless what came before it has changed that.
+    fn onward<D: Desk>(
+        &mut self,
+        job: usize,
+        found: Option<(FlowId, Direction)>,
+        frames: &mut [Frame<'_>],
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let Job { at, packet } = self.batch[job];
+        let frame = &mut frames[at];
+        if let Some((id, direction)) = found {
+            let found = Found { stage: Stage::Established, id, direction };
+            if let Some(verdict) = self.forward(frame, &packet, found, turn) {
+                return verdict;
+            }
+        }
+        self.missed(frame, &packet, turn)
+    }
+
     /// Reads, all at a time, what the packets without an established flow are going to look up one after the other.
     #[inline(never)]
-    fn read_ahead(&self, jobs: usize, found: &[Option<(FlowId, Direction)>; BATCH_MAX]) {
+    fn read_ahead(
+        &self,
+        jobs: usize,
+        found: &[Option<(FlowId, Direction)>; BATCH_MAX],
+        frames: &[Frame<'_>],
+        traces: &[Trace],
+        places: &[usize],
+    ) {
         let mut tuples = [Tuple::default(); BATCH_MAX];
         let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
-        let count = tuples.iter_mut().zip(missed).map(|(tuple, (job, _))| *tuple = job.packet.tuple).count();
+        let strayed = traces.iter().zip(places).filter(|(trace, _)| !trace.leads_on());
+        let missed = missed.map(|(job, _)| job.packet.tuple);
+        let strayed = strayed.filter_map(|(_, &at)| tuple_of(frames[at].bytes));
+        let count = tuples.iter_mut().zip(missed.chain(strayed)).map(|(room, tuple)| *room = tuple).count();
         // What is found may no longer be so when its turn comes.
         self.flows.half_open.lookup_batch(&tuples[..count], &mut [None; BATCH_MAX]);
     }
