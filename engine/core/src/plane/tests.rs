@@ -1,5 +1,6 @@
 mod edges;
 mod ledger;
+mod straight;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
