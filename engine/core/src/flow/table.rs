@@ -4,13 +4,15 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 64 | one cache line that each packet reads: the client's address, four ports, three address numbers, when it was last seen, 24 bytes of state |
+//! | 64 | one cache line that each packet reads: addresses, four ports, when it was last seen, 24 bytes of state |
 //! | 12 + detail | the timer's links, and what only opening and closing need (12 bytes of detail: 24 in all; 36 at most) |
 //! | 16 | two entries of the index, one for each direction, at 0.8 fill |
 //!
-//! Four addresses of 16 bytes would not fit. But three of them are ours: the VIP, the SNAT address and the real server are as many as the
-//! configuration names, so a book keeps each once and a flow holds its number. Only the client is written out. The entry of a
-//! direction holds a tag of 16 bits and a slot; the slot's line and the book (small, always cached) then say whether it is the flow.
+//! A flow of IPv4 has the tuples of both directions written out as they stand in the headers of packets, so that to compare one, and to
+//! rewrite a packet to the other one, are a few moves of words. Four addresses of 16 bytes would not fit. But three of them are ours: the VIP, the
+//! SNAT address and the real server are as many as the configuration names, so a book keeps each once and a flow of IPv6 holds its number. Only the client
+//! is written out. The entry of a direction holds a tag of 16 bits and a slot; the slot's line and the book (small, always cached) then say
+//! whether it is the flow.
 //!
 //! All `flows_max` slots can be used; what stays empty is a fifth of the index. There, each entry may live in one of two buckets of a cache line
 //! each, so a lookup reads one or two lines and an insertion looks at 22 or fewer: no probing without end, however full it is.
@@ -25,7 +27,7 @@
 use std::ops::Range;
 
 use super::Direction;
-use crate::packet::{Ip, Tuple};
+use crate::packet::{Ip, Tuple, TupleV4};
 use crate::time::Now;
 
 mod addresses;
@@ -58,7 +60,13 @@ const SLOT: u32 = ENTRY_BITS & !REVERSE;
 const KEPT: u16 = u16::MAX;
 /// The same, and the returns do not come by here: the index has no entry for them.
 const KEPT_ONE_WAY: u16 = u16::MAX - 1;
-const _: () = assert!(ADDRESSES_MAX <= KEPT_ONE_WAY as usize);
+/// All addresses are those of IPv4 hosts, and written out.
+const V4: u16 = u16::MAX - 2;
+/// The same, and the returns do not come by here.
+const V4_ONE_WAY: u16 = u16::MAX - 3;
+/// The slot is free.
+const FREE: u16 = u16::MAX - 4;
+const _: () = assert!(ADDRESSES_MAX <= FREE as usize);
 
 /// Whether packets from the real server come by here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -131,6 +139,28 @@ pub struct PathHashes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TimeoutClass(pub u8);
 
+/// How far the lookup of a tuple of IPv4 has come: what one step of a batch leaves to the next.
+#[derive(Clone, Copy, Default)]
+pub struct Trace {
+    place: index::Place,
+    /// The entry of the index that is nearly always the right one.
+    entry: u32,
+}
+
+impl Trace {
+    /// Whether a flow may be at the end of it.
+    #[inline]
+    pub fn leads_on(&self) -> bool {
+        self.entry != Likely::NONE.entry
+    }
+}
+
+/// A flow of IPv4 that a packet of it has met.
+pub struct Met<'a, S> {
+    hot: &'a mut Hot<S>,
+    direction: Direction,
+}
+
 /// How long a flow may be silent, for each class.
 #[derive(Clone, Debug)]
 pub struct Timeouts {
@@ -154,7 +184,7 @@ impl Timeouts {
 pub struct FlowLimits {
     /// Most flows: 1 to [`FLOWS_MAX`], values outside are moved there.
     pub flows_max: usize,
-    /// Most addresses on our side that flows have at a time (VIPs, SNAT addresses, real servers): 1 to 65,534, likewise.
+    /// Most addresses on our side that flows have at a time (VIPs, SNAT addresses, real servers), those of IPv4 left out: 1 to 65,530, likewise.
     pub addresses_max: usize,
 }
 
@@ -242,17 +272,18 @@ impl Popped {
     }
 }
 
+/// A slot. Each pair has what is of packets that come from the client first.
 #[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 struct Hot<S> {
-    client: Ip,
-    client_port: u16,
-    vip_port: u16,
-    source_port: u16,
-    server_port: u16,
-    vip: u16,
+    /// Of IPv4, both addresses of packets as they come, as [`TupleV4`] has them; else the 16 octets of the client's.
+    addresses: [u64; 2],
+    /// Both ports of packets as they come.
+    ports: [u32; 2],
+    /// Of IPv4, a number that the caller keeps; else those of the VIP and of the real server in the book.
+    numbers: [u16; 2],
+    /// The number of the SNAT address in the book, or one of those above it that say what this slot is.
     source: u16,
-    server: u16,
     protocol: u8,
     class: u8,
     seen_tick: u32,
@@ -263,7 +294,25 @@ struct Hot<S> {
 impl<S> Hot<S> {
     #[inline]
     fn returns(&self) -> Returns {
-        if self.source == KEPT_ONE_WAY { Returns::Elsewhere } else { Returns::Here }
+        if matches!(self.source, KEPT_ONE_WAY | V4_ONE_WAY) { Returns::Elsewhere } else { Returns::Here }
+    }
+
+    #[inline]
+    fn is_v4(&self) -> bool {
+        matches!(self.source, V4 | V4_ONE_WAY)
+    }
+
+    /// Of IPv4, the tuple of packets that come in `direction`; otherwise only its ports mean something.
+    #[inline]
+    fn incoming_v4(&self, direction: Direction) -> TupleV4 {
+        TupleV4 { addresses: self.addresses[direction.index()], ports: self.ports[direction.index()] }
+    }
+
+    /// Not of IPv4: the client's address.
+    #[inline]
+    fn client(&self) -> Ip {
+        let [low, high] = self.addresses;
+        Ip((u128::from(low) | u128::from(high) << 64).to_le_bytes())
     }
 }
 
@@ -306,7 +355,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         self.hot.len()
     }
 
-    /// Addresses of ours that the flows name.
+    /// Addresses of ours that the flows of IPv6 name.
     pub fn addresses(&self) -> usize {
         self.book.len()
     }
@@ -382,12 +431,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             self.counts.slots_full += 1;
             return Err(InsertError::Full);
         };
-        let Some([vip, source, server]) = self.hold_addresses(path) else {
+        let Some(held) = self.hold_addresses(path) else {
             self.counts.addresses_full += 1;
             return Err(InsertError::AddressesFull);
         };
         if !self.insert_entries(slot, hashes, path.returns) {
-            self.release_addresses([vip, source, server]);
+            self.release_addresses(held);
             self.counts.index_full += 1;
             return Err(InsertError::Full);
         }
@@ -396,15 +445,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         debug_assert_eq!(taken, Some(slot));
         let hot = &mut self.hot[slot as usize];
         let generation = hot.generation + 1;
+        let [vip, source, server] = held;
         *hot = Hot {
-            client: client.src,
-            client_port: client.src_port,
-            vip_port: client.dst_port,
-            source_port: path.server.src_port,
-            server_port: path.server.dst_port,
-            vip,
+            addresses: addresses_of(path),
+            ports: [client.wire_ports(), path.server.reversed().wire_ports()],
+            numbers: [vip, server],
             source,
-            server,
             protocol: client.protocol,
             class: class.0,
             seen_tick,
@@ -493,28 +539,49 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         }
     }
 
+    /// Begins to look for the flow of a packet of IPv4 with this tuple and protocol.
+    #[inline]
+    pub fn trace(&self, tuple: TupleV4, protocol: u8) -> Trace {
+        Trace { place: self.index.place(self.hasher.hash_v4(tuple, protocol)), entry: Likely::NONE.entry }
+    }
+
+    /// Goes on with all of `traces`, each step for all of them: reads what the last step, [`meet`](Self::meet), needs of large memory.
+    #[inline]
+    pub fn follow_traces(&self, traces: &mut [Trace]) {
+        let mut words = 0;
+        for trace in &*traces {
+            words ^= self.index.touch(trace.place);
+        }
+        for trace in &mut *traces {
+            trace.entry = self.index.likely(trace.place).entry;
+            if !trace.leads_on() {
+                trace.entry = self.index.likely_away(trace.place);
+            }
+        }
+        // Apart from the loop before, so that it is short and more reads are under way at a time.
+        for trace in &*traces {
+            if let Some(hot) = self.hot.get((trace.entry & SLOT) as usize) {
+                words ^= hot.generation;
+            }
+        }
+        // The words mean nothing; without a use of them the compiler would leave out the reads.
+        std::hint::black_box(words);
+    }
+
+    /// The flow at the end of a trace, if it is that of packets with this tuple and protocol. `None` says little: it may be elsewhere.
+    #[inline(always)]
+    pub fn meet(&mut self, trace: &Trace, tuple: TupleV4, protocol: u8) -> Option<Met<'_, S>> {
+        let direction = direction_of(trace.entry);
+        let hot = self.hot.get_mut((trace.entry & SLOT) as usize)?;
+        let is_it = hot.source == V4 && hot.protocol == protocol && hot.incoming_v4(direction) == tuple;
+        is_it.then_some(Met { hot, direction })
+    }
+
     /// The tuple with which a packet that came in `direction` leaves, where the answers of its flow go, and the state of that flow.
     #[inline]
     pub fn outgoing(&self, id: FlowId, direction: Direction) -> Option<(Tuple, Returns, &S)> {
         let hot = self.hot(id)?;
-        let protocol = hot.protocol;
-        let tuple = match direction {
-            Direction::Forward => Tuple {
-                src: self.source_of(hot),
-                dst: self.book.octets(hot.server),
-                src_port: hot.source_port,
-                dst_port: hot.server_port,
-                protocol,
-            },
-            Direction::Reverse => Tuple {
-                src: self.book.octets(hot.vip),
-                dst: hot.client,
-                src_port: hot.vip_port,
-                dst_port: hot.client_port,
-                protocol,
-            },
-        };
-        Some((tuple, hot.returns(), &hot.state))
+        Some((self.incoming(hot, direction.opposite()).reversed(), hot.returns(), &hot.state))
     }
 
     /// Lets a packet seen `now` change the state. Where `advance` names a timeout class, the flow has that timeout from here on. `None`: the flow is
@@ -580,6 +647,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         self.hot(id).map(|hot| TimeoutClass(hot.class))
     }
 
+    /// The tick in which a flow that is there was last seen.
+    #[cfg(test)]
+    pub(crate) fn seen_tick(&self, id: FlowId) -> Option<u32> {
+        self.hot(id).map(|hot| hot.seen_tick)
+    }
+
     /// The tuples of a flow that is there.
     #[inline]
     pub fn path(&self, id: FlowId) -> Option<FlowPath> {
@@ -608,10 +681,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         if path.returns == Returns::Here {
             self.remove_entry(hashes.returns, id.slot | REVERSE);
         }
-        self.release_addresses([hot.vip, hot.source, hot.server]);
+        self.release_addresses([hot.numbers[0], hot.source, hot.numbers[1]]);
         // Even: nobody has this one, and the next flow's is odd again.
         let retire = id.generation == u32::MAX;
-        self.hot[id.slot()].generation = id.generation.wrapping_add(1);
+        let slot = &mut self.hot[id.slot()];
+        slot.generation = id.generation.wrapping_add(1);
+        slot.source = FREE;
         self.cold.give_back(id.slot, retire);
         self.counts.retired += u64::from(retire);
         self.flows -= 1;
@@ -708,53 +783,51 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     #[inline]
     fn is_tuple_of(&self, hot: &Hot<S>, direction: Direction, tuple: &Tuple) -> bool {
-        if tuple.protocol != hot.protocol {
+        let ports = tuple.wire_ports();
+        if tuple.protocol != hot.protocol || ports != hot.ports[direction.index()] {
             return false;
         }
-        match direction {
-            Direction::Forward => {
-                tuple.src_port == hot.client_port
-                    && tuple.dst_port == hot.vip_port
-                    && tuple.src == hot.client
-                    && tuple.dst == self.book.octets(hot.vip)
-            }
-            Direction::Reverse => {
-                tuple.src_port == hot.server_port
-                    && tuple.dst_port == hot.source_port
-                    && tuple.src == self.book.octets(hot.server)
-                    && tuple.dst == self.source_of(hot)
-            }
+        match TupleV4::of(tuple) {
+            Some(v4) if hot.is_v4() => v4.addresses == hot.addresses[direction.index()],
+            _ => !hot.is_v4() && self.incoming(hot, direction) == *tuple,
         }
     }
 
-    /// The source address that the real server sees.
+    /// The tuple of packets that come in `direction`.
+    #[inline]
+    fn incoming(&self, hot: &Hot<S>, direction: Direction) -> Tuple {
+        let v4 = hot.incoming_v4(direction).with_protocol(hot.protocol);
+        if hot.is_v4() {
+            return v4;
+        }
+        let [vip, server] = hot.numbers;
+        let (src, dst) = match direction {
+            Direction::Forward => (hot.client(), self.book.octets(vip)),
+            Direction::Reverse => (self.book.octets(server), self.source_of(hot)),
+        };
+        Tuple { src, dst, ..v4 }
+    }
+
+    /// The source address that the real server sees, of a flow that is not IPv4.
     #[inline]
     fn source_of(&self, hot: &Hot<S>) -> Ip {
-        if hot.source >= KEPT_ONE_WAY { hot.client } else { self.book.octets(hot.source) }
+        if hot.source >= KEPT_ONE_WAY { hot.client() } else { self.book.octets(hot.source) }
     }
 
     fn path_of(&self, hot: &Hot<S>) -> FlowPath {
         FlowPath {
-            client: Tuple {
-                src: hot.client,
-                dst: self.book.octets(hot.vip),
-                src_port: hot.client_port,
-                dst_port: hot.vip_port,
-                protocol: hot.protocol,
-            },
-            server: Tuple {
-                src: self.source_of(hot),
-                dst: self.book.octets(hot.server),
-                src_port: hot.source_port,
-                dst_port: hot.server_port,
-                protocol: hot.protocol,
-            },
+            client: self.incoming(hot, Direction::Forward),
+            server: self.incoming(hot, Direction::Reverse).reversed(),
             returns: hot.returns(),
         }
     }
 
-    /// Numbers for the VIP, the SNAT address and the real server; `None`, and none of them held, when the book is full.
+    /// Numbers for the VIP, the SNAT address and the real server; `None`, and none of them held, when the book is full. A flow of IPv4 needs none.
     fn hold_addresses(&mut self, path: &FlowPath) -> Option<[u16; 3]> {
+        if tuples_v4(path).is_some() {
+            let source = if path.returns == Returns::Here { V4 } else { V4_ONE_WAY };
+            return Some([0, source, 0]);
+        }
         let vip = self.book.hold(path.client.dst)?;
         let Some(server) = self.book.hold(path.server.dst) else {
             self.book.release(vip);
@@ -774,6 +847,9 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     }
 
     fn release_addresses(&mut self, [vip, source, server]: [u16; 3]) {
+        if matches!(source, V4 | V4_ONE_WAY) {
+            return;
+        }
         self.book.release(vip);
         self.book.release(server);
         if source < KEPT_ONE_WAY {
@@ -799,6 +875,61 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
 
     fn remove_entry(&mut self, hash: TupleHash, entry: u32) {
         self.index.remove(self.index.place(hash.0), entry);
+    }
+}
+
+impl<S> Met<'_, S> {
+    /// Which way the packet goes.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// The tuple that it leaves with.
+    #[inline]
+    pub fn outgoing(&self) -> TupleV4 {
+        self.hot.incoming_v4(self.direction.opposite()).reversed()
+    }
+
+    /// The state of the flow.
+    #[inline]
+    pub fn state(&mut self) -> &mut S {
+        &mut self.hot.state
+    }
+
+    /// A number that the caller keeps for packets that go this way; 0 at first.
+    #[inline]
+    pub fn hint(&mut self) -> &mut u16 {
+        &mut self.hot.numbers[self.direction.index()]
+    }
+
+    /// The timeout class of the flow.
+    #[inline]
+    pub fn class(&self) -> TimeoutClass {
+        TimeoutClass(self.hot.class)
+    }
+
+    /// Notes that the flow was seen `now`.
+    #[inline]
+    pub fn touch(&mut self, now: Now) {
+        self.hot.seen_tick = self.hot.seen_tick.max(tick(now));
+    }
+}
+
+/// The tuples of packets as they come in either direction, when all are those of IPv4 hosts.
+fn tuples_v4(path: &FlowPath) -> Option<[TupleV4; 2]> {
+    let tuples = [TupleV4::of(&path.client)?, TupleV4::of(&path.server.reversed())?];
+    tuples.iter().all(|tuple| tuple.is_between_hosts()).then_some(tuples)
+}
+
+/// What a slot holds of the addresses of a flow.
+fn addresses_of(path: &FlowPath) -> [u64; 2] {
+    match tuples_v4(path) {
+        Some(tuples) => tuples.map(|tuple| tuple.addresses),
+        None => {
+            let client = u128::from_le_bytes(path.client.src.0);
+            [client as u64, (client >> 64) as u64]
+        }
     }
 }
 

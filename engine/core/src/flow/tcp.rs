@@ -299,6 +299,7 @@ const SYN_ACKED: u32 = 10;
 const FIN_SEEN: u32 = 12;
 /// `window` is out of a SYN, and so unscaled.
 const SYN_WINDOW: u32 = 14;
+const BOTH_SYNS_SEEN: u32 = 0b11 << SYN_SEEN;
 const BOTH_SYNS_ACKED: u32 = 0b11 << SYN_ACKED;
 const BOTH_FINS_SEEN: u32 = 0b11 << FIN_SEEN;
 /// The reverse side sent the first FIN.
@@ -347,6 +348,32 @@ impl TcpTrack {
             SYN_ACK => self.on_syn_ack(from, segment),
             _ => Outcome::fault(TcpFault::FlagsImpossible),
         }
+    }
+
+    /// Follows a segment of an open connection as [`advance`](TcpTrack::advance) does, where nothing can come of it but newer numbers: it has ACK and
+    /// neither SYN, FIN nor RST, and ends at `end`. The timer is then [`TcpTimeout::Established`]. `false`: it needs a closer look, and nothing has
+    /// changed.
+    #[inline(always)]
+    pub fn advance_open(&mut self, from: Direction, seq: u32, end: u32, ack: u32, window: u16) -> bool {
+        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
+        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET;
+        if self.bits & (OPEN | OTHER) != OPEN {
+            return false;
+        }
+        let (at, other) = (from.index(), from.opposite().index());
+        // What is older than this may still fit, where windows are larger.
+        let right = self.ack[other].wrapping_add(self.window_bytes(from.opposite()));
+        let left = self.end[at].wrapping_sub(OLDER_MIN_BYTES);
+        let oldest = self.ack[at].wrapping_sub(OLDER_MIN_BYTES);
+        let signs = right.wrapping_sub(seq)
+            | end.wrapping_sub(left)
+            | self.end[other].wrapping_sub(ack)
+            | ack.wrapping_sub(oldest);
+        let fits = signs as i32 >= 0;
+        if fits {
+            self.note(from, end, ack, window);
+        }
+        fits
     }
 
     /// The phase that the connection is in.
@@ -760,19 +787,27 @@ impl TcpTrack {
     /// Takes the numbers of a segment that fits.
     #[inline]
     fn learn(&mut self, from: Direction, segment: &SegmentFacts) {
+        self.note(from, segment.end(), segment.ack, segment.window);
+    }
+
+    /// The same for one that ends at `end`.
+    #[inline(always)]
+    fn note(&mut self, from: Direction, end: u32, ack: u32, window: u16) {
         let at = from.index();
-        let end = segment.end();
-        if is_after(end, self.end[at]) {
-            self.end[at] = end;
-        }
-        if is_after(segment.ack, self.ack[at]) {
-            self.ack[at] = segment.ack;
-        }
+        self.end[at] = later(self.end[at], end);
+        self.ack[at] = later(self.ack[at], ack);
         if self.has(SYN_WINDOW, from) {
-            self.clear(SYN_WINDOW, from);
-            self.window[at] = self.window[at].div_ceil(1 << self.scale(from));
+            self.scale_syn_window(from);
         }
-        self.window[at] = self.window[at].max(segment.window);
+        self.window[at] = self.window[at].max(window);
+    }
+
+    /// The window out of the SYN of this side, from here on as its later ones.
+    #[cold]
+    fn scale_syn_window(&mut self, side: Direction) {
+        let at = side.index();
+        self.clear(SYN_WINDOW, side);
+        self.window[at] = self.window[at].div_ceil(1 << self.scale(side));
     }
 
     /// The largest window that this side has offered, in bytes.
@@ -847,6 +882,12 @@ impl TcpTrack {
     fn clear(&mut self, pair: u32, side: Direction) {
         self.bits &= !(1 << pair << side.index());
     }
+}
+
+/// The later of two numbers in sequence space; `a` where neither is.
+#[inline]
+fn later(a: u32, b: u32) -> u32 {
+    if is_after(b, a) { b } else { a }
 }
 
 /// Whether `a` comes after `b` in sequence space (RFC 9293 §3.4).

@@ -66,6 +66,13 @@ impl fmt::Debug for Ip {
     }
 }
 
+/// Whether an IPv4 address is certainly that of a host: of class A to C, neither this network nor loopback.
+#[inline]
+pub(super) fn is_host_v4(address: u32) -> bool {
+    let network = address >> 24;
+    (1..224).contains(&network) && network != 127
+}
+
 /// A link-layer address of Ethernet.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
@@ -94,6 +101,59 @@ impl fmt::Debug for Mac {
     }
 }
 
+/// A [`Tuple`] of IPv4 without its protocol: 12 octets as they stand in the headers of a packet, source first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TupleV4 {
+    /// Both addresses, the first octet in the lowest bits.
+    pub addresses: u64,
+    /// Both ports, likewise.
+    pub ports: u32,
+}
+
+impl TupleV4 {
+    /// That of `tuple`; `None` unless both addresses are IPv4.
+    #[inline]
+    pub fn of(tuple: &Tuple) -> Option<TupleV4> {
+        let bits = |ip: Ip| u64::from(u32::from_le_bytes(ip.v4_octets()));
+        let is_v4 = tuple.src.is_v4() && tuple.dst.is_v4();
+        is_v4.then(|| TupleV4 { addresses: bits(tuple.src) | bits(tuple.dst) << 32, ports: tuple.wire_ports() })
+    }
+
+    /// The tuple that it is of.
+    #[inline]
+    pub fn with_protocol(self, protocol: u8) -> Tuple {
+        let [a, b, c, d, e, f, g, h] = self.addresses.to_le_bytes();
+        let [s0, s1, d0, d1] = self.ports.to_le_bytes();
+        Tuple {
+            src: Ipv4Addr::new(a, b, c, d).into(),
+            dst: Ipv4Addr::new(e, f, g, h).into(),
+            src_port: u16::from_be_bytes([s0, s1]),
+            dst_port: u16::from_be_bytes([d0, d1]),
+            protocol,
+        }
+    }
+
+    /// The other direction.
+    #[inline]
+    #[must_use]
+    pub fn reversed(self) -> TupleV4 {
+        TupleV4 { addresses: self.addresses.rotate_left(32), ports: self.ports.rotate_left(16) }
+    }
+
+    /// Whether [`parse`](super::parse) takes a TCP or UDP packet with this tuple for one between two hosts, without a closer look.
+    #[inline]
+    pub fn is_between_hosts(self) -> bool {
+        let [src, dst] = self.numbers();
+        is_host_v4(src) && is_host_v4(dst) && src != dst && self.ports as u16 != 0 && self.ports >> 16 != 0
+    }
+
+    /// Source and destination as numbers.
+    #[inline]
+    pub fn numbers(self) -> [u32; 2] {
+        [(self.addresses as u32).swap_bytes(), ((self.addresses >> 32) as u32).swap_bytes()]
+    }
+}
+
 /// What names one direction of a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tuple {
@@ -119,6 +179,12 @@ impl Tuple {
             dst_port: destination.port(),
             protocol,
         }
+    }
+
+    /// Both ports as [`TupleV4`] has them.
+    #[inline]
+    pub fn wire_ports(&self) -> u32 {
+        u32::from(self.src_port.swap_bytes()) | u32::from(self.dst_port.swap_bytes()) << 16
     }
 
     /// Source address and port.

@@ -47,7 +47,7 @@ pub fn is_valid_ipv4(header: &[u8; 20]) -> bool {
     // Whether the sum is all ones does not depend on the order of bytes (RFC 1071 §2 (B)); the version is in it, so it is not 0.
     let (words, _) = header.as_chunks::<4>();
     let total: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
-    total != 0 && total.is_multiple_of(0xffff)
+    is_all_ones(total)
 }
 
 /// What a UDP header carries for the computed `checksum`: 0 there means "none", so a computed 0 is sent as 0xffff (RFC 768).
@@ -72,6 +72,9 @@ impl Delta {
         Delta(u64::from(!old) + u64::from(new))
     }
 
+    /// One taken from the first octet of a 16-bit field whose octets are read first one lowest, and which is not 0: a time to live.
+    pub const FIRST_OCTET_LESS_ONE: Delta = Delta(!1 & 0xffff);
+
     /// The change of a 32-bit field: a pair of ports.
     #[inline]
     pub fn of_u32(old: u32, new: u32) -> Delta {
@@ -81,7 +84,7 @@ impl Delta {
     /// The change of a 64-bit field: a pair of IPv4 addresses.
     #[inline]
     pub fn of_u64(old: u64, new: u64) -> Delta {
-        Delta::of_u32((old >> 32) as u32, (new >> 32) as u32).and(Delta::of_u32(old as u32, new as u32))
+        Delta(add(!old, new))
     }
 
     /// The change of a 128-bit field: an IPv6 address.
@@ -90,17 +93,17 @@ impl Delta {
         Delta::of_u64((old >> 64) as u64, (new >> 64) as u64).and(Delta::of_u64(old as u64, new as u64))
     }
 
-    /// Both changes. Exact for up to 2^31 fields.
+    /// Both changes.
     #[inline]
     #[must_use]
     pub fn and(self, other: Delta) -> Delta {
-        Delta(self.0 + other.0)
+        Delta(add(self.0, other.0))
     }
 
     /// What the complete checksum `old` becomes (RFC 1624 equation 3). A wrong checksum stays wrong.
     #[inline]
     pub fn complete(self, old: u16) -> u16 {
-        !fold(u64::from(!old) + self.0)
+        !fold(add(u64::from(!old), self.0))
     }
 
     /// What the complete UDP checksum `old` becomes: 0, which means "none", stays, and a computed 0 is 0xffff (RFC 768).
@@ -115,19 +118,30 @@ impl Delta {
     /// (`inet_proto_csum_replace4` in `net/core/utils.c`). Fields behind the pseudo-header do not touch a partial checksum.
     #[inline]
     pub fn partial(self, old: u16) -> u16 {
-        fold(u64::from(old) + self.0)
+        fold(add(u64::from(old), self.0))
     }
+}
+
+/// The ones' complement sum of numbers of 64 bits: the carry comes in again at the other end.
+#[inline]
+pub(super) fn add(a: u64, b: u64) -> u64 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u64::from(carry)
+}
+
+/// Whether this sum of 16-bit words is all ones once its carries are folded back in.
+#[inline]
+pub(super) fn is_all_ones(sum: u64) -> bool {
+    sum != 0 && sum.is_multiple_of(0xffff)
 }
 
 /// Carries folded back in, until 16 bits are left.
 #[inline]
 fn fold(sum: u64) -> u16 {
-    let sum = (sum >> 32) + (sum & 0xffff_ffff);
-    // At most 2^33, 2^18, 2^16: three more foldings are enough.
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    let sum = (sum >> 16) + (sum & 0xffff);
-    sum as u16
+    // Both halves are added to each other the other way round: the upper sum has the carry of the lower one in it (`csum_fold` of
+    // include/asm-generic/checksum.h).
+    let sum = (sum.wrapping_add(sum.rotate_right(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_right(16)) >> 16) as u16
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod addr;
 pub mod checksum;
 mod icmp;
 pub mod rewrite;
+pub mod straight;
 #[cfg(test)]
 mod tests;
 mod transport;
@@ -20,7 +21,7 @@ mod view;
 
 use crate::counters::counters;
 
-pub use addr::{Ip, Mac, Tuple};
+pub use addr::{Ip, Mac, Tuple, TupleV4};
 pub use transport::SynOptions;
 pub use view::{Ethernet, parse, parse_to};
 

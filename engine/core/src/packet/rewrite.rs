@@ -100,6 +100,11 @@ impl Macs {
         macs[6..].copy_from_slice(&source.0);
         Macs(macs)
     }
+
+    #[inline]
+    pub(super) fn octets(&self) -> &[u8; 12] {
+        &self.0
+    }
 }
 
 /// Writes the MACs of an Ethernet frame.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use super::addr::is_host_v4;
 use super::checksum;
 use super::icmp::{icmp, is_nd, nd};
 use super::transport::{tcp, udp, udp_header};
@@ -157,7 +158,7 @@ fn ipv4(frame: &[u8], to_mac: Mac, to: &mut Parsed) -> Result<Option<Packet>, Dr
     // As words, and judged as such: octet by octet, the compiler takes them apart.
     let (words, _) = header.as_chunks::<4>();
     let (src, dst) = (u32::from_be_bytes(words[3]), u32::from_be_bytes(words[4]));
-    let is_plain = is_plain_v4(src) && is_plain_v4(dst) && src != dst && !to_mac.is_group();
+    let is_plain = is_host_v4(src) && is_host_v4(dst) && src != dst && !to_mac.is_group();
     let (src, dst) = (Ipv4Addr::from_bits(src), Ipv4Addr::from_bits(dst));
     if !is_plain && let Some(other) = judge_v4(to_mac, src, dst)? {
         return Ok(Some(Packet::Other(other)));
@@ -187,13 +188,6 @@ fn ipv4(frame: &[u8], to_mac: Mac, to: &mut Parsed) -> Result<Option<Packet>, Dr
         return fragment(packet, &{ parsed }, part).map(Some);
     }
     whole(packet, parsed, to)
-}
-
-/// Whether an IPv4 address is certainly that of a host: of class A to C, neither this network nor loopback.
-#[inline]
-fn is_plain_v4(address: u32) -> bool {
-    let network = address >> 24;
-    (1..224).contains(&network) && network != 127
 }
 
 /// What addresses are that may be other than those of two hosts.

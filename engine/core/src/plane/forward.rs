@@ -9,6 +9,7 @@ use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
+use crate::packet::straight::Station;
 use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
 use crate::{Now, ServiceId};
 
@@ -22,13 +23,18 @@ const fn headers_bytes(family: Family) -> u32 {
 
 /// How the packets to one range of addresses leave: what the network says, as a packet needs it.
 #[derive(Clone, Copy)]
-struct Hop {
-    macs: Macs,
+pub(super) struct Hop {
+    pub(super) macs: Macs,
     /// Octets of the largest IP packet there; 0 when no route leads there.
     mtu: u32,
-    port: PortId,
+    pub(super) port: PortId,
     /// Whether the station is known.
     is_ready: bool,
+    /// Of IPv4, the first address of the range and how many follow it.
+    first_v4: u32,
+    more_v4: u32,
+    /// Octets of the largest IPv4 packet that may go straight on; 0 where the station is not known.
+    pub(super) straight_max: u32,
 }
 
 /// A [`Hop`] by its number.
@@ -38,6 +44,7 @@ pub(super) struct HopId(usize);
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
 pub(super) struct Hops {
     hops: Box<[Hop]>,
+<<<<<<< HEAD
     recent: Box<[Recent; RECENT_HOPS]>,
 }
 
@@ -48,11 +55,17 @@ struct Recent {
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
     return_ports: u16,
+=======
+    recent: Box<[(Ip, HopId); RECENT_HOPS]>,
+    /// By number of the port, whether there is one or not.
+    stations: Box<[Station; 256]>,
+>>>>>>> p5-open-fast
 }
 
 const RECENT_HOPS: usize = 256;
 
-const NO_HOP: Hop = Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false };
+const NO_HOP: Hop =
+    Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false, first_v4: 0, more_v4: 0, straight_max: 0 };
 
 impl Hops {
     pub(super) fn new(network: &Network) -> Hops {
@@ -60,13 +73,55 @@ impl Hops {
             let (id, mac) = range?;
             let port = network.port(id)?;
             let macs = Macs::new(mac.unwrap_or_default(), port.mac);
-            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some() })
+            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some(), ..NO_HOP })
         };
         // The last stands for addresses in no range at all.
-        let hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
+        let mut hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
+        for (hop, (first, last)) in hops.iter_mut().zip(network.bounds_v4()) {
+            (hop.first_v4, hop.more_v4) = (first, last - first);
+            hop.straight_max = if hop.is_ready { hop.mtu } else { 0 };
+        }
         let nowhere = HopId(hops.len() - 1);
+        let mut stations = Box::new([Station::NONE; 256]);
+        for (station, port) in stations.iter_mut().zip(&network.ports) {
+            *station = Station::new(port.mac);
+        }
         // No packet goes to the address `::`.
+<<<<<<< HEAD
         Hops { hops, recent: Box::new([Recent { server: Ip::default(), hop: nowhere, return_ports: 0 }; RECENT_HOPS]) }
+=======
+        Hops { hops, recent: Box::new([(Ip::default(), nowhere); RECENT_HOPS]), stations }
+    }
+
+    /// From here on no frame goes straight on.
+    #[cfg(test)]
+    pub(super) fn forget_stations(&mut self) {
+        self.stations.fill(Station::NONE);
+    }
+
+    /// Who frames that come in by `port` are for.
+    #[inline(always)]
+    pub(super) fn station(&self, port: PortId) -> Station {
+        self.stations[usize::from(port.0)]
+    }
+
+    /// The hop of packets to `to`: that of the number in `hint`, if its range has this address, or else the right one, whose number is then in `hint`.
+    #[inline(always)]
+    pub(super) fn hop_v4(&self, network: &Network, to: u32, hint: &mut u16) -> &Hop {
+        match self.hops.get(usize::from(*hint)) {
+            Some(hop) if to.wrapping_sub(hop.first_v4) <= hop.more_v4 => hop,
+            _ => self.find_v4(network, to, hint),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_v4(&self, network: &Network, to: u32, hint: &mut u16) -> &Hop {
+        let range = network.range_of_v4(to);
+        // A number that does not fit is looked for again each time.
+        *hint = u16::try_from(range).unwrap_or(*hint);
+        self.hop(HopId(range))
+>>>>>>> p5-open-fast
     }
 
     /// The hop of packets to a real server.
@@ -228,7 +283,7 @@ impl Plane {
         if rewritten.is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }
-        turn.run.add(direction, frame.bytes.len(), packet);
+        turn.run.add(packet.tuple.protocol, direction, frame.bytes.len(), packet.payload_len());
         self.leave(turn.now, frame, packet, to.dst, hop)
     }
 
@@ -428,12 +483,12 @@ enum Next {
 
 impl Run {
     #[inline]
-    fn add(&mut self, direction: Direction, octets: usize, packet: &Parsed) {
+    pub(super) fn add(&mut self, protocol: u8, direction: Direction, octets: usize, payload_len: u32) {
         let at = direction as usize;
-        self.protocol = packet.tuple.protocol;
+        self.protocol = protocol;
         self.frames[at] += 1;
         self.octets[at] += octets as u64;
-        self.payload[at] += u64::from(packet.payload_len());
+        self.payload[at] += u64::from(payload_len);
     }
 }
 

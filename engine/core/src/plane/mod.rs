@@ -21,6 +21,7 @@ mod outbox;
 mod pending;
 mod reply;
 mod services;
+mod straight;
 #[cfg(test)]
 mod tests;
 
@@ -29,10 +30,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::counters::{ServiceCounter, Termination, counters};
-use crate::flow::{Direction, FlowId, PathHashes, TupleHash};
+use crate::flow::{Direction, FlowId, PathHashes, Trace, TupleHash};
 use crate::packet::rewrite::Checksum;
-
-use crate::packet::{DropReason, Ip, Mac, Parsed, TcpFlags, parse_to};
+use crate::packet::straight::read_straight;
+use crate::packet::{DropReason, Ip, Mac, PROTOCOL_TCP, Parsed, TcpFlags, parse_to};
 use crate::snapshot::{Service, Snapshot};
 use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
@@ -375,12 +376,16 @@ impl Plane {
         verdicts.clear();
         let mut flags = 0;
         let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
-        let mut jobs = 0;
-        for (at, frame) in frames.iter_mut().enumerate() {
-            let is_for_us = self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac));
-            let verdict = if !is_for_us {
-                Verdict::Pass
-            } else {
+        let (mut jobs, mut straights) = (0, 0);
+        let mut traces = [Trace::default(); BATCH_MAX];
+        let mut places = [0; BATCH_MAX];
+        verdicts.resize(frames.len(), Verdict::Pass);
+        for (at, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
+            if let Some(tuple) = read_straight(frame.bytes, self.hops.station(frame.port)) {
+                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP);
+                places[straights] = at;
+                straights += 1;
+            } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
                 let job = &mut self.batch[jobs];
                 match parse_to(frame.bytes, &mut job.packet) {
                     Ok(None) => {
@@ -388,15 +393,39 @@ impl Plane {
                         job.hash = self.flows.hash(&job.packet.tuple);
                         flags |= job.packet.tcp.flags.0;
                         jobs += 1;
-                        Verdict::Pass
                     }
-                    Ok(Some(other)) => self.answer(frame, &other, &mut turn),
-                    Err(reason) => Verdict::Drop(reason),
+                    Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
+                    Err(reason) => *verdict = Verdict::Drop(reason),
                 }
-            };
-            verdicts.push(verdict);
+            }
         }
+        self.flows.established.follow_traces(&mut traces[..straights]);
         let mut found = [None; BATCH_MAX];
+        if !traces[..straights].iter().all(Trace::leads_on) {
+            // Those that lead nowhere are taken the longer way, in their order.
+            let mut kept = 0;
+            for straight in 0..straights {
+                let (trace, at) = (traces[straight], places[straight]);
+                if trace.leads_on() {
+                    (traces[kept], places[kept]) = (trace, at);
+                    kept += 1;
+                    continue;
+                }
+                let job = &mut self.batch[jobs];
+                match parse_to(frames[at].bytes, &mut job.packet) {
+                    Ok(None) => {
+                        job.at = at;
+                        job.hash = self.flows.hash(&job.packet.tuple);
+                        jobs += 1;
+                    }
+                    // Frames that go straight on are TCP.
+                    Ok(Some(_)) => {}
+                    Err(reason) => verdicts[at] = Verdict::Drop(reason),
+                }
+            }
+            straights = kept;
+            self.batch[..jobs].sort_unstable_by_key(|job| job.at);
+        }
         let established = &self.flows.established;
         established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, |job| job.hash, &mut found);
         if found[..jobs].contains(&None) {
@@ -405,32 +434,63 @@ impl Plane {
         if flags & ENDING != 0 {
             self.read_ends(&found[..jobs]);
         }
-        for (job, found) in (0..jobs).zip(found) {
-            let Job { at, packet, .. } = self.batch[job];
-            let (frame, packet) = (&mut frames[at], &packet);
-            let forwarded = match found {
-                Some((id, direction)) => {
-                    let found = Found { stage: Stage::Established, id, direction };
-                    self.forward(frame, packet, found, &mut turn)
+        // In their order, as what one packet does to its flow may matter to the next.
+        let mut job = 0;
+        let mut sent = 0;
+        for (trace, &at) in traces[..straights].iter().zip(&places) {
+            while job < jobs && self.batch[job].at < at {
+                verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
+                job += 1;
+            }
+            let frame = &mut frames[at];
+            verdicts[at] = match self.go_straight(frame, trace, &mut turn) {
+                Some(port) => {
+                    sent += 1;
+                    Verdict::Send(port)
                 }
-                None => None,
+                None => self.look_closer(frame, &mut turn),
             };
-            verdicts[at] = match forwarded {
-                Some(verdict) => verdict,
-                None => self.missed(frame, packet, job, &mut turn),
-            };
+        }
+        for job in job..jobs {
+            verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
         }
         self.tell(&mut turn);
         let gave_way = self.flows.take_gave_way();
         self.counts.add(PlaneCounter::FlowsClosed, gave_way);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
-        for verdict in verdicts.iter() {
+        if sent < frames.len() {
+            self.count_verdicts(verdicts);
+        }
+    }
+
+    fn count_verdicts(&mut self, verdicts: &[Verdict]) {
+        for verdict in verdicts {
             match verdict {
                 Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
                 Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
                 Verdict::HandOff(_) | Verdict::Kept | Verdict::Send(_) => {}
             }
         }
+    }
+
+    /// Decides about a packet of the batch whose flow is this one, unless what came before it has changed that.
+    fn onward<D: Desk>(
+        &mut self,
+        job: usize,
+        found: Option<(FlowId, Direction)>,
+        frames: &mut [Frame<'_>],
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let Job { at, packet, hash } = self.batch[job];
+        let frame = &mut frames[at];
+        if let Some((id, direction)) = found {
+            let found = Found { stage: Stage::Established, id, direction };
+            if let Some(verdict) = self.forward(frame, &packet, found, turn) {
+                return verdict;
+            }
+        }
+        let ahead = std::mem::replace(&mut self.ahead[job], Ahead::Nothing);
+        self.missed(frame, &packet, hash, ahead, turn)
     }
 
     /// Reads what the packets that end flows are going to write.

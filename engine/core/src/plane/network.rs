@@ -135,6 +135,17 @@ impl Network {
         })
     }
 
+    /// The first and the last address of each range of IPv4, by its number.
+    pub(super) fn bounds_v4(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let ends = self.v4.starts.iter().skip(1).map(|next| next - 1).chain([u32::MAX]);
+        self.v4.starts.iter().copied().zip(ends)
+    }
+
+    /// The number of the range of IPv4 that `to` is in.
+    pub(super) fn range_of_v4(&self, to: u32) -> usize {
+        self.v4.find_v4(to)
+    }
+
     /// The number of the range that `to` is in.
     #[inline]
     pub(super) fn range_of(&self, to: Ip) -> usize {

@@ -170,12 +170,12 @@ impl Plane {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        job: usize,
+        hash: TupleHash,
+        ahead: Ahead,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        let hash = self.batch[job].hash;
         // What the batch did before may have opened, moved or ended its flow.
-        let found = match std::mem::replace(&mut self.ahead[job], Ahead::Nothing) {
+        let found = match ahead {
             Ahead::HalfOpen(found, hashes) if self.flows.half_open.state(found.id).is_some() => {
                 turn.hashes = hashes;
                 Some(found)

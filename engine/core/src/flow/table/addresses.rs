@@ -6,8 +6,8 @@ use crate::packet::Ip;
 
 use crate::random::mix;
 
-/// Most addresses a book can hold; the two numbers above are not addresses.
-pub(super) const ADDRESSES_MAX: usize = 65_534;
+/// Most addresses a book can hold; the numbers above are not addresses.
+pub(super) const ADDRESSES_MAX: usize = 65_530;
 /// No address in this place of the search table.
 const EMPTY: u16 = u16::MAX;
 

@@ -110,6 +110,17 @@ impl Index {
         Likely { matches, entry }
     }
 
+    /// The first entry of `place` in its other bucket, when its home names none.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn likely_away(&self, place: Place) -> u32 {
+        if self.buckets[place.home].away == 0 {
+            return Likely::NONE.entry;
+        }
+        let other = &self.buckets[self.other(place.home, place.tag)];
+        other.find(place.tag, AWAY, |_| true).map_or(Likely::NONE.entry, |way| other.entries[way] & ENTRY_BITS)
+    }
+
     /// The entry at `place`, whose [`matches`](Self::matches) these are, of which `is_it` holds.
     #[inline]
     pub(super) fn find(&self, place: Place, matches: u16, is_it: impl Fn(u32) -> bool) -> Option<u32> {

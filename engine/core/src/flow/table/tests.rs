@@ -114,7 +114,9 @@ fn a_tuple_belongs_to_one_flow() {
     let client = full_nat(4).client;
     let looped = FlowPath { client, server: client.reversed(), returns: Returns::Here };
     assert_eq!(insert(&mut table, Now(0), &looped, LONG), Err(InsertError::Exists(None)));
-    assert_eq!((table.len(), table.addresses()), (1, 3));
+    assert_eq!((table.len(), table.addresses()), (1, 0));
+    insert(&mut table, Now(0), &full_nat(1), LONG).unwrap();
+    assert_eq!((table.len(), table.addresses()), (2, 3));
 }
 
 #[test]
@@ -174,11 +176,17 @@ fn every_slot_can_be_used_and_the_next_flow_is_refused_and_counted() {
 fn a_full_address_book_refuses_and_leaves_nothing_behind() {
     let limits = FlowLimits { flows_max: 10, addresses_max: 4 };
     let mut table: Table = FlowTable::new(limits, Timeouts::new(&[SHORT_MS, LONG_MS]), [1, 2], Now(0));
-    let id = insert(&mut table, Now(0), &full_nat(0), LONG).unwrap();
-    assert_eq!(insert(&mut table, Now(0), &full_nat(1), LONG), Err(InsertError::AddressesFull));
+    let id = insert(&mut table, Now(0), &full_nat(1), LONG).unwrap();
+    let other = FlowPath {
+        client: tuple(v6(9), 9, v6(10), 443),
+        server: tuple(v6(11), 9, v6(12), 443),
+        returns: Returns::Here,
+    };
+    assert_eq!(insert(&mut table, Now(0), &other, LONG), Err(InsertError::AddressesFull));
     assert_eq!((table.addresses(), table.counts().addresses_full), (3, 1));
+    assert!(insert(&mut table, Now(0), &full_nat(0), LONG).is_ok(), "IPv4 needs no room in the book");
     table.remove(id).unwrap();
-    assert!(insert(&mut table, Now(0), &full_nat(1), LONG).is_ok());
+    assert!(insert(&mut table, Now(0), &other, LONG).is_ok());
 }
 
 #[test]
