@@ -133,6 +133,9 @@ pub trait Desk {
     fn end(&mut self, service: ServiceId, termination: Termination);
     /// A flow reached this server: its handshake is complete, or its first datagram was answered.
     fn opened(&mut self, server: RealServerId);
+    /// The cache line at this address is read soon. A hint to the processor where there is a way to give it, and nothing otherwise.
+    #[inline(always)]
+    fn prefetch(&self, _line: *const u8) {}
 }
 
 /// What a TCP segment gets that belongs to no flow and opens none.
@@ -339,7 +342,7 @@ impl Plane {
         verdicts.resize(frames.len(), Verdict::Pass);
         for (at, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
             if let Some(tuple) = read_straight(frame.bytes, self.hops.station(frame.port)) {
-                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP);
+                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
                 places[straights] = at;
                 straights += 1;
             } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
@@ -354,13 +357,14 @@ impl Plane {
                 }
             }
         }
-        let (traces, places) = (&mut traces[..straights], &places[..straights]);
-        self.flows.established.follow_traces(traces);
         let mut found = [None; BATCH_MAX];
         self.flows.established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, &mut found);
-        if found[..jobs].contains(&None) || !traces.iter().all(Trace::leads_on) {
-            self.read_ahead(jobs, &found, frames, traces, places);
+        if found[..jobs].contains(&None) {
+            let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
+            self.read_ahead(missed.map(|(job, _)| job.packet.tuple));
         }
+        let (traces, places) = (&mut traces[..straights], &places[..straights]);
+        self.follow(traces, places, frames, turn.desk);
         // In their order, as what one packet does to its flow may matter to the next.
         let mut job = 0;
         let mut sent = 0;
@@ -419,22 +423,21 @@ impl Plane {
         self.missed(frame, &packet, turn)
     }
 
-    /// Reads, all at a time, what the packets without an established flow are going to look up one after the other.
+    /// Follows the traces of packets, the first of which is that of the frame in the first of `places`.
+    #[inline(always)]
+    fn follow<D: Desk>(&self, traces: &mut [Trace], places: &[usize], frames: &[Frame<'_>], desk: &D) {
+        self.flows.established.follow_traces(traces, |line| desk.prefetch(line));
+        if !traces.iter().all(Trace::leads_on) {
+            let strayed = traces.iter().zip(places).filter(|(trace, _)| !trace.leads_on());
+            self.read_ahead(strayed.filter_map(|(_, &at)| tuple_of(frames[at].bytes)));
+        }
+    }
+
+    /// Reads, all at a time, what packets without an established flow are going to look up one after the other.
     #[inline(never)]
-    fn read_ahead(
-        &self,
-        jobs: usize,
-        found: &[Option<(FlowId, Direction)>; BATCH_MAX],
-        frames: &[Frame<'_>],
-        traces: &[Trace],
-        places: &[usize],
-    ) {
+    fn read_ahead(&self, missed: impl Iterator<Item = Tuple>) {
         let mut tuples = [Tuple::default(); BATCH_MAX];
-        let missed = self.batch[..jobs].iter().zip(found).filter(|(_, found)| found.is_none());
-        let strayed = traces.iter().zip(places).filter(|(trace, _)| !trace.leads_on());
-        let missed = missed.map(|(job, _)| job.packet.tuple);
-        let strayed = strayed.filter_map(|(_, &at)| tuple_of(frames[at].bytes));
-        let count = tuples.iter_mut().zip(missed.chain(strayed)).map(|(room, tuple)| *room = tuple).count();
+        let count = tuples.iter_mut().zip(missed).map(|(room, tuple)| *room = tuple).count();
         // What is found may no longer be so when its turn comes.
         self.flows.half_open.lookup_batch(&tuples[..count], &mut [None; BATCH_MAX]);
     }
