@@ -15,6 +15,7 @@ pub mod neighbour;
 pub mod netns;
 pub mod packet;
 pub mod pages;
+pub mod prefetch;
 pub mod privilege;
 pub mod process;
 pub mod ring;

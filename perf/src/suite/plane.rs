@@ -25,6 +25,7 @@ use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Trie
 use towpath_sys::host;
 use towpath_sys::instructions::InstructionCounter;
 use towpath_sys::pages;
+use towpath_sys::prefetch::prefetch;
 
 use super::sample::{Reading, Sample};
 use super::{Case, Options, on_cpus};
@@ -810,6 +811,12 @@ impl Desk for PlainDesk {
     fn end(&mut self, _service: ServiceId, _termination: Termination) {}
 
     fn opened(&mut self, _server: RealServerId) {}
+
+    /// As a worker of the daemon does.
+    #[inline(always)]
+    fn prefetch(&self, line: *const u8) {
+        prefetch(line);
+    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,9 @@
 //! The hash is keyed against crafted collisions, see `hash.rs`.
 //!
 //! [`FlowTable::lookup_batch`] does each step for all packets before the next: hash, read a word of each bucket, read a word of each likely
-//! flow, compare. The reads of a step do not wait for each other, so the processor overlaps them without a prefetch instruction.
+//! flow, compare. The reads of a step do not wait for each other, so the processor overlaps them without a prefetch instruction. A caller that can
+//! give one takes packets of IPv4 through [`FlowTable::trace`], [`FlowTable::follow_traces`] and [`FlowTable::meet`] instead: an instruction that
+//! waits for nothing leaves the processor free for the packets before.
 //!
 //! A packet costs the timers nothing: it writes `seen` in the line it has read anyway. When the wheel pops a flow, the table looks at
 //! when it is really due, and links it again if that is later.
@@ -539,33 +541,38 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         }
     }
 
-    /// Begins to look for the flow of a packet of IPv4 with this tuple and protocol.
-    #[inline]
-    pub fn trace(&self, tuple: TupleV4, protocol: u8) -> Trace {
-        Trace { place: self.index.place(self.hasher.hash_v4(tuple, protocol)), entry: Likely::NONE.entry }
+    /// Begins to look for the flow of a packet of IPv4 with this tuple and protocol. `prefetch` is told which line the next step reads.
+    #[inline(always)]
+    pub fn trace(&self, tuple: TupleV4, protocol: u8, prefetch: impl Fn(*const u8)) -> Trace {
+        let place = self.index.place(self.hasher.hash_v4(tuple, protocol));
+        prefetch(self.index.line(place));
+        Trace { place, entry: Likely::NONE.entry }
     }
 
-    /// Goes on with all of `traces`, each step for all of them: reads what the last step, [`meet`](Self::meet), needs of large memory.
-    #[inline]
-    pub fn follow_traces(&self, traces: &mut [Trace]) {
-        let mut words = 0;
-        for trace in &*traces {
-            words ^= self.index.touch(trace.place);
-        }
-        for trace in &mut *traces {
+    /// Goes on with [`LOOKUP_BATCH`] traces or fewer. `prefetch` is told which lines the last step, [`meet`](Self::meet), reads.
+    #[inline(always)]
+    pub fn follow_traces(&self, traces: &mut [Trace], prefetch: impl Fn(*const u8)) {
+        let line = |entry: u32| self.hot.get((entry & SLOT) as usize).map(|hot| std::ptr::from_ref(hot).cast());
+        let mut away = 0_u32;
+        for (trace, at) in traces.iter_mut().zip(0..u32::BITS) {
             trace.entry = self.index.likely(trace.place).entry;
-            if !trace.leads_on() {
+            match line(trace.entry) {
+                Some(line) => prefetch(line),
+                None => {
+                    if let Some(line) = self.index.line_away(trace.place) {
+                        prefetch(line);
+                        away |= 1 << at;
+                    }
+                }
+            }
+        }
+        while away != 0 {
+            if let Some(trace) = traces.get_mut(away.trailing_zeros() as usize) {
                 trace.entry = self.index.likely_away(trace.place);
+                line(trace.entry).map(&prefetch);
             }
+            away &= away - 1;
         }
-        // Apart from the loop before, so that it is short and more reads are under way at a time.
-        for trace in &*traces {
-            if let Some(hot) = self.hot.get((trace.entry & SLOT) as usize) {
-                words ^= hot.generation;
-            }
-        }
-        // The words mean nothing; without a use of them the compiler would leave out the reads.
-        std::hint::black_box(words);
     }
 
     /// The flow at the end of a trace, if it is that of packets with this tuple and protocol. `None` says little: it may be elsewhere.

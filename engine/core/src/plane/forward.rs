@@ -44,8 +44,9 @@ pub(super) struct HopId(usize);
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
 pub(super) struct Hops {
     hops: Box<[Hop]>,
-<<<<<<< HEAD
     recent: Box<[Recent; RECENT_HOPS]>,
+    /// By number of the port, whether there is one or not.
+    stations: Box<[Station; 256]>,
 }
 
 /// What the network says about a real server.
@@ -55,11 +56,6 @@ struct Recent {
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
     return_ports: u16,
-=======
-    recent: Box<[(Ip, HopId); RECENT_HOPS]>,
-    /// By number of the port, whether there is one or not.
-    stations: Box<[Station; 256]>,
->>>>>>> p5-open-fast
 }
 
 const RECENT_HOPS: usize = 256;
@@ -87,10 +83,8 @@ impl Hops {
             *station = Station::new(port.mac);
         }
         // No packet goes to the address `::`.
-<<<<<<< HEAD
-        Hops { hops, recent: Box::new([Recent { server: Ip::default(), hop: nowhere, return_ports: 0 }; RECENT_HOPS]) }
-=======
-        Hops { hops, recent: Box::new([(Ip::default(), nowhere); RECENT_HOPS]), stations }
+        let recent = Recent { server: Ip::default(), hop: nowhere, return_ports: 0 };
+        Hops { hops, recent: Box::new([recent; RECENT_HOPS]), stations }
     }
 
     /// From here on no frame goes straight on.
@@ -121,7 +115,6 @@ impl Hops {
         // A number that does not fit is looked for again each time.
         *hint = u16::try_from(range).unwrap_or(*hint);
         self.hop(HopId(range))
->>>>>>> p5-open-fast
     }
 
     /// The hop of packets to a real server.
@@ -132,7 +125,7 @@ impl Hops {
 
     /// Whether the answers of a real server may come in by `port`.
     #[inline]
-    fn returns_by(&mut self, network: &Network, server: Ip, port: PortId) -> bool {
+    pub(super) fn returns_by(&mut self, network: &Network, server: Ip, port: PortId) -> bool {
         // Where there is one port only, it is that one.
         network.ports.len() == 1 || self.recall(network, server).return_ports & port.bit() != 0
     }

@@ -152,6 +152,9 @@ pub trait Desk {
     fn end(&mut self, service: ServiceId, termination: Termination);
     /// A flow reached this server: its handshake is complete, or its first datagram was answered.
     fn opened(&mut self, server: RealServerId);
+    /// The cache line at this address is read soon. A hint to the processor where there is a way to give it, and nothing otherwise.
+    #[inline(always)]
+    fn prefetch(&self, _line: *const u8) {}
 }
 
 /// What a TCP segment gets that belongs to no flow and opens none.
@@ -382,7 +385,7 @@ impl Plane {
         verdicts.resize(frames.len(), Verdict::Pass);
         for (at, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
             if let Some(tuple) = read_straight(frame.bytes, self.hops.station(frame.port)) {
-                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP);
+                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
                 places[straights] = at;
                 straights += 1;
             } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
@@ -399,7 +402,7 @@ impl Plane {
                 }
             }
         }
-        self.flows.established.follow_traces(&mut traces[..straights]);
+        self.flows.established.follow_traces(&mut traces[..straights], |line| turn.desk.prefetch(line));
         let mut found = [None; BATCH_MAX];
         if !traces[..straights].iter().all(Trace::leads_on) {
             // Those that lead nowhere are taken the longer way, in their order.

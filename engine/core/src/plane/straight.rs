@@ -3,10 +3,12 @@
 //! It takes what nearly every packet is, and all that it needs of a flow is in one cache line. What it finds it does as the path for
 //! everything does (`forward.rs`): the same octets, counts and state, which the tests hold it to. Whatever needs more is left to that path, as it was.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::opening::Ahead;
 use super::{Desk, Frame, Plane, PortId, Turn, Verdict};
-use crate::flow::Trace;
 use crate::flow::tcp::TcpTimeout;
+use crate::flow::{Direction, Trace};
 use crate::packet::rewrite::Checksum;
 use crate::packet::straight::Straight;
 use crate::packet::{PROTOCOL_TCP, Parsed, parse_to};
@@ -26,6 +28,12 @@ impl Plane {
         let mut met = self.flows.established.meet(trace, packet.tuple(), PROTOCOL_TCP)?;
         let (direction, to) = (met.direction(), met.outgoing());
         let service = met.state().service();
+        let [source, _] = packet.tuple().numbers();
+        if direction == Direction::Reverse
+            && !self.hops.returns_by(&self.network, IpAddr::V4(Ipv4Addr::from(source)).into(), frame.port)
+        {
+            return None;
+        }
         let [_, destination] = to.numbers();
         let hop = self.hops.hop_v4(&self.network, destination, met.hint());
         let (total_len, headers_len) = (packet.total_len(), packet.headers_len());

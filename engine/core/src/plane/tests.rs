@@ -1,10 +1,7 @@
 mod edges;
 mod ledger;
-<<<<<<< HEAD
 mod lending;
-=======
 mod straight;
->>>>>>> p5-open-fast
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

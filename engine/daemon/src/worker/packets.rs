@@ -15,6 +15,7 @@ use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::packet::{Offload, PacketPort, PacketPorts, PortState};
 use towpath_sys::pages;
+use towpath_sys::prefetch::prefetch;
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
@@ -407,5 +408,10 @@ impl Desk for Counters<'_> {
 
     fn opened(&mut self, server: RealServerId) {
         self.seat.count_opened(server);
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, line: *const u8) {
+        prefetch(line);
     }
 }

@@ -82,6 +82,19 @@ impl Index {
         Place { home: self.scale((hash >> 32) as u32), tag: hash as u16 }
     }
 
+    /// The line that the home bucket is.
+    #[inline(always)]
+    pub(super) fn line(&self, place: Place) -> *const u8 {
+        std::ptr::from_ref(&self.buckets[place.home]).cast()
+    }
+
+    /// The line that the other bucket is, if an entry of `place` may be there.
+    #[inline]
+    pub(super) fn line_away(&self, place: Place) -> Option<*const u8> {
+        let other = || std::ptr::from_ref(&self.buckets[self.other(place.home, place.tag)]).cast();
+        (self.buckets[place.home].away != 0).then(other)
+    }
+
     /// Reads a word of the home bucket, so that its line is on the way.
     #[inline]
     pub(super) fn touch(&self, place: Place) -> u32 {
@@ -111,12 +124,8 @@ impl Index {
     }
 
     /// The first entry of `place` in its other bucket, when its home names none.
-    #[cold]
     #[inline(never)]
     pub(super) fn likely_away(&self, place: Place) -> u32 {
-        if self.buckets[place.home].away == 0 {
-            return Likely::NONE.entry;
-        }
         let other = &self.buckets[self.other(place.home, place.tag)];
         other.find(place.tag, AWAY, |_| true).map_or(Likely::NONE.entry, |way| other.entries[way] & ENTRY_BITS)
     }

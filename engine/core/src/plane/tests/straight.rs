@@ -234,10 +234,11 @@ fn what_an_open_connection_carries_goes_straight() {
         {
             let mut bytes = frame_of(mac, ROUTER_MAC, &tuple, &tcp(&tuple, ACK | PSH, seq, ack, &[], b"data"));
             let v4 = read_straight(&bytes, lab.plane.hops.station(port)).unwrap();
-            let mut traces = [lab.plane.flows.established.trace(v4, PROTOCOL_TCP)];
-            lab.plane.flows.established.follow_traces(&mut traces);
+            let mut traces = [lab.plane.flows.established.trace(v4, PROTOCOL_TCP, |_| {})];
+            lab.plane.flows.established.follow_traces(&mut traces, |_| {});
             let mut frame = Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 };
-            let mut turn = Turn { now: lab.now, desk: &mut lab.clerk, out: &mut lab.out, run: Run::default() };
+            let mut turn =
+                Turn { now: lab.now, desk: &mut lab.clerk, out: &mut lab.out, run: Run::default(), hashes: None };
             let sent = lab.plane.go_straight(&mut frame, &traces[0], &mut turn);
             assert_eq!(sent, Some(if port == OUTSIDE { INSIDE } else { OUTSIDE }), "{forwarding:?}");
             sound(&bytes);
