@@ -191,7 +191,8 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert_eq!(amount(&plan.descriptors, "packet rings"), 4 + PACKET_DESCRIPTORS);
     let ring_bytes = plan.packets.as_ref().map(|packets| packets.ring.bytes());
     assert_eq!(Some(amount(&plan.memory, "packet rings")), ring_bytes.map(|bytes| 4 * bytes));
-    assert_eq!(amount(&plan.memory, "source ports"), SNAT_MAP_BYTES);
+    assert_eq!(amount(&plan.memory, "source ports"), SNAT_MAP_BYTES + PORT_HOMES_BYTES);
+    assert_eq!(amount(&plan.memory, "packets handed off"), 2 * Inbox::BYTES);
     let packets = plan.packets.as_ref().unwrap();
     assert_eq!((packets.flows_max(), packets.half_open_max()), (100_000, 12_500));
     assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");

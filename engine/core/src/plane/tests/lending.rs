@@ -228,13 +228,13 @@ impl Crew {
         self.tables.push(Arc::new(table));
     }
 
-    fn client_sends(&mut self, client_port: u16, flags: u8, seq: u32, ack: u32) {
+    fn client_says(&mut self, client_port: u16, flags: u8, seq: u32, ack: u32) {
         let (forward, back) = self.open[&client_port];
         let frame = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &packet(&forward, flags, seq, ack, b""));
         self.arrive(OUTSIDE, frame, back.reversed());
     }
 
-    fn server_sends(&mut self, client_port: u16, flags: u8, seq: u32, ack: u32) {
+    fn server_says(&mut self, client_port: u16, flags: u8, seq: u32, ack: u32) {
         let (forward, back) = self.open[&client_port];
         let frame = frame_of(INSIDE_MAC, server_mac(80), &back, &packet(&back, flags, seq, ack, b""));
         self.arrive(INSIDE, frame, forward.reversed());
@@ -250,11 +250,11 @@ impl Crew {
         let Some(at_server) = self.last else { return false };
         self.open.insert(client_port, (forward, at_server.reversed()));
         if self.setup.protocol == Protocol::Tcp {
-            self.server_sends(client_port, SYN_ACK, 900, 101);
+            self.server_says(client_port, SYN_ACK, 900, 101);
             self.read_all();
-            self.client_sends(client_port, ACK, 101, 901);
+            self.client_says(client_port, ACK, 101, 901);
         } else {
-            self.server_sends(client_port, 0, 0, 0);
+            self.server_says(client_port, 0, 0, 0);
         }
         self.read_all();
         true
@@ -265,8 +265,8 @@ impl Crew {
             [(true, FIN_ACK, 101, 901), (false, FIN_ACK, 901, 102), (true, ACK, 102, 902)]
         {
             match from_client {
-                true => self.client_sends(client_port, flags, seq, ack),
-                false => self.server_sends(client_port, flags, seq, ack),
+                true => self.client_says(client_port, flags, seq, ack),
+                false => self.server_says(client_port, flags, seq, ack),
             }
             self.read_all();
         }
@@ -327,8 +327,8 @@ fn a_pool_with_ports_of_one_plane_serves_the_clients_of_all_to_the_last_port() {
             assert_eq!((crew.dropped(), crew.leased()), (vec![DropReason::PortsExhausted], PORTS.len()));
             assert_eq!(crew.clerk.ends, [Termination::OutOfSourcePorts]);
             for client_port in crew.open.keys().copied().collect::<Vec<_>>() {
-                crew.client_sends(client_port, ACK, 101, 901);
-                crew.server_sends(client_port, ACK, 901, 101);
+                crew.client_says(client_port, ACK, 101, 901);
+                crew.server_says(client_port, ACK, 901, 101);
             }
             let expected = crew.passed + crew.inboxes.iter().map(VecDeque::len).sum::<usize>();
             crew.read_all();
@@ -372,7 +372,7 @@ fn an_error_about_a_packet_from_a_lent_port_finds_its_flow() {
         assert!(crew.connect(client_port));
     }
     for (client_port, (_, back)) in crew.open.clone() {
-        crew.client_sends(client_port, ACK, 101, 901);
+        crew.client_says(client_port, ACK, 101, 901);
         crew.read_all();
         let frame = too_big(server(Family::V4).ip(), &back.reversed(), 101, INSIDE_MAC);
         let at = crew.kernel.worker_of(steer(&frame, 5, &crew.rules));
@@ -535,8 +535,8 @@ fn nothing_is_lost_while_virtual_shards_move() {
                 3..11 => {
                     let Some(client_port) = some_client else { continue };
                     match random.below(2) {
-                        0 => crew.client_sends(client_port, ACK, 101, 901),
-                        _ => crew.server_sends(client_port, ACK, 901, 101),
+                        0 => crew.client_says(client_port, ACK, 101, 901),
+                        _ => crew.server_says(client_port, ACK, 901, 101),
                     }
                     expected += 1;
                 }
