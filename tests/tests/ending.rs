@@ -141,7 +141,10 @@ fn a_worker_that_panics_ends_the_process_and_the_next_start_serves() {
         let asked = Instant::now();
         relay.panic_a_worker();
         // A worker without work breathes once a second.
-        assert_eq!(relay.wait_for_signal(), libc::SIGABRT, "{}", relay.log());
+        let signal = relay.wait_for_signal();
+        // The first process of a PID namespace, as in a container and here, cannot abort itself by SIGABRT: the C library then ends it by an
+        // instruction that faults.
+        assert!([libc::SIGABRT, libc::SIGSEGV].contains(&signal), "signal {signal}\n{}", relay.log());
         assert!(asked.elapsed() < Duration::from_secs(2), "it took {:?}", asked.elapsed());
         assert!(relay.log().contains("panicked: aborting"), "{}", relay.log());
 

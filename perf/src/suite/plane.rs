@@ -246,8 +246,12 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
     let mut random = SplitMix64::new(work.flows as u64);
     bench.exchange(&mut random, warm_up)?;
     let exchanged = bench.exchange(&mut random, counted)?;
-    let ended = bench.close(&mut random)?;
-    let left = work.flows - ended.flows;
+    // Datagrams have no end that can be seen.
+    let ended = match work.cargo.protocol() {
+        Protocol::Tcp => Some(bench.close(&mut random)?),
+        Protocol::Udp => None,
+    };
+    let left = work.flows - ended.as_ref().map_or(0, |ended| ended.flows);
     let expiry = bench.expire(FAR_MS, left)?;
     bench.verify_end(service)?;
 
@@ -259,11 +263,13 @@ fn measure(work: &InMemory, warm_up: Duration, counted: Duration) -> io::Result<
     readings.push(reading("first-packet-time", "ns", opening.first.ns_each()));
     readings.extend(opening.first.instructions_each().map(|n| reading("first-packet-instructions", "instructions", n)));
     if work.flows >= WHOLE_TOLD_FROM {
-        let ending_ns = ended.time.as_nanos() as f64 / ended.flows as f64;
-        let opening_ns = opening.whole.time.as_nanos() as f64 / flows;
-        let data_ns = f64::from(DATA_SEGMENTS) * exchanged.ns_each();
-        readings.push(reading("ending-time", "ns", ending_ns));
-        readings.push(reading("connection-time", "ns", opening_ns + data_ns + ending_ns));
+        if let Some(ended) = ended {
+            let ending_ns = ended.time.as_nanos() as f64 / ended.flows as f64;
+            let opening_ns = opening.whole.time.as_nanos() as f64 / flows;
+            let data_ns = f64::from(DATA_SEGMENTS) * exchanged.ns_each();
+            readings.push(reading("ending-time", "ns", ending_ns));
+            readings.push(reading("connection-time", "ns", opening_ns + data_ns + ending_ns));
+        }
         readings.push(reading("expiry-time", "ns", expiry.as_nanos() as f64 / left as f64));
         readings.push(reading("memory", "B/flow", memory as f64 / flows));
     }
