@@ -18,7 +18,7 @@ const BLOCKED_MS: u64 = 64;
 const GATHERS_MAX: usize = 8;
 /// Time over which the paths that are pumped are counted: among more than may gather, none does, because what all of them
 /// would have waiting fills the memory that TCP may have.
-const COUNTED_MS: u64 = 64;
+const COUNTED_MS: u64 = 1_000;
 /// A path's speed is measured over so many bytes, and twice as many after each time that it did not get its fill, …
 const MEASURED_BYTES: u64 = 2 << 20;
 /// … so many times at most, …
