@@ -327,22 +327,34 @@ impl Worker {
         if !self.snapshot.each_service().any(|service| loses(service)) {
             return Ok(());
         }
-        let lost_by = |relay: &Relay| {
-            let service = self.snapshot.service(relay.service().id)?;
-            let (_, target) = service.target_of(relay.server()?)?;
-            match target.admin {
-                AdminState::Halt => Some(Termination::ServerHalted),
-                // One that is still being dialled goes to another server after connect_timeout.
-                _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
-                _ => None,
-            }
-        };
         let lost: Vec<(Key, Termination)> =
-            self.relays.iter().filter_map(|(key, relay)| Some((key, lost_by(relay)?))).collect();
+            self.relays.iter().filter_map(|(key, relay)| Some((key, self.lost_by(relay)?))).collect();
         for (key, termination) in lost {
             self.drive(key, Event::End(termination))?;
         }
         Ok(())
+    }
+
+    /// How the snapshot at hand ends this connection, if it does.
+    fn lost_by(&self, relay: &Relay) -> Option<Termination> {
+        let service = self.snapshot.service(relay.service().id)?;
+        let (_, target) = service.target_of(relay.server()?)?;
+        match target.admin {
+            AdminState::Halt => Some(Termination::ServerHalted),
+            // One that is still being dialled goes to another server after connect_timeout.
+            _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
+            _ => None,
+        }
+    }
+
+    /// The same of one that was dialled by an older snapshot.
+    fn lost_since_dialled(&self, key: Key) -> Option<Termination> {
+        let relay = self.relays.get(key)?;
+        let is_current = |service| Arc::ptr_eq(service, relay.service());
+        if self.snapshot.service(relay.service().id).is_some_and(is_current) {
+            return None;
+        }
+        self.lost_by(relay)
     }
 
     /// Stops accepting when told, and ends what has had its drain timeout.

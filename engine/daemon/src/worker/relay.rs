@@ -263,6 +263,9 @@ impl Worker {
                 }
             }
             self.drive(key, Event::Connected)?;
+            if let Some(termination) = self.lost_since_dialled(key) {
+                self.drive(key, Event::End(termination))?;
+            }
             self.arm_relay(key);
             return Ok(());
         }
