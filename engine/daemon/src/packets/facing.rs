@@ -18,15 +18,17 @@ fn resolve_by(mut model: Model, before: Option<&Model>, source_towards: impl Fn(
     let Model { groups, services, .. } = &mut model;
     for service in services {
         let Source::Facing(FacingPorts { port_low, port_high, rest_ms }) = service.source else { continue };
-        let known = before.and_then(|before| towards(before, &service.name));
+        let known = before.and_then(|before| pool(before, &service.name));
         let server_address = groups[service.group].servers.iter().map(|server| server.address);
         let towards: BTreeMap<IpAddr, IpAddr> = server_address
             .filter_map(|server| {
-                let known = || known.and_then(|known| known.get(&server).copied());
+                let known = || known.and_then(|known| known.towards.get(&server).copied());
                 Some((server, source_towards(server).or_else(known)?))
             })
             .collect();
         let mut addresses: Vec<IpAddr> = towards.values().copied().collect();
+        // What is claimed stays so: a server that was taken out may come back.
+        addresses.extend(known.iter().flat_map(|known| &known.addresses));
         addresses.sort_unstable();
         addresses.dedup();
         service.source = Source::Pool(SourcePool { addresses, port_low, port_high, rest_ms, towards });
@@ -35,9 +37,9 @@ fn resolve_by(mut model: Model, before: Option<&Model>, source_towards: impl Fn(
 }
 
 /// What was found out for a service before.
-fn towards<'m>(model: &'m Model, service: &str) -> Option<&'m BTreeMap<IpAddr, IpAddr>> {
+fn pool<'m>(model: &'m Model, service: &str) -> Option<&'m SourcePool> {
     match &model.services.iter().find(|other| other.name == service)?.source {
-        Source::Pool(pool) => Some(&pool.towards),
+        Source::Pool(pool) => Some(pool),
         Source::Client | Source::Facing(_) | Source::Interface => None,
     }
 }
@@ -64,16 +66,15 @@ mod tests {
     }
 
     fn pool(model: &Model) -> SourcePool {
-        match &model.services[0].source {
-            Source::Pool(pool) => pool.clone(),
-            other => panic!("{other:?}"),
-        }
+        super::pool(model, "web").expect("it leases").clone()
+    }
+
+    fn near(server: IpAddr) -> Option<IpAddr> {
+        Some(ip(if server == ip("198.51.100.31") { "198.51.100.1" } else { "203.0.113.1" }))
     }
 
     #[test]
     fn each_server_gets_the_address_of_the_interface_that_leads_to_it() {
-        let near =
-            |server: IpAddr| Some(ip(if server == ip("198.51.100.31") { "198.51.100.1" } else { "203.0.113.1" }));
         let resolved = resolve_by(model(), None, near);
         let found = pool(&resolved);
         assert_eq!((found.port_low, found.port_high), (2000, 2999));
@@ -82,5 +83,18 @@ mod tests {
         // An interface is down when the file is read again.
         assert_eq!(pool(&resolve_by(model(), Some(&resolved), |_| None)), found);
         assert!(pool(&resolve_by(model(), None, |_| None)).addresses.is_empty());
+    }
+
+    #[test]
+    fn a_server_that_a_reload_took_out_can_come_back() {
+        let both = resolve_by(model(), None, near);
+        let mut fewer = model();
+        fewer.groups[0].servers.pop();
+        let fewer = resolve_by(fewer, Some(&both), near);
+        assert_eq!(pool(&fewer).addresses, pool(&both).addresses);
+        assert_eq!(pool(&fewer).towards.len(), 1);
+        let back = resolve_by(model(), Some(&fewer), near);
+        assert_eq!(pool(&back), pool(&both));
+        assert_eq!(crate::reload::needs_restart(&fewer, &back, &[0]), Vec::<String>::new());
     }
 }
