@@ -28,7 +28,7 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::{needs_restart, new_interfaces, workers_wanted};
+use crate::reload::{check_room, needs_restart, new_interfaces, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::{control, probe};
 
@@ -251,6 +251,12 @@ impl Turn {
         let shared = &self.house.shared;
         if self.resteer.is_some() || !shared.all_moved(current.generation) {
             return Err(ReloadError::Moving);
+        }
+        if let Some(packets) = &self.house.plan.packets
+            && workers < current.steering.workers()
+        {
+            let flows = shared.seats().map(|seat| u64::from(seat.flows())).sum();
+            check_room(packets, flows, workers)?;
         }
         let table = current.steering.remapped(workers);
         let fanout = match self.house.plan.packets {

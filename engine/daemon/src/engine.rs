@@ -135,6 +135,19 @@ pub enum ReloadError {
     /// The process is ending.
     #[error("the process is ending")]
     Stopping,
+    /// Fewer workers than the flows need that are open.
+    #[error(
+        "runtime.workers: {flows} flows are open, but the tables of so few workers (there would be {workers}) hold {flows_max}; name more \
+         CPUs, or reload again when fewer flows are open"
+    )]
+    TooManyFlows {
+        /// Flows that are open.
+        flows: u64,
+        /// Workers that would take part.
+        workers: usize,
+        /// Flows that they can hold.
+        flows_max: u64,
+    },
 }
 
 /// How a process is asked to end.

@@ -361,12 +361,12 @@ impl House {
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
-            limits: self.limits(),
+            limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
     }
 
-    fn limits(&self) -> LimitsStatus {
+    fn limits(&self, snapshot: &Snapshot) -> LimitsStatus {
         let gate = |protocol| {
             let gate = self.shared.gate(protocol);
             Usage { used: u64::from(gate.inside()), max: u64::from(gate.max()), refused: gate.refused() }
@@ -378,7 +378,8 @@ impl House {
             udp_sessions: gate(Protocol::Udp),
             flows: Usage {
                 used: self.shared.seats().map(|seat| u64::from(seat.flows())).sum(),
-                max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max()),
+                // Workers that do not take part have tables, too, but nobody to fill them.
+                max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max_of(snapshot.steering.workers())),
                 refused: self.shared.seats().map(no_room).sum(),
             },
             persistence_entries: Usage {

@@ -204,7 +204,12 @@ impl PacketsPlan {
 
     /// Flows of the process at the same time.
     pub fn flows_max(&self) -> u64 {
-        (self.plane.flows_max * self.workers) as u64
+        self.flows_max_of(self.workers)
+    }
+
+    /// The same while only so many workers take part.
+    pub fn flows_max_of(&self, workers: usize) -> u64 {
+        (self.plane.flows_max * workers) as u64
     }
 
     /// Half-open flows of the process, beside the others.

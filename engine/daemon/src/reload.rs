@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService, Workers};
 
+use crate::engine::ReloadError;
 use crate::packets::arms::Arm;
+use crate::plan::PacketsPlan;
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
@@ -49,6 +51,12 @@ pub fn workers_wanted(wanted: &Workers, started: &[usize]) -> Option<usize> {
         Workers::Auto => Some(started.len()),
         Workers::Cpus(cpus) => (!cpus.is_empty() && started.starts_with(cpus)).then_some(cpus.len()),
     }
+}
+
+/// Refuses so few workers that the flows which are open have no room in their tables.
+pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(), ReloadError> {
+    let flows_max = packets.flows_max_of(workers);
+    if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }
 
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.

@@ -195,6 +195,7 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert_eq!(amount(&plan.memory, "packets handed off"), 2 * Inbox::BYTES);
     let packets = plan.packets.as_ref().unwrap();
     assert_eq!((packets.flows_max(), packets.half_open_max()), (100_000, 12_500));
+    assert_eq!(packets.flows_max_of(1), 50_000);
     assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");
     let shown = plan.to_string();
     let tight = PlanInput { memory_bytes: GIB, ..input };

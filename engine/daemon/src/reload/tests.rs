@@ -1,6 +1,7 @@
 //! What a reload takes and what it refuses, by name.
 
 use super::*;
+use crate::plan::{Plan, PlanInput};
 
 const BASE: &str = r#"
 [runtime]
@@ -124,4 +125,16 @@ fn the_first_of_the_workers_that_were_started_can_be_wanted() {
     for (workers, count) in cases.into_iter().chain(["[3]", "[2, 5]", "[2, 3, 5, 7]"].map(|workers| (workers, None))) {
         assert_eq!(wanted(workers), count, "{workers}");
     }
+}
+
+#[test]
+fn fewer_workers_must_hold_the_flows_that_are_open() {
+    let text = "[limits]\nflows = 100000\n[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\nplane = \"packet\"\n\
+                source = \"vip\"\n[[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
+    let arms = vec![Arm { name: "front".to_owned(), index: 2, mtu_bytes: 1500 }];
+    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms };
+    let packets = Plan::new(&model(text), &input).unwrap().packets.unwrap();
+    assert!(check_room(&packets, 50_000, 1).is_ok());
+    let refusal = check_room(&packets, 50_001, 1).unwrap_err().to_string();
+    assert!(refusal.contains("50001 flows") && refusal.contains("hold 50000"), "{refusal}");
 }
