@@ -200,7 +200,7 @@ impl Turn {
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
-        let changed = needs_restart(truth.model(), &model, &started);
+        let changed = needs_restart(truth.model(), &model, &started, &self.house.usable_cpus);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
@@ -226,7 +226,8 @@ impl Turn {
             return Err(ReloadError::Preflight(findings));
         }
         let current = self.house.shared.snapshot();
-        let workers = workers_wanted(&model.runtime.workers, &started).unwrap_or(started.len());
+        let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
+        let workers = wanted.unwrap_or(started.len());
         let (steering, programs) = match workers == current.steering.workers() {
             true => (Arc::clone(&current.steering), None),
             false => {

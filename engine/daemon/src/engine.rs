@@ -186,7 +186,11 @@ impl Engine {
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
         let model = resolve(model, None);
-        let plan = plan(&model, &options)?;
+        let usable_cpus = match &options.cpus {
+            Some(cpus) => cpus.clone(),
+            None => host::available_cpus().map_err(StartError::Host)?,
+        };
+        let plan = plan(&model, &options, &usable_cpus)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
         let (truth, first) = Truth::first(model, Arc::clone(&steering))?;
@@ -220,7 +224,7 @@ impl Engine {
         let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, options.version, truth));
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
@@ -331,13 +335,13 @@ impl Drop for Engine {
 }
 
 /// Judges the machine and plans the allocation.
-fn plan(model: &Model, options: &StartOptions) -> Result<Plan, StartError> {
+fn plan(model: &Model, options: &StartOptions, usable_cpus: &[usize]) -> Result<Plan, StartError> {
     if let Err(error) = host::raise_nofile_limit() {
         tracing::warn!("the limit on descriptors could not be raised: {error}");
     }
     let mut facts = HostFacts::gather(model).map_err(StartError::Host)?;
     facts.nofile = facts.nofile.saturating_sub(options.descriptors_elsewhere);
-    facts.cpus = options.cpus.clone().unwrap_or(facts.cpus);
+    usable_cpus.clone_into(&mut facts.cpus);
     let findings = preflight(model, &facts);
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(StartError::Preflight(findings));

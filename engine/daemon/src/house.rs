@@ -34,6 +34,8 @@ const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
 pub(crate) struct House {
     pub(crate) shared: Arc<Shared>,
     pub(crate) plan: Plan,
+    /// CPUs that workers could have at the start.
+    pub(crate) usable_cpus: Vec<usize>,
     pub(crate) version: String,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
@@ -294,8 +296,14 @@ fn inherit_verdicts(
 }
 
 impl House {
-    pub(crate) fn new(shared: Arc<Shared>, plan: Plan, version: String, truth: Truth) -> House {
-        House { shared, plan, version, truth: Mutex::new(truth), changed: Notify::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        plan: Plan,
+        usable_cpus: Vec<usize>,
+        version: String,
+        truth: Truth,
+    ) -> House {
+        House { shared, plan, usable_cpus, version, truth: Mutex::new(truth), changed: Notify::new() }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {

@@ -95,6 +95,6 @@ mod tests {
         assert_eq!(pool(&fewer).towards.len(), 1);
         let back = resolve_by(model(), Some(&fewer), near);
         assert_eq!(pool(&back), pool(&both));
-        assert_eq!(crate::reload::needs_restart(&fewer, &back, &[0]), Vec::<String>::new());
+        assert_eq!(crate::reload::needs_restart(&fewer, &back, &[0], &[0]), Vec::<String>::new());
     }
 }
