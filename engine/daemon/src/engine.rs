@@ -29,7 +29,7 @@ use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::packets::steering::SteeringError;
-use crate::plan::{Plan, PlanErrors, PlanInput};
+use crate::plan::{Plan, PlanErrors, PlanInput, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
@@ -186,10 +186,7 @@ impl Engine {
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
         let model = resolve(model, None);
-        let usable_cpus = match &options.cpus {
-            Some(cpus) => cpus.clone(),
-            None => host::available_cpus().map_err(StartError::Host)?,
-        };
+        let usable_cpus = usable_cpus(options.cpus.as_deref(), host::available_cpus().map_err(StartError::Host)?)?;
         let plan = plan(&model, &options, &usable_cpus)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));

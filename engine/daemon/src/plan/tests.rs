@@ -208,6 +208,14 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
 }
 
 #[test]
+fn cpus_that_are_named_for_workers_must_be_usable_and_may_be_named_again() {
+    assert_eq!(usable_cpus(None, vec![0, 1]), Ok(vec![0, 1]));
+    assert_eq!(usable_cpus(Some(&[1, 0, 1]), vec![0, 1]), Ok(vec![1, 0, 1]));
+    let errors = usable_cpus(Some(&[7, 0, 5, 7]), vec![0, 1]).unwrap_err();
+    assert_eq!(errors.to_string(), "workers are to have CPU 5 and 7, but this process may use CPUs 0-1");
+}
+
+#[test]
 fn numbers_are_written_as_people_write_them() {
     let cases = [(0, "0"), (999, "999"), (1_000, "1,000"), (1_234_567, "1,234,567")];
     for (number, text) in cases {
