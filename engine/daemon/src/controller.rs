@@ -213,7 +213,7 @@ impl Turn {
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.
-            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model())) {
+            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model(), &model)) {
                 tracing::warn!("reload goes on although at this time {}", way.message());
             }
         }
