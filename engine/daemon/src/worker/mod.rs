@@ -141,6 +141,8 @@ struct Worker {
     moved: Generation,
     /// Of the steering programs that the kernel has.
     steered: u64,
+    /// When it is asked again to take them.
+    resteer_at: Option<Now>,
     /// Scratch, empty between events.
     ops: Vec<Op>,
 }
@@ -188,6 +190,7 @@ impl Worker {
             drain_look: now,
             moved: Generation(0),
             steered: 0,
+            resteer_at: None,
             ops: Vec::new(),
             snapshot,
             shared,
