@@ -245,7 +245,9 @@ impl Worker {
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
-        let idle = packets == Left::Nothing && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
+        // What was adopted among the completions is not said to have moved before the next breath.
+        let is_settled = self.moved == self.snapshot.generation;
+        let idle = packets == Left::Nothing && is_settled && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
@@ -294,6 +296,7 @@ impl Worker {
                 // A wake since the breath began was taken back with the others: look now, or sleep through it.
                 self.adopt()?;
                 self.follow_network()?;
+                self.follow_steering();
                 self.follow_phase()
             }
         }
