@@ -276,6 +276,31 @@ fn reset_at_both_ends(plane: &str, lab: &TestLab) {
     relay.stop();
 }
 
+#[test]
+fn t_05_a_connect_that_succeeds_when_its_server_is_down_is_reset() {
+    in_lab(t_05_a_connect_that_succeeds_when_its_server_is_down_is_reset, Topology::TwoArm, 2, |lab| {
+        let (vip, config) = on_plane(lab, "stream", "drop_on_failure = true\nconnect_timeout = \"30s\"");
+        // Time for a connect before the server is found to be down.
+        let config = config.replace("check = \"tcp\"", "check = \"tcp\", ports = 444").replace("fall = 2", "fall = 6");
+        let [first_checked, _second_checked] = [1, 2].map(|n| Origin::tcp(lab.server(n), 444));
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 5061));
+        let relay = subject!().start(lab.balancer(), &config);
+        relay.until_all_up();
+        lab.server(1).link_down("back").expect("a plug to pull");
+        let mut clients = [(); 2].map(|()| Connection::open(lab.client(), (vip, 5061)).expect("the relay listens"));
+        eventually("one is dialling", || (relay.server("sip", "server-1").connections == 1).then_some(()));
+        first_checked.stop();
+        until_down(&relay);
+        lab.server(1).link_up("back").expect("a plug to put back");
+        let told = clients.each_mut().map(|client| client.greeting());
+        assert_eq!(told.iter().flatten().map(|greeting| greeting.name.as_str()).collect::<Vec<_>>(), ["server-2"]);
+        let refused = told.into_iter().find_map(Result::err).expect("the other one");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(relay.service("sip").terminations["server_down"], 1);
+        relay.stop();
+    });
+}
+
 /// Whether the server gets its client's word within a moment.
 fn is_heard(server: &mut TcpStream) -> bool {
     server.set_read_timeout(Some(Duration::from_millis(500))).expect("not zero");

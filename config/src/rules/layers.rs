@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::decode::{Section, Value};
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, Service};
-use crate::model::{Plane, Protocol};
+use crate::model::{Forwarding, Plane, Protocol};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
@@ -145,13 +145,22 @@ fn shares_network(root: &Section, one: IpAddr, other: IpAddr) -> bool {
 }
 
 fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
-    if service.section.bool("drop_on_failure").is_some_and(|drops| drops.value)
-        && draft.health(service).is_none_or(|health| health.word("check").is_some_and(|check| check.value == "none"))
-        && let Some(span) = service.section.written("drop_on_failure")
-    {
+    let Some(span) = service.section.written("drop_on_failure") else { return };
+    if service.section.bool("drop_on_failure").is_none_or(|drops| !drops.value) {
+        return;
+    }
+    if draft.health(service).is_none_or(|health| health.word("check").is_some_and(|check| check.value == "none")) {
         report
             .warning("no-effect", span, "`drop_on_failure` has no effect: nothing tells when a server goes down")
             .hint("add `health = { check = \"tcp\" }`");
+    } else if service.forwarding() == Forwarding::Dsr && service.is(Protocol::Tcp) {
+        report
+            .warning(
+                "no-effect",
+                span,
+                "`drop_on_failure` has no effect on clients: what servers send passes Towpath by, so only the server can be reset",
+            )
+            .hint("use `forwarding = \"full-nat\"`, or remove it");
     }
 }
 

@@ -90,7 +90,7 @@ pub static SERVICE: Table = Table {
         key(
             "drop_on_failure",
             Kind::Bool,
-            "Connections to a server that goes down are reset at both ends, so that clients come back at once. UDP always goes to another server.",
+            "Connections to a server that goes down are reset at both ends, so that clients come back at once; with `forwarding = \"dsr\"` only the server's end can be. UDP always goes to another server.",
         )
         .default("false"),
         key(

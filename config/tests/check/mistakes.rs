@@ -187,6 +187,7 @@ fn planes_forwarding_tls_and_http_must_fit() {
     let certificate = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
     let later = "not-available";
     let packet = "plane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }";
+    let dsr = "plane = \"packet\"\nforwarding = \"dsr\"\nhealth = { check = \"tcp\", ports = 443 }";
     let rows: &[(String, &[(&str, &str)])] = &[
         ("source = \"client\"".into(), &[("needs-packet-plane", "\"client\"")]),
         ("forwarding = \"half-nat\"".into(), &[("needs-packet-plane", "\"half-nat\"")]),
@@ -202,6 +203,9 @@ fn planes_forwarding_tls_and_http_must_fit() {
         ("drop_on_failure = true".into(), &[("no-effect", "drop_on_failure")]),
         ("drop_on_failure = true\nhealth = { check = \"none\" }".into(), &[("no-effect", "drop_on_failure")]),
         ("drop_on_failure = true\nhealth = { check = \"tcp\" }".into(), &[]),
+        (format!("{dsr}\ndrop_on_failure = true"), &[("no-effect", "drop_on_failure")]),
+        (format!("{dsr}\ndrop_on_failure = false"), &[]),
+        (format!("{dsr}\nprotocol = \"udp\"\ndrop_on_failure = true"), &[]),
         ("client_networks = [\"198.51.100.0/24\"]".into(), &[("no-effect", "client_networks")]),
         ("next_hop = \"192.0.2.1\"".into(), &[("needs-packet-plane", "next_hop")]),
         ("tls = { mode = \"terminate\" }".into(), &[("missing-key", "\"terminate\"")]),

@@ -28,7 +28,7 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::{needs_restart, new_interfaces, workers_wanted};
+use crate::reload::{check_room, needs_restart, new_interfaces, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::{control, probe};
 
@@ -200,7 +200,7 @@ impl Turn {
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
-        let changed = needs_restart(truth.model(), &model, &started);
+        let changed = needs_restart(truth.model(), &model, &started, &self.house.usable_cpus);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
@@ -213,7 +213,7 @@ impl Turn {
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.
-            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model())) {
+            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model(), &model)) {
                 tracing::warn!("reload goes on although at this time {}", way.message());
             }
         }
@@ -226,7 +226,8 @@ impl Turn {
             return Err(ReloadError::Preflight(findings));
         }
         let current = self.house.shared.snapshot();
-        let workers = workers_wanted(&model.runtime.workers, &started).unwrap_or(started.len());
+        let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
+        let workers = wanted.unwrap_or(started.len());
         let (steering, programs) = match workers == current.steering.workers() {
             true => (Arc::clone(&current.steering), None),
             false => {
@@ -251,6 +252,12 @@ impl Turn {
         let shared = &self.house.shared;
         if self.resteer.is_some() || !shared.all_moved(current.generation) {
             return Err(ReloadError::Moving);
+        }
+        if let Some(packets) = &self.house.plan.packets
+            && workers < current.steering.workers()
+        {
+            let flows = shared.seats().map(|seat| u64::from(seat.flows())).sum();
+            check_room(packets, flows, workers)?;
         }
         let table = current.steering.remapped(workers);
         let fanout = match self.house.plan.packets {

@@ -29,7 +29,7 @@ use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::packets::steering::SteeringError;
-use crate::plan::{Plan, PlanErrors, PlanInput};
+use crate::plan::{Plan, PlanErrors, PlanInput, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
@@ -135,6 +135,19 @@ pub enum ReloadError {
     /// The process is ending.
     #[error("the process is ending")]
     Stopping,
+    /// Fewer workers than the flows need that are open.
+    #[error(
+        "runtime.workers: {flows} flows are open, but the tables of so few workers (there would be {workers}) hold {flows_max}; name more \
+         CPUs, or reload again when fewer flows are open"
+    )]
+    TooManyFlows {
+        /// Flows that are open.
+        flows: u64,
+        /// Workers that would take part.
+        workers: usize,
+        /// Flows that they can hold.
+        flows_max: u64,
+    },
 }
 
 /// How a process is asked to end.
@@ -173,7 +186,8 @@ impl Engine {
     /// Everything that can be refused is refused before anything serves.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
         let model = resolve(model, None);
-        let plan = plan(&model, &options)?;
+        let usable_cpus = usable_cpus(options.cpus.as_deref(), host::available_cpus().map_err(StartError::Host)?)?;
+        let plan = plan(&model, &options, &usable_cpus)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
         let (truth, first) = Truth::first(model, Arc::clone(&steering))?;
@@ -207,7 +221,7 @@ impl Engine {
         let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, options.version, truth));
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
@@ -318,13 +332,13 @@ impl Drop for Engine {
 }
 
 /// Judges the machine and plans the allocation.
-fn plan(model: &Model, options: &StartOptions) -> Result<Plan, StartError> {
+fn plan(model: &Model, options: &StartOptions, usable_cpus: &[usize]) -> Result<Plan, StartError> {
     if let Err(error) = host::raise_nofile_limit() {
         tracing::warn!("the limit on descriptors could not be raised: {error}");
     }
     let mut facts = HostFacts::gather(model).map_err(StartError::Host)?;
     facts.nofile = facts.nofile.saturating_sub(options.descriptors_elsewhere);
-    facts.cpus = options.cpus.clone().unwrap_or(facts.cpus);
+    usable_cpus.clone_into(&mut facts.cpus);
     let findings = preflight(model, &facts);
     if findings.iter().any(|finding| finding.severity == Severity::Error) {
         return Err(StartError::Preflight(findings));

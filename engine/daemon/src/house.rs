@@ -34,6 +34,8 @@ const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
 pub(crate) struct House {
     pub(crate) shared: Arc<Shared>,
     pub(crate) plan: Plan,
+    /// CPUs that workers could have at the start.
+    pub(crate) usable_cpus: Vec<usize>,
     pub(crate) version: String,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
@@ -294,8 +296,14 @@ fn inherit_verdicts(
 }
 
 impl House {
-    pub(crate) fn new(shared: Arc<Shared>, plan: Plan, version: String, truth: Truth) -> House {
-        House { shared, plan, version, truth: Mutex::new(truth), changed: Notify::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        plan: Plan,
+        usable_cpus: Vec<usize>,
+        version: String,
+        truth: Truth,
+    ) -> House {
+        House { shared, plan, usable_cpus, version, truth: Mutex::new(truth), changed: Notify::new() }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -361,12 +369,12 @@ impl House {
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
-            limits: self.limits(),
+            limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
     }
 
-    fn limits(&self) -> LimitsStatus {
+    fn limits(&self, snapshot: &Snapshot) -> LimitsStatus {
         let gate = |protocol| {
             let gate = self.shared.gate(protocol);
             Usage { used: u64::from(gate.inside()), max: u64::from(gate.max()), refused: gate.refused() }
@@ -378,7 +386,8 @@ impl House {
             udp_sessions: gate(Protocol::Udp),
             flows: Usage {
                 used: self.shared.seats().map(|seat| u64::from(seat.flows())).sum(),
-                max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max()),
+                // Workers that do not take part have tables, too, but nobody to fill them.
+                max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max_of(snapshot.steering.workers())),
                 refused: self.shared.seats().map(no_room).sum(),
             },
             persistence_entries: Usage {

@@ -204,7 +204,12 @@ impl PacketsPlan {
 
     /// Flows of the process at the same time.
     pub fn flows_max(&self) -> u64 {
-        (self.plane.flows_max * self.workers) as u64
+        self.flows_max_of(self.workers)
+    }
+
+    /// The same while only so many workers take part.
+    pub fn flows_max_of(&self, workers: usize) -> u64 {
+        (self.plane.flows_max * workers) as u64
     }
 
     /// Half-open flows of the process, beside the others.
@@ -290,6 +295,14 @@ pub enum PlanError {
         /// The CPUs that are not there.
         missing: Vec<usize>,
         /// The CPUs that are.
+        usable: Vec<usize>,
+    },
+    /// A CPU that workers are to have in any case, and that the process may not use.
+    #[error("workers are to have CPU {}, but this process may use {}", list(missing), cpu_list(usable))]
+    NotUsable {
+        /// The CPUs that it may not use.
+        missing: Vec<usize>,
+        /// The CPUs that it may.
         usable: Vec<usize>,
     },
     /// More workers than a worker id can name.
@@ -415,6 +428,16 @@ impl Plan {
         }
         warnings
     }
+}
+
+/// The CPUs that workers may use: those that are `named`, each of which must be `usable`, or all.
+pub(crate) fn usable_cpus(named: Option<&[usize]>, usable: Vec<usize>) -> Result<Vec<usize>, PlanErrors> {
+    let Some(named) = named else { return Ok(usable) };
+    let missing: BTreeSet<usize> = named.iter().copied().filter(|cpu| !usable.contains(cpu)).collect();
+    if missing.is_empty() {
+        return Ok(named.to_vec());
+    }
+    Err(PlanErrors(vec![PlanError::NotUsable { missing: missing.into_iter().collect(), usable }]))
 }
 
 /// The CPUs that carry a worker, in worker order.

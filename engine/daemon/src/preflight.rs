@@ -247,6 +247,19 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                 ),
             );
         }
+        let told = |ip: IpAddr| facts.missing.contains(&NoWay::NoRoute(ip));
+        let lacks = |server: &&Server| facing::lacks_source(service, server.address) && !told(server.address);
+        if let Some(server) = servers.iter().find(lacks) {
+            tell(
+                Severity::Error,
+                Some(service),
+                format!(
+                    "the kernel names no address of this host towards server {}; give the interface that leads there one of its family, or name \
+                     one in source.pool",
+                    server.address
+                ),
+            );
+        }
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {

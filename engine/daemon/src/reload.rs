@@ -5,17 +5,20 @@ use std::net::IpAddr;
 
 use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService, Workers};
 
+use crate::engine::ReloadError;
 use crate::packets::arms::Arm;
+use crate::plan::{PacketsPlan, WORKERS_MAX};
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
 /// taken while running, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
-pub fn needs_restart(old: &Model, new: &Model, started: &[usize]) -> Vec<String> {
+/// For `usable` see [`workers_wanted`].
+pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
     let Model { runtime, limits, control, groups: _, services } = new;
-    if workers_wanted(&runtime.workers, started).is_none() {
+    if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
     if runtime.poll != old.runtime.poll {
@@ -44,11 +47,19 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize]) -> Vec<String>
 }
 
 /// How many of the workers that were `started`, each on its CPU, are to take part: the first ones. `None`: others are wanted.
-pub fn workers_wanted(wanted: &Workers, started: &[usize]) -> Option<usize> {
+///
+/// By itself a start takes the CPUs that were `usable` then.
+pub fn workers_wanted(wanted: &Workers, started: &[usize], usable: &[usize]) -> Option<usize> {
     match wanted {
-        Workers::Auto => Some(started.len()),
+        Workers::Auto => usable.iter().take(WORKERS_MAX).eq(started).then_some(started.len()),
         Workers::Cpus(cpus) => (!cpus.is_empty() && started.starts_with(cpus)).then_some(cpus.len()),
     }
+}
+
+/// Refuses so few workers that the flows which are open have no room in their tables.
+pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(), ReloadError> {
+    let flows_max = packets.flows_max_of(workers);
+    if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }
 
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.

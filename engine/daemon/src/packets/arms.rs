@@ -58,11 +58,14 @@ impl NoWay {
         }
     }
 
-    /// Whether it is about an address or a real server that this model has.
-    pub fn concerns(&self, model: &Model) -> bool {
-        match self {
-            NoWay::Nowhere(ip) => addresses(model).contains(ip),
-            NoWay::BehindRouter(ip) | NoWay::NoRoute(ip) => servers(model).contains(ip),
+    /// Whether it is about an address or a real server of `after` that `before` has in the same use.
+    pub fn concerns(&self, before: &Model, after: &Model) -> bool {
+        match *self {
+            NoWay::BehindRouter(ip) => uses(before, Forwarding::Dsr, ip),
+            NoWay::Nowhere(ip) => addresses(before).contains(&ip),
+            NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
+                .into_iter()
+                .all(|forwarding| uses(before, forwarding, ip) || !uses(after, forwarding, ip)),
             NoWay::TooMany(_) => false,
         }
     }
@@ -126,6 +129,13 @@ pub fn describe(links: &[&Link]) -> Vec<Arm> {
 /// The real servers of the packet plane's services.
 pub fn servers(model: &Model) -> BTreeSet<IpAddr> {
     services(model).flat_map(|service| members(model, service)).collect()
+}
+
+/// Whether a service that forwards so has this real server.
+fn uses(model: &Model, forwarding: Forwarding, server: IpAddr) -> bool {
+    services(model)
+        .filter(|service| service.forwarding == forwarding)
+        .any(|service| members(model, service).any(|member| member == server))
 }
 
 fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item = IpAddr> + use<'m> {
@@ -219,28 +229,33 @@ mod tests {
     fn what_leads_nowhere_concerns_a_model_that_has_it() {
         let model = model("192.0.2.30", "198.51.100.31");
         let [vip, server, other] = ["192.0.2.30", "198.51.100.31", "198.51.100.32"].map(|ip| ip.parse().unwrap());
-        assert!(NoWay::Nowhere(vip).concerns(&model) && NoWay::NoRoute(server).concerns(&model));
-        assert!(
-            ![NoWay::Nowhere(other), NoWay::NoRoute(other), NoWay::TooMany(99)].iter().any(|way| way.concerns(&model))
+        assert!(NoWay::Nowhere(vip).concerns(&model, &model) && NoWay::NoRoute(server).concerns(&model, &model));
+        assert!(!NoWay::Nowhere(other).concerns(&model, &model) && !NoWay::TooMany(99).concerns(&model, &model));
+        let after = self::model("192.0.2.30", "198.51.100.32");
+        assert!(!NoWay::NoRoute(other).concerns(&model, &after));
+        // There already, but for another use.
+        assert!(!NoWay::NoRoute(server).concerns(&model, &dsr("198.51.100.31")));
+        assert!(!NoWay::BehindRouter(server).concerns(&model, &dsr("198.51.100.31")));
+    }
+
+    fn dsr(server: &str) -> Model {
+        let text = format!(
+            "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 80\nplane = \"packet\"\nforwarding = \"dsr\"\n\
+             [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
         );
+        towpath_config::check("test.toml", &text).model.expect("no errors")
     }
 
     #[test]
     fn direct_return_needs_servers_on_a_network_of_this_host() {
-        let dsr = |server: &str| {
-            let text = format!(
-                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 80\nplane = \"packet\"\nforwarding = \"dsr\"\n\
-                 [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
-            );
-            towpath_config::check("test.toml", &text).model.expect("no errors")
-        };
         let mut tables = tables();
         tables.routes.push(route("0.0.0.0", 0, 4));
         assert_eq!(chosen(&dsr("192.0.2.31"), &tables).1, []);
         let behind = NoWay::BehindRouter("8.8.8.8".parse().unwrap());
         assert_eq!(chosen(&dsr("8.8.8.8"), &tables).1, std::slice::from_ref(&behind));
         // What is in force already does not refuse a reload.
-        assert!(behind.concerns(&dsr("8.8.8.8")) && !behind.concerns(&dsr("192.0.2.31")));
+        assert!(behind.concerns(&dsr("8.8.8.8"), &dsr("8.8.8.8")));
+        assert!(!behind.concerns(&dsr("192.0.2.31"), &dsr("8.8.8.8")));
     }
 
     #[test]

@@ -4,29 +4,41 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use towpath_config::model::{FacingPorts, Model, Source, SourcePool, VirtualService};
-use towpath_sys::socket;
+use towpath_sys::{host, socket};
 
 /// `model` with [`Source::Facing`] made a pool of the addresses that the kernel has towards each real server. What leads nowhere just now
-/// keeps the address that `before` has for it; without one it is left out, and [`preflight`](crate::preflight()) says that no route leads there.
+/// keeps the address that `before` has for it, and so does what leads elsewhere while the interface of that address is down; without one it is
+/// left out, and [`preflight`](crate::preflight()) says so.
 ///
 /// Nothing is sent.
 pub fn resolve(model: Model, before: Option<&Model>) -> Model {
-    resolve_by(model, before, |server| socket::kernel_source_towards(server).ok())
+    // Who cannot be asked says that nothing is down.
+    let own = host::addresses().unwrap_or_default();
+    let is_down = |ip: IpAddr| own.iter().any(|address| address.ip == ip && !address.up);
+    resolve_by(model, before, is_down, |server| socket::kernel_source_towards(server).ok())
 }
 
-fn resolve_by(mut model: Model, before: Option<&Model>, source_towards: impl Fn(IpAddr) -> Option<IpAddr>) -> Model {
+fn resolve_by(
+    mut model: Model,
+    before: Option<&Model>,
+    is_down: impl Fn(IpAddr) -> bool,
+    source_towards: impl Fn(IpAddr) -> Option<IpAddr>,
+) -> Model {
     let Model { groups, services, .. } = &mut model;
     for service in services {
         let Source::Facing(FacingPorts { port_low, port_high, rest_ms }) = service.source else { continue };
-        let known = before.and_then(|before| towards(before, &service.name));
+        let known = before.and_then(|before| pool(before, &service.name));
         let server_address = groups[service.group].servers.iter().map(|server| server.address);
         let towards: BTreeMap<IpAddr, IpAddr> = server_address
             .filter_map(|server| {
-                let known = || known.and_then(|known| known.get(&server).copied());
-                Some((server, source_towards(server).or_else(known)?))
+                let known = known.and_then(|known| known.towards.get(&server).copied());
+                let kept = known.filter(|&known| is_down(known));
+                Some((server, kept.or_else(|| source_towards(server)).or(known)?))
             })
             .collect();
         let mut addresses: Vec<IpAddr> = towards.values().copied().collect();
+        // What is claimed stays so: a server that was taken out may come back.
+        addresses.extend(known.iter().flat_map(|known| &known.addresses));
         addresses.sort_unstable();
         addresses.dedup();
         service.source = Source::Pool(SourcePool { addresses, port_low, port_high, rest_ms, towards });
@@ -35,9 +47,9 @@ fn resolve_by(mut model: Model, before: Option<&Model>, source_towards: impl Fn(
 }
 
 /// What was found out for a service before.
-fn towards<'m>(model: &'m Model, service: &str) -> Option<&'m BTreeMap<IpAddr, IpAddr>> {
+fn pool<'m>(model: &'m Model, service: &str) -> Option<&'m SourcePool> {
     match &model.services.iter().find(|other| other.name == service)?.source {
-        Source::Pool(pool) => Some(&pool.towards),
+        Source::Pool(pool) => Some(pool),
         Source::Client | Source::Facing(_) | Source::Interface => None,
     }
 }
@@ -45,6 +57,13 @@ fn towards<'m>(model: &'m Model, service: &str) -> Option<&'m BTreeMap<IpAddr, I
 /// Whether a service leases from addresses that only the machine knows.
 pub fn faces(service: &VirtualService) -> bool {
     matches!(&service.source, Source::Pool(pool) if !pool.towards.is_empty())
+}
+
+/// Whether it has none towards this server.
+pub fn lacks_source(service: &VirtualService, server: IpAddr) -> bool {
+    // A pool in the file is not empty.
+    matches!(&service.source, Source::Pool(pool)
+        if (faces(service) || pool.addresses.is_empty()) && !pool.towards.contains_key(&server))
 }
 
 #[cfg(test)]
@@ -64,23 +83,48 @@ mod tests {
     }
 
     fn pool(model: &Model) -> SourcePool {
-        match &model.services[0].source {
-            Source::Pool(pool) => pool.clone(),
-            other => panic!("{other:?}"),
-        }
+        super::pool(model, "web").expect("it leases").clone()
+    }
+
+    fn near(server: IpAddr) -> Option<IpAddr> {
+        Some(ip(if server == ip("198.51.100.31") { "198.51.100.1" } else { "203.0.113.1" }))
+    }
+
+    fn no_link(_: IpAddr) -> bool {
+        false
     }
 
     #[test]
     fn each_server_gets_the_address_of_the_interface_that_leads_to_it() {
-        let near =
-            |server: IpAddr| Some(ip(if server == ip("198.51.100.31") { "198.51.100.1" } else { "203.0.113.1" }));
-        let resolved = resolve_by(model(), None, near);
+        let resolved = resolve_by(model(), None, no_link, near);
         let found = pool(&resolved);
         assert_eq!((found.port_low, found.port_high), (2000, 2999));
         assert_eq!(found.addresses, [ip("198.51.100.1"), ip("203.0.113.1")]);
         assert_eq!(found.towards[&ip("203.0.113.31")], ip("203.0.113.1"));
         // An interface is down when the file is read again.
-        assert_eq!(pool(&resolve_by(model(), Some(&resolved), |_| None)), found);
-        assert!(pool(&resolve_by(model(), None, |_| None)).addresses.is_empty());
+        assert_eq!(pool(&resolve_by(model(), Some(&resolved), no_link, |_| None)), found);
+        let without = resolve_by(model(), None, no_link, |_| None);
+        assert!(pool(&without).addresses.is_empty() && lacks_source(&without.services[0], ip("203.0.113.31")));
+        assert!(!lacks_source(&resolved.services[0], ip("203.0.113.31")));
+        assert!(lacks_source(&resolved.services[0], ip("203.0.113.32")));
+        // Meanwhile the default route takes over.
+        let is_down = |address: IpAddr| address == ip("203.0.113.1");
+        let by_default = |_: IpAddr| Some(ip("198.51.100.1"));
+        assert_eq!(pool(&resolve_by(model(), Some(&resolved), is_down, by_default)), found);
+        let moved = pool(&resolve_by(model(), Some(&resolved), no_link, by_default));
+        assert_eq!(moved.towards[&ip("203.0.113.31")], ip("198.51.100.1"));
+    }
+
+    #[test]
+    fn a_server_that_a_reload_took_out_can_come_back() {
+        let both = resolve_by(model(), None, no_link, near);
+        let mut fewer = model();
+        fewer.groups[0].servers.pop();
+        let fewer = resolve_by(fewer, Some(&both), no_link, near);
+        assert_eq!(pool(&fewer).addresses, pool(&both).addresses);
+        assert_eq!(pool(&fewer).towards.len(), 1);
+        let back = resolve_by(model(), Some(&fewer), no_link, near);
+        assert_eq!(pool(&back), pool(&both));
+        assert_eq!(crate::reload::needs_restart(&fewer, &back, &[0], &[0]), Vec::<String>::new());
     }
 }

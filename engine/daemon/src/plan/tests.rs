@@ -195,6 +195,7 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert_eq!(amount(&plan.memory, "packets handed off"), 2 * Inbox::BYTES);
     let packets = plan.packets.as_ref().unwrap();
     assert_eq!((packets.flows_max(), packets.half_open_max()), (100_000, 12_500));
+    assert_eq!(packets.flows_max_of(1), 50_000);
     assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");
     let shown = plan.to_string();
     let tight = PlanInput { memory_bytes: GIB, ..input };
@@ -204,6 +205,14 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
         shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
         "{shown}"
     );
+}
+
+#[test]
+fn cpus_that_are_named_for_workers_must_be_usable_and_may_be_named_again() {
+    assert_eq!(usable_cpus(None, vec![0, 1]), Ok(vec![0, 1]));
+    assert_eq!(usable_cpus(Some(&[1, 0, 1]), vec![0, 1]), Ok(vec![1, 0, 1]));
+    let errors = usable_cpus(Some(&[7, 0, 5, 7]), vec![0, 1]).unwrap_err();
+    assert_eq!(errors.to_string(), "workers are to have CPU 5 and 7, but this process may use CPUs 0-1");
 }
 
 #[test]

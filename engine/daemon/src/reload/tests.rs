@@ -1,6 +1,7 @@
 //! What a reload takes and what it refuses, by name.
 
 use super::*;
+use crate::plan::{Plan, PlanInput};
 
 const BASE: &str = r#"
 [runtime]
@@ -56,14 +57,17 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
     ];
     let old = model(BASE);
     for (from, to, expected) in cases {
-        assert_eq!(needs_restart(&old, &edited(from, to), &[0]), [expected], "{to}");
+        assert_eq!(needs_restart(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
     }
 }
 
 #[test]
 fn a_service_with_another_name_is_one_removed_and_one_added() {
     let renamed = edited("name = \"web\"", "name = \"site\"");
-    assert_eq!(needs_restart(&model(BASE), &renamed, &[0]), ["service `web` (removed)", "service `site` (added)"]);
+    assert_eq!(
+        needs_restart(&model(BASE), &renamed, &[0], &[0]),
+        ["service `web` (removed)", "service `site` (added)"]
+    );
 }
 
 #[test]
@@ -82,7 +86,7 @@ fn servers_health_balance_persistence_timeouts_and_limits_are_taken() {
     for (from, to) in cases {
         let new = edited(from, to);
         assert_ne!(new, old, "{to} changes the model");
-        assert_eq!(needs_restart(&old, &new, &[0]), Vec::<String>::new(), "{to}");
+        assert_eq!(needs_restart(&old, &new, &[0], &[0]), Vec::<String>::new(), "{to}");
     }
 }
 
@@ -118,10 +122,34 @@ fn servers_behind_an_interface_that_the_packet_plane_has_not_opened_take_a_resta
 fn the_first_of_the_workers_that_were_started_can_be_wanted() {
     let started = [2, 3, 5];
     let wanted = |workers: &str| {
-        workers_wanted(&edited("workers = [0]", &format!("workers = {workers}")).runtime.workers, &started)
+        let model = edited("workers = [0]", &format!("workers = {workers}"));
+        workers_wanted(&model.runtime.workers, &started, &started)
     };
     let cases = [("\"auto\"", Some(3)), ("[2]", Some(1)), ("[2, 3]", Some(2)), ("[2, 3, 5]", Some(3))];
     for (workers, count) in cases.into_iter().chain(["[3]", "[2, 5]", "[2, 3, 5, 7]"].map(|workers| (workers, None))) {
         assert_eq!(wanted(workers), count, "{workers}");
     }
+}
+
+#[test]
+fn fewer_workers_must_hold_the_flows_that_are_open() {
+    let text = "[limits]\nflows = 100000\n[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\nplane = \"packet\"\n\
+                source = \"vip\"\n[[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
+    let arms = vec![Arm { name: "front".to_owned(), index: 2, mtu_bytes: 1500 }];
+    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms };
+    let packets = Plan::new(&model(text), &input).unwrap().packets.unwrap();
+    assert!(check_room(&packets, 50_000, 1).is_ok());
+    let refusal = check_room(&packets, 50_001, 1).unwrap_err().to_string();
+    assert!(refusal.contains("50001 flows") && refusal.contains("hold 50000"), "{refusal}");
+}
+
+#[test]
+fn workers_as_a_start_would_choose_them_must_be_those_that_were_started() {
+    let started_by_itself = [2, 3];
+    assert_eq!(workers_wanted(&Workers::Auto, &started_by_itself, &[2, 3]), Some(2));
+    for started in [&[2][..], &[3, 2], &[3], &[2, 3, 5]] {
+        assert_eq!(workers_wanted(&Workers::Auto, started, &[2, 3]), None, "{started:?}");
+    }
+    let auto = edited("workers = [0]", "workers = \"auto\"");
+    assert_eq!(needs_restart(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
 }

@@ -74,12 +74,16 @@ impl Doors {
         }
     }
 
-    /// Has the kernel choose the listeners of new TCP clients by this program, for all workers.
+    /// Has the kernel choose the listeners of new TCP clients by this program, for all workers. Where that fails the others still get it; the
+    /// first error.
     pub(super) fn steer(&self, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
-        self.doors.iter().try_for_each(|door| match &door.socket {
-            DoorSocket::Stream(listener) => socket::attach_reuseport_program(listener, program),
-            DoorSocket::Datagram(_) | DoorSocket::Closed => Ok(()),
-        })
+        let mut result = Ok(());
+        for door in &self.doors {
+            if let DoorSocket::Stream(listener) = &door.socket {
+                result = result.and(socket::attach_reuseport_program(listener, program));
+            }
+        }
+        result
     }
 
     /// Whether an accept or receive is still in flight.
@@ -227,4 +231,41 @@ impl Worker {
 
 fn reserve() -> io::Result<File> {
     File::open("/dev/null")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+    use std::os::fd::OwnedFd;
+    use std::time::Duration;
+
+    use towpath_sys::host::await_readable;
+    use towpath_sys::socket::{ListenOptions, Transport, open_listener};
+
+    use super::*;
+
+    #[test]
+    fn a_listener_that_takes_no_program_keeps_none_from_the_others() {
+        let options = ListenOptions::default();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let first = open_listener(any, Transport::Tcp, &options).unwrap();
+        let address = socket::local_address(&first).unwrap();
+        let second = open_listener(address, Transport::Tcp, &options).unwrap();
+        let door = |socket| Door {
+            service: ServiceId(0),
+            port: address.port(),
+            socket: DoorSocket::Stream(socket),
+            armed: false,
+            paused_until: None,
+        };
+        let no_socket = OwnedFd::from(File::open("/dev/null").unwrap());
+        let doors = Doors { doors: vec![door(no_socket), door(first)], reserve: None };
+        // Always the second.
+        assert!(doors.steer(&[(0x06, 0, 0, 1)]).is_err());
+        for _ in 0..16 {
+            let _client = TcpStream::connect(address).unwrap();
+            await_readable(&second, Duration::from_secs(5)).unwrap();
+            assert!(socket::accept(&second).unwrap().is_some());
+        }
+    }
 }

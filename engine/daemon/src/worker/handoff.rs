@@ -18,6 +18,9 @@ const LETTERS_MAX: usize = 256;
 /// Slots of flows looked at in one breath because their virtual shard may have moved.
 const EXPORTED_MAX: usize = 2048;
 
+/// How long a steering program waits that the kernel did not take; as no sleep is longer, nothing has to wake for it.
+const RESTEER_MS: u64 = 1000;
+
 /// The worker that tells the kernel how to steer: any member of a group may, for all of them.
 const STEERSMAN: WorkerId = WorkerId(0);
 
@@ -202,18 +205,30 @@ impl Worker {
         if self.id != STEERSMAN {
             return;
         }
+        if self.resteer_at.is_some_and(|due| due <= self.now) {
+            self.steered = 0;
+        }
         let Some(programs) = self.shared.network().steering_newer_than(&mut self.steered) else { return };
+        let is_first = self.resteer_at.take().is_none();
+        let mut failed = Vec::new();
         let ports = self.packets.as_ref().map_or(0, |packets| packets.ports.count());
         for port in 0..ports as u8 {
             let Some(packets) = &self.packets else { break };
             let port = packets.ports.port(port);
             // One that is gone is opened anew, and then steered.
             if let Err(error) = port.steer(&programs.fanout) {
-                tracing::warn!("interface {}: frames are steered as before: {error}", port.name());
+                failed.push(format!("frames of interface {}: {error}", port.name()));
             }
         }
         if let Err(error) = self.doors.steer(&programs.reuseport) {
-            tracing::warn!("new clients are steered as before: {error}");
+            failed.push(format!("new clients: {error}"));
+        }
+        if failed.is_empty() {
+            return;
+        }
+        self.resteer_at = Some(self.now + RESTEER_MS);
+        if is_first {
+            tracing::warn!("steered as before until the kernel takes the new program: {}", failed.join("; "));
         }
     }
 

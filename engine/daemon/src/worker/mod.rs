@@ -141,6 +141,8 @@ struct Worker {
     moved: Generation,
     /// Of the steering programs that the kernel has.
     steered: u64,
+    /// When it is asked again to take them.
+    resteer_at: Option<Now>,
     /// Scratch, empty between events.
     ops: Vec<Op>,
 }
@@ -188,6 +190,7 @@ impl Worker {
             drain_look: now,
             moved: Generation(0),
             steered: 0,
+            resteer_at: None,
             ops: Vec::new(),
             snapshot,
             shared,
@@ -242,7 +245,9 @@ impl Worker {
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
-        let idle = packets == Left::Nothing && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
+        // What was adopted among the completions is not said to have moved before the next breath.
+        let is_settled = self.moved == self.snapshot.generation;
+        let idle = packets == Left::Nothing && is_settled && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
@@ -291,6 +296,7 @@ impl Worker {
                 // A wake since the breath began was taken back with the others: look now, or sleep through it.
                 self.adopt()?;
                 self.follow_network()?;
+                self.follow_steering();
                 self.follow_phase()
             }
         }
@@ -327,22 +333,34 @@ impl Worker {
         if !self.snapshot.each_service().any(|service| loses(service)) {
             return Ok(());
         }
-        let lost_by = |relay: &Relay| {
-            let service = self.snapshot.service(relay.service().id)?;
-            let (_, target) = service.target_of(relay.server()?)?;
-            match target.admin {
-                AdminState::Halt => Some(Termination::ServerHalted),
-                // One that is still being dialled goes to another server after connect_timeout.
-                _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
-                _ => None,
-            }
-        };
         let lost: Vec<(Key, Termination)> =
-            self.relays.iter().filter_map(|(key, relay)| Some((key, lost_by(relay)?))).collect();
+            self.relays.iter().filter_map(|(key, relay)| Some((key, self.lost_by(relay)?))).collect();
         for (key, termination) in lost {
             self.drive(key, Event::End(termination))?;
         }
         Ok(())
+    }
+
+    /// How the snapshot at hand ends this connection, if it does.
+    fn lost_by(&self, relay: &Relay) -> Option<Termination> {
+        let service = self.snapshot.service(relay.service().id)?;
+        let (_, target) = service.target_of(relay.server()?)?;
+        match target.admin {
+            AdminState::Halt => Some(Termination::ServerHalted),
+            // One that is still being dialled goes to another server after connect_timeout.
+            _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
+            _ => None,
+        }
+    }
+
+    /// The same of one that was dialled by an older snapshot.
+    fn lost_since_dialled(&self, key: Key) -> Option<Termination> {
+        let relay = self.relays.get(key)?;
+        let is_current = |service| Arc::ptr_eq(service, relay.service());
+        if self.snapshot.service(relay.service().id).is_some_and(is_current) {
+            return None;
+        }
+        self.lost_by(relay)
     }
 
     /// Stops accepting when told, and ends what has had its drain timeout.

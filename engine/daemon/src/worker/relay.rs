@@ -263,6 +263,9 @@ impl Worker {
                 }
             }
             self.drive(key, Event::Connected)?;
+            if let Some(termination) = self.lost_since_dialled(key) {
+                self.drive(key, Event::End(termination))?;
+            }
             self.arm_relay(key);
             return Ok(());
         }
@@ -406,7 +409,13 @@ impl Worker {
                 }
             }
             Op::Pump(from) => self.pump(key, from, ops),
-            Op::PumpLater(from) => self.later.push_back((key, from)),
+            Op::PumpLater(from) => {
+                // It gets more than it can pass on in one turn: not overdue while it waits for the next.
+                if let Some(number) = relay.gathers[from.index()] {
+                    self.gathers.renew(number, self.now);
+                }
+                self.later.push_back((key, from));
+            }
             Op::Receive(from) => {
                 self.stop_gathering(key, from);
                 self.receive(key, from)?;
