@@ -124,6 +124,7 @@ pub struct SnatPool {
     maps: Arc<SnatMaps>,
     addresses: Box<[IpAddr]>,
     protocol: Protocol,
+    is_of_interface: bool,
     rest_ms: u64,
     mask: PortMask,
     /// Sorted by key, for a binary search.
@@ -254,6 +255,11 @@ impl SnatPool {
     /// The SNAT addresses, in the order of the configuration.
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
+    }
+
+    /// Whether its addresses are those of the kernel's interfaces (`source = "interface"`): the kernel answers for them, or nobody does.
+    pub fn is_of_interface(&self) -> bool {
+        self.is_of_interface
     }
 
     /// The protocol whose ports are leased.

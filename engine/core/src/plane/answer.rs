@@ -102,7 +102,8 @@ impl Plane {
     fn on_error<D: Desk>(&mut self, frame: &mut Frame<'_>, error: &IcmpError, turn: &mut Turn<'_, D>) -> Verdict {
         // It goes the way of the answers to the packet that it quotes.
         let answer = error.embedded.reversed();
-        let Some(found) = self.flows.lookup(&answer) else {
+        let found = self.flows.lookup(&answer).filter(|&found| !self.is_replaced(found, answer.protocol));
+        let Some(found) = found else {
             if let Some(verdict) = self.hand_off(&answer, self.services.find(&answer)) {
                 return verdict;
             }

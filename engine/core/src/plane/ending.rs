@@ -157,16 +157,20 @@ impl Plane {
             _ => Termination::IdleTimedOut,
         };
         if is_alive {
-            match (stage, ended.state.tcp().state()) {
-                (Stage::Established, _) => self.reset(now, &ended, &Direction::BOTH, out),
-                // The server holds a half-open connection; who it is from may be forged.
-                (Stage::HalfOpen, TcpState::SynAnswered | TcpState::SynCrossed) => {
-                    self.reset(now, &ended, &[Direction::Reverse], out);
-                }
-                (Stage::HalfOpen, _) => {}
-            }
+            self.reset_who_is_known(now, stage, &ended, out);
         }
         self.end(stage, ended, termination, desk);
+    }
+
+    /// Resets an established connection at both ends; a half-open one only where the server holds it, since who it is from may be forged.
+    pub(super) fn reset_who_is_known(&mut self, now: Now, stage: Stage, ended: &Ended, out: &mut Outbox) {
+        match (stage, ended.state.tcp().state()) {
+            (Stage::Established, _) => self.reset(now, ended, &Direction::BOTH, out),
+            (Stage::HalfOpen, TcpState::SynAnswered | TcpState::SynCrossed) => {
+                self.reset(now, ended, &[Direction::Reverse], out);
+            }
+            (Stage::HalfOpen, _) => {}
+        }
     }
 
     /// One step of a sweep; what is left of it. It costs one of the budget, and each further flow that it ends another.

@@ -341,6 +341,15 @@ impl Flows {
         if self.make_room_established(returns) { Ok(()) } else { Err(OpenError::Full) }
     }
 
+    /// Whether [`make_room`](Self::make_room) will find room for a flow of `client` when so many others have been opened, and need end none for it.
+    pub(super) fn has_room_beside(&self, others: usize, client: &Tuple, returns: Returns) -> bool {
+        let has_share = client.protocol == PROTOCOL_TCP || self.unanswered + others < self.unanswered_max;
+        has_share
+            && self.half_open.len() + others < self.half_open.flows_max()
+            && self.established.len() < self.established.flows_max()
+            && !self.is_over_share(returns)
+    }
+
     /// Whether one more flow with these returns fits into the large table, if need be in place of one that is over.
     pub(super) fn make_room_established(&mut self, returns: Returns) -> bool {
         let has_share = !self.is_over_share(returns) || self.evict(Some(Returns::Elsewhere));

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use super::flows::Found;
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, Verdict};
 use crate::flow::FlowPath;
-use crate::packet::{DropReason, Tuple};
+use crate::packet::{DropReason, PROTOCOL_TCP, Tuple};
 use crate::snat::SnatLease;
 use crate::steering::{vshard_of_client, vshard_of_port};
 use crate::{Now, ServiceId, VShard, WorkerId};
@@ -76,6 +76,12 @@ impl Plane {
         }
     }
 
+    /// Whether the flow that a packet names is over and has just [given way](Self::gives_way).
+    pub(super) fn is_replaced(&mut self, found: Found, protocol: u8) -> bool {
+        let state = self.flows.table(found.stage).state(found.id);
+        protocol == PROTOCOL_TCP && state.is_some_and(|state| state.tcp().is_over()) && self.gives_way(found)
+    }
+
     /// A connection that is over stays for late packets, and gives way to the next user of its port; where that one lives elsewhere, to its first
     /// packet that comes by. Whether it just did.
     #[cold]
@@ -85,7 +91,12 @@ impl Plane {
         }
         let Some(path) = self.flows.table(found.stage).path(found.id) else { return false };
         let home = vshard_of_client(path.client.src.into(), path.client.src_port, self.steering_seed);
-        let is_lost = self.notes.home_of(&path.server.reversed()).is_some_and(|noted| noted != home);
+        let returns = path.server.reversed();
+        // What is over has no lease: one of the same home, where that is another worker's, is of a newer flow there.
+        let is_elsewhere = self.snapshot.steering.worker_of(home) != self.worker;
+        let is_lost = self.notes.homes_of(&returns).is_some_and(|homes| {
+            homes.home_of(returns.dst_port) != home || is_elsewhere && homes.is_leased(returns.dst_port)
+        });
         if is_lost && self.flows.is_over(found.stage, found.id) {
             self.flows.give_way(found.stage, found.id);
             return true;
@@ -96,7 +107,9 @@ impl Plane {
     /// Whether a flow at another worker may have this path already, of a lease from another map.
     pub(super) fn is_taken_elsewhere(&self, lease: &SnatLease, towards: SocketAddr, path: &FlowPath) -> bool {
         let twin = self.notes.twin_of(lease, towards, path);
-        // Here the flow table knows better.
-        twin.is_some_and(|home| self.snapshot.steering.worker_of(home) != self.worker)
+        // Of flows that are here the flow table knows better.
+        twin.is_some_and(|home| {
+            self.snapshot.steering.worker_of(home) != self.worker || self.moving.awaited(home).is_some()
+        })
     }
 }

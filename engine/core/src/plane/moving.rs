@@ -8,17 +8,17 @@
 use super::flows::{Ended, Flows, OpenError, Stage, is_tcp};
 use super::{Desk, Outbox, Plane, PlaneCounter};
 use crate::counters::Termination;
-use crate::flow::{Direction, FlowId, InsertError, Returns};
+use crate::flow::{FlowId, InsertError, Returns};
 use crate::steering::{SteeringTable, VSHARDS, vshard_of_client};
-use crate::{Now, VShard, WorkerId};
+use crate::{Generation, Now, VShard, WorkerId};
 
 /// What one worker gives to another. It must arrive in the order in which it was given, and before frames that were handed off later.
 #[derive(Clone, Copy, Debug)]
 pub enum Cargo {
     /// A flow whose virtual shard the other one owns.
     Flow(MovedFlow),
-    /// That was the last one.
-    End,
+    /// That was the last one, as the snapshot of this generation wants it.
+    End(Generation),
 }
 
 /// A flow on its way between two tables. Plain data.
@@ -37,6 +37,8 @@ pub(super) struct Moving {
     awaited: Box<[Option<WorkerId>; VSHARDS]>,
     awaits_any: bool,
     owns_all: bool,
+    /// When owners changed last.
+    since: Generation,
 }
 
 /// A walk over all flows; half-open ones first, since they may move to the other table meanwhile. Nothing new comes to a virtual shard that another
@@ -56,14 +58,16 @@ impl Moving {
             awaited: Box::new([None; VSHARDS]),
             awaits_any: false,
             owns_all: steering.owners().iter().all(|&owner| owner == worker),
+            since: Generation(0),
         }
     }
 
-    /// From `old` on, `new` says who owns what.
-    pub(super) fn adopt(&mut self, old: &SteeringTable, new: &SteeringTable, worker: WorkerId) {
+    /// From this generation on `new` says who owns what, and no longer `old`.
+    pub(super) fn adopt(&mut self, old: &SteeringTable, new: &SteeringTable, generation: Generation, worker: WorkerId) {
         if old == new {
             return;
         }
+        self.since = generation;
         for ((awaited, &before), &after) in self.awaited.iter_mut().zip(old.owners()).zip(new.owners()) {
             if after != worker {
                 *awaited = None;
@@ -91,7 +95,11 @@ impl Moving {
         self.giving.is_some()
     }
 
-    fn ended(&mut self, by: WorkerId) {
+    fn ended(&mut self, by: WorkerId, generation: Generation) {
+        // The end of a move before this one.
+        if generation < self.since {
+            return;
+        }
         self.awaited.iter_mut().filter(|awaited| **awaited == Some(by)).for_each(|awaited| *awaited = None);
         self.awaits_any = self.awaited.iter().any(Option::is_some);
     }
@@ -132,7 +140,7 @@ impl Plane {
         let others = (0..workers).map(|worker| WorkerId(worker as u8)).filter(|&other| other != self.worker);
         let mut told = true;
         for other in others {
-            told &= give(other, Cargo::End);
+            told &= give(other, Cargo::End(self.snapshot.generation));
         }
         self.moving.giving = (!told).then_some(giving);
         told
@@ -156,7 +164,7 @@ impl Plane {
     pub fn import(&mut self, now: Now, by: WorkerId, cargo: Cargo, desk: &mut impl Desk, out: &mut Outbox) {
         let flow = match cargo {
             Cargo::Flow(flow) => flow,
-            Cargo::End => return self.moving.ended(by),
+            Cargo::End(generation) => return self.moving.ended(by, generation),
         };
         self.called = now;
         self.counts.add(PlaneCounter::FlowsTaken, 1);
@@ -174,7 +182,7 @@ impl Plane {
             }
             Err(_) => {
                 if detail.is_counted {
-                    self.reset(now, &ended, &Direction::BOTH, out);
+                    self.reset_who_is_known(now, stage, &ended, out);
                 }
                 self.end(stage, ended, Termination::OutOfConnections, desk);
             }

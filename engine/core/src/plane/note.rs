@@ -1,7 +1,7 @@
 //! Notes: to which virtual shard a return packet belongs whose flow is not here. They lie in the port maps that all workers share
 //! ([`PortHomes`]); this finds the map of a packet.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 
 use towpath_config::model::Plane;
@@ -34,15 +34,20 @@ pub(super) struct Notes {
 impl Notes {
     /// Follows a newer snapshot. Maps of servers that have gone stay for as long as they have leases.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) {
-        self.homes.retain(|_, homes| !homes.is_unused());
+        let mut named = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             let ServiceSource::Pool(pool) = &service.source else { continue };
             let protocol = protocol_number(pool.protocol());
-            self.homes.extend(pool.homes().map(|(source, server, homes)| {
+            for (source, server, homes) in pool.homes() {
                 let (source, server_port) = (Ip::from(source), server.port());
-                (NoteKey { source, server: server.ip().into(), server_port, protocol }, homes)
-            }));
+                let key = NoteKey { source, server: server.ip().into(), server_port, protocol };
+                named.insert(key);
+                self.homes.insert(key, homes);
+            }
         }
+        // A map that was a gone server's may be another one's by now.
+        let in_use: HashSet<u32> = named.iter().map(|key| self.homes[key].map()).collect();
+        self.homes.retain(|key, homes| named.contains(key) || !homes.is_unused() && !in_use.contains(&homes.map()));
         self.has_any_port = self.homes.keys().any(|key| key.server_port == 0);
     }
 
@@ -61,9 +66,20 @@ impl Notes {
     /// The home of the flow that a packet with this tuple is a return of; `None` when it can be none: it is not from a real server to an address
     /// that is leased from towards it.
     pub(super) fn home_of(&self, returns: &Tuple) -> Option<VShard> {
+        self.homes_of(returns).map(|homes| homes.home_of(returns.dst_port))
+    }
+
+    /// The notes of the port that a packet with this tuple comes back to; where two services lease it from maps of their own, of the one that has.
+    pub(super) fn homes_of(&self, returns: &Tuple) -> Option<&PortHomes> {
         let Tuple { src, dst, src_port, dst_port, protocol } = *returns;
         let key = NoteKey { source: dst, server: src, server_port: src_port, protocol };
-        let homes = self.homes.get(&key).or_else(|| self.homes.get(&NoteKey { server_port: 0, ..key }))?;
-        Some(homes.home_of(dst_port))
+        let exact = self.homes.get(&key);
+        if !self.has_any_port {
+            return exact;
+        }
+        match (exact, self.homes.get(&NoteKey { server_port: 0, ..key })) {
+            (Some(exact), Some(every)) if !exact.is_leased(dst_port) && every.is_leased(dst_port) => Some(every),
+            (exact, every) => exact.or(every),
+        }
     }
 }

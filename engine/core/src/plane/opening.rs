@@ -101,6 +101,7 @@ impl Plane {
                 && let Some(service) = self.services.find(&packet.tuple)
                 && !self.services.is_ours(packet.tuple.src)
                 && self.elsewhere(&packet.tuple, Some(service)).is_none()
+                && self.flows.has_room_beside(count, &packet.tuple, self.services.rule(service).returns())
                 && let Some(state) = self.first_state(frames[at].bytes, packet, service)
             {
                 reads.note_source(self.flows.sources.source(packet.tuple.src));
@@ -206,7 +207,7 @@ impl Plane {
 
     /// Whether an address is ours and not the kernel's as well.
     pub(super) fn is_ours_alone(&self, address: Ip) -> bool {
-        self.services.is_ours(address) && self.network.holder(address).is_none()
+        self.services.is_ours(address) && !self.services.is_lent(address) && self.network.holder(address).is_none()
     }
 
     /// Inserts a flow that got its server and source before. `None`: it cannot be, and they are given back.
@@ -232,6 +233,7 @@ impl Plane {
         }
         turn.desk.close(service, detail.server);
         detail.release(path, self.services.maps());
+        self.exhausted.forget();
         self.flows.dismiss(&path.client);
         None
     }

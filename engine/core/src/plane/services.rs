@@ -124,6 +124,8 @@ pub(super) struct Services {
     by_socket: Configured<(u128, u32), ServiceId>,
     /// VIPs and SNAT addresses, by [`address_key`].
     ours: ConfiguredSet<u128>,
+    /// Of these, those of the kernel's interfaces: even when the kernel has lost one, it is not ours alone.
+    lent: ConfiguredSet<u128>,
     /// Addresses of real servers, likewise.
     servers: ConfiguredSet<u128>,
     /// Of these, those that see the addresses of clients and answer them through us.
@@ -140,6 +142,7 @@ impl Services {
             rules: Box::new([Rule::default(); SERVICES_MAX]),
             by_socket: HashMap::default(),
             ours: HashSet::default(),
+            lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
             shunned: HashSet::new(),
@@ -151,6 +154,7 @@ impl Services {
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
         self.by_socket.clear();
         self.ours.clear();
+        self.lent.clear();
         self.servers.clear();
         self.half_nat.clear();
         let mut shunned = HashSet::new();
@@ -186,7 +190,11 @@ impl Services {
         }
         self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
-            self.ours.extend(pool.addresses().iter().map(|&address| address_key(address.into())));
+            let addresses = pool.addresses().iter().map(|&address| address_key(address.into()));
+            if pool.is_of_interface() {
+                self.lent.extend(addresses.clone());
+            }
+            self.ours.extend(addresses);
             self.maps = Some(Arc::clone(pool.maps()));
         }
     }
@@ -206,6 +214,11 @@ impl Services {
     /// Whether it is a VIP or SNAT address.
     pub(super) fn is_ours(&self, address: Ip) -> bool {
         self.ours.contains(&address_key(address))
+    }
+
+    /// Whether it is an address of the kernel's whose ports we lease.
+    pub(super) fn is_lent(&self, address: Ip) -> bool {
+        self.lent.contains(&address_key(address))
     }
 
     /// All VIPs and SNAT addresses.

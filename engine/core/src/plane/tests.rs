@@ -170,6 +170,8 @@ struct Setup {
     servers: Vec<Target>,
     ports: Vec<u16>,
     has_pool: bool,
+    /// The address of the pool is the one that an interface of the kernel's has, or had.
+    of_interface: bool,
     snat: std::ops::RangeInclusive<u16>,
     rest_ms: u64,
     workers: usize,
@@ -188,6 +190,7 @@ impl Setup {
             servers: vec![member(0)],
             ports: vec![443],
             has_pool: forwarding == Forwarding::FullNat,
+            of_interface: false,
             snat: 1024..=65_535,
             rest_ms: 60_000,
             workers: 1,
@@ -223,7 +226,10 @@ impl Setup {
                 port_low: *self.snat.start(),
                 port_high: *self.snat.end(),
                 rest_ms: self.rest_ms,
-                towards: Default::default(),
+                towards: match self.of_interface {
+                    true => self.servers.iter().map(|member| (member.address, snat[0])).collect(),
+                    false => Default::default(),
+                },
             };
             let destinations: Vec<SocketAddr> =
                 self.servers.iter().map(|member| member.lease_destination(&service, member.destination(443))).collect();
@@ -751,6 +757,12 @@ fn a_flood_of_syns_takes_nothing_from_what_is_established() {
     assert_eq!(lab.plane.half_open(), 16);
     assert!(reasons.contains(&DropReason::HalfOpenFull), "{reasons:?}");
     assert!(lab.out.is_empty(), "no answer to sources that may be forged");
+    let picked = lab.clerk.turn;
+    let late = Tuple::new(SocketAddr::new(host(Family::V4, "clients", 9), 1_024), vip(Family::V4), PROTOCOL_TCP);
+    let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &late, &tcp(&late, SYN, 1, 0, &[], b""));
+    let verdict = lab.send(OUTSIDE, &mut syn);
+    assert_eq!(verdict, Verdict::Drop(DropReason::HalfOpenFull));
+    assert_eq!(lab.clerk.turn, picked, "nobody is asked for a server when there is no room");
     lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b"still here"));
     lab.server_sends(&back, &tcp(&back, ACK, 901, 111, &[], b"yes"));
     // Nobody answered: soon forgotten, and then there is room again.
@@ -875,6 +887,14 @@ fn a_question_for_an_address_of_ours_is_answered_where_it_belongs() {
     lab.out.clear();
     lab.plane.announce(&mut lab.out);
     assert_eq!(lab.out.len(), 2, "the VIP outside, the SNAT address inside");
+
+    // Where the kernel has it no longer, another host may.
+    let setup = Setup { of_interface: true, ..Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp) };
+    let mut lab = setup.lab();
+    assert_eq!(lab.send(INSIDE, &mut request("10.0.0.80", "10.0.0.2")), Verdict::Pass);
+    assert_eq!(lab.out.len(), 0);
+    lab.plane.announce(&mut lab.out);
+    assert_eq!(lab.out.len(), 1, "the VIP alone");
 }
 
 #[test]

@@ -137,6 +137,7 @@ impl SnatBook {
             maps: Arc::clone(&self.maps),
             addresses: rule.addresses.clone().into(),
             protocol,
+            is_of_interface: !rule.towards.is_empty(),
             rest_ms: rule.rest_ms,
             mask,
             routes,

@@ -60,6 +60,11 @@ impl PortHomes {
         self.map.is_leased(port)
     }
 
+    /// The number of the port map.
+    pub fn map(&self) -> u32 {
+        self.map.id()
+    }
+
     /// Whether no port is leased, and no pool leases from here any more.
     pub fn is_unused(&self) -> bool {
         self.map.is_unused()

@@ -178,6 +178,8 @@ fn buffers(count: usize, bytes: usize) -> ArrayQueue<Box<[u8]>> {
 mod tests {
     use std::thread;
 
+    use towpath_core::Generation;
+
     use super::*;
 
     #[test]
@@ -189,7 +191,10 @@ mod tests {
             assert_eq!((0..count + 5).filter(|_| put(&vec![7; bytes])).count(), count);
         }
         // Frames leave room for flows.
-        assert_eq!((0..CARGO_MAX + 5).filter(|_| inbox.put_cargo(WorkerId(3), Cargo::End)).count(), CARGO_MAX);
+        assert_eq!(
+            (0..CARGO_MAX + 5).filter(|_| inbox.put_cargo(WorkerId(3), Cargo::End(Generation(1)))).count(),
+            CARGO_MAX
+        );
         let mut sizes = Vec::new();
         while let Some(Letter { by, parcel }) = inbox.take() {
             assert_eq!(by, WorkerId(3));
@@ -209,7 +214,7 @@ mod tests {
         let inbox = Inbox::new();
         assert!(!inbox.must_wake(), "it is awake");
         assert!(inbox.lie_down());
-        assert!(inbox.put_cargo(WorkerId(1), Cargo::End));
+        assert!(inbox.put_cargo(WorkerId(1), Cargo::End(Generation(1))));
         assert!(inbox.must_wake());
         assert!(!inbox.must_wake(), "once is enough");
         assert!(!inbox.lie_down(), "something is there");
@@ -224,7 +229,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for _ in 0..LETTERS {
-                    while !inbox.put_cargo(WorkerId(1), Cargo::End) {
+                    while !inbox.put_cargo(WorkerId(1), Cargo::End(Generation(1))) {
                         thread::yield_now();
                     }
                     if inbox.must_wake() {

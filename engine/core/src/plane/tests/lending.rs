@@ -437,6 +437,28 @@ fn a_connection_that_is_over_gives_its_port_up_to_one_elsewhere() {
 }
 
 #[test]
+fn a_port_of_a_home_that_moves_belongs_to_its_newer_flow_elsewhere() {
+    let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
+    (setup.snat, setup.rest_ms) = (5_000..=5_000, 0);
+    let mut crew = Crew::new(setup, 2);
+    let (old, new) = (SteeringTable::even(2), SteeringTable::even(2).remapped(3));
+    let owner = old.worker_of(vshard_of_port(5_000));
+    let home = |client_port: &u16| crate::steering::vshard_of_client(client(Family::V4).ip(), *client_port, 5);
+    let moves = |home| old.worker_of(home) == owner && new.worker_of(home) != owner;
+    let first = (40_000..).find(|client_port| moves(home(client_port))).unwrap();
+    let second = (first + 1..).find(|client_port| home(client_port) == home(&first)).unwrap();
+    assert!(crew.connect(first));
+    crew.close(first);
+    crew.remap(3);
+    (0..PLANES).for_each(|at| crew.adopt(at));
+    // The first one is still where it was, and the answers to the second come there.
+    assert!(crew.connect(second));
+    crew.settle_down();
+    crew.server_says(second, ACK, 901, 101);
+    crew.audit();
+}
+
+#[test]
 fn a_moved_flow_keeps_its_age_and_a_halted_server_loses_it_all_the_same() {
     let mut crew = crew(Forwarding::FullNat, Family::V4, Protocol::Tcp, 2);
     for client_port in 40_000..40_008 {
