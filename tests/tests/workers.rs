@@ -66,8 +66,14 @@ fn packet_workers_lend_each_other_ports_to_the_last_one() {
             for connection in &mut held {
                 connection.echo(&[7; 300_000]).expect("everything comes back");
             }
-            let status = relay.until("flows are counted", |status| counted(status, "flows_opened") == PORTS as u64);
-            let (noted, here) = (counted(&status, "frames_handed_by_note"), counted(&status, "frames_handed_here"));
+            let handed =
+                |status: &Status| ["frames_handed_by_note", "frames_handed_here"].map(|name| counted(status, name));
+            // Each worker shows its counters in its own time.
+            let status = relay.until("flows and frames are counted", |status| {
+                let [noted, here] = handed(status);
+                counted(status, "flows_opened") == PORTS as u64 && here >= noted
+            });
+            let [noted, here] = handed(&status);
             assert!(noted > 0 && here >= noted, "{noted} by note, {here} here");
             assert!(status.workers.iter().filter(|worker| worker.packets["flows_opened"] > 0).count() > 1);
             for connection in held {
