@@ -215,6 +215,8 @@ fn what_claims_to_come_from_a_server_comes_from_where_the_server_is() {
         assert_eq!(lab.send(OUTSIDE, &mut forged(RST)), Verdict::Drop(DropReason::ReturnPort));
         let (_, _, seen) = lab.server_sends(&back, &packet(&back, ACK, 901, 101, b"data"));
         assert_eq!((seen, lab.clerk.ends.len()), (forward.reversed(), 0));
+        // Nor is what would go straight on.
+        assert_eq!(lab.send(OUTSIDE, &mut forged(ACK)), Verdict::Drop(DropReason::ReturnPort));
         assert_eq!(lab.dropped(), [DropReason::ReturnPort]);
     }
 }
