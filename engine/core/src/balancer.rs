@@ -172,7 +172,8 @@ impl BalancerState {
                 continue;
             }
             let active = if BY_LOAD || target.max_connections != 0 { loads.active(target.server) } else { 0 };
-            if target.max_connections != 0 && active >= target.max_connections {
+            // Without a limit, the highest number there is.
+            if active > target.max_connections.wrapping_sub(1) {
                 return None;
             }
             let score = u128::from(seat.last_turn) | if BY_LOAD { u128::from(active) << 64 } else { 0 };

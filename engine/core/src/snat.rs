@@ -10,7 +10,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use towpath_config::model::Protocol;
 
@@ -174,6 +174,31 @@ struct RouteSource {
     map: Arc<PortMap>,
 }
 
+/// What the next lease of a home is going to write, unless another comes before.
+#[derive(Clone, Copy)]
+pub struct LeasePlace<'a> {
+    map: &'a PortMap,
+    home: VShard,
+}
+
+impl LeasePlace<'_> {
+    /// The line of its ports.
+    #[inline]
+    pub fn line(&self) -> *const u8 {
+        std::ptr::from_ref(self.map.place(self.home)).cast()
+    }
+
+    /// The line of the note beside the port; none where none are kept. Reads the other line.
+    #[inline]
+    pub fn note_line(&self) -> Option<*const u8> {
+        self.map.homes.line(self.map.next_port(self.home))
+    }
+}
+
+/// The way from a pool to one real server: of the pool that was asked for it, and good for as long as that one lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteId(u32);
+
 impl SnatPool {
     /// Leases a source address and port towards `destination` for a flow of `worker` whose home is `home`.
     ///
@@ -186,48 +211,76 @@ impl SnatPool {
         steering: &SteeringTable,
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
-        let (sources, turn) = self.sources(destination, home)?;
-        let claim = |vshard| self.claim(sources, turn, vshard, home);
+        let nowhere = SnatExhausted { destination, addresses: 0, capacity: 0 };
+        self.lease_on(self.route(destination).ok_or(nowhere)?, home, steering, worker)
+    }
+
+    /// The same on a route that is known.
+    #[inline]
+    pub fn lease_on(
+        &self,
+        route: RouteId,
+        home: VShard,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let route = &self.routes[route.0 as usize];
+        let turn = route.take_turn(home);
+        match self.claim_at(&route.sources[turn], home, home) {
+            Some(lease) => Ok(lease),
+            None => self.search(route, turn, home, steering, worker),
+        }
+    }
+
+    /// The rest of a lease, where the first address asked has no port of the home shard.
+    #[cold]
+    #[inline(never)]
+    fn search(
+        &self,
+        route: &Route,
+        turn: usize,
+        home: VShard,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let claim = |vshard| self.claim(&route.sources, turn, vshard, home);
         let is_own = |vshard: &VShard| steering.worker_of(*vshard) == worker;
         claim(home)
             .or_else(|| around(home).filter(is_own).find_map(claim))
             .or_else(|| around(home).filter(|vshard| !is_own(vshard)).find_map(claim))
-            .ok_or_else(|| self.exhausted(destination, sources))
+            .ok_or_else(|| self.exhausted(route))
     }
 
-    /// Where a lease of a flow at `home` begins: a word of it, to be read ahead of the lease.
+    /// Where a lease of a flow at `home` begins, to be read ahead of it.
     #[inline]
-    pub fn place(&self, destination: SocketAddr, home: VShard) -> Option<&AtomicU64> {
-        let route = self.route(destination)?;
-        Some(route.sources[route.next_turn(home)].map.place(home))
+    pub fn place(&self, route: RouteId, home: VShard) -> LeasePlace<'_> {
+        let route = &self.routes[route.0 as usize];
+        LeasePlace { map: &route.sources[route.next_turn(home)].map, home }
     }
 
-    fn route(&self, destination: SocketAddr) -> Option<&Route> {
+    /// The route to `destination`; `None`: no address of the pool can reach it.
+    pub fn route(&self, destination: SocketAddr) -> Option<RouteId> {
         let key = route_key(destination);
-        let index = self.routes.binary_search_by_key(&key, |route| route.key).ok()?;
-        self.routes.get(index)
+        let place = self.routes.binary_search_by_key(&key, |route| route.key).ok()?;
+        u32::try_from(place).ok().map(RouteId)
     }
 
-    /// The addresses that can reach `destination`, and the one of them whose turn it is.
-    fn sources(&self, destination: SocketAddr, home: VShard) -> Result<(&[RouteSource], usize), SnatExhausted> {
-        let Some(route) = self.route(destination) else {
-            return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
-        };
-        Ok((&route.sources, route.take_turn(home)))
-    }
-
-    fn exhausted(&self, destination: SocketAddr, sources: &[RouteSource]) -> SnatExhausted {
-        SnatExhausted { destination, addresses: sources.len(), capacity: self.mask.capacity() * sources.len() as u32 }
+    fn exhausted(&self, route: &Route) -> SnatExhausted {
+        let addresses = route.sources.len();
+        SnatExhausted { destination: route.destination, addresses, capacity: self.mask.capacity() * addresses as u32 }
     }
 
     /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is, for a flow whose home is `home`.
     fn claim(&self, sources: &[RouteSource], turn: usize, vshard: VShard, home: VShard) -> Option<SnatLease> {
         let (before, from) = sources.split_at(turn);
-        from.iter().chain(before).find_map(|source| {
-            let port = source.map.claim(vshard, &self.mask)?;
-            source.map.homes.write(port, home);
-            Some(SnatLease { map: source.map.id(), port, address: source.address })
-        })
+        from.iter().chain(before).find_map(|source| self.claim_at(source, vshard, home))
+    }
+
+    #[inline]
+    fn claim_at(&self, source: &RouteSource, vshard: VShard, home: VShard) -> Option<SnatLease> {
+        let port = source.map.claim(vshard, &self.mask)?;
+        source.map.homes.write(port, home);
+        Some(SnatLease { map: source.map.id(), port, address: source.address })
     }
 
     /// Makes the port of `lease` free again. Any pool of the same book may be asked.

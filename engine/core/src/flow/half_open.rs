@@ -18,10 +18,6 @@ const PLACES_MIN: usize = 1 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceFull;
 
-/// The keyed hash of a source.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SourceHash(u64);
-
 /// Half-open flows by source: an IPv4 address, or an IPv6 network of 64 bits, as a host there has as many addresses as it likes.
 pub struct HalfOpenSources {
     rows: [Box<[u32]>; ROWS],
@@ -44,16 +40,16 @@ impl HalfOpenSources {
         ROWS * places(half_open_max) * size_of::<u32>()
     }
 
-    /// The hash of `source`, for [`touch`](Self::touch).
+    /// The lines of the counters of `source`.
     #[inline]
-    pub fn source(&self, source: Ip) -> SourceHash {
-        SourceHash(self.hash(source))
-    }
-
-    /// Reads the counters of a source, so that their lines are on the way. The word means nothing.
-    #[inline]
-    pub fn touch(&self, source: SourceHash) -> u32 {
-        self.rows.iter().zip(0..).fold(0, |words, (row, turn)| words ^ row[place(source.0, turn, row.len())])
+    pub fn lines(&self, source: Ip) -> [*const u8; ROWS] {
+        let hash = self.hash(source);
+        let mut turn = 0;
+        self.rows.each_ref().map(|row| {
+            let place = place(hash, turn, row.len());
+            turn += 1;
+            std::ptr::from_ref(&row[place]).cast()
+        })
     }
 
     /// Counts one more half-open flow of `source`; to be taken back with [`close`](HalfOpenSources::close).

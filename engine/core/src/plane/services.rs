@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
@@ -12,9 +13,9 @@ use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
-use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot};
-use crate::snat::SnatMaps;
-use crate::{RealServerId, ServiceId};
+use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
+use crate::snat::{RouteId, SnatMaps, SnatPool};
+use crate::{RealServerId, ServiceId, TargetIndex};
 
 const TCP_TIMEOUTS: usize = TcpTimeout::ALL.len();
 const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
@@ -72,6 +73,42 @@ impl Rule {
     }
 }
 
+/// Where the packets of a service to one of its members go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    /// Its address.
+    pub(super) server: Ip,
+    /// `None`: it keeps the port that the client addressed.
+    port: Option<u16>,
+    /// The way of the leases there, of the service's pool; `None` where it depends on that port, or where there is no pool.
+    route: Option<RouteId>,
+}
+
+impl Way {
+    fn new(service: &Service, member: &Target) -> Way {
+        let destination = member.destination(0);
+        let towards = member.lease_destination(service, destination);
+        let is_one = member.port.is_some() || service.ports.is_empty();
+        let route = match &service.source {
+            ServiceSource::Pool(pool) if is_one => pool.route(towards),
+            ServiceSource::Client | ServiceSource::Interface | ServiceSource::Pool(_) => None,
+        };
+        Way { server: destination.ip().into(), port: member.port, route }
+    }
+
+    /// The port there of what a client sent to `service_port`.
+    #[inline]
+    pub(super) fn port(&self, service_port: u16) -> u16 {
+        self.port.unwrap_or(service_port)
+    }
+
+    /// The way of the leases, `towards` the member.
+    #[inline]
+    pub(super) fn route(&self, pool: &SnatPool, towards: impl Fn() -> SocketAddr) -> Option<RouteId> {
+        self.route.or_else(|| pool.route(towards()))
+    }
+}
+
 /// Hashes the addresses and ports of the configuration in a few instructions. Without a key: what lies in these tables the operator has
 /// chosen, and whoever looks for something else finds no longer runs than those are.
 #[derive(Default)]
@@ -120,6 +157,8 @@ fn address_key(address: Ip) -> u128 {
 pub(super) struct Services {
     /// By [`ServiceId`]; all there can be, so that no id needs a check.
     rules: Box<[Rule; SERVICES_MAX]>,
+    /// By [`ServiceId`], then by the place of the member; as long as the snapshot is.
+    ways: Vec<Box<[Way]>>,
     /// By [`key`].
     by_socket: Configured<(u128, u32), ServiceId>,
     /// VIPs and SNAT addresses, by [`address_key`].
@@ -140,6 +179,7 @@ impl Services {
     pub(super) fn new() -> Services {
         Services {
             rules: Box::new([Rule::default(); SERVICES_MAX]),
+            ways: Vec::new(),
             by_socket: HashMap::default(),
             ours: HashSet::default(),
             lent: HashSet::default(),
@@ -152,6 +192,8 @@ impl Services {
 
     /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
+        self.ways.clear();
+        self.ways.resize_with(snapshot.services.len(), Box::default);
         self.by_socket.clear();
         self.ours.clear();
         self.lent.clear();
@@ -176,6 +218,9 @@ impl Services {
         let protocol = protocol_number(service.protocol);
         if let Some(rule) = self.rules.get_mut(service.id.index()) {
             *rule = Rule::new(service);
+        }
+        if let Some(ways) = self.ways.get_mut(service.id.index()) {
+            *ways = service.targets.iter().map(|member| Way::new(service, member)).collect();
         }
         if service.ports.is_empty() {
             self.by_socket.insert(key(vip, None, protocol), service.id);
@@ -202,6 +247,12 @@ impl Services {
     #[inline]
     pub(super) fn rule(&self, service: ServiceId) -> &Rule {
         &self.rules[service.index() % SERVICES_MAX]
+    }
+
+    /// The way to a member of a service of the snapshot.
+    #[inline]
+    pub(super) fn way(&self, service: ServiceId, member: TargetIndex) -> Option<&Way> {
+        self.ways.get(service.index())?.get(member.index())
     }
 
     /// The service that a client's packet is for.

@@ -99,6 +99,13 @@ impl PortMap {
         self.shards[vshard].leased[word].load(Ordering::Acquire) & bit != 0
     }
 
+    /// The port of a shard that the next search begins at.
+    #[inline]
+    pub(super) fn next_port(&self, vshard: VShard) -> u16 {
+        let bit = self.shards[vshard.index()].cursor.load(Ordering::Relaxed) as u16 % PORTS_PER_VSHARD as u16;
+        bit << 8 | u16::from(vshard.0)
+    }
+
     /// A word in the line of a shard.
     #[inline]
     pub(super) fn place(&self, vshard: VShard) -> &AtomicU64 {
