@@ -188,9 +188,12 @@ impl LeasePlace<'_> {
         std::ptr::from_ref(self.map.place(self.home)).cast()
     }
 
-    /// The line of the note beside the port; none where none are kept. Reads the other line.
+    /// The line of the note beside the port, where one is written. Reads the other line.
     #[inline]
     pub fn note_line(&self) -> Option<*const u8> {
+        if !self.map.is_lent(self.home) {
+            return None;
+        }
         self.map.homes.line(self.map.next_port(self.home))
     }
 }
@@ -279,7 +282,7 @@ impl SnatPool {
     #[inline]
     fn claim_at(&self, source: &RouteSource, vshard: VShard, home: VShard) -> Option<SnatLease> {
         let port = source.map.claim(vshard, &self.mask)?;
-        source.map.homes.write(port, home);
+        source.map.note(port, home);
         Some(SnatLease { map: source.map.id(), port, address: source.address })
     }
 

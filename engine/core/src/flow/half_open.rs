@@ -40,16 +40,13 @@ impl HalfOpenSources {
         ROWS * places(half_open_max) * size_of::<u32>()
     }
 
-    /// The lines of the counters of `source`.
+    /// `prefetch` is told the lines of the counters of `source`.
     #[inline]
-    pub fn lines(&self, source: Ip) -> [*const u8; ROWS] {
+    pub fn prefetch(&self, source: Ip, prefetch: impl Fn(*const u8)) {
         let hash = self.hash(source);
-        let mut turn = 0;
-        self.rows.each_ref().map(|row| {
-            let place = place(hash, turn, row.len());
-            turn += 1;
-            std::ptr::from_ref(&row[place]).cast()
-        })
+        for (row, turn) in self.rows.iter().zip(0..) {
+            prefetch(std::ptr::from_ref(&row[place(hash, turn, row.len())]).cast());
+        }
     }
 
     /// Counts one more half-open flow of `source`; to be taken back with [`close`](HalfOpenSources::close).

@@ -480,6 +480,13 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         }
     }
 
+    /// The lines of the slot that the next insertion takes.
+    #[inline]
+    pub fn next_lines(&self) -> [*const u8; 2] {
+        let slot = self.cold.next_free().map_or(0, |slot| slot as usize);
+        [std::ptr::from_ref(&self.hot[slot]).cast(), self.cold.line(slot)]
+    }
+
     /// The line of the bucket where an entry of this hash belongs.
     #[inline]
     pub fn entry_line(&self, hash: TupleHash) -> *const u8 {

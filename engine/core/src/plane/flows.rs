@@ -250,7 +250,7 @@ impl Flows {
             Direction::Forward => PathHashes { client: hash, returns: self.hash(&path.server.reversed()) },
             Direction::Reverse => PathHashes { client: self.hash(&path.client), returns: hash },
         };
-        self.sources.lines(path.client.src).into_iter().for_each(&prefetch);
+        self.sources.prefetch(path.client.src, &prefetch);
         let other = if direction == Direction::Forward { hashes.returns } else { hashes.client };
         prefetch(self.established.entry_line(other));
         Some(hashes)

@@ -105,8 +105,7 @@ impl Plane {
                 && self.flows.has_room_beside(count, &packet.tuple, self.services.rule(service).returns())
                 && let Some(state) = self.first_state(frames[at].bytes, packet, service)
             {
-                let lines = self.flows.sources.lines(packet.tuple.src);
-                lines.into_iter().for_each(|line| turn.desk.prefetch(line));
+                self.flows.sources.prefetch(packet.tuple.src, |line| turn.desk.prefetch(line));
                 candidates[count] = Some(Candidate { job, service, state, pick: None });
                 count += 1;
             }
@@ -182,28 +181,56 @@ impl Plane {
         }
     }
 
-    /// Decides about a packet that was found to belong to no established flow.
+    /// Decides about a packet of the batch that was found to belong to no established flow; `job` is its place among those.
     #[inline(never)]
     pub(super) fn missed<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
         hash: TupleHash,
-        ahead: Ahead,
+        job: usize,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         // What the batch did before may have opened, moved or ended its flow.
-        let found = match ahead {
+        let found = match self.ahead[job] {
             Ahead::HalfOpen(found, hashes) if self.flows.half_open.state(found.id).is_some() => {
                 turn.hashes = hashes;
                 Some(found)
             }
-            Ahead::Opening(opening) => match self.insert(frame, packet, &opening, turn) {
-                Some(verdict) => return verdict,
-                None => self.flows.lookup_hashed(hash, &packet.tuple),
-            },
+            Ahead::Opening(opening) => {
+                self.ahead[job] = Ahead::Nothing;
+                match self.insert(frame, packet, &opening, turn) {
+                    Some(verdict) => return verdict,
+                    None => self.flows.lookup_hashed(hash, &packet.tuple),
+                }
+            }
             Ahead::HalfOpen(..) | Ahead::Nothing => self.flows.lookup_hashed(hash, &packet.tuple),
         };
+        self.ahead[job] = Ahead::Nothing;
+        self.decide(frame, packet, found, turn)
+    }
+
+    /// The same for a packet that nothing is known of.
+    pub(super) fn missed_unseen<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        hash: TupleHash,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let found = self.flows.lookup_hashed(hash, &packet.tuple);
+        self.decide(frame, packet, found, turn)
+    }
+
+    /// Takes a packet of a half-open flow onwards, or one of none to whoever it is for.
+    #[inline]
+    fn decide<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        found: Option<Found>,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
         let forwarded = found.and_then(|found| self.forward(frame, packet, found, turn));
         turn.hashes = None;
         if let Some(verdict) = forwarded {
@@ -241,6 +268,8 @@ impl Plane {
         if is_new && self.flows.make_room(&path.client, path.returns).is_ok() {
             match self.flows.open(turn.now, path, hashes, class, state, detail) {
                 Ok(flow) => {
+                    // The next one of a batch is not far.
+                    self.flows.half_open.next_lines().into_iter().for_each(|line| turn.desk.prefetch(line));
                     turn.desk.count(service, ServiceCounter::Accepted, 1);
                     return Some(self.begin(frame, packet, service, flow, path, turn));
                 }

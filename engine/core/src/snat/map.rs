@@ -21,7 +21,9 @@ struct Shard {
     leased: [AtomicU64; WORDS_PER_VSHARD],
     /// Where the next search begins: one past the bit claimed last.
     cursor: AtomicU64,
-    spare: [AtomicU64; 3],
+    /// Not 0 once a port of it was leased for a flow of another home: until then every note says what it said at first.
+    lent: AtomicU64,
+    spare: [AtomicU64; 2],
 }
 
 /// Which ports of one (SNAT address, real server, protocol) are leased: 16 KiB.
@@ -42,8 +44,12 @@ impl std::fmt::Debug for PortMap {
 impl PortMap {
     fn new(id: u32) -> PortMap {
         let word = || AtomicU64::new(0);
-        let shard =
-            |_| Shard { leased: [word(), word(), word(), word()], cursor: word(), spare: [word(), word(), word()] };
+        let shard = |_| Shard {
+            leased: [word(), word(), word(), word()],
+            cursor: word(),
+            lent: word(),
+            spare: [word(), word()],
+        };
         PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect(), homes: Homes::default() }
     }
 
@@ -83,6 +89,27 @@ impl PortMap {
             }
         }
         None
+    }
+
+    /// Notes that the flow which has just leased `port` lives in `home`. Where nothing else was ever said of these ports, their notes are right as
+    /// they are, and the line of one more table need not be written.
+    #[inline]
+    pub(super) fn note(&self, port: u16, home: VShard) {
+        let vshard = vshard_of_port(port);
+        let lent = &self.shards[vshard.index()].lent;
+        if home != vshard {
+            // Seen by whoever leases this port after it was released: the release is behind it, and the claim reads what that wrote.
+            lent.store(1, Ordering::Relaxed);
+        } else if lent.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.homes.write(port, home);
+    }
+
+    /// Whether leases of a shard write their notes.
+    #[inline]
+    pub(super) fn is_lent(&self, vshard: VShard) -> bool {
+        self.shards[vshard.index()].lent.load(Ordering::Relaxed) != 0
     }
 
     /// Makes `port` free again; false when it was not leased.
