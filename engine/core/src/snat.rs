@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use towpath_config::model::Protocol;
 
+use crate::packet::Ip;
 use crate::steering::{SteeringTable, VSHARDS, vshard_of_port};
 use crate::{VShard, WorkerId};
 
@@ -37,12 +38,19 @@ use map::{PortMap, PortMask};
 pub struct SnatLease {
     map: u32,
     port: u16,
-    address: IpAddr,
+    /// As flows have it, which most leases are for.
+    address: Ip,
 }
 
 impl SnatLease {
     /// The SNAT address.
     pub fn address(&self) -> IpAddr {
+        self.address.into()
+    }
+
+    /// The same as the tables of flows have it.
+    #[inline]
+    pub fn ip(&self) -> Ip {
         self.address
     }
 
@@ -53,7 +61,7 @@ impl SnatLease {
 
     /// Address and port, to bind to.
     pub fn source(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
+        SocketAddr::new(self.address.into(), self.port)
     }
 
     /// The number of its port map: with [`source`](Self::source) all of it, for a flow to hold.
@@ -63,7 +71,7 @@ impl SnatLease {
 
     /// The lease that [`into_map`](Self::into_map) took apart. Made twice out of one, it would free a port that somebody else has.
     pub fn from_map(map: u32, source: SocketAddr) -> SnatLease {
-        SnatLease { map, port: source.port(), address: source.ip() }
+        SnatLease { map, port: source.port(), address: source.ip().into() }
     }
 
     /// The virtual shard that steering sends the returns to; where it is not the flow's home, [`PortHomes`] say which one is.
@@ -170,31 +178,21 @@ fn route_key(destination: SocketAddr) -> (u128, u32) {
 }
 
 struct RouteSource {
-    address: IpAddr,
+    address: Ip,
     map: Arc<PortMap>,
 }
 
-/// What the next lease of a home is going to write, unless another comes before.
-#[derive(Clone, Copy)]
-pub struct LeasePlace<'a> {
-    map: &'a PortMap,
+/// Where flows of one home lease on one route: of the pool that was asked for it, and good for as long as that one lives.
+#[derive(Clone, Copy, Debug)]
+pub struct LeasePlace {
+    route: RouteId,
     home: VShard,
 }
 
-impl LeasePlace<'_> {
-    /// The line of its ports.
-    #[inline]
-    pub fn line(&self) -> *const u8 {
-        std::ptr::from_ref(self.map.place(self.home)).cast()
-    }
-
-    /// The line of the note beside the port, where one is written. Reads the other line.
-    #[inline]
-    pub fn note_line(&self) -> Option<*const u8> {
-        if !self.map.is_lent(self.home) {
-            return None;
-        }
-        self.map.homes.line(self.map.next_port(self.home))
+impl LeasePlace {
+    /// Where flows whose home is `home` lease on `route`.
+    pub fn new(route: RouteId, home: VShard) -> LeasePlace {
+        LeasePlace { route, home }
     }
 }
 
@@ -215,18 +213,18 @@ impl SnatPool {
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
         let nowhere = SnatExhausted { destination, addresses: 0, capacity: 0 };
-        self.lease_on(self.route(destination).ok_or(nowhere)?, home, steering, worker)
+        self.lease_at(LeasePlace::new(self.route(destination).ok_or(nowhere)?, home), steering, worker)
     }
 
-    /// The same on a route that is known.
+    /// The same where route and home are known.
     #[inline]
-    pub fn lease_on(
+    pub fn lease_at(
         &self,
-        route: RouteId,
-        home: VShard,
+        place: LeasePlace,
         steering: &SteeringTable,
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
+        let LeasePlace { route, home } = place;
         let route = &self.routes[route.0 as usize];
         let turn = route.take_turn(home);
         match self.claim_at(&route.sources[turn], home, home) {
@@ -254,11 +252,23 @@ impl SnatPool {
             .ok_or_else(|| self.exhausted(route))
     }
 
-    /// Where a lease of a flow at `home` begins, to be read ahead of it.
+    /// The line of the ports that the next lease there tries first, unless another comes before.
     #[inline]
-    pub fn place(&self, route: RouteId, home: VShard) -> LeasePlace<'_> {
-        let route = &self.routes[route.0 as usize];
-        LeasePlace { map: &route.sources[route.next_turn(home)].map, home }
+    pub fn port_line(&self, place: LeasePlace) -> *const u8 {
+        std::ptr::from_ref(self.next_map(place).place(place.home)).cast()
+    }
+
+    /// The line of the note beside that port, where one is written. Reads the other line.
+    #[inline]
+    pub fn note_line(&self, place: LeasePlace) -> Option<*const u8> {
+        let map = self.next_map(place);
+        if map.is_lent(place.home) { map.homes.line(map.next_port(place.home)) } else { None }
+    }
+
+    #[inline]
+    fn next_map(&self, place: LeasePlace) -> &PortMap {
+        let route = &self.routes[place.route.0 as usize];
+        &route.sources[route.next_turn(place.home)].map
     }
 
     /// The route to `destination`; `None`: no address of the pool can reach it.
@@ -300,7 +310,7 @@ impl SnatPool {
     pub fn fill(&self) -> impl Iterator<Item = SnatFill> + '_ {
         self.routes.iter().flat_map(move |route| {
             route.sources.iter().map(move |source| SnatFill {
-                address: source.address,
+                address: source.address.into(),
                 destination: route.destination,
                 leased: source.map.leased(&self.mask),
                 capacity: self.mask.capacity(),
@@ -348,7 +358,7 @@ fn around(home: VShard) -> impl Iterator<Item = VShard> {
 impl RouteSource {
     fn new(address: IpAddr, map: Arc<PortMap>) -> RouteSource {
         map.join();
-        RouteSource { address, map }
+        RouteSource { address: address.into(), map }
     }
 }
 

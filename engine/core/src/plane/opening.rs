@@ -143,8 +143,8 @@ impl Plane {
                     && let Some(way) = self.services.way(service.id, pick.target)
                     && let Some(route) = way.route(pool, || towards(service, member, &client))
                 {
-                    let lease = pool.place(route, self.home(&client));
-                    turn.desk.prefetch(lease.line());
+                    let lease = LeasePlace::new(route, self.home(&client));
+                    turn.desk.prefetch(pool.port_line(lease));
                     *place = Some(lease);
                 }
                 Some(pick)
@@ -156,13 +156,20 @@ impl Plane {
             }
         }
         // A lease is an atomic operation, which waits for the note that the one before has written.
-        places.iter().flatten().filter_map(LeasePlace::note_line).for_each(|line| turn.desk.prefetch(line));
-        for candidate in candidates.iter().flatten() {
-            let &Candidate { job, service: id, state, pick: Some(pick) } = candidate else { continue };
+        for (candidate, place) in candidates.iter().zip(&places) {
+            if let (Some(Candidate { service, .. }), &Some(place)) = (candidate, place)
+                && let Some(ServiceSource::Pool(pool)) = snapshot.service(*service).map(|service| &service.source)
+                && let Some(line) = pool.note_line(place)
+            {
+                turn.desk.prefetch(line);
+            }
+        }
+        for (candidate, &place) in candidates.iter().zip(&places) {
+            let &Some(Candidate { job, service: id, state, pick: Some(pick) }) = candidate else { continue };
             let client = self.batch[job].packet.tuple;
             let rule = *self.services.rule(id);
             let sourced = snapshot.service(id).and_then(|service| {
-                self.source(turn.now, &snapshot.steering, service, pick.target, &client, &rule, 0).ok()
+                self.source(turn.now, &snapshot.steering, service, pick.target, &client, &rule, place, 0).ok()
             });
             let Some((path, detail)) = sourced else {
                 turn.desk.close(id, pick.server);
@@ -411,7 +418,7 @@ impl Plane {
     ) -> Result<(FlowId, FlowPath), Refused> {
         let class = first_class(rule, client.protocol);
         for attempt in 0..LEASES_MAX {
-            let (path, mut detail) = self.source(now, steering, service, target, client, rule, attempt)?;
+            let (path, mut detail) = self.source(now, steering, service, target, client, rule, None, attempt)?;
             let hashes = self.flows.half_open.hashes(&path);
             match self.flows.open(now, &path, &hashes, class, state, detail) {
                 Ok(id) => return Ok((id, path)),
@@ -427,7 +434,7 @@ impl Plane {
         Err((DropReason::PortsExhausted, Termination::OutOfSourcePorts))
     }
 
-    /// The path of a flow towards a member, from a lease where the service's mode wants one; another one at each `attempt`.
+    /// The path of a flow towards a member, from a lease (at `place`, if that is known) where the service's mode wants one; another one at each `attempt`.
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     fn source(
         &mut self,
@@ -437,6 +444,7 @@ impl Plane {
         target: TargetIndex,
         client: &Tuple,
         rule: &Rule,
+        place: Option<LeasePlace>,
         attempt: usize,
     ) -> Result<(FlowPath, Detail), Refused> {
         let id = service.id;
@@ -486,14 +494,14 @@ impl Plane {
         {
             return Err((reason, Termination::OutOfSourcePorts));
         }
-        let Some(route) = way.route(pool, towards) else { return Err(exhausted) };
-        let home = self.home(client);
+        let found = || way.route(pool, towards).map(|route| LeasePlace::new(route, self.home(client)));
+        let Some(place) = place.or_else(found) else { return Err(exhausted) };
         for _ in 0..LEASES_MAX {
-            let Ok(lease) = pool.lease_on(route, home, steering, self.worker) else {
+            let Ok(lease) = pool.lease_at(place, steering, self.worker) else {
                 self.exhausted.note(now, id, towards(), exhausted.0);
                 return Err(exhausted);
             };
-            let path = with_source(lease.address().into(), lease.port());
+            let path = with_source(lease.ip(), lease.port());
             let is_taken = self.notes.has_twins() && self.is_taken_elsewhere(&lease, towards(), &path);
             let mut detail = Detail::new(member.server, Some(lease));
             if !is_taken {

@@ -163,6 +163,8 @@ pub(super) struct Services {
     by_socket: Configured<(u128, u32), ServiceId>,
     /// VIPs and SNAT addresses, by [`address_key`].
     ours: ConfiguredSet<u128>,
+    /// By the last octet: whether one of them ends in it. Most packets come from an address that does not.
+    ours_endings: [bool; 256],
     /// Of these, those of the kernel's interfaces: even when the kernel has lost one, it is not ours alone.
     lent: ConfiguredSet<u128>,
     /// Addresses of real servers, likewise.
@@ -182,6 +184,7 @@ impl Services {
             ways: Vec::new(),
             by_socket: HashMap::default(),
             ours: HashSet::default(),
+            ours_endings: [false; 256],
             lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
@@ -208,6 +211,8 @@ impl Services {
                 .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
             shunned.extend(members.map(|target| (service.id, target.server)));
         }
+        self.ours_endings = [false; 256];
+        self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
         self.shunned = shunned;
         more
@@ -263,8 +268,9 @@ impl Services {
     }
 
     /// Whether it is a VIP or SNAT address.
+    #[inline]
     pub(super) fn is_ours(&self, address: Ip) -> bool {
-        self.ours.contains(&address_key(address))
+        self.ours_endings[usize::from(address.0[15])] && self.ours.contains(&address_key(address))
     }
 
     /// Whether it is an address of the kernel's whose ports we lease.

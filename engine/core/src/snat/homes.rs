@@ -83,7 +83,7 @@ impl SnatPool {
         self.routes.iter().flat_map(|route| {
             route.sources.iter().map(|source| {
                 source.map.homes.keep();
-                (source.address, route.destination, PortHomes { map: Arc::clone(&source.map) })
+                (source.address.into(), route.destination, PortHomes { map: Arc::clone(&source.map) })
             })
         })
     }
