@@ -21,6 +21,8 @@ struct Cli {
 enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
+    #[command(hide = true)]
+    Instructions(commands::Instructions),
     Lab(commands::Lab),
     /// Starts the origin by hand: answers what the load clients of this program ask for.
     Origin {
@@ -39,6 +41,7 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
+        Action::Instructions(instructions) => instructions.run(),
         Action::Lab(lab) => lab.run(),
         Action::Origin { listen } => origin(&listen),
         Action::Packet(packet) => packet.run(),

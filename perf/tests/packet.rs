@@ -44,7 +44,7 @@ fn peers_without_a_kernel_open_hold_and_close_through_the_kernels_translation() 
 fn the_packet_plane_is_measured_in_memory() {
     // Nobody starts the program that is named.
     let report = measure(&["packet", "--towpath", "/bin/true", "--flows", "5000", "--case", "memory-half-nat-v4-5k"]);
-    for metric in ["packet-time", "first-packet-time", "opening-rate"] {
+    for metric in ["packet-time", "first-packet-time", "created-rate", "established-rate"] {
         assert!(figure(&report, "memory-half-nat-v4-5k", metric) > 0.0, "{metric}");
     }
 }

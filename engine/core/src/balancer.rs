@@ -160,25 +160,30 @@ impl BalancerState {
         }
     }
 
+    /// On its own, so that its few values stay in registers.
+    #[inline(never)]
     fn least_at_once<const BY_LOAD: bool>(&self, targets: &[Target], loads: &impl Loads) -> Option<TargetIndex> {
-        // Connections, and below them the last turn: one comparison.
-        let mut least = u128::MAX;
-        let mut best = None;
-        for (place, (target, seat)) in (0_u16..).zip(targets.iter().zip(&self.seats)) {
+        // Connections, and below them the last turn: one comparison. Turns of so long ago are equally long ago.
+        let long_ago = self.turns.saturating_sub(u64::from(u32::MAX));
+        let (mut least, mut best) = (u64::MAX, None);
+        let mut place = TargetIndex(0);
+        for (target, seat) in targets.iter().zip(&self.seats) {
             if seat.server != target.server {
                 return None;
             }
-            if !target.takes_new() {
-                continue;
+            if target.takes_new() {
+                let is_limited = target.max_connections != 0;
+                let active = if BY_LOAD || is_limited { loads.active(target.server) } else { 0 };
+                if is_limited && active >= target.max_connections {
+                    return None;
+                }
+                let turn = seat.last_turn.saturating_sub(long_ago);
+                let score = if BY_LOAD { u64::from(active) << 32 | turn } else { turn };
+                if score < least {
+                    (least, best) = (score, Some(place));
+                }
             }
-            let active = if BY_LOAD || target.max_connections != 0 { loads.active(target.server) } else { 0 };
-            if target.max_connections != 0 && active >= target.max_connections {
-                return None;
-            }
-            let score = u128::from(seat.last_turn) | if BY_LOAD { u128::from(active) << 64 } else { 0 };
-            if score < least {
-                (least, best) = (score, Some(TargetIndex(place)));
-            }
+            place.0 += 1;
         }
         best
     }

@@ -10,10 +10,11 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use towpath_config::model::Protocol;
 
+use crate::packet::Ip;
 use crate::steering::{SteeringTable, VSHARDS, vshard_of_port};
 use crate::{VShard, WorkerId};
 
@@ -37,12 +38,19 @@ use map::{PortMap, PortMask};
 pub struct SnatLease {
     map: u32,
     port: u16,
-    address: IpAddr,
+    /// As flows have it, which most leases are for.
+    address: Ip,
 }
 
 impl SnatLease {
     /// The SNAT address.
     pub fn address(&self) -> IpAddr {
+        self.address.into()
+    }
+
+    /// The same as the tables of flows have it.
+    #[inline]
+    pub fn ip(&self) -> Ip {
         self.address
     }
 
@@ -53,7 +61,7 @@ impl SnatLease {
 
     /// Address and port, to bind to.
     pub fn source(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.port)
+        SocketAddr::new(self.address.into(), self.port)
     }
 
     /// The number of its port map: with [`source`](Self::source) all of it, for a flow to hold.
@@ -63,7 +71,7 @@ impl SnatLease {
 
     /// The lease that [`into_map`](Self::into_map) took apart. Made twice out of one, it would free a port that somebody else has.
     pub fn from_map(map: u32, source: SocketAddr) -> SnatLease {
-        SnatLease { map, port: source.port(), address: source.ip() }
+        SnatLease { map, port: source.port(), address: source.ip().into() }
     }
 
     /// The virtual shard that steering sends the returns to; where it is not the flow's home, [`PortHomes`] say which one is.
@@ -170,9 +178,27 @@ fn route_key(destination: SocketAddr) -> (u128, u32) {
 }
 
 struct RouteSource {
-    address: IpAddr,
+    address: Ip,
     map: Arc<PortMap>,
 }
+
+/// Where flows of one home lease on one route: of the pool that was asked for it, and good for as long as that one lives.
+#[derive(Clone, Copy, Debug)]
+pub struct LeasePlace {
+    route: RouteId,
+    home: VShard,
+}
+
+impl LeasePlace {
+    /// Where flows whose home is `home` lease on `route`.
+    pub fn new(route: RouteId, home: VShard) -> LeasePlace {
+        LeasePlace { route, home }
+    }
+}
+
+/// The way from a pool to one real server: of the pool that was asked for it, and good for as long as that one lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteId(u32);
 
 impl SnatPool {
     /// Leases a source address and port towards `destination` for a flow of `worker` whose home is `home`.
@@ -186,48 +212,88 @@ impl SnatPool {
         steering: &SteeringTable,
         worker: WorkerId,
     ) -> Result<SnatLease, SnatExhausted> {
-        let (sources, turn) = self.sources(destination, home)?;
-        let claim = |vshard| self.claim(sources, turn, vshard, home);
+        let nowhere = SnatExhausted { destination, addresses: 0, capacity: 0 };
+        self.lease_at(LeasePlace::new(self.route(destination).ok_or(nowhere)?, home), steering, worker)
+    }
+
+    /// The same where route and home are known.
+    #[inline]
+    pub fn lease_at(
+        &self,
+        place: LeasePlace,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let LeasePlace { route, home } = place;
+        let route = &self.routes[route.0 as usize];
+        let turn = route.take_turn(home);
+        match self.claim_at(&route.sources[turn], home, home) {
+            Some(lease) => Ok(lease),
+            None => self.search(route, turn, home, steering, worker),
+        }
+    }
+
+    /// The rest of a lease, where the first address asked has no port of the home shard.
+    #[cold]
+    #[inline(never)]
+    fn search(
+        &self,
+        route: &Route,
+        turn: usize,
+        home: VShard,
+        steering: &SteeringTable,
+        worker: WorkerId,
+    ) -> Result<SnatLease, SnatExhausted> {
+        let claim = |vshard| self.claim(&route.sources, turn, vshard, home);
         let is_own = |vshard: &VShard| steering.worker_of(*vshard) == worker;
         claim(home)
             .or_else(|| around(home).filter(is_own).find_map(claim))
             .or_else(|| around(home).filter(|vshard| !is_own(vshard)).find_map(claim))
-            .ok_or_else(|| self.exhausted(destination, sources))
+            .ok_or_else(|| self.exhausted(route))
     }
 
-    /// Where a lease of a flow at `home` begins: a word of it, to be read ahead of the lease.
+    /// The line of the ports that the next lease there tries first, unless another comes before.
     #[inline]
-    pub fn place(&self, destination: SocketAddr, home: VShard) -> Option<&AtomicU64> {
-        let route = self.route(destination)?;
-        Some(route.sources[route.next_turn(home)].map.place(home))
+    pub fn port_line(&self, place: LeasePlace) -> *const u8 {
+        std::ptr::from_ref(self.next_map(place).place(place.home)).cast()
     }
 
-    fn route(&self, destination: SocketAddr) -> Option<&Route> {
+    /// The line of the note beside that port, where one is written. Reads the other line.
+    #[inline]
+    pub fn note_line(&self, place: LeasePlace) -> Option<*const u8> {
+        let map = self.next_map(place);
+        if map.is_lent(place.home) { map.homes.line(map.next_port(place.home)) } else { None }
+    }
+
+    #[inline]
+    fn next_map(&self, place: LeasePlace) -> &PortMap {
+        let route = &self.routes[place.route.0 as usize];
+        &route.sources[route.next_turn(place.home)].map
+    }
+
+    /// The route to `destination`; `None`: no address of the pool can reach it.
+    pub fn route(&self, destination: SocketAddr) -> Option<RouteId> {
         let key = route_key(destination);
-        let index = self.routes.binary_search_by_key(&key, |route| route.key).ok()?;
-        self.routes.get(index)
+        let place = self.routes.binary_search_by_key(&key, |route| route.key).ok()?;
+        u32::try_from(place).ok().map(RouteId)
     }
 
-    /// The addresses that can reach `destination`, and the one of them whose turn it is.
-    fn sources(&self, destination: SocketAddr, home: VShard) -> Result<(&[RouteSource], usize), SnatExhausted> {
-        let Some(route) = self.route(destination) else {
-            return Err(SnatExhausted { destination, addresses: 0, capacity: 0 });
-        };
-        Ok((&route.sources, route.take_turn(home)))
-    }
-
-    fn exhausted(&self, destination: SocketAddr, sources: &[RouteSource]) -> SnatExhausted {
-        SnatExhausted { destination, addresses: sources.len(), capacity: self.mask.capacity() * sources.len() as u32 }
+    fn exhausted(&self, route: &Route) -> SnatExhausted {
+        let addresses = route.sources.len();
+        SnatExhausted { destination: route.destination, addresses, capacity: self.mask.capacity() * addresses as u32 }
     }
 
     /// A port of `vshard` at the first address that has one, beginning with the address whose turn it is, for a flow whose home is `home`.
     fn claim(&self, sources: &[RouteSource], turn: usize, vshard: VShard, home: VShard) -> Option<SnatLease> {
         let (before, from) = sources.split_at(turn);
-        from.iter().chain(before).find_map(|source| {
-            let port = source.map.claim(vshard, &self.mask)?;
-            source.map.homes.write(port, home);
-            Some(SnatLease { map: source.map.id(), port, address: source.address })
-        })
+        from.iter().chain(before).find_map(|source| self.claim_at(source, vshard, home))
+    }
+
+    #[inline]
+    fn claim_at(&self, source: &RouteSource, vshard: VShard, home: VShard) -> Option<SnatLease> {
+        let port = source.map.claim(vshard, &self.mask)?;
+        source.map.note(port, home);
+        Some(SnatLease { map: source.map.id(), port, address: source.address })
     }
 
     /// Makes the port of `lease` free again. Any pool of the same book may be asked.
@@ -244,7 +310,7 @@ impl SnatPool {
     pub fn fill(&self) -> impl Iterator<Item = SnatFill> + '_ {
         self.routes.iter().flat_map(move |route| {
             route.sources.iter().map(move |source| SnatFill {
-                address: source.address,
+                address: source.address.into(),
                 destination: route.destination,
                 leased: source.map.leased(&self.mask),
                 capacity: self.mask.capacity(),
@@ -292,7 +358,7 @@ fn around(home: VShard) -> impl Iterator<Item = VShard> {
 impl RouteSource {
     fn new(address: IpAddr, map: Arc<PortMap>) -> RouteSource {
         map.join();
-        RouteSource { address, map }
+        RouteSource { address: address.into(), map }
     }
 }
 

@@ -43,6 +43,19 @@ pub(crate) struct Packet {
     common: Common,
 }
 
+/// What the suite `packet` has valgrind run.
+#[derive(Args)]
+pub(crate) struct Instructions {
+    /// As in memory-full-nat-v4-1k.
+    work: String,
+    /// Flows of it.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=FLOWS_MAX))]
+    flows: u32,
+    /// What is counted.
+    #[arg(long, value_enum)]
+    of: suite::counted::Stretch,
+}
+
 /// Datagrams through one subject on one CPU: packets per second and loss.
 #[derive(Args)]
 pub(crate) struct Udp {
@@ -137,7 +150,21 @@ impl Packet {
         };
         let mut cases = self.driven.cases(|accountings| suite::packet::cases(accountings, flows));
         cases.extend(many.filter(|_| self.driven.place() == Place::Lab));
+        if suite::counted::counter().is_none() {
+            eprintln!(
+                "instructions are not counted: this machine shows no counter of them, and valgrind is not installed"
+            );
+        }
         self.common.measure("packet", &cases, self.driven.place(), subjects)
+    }
+}
+
+impl Instructions {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let work = suite::packet::in_memory(&self.work, self.flows as usize).context("no such work")?;
+        println!("{}", suite::counted::run(&work, self.of)?);
+        Ok(())
     }
 }
 
@@ -252,6 +279,7 @@ impl Common {
             warm_up: Duration::try_from_secs_f64((self.seconds / 3.0).clamp(0.1, 2.0)).context("--seconds")?,
             pins: pins(self.pin.as_deref(), place)?,
             program: std::env::current_exe().context("where is this program?")?,
+            counts: suite::counted::Counts::default(),
             watch,
         };
         bar.set_length(suite::turns(&cases, &options) as u64);

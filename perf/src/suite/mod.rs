@@ -37,7 +37,7 @@ use crate::load::Work;
 use crate::machine::Machine;
 use crate::peers::{Kind, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
-pub use plane::{Cargo, FLOWS_MAX, InMemory};
+pub use plane::{Cargo, FLOWS_MAX, InMemory, counted};
 use sample::{Sample, panicked};
 use stage::Stage;
 
@@ -295,6 +295,8 @@ pub struct Options {
     pub pins: Pins,
     /// This program, to start origins with.
     pub program: PathBuf,
+    /// Instructions that were counted so far.
+    pub counts: counted::Counts,
     /// Told about long turns while they are under way.
     pub watch: Watch,
 }

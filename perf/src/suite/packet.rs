@@ -64,6 +64,12 @@ pub fn many() -> Option<Case> {
     plane::fits(FLOWS_MANY).then(|| in_memory_case(IN_MEMORY[0], FLOWS_MANY))
 }
 
+/// The work in memory of this name with so many flows.
+pub fn in_memory(name: &str, flows: usize) -> Option<InMemory> {
+    let works = IN_MEMORY.into_iter().map(|(forwarding, family, cargo)| InMemory { forwarding, family, cargo, flows });
+    works.into_iter().find(|work| work.name() == name)
+}
+
 fn in_memory_case((forwarding, family, cargo): (Forwarding, Family, Cargo), flows: usize) -> Case {
     let work = InMemory { forwarding, family, cargo, flows };
     Case {

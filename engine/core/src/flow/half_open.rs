@@ -18,10 +18,6 @@ const PLACES_MIN: usize = 1 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceFull;
 
-/// The keyed hash of a source.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SourceHash(u64);
-
 /// Half-open flows by source: an IPv4 address, or an IPv6 network of 64 bits, as a host there has as many addresses as it likes.
 pub struct HalfOpenSources {
     rows: [Box<[u32]>; ROWS],
@@ -44,16 +40,13 @@ impl HalfOpenSources {
         ROWS * places(half_open_max) * size_of::<u32>()
     }
 
-    /// The hash of `source`, for [`touch`](Self::touch).
+    /// `prefetch` is told the lines of the counters of `source`.
     #[inline]
-    pub fn source(&self, source: Ip) -> SourceHash {
-        SourceHash(self.hash(source))
-    }
-
-    /// Reads the counters of a source, so that their lines are on the way. The word means nothing.
-    #[inline]
-    pub fn touch(&self, source: SourceHash) -> u32 {
-        self.rows.iter().zip(0..).fold(0, |words, (row, turn)| words ^ row[place(source.0, turn, row.len())])
+    pub fn prefetch(&self, source: Ip, prefetch: impl Fn(*const u8)) {
+        let hash = self.hash(source);
+        for (row, turn) in self.rows.iter().zip(0..) {
+            prefetch(std::ptr::from_ref(&row[place(hash, turn, row.len())]).cast());
+        }
     }
 
     /// Counts one more half-open flow of `source`; to be taken back with [`close`](HalfOpenSources::close).

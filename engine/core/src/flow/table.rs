@@ -433,7 +433,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             self.counts.slots_full += 1;
             return Err(InsertError::Full);
         };
-        let Some(held) = self.hold_addresses(path) else {
+        let v4 = tuples_v4(path);
+        let Some(held) = self.hold_addresses(path, v4.is_some()) else {
             self.counts.addresses_full += 1;
             return Err(InsertError::AddressesFull);
         };
@@ -449,8 +450,8 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         let generation = hot.generation + 1;
         let [vip, source, server] = held;
         *hot = Hot {
-            addresses: addresses_of(path),
-            ports: [client.wire_ports(), path.server.reversed().wire_ports()],
+            addresses: v4.map_or_else(|| client_words(client.src), |tuples| tuples.map(|tuple| tuple.addresses)),
+            ports: [client.wire_ports(), path.server.wire_ports().rotate_left(16)],
             numbers: [vip, server],
             source,
             protocol: client.protocol,
@@ -479,16 +480,23 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         }
     }
 
-    /// Reads a word of the bucket where an entry of this hash belongs, so that its line is on the way. The word means nothing.
+    /// The lines of the slot that the next insertion takes.
     #[inline]
-    pub fn touch_entry(&self, hash: TupleHash) -> u32 {
-        self.index.touch(self.index.place(hash.0))
+    pub fn next_lines(&self) -> [*const u8; 2] {
+        let slot = self.cold.next_free().map_or(0, |slot| slot as usize);
+        [std::ptr::from_ref(&self.hot[slot]).cast(), self.cold.line(slot)]
     }
 
-    /// The same for the slot that the next insertion takes.
+    /// The line of the bucket where an entry of this hash belongs.
     #[inline]
-    pub fn touch_next(&self) -> u32 {
-        self.cold.next_free().map_or(0, |slot| self.hot[slot as usize].generation ^ self.cold.touch(slot))
+    pub fn entry_line(&self, hash: TupleHash) -> *const u8 {
+        self.index.line(self.index.place(hash.0))
+    }
+
+    /// Reads a word of the same line, so that it is on the way. The word means nothing.
+    #[inline]
+    fn touch_entry(&self, hash: TupleHash) -> u32 {
+        self.index.touch(self.index.place(hash.0))
     }
 
     /// [`lookup`](Self::lookup) of each tuple, its answer at the same place of `found`; of as many as both slices have.
@@ -535,6 +543,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
                     Some(hot) if self.is_tuple_of(hot, direction, tuple) => {
                         Some((FlowId { slot, generation: hot.generation }, direction))
                     }
+                    _ if likely.matches == 0 && !self.index.has_away(place) => None,
                     _ => self.look_on(place, likely, tuple),
                 };
             }
@@ -830,11 +839,18 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     }
 
     /// Numbers for the VIP, the SNAT address and the real server; `None`, and none of them held, when the book is full. A flow of IPv4 needs none.
-    fn hold_addresses(&mut self, path: &FlowPath) -> Option<[u16; 3]> {
-        if tuples_v4(path).is_some() {
+    #[inline]
+    fn hold_addresses(&mut self, path: &FlowPath, is_v4: bool) -> Option<[u16; 3]> {
+        if is_v4 {
             let source = if path.returns == Returns::Here { V4 } else { V4_ONE_WAY };
             return Some([0, source, 0]);
         }
+        self.hold_in_book(path)
+    }
+
+    /// The same for a flow that is not IPv4.
+    #[inline(never)]
+    fn hold_in_book(&mut self, path: &FlowPath) -> Option<[u16; 3]> {
         let vip = self.book.hold(path.client.dst)?;
         let Some(server) = self.book.hold(path.server.dst) else {
             self.book.release(vip);
@@ -924,20 +940,16 @@ impl<S> Met<'_, S> {
 }
 
 /// The tuples of packets as they come in either direction, when all are those of IPv4 hosts.
+#[inline]
 fn tuples_v4(path: &FlowPath) -> Option<[TupleV4; 2]> {
-    let tuples = [TupleV4::of(&path.client)?, TupleV4::of(&path.server.reversed())?];
-    tuples.iter().all(|tuple| tuple.is_between_hosts()).then_some(tuples)
+    let (client, server) = (TupleV4::of(&path.client)?, TupleV4::of(&path.server)?.reversed());
+    (client.is_between_hosts() && server.is_between_hosts()).then_some([client, server])
 }
 
-/// What a slot holds of the addresses of a flow.
-fn addresses_of(path: &FlowPath) -> [u64; 2] {
-    match tuples_v4(path) {
-        Some(tuples) => tuples.map(|tuple| tuple.addresses),
-        None => {
-            let client = u128::from_le_bytes(path.client.src.0);
-            [client as u64, (client >> 64) as u64]
-        }
-    }
+/// The client's address as a slot holds it that is not of IPv4.
+fn client_words(client: Ip) -> [u64; 2] {
+    let client = u128::from_le_bytes(client.0);
+    [client as u64, (client >> 64) as u64]
 }
 
 /// The direction that an entry of the index is of.

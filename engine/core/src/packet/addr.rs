@@ -49,8 +49,9 @@ impl From<IpAddr> for Ip {
 }
 
 impl From<Ip> for IpAddr {
+    #[inline]
     fn from(ip: Ip) -> IpAddr {
-        Ipv6Addr::from(ip.0).to_canonical()
+        if ip.is_v4() { IpAddr::V4(ip.v4_octets().into()) } else { IpAddr::V6(ip.0.into()) }
     }
 }
 

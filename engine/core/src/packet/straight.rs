@@ -4,7 +4,7 @@
 
 use super::checksum::{self, Delta};
 use super::rewrite::{Checksum, Macs};
-use super::{Mac, PROTOCOL_TCP, TcpFlags, Tuple, TupleV4};
+use super::{Family, Mac, PROTOCOL_TCP, Parsed, TcpFlags, Tuple, TupleV4};
 
 /// Octets of the Ethernet, IPv4 and TCP headers without options.
 const HEADERS_LEN: usize = 54;
@@ -47,6 +47,14 @@ impl<'a> Straight<'a> {
     #[inline(always)]
     pub fn of(frame: &'a mut [u8]) -> Option<Straight<'a>> {
         frame.first_chunk_mut().map(Straight)
+    }
+
+    /// The headers of a frame that was parsed as TCP over IPv4 without options.
+    #[inline(always)]
+    pub fn at(frame: &'a mut [u8], parsed: &Parsed) -> Option<Straight<'a>> {
+        let is_one =
+            parsed.family == Family::V4 && parsed.tuple.protocol == PROTOCOL_TCP && (parsed.l3, parsed.l4) == (14, 34);
+        if is_one { Straight::of(frame) } else { None }
     }
 
     /// Addresses and ports.

@@ -86,6 +86,7 @@ impl Plane {
         let hashes = turn.hashes.take().unwrap_or_else(|| table.hashes(&path));
         match self.flows.promote(turn.now, found.id, &hashes) {
             Ok(_) => {
+                self.flows.established.next_lines().into_iter().for_each(|line| turn.desk.prefetch(line));
                 turn.desk.opened(server);
                 turn.desk.count(service, ServiceCounter::Opened, 1);
                 Ok(())

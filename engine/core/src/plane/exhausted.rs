@@ -29,6 +29,12 @@ pub(super) struct Exhausted {
 }
 
 impl Exhausted {
+    /// Nothing is remembered.
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.noted == 0
+    }
+
     /// Why the last search towards this real server found nothing, if that still holds.
     pub(super) fn recall(&self, now: Now, service: ServiceId, towards: SocketAddr) -> Option<DropReason> {
         if self.noted == 0 {

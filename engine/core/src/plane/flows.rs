@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::flow::Direction;
-use crate::flow::half_open::{HalfOpenSources, SourceFull, SourceHash};
+use crate::flow::half_open::{HalfOpenSources, SourceFull};
 use crate::flow::table::{
     Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, LOOKUP_BATCH, PathHashes, Returns, TIMEOUTS_MAX,
     TimeoutClass, Timeouts, TupleHash,
@@ -163,45 +163,6 @@ pub(super) struct Flows {
     gave_way: u64,
 }
 
-/// What the packets of a batch are going to read of large memory.
-pub(super) struct Reads {
-    sources: [SourceHash; LOOKUP_BATCH],
-    sources_len: usize,
-    /// Entries of the large table.
-    entries: [TupleHash; LOOKUP_BATCH],
-    entries_len: usize,
-}
-
-impl Reads {
-    /// Nothing.
-    pub(super) fn new() -> Reads {
-        Reads {
-            sources: [SourceHash::default(); LOOKUP_BATCH],
-            sources_len: 0,
-            entries: [TupleHash::default(); LOOKUP_BATCH],
-            entries_len: 0,
-        }
-    }
-
-    /// The counters of a source; those beyond a batch are left out.
-    #[inline]
-    pub(super) fn note_source(&mut self, source: SourceHash) {
-        if let Some(place) = self.sources.get_mut(self.sources_len) {
-            *place = source;
-            self.sources_len += 1;
-        }
-    }
-
-    /// Where an entry of the large table belongs; likewise.
-    #[inline]
-    pub(super) fn note_entry(&mut self, entry: TupleHash) {
-        if let Some(place) = self.entries.get_mut(self.entries_len) {
-            *place = entry;
-            self.entries_len += 1;
-        }
-    }
-}
-
 impl Flows {
     pub(super) fn new(flows_max: usize, half_open_max: usize, per_source_max: u32, seed: [u64; 2], now: Now) -> Flows {
         let table = |flows_max, seed| {
@@ -267,7 +228,7 @@ impl Flows {
         })
     }
 
-    /// The hashes of a half-open flow, if this packet of it may complete the handshake, whose own is `hash`; what is read for that is noted.
+    /// The hashes of a half-open flow, if this packet of it may complete the handshake, whose own is `hash`. `prefetch` is told which lines that reads.
     #[inline]
     pub(super) fn promotion(
         &self,
@@ -275,7 +236,7 @@ impl Flows {
         hash: TupleHash,
         direction: Direction,
         packet: &Parsed,
-        reads: &mut Reads,
+        prefetch: impl Fn(*const u8),
     ) -> Option<PathHashes> {
         let is_answer = match packet.tuple.protocol {
             PROTOCOL_TCP => packet.tcp.flags.contains(TcpFlags::ACK) && !packet.tcp.flags.contains(TcpFlags::SYN),
@@ -289,19 +250,10 @@ impl Flows {
             Direction::Forward => PathHashes { client: hash, returns: self.hash(&path.server.reversed()) },
             Direction::Reverse => PathHashes { client: self.hash(&path.client), returns: hash },
         };
-        reads.note_source(self.sources.source(path.client.src));
-        reads.note_entry(if direction == Direction::Forward { hashes.returns } else { hashes.client });
+        self.sources.prefetch(path.client.src, &prefetch);
+        let other = if direction == Direction::Forward { hashes.returns } else { hashes.client };
+        prefetch(self.established.entry_line(other));
         Some(hashes)
-    }
-
-    /// Reads what was noted, all at a time: a short loop, so that many reads are under way together.
-    pub(super) fn read(&self, reads: &Reads) {
-        let sources = reads.sources[..reads.sources_len].iter().map(|&source| self.sources.touch(source));
-        let words = sources.fold(0, |words, word| words ^ word);
-        let entries = reads.entries[..reads.entries_len].iter();
-        let words = entries.fold(words, |words, &entry| words ^ self.established.touch_entry(entry));
-        // The words mean nothing; without a use of them the compiler would leave out the reads.
-        std::hint::black_box(words);
     }
 
     /// Reads what the ends of these established flows are going to write, all at a time.

@@ -9,8 +9,10 @@ use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
-use crate::packet::straight::Station;
-use crate::packet::{DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple};
+use crate::packet::straight::{Station, Straight};
+use crate::packet::{
+    DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple, TupleV4,
+};
 use crate::{Now, ServiceId};
 
 /// Octets of IP and TCP headers without options: what an MTU leaves beside the maximum segment size.
@@ -271,7 +273,14 @@ impl Plane {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
                 self.clamp(frame, &layout, hop);
             }
-            redirect(frame.bytes, &layout, frame.checksum, to, &self.hops.hop(hop).macs)
+            let macs = &self.hops.hop(hop).macs;
+            match (Straight::at(frame.bytes, packet), TupleV4::of(to)) {
+                (Some(straight), Some(to)) if frame.checksum != Checksum::Absent => {
+                    straight.redirect(frame.checksum, to, macs);
+                    Ok(())
+                }
+                _ => redirect(frame.bytes, &layout, frame.checksum, to, macs),
+            }
         };
         if rewritten.is_err() {
             return Verdict::Drop(DropReason::FrameChanged);

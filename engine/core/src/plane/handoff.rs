@@ -48,10 +48,14 @@ impl Plane {
     }
 
     /// The same worker, and as what that is counted.
+    #[inline]
     pub(super) fn elsewhere(&self, tuple: &Tuple, service: Option<ServiceId>) -> Option<(WorkerId, PlaneCounter)> {
-        if self.moving.is_alone() {
-            return None;
-        }
+        if self.moving.is_alone() { None } else { self.owner_elsewhere(tuple, service) }
+    }
+
+    /// The same where some packets do.
+    #[inline(never)]
+    fn owner_elsewhere(&self, tuple: &Tuple, service: Option<ServiceId>) -> Option<(WorkerId, PlaneCounter)> {
         let home = self.home_of(tuple, service)?;
         let owner = self.snapshot.steering.worker_of(home);
         let to = match owner == self.worker {

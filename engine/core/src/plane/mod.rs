@@ -394,6 +394,10 @@ impl Plane {
                     Ok(None) => {
                         job.at = at;
                         job.hash = self.flows.hash(&job.packet.tuple);
+                        turn.desk.prefetch(self.flows.established.entry_line(job.hash));
+                        if job.packet.tcp.flags.contains(TcpFlags::SYN) {
+                            turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
+                        }
                         flags |= job.packet.tcp.flags.0;
                         jobs += 1;
                     }
@@ -492,8 +496,7 @@ impl Plane {
                 return verdict;
             }
         }
-        let ahead = std::mem::replace(&mut self.ahead[job], Ahead::Nothing);
-        self.missed(frame, &packet, hash, ahead, turn)
+        self.missed(frame, &packet, hash, job, turn)
     }
 
     /// Reads what the packets that end flows are going to write.

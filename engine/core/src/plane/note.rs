@@ -51,12 +51,15 @@ impl Notes {
         self.has_any_port = self.homes.keys().any(|key| key.server_port == 0);
     }
 
+    /// Whether two services may lease the port of one path from maps of their own.
+    #[inline]
+    pub(super) fn has_twins(&self) -> bool {
+        self.has_any_port
+    }
+
     /// The home of the flow that may have the path to the server that `lease`, which is towards `towards`, gives to another one: a server's port can
     /// be one of a service and, with all of its ports, that of another service, and these two lease from maps of their own.
     pub(super) fn twin_of(&self, lease: &SnatLease, towards: SocketAddr, path: &FlowPath) -> Option<VShard> {
-        if !self.has_any_port {
-            return None;
-        }
         let Tuple { src, dst, dst_port, protocol, .. } = path.server;
         let server_port = if towards.port() == 0 { dst_port } else { 0 };
         let twin = self.homes.get(&NoteKey { source: src, server: dst, server_port, protocol })?;

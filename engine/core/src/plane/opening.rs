@@ -1,14 +1,14 @@
 //! A packet of no flow: is it a client's for one of our services? Then who serves it, from which source, and a new flow.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use towpath_config::model::Forwarding;
 
-use super::flows::{Detail, Found, OpenError, Reads, Stage, State};
+use super::flows::{Detail, Found, OpenError, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Macs, tcp_refusal};
-use super::services::Rule;
+use super::services::{Rule, Way};
 use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
@@ -16,8 +16,9 @@ use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
+use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
-use crate::{Now, Pick, Refusal, ServiceId, VShard};
+use crate::{Now, Pick, Refusal, ServiceId, TargetIndex, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
 const LEASES_MAX: usize = 4;
@@ -82,13 +83,13 @@ impl Plane {
         );
         let mut candidates = [const { None }; BATCH_MAX];
         let mut count = 0;
-        let mut reads = Reads::new();
         let mut hashes_seen = 0_u64;
+        let mut recent = None;
         for (&job, found) in missed.iter().zip(found) {
             let Job { at, ref packet, hash } = self.batch[job];
             if let Some((id, direction)) = found {
                 let found = Found { stage: Stage::HalfOpen, id, direction };
-                let hashes = self.flows.promotion(id, hash, direction, packet, &mut reads);
+                let hashes = self.flows.promotion(id, hash, direction, packet, |line| turn.desk.prefetch(line));
                 self.ahead[job] = Ahead::HalfOpen(found, hashes);
                 continue;
             }
@@ -98,35 +99,53 @@ impl Plane {
                 hashes_seen & bit != 0 && missed.iter().any(|&other| other < job && self.batch[other].hash == hash);
             hashes_seen |= bit;
             if !is_repeated
-                && let Some(service) = self.services.find(&packet.tuple)
+                && let Some(service) = self.find_again(&packet.tuple, &mut recent)
                 && !self.services.is_ours(packet.tuple.src)
                 && self.elsewhere(&packet.tuple, Some(service)).is_none()
                 && self.flows.has_room_beside(count, &packet.tuple, self.services.rule(service).returns())
                 && let Some(state) = self.first_state(frames[at].bytes, packet, service)
             {
-                reads.note_source(self.flows.sources.source(packet.tuple.src));
+                self.flows.sources.prefetch(packet.tuple.src, |line| turn.desk.prefetch(line));
                 candidates[count] = Some(Candidate { job, service, state, pick: None });
                 count += 1;
             }
         }
-        self.flows.read(&reads);
         if count > 0 {
             self.open_ahead(&mut candidates[..count], turn);
+        }
+    }
+
+    /// The service that a client's packet is for; `recent` is the answer for a packet before it.
+    #[inline]
+    fn find_again(&self, tuple: &Tuple, recent: &mut Option<(Tuple, Option<ServiceId>)>) -> Option<ServiceId> {
+        let is_same =
+            |other: &Tuple| (other.dst, other.dst_port, other.protocol) == (tuple.dst, tuple.dst_port, tuple.protocol);
+        match recent {
+            Some((other, service)) if is_same(other) => *service,
+            _ => {
+                let service = self.services.find(tuple);
+                *recent = Some((*tuple, service));
+                service
+            }
         }
     }
 
     /// Gives flows to be opened their servers and sources, as long as there are any.
     fn open_ahead<D: Desk>(&mut self, candidates: &mut [Option<Candidate>], turn: &mut Turn<'_, D>) {
         let snapshot = Arc::clone(&self.snapshot);
-        let mut places = [None; BATCH_MAX];
+        let mut places = [const { None }; BATCH_MAX];
         for (candidate, place) in candidates.iter_mut().zip(&mut places) {
             let Some(Candidate { job, service, .. }) = *candidate else { continue };
             let client = self.batch[job].packet.tuple;
             let pick = snapshot.service(service).and_then(|service| {
                 let (pick, member) = self.pick(turn.now, service, &client, turn.desk).ok()?;
-                if let ServiceSource::Pool(pool) = &service.source {
-                    let towards = member.lease_destination(service, member.destination(client.dst_port));
-                    *place = pool.place(towards, self.home(&client));
+                if let ServiceSource::Pool(pool) = &service.source
+                    && let Some(way) = self.services.way(service.id, pick.target)
+                    && let Some(route) = way.route(pool, || towards(service, member, &client))
+                {
+                    let lease = LeasePlace::new(route, self.home(&client));
+                    turn.desk.prefetch(pool.port_line(lease));
+                    *place = Some(lease);
                 }
                 Some(pick)
             });
@@ -136,17 +155,21 @@ impl Plane {
                 _ => *candidate = None,
             }
         }
-        // A short loop, so that many reads are under way together; without a use of the words the compiler would leave them out.
-        let words = places.iter().flatten().fold(0, |words, place| words ^ place.load(Ordering::Relaxed));
-        std::hint::black_box(words);
-        let mut reads = Reads::new();
-        for candidate in candidates.iter().flatten() {
-            let &Candidate { job, service: id, state, pick: Some(pick) } = candidate else { continue };
+        // A lease is an atomic operation, which waits for the note that the one before has written.
+        for (candidate, place) in candidates.iter().zip(&places) {
+            if let (Some(Candidate { service, .. }), &Some(place)) = (candidate, place)
+                && let Some(ServiceSource::Pool(pool)) = snapshot.service(*service).map(|service| &service.source)
+                && let Some(line) = pool.note_line(place)
+            {
+                turn.desk.prefetch(line);
+            }
+        }
+        for (candidate, &place) in candidates.iter().zip(&places) {
+            let &Some(Candidate { job, service: id, state, pick: Some(pick) }) = candidate else { continue };
             let client = self.batch[job].packet.tuple;
             let rule = *self.services.rule(id);
             let sourced = snapshot.service(id).and_then(|service| {
-                let member = service.target(pick.target)?;
-                self.source(turn.now, &snapshot.steering, service, member, &client, &rule, 0).ok()
+                self.source(turn.now, &snapshot.steering, service, pick.target, &client, &rule, place, 0).ok()
             });
             let Some((path, detail)) = sourced else {
                 turn.desk.close(id, pick.server);
@@ -158,35 +181,63 @@ impl Plane {
                 Returns::Elsewhere => TupleHash::default(),
             };
             let hashes = PathHashes { client: self.batch[job].hash, returns };
-            reads.note_entry(returns);
+            turn.desk.prefetch(self.flows.established.entry_line(returns));
+            turn.desk.prefetch(self.flows.half_open.entry_line(returns));
             let class = first_class(&rule, client.protocol);
             self.ahead[job] = Ahead::Opening(Opening { service: id, path, hashes, class, state, detail });
         }
-        self.flows.read(&reads);
     }
 
-    /// Decides about a packet that was found to belong to no established flow.
+    /// Decides about a packet of the batch that was found to belong to no established flow; `job` is its place among those.
     #[inline(never)]
     pub(super) fn missed<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
         hash: TupleHash,
-        ahead: Ahead,
+        job: usize,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         // What the batch did before may have opened, moved or ended its flow.
-        let found = match ahead {
+        let found = match self.ahead[job] {
             Ahead::HalfOpen(found, hashes) if self.flows.half_open.state(found.id).is_some() => {
                 turn.hashes = hashes;
                 Some(found)
             }
-            Ahead::Opening(opening) => match self.insert(frame, packet, &opening, turn) {
-                Some(verdict) => return verdict,
-                None => self.flows.lookup_hashed(hash, &packet.tuple),
-            },
+            Ahead::Opening(opening) => {
+                self.ahead[job] = Ahead::Nothing;
+                match self.insert(frame, packet, &opening, turn) {
+                    Some(verdict) => return verdict,
+                    None => self.flows.lookup_hashed(hash, &packet.tuple),
+                }
+            }
             Ahead::HalfOpen(..) | Ahead::Nothing => self.flows.lookup_hashed(hash, &packet.tuple),
         };
+        self.ahead[job] = Ahead::Nothing;
+        self.decide(frame, packet, found, turn)
+    }
+
+    /// The same for a packet that nothing is known of.
+    pub(super) fn missed_unseen<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        hash: TupleHash,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let found = self.flows.lookup_hashed(hash, &packet.tuple);
+        self.decide(frame, packet, found, turn)
+    }
+
+    /// Takes a packet of a half-open flow onwards, or one of none to whoever it is for.
+    #[inline]
+    fn decide<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        found: Option<Found>,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
         let forwarded = found.and_then(|found| self.forward(frame, packet, found, turn));
         turn.hashes = None;
         if let Some(verdict) = forwarded {
@@ -224,6 +275,8 @@ impl Plane {
         if is_new && self.flows.make_room(&path.client, path.returns).is_ok() {
             match self.flows.open(turn.now, path, hashes, class, state, detail) {
                 Ok(flow) => {
+                    // The next one of a batch is not far.
+                    self.flows.half_open.next_lines().into_iter().for_each(|line| turn.desk.prefetch(line));
                     turn.desk.count(service, ServiceCounter::Accepted, 1);
                     return Some(self.begin(frame, packet, service, flow, path, turn));
                 }
@@ -314,8 +367,8 @@ impl Plane {
         if !matches!(picked, Err((DropReason::HalfOpenSource, _))) {
             desk.count(service.id, ServiceCounter::Accepted, 1);
         }
-        let (pick, member) = picked?;
-        let connected = self.connect(now, steering, service, member, client, &rule, state);
+        let (pick, _) = picked?;
+        let connected = self.connect(now, steering, service, pick.target, client, &rule, state);
         if connected.is_err() {
             desk.close(service.id, pick.server);
             self.flows.dismiss(client);
@@ -351,21 +404,21 @@ impl Plane {
         Err((reason, refusal.into()))
     }
 
-    /// Opens the flow towards `member`, from a lease where the service's mode wants one.
+    /// Opens the flow towards a member, from a lease where the service's mode wants one.
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     fn connect(
         &mut self,
         now: Now,
         steering: &SteeringTable,
         service: &Service,
-        member: &Target,
+        target: TargetIndex,
         client: &Tuple,
         rule: &Rule,
         state: State,
     ) -> Result<(FlowId, FlowPath), Refused> {
         let class = first_class(rule, client.protocol);
         for attempt in 0..LEASES_MAX {
-            let (path, mut detail) = self.source(now, steering, service, member, client, rule, attempt)?;
+            let (path, mut detail) = self.source(now, steering, service, target, client, rule, None, attempt)?;
             let hashes = self.flows.half_open.hashes(&path);
             match self.flows.open(now, &path, &hashes, class, state, detail) {
                 Ok(id) => return Ok((id, path)),
@@ -381,20 +434,25 @@ impl Plane {
         Err((DropReason::PortsExhausted, Termination::OutOfSourcePorts))
     }
 
-    /// The path of a flow towards `member`, from a lease where the service's mode wants one; another one at each `attempt`.
+    /// The path of a flow towards a member, from a lease (at `place`, if that is known) where the service's mode wants one; another one at each `attempt`.
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     fn source(
         &mut self,
         now: Now,
         steering: &SteeringTable,
         service: &Service,
-        member: &Target,
+        target: TargetIndex,
         client: &Tuple,
         rule: &Rule,
+        place: Option<LeasePlace>,
         attempt: usize,
     ) -> Result<(FlowPath, Detail), Refused> {
-        let destination = member.destination(client.dst_port);
-        let server = Ip::from(destination.ip());
+        let id = service.id;
+        let exhausted = (DropReason::PortsExhausted, Termination::OutOfSourcePorts);
+        let way = self.services.way(id, target).copied().zip(service.target(target));
+        // It was picked of the same snapshot.
+        let Some((way, member)) = way else { return Err((DropReason::NoServer, Termination::NoServer)) };
+        let Way { server, .. } = way;
         let pool = match &service.source {
             ServiceSource::Client | ServiceSource::Interface => None,
             ServiceSource::Pool(pool) => Some(pool),
@@ -417,26 +475,34 @@ impl Plane {
         };
         let with_source = |src, src_port| FlowPath {
             client: *client,
-            server: Tuple { src, dst: server, src_port, dst_port: destination.port(), protocol: client.protocol },
+            server: Tuple {
+                src,
+                dst: server,
+                src_port,
+                dst_port: way.port(client.dst_port),
+                protocol: client.protocol,
+            },
             returns: rule.returns(),
         };
         if is_kept && attempt == 0 {
             return Ok((with_source(client.src, client.src_port), Detail::new(member.server, None)));
         }
-        let exhausted = (DropReason::PortsExhausted, Termination::OutOfSourcePorts);
         let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { return Err(exhausted) };
-        let towards = member.lease_destination(service, destination);
-        if let Some(reason) = self.exhausted.recall(now, service.id, towards) {
+        let towards = || towards(service, member, client);
+        if !self.exhausted.is_empty()
+            && let Some(reason) = self.exhausted.recall(now, id, towards())
+        {
             return Err((reason, Termination::OutOfSourcePorts));
         }
-        let home = self.home(client);
+        let found = || way.route(pool, towards).map(|route| LeasePlace::new(route, self.home(client)));
+        let Some(place) = place.or_else(found) else { return Err(exhausted) };
         for _ in 0..LEASES_MAX {
-            let Ok(lease) = pool.lease(towards, home, steering, self.worker) else {
-                self.exhausted.note(now, service.id, towards, exhausted.0);
+            let Ok(lease) = pool.lease_at(place, steering, self.worker) else {
+                self.exhausted.note(now, id, towards(), exhausted.0);
                 return Err(exhausted);
             };
-            let path = with_source(lease.address().into(), lease.port());
-            let is_taken = self.is_taken_elsewhere(&lease, towards, &path);
+            let path = with_source(lease.ip(), lease.port());
+            let is_taken = self.notes.has_twins() && self.is_taken_elsewhere(&lease, towards(), &path);
             let mut detail = Detail::new(member.server, Some(lease));
             if !is_taken {
                 return Ok((path, detail));
@@ -471,6 +537,11 @@ impl Plane {
             self.counts.add(PlaneCounter::ResetsMade, 1);
         }
     }
+}
+
+/// What the leases of the flows of a client to a member are towards.
+fn towards(service: &Service, member: &Target, client: &Tuple) -> SocketAddr {
+    member.lease_destination(service, member.destination(client.dst_port))
 }
 
 /// The timeout that a flow begins with.

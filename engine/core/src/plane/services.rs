@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
@@ -12,9 +13,9 @@ use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
-use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot};
-use crate::snat::SnatMaps;
-use crate::{RealServerId, ServiceId};
+use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
+use crate::snat::{RouteId, SnatMaps, SnatPool};
+use crate::{RealServerId, ServiceId, TargetIndex};
 
 const TCP_TIMEOUTS: usize = TcpTimeout::ALL.len();
 const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
@@ -72,6 +73,42 @@ impl Rule {
     }
 }
 
+/// Where the packets of a service to one of its members go.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Way {
+    /// Its address.
+    pub(super) server: Ip,
+    /// `None`: it keeps the port that the client addressed.
+    port: Option<u16>,
+    /// The way of the leases there, of the service's pool; `None` where it depends on that port, or where there is no pool.
+    route: Option<RouteId>,
+}
+
+impl Way {
+    fn new(service: &Service, member: &Target) -> Way {
+        let destination = member.destination(0);
+        let towards = member.lease_destination(service, destination);
+        let is_one = member.port.is_some() || service.ports.is_empty();
+        let route = match &service.source {
+            ServiceSource::Pool(pool) if is_one => pool.route(towards),
+            ServiceSource::Client | ServiceSource::Interface | ServiceSource::Pool(_) => None,
+        };
+        Way { server: destination.ip().into(), port: member.port, route }
+    }
+
+    /// The port there of what a client sent to `service_port`.
+    #[inline]
+    pub(super) fn port(&self, service_port: u16) -> u16 {
+        self.port.unwrap_or(service_port)
+    }
+
+    /// The way of the leases, `towards` the member.
+    #[inline]
+    pub(super) fn route(&self, pool: &SnatPool, towards: impl Fn() -> SocketAddr) -> Option<RouteId> {
+        self.route.or_else(|| pool.route(towards()))
+    }
+}
+
 /// Hashes the addresses and ports of the configuration in a few instructions. Without a key: what lies in these tables the operator has
 /// chosen, and whoever looks for something else finds no longer runs than those are.
 #[derive(Default)]
@@ -120,10 +157,14 @@ fn address_key(address: Ip) -> u128 {
 pub(super) struct Services {
     /// By [`ServiceId`]; all there can be, so that no id needs a check.
     rules: Box<[Rule; SERVICES_MAX]>,
+    /// By [`ServiceId`], then by the place of the member; as long as the snapshot is.
+    ways: Vec<Box<[Way]>>,
     /// By [`key`].
     by_socket: Configured<(u128, u32), ServiceId>,
     /// VIPs and SNAT addresses, by [`address_key`].
     ours: ConfiguredSet<u128>,
+    /// By the last octet: whether one of them ends in it. Most packets come from an address that does not.
+    ours_endings: [bool; 256],
     /// Of these, those of the kernel's interfaces: even when the kernel has lost one, it is not ours alone.
     lent: ConfiguredSet<u128>,
     /// Addresses of real servers, likewise.
@@ -140,8 +181,10 @@ impl Services {
     pub(super) fn new() -> Services {
         Services {
             rules: Box::new([Rule::default(); SERVICES_MAX]),
+            ways: Vec::new(),
             by_socket: HashMap::default(),
             ours: HashSet::default(),
+            ours_endings: [false; 256],
             lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
@@ -152,6 +195,8 @@ impl Services {
 
     /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
+        self.ways.clear();
+        self.ways.resize_with(snapshot.services.len(), Box::default);
         self.by_socket.clear();
         self.ours.clear();
         self.lent.clear();
@@ -166,6 +211,8 @@ impl Services {
                 .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
             shunned.extend(members.map(|target| (service.id, target.server)));
         }
+        self.ours_endings = [false; 256];
+        self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
         self.shunned = shunned;
         more
@@ -176,6 +223,9 @@ impl Services {
         let protocol = protocol_number(service.protocol);
         if let Some(rule) = self.rules.get_mut(service.id.index()) {
             *rule = Rule::new(service);
+        }
+        if let Some(ways) = self.ways.get_mut(service.id.index()) {
+            *ways = service.targets.iter().map(|member| Way::new(service, member)).collect();
         }
         if service.ports.is_empty() {
             self.by_socket.insert(key(vip, None, protocol), service.id);
@@ -204,6 +254,12 @@ impl Services {
         &self.rules[service.index() % SERVICES_MAX]
     }
 
+    /// The way to a member of a service of the snapshot.
+    #[inline]
+    pub(super) fn way(&self, service: ServiceId, member: TargetIndex) -> Option<&Way> {
+        self.ways.get(service.index())?.get(member.index())
+    }
+
     /// The service that a client's packet is for.
     pub(super) fn find(&self, tuple: &Tuple) -> Option<ServiceId> {
         let Tuple { dst, dst_port, protocol, .. } = *tuple;
@@ -212,8 +268,9 @@ impl Services {
     }
 
     /// Whether it is a VIP or SNAT address.
+    #[inline]
     pub(super) fn is_ours(&self, address: Ip) -> bool {
-        self.ours.contains(&address_key(address))
+        self.ours_endings[usize::from(address.0[15])] && self.ours.contains(&address_key(address))
     }
 
     /// Whether it is an address of the kernel's whose ports we lease.

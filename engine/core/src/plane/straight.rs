@@ -5,7 +5,6 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::opening::Ahead;
 use super::{Desk, Frame, Plane, PortId, Turn, Verdict};
 use crate::flow::tcp::TcpTimeout;
 use crate::flow::{Direction, Trace};
@@ -67,7 +66,7 @@ impl Plane {
         match parse_to(frame.bytes, &mut packet) {
             Ok(None) => {
                 let hash = self.flows.hash(&packet.tuple);
-                self.missed(frame, &packet, hash, Ahead::Nothing, turn)
+                self.missed_unseen(frame, &packet, hash, turn)
             }
             // Frames that go straight on are TCP.
             Ok(Some(_)) => Verdict::Pass,

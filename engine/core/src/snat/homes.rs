@@ -29,6 +29,12 @@ impl Homes {
         self.by_port.get_or_init(|| (0..PORTS).map(|at| AtomicU8::new((at >> 8) as u8)).collect())
     }
 
+    /// The line of the note of `port`.
+    #[inline]
+    pub(super) fn line(&self, port: u16) -> Option<*const u8> {
+        Some(std::ptr::from_ref(&self.by_port.get()?[place(port)]).cast())
+    }
+
     /// The flow that has just leased `port` lives in `home`.
     #[inline]
     pub(super) fn write(&self, port: u16, home: VShard) {
@@ -77,7 +83,7 @@ impl SnatPool {
         self.routes.iter().flat_map(|route| {
             route.sources.iter().map(|source| {
                 source.map.homes.keep();
-                (source.address, route.destination, PortHomes { map: Arc::clone(&source.map) })
+                (source.address.into(), route.destination, PortHomes { map: Arc::clone(&source.map) })
             })
         })
     }

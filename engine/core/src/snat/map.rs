@@ -21,7 +21,9 @@ struct Shard {
     leased: [AtomicU64; WORDS_PER_VSHARD],
     /// Where the next search begins: one past the bit claimed last.
     cursor: AtomicU64,
-    spare: [AtomicU64; 3],
+    /// Not 0 once a port of it was leased for a flow of another home: until then every note says what it said at first.
+    lent: AtomicU64,
+    spare: [AtomicU64; 2],
 }
 
 /// Which ports of one (SNAT address, real server, protocol) are leased: 16 KiB.
@@ -29,7 +31,8 @@ pub(super) struct PortMap {
     id: u32,
     /// Pools that lease from here. The book reuses a map only when there are none and no port is leased.
     pools: AtomicU32,
-    shards: Box<[Shard]>,
+    /// In place: to reach one is one read less.
+    shards: [Shard; VSHARDS],
     pub(super) homes: Homes,
 }
 
@@ -42,9 +45,13 @@ impl std::fmt::Debug for PortMap {
 impl PortMap {
     fn new(id: u32) -> PortMap {
         let word = || AtomicU64::new(0);
-        let shard =
-            |_| Shard { leased: [word(), word(), word(), word()], cursor: word(), spare: [word(), word(), word()] };
-        PortMap { id, pools: AtomicU32::new(0), shards: (0..VSHARDS).map(shard).collect(), homes: Homes::default() }
+        let shard = |_| Shard {
+            leased: [word(), word(), word(), word()],
+            cursor: word(),
+            lent: word(),
+            spare: [word(), word()],
+        };
+        PortMap { id, pools: AtomicU32::new(0), shards: std::array::from_fn(shard), homes: Homes::default() }
     }
 
     pub(super) fn id(&self) -> u32 {
@@ -85,6 +92,27 @@ impl PortMap {
         None
     }
 
+    /// Notes that the flow which has just leased `port` lives in `home`. Where nothing else was ever said of these ports, their notes are right as
+    /// they are, and the line of one more table need not be written.
+    #[inline]
+    pub(super) fn note(&self, port: u16, home: VShard) {
+        let vshard = vshard_of_port(port);
+        let lent = &self.shards[vshard.index()].lent;
+        if home != vshard {
+            // Seen by whoever leases this port after it was released: the release is behind it, and the claim reads what that wrote.
+            lent.store(1, Ordering::Relaxed);
+        } else if lent.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.homes.write(port, home);
+    }
+
+    /// Whether leases of a shard write their notes.
+    #[inline]
+    pub(super) fn is_lent(&self, vshard: VShard) -> bool {
+        self.shards[vshard.index()].lent.load(Ordering::Relaxed) != 0
+    }
+
     /// Makes `port` free again; false when it was not leased.
     fn release(&self, port: u16) -> bool {
         let shard = &self.shards[vshard_of_port(port).index()];
@@ -97,6 +125,13 @@ impl PortMap {
     pub(super) fn is_leased(&self, port: u16) -> bool {
         let (vshard, word, bit) = place(port);
         self.shards[vshard].leased[word].load(Ordering::Acquire) & bit != 0
+    }
+
+    /// The port of a shard that the next search begins at.
+    #[inline]
+    pub(super) fn next_port(&self, vshard: VShard) -> u16 {
+        let bit = self.shards[vshard.index()].cursor.load(Ordering::Relaxed) as u16 % PORTS_PER_VSHARD as u16;
+        bit << 8 | u16::from(vshard.0)
     }
 
     /// A word in the line of a shard.

@@ -71,6 +71,12 @@ impl<D: Copy + Default> Deadlines<D> {
         Some(self.free).filter(|&slot| slot != NONE)
     }
 
+    /// The line of a slot.
+    #[inline]
+    pub(super) fn line(&self, slot: usize) -> *const u8 {
+        std::ptr::from_ref(&self.slots[slot]).cast()
+    }
+
     /// Takes the next free slot and links it to `due_tick`.
     pub(super) fn take(&mut self, due_tick: u32, detail: D) -> Option<u32> {
         let slot = self.next_free()?;
