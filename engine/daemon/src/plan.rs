@@ -194,7 +194,7 @@ impl PacketsPlan {
             worker: WorkerId(0),
             seed: [0; 2],
             steering_seed: 0,
-            strays: Strays::Drop,
+            strays: Strays::Reset,
         };
         let rings = (workers * input.arms.len()).max(1) as u64;
         let mtu_bytes = input.arms.iter().map(|arm| arm.mtu_bytes).max().unwrap_or(0);
