@@ -201,6 +201,9 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     let tight = PlanInput { memory_bytes: GIB, ..input };
     let tight = Plan::new(&model, &tight).unwrap().packets.unwrap().ring.bytes();
     assert!(tight < packets.ring.bytes() && 4 * tight <= GIB / RINGS_SHARE, "{tight}");
+    let rings = bytes(amount(&plan.memory, "packet rings"));
+    let told = |line: &str| line.trim_start().starts_with("packet rings") && line.ends_with(&rings);
+    assert!(shown.lines().any(told), "{rings}\n{shown}");
     assert!(
         shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
         "{shown}"
