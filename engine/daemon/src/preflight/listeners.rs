@@ -13,6 +13,7 @@ const TABLES: [(&str, Protocol, u8); 4] =
 /// A socket of the kernel's that anybody can send to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listener {
+    /// What it speaks.
     pub protocol: Protocol,
     /// Unspecified = on every address of the host, of both families where it is that of IPv6.
     pub local: SocketAddr,
@@ -32,7 +33,7 @@ impl Listener {
 }
 
 /// All of them, in the network namespace of the calling thread; what cannot be read is left out.
-pub fn listeners() -> BTreeSet<Listener> {
+pub(super) fn listeners() -> BTreeSet<Listener> {
     let table = |(name, protocol, state)| {
         let text = fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
         let sockets: Vec<Listener> =
