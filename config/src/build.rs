@@ -192,7 +192,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
     let section = root.table("limits").unwrap_or(&defaults);
     Some(model::Limits {
         connections: section.number("connections").map(|connections| connections.value),
-        udp_sessions: section.number("udp_sessions")?.value,
+        udp_sessions: section.number("udp_sessions").map(|sessions| sessions.value),
         persistence_entries: section.number("persistence_entries")?.value,
         buffers: section.number("buffers").map(|buffers| buffers.value),
         buffer_bytes: section.number("buffer_bytes")?.value,

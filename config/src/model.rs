@@ -57,8 +57,8 @@ pub enum Poll {
 pub struct Limits {
     /// TCP connections relayed at the same time; `None` = as many as the descriptors allow.
     pub connections: Option<u32>,
-    /// UDP sessions at the same time.
-    pub udp_sessions: u32,
+    /// UDP sessions relayed at the same time; `None` = as many as the descriptors allow, and 65,536 at most.
+    pub udp_sessions: Option<u32>,
     /// Persistence entries over all services.
     pub persistence_entries: u32,
     /// Receive buffers per worker, each `buffer_bytes` long; `None` = two for each connection, in at most an eighth of the memory.

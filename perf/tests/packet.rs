@@ -50,6 +50,17 @@ fn the_packet_plane_is_measured_in_memory() {
 }
 
 #[test]
+fn the_kernel_is_left_out_where_it_cannot_follow_so_many_connections() {
+    if !std::path::Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists() {
+        return;
+    }
+    let arguments = ["snat", "--connections", "10000000", "--addresses", "4", "--subject", "kernel", "--against", ""];
+    let output = towpath_perf(&arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("nf_conntrack_max=10000000"), "{said}");
+}
+
+#[test]
 fn who_takes_descriptors_cannot_be_asked_for_very_many_connections() {
     let arguments = ["snat", "--connections", "3000", "--subject", "kernel", "--against", "haproxy"];
     let output = towpath_perf(&arguments).output().unwrap();

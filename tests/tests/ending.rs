@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use towpath_tests::{
-    Connection, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service, subject,
+    Connection, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service,
+    subject,
 };
 
 fn config(lab: &TestLab, vip: Ipv4Addr, drain_timeout: &str) -> String {
@@ -153,8 +154,11 @@ fn a_worker_that_panics_ends_the_process_and_the_next_start_serves() {
         of_packets.stream().set_read_timeout(Some(Duration::from_millis(300))).expect("not zero");
         let silence = of_packets.echo(b"is anybody there?").expect_err("nobody forwards it");
         assert!(matches!(silence.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{silence}");
+        of_packets.stream().set_read_timeout(Some(PATIENCE)).expect("not zero");
 
         let relay = subject!().start(lab.balancer(), &config);
+        // It has sent something since, and sends it again.
+        assert!(of_packets.is_ended(), "the next process tells the client");
         for to in [(on_packets, 443), (on_streams, 8443)] {
             let mut connection = Connection::open(lab.client(), to).expect("somebody serves again");
             connection.greeting().expect("a greeting");

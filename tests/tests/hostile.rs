@@ -213,10 +213,12 @@ fn without_descriptors_clients_are_refused_and_counted_and_served_again_later() 
             crowd.served
         );
         held.echo(b"undisturbed").expect("those who are in go on");
+        let full = relay.status();
+        let used = &full.limits.descriptors;
+        assert_eq!((full.phase.as_str(), used.used), ("running", used.max), "whoever asks is told that none is left");
         let (served, refused) = (crowd.served, crowd.refused);
         assert_eq!(crowd.part(), served);
 
-        // Only now is there a descriptor for whoever asks about the state.
         relay.until("there is room again", |status| status.services[0].connections == 1);
         let web = relay.service("web");
         assert_eq!(web.terminations["out_of_descriptors"], refused as u64, "{web:?}");

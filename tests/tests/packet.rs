@@ -9,7 +9,9 @@ use std::thread;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use towpath_engine::Status;
 use towpath_engine::status::HealthStatus;
+use towpath_sys::host;
 use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
 use towpath_tests::wire::captured;
@@ -443,7 +445,7 @@ fn t_10_source_ports_run_out_exactly_and_are_counted() {
         };
         for addresses in [&snat[..1], &snat[..]] {
             let relay = subject!().start(lab.balancer(), &config(addresses));
-            let held: Vec<Connection> = (0..4 * addresses.len())
+            let mut held: Vec<Connection> = (0..4 * addresses.len())
                 .map(|n| {
                     let mut connection = Connection::open(lab.client(), (vip, 443)).expect("a port is left");
                     connection.greeting().unwrap_or_else(|error| panic!("connection {n}: {error}"));
@@ -454,14 +456,92 @@ fn t_10_source_ports_run_out_exactly_and_are_counted() {
                 .client()
                 .run(|| TcpStream::connect_timeout(&(vip, 443).into(), Duration::from_millis(300)))
                 .expect("a thread");
-            assert!(refused.is_err(), "one more than there are ports");
+            let refused = refused.expect_err("one more than there are ports");
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "told at once, not by silence");
             eventually("the refusal is counted", || (terminations(&relay, "out_of_source_ports") > 0).then_some(()));
-            for mut connection in held {
+            for connection in &mut held {
                 connection.echo(b"still here").expect("those that have a port keep it");
             }
+            // The next one needs no restart.
+            held.pop().map(Connection::close).expect("one was open").expect("a clean end");
+            eventually("a port is free", || Connection::open(lab.client(), (vip, 443)).ok());
             relay.stop();
         }
     });
+}
+
+#[test]
+fn a_full_flow_table_refuses_and_counts_the_next_and_has_room_again_when_one_ends() {
+    in_lab(
+        a_full_flow_table_refuses_and_counts_the_next_and_has_room_again_when_one_ends,
+        Topology::TwoArm,
+        1,
+        |lab| {
+            const FLOWS: u64 = 1024;
+            host::raise_nofile_limit().expect("two descriptors for each");
+            let vip = lab.free_vip(100);
+            let listener =
+                lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+            let service = packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers()));
+            let config = format!("[runtime]\nworkers = [0]\n[limits]\nflows = {FLOWS}\n{service}");
+            let relay = subject!().start(lab.balancer(), &config);
+            let connect = || {
+                let connect = || TcpStream::connect_timeout(&(vip, 443).into(), PATIENCE);
+                lab.client().run(connect).expect("a thread")
+            };
+            let mut held: Vec<(TcpStream, TcpStream)> = (0..FLOWS)
+                .map(|n| {
+                    let client = connect().unwrap_or_else(|error| panic!("connection {n}: {error}"));
+                    (client, listener.accept().expect("a connection").0)
+                })
+                .collect();
+            let refused = connect().expect_err("one more than there is room for");
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+            let full = relay.until("the refusal is counted", |status| status.limits.flows.refused > 0);
+            assert_eq!((full.limits.flows.used, full.limits.flows.max), (FLOWS, FLOWS));
+            // One after the other: at the same time the server would keep its end, and so we ours.
+            let (client, mut server) = held.pop().expect("there are some");
+            drop(client);
+            assert_eq!(server.read(&mut [0; 1]).expect("a clean end"), 0);
+            drop(server);
+            held.push((
+                eventually("there is room again", || connect().ok()),
+                listener.accept().expect("a connection").0,
+            ));
+            for (client, server) in &mut held {
+                client.write_all(b"still here").expect("a connection");
+                server.read_exact(&mut [0; 10]).expect("those that are served stay so");
+            }
+            relay.stop();
+        },
+    );
+}
+
+#[test]
+fn a_server_that_answers_no_question_for_its_address_is_counted_and_served_once_it_does() {
+    in_lab(
+        a_server_that_answers_no_question_for_its_address_is_counted_and_served_once_it_does,
+        Topology::TwoArm,
+        1,
+        |lab| {
+            let vip = lab.free_vip(100);
+            let _origin = Origin::tcp(lab.server(1), 443);
+            lab.server(1).link_down("back").expect("a plug to pull");
+            let service = packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers()));
+            let relay = start(lab, &service);
+            let counted = |name: &'static str| {
+                move |status: &Status| status.workers.iter().map(|worker| worker.packets[name]).sum::<u64>()
+            };
+            thread::scope(|scope| {
+                let waiting = scope.spawn(|| visit(lab.client(), (vip, 443)));
+                relay.until("a SYN has waited", |status| counted("frames_held")(status) > 0);
+                relay.until("it was given up", |status| counted("frames_given_up")(status) > 0);
+                lab.server(1).link_up("back").expect("a plug to put back");
+                waiting.join().expect("its next SYN goes on");
+            });
+            relay.stop();
+        },
+    );
 }
 
 #[test]
@@ -566,6 +646,8 @@ fn what_a_crash_leaves_behind_is_cleared_by_the_next_start() {
         let config = packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers()));
         let relay = start(lab, &config);
         visit(lab.client(), (vip, 443));
+        let mut held = Connection::open(lab.client(), (vip, 443)).expect("somebody serves");
+        held.greeting().expect("a greeting");
         // Killed, as a crash does.
         drop(relay);
         let stale = || lab.balancer().run(Silence::clear).expect("a thread").expect("nftables can be asked");
@@ -575,6 +657,9 @@ fn what_a_crash_leaves_behind_is_cleared_by_the_next_start() {
             .expect("a thread");
         assert_eq!(silent.expect_err("nobody serves").kind(), std::io::ErrorKind::TimedOut, "the rule is still there");
         let relay = start(lab, &config);
+        // Whoever was served before need not wait for its own timeouts.
+        let lost = held.echo(b"is anybody there?").expect_err("nobody knows it");
+        assert_eq!(lost.kind(), std::io::ErrorKind::ConnectionReset);
         visit(lab.client(), (vip, 443));
         relay.stop();
         assert!(!stale(), "a process that ends in order leaves nothing");
@@ -615,6 +700,7 @@ fn the_ocs_example_runs_with_its_twelve_ports_on_one_arm() {
             .replace("10.0.1.41", &lab.server(1).ipv4().to_string())
             .replace("10.0.1.42", &lab.server(2).ipv4().to_string());
         let relay = start(lab, &config);
+        eventually("the plan tells the memory of the rings", || relay.log().contains("  packet rings ").then_some(()));
         relay.until_all_up();
         for port in PORTS {
             let served: BTreeSet<String> = (0..4).map(|_| visit(lab.client(), (vip, port)).name).collect();

@@ -1,6 +1,6 @@
 //! Workers beside each other: ports that one lends to another, frames that are handed off, and workers that join and leave while it runs.
 
-use std::net::TcpStream;
+use std::net::{TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use towpath_engine::Status;
 use towpath_sys::host::available_cpus;
 use towpath_tests::{
-    Connection, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service, subject, who,
+    Connection, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service,
+    subject, who,
 };
 
 /// So many workers, more than one on some CPU if need be.
@@ -84,6 +85,40 @@ fn packet_workers_lend_each_other_ports_to_the_last_one() {
             });
             relay.stop();
         }
+    });
+}
+
+#[test]
+fn what_other_workers_hand_over_is_counted_also_where_nothing_else_arrives() {
+    in_lab(what_other_workers_hand_over_is_counted_also_where_nothing_else_arrives, Topology::TwoArm, 1, |lab| {
+        // Of one worker's virtual shards: what the server sends to clients of the other one comes there by way of it.
+        const FLOWS: u64 = 16;
+        let vip = lab.free_vip(100);
+        let server = lab.server(1).run(|| UdpSocket::bind("0.0.0.0:3478")).expect("a thread").expect("a socket");
+        server.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        let source = format!("source = {{ pool = [\"{}\"], ports = \"20000-20023\" }}", lab.free_snat(101));
+        let lines = format!("protocol = \"udp\"\nidle_timeout = \"10m\"\n{source}");
+        let config =
+            format!("[limits]\nflows = 16384\n{}", packet_service("web", vip, "3478", &lines, &ipv4(lab.servers())));
+        let relay = subject!().start_on(lab.balancer(), &config, &cpus(2));
+        let from = |status: &Status| counted(status, "frames_from_client");
+        let _clients: Vec<UdpSocket> = (1..=FLOWS)
+            .map(|flows| {
+                let client = lab.client().run(|| UdpSocket::bind("0.0.0.0:0")).expect("a thread").expect("a socket");
+                client.send_to(b"question", (vip, 3478)).expect("a datagram");
+                relay.until("the question is counted", |status| from(status) == flows);
+                client
+            })
+            .collect();
+        let mut heard = [0; 16];
+        for _ in 0..FLOWS {
+            let (_, peer) = server.recv_from(&mut heard).expect("the question");
+            server.send_to(b"answer", peer).expect("a datagram");
+        }
+        let status = relay.until("every answer is counted", |status| counted(status, "frames_to_client") == FLOWS);
+        let noted = counted(&status, "frames_handed_by_note");
+        assert!(noted > 0 && counted(&status, "frames_handed_here") == noted, "{noted} by note");
+        relay.stop();
     });
 }
 

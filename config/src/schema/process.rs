@@ -40,7 +40,15 @@ pub(super) static LIMITS: Table = Table {
             "TCP connections relayed at the same time.",
         )
         .default("auto"),
-        key("udp_sessions", integer(1, 16_777_216, "sessions"), "UDP sessions at the same time.").default("65536"),
+        key(
+            "udp_sessions",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "As many as the open file limit allows, and 65,536 at most.")]),
+                integer(1, 16_777_216, "sessions"),
+            ]),
+            "UDP sessions relayed at the same time.",
+        )
+        .default("auto"),
         key(
             "persistence_entries",
             integer(1, 16_777_216, "entries"),

@@ -22,7 +22,7 @@ fn a_short_file_gets_the_documented_defaults() {
         model.limits,
         Limits {
             connections: None,
-            udp_sessions: 65_536,
+            udp_sessions: None,
             persistence_entries: 262_144,
             buffers: None,
             buffer_bytes: 16_384,
@@ -127,7 +127,7 @@ group = "shared"
         model.limits,
         Limits {
             connections: Some(5000),
-            udp_sessions: 100,
+            udp_sessions: Some(100),
             persistence_entries: 200,
             buffers: Some(64),
             buffer_bytes: 131_072,

@@ -90,7 +90,7 @@ pub(crate) fn model() -> Model {
         runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive },
         limits: Limits {
             connections: None,
-            udp_sessions: 1024,
+            udp_sessions: Some(1024),
             persistence_entries: 1024,
             buffers: Some(64),
             buffer_bytes: 16_384,

@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use towpath_sys::Cause;
 
 use crate::house::House;
 use crate::plan::CONTROL_CLIENTS_MAX;
@@ -178,16 +179,26 @@ pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
         }
     };
     let places = Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX));
+    let mut spare = spare_descriptor();
     loop {
         // Whoever comes when all places are taken waits in the socket's own queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
+            // The operator may want to know just that.
+            Err(error) if Cause::of(&error) == Cause::OutOfDescriptors && spare.take().is_some() => {}
             Err(error) => {
                 tracing::warn!("control socket {}: {error}", file.path.display());
                 sleep(ACCEPT_PAUSE).await;
+                spare = spare.or_else(spare_descriptor);
             }
             Ok((stream, _)) => {
                 let house = Arc::clone(&house);
+                if spare.is_none() {
+                    // One at a time, so that the descriptor comes back to us.
+                    converse(stream, house).await;
+                    spare = spare_descriptor();
+                    continue;
+                }
                 tokio::spawn(async move {
                     converse(stream, house).await;
                     drop(place);
@@ -195,6 +206,11 @@ pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
             }
         }
     }
+}
+
+/// Let go when no descriptor is left, for the client that asks then.
+fn spare_descriptor() -> Option<fs::File> {
+    fs::File::open("/dev/null").ok()
 }
 
 /// One request, one answer.

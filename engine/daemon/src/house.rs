@@ -395,7 +395,12 @@ impl House {
                 max: persistence.entries_max as u64,
                 refused: persistence.evicted,
             },
-            descriptors: Usage { used: open_descriptors(), max: self.plan.nofile, refused: 0 },
+            // Without one to look with, none is left.
+            descriptors: Usage {
+                used: open_descriptors().unwrap_or(self.plan.nofile),
+                max: self.plan.nofile,
+                refused: 0,
+            },
         }
     }
 }
@@ -537,9 +542,9 @@ impl Fill {
     }
 }
 
-fn open_descriptors() -> u64 {
+fn open_descriptors() -> Option<u64> {
     // One of them is the directory that is being read.
-    fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count().saturating_sub(1) as u64)
+    fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1) as u64)
 }
 
 fn phase_word(phase: Phase) -> &'static str {

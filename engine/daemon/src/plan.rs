@@ -41,6 +41,9 @@ const DESCRIPTORS_PER_UDP_SESSION: u64 = 1;
 const DESCRIPTORS_PER_PIPE: u64 = 2;
 /// Below this many connections a relay is of no use, so deriving fewer is refused.
 const DERIVED_CONNECTIONS_MIN: u64 = 16;
+/// UDP sessions that nobody has counted: at most, and at least.
+const UDP_SESSIONS_AUTO_MAX: u32 = 65_536;
+const UDP_SESSIONS_AUTO_MIN: u32 = 16;
 
 /// State of one relayed connection, its place in tables and timers included.
 const CONNECTION_BYTES: u64 = 1024;
@@ -194,7 +197,7 @@ impl PacketsPlan {
             worker: WorkerId(0),
             seed: [0; 2],
             steering_seed: 0,
-            strays: Strays::Drop,
+            strays: Strays::Reset,
         };
         let rings = (workers * input.arms.len()).max(1) as u64;
         let mtu_bytes = input.arms.iter().map(|arm| arm.mtu_bytes).max().unwrap_or(0);
@@ -552,20 +555,26 @@ impl Needs {
     /// How many connections and sessions are admitted; what is not given is derived from what is left.
     fn bounds(&self, model: &Model, input: &PlanInput) -> (Bound, Bound) {
         let free = input.nofile.saturating_sub(total(&self.fixed_descriptors));
-        let configured_udp = model.limits.udp_sessions;
-        let udp = match (self.udp, model.limits.connections) {
-            (Use::Unused, _) => Bound { max: 0, from: BoundFrom::Unused },
+        let udp = match (self.udp, model.limits.udp_sessions, model.limits.connections) {
+            (Use::Unused, ..) => Bound { max: 0, from: BoundFrom::Unused },
             // Somebody who gives both numbers means them; otherwise UDP takes at most what TCP leaves of a fair share.
-            (Use::Needed, Some(_)) => Bound { max: configured_udp, from: BoundFrom::Configured },
-            (Use::Needed, None) => {
-                let fair = if self.tcp == Use::Needed { free / 2 } else { free };
-                let max = configured_udp.min(whole(fair / DESCRIPTORS_PER_UDP_SESSION));
-                let from = if max < configured_udp {
-                    BoundFrom::Lowered { configured: configured_udp }
-                } else {
-                    BoundFrom::Configured
+            (Use::Needed, Some(max), Some(_)) => Bound { max, from: BoundFrom::Configured },
+            (Use::Needed, configured, connections) => {
+                let fair = match (self.tcp, connections) {
+                    (Use::Unused, _) => free,
+                    (Use::Needed, None) => free / 2,
+                    (Use::Needed, Some(tcp)) => free.saturating_sub(u64::from(tcp) * DESCRIPTORS_PER_CONNECTION),
                 };
-                Bound { max, from }
+                let by_descriptors = whole(fair / DESCRIPTORS_PER_UDP_SESSION);
+                match configured {
+                    Some(max) if max <= by_descriptors => Bound { max, from: BoundFrom::Configured },
+                    Some(configured) => Bound { max: by_descriptors, from: BoundFrom::Lowered { configured } },
+                    None if UDP_SESSIONS_AUTO_MAX <= by_descriptors => {
+                        Bound { max: UDP_SESSIONS_AUTO_MAX, from: BoundFrom::Configured }
+                    }
+                    // Fewer than some would be no service: then the plan does not fit.
+                    None => Bound { max: by_descriptors.max(UDP_SESSIONS_AUTO_MIN), from: BoundFrom::Descriptors },
+                }
             }
         };
         let tcp = match (self.tcp, model.limits.connections) {
@@ -627,7 +636,8 @@ impl Needs {
             needed = needed.max(input.nofile) + missing * DESCRIPTORS_PER_CONNECTION;
         }
         let fixed = total(&self.fixed_descriptors);
-        let udp = if self.udp == Use::Needed { u64::from(model.limits.udp_sessions) } else { 0 };
+        let udp_sessions = model.limits.udp_sessions.unwrap_or(UDP_SESSIONS_AUTO_MIN);
+        let udp = if self.udp == Use::Needed { u64::from(udp_sessions) } else { 0 };
         let left = input.nofile.saturating_sub(fixed + udp * DESCRIPTORS_PER_UDP_SESSION) / DESCRIPTORS_PER_CONNECTION;
         let remedy = if model.limits.connections.is_some() && left >= DERIVED_CONNECTIONS_MIN {
             format!("set limits.connections to at most {left}")

@@ -1,5 +1,7 @@
 //! Whether this machine can carry this configuration (design.md 10.2): one function for `check --host`, `run` and reload.
 
+mod listeners;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
@@ -19,6 +21,8 @@ use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
 use crate::packets::{claims, facing, steering};
 use crate::plan::{Plan, PlanInput};
+
+pub use listeners::Listener;
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
 pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
@@ -83,6 +87,8 @@ pub struct PacketFacts {
     pub is_capable: bool,
     /// Whether the kernel forwards between its interfaces, IPv4 and IPv6.
     pub kernel_forwards: [bool; 2],
+    /// Who listens on this host.
+    pub listeners: BTreeSet<Listener>,
 }
 
 impl PacketFacts {
@@ -97,6 +103,7 @@ impl PacketFacts {
             missing,
             is_capable: is_capable(&fs::read_to_string("/proc/thread-self/status")?),
             kernel_forwards: ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"].map(is_set),
+            listeners: listeners::listeners(),
             tables,
         })
     }
@@ -135,6 +142,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     check_both_planes(model, &mut findings);
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
+        check_listeners(model, packets, &facts.kernel_sources, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
@@ -283,6 +291,33 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
             // Where it leads is told by the ways that are missing.
             Forwarding::Dsr => {}
         }
+    }
+}
+
+/// Programs of this host that would hear nothing more, because the packet plane takes their ports. Who listens on every address may mean the host's
+/// own: those that the kernel picks as source.
+fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, findings: &mut Vec<Finding>) {
+    let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
+    for claim in claims::claims(model, &kernels) {
+        let Some(protocol) = claims::protocol(&claim).filter(|_| kernels.contains(&claim.ip)) else { continue };
+        let (low, high) = claim.ports;
+        let loses = |listener: &&Listener| {
+            listener.protocol == protocol
+                && (low..=high).contains(&listener.local.port())
+                && (listener.is_at(claim.ip) || own.contains(&claim.ip) && listener.hears(claim.ip))
+        };
+        let ports: BTreeSet<u16> = facts.listeners.iter().filter(loses).map(|listener| listener.local.port()).collect();
+        let Some(first) = ports.first() else { continue };
+        let more = if ports.len() > 1 { format!(" and {} more", ports.len() - 1) } else { String::new() };
+        findings.push(Finding {
+            severity: Severity::Warning,
+            service: None,
+            message: format!(
+                "the packet plane takes ports {low}-{high} of {}, where another program of this host listens (port {first}{more}) and will hear \
+                 nothing more; use other ports, or another address, for one of them",
+                claim.ip
+            ),
+        });
     }
 }
 

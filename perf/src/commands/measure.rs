@@ -201,7 +201,17 @@ impl Snat {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         if let Some(connections) = self.connections {
             let cases = suite::snat::scale_cases(connections as usize, self.addresses);
-            let subjects = find(&self.common.subject, &self.against, &self.common.towpath()?)?;
+            let mut subjects = find(&self.common.subject, &self.against, &self.common.towpath()?)?;
+            if let Some(max) = connections_max_of_kernel().filter(|max| *max < u64::from(connections)) {
+                subjects.retain(|subject| subject.kind != Kind::Kernel);
+                eprintln!(
+                    "the kernel follows {max} connections at most; left out (`sysctl net.netfilter.nf_conntrack_max={connections}` lets it follow \
+                     as many)"
+                );
+            }
+            if subjects.is_empty() {
+                bail!("nobody is left; name another subject: towpath");
+            }
             if let Some(other) = subjects.iter().find(|subject| !matches!(subject.kind, Kind::Kernel | Kind::Towpath)) {
                 bail!("{} takes two descriptors for each connection; with --connections leave it out", other.name);
             }
@@ -333,6 +343,11 @@ fn choose(all: &[Case], names: &[String]) -> anyhow::Result<Vec<Case>> {
             })
         })
         .collect()
+}
+
+/// Connections that the kernel's translation follows at the same time; `None` where it follows none yet.
+fn connections_max_of_kernel() -> Option<u64> {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max").ok()?.trim().parse().ok()
 }
 
 fn find(first: &str, against: &[String], towpath: &Path) -> anyhow::Result<Vec<Subject>> {

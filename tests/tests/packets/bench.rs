@@ -90,7 +90,7 @@ pub(crate) const SETTINGS: PlaneSettings = PlaneSettings {
     worker: WorkerId(0),
     seed: [7, 9],
     steering_seed: 5,
-    strays: Strays::Drop,
+    strays: Strays::Reset,
 };
 
 /// What a configuration means.

@@ -293,6 +293,9 @@ pub(super) fn extensions(packet: &[u8], first: u8) -> Result<Chain, DropReason> 
         if !matches!(chain.protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
             return Ok(chain);
         }
+        if passed == EXTENSIONS_MAX {
+            break;
+        }
         let rest = packet.get(chain.l4..).unwrap_or_default();
         let header: &[u8; 8] = rest.first_chunk().ok_or(DropReason::ExtensionTruncated)?;
         let [next, length, b2, b3, b4, b5, b6, b7] = *header;

@@ -163,7 +163,8 @@ pub enum Strays {
     /// Nothing.
     #[default]
     Drop,
-    /// A reset, when it was sent to a port that a service has.
+    /// A reset, when it was sent to a port that a service has, or by a real server to an address that is ours alone. So the ends of connections
+    /// that were lost with the process before this one hear of it at once, as from a host that has started again (RFC 9293 section 3.10.7.1).
     Reset,
 }
 

@@ -95,6 +95,11 @@ impl Moving {
         self.giving.is_some()
     }
 
+    /// Whether another worker has still to give flows.
+    fn awaits_any(&self) -> bool {
+        self.awaits_any
+    }
+
     fn ended(&mut self, by: WorkerId, generation: Generation) {
         // The end of a move before this one.
         if generation < self.since {
@@ -106,6 +111,12 @@ impl Moving {
 }
 
 impl Plane {
+    /// Whether it has flows to give, or another worker has some for it. The owners of virtual shards may change again when no plane is moving: a
+    /// flow that is still on its way would reach the next owner behind the end that it waits for.
+    pub fn is_moving(&self) -> bool {
+        self.moving.is_giving() || self.moving.awaits_any()
+    }
+
     /// Gives flows away whose virtual shards belong to other workers now. Each slot looked at costs one of `budget`. `give` says whether the other
     /// worker has taken it; if not, the walk stops there until the next call. Whether all is given, and every other worker was told.
     pub fn export(&mut self, budget: usize, mut give: impl FnMut(WorkerId, Cargo) -> bool) -> bool {

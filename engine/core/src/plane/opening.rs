@@ -251,7 +251,13 @@ impl Plane {
             // Forged, or one of our own come back: between two services it would never end.
             Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
-            None if self.is_ours_alone(packet.tuple.dst) => Verdict::Drop(DropReason::PortClosed),
+            None if self.is_ours_alone(packet.tuple.dst) => {
+                // A server's connection that nobody here has any more. Who else asks for a port that no service has is not told.
+                if self.strays == Strays::Reset && self.services.is_server(packet.tuple.src) {
+                    self.reset_sender(frame, packet, turn);
+                }
+                Verdict::Drop(DropReason::PortClosed)
+            }
             None => Verdict::Pass,
         }
     }

@@ -1045,6 +1045,39 @@ fn a_stray_segment_is_dropped_or_reset_as_the_settings_say() {
     }
 }
 
+/// As after a start that knows nothing of the connections of the process before.
+#[test]
+fn both_ends_of_a_connection_that_nobody_knows_are_reset_once_they_speak() {
+    for family in FAMILIES {
+        let mut setup = Setup::new(family, Forwarding::FullNat, Protocol::Tcp);
+        setup.settings.strays = Strays::Reset;
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_TCP);
+        let back = Tuple::new(server(family), SocketAddr::new(host(family, "inside", 2), 5_000), PROTOCOL_TCP);
+        let stranger = Tuple::new(SocketAddr::new(host(family, "inside", 99), 8443), back.destination(), PROTOCOL_TCP);
+        for (port, mac, from, tuple, reason) in [
+            (OUTSIDE, OUTSIDE_MAC, ROUTER_MAC, forward, Some(DropReason::TcpStray)),
+            (INSIDE, INSIDE_MAC, server_mac(80), back, Some(DropReason::PortClosed)),
+            (INSIDE, INSIDE_MAC, server_mac(99), stranger, None),
+        ] {
+            let mut lab = setup.lab();
+            let mut frame = frame_of(mac, from, &tuple, &tcp(&tuple, ACK, 7, 8, &[], b"x"));
+            assert_eq!(lab.send(port, &mut frame), Verdict::Drop(reason.unwrap_or(DropReason::PortClosed)));
+            let made = lab.made();
+            assert_eq!(made.len(), usize::from(reason.is_some()), "{tuple:?}");
+            if let [(to, reset)] = &made[..] {
+                assert_eq!((*to, sound(reset)), (port, tuple.reversed()));
+                let Ok(Packet::Transport(reset)) = parse(reset) else { panic!("a segment") };
+                assert_eq!((reset.tcp.flags.0, reset.tcp.seq), (RST, 8), "the number that it waits for");
+            }
+            // A reset is not answered.
+            lab.out.clear();
+            let mut reset = frame_of(mac, from, &tuple, &tcp(&tuple, RST, 7, 0, &[], b""));
+            lab.send(port, &mut reset);
+            assert!(lab.out.is_empty());
+        }
+    }
+}
+
 #[test]
 fn refusals_have_their_reasons() {
     let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_TCP);

@@ -18,10 +18,9 @@ use std::ops::RangeInclusive;
 
 use super::{finish, mix, mix_address, vshard_of_client, vshard_of_port};
 use crate::VShard;
-use crate::packet::{ETHERNET_LEN, FragmentKey, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
-
-/// IPv6 extension headers that are passed over; with more of them a packet counts as one without ports. Programs have no loops.
-pub const STEERED_EXTENSIONS_MAX: usize = 2;
+use crate::packet::{
+    ETHERNET_LEN, EXTENSIONS_MAX, FragmentKey, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Tuple,
+};
 
 /// One address of ours: where on it clients arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,10 +158,11 @@ struct Chain {
     fragment: Option<u32>,
 }
 
-/// Passes over extension headers: hop-by-hop, routing, destination options, and the fragment header of a packet in one fragment.
+/// Passes over extension headers: hop-by-hop, routing, destination options, and the fragment header of a packet in one fragment. As many as
+/// the plane reads: whoever sends one more cannot have the packet handed from worker to worker.
 fn chain(packet: &[u8]) -> Option<Chain> {
     let (mut protocol, mut l4) = (*packet.get(6)?, 40);
-    for _ in 0..STEERED_EXTENSIONS_MAX {
+    for _ in 0..EXTENSIONS_MAX {
         let next = match protocol {
             0 | 43 | 60 => {
                 let length = usize::from(*packet.get(l4 + 1)?);

@@ -64,6 +64,11 @@ pub fn pool(service: &VirtualService) -> Option<&SourcePool> {
     }
 }
 
+/// The protocol of a claim of ports.
+pub fn protocol(claim: &Claim) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp].into_iter().find(|&protocol| number(protocol) == claim.protocol)
+}
+
 /// The IP protocol number.
 fn number(protocol: Protocol) -> u8 {
     match protocol {

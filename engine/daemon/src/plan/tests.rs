@@ -100,14 +100,25 @@ fn memory_that_cannot_fit_is_refused_with_its_largest_part_first() {
 
 #[test]
 fn udp_sessions_give_way_to_the_descriptors_and_say_so() {
-    let plan = Plan::new(&udp_service(""), &input(2, 20_000)).unwrap();
+    let wanted = "[limits]\nudp_sessions = 65536\n";
+    let plan = Plan::new(&udp_service(wanted), &input(2, 20_000)).unwrap();
     assert_eq!(plan.udp_sessions.from, BoundFrom::Lowered { configured: 65_536 });
     assert!(plan.descriptors_total() <= 20_000);
     assert_eq!(plan.connections, Bound { max: 0, from: BoundFrom::Unused });
     assert_eq!(plan.warnings().len(), 1);
-    let wide = Plan::new(&udp_service(""), &input(2, 200_000)).unwrap();
+    let wide = Plan::new(&udp_service(wanted), &input(2, 200_000)).unwrap();
     assert_eq!(wide.udp_sessions, Bound { max: 65_536, from: BoundFrom::Configured });
     assert!(wide.warnings().is_empty());
+}
+
+#[test]
+fn udp_sessions_that_nobody_counted_are_as_many_as_fit() {
+    let small = Plan::new(&udp_service(""), &input(2, 20_000)).unwrap();
+    assert_eq!(small.udp_sessions.from, BoundFrom::Descriptors);
+    assert!(small.udp_sessions.max > 10_000 && small.descriptors_total() <= 20_000, "{small}");
+    assert!(small.warnings().is_empty(), "nothing is less than was asked for");
+    let wide = Plan::new(&udp_service(""), &input(2, 200_000)).unwrap();
+    assert_eq!(wide.udp_sessions, Bound { max: 65_536, from: BoundFrom::Configured });
 }
 
 #[test]
@@ -201,6 +212,9 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     let tight = PlanInput { memory_bytes: GIB, ..input };
     let tight = Plan::new(&model, &tight).unwrap().packets.unwrap().ring.bytes();
     assert!(tight < packets.ring.bytes() && 4 * tight <= GIB / RINGS_SHARE, "{tight}");
+    let rings = bytes(amount(&plan.memory, "packet rings"));
+    let told = |line: &str| line.trim_start().starts_with("packet rings") && line.ends_with(&rings);
+    assert!(shown.lines().any(told), "{rings}\n{shown}");
     assert!(
         shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
         "{shown}"

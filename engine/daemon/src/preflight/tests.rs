@@ -1,5 +1,7 @@
 //! Findings by machine, without a machine; and what this machine says.
 
+use towpath_config::model::Protocol;
+
 use super::*;
 
 fn model(source: &str) -> Model {
@@ -131,6 +133,7 @@ fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<St
         missing: Vec::new(),
         is_capable: true,
         kernel_forwards: [false; 2],
+        listeners: BTreeSet::new(),
     };
     change(&mut packets);
     messages(&model, &HostFacts { packets: Some(packets), ..facts() })
@@ -164,6 +167,36 @@ fn each_way_of_forwarding_has_its_own_conditions() {
     assert!(found.len() == 1 && found[0].contains("net.ipv4.ip_forward = 1"), "{found:?}");
     let dsr = "forwarding = \"dsr\"";
     assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = [true; 2]), Vec::<String>::new());
+}
+
+#[test]
+fn programs_of_the_host_that_lose_their_port_are_named() {
+    let listens = |locals: &[&str]| {
+        let at = |local: &&str| Listener { protocol: Protocol::Tcp, local: local.parse().unwrap() };
+        let listeners: BTreeSet<Listener> = locals.iter().map(at).collect();
+        move |packets: &mut PacketFacts| packets.listeners = listeners
+    };
+    let own = "source = { pool = [\"192.0.2.10\"], ports = \"20000-20999\" }";
+    for (locals, told) in
+        [(&["0.0.0.0:20500"][..], "(port 20500)"), (&["[::]:20999", "192.0.2.10:20000"], "(port 20000 and 1 more)")]
+    {
+        let found = packet_findings(own, listens(locals));
+        assert!(found.len() == 1 && found[0].contains(told), "{found:?}");
+        assert!(found[0].starts_with("warning: the packet plane takes ports 20000-20999 of 192.0.2.10"), "{found:?}");
+    }
+    let harmless = ["0.0.0.0:22", "0.0.0.0:443", "192.0.2.11:20500", "[::1]:20500"];
+    assert_eq!(packet_findings(own, listens(&harmless)), Vec::<String>::new());
+    // An address that the host has for the service: who listens everywhere hardly means it.
+    let vip = |locals: &[&str]| {
+        let listens = listens(locals);
+        packet_findings("source = { pool = [\"192.0.2.32\"] }", move |packets| {
+            packets.tables.addresses[0].ip = "192.0.2.30".parse().unwrap();
+            listens(packets);
+        })
+    };
+    assert_eq!(vip(&["0.0.0.0:443"]), Vec::<String>::new());
+    let found = vip(&["192.0.2.30:443"]);
+    assert!(found.len() == 1 && found[0].contains("ports 443-443 of 192.0.2.30"), "{found:?}");
 }
 
 #[test]

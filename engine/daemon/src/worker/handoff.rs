@@ -180,7 +180,13 @@ impl Worker {
         let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else { return Ok(left) };
         let mut desk = Counters { shared, seat: shared.seat(*id), takes_new: stopping.is_none() };
         packets.do_letters(*now, &mut desk);
+        packets.note_soon(*now);
         Ok(left)
+    }
+
+    /// Whether flows are still to be given, or to come.
+    pub(super) fn is_moving(&self) -> bool {
+        self.packets.as_ref().is_some_and(|packets| packets.plane.is_moving())
     }
 
     /// Sleeps only when nobody has put anything in.
@@ -192,9 +198,9 @@ impl Worker {
         }
     }
 
-    /// Says that all flows which a generation gives to others are on their way.
-    pub(super) fn report_moved(&mut self, exported: Left) {
-        if exported == Left::Nothing && self.moved != self.snapshot.generation {
+    /// Says that all flows which a generation gives to others are on their way, and those that others give have come.
+    pub(super) fn report_moved(&mut self) {
+        if !self.is_moving() && self.moved != self.snapshot.generation {
             self.moved = self.snapshot.generation;
             self.shared.report_moved(self.id, self.moved);
         }

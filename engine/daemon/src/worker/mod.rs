@@ -245,8 +245,8 @@ impl Worker {
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
-        // What was adopted among the completions is not said to have moved before the next breath.
-        let is_settled = self.moved == self.snapshot.generation;
+        // What was adopted among the completions is not said to have moved before the next breath. Flows that are still to come wake us.
+        let is_settled = self.moved == self.snapshot.generation || self.is_moving();
         let idle = packets == Left::Nothing && is_settled && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);

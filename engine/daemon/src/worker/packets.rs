@@ -133,7 +133,7 @@ impl Packets {
                 return Left::Nothing;
             }
             self.move_batch(now, count, desk);
-            self.note_at.get_or_insert(now + NOTE_MS);
+            self.note_soon(now);
         }
         Left::Something
     }
@@ -188,7 +188,7 @@ impl Packets {
         if self.plane.next_due().is_none_or(|due| due > now) {
             return Left::Nothing;
         }
-        self.note_at.get_or_insert(now + NOTE_MS);
+        self.note_soon(now);
         for _ in 0..EXPIRED_MAX / EXPIRED_STEP {
             let all_done = self.plane.expire(now, EXPIRED_STEP, desk, &mut self.out);
             self.send_made();
@@ -205,6 +205,11 @@ impl Packets {
         self.announce = (times > 1).then_some((now + ANNOUNCE_AGAIN_MS, times - 1));
         self.plane.announce(&mut self.out);
         self.send_made();
+    }
+
+    /// The counters have changed, so status is to show it.
+    pub(super) fn note_soon(&mut self, now: Now) {
+        self.note_at.get_or_insert(now + NOTE_MS);
     }
 
     /// Copies the counters for status, when that is due.
@@ -274,7 +279,7 @@ impl Worker {
         self.follow_network()?;
         let letters = self.read_letters()?;
         let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else {
-            self.report_moved(Left::Nothing);
+            self.report_moved();
             return Ok(Left::Nothing);
         };
         let seat = shared.seat(*id);
@@ -288,12 +293,12 @@ impl Worker {
         while let Some((port, via)) = packets.plane.wanted(*now) {
             shared.network().want(port, via);
         }
-        if letters == Left::Something || exported == Left::Something {
-            packets.note_at.get_or_insert(*now + NOTE_MS);
+        if exported == Left::Something {
+            packets.note_soon(*now);
         }
         packets.note(*now, shared, seat);
         let overdue = packets.overdue;
-        self.report_moved(exported);
+        self.report_moved();
         let is_left = [letters, moved, exported, overdue].contains(&Left::Something);
         Ok(if is_left { Left::Something } else { Left::Nothing })
     }

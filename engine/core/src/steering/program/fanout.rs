@@ -10,8 +10,8 @@ use std::ops::RangeInclusive;
 
 use super::{ETHERTYPE, INSTRUCTIONS_MAX, Instruction, branch, code, decide, finish, mix, mix_first, operation, runs};
 use crate::VShard;
-use crate::packet::{Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
-use crate::steering::frame::{FanoutRule, STEERED_EXTENSIONS_MAX};
+use crate::packet::{EXTENSIONS_MAX, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
+use crate::steering::frame::FanoutRule;
 use crate::steering::{SteeringTable, VSHARDS};
 
 // Memory cells: destination and source, one or four words each, then their ports. Those of a quoted packet change places.
@@ -226,7 +226,8 @@ fn read_ipv6(assembly: &mut Assembly, seed: u32, rules: &Rules<'_>, ends: &Ends)
 /// the packet is in more than one.
 fn pass_extensions(assembly: &mut Assembly, fragment: Label) {
     let passed = assembly.label();
-    for _ in 0..STEERED_EXTENSIONS_MAX {
+    // Programs have no loops.
+    for _ in 0..EXTENSIONS_MAX {
         let [extension, next] = assembly.labels();
         for header in [0, 43, 60] {
             assembly.if_equal(header, extension);
