@@ -49,6 +49,7 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
     let cases = [
         ("workers = [0]", "workers = [1]", "runtime.workers"),
         ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
+        ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
         ("udp_sessions = 100", "udp_sessions = 200", "limits"),
         ("a.sock", "b.sock", "control"),
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
