@@ -9,6 +9,10 @@
 
 use super::Direction;
 
+mod lent;
+
+pub use lent::SideNumbers;
+
 /// Flag of the TCP header's 14th byte: no more data from the sender.
 pub const FIN: u8 = 0x01;
 /// Flag of the TCP header's 14th byte: synchronise sequence numbers.
@@ -313,8 +317,10 @@ const ONE_WAY: u32 = 1 << 18;
 const CARRIES: u32 = 2 << SYN_WINDOW;
 const CLOSED: u32 = 1 << 19;
 const RESET: u32 = 1 << 20;
+/// Somebody else follows the connection as well, see `lent.rs`.
+const LENT: u32 = 1 << 21;
 /// The bits from here on are the caller's.
-const TAG: u32 = 21;
+const TAG: u32 = 22;
 
 /// Highest number that [`TcpTrack::set_tag`] takes.
 pub const TAG_MAX: u16 = (1 << (u32::BITS - TAG)) - 1;
@@ -356,7 +362,7 @@ impl TcpTrack {
     #[inline(always)]
     pub fn advance_open(&mut self, from: Direction, seq: u32, end: u32, ack: u32, window: u16) -> bool {
         const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
-        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET;
+        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET | LENT;
         if self.bits & (OPEN | OTHER) != OPEN {
             return false;
         }
@@ -475,7 +481,7 @@ impl TcpTrack {
         ResetNumbers { seq, seq_sent, ack }
     }
 
-    /// A number that the caller keeps here: 11 bits that a track has to spare. 0 at first.
+    /// A number that the caller keeps here: 10 bits that a track has to spare. 0 at first.
     #[inline]
     pub fn tag(&self) -> u16 {
         (self.bits >> TAG) as u16
