@@ -8,6 +8,7 @@
 //! since the end point judges better (RFC 7857 §2.2 wants every RST translated).
 
 use super::Direction;
+use crate::fast_path::FastNumbers;
 
 /// Flag of the TCP header's 14th byte: no more data from the sender.
 pub const FIN: u8 = 0x01;
@@ -23,11 +24,11 @@ const FIN_ACK: u8 = FIN | ACK;
 const RST_ACK: u8 = RST | ACK;
 
 /// Largest window scale (RFC 7323 §2.3).
-const SCALE_MAX: u8 = 14;
+pub(crate) const SCALE_MAX: u8 = 14;
 
 /// Bytes by which a segment or an acknowledgment may be older than the newest, however small the window is (`MAXACKWINCONST` of
 /// `nf_conntrack_proto_tcp.c`).
-const OLDER_MIN_BYTES: u32 = 66_000;
+pub(crate) const OLDER_MIN_BYTES: u32 = 66_000;
 
 /// Where only one direction is seen, the windows are unknown: bytes that a segment may be away from the newest.
 const ONE_WAY_SPAN_BYTES: u32 = 1 << 24;
@@ -355,9 +356,7 @@ impl TcpTrack {
     /// changed.
     #[inline(always)]
     pub fn advance_open(&mut self, from: Direction, seq: u32, end: u32, ack: u32, window: u16) -> bool {
-        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
-        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET;
-        if self.bits & (OPEN | OTHER) != OPEN {
+        if !self.is_open() {
             return false;
         }
         let (at, other) = (from.index(), from.opposite().index());
@@ -374,6 +373,28 @@ impl TcpTrack {
             self.note(from, end, ack, window);
         }
         fits
+    }
+
+    /// Where `side` is, for whoever follows an open connection in our place (see [`fast_path`](crate::fast_path)); `None` unless
+    /// [`advance_open`](TcpTrack::advance_open) would follow it too.
+    pub fn open_numbers(&self, side: Direction) -> Option<FastNumbers> {
+        let (at, scale) = (side.index(), self.scale(side));
+        let window = if self.has(SYN_WINDOW, side) { self.window[at].div_ceil(1 << scale) } else { self.window[at] };
+        let numbers = FastNumbers { end: self.end[at], ack: self.ack[at], window, scale: scale as u8 };
+        self.is_open().then_some(numbers)
+    }
+
+    /// Takes the newer numbers of who followed the connection in our place.
+    pub fn catch_up(&mut self, side: Direction, numbers: &FastNumbers) {
+        self.note(side, numbers.end, numbers.ack, numbers.window);
+    }
+
+    /// Whether both sides have opened, neither has closed or reset, and both are seen.
+    #[inline(always)]
+    fn is_open(&self) -> bool {
+        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
+        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET;
+        self.bits & (OPEN | OTHER) == OPEN
     }
 
     /// The phase that the connection is in.
