@@ -216,13 +216,7 @@ impl Plane {
     /// A packet of a lent flow has come by here. What the kernel knows is fetched; unless it is a plain one where such packets come in, the flow is
     /// taken out. Whether it is still lent.
     #[cold]
-    pub(super) fn meet_lent(
-        &mut self,
-        id: FlowId,
-        direction: Direction,
-        frame: &Frame<'_>,
-        packet: &Parsed,
-    ) -> bool {
+    pub(super) fn meet_lent(&mut self, id: FlowId, direction: Direction, frame: &Frame<'_>, packet: &Parsed) -> bool {
         let is_plain = packet.tcp.flags.0 & NOT_PLAIN == TcpFlags::ACK.0;
         let Some(fast) = &mut self.flows.fast else { return false };
         let Some(fast_id) = self.flows.established.detail(id).and_then(Detail::fast) else { return false };
@@ -299,8 +293,9 @@ impl Plane {
         let onwards = Direction::BOTH.map(|direction| tuples[direction.opposite() as usize].reversed());
         let hops = onwards.map(|to| *self.hops.hop_v4(&self.network, to.numbers()[1], &mut u16::MAX.clone()));
         // Where nothing was seen yet, from where the answers to it go.
-        let arrivals = Direction::BOTH
-            .map(|direction| candidate.arrivals[direction as usize].unwrap_or(hops[direction.opposite() as usize].port));
+        let arrivals = Direction::BOTH.map(|direction| {
+            candidate.arrivals[direction as usize].unwrap_or(hops[direction.opposite() as usize].port)
+        });
         let ifindex = |port: PortId| self.network.port(port).map(|port| port.index).filter(|&index| index != 0);
         let (ins, outs) = (arrivals.map(ifindex), hops.map(|hop| ifindex(hop.port)));
         let ([Some(in_0), Some(in_1)], [Some(out_0), Some(out_1)]) = (ins, outs) else { return None };
@@ -424,4 +419,3 @@ impl Plane {
         self.flows.fast.as_ref().map(|fast| &fast.table)
     }
 }
-

@@ -5,6 +5,8 @@
 
 use std::sync::atomic::Ordering;
 
+use super::fast::Fast;
+use crate::fast_path::FastId;
 use crate::flow::Direction;
 use crate::flow::half_open::{HalfOpenSources, SourceFull, SourceHash};
 use crate::flow::table::{
@@ -16,8 +18,6 @@ use crate::flow::udp::UdpTrack;
 use crate::packet::{PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use crate::snat::{SnatLease, SnatMaps};
-use super::fast::Fast;
-use crate::fast_path::FastId;
 use crate::{Now, RealServerId, ServiceId};
 
 /// Addresses of ours that the flows of one table name at most: every VIP and real server, and as many SNAT addresses as both.

@@ -153,9 +153,8 @@ impl Hops {
             let mut overlapping =
                 news[behind..].iter().take_while(|new| new.first_v4 <= old.first_v4 + old.more_v4).peekable();
             overlapping.peek().is_some()
-                && overlapping.all(|new| {
-                    (new.macs, new.straight_max, new.port) == (old.macs, old.straight_max, old.port)
-                })
+                && overlapping
+                    .all(|new| (new.macs, new.straight_max, new.port) == (old.macs, old.straight_max, old.port))
         }) && before.is_entered_alike(after)
     }
 

@@ -2,41 +2,19 @@
 //!
 //! A track that is lent refuses [`TcpTrack::advance_open`], so whoever meets one of its segments here asks for the newest numbers first.
 
-use super::{BOTH_FINS_SEEN, BOTH_SYNS_ACKED, BOTH_SYNS_SEEN, CLOSED, LENT, ONE_WAY, RESET, SYN_WINDOW, TcpTrack, later};
+use super::{LENT, ONE_WAY, SYN_WINDOW, TcpTrack};
+use crate::fast_path::FastNumbers;
 use crate::flow::Direction;
-
-/// What one side of an open connection has sent, acknowledged and offered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SideNumbers {
-    /// Behind the last sequence number that it has sent.
-    pub end: u32,
-    /// The highest acknowledgment that it has sent.
-    pub ack: u32,
-    /// The largest window field that it has sent.
-    pub window: u16,
-    /// By how many bits that is shifted to be bytes (RFC 7323 §2.3); 0 unless both sides scale.
-    pub shift: u8,
-}
 
 impl TcpTrack {
     /// Lends the numbers of both sides, the forward one first. `None`: it is lent already, or more can come of its plain segments than newer numbers.
-    pub fn lend(&mut self) -> Option<[SideNumbers; 2]> {
-        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
-        if self.bits & (OPEN | BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET | LENT) != OPEN {
+    pub fn lend(&mut self) -> Option<[FastNumbers; 2]> {
+        if !self.is_open() {
             return None;
         }
         self.scale_windows();
         self.bits |= LENT;
         Some(Direction::BOTH.map(|side| self.numbers(side)))
-    }
-
-    /// Windows out of SYNs, where answers are seen, are as later ones from here on.
-    pub(crate) fn scale_windows(&mut self) {
-        for side in Direction::BOTH {
-            if self.bits & ONE_WAY == 0 && self.has(SYN_WINDOW, side) {
-                self.scale_syn_window(side);
-            }
-        }
     }
 
     /// Whether it is lent.
@@ -46,23 +24,37 @@ impl TcpTrack {
     }
 
     /// The numbers of one side, of a track that is or was lent.
-    pub fn numbers(&self, side: Direction) -> SideNumbers {
+    pub fn numbers(&self, side: Direction) -> FastNumbers {
         let at = side.index();
-        let shift = self.scale(side) as u8;
-        SideNumbers { end: self.end[at], ack: self.ack[at], window: self.window[at], shift }
+        let scale = self.scale(side) as u8;
+        FastNumbers { end: self.end[at], ack: self.ack[at], window: self.window[at], scale }
+    }
+
+    /// The numbers of one side; `None` unless [`advance_open`](TcpTrack::advance_open) would follow it.
+    #[cfg(test)]
+    pub(crate) fn open_numbers(&self, side: Direction) -> Option<FastNumbers> {
+        let mut track = *self;
+        track.scale_windows();
+        self.is_open().then(|| track.numbers(side))
     }
 
     /// Takes what the other one has seen of a side, as far as it is newer.
-    pub fn catch_up(&mut self, side: Direction, numbers: &SideNumbers) {
-        let at = side.index();
-        self.end[at] = later(self.end[at], numbers.end);
-        self.ack[at] = later(self.ack[at], numbers.ack);
-        self.window[at] = self.window[at].max(numbers.window);
+    pub fn catch_up(&mut self, side: Direction, numbers: &FastNumbers) {
+        self.note(side, numbers.end, numbers.ack, numbers.window);
     }
 
     /// Nobody else follows the connection any more.
     pub fn take_back(&mut self) {
         self.bits &= !LENT;
+    }
+
+    /// Windows out of SYNs, where answers are seen, are as later ones from here on.
+    pub(crate) fn scale_windows(&mut self) {
+        for side in Direction::BOTH {
+            if self.bits & ONE_WAY == 0 && self.has(SYN_WINDOW, side) {
+                self.scale_syn_window(side);
+            }
+        }
     }
 }
 
@@ -87,7 +79,7 @@ mod tests {
     #[test]
     fn an_open_connection_is_lent_once_with_its_windows_scaled() {
         let mut track = open();
-        let numbers = |end, ack, window| SideNumbers { end, ack, window, shift: 3 };
+        let numbers = |end, ack, window| FastNumbers { end, ack, window, scale: 3 };
         assert_eq!(track.lend(), Some([numbers(101, 901, 1_001), numbers(901, 101, 1_000)]));
         assert_eq!((track.lend(), track.is_lent()), (None, true));
         let plain = (101, 201, 901, 500);
@@ -101,13 +93,12 @@ mod tests {
     fn only_newer_numbers_are_taken() {
         let mut track = open();
         track.lend().unwrap();
-        let newer = SideNumbers { end: 5_101, ack: 901, window: 2_000, shift: 3 };
+        let newer = FastNumbers { end: 5_101, ack: 901, window: 2_000, scale: 3 };
         track.catch_up(Direction::Forward, &newer);
-        track.catch_up(Direction::Forward, &SideNumbers { end: 101, ack: 800, window: 7, shift: 3 });
+        track.catch_up(Direction::Forward, &FastNumbers { end: 101, ack: 800, window: 7, scale: 3 });
         track.take_back();
         assert_eq!(track.numbers(Direction::Forward), newer);
-        let (to_client, to_server) =
-            (track.reset_towards(Direction::Forward), track.reset_towards(Direction::Reverse));
+        let (to_client, to_server) = (track.reset_towards(Direction::Forward), track.reset_towards(Direction::Reverse));
         assert_eq!((to_client.ack, to_server.seq, to_server.seq_sent), (5_101, 101, 5_101));
     }
 

@@ -172,9 +172,10 @@ fn resets_have_the_numbers_that_the_kernel_has_seen() {
     let mut halted = setup.service();
     halted.targets[0].admin = AdminState::Halt;
     lab.plane.adopt_snapshot(setup.snapshot(halted));
-    lab.expire_once();
+    lab.expire();
     assert_eq!((lab.clerk.ends.as_slice(), lab.fast_flows()), (&[Termination::ServerHalted][..], 0));
-    let resets: Vec<_> = lab.made().iter().map(|(port, frame)| (*port, parsed(frame).tcp.seq, parsed(frame).tcp.ack)).collect();
+    let resets: Vec<_> =
+        lab.made().iter().map(|(port, frame)| (*port, parsed(frame).tcp.seq, parsed(frame).tcp.ack)).collect();
     // The server has acknowledged all but the last octet.
     assert_eq!(resets, [(OUTSIDE, got, sent), (INSIDE, sent - 1, got), (INSIDE, sent, got)]);
     assert_eq!(lab.clerk.counted(ServiceCounter::BytesToClient), 3_000 * 1_400);
@@ -333,7 +334,8 @@ fn an_icmp_error_is_judged_by_the_newest_numbers() {
     error.extend(&quoted[..28]);
     let sum = checksum::of(&error);
     error[2..4].copy_from_slice(&sum.to_be_bytes());
-    let outer = Tuple { src: server(Family::V4).ip().into(), dst: sent.src, src_port: 0, dst_port: 0, protocol: PROTOCOL_ICMP };
+    let outer =
+        Tuple { src: server(Family::V4).ip().into(), dst: sent.src, src_port: 0, dst_port: 0, protocol: PROTOCOL_ICMP };
     let mut frame = ethernet(INSIDE_MAC, server_mac(80), true, &ip_packet(&outer, PROTOCOL_ICMP, 64, &error));
     assert_eq!(lab.send(INSIDE, &mut frame), Verdict::Send(OUTSIDE));
     assert_eq!(lab.fast_flows(), 1);

@@ -79,7 +79,10 @@ fn one<T: Copy>(of: &[T], number: u8) -> T {
 /// Connections, each as the client sends and as the server answers.
 pub(super) type Connections = Vec<(Tuple, Tuple)>;
 
-pub(super) fn frame(connections: &Connections, (who, what, how, bends, behind): &Spec) -> (PortId, Vec<u8>, Checksum, u16) {
+pub(super) fn frame(
+    connections: &Connections,
+    (who, what, how, bends, behind): &Spec,
+) -> (PortId, Vec<u8>, Checksum, u16) {
     let (connection, is_forward, flags) = *who;
     let (forward, back) = one(connections, connection);
     let (tuple, (seq, ack), macs, port) = match is_forward {
