@@ -117,7 +117,7 @@ impl Fast {
 
     /// When the kernel last carried a packet of the flow with this detail.
     pub(super) fn seen(&self, detail: &Detail) -> Option<Now> {
-        detail.fast().map(|id| self.table.read(id).used())
+        carried_at(&self.table.read(detail.fast()?))
     }
 
     /// Takes a flow out: its numbers and what was counted are fetched, and the track is not lent any more.
@@ -165,6 +165,11 @@ impl Fast {
     }
 }
 
+/// When the kernel last carried a packet of a flow, if it has carried any.
+fn carried_at(used: &FastUse) -> Option<Now> {
+    used.sides.iter().filter(|side| side.frames > 0).map(|side| side.used).max()
+}
+
 /// The track takes what the kernel has seen.
 fn catch_up(state: &mut State, used: &FastUse) {
     for direction in Direction::BOTH {
@@ -180,7 +185,9 @@ impl Flows {
         let state = self.established.state_mut(id)?;
         let (used, arrivals) = fast.remove(&mut detail, state)?;
         *self.established.detail_mut(id)? = detail;
-        self.established.see(id, used.used());
+        if let Some(at) = carried_at(&used) {
+            self.established.see(id, at);
+        }
         Some(arrivals)
     }
 
@@ -189,7 +196,9 @@ impl Flows {
         let fast = self.fast.as_ref()?;
         let used = fast.table.read(self.established.detail(id)?.fast()?);
         catch_up(self.established.state_mut(id)?, &used);
-        self.established.see(id, used.used());
+        if let Some(at) = carried_at(&used) {
+            self.established.see(id, at);
+        }
         Some(())
     }
 
@@ -357,7 +366,9 @@ impl Plane {
             let id = FastId(fast.first + at as u32);
             let used = fast.table.read(id);
             fast.count(id, service, &used);
-            established.see(flow, used.used());
+            if let Some(at) = carried_at(&used) {
+                established.see(flow, at);
+            }
             let class = self.services.rule(service).tcp_class(TcpTimeout::Established);
             let is_idle = is_crowded && now.ms_since(used.used()) >= IDLE_MS;
             if is_idle || established.class(flow) != Some(class) || !fast.table.is_live(id) {

@@ -12,7 +12,8 @@ const ROOM: u32 = 64;
 
 /// Lets the kernel carry flows of `lab` from here on, at most so many.
 fn enter(lab: &mut Lab, room: u32) {
-    let memory = FastMemory::private(FastShape::new(room), [3, 5]);
+    // So large that no bucket is full.
+    let memory = FastMemory::private(FastShape::new(1_024), [3, 5]);
     lab.plane.use_fast_path(memory, FastSettings { worker: 0, flows: 0..room, origin_ms: 77_000 });
 }
 
@@ -31,6 +32,13 @@ fn carry(lab: &Lab, port: PortId, bytes: &mut [u8], checksum: Checksum, segment_
 }
 
 impl Lab {
+    /// A reload changes the service.
+    fn change(&mut self, change: impl FnOnce(&mut Service)) {
+        let mut snapshot = Snapshot::clone(&self.plane.snapshot);
+        change(Arc::make_mut(snapshot.services[0].as_mut().expect("it has one")));
+        self.plane.adopt_snapshot(Arc::new(snapshot));
+    }
+
     fn fast_flows(&self) -> u32 {
         self.plane.fast_table().expect("it has a fast path").open()
     }
@@ -159,7 +167,6 @@ fn the_kernel_carries_a_flow_from_its_handshake_to_its_fin() {
 
 #[test]
 fn resets_have_the_numbers_that_the_kernel_has_seen() {
-    let setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
     let mut lab = lab(Forwarding::FullNat);
     let (forward, back) = lab.open(Family::V4, 40_000);
     let (mut sent, mut got) = (101_u32, 901_u32);
@@ -169,9 +176,7 @@ fn resets_have_the_numbers_that_the_kernel_has_seen() {
         assert!(lab.carries(true, &forward, ACK, (sent, got), b"x"));
         sent += 1;
     }
-    let mut halted = setup.service();
-    halted.targets[0].admin = AdminState::Halt;
-    lab.plane.adopt_snapshot(setup.snapshot(halted));
+    lab.change(|service| service.targets[0].admin = AdminState::Halt);
     lab.expire();
     assert_eq!((lab.clerk.ends.as_slice(), lab.fast_flows()), (&[Termination::ServerHalted][..], 0));
     let resets: Vec<_> =
@@ -229,6 +234,7 @@ fn segments_that_were_received_before_the_flow_was_entered_leave_it_there() {
     lab.client_sends(&forward, &tcp(&forward, ACK | PSH, 106, 901, &[], b"second"));
     assert!(lab.carries(false, &back, ACK, (901, 112), b"answer"));
     lab.client_sends(&forward, &tcp(&forward, ACK, 112, 907, &[], b""));
+    lab.expire();
     assert_eq!((lab.fast_flows(), lab.read(PlaneCounter::FastFlowsEntered)), (1, 1));
     assert_eq!(lab.read(PlaneCounter::TcpFaults), 0);
 }
@@ -304,13 +310,10 @@ fn a_crowd_of_silent_flows_gives_way() {
 
 #[test]
 fn another_timeout_reaches_a_flow_that_the_kernel_carries() {
-    let setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
     let mut lab = lab(Forwarding::FullNat);
     let (forward, _) = lab.open(Family::V4, 40_000);
     let before = lab.flow(&forward).0;
-    let mut service = setup.service();
-    service.idle_timeout_ms = 30_000;
-    lab.plane.adopt_snapshot(setup.snapshot(service));
+    lab.change(|service| service.idle_timeout_ms = 30_000);
     lab.now = lab.now + 1_000;
     lab.expire();
     for _ in 0..2 {
