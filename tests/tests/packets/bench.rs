@@ -48,28 +48,28 @@ pub(crate) fn server_mac(number: u8) -> [u8; 6] {
 /// # Errors
 /// The configuration is not accepted.
 pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, Counters), String> {
-    run_by(config, frames, Path::Plane)
+    run_by(config, frames, Carrier::Plane)
 }
 
 /// Who takes frames of established flows onwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Path {
+pub(crate) enum Carrier {
     /// The kernel, where it is given them: by what its program does.
-    Fast,
+    Kernel,
     /// The plane.
     Plane,
 }
 
-/// The same where flows go by this path.
+/// The same where these carry the flows.
 ///
 /// # Errors
 /// The configuration is not accepted.
-pub(crate) fn run_by(config: &str, frames: &[Captured], path: Path) -> Result<(Vec<Captured>, Counters), String> {
+pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Result<(Vec<Captured>, Counters), String> {
     let snapshot = Arc::new(snapshot(config)?);
     let mut desk = TestDesk::new(&snapshot);
     let network = Arc::new(network());
     let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::clone(&network), Now(0));
-    let kernel = (path == Path::Fast).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
+    let kernel = (carrier == Carrier::Kernel).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
     if let Some(memory) = &kernel {
         plane.use_fast_path(memory.clone(), FastSettings { worker: 0, flows: 0..64, origin_ms: 0 });
     }
@@ -108,9 +108,9 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], path: Path) -> Result<(V
         }
         take_made(at_ms, &mut out, &mut left);
     }
-    if let (Some(last), Path::Fast) = (frames.last(), path) {
+    if let (Some(last), Carrier::Kernel) = (frames.last(), carrier) {
         // What the kernel has counted is fetched within a second; nothing else happens by then.
-        let _all_done = plane.expire(Now(last.at_ms + 999), 0, &mut desk, &mut out);
+        let _all_done = plane.expire(Now(last.at_ms + 1_000), 0, &mut desk, &mut out);
     }
     Ok((left, counters(&plane, &desk, &snapshot)))
 }
