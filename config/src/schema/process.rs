@@ -77,7 +77,7 @@ pub(super) static LIMITS: Table = Table {
             "fast_flows",
             Kind::Either(&[
                 Kind::Word(&[word("auto", "As `flows`, at most 262,144, in at most a sixteenth of the memory.")]),
-                integer(1024, 16_777_216, "flows"),
+                integer(1024, 4_194_304, "flows"),
             ]),
             "Of these flows, those that the kernel itself carries onwards at the same time; each worker has an equal share. Flows beyond go through the \
              workers.",

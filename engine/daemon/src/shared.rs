@@ -325,6 +325,11 @@ impl Shared {
         self.at(Instant::now())
     }
 
+    /// What the system's monotonic clock showed at `Now(0)`, in milliseconds.
+    pub fn origin_ms(&self) -> u64 {
+        host::monotonic_ms().saturating_sub(self.now().0)
+    }
+
     /// `instant` on the same scale, for a worker that has read the clock already.
     #[inline]
     pub fn at(&self, instant: Instant) -> Now {

@@ -10,7 +10,9 @@
 use super::flows::{Detail, Flows, State};
 use super::forward::{Hops, Run};
 use super::{BATCH_MAX, Desk, Frame, Network, Plane, PlaneCounter, PortId};
-use crate::fast_path::{FastFlow, FastFull, FastId, FastMemory, FastSettings, FastSide, FastTable, FastUse, REST_MS};
+use crate::fast_path::{
+    FastFlow, FastFull, FastId, FastMemory, FastSettings, FastSide, FastSideUse, FastTable, FastUse, REST_MS,
+};
 use crate::flow::tcp::TcpTimeout;
 use crate::flow::{Direction, FlowId, Returns};
 use crate::packet::{PROTOCOL_TCP, Parsed, TcpFlags, Tuple, TupleV4};
@@ -61,7 +63,16 @@ struct Place {
     flow: Option<FlowId>,
     /// Where its packets come in.
     arrivals: [PortId; 2],
-    told: FastUse,
+    /// Of what the kernel has carried, the part that was counted.
+    counted: [Carried; 2],
+}
+
+/// What the kernel has carried one way since the flow was entered.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Carried {
+    pub(super) frames: u64,
+    pub(super) octets: u64,
+    pub(super) payload_octets: u64,
 }
 
 /// A flow that may be entered: its slot in the large table, and where its packets come in, as far as that was seen.
@@ -141,11 +152,16 @@ impl Fast {
     /// Counts what has come to a flow since the last time.
     fn count(&mut self, id: FastId, service: ServiceId, used: &FastUse) {
         let Some(place) = self.place(id) else { return };
-        let told = std::mem::replace(&mut place.told, *used);
-        let Some(carried) = self.carried.get_mut(service.index()) else { return };
-        let was_empty = carried.frames() == 0;
-        carried.carry(service, &told, used);
-        if was_empty && carried.frames() > 0 {
+        let carried = used.sides.map(|FastSideUse { frames, octets, payload_octets, .. }| Carried {
+            frames,
+            octets,
+            payload_octets,
+        });
+        let counted = std::mem::replace(&mut place.counted, carried);
+        let Some(run) = self.carried.get_mut(service.index()) else { return };
+        let was_empty = run.frames() == 0;
+        run.add_carried(service, &counted, &carried);
+        if was_empty && run.frames() > 0 {
             self.untold.push(service);
         }
     }
@@ -325,7 +341,7 @@ impl Plane {
         match fast.table.insert(&FastFlow { sides }, now) {
             Ok(id) => {
                 if let Some(place) = fast.place(id) {
-                    *place = Place { flow: Some(flow), arrivals, told: FastUse::default() };
+                    *place = Place { flow: Some(flow), arrivals, counted: Default::default() };
                 }
                 fast.used = fast.used.max((id.0 - fast.first) as usize + 1);
                 fast.entered += 1;
@@ -399,8 +415,8 @@ impl Plane {
     /// Hands what the kernel has carried to the desk.
     pub(super) fn tell_fast<D: Desk>(&mut self, desk: &mut D) {
         let Some(fast) = &mut self.flows.fast else { return };
-        self.counts.set(PlaneCounter::FastFlows, fast.table.open().into());
         self.counts.set(PlaneCounter::FastFlowsEntered, fast.entered);
+        self.counts.set(PlaneCounter::FastFlowsLeft, fast.entered - u64::from(fast.table.open()));
         self.counts.set(PlaneCounter::FastFlowsRefused, fast.refused);
         while let Some(fast) = &mut self.flows.fast
             && let Some(service) = fast.untold.pop()

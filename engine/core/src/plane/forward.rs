@@ -1,12 +1,12 @@
 //! A packet of a flow, onwards: next hop, TCP or UDP state, rewriting, out.
 
+use super::fast::Carried;
 use super::flows::{Found, Stage};
 use super::pending::HoldError;
 use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
 use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
-use crate::fast_path::FastUse;
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
@@ -508,9 +508,9 @@ impl Run {
         Run { service: ServiceId(0), protocol: PROTOCOL_TCP, frames: [0; 2], octets: [0; 2], payload: [0; 2] };
 
     /// What the kernel has carried of a flow between two looks.
-    pub(super) fn carry(&mut self, service: ServiceId, before: &FastUse, after: &FastUse) {
+    pub(super) fn add_carried(&mut self, service: ServiceId, before: &[Carried; 2], after: &[Carried; 2]) {
         self.service = service;
-        for (at, (before, after)) in before.sides.iter().zip(&after.sides).enumerate() {
+        for (at, (before, after)) in before.iter().zip(after).enumerate() {
             self.frames[at] += after.frames.saturating_sub(before.frames);
             self.octets[at] += after.octets.saturating_sub(before.octets);
             self.payload[at] += after.payload_octets.saturating_sub(before.payload_octets);

@@ -198,8 +198,8 @@ counters!(
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
         ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
-        FastFlows = "fast_flows", "Flows that the kernel carries onwards now.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
+        FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
         FlowsClosed = "flows_closed", "Flows that have ended.";
         FlowsGiven = "flows_given", "Flows given to the workers that their clients are steered to now.";

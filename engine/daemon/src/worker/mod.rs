@@ -75,6 +75,8 @@ pub struct Entrances {
     pub ports: Vec<PacketPort>,
     /// What workers hand to each other, by worker; empty where there is nobody to hand to.
     pub inboxes: Arc<[Inbox]>,
+    /// Its part of the flows that the kernel carries onwards; `None` where it does not.
+    pub fast: Option<(FastMemory, FastSettings)>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
@@ -175,7 +177,13 @@ impl Worker {
             doors: Doors::new(entrances.listeners)?,
             packets: settings
                 .plane
-                .map(|plane| Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now)),
+                .map(|plane| {
+                let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
+                if let Some((memory, settings)) = entrances.fast {
+                    packets.plane.use_fast_path(memory, settings);
+                }
+                packets
+            }),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),

@@ -128,7 +128,7 @@ proptest! {
             for id in (0..table.flows_max()).filter_map(|slot| table.at(slot)).collect::<Vec<_>>() {
                 table.state_mut(id).unwrap().tcp_mut().scale_windows();
             }
-            for counter in [PlaneCounter::FramesFast, PlaneCounter::FastFlows, PlaneCounter::FastFlowsEntered] {
+            for counter in [PlaneCounter::FramesFast, PlaneCounter::FastFlowsLeft, PlaneCounter::FastFlowsEntered] {
                 lab.plane.counts.set(counter, 0);
             }
             lab.plane.flows.fast = None;
@@ -219,7 +219,7 @@ fn what_the_kernel_carries_is_counted_within_a_second() {
     lab.now = due;
     lab.expire();
     assert_eq!((lab.clerk.counted(ServiceCounter::BytesFromClient), lab.read(PlaneCounter::FramesFast)), (4, 1));
-    assert_eq!(lab.read(PlaneCounter::FastFlows), 1);
+    assert_eq!((lab.read(PlaneCounter::FastFlowsEntered), lab.read(PlaneCounter::FastFlowsLeft)), (1, 0));
     lab.now = lab.now + 1_000;
     lab.expire();
     assert_eq!((lab.clerk.counted(ServiceCounter::BytesFromClient), lab.read(PlaneCounter::FramesFast)), (4, 1));
