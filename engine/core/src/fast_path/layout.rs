@@ -84,8 +84,8 @@ impl FastShape {
     /// For so many flows, from 1 to [`FastShape::FLOWS_MAX`].
     pub fn new(flows: u32) -> FastShape {
         let flows = flows.clamp(1, FastShape::FLOWS_MAX);
-        // Two directions each; at half full, one bucket in some hundred has not got its eight.
-        FastShape { flows, buckets: (flows / 2).next_power_of_two() }
+        // Two directions in a bucket of eight: with chance as it is, one flow in thousands finds no room.
+        FastShape { flows, buckets: flows.next_power_of_two() }
     }
 
     /// Flows that there is room for.
@@ -124,6 +124,7 @@ pub(super) struct HashKeys {
     pub(super) addresses: u64,
     pub(super) first: u64,
     pub(super) second: u64,
+    pub(super) third: u64,
 }
 
 /// What a product is folded by.
@@ -132,14 +133,17 @@ pub(super) const FOLD: u32 = 32;
 impl HashKeys {
     pub(super) fn new([low, high]: [u64; 2]) -> HashKeys {
         let second = random::mix(low.rotate_left(32) ^ random::mix(high));
-        HashKeys { addresses: low, first: high | 1, second: second | 1 }
+        let third = random::mix(second ^ high);
+        HashKeys { addresses: low, first: high | 1, second: second | 1, third: third | 1 }
     }
 
     /// 64 bits of which the lower choose a bucket and the upper 32 tell its items apart.
     pub(super) fn hash(&self, tuple: TupleV4) -> u64 {
         let first = (tuple.addresses ^ self.addresses).wrapping_mul(self.first);
         let second = (first ^ first >> FOLD ^ u64::from(tuple.ports)).wrapping_mul(self.second);
-        second ^ second >> FOLD
+        // Else the ports of neighbours clump.
+        let third = (second ^ second >> FOLD).wrapping_mul(self.third);
+        third ^ third >> FOLD
     }
 }
 

@@ -70,16 +70,30 @@ impl FastTable {
         self.settings.flows.end - self.settings.flows.start
     }
 
+    /// Where `id` is among those of the worker: below [`room`](FastTable::room).
+    pub fn place(&self, id: FastId) -> usize {
+        id.0.saturating_sub(self.settings.flows.start) as usize
+    }
+
+    /// Whether a number is free for another flow.
+    #[inline]
+    pub fn has_room(&self, now: Now) -> bool {
+        self.next_number(now).is_some()
+    }
+
+    fn next_number(&self, now: Now) -> Option<u32> {
+        match self.resting.front() {
+            Some(&(number, since)) if now.ms_since(since) >= REST_MS => Some(number),
+            _ => Some(self.fresh).filter(|&fresh| fresh < self.settings.flows.end),
+        }
+    }
+
     /// Enters a flow: from here on the kernel sends its frames on.
     ///
     /// # Errors
     /// There is no room; nothing has changed.
     pub fn insert(&mut self, flow: &FastFlow, now: Now) -> Result<FastId, FastFull> {
-        let number = match self.resting.front() {
-            Some(&(number, since)) if now.ms_since(since) >= REST_MS => number,
-            _ if self.fresh < self.settings.flows.end => self.fresh,
-            _ => return Err(FastFull::Entries),
-        };
+        let number = self.next_number(now).ok_or(FastFull::Entries)?;
         for side in 0..2 {
             self.write(number, side, flow, now);
         }
