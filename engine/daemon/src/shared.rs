@@ -28,6 +28,7 @@ use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceTable, key_strip
 use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
+use towpath_sys::host;
 
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};

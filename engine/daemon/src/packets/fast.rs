@@ -31,9 +31,7 @@ pub enum Readiness {
 impl Readiness {
     /// Asks the kernel, if it matters for this configuration; nothing is left behind.
     pub fn find_out(model: &Model) -> Readiness {
-        let is_fast = |protocol, forwarding, is_v4| {
-            protocol == Protocol::Tcp && forwarding != Forwarding::Dsr && is_v4
-        };
+        let is_fast = |protocol, forwarding, is_v4| protocol == Protocol::Tcp && forwarding != Forwarding::Dsr && is_v4;
         match model.runtime.fast_path {
             FastPathWord::Off => Readiness::Off,
             FastPathWord::Auto if !services(model).any(|s| is_fast(s.protocol, s.forwarding, s.vip.is_ipv4())) => {

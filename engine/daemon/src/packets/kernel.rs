@@ -114,7 +114,8 @@ impl Kernel {
         {
             tracing::warn!("{error}; every frame goes through a worker");
             for port in opened.iter().flatten() {
-                port.set_filter(None).map_err(|source| KernelError::Interface { name: port.name().to_owned(), source })?;
+                port.set_filter(None)
+                    .map_err(|source| KernelError::Interface { name: port.name().to_owned(), source })?;
             }
             fast = None;
         }

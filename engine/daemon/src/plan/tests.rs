@@ -43,7 +43,13 @@ fn udp_service(extra: &str) -> Model {
 }
 
 fn input(cpus: usize, nofile: u64) -> PlanInput {
-    PlanInput { cpus: (0..cpus).collect(), nofile, memory_bytes: 8 * GIB, arms: Vec::new(), fast_path: Readiness::Ready }
+    PlanInput {
+        cpus: (0..cpus).collect(),
+        nofile,
+        memory_bytes: 8 * GIB,
+        arms: Vec::new(),
+        fast_path: Readiness::Ready,
+    }
 }
 
 fn amount(shares: &[Share], what: &str) -> u64 {

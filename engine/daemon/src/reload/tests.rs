@@ -1,6 +1,7 @@
 //! What a reload takes and what it refuses, by name.
 
 use super::*;
+use crate::packets::fast::Readiness;
 use crate::plan::{Plan, PlanInput};
 
 const BASE: &str = r#"
@@ -137,7 +138,7 @@ fn fewer_workers_must_hold_the_flows_that_are_open() {
     let text = "[limits]\nflows = 100000\n[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\nplane = \"packet\"\n\
                 source = \"vip\"\n[[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
     let arms = vec![Arm { name: "front".to_owned(), index: 2, mtu_bytes: 1500 }];
-    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms };
+    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms, fast_path: Readiness::Off };
     let packets = Plan::new(&model(text), &input).unwrap().packets.unwrap();
     assert!(check_room(&packets, 50_000, 1).is_ok());
     let refusal = check_room(&packets, 50_001, 1).unwrap_err().to_string();

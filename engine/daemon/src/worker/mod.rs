@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
+use towpath_core::fast_path::{FastMemory, FastSettings};
 use towpath_core::session::{Chunks, Event, Gathers, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
@@ -175,9 +176,7 @@ impl Worker {
             ring,
             now,
             doors: Doors::new(entrances.listeners)?,
-            packets: settings
-                .plane
-                .map(|plane| {
+            packets: settings.plane.map(|plane| {
                 let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
                 if let Some((memory, settings)) = entrances.fast {
                     packets.plane.use_fast_path(memory, settings);
