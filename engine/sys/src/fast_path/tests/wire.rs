@@ -1,0 +1,300 @@
+//! A client, a balancer and a server on real wires: only the beginning and the end of a connection pass the balancer's sockets.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use towpath_core::Now;
+use towpath_core::fast_path::{FastFlow, FastId, FastNumbers, FastSide, FastTable, FastUse};
+use towpath_core::packet::rewrite::{Checksum, Layout, Macs, decrement_hop_limit, set_macs, translate};
+use towpath_core::packet::{Mac, PROTOCOL_TCP, Packet, Parsed, SynOptions, TcpFlags, Tuple, TupleV4, parse};
+
+use super::{Attached, Twins, opened, table};
+use crate::host;
+use crate::link::Route;
+use crate::netns::Namespace;
+use crate::packet::{BATCH_MAX, PacketPorts, ReceivedFrame, RingSettings, open};
+use crate::privilege::{self, Privilege};
+use crate::sysfs::Sysfs;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 443);
+const SNAT: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 77);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+const SERVER_PORT: u16 = 8443;
+const BULK_BYTES: usize = 30 << 20;
+
+/// `client c0 — b0 balancer b1 — s0 server`; the balancer forwards nothing by itself.
+pub(super) struct Wires {
+    pub(super) client: Namespace,
+    pub(super) balancer: Namespace,
+    pub(super) server: Namespace,
+    /// From the balancer's two interfaces to their neighbours.
+    macs: [Macs; 2],
+}
+
+impl Wires {
+    pub(super) fn new() -> Wires {
+        let [client, balancer, server] = [(); 3].map(|()| Namespace::create().unwrap());
+        client.links().unwrap().create_veth("c0", "b0", &balancer).unwrap();
+        server.links().unwrap().create_veth("s0", "b1", &balancer).unwrap();
+        let ends = [
+            (&client, "c0", [10, 1, 0, 2]),
+            (&balancer, "b0", [10, 1, 0, 1]),
+            (&balancer, "b1", [10, 2, 0, 1]),
+            (&server, "s0", [10, 2, 0, 2]),
+        ];
+        let mut macs = Vec::new();
+        for (host, name, address) in ends {
+            let mut links = host.links().unwrap();
+            links.add_address(name, address.into(), 24).unwrap();
+            links.set_up(name).unwrap();
+            macs.push(mac(host, name));
+        }
+        for (host, link, gateway) in [(&client, "c0", [10, 1, 0, 1]), (&server, "s0", [10, 2, 0, 1])] {
+            let destination = ("203.0.113.0".parse().unwrap(), 24);
+            let route = Route { destination, gateway: Some(gateway.into()), link: link.into() };
+            host.links().unwrap().add_route(&route).unwrap();
+        }
+        let macs = [Macs::new(macs[0], macs[1]), Macs::new(macs[3], macs[2])];
+        Wires { client, balancer, server, macs }
+    }
+}
+
+fn mac(host: &Namespace, interface: &str) -> Mac {
+    let text = Sysfs::of(host).unwrap().read(&format!("class/net/{interface}/address")).unwrap();
+    let mut octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap());
+    Mac([(); 6].map(|()| octets.next().unwrap()))
+}
+
+/// The balancer's own path: it sends everything on between its two ports, and enters the flows that have opened.
+pub(super) struct Slow<'a> {
+    ports: PacketPorts,
+    table: FastTable,
+    wires: &'a Wires,
+    indices: [u32; 2],
+    /// By the client's port.
+    flows: BTreeMap<u16, [FastNumbers; 2]>,
+    entered: BTreeMap<u16, FastId>,
+    /// What the kernel had noted about flows that ended.
+    pub(super) ended: Vec<FastUse>,
+    /// Frames of open flows that came here.
+    pub(super) plain_frames: u64,
+    _attached: [Attached; 2],
+}
+
+impl<'a> Slow<'a> {
+    pub(super) fn open(wires: &'a Wires, twins: &Twins) -> Slow<'a> {
+        let settings = RingSettings::within(32 << 20, 1500);
+        let open = || ["b0", "b1"].map(|name| open(name, 1, &[], &settings).unwrap().remove(0));
+        let ports = wires.balancer.run(open).unwrap();
+        let indices = ports.each_ref().map(|port| port.index());
+        let attached = wires.balancer.run(|| indices.map(|index| twins.path.attach(index).unwrap())).unwrap();
+        for port in &ports {
+            port.set_filter(Some(twins.path.filter())).unwrap();
+        }
+        Slow {
+            ports: PacketPorts::new(ports.into()),
+            table: table(&twins.memory),
+            wires,
+            indices,
+            flows: BTreeMap::new(),
+            entered: BTreeMap::new(),
+            ended: Vec::new(),
+            plain_frames: 0,
+            _attached: attached,
+        }
+    }
+
+    /// Sends frames on until `stop` is set.
+    pub(super) fn run(mut self, stop: &AtomicBool) -> Slow<'a> {
+        while !stop.load(Ordering::Relaxed) {
+            let count = self.ports.take(BATCH_MAX);
+            if count == 0 {
+                thread::sleep(Duration::from_micros(200));
+            }
+            let mut batch = std::mem::take(&mut self.flows);
+            let mut onwards = Vec::new();
+            let mut events = Vec::new();
+            for (number, mut frame) in self.ports.frames().enumerate() {
+                if let Some(parsed) = send_on(&mut frame, &self.wires.macs) {
+                    onwards.push((number, 1 - frame.port));
+                    events.push(Segment::of(&parsed, &frame));
+                }
+            }
+            for segment in events {
+                self.follow(&segment, &mut batch);
+            }
+            self.flows = batch;
+            for (number, port) in onwards {
+                self.ports.send(number, port);
+            }
+            self.ports.flush();
+        }
+        self
+    }
+
+    fn follow(&mut self, segment: &Segment, flows: &mut BTreeMap<u16, [FastNumbers; 2]>) {
+        let Segment { port, side, flags, numbers } = *segment;
+        let now = Now(host::monotonic_ms());
+        if flags.0 & (TcpFlags::FIN.0 | TcpFlags::RST.0) != 0 {
+            if let Some(id) = self.entered.remove(&port) {
+                self.ended.push(self.table.remove(id, now));
+            }
+            return;
+        }
+        if flags.contains(TcpFlags::SYN) {
+            flows.entry(port).or_default()[side] = numbers;
+            return;
+        }
+        if let Some(mut known) = flows.remove(&port) {
+            // A SYN acknowledges nothing.
+            known[0].ack = known[1].end;
+            let flow = self.flow(port, known);
+            self.entered.insert(port, self.table.insert(&flow, now).unwrap());
+        } else if let Some(&id) = self.entered.get(&port) {
+            // What was on its way here before the flow was entered; else what answers it would fit nothing.
+            let mut known = self.table.read(id).sides.map(|side| side.numbers);
+            known[side] = FastNumbers { scale: known[side].scale, ..numbers };
+            self.table.tell(id, known);
+            self.plain_frames += 1;
+        }
+    }
+
+    fn flow(&self, port: u16, numbers: [FastNumbers; 2]) -> FastFlow {
+        let tuple = |src: Ipv4Addr, src_port, dst: Ipv4Addr, dst_port| {
+            let tuple = Tuple { src: src.into(), dst: dst.into(), src_port, dst_port, protocol: PROTOCOL_TCP };
+            TupleV4::of(&tuple).unwrap()
+        };
+        let vip = Ipv4Addr::new(203, 0, 113, 1);
+        let near = tuple(Ipv4Addr::new(10, 1, 0, 2), port, vip, VIP.port());
+        let far = tuple(SNAT, port, SERVER, SERVER_PORT);
+        let [front, back] = self.indices;
+        let side = |from, to, in_ifindex, out_ifindex, macs, numbers| FastSide {
+            from,
+            to,
+            in_ifindex,
+            out_ifindex,
+            macs,
+            size_max: 1500,
+            numbers,
+        };
+        let [to_client, to_server] = self.wires.macs;
+        FastFlow {
+            sides: [
+                side(near, far, front, back, to_server, numbers[0]),
+                side(far.reversed(), near.reversed(), back, front, to_client, numbers[1]),
+            ],
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Segment {
+    /// The client's.
+    port: u16,
+    side: usize,
+    flags: TcpFlags,
+    numbers: FastNumbers,
+}
+
+impl Segment {
+    /// Of a frame that was sent on, with its ports as they were.
+    fn of(parsed: &Parsed, frame: &ReceivedFrame<'_>) -> Segment {
+        let tcp = parsed.tcp;
+        let is_syn = tcp.flags.contains(TcpFlags::SYN);
+        let scale = if is_syn { SynOptions::read(frame.bytes, parsed).window_scale.unwrap() } else { 0 };
+        let end = tcp.seq.wrapping_add(parsed.payload_len()).wrapping_add(is_syn.into());
+        let numbers = FastNumbers { end, ack: tcp.ack, window: tcp.window >> scale, scale };
+        let side = frame.port.into();
+        let port = if side == 0 { parsed.tuple.src_port } else { parsed.tuple.dst_port };
+        Segment { port, side, flags: tcp.flags, numbers }
+    }
+}
+
+/// Rewrites a TCP frame for the other side; returns what it was.
+fn send_on(frame: &mut ReceivedFrame<'_>, macs: &[Macs; 2]) -> Option<Parsed> {
+    let Ok(Packet::Transport(parsed)) = parse(frame.bytes) else { return None };
+    let tuple = parsed.tuple;
+    let to = match (frame.port, tuple.dst_port) {
+        (0, 443) => Tuple { src: SNAT.into(), dst: SERVER.into(), dst_port: SERVER_PORT, ..tuple },
+        (1, _) if tuple.src_port == SERVER_PORT => Tuple {
+            src: Ipv4Addr::new(203, 0, 113, 1).into(),
+            dst: Ipv4Addr::new(10, 1, 0, 2).into(),
+            src_port: VIP.port(),
+            ..tuple
+        },
+        _ => return None,
+    };
+    let checksum = if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete };
+    let layout = Layout::from(&parsed);
+    translate(frame.bytes, &layout, checksum, &to).unwrap();
+    decrement_hop_limit(frame.bytes, &layout).unwrap();
+    set_macs(frame.bytes, &macs[1 - usize::from(frame.port)]).unwrap();
+    Some(parsed)
+}
+
+/// A server that sends back what it gets, connection after connection.
+fn echo(listener: &TcpListener, connections: usize) {
+    thread::scope(|scope| {
+        for _ in 0..connections {
+            let (mut stream, _) = listener.accept().unwrap();
+            scope.spawn(move || {
+                let mut back = stream.try_clone().unwrap();
+                std::io::copy(&mut stream, &mut back).unwrap();
+                back.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn the_kernel_carries_real_connections_from_their_handshake_to_their_end() {
+    const CONNECTIONS: usize = 3;
+    let test = the_kernel_carries_real_connections_from_their_handshake_to_their_end;
+    if privilege::ensure(test).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let Some(twins) = opened(64) else { return };
+    let wires = Wires::new();
+    let slow = Slow::open(&wires, &twins);
+    let listener = wires.server.run(|| TcpListener::bind((SERVER, SERVER_PORT)).unwrap()).unwrap();
+    let stop = AtomicBool::new(false);
+    let slow = thread::scope(|scope| {
+        let slow = scope.spawn(|| slow.run(&stop));
+        scope.spawn(|| echo(&listener, CONNECTIONS));
+        let sent: Vec<u8> = (0..BULK_BYTES).map(|number| (number * 7 >> 3) as u8).collect();
+        thread::scope(|clients| {
+            for _ in 0..CONNECTIONS {
+                clients.spawn(|| {
+                    let mut stream = wires.client.run(|| TcpStream::connect_timeout(&VIP, DEADLINE).unwrap()).unwrap();
+                    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+                    let mut writer = stream.try_clone().unwrap();
+                    let mut got = Vec::new();
+                    thread::scope(|ends| {
+                        ends.spawn(|| {
+                            writer.write_all(&sent).unwrap();
+                            writer.shutdown(std::net::Shutdown::Write).unwrap();
+                        });
+                        stream.read_to_end(&mut got).unwrap();
+                    });
+                    assert!(got == sent, "{} octets came back", got.len());
+                });
+            }
+        });
+        stop.store(true, Ordering::Relaxed);
+        slow.join().unwrap()
+    });
+    assert_eq!(slow.ended.len(), CONNECTIONS);
+    let (mut frames, mut payload) = (0, 0);
+    for side in slow.ended.iter().flat_map(|ended| ended.sides) {
+        frames += side.frames;
+        payload += side.payload_octets;
+    }
+    // Data that is on its way when the first FIN comes goes the other way, as do the ACKs of the server's rest.
+    assert!(payload > (BULK_BYTES * CONNECTIONS) as u64, "{payload} octets in {frames} frames");
+    assert!(slow.plain_frames < frames / 20, "{} frames came by the sockets, {frames} did not", slow.plain_frames);
+}
