@@ -13,6 +13,7 @@ use towpath_core::packet::{Mac, TupleV4};
 use towpath_core::random::SplitMix64;
 
 mod run;
+mod wire;
 use run::{Context, Ran, run};
 
 const SEED: [u64; 2] = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321];
@@ -186,11 +187,11 @@ fn the_kernel_does_with_random_frames_what_its_twin_does() {
             _ => {}
         }
         let segment_bytes = [0, 0, 0, 1, 1460, 1461][chance.below(6) as usize];
-        let context = Context { segment_bytes, repeat: 1 };
+        let context = Context { segment_bytes };
         // The kernel shows a filter the frame without its Ethernet header here: as many octets more make up for it.
         let padded = [frame.as_slice(), &[0; 14]].concat();
         let filtered = run(twins.path.filter.as_fd(), &padded, context).unwrap();
-        let Ran { result, frame: went, .. } = run(twins.path.carry.as_fd(), &frame, context).unwrap();
+        let Ran { result, frame: went } = run(twins.path.carry.as_fd(), &frame, context).unwrap();
         let mut expected = frame.clone();
         let to = tables[1].carry(&mut expected, &arrival(segment_bytes), Now(1));
         assert_eq!(

@@ -35,8 +35,6 @@ struct Attr {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Context {
     pub(super) segment_bytes: u16,
-    /// How often the program runs, at least once.
-    pub(super) repeat: u32,
 }
 
 /// What a program did.
@@ -44,7 +42,6 @@ pub(super) struct Context {
 pub(super) struct Ran {
     pub(super) result: i32,
     pub(super) frame: Vec<u8>,
-    pub(super) duration_ns: u32,
 }
 
 /// Runs a program on a frame to the station 00:00:00:00:00:00 that arrives on interface 1.
@@ -59,7 +56,6 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], context: Context) -> io
         data_size_out: out.len() as u32,
         data_in: frame.as_ptr().addr() as u64,
         data_out: out.as_mut_ptr().expose_provenance() as u64,
-        repeat: context.repeat,
         ctx_size_in: skb.len() as u32,
         ctx_in: skb.as_ptr().addr() as u64,
         ..Attr::default()
@@ -69,5 +65,5 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], context: Context) -> io
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, place, size_of::<Attr>()) };
     check(result as libc::c_int)?;
     out.truncate(attr.data_size_out as usize);
-    Ok(Ran { result: attr.retval.cast_signed(), frame: out, duration_ns: attr.duration })
+    Ok(Ran { result: attr.retval.cast_signed(), frame: out })
 }
