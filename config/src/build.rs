@@ -175,7 +175,11 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
 
 fn runtime(root: &Section) -> Option<model::Runtime> {
     let Some(section) = root.table("runtime") else {
-        return Some(model::Runtime { workers: model::Workers::Auto, poll: model::Poll::Adaptive });
+        return Some(model::Runtime {
+            workers: model::Workers::Auto,
+            poll: model::Poll::Adaptive,
+            fast_path: model::FastPath::Auto,
+        });
     };
     let workers = match section.list("workers") {
         Some(cpus) => model::Workers::Cpus(
@@ -184,7 +188,9 @@ fn runtime(root: &Section) -> Option<model::Runtime> {
         None => model::Workers::Auto,
     };
     let poll = if section.word("poll")?.value == "busy" { model::Poll::Busy } else { model::Poll::Adaptive };
-    Some(model::Runtime { workers, poll })
+    let fast_path =
+        if section.word("fast_path")?.value == "off" { model::FastPath::Off } else { model::FastPath::Auto };
+    Some(model::Runtime { workers, poll, fast_path })
 }
 
 fn limits(root: &Section) -> Option<model::Limits> {
@@ -197,6 +203,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
         buffers: section.number("buffers").map(|buffers| buffers.value),
         buffer_bytes: section.number("buffer_bytes")?.value,
         flows: section.number("flows")?.value,
+        fast_flows: section.number("fast_flows").map(|flows| flows.value),
     })
 }
 

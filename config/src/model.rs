@@ -30,6 +30,18 @@ pub struct Runtime {
     pub workers: Workers,
     /// How a worker waits when it has nothing to do.
     pub poll: Poll,
+    /// Whether the kernel carries open connections of the packet plane onwards.
+    pub fast_path: FastPath,
+}
+
+/// `runtime.fast_path`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FastPath {
+    /// Where the kernel lets us.
+    Auto,
+    /// Never.
+    Off,
 }
 
 /// `runtime.workers`
@@ -67,6 +79,8 @@ pub struct Limits {
     pub buffer_bytes: u32,
     /// Flows of the packet plane at the same time.
     pub flows: u32,
+    /// Of these, flows that the kernel carries onwards; `None` = as many as `flows`, within bounds of the daemon's.
+    pub fast_flows: Option<u32>,
 }
 
 /// `[control]`

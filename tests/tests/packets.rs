@@ -19,7 +19,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use bench::Counters;
+use bench::{Carrier, Counters};
 use capture::{Captured, Offload};
 use scenes::{SCENES, Script};
 
@@ -49,6 +49,28 @@ fn what_leaves_and_what_is_counted_is_what_the_corpus_says() {
     assert!(!cases.is_empty(), "no cases in {}", corpus().display());
     let failures: Vec<String> = cases.iter().filter_map(|case| judge(case).err()).collect();
     assert!(failures.is_empty(), "{} of {} cases:\n{}", failures.len(), cases.len(), failures.join("\n"));
+}
+
+/// Counters that only a plane with a fast path has.
+const FAST: [&str; 4] = ["fast_flows_entered", "fast_flows_left", "fast_flows_refused", "frames_fast"];
+
+#[test]
+fn the_same_leaves_and_is_counted_where_the_kernel_carries_flows() {
+    let mut carried = 0;
+    for case in cases() {
+        let name = case.display();
+        let config = fs::read_to_string(case.join("config.toml")).expect("a configuration");
+        let incoming = capture::read(&case.join("in.pcap"));
+        let by = |carrier| bench::run_by(&config, &incoming, carrier).expect("an accepted configuration");
+        let ((left, counters), (left_fast, mut counters_fast)) = (by(Carrier::Plane), by(Carrier::Kernel));
+        assert_eq!(compare(&left, &left_fast), "", "{name}");
+        if let Some(of_plane) = counters_fast.get_mut("plane") {
+            carried += of_plane.get("frames_fast").copied().unwrap_or(0);
+            of_plane.retain(|counter, _| !FAST.contains(&counter.as_str()));
+        }
+        assert_eq!(compare_counters(&counters, &counters_fast), "", "{name}");
+    }
+    assert!(carried > 0, "the kernel carried nothing");
 }
 
 /// A wrong checksum that is kept wrong is no case of the corpus: what it expects has to be right in itself.

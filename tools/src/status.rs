@@ -308,12 +308,13 @@ fn limits(status: &Status, paint: Paint) -> String {
         ("connections", limits.connections),
         ("UDP sessions", limits.udp_sessions),
         ("flows", limits.flows),
+        ("fast flows", limits.fast_flows),
         ("persistence entries", limits.persistence_entries),
         ("descriptors", limits.descriptors),
     ];
     // Without a service on the packet plane there is no place for flows.
     for (what, Usage { used, max, refused }) in
-        rows.into_iter().filter(|(what, usage)| usage.max > 0 || *what != "flows")
+        rows.into_iter().filter(|(what, usage)| usage.max > 0 || !what.ends_with("flows"))
     {
         let refused_cell = Cell::figure(thousands(refused));
         table.row([
@@ -462,6 +463,7 @@ mod tests {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
                 flows: Usage { used: 0, max: 0, refused: 0 },
+                fast_flows: Usage { used: 0, max: 0, refused: 0 },
                 persistence_entries: Usage { used: 310, max: 262_144, refused: 0 },
                 descriptors: Usage { used: 2431, max: 20_000, refused: 0 },
             },

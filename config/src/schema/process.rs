@@ -24,6 +24,15 @@ pub(super) static RUNTIME: Table = Table {
             "How a worker waits when it has nothing to do.",
         )
         .default("adaptive"),
+        key(
+            "fast_path",
+            Kind::Word(&[
+                word("auto", "Where the kernel lets us; the plan says why not."),
+                word("off", "Never: every frame goes through a worker."),
+            ]),
+            "Whether the kernel itself carries open connections of the packet plane onwards (TCP over IPv4 that is translated).",
+        )
+        .default("auto"),
     ],
 };
 
@@ -72,6 +81,16 @@ pub(super) static LIMITS: Table = Table {
             "Flows of the packet plane at the same time; each worker has an equal share.",
         )
         .default("1048576"),
+        key(
+            "fast_flows",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "As `flows`, at most 262,144, in at most a sixteenth of the memory.")]),
+                integer(1024, 4_194_304, "flows"),
+            ]),
+            "Of these flows, those that the kernel itself carries onwards at the same time; each worker has an equal share. Flows beyond go through the \
+             workers.",
+        )
+        .default("auto"),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
             .default("16384")
             .later(),

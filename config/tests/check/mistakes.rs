@@ -521,6 +521,9 @@ fn process_wide_keys_are_judged() {
     expect(&with("[limits]\nbuffers = 65536"), &[("out-of-range", "65536")]);
     expect(&with("[limits]\nflows = 2048"), &[]);
     expect(&with("[limits]\nflows = 1000"), &[("out-of-range", "1000")]);
+    expect(&with("[limits]\nfast_flows = 1000"), &[("out-of-range", "1000")]);
+    expect(&with("[runtime]\nfast_path = true"), &[("wrong-type", "true")]);
+    expect(&with("[runtime]\nfast_path = \"on\""), &[("unknown-word", "\"on\"")]);
     expect(&with("[control]\nlisten = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
     expect(&with("[tls]\npost_quantum = true"), &[("not-available", "tls")]);
     expect(&with("[log]\nlevel = \"info\""), &[]);

@@ -17,7 +17,7 @@ fn model(text: &str) -> Model {
 #[test]
 fn a_short_file_gets_the_documented_defaults() {
     let model = model(&service("", ""));
-    assert_eq!(model.runtime, Runtime { workers: Workers::Auto, poll: Poll::Adaptive });
+    assert_eq!(model.runtime, Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto });
     assert_eq!(
         model.limits,
         Limits {
@@ -26,7 +26,8 @@ fn a_short_file_gets_the_documented_defaults() {
             persistence_entries: 262_144,
             buffers: None,
             buffer_bytes: 16_384,
-            flows: 1_048_576
+            flows: 1_048_576,
+            fast_flows: None,
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
@@ -68,6 +69,7 @@ fn every_key_that_is_carried_out_reaches_the_model() {
 [runtime]
 workers = [0, 2]
 poll = "busy"
+fast_path = "off"
 
 [limits]
 connections = 5000
@@ -76,6 +78,7 @@ persistence_entries = 200
 buffers = 64
 buffer_bytes = 131072
 flows = 4096
+fast_flows = 2048
 
 [control]
 socket = "none"
@@ -122,7 +125,10 @@ health = { check = "none" }
 group = "shared"
 "#;
     let model = model(text);
-    assert_eq!(model.runtime, Runtime { workers: Workers::Cpus(vec![0, 2]), poll: Poll::Busy });
+    assert_eq!(
+        model.runtime,
+        Runtime { workers: Workers::Cpus(vec![0, 2]), poll: Poll::Busy, fast_path: FastPath::Off }
+    );
     assert_eq!(
         model.limits,
         Limits {
@@ -131,7 +137,8 @@ group = "shared"
             persistence_entries: 200,
             buffers: Some(64),
             buffer_bytes: 131_072,
-            flows: 4096
+            flows: 4096,
+            fast_flows: Some(2048),
         }
     );
     assert_eq!(model.control.socket, None);

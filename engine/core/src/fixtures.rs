@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Forwarding, Health, Limits, Model, Persistence, Plane, Poll, Ports,
-    Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, Health, Limits, Model, Persistence, Plane, Poll,
+    Ports, Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -87,7 +87,7 @@ pub(crate) fn client(n: u32) -> SocketAddr {
 /// A model without groups and services.
 pub(crate) fn model() -> Model {
     Model {
-        runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive },
+        runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto },
         limits: Limits {
             connections: None,
             udp_sessions: Some(1024),
@@ -95,6 +95,7 @@ pub(crate) fn model() -> Model {
             buffers: Some(64),
             buffer_bytes: 16_384,
             flows: 1024,
+            fast_flows: None,
         },
         control: Control { socket: None },
         groups: Vec::new(),

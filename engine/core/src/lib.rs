@@ -6,6 +6,7 @@ pub mod balancer;
 pub mod compile;
 pub mod counters;
 pub mod director;
+pub mod fast_path;
 #[cfg(test)]
 mod fixtures;
 pub mod flow;

@@ -13,6 +13,7 @@ use thiserror::Error;
 use towpath_config::model::Model;
 use towpath_core::compile::CompileError;
 use towpath_core::counters::Termination;
+use towpath_core::fast_path::FastSettings;
 use towpath_core::plane::PlaneSettings;
 use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use towpath_core::steering::SteeringTable;
@@ -27,9 +28,10 @@ use crate::listen::{ListenErrors, open_all, openings};
 use crate::notify::notify;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
+use crate::packets::fast::KernelPath;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::packets::steering::SteeringError;
-use crate::plan::{Plan, PlanErrors, PlanInput, usable_cpus};
+use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
@@ -202,8 +204,9 @@ impl Engine {
                 (None, Vec::new())
             }
             Some(packets) => {
+                let fast = open_fast_path(packets);
                 let (kernel, ports) =
-                    Kernel::open(truth.model(), &packets.arms, packets.ring, &steering, steering_seed(seed))?;
+                    Kernel::open(truth.model(), &packets.arms, packets.ring, &steering, steering_seed(seed), fast)?;
                 (Some(kernel), ports)
             }
         };
@@ -213,10 +216,21 @@ impl Engine {
             Some(_) if workers > 1 => (0..workers).map(|_| Inbox::new()).collect(),
             _ => Arc::default(),
         };
+        let memory = kernel.as_ref().and_then(Kernel::fast_path).map(|path| path.memory().clone());
+        let fast = |worker: u16| {
+            let flows = plan.packets.as_ref()?.fast_flows_of(worker);
+            Some((memory.clone()?, FastSettings { worker, flows, origin_ms: shared.origin_ms() }))
+        };
         let entrances: Vec<Entrances> = listeners
             .into_iter()
             .zip(ports)
-            .map(|(listeners, ports)| Entrances { listeners, ports, inboxes: Arc::clone(&inboxes) })
+            .zip(0..)
+            .map(|((listeners, ports), worker)| Entrances {
+                listeners,
+                ports,
+                inboxes: Arc::clone(&inboxes),
+                fast: fast(worker),
+            })
             .collect();
         let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
@@ -378,6 +392,18 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
             steering_seed: steering_seed(seed),
             ..packets.plane
         }),
+    }
+}
+
+/// What carries established flows in the kernel, if it is planned. Without it the packet plane does all itself.
+fn open_fast_path(packets: &PacketsPlan) -> Option<KernelPath> {
+    let FastPlan::InKernel { flows } = packets.fast else { return None };
+    match KernelPath::open(flows, [system_seed(), system_seed()]) {
+        Ok(path) => Some(path),
+        Err(why) => {
+            tracing::warn!("no fast path: {why}; every frame goes through a worker");
+            None
+        }
     }
 }
 

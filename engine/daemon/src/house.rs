@@ -381,6 +381,10 @@ impl House {
         };
         let persistence = self.shared.persistence_use();
         let no_room = |seat: &Seat| seat.dropped(DropReason::FlowsFull) + seat.dropped(DropReason::HalfOpenFull);
+        let fast_flows = |seat: &Seat| {
+            let left = seat.plane_counter(PlaneCounter::FastFlowsLeft);
+            seat.plane_counter(PlaneCounter::FastFlowsEntered).saturating_sub(left)
+        };
         LimitsStatus {
             connections: gate(Protocol::Tcp),
             udp_sessions: gate(Protocol::Udp),
@@ -389,6 +393,11 @@ impl House {
                 // Workers that do not take part have tables, too, but nobody to fill them.
                 max: self.plan.packets.as_ref().map_or(0, |packets| packets.flows_max_of(snapshot.steering.workers())),
                 refused: self.shared.seats().map(no_room).sum(),
+            },
+            fast_flows: Usage {
+                used: self.shared.seats().map(fast_flows).sum(),
+                max: self.plan.packets.as_ref().map_or(0, |packets| packets.fast.flows().into()),
+                refused: self.shared.seats().map(|seat| seat.plane_counter(PlaneCounter::FastFlowsRefused)).sum(),
             },
             persistence_entries: Usage {
                 used: persistence.entries as u64,

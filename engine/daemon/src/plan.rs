@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use serde::Serialize;
 use thiserror::Error;
 use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, VirtualService, Workers};
 use towpath_core::WorkerId;
-use towpath_core::plane::{HELD_BYTES_MAX, PlaneSettings, Strays};
+use towpath_core::fast_path::FastShape;
+use towpath_core::plane::{HELD_BYTES_MAX, Plane as DataPlane, PlaneSettings, Strays};
 use towpath_sys::packet::RingSettings;
 
 use crate::packets::arms::Arm;
 use crate::packets::claims;
+use crate::packets::fast::Readiness;
 use crate::preflight::HostFacts;
 use crate::shared::Inbox;
 
@@ -94,6 +97,14 @@ const RING_BYTES_MAX: u64 = 32 << 20;
 const RINGS_SHARE: u64 = 16;
 /// Sockets that watch and silence the kernel for the packet plane.
 const PACKET_DESCRIPTORS: u64 = 6;
+/// Maps and programs of the fast path; each interface takes one more.
+const FAST_PATH_DESCRIPTORS: u64 = 5;
+/// Flows that the kernel carries where the file does not say: at most so many, …
+const FAST_FLOWS_DERIVED: u32 = 262_144;
+/// … in at most this share of the memory, …
+const FAST_FLOWS_SHARE: u64 = 16;
+/// … of which each takes so much.
+const FAST_FLOW_BYTES: u64 = 512;
 /// A flow in the large table, or in that of half-open ones, with its places in index and timers.
 const FLOW_BYTES: u64 = 128;
 /// Derived limits leave this share of the memory to others.
@@ -110,6 +121,8 @@ pub struct PlanInput {
     pub memory_bytes: u64,
     /// Interfaces of the packet plane; empty where no service is on it.
     pub arms: Vec<Arm>,
+    /// Whether the kernel can carry its flows onwards.
+    pub fast_path: Readiness,
 }
 
 impl PlanInput {
@@ -120,6 +133,7 @@ impl PlanInput {
             nofile: facts.nofile,
             memory_bytes: facts.memory_bytes,
             arms: facts.packets.as_ref().map_or_else(Vec::new, |packets| packets.arms.clone()),
+            fast_path: facts.packets.as_ref().map_or(Readiness::Unneeded, |packets| packets.fast_path.clone()),
         }
     }
 }
@@ -181,6 +195,58 @@ pub struct PacketsPlan {
     /// The tables of one worker; worker and seeds are each worker's own.
     #[serde(skip)]
     pub plane: PlaneSettings,
+    /// Who carries established flows onwards.
+    pub fast: FastPlan,
+}
+
+/// The fast path of the packet plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FastPlan {
+    /// The kernel carries established flows.
+    InKernel {
+        /// So many at the same time, over all workers.
+        flows: u32,
+    },
+    /// The operator does not want it.
+    Off,
+    /// The kernel does not let us; why.
+    Unavailable(String),
+    /// No service has flows that it could carry.
+    Unneeded,
+}
+
+impl FastPlan {
+    fn new(model: &Model, input: &PlanInput, workers: usize) -> FastPlan {
+        match &input.fast_path {
+            Readiness::Off => FastPlan::Off,
+            Readiness::Unavailable(why) => FastPlan::Unavailable(why.clone()),
+            Readiness::Unneeded => FastPlan::Unneeded,
+            Readiness::Ready => {
+                let derived = whole(input.memory_bytes / FAST_FLOWS_SHARE / FAST_FLOW_BYTES).min(FAST_FLOWS_DERIVED);
+                let wanted = model.limits.fast_flows.unwrap_or(derived).min(model.limits.flows);
+                let share = wanted.clamp(1, FastShape::FLOWS_MAX) / whole(workers as u64).max(1);
+                FastPlan::InKernel { flows: share.max(1) * whole(workers as u64) }
+            }
+        }
+    }
+
+    /// Flows that the kernel carries at the same time, over all workers.
+    pub fn flows(&self) -> u32 {
+        match *self {
+            FastPlan::InKernel { flows } => flows,
+            FastPlan::Off | FastPlan::Unavailable(_) | FastPlan::Unneeded => 0,
+        }
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        match *self {
+            FastPlan::InKernel { flows } => {
+                FastShape::new(flows).bytes() + u64::from(flows) * DataPlane::BYTES_PER_FAST_FLOW as u64
+            }
+            FastPlan::Off | FastPlan::Unavailable(_) | FastPlan::Unneeded => 0,
+        }
+    }
 }
 
 impl PacketsPlan {
@@ -202,7 +268,8 @@ impl PacketsPlan {
         let rings = (workers * input.arms.len()).max(1) as u64;
         let mtu_bytes = input.arms.iter().map(|arm| arm.mtu_bytes).max().unwrap_or(0);
         let ring = RingSettings::within((input.memory_bytes / RINGS_SHARE / rings).min(RING_BYTES_MAX), mtu_bytes);
-        Some(PacketsPlan { arms: input.arms.clone(), workers, ring, plane })
+        let fast = FastPlan::new(model, input, workers);
+        Some(PacketsPlan { arms: input.arms.clone(), workers, ring, plane, fast })
     }
 
     /// Flows of the process at the same time.
@@ -213,6 +280,13 @@ impl PacketsPlan {
     /// The same while only so many workers take part.
     pub fn flows_max_of(&self, workers: usize) -> u64 {
         (self.plane.flows_max * workers) as u64
+    }
+
+    /// Of the flows that the kernel carries, those of one worker.
+    pub fn fast_flows_of(&self, worker: u16) -> Range<u32> {
+        let share = self.fast.flows() / whole(self.workers as u64).max(1);
+        let first = u32::from(worker) * share;
+        first..first + share
     }
 
     /// Half-open flows of the process, beside the others.
@@ -232,6 +306,7 @@ impl PacketsPlan {
             share("packet rings", workers * self.arms.len() as u64 * self.ring.bytes()),
             share("flows", workers * flows),
             share("half-open flows", workers * half_open),
+            share("fast path", self.fast.memory_bytes()),
             share("packets that wait", workers * waiting),
         ]
     }
@@ -523,6 +598,8 @@ impl Needs {
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
+        let fast = packets.filter(|packets| packets.fast.flows() > 0);
+        let fast = fast.map_or(0, |packets| FAST_PATH_DESCRIPTORS + packets.arms.len() as u64);
         let homes = snat_maps(model, |plane| plane == PlaneWord::Packet) as u64 * PORT_HOMES_BYTES;
         let mut fixed_memory = vec![
             share("workers", workers * WORKER_BYTES),
@@ -538,6 +615,7 @@ impl Needs {
                 share("workers", workers * WORKER_DESCRIPTORS),
                 share("listeners", workers * sockets),
                 share("packet rings", rings),
+                share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
                 share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64)),
                 share("control socket", control),

@@ -19,6 +19,7 @@ use towpath_sys::{host, socket};
 
 use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
+use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, steering};
 use crate::plan::{Plan, PlanInput};
 
@@ -85,6 +86,8 @@ pub struct PacketFacts {
     pub missing: Vec<NoWay>,
     /// Whether the process has CAP_NET_ADMIN and CAP_NET_RAW.
     pub is_capable: bool,
+    /// Whether the kernel can carry flows onwards.
+    pub fast_path: Readiness,
     /// Whether the kernel forwards between its interfaces, IPv4 and IPv6.
     pub kernel_forwards: [bool; 2],
     /// Who listens on this host.
@@ -101,6 +104,7 @@ impl PacketFacts {
         Ok(PacketFacts {
             arms,
             missing,
+            fast_path: Readiness::find_out(model),
             is_capable: is_capable(&fs::read_to_string("/proc/thread-self/status")?),
             kernel_forwards: ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"].map(is_set),
             listeners: listeners::listeners(),

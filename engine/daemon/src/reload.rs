@@ -24,6 +24,9 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if runtime.poll != old.runtime.poll {
         changed.push("runtime.poll".to_owned());
     }
+    if runtime.fast_path != old.runtime.fast_path {
+        changed.push("runtime.fast_path".to_owned());
+    }
     if limits != &old.limits {
         changed.push("limits".to_owned());
     }

@@ -28,6 +28,7 @@ use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceTable, key_strip
 use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
+use towpath_sys::host;
 
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};
@@ -323,6 +324,11 @@ impl Shared {
     #[inline]
     pub fn now(&self) -> Now {
         self.at(Instant::now())
+    }
+
+    /// What the system's monotonic clock showed at `Now(0)`, in milliseconds.
+    pub fn origin_ms(&self) -> u64 {
+        host::monotonic_ms().saturating_sub(self.now().0)
     }
 
     /// `instant` on the same scale, for a worker that has read the clock already.

@@ -190,6 +190,8 @@ pub struct LimitsStatus {
     pub udp_sessions: Usage,
     /// Flows of the packet plane; those refused are frames, among the drops of the workers too.
     pub flows: Usage,
+    /// Of these, flows that the kernel carries onwards; those refused go through the workers.
+    pub fast_flows: Usage,
     /// Persistence entries; those refused are those that had to make room.
     pub persistence_entries: Usage,
     /// File descriptors; refusals are counted per service as `out_of_descriptors`.

@@ -154,6 +154,14 @@ pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
     }
 }
 
+/// What CLOCK_MONOTONIC shows, in milliseconds: the clock of the kernel's programs, and that of `Instant`.
+pub fn monotonic_ms() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer names `time`, which outlives the call; this clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    (time.tv_sec as u64).saturating_mul(1000) + time.tv_nsec as u64 / 1_000_000
+}
+
 /// Release of the running kernel, as in `6.1.0-25-amd64`.
 pub fn kernel_release() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())

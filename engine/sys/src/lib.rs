@@ -7,6 +7,7 @@
 pub mod address;
 mod errno;
 pub mod event;
+pub mod fast_path;
 pub mod host;
 pub mod instructions;
 pub mod link;

@@ -8,9 +8,11 @@ use towpath_config::Model;
 use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::fast_path::{Arrival, FastMemory, FastSettings, FastShape};
 use towpath_core::health::HealthBoard;
 use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::rewrite::Checksum;
+use towpath_core::packet::straight::Station;
 use towpath_core::packet::{DropReason, Mac};
 use towpath_core::persistence::PersistenceTable;
 use towpath_core::plane::{
@@ -46,9 +48,31 @@ pub(crate) fn server_mac(number: u8) -> [u8; 6] {
 /// # Errors
 /// The configuration is not accepted.
 pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, Counters), String> {
+    run_by(config, frames, Carrier::Plane)
+}
+
+/// Who takes frames of established flows onwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// The kernel, where it is given them: by what its program does.
+    Kernel,
+    /// The plane.
+    Plane,
+}
+
+/// The same where these carry the flows.
+///
+/// # Errors
+/// The configuration is not accepted.
+pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Result<(Vec<Captured>, Counters), String> {
     let snapshot = Arc::new(snapshot(config)?);
     let mut desk = TestDesk::new(&snapshot);
-    let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::new(network()), Now(0));
+    let network = Arc::new(network());
+    let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::clone(&network), Now(0));
+    let kernel = (carrier == Carrier::Kernel).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
+    if let Some(memory) = &kernel {
+        plane.use_fast_path(memory.clone(), FastSettings { worker: 0, flows: 0..64, origin_ms: 0 });
+    }
     let mut out = Outbox::new(256, 1 << 16);
     let mut verdicts = Vec::new();
     let mut left = Vec::new();
@@ -62,12 +86,31 @@ pub(crate) fn run(config: &str, frames: &[Captured]) -> Result<(Vec<Captured>, C
             Offload::Checksum => (Checksum::Partial, 0),
             Offload::Segments(bytes) => (Checksum::Partial, bytes),
         };
+        let arrival = network.port(port).map(|of_port| Arrival {
+            ifindex: of_port.index,
+            station: Station::new(of_port.mac),
+            is_tagged: false,
+            checksum,
+            segment_bytes,
+        });
+        if let Some((memory, arrival)) = kernel.as_ref().zip(arrival)
+            && let Some(out) = memory.carry(&mut bytes, &arrival, at_ms * 1_000_000)
+        {
+            let port = network.ports.iter().zip(0..).find(|(port, _)| port.index == out);
+            let (_, port) = port.ok_or("the kernel sends to a port that is none of ours")?;
+            left.push(Captured { at_ms, port: PortId(port), offload, bytes });
+            continue;
+        }
         let mut batch = [Frame { bytes: &mut bytes, port, checksum, segment_bytes }];
         plane.process(Now(at_ms), &mut batch, &mut verdicts, &mut desk, &mut out);
         if let [Verdict::Send(port)] = verdicts[..] {
             left.push(Captured { at_ms, port, offload, bytes });
         }
         take_made(at_ms, &mut out, &mut left);
+    }
+    if let (Some(last), Carrier::Kernel) = (frames.last(), carrier) {
+        // What the kernel has counted is fetched within a second; nothing else happens by then.
+        let _all_done = plane.expire(Now(last.at_ms + 1_000), 0, &mut desk, &mut out);
     }
     Ok((left, counters(&plane, &desk, &snapshot)))
 }
@@ -116,6 +159,7 @@ pub(crate) fn network() -> Network {
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address").into();
     let port = |name: &str, mac, addresses: [(&str, u8); 2]| Port {
         name: name.into(),
+        index: if name == "outside" { 11 } else { 12 },
         mac: Mac(mac),
         mtu: 1500,
         addresses: addresses.map(|(address, prefix)| (ip(address), prefix)).to_vec(),

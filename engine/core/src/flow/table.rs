@@ -155,6 +155,12 @@ impl Trace {
     pub fn leads_on(&self) -> bool {
         self.entry != Likely::NONE.entry
     }
+
+    /// The place of the flow that it leads to, as [`FlowTable::at`] takes it.
+    #[inline]
+    pub fn slot(&self) -> usize {
+        (self.entry & SLOT) as usize
+    }
 }
 
 /// A flow of IPv4 that a packet of it has met.
@@ -635,6 +641,13 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         self.follow(id, now, |_| (Some(class), ())).is_some()
     }
 
+    /// Notes that the flow was seen `now`, and nothing else.
+    pub fn see(&mut self, id: FlowId, now: Now) {
+        if let Some(hot) = self.hot_mut(id) {
+            hot.seen_tick = hot.seen_tick.max(tick(now));
+        }
+    }
+
     /// The state of a flow that is there.
     #[inline]
     pub fn state(&self, id: FlowId) -> Option<&S> {
@@ -712,12 +725,29 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// Takes out one flow that was silent for its timeout; never early, at most two ticks (128 ms) late when called often enough. Each flow that is
     /// looked at costs one of `budget`, also those that turn out to be due later. `None`: there is no more, or the budget is 0.
     pub fn expire(&mut self, now: Now, budget: &mut usize) -> Option<Closed<S, D>> {
+        self.expire_unless(now, budget, |_| None)
+    }
+
+    /// The same where others may have seen packets of a flow: before one is taken out, `seen` says when that was last, if at all.
+    pub fn expire_unless(
+        &mut self,
+        now: Now,
+        budget: &mut usize,
+        seen: impl Fn(&D) -> Option<Now>,
+    ) -> Option<Closed<S, D>> {
         let now_tick = tick(now);
         loop {
             while let Some((id, hashes)) = self.popped.next() {
                 // It may have gone since it was popped, or have a timer again.
                 let Some(hot) = self.hot(id).filter(|_| !self.cold.is_linked(id.slot)) else { continue };
-                let due_tick = self.due_tick(hot.seen_tick, hot.class);
+                let class = hot.class;
+                let mut due_tick = self.due_tick(hot.seen_tick, class);
+                if due_tick <= now_tick
+                    && let Some(seen) = seen(self.cold.detail(id.slot))
+                {
+                    self.see(id, seen);
+                    due_tick = due_tick.max(self.due_tick(tick(seen), class));
+                }
                 if due_tick <= now_tick {
                     return self.remove_hashed(id, &hashes);
                 }

@@ -9,6 +9,8 @@
 
 use super::Direction;
 
+mod lent;
+
 /// Flag of the TCP header's 14th byte: no more data from the sender.
 pub const FIN: u8 = 0x01;
 /// Flag of the TCP header's 14th byte: synchronise sequence numbers.
@@ -23,11 +25,11 @@ const FIN_ACK: u8 = FIN | ACK;
 const RST_ACK: u8 = RST | ACK;
 
 /// Largest window scale (RFC 7323 §2.3).
-const SCALE_MAX: u8 = 14;
+pub(crate) const SCALE_MAX: u8 = 14;
 
 /// Bytes by which a segment or an acknowledgment may be older than the newest, however small the window is (`MAXACKWINCONST` of
 /// `nf_conntrack_proto_tcp.c`).
-const OLDER_MIN_BYTES: u32 = 66_000;
+pub(crate) const OLDER_MIN_BYTES: u32 = 66_000;
 
 /// Where only one direction is seen, the windows are unknown: bytes that a segment may be away from the newest.
 const ONE_WAY_SPAN_BYTES: u32 = 1 << 24;
@@ -313,8 +315,10 @@ const ONE_WAY: u32 = 1 << 18;
 const CARRIES: u32 = 2 << SYN_WINDOW;
 const CLOSED: u32 = 1 << 19;
 const RESET: u32 = 1 << 20;
+/// Somebody else follows the connection as well, see `lent.rs`.
+const LENT: u32 = 1 << 21;
 /// The bits from here on are the caller's.
-const TAG: u32 = 21;
+const TAG: u32 = 22;
 
 /// Highest number that [`TcpTrack::set_tag`] takes.
 pub const TAG_MAX: u16 = (1 << (u32::BITS - TAG)) - 1;
@@ -355,9 +359,7 @@ impl TcpTrack {
     /// changed.
     #[inline(always)]
     pub fn advance_open(&mut self, from: Direction, seq: u32, end: u32, ack: u32, window: u16) -> bool {
-        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
-        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET;
-        if self.bits & (OPEN | OTHER) != OPEN {
+        if !self.is_open() {
             return false;
         }
         let (at, other) = (from.index(), from.opposite().index());
@@ -374,6 +376,14 @@ impl TcpTrack {
             self.note(from, end, ack, window);
         }
         fits
+    }
+
+    /// Whether both sides have opened, neither has closed or reset, both are seen, and nobody else follows the connection.
+    #[inline(always)]
+    fn is_open(&self) -> bool {
+        const OPEN: u32 = BOTH_SYNS_SEEN | BOTH_SYNS_ACKED;
+        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | CLOSED | RESET | LENT;
+        self.bits & (OPEN | OTHER) == OPEN
     }
 
     /// The phase that the connection is in.
@@ -475,7 +485,7 @@ impl TcpTrack {
         ResetNumbers { seq, seq_sent, ack }
     }
 
-    /// A number that the caller keeps here: 11 bits that a track has to spare. 0 at first.
+    /// A number that the caller keeps here: 10 bits that a track has to spare. 0 at first.
     #[inline]
     pub fn tag(&self) -> u16 {
         (self.bits >> TAG) as u16

@@ -100,6 +100,11 @@ impl Delta {
         Delta(add(self.0, other.0))
     }
 
+    /// The same in 16 bits; 0 only where there are no fields.
+    pub(crate) fn folded(self) -> u16 {
+        fold(self.0)
+    }
+
     /// What the complete checksum `old` becomes (RFC 1624 equation 3). A wrong checksum stays wrong.
     #[inline]
     pub fn complete(self, old: u16) -> u16 {

@@ -101,8 +101,16 @@ impl Macs {
         Macs(macs)
     }
 
+    /// From words as they stand in memory that is shared with the kernel: eight octets, then four, the first lowest.
+    pub(crate) fn of_words(first: u64, last: u32) -> Macs {
+        let mut macs = [0; 12];
+        macs[..8].copy_from_slice(&first.to_le_bytes());
+        macs[8..].copy_from_slice(&last.to_le_bytes());
+        Macs(macs)
+    }
+
     #[inline]
-    pub(super) fn octets(&self) -> &[u8; 12] {
+    pub(crate) fn octets(&self) -> &[u8; 12] {
         &self.0
     }
 }

@@ -1,5 +1,6 @@
 //! What is neither TCP nor UDP: questions for our addresses, pings of them, and ICMP errors about our flows.
 
+use super::flows::Stage;
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
@@ -112,6 +113,9 @@ impl Plane {
                 false => Verdict::Pass,
             };
         };
+        if found.stage == Stage::Established {
+            self.flows.consult(found.id);
+        }
         let table = self.flows.table(found.stage);
         let (Some(path), Some(state)) = (table.path(found.id), table.state(found.id)) else { return Verdict::Pass };
         let sent_by = found.direction.opposite();

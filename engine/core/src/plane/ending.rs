@@ -41,7 +41,8 @@ impl Plane {
     /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
     /// one of `budget`, and none is ended while `out` has no room for its resets. Whether all that was due is done.
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
-        self.called = now;
+        self.call(now);
+        self.walk_fast(now);
         // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.
         let reserved = if self.sweep.is_some() { budget.div_ceil(SWEEP_SHARE) } else { 0 };
         let mut left = budget - reserved;
@@ -71,6 +72,7 @@ impl Plane {
         {
             self.sweep = self.step(now, sweep, &mut left, desk, out);
         }
+        self.tell_fast(desk);
         is_expired && left > 0 && has_room(out)
     }
 

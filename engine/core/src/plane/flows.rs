@@ -5,6 +5,8 @@
 
 use std::sync::atomic::Ordering;
 
+use super::fast::Fast;
+use crate::fast_path::FastId;
 use crate::flow::Direction;
 use crate::flow::half_open::{HalfOpenSources, SourceFull};
 use crate::flow::table::{
@@ -27,6 +29,8 @@ const EVICTION_SLOTS: usize = 16;
 
 /// No lease.
 const NO_MAP: u32 = u32::MAX;
+/// Not in the fast path.
+const NOT_FAST: FastId = FastId(u32::MAX);
 
 /// The state of a flow that each packet reads: of TCP the track, of UDP the word of its track in the same place; the service in its tag.
 #[derive(Clone, Copy, Debug, Default)]
@@ -80,18 +84,30 @@ pub(super) struct Detail {
     pub(super) other_syn: u32,
     /// Port map of the lease whose address and port the real server sees.
     map: u32,
+    /// Number in the fast path; see [`fast`](Detail::fast).
+    fast: FastId,
 }
 
 impl Default for Detail {
     fn default() -> Detail {
-        Detail { server: RealServerId(0), is_counted: false, other_syn: 0, map: NO_MAP }
+        Detail { server: RealServerId(0), is_counted: false, other_syn: 0, map: NO_MAP, fast: NOT_FAST }
     }
 }
 
 impl Detail {
     /// Of a flow that was just picked, with the lease that it goes out by.
     pub(super) fn new(server: RealServerId, lease: Option<SnatLease>) -> Detail {
-        Detail { server, is_counted: true, other_syn: 0, map: lease.map_or(NO_MAP, SnatLease::into_map) }
+        Detail { server, is_counted: true, map: lease.map_or(NO_MAP, SnatLease::into_map), ..Detail::default() }
+    }
+
+    /// Its number in the fast path, if it is in it.
+    pub(super) fn fast(&self) -> Option<FastId> {
+        Some(self.fast).filter(|&id| id != NOT_FAST)
+    }
+
+    /// It is in the fast path, or not any more.
+    pub(super) fn set_fast(&mut self, id: Option<FastId>) {
+        self.fast = id.unwrap_or(NOT_FAST);
     }
 
     /// Whether it still has a lease.
@@ -161,6 +177,8 @@ pub(super) struct Flows {
     hand: usize,
     /// Flows that were over and gave way to others, not told yet.
     gave_way: u64,
+    /// Established flows that the kernel carries onwards, where it does.
+    pub(super) fast: Option<Box<Fast>>,
 }
 
 impl Flows {
@@ -180,6 +198,7 @@ impl Flows {
             one_way_max: (flows_max - flows_max / 4).max(1),
             hand: 0,
             gave_way: 0,
+            fast: None,
         }
     }
 
@@ -383,9 +402,9 @@ impl Flows {
 
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
     pub(super) fn promote(&mut self, now: Now, id: FlowId, hashes: &PathHashes) -> Result<FlowId, Option<Ended>> {
-        let Some(ended) = self.half_open.remove_hashed(id, hashes) else { return Err(None) };
+        let Some(mut ended) = self.half_open.remove_hashed(id, hashes) else { return Err(None) };
         let Ended { path, class, state, detail, .. } = ended;
-        self.left(Stage::HalfOpen, &path);
+        self.left(Stage::HalfOpen, &mut ended);
         if !self.make_room_established(path.returns) {
             return Err(Some(ended));
         }
@@ -396,26 +415,33 @@ impl Flows {
 
     /// Takes a flow out.
     pub(super) fn remove(&mut self, stage: Stage, id: FlowId) -> Option<Ended> {
-        let ended = self.table_mut(stage).remove(id)?;
-        self.left(stage, &ended.path);
+        let mut ended = self.table_mut(stage).remove(id)?;
+        self.left(stage, &mut ended);
         Some(ended)
     }
 
     /// Takes out a flow that was silent for too long; see [`FlowTable::expire`].
     pub(super) fn expire(&mut self, stage: Stage, now: Now, budget: &mut usize) -> Option<Ended> {
-        let ended = self.table_mut(stage).expire(now, budget)?;
-        self.left(stage, &ended.path);
+        let mut ended = match (stage, &self.fast) {
+            (Stage::Established, Some(fast)) => self.established.expire_unless(now, budget, |detail| fast.seen(detail)),
+            _ => self.table_mut(stage).expire(now, budget),
+        }?;
+        self.left(stage, &mut ended);
         Some(ended)
     }
 
     /// A flow has left its table.
-    fn left(&mut self, stage: Stage, path: &FlowPath) {
+    fn left(&mut self, stage: Stage, ended: &mut Ended) {
+        let Ended { path, state, detail, .. } = ended;
         match stage {
             Stage::HalfOpen => {
                 self.sources.close(path.client.src);
                 self.unanswered -= usize::from(!is_tcp(path));
             }
             Stage::Established => self.one_way -= usize::from(path.returns == Returns::Elsewhere),
+        }
+        if let Some(fast) = &mut self.fast {
+            fast.retire(detail, state);
         }
     }
 

@@ -1,5 +1,6 @@
 //! A packet of a flow, onwards: next hop, TCP or UDP state, rewriting, out.
 
+use super::fast::Carried;
 use super::flows::{Found, Stage};
 use super::pending::HoldError;
 use super::reply::{self, Complaint, icmp_error};
@@ -145,6 +146,20 @@ impl Hops {
         recent
     }
 
+    /// Whether every packet of IPv4 that could go straight on by `old`, in the network `before`, leaves in the same way by these.
+    pub(super) fn keeps(&self, old: &Hops, before: &Network, after: &Network) -> bool {
+        let of_v4 = |hops: &'_ Hops, network: &Network| hops.hops.len().min(network.bounds_v4().count());
+        let (olds, news) = (&old.hops[..of_v4(old, before)], &self.hops[..of_v4(self, after)]);
+        olds.iter().filter(|old| old.straight_max > 0).all(|old| {
+            let behind = news.partition_point(|new| new.first_v4 + new.more_v4 < old.first_v4);
+            let mut overlapping =
+                news[behind..].iter().take_while(|new| new.first_v4 <= old.first_v4 + old.more_v4).peekable();
+            overlapping.peek().is_some()
+                && overlapping
+                    .all(|new| (new.macs, new.straight_max, new.port) == (old.macs, old.straight_max, old.port))
+        }) && before.is_entered_alike(after)
+    }
+
     #[inline]
     fn hop(&self, id: HopId) -> &Hop {
         self.hops.get(id.0).unwrap_or(&NO_HOP)
@@ -173,6 +188,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let Found { stage, id, direction } = found;
+        let (_, _, state) = self.flows.table(stage).outgoing(id, direction)?;
+        let is_lent = state.tcp().is_lent() && self.meet_lent(id, direction, frame, packet);
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let service = state.service();
         if state.tcp().is_over() && packet.tuple.protocol == PROTOCOL_TCP && self.gives_way(found) {
@@ -198,6 +215,12 @@ impl Plane {
                     Next::Drop(reason) => return Some(Verdict::Drop(reason)),
                     Next::Reopen => return None,
                 }
+                if outcome.event == Some(TcpEvent::Established) {
+                    self.note_established(&packet.tuple, direction, frame.port);
+                }
+            }
+            if is_lent {
+                self.met_lent(id);
             }
         } else {
             let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
@@ -452,13 +475,18 @@ impl Plane {
 
     /// Hands what was counted to the desk, and begins anew.
     pub(super) fn tell<D: Desk>(&mut self, turn: &mut Turn<'_, D>) {
+        let run = std::mem::take(&mut turn.run);
+        self.tell_run(run, turn.desk);
+    }
+
+    /// Hands the counts of one service to the desk.
+    pub(super) fn tell_run<D: Desk>(&mut self, run: Run, desk: &mut D) {
         use PlaneCounter::{FramesFromClient, FramesToClient, OctetsFromClient, OctetsToClient};
         use ServiceCounter::{BytesFromClient, BytesToClient, DatagramsFromClient, DatagramsToClient};
         let counters = [
             (FramesFromClient, OctetsFromClient, BytesFromClient, DatagramsFromClient),
             (FramesToClient, OctetsToClient, BytesToClient, DatagramsToClient),
         ];
-        let run = std::mem::take(&mut turn.run);
         for (at, (frames, octets, bytes, datagrams)) in counters.into_iter().enumerate() {
             if run.frames[at] == 0 {
                 continue;
@@ -466,10 +494,10 @@ impl Plane {
             self.counts.add(frames, run.frames[at]);
             self.counts.add(octets, run.octets[at]);
             if run.payload[at] > 0 {
-                turn.desk.count(run.service, bytes, run.payload[at]);
+                desk.count(run.service, bytes, run.payload[at]);
             }
             if run.protocol == PROTOCOL_UDP {
-                turn.desk.count(run.service, datagrams, run.frames[at]);
+                desk.count(run.service, datagrams, run.frames[at]);
             }
         }
     }
@@ -484,6 +512,25 @@ enum Next {
 }
 
 impl Run {
+    /// Of no packet.
+    pub(super) const NOTHING: Run =
+        Run { service: ServiceId(0), protocol: PROTOCOL_TCP, frames: [0; 2], octets: [0; 2], payload: [0; 2] };
+
+    /// What the kernel has carried of a flow between two looks.
+    pub(super) fn add_carried(&mut self, service: ServiceId, before: &[Carried; 2], after: &[Carried; 2]) {
+        self.service = service;
+        for (at, (before, after)) in before.iter().zip(after).enumerate() {
+            self.frames[at] += after.frames.saturating_sub(before.frames);
+            self.octets[at] += after.octets.saturating_sub(before.octets);
+            self.payload[at] += after.payload_octets.saturating_sub(before.payload_octets);
+        }
+    }
+
+    /// Packets either way.
+    pub(super) fn frames(&self) -> u64 {
+        self.frames.iter().sum()
+    }
+
     #[inline]
     pub(super) fn add(&mut self, protocol: u8, direction: Direction, octets: usize, payload_len: u32) {
         let at = direction as usize;

@@ -10,6 +10,7 @@ mod answer;
 mod budget;
 mod ending;
 mod exhausted;
+mod fast;
 mod flows;
 mod forward;
 mod handoff;
@@ -198,13 +199,17 @@ counters!(
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
         ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
+        FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
+        FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
+        FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
         FlowsClosed = "flows_closed", "Flows that have ended.";
         FlowsGiven = "flows_given", "Flows given to the workers that their clients are steered to now.";
         FlowsOpened = "flows_opened", "Flows that were opened.";
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
         FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
-        Frames = "frames", "Frames received, from other workers too.";
+        Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
+        FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
         FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
         FramesHandedByMove = "frames_handed_by_move", "Frames handed to another worker because their flow has moved, or is about to come.";
@@ -359,8 +364,17 @@ impl Plane {
         self.pending.adopt(&network, |port, frame| {
             out.push(port, frame);
         });
-        self.hops = Hops::new(&network);
+        let hops = Hops::new(&network);
+        self.review_fast(&network, &hops);
+        self.hops = hops;
         self.network = network;
+    }
+
+    fn call(&mut self, now: Now) {
+        self.called = now;
+        if let Some(fast) = &mut self.flows.fast {
+            fast.called(now);
+        }
     }
 
     /// Decides about at most [`BATCH_MAX`] frames: `verdicts` is cleared, then gets one for each, in order.
@@ -376,7 +390,7 @@ impl Plane {
         out: &mut Outbox,
     ) {
         assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
-        self.called = now;
+        self.call(now);
         verdicts.clear();
         let mut flags = 0;
         let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
@@ -463,6 +477,10 @@ impl Plane {
             verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
         }
         self.tell(&mut turn);
+        self.enter_fast(now);
+        if self.flows.fast.as_ref().is_some_and(|fast| fast.has_news()) {
+            self.tell_fast(desk);
+        }
         let gave_way = self.flows.take_gave_way();
         self.counts.add(PlaneCounter::FlowsClosed, gave_way);
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
@@ -519,7 +537,9 @@ impl Plane {
     /// A time at or before which [`Plane::expire`] has nothing to do; `None` when it never has.
     pub fn next_due(&self) -> Option<Now> {
         let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
-        [at_once, self.flows.next_expiry(), self.pending.next_due(), self.rest.next_due()].into_iter().flatten().min()
+        let flows = [self.flows.next_expiry(), self.next_walk()];
+        let others = [at_once, self.pending.next_due(), self.rest.next_due()];
+        flows.into_iter().chain(others).flatten().min()
     }
 
     /// What was counted so far.

@@ -130,7 +130,7 @@ impl Plane {
                 continue;
             }
             if let Some(id) = self.flows.table(giving.stage).at(giving.slot)
-                && let Some((owner, flow)) = self.moved(giving.stage, id)
+                && let Some((owner, flow)) = self.give(giving.stage, id)
             {
                 if !give(owner, Cargo::Flow(flow)) {
                     break;
@@ -157,6 +157,15 @@ impl Plane {
         told
     }
 
+    /// The flow, if another worker owns its home: as it is then nobody else follows it.
+    fn give(&mut self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
+        self.moved(stage, id)?;
+        if stage == Stage::Established {
+            self.flows.recall(id);
+        }
+        self.moved(stage, id)
+    }
+
     /// The flow, if another worker owns its home.
     fn moved(&self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
         let table = self.flows.table(stage);
@@ -177,7 +186,7 @@ impl Plane {
             Cargo::Flow(flow) => flow,
             Cargo::End(generation) => return self.moving.ended(by, generation),
         };
-        self.called = now;
+        self.call(now);
         self.counts.add(PlaneCounter::FlowsTaken, 1);
         let MovedFlow { stage, flow: ended, .. } = flow;
         let Ended { state, detail, .. } = ended;

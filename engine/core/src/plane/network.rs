@@ -16,6 +16,8 @@ use crate::packet::{Family, Ip, Mac};
 pub struct Port {
     /// Name of the interface.
     pub name: String,
+    /// Number that the kernel has for it; 0 while it is not there, or where nobody asks.
+    pub index: u32,
     /// Its link-layer address.
     pub mac: Mac,
     /// Octets of the largest IP packet that it carries.
@@ -164,6 +166,12 @@ impl Network {
             Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => port.bit(),
         };
         self.routes.iter().filter(|(block, _)| block.contains(ip)).fold(way, |ports, &(_, port)| ports | port.bit())
+    }
+
+    /// Whether packets come in here and there by the same interfaces: those have the same numbers, and the same routes lead back.
+    pub(super) fn is_entered_alike(&self, other: &Network) -> bool {
+        let indices = |network: &Network| network.ports.iter().map(|port| port.index).collect::<Vec<_>>();
+        self.routes == other.routes && indices(self) == indices(other)
     }
 
     /// The station of `ip` on the link of `port`, if it is known.
@@ -376,6 +384,7 @@ mod tests {
     fn port(name: &str, addresses: &[(&str, u8)]) -> Port {
         Port {
             name: name.into(),
+            index: 0,
             mac: Mac([2, 0, 0, 0, 1, name.len() as u8]),
             mtu: 1500,
             addresses: addresses.iter().map(|&(address, prefix)| (ip(address), prefix)).collect(),

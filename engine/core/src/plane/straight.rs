@@ -56,6 +56,9 @@ impl Plane {
         let port = hop.port;
         self.count_for(service, turn);
         turn.run.add(PROTOCOL_TCP, direction, octets, payload_len);
+        if let Some(fast) = &mut self.flows.fast {
+            fast.note(trace.slot(), direction, frame.port);
+        }
         Some(port)
     }
 

@@ -1,4 +1,5 @@
 mod edges;
+mod fast;
 mod ledger;
 mod lending;
 mod straight;
@@ -79,6 +80,7 @@ fn number(protocol: Protocol) -> u8 {
 fn network(mtu_inside: u32, known: bool) -> Network {
     let port = |name: &str, mac, mtu, addresses: [(&str, u8); 2]| Port {
         name: name.into(),
+        index: if name == "outside" { 11 } else { 12 },
         mac,
         mtu,
         addresses: addresses.map(|(address, prefix)| (ip(address).into(), prefix)).to_vec(),

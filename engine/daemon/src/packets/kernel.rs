@@ -16,6 +16,7 @@ use towpath_sys::silence::{Claim, Silence};
 
 use super::arms::{Arm, servers};
 use super::claims::{addresses, claims};
+use super::fast::KernelPath;
 use super::steering::{SteeringError, program};
 use super::view::{self, KnownArm};
 
@@ -67,6 +68,8 @@ pub struct Kernel {
     told_unread: bool,
     /// The last of the neighbours that were confirmed in turn.
     confirmed: Option<(u32, IpAddr)>,
+    /// What carries established flows, where the kernel does.
+    fast: Option<KernelPath>,
 }
 
 /// What has become of the network.
@@ -80,15 +83,16 @@ pub struct Update {
 }
 
 impl Kernel {
-    /// Opens the arms for every worker, then silences the kernel. The n-th list belongs to worker n.
+    /// Opens the arms for every worker, then silences the kernel. The n-th list belongs to worker n. What carries flows is attached to the arms.
     ///
-    /// Either all is open at the end or nothing is.
+    /// Either all is open at the end or nothing is; only without [`fast_path`](Kernel::fast_path) it goes on, with a warning.
     pub fn open(
         model: &Model,
         arms: &[Arm],
         ring: RingSettings,
         steering: &SteeringTable,
         seed: u32,
+        mut fast: Option<KernelPath>,
     ) -> Result<(Kernel, Vec<Vec<PacketPort>>), KernelError> {
         let workers = steering.workers();
         let program = program(model, steering, seed)?;
@@ -101,8 +105,21 @@ impl Kernel {
         }
         let groups: Vec<[u8; 6]> = addresses(model).into_iter().filter_map(solicited_group).collect();
         let mut per_worker: Vec<Vec<PacketPort>> = (0..workers).map(|_| Vec::with_capacity(arms.len())).collect();
+        let mut opened = Vec::with_capacity(arms.len());
         for arm in arms {
-            let ports = open_arm(&arm.name, workers, &program, &ring, &groups)?;
+            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups)?);
+        }
+        if let Some(path) = &mut fast
+            && let Err(error) = attach_all(path, &known, &opened)
+        {
+            tracing::warn!("{error}; every frame goes through a worker");
+            for port in opened.iter().flatten() {
+                port.set_filter(None)
+                    .map_err(|source| KernelError::Interface { name: port.name().to_owned(), source })?;
+            }
+            fast = None;
+        }
+        for ports in opened {
             per_worker.iter_mut().zip(ports).for_each(|(list, port)| list.push(port));
         }
         let kernels = kernels_own(&tables);
@@ -125,8 +142,14 @@ impl Kernel {
             missing: BTreeSet::new(),
             told_unread: false,
             confirmed: None,
+            fast,
         };
         Ok((kernel, per_worker))
+    }
+
+    /// What carries established flows, where the kernel does.
+    pub fn fast_path(&self) -> Option<&KernelPath> {
+        self.fast.as_ref()
     }
 
     /// The network as it was last looked at.
@@ -206,6 +229,7 @@ impl Kernel {
 
     fn reopen(&mut self, port: PortId) -> Option<Vec<PacketPort>> {
         let arm = self.arms.get(port.index())?;
+        let ifindex = arm.index;
         if !self.tables.links.iter().any(|link| link.name == arm.name) {
             self.missing.insert(port);
             return None;
@@ -213,6 +237,11 @@ impl Kernel {
         match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups) {
             Ok(ports) => {
                 tracing::info!("interface {} is there again", arm.name);
+                if let Some(path) = &mut self.fast
+                    && let Err(error) = path.attach(port, ifindex, &ports)
+                {
+                    tracing::warn!("{error}; every frame that comes in there goes through a worker");
+                }
                 Some(ports)
             }
             Err(error) => {
@@ -285,6 +314,12 @@ impl View {
 /// The addresses that the kernel has as well.
 fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
     tables.addresses.iter().map(|address| address.ip).collect()
+}
+
+/// Attaches what carries flows to every arm.
+fn attach_all(path: &mut KernelPath, arms: &[KnownArm], opened: &[Vec<PacketPort>]) -> io::Result<()> {
+    let numbered = arms.iter().zip(opened).zip(0..);
+    numbered.map(|((arm, ports), id)| path.attach(PortId(id), arm.index, ports)).collect()
 }
 
 fn known_arm(arm: &Arm) -> KnownArm {

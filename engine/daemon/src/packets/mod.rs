@@ -3,6 +3,7 @@
 pub mod arms;
 pub mod claims;
 pub mod facing;
+pub mod fast;
 pub mod kernel;
 pub mod steering;
 pub mod view;

@@ -62,6 +62,7 @@ pub fn network(arms: &[KnownArm], tables: &Tables) -> Network {
         .iter()
         .map(|arm| Port {
             name: arm.name.clone(),
+            index: if arm.is_there { arm.index } else { 0 },
             mac: arm.mac,
             mtu: arm.mtu_bytes,
             addresses: tables

@@ -43,7 +43,13 @@ fn udp_service(extra: &str) -> Model {
 }
 
 fn input(cpus: usize, nofile: u64) -> PlanInput {
-    PlanInput { cpus: (0..cpus).collect(), nofile, memory_bytes: 8 * GIB, arms: Vec::new() }
+    PlanInput {
+        cpus: (0..cpus).collect(),
+        nofile,
+        memory_bytes: 8 * GIB,
+        arms: Vec::new(),
+        fast_path: Readiness::Ready,
+    }
 }
 
 fn amount(shares: &[Share], what: &str) -> u64 {
@@ -209,16 +215,32 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     assert_eq!(packets.flows_max_of(1), 50_000);
     assert!(amount(&plan.memory, "flows") >= 100_000 * FLOW_BYTES, "{plan}");
     let shown = plan.to_string();
-    let tight = PlanInput { memory_bytes: GIB, ..input };
+    let tight = PlanInput { memory_bytes: GIB, ..input.clone() };
     let tight = Plan::new(&model, &tight).unwrap().packets.unwrap().ring.bytes();
     assert!(tight < packets.ring.bytes() && 4 * tight <= GIB / RINGS_SHARE, "{tight}");
     let rings = bytes(amount(&plan.memory, "packet rings"));
     let told = |line: &str| line.trim_start().starts_with("packet rings") && line.ends_with(&rings);
     assert!(shown.lines().any(told), "{rings}\n{shown}");
     assert!(
-        shown.contains("interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n"),
+        shown.contains(
+            "interfaces   front, back\nflows        100,000 at most, and 12,500 half open\n\
+             fast path    in the kernel, 100,000 flows at most\n"
+        ),
         "{shown}"
     );
+    assert_eq!(packets.fast_flows_of(1), 50_000..100_000);
+    assert_eq!(amount(&plan.descriptors, "fast path"), FAST_PATH_DESCRIPTORS + 2);
+    assert!(amount(&plan.memory, "fast path") <= 100_000 * FAST_FLOW_BYTES, "{plan}");
+    for (readiness, line) in [
+        (Readiness::Off, "fast path    off\n"),
+        (Readiness::Unavailable("no right".to_owned()), "fast path    none: no right\n"),
+        (Readiness::Unneeded, "fast path    none: no service translates TCP over IPv4\n"),
+    ] {
+        let without = Plan::new(&model, &PlanInput { fast_path: readiness, ..input.clone() }).unwrap();
+        assert!(without.to_string().contains(line), "{without}");
+        let shares = (amount(&without.memory, "fast path"), amount(&without.descriptors, "fast path"));
+        assert_eq!((shares, without.packets.unwrap().fast.flows()), ((0, 0), 0));
+    }
 }
 
 #[test]

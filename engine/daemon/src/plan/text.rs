@@ -4,7 +4,7 @@ use std::fmt;
 
 use towpath_config::model::{Poll, Protocol};
 
-use super::{Bound, BoundFrom, Plan, Share, total};
+use super::{Bound, BoundFrom, FastPlan, Plan, Share, total};
 
 /// Listeners shown one by one; the rest is counted.
 const LISTENERS_SHOWN: usize = 40;
@@ -27,6 +27,14 @@ impl fmt::Display for Plan {
                 grouped(packets.flows_max()),
                 grouped(packets.half_open_max())
             )?;
+            match &packets.fast {
+                FastPlan::InKernel { flows } => {
+                    writeln!(f, "fast path    in the kernel, {} flows at most", grouped(u64::from(*flows)))?;
+                }
+                FastPlan::Off => writeln!(f, "fast path    off")?,
+                FastPlan::Unavailable(why) => writeln!(f, "fast path    none: {why}")?,
+                FastPlan::Unneeded => writeln!(f, "fast path    none: no service translates TCP over IPv4")?,
+            }
         }
         writeln!(f, "connections  {}", bound(self.connections))?;
         writeln!(f, "UDP sessions {}", bound(self.udp_sessions))?;

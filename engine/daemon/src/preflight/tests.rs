@@ -132,6 +132,7 @@ fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<St
         arms: vec![Arm { name: "eth0".to_owned(), index: 2, mtu_bytes: 1500 }],
         missing: Vec::new(),
         is_capable: true,
+        fast_path: Readiness::Ready,
         kernel_forwards: [false; 2],
         listeners: BTreeSet::new(),
     };

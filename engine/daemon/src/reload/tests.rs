@@ -1,6 +1,7 @@
 //! What a reload takes and what it refuses, by name.
 
 use super::*;
+use crate::packets::fast::Readiness;
 use crate::plan::{Plan, PlanInput};
 
 const BASE: &str = r#"
@@ -49,6 +50,7 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
     let cases = [
         ("workers = [0]", "workers = [1]", "runtime.workers"),
         ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
+        ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
         ("udp_sessions = 100", "udp_sessions = 200", "limits"),
         ("a.sock", "b.sock", "control"),
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
@@ -136,7 +138,7 @@ fn fewer_workers_must_hold_the_flows_that_are_open() {
     let text = "[limits]\nflows = 100000\n[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\nplane = \"packet\"\n\
                 source = \"vip\"\n[[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
     let arms = vec![Arm { name: "front".to_owned(), index: 2, mtu_bytes: 1500 }];
-    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms };
+    let input = PlanInput { cpus: vec![0, 1], nofile: 20_000, memory_bytes: 8 << 30, arms, fast_path: Readiness::Off };
     let packets = Plan::new(&model(text), &input).unwrap().packets.unwrap();
     assert!(check_room(&packets, 50_000, 1).is_ok());
     let refusal = check_room(&packets, 50_001, 1).unwrap_err().to_string();

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
+use towpath_core::fast_path::{FastMemory, FastSettings};
 use towpath_core::session::{Chunks, Event, Gathers, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
@@ -75,6 +76,8 @@ pub struct Entrances {
     pub ports: Vec<PacketPort>,
     /// What workers hand to each other, by worker; empty where there is nobody to hand to.
     pub inboxes: Arc<[Inbox]>,
+    /// Its part of the flows that the kernel carries onwards; `None` where it does not.
+    pub fast: Option<(FastMemory, FastSettings)>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
@@ -173,9 +176,13 @@ impl Worker {
             ring,
             now,
             doors: Doors::new(entrances.listeners)?,
-            packets: settings
-                .plane
-                .map(|plane| Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now)),
+            packets: settings.plane.map(|plane| {
+                let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
+                if let Some((memory, settings)) = entrances.fast {
+                    packets.plane.use_fast_path(memory, settings);
+                }
+                packets
+            }),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers)),

@@ -1,7 +1,7 @@
 //! One interface, one worker: a packet socket with a receive ring.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::copies::Copies;
 use super::offload::Offload;
@@ -203,10 +203,7 @@ fn open_group(
     }
     // Until all have joined, each frame would have come to each of them.
     for port in &ports {
-        match port.in_group {
-            true => set_program(&port.socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_SENT)?,
-            false => set_flag(&port.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER)?,
-        }
+        port.set_filter(None)?;
     }
     Ok(ports)
 }
@@ -256,6 +253,15 @@ impl PacketPort {
             return Ok(());
         }
         set_program(&self.socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, steering)
+    }
+
+    /// Asks `filter`, a program of [`FastPath`](crate::fast_path::FastPath), which frames come here, live; of those that the machine sends it lets none pass. `None`: all that come in.
+    pub fn set_filter(&self, filter: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        match (filter, self.in_group) {
+            (Some(filter), _) => set_option(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd()),
+            (None, true) => set_program(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_SENT),
+            (None, false) => set_flag(&self.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER),
+        }
     }
 
     /// Has the interface take in frames for a group of stations, as neighbour discovery for our addresses needs

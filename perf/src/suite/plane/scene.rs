@@ -143,6 +143,7 @@ impl Scene {
         };
         let port = |id: PortId, name: &str, mac| Port {
             name: name.into(),
+            index: 1 + u32::from(id.0),
             mac,
             mtu: 1500,
             addresses: vec![(self.host(id, 1).into(), prefix)],

@@ -39,9 +39,9 @@ type Bend = (u8, u8, bool);
 
 /// A frame: connection, direction, flags, sequence and acknowledgment number, data, time to live, checksum, segments, bends, octets behind its end (or
 /// missing).
-type Spec = ((u8, bool, u8), (u8, u8, u8), (u8, u8, u8), Vec<Bend>, i8);
+pub(super) type Spec = ((u8, bool, u8), (u8, u8, u8), (u8, u8, u8), Vec<Bend>, i8);
 
-fn spec() -> impl Strategy<Value = Spec> {
+pub(super) fn spec() -> impl Strategy<Value = Spec> {
     let bend = (0..60_u8, any::<u8>(), any::<bool>());
     let behind = prop_oneof![6 => Just(0_i8), 1 => any::<i8>()];
     // The first of each list is what goes straight: three in four.
@@ -56,14 +56,14 @@ fn spec() -> impl Strategy<Value = Spec> {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Batch(Vec<Spec>),
     Expire,
     Network(bool, u32),
     Pass(u64),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         8 => prop::collection::vec(spec(), 1..BATCH_MAX).prop_map(Step::Batch),
         1 => Just(Step::Expire),
@@ -77,9 +77,12 @@ fn one<T: Copy>(of: &[T], number: u8) -> T {
 }
 
 /// Connections, each as the client sends and as the server answers.
-type Connections = Vec<(Tuple, Tuple)>;
+pub(super) type Connections = Vec<(Tuple, Tuple)>;
 
-fn frame(connections: &Connections, (who, what, how, bends, behind): &Spec) -> (PortId, Vec<u8>, Checksum, u16) {
+pub(super) fn frame(
+    connections: &Connections,
+    (who, what, how, bends, behind): &Spec,
+) -> (PortId, Vec<u8>, Checksum, u16) {
     let (connection, is_forward, flags) = *who;
     let (forward, back) = one(connections, connection);
     let (tuple, (seq, ack), macs, port) = match is_forward {
@@ -103,7 +106,7 @@ fn frame(connections: &Connections, (who, what, how, bends, behind): &Spec) -> (
 }
 
 /// What there is to see of a plane and of what it has told.
-fn seen(lab: &Lab) -> impl PartialEq + std::fmt::Debug + use<> {
+pub(super) fn seen(lab: &Lab) -> impl PartialEq + std::fmt::Debug + use<> {
     let Lab { plane, clerk, .. } = lab;
     let flows = [Stage::HalfOpen, Stage::Established].map(|stage| {
         let table = plane.flows.table(stage);
@@ -122,7 +125,7 @@ fn seen(lab: &Lab) -> impl PartialEq + std::fmt::Debug + use<> {
 }
 
 /// Two planes alike, the second without the straight path, and some open connections: of the first two of them the windows are scaled.
-fn twins(forwarding: Forwarding) -> ([Lab; 2], Connections) {
+pub(super) fn twins(forwarding: Forwarding) -> ([Lab; 2], Connections) {
     let setup = Setup::new(Family::V4, forwarding, Protocol::Tcp);
     let mut connections = Connections::new();
     let labs = [true, false].map(|is_straight| {
@@ -150,7 +153,7 @@ fn twins(forwarding: Forwarding) -> ([Lab; 2], Connections) {
     (labs, connections)
 }
 
-fn batch(lab: &mut Lab, frames: &mut [(PortId, Vec<u8>, Checksum, u16)]) {
+pub(super) fn batch(lab: &mut Lab, frames: &mut [(PortId, Vec<u8>, Checksum, u16)]) {
     let mut frames: Vec<Frame<'_>> = frames
         .iter_mut()
         .map(|(port, bytes, checksum, segment_bytes)| Frame {

@@ -1,0 +1,107 @@
+//! What the kernel does with a frame, in Rust: the same judgement, the same octets, the same notes.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use super::FastMemory;
+use super::layout::{self, SCALE_SHIFT, WORKER_SHIFT};
+use crate::flow::tcp::{OLDER_MIN_BYTES, SCALE_MAX};
+use crate::packet::TupleV4;
+use crate::packet::rewrite::{Checksum, Macs};
+use crate::packet::straight::{Station, Straight, read_straight};
+
+/// How a frame arrives.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Number of the interface.
+    pub ifindex: u32,
+    /// The station that the interface is.
+    pub station: Station,
+    /// Whether it came with a VLAN tag.
+    pub is_tagged: bool,
+    /// What the TCP checksum field holds, where there is one.
+    pub checksum: Checksum,
+    /// Octets of payload of a segment of a super-packet; 0 of any other frame.
+    pub segment_bytes: u16,
+}
+
+impl FastMemory {
+    /// Takes a frame of an entered flow onwards, at `now_ns` of CLOCK_MONOTONIC; returns the number of the interface that it leaves through. `None`: the frame is
+    /// not for the fast path, and nothing has changed.
+    pub fn carry(&self, frame: &mut [u8], arrival: &Arrival, now_ns: u64) -> Option<u32> {
+        let tuple = read_straight(frame, arrival.station)?;
+        let octets = frame.len() as u64;
+        if arrival.is_tagged || arrival.checksum == Checksum::Absent {
+            return None;
+        }
+        let (words, other) = self.find(tuple, arrival.ifindex)?;
+        let get = |word: usize| words[word].load(Relaxed);
+        let packet = Straight::of(frame)?;
+        let (total_len, headers_len) = (packet.total_len(), packet.headers_len());
+        let largest = match arrival.segment_bytes {
+            0 => total_len,
+            segment => headers_len + u32::from(segment),
+        };
+        let payload_len = total_len - headers_len;
+        let end = packet.seq().wrapping_add(payload_len);
+        let (macs, size_max) = (get(layout::MACS_AND_SIZE) as u32, (get(layout::MACS_AND_SIZE) >> 32) as u32);
+        let scale = get(layout::GENERATION_AND_WORKER) >> SCALE_SHIFT;
+        if largest > size_max || !fits(words, other, scale as u32, packet.seq(), end, packet.ack()) {
+            return None;
+        }
+        note(words, end, packet.ack(), packet.window());
+        words[layout::USED_NS].store(now_ns, Relaxed);
+        words[layout::FRAMES].fetch_add(1, Relaxed);
+        words[layout::OCTETS].fetch_add(octets, Relaxed);
+        words[layout::PAYLOAD_OCTETS].fetch_add(payload_len.into(), Relaxed);
+        let to = get(layout::TO_PORTS_AND_INTERFACE);
+        let macs = Macs::of_words(get(layout::MACS), macs);
+        let onwards = TupleV4 { addresses: get(layout::TO_ADDRESSES), ports: to as u32 };
+        packet.redirect(arrival.checksum, onwards, &macs);
+        Some((to >> 32) as u32)
+    }
+
+    /// The words of the direction that a tuple is of, and those of the other one.
+    fn find(&self, tuple: TupleV4, ifindex: u32) -> Option<(&[AtomicU64], &[AtomicU64])> {
+        let hash = self.keys.hash(tuple);
+        let tag = layout::tag(hash);
+        // The first of that tag: there is at most one.
+        let item = self.bucket(hash).iter().map(|word| word.load(Acquire)).find(|item| item >> 32 == tag)?;
+        let (flow, side) = (item as u32 >> 1, (item & 1) as usize);
+        let (words, other) = (self.side(flow, side)?, self.side(flow, 1 - side)?);
+        let owner = words[layout::GENERATION_AND_WORKER].load(Acquire);
+        let generation = self.generation((owner >> WORKER_SHIFT & 0xff) as usize).load(Relaxed);
+        let is_it = owner as u32 == generation as u32
+            && words[layout::FROM_ADDRESSES].load(Relaxed) == tuple.addresses
+            && words[layout::FROM_PORTS_AND_INTERFACE].load(Relaxed)
+                == u64::from(ifindex) << 32 | u64::from(tuple.ports);
+        is_it.then_some((words, other))
+    }
+}
+
+/// Whether a segment fits the numbers of both sides, as [`TcpTrack::advance_open`](crate::flow::tcp::TcpTrack::advance_open) asks. `scale` is that of the other side's window.
+fn fits(words: &[AtomicU64], other: &[AtomicU64], scale: u32, seq: u32, end: u32, ack: u32) -> bool {
+    let split = |numbers: u64| (numbers as u32, (numbers >> 32) as u32);
+    let (own_end, own_ack) = split(words[layout::END_AND_ACK].load(Relaxed));
+    let (other_end, other_ack) = split(other[layout::END_AND_ACK].load(Relaxed));
+    let window = (other[layout::WINDOW].load(Relaxed) as u32 & 0xffff) << scale.min(SCALE_MAX.into());
+    let signs = other_ack.wrapping_add(window).wrapping_sub(seq)
+        | end.wrapping_sub(own_end.wrapping_sub(OLDER_MIN_BYTES))
+        | other_end.wrapping_sub(ack)
+        | ack.wrapping_sub(own_ack.wrapping_sub(OLDER_MIN_BYTES));
+    signs as i32 >= 0
+}
+
+/// Notes the numbers of a segment that fits, where they are newer.
+pub(super) fn note(words: &[AtomicU64], end: u32, ack: u32, window: u16) {
+    let known = words[layout::END_AND_ACK].load(Relaxed);
+    let (known_end, known_ack) = (known as u32, (known >> 32) as u32);
+    let later = |known: u32, new: u32| if new.wrapping_sub(known) as i32 > 0 { new } else { known };
+    let noted = u64::from(later(known_end, end)) | u64::from(later(known_ack, ack)) << 32;
+    if noted != known {
+        words[layout::END_AND_ACK].store(noted, Relaxed);
+    }
+    if u64::from(window) > words[layout::WINDOW].load(Relaxed) {
+        words[layout::WINDOW].store(window.into(), Relaxed);
+    }
+}

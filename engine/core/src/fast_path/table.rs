@@ -1,0 +1,267 @@
+//! One worker's flows in the table.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, fence};
+
+use super::layout::{self, SCALE_SHIFT, WORKER_SHIFT};
+use super::{
+    Arrival, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastUse, REST_MS, WORKERS_MAX,
+};
+use crate::flow::tcp::SCALE_MAX;
+use crate::packet::checksum::Delta;
+use crate::time::Now;
+
+const NS_PER_MS: u64 = 1_000_000;
+
+/// What belongs to one worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FastSettings {
+    /// The worker's number, below [`WORKERS_MAX`].
+    pub worker: u16,
+    /// The flows that are its own: apart from those of others, and all below [`FastShape::flows`](super::FastShape::flows).
+    pub flows: Range<u32>,
+    /// What CLOCK_MONOTONIC, which the kernel notes, showed at `Now(0)`, in milliseconds.
+    pub origin_ms: u64,
+}
+
+/// A worker's flows that the kernel sends on.
+#[derive(Debug)]
+pub struct FastTable {
+    memory: FastMemory,
+    settings: FastSettings,
+    generation: u32,
+    /// The first number that was never used.
+    fresh: u32,
+    /// Numbers that were used, and since when they rest.
+    resting: VecDeque<(u32, Now)>,
+    open: u32,
+}
+
+impl FastTable {
+    /// The empty table of a worker, in memory that the worker has not used before.
+    ///
+    /// # Panics
+    /// When the settings do not fit the memory.
+    pub fn new(memory: FastMemory, settings: FastSettings) -> FastTable {
+        let FastSettings { worker, flows: Range { start, end }, .. } = settings;
+        assert!(usize::from(worker) < WORKERS_MAX && start <= end && end <= memory.shape().flows(), "{settings:?}");
+        let generation = memory.generation(worker.into()).load(Relaxed) as u32;
+        let room = (end - start) as usize;
+        let mut table =
+            FastTable { memory, settings, generation, fresh: start, resting: VecDeque::with_capacity(room), open: 0 };
+        table.forget_all();
+        table
+    }
+
+    /// The memory that it is in.
+    pub fn memory(&self) -> &FastMemory {
+        &self.memory
+    }
+
+    /// Flows that are entered.
+    pub fn open(&self) -> u32 {
+        self.open
+    }
+
+    /// Flows that there is room for.
+    pub fn room(&self) -> u32 {
+        self.settings.flows.end - self.settings.flows.start
+    }
+
+    /// Where `id` is among those of the worker: below [`room`](FastTable::room).
+    pub fn place(&self, id: FastId) -> usize {
+        id.0.saturating_sub(self.settings.flows.start) as usize
+    }
+
+    /// Whether a number is free for another flow.
+    #[inline]
+    pub fn has_room(&self, now: Now) -> bool {
+        self.next_number(now).is_some()
+    }
+
+    fn next_number(&self, now: Now) -> Option<u32> {
+        match self.resting.front() {
+            Some(&(number, since)) if now.ms_since(since) >= REST_MS => Some(number),
+            _ => Some(self.fresh).filter(|&fresh| fresh < self.settings.flows.end),
+        }
+    }
+
+    /// Enters a flow: from here on the kernel sends its frames on.
+    ///
+    /// # Errors
+    /// There is no room; nothing has changed.
+    pub fn insert(&mut self, flow: &FastFlow, now: Now) -> Result<FastId, FastFull> {
+        let number = self.next_number(now).ok_or(FastFull::Entries)?;
+        for side in 0..2 {
+            self.write(number, side, flow, now);
+        }
+        let [forward, reverse] = [0, 1].map(|side| self.memory.keys.hash(flow.sides[side].from));
+        if !self.publish(forward, layout::item(forward, number, 0)) {
+            return Err(FastFull::Bucket);
+        }
+        if !self.publish(reverse, layout::item(reverse, number, 1)) {
+            self.withdraw(forward, layout::item(forward, number, 0));
+            self.invalidate(number);
+            // The kernel may have found the forward direction.
+            self.take_number(number);
+            self.resting.push_back((number, now));
+            return Err(FastFull::Bucket);
+        }
+        self.take_number(number);
+        self.open += 1;
+        Ok(FastId(number))
+    }
+
+    /// Whether the kernel sends the flow on: not after [`forget_all`](FastTable::forget_all).
+    pub fn is_live(&self, id: FastId) -> bool {
+        let words = self.memory.side(id.0, 0);
+        words.is_some_and(|words| words[layout::GENERATION_AND_WORKER].load(Relaxed) as u32 == self.generation)
+    }
+
+    /// What the kernel has noted about an entered flow.
+    pub fn read(&self, id: FastId) -> FastUse {
+        FastUse { sides: [0, 1].map(|side| self.read_side(id.0, side)) }
+    }
+
+    /// Tells the kernel of numbers that it has not seen: those of segments that came through the sockets. Older ones change nothing.
+    pub fn tell(&self, id: FastId, numbers: [FastNumbers; 2]) {
+        for (side, numbers) in numbers.iter().enumerate() {
+            let Some(words) = self.memory.side(id.0, side) else { continue };
+            super::carry::note(words, numbers.end, numbers.ack, numbers.window);
+        }
+    }
+
+    /// Takes a flow out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is.
+    ///
+    /// `id` is one that [`insert`](FastTable::insert) returned and that was not taken out yet.
+    pub fn remove(&mut self, id: FastId, now: Now) -> FastUse {
+        self.invalidate(id.0);
+        for side in 0..2 {
+            if let Some(words) = self.memory.side(id.0, side) {
+                let hash = self.memory.keys.hash(from(words));
+                self.withdraw(hash, layout::item(hash, id.0, side));
+            }
+        }
+        fence(Acquire);
+        let used = self.read(id);
+        self.resting.push_back((id.0, now));
+        self.open -= 1;
+        used
+    }
+
+    /// Has the kernel send none of the worker's flows on any more. Each is still to be taken out, and can be read until then.
+    pub fn forget_all(&mut self) {
+        // Not 0, which is no flow.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        self.memory.generation(self.settings.worker.into()).store(self.generation.into(), Release);
+    }
+
+    /// What the kernel does with a frame that arrives: see [`FastMemory::carry`].
+    pub fn carry(&self, frame: &mut [u8], arrival: &Arrival, now: Now) -> Option<u32> {
+        self.memory.carry(frame, arrival, self.ns(now))
+    }
+
+    fn ns(&self, now: Now) -> u64 {
+        (now + self.settings.origin_ms).0.saturating_mul(NS_PER_MS)
+    }
+
+    /// The number is in use now.
+    fn take_number(&mut self, number: u32) {
+        if self.resting.front().is_some_and(|&(first, _)| first == number) {
+            self.resting.pop_front();
+        } else {
+            self.fresh = number + 1;
+        }
+    }
+
+    fn write(&self, number: u32, at: usize, flow: &FastFlow, now: Now) {
+        let Some(words) = self.memory.side(number, at) else { return };
+        let FastSide { from, to, in_ifindex, out_ifindex, macs, size_max, numbers } = &flow.sides[at];
+        let scale = flow.sides[1 - at].numbers.scale.min(SCALE_MAX);
+        let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11] = *macs.octets();
+        let last = u32::from_le_bytes([m8, m9, m10, m11]);
+        let addresses = Delta::of_u64(from.addresses, to.addresses);
+        let header = addresses.and(Delta::FIRST_OCTET_LESS_ONE);
+        let ports = Delta::of_u32(from.ports, to.ports);
+        let deltas = u64::from(header.folded()) | u64::from(addresses.folded()) << 16 | u64::from(ports.folded()) << 32;
+        let upper = |upper: u32, lower: u32| u64::from(upper) << 32 | u64::from(lower);
+        let set = |word: usize, value: u64| words[word].store(value, Relaxed);
+        set(layout::FROM_ADDRESSES, from.addresses);
+        set(layout::FROM_PORTS_AND_INTERFACE, upper(*in_ifindex, from.ports));
+        set(layout::TO_ADDRESSES, to.addresses);
+        set(layout::TO_PORTS_AND_INTERFACE, upper(*out_ifindex, to.ports));
+        set(layout::MACS, u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7]));
+        set(layout::MACS_AND_SIZE, upper(*size_max, last));
+        set(layout::DELTAS, deltas);
+        set(layout::END_AND_ACK, layout::end_and_ack(numbers));
+        set(layout::WINDOW, numbers.window.into());
+        set(layout::USED_NS, self.ns(now));
+        for count in [layout::FRAMES, layout::OCTETS, layout::PAYLOAD_OCTETS] {
+            set(count, 0);
+        }
+        let owner = u64::from(self.settings.worker) << WORKER_SHIFT | u64::from(scale) << SCALE_SHIFT;
+        words[layout::GENERATION_AND_WORKER].store(owner | u64::from(self.generation), Release);
+    }
+
+    fn read_side(&self, number: u32, at: usize) -> FastSideUse {
+        let (Some(words), Some(other)) = (self.memory.side(number, at), self.memory.side(number, 1 - at)) else {
+            return FastSideUse::default();
+        };
+        let get = |word: usize| words[word].load(Relaxed);
+        let numbers = get(layout::END_AND_ACK);
+        let scale = other[layout::GENERATION_AND_WORKER].load(Relaxed) >> SCALE_SHIFT;
+        FastSideUse {
+            used: Now(get(layout::USED_NS) / NS_PER_MS) - self.settings.origin_ms,
+            frames: get(layout::FRAMES),
+            octets: get(layout::OCTETS),
+            payload_octets: get(layout::PAYLOAD_OCTETS),
+            numbers: FastNumbers {
+                end: numbers as u32,
+                ack: (numbers >> 32) as u32,
+                window: get(layout::WINDOW) as u16,
+                scale: scale as u8,
+            },
+        }
+    }
+
+    /// Lets no frame hit the flow any more; the window scales stay to be read.
+    fn invalidate(&self, number: u32) {
+        for side in 0..2 {
+            if let Some(words) = self.memory.side(number, side) {
+                let owner = words[layout::GENERATION_AND_WORKER].load(Relaxed);
+                words[layout::GENERATION_AND_WORKER].store(owner & !u64::from(u32::MAX), Release);
+            }
+        }
+    }
+
+    /// Puts an item into its bucket. `false`: there is no room, or one of the same tag.
+    fn publish(&self, hash: u64, item: u64) -> bool {
+        let bucket = self.memory.bucket(hash);
+        let is_taken = |word: &AtomicU64| word.load(Relaxed) >> 32 == layout::tag(hash);
+        if bucket.iter().any(is_taken) {
+            return false;
+        }
+        bucket.iter().any(|word| word.load(Relaxed) == 0 && word.compare_exchange(0, item, Release, Relaxed).is_ok())
+    }
+
+    /// Takes an item out of its bucket.
+    fn withdraw(&self, hash: u64, item: u64) {
+        for word in self.memory.bucket(hash) {
+            if word.load(Relaxed) == item {
+                // Only this worker changes an item of its own.
+                word.store(0, Release);
+                return;
+            }
+        }
+    }
+}
+
+/// The tuple that a direction arrives with.
+fn from(words: &[AtomicU64]) -> crate::packet::TupleV4 {
+    crate::packet::TupleV4 {
+        addresses: words[layout::FROM_ADDRESSES].load(Relaxed),
+        ports: words[layout::FROM_PORTS_AND_INTERFACE].load(Relaxed) as u32,
+    }
+}

@@ -1,0 +1,318 @@
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::flow::Direction;
+use crate::flow::tcp::{ACK, FIN, RST, SYN, SegmentFacts, Sight, TcpTrack};
+use crate::packet::checksum;
+use crate::packet::rewrite::Checksum;
+use crate::packet::straight::{Station, Straight};
+use crate::packet::{Mac, Tuple};
+
+const CLIENT: [u8; 4] = [192, 0, 2, 9];
+const VIP: [u8; 4] = [203, 0, 113, 1];
+const SNAT: [u8; 4] = [10, 1, 0, 1];
+const SERVER: [u8; 4] = [10, 1, 0, 7];
+const OUR_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+const FRONT: u32 = 4;
+const BACK: u32 = 5;
+const URG: u8 = 0x20;
+
+fn tuple(src: [u8; 4], src_port: u16, dst: [u8; 4], dst_port: u16) -> TupleV4 {
+    let (src, dst) = (Ipv4Addr::from(src).into(), Ipv4Addr::from(dst).into());
+    TupleV4::of(&Tuple { src, dst, src_port, dst_port, protocol: 6 }).unwrap()
+}
+
+fn numbers(end: u32, ack: u32) -> FastNumbers {
+    FastNumbers { end, ack, window: 512, scale: 7 }
+}
+
+/// The flow of a client's port: full NAT to the server.
+fn flow(port: u16) -> FastFlow {
+    let side = |from, to, in_ifindex, out_ifindex, numbers| FastSide {
+        from,
+        to,
+        in_ifindex,
+        out_ifindex,
+        macs: Macs::new(Mac([2, 0, 0, 0, 0, 9]), OUR_MAC),
+        size_max: 1500,
+        numbers,
+    };
+    let (near, far) = (tuple(CLIENT, port, VIP, 443), tuple(SNAT, port, SERVER, 8443));
+    FastFlow {
+        sides: [
+            side(near, far, FRONT, BACK, numbers(1_000, 5_000)),
+            side(far.reversed(), near.reversed(), BACK, FRONT, numbers(5_000, 1_000)),
+        ],
+    }
+}
+
+fn table(flows: u32) -> FastTable {
+    let memory = FastMemory::private(FastShape::new(flows), [3, 4]);
+    FastTable::new(memory, FastSettings { worker: 7, flows: 0..flows, origin_ms: 1_000_000 })
+}
+
+/// A segment with its checksums right.
+fn frame(tuple: TupleV4, flags: u8, seq: u32, ack: u32, window: u16, payload: usize) -> Vec<u8> {
+    let mut frame = vec![0; 54 + payload];
+    frame[..6].copy_from_slice(&OUR_MAC.0);
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 8]);
+    frame[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6]);
+    frame[16..18].copy_from_slice(&(40 + payload as u16).to_be_bytes());
+    frame[26..34].copy_from_slice(&tuple.addresses.to_le_bytes());
+    frame[34..38].copy_from_slice(&tuple.ports.to_le_bytes());
+    frame[38..42].copy_from_slice(&seq.to_be_bytes());
+    frame[42..46].copy_from_slice(&ack.to_be_bytes());
+    frame[46..48].copy_from_slice(&[0x50, flags]);
+    frame[48..50].copy_from_slice(&window.to_be_bytes());
+    frame[54..].iter_mut().zip(1..).for_each(|(octet, number)| *octet = number as u8);
+    let header = checksum::of(&frame[14..34]);
+    frame[24..26].copy_from_slice(&header.to_be_bytes());
+    let pseudo = checksum::pseudo_header(&frame[26..30], &frame[30..34], 6, 20 + payload as u32);
+    let segment = checksum::transport(pseudo, &frame[34..]);
+    frame[50..52].copy_from_slice(&segment.to_be_bytes());
+    frame
+}
+
+fn arrival(ifindex: u32) -> Arrival {
+    Arrival {
+        ifindex,
+        station: Station::new(OUR_MAC),
+        is_tagged: false,
+        checksum: Checksum::Complete,
+        segment_bytes: 0,
+    }
+}
+
+#[test]
+fn an_entered_flow_is_carried_both_ways_until_it_is_taken_out() {
+    let mut table = table(4);
+    let flow = flow(40_000);
+    let id = table.insert(&flow, Now(5)).unwrap();
+    assert!(table.is_live(id));
+    for (side, ifindex, out, seq, ack) in [(0, FRONT, BACK, 1_000, 5_000), (1, BACK, FRONT, 5_000, 1_100)] {
+        let original = frame(flow.sides[side].from, ACK, seq, ack, 600, 100);
+        let mut carried = original.clone();
+        assert_eq!(table.carry(&mut carried, &arrival(ifindex), Now(9)), Some(out));
+        let mut expected = original.clone();
+        let FastSide { to, macs, .. } = flow.sides[side];
+        Straight::of(&mut expected).unwrap().redirect(Checksum::Complete, to, &macs);
+        assert_eq!(carried, expected);
+        assert!(checksum::is_valid(0, &carried[14..34]));
+        let noted = table.read(id).sides[side];
+        let numbers = FastNumbers { end: seq + 100, ack, window: 600, scale: 7 };
+        let expected = FastSideUse { used: Now(9), frames: 1, octets: 154, payload_octets: 100, numbers };
+        assert_eq!(noted, expected);
+    }
+    let noted = table.read(id);
+    assert_eq!(table.remove(id, Now(10)), noted);
+    assert!(!table.is_live(id));
+    assert_eq!(table.open(), 0);
+    for side in flow.sides {
+        let mut again = frame(side.from, ACK, side.numbers.end, side.numbers.ack, 600, 0);
+        assert_eq!(table.carry(&mut again, &arrival(side.in_ifindex), Now(10)), None);
+    }
+}
+
+#[test]
+fn what_is_unusual_is_left_alone() {
+    let mut table = table(4);
+    let flow = flow(40_000);
+    let id = table.insert(&flow, Now(5)).unwrap();
+    let before = table.read(id);
+    let from = flow.sides[0].from;
+    let usual = frame(from, ACK, 1_000, 5_000, 600, 100);
+    let here = arrival(FRONT);
+    let mut tried: Vec<(Vec<u8>, Arrival)> = vec![
+        (usual.clone(), arrival(BACK)),
+        (usual.clone(), Arrival { is_tagged: true, ..here }),
+        (usual.clone(), Arrival { checksum: Checksum::Absent, ..here }),
+        (usual.clone(), Arrival { station: Station::NONE, ..here }),
+        (usual.clone(), Arrival { segment_bytes: 1_461, ..here }),
+        (frame(from, ACK, 1_000, 5_000, 600, 1_461), here),
+        (frame(from.reversed(), ACK, 1_000, 5_000, 600, 1), here),
+        // Outside of the windows on each side.
+        (frame(from, ACK, 1_000 + (512 << 7) + 1, 5_000, 600, 1), here),
+        (frame(from, ACK, 1_000_u32.wrapping_sub(66_002), 5_000, 600, 1), here),
+        (frame(from, ACK, 1_000, 5_001, 600, 1), here),
+        (frame(from, ACK, 1_000, 5_000_u32.wrapping_sub(66_001), 600, 1), here),
+    ];
+    for flags in [0, FIN | ACK, RST | ACK, SYN | ACK, URG | ACK, RST, SYN] {
+        tried.push((frame(from, flags, 1_000, 5_000, 600, 0), here));
+    }
+    let mut expiring = usual.clone();
+    expiring[22] = 1;
+    tried.push((expiring, here));
+    for (bent, arrival) in tried {
+        let mut carried = bent.clone();
+        assert_eq!(table.carry(&mut carried, &arrival, Now(9)), None, "{bent:02x?} {arrival:?}");
+        assert_eq!(carried, bent);
+    }
+    assert_eq!(table.read(id), before);
+    assert_eq!(table.carry(&mut usual.clone(), &Arrival { segment_bytes: 1_460, ..here }, Now(9)), Some(BACK));
+}
+
+#[test]
+fn a_partial_checksum_stays_partial() {
+    let mut table = table(1);
+    let flow = flow(40_000);
+    table.insert(&flow, Now(5)).unwrap();
+    let mut carried = frame(flow.sides[0].from, ACK, 1_000, 5_000, 600, 100);
+    let pseudo = checksum::pseudo_header(&CLIENT, &VIP, 6, 120);
+    carried[50..52].copy_from_slice(&pseudo.to_be_bytes());
+    let here = Arrival { checksum: Checksum::Partial, ..arrival(FRONT) };
+    assert_eq!(table.carry(&mut carried, &here, Now(9)), Some(BACK));
+    let pseudo = checksum::pseudo_header(&SNAT, &SERVER, 6, 120);
+    assert_eq!(carried[50..52], pseudo.to_be_bytes());
+}
+
+#[test]
+fn a_number_rests_before_it_is_used_again() {
+    let mut table = table(2);
+    let ids = [1, 2].map(|port| table.insert(&flow(port), Now(0)).unwrap());
+    assert_eq!(table.insert(&flow(3), Now(1_000)), Err(FastFull::Entries));
+    table.remove(ids[0], Now(1_000));
+    assert_eq!(table.insert(&flow(3), Now(1_000 + REST_MS - 1)), Err(FastFull::Entries));
+    assert_eq!(table.insert(&flow(3), Now(1_000 + REST_MS)), Ok(ids[0]));
+    assert_eq!(table.open(), 2);
+}
+
+#[test]
+fn a_flow_is_entered_once() {
+    let mut table = table(8);
+    let id = table.insert(&flow(1), Now(0)).unwrap();
+    assert_eq!(table.insert(&flow(1), Now(0)), Err(FastFull::Bucket));
+    // The forward direction of another flow whose answers look the same.
+    let mut other = flow(2);
+    other.sides[1].from = flow(1).sides[1].from;
+    assert_eq!(table.insert(&other, Now(0)), Err(FastFull::Bucket));
+    let mut first = frame(other.sides[0].from, ACK, 1_000, 5_000, 600, 0);
+    assert_eq!(table.carry(&mut first, &arrival(FRONT), Now(0)), None);
+    table.remove(id, Now(0));
+    table.insert(&other, Now(0)).unwrap();
+    assert_eq!(table.carry(&mut first, &arrival(FRONT), Now(0)), Some(BACK));
+}
+
+#[test]
+fn what_is_refused_leaves_nothing_behind() {
+    // One bucket: eight directions.
+    let shape = FastShape { flows: 16, ..FastShape::new(1) };
+    let memory = FastMemory::private(shape, [3, 4]);
+    let mut table = FastTable::new(memory, FastSettings { worker: 0, flows: 0..16, origin_ms: 0 });
+    let ids: Vec<FastId> = (1..=4).map(|port| table.insert(&flow(port), Now(0)).unwrap()).collect();
+    assert_eq!(table.insert(&flow(5), Now(0)), Err(FastFull::Bucket));
+    for id in ids {
+        table.remove(id, Now(0));
+    }
+    let index = (*table.memory().index).as_ref();
+    assert!(index.iter().all(|word| word.load(std::sync::atomic::Ordering::Relaxed) == 0));
+    assert!(table.insert(&flow(5), Now(0)).is_ok());
+}
+
+#[test]
+fn neighbouring_ports_spread() {
+    for seed in 0..20 {
+        let shape = FastShape::new(1 << 14);
+        let memory = FastMemory::private(shape, [crate::random::mix(seed), crate::random::mix(!seed)]);
+        let mut table = FastTable::new(memory, FastSettings { worker: 0, flows: 0..shape.flows(), origin_ms: 0 });
+        let refused = (0..shape.flows()).filter(|&number| {
+            let mut flow = flow(20_000 + (number >> 2) as u16);
+            // Four clients, and one port after the other towards one server.
+            let lease = 1_024 + number as u16;
+            flow.sides[0].from.addresses += u64::from(number & 3) << 24;
+            flow.sides[1].from = tuple(SERVER, 8443, SNAT, lease);
+            table.insert(&flow, Now(0)).is_err()
+        });
+        let refused = refused.count();
+        // Poisson, mean 2, says one in 2,000.
+        assert!(refused <= 30, "{refused} of {} with seed {seed}", shape.flows());
+    }
+}
+
+#[test]
+fn one_store_forgets_the_flows_of_a_worker_and_no_others() {
+    let memory = FastMemory::private(FastShape::new(8), [3, 4]);
+    let mut first = FastTable::new(memory.clone(), FastSettings { worker: 0, flows: 0..4, origin_ms: 0 });
+    let mut second = FastTable::new(memory, FastSettings { worker: 1, flows: 4..8, origin_ms: 0 });
+    let forgotten = first.insert(&flow(1), Now(0)).unwrap();
+    let kept = second.insert(&flow(2), Now(0)).unwrap();
+    let segment = |port| frame(flow(port).sides[0].from, ACK, 1_000, 5_000, 600, 10);
+    // Whose table it is asked of makes no difference.
+    assert_eq!(second.carry(&mut segment(1), &arrival(FRONT), Now(1)), Some(BACK));
+    first.forget_all();
+    assert_eq!((first.is_live(forgotten), second.is_live(kept)), (false, true));
+    assert_eq!(first.carry(&mut segment(1), &arrival(FRONT), Now(1)), None);
+    assert_eq!(first.carry(&mut segment(2), &arrival(FRONT), Now(1)), Some(BACK));
+    assert_eq!(first.remove(forgotten, Now(2)).sides[0].frames, 1);
+    let again = first.insert(&flow(1), Now(2)).unwrap();
+    assert!(first.is_live(again));
+    assert_eq!(second.carry(&mut segment(1), &arrival(FRONT), Now(1)), Some(BACK));
+}
+
+#[test]
+fn newer_numbers_can_be_told() {
+    let mut table = table(1);
+    let flow = flow(1);
+    let id = table.insert(&flow, Now(0)).unwrap();
+    let mut ahead = frame(flow.sides[0].from, ACK, 1_000, 5_700, 600, 0);
+    assert_eq!(table.carry(&mut ahead, &arrival(FRONT), Now(0)), None);
+    table.tell(id, [numbers(900, 4_000), numbers(5_700, 1_000)]);
+    assert_eq!(table.read(id).sides.map(|side| side.numbers), [numbers(1_000, 5_000), numbers(5_700, 1_000)]);
+    assert_eq!(table.carry(&mut ahead, &arrival(FRONT), Now(0)), Some(BACK));
+}
+
+#[test]
+fn the_largest_table_fits_what_a_program_can_address() {
+    let shape = FastShape::new(u32::MAX);
+    assert_eq!(shape.flows(), FastShape::FLOWS_MAX);
+    assert_eq!(shape.entries().octets(), 1 << 30);
+    assert_eq!(shape.index().octets(), 1 << 28);
+    assert_eq!(FastShape::new(0).flows(), 1);
+}
+
+proptest! {
+    /// The kernel follows a connection exactly as a track does, and takes nothing that a track would look at more closely.
+    #[test]
+    fn numbers_are_followed_as_a_track_follows_them(
+        scales in any::<[Option<u8>; 2]>(), windows in any::<[u16; 2]>(), starts in any::<[u32; 2]>(),
+        segments in prop::collection::vec(
+            (any::<bool>(), -70_000_i64..140_000, -70_000_i64..140_000, any::<u16>(), 0_usize..3_000), 1..40,
+        ),
+    ) {
+        let [client, server] = starts;
+        let facts = |flags, seq, ack, window, window_scale| SegmentFacts { flags, seq, ack, window, payload_len: 0, window_scale };
+        let mut track = TcpTrack::open(&facts(SYN, client, 0, windows[0], scales[0]), Sight::BothWays).unwrap();
+        let [client, server] = [client.wrapping_add(1), server.wrapping_add(1)];
+        let _ = track.advance(Direction::Reverse, &facts(SYN | ACK, server.wrapping_sub(1), client, windows[1], scales[1]));
+        prop_assert_eq!(track.open_numbers(Direction::Forward), None);
+        let _ = track.advance(Direction::Forward, &facts(ACK, client, server, windows[0], None));
+        let _ = track.advance(Direction::Reverse, &facts(ACK, server, client, windows[1], None));
+        let mut flow = flow(1);
+        let sides = [Direction::Forward, Direction::Reverse];
+        for side in sides {
+            flow.sides[side.index()].numbers = track.open_numbers(side).unwrap();
+            flow.sides[side.index()].size_max = 65_535;
+        }
+        let mut table = table(1);
+        let id = table.insert(&flow, Now(0)).unwrap();
+        let mut followed = track;
+        for (is_reverse, seq, ack, window, payload) in segments {
+            let from = if is_reverse { Direction::Reverse } else { Direction::Forward };
+            let side = flow.sides[from.index()];
+            let seq = track.open_numbers(from).unwrap().end.wrapping_add(seq as u32);
+            let ack = track.open_numbers(from).unwrap().ack.wrapping_add(ack as u32);
+            let mut frame = frame(side.from, ACK, seq, ack, window, payload);
+            let end = seq.wrapping_add(payload as u32);
+            let is_followed = track.advance_open(from, seq, end, ack, window);
+            let carried = table.carry(&mut frame, &arrival(side.in_ifindex), Now(0));
+            prop_assert_eq!(carried.is_some(), is_followed);
+        }
+        let noted = table.remove(id, Now(0));
+        for side in sides {
+            prop_assert_eq!(Some(noted.sides[side.index()].numbers), track.open_numbers(side));
+            followed.catch_up(side, &noted.sides[side.index()].numbers);
+        }
+        prop_assert_eq!(followed, track);
+    }
+}

@@ -1,0 +1,112 @@
+//! The numbers of a connection while somebody else follows it as well: the fast path, which sees the segments that the plane does not.
+//!
+//! A track that is lent refuses [`TcpTrack::advance_open`], so whoever meets one of its segments here asks for the newest numbers first.
+
+use super::{LENT, ONE_WAY, SYN_WINDOW, TcpTrack};
+use crate::fast_path::FastNumbers;
+use crate::flow::Direction;
+
+impl TcpTrack {
+    /// Lends the numbers of both sides, the forward one first. `None`: it is lent already, or more can come of its plain segments than newer numbers.
+    pub fn lend(&mut self) -> Option<[FastNumbers; 2]> {
+        if !self.is_open() {
+            return None;
+        }
+        self.scale_windows();
+        self.bits |= LENT;
+        Some(Direction::BOTH.map(|side| self.numbers(side)))
+    }
+
+    /// Whether it is lent.
+    #[inline]
+    pub fn is_lent(&self) -> bool {
+        self.bits & LENT != 0
+    }
+
+    /// The numbers of one side, of a track that is or was lent.
+    pub fn numbers(&self, side: Direction) -> FastNumbers {
+        let at = side.index();
+        let scale = self.scale(side) as u8;
+        FastNumbers { end: self.end[at], ack: self.ack[at], window: self.window[at], scale }
+    }
+
+    /// The numbers of one side; `None` unless [`advance_open`](TcpTrack::advance_open) would follow it.
+    #[cfg(test)]
+    pub(crate) fn open_numbers(&self, side: Direction) -> Option<FastNumbers> {
+        let mut track = *self;
+        track.scale_windows();
+        self.is_open().then(|| track.numbers(side))
+    }
+
+    /// Takes what the other one has seen of a side, as far as it is newer.
+    pub fn catch_up(&mut self, side: Direction, numbers: &FastNumbers) {
+        self.note(side, numbers.end, numbers.ack, numbers.window);
+    }
+
+    /// Nobody else follows the connection any more.
+    pub fn take_back(&mut self) {
+        self.bits &= !LENT;
+    }
+
+    /// Windows out of SYNs, where answers are seen, are as later ones from here on.
+    pub(crate) fn scale_windows(&mut self) {
+        for side in Direction::BOTH {
+            if self.bits & ONE_WAY == 0 && self.has(SYN_WINDOW, side) {
+                self.scale_syn_window(side);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::tcp::{ACK, FIN, SYN, SegmentFacts, Sight};
+
+    fn segment(flags: u8, seq: u32, ack: u32, window: u16) -> SegmentFacts {
+        SegmentFacts { flags, seq, ack, window, payload_len: 0, window_scale: Some(3) }
+    }
+
+    fn open() -> TcpTrack {
+        let mut track = TcpTrack::open(&segment(SYN, 100, 0, 8_001), Sight::BothWays).unwrap();
+        assert_eq!(track.lend(), None, "nothing has answered");
+        let _ = track.advance(Direction::Reverse, &segment(SYN | ACK, 900, 101, 8_000));
+        assert_eq!(track.lend(), None, "half open");
+        let _ = track.advance(Direction::Forward, &segment(ACK, 101, 901, 500));
+        track
+    }
+
+    #[test]
+    fn an_open_connection_is_lent_once_with_its_windows_scaled() {
+        let mut track = open();
+        let numbers = |end, ack, window| FastNumbers { end, ack, window, scale: 3 };
+        assert_eq!(track.lend(), Some([numbers(101, 901, 1_001), numbers(901, 101, 1_000)]));
+        assert_eq!((track.lend(), track.is_lent()), (None, true));
+        let plain = (101, 201, 901, 500);
+        assert!(!track.advance_open(Direction::Forward, plain.0, plain.1, plain.2, plain.3));
+        track.take_back();
+        assert!(track.advance_open(Direction::Forward, plain.0, plain.1, plain.2, plain.3));
+        assert!(track.lend().is_some());
+    }
+
+    #[test]
+    fn only_newer_numbers_are_taken() {
+        let mut track = open();
+        track.lend().unwrap();
+        let newer = FastNumbers { end: 5_101, ack: 901, window: 2_000, scale: 3 };
+        track.catch_up(Direction::Forward, &newer);
+        track.catch_up(Direction::Forward, &FastNumbers { end: 101, ack: 800, window: 7, scale: 3 });
+        track.take_back();
+        assert_eq!(track.numbers(Direction::Forward), newer);
+        let (to_client, to_server) = (track.reset_towards(Direction::Forward), track.reset_towards(Direction::Reverse));
+        assert_eq!((to_client.ack, to_server.seq, to_server.seq_sent), (5_101, 101, 5_101));
+    }
+
+    #[test]
+    fn a_connection_that_closes_is_not_lent() {
+        let mut track = open();
+        let _ = track.advance(Direction::Forward, &segment(FIN | ACK, 101, 901, 500));
+        assert_eq!(track.lend(), None);
+        assert_eq!(TcpTrack::open(&segment(SYN, 1, 0, 1), Sight::OpenerOnly).unwrap().lend(), None);
+    }
+}

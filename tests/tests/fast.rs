@@ -1,0 +1,180 @@
+//! The fast path between real TCP stacks: established flows that the kernel carries onwards, entered and taken out by the packet plane. Where this
+//! process may not load programs, as in a user namespace, the same has to work without.
+
+use std::fs::File;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use towpath_engine::status::Status;
+use towpath_tests::{
+    Bulk, Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service,
+    subject,
+};
+
+const MIB: u64 = 1 << 20;
+
+fn config(lab: &TestLab, runtime: &str, keys: &str) -> (SocketAddr, String) {
+    let vip = lab.free_vip(100);
+    let keys = format!("source = {{ pool = [\"{}\"] }}\n{keys}", lab.free_snat(101));
+    let service = packet_service("web", vip, "443", &keys, &ipv4(lab.servers()));
+    ((vip, 443).into(), format!("[limits]\nflows = 16384\n{runtime}{service}"))
+}
+
+/// Of all workers.
+fn counted(status: &Status, counter: &str) -> u64 {
+    status.workers.iter().map(|worker| worker.packets[counter]).sum()
+}
+
+/// Whether the kernel carries flows here; who may load programs and has a kernel that knows them says so.
+fn has_fast_path(relay: &Subject) -> bool {
+    let has = relay.status().limits.fast_flows.max > 0;
+    if !has {
+        eprintln!("the kernel carries nothing here: looked at without it");
+    }
+    has
+}
+
+fn until_carried(relay: &Subject, frames: u64) -> Status {
+    relay.until("the kernel has carried frames", |status| counted(status, "frames_fast") >= frames)
+}
+
+/// Opens a connection and has it echo so many bytes.
+fn hold(client: &Host, to: SocketAddr, bytes: usize) -> Connection {
+    let mut connection = Connection::open(client, to).expect("somebody serves");
+    connection.greeting().expect("a greeting");
+    for chunk in vec![7; bytes].chunks(MIB as usize) {
+        connection.echo(chunk).expect("an echo");
+    }
+    connection
+}
+
+#[test]
+fn the_kernel_carries_a_transfer_and_every_octet_arrives_and_is_counted() {
+    in_lab(the_kernel_carries_a_transfer_and_every_octet_arrives_and_is_counted, Topology::TwoArm, 1, |lab| {
+        let bytes = 256 * MIB;
+        let (vip, config) = config(lab, "", "");
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let relay = subject!().start(lab.balancer(), &config);
+        let is_fast = has_fast_path(&relay);
+        let client = Connection::open(lab.client(), vip).expect("somebody serves");
+        let client = client.stream().try_clone().expect("a descriptor");
+        let (server, _) = listener.accept().expect("a connection");
+        server.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        let send = |mut to: &TcpStream, seed| {
+            let sent = Bulk::steady(seed).send(&mut to, bytes).expect("everything is taken");
+            to.shutdown(Shutdown::Write).expect("our FIN");
+            sent
+        };
+        let receive = |mut from: &TcpStream| Bulk::steady(0).receive(&mut from).expect("a stream that ends with FIN");
+        thread::scope(|scope| {
+            let there = scope.spawn(|| send(&client, 1));
+            let back = scope.spawn(|| send(&server, 2));
+            let at_server = scope.spawn(|| receive(&server));
+            assert_eq!(receive(&client), back.join().expect("the server's sender"));
+            assert_eq!(at_server.join().expect("the server's receiver"), there.join().expect("the client's sender"));
+        });
+        let status = relay.until("all is counted", |status| {
+            let web = &status.services[0];
+            let is_noted = counted(status, "octets_to_client") >= bytes && status.limits.fast_flows.used == 0;
+            web.connections == 0 && web.bytes_from_client >= bytes && web.bytes_to_client >= bytes && is_noted
+        });
+        assert_eq!(
+            status.services[0].terminations["client_closed"] + status.services[0].terminations["server_closed"],
+            1
+        );
+        let (fast, all) = (counted(&status, "frames_fast"), counted(&status, "frames"));
+        // Both directions are super-packets of 64 KiB at most. Until the first FIN the kernel carries all but the first few.
+        assert!(!is_fast || fast > all / 2, "{fast} of {all} frames");
+        assert_eq!(fast > 0, is_fast);
+        relay.stop();
+    });
+}
+
+#[test]
+fn without_the_fast_path_the_kernel_carries_nothing() {
+    in_lab(without_the_fast_path_the_kernel_carries_nothing, Topology::TwoArm, 1, |lab| {
+        let (vip, config) = config(lab, "[runtime]\nfast_path = \"off\"\n", "");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let relay = subject!().start(lab.balancer(), &config);
+        hold(lab.client(), vip, MIB as usize).close().expect("an end");
+        let status = relay.until("all is counted", |status| status.services[0].bytes_to_client >= MIB);
+        assert_eq!((status.limits.fast_flows.max, counted(&status, "frames_fast")), (0, 0));
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_connection_that_the_kernel_has_carried_is_reset_at_both_ends() {
+    in_lab(a_connection_that_the_kernel_has_carried_is_reset_at_both_ends, Topology::TwoArm, 1, |lab| {
+        let (vip, config) = config(lab, "", "");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let mut relay = subject!().start(lab.balancer(), &config);
+        let is_fast = has_fast_path(&relay);
+        let mut held = hold(lab.client(), vip, 8 * MIB as usize);
+        if is_fast {
+            until_carried(&relay, 100);
+            relay.until("it is counted in", |status| status.limits.fast_flows.used == 1);
+        }
+        relay.reload(&format!("{config}admin = \"halt\"\n")).expect("a reload takes it");
+        assert!(held.is_ended(), "a reset that its kernel believes");
+        relay.until("nothing is open", |status| status.services[0].connections == 0);
+        assert_eq!(relay.service("web").terminations["server_halted"], 1);
+        let status = relay.until("its flow is counted out", |status| status.limits.fast_flows.used == 0);
+        assert!(status.services[0].bytes_to_client >= 8 * MIB);
+        relay.stop();
+    });
+}
+
+#[test]
+fn an_interface_that_returns_is_carried_by_again() {
+    in_lab(an_interface_that_returns_is_carried_by_again, Topology::TwoArm, 1, |lab| {
+        let (vip, config) = config(lab, "", "");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let relay = subject!().start(lab.balancer(), &config);
+        let is_fast = has_fast_path(&relay);
+        hold(lab.client(), vip, MIB as usize).close().expect("an end");
+        let (client, balancer) = (lab.client(), lab.balancer());
+        balancer.links().expect("netlink").remove("front").expect("a cable to cut");
+        let behind = File::open(balancer.network_file()).expect("the lab lives");
+        client.links().expect("netlink").create_veth("front", "front", &behind).expect("a new cable");
+        for host in [client, balancer] {
+            let mut links = host.links().expect("netlink");
+            links.add_address("front", host.ipv4().into(), 24).expect("an address");
+            links.set_up("front").expect("a plug to put in");
+        }
+        eventually("clients are served again", || {
+            let opened = client.run(|| TcpStream::connect_timeout(&vip, Duration::from_millis(200))).expect("a thread");
+            opened.is_ok().then_some(())
+        });
+        let before = counted(&relay.status(), "frames_fast");
+        let held = hold(client, vip, 4 * MIB as usize);
+        if is_fast {
+            until_carried(&relay, before + 64);
+        }
+        held.close().expect("an end");
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_crash_leaves_nothing_that_carries_frames() {
+    in_lab(a_crash_leaves_nothing_that_carries_frames, Topology::TwoArm, 1, |lab| {
+        let (vip, config) = config(lab, "", "");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let relay = subject!().start(lab.balancer(), &config);
+        let is_fast = has_fast_path(&relay);
+        let mut held = hold(lab.client(), vip, MIB as usize);
+        // Killed, as a crash does.
+        drop(relay);
+        held.stream().set_read_timeout(Some(Duration::from_millis(300))).expect("not zero");
+        assert!(held.echo(&[1; 100]).is_err(), "nobody carries it any more");
+        let relay = subject!().start(lab.balancer(), &config);
+        let held = hold(lab.client(), vip, 4 * MIB as usize);
+        if is_fast {
+            until_carried(&relay, 64);
+        }
+        held.close().expect("an end");
+        relay.stop();
+    });
+}
