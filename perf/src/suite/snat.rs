@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use towpath_config::model::Plane;
@@ -25,6 +26,10 @@ const SINGLY_FROM_PERCENT: usize = 91;
 
 /// Before this, a refusal is not the end of the pool: addresses that are taken by chance are not used up alike (nginx).
 const EXHAUSTED_FROM_PERCENT: usize = 90;
+
+/// How long a subject has for what a batch leaves behind, acknowledgements that it held back among it, before a cost is told: that
+/// work belongs to the batch.
+const REST_AFTER_BATCH: Duration = Duration::from_millis(100);
 
 /// How long one of those may take. HAProxy tries again for three seconds before it gives up.
 const SINGLE_DEADLINE: Duration = Duration::from_secs(10);
@@ -128,6 +133,7 @@ impl Open {
             let (target, missing) = (self.target, count - self.count);
             self.batches.push(stage.run_client(|| Held::open(target, missing))??);
             self.count = count;
+            thread::sleep(REST_AFTER_BATCH);
         }
         Ok(())
     }
