@@ -59,9 +59,13 @@ pub fn workers_wanted(wanted: &Workers, started: &[usize], usable: &[usize]) -> 
     }
 }
 
+/// Of the room of several workers' tables together, one part in so many stays free: clients fall to them by chance, and evenly only on average.
+const UNEVEN_SHARE: u64 = 16;
+
 /// Refuses so few workers that the flows which are open have no room in their tables.
 pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(), ReloadError> {
-    let flows_max = packets.flows_max_of(workers);
+    let room = packets.flows_max_of(workers);
+    let flows_max = if workers > 1 { room - room / UNEVEN_SHARE } else { room };
     if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }
 

@@ -143,6 +143,13 @@ fn fewer_workers_must_hold_the_flows_that_are_open() {
     assert!(check_room(&packets, 50_000, 1).is_ok());
     let refusal = check_room(&packets, 50_001, 1).unwrap_err().to_string();
     assert!(refusal.contains("50001 flows") && refusal.contains("hold 50000"), "{refusal}");
+
+    // Of several, none may get more than its table holds.
+    let input = PlanInput { cpus: vec![0, 1, 2, 3], ..input };
+    let packets = Plan::new(&model(text), &input).unwrap().packets.unwrap();
+    assert!(check_room(&packets, 46_875, 2).is_ok());
+    let refusal = check_room(&packets, 46_876, 2).unwrap_err().to_string();
+    assert!(refusal.contains("hold 46875"), "{refusal}");
 }
 
 #[test]
