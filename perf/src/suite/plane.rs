@@ -146,7 +146,13 @@ pub(super) fn take(case: &Case, work: &InMemory, options: &Options) -> io::Resul
         let used = CpuTime::read(&cpu)?.into_iter().zip(before).map(|(after, before)| after.since(before)).next();
         Ok((readings, used.unwrap_or_default(), own_s))
     })?;
-    readings.extend(counted::readings(work, &readings, options)?);
+    for counted in counted::readings(work, &readings, options)? {
+        // Beside the time of the same.
+        let time = counted.metric.replace("instructions", "time");
+        let place =
+            readings.iter().position(|reading| reading.metric == time).map_or(readings.len(), |place| place + 1);
+        readings.insert(place, counted);
+    }
     Ok(vec![Sample {
         case: case.name.clone(),
         readings,

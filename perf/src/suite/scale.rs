@@ -1,25 +1,25 @@
 //! A turn of very many connections to one real server port: clients and server without a kernel, so that only the subject's limits are met.
 
+mod hosts;
+
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use towpath_core::flow::Direction;
-use towpath_core::packet::{Arp, ArpOperation, Family, Ip, Mac, Packet, Parsed, TcpFlags, Tuple, parse};
-use towpath_core::random::{SplitMix64, mix};
+use towpath_core::packet::{Mac, Packet, parse};
+use towpath_core::random::SplitMix64;
 use towpath_sys::packet::{BATCH_MAX, Offload, PacketPorts, RingSettings, open};
+
+use hosts::{Answer, CLIENT, Clients, Connection, SERVER, Server, Sources, State, Step};
 
 use super::sample::{Reading, Sample};
 use super::snat::{LEVELS_PERCENT, window};
 use super::stage::{Stage, explain};
 use super::{Case, Options, Watch, on_cpus};
 use crate::cpu::{CpuTime, CpuUse, run_time_ns};
-use crate::crowd;
 use crate::load::{new_histogram, recorded};
-use crate::message::Filler;
 use crate::peers::{Pool, Running, Subject};
-use crate::segment::{HEADERS_LEN_MAX, Segment, flags, is_intact};
+use crate::segment::is_intact;
 
 /// Connections that change their state at a time. A subject's ring for whole super-packets holds few frames, however small these are.
 const AT_ONCE_MAX: usize = 128;
@@ -30,15 +30,9 @@ const SPEAKING_MAX: usize = 16;
 /// One connection in so many passes data while all are held.
 const SPEAKER_OF: usize = 100;
 
-/// Octets that it passes, there and back.
-const PAYLOAD_BYTES: usize = 64;
-
 /// When a segment without an answer is sent again, and how often it is sent before the connection counts as refused.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const TRIES_MAX: u8 = 15;
-
-/// How often the server answers a SYN before it forgets it.
-const ANSWERS_MAX: u8 = 4;
 
 /// How long no connection may make its step.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -57,12 +51,6 @@ const HOLD: Duration = Duration::from_secs(2);
 
 /// Frames that may wait for the peers; each is small.
 const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048, queued_bytes_max: 0 };
-
-/// The peers' ports.
-const CLIENT: u8 = 0;
-const SERVER: u8 = 1;
-
-const FRAME_BYTES_MAX: usize = HEADERS_LEN_MAX + PAYLOAD_BYTES;
 
 /// Opens the connections, holds them, passes data on a few, and closes them all.
 pub(super) fn take(
@@ -253,34 +241,6 @@ fn leg(cpu: &[usize; 1], work: impl FnOnce() -> io::Result<Leg>) -> io::Result<L
     Ok(leg)
 }
 
-/// What is asked of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Close,
-    Open,
-    Speak,
-}
-
-/// How far a connection is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
-    /// Under way.
-    Asked(Step),
-    Closed,
-    #[default]
-    New,
-    Open,
-    Refused,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Connection {
-    /// Next sequence number of the server.
-    server_next: u32,
-    state: State,
-    has_spoken: bool,
-}
-
 /// A connection whose answer has not come.
 #[derive(Clone, Copy, Debug)]
 struct Awaited {
@@ -290,13 +250,6 @@ struct Awaited {
     /// By the peers' own clock.
     last: Instant,
     tries: u8,
-}
-
-/// A frame to send.
-struct Answer {
-    port: u8,
-    length: usize,
-    bytes: [u8; FRAME_BYTES_MAX],
 }
 
 /// When a connection has made its step last.
@@ -555,294 +508,15 @@ impl Peers {
     }
 }
 
-struct Clients {
-    vip: SocketAddr,
-    from_mac: Mac,
-    to_mac: Mac,
-    connections: Vec<Connection>,
-    /// Those that have made their step, or were refused, since the last look.
-    finished: Vec<usize>,
-    wrong: Option<String>,
-}
-
-impl Clients {
-    fn ask(&mut self, number: usize, step: Step) -> Answer {
-        let connection = &mut self.connections[number];
-        connection.state = State::Asked(step);
-        let seq = own_next(number, connection);
-        let server_next = connection.server_next;
-        match step {
-            Step::Close => self.segment(number, seq, server_next, &[TcpFlags::FIN, TcpFlags::ACK], &[]),
-            Step::Open => self.segment(number, seq.wrapping_sub(1), 0, &[TcpFlags::SYN], &[]),
-            Step::Speak => self.segment(number, seq, server_next, &[TcpFlags::PSH, TcpFlags::ACK], data(number)),
-        }
-    }
-
-    fn segment(&self, number: usize, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
-        let (from, to) = (crowd::client(Family::V4, number), self.vip);
-        let (from_mac, to_mac) = (self.from_mac, self.to_mac);
-        Answer::of(CLIENT, &Segment { from_mac, to_mac, from, to, seq, ack, flags: flags(set), payload })
-    }
-
-    /// What a client says to a segment, if anything.
-    fn hear(&mut self, parsed: &Parsed, payload: &[u8]) -> Option<Answer> {
-        let Tuple { src, dst, src_port, dst_port, .. } = parsed.tuple;
-        if (src, src_port) != (Ip::from(self.vip.ip()), self.vip.port()) {
-            return None;
-        }
-        let number = crowd::number_v4(dst, dst_port).filter(|&number| number < self.connections.len())?;
-        let connection = &mut self.connections[number];
-        let tcp = &parsed.tcp;
-        let before = *connection;
-        let next = own_next(number, connection);
-        let is_next = tcp.seq == connection.server_next;
-        let has = |flag| tcp.flags.contains(flag);
-        let end = tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::FIN)));
-        // What this segment must look like to be the answer to the step.
-        match connection.state {
-            // Given up: this comes too late, and whoever holds half a connection is told (RFC 9293 section 3.10.7.1).
-            State::Refused if has(TcpFlags::SYN) => {
-                return Some(self.segment(number, tcp.ack, 0, &[TcpFlags::RST], &[]));
-            }
-            State::Refused => return None,
-            State::Asked(Step::Open) if has(TcpFlags::RST) => connection.state = State::Refused,
-            State::Asked(Step::Open) if has(TcpFlags::SYN) && tcp.ack == next => {
-                connection.server_next = tcp.seq.wrapping_add(1);
-                connection.state = State::Open;
-            }
-            State::Asked(Step::Speak)
-                if is_next && payload == data(number) && tcp.ack == next.wrapping_add(payload.len() as u32) =>
-            {
-                connection.server_next = end;
-                connection.has_spoken = true;
-                connection.state = State::Open;
-            }
-            State::Asked(Step::Close) if is_next && has(TcpFlags::FIN) && tcp.ack == next.wrapping_add(1) => {
-                connection.server_next = end;
-                connection.state = State::Closed;
-            }
-            // The answer to a step that was asked for twice.
-            _ if has(TcpFlags::SYN) && tcp.seq.wrapping_add(1) == connection.server_next => {}
-            _ if !has(TcpFlags::RST) && !has(TcpFlags::SYN) && end == connection.server_next => {}
-            state => {
-                self.wrong.get_or_insert_with(|| {
-                    format!("connection {number} ({state:?}) was sent {tcp:?} with {} octets", payload.len())
-                });
-                return None;
-            }
-        }
-        let now = *connection;
-        if now.state != before.state {
-            self.finished.push(number);
-        }
-        // An acknowledgment is owed for whatever takes a sequence number.
-        let is_owed = now.state != State::Refused && (has(TcpFlags::SYN) || has(TcpFlags::FIN) || !payload.is_empty());
-        let seq = own_next(number, &now).wrapping_add(u32::from(now.state == State::Closed));
-        is_owed.then(|| self.segment(number, seq, now.server_next, &[TcpFlags::ACK], &[]))
-    }
-}
-
-/// Next sequence number of a client that has not finished.
-fn own_next(number: usize, connection: &Connection) -> u32 {
-    let spoken = if connection.has_spoken { PAYLOAD_BYTES as u32 } else { 0 };
-    crowd::first_number(number, Direction::Forward).wrapping_add(1 + spoken)
-}
-
-/// What a connection passes.
-fn data(number: usize) -> &'static [u8] {
-    Filler::of(number as u64).window(PAYLOAD_BYTES)
-}
-
-/// A server that remembers nothing of a connection but its source: what it says follows from what it hears.
-struct Server {
-    address: SocketAddr,
-    from_mac: Mac,
-    to_mac: Mac,
-    sources: Sources,
-    /// Whose handshake may not be complete, in the order of the last answer to it.
-    unacked: VecDeque<Unacked>,
-    /// Answers to a SYN that were sent again.
-    repeated: usize,
-    wrong: Option<String>,
-}
-
-/// A connection that has been answered.
-#[derive(Clone, Copy, Debug)]
-struct Unacked {
-    ip: Ip,
-    port: u16,
-    first: u32,
-    last: Instant,
-    tries: u8,
-}
-
-impl Server {
-    fn answer_arp(&self, question: &Arp) -> Option<Answer> {
-        let is_for_us = question.operation == ArpOperation::Request && question.target == Ip::from(self.address.ip());
-        is_for_us.then(|| Answer::to_arp(SERVER, question, self.from_mac))
-    }
-
-    /// What it says to a segment, if anything.
-    fn hear(&mut self, parsed: &Parsed, payload: &[u8], now: Instant) -> Option<Answer> {
-        let Tuple { src, dst, src_port, dst_port, .. } = parsed.tuple;
-        if (dst, dst_port) != (Ip::from(self.address.ip()), self.address.port()) {
-            return None;
-        }
-        let tcp = &parsed.tcp;
-        let has = |flag| tcp.flags.contains(flag);
-        let from = SocketAddr::new(src.into(), src_port);
-        let next =
-            tcp.seq.wrapping_add(payload.len() as u32 + u32::from(has(TcpFlags::SYN)) + u32::from(has(TcpFlags::FIN)));
-        if !has(TcpFlags::SYN) {
-            self.sources.acknowledge(src, src_port);
-        }
-        let (seq, set): (u32, &[TcpFlags]) = if has(TcpFlags::RST) {
-            self.sources.leave(src, src_port);
-            return None;
-        } else if has(TcpFlags::SYN) {
-            match self.sources.take(src, src_port, tcp.seq) {
-                Ok(true) => {
-                    let answered = Unacked { ip: src, port: src_port, first: tcp.seq, last: now, tries: 1 };
-                    self.unacked.push_back(answered);
-                }
-                Ok(false) => {}
-                Err(taken) => {
-                    self.wrong.get_or_insert(format!("a connection from {from}: {taken}"));
-                }
-            }
-            (first_of_server(from), &[TcpFlags::SYN, TcpFlags::ACK])
-        } else if has(TcpFlags::FIN) {
-            self.sources.leave(src, src_port);
-            (tcp.ack, &[TcpFlags::FIN, TcpFlags::ACK])
-        } else if !payload.is_empty() {
-            (tcp.ack, &[TcpFlags::PSH, TcpFlags::ACK])
-        } else {
-            return None;
-        };
-        (payload.len() <= PAYLOAD_BYTES).then(|| self.segment(from, seq, next, set, payload))
-    }
-
-    /// The answer to a SYN once more, where its acknowledgment is late: it may have been lost on the way (RFC 6298 section 5).
-    fn repeat(&mut self, now: Instant) -> Option<Answer> {
-        loop {
-            let &oldest = self.unacked.front()?;
-            let Unacked { ip, port, first, last, tries } = oldest;
-            let is_late = self.sources.lacks_acknowledgment(ip, port, first);
-            if is_late && now - last < RETRY_AFTER {
-                return None;
-            }
-            self.unacked.pop_front();
-            if is_late && tries == ANSWERS_MAX {
-                self.sources.leave(ip, port);
-            } else if is_late {
-                self.repeated += 1;
-                self.unacked.push_back(Unacked { last: now, tries: tries + 1, ..oldest });
-                let to = SocketAddr::new(ip.into(), port);
-                let set = [TcpFlags::SYN, TcpFlags::ACK];
-                return Some(self.segment(to, first_of_server(to), first.wrapping_add(1), &set, &[]));
-            }
-        }
-    }
-
-    fn segment(&self, to: SocketAddr, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
-        let (from_mac, to_mac) = (self.from_mac, self.to_mac);
-        let segment = Segment { from_mac, to_mac, from: self.address, to, seq, ack, flags: flags(set), payload };
-        Answer::of(SERVER, &segment)
-    }
-}
-
-fn first_of_server(source: SocketAddr) -> u32 {
-    let ip: u64 = match source.ip() {
-        IpAddr::V4(ip) => ip.to_bits().into(),
-        IpAddr::V6(ip) => ip.to_bits() as u64,
-    };
-    mix(ip << 16 | u64::from(source.port())) as u32
-}
-
-/// Who has which source address and port, so that one that two connections have shows.
-struct Sources {
-    pool: Vec<Ip>,
-    /// Whoever has it, for each port of each address.
-    taken: Vec<Option<Source>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Source {
-    /// First sequence number of the connection.
-    first: u32,
-    is_acknowledged: bool,
-}
-
-impl Sources {
-    fn of(pool: Vec<Ip>) -> Sources {
-        Sources { taken: vec![None; pool.len() << 16], pool }
-    }
-
-    fn place(&mut self, ip: Ip, port: u16) -> Option<&mut Option<Source>> {
-        let address = self.pool.iter().position(|known| *known == ip)?;
-        self.taken.get_mut(address << 16 | usize::from(port))
-    }
-
-    /// Whether it is a new connection that has it.
-    fn take(&mut self, ip: Ip, port: u16, first: u32) -> Result<bool, &'static str> {
-        match self.place(ip, port).ok_or("not an address of the pool")? {
-            Some(other) if other.first == first => Ok(false),
-            Some(_) => Err("another one has this source port"),
-            place => {
-                *place = Some(Source { first, is_acknowledged: false });
-                Ok(true)
-            }
-        }
-    }
-
-    fn acknowledge(&mut self, ip: Ip, port: u16) {
-        if let Some(Some(source)) = self.place(ip, port) {
-            source.is_acknowledged = true;
-        }
-    }
-
-    fn lacks_acknowledgment(&mut self, ip: Ip, port: u16, first: u32) -> bool {
-        matches!(self.place(ip, port), Some(Some(source)) if source.first == first && !source.is_acknowledged)
-    }
-
-    fn leave(&mut self, ip: Ip, port: u16) {
-        if let Some(place) = self.place(ip, port) {
-            *place = None;
-        }
-    }
-}
-
-impl Answer {
-    fn of(port: u8, segment: &Segment<'_>) -> Answer {
-        let mut bytes = [0; FRAME_BYTES_MAX];
-        Answer { port, length: segment.write(&mut bytes), bytes }
-    }
-
-    /// That the address asked for is at `mac` (RFC 826).
-    fn to_arp(port: u8, question: &Arp, mac: Mac) -> Answer {
-        let mut bytes = [0; FRAME_BYTES_MAX];
-        let fields: [&[u8]; 7] = [
-            &question.sender_mac.0,
-            &mac.0,
-            // ARP over Ethernet about IPv4: a reply.
-            &[0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 2],
-            &mac.0,
-            &question.target.v4_octets(),
-            &question.sender_mac.0,
-            &question.sender.v4_octets(),
-        ];
-        let mut length = 0;
-        for field in fields {
-            bytes[length..length + field.len()].copy_from_slice(field);
-            length += field.len();
-        }
-        Answer { port, length, bytes }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::hosts::ANSWERS_MAX;
     use super::*;
+    use crate::crowd;
+    use crate::segment::{Segment, flags};
+    use towpath_core::packet::{Arp, ArpOperation, Family, Parsed, TcpFlags};
 
     /// Clients and server with nobody in between: the clients' source is the pool's, and back.
     fn peers(connections: usize) -> (Clients, Server) {
