@@ -156,8 +156,8 @@ impl Assembler {
         self.push(ATOMIC_64, base as u8, from as u8, offset, 0);
     }
 
-    /// Turns the lower 16, 32 or 64 bits from big-endian, and clears those above.
-    pub(super) fn from_big_endian(&mut self, to: Reg, bits: i32) {
+    /// Takes the lower 16, 32 or 64 bits for a big-endian number, and clears those above.
+    pub(super) fn big_endian(&mut self, to: Reg, bits: i32) {
         self.push(TO_BIG_ENDIAN, to as u8, 0, 0, bits);
     }
 

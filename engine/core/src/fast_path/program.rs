@@ -182,7 +182,7 @@ fn read(code: &mut Assembler, miss: Label) {
     code.jump_if(Reg::R1, If::Below, 2, miss);
     // R9: octets of the packet; R8: of its headers.
     code.load(Size::Word16, Reg::R9, Reg::Stack, at(16));
-    code.from_big_endian(Reg::R9, 16);
+    code.big_endian(Reg::R9, 16);
     code.load(Size::Octet, Reg::R8, Reg::Stack, at(46));
     code.constant(Alu::And, Reg::R8, 0xf0);
     code.constant(Alu::ShiftRight, Reg::R8, 2);
@@ -316,9 +316,9 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
     let older = OLDER_MIN_BYTES.cast_signed();
     let (end, ack) = (word(layout::END_AND_ACK), word(layout::END_AND_ACK) + 4);
     code.load(Size::Word32, Reg::R2, Reg::Stack, at(38));
-    code.from_big_endian(Reg::R2, 32);
+    code.big_endian(Reg::R2, 32);
     code.load(Size::Word32, Reg::R3, Reg::Stack, at(42));
-    code.from_big_endian(Reg::R3, 32);
+    code.big_endian(Reg::R3, 32);
     code.register_32(Alu::Move, Reg::R4, Reg::R2);
     code.register_32(Alu::Add, Reg::R4, Reg::R9);
     // What the other side has acknowledged, and its window, less the sequence number.
@@ -355,7 +355,7 @@ fn note(code: &mut Assembler) {
     }
     let smaller = code.label();
     code.load(Size::Word16, Reg::R1, Reg::Stack, at(48));
-    code.from_big_endian(Reg::R1, 16);
+    code.big_endian(Reg::R1, 16);
     code.load(Size::Word32, Reg::R2, Reg::R7, word(layout::WINDOW));
     code.jump_if_register(Reg::R1, If::NotAbove, Reg::R2, smaller);
     code.store(Size::Word32, Reg::R7, word(layout::WINDOW), Reg::R1);

@@ -1,6 +1,7 @@
 use super::*;
 use crate::errno::check;
 use std::sync::atomic::Ordering;
+use std::thread;
 use towpath_core::Now;
 use towpath_core::fast_path::program::{self, FastMaps};
 use towpath_core::fast_path::{
@@ -104,8 +105,8 @@ fn finish(frame: &mut [u8]) {
 
 #[test]
 fn without_the_right_it_says_so() {
-    let refused = std::thread::spawn(|| {
-        drop_capabilities().unwrap();
+    let refused = thread::spawn(|| {
+        keep_capabilities(0).unwrap();
         open(4).map(|_| ()).unwrap_err()
     });
     let refused = refused.join().unwrap();
@@ -113,11 +114,26 @@ fn without_the_right_it_says_so() {
     assert!(refused.to_string().contains("CAP_BPF"), "{refused}");
 }
 
-/// Takes all rights from the calling thread.
-fn drop_capabilities() -> io::Result<()> {
-    // _LINUX_CAPABILITY_VERSION_3, and this thread; effective, permitted and inheritable, 64 bits of each (capset(2)).
+#[test]
+fn two_rights_are_enough() {
+    const CAP_NET_ADMIN: u32 = 12;
+    const CAP_BPF: u32 = 39;
+    if opened(4).is_none() {
+        return;
+    }
+    let attached = thread::spawn(|| {
+        keep_capabilities(1 << CAP_NET_ADMIN | 1 << CAP_BPF).unwrap();
+        open(4).unwrap().path.attach(1).unwrap()
+    });
+    attached.join().unwrap();
+}
+
+/// Takes all rights from the calling thread but these, by the number of their bit.
+fn keep_capabilities(kept: u64) -> io::Result<()> {
+    // _LINUX_CAPABILITY_VERSION_3, and this thread; effective, permitted and inheritable, the lower 32 bits of each first (capset(2)).
     let header = [0x2008_0522_u32, 0];
-    let sets = [0_u32; 6];
+    let (low, high) = (kept as u32, (kept >> 32) as u32);
+    let sets = [low, low, 0, high, high, 0];
     // SAFETY: the pointers name what capset(2) reads of this version; both outlive the call.
     let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
     check(result as libc::c_int)?;
