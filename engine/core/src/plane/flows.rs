@@ -401,6 +401,7 @@ impl Flows {
     }
 
     /// Moves a flow that is no longer half open. Without room for it, it is in no table any more.
+    #[expect(clippy::result_large_err, reason = "the flow itself, which its caller ends")]
     pub(super) fn promote(&mut self, now: Now, id: FlowId, hashes: &PathHashes) -> Result<FlowId, Option<Ended>> {
         let Some(mut ended) = self.half_open.remove_hashed(id, hashes) else { return Err(None) };
         let Ended { path, class, state, detail, .. } = ended;

@@ -318,8 +318,8 @@ fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
 
 /// Attaches what carries flows to every arm.
 fn attach_all(path: &mut KernelPath, arms: &[KnownArm], opened: &[Vec<PacketPort>]) -> io::Result<()> {
-    let numbered = arms.iter().zip(opened).zip(0..);
-    numbered.map(|((arm, ports), id)| path.attach(PortId(id), arm.index, ports)).collect()
+    let mut numbered = arms.iter().zip(opened).zip(0..);
+    numbered.try_for_each(|((arm, ports), id)| path.attach(PortId(id), arm.index, ports))
 }
 
 fn known_arm(arm: &Arm) -> KnownArm {
