@@ -33,6 +33,7 @@ fn every_source_port_carries_a_connection_and_the_next_ones_are_refused_cleanly(
         warm_up: Duration::ZERO,
         pins: Pins { balancer: *balancer, client: vec![*client] },
         program: program.to_owned(),
+        counts: suite::counted::Counts::default(),
         watch: Watch::default(),
     };
     let cases = suite::snat::scale_cases(PORTS + TOO_MANY, 1);
