@@ -1,4 +1,4 @@
-//! BPF_PROG_TEST_RUN: a program on a frame that arrives on the loopback of this namespace.
+//! BPF_PROG_TEST_RUN: a program on a frame as if it arrived on the loopback of this namespace.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -31,24 +31,20 @@ struct Attr {
     ctx_out: u64,
 }
 
-/// How a frame arrives.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Context {
-    pub(super) segment_bytes: u16,
+/// What a program did with a frame that nobody has sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// What it returned.
+    pub result: i32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
 }
 
-/// What a program did.
-#[derive(Debug)]
-pub(super) struct Ran {
-    pub(super) result: i32,
-    pub(super) frame: Vec<u8>,
-}
-
-/// Runs a program on a frame to the station 00:00:00:00:00:00 that arrives on interface 1.
-pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], context: Context) -> io::Result<Ran> {
+/// Runs a program on a frame to the station 00:00:00:00:00:00 that arrives on interface 1; of a super-packet, each segment has so many octets of payload.
+pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], segment_bytes: u16) -> io::Result<Trial> {
     let mut skb = [0_u8; CONTEXT_BYTES];
     skb[IFINDEX..IFINDEX + 4].copy_from_slice(&1_u32.to_ne_bytes());
-    skb[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&u32::from(context.segment_bytes).to_ne_bytes());
+    skb[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&u32::from(segment_bytes).to_ne_bytes());
     let mut out = vec![0_u8; FRAME_BYTES];
     let mut attr = Attr {
         prog_fd: program.as_raw_fd().cast_unsigned(),
@@ -65,5 +61,5 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], context: Context) -> io
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, place, size_of::<Attr>()) };
     check(result as libc::c_int)?;
     out.truncate(attr.data_size_out as usize);
-    Ok(Ran { result: attr.retval.cast_signed(), frame: out })
+    Ok(Trial { result: attr.retval.cast_signed(), frame: out })
 }

@@ -13,12 +13,14 @@ use towpath_core::fast_path::{FastFlow, FastId, FastNumbers, FastSide, FastTable
 use towpath_core::packet::rewrite::{Checksum, Layout, Macs, decrement_hop_limit, set_macs, translate};
 use towpath_core::packet::{Mac, PROTOCOL_TCP, Packet, Parsed, SynOptions, TcpFlags, Tuple, TupleV4, parse};
 
-use super::{Attached, Twins, opened, table};
-use crate::host;
-use crate::link::Route;
-use crate::netns::Namespace;
-use crate::packet::{BATCH_MAX, Frame, Offload, PacketPorts, ReceivedFrame, RingSettings, Tap, open};
-use crate::privilege::{self, Privilege};
+use towpath_sys::fast_path::Attached;
+use towpath_sys::host;
+use towpath_sys::link::Route;
+use towpath_sys::netns::Namespace;
+use towpath_sys::packet::{BATCH_MAX, Frame, Offload, PacketPorts, ReceivedFrame, RingSettings, Tap, open};
+use towpath_sys::privilege::{self, Privilege};
+
+use super::{Twins, opened, table};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 const VIP: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)), 443);
