@@ -221,7 +221,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
             Severity::Error,
             None,
             "plane = \"packet\" needs CAP_NET_RAW and CAP_NET_ADMIN; run as root, or give them in the systemd unit \
-             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN`)"
+             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF`; the last one is for the fast path only)"
                 .to_owned(),
         );
     }

@@ -212,13 +212,13 @@ impl Shared {
         self.seats.iter().all(|seat| seat.ended() || seat.adopted() >= generation)
     }
 
-    /// A worker says that all flows which `generation` gives to others are on their way to them.
+    /// A worker says that all flows which `generation` gives to others are on their way to them, and all that it is given have come.
     pub fn report_moved(&self, worker: WorkerId, generation: Generation) {
         self.seat(worker).set_moved(generation);
         self.news.notify_one();
     }
 
-    /// Whether every worker that still runs has given away what `generation` gives to others.
+    /// Whether every worker that still runs has given away what `generation` gives to others, and has got what it is given.
     pub fn all_moved(&self, generation: Generation) -> bool {
         self.seats.iter().all(|seat| seat.ended() || seat.moved() >= generation)
     }

@@ -76,7 +76,7 @@ impl Plane {
     }
 
     fn on_echo(&mut self, frame: &mut Frame<'_>, echo: &Parsed) -> Verdict {
-        if !self.is_ours_alone(echo.tuple.dst) {
+        if !self.is_ours_alone(echo.tuple.dst) || self.network.is_kernels(echo.tuple.dst) {
             return Verdict::Pass;
         }
         match answer_echo(frame.bytes, &Layout::from(echo), HOP_LIMIT) {

@@ -321,6 +321,9 @@ impl Plane {
         let arrivals = Direction::BOTH.map(|direction| {
             candidate.arrivals[direction as usize].unwrap_or(hops[direction.opposite() as usize].port)
         });
+        if !self.hops.returns_by(&self.network, path.server.dst, arrivals[Direction::Reverse as usize]) {
+            return None;
+        }
         let ifindex = |port: PortId| self.network.port(port).map(|port| port.index).filter(|&index| index != 0);
         let (ins, outs) = (arrivals.map(ifindex), hops.map(|hop| ifindex(hop.port)));
         let ([Some(in_0), Some(in_1)], [Some(out_0), Some(out_1)]) = (ins, outs) else { return None };

@@ -188,10 +188,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let Found { stage, id, direction } = found;
-        let (_, _, state) = self.flows.table(stage).outgoing(id, direction)?;
-        let is_lent = state.tcp().is_lent() && self.meet_lent(id, direction, frame, packet);
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
-        let service = state.service();
+        let (service, is_lent) = (state.service(), state.tcp().is_lent());
         if state.tcp().is_over() && packet.tuple.protocol == PROTOCOL_TCP && self.gives_way(found) {
             return None;
         }
@@ -199,6 +197,7 @@ impl Plane {
         if direction == Direction::Reverse && !self.hops.returns_by(&self.network, packet.tuple.src, frame.port) {
             return Some(Verdict::Drop(DropReason::ReturnPort));
         }
+        let is_lent = is_lent && self.meet_lent(id, direction, frame, packet);
         let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
             Ok(hop) => hop,
             Err(reason) => return Some(Verdict::Drop(reason)),

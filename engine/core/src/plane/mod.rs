@@ -355,7 +355,7 @@ impl Plane {
         }
         self.exhausted.forget();
         self.notes.adopt(&snapshot);
-        self.moving.adopt(&self.snapshot.steering, &snapshot.steering, snapshot.generation, self.worker);
+        self.moving.adopt(&self.snapshot.steering, self.snapshot.generation, &snapshot.steering, self.worker);
         self.snapshot = snapshot;
     }
 

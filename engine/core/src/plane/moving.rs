@@ -37,7 +37,7 @@ pub(super) struct Moving {
     awaited: Box<[Option<WorkerId>; VSHARDS]>,
     awaits_any: bool,
     owns_all: bool,
-    /// When owners changed last.
+    /// The first generation in which owners may have changed last.
     since: Generation,
 }
 
@@ -62,12 +62,13 @@ impl Moving {
         }
     }
 
-    /// From this generation on `new` says who owns what, and no longer `old`.
-    pub(super) fn adopt(&mut self, old: &SteeringTable, new: &SteeringTable, generation: Generation, worker: WorkerId) {
+    /// From the snapshot behind generation `before` on `new` says who owns what, and no longer `old`.
+    pub(super) fn adopt(&mut self, old: &SteeringTable, before: Generation, new: &SteeringTable, worker: WorkerId) {
         if old == new {
             return;
         }
-        self.since = generation;
+        // A worker that was quicker may have adopted any of those between, and have told its end by then.
+        self.since = Generation(before.0 + 1);
         for ((awaited, &before), &after) in self.awaited.iter_mut().zip(old.owners()).zip(new.owners()) {
             if after != worker {
                 *awaited = None;
@@ -119,8 +120,9 @@ impl Plane {
 
     /// Gives flows away whose virtual shards belong to other workers now. Each slot looked at costs one of `budget`. `give` says whether the other
     /// worker has taken it; if not, the walk stops there until the next call. Whether all is given, and every other worker was told.
-    pub fn export(&mut self, budget: usize, mut give: impl FnMut(WorkerId, Cargo) -> bool) -> bool {
+    pub fn export(&mut self, now: Now, budget: usize, mut give: impl FnMut(WorkerId, Cargo) -> bool) -> bool {
         let Some(mut giving) = self.moving.giving else { return true };
+        self.call(now);
         for _ in 0..budget {
             if giving.slot == self.flows.table(giving.stage).flows_max() {
                 match giving.stage {

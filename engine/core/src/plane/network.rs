@@ -5,8 +5,8 @@
 //! overlap, each with its answer, so that a packet costs one binary search and no more.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::PortId;
 use crate::packet::{Family, Ip, Mac};
@@ -59,6 +59,8 @@ pub struct Network {
     stations: BTreeMap<(PortId, Ip), Mac>,
     /// Every route over a port of ours but the default ones.
     routes: Box<[(Block, PortId)]>,
+    /// Addresses of the kernel's on interfaces that are no ports; it takes packets for them that come in by any.
+    elsewhere: BTreeSet<Ip>,
 }
 
 impl Network {
@@ -100,7 +102,8 @@ impl Network {
         let mut ways: BTreeMap<Block, Way> = best.into_iter().map(|(block, (_, way))| (block, way)).collect();
 
         // A neighbour is a route of its own, where the routes say that it is on its port's link.
-        let network = Network { v4: Ranges::v4(&ways), v6: Ranges::v6(&ways), ports, stations, routes: by_port };
+        let (v4, v6) = (Ranges::v4(&ways), Ranges::v6(&ways));
+        let network = Network { v4, v6, ports, stations, routes: by_port, elsewhere: BTreeSet::new() };
         for (&(port, ip), &mac) in &network.stations {
             if network.way(ip) == (Way::Link { port }) {
                 ways.insert(Block::of(ip, u8::MAX), Way::Neighbour { port, mac });
@@ -168,10 +171,13 @@ impl Network {
         self.routes.iter().filter(|(block, _)| block.contains(ip)).fold(way, |ports, &(_, port)| ports | port.bit())
     }
 
-    /// Whether packets come in here and there by the same interfaces: those have the same numbers, and the same routes lead back.
+    /// Whether packets of IPv4 come in here and there by the same interfaces: those have the same numbers, and the same routes lead back.
     pub(super) fn is_entered_alike(&self, other: &Network) -> bool {
         let indices = |network: &Network| network.ports.iter().map(|port| port.index).collect::<Vec<_>>();
-        self.routes == other.routes && indices(self) == indices(other)
+        let routes = |network: &Network| -> BTreeSet<(Block, PortId)> {
+            network.routes.iter().copied().filter(|(block, _)| block.is_v4()).collect()
+        };
+        indices(self) == indices(other) && routes(self) == routes(other)
     }
 
     /// The station of `ip` on the link of `port`, if it is known.
@@ -186,6 +192,17 @@ impl Network {
             Way::Link { port } | Way::Neighbour { port, .. } => Some(port),
             Way::Closed | Way::Router { .. } => None,
         }
+    }
+
+    /// The same network of a kernel that has these addresses too, on interfaces that are no ports.
+    pub fn with_elsewhere(mut self, addresses: impl IntoIterator<Item = Ip>) -> Network {
+        self.elsewhere.extend(addresses);
+        self
+    }
+
+    /// Whether the kernel has this address, on whatever interface, and answers what is sent to it.
+    pub fn is_kernels(&self, ip: Ip) -> bool {
+        self.holder(ip).is_some() || self.elsewhere.contains(&ip)
     }
 
     /// The port at which the kernel itself has this address.

@@ -14,7 +14,7 @@ use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
-use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, Tuple};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
@@ -253,7 +253,8 @@ impl Plane {
             Some(service) => self.open(frame, packet, service, turn),
             None if self.is_ours_alone(packet.tuple.dst) => {
                 // A server's connection that nobody here has any more. Who else asks for a port that no service has is not told.
-                if self.strays == Strays::Reset && self.services.is_server(packet.tuple.src) {
+                let is_lost = self.services.is_server(packet.tuple.src) && !self.network.is_kernels(packet.tuple.dst);
+                if self.strays == Strays::Reset && is_lost {
                     self.reset_sender(frame, packet, turn);
                 }
                 Verdict::Drop(DropReason::PortClosed)
@@ -531,7 +532,8 @@ impl Plane {
 
     /// Answers a TCP segment with a reset, as a host without that connection does.
     fn reset_sender<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, turn: &mut Turn<'_, D>) {
-        if packet.tuple.protocol != PROTOCOL_TCP {
+        // A reset gets no answer, and is to cost none of the budget.
+        if packet.tuple.protocol != PROTOCOL_TCP || packet.tcp.flags.0 & TcpFlags::RST.0 != 0 {
             return;
         }
         let Some(port) = self.network.port(frame.port) else { return };

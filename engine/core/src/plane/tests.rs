@@ -1047,6 +1047,26 @@ fn a_stray_segment_is_dropped_or_reset_as_the_settings_say() {
     }
 }
 
+/// The kernel takes what is sent to an address of its own by whatever interface, and has connections there that nobody here knows.
+#[test]
+fn what_goes_to_an_address_that_the_kernel_has_elsewhere_is_its_own() {
+    for family in FAMILIES {
+        let mut setup = Setup::new(family, Forwarding::FullNat, Protocol::Tcp);
+        setup.settings.strays = Strays::Reset;
+        let snat = SocketAddr::new(host(family, "inside", 2), 5_000);
+        let back = Tuple::new(server(family), snat, PROTOCOL_TCP);
+        for (elsewhere, resets) in [(None, 1), (Some(snat.ip().into()), 0)] {
+            let mut setup = setup.clone();
+            setup.network = setup.network.with_elsewhere(elsewhere);
+            let mut lab = setup.lab();
+            let syn = tcp(&back, SYN, 7, 0, &[], b"");
+            let mut frame = frame_of(INSIDE_MAC, server_mac(80), &back, &syn);
+            assert_eq!(lab.send(INSIDE, &mut frame), Verdict::Drop(DropReason::PortClosed));
+            assert_eq!(lab.out.len(), resets);
+        }
+    }
+}
+
 /// As after a start that knows nothing of the connections of the process before.
 #[test]
 fn both_ends_of_a_connection_that_nobody_knows_are_reset_once_they_speak() {

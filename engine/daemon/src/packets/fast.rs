@@ -85,10 +85,8 @@ impl KernelPath {
         let attached = self.path.attach(ifindex)?;
         for of_worker in ports {
             if let Err(error) = of_worker.set_filter(Some(self.path.filter())) {
-                for of_worker in ports {
-                    of_worker.set_filter(None)?;
-                }
-                return Err(error);
+                let cleared: Vec<io::Result<()>> = ports.iter().map(|of_worker| of_worker.set_filter(None)).collect();
+                return cleared.into_iter().collect::<io::Result<()>>().and(Err(error));
             }
         }
         self.attached.insert(port, attached);

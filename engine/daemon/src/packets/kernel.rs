@@ -361,7 +361,7 @@ fn explain(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
             "{error}; the packet plane needs CAP_NET_RAW and CAP_NET_ADMIN: run as root, or give them in the systemd unit \
-             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN`)"
+             (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF`; the last one is for the fast path only)"
         ),
         io::ErrorKind::OutOfMemory => format!("{error}; the rings need more memory than there is"),
         _ => error.to_string(),

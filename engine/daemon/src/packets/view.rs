@@ -88,7 +88,8 @@ pub fn network(arms: &[KnownArm], tables: &Tables) -> Network {
         .iter()
         .filter_map(|neighbour| Some((port_of(neighbour.link)?, Ip::from(neighbour.ip), Mac(neighbour.mac))))
         .collect();
-    Network::new(ports, routes, neighbours)
+    let elsewhere = tables.addresses.iter().filter(|address| port_of(address.link).is_none());
+    Network::new(ports, routes, neighbours).with_elsewhere(elsewhere.map(|address| Ip::from(address.ip)))
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ const MAP_TYPE_ARRAY: u32 = 2;
 /// The map's memory can be mapped (Linux 5.5).
 const MMAPABLE: u32 = 1 << 10;
 const TCX_INGRESS: u32 = 46;
+/// In front of all that are there: none of those may take a frame that the sockets were not shown.
+const BEFORE: u32 = 1 << 3;
 /// Tell what was checked, in some words.
 const LOG_BRIEF: u32 = 1;
 /// What the kernel tells about a refused program is kept so far.
@@ -99,6 +101,8 @@ pub(super) fn create_array(name: &str, element_octets: u32, elements: u32) -> io
 pub(super) fn load(name: &str, kind: Kind, program: &[u64]) -> io::Result<OwnedFd> {
     let quiet = match try_load(name, kind, program, &mut []) {
         Ok(loaded) => return Ok(loaded),
+        // Of a program that it refuses it says EACCES.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => return Err(error),
         Err(error) => error,
     };
     let mut log = vec![0; LOG_BYTES];
@@ -135,7 +139,7 @@ pub(super) fn attach_ingress(program: &impl AsFd, ifindex: u32) -> io::Result<Ow
         prog_fd: program.as_fd().as_raw_fd().cast_unsigned(),
         target_ifindex: ifindex,
         attach_type: TCX_INGRESS,
-        flags: 0,
+        flags: BEFORE,
     };
     // SAFETY: a link's attributes hold no address.
     unsafe { call(LINK_CREATE, &attr) }

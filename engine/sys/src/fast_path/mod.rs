@@ -176,7 +176,7 @@ impl<const MAPS: usize> FastPath<MAPS> {
 
 fn judge(error: io::Error, release: String) -> Unavailable {
     match error.kind() {
-        io::ErrorKind::PermissionDenied => Unavailable::Privilege,
+        _ if error.raw_os_error() == Some(libc::EPERM) => Unavailable::Privilege,
         io::ErrorKind::Unsupported => Unavailable::Kernel(release),
         io::ErrorKind::OutOfMemory => Unavailable::Memory(error),
         _ => Unavailable::Refused(error),

@@ -260,7 +260,11 @@ impl PacketPort {
         match (filter, self.in_group) {
             (Some(filter), _) => set_option(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, &filter.as_raw_fd()),
             (None, true) => set_program(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_SENT),
-            (None, false) => set_flag(&self.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER),
+            (None, false) => match set_flag(&self.socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER) {
+                // It has none.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                detached => detached,
+            },
         }
     }
 

@@ -38,9 +38,12 @@ impl TcpTrack {
         self.is_open().then(|| track.numbers(side))
     }
 
-    /// Takes what the other one has seen of a side, as far as it is newer.
+    /// Takes what the other one has seen of a side. It is never behind what is known here, and may be any number of octets ahead, so the two are not compared: from 2 GiB on
+    /// the newer number would look like the older one.
     pub fn catch_up(&mut self, side: Direction, numbers: &FastNumbers) {
-        self.note(side, numbers.end, numbers.ack, numbers.window);
+        let at = side.index();
+        (self.end[at], self.ack[at]) = (numbers.end, numbers.ack);
+        self.window[at] = self.window[at].max(numbers.window);
     }
 
     /// Nobody else follows the connection any more.
@@ -90,12 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn only_newer_numbers_are_taken() {
+    fn numbers_are_taken_however_far_ahead_they_are() {
         let mut track = open();
         track.lend().unwrap();
+        // Behind the 3 GiB that were sent meanwhile.
+        track.catch_up(Direction::Forward, &FastNumbers { end: 101 + (3 << 30), ack: 901, window: 2_000, scale: 3 });
         let newer = FastNumbers { end: 5_101, ack: 901, window: 2_000, scale: 3 };
-        track.catch_up(Direction::Forward, &newer);
-        track.catch_up(Direction::Forward, &FastNumbers { end: 101, ack: 800, window: 7, scale: 3 });
+        track.catch_up(Direction::Forward, &FastNumbers { window: 7, ..newer });
         track.take_back();
         assert_eq!(track.numbers(Direction::Forward), newer);
         let (to_client, to_server) = (track.reset_towards(Direction::Forward), track.reset_towards(Direction::Reverse));

@@ -226,7 +226,7 @@ impl Crew {
     /// Gives away, as long as `room` lasts.
     fn export(&mut self, at: usize, budget: usize, mut room: usize) {
         let mut given = Vec::new();
-        self.planes[at].export(budget, |to, cargo| {
+        self.planes[at].export(self.now, budget, |to, cargo| {
             let has_room = room > 0;
             if has_room {
                 room -= 1;
@@ -596,6 +596,27 @@ fn owners_change_again_only_when_every_flow_has_arrived() {
     assert_eq!(crew.passed, passed + 32);
     crew.settle_down();
     assert!(crew.planes[2].flows() > 0, "some of them have moved on");
+    crew.audit();
+}
+
+/// Of two workers one has given its flows and told so before the other looks up; meanwhile there is a newer snapshot with the same owners.
+#[test]
+fn a_worker_that_comes_late_hears_the_end_of_a_move_that_began_before() {
+    let mut crew = crew(Forwarding::FullNat, Family::V4, Protocol::Tcp, 1);
+    for client_port in 40_000..40_016 {
+        assert!(crew.connect(client_port));
+    }
+    crew.remap(2);
+    crew.adopt(0);
+    crew.export(0, 100_000, 1_000);
+    crew.tables.push(Arc::clone(crew.tables.last().unwrap()));
+    (0..PLANES).for_each(|at| crew.adopt(at));
+    for _ in 0..3 {
+        (0..PLANES).for_each(|at| crew.export(at, 100_000, 1_000));
+        crew.read_all();
+    }
+    assert!(crew.has_moved(), "the end was told once, and there is none to come");
+    assert!(crew.planes[1].flows() > 0);
     crew.audit();
 }
 
