@@ -165,6 +165,39 @@ fn the_kernel_carries_a_flow_from_its_handshake_to_its_fin() {
     }
 }
 
+/// Half of the sequence space, and more: then the newer number of two looks like the older one.
+#[test]
+fn the_plane_takes_over_after_more_than_two_gibibytes() {
+    const STEP: u32 = 60_000;
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    let (mut sent, got) = (101_u32, 901_u32);
+    for _ in 0..(5_u64 << 29) / u64::from(STEP) {
+        sent = sent.wrapping_add(STEP);
+        // The segments before it took another way to the server.
+        assert!(lab.carries(true, &forward, ACK, (sent.wrapping_sub(1), got), b"x"));
+        assert!(lab.carries(false, &back, ACK, (got, sent), b""));
+    }
+    lab.client_sends(&forward, &tcp(&forward, FIN_ACK, sent, got, &[], b""));
+    lab.server_sends(&back, &tcp(&back, FIN_ACK, got, sent.wrapping_add(1), &[], b""));
+    lab.client_sends(&forward, &tcp(&forward, ACK, sent.wrapping_add(1), got + 1, &[], b""));
+    assert_eq!((lab.clerk.ends.as_slice(), lab.read(PlaneCounter::TcpFaults)), (&[Termination::ClientClosed][..], 0));
+}
+
+/// Over an interface that leads to no server.
+#[test]
+fn a_forged_answer_has_no_flow_entered_for_where_it_came_from() {
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    let mut forged = frame_of(OUTSIDE_MAC, ROUTER_MAC, &back, &tcp(&back, ACK, 901, 101, &[], b"forged"));
+    assert_eq!(lab.send(OUTSIDE, &mut forged), Verdict::Drop(DropReason::ReturnPort));
+    assert_eq!(carry(&lab, OUTSIDE, &mut forged, Checksum::Complete, 0), None);
+    assert!(lab.carries(false, &back, ACK, (901, 101), b"true"));
+    assert!(lab.carries(true, &forward, ACK, (101, 905), b"x"));
+    lab.expire();
+    assert_eq!(lab.read(PlaneCounter::FastFlowsEntered), 1);
+}
+
 #[test]
 fn resets_have_the_numbers_that_the_kernel_has_seen() {
     let mut lab = lab(Forwarding::FullNat);
