@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService, Workers};
+use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
 use crate::packets::arms::Arm;
@@ -64,7 +65,9 @@ const UNEVEN_SHARE: u64 = 16;
 
 /// Refuses so few workers that the flows which are open have no room in their tables.
 pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(), ReloadError> {
-    let room = packets.flows_max_of(workers);
+    // Virtual shards are owned whole: whose share is largest is full first.
+    let vshards = VSHARDS as u64;
+    let room = packets.flows_max_of(1) * vshards / vshards.div_ceil(workers.max(1) as u64);
     let flows_max = if workers > 1 { room - room / UNEVEN_SHARE } else { room };
     if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }

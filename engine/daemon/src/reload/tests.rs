@@ -150,6 +150,9 @@ fn fewer_workers_must_hold_the_flows_that_are_open() {
     assert!(check_room(&packets, 46_875, 2).is_ok());
     let refusal = check_room(&packets, 46_876, 2).unwrap_err().to_string();
     assert!(refusal.contains("hold 46875"), "{refusal}");
+    // One of three owns 86 of the 256 virtual shards.
+    let refusal = check_room(&packets, 1_000_000, 3).unwrap_err().to_string();
+    assert!(refusal.contains(&format!("hold {}", 25_000 * 256 / 86 - 25_000 * 256 / 86 / 16)), "{refusal}");
 }
 
 #[test]
