@@ -199,17 +199,18 @@ impl Bench {
         }
     }
 
-    /// A packet each way of every flow, in an order drawn by lot.
-    pub(super) fn visit(&mut self, random: &mut SplitMix64) -> io::Result<()> {
+    /// A packet each way of every flow, in an order drawn by lot: the first ones with data.
+    pub(super) fn visit(&mut self, random: &mut SplitMix64) -> io::Result<Cost> {
+        let mut cost = Cost::default();
         for direction in Direction::BOTH {
             for chunk in drawn(random, self.opened.len(), self.opened.len()).chunks(CHUNK_FRAMES) {
                 let data = flags(&[TcpFlags::ACK, TcpFlags::PSH]);
                 chunk.iter().for_each(|&flow| self.fill(flow as usize, direction, data, [0; 2]));
-                self.take(Stretch::Others)?;
+                cost += self.take(Stretch::Others)?;
                 self.verify()?;
             }
         }
-        Ok(())
+        Ok(cost)
     }
 
     /// Packets of flows drawn by lot, either way, for about so long with all that is not measured.
