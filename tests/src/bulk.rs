@@ -1,6 +1,7 @@
 //! Many bytes over a connection: made from a seed as they are sent, hashed at both ends, with pauses of either end.
 
 use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -87,6 +88,26 @@ impl Bulk {
             pace.after(length as u64);
         }
     }
+}
+
+/// Sends so many bytes each way at once, with a FIN behind them; what arrives is what was sent.
+///
+/// # Panics
+/// When it is not, or a stream ends before.
+pub fn exchange(client: &TcpStream, server: &TcpStream, bytes: u64) {
+    let send = |mut to: &TcpStream, seed| {
+        let sent = Bulk::steady(seed).send(&mut to, bytes).expect("everything is taken");
+        to.shutdown(Shutdown::Write).expect("our FIN");
+        sent
+    };
+    let receive = |mut from: &TcpStream| Bulk::steady(0).receive(&mut from).expect("a stream that ends with FIN");
+    thread::scope(|scope| {
+        let there = scope.spawn(|| send(client, 1));
+        let back = scope.spawn(|| send(server, 2));
+        let at_server = scope.spawn(|| receive(server));
+        assert_eq!(receive(client), back.join().expect("the server's sender"));
+        assert_eq!(at_server.join().expect("the server's receiver"), there.join().expect("the client's sender"));
+    });
 }
 
 /// When to pause next.

@@ -2,13 +2,12 @@
 //! process may not load programs, as in a user namespace, the same has to work without.
 
 use std::fs::File;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::thread;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use towpath_engine::status::Status;
 use towpath_tests::{
-    Bulk, Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service,
+    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, packet_service,
     subject,
 };
 
@@ -61,19 +60,7 @@ fn the_kernel_carries_a_transfer_and_every_octet_arrives_and_is_counted() {
         let client = client.stream().try_clone().expect("a descriptor");
         let (server, _) = listener.accept().expect("a connection");
         server.set_read_timeout(Some(PATIENCE)).expect("not zero");
-        let send = |mut to: &TcpStream, seed| {
-            let sent = Bulk::steady(seed).send(&mut to, bytes).expect("everything is taken");
-            to.shutdown(Shutdown::Write).expect("our FIN");
-            sent
-        };
-        let receive = |mut from: &TcpStream| Bulk::steady(0).receive(&mut from).expect("a stream that ends with FIN");
-        thread::scope(|scope| {
-            let there = scope.spawn(|| send(&client, 1));
-            let back = scope.spawn(|| send(&server, 2));
-            let at_server = scope.spawn(|| receive(&server));
-            assert_eq!(receive(&client), back.join().expect("the server's sender"));
-            assert_eq!(at_server.join().expect("the server's receiver"), there.join().expect("the client's sender"));
-        });
+        bulk::exchange(&client, &server, bytes);
         let status = relay.until("all is counted", |status| {
             let web = &status.services[0];
             let is_noted = counted(status, "octets_to_client") >= bytes && status.limits.fast_flows.used == 0;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
 use towpath_tests::wire::captured;
 use towpath_tests::{
-    Bulk, Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, ipv6,
+    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, ipv6,
     packet_service, service, subject, who,
 };
 
@@ -731,19 +731,7 @@ fn a_gigabyte_each_way(lab: &TestLab) {
     let client = client.stream().try_clone().expect("a descriptor");
     let (server, _) = listener.accept().expect("a connection");
     server.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    let send = |mut to: &TcpStream, seed| {
-        let sent = Bulk::steady(seed).send(&mut to, BYTES).expect("everything is taken");
-        to.shutdown(Shutdown::Write).expect("our FIN");
-        sent
-    };
-    let receive = |mut from: &TcpStream| Bulk::steady(0).receive(&mut from).expect("a stream that ends with FIN");
-    thread::scope(|scope| {
-        let there = scope.spawn(|| send(&client, 1));
-        let back = scope.spawn(|| send(&server, 2));
-        let at_server = scope.spawn(|| receive(&server));
-        assert_eq!(receive(&client), back.join().expect("the server's sender"));
-        assert_eq!(at_server.join().expect("the server's receiver"), there.join().expect("the client's sender"));
-    });
+    bulk::exchange(&client, &server, BYTES);
     let status = relay.until("the connection has ended", |status| status.services[0].connections == 0);
     assert!(status.services[0].bytes_from_client >= BYTES, "{:?}", status.services[0]);
     relay.stop();
