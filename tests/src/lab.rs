@@ -1,5 +1,6 @@
 //! The lab of a test, and the right to build it.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
@@ -49,6 +50,19 @@ impl TestLab {
     pub fn snat6(&self, number: u16) -> Ipv6Addr {
         let port = self.balancer().ports().last().expect("a balancer has a network");
         self.balancer_address6(port.ipv6, number)
+    }
+
+    /// Cuts the cable between client and balancer and lays a new one: both interfaces `front` are gone, and there again with other numbers.
+    pub fn renew_front(&self) {
+        let (client, balancer) = (self.client(), self.balancer());
+        balancer.links().expect("netlink").remove("front").expect("a cable to cut");
+        let behind = File::open(balancer.network_file()).expect("the lab lives");
+        client.links().expect("netlink").create_veth("front", "front", &behind).expect("a new cable");
+        for host in [client, balancer] {
+            let mut links = host.links().expect("netlink");
+            links.add_address("front", host.ipv4().into(), 24).expect("an address");
+            links.set_up("front").expect("a plug to put in");
+        }
     }
 
     /// An IPv4 address in the clients' network that no host has, with this last number (from 100): for the packet plane.

@@ -1,7 +1,6 @@
 //! The fast path between real TCP stacks: established flows that the kernel carries onwards, entered and taken out by the packet plane. Where this
 //! process may not load programs, as in a user namespace, the same has to work without.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -121,15 +120,8 @@ fn an_interface_that_returns_is_carried_by_again() {
         let relay = subject!().start(lab.balancer(), &config);
         let is_fast = has_fast_path(&relay);
         hold(lab.client(), vip, MIB as usize).close().expect("an end");
-        let (client, balancer) = (lab.client(), lab.balancer());
-        balancer.links().expect("netlink").remove("front").expect("a cable to cut");
-        let behind = File::open(balancer.network_file()).expect("the lab lives");
-        client.links().expect("netlink").create_veth("front", "front", &behind).expect("a new cable");
-        for host in [client, balancer] {
-            let mut links = host.links().expect("netlink");
-            links.add_address("front", host.ipv4().into(), 24).expect("an address");
-            links.set_up("front").expect("a plug to put in");
-        }
+        let client = lab.client();
+        lab.renew_front();
         eventually("clients are served again", || {
             let opened = client.run(|| TcpStream::connect_timeout(&vip, Duration::from_millis(200))).expect("a thread");
             opened.is_ok().then_some(())

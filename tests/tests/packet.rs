@@ -2,7 +2,6 @@
 //! the kernel.
 
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -926,15 +925,8 @@ fn an_interface_that_vanishes_and_returns_serves_again() {
         let _origin = Origin::tcp(lab.server(1), 443);
         let relay = start(lab, &packet_service("web", vip, "443", &pool(&[lab.free_snat(101)]), &ipv4(lab.servers())));
         visit(lab.client(), (vip, 443));
-        let (client, balancer) = (lab.client(), lab.balancer());
-        balancer.links().expect("netlink").remove("front").expect("a cable to cut");
-        let behind = File::open(balancer.network_file()).expect("the lab lives");
-        client.links().expect("netlink").create_veth("front", "front", &behind).expect("a new cable");
-        for host in [client, balancer] {
-            let mut links = host.links().expect("netlink");
-            links.add_address("front", host.ipv4().into(), 24).expect("an address");
-            links.set_up("front").expect("a plug to put in");
-        }
+        let client = lab.client();
+        lab.renew_front();
         eventually("clients are served again", || {
             let to = SocketAddr::from((vip, 443));
             let opened = client.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(200))).expect("a thread");

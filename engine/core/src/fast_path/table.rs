@@ -70,17 +70,6 @@ impl FastTable {
         self.settings.flows.end - self.settings.flows.start
     }
 
-    /// Where `id` is among those of the worker: below [`room`](FastTable::room).
-    pub fn place(&self, id: FastId) -> usize {
-        id.0.saturating_sub(self.settings.flows.start) as usize
-    }
-
-    /// Whether a number is free for another flow.
-    #[inline]
-    pub fn has_room(&self, now: Now) -> bool {
-        self.next_number(now).is_some()
-    }
-
     fn next_number(&self, now: Now) -> Option<u32> {
         match self.resting.front() {
             Some(&(number, since)) if now.ms_since(since) >= REST_MS => Some(number),
