@@ -1,13 +1,14 @@
-//! A tap on an interface, for tests that look at what is on the wire.
+//! A tap on an interface, for those who look at what is on the wire: tests, and questions that the doctor asks there.
 
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use super::socket;
+use super::{Instruction, socket};
 use crate::errno::{Cause, check_length};
 use crate::host;
+use crate::socket::set_program;
 
 /// The largest frame a virtual interface hands over: a super-packet of 64 KiB and its headers.
 const FRAME_BYTES_MAX: usize = (1 << 16) + 256;
@@ -48,6 +49,21 @@ impl Tap {
         let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
         socket::bind(&fd, index)?;
         Ok(Tap { fd, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
+    }
+
+    /// Sees only what a classic BPF program accepts from now on; what has come already stays.
+    pub fn keep_only(&self, program: &[Instruction]) -> io::Result<()> {
+        set_program(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)
+    }
+
+    /// Sends a whole frame, Ethernet header first and every checksum complete.
+    ///
+    /// # Errors
+    /// `NetworkDown` where the interface is, and what does not fit its MTU.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the pointer and length name `frame`, which outlives the call.
+        check_length(unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
+        Ok(())
     }
 
     /// The next frame; `None` when none comes before the deadline.
