@@ -1,5 +1,6 @@
 //! Whether this machine can carry this configuration (design.md 10.2): one function for `check --host`, `run` and reload.
 
+mod check;
 mod listeners;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, steering};
 use crate::plan::{Plan, PlanInput};
 
+pub use check::Check;
 pub use listeners::Listener;
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
@@ -46,6 +48,8 @@ pub enum Severity {
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
+    /// What was looked at.
+    pub check: Check,
     /// The service that it is about; `None` = the whole process.
     pub service: Option<String>,
     /// Cause and next step.
@@ -151,11 +155,13 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
             severity: Severity::Warning,
+            check: Check::Limits,
             service: None,
             message,
         })),
         Err(errors) => findings.extend(errors.0.into_iter().map(|error| Finding {
             severity: Severity::Error,
+            check: Check::Limits,
             service: None,
             message: error.to_string(),
         })),
@@ -176,6 +182,7 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
     if kernel_version(&facts.kernel_release).is_some_and(|version| version < KERNEL_FLOOR) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Kernel,
             service: None,
             message: format!(
                 "kernel {} is older than {floor_major}.{floor_minor}, which Towpath needs; upgrade the kernel (Debian 12 has 6.1)",
@@ -193,6 +200,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
     if !facts.usable.contains(&service.vip) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
         });
@@ -202,6 +210,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
         let prefix = if ip.is_ipv4() { 32 } else { 128 };
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip} is not an address of this host; add it (`ip address add {ip}/{prefix} dev …`), \
@@ -213,12 +222,13 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
 
 /// What only the packet plane asks of the machine.
 fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut Vec<Finding>) {
-    let mut tell = |severity, service: Option<&VirtualService>, message: String| {
-        findings.push(Finding { severity, service: service.map(|service| service.name.clone()), message });
+    let mut tell = |severity, check, service: Option<&VirtualService>, message: String| {
+        findings.push(Finding { severity, check, service: service.map(|service| service.name.clone()), message });
     };
     if !facts.is_capable {
         tell(
             Severity::Error,
+            Check::Capabilities,
             None,
             "plane = \"packet\" needs CAP_NET_RAW and CAP_NET_ADMIN; run as root, or give them in the systemd unit \
              (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF`; the last one is for the fast path only)"
@@ -226,17 +236,18 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         );
     }
     for way in &facts.missing {
-        tell(Severity::Error, None, way.message());
+        tell(Severity::Error, Check::Routes, None, way.message());
     }
     // Their number does not matter: a table of any size has the same number of instructions.
     if let Err(error) = steering::program(model, &SteeringTable::even(cpus.clamp(2, 256)), 0) {
-        tell(Severity::Error, None, error.to_string());
+        tell(Severity::Error, Check::Steering, None, error.to_string());
     }
     let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
     let claimed = claims::claims(model, &kernels).len();
     if claimed > Silence::CLAIMS_MAX {
         tell(
             Severity::Error,
+            Check::Steering,
             None,
             format!(
                 "the packet plane's services have {claimed} separate ranges of ports, the kernel can be kept silent for {}; use ranges of \
@@ -251,6 +262,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         if let Some(server) = servers.iter().find(|server| own(server.address)) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "server {} is an address of this host, which packets that leave it never reach; use plane = \"stream\", or \
@@ -264,6 +276,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         if let Some(server) = servers.iter().find(lacks) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "the kernel names no address of this host towards server {}; give the interface that leads there one of its family, or name \
@@ -281,10 +294,11 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                         if service.vip.is_ipv4() { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
                     tell(
                         Severity::Error,
+                        Check::KernelForwards,
                         Some(service),
                         format!(
                             "forwarding = \"half-nat\": the kernel forwards too ({key} = 1) and would send replies of servers to clients a \
-                             second time, from the wrong address; set it to 0, or use forwarding = \"full-nat\""
+                             second time, from the wrong address; set it to 0 (`sysctl -w {key}=0`), or use forwarding = \"full-nat\""
                         ),
                     );
                 }
@@ -315,6 +329,7 @@ fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, f
         let more = if ports.len() > 1 { format!(" and {} more", ports.len() - 1) } else { String::new() };
         findings.push(Finding {
             severity: Severity::Warning,
+            check: Check::Listeners,
             service: None,
             message: format!(
                 "the packet plane takes ports {low}-{high} of {}, where another program of this host listens (port {first}{more}) and will hear \
@@ -330,7 +345,7 @@ fn check_on_link_clients(
     service: &VirtualService,
     servers: &[Server],
     own: &[LinkAddress],
-    tell: &mut impl FnMut(Severity, Option<&VirtualService>, String),
+    tell: &mut impl FnMut(Severity, Check, Option<&VirtualService>, String),
 ) {
     let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
         own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
@@ -344,6 +359,7 @@ fn check_on_link_clients(
         if let Some(server) = servers.iter().find(|server| on_link(server, &overlaps)) {
             tell(
                 Severity::Error,
+                Check::HalfNat,
                 Some(service),
                 format!(
                     "forwarding = \"half-nat\": clients of {network}/{prefix} share a network with server {}, its replies to them would bypass \
@@ -359,6 +375,7 @@ fn check_on_link_clients(
     {
         tell(
             Severity::Error,
+            Check::HalfNat,
             Some(service),
             format!(
                 "forwarding = \"half-nat\": the VIP and server {} share a network, and replies to clients of that network would bypass Towpath; \
@@ -385,11 +402,12 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
     for ip in pool.addresses.iter().filter(|ip| facts.kernel_sources.contains(ip)) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::LocalPorts,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip}: ports {low}-{high} are leased here and given out by the kernel too (ip_local_port_range {}-{}), \
                  because the kernel uses this address for its own connections; use a second address for source.pool, \
-                 or ports outside that range, or reserve them (`sysctl net.ipv4.ip_local_reserved_ports={low}-{high}`)",
+                 or ports outside that range, or reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",
                 facts.local_ports.start(),
                 facts.local_ports.end()
             ),
@@ -412,6 +430,7 @@ fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
         if let Some(other) = model.services.iter().find(shares) {
             findings.push(Finding {
                 severity: Severity::Error,
+                check: Check::LocalPorts,
                 service: Some(service.name.clone()),
                 message: format!(
                     "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
