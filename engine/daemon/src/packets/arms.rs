@@ -143,7 +143,7 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
 }
 
 /// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
-fn route_to(tables: &Tables, ip: IpAddr) -> Option<u32> {
+pub(crate) fn route_to(tables: &Tables, ip: IpAddr) -> Option<u32> {
     let fitting = tables.routes.iter().filter(|route| holds(route.destination.0, route.destination.1, ip));
     fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric)).map(|route| route.link)
 }
