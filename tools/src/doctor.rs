@@ -99,7 +99,9 @@ fn render(file: &str, examination: &Examination, paint: Paint) -> String {
         None => "no daemon answers".to_owned(),
     };
     let mut text = format!("{file} · {daemon}\n");
-    let width = examination.readings.iter().map(|reading| reading.check.name().len()).max().unwrap_or(0);
+    let longest = |of: fn(&Reading) -> usize| examination.readings.iter().map(of).max().unwrap_or(0);
+    // The same in every block.
+    let widths = (longest(|reading| reading.state.word().len()), longest(|reading| reading.check.name().len()));
     for of_one in examination.readings.chunk_by(|one, next| one.subject == next.subject) {
         let heading = match &of_one[0].subject {
             Subject::Machine => "machine".to_owned(),
@@ -109,7 +111,7 @@ fn render(file: &str, examination: &Examination, paint: Paint) -> String {
         text.push_str(&format!("\n{}\n", paint.tint(Tint::Bold, &heading)));
         let mut table = Table::default();
         for reading in of_one {
-            rows(&mut table, reading, width);
+            rows(&mut table, reading, widths);
         }
         text.push_str(&table.render(2, paint));
     }
@@ -128,10 +130,10 @@ fn render(file: &str, examination: &Examination, paint: Paint) -> String {
 }
 
 /// The rows of one reading: state, check, what was found, wrapped; and below it what to run.
-fn rows(table: &mut Table, reading: &Reading, width: usize) {
+fn rows(table: &mut Table, reading: &Reading, (state, check): (usize, usize)) {
     let mut lines = wrapped(&reading.found, FOUND_COLUMNS).into_iter();
-    let check = format!("{:width$}", reading.check);
-    table.row([lamp(reading.state), Cell::word(check), Cell::word(lines.next().unwrap_or_default())]);
+    let name = format!("{:check$}", reading.check);
+    table.row([lamp(reading.state, state), Cell::word(name), Cell::word(lines.next().unwrap_or_default())]);
     for line in lines {
         table.row([Cell::default(), Cell::default(), Cell::word(line)]);
     }
@@ -145,7 +147,7 @@ fn rows(table: &mut Table, reading: &Reading, width: usize) {
 }
 
 /// The state as word, shape and colour, which all say the same.
-fn lamp(state: State) -> Cell {
+fn lamp(state: State, width: usize) -> Cell {
     let shape = match state {
         State::Fine => "●",
         State::Unknown => "?",
@@ -153,7 +155,7 @@ fn lamp(state: State) -> Cell {
         State::Warning => "◐",
         State::Error => "○",
     };
-    Cell::word(format!("{shape} {}", state.word())).tinted(tint(state))
+    Cell::word(format!("{shape} {:width$}", state.word())).tinted(tint(state))
 }
 
 fn tint(state: State) -> Tint {
@@ -209,9 +211,9 @@ mod tests {
         let page = render("my.toml", &examination(), Paint::Plain);
         let expected = format!(
             "my.toml · no daemon answers\n\
-             \nmachine\n  ● fine  kernel       6.18\n\
+             \nmachine\n  ● fine     kernel       6.18\n\
              \ninterface eth0\n  ◐ warning  link         `eth0` is down; set it up (`ip link set eth0 up`)\n                          run: ip link set eth0 up\n\
-             \nservice web\n  ○ error  return-path  {}\n                        {}\n  ● fine   mtu          all\n\
+             \nservice web\n  ○ error    return-path  {}\n                          {}\n  ● fine     mtu          all\n\
              \n1 error, 1 warning, 0 hints\n",
             ["lost"; 20].join(" "),
             ["lost"; 10].join(" ")
