@@ -3,9 +3,15 @@
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use towpath_sys::ethtool::{Devices, Feature};
 use towpath_sys::link::{Route, default_destination};
+use towpath_sys::netns::Namespace;
+use towpath_sys::packet::{Direction, Tap};
 use towpath_tests::{Host, Origin, TestLab, Topology, in_lab, ipv4, packet_service, service, subject, who};
 
 /// What the doctor prints about a file, beside whatever runs on the balancer.
@@ -270,6 +276,73 @@ fn offloads_that_are_off_are_found() {
         examine(lab.balancer(), &full_nat(lab)).assert_told("front", "offloads", "hint", "ethtool -K front tso on");
         devices.set("front", Feature::SendSums, false).expect("an offload");
         examine(lab.balancer(), &full_nat(lab)).assert_told("front", "offloads", "hint", "ethtool -K front tx on");
+    });
+}
+
+/// A cable between the balancer and its only server that carries frames as they are, and forgets that the kernel left a checksum to it.
+struct CarelessCable {
+    stop: Arc<AtomicBool>,
+    ends: Vec<JoinHandle<()>>,
+}
+
+impl CarelessCable {
+    /// Lays it in the place of `back`.
+    fn lay(lab: &TestLab) -> CarelessCable {
+        let (balancer, server) = (lab.balancer(), lab.server(1));
+        balancer.links().expect("netlink").remove("back").expect("a cable to take away");
+        let middle = Namespace::create().expect("a namespace");
+        for (host, end) in [(balancer, "to-balancer"), (server, "to-server")] {
+            let mut links = host.links().expect("netlink");
+            links.create_veth("back", end, &middle).expect("a cable");
+            let port = host.port("back").expect("a network");
+            links.add_address("back", port.ipv4.into(), 24).expect("an address");
+            links.set_up("back").expect("a plug to put in");
+            middle.links().expect("netlink").set_up(end).expect("a plug to put in");
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let ends = [("to-balancer", "to-server"), ("to-server", "to-balancer")].map(|(from, to)| {
+            let open = |end: &'static str| middle.run(move || Tap::open(end)).expect("a thread").expect("a tap");
+            let (mut from, to, stop) = (open(from), open(to), Arc::clone(&stop));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let soon = Instant::now() + Duration::from_millis(20);
+                    if let Ok(Some(frame)) = from.next(soon)
+                        && frame.direction == Direction::Received
+                    {
+                        // What does not fit is lost, as on any cable.
+                        let _lost = to.send(&frame.bytes);
+                    }
+                }
+            })
+        });
+        CarelessCable { stop, ends: ends.into() }
+    }
+}
+
+impl Drop for CarelessCable {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.ends.drain(..).for_each(|end| end.join().expect("an end does not panic"));
+    }
+}
+
+#[test]
+fn a_device_that_lies_about_checksums_is_found() {
+    in_lab(a_device_that_lies_about_checksums_is_found, Topology::TwoArm, 1, |lab| {
+        let _cable = CarelessCable::lay(lab);
+        let _origin = Origin::tcp(lab.server(1), 443);
+        // So that its answers arrive.
+        let devices = lab.server(1).run(Devices::open).expect("a thread").expect("a socket");
+        devices.set("back", Feature::SendSums, false).expect("an offload");
+        let examined = examine(lab.balancer(), &full_nat(lab));
+        examined.assert_told("back", "offloads", "error", "ethtool -K back tx off");
+        // The kernel suffers from it as well.
+        examined.assert_told("web", "servers", "warning", "ss -ltn");
+        let devices = lab.balancer().run(Devices::open).expect("a thread").expect("a socket");
+        devices.set("back", Feature::SendSums, false).expect("an offload");
+        let examined = examine(lab.balancer(), &full_nat(lab));
+        examined.assert_told("back", "offloads", "hint", "ethtool -K back tx on");
+        assert_eq!(examined.told().len(), 1, "{:#?}", examined.told());
     });
 }
 

@@ -6,7 +6,7 @@ use towpath_core::packet::{
     ETHERNET_LEN, Mac, NdKind, Other, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, Packet, Parsed, Tcp, TcpFlags,
     checksum, parse,
 };
-use towpath_sys::packet::Instruction;
+use towpath_sys::packet::{Instruction, PartialChecksum};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -14,6 +14,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
 const TCP_LEN: usize = 20;
+const TCP_CHECKSUM: usize = 16;
 const ECHO_LEN: usize = 8;
 
 const ECHO_V4: u8 = 8;
@@ -169,6 +170,15 @@ pub(super) fn syn(way: Way, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     tcp(way, from, to, 1, TcpFlags::SYN)
 }
 
+/// The same with only the pseudo-header summed, and where the rest of the checksum belongs.
+pub(super) fn unfinished_syn(way: Way, from: SocketAddr, to: SocketAddr) -> (Vec<u8>, PartialChecksum) {
+    let mut frame = syn(way, from, to);
+    let start = frame.len() - TCP_LEN;
+    let pseudo = pseudo_header(from.ip(), to.ip(), PROTOCOL_TCP, TCP_LEN as u32);
+    frame[start + TCP_CHECKSUM..start + TCP_CHECKSUM + 2].copy_from_slice(&pseudo.to_be_bytes());
+    (frame, PartialChecksum { start: start as u16, field: TCP_CHECKSUM as u16 })
+}
+
 /// Ends a connection that was accepted with this acknowledgement number.
 pub(super) fn reset(way: Way, from: SocketAddr, to: SocketAddr, seq: u32) -> Vec<u8> {
     tcp(way, from, to, seq, TcpFlags::RST)
@@ -204,8 +214,8 @@ fn packet(
     mut payload: Vec<u8>,
 ) -> Vec<u8> {
     let length = payload.len() as u16;
-    let field = if protocol == PROTOCOL_TCP { 16 } else { 2 };
-    let (mut frame, pseudo) = match ends {
+    let field = if protocol == PROTOCOL_TCP { TCP_CHECKSUM } else { 2 };
+    let mut frame = match ends {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             let mut frame = ethernet(to, from, ETHERTYPE_IPV4);
             frame.extend([0x45, 0]);
@@ -216,8 +226,7 @@ fn packet(
             frame.extend(destination.octets());
             let check = checksum::of(&frame[ETHERNET_LEN..]);
             frame[ETHERNET_LEN + 10..ETHERNET_LEN + 12].copy_from_slice(&check.to_be_bytes());
-            let pseudo = checksum::pseudo_header(&source.octets(), &destination.octets(), protocol, u32::from(length));
-            (frame, if protocol == PROTOCOL_ICMP { 0 } else { pseudo })
+            frame
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             let mut frame = ethernet(to, from, ETHERTYPE_IPV6);
@@ -226,19 +235,33 @@ fn packet(
             frame.extend([protocol, hop_limit]);
             frame.extend(source.octets());
             frame.extend(destination.octets());
-            (frame, checksum::pseudo_header(&source.octets(), &destination.octets(), protocol, u32::from(length)))
+            frame
         }
         // Nobody speaks from one family to the other.
         _ => return Vec::new(),
     };
+    // That of ICMP for IPv4 has no pseudo-header.
+    let pseudo = if protocol == PROTOCOL_ICMP { 0 } else { pseudo_header(ends.0, ends.1, protocol, length.into()) };
     let check = checksum::transport(pseudo, &payload);
     payload[field..field + 2].copy_from_slice(&check.to_be_bytes());
     frame.append(&mut payload);
     frame
 }
 
-/// Lets pass what may be an answer: untagged frames that came in, and of those ARP, ICMP, ICMPv6, and TCP to `port`.
-pub(super) fn answers_only(port: u16) -> [Instruction; 23] {
+fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, octets: u32) -> u16 {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            checksum::pseudo_header(&source.octets(), &destination.octets(), protocol, octets)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            checksum::pseudo_header(&source.octets(), &destination.octets(), protocol, octets)
+        }
+        _ => 0,
+    }
+}
+
+/// Lets pass what may be an answer: untagged frames that came in, and of those ARP, ICMP, ICMPv6, and TCP to `port` or the port after it.
+pub(super) fn answers_only(port: u16) -> [Instruction; 25] {
     const LOAD_WORD: u16 = 0x20;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_BYTE: u16 = 0x30;
@@ -246,14 +269,17 @@ pub(super) fn answers_only(port: u16) -> [Instruction; 23] {
     const LOAD_X_HEADER: u16 = 0xb1;
     const IF_EQUAL: u16 = 0x15;
     const IF_SET: u16 = 0x45;
+    const IF_LARGER: u16 = 0x25;
+    const IF_NOT_SMALLER: u16 = 0x35;
     const RETURN: u16 = 0x06;
     /// Of what the kernel knows beside the bytes (linux/filter.h).
     const PACKET_TYPE: u32 = 0xffff_f000 + 4;
     const TAG_PRESENT: u32 = 0xffff_f000 + 48;
     const OUTGOING: u32 = 4;
-    // Jumps count from the next instruction: `yes` is at 21, `no` at 22.
+    // Jumps count from the next instruction.
     let to = |at: u8, target: u8| target - at - 1;
-    let (yes, no) = (21, 22);
+    let (v6, yes, no) = (17, 23, 24);
+    let last = u32::from(port) + 1;
     [
         (LOAD_WORD, 0, 0, PACKET_TYPE),
         (IF_EQUAL, to(1, no), 0, OUTGOING),
@@ -262,7 +288,7 @@ pub(super) fn answers_only(port: u16) -> [Instruction; 23] {
         (LOAD_HALF, 0, 0, 12),
         (IF_EQUAL, to(5, yes), 0, ETHERTYPE_ARP as u32),
         (IF_EQUAL, to(6, 8), 0, ETHERTYPE_IPV4 as u32),
-        (IF_EQUAL, to(7, 16), to(7, no), ETHERTYPE_IPV6 as u32),
+        (IF_EQUAL, to(7, v6), to(7, no), ETHERTYPE_IPV6 as u32),
         (LOAD_BYTE, 0, 0, 23),
         (IF_EQUAL, to(9, yes), 0, PROTOCOL_ICMP as u32),
         (IF_EQUAL, 0, to(10, no), PROTOCOL_TCP as u32),
@@ -270,12 +296,14 @@ pub(super) fn answers_only(port: u16) -> [Instruction; 23] {
         (IF_SET, to(12, no), 0, 0x1fff),
         (LOAD_X_HEADER, 0, 0, 14),
         (LOAD_HALF_AT_X, 0, 0, 16),
-        (IF_EQUAL, to(15, yes), to(15, no), port as u32),
+        (IF_NOT_SMALLER, 0, to(15, no), port as u32),
+        (IF_LARGER, to(16, no), to(16, yes), last),
         (LOAD_BYTE, 0, 0, 20),
-        (IF_EQUAL, to(17, yes), 0, PROTOCOL_ICMPV6 as u32),
-        (IF_EQUAL, 0, to(18, no), PROTOCOL_TCP as u32),
+        (IF_EQUAL, to(18, yes), 0, PROTOCOL_ICMPV6 as u32),
+        (IF_EQUAL, 0, to(19, no), PROTOCOL_TCP as u32),
         (LOAD_HALF, 0, 0, 56),
-        (IF_EQUAL, to(20, yes), to(20, no), port as u32),
+        (IF_NOT_SMALLER, 0, to(21, no), port as u32),
+        (IF_LARGER, to(22, no), to(22, yes), last),
         (RETURN, 0, 0, u32::MAX),
         (RETURN, 0, 0, 0),
     ]
@@ -331,17 +359,15 @@ mod tests {
             let frame = syn(WAY, from, to);
             let Ok(Packet::Transport(parsed)) = parse(&frame) else { panic!("no TCP") };
             let segment = &frame[usize::from(parsed.l4)..];
-            let pseudo = match (from.ip(), to.ip()) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => {
-                    checksum::pseudo_header(&from.octets(), &to.octets(), PROTOCOL_TCP, segment.len() as u32)
-                }
-                (IpAddr::V6(from), IpAddr::V6(to)) => {
-                    checksum::pseudo_header(&from.octets(), &to.octets(), PROTOCOL_TCP, segment.len() as u32)
-                }
-                _ => unreachable!("of one family"),
-            };
+            let pseudo = pseudo_header(from.ip(), to.ip(), PROTOCOL_TCP, segment.len() as u32);
             assert!(checksum::is_valid(pseudo, segment));
             assert_eq!(Seen::of(&frame), Some(Seen::Segment { from, to, accepts: None }));
+            // Finished as a device does it, the other one is the same.
+            let (mut unfinished, PartialChecksum { start, field }) = unfinished_syn(WAY, from, to);
+            let check = checksum::of(&unfinished[start.into()..]);
+            let place = usize::from(start + field);
+            unfinished[place..place + 2].copy_from_slice(&check.to_be_bytes());
+            assert_eq!(unfinished, frame);
             let mut accepted = frame;
             accepted[usize::from(parsed.l4) + 13] = TcpFlags::SYN.0 | TcpFlags::ACK.0;
             accepted[usize::from(parsed.l4) + 11] = 9;
@@ -367,8 +393,13 @@ mod tests {
                     x = byte(k as usize).map_or(0, |byte| byte as usize & 15) * 4;
                     Some(a)
                 }
-                0x15 | 0x45 => {
-                    let holds = if code == 0x15 { a == k } else { a & k != 0 };
+                0x15 | 0x25 | 0x35 | 0x45 => {
+                    let holds = match code {
+                        0x15 => a == k,
+                        0x25 => a > k,
+                        0x35 => a >= k,
+                        _ => a & k != 0,
+                    };
                     at += usize::from(if holds { yes } else { no });
                     Some(a)
                 }
@@ -392,6 +423,8 @@ mod tests {
             echo(WAY, ip("2001:db8::1"), ip("2001:db8::7"), 7, 64),
             syn(WAY, socket("192.0.2.1:443"), socket("192.0.2.7:7")),
             syn(WAY, socket("[2001:db8::1]:443"), socket("[2001:db8::7]:7")),
+            syn(WAY, socket("192.0.2.1:443"), socket("192.0.2.7:8")),
+            syn(WAY, socket("[2001:db8::1]:443"), socket("[2001:db8::7]:8")),
         ];
         for frame in &answers {
             assert!(passes(&program, frame, (0, 0)), "{frame:02x?}");
@@ -403,8 +436,10 @@ mod tests {
         let mut fragment = answers[4].clone();
         fragment[21] = 1;
         let others = [
-            syn(WAY, socket("192.0.2.1:443"), socket("192.0.2.7:8")),
-            syn(WAY, socket("[2001:db8::1]:443"), socket("[2001:db8::7]:8")),
+            syn(WAY, socket("192.0.2.1:443"), socket("192.0.2.7:6")),
+            syn(WAY, socket("192.0.2.1:443"), socket("192.0.2.7:9")),
+            syn(WAY, socket("[2001:db8::1]:443"), socket("[2001:db8::7]:6")),
+            syn(WAY, socket("[2001:db8::1]:443"), socket("[2001:db8::7]:9")),
             datagram,
             fragment,
             ethernet([0xff; 6], WAY.mac, 0x88cc),

@@ -19,6 +19,9 @@ use crate::preflight::{Check, preflight};
 pub fn readings(model: &Model, facts: &Facts, probes: &Probes) -> Vec<Reading> {
     let mut all = Readings(Vec::new());
     machine(model, facts, &mut all);
+    if let Probes::Done(answers) = probes {
+        sums(facts, answers, &mut all);
+    }
     for link in &facts.links {
         interface(model, facts, link, &mut all);
     }
@@ -260,6 +263,29 @@ fn offloads(model: &Model, link: &LinkFacts, all: &mut Readings) {
         all.add(of_link(link), Check::Offloads, State::Hint, told);
     }
     all.fine(of_link(link), Check::Offloads, "checksums and segmentation by the device, nothing merged for good");
+}
+
+/// Devices that say that they complete checksums, and do not: what is forwarded arrives broken.
+fn sums(facts: &Facts, answers: &Answers, all: &mut Readings) {
+    for link in facts.links.iter().filter(|link| link.does(Feature::SendSums)) {
+        let name = &link.link.name;
+        let here = answers.summed.iter().filter(|summed| summed.link == link.link.index && summed.complete);
+        // One that came through shows that the device does it, whatever became of others.
+        let (mut lost, mut arrived) = (Vec::new(), false);
+        for summed in here {
+            arrived |= summed.unfinished;
+            lost.extend((!summed.unfinished).then(|| summed.ip.to_string()));
+        }
+        if arrived || lost.is_empty() {
+            continue;
+        }
+        let told = format!(
+            "`{name}` says that it completes checksums and does not, or a bridge or tunnel behind it loses them: real server {} answers \
+             segments that leave complete and no others; have the kernel do it (`ethtool -K {name} tx off`)",
+            lost.join(", ")
+        );
+        all.add(of_link(link), Check::Offloads, State::Error, told);
+    }
 }
 
 /// Addresses that the kernel has although the packet plane answers for them.

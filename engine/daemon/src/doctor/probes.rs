@@ -15,10 +15,10 @@ use towpath_config::model::{CheckKind, Forwarding, Model, Ports, Protocol, Virtu
 use towpath_core::health::{CheckId, CheckPlan, CheckResult};
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::Tables;
-use towpath_sys::packet::{Direction, Tap};
+use towpath_sys::packet::{Direction, PartialChecksum, Tap};
 
 use super::facts::{Facts, own_addresses, servers};
-use super::frames::{Seen, Way, answers_only, echo, question, reset, syn};
+use super::frames::{Seen, Way, answers_only, echo, question, reset, syn, unfinished_syn};
 use crate::packets::arms::{holds, route_to};
 use crate::probe as health_probe;
 
@@ -63,6 +63,8 @@ pub struct Answers {
     pub asked: Vec<Asked>,
     /// Which packets arrive.
     pub echoed: Vec<Echoed>,
+    /// Whether a device completes checksums, by real server.
+    pub summed: Vec<Summed>,
     /// Connections to real servers, by service.
     pub tried: Vec<Tried>,
     /// Whether replies of real servers to clients come to us, by service.
@@ -108,6 +110,19 @@ pub struct Echoed {
     pub small: bool,
     /// One as large as the link carries was answered, whole.
     pub full: bool,
+}
+
+/// Which of two equal segments a real server answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summed {
+    /// Number of the link that leads there.
+    pub link: u32,
+    /// The real server.
+    pub ip: IpAddr,
+    /// The one whose checksum was complete.
+    pub complete: bool,
+    /// The one whose checksum was left to the device.
+    pub unfinished: bool,
 }
 
 /// A connection to a real server.
@@ -185,9 +200,9 @@ struct Question {
     ip: IpAddr,
 }
 
-/// A port for the clients that are played, so that two doctors hardly meet.
+/// A port for the clients that are played, so that two doctors hardly meet; the next one is for segments whose checksum the device completes.
 fn played_port() -> u16 {
-    40_000 + (process::id() % 20_000) as u16
+    40_000 + (process::id() % 10_000) as u16 * 2
 }
 
 /// Whom to ask for: gateways first, then our own addresses, then real servers.
@@ -264,7 +279,7 @@ fn ask(taps: &mut BTreeMap<u32, Station>, questions: &[Question], tables: &Table
             Purpose::Gateway | Purpose::Server => source_towards(tables, question.link, question.ip),
         };
         let frame = self::question(station.mac, source.unwrap_or(unspecified), question.ip);
-        sends.entry(question.link).or_insert_with(Vec::new).push(frame);
+        sends.entry(question.link).or_insert_with(Vec::new).push((frame, None));
     }
     // All of it: whether another station has an address shows only when the time is over.
     let seen = round(taps, &sends, |_| false);
@@ -278,10 +293,13 @@ fn ask(taps: &mut BTreeMap<u32, Station>, questions: &[Question], tables: &Table
     questions.iter().map(answers).collect()
 }
 
+/// A frame to send, and the checksum in it that is left to the device.
+type Outgoing = (Vec<u8>, Option<PartialChecksum>);
+
 /// Sends the frames of each link three times and collects what comes in by any, until `is_enough` or the time is over.
 fn round(
     taps: &mut BTreeMap<u32, Station>,
-    sends: &BTreeMap<u32, Vec<Vec<u8>>>,
+    sends: &BTreeMap<u32, Vec<Outgoing>>,
     is_enough: impl Fn(&BTreeSet<(u32, Seen)>) -> bool + Sync,
 ) -> BTreeSet<(u32, Seen)> {
     let seen = Mutex::new(BTreeSet::new());
@@ -296,7 +314,12 @@ fn round(
                     if times < 3 && began.elapsed() >= AGAIN * times {
                         times += 1;
                         // What cannot be sent is not answered.
-                        frames.iter().for_each(|frame| drop(station.tap.send(frame)));
+                        for (frame, unfinished) in frames {
+                            let _unsent = match *unfinished {
+                                None => station.tap.send(frame),
+                                Some(checksum) => station.tap.send_unfinished(frame, checksum),
+                            };
+                        }
                     }
                     let found = listen(&mut station.tap);
                     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -329,9 +352,16 @@ fn listen(tap: &mut Tap) -> Vec<Seen> {
 /// The second round: packets to real servers, by the next hops that have answered.
 fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port: u16, answers: &mut Answers) {
     let tables = &facts.tables;
-    let mut sends: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+    let mut sends: BTreeMap<u32, Vec<Outgoing>> = BTreeMap::new();
     let mut ways = BTreeMap::new();
     let id = process::id() as u16;
+    let sockets: BTreeMap<IpAddr, SocketAddr> = model
+        .services
+        .iter()
+        .flat_map(|service| model.groups[service.group].servers.iter().map(move |server| (service, server)))
+        .filter_map(|(service, server)| socket_of(service, server.address, server.port))
+        .map(|socket| (socket.ip(), socket))
+        .collect();
     for server in servers(model).into_iter().take(QUESTIONS_MAX) {
         let Some((link, hop)) = hop_to(tables, server) else { continue };
         let station = answers.asked.iter().find(|asked| asked.link == link && asked.ip == hop);
@@ -342,8 +372,14 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
         let Some(from) = source_towards(tables, link, server) else { continue };
         let octets = full(&facts.link);
         let frames = sends.entry(link).or_default();
-        frames.push(echo(way, from, server, id, SMALL_OCTETS));
-        frames.push(echo(way, from, server, id, octets));
+        frames.push((echo(way, from, server, id, SMALL_OCTETS), None));
+        frames.push((echo(way, from, server, id, octets), None));
+        if let Some(to) = sockets.get(&server) {
+            frames.push((syn(way, SocketAddr::new(from, port), *to), None));
+            let (frame, checksum) = unfinished_syn(way, SocketAddr::new(from, port + 1), *to);
+            frames.push((frame, Some(checksum)));
+            answers.summed.push(Summed { link, ip: server, complete: false, unfinished: false });
+        }
         answers.echoed.push(Echoed { link, ip: server, octets, small: false, full: false });
     }
     let half_nat = model.services.iter().filter(|service| service.forwarding == Forwarding::HalfNat);
@@ -352,9 +388,9 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
             let Some(&(link, way)) = ways.get(&server.address) else { continue };
             let Some(client) = client_of(service, server.address, tables) else { continue };
             let frames = sends.entry(link).or_default();
-            frames.push(echo(way, client, server.address, id, SMALL_OCTETS));
+            frames.push((echo(way, client, server.address, id, SMALL_OCTETS), None));
             if let Some(to) = socket_of(service, server.address, server.port) {
-                frames.push(syn(way, SocketAddr::new(client, port), to));
+                frames.push((syn(way, SocketAddr::new(client, port), to), None));
             }
             answers.returned.push(Returned {
                 service: service.name.clone(),
@@ -366,33 +402,42 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
             });
         }
     }
-    let is_answered = |seen: &BTreeSet<(u32, Seen)>, from: IpAddr, to: Option<IpAddr>, octets: u32| {
+    let is_echoed = |seen: &BTreeSet<(u32, Seen)>, from: IpAddr, size: u32| {
+        seen.iter().any(|&(_, seen)| {
+            matches!(seen, Seen::Echo { from: answers, id: of, octets, .. } if answers == from && of == id && octets == size)
+        })
+    };
+    let is_answered = |seen: &BTreeSet<(u32, Seen)>, from: IpAddr, at: u16, client: Option<IpAddr>| {
         seen.iter().any(|&(_, seen)| match seen {
-            Seen::Echo { from: answers, to: asks, id: of, octets: size } => {
-                answers == from && to.is_none_or(|to| to == asks) && of == id && (to.is_some() || size == octets)
-            }
-            Seen::Segment { from: answers, to: asks, .. } => {
-                answers.ip() == from && to == Some(asks.ip()) && asks.port() == port
+            Seen::Echo { from: answers, to, id: of, .. } => answers == from && Some(to) == client && of == id,
+            Seen::Segment { from: answers, to, .. } => {
+                answers.ip() == from && to.port() == at && client.is_none_or(|client| client == to.ip())
             }
             Seen::Station { .. } => false,
         })
     };
-    let (echoed, returned) = (answers.echoed.clone(), answers.returned.clone());
+    let (echoed, summed, returned) = (answers.echoed.clone(), answers.summed.clone(), answers.returned.clone());
     let seen = round(taps, &sends, |seen| {
-        echoed.iter().all(|echoed| is_answered(seen, echoed.ip, None, echoed.octets))
-            && returned.iter().all(|returned| is_answered(seen, returned.ip, Some(returned.client), 0))
+        echoed.iter().all(|echoed| is_echoed(seen, echoed.ip, echoed.octets))
+            && summed.iter().all(|summed| is_answered(seen, summed.ip, port + 1, None))
+            && returned.iter().all(|returned| is_answered(seen, returned.ip, port, Some(returned.client)))
     });
     for echoed in &mut answers.echoed {
-        echoed.small = is_answered(&seen, echoed.ip, None, SMALL_OCTETS);
-        echoed.full = is_answered(&seen, echoed.ip, None, echoed.octets);
+        echoed.small = is_echoed(&seen, echoed.ip, SMALL_OCTETS);
+        echoed.full = is_echoed(&seen, echoed.ip, echoed.octets);
+    }
+    for summed in &mut answers.summed {
+        summed.complete = is_answered(&seen, summed.ip, port, None);
+        summed.unfinished = is_answered(&seen, summed.ip, port + 1, None);
     }
     for returned in &mut answers.returned {
-        returned.is_back = is_answered(&seen, returned.ip, Some(returned.client), 0);
+        returned.is_back = is_answered(&seen, returned.ip, port, Some(returned.client));
     }
-    // Nobody uses what was accepted.
+    // Nobody uses what was accepted; what was at an address of the kernel's it has reset already.
     for (_, seen) in seen {
         if let Seen::Segment { from, to, accepts: Some(ack) } = seen
             && to.port() == port
+            && !facts.tables.addresses.iter().any(|own| own.ip == to.ip())
             && let Some((link, way)) = ways.get(&from.ip())
             && let Some(station) = taps.get(link)
         {

@@ -155,6 +155,7 @@ fn answers(text: &str) -> Answers {
             asked(3, "198.51.100.31", Purpose::Server, &[SERVER_MAC]),
         ],
         echoed: vec![Echoed { link: 3, ip: server, octets: 1500, small: true, full: true }],
+        summed: vec![Summed { link: 3, ip: server, complete: true, unfinished: true }],
         tried: vec![Tried { service: "web".to_owned(), server: "one".to_owned(), ip: server, failure: None }],
         returned: if text.contains("half-nat") { vec![returned] } else { Vec::new() },
         unasked: 0,
@@ -279,6 +280,21 @@ fn faults_of_interfaces_are_told() {
     // One node, as on most machines: the kernel says -1.
     let plain = card(None, &[0, 1]);
     assert_eq!(told(PACKET, |f, _| f.links[0].card = plain), []);
+}
+
+#[test]
+fn a_device_that_lies_about_checksums_is_told() {
+    let lost = |facts: &mut Facts, answers: &mut Answers| {
+        answers.summed[0].unfinished = false;
+        facts.links.retain(|link| link.link.index == 3);
+    };
+    let off = ("back", Check::Offloads, State::Error, "ethtool -K back tx off");
+    assert_told(PACKET, lost, off);
+    assert_told(STREAM, lost, off);
+    // Who answers neither says nothing, and one that came through speaks for the device.
+    assert_eq!(told(PACKET, |_, a| (a.summed[0].complete, a.summed[0].unfinished) = (false, false)), []);
+    let other = Summed { link: 3, ip: ip("198.51.100.32"), complete: true, unfinished: false };
+    assert_eq!(told(PACKET, |_, a| a.summed.push(other)), []);
 }
 
 #[test]
