@@ -234,6 +234,10 @@ pub(super) enum Complaint {
         /// Octets of IP packet that fit; over IPv4 at most 65,535 are said.
         mtu: u32,
     },
+    /// Nobody listens at its port (RFC 1122 section 4.1.3.1, RFC 4443 section 3.1).
+    PortUnreachable,
+    /// Others of its fragments did not come in time (RFC 792, RFC 4443 section 3.3).
+    ReassemblyTimeExceeded,
     /// Its time to live has run out (RFC 792, RFC 4443 section 3.3).
     TimeExceeded,
 }
@@ -260,6 +264,10 @@ pub(super) fn icmp_error(
     let (kind, code, word) = match (complaint, is_v4) {
         (Complaint::PacketTooBig { mtu }, true) => (3, 4, mtu.min(u16::MAX.into())),
         (Complaint::PacketTooBig { mtu }, false) => (2, 0, mtu),
+        (Complaint::PortUnreachable, true) => (3, 3, 0),
+        (Complaint::PortUnreachable, false) => (1, 4, 0),
+        (Complaint::ReassemblyTimeExceeded, true) => (11, 1, 0),
+        (Complaint::ReassemblyTimeExceeded, false) => (3, 1, 0),
         (Complaint::TimeExceeded, true) => (11, 0, 0),
         (Complaint::TimeExceeded, false) => (3, 0, 0),
     };
