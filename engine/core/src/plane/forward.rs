@@ -120,6 +120,19 @@ impl Hops {
         self.hop(HopId(range))
     }
 
+    /// The hop of packets to whoever is no real server.
+    #[inline]
+    pub(super) fn towards(&self, network: &Network, to: Ip) -> HopId {
+        HopId(network.range_of(to))
+    }
+
+    /// The port that packets leave through; `None` when no route leads on.
+    #[inline]
+    pub(super) fn port(&self, id: HopId) -> Option<PortId> {
+        let hop = self.hop(id);
+        (hop.mtu > 0).then_some(hop.port)
+    }
+
     /// The hop of packets to a real server.
     #[inline]
     fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
@@ -250,8 +263,21 @@ impl Plane {
     ) -> Result<HopId, DropReason> {
         let id = match direction {
             Direction::Forward => self.hops.towards_server(&self.network, to),
-            Direction::Reverse => HopId(self.network.range_of(to)),
+            Direction::Reverse => self.hops.towards(&self.network, to),
         };
+        self.judge_hop(frame, packet, id, returns, turn)
+    }
+
+    /// The same where the next hop is known.
+    #[inline(always)]
+    pub(super) fn judge_hop<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        id: HopId,
+        returns: Returns,
+        turn: &mut Turn<'_, D>,
+    ) -> Result<HopId, DropReason> {
         let mtu = self.hops.hop(id).mtu;
         // Of a super-packet, each segment has to fit.
         let largest = match frame.segment_bytes {
@@ -373,14 +399,22 @@ impl Plane {
 
     /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
     #[cold]
-    fn complain<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, turn: &mut Turn<'_, D>) {
-        if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
-            // Of errors there are none (RFC 1122 §3.2.2).
+    pub(super) fn complain<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        complaint: Complaint,
+        turn: &mut Turn<'_, D>,
+    ) {
+        if !reply::may_be_told(frame.bytes, packet) {
             return;
         }
         let own = packet.tuple.dst;
-        let from =
-            if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
+        let from = if self.services.is_ours(own) {
+            Some(own)
+        } else {
+            self.network.address_towards(frame.port, packet.family)
+        };
         let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
         let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
         if self.errors.take(turn.now)

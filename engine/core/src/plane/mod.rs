@@ -21,6 +21,7 @@ mod opening;
 mod outbox;
 mod pending;
 mod reply;
+mod router;
 mod services;
 mod straight;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use moving::Moving;
 use note::Notes;
 use opening::Ahead;
 use pending::Pending;
+use router::OwnAddresses;
 use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
@@ -66,7 +68,7 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 22] = [
+pub(crate) const DROP_REASONS: [DropReason; 25] = [
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
@@ -85,10 +87,13 @@ pub(crate) const DROP_REASONS: [DropReason; 22] = [
     DropReason::PortClosed,
     DropReason::PortsExhausted,
     DropReason::ReturnPort,
+    DropReason::ReversePath,
+    DropReason::RuleDenied,
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
     DropReason::TcpStray,
+    DropReason::Unroutable,
 ];
 
 /// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
@@ -198,7 +203,7 @@ counters!(
         ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
-        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, no route.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
@@ -217,11 +222,13 @@ counters!(
         FramesHandedHere = "frames_handed_here", "Of the frames received, those that another worker has handed here.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
+        FramesRouted = "frames_routed", "Frames of no service that were forwarded as they are; a super-packet counts as one.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
         LeasesRetried = "leases_retried", "Leased source ports that another flow still used; the next lease was tried.";
         MssClamped = "mss_clamped", "Handshake segments whose maximum segment size was lowered.";
         NdAnswered = "nd_answered", "IPv6 neighbour solicitations for our addresses answered.";
         OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
+        OctetsRouted = "octets_routed", "Octets of frames of no service that were forwarded as they are.";
         OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
         ResetsMade = "resets_made", "TCP resets made here.";
         TcpFaults = "tcp_faults", "TCP segments forwarded that do not fit their connection.";
@@ -265,6 +272,7 @@ pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
     hops: Hops,
+    own_addresses: OwnAddresses,
     services: Services,
     flows: Flows,
     pending: Pending,
@@ -327,6 +335,7 @@ impl Plane {
             handed_by: None,
             snapshot,
             hops: Hops::new(&network),
+            own_addresses: OwnAddresses::of(&network),
             network,
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
@@ -367,6 +376,7 @@ impl Plane {
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
         self.hops = hops;
+        self.own_addresses = OwnAddresses::of(&network);
         self.network = network;
     }
 
@@ -417,7 +427,7 @@ impl Plane {
                         jobs += 1;
                     }
                     Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
-                    Err(reason) => *verdict = Verdict::Drop(reason),
+                    Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
                 }
             }
         }
