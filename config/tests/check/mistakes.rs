@@ -172,7 +172,6 @@ fn parts_that_are_not_available_are_still_judged() {
     expect(
         "[[interface]]\nname = \"eth0\"\naddresses = [\"10.0.0.1\"]\n[[service]]\n",
         &[
-            ("not-available", "interface"),
             ("bad-network", "\"10.0.0.1\""),
             ("missing-key", "[[service]]"),
             ("missing-key", "[[service]]"),
@@ -180,6 +179,37 @@ fn parts_that_are_not_available_are_still_judged() {
             ("missing-key", "[[service]]"),
         ],
     );
+}
+
+#[test]
+fn a_file_without_services_routes_or_is_no_use() {
+    expect("[router]\nenabled = true\n", &[]);
+    for text in ["", "[router]\nenabled = false\n", "[router]\npolicy = \"deny\"\n"] {
+        expect(text, &[("missing-key", "")]);
+    }
+    expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
+    expect("service = 3\n", &[("wrong-type", "3")]);
+}
+
+#[test]
+fn rules_of_the_router_must_fit_something() {
+    let rule = |lines: &str| format!("[router]\nenabled = true\n[[router.rule]]\n{lines}\n");
+    let rows: &[(&str, &[(&str, &str)])] = &[
+        ("action = \"deny\"", &[]),
+        ("", &[("missing-key", "[[router.rule]]")]),
+        ("action = \"reject\"", &[("unknown-word", "\"reject\"")]),
+        ("action = \"deny\"\nprotocol = \"icmp\"\nports = 80", &[("conflicting-keys", "ports")]),
+        ("action = \"deny\"\nports = 80", &[]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\"]\nto = [\"fd00::/8\"]", &[("mixed-families", "[\"fd00::/8\"]")]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\", \"fd00::/8\"]\nto = [\"fd00::/8\"]", &[]),
+        ("action = \"deny\"\nfrom_interface = \"eth0\"", &[("unknown-interface", "\"eth0\"")]),
+        ("action = \"deny\"\nto_interface = \"eth0\"\n[[interface]]\nname = \"eth0\"", &[]),
+    ];
+    for (lines, expected) in rows {
+        expect(&rule(lines), expected);
+    }
+    let idle = service("", "") + "[[router.rule]]\naction = \"deny\"\n";
+    expect(&idle, &[("no-effect", "rule")]);
 }
 
 #[test]
@@ -237,11 +267,11 @@ fn half_nat_with_clients_on_the_servers_network_is_refused() {
     expect(&service(&format!("{packet}\nclient_networks = [\"0.0.0.0/0\"]"), ""), &[]);
     let interface = "\n[[interface]]\nname = \"eth0\"\naddresses = [\"192.0.2.1/24\"]\n";
     let one_arm = service(packet, "") + interface;
-    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\""), ("not-available", "interface")]);
+    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\""), ("not-available", "addresses")]);
     // With a pool those clients get a source address of ours.
     let pool = "source = { pool = [\"192.0.2.5\"] }";
     expect(&service(&format!("{packet}\n{networks}\n{pool}"), ""), &[]);
-    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[("not-available", "interface")]);
+    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[("not-available", "addresses")]);
 }
 
 #[test]

@@ -246,6 +246,57 @@ fn an_interface_s_own_address_is_leased_from_on_the_packet_plane() {
 }
 
 #[test]
+fn a_router_forwards_what_its_rules_say() {
+    assert_eq!(model(&service("", "")).router, Router::default());
+    let text = r#"
+[router]
+enabled = true
+source_check = false
+policy = "deny"
+
+[[router.rule]]
+action = "allow"
+from = ["10.25.0.0/16", "2001:db8::/32"]
+to = ["10.20.0.0/16"]
+from_interface = "eth0"
+to_interface = "eth1"
+protocol = "udp"
+ports = [3478, "50000-59999"]
+
+[[router.rule]]
+action = "deny"
+
+[[interface]]
+name = "eth0"
+
+[[interface]]
+name = "eth1"
+"#;
+    let network = |text: &str, prefix| (text.parse().expect("an address"), prefix);
+    let any = RouterRule {
+        action: RuleAction::Deny,
+        from: Vec::new(),
+        to: Vec::new(),
+        from_interface: None,
+        to_interface: None,
+        protocol: RuleProtocol::Any,
+        ports: Vec::new(),
+    };
+    let first = RouterRule {
+        action: RuleAction::Allow,
+        from: vec![network("10.25.0.0", 16), network("2001:db8::", 32)],
+        to: vec![network("10.20.0.0", 16)],
+        from_interface: Some("eth0".to_owned()),
+        to_interface: Some("eth1".to_owned()),
+        protocol: RuleProtocol::Udp,
+        ports: vec![(3478, 3478), (50_000, 59_999)],
+    };
+    let router = Router { enabled: true, source_check: false, policy: RuleAction::Deny, rules: vec![first, any] };
+    let model = model(text);
+    assert_eq!((model.router, model.services.len()), (router, 0));
+}
+
+#[test]
 fn every_way_to_write_ports_means_the_same() {
     for written in ["[80, 81]", "[81, 80]", "\"80-81\"", "[\"80-81\"]", "[\"80\", 81]", "[0x50, 81]"] {
         let model = model(&service(&format!("ports = {written}"), ""));

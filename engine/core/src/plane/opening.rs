@@ -264,7 +264,7 @@ impl Plane {
                 }
                 Verdict::Drop(DropReason::PortClosed)
             }
-            None => Verdict::Pass,
+            None => self.route_on(frame, packet, None, turn),
         }
     }
 
