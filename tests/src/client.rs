@@ -1,7 +1,7 @@
 //! Clients: connect from a host of the lab, hear who serves, talk, close.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 
 use socket2::{Domain, Socket, Type};
 
@@ -166,6 +166,24 @@ fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
     }
     socket.connect_timeout(&to.into(), PATIENCE)?;
     Ok(socket.into())
+}
+
+/// Asks an [`crate::Origin`] by UDP, from a socket of its own at this address of the host, and returns how it greeted.
+///
+/// # Panics
+///
+/// When no answer comes, or another one, or one from elsewhere than where the question went.
+#[track_caller]
+pub fn ask_udp(host: &Host, from: IpAddr, to: SocketAddr, datagram: &[u8]) -> Greeting {
+    let socket = host.run(|| UdpSocket::bind((from, 0))).expect("a thread").expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    socket.send_to(datagram, to).expect("our own kernel takes it");
+    let mut answer = [0; 4096];
+    let (length, by) = socket.recv_from(&mut answer).unwrap_or_else(|error| panic!("{to}: {error}"));
+    assert_eq!(by, to, "an answer leaves from the address and port that were asked");
+    let line = answer.iter().position(|&byte| byte == b'\n').expect("a greeting") + 1;
+    assert_eq!(&answer[line..length], datagram);
+    Greeting::parse(std::str::from_utf8(&answer[..line]).expect("text")).expect("a greeting")
 }
 
 fn ask(connection: io::Result<Connection>) -> io::Result<Greeting> {
