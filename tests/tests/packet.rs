@@ -409,7 +409,7 @@ fn udp_is_forwarded_both_ways_in_both_families() {
             let datagram = vec![number; 1 + usize::from(number) * 60];
             let old = ask_by_udp(lab.client(), lab.client().ipv4().into(), (vip, 3478), &datagram);
             assert_eq!(old.peer.ip(), IpAddr::from(snat));
-            let new = ask_by_udp(lab.client(), lab.client().ipv6().into(), (vip6, 3478).into(), &datagram);
+            let new = ask_by_udp(lab.client(), lab.client().ipv6().into(), (vip6, 3478), &datagram);
             assert_eq!(new.peer.ip(), IpAddr::from(snat6));
         }
         relay.stop();
