@@ -98,6 +98,7 @@ pub(crate) fn model() -> Model {
             fast_flows: None,
         },
         control: Control { socket: None },
+        interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),
     }
@@ -129,6 +130,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         max_connections: 0,
         source: Source::Interface,
         client_networks: Vec::new(),
+        interface: None,
         group: model.groups.len() - 1,
     });
 }

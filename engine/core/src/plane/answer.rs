@@ -16,7 +16,7 @@ impl Plane {
     /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
     pub fn announce(&self, out: &mut Outbox) {
         let services = self.services.ours().filter(|&address| !self.network.is_own(address));
-        for address in services.chain(self.network.own_addresses()).filter(|&address| self.is_ours_alone(address)) {
+        for address in services.chain(self.network.kept_addresses()).filter(|&address| self.is_ours_alone(address)) {
             for (port, id) in self.network.ports.iter().zip(0..) {
                 let id = PortId(id);
                 if !self.is_at_home(address, id) {

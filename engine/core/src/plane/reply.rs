@@ -1,7 +1,7 @@
 //! Frames that the packet plane makes itself: where its addresses are, TCP resets and ICMP errors, with every checksum complete.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use crate::packet::{
@@ -580,7 +580,7 @@ mod tests {
         ) {
             let host = |[_, b, c, d]: [u8; 4]| -> Ip {
                 match v4 {
-                    true => std::net::Ipv4Addr::new(10, b, c, d).into(),
+                    true => Ipv4Addr::new(10, b, c, d).into(),
                     false => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, b.into(), u16::from_be_bytes([c, d])).into(),
                 }
             };
