@@ -44,6 +44,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         limits: limits(draft.root)?,
         control: control(draft.root),
         router: router(draft.root)?,
+        interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
     })
@@ -72,6 +73,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
         client_networks: networks(section, "client_networks"),
+        interface: section.text("interface").map(|interface| interface.value.to_owned()),
         group,
     })
 }
@@ -145,7 +147,22 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
     }
 }
 
-/// A list of networks; empty when it is not written.
+fn interface(section: &Section) -> Option<model::Interface> {
+    let name = section.text("name")?.value;
+    let vlan = |section: &Section| {
+        let id: u16 = section.number("id")?.value;
+        let own = section.text("name").map(|name| name.value.to_owned());
+        let addresses = networks(section, "addresses");
+        Some(model::Vlan { id, name: own.unwrap_or_else(|| format!("{name}.{id}")), addresses })
+    };
+    Some(model::Interface {
+        name: name.to_owned(),
+        addresses: networks(section, "addresses"),
+        vlans: section.tables("vlan").iter().map(vlan).collect::<Option<_>>()?,
+    })
+}
+
+/// The addresses with prefix lengths of a list.
 fn networks(section: &Section, key: &str) -> Vec<(IpAddr, u8)> {
     let written = section.list(key).map_or(&[][..], |list| list.value);
     let network = |item: &At<Value>| match &item.value {

@@ -99,6 +99,7 @@ pub(crate) fn model() -> Model {
         },
         control: Control { socket: None },
         router: Router::default(),
+        interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),
     }
@@ -130,6 +131,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         max_connections: 0,
         source: Source::Interface,
         client_networks: Vec::new(),
+        interface: None,
         group: model.groups.len() - 1,
     });
 }

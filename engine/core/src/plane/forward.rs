@@ -59,7 +59,7 @@ struct Recent {
     server: Ip,
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
-    return_ports: u16,
+    return_ports: u64,
 }
 
 const RECENT_HOPS: usize = 256;

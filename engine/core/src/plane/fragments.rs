@@ -75,7 +75,7 @@ impl Plane {
         let Tuple { src, dst, .. } = fragment.parsed.tuple;
         // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
         let is_reply = self.services.keeps_clients(src) && !self.network.is_kernels(dst);
-        if !is_reply && !self.services.is_ours(dst) {
+        if !is_reply && !self.services.is_ours(dst) && !self.network.is_own(dst) {
             return self.route_on(frame, &fragment.parsed, None, turn);
         }
         // Who cuts a packet completes its checksum first.
