@@ -5,14 +5,15 @@ use std::fs;
 use std::io;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, Plane, Source};
+use towpath_config::model::{Model, Source};
 use towpath_sys::ethtool::{Devices, Feature};
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::{Neighbours, Tables};
 use towpath_sys::netns::Namespace;
 use towpath_sys::sysfs::Sysfs;
 
-use crate::packets::arms::{self, holds, route_to};
+use crate::packets::arms::{self, holds, kernels_route};
+use crate::packets::claims::carries_packets;
 use crate::preflight::HostFacts;
 
 /// What is known without asking anybody else.
@@ -117,7 +118,7 @@ pub(super) fn servers(model: &Model) -> BTreeSet<IpAddr> {
 /// The Ethernet interfaces that a configuration needs: those of the packet plane, and those whose networks hold an address of ours or
 /// lead to a real server. Some may be down.
 fn links_of<'t>(model: &Model, tables: &'t Tables) -> Vec<&'t Link> {
-    let mut wanted: BTreeSet<u32> = match model.services.iter().any(|service| service.plane == Plane::Packet) {
+    let mut wanted: BTreeSet<u32> = match carries_packets(model) {
         true => arms::choose(model, tables).0.iter().map(|link| link.index).collect(),
         false => BTreeSet::new(),
     };
@@ -125,7 +126,8 @@ fn links_of<'t>(model: &Model, tables: &'t Tables) -> Vec<&'t Link> {
     let near =
         tables.addresses.iter().filter(|net| own.iter().chain(&servers).any(|&ip| holds(net.ip, net.prefix, ip)));
     wanted.extend(near.map(|net| net.link));
-    wanted.extend(servers.iter().filter(|ip| !ip.is_loopback()).filter_map(|&ip| route_to(tables, ip)));
+    let routes = servers.iter().filter(|ip| !ip.is_loopback()).filter_map(|&ip| kernels_route(model, tables, ip));
+    wanted.extend(routes.map(|route| route.link));
     tables.links.iter().filter(|link| link.ethernet && wanted.contains(&link.index)).collect()
 }
 

@@ -19,7 +19,7 @@ use towpath_sys::packet::{Direction, PartialChecksum, Tap};
 
 use super::facts::{Facts, own_addresses, servers};
 use super::frames::{Seen, Way, answers_only, echo, question, reset, syn, unfinished_syn};
-use crate::packets::arms::{holds, route_to};
+use crate::packets::arms::{holds, kernels_route};
 use crate::probe as health_probe;
 
 /// How long answers are waited for in each of the two rounds.
@@ -210,7 +210,7 @@ fn questions(model: &Model, facts: &Facts, is_open: impl Fn(u32) -> bool) -> Vec
     let tables = &facts.tables;
     let mut wanted = BTreeSet::new();
     for server in servers(model) {
-        let Some((link, hop)) = hop_to(tables, server) else { continue };
+        let Some((link, hop)) = hop_to(model, tables, server) else { continue };
         let purpose = if hop == server { Purpose::Server } else { Purpose::Gateway };
         wanted.insert(Question { purpose, link, ip: hop });
     }
@@ -243,19 +243,14 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The link and next hop on the kernel's way to a real server; none to one of this host. A gateway of the other family is not asked.
-fn hop_to(tables: &Tables, server: IpAddr) -> Option<(u32, IpAddr)> {
+/// The link and next hop on the kernel's way to a real server; none to one of this host, or on a VLAN. A gateway of the other family is not asked.
+fn hop_to(model: &Model, tables: &Tables, server: IpAddr) -> Option<(u32, IpAddr)> {
     if server.is_loopback() || tables.addresses.iter().any(|own| own.ip == server) {
         return None;
     }
-    let link = route_to(tables, server)?;
-    let fitting = tables
-        .routes
-        .iter()
-        .filter(|route| route.link == link && holds(route.destination.0, route.destination.1, server));
-    let route = fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric))?;
+    let route = kernels_route(model, tables, server)?;
     let hop = route.gateway.unwrap_or(server);
-    (hop.is_ipv4() == server.is_ipv4()).then_some((link, hop))
+    (hop.is_ipv4() == server.is_ipv4()).then_some((route.link, hop))
 }
 
 /// The kernel's address on a link to speak to `ip` from: of the network that holds it, or any of its family.
@@ -339,7 +334,7 @@ fn listen(tap: &mut Tap) -> Vec<Seen> {
     let until = Instant::now() + LOOK;
     let mut found = Vec::new();
     while let Ok(Some(frame)) = tap.next(until) {
-        if frame.direction == Direction::Received {
+        if frame.direction == Direction::Received && frame.tag.is_none() {
             found.extend(Seen::of(&frame.bytes));
         }
         if Instant::now() >= until {
@@ -363,7 +358,7 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
         .map(|socket| (socket.ip(), socket))
         .collect();
     for server in servers(model).into_iter().take(QUESTIONS_MAX) {
-        let Some((link, hop)) = hop_to(tables, server) else { continue };
+        let Some((link, hop)) = hop_to(model, tables, server) else { continue };
         let station = answers.asked.iter().find(|asked| asked.link == link && asked.ip == hop);
         let Some(&via) = station.and_then(|asked| asked.stations.first()) else { continue };
         let (Some(own), Some(facts)) = (taps.get(&link), facts.link(link)) else { continue };
@@ -494,7 +489,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
             let own = socket_of(service, server.address, server.port).map(|socket| socket.port());
             let ports = if named.is_empty() { Vec::from_iter(own) } else { named.to_vec() };
             // What the kernel has no way to is told by that.
-            let is_near = server.address.is_loopback() || route_to(tables, server.address).is_some();
+            let is_near = server.address.is_loopback() || kernels_route(model, tables, server.address).is_some();
             if !ports.is_empty() && is_near {
                 wanted.push((service.name.clone(), server.name.clone(), server.address, ports));
             }

@@ -5,6 +5,7 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use super::tag::Tag;
 use super::{Instruction, Offload, PartialChecksum, socket};
 use crate::errno::{Cause, check_length};
 use crate::host;
@@ -27,9 +28,10 @@ pub enum Direction {
 pub struct Frame {
     /// Which way it went.
     pub direction: Direction,
-    /// From the Ethernet header on; without a VLAN tag, which the kernel takes off. Between virtual interfaces the
-    /// transport checksum may be unfinished and the frame larger than the MTU.
+    /// From the Ethernet header on. Between virtual interfaces the transport checksum may be unfinished and the frame larger than the MTU.
     pub bytes: Vec<u8>,
+    /// The outermost VLAN tag of one that came in, which the kernel takes off; one that leaves has it in its bytes.
+    pub tag: Option<Tag>,
 }
 
 /// Sees every frame of an interface from the moment it is opened.
@@ -48,6 +50,7 @@ impl Tap {
         let fd = socket::open()?;
         // What the kernel does not grant only makes losses likelier, and those are counted.
         let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
+        set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
         socket::bind(&fd, index)?;
         Ok(Tap { fd, index, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
     }
@@ -75,7 +78,7 @@ impl Tap {
         // A socket of its own: with this option ours would have a header before each frame that it hears.
         let fd = socket::open()?;
         set_flag(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR)?;
-        let header = Offload { checksum: Some(checksum), segments: None }.header(frame);
+        let header = Offload { checksum: Some(checksum), segments: None }.header(frame, 0);
         let whole = [header.as_slice(), frame].concat();
         // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
         let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
@@ -118,16 +121,7 @@ impl Tap {
 
     /// A frame that has been captured already, without waiting.
     pub fn take(&mut self) -> io::Result<Option<Frame>> {
-        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
-        let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
-        let place: *mut libc::sockaddr_ll = &mut from;
-        let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        let buffer = self.buffer.as_mut_ptr().cast();
-        let room = self.buffer.len();
-        // SAFETY: the pointers name `buffer` with its length and `from` with its own; both outlive the call.
-        let received =
-            unsafe { libc::recvfrom(self.fd.as_raw_fd(), buffer, room, libc::MSG_TRUNC, place.cast(), &mut length) };
-        let received = match check_length(received) {
+        let socket::Received { length: received, from, tag } = match socket::receive(&self.fd, &mut self.buffer) {
             Ok(received) => received,
             Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(None),
             Err(error) => return Err(error),
@@ -139,7 +133,7 @@ impl Tap {
             ));
         }
         let direction = if from.sll_pkttype == libc::PACKET_OUTGOING { Direction::Sent } else { Direction::Received };
-        Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec() }))
+        Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec(), tag }))
     }
 
     /// How many frames passed while the tap had no room for them.
