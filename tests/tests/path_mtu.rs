@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use towpath_tests::{
-    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, ipv6, packet_service,
-    subject,
+    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, ipv6,
+    packet_service, subject,
 };
 
 /// Octets that the smaller link carries in one packet.
@@ -32,9 +32,16 @@ fn narrowed(lab: &TestLab, network: &str) {
 fn start(lab: &TestLab, keys: &str) -> (Subject, [IpAddr; 3]) {
     let (vip, vip6, kept) = (lab.free_vip(100), lab.free_vip6(0x100), lab.free_vip(101));
     let (snat, snat6) = (lab.free_snat(101), lab.free_snat6(0x101));
-    let services = packet_service("old", vip, "443", &format!("{keys}\nsource = {{ pool = [\"{snat}\"] }}"), &ipv4(lab.servers()))
-        + &packet_service("new", vip6, "443", &format!("{keys}\nsource = {{ pool = [\"{snat6}\"] }}"), &ipv6(lab.servers()))
-        + &packet_service("kept", kept, "443", &format!("{keys}\nforwarding = \"half-nat\""), &ipv4(lab.servers()));
+    let services =
+        packet_service("old", vip, "443", &format!("{keys}\nsource = {{ pool = [\"{snat}\"] }}"), &ipv4(lab.servers()))
+            + &packet_service(
+                "new",
+                vip6,
+                "443",
+                &format!("{keys}\nsource = {{ pool = [\"{snat6}\"] }}"),
+                &ipv6(lab.servers()),
+            )
+            + &packet_service("kept", kept, "443", &format!("{keys}\nforwarding = \"half-nat\""), &ipv4(lab.servers()));
     let relay = subject!().start(lab.balancer(), &format!("[limits]\nflows = 16384\n{services}"));
     (relay, [vip.into(), vip6.into(), kept.into()])
 }
