@@ -89,7 +89,7 @@ fn the_frames_that_are_expected_have_the_right_checksums() {
                 if !is_last {
                     continue;
                 }
-                let parts: Vec<_> = fragments.drain(..).collect();
+                let parts = std::mem::take(&mut fragments);
                 assert!(parts.iter().all(|part| part.0 == common), "{}: mixed fragments", case.display());
                 let parts: Vec<&[u8]> = parts.iter().map(|part| &part.3[..]).collect();
                 bytes = frames::joined(&parts).unwrap_or_else(fail);

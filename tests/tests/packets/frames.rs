@@ -158,7 +158,7 @@ pub(crate) fn fragments(packet: &[u8], id: u32, data_max: usize) -> Vec<Vec<u8>>
         if headers_len == 20 {
             let mut fragment = uncut([headers, part].concat(), id as u16);
             fragment[2..4].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
-            fragment[6..8].copy_from_slice(&(offset / 8 | if more { 0x2000 } else { 0 }).to_be_bytes());
+            fragment[6..8].copy_from_slice(&((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
             return with_header_checksum(fragment);
         }
         let place = (offset | u16::from(more)).to_be_bytes();
