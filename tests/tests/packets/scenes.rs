@@ -75,13 +75,13 @@ pub(crate) struct Script {
 
 impl Script {
     /// A packet that the router outside delivers.
-    fn outside(&mut self, packet: Vec<u8>) {
+    pub(crate) fn outside(&mut self, packet: Vec<u8>) {
         let packet = self.left_over(packet);
         self.frame(OUTSIDE, framed(OUTSIDE_MAC, ROUTER_MAC, &packet));
     }
 
     /// A packet that a station inside sends.
-    fn inside(&mut self, number: u8, packet: Vec<u8>) {
+    pub(crate) fn inside(&mut self, number: u8, packet: Vec<u8>) {
         let packet = self.left_over(packet);
         self.frame(INSIDE, framed(INSIDE_MAC, server_mac(number), &packet));
     }
@@ -91,23 +91,23 @@ impl Script {
         if self.offload == Offload::Nothing { packet } else { left_to_the_device(packet) }
     }
 
-    fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
+    pub(crate) fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
         self.frames.push(Captured { at_ms: self.now_ms, port, offload: self.offload, bytes });
         self.now_ms += STEP_MS;
     }
 
-    fn wait(&mut self, ms: u64) {
+    pub(crate) fn wait(&mut self, ms: u64) {
         self.now_ms += ms;
     }
 }
 
 /// Four ends of a flow: what the client sees, and what the server sees.
 #[derive(Clone, Copy)]
-struct Ends {
-    client: SocketAddr,
-    vip: SocketAddr,
-    source: SocketAddr,
-    server: SocketAddr,
+pub(crate) struct Ends {
+    pub(crate) client: SocketAddr,
+    pub(crate) vip: SocketAddr,
+    pub(crate) source: SocketAddr,
+    pub(crate) server: SocketAddr,
 }
 
 impl Ends {
@@ -115,16 +115,16 @@ impl Ends {
         Ends { client: end(client), vip: end(vip), source: end(source), server: end(server) }
     }
 
-    fn v4() -> Ends {
+    pub(crate) fn v4() -> Ends {
         Ends::new([CLIENT_V4, VIP_V4, SNAT_V4, SERVER_V4])
     }
 
-    fn v6() -> Ends {
+    pub(crate) fn v6() -> Ends {
         Ends::new([CLIENT_V6, VIP_V6, SNAT_V6, SERVER_V6])
     }
 
     /// The three segments of a handshake: the client begins with 100, the server with 900.
-    fn open(&self, script: &mut Script) {
+    pub(crate) fn open(&self, script: &mut Script) {
         script.outside(tcp(self.client, self.vip, bare("S", 100, 0)));
         script.inside(80, tcp(self.server, self.source, bare("S.", 900, 101)));
         script.outside(tcp(self.client, self.vip, bare(".", 101, 901)));
@@ -160,11 +160,11 @@ fn full_nat_v6_tcp(script: &mut Script) {
 }
 
 /// The server sees, and answers to, the client's address.
-fn half_nat_v4() -> Ends {
+pub(crate) fn half_nat_v4() -> Ends {
     Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4])
 }
 
-fn half_nat_v6() -> Ends {
+pub(crate) fn half_nat_v6() -> Ends {
     Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, SERVER_V6])
 }
 
@@ -209,7 +209,7 @@ fn dsr_v6_udp(script: &mut Script) {
     one_sided_datagrams(CLIENT_V6, VIP_V6, script);
 }
 
-fn datagrams(ends: Ends, script: &mut Script) {
+pub(crate) fn datagrams(ends: Ends, script: &mut Script) {
     script.outside(udp(ends.client, ends.vip, b"question"));
     script.inside(80, udp(ends.server, ends.source, b"answer"));
     script.outside(udp(ends.client, ends.vip, b"another question"));
