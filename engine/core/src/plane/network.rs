@@ -85,6 +85,8 @@ pub struct Network {
     elsewhere: BTreeSet<Ip>,
     /// Addresses of ports that we keep.
     own: BTreeSet<Ip>,
+    /// Where questions for certain addresses of ours are answered, whatever the networks say.
+    homes: BTreeMap<Ip, PortId>,
 }
 
 impl Network {
@@ -129,7 +131,16 @@ impl Network {
         let (v4, v6) = (Ranges::v4(&ways), Ranges::v6(&ways));
         let kept = ports.iter().filter(|port| port.keeper == Keeper::Towpath);
         let own = kept.flat_map(|port| &port.addresses).map(|&(ip, _)| ip).collect();
-        let network = Network { v4, v6, ports, stations, routes: by_port, elsewhere: BTreeSet::new(), own };
+        let network = Network {
+            v4,
+            v6,
+            ports,
+            stations,
+            routes: by_port,
+            elsewhere: BTreeSet::new(),
+            own,
+            homes: BTreeMap::new(),
+        };
         for (&(port, ip), &mac) in &network.stations {
             if network.way(ip) == (Way::Link { port }) {
                 ways.insert(Block::of(ip, u8::MAX), Way::Neighbour { port, mac });
@@ -142,6 +153,12 @@ impl Network {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(id.index())
+    }
+
+    /// The port of frames that come in by the link at this place, with the tag of this VLAN or none.
+    pub fn port_of(&self, link: u8, vlan: Option<u16>) -> Option<PortId> {
+        let place = self.ports.iter().position(|port| port.link == link && port.vlan == vlan)?;
+        u8::try_from(place).ok().map(PortId)
     }
 
     /// The next hop of packets to `to`.
@@ -226,6 +243,12 @@ impl Network {
         self
     }
 
+    /// The same network, in which these addresses of ours live on these ports.
+    pub fn with_homes(mut self, homes: BTreeMap<Ip, PortId>) -> Network {
+        self.homes = homes;
+        self
+    }
+
     /// Whether the kernel has this address, on whatever interface, and answers what is sent to it.
     pub fn is_kernels(&self, ip: Ip) -> bool {
         self.holder(ip).is_some() || self.elsewhere.contains(&ip)
@@ -249,7 +272,7 @@ impl Network {
     }
 
     /// The addresses of the ports that we keep.
-    pub fn own_addresses(&self) -> impl Iterator<Item = Ip> + '_ {
+    pub fn kept_addresses(&self) -> impl Iterator<Item = Ip> + '_ {
         self.own.iter().copied()
     }
 
@@ -284,12 +307,24 @@ impl Network {
     pub fn address_on(&self, port: PortId, family: Family) -> Option<Ip> {
         let addresses = &self.port(port)?.addresses;
         let of_family = |&&(ip, _): &&(Ip, u8)| ip.is_v4() == (family == Family::V4);
-        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.0.starts_with(&[0xfe, 0x80]))
+        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.is_link_local())
     }
 
-    /// The port whose network holds `ip`, which is where questions for an address of ours are answered: the longest network of a port
-    /// with it, or the link that the route to it names. `None` when it is on no link of ours.
+    /// An address to speak from to whoever sent a packet that came in by `port`: one there, or any other that reaches further than its link (RFC 1812
+    /// section 4.3.2.4).
+    pub fn address_towards(&self, port: PortId, family: Family) -> Option<Ip> {
+        let ports = (0..=u8::MAX).map(PortId).take(self.ports.len());
+        let others = ports.filter_map(|other| self.address_on(other, family));
+        let own = self.address_on(port, family);
+        own.into_iter().chain(others).find(|ip| !ip.is_link_local()).or(own)
+    }
+
+    /// The port where questions for an address of ours are answered: the one that was named for it, or the one whose network holds `ip`, the longest of
+    /// those of ports, or the link that the route to it names. `None` when it is on no link of ours.
     pub fn home(&self, ip: Ip) -> Option<PortId> {
+        if let Some(&home) = self.homes.get(&ip) {
+            return Some(home);
+        }
         let holds = self.each_address().filter(|&(_, address, prefix)| Block::of(address, prefix).contains(ip));
         // The first of the longest.
         let longest = holds.min_by_key(|&(.., prefix)| Reverse(prefix)).map(|(port, ..)| port);
@@ -301,6 +336,12 @@ impl Network {
         self.each_address()
             .map(|(_, ip, prefix)| Block::of(ip, prefix))
             .any(|block| block.contains(a) && block.contains(b))
+    }
+
+    /// Every address of this host, with the prefix length of its network where that is on a port.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = (Ip, Option<u8>)> + '_ {
+        let on_ports = self.each_address().map(|(_, ip, prefix)| (ip, Some(prefix)));
+        on_ports.chain(self.elsewhere.iter().map(|&ip| (ip, None)))
     }
 
     fn each_address(&self) -> impl Iterator<Item = (PortId, Ip, u8)> {
@@ -339,13 +380,8 @@ struct Block {
 impl Block {
     /// Of the network that `ip` is in.
     fn of(ip: Ip, prefix: u8) -> Block {
-        let host_bits = match ip.is_v4() {
-            true => 32_u32.saturating_sub(prefix.into()),
-            false => 128_u32.saturating_sub(prefix.into()),
-        };
-        let hosts = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
-        let bits = u128::from_be_bytes(ip.0);
-        Block { first: bits & !hosts, last: Reverse(bits | hosts) }
+        let (first, last) = ip.network(prefix);
+        Block { first, last: Reverse(last) }
     }
 
     fn contains(self, ip: Ip) -> bool {
@@ -582,7 +618,9 @@ mod tests {
             assert_eq!(network.is_kernels(ip(address)), address == "10.0.0.1", "{address}");
         }
         assert_eq!(network.home(ip("10.20.7.9")), Some(PortId(1)));
-        assert_eq!(network.own_addresses().collect::<Vec<_>>(), [ip("10.20.0.1"), ip("fd20::1")]);
+        assert_eq!(network.kept_addresses().collect::<Vec<_>>(), [ip("10.20.0.1"), ip("fd20::1")]);
+        let homes = BTreeMap::from([(ip("192.0.2.80"), PortId(1))]);
+        assert_eq!(network.clone().with_homes(homes).home(ip("192.0.2.80")), Some(PortId(1)));
         assert_eq!(network.speaker(PortId(1), ip("fd20::9")), Some((ip("fd20::1"), 64)));
     }
 
