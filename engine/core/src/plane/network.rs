@@ -9,11 +9,13 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
+use towpath_config::model;
+
 use super::PortId;
 use crate::packet::{Family, Ip, Mac, PROTOCOL_TCP, Tuple};
 
-/// Ports that probes of real servers speak from, at addresses of ports that we keep: nothing else gets them.
-pub const PROBE_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+/// Ports that probes of real servers speak from, at addresses of ports that we keep.
+pub const PROBE_PORTS: RangeInclusive<u16> = model::PROBE_PORTS.0..=model::PROBE_PORTS.1;
 
 /// An interface, or a VLAN of one, that the packet plane receives from and sends through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
@@ -109,7 +109,10 @@ impl Stack {
     /// `local_port`: the only one that it hears.
     fn open(way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
         let hearing = Hearing::of_connection(local_port, to.port())?;
-        #[expect(deprecated, reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it")]
+        #[expect(
+            deprecated,
+            reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
+        )]
         let hearing = AsyncFd::new(hearing)?;
         let mut wire = Wire { hearing, links: way.links.clone(), mtu_bytes: way.mtu_bytes, read: Vec::new() };
         let mut config = Config::new(EthernetAddress(way.mac).into());
