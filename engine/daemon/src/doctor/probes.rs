@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use towpath_config::model::{CheckKind, Forwarding, Model, Ports, Protocol, VirtualService};
 use towpath_core::health::{CheckId, CheckPlan, CheckResult};
+use towpath_core::plane::Network;
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::Tables;
 use towpath_sys::packet::{Direction, PartialChecksum, Tap};
@@ -488,7 +489,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
             let named = group.health.as_ref().map_or(&[][..], |health| health.ports.as_slice());
             let own = socket_of(service, server.address, server.port).map(|socket| socket.port());
             let ports = if named.is_empty() { Vec::from_iter(own) } else { named.to_vec() };
-            // What the kernel has no way to is told by that.
+            // What the kernel has no way to is told by that, and what is on a VLAN or a bridge only the daemon reaches.
             let is_near = server.address.is_loopback() || kernels_route(model, tables, server.address).is_some();
             if !ports.is_empty() && is_near {
                 wanted.push((service.name.clone(), server.name.clone(), server.address, ports));
@@ -515,7 +516,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                 };
                 let places = Arc::clone(&places);
                 running.spawn(async move {
-                    let failure = match health_probe::run(&plan, &places).await {
+                    let failure = match health_probe::run(&plan, &Network::default(), &places).await {
                         CheckResult::Passed => None,
                         CheckResult::Failed(reason) => Some(reason),
                     };
