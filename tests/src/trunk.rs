@@ -59,7 +59,7 @@ impl Trunk {
         links.create_veth(TRUNK, TRUNK, &switch).expect("a trunk");
         let station = links.find(TRUNK).expect("the trunk").hardware_address;
         let station: [u8; 6] = station.try_into().expect("an Ethernet address");
-        hosts.map(|host| plug(host, &switch));
+        hosts.iter().for_each(|host| plug(host, &switch));
         // Each end has the address of who is behind the other one, so that frames are for it.
         let names = [TRUNK, hosts[0].name(), hosts[1].name()];
         let mut of_switch = switch.links().expect("netlink");

@@ -1,10 +1,12 @@
 //! A plane between two links, made of a case's configuration and fed with its frames.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::Model;
+use towpath_config::model::{Interface, Vlan};
 use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
@@ -69,7 +71,7 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Res
     let model = model(config)?;
     let snapshot = Arc::new(snapshot(&model)?);
     let mut desk = TestDesk::new(&snapshot);
-    let network = Arc::new(network(&model));
+    let network = Arc::new(network_with(model.vlans()));
     let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::clone(&network), Now(0));
     let kernel = (carrier == Carrier::Kernel).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
     if let Some(memory) = &kernel {
@@ -183,8 +185,13 @@ fn snapshot(model: &Model) -> Result<Snapshot, String> {
         .map_err(|error| error.to_string())
 }
 
-/// A router outside, real servers inside, and the VLANs of the file; see `tests/packets/README.md`.
-fn network(model: &Model) -> Network {
+/// A router outside, real servers inside; see `tests/packets/README.md`.
+pub(crate) fn network() -> Network {
+    network_with(iter::empty())
+}
+
+/// The same with VLANs on its links.
+fn network_with<'m>(vlans: impl Iterator<Item = (&'m Interface, &'m Vlan)>) -> Network {
     let ip = |text: &str| text.parse::<IpAddr>().expect("an address").into();
     let port = |name: &str, mac, addresses: [(&str, u8); 2]| Port {
         name: name.into(),
@@ -213,7 +220,7 @@ fn network(model: &Model) -> Network {
         addresses.map(|address| (INSIDE, ip(&address), Mac(server_mac(number))))
     });
     let mut neighbours: Vec<(PortId, Ip, Mac)> = servers.chain(routers).collect();
-    for ((interface, vlan), id) in model.vlans().zip(2..) {
+    for ((interface, vlan), id) in vlans.zip(2..) {
         let of_link =
             ports.iter().find(|port| port.name == interface.name).expect("VLANs are on both links only").clone();
         for &(own, prefix) in &vlan.addresses {

@@ -98,7 +98,7 @@ impl Script {
     }
 
     fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
-        let (addresses, rest) = bytes.split_at(12);
+        let (addresses, rest) = bytes.split_at(bytes.len().min(12));
         let bytes = [addresses, &self.tags[port.index()], rest].concat();
         self.frames.push(Captured { at_ms: self.now_ms, port, offload: self.offload, bytes });
         self.now_ms += STEP_MS;
