@@ -106,3 +106,50 @@ fn bulk_goes_both_ways_over_a_trunk_in_super_packets() {
         relay.stop();
     });
 }
+
+#[test]
+fn health_checks_reach_servers_on_a_vlan_from_our_own_address() {
+    in_lab(health_checks_reach_servers_on_a_vlan_from_our_own_address, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let origin = Origin::tcp(lab.server(1), 443);
+        let (vip, vip6) = (lab.free_vip(100), lab.free_vip6(0x100));
+        let checked = |address: IpAddr| {
+            format!(
+                "{}\nhealth = {{ check = \"tcp\", interval = \"100ms\", timeout = \"2s\", rise = 1, fall = 1 }}",
+                pool(address)
+            )
+        };
+        let config = trunk(lab)
+            + &packet_service("old", vip, "443", &checked(lab.free_snat(101).into()), &ipv4(lab.servers()))
+            + &packet_service("new", vip6, "443", &checked(lab.free_snat6(0x101).into()), &ipv6(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &config);
+        relay.until_all_up();
+        let probes = origin.accepted();
+        for own in [IpAddr::from(lab.free_snat(1)), lab.free_snat6(1).into()] {
+            let by_us = |accepted: &&towpath_tests::Accepted| accepted.peer.ip() == own;
+            let ports: Vec<u16> = probes.iter().filter(by_us).map(|accepted| accepted.peer.port()).collect();
+            assert!(
+                !ports.is_empty() && ports.iter().all(|&port| port >= 61_000),
+                "from {own}: {ports:?} of {probes:?}"
+            );
+        }
+        visit(lab.client(), (vip, 443));
+        visit(lab.client(), (vip6, 443));
+        origin.stop();
+        relay.until("nobody listens, and both services say why", |status| {
+            let servers = status.services.iter().flat_map(|service| &service.servers);
+            servers.map(|server| (server.health, server.reason.as_str())).all(|(health, reason)| {
+                health == towpath_engine::status::HealthStatus::Down && reason == "port 443: connection refused"
+            })
+        });
+        let _origin = Origin::tcp(lab.server(1), 443);
+        relay.until_all_up();
+        // A server that has gone from the wire.
+        lab.server(1).link_down("back").expect("a plug to pull");
+        relay.until("nobody answers", |status| {
+            let servers = status.services.iter().flat_map(|service| &service.servers);
+            servers.map(|server| server.reason.as_str()).all(|reason| reason == "port 443: no answer within 2 s")
+        });
+        relay.stop();
+    });
+}

@@ -152,7 +152,7 @@ impl Stack {
         let Stack { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
         let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
         match timeout(due, wire.hearing.readable()).await {
-            Ok(ready) => ready.map(|mut ready| ready.clear_ready()),
+            Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
             Err(_due) => Ok(()),
         }
     }
