@@ -43,6 +43,8 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
         control: control(draft.root),
+        router: router(draft.root)?,
+        interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
     })
@@ -70,7 +72,8 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
-        client_networks: client_networks(section),
+        client_networks: networks(section, "client_networks"),
+        interface: section.text("interface").map(|interface| interface.value.to_owned()),
         group,
     })
 }
@@ -144,8 +147,24 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
     }
 }
 
-fn client_networks(section: &Section) -> Vec<(IpAddr, u8)> {
-    let written = section.list("client_networks").map_or(&[][..], |list| list.value);
+fn interface(section: &Section) -> Option<model::Interface> {
+    let name = section.text("name")?.value;
+    let vlan = |section: &Section| {
+        let id: u16 = section.number("id")?.value;
+        let own = section.text("name").map(|name| name.value.to_owned());
+        let addresses = networks(section, "addresses");
+        Some(model::Vlan { id, name: own.unwrap_or_else(|| format!("{name}.{id}")), addresses })
+    };
+    Some(model::Interface {
+        name: name.to_owned(),
+        addresses: networks(section, "addresses"),
+        vlans: section.tables("vlan").iter().map(vlan).collect::<Option<_>>()?,
+    })
+}
+
+/// The addresses with prefix lengths of a list.
+fn networks(section: &Section, key: &str) -> Vec<(IpAddr, u8)> {
+    let written = section.list(key).map_or(&[][..], |list| list.value);
     let network = |item: &At<Value>| match &item.value {
         Value::Network(network) => Some((network.address, network.prefix)),
         _ => None,
@@ -205,6 +224,41 @@ fn limits(root: &Section) -> Option<model::Limits> {
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
     })
+}
+
+fn router(root: &Section) -> Option<model::Router> {
+    let defaults = crate::decode::defaults("router");
+    let section = root.table("router").unwrap_or(&defaults);
+    Some(model::Router {
+        enabled: section.bool("enabled")?.value,
+        source_check: section.bool("source_check")?.value,
+        policy: action(section.word("policy")?.value),
+        rules: section.tables("rule").iter().map(rule).collect::<Option<_>>()?,
+    })
+}
+
+fn rule(section: &Section) -> Option<model::RouterRule> {
+    let name = |key| section.text(key).map(|name| name.value.to_owned());
+    Some(model::RouterRule {
+        action: action(section.word("action")?.value),
+        from: networks(section, "from"),
+        to: networks(section, "to"),
+        from_interface: name("from_interface"),
+        to_interface: name("to_interface"),
+        protocol: match section.word("protocol")?.value {
+            "icmp" => model::RuleProtocol::Icmp,
+            "tcp" => model::RuleProtocol::Tcp,
+            "udp" => model::RuleProtocol::Udp,
+            _ => model::RuleProtocol::Any,
+        },
+        ports: section
+            .ports("ports")
+            .map_or_else(Vec::new, |ports| ports.value.ranges.iter().map(|range| (range.low, range.high)).collect()),
+    })
+}
+
+fn action(word: &str) -> model::RuleAction {
+    if word == "deny" { model::RuleAction::Deny } else { model::RuleAction::Allow }
 }
 
 fn control(root: &Section) -> model::Control {

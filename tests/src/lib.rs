@@ -30,12 +30,12 @@ pub mod subject;
 pub mod wire;
 
 pub use bulk::{Bulk, Sum};
-pub use client::{Connection, Greeting, is_refused, who, who_from};
+pub use client::{Connection, Greeting, ask_by_udp, is_refused, who, who_from};
 pub use config::{ipv4, ipv6, packet_service, service, service_to};
 pub use deadline::{PATIENCE, eventually};
-pub use lab::{TestLab, in_lab};
+pub use lab::{TestLab, in_lab, in_site};
 pub use neighbour::Neighbour;
 pub use origin::{Accepted, Origin};
 pub use subject::{Program, Refusal, Subject};
-pub use towpath_perf::lab::{Host, Topology};
+pub use towpath_perf::lab::{Host, Places, Site, Topology};
 pub use wire::Segment;

@@ -172,7 +172,6 @@ fn parts_that_are_not_available_are_still_judged() {
     expect(
         "[[interface]]\nname = \"eth0\"\naddresses = [\"10.0.0.1\"]\n[[service]]\n",
         &[
-            ("not-available", "interface"),
             ("bad-network", "\"10.0.0.1\""),
             ("missing-key", "[[service]]"),
             ("missing-key", "[[service]]"),
@@ -180,6 +179,37 @@ fn parts_that_are_not_available_are_still_judged() {
             ("missing-key", "[[service]]"),
         ],
     );
+}
+
+#[test]
+fn a_file_without_services_routes_or_is_no_use() {
+    expect("[router]\nenabled = true\n", &[]);
+    for text in ["", "[router]\nenabled = false\n", "[router]\npolicy = \"deny\"\n"] {
+        expect(text, &[("missing-key", "")]);
+    }
+    expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
+    expect("service = 3\n", &[("wrong-type", "3")]);
+}
+
+#[test]
+fn rules_of_the_router_must_fit_something() {
+    let rule = |lines: &str| format!("[router]\nenabled = true\n[[router.rule]]\n{lines}\n");
+    let rows: &[(&str, &[(&str, &str)])] = &[
+        ("action = \"deny\"", &[]),
+        ("", &[("missing-key", "[[router.rule]]")]),
+        ("action = \"reject\"", &[("unknown-word", "\"reject\"")]),
+        ("action = \"deny\"\nprotocol = \"icmp\"\nports = 80", &[("conflicting-keys", "ports")]),
+        ("action = \"deny\"\nports = 80", &[]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\"]\nto = [\"fd00::/8\"]", &[("mixed-families", "[\"fd00::/8\"]")]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\", \"fd00::/8\"]\nto = [\"fd00::/8\"]", &[]),
+        ("action = \"deny\"\nfrom_interface = \"eth0\"", &[("unknown-interface", "\"eth0\"")]),
+        ("action = \"deny\"\nto_interface = \"eth0\"\n[[interface]]\nname = \"eth0\"", &[]),
+    ];
+    for (lines, expected) in rows {
+        expect(&rule(lines), expected);
+    }
+    let idle = service("", "") + "[[router.rule]]\naction = \"deny\"\n";
+    expect(&idle, &[("no-effect", "rule")]);
 }
 
 #[test]
@@ -237,11 +267,36 @@ fn half_nat_with_clients_on_the_servers_network_is_refused() {
     expect(&service(&format!("{packet}\nclient_networks = [\"0.0.0.0/0\"]"), ""), &[]);
     let interface = "\n[[interface]]\nname = \"eth0\"\naddresses = [\"192.0.2.1/24\"]\n";
     let one_arm = service(packet, "") + interface;
-    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\""), ("not-available", "interface")]);
+    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\"")]);
     // With a pool those clients get a source address of ours.
     let pool = "source = { pool = [\"192.0.2.5\"] }";
     expect(&service(&format!("{packet}\n{networks}\n{pool}"), ""), &[]);
-    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[("not-available", "interface")]);
+    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[]);
+}
+
+#[test]
+fn a_vlan_is_one_network_that_the_kernel_has_no_part_in() {
+    let trunk = |vlans: &str| format!("\n[[interface]]\nname = \"eth0\"\naddresses = [\"198.51.100.1/16\"]\n{vlans}");
+    let vlan = |id: &str, rest: &str| format!("[[interface.vlan]]\nid = {id}\n{rest}\n");
+    let edge = vlan("20", "addresses = [\"192.0.2.1/24\"]");
+    let packet = "plane = \"packet\"\nsource = \"vip\"";
+    expect(&(service(packet, "") + &trunk(&edge)), &[]);
+    expect(&(service(&format!("{packet}\ninterface = \"eth0.20\""), "") + &trunk(&edge)), &[]);
+    expect(
+        &(service(&format!("{packet}\ninterface = \"eth0.21\""), "") + &trunk(&edge)),
+        &[("unknown-interface", "\"eth0.21\"")],
+    );
+    expect(&(service(packet, "") + &trunk(&vlan("0", "addresses = [\"192.0.2.1/24\"]"))), &[("out-of-range", "0")]);
+    expect(&(service(packet, "") + &trunk(&vlan("20", ""))), &[("missing-key", "[[interface.vlan]]")]);
+    let twice = edge.clone() + &vlan("20", "name = \"other\"\naddresses = [\"203.0.113.1/24\"]");
+    expect(&(service(packet, "") + &trunk(&twice)), &[("duplicate-vlan", "20")]);
+    // Neither health checks nor connections of the kernel's get there, but over a longer network of the kernel's own.
+    let checked = format!("{packet}\nhealth = {{ check = \"tcp\" }}");
+    expect(&(service(&checked, "") + &trunk(&edge)), &[("check-unreachable", "\"tcp\"")]);
+    expect(&(service(&checked.replace("tcp", "none"), "") + &trunk(&edge)), &[]);
+    expect(&(service(&checked, "") + &trunk(&edge).replace("198.51.100.1/16", "192.0.2.2/25")), &[]);
+    expect(&(service("", "") + &trunk(&edge)), &[("needs-packet-plane", "\"192.0.2.21\"")]);
+    expect(&(service(packet, "") + &trunk("mac = \"02:00:00:00:00:01\"\n")), &[("not-available", "mac")]);
 }
 
 #[test]

@@ -24,7 +24,7 @@ use crate::counters::counters;
 
 pub use addr::{Ip, Mac, Tuple, TupleV4};
 pub use transport::SynOptions;
-pub use view::{Ethernet, parse, parse_to};
+pub use view::{Ethernet, parse, parse_ip, parse_to};
 
 /// Octets of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
@@ -98,10 +98,12 @@ counters!(
         PortsExhausted = "ports_exhausted", "Every (source address, port) towards the real server was leased; a TCP client is reset.";
         PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
         ReturnPort = "return_port", "An answer of a real server that came in on an interface from which no route leads to that server.";
+        ReversePath = "reverse_path", "A packet to be forwarded as it is that came in on an interface from which no route leads to its source.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
+        RuleDenied = "rule_denied", "A packet to be forwarded as it is that a rule of the router denies, or none allows.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
-        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours.";
+        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours; where packets are forwarded as they are, or any address of this host.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";
@@ -110,6 +112,7 @@ counters!(
         UdpChecksumMissing = "udp_checksum_missing", "A UDP datagram over IPv6 without checksum.";
         UdpLength = "udp_length", "A UDP datagram that gives its length as less than 8 or more than its packet has.";
         UdpTruncated = "udp_truncated", "A UDP datagram that is shorter than its header.";
+        Unroutable = "unroutable", "A packet to be forwarded as it is from or to an address that no router forwards: link-local, reserved, or the broadcast of a network here.";
     }
 );
 

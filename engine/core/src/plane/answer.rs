@@ -5,7 +5,9 @@ use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
-use crate::packet::{Arp, ArpOperation, DropReason, IcmpError, Ip, Nd, NdKind, PROTOCOL_TCP, Packet, Parsed, Tuple};
+use crate::packet::{
+    Arp, ArpOperation, DropReason, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
+};
 
 /// Time to live and hop limit of what we answer.
 const HOP_LIMIT: u8 = 64;
@@ -13,11 +15,11 @@ const HOP_LIMIT: u8 = 64;
 impl Plane {
     /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
     pub fn announce(&self, out: &mut Outbox) {
-        for address in self.services.ours().filter(|&address| self.is_ours_alone(address)) {
-            let home = self.network.home(address);
+        let services = self.services.ours().filter(|&address| !self.network.is_own(address));
+        for address in services.chain(self.network.kept_addresses()).filter(|&address| self.is_ours_alone(address)) {
             for (port, id) in self.network.ports.iter().zip(0..) {
                 let id = PortId(id);
-                if home.is_some_and(|home| home != id) {
+                if !self.is_at_home(address, id) {
                     continue;
                 }
                 match address.is_v4() {
@@ -38,11 +40,12 @@ impl Plane {
     ) -> Verdict {
         match packet {
             Packet::Arp(arp) => self.on_arp(frame, arp, turn.out),
-            Packet::Echo(echo) => self.on_echo(frame, echo),
+            Packet::Echo(echo) => self.on_echo(frame, echo, turn),
             Packet::Fragment(fragment) => self.on_fragment(frame, fragment, turn),
             Packet::IcmpError(error) => self.on_error(frame, error, turn),
             Packet::Nd(nd) => self.on_nd(frame, nd, turn.out),
-            Packet::Other(_) | Packet::Transport(_) => Verdict::Pass,
+            Packet::Other(Other::Icmp(_) | Other::Protocol(_)) => self.route_unread(frame, Verdict::Pass, turn),
+            Packet::Other(Other::Arp(_) | Other::EtherType(_) | Other::Group) | Packet::Transport(_) => Verdict::Pass,
         }
     }
 
@@ -70,12 +73,17 @@ impl Plane {
     /// Whether a question for `address` that came with `frame` is ours to answer: on the link that the address belongs to, or on any when it
     /// belongs to none.
     fn is_answered(&self, frame: &Frame<'_>, address: Ip) -> bool {
-        self.is_ours_alone(address) && self.network.home(address).is_none_or(|home| home == frame.port)
+        self.is_ours_alone(address) && self.is_at_home(address, frame.port)
     }
 
-    fn on_echo(&mut self, frame: &mut Frame<'_>, echo: &Parsed) -> Verdict {
+    fn is_at_home(&self, address: Ip, port: PortId) -> bool {
+        let network = &self.network;
+        network.home(address).is_none_or(|home| network.segment(home) == network.segment(port))
+    }
+
+    fn on_echo<D: Desk>(&mut self, frame: &mut Frame<'_>, echo: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
         if !self.is_ours_alone(echo.tuple.dst) || self.network.is_kernels(echo.tuple.dst) {
-            return Verdict::Pass;
+            return self.route_on(frame, echo, None, turn);
         }
         match answer_echo(frame.bytes, &Layout::from(echo), HOP_LIMIT) {
             Ok(()) => {
@@ -97,7 +105,7 @@ impl Plane {
             }
             return match self.is_ours_alone(error.parsed.tuple.dst) {
                 true => Verdict::Drop(DropReason::IcmpErrorStray),
-                false => Verdict::Pass,
+                false => self.route_on(frame, &error.parsed, Some(&error.embedded), turn),
             };
         };
         if found.stage == Stage::Established {

@@ -2,7 +2,7 @@
 
 use super::fast::Carried;
 use super::flows::{Found, Stage};
-use super::fragments::{complete, may_be_complained_about};
+use super::fragments::complete;
 use super::pending::HoldError;
 use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
@@ -59,7 +59,7 @@ struct Recent {
     server: Ip,
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
-    return_ports: u16,
+    return_ports: u64,
 }
 
 const RECENT_HOPS: usize = 256;
@@ -119,6 +119,19 @@ impl Hops {
         // A number that does not fit is looked for again each time.
         *hint = u16::try_from(range).unwrap_or(*hint);
         self.hop(HopId(range))
+    }
+
+    /// The hop of packets to whoever is no real server.
+    #[inline]
+    pub(super) fn towards(&self, network: &Network, to: Ip) -> HopId {
+        HopId(network.range_of(to))
+    }
+
+    /// The port that packets leave through; `None` when no route leads on.
+    #[inline]
+    pub(super) fn port(&self, id: HopId) -> Option<PortId> {
+        let hop = self.hop(id);
+        (hop.mtu > 0).then_some(hop.port)
     }
 
     /// The hop of packets to a real server.
@@ -251,8 +264,21 @@ impl Plane {
     ) -> Result<HopId, DropReason> {
         let id = match direction {
             Direction::Forward => self.hops.towards_server(&self.network, to),
-            Direction::Reverse => HopId(self.network.range_of(to)),
+            Direction::Reverse => self.hops.towards(&self.network, to),
         };
+        self.judge_hop(frame, packet, id, returns, turn)
+    }
+
+    /// The same where the next hop is known.
+    #[inline(always)]
+    pub(super) fn judge_hop<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        id: HopId,
+        returns: Returns,
+        turn: &mut Turn<'_, D>,
+    ) -> Result<HopId, DropReason> {
         let mtu = self.hops.hop(id).mtu;
         // Of a super-packet, each segment has to fit; of one that came in fragments, each of them.
         let largest = match (turn.pieces, frame.segment_bytes) {
@@ -419,19 +445,21 @@ impl Plane {
         complaint: Complaint,
         out: &mut Outbox,
     ) {
-        if !may_be_complained_about(bytes, packet) {
+        if !reply::may_be_told(bytes, packet) {
             return;
         }
         let own = packet.tuple.dst;
-        let from = if self.services.is_ours(own) { Some(own) } else { self.network.address_on(port, packet.family) };
+        let from =
+            if self.services.is_ours(own) { Some(own) } else { self.network.address_towards(port, packet.family) };
         let Some((from, mac)) = from.zip(self.network.port(port).map(|port| port.mac)) else { return };
         let Some(macs) = reply::Macs::answering(bytes, mac) else { return };
         // Strangers who knock at closed ports are not to use up what others depend on.
         let budget = match complaint {
             Complaint::PortUnreachable => &mut self.refusals,
-            Complaint::PacketTooBig { .. } | Complaint::ReassemblyTimeExceeded | Complaint::TimeExceeded => {
-                &mut self.errors
-            }
+            Complaint::NoRoute
+            | Complaint::PacketTooBig { .. }
+            | Complaint::ReassemblyTimeExceeded
+            | Complaint::TimeExceeded => &mut self.errors,
         };
         if budget.take(now)
             && let Some(made) = icmp_error(macs, bytes, packet, from, complaint)

@@ -16,6 +16,7 @@ mod forward;
 mod fragments;
 mod handoff;
 mod moving;
+mod neighbours;
 mod network;
 mod note;
 mod opening;
@@ -23,6 +24,7 @@ mod outbox;
 mod pending;
 mod reassembly;
 mod reply;
+mod router;
 mod services;
 mod straight;
 #[cfg(test)]
@@ -52,15 +54,17 @@ use note::Notes;
 use opening::Ahead;
 use pending::Pending;
 use reassembly::{Gathered, Reassembly};
+use router::OwnAddresses;
 use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
-pub use network::{Network, NextHop, Port};
+pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
+pub use network::{Keeper, Network, NextHop, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
 
-/// Ports at most.
-pub const PORTS_MAX: usize = 16;
+/// Ports at most, so that a set of them is one word.
+pub const PORTS_MAX: usize = 64;
 
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
@@ -70,7 +74,7 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 27] = [
+pub(crate) const DROP_REASONS: [DropReason; 30] = [
     DropReason::CutFull,
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
@@ -94,13 +98,16 @@ pub(crate) const DROP_REASONS: [DropReason; 27] = [
     DropReason::PortClosed,
     DropReason::PortsExhausted,
     DropReason::ReturnPort,
+    DropReason::ReversePath,
+    DropReason::RuleDenied,
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
     DropReason::TcpStray,
+    DropReason::Unroutable,
 ];
 
-/// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
+/// An interface or VLAN, by its place in [`Network::ports`]; below [`PORTS_MAX`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u8);
 
@@ -113,8 +120,8 @@ impl PortId {
 
     /// The same number as one bit of a set of ports.
     #[inline]
-    fn bit(self) -> u16 {
-        1_u16.checked_shl(self.0.into()).unwrap_or(0)
+    fn bit(self) -> u64 {
+        1_u64.checked_shl(self.0.into()).unwrap_or(0)
     }
 }
 
@@ -207,7 +214,7 @@ counters!(
         ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
-        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable, no route.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
@@ -230,11 +237,13 @@ counters!(
         FramesHandedHere = "frames_handed_here", "Of the frames received, those that another worker has handed here.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
+        FramesRouted = "frames_routed", "Frames of no service that were forwarded as they are; a super-packet counts as one.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
         LeasesRetried = "leases_retried", "Leased source ports that another flow still used; the next lease was tried.";
         MssClamped = "mss_clamped", "Handshake segments whose maximum segment size was lowered.";
         NdAnswered = "nd_answered", "IPv6 neighbour solicitations for our addresses answered.";
         OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
+        OctetsRouted = "octets_routed", "Octets of frames of no service that were forwarded as they are.";
         OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
         PacketsCut = "packets_cut", "Packets that left in fragments: as they had come, or because the link ahead carries no more.";
         PacketsReassembled = "packets_reassembled", "Packets that were put together from fragments.";
@@ -280,6 +289,7 @@ pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
     hops: Hops,
+    own_addresses: OwnAddresses,
     services: Services,
     flows: Flows,
     pending: Pending,
@@ -346,6 +356,7 @@ impl Plane {
             handed_by: None,
             snapshot,
             hops: Hops::new(&network),
+            own_addresses: OwnAddresses::of(&network),
             network,
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
@@ -388,6 +399,7 @@ impl Plane {
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
         self.hops = hops;
+        self.own_addresses = OwnAddresses::of(&network);
         self.network = network;
     }
 
@@ -438,7 +450,7 @@ impl Plane {
                         jobs += 1;
                     }
                     Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
-                    Err(reason) => *verdict = Verdict::Drop(reason),
+                    Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
                 }
             }
         }
@@ -590,7 +602,7 @@ impl Plane {
         self.flows.established.memory().into_iter().chain(self.flows.half_open.memory())
     }
 
-    /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
+    /// A next hop that was looked for and is not known: the kernel, or [`Neighbours`], is to be asked for it. Each once per second at most; `None` when there is none.
     pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
         self.pending.wanted(now)
     }

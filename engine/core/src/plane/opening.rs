@@ -264,13 +264,14 @@ impl Plane {
                 }
                 Verdict::Drop(DropReason::PortClosed)
             }
-            None => Verdict::Pass,
+            None => self.route_on(frame, packet, None, turn),
         }
     }
 
     /// Whether an address is ours and not the kernel's as well.
     pub(super) fn is_ours_alone(&self, address: Ip) -> bool {
-        self.services.is_ours(address) && !self.services.is_lent(address) && self.network.holder(address).is_none()
+        let is_services = self.services.is_ours(address) && !self.services.is_lent(address);
+        is_services && self.network.holder(address).is_none() || self.network.is_own(address)
     }
 
     /// Inserts a flow that got its server and source before. `None`: it cannot be, and they are given back.

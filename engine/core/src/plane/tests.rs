@@ -3,13 +3,14 @@ mod fast;
 mod fragments;
 mod ledger;
 mod lending;
+mod router;
 mod straight;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
-use towpath_config::model::{AdminState, Balance, Forwarding, Protocol, SourcePool};
+use towpath_config::model::{self, AdminState, Balance, Forwarding, Protocol, SourcePool};
 
 use super::*;
 use crate::PickReason;
@@ -20,6 +21,7 @@ use crate::packet::{
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
     parse,
 };
+use crate::router::Router;
 use crate::snapshot::{ServiceSource, Target};
 use crate::snat::{SnatBook, SnatLimits};
 use crate::steering::SteeringTable;
@@ -86,6 +88,7 @@ fn network(mtu_inside: u32, known: bool) -> Network {
         mtu,
         addresses: addresses.map(|(address, prefix)| (ip(address).into(), prefix)).to_vec(),
         segments: true,
+        ..Port::default()
     };
     let ports = vec![
         port("outside", OUTSIDE_MAC, 1500, [("192.0.2.1", 24), ("2001:db8::1", 64)]),
@@ -180,6 +183,7 @@ struct Setup {
     workers: usize,
     settings: PlaneSettings,
     network: Network,
+    router: model::Router,
 }
 
 impl Setup {
@@ -209,6 +213,7 @@ impl Setup {
                 strays: Strays::Drop,
             },
             network: network(1500, true),
+            router: model::Router::default(),
         }
     }
 
@@ -219,7 +224,7 @@ impl Setup {
         service.vip = vip(family).ip();
         service.ports = self.ports.clone();
         service.protocol = self.protocol;
-        service.plane = towpath_config::model::Plane::Packet;
+        service.plane = model::Plane::Packet;
         service.forwarding = self.forwarding;
         service.idle_timeout_ms = 600_000;
         service.source = ServiceSource::Client;
@@ -248,6 +253,7 @@ impl Setup {
             services: vec![Some(Arc::new(service))],
             real_servers: Vec::new(),
             steering: Arc::new(SteeringTable::even(self.workers)),
+            router: Arc::new(Router::new(&self.router)),
         })
     }
 

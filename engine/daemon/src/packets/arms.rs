@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use towpath_config::model::{Forwarding, Model, VirtualService};
+use towpath_core::packet::Ip;
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
-use towpath_sys::neighbour::Tables;
+use towpath_sys::neighbour::{KnownRoute, Tables};
 
 use super::claims::{addresses, services};
 
@@ -27,10 +28,14 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
+    /// The link of a VLAN is not there, not up, or no Ethernet.
+    NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
     /// The kernel has no route to a real server over an Ethernet interface.
     NoRoute(IpAddr),
+    /// A router without interfaces.
+    NothingToRoute,
     /// More interfaces than the packet plane has ports.
     TooMany(usize),
 }
@@ -43,6 +48,10 @@ impl NoWay {
                 "forwarding = \"dsr\": server {ip} is on no network of this host, but direct server return ends at the first router; \
                  use forwarding = \"full-nat\""
             ),
+            NoWay::NoLink(name) => format!(
+                "interface `{name}`, on which the file has VLANs, is no Ethernet interface of this host that is up; \
+                 set it up (`ip link set {name} up`), or correct its name"
+            ),
             NoWay::Nowhere(ip) => format!(
                 "no Ethernet interface of this host that is up has a network that holds {ip}, and no default route leads over one; \
                  give one an address in the network of {ip}"
@@ -50,35 +59,79 @@ impl NoWay {
             NoWay::NoRoute(ip) => format!(
                 "no route to real server {ip} over an Ethernet interface that is up; add one (`ip route add {ip} via …`)"
             ),
-            NoWay::TooMany(count) => {
-                format!(
-                    "{count} interfaces lead to the addresses and servers, the packet plane has {PORTS_MAX} at most"
-                )
+            NoWay::NothingToRoute => {
+                "router.enabled = true: no Ethernet interface of this host that is up has an address; add them (`ip addr add …`)".to_owned()
             }
+            NoWay::TooMany(count) => format!(
+                "{count} interfaces and VLANs lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
+            ),
         }
     }
 
     /// Whether it is about an address or a real server of `after` that `before` has in the same use.
     pub fn concerns(&self, before: &Model, after: &Model) -> bool {
         match *self {
+            // It takes a restart to have others.
+            NoWay::NoLink(_) => true,
             NoWay::BehindRouter(ip) => uses(before, Forwarding::Dsr, ip),
             NoWay::Nowhere(ip) => addresses(before).contains(&ip),
             NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
                 .into_iter()
                 .all(|forwarding| uses(before, forwarding, ip) || !uses(after, forwarding, ip)),
+            NoWay::NothingToRoute => before.router.enabled,
             NoWay::TooMany(_) => false,
         }
     }
 }
 
+/// The interfaces that services [need](needed), and of a router all that have an address; and whatever leads nowhere.
+pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let (mut chosen, mut missing) = needed(model, tables);
+    if model.router.enabled {
+        let has_address = |link: &&Link| {
+            let own = tables.addresses.iter().filter(|own| own.link == link.index);
+            own.into_iter().any(|own| !Ip::from(own.ip).is_link_local())
+        };
+        chosen.extend(usable(tables).filter(has_address));
+        if chosen.is_empty() {
+            missing.push(NoWay::NothingToRoute);
+        }
+        chosen.sort_by_key(|link| tables.links.iter().position(|other| other.index == link.index));
+        chosen.dedup_by_key(|link| link.index);
+    }
+    let ports = chosen.len() + model.vlans().count();
+    if ports > PORTS_MAX {
+        missing.push(NoWay::TooMany(ports));
+    }
+    (chosen, missing)
+}
+
+/// Ethernet interfaces that are up.
+fn usable(tables: &Tables) -> impl Iterator<Item = &Link> {
+    tables.links.iter().filter(|link| link.up && link.ethernet)
+}
+
 /// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
 /// other clients come; and whatever leads nowhere.
-pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
-    let usable: Vec<&Link> = tables.links.iter().filter(|link| link.up && link.ethernet).collect();
+pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let usable: Vec<&Link> = usable(tables).collect();
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
+    let named: BTreeSet<&str> = model.vlans().map(|(link, _)| link.name.as_str()).collect();
+    for name in named {
+        match usable.iter().find(|link| link.name == name) {
+            Some(link) => _ = chosen.insert(link.index),
+            None => missing.push(NoWay::NoLink(name.to_owned())),
+        }
+    }
     let vips: BTreeSet<IpAddr> = services(model).map(|service| service.vip).collect();
+    let at_home: BTreeSet<IpAddr> =
+        services(model).filter(|service| service.interface.is_some()).map(|service| service.vip).collect();
+    for service in services(model) {
+        let link = usable.iter().find(|link| service.interface.as_ref() == Some(&link.name));
+        chosen.extend(link.map(|link| link.index));
+    }
     for ip in addresses(model) {
         let homes: Vec<u32> = tables
             .addresses
@@ -97,25 +150,27 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
             .map(|route| route.link)
             .filter(|&link| is_usable(link))
             .collect();
-        if homes.is_empty() && defaults.is_empty() {
+        let is_tagged = vlan_prefix(model, ip).is_some() || at_home.contains(&ip);
+        if homes.is_empty() && defaults.is_empty() && !is_tagged {
             missing.push(NoWay::Nowhere(ip));
         }
         chosen.extend(defaults);
     }
-    let near = |ip: IpAddr| tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
+    let near = |ip: IpAddr| {
+        vlan_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
+    };
     let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match route_to(tables, ip) {
-            Some(link) if is_usable(link) => {
-                chosen.insert(link);
+        match (route_to(tables, ip), vlan_prefix(model, ip)) {
+            // The kernel's route is not the longest one.
+            (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
+            (Some(route), _) if is_usable(route.link) => {
+                chosen.insert(route.link);
             }
             _ => missing.push(NoWay::NoRoute(ip)),
         }
-    }
-    if chosen.len() > PORTS_MAX {
-        missing.push(NoWay::TooMany(chosen.len()));
     }
     (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
 }
@@ -142,10 +197,16 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
     model.groups[service.group].servers.iter().map(|server| server.address)
 }
 
-/// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
-fn route_to(tables: &Tables, ip: IpAddr) -> Option<u32> {
+/// The kernel's route to an address: the longest prefix, then the lowest metric.
+fn route_to(tables: &Tables, ip: IpAddr) -> Option<&KnownRoute> {
     let fitting = tables.routes.iter().filter(|route| holds(route.destination.0, route.destination.1, ip));
-    fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric)).map(|route| route.link)
+    fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric))
+}
+
+/// The prefix length of the longest network of a VLAN that holds an address.
+fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses);
+    networks.filter(|&&(net, prefix)| holds(net, prefix, ip)).map(|&(_, prefix)| prefix).max()
 }
 
 /// Whether a network holds an address.
@@ -165,7 +226,7 @@ pub fn holds(network: IpAddr, prefix: u8, ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+    use towpath_sys::neighbour::LinkAddress;
 
     use super::*;
 
@@ -218,6 +279,20 @@ mod tests {
     }
 
     #[test]
+    fn a_router_has_every_interface_with_an_address() {
+        let text = "[router]\nenabled = true\n";
+        let model = towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        tables.links.push(link(5, "bare"));
+        tables.addresses.push(LinkAddress { link: 5, ip: "fe80::5".parse().unwrap(), prefix: 64 });
+        let (names, missing) = chosen(&model, &tables);
+        assert_eq!((names, missing), (["front", "back", "other"].map(str::to_owned).to_vec(), vec![]));
+        assert_eq!(needed(&model, &tables).0, Vec::<&Link>::new());
+        tables.addresses.clear();
+        assert_eq!(chosen(&model, &tables).1, [NoWay::NothingToRoute]);
+    }
+
+    #[test]
     fn a_default_route_leads_to_clients_and_servers() {
         let mut tables = tables();
         tables.routes.push(route("0.0.0.0", 0, 4));
@@ -256,6 +331,27 @@ mod tests {
         // What is in force already does not refuse a reload.
         assert!(behind.concerns(&dsr("8.8.8.8"), &dsr("8.8.8.8")));
         assert!(!behind.concerns(&dsr("192.0.2.31"), &dsr("8.8.8.8")));
+    }
+
+    #[test]
+    fn a_vlan_leads_to_what_is_on_its_network() {
+        let trunk = "[[interface]]\nname = \"other\"\n[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/24\", \"10.30.0.1/8\"]\n";
+        let text = |vip: &str, server: &str| {
+            format!(
+                "{trunk}[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
+            )
+        };
+        let model = |text: &str| towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        assert_eq!(chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables), (vec!["other".to_owned()], vec![]));
+        // A longer route of the kernel's, and no link.
+        tables.routes.push(route("10.99.0.0", 16, 3));
+        let (names, missing) = chosen(&model(&text("10.20.0.30", "10.99.0.31")), &tables);
+        assert_eq!((names, missing), (vec!["back".to_owned(), "other".to_owned()], vec![]));
+        tables.links[3].up = false;
+        let (_, missing) = chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables);
+        assert_eq!(missing, [NoWay::NoLink("other".to_owned())]);
     }
 
     #[test]
