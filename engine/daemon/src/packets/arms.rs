@@ -203,6 +203,11 @@ fn route_to(tables: &Tables, ip: IpAddr) -> Option<&KnownRoute> {
     fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric))
 }
 
+/// The kernel's route to a real server; none to one that is reached over a VLAN, of which the kernel knows nothing.
+pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -> Option<&'t KnownRoute> {
+    route_to(tables, ip).filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
+}
+
 /// The prefix length of the longest network of a VLAN that holds an address.
 fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
     let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses);
