@@ -123,6 +123,7 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("log = \"errors\"", "", "\"errors\""),
         ("http = {}", "", "http"),
         ("next_hop = \"192.0.2.1\"\nplane = \"packet\"\nsource = \"vip\"", "", "next_hop"),
+        ("vip = \"2001:db8::10\"\nplane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }", "", "\"192.0.2.21\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
