@@ -11,6 +11,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod cut;
 mod icmp;
 pub mod rewrite;
 pub mod straight;
@@ -46,6 +47,7 @@ counters!(
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
         ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        CutFull = "cut_full", "A packet to be cut into fragments for which there was no room among what is sent.";
         DsrBehindRouter = "dsr_behind_router", "DSR: the real server is not on a link of ours, and its router would send the packet back.";
         EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
         EthernetTruncated = "ethernet_truncated", "A frame that is shorter than an Ethernet header.";
@@ -53,10 +55,14 @@ counters!(
         ExtensionTruncated = "extension_truncated", "An IPv6 extension header that is longer than its packet.";
         ExtensionsTooMany = "extensions_too_many", "An IPv6 packet with more than 8 extension headers.";
         FlowsFull = "flows_full", "The flow table was full; the client of a TCP connection is reset.";
-        Fragment = "fragment", "A fragment to an address of ours, or of a half-NAT server's to a client: fragments are not put together.";
+        Fragment = "fragment", "A fragment that cannot be put together with others: its checksum was left to the device.";
         FragmentBeyondEnd = "fragment_beyond_end", "A fragment of a packet that would be longer than 65,535 octets.";
+        FragmentCongestion = "fragment_congestion", "A fragment that may not be marked for congestion while others of its packet may (RFC 3168 section 5.3).";
+        FragmentHeaders = "fragment_headers", "A first fragment with headers of more than 512 octets in front of its data.";
         FragmentLength = "fragment_length", "A fragment without data, or one before the last whose data is no multiple of 8 octets.";
+        FragmentOverlap = "fragment_overlap", "A fragment that overlaps or contradicts another one of its packet, and those of it that came later (RFC 5722).";
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
+        FragmentsTooMany = "fragments_too_many", "A fragment of a packet in more than 128 fragments.";
         FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
         HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
         HandOffFull = "hand_off_full", "A frame for another worker that had no room for it.";
@@ -246,6 +252,8 @@ pub struct Fragment {
     pub offset: u16,
     /// Whether others follow.
     pub more: bool,
+    /// Where its data starts, in octets from the start of the frame: behind the headers that each fragment repeats, and the fragment header.
+    pub data: u16,
 }
 
 impl Fragment {

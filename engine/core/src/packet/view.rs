@@ -431,5 +431,7 @@ fn fragment(packet: &[u8], parsed: &Parsed, part: Part) -> Result<Packet, DropRe
     }
     let Tuple { src, dst, .. } = parsed.tuple;
     let key = FragmentKey { src, dst, id: part.id, protocol: part.protocol };
-    Ok(Packet::Fragment(Fragment { parsed, key, offset: part.offset, more: part.more }))
+    // Headers of two octets' length at most, as in Parsed::l4.
+    let data = (ETHERNET_LEN + part.data) as u16;
+    Ok(Packet::Fragment(Fragment { parsed, key, offset: part.offset, more: part.more, data }))
 }

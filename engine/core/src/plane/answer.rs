@@ -6,7 +6,7 @@ use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
-    Arp, ArpOperation, DropReason, Fragment, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
+    Arp, ArpOperation, DropReason, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
 };
 
 /// Time to live and hop limit of what we answer.
@@ -89,17 +89,6 @@ impl Plane {
         }
     }
 
-    fn on_fragment<D: Desk>(&mut self, frame: &mut Frame<'_>, fragment: &Fragment, turn: &mut Turn<'_, D>) -> Verdict {
-        let tuple = &fragment.parsed.tuple;
-        let is_flows = fragment.is_first() && self.flows.lookup(tuple).is_some();
-        // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
-        let is_reply = self.services.keeps_clients(tuple.src) && self.network.holder(tuple.dst).is_none();
-        match is_flows || is_reply || self.is_ours_alone(tuple.dst) {
-            true => Verdict::Drop(DropReason::Fragment),
-            false => self.route_on(frame, &fragment.parsed, None, turn),
-        }
-    }
-
     /// Translates an error about a packet that we had translated (RFC 5508 section 4): inside and out, for the side that sent that packet.
     fn on_error<D: Desk>(&mut self, frame: &mut Frame<'_>, error: &IcmpError, turn: &mut Turn<'_, D>) -> Verdict {
         // It goes the way of the answers to the packet that it quotes.
@@ -134,8 +123,10 @@ impl Plane {
         };
         if path.returns == Returns::Here {
             let Tuple { src, .. } = error.parsed.tuple;
-            // The far end is known to the sender by another address; a router on the way is not.
-            let from = if src == error.embedded.dst { sent.dst } else { src };
+            // A client is told by the address that it has sent to, whoever it was inside (RFC 5508 section 4.2, REQ-5 (c)). To a server, routers outside
+            // are who they are, and the far end is what the server takes it for.
+            let is_known_otherwise = sent_by == Direction::Forward || src == error.embedded.dst;
+            let from = if is_known_otherwise { sent.dst } else { src };
             let outer_to = Tuple { src: from, dst: sent.src, ..error.parsed.tuple };
             let outer = Layout::from(&error.parsed);
             let inner = Layout {
@@ -151,6 +142,6 @@ impl Plane {
             }
         }
         self.counts.add(PlaneCounter::Errors, 1);
-        self.send_error(turn.now, frame, &error.parsed, station, hop)
+        self.send_error(frame, &error.parsed, station, hop, turn)
     }
 }

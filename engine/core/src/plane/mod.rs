@@ -13,6 +13,7 @@ mod exhausted;
 mod fast;
 mod flows;
 mod forward;
+mod fragments;
 mod handoff;
 mod moving;
 mod network;
@@ -20,6 +21,7 @@ mod note;
 mod opening;
 mod outbox;
 mod pending;
+mod reassembly;
 mod reply;
 mod router;
 mod services;
@@ -45,10 +47,12 @@ use ending::Sweep;
 use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
+use fragments::{Identifications, Pieces};
 use moving::Moving;
 use note::Notes;
 use opening::Ahead;
 use pending::Pending;
+use reassembly::{Gathered, Reassembly};
 use router::OwnAddresses;
 use services::Services;
 
@@ -68,10 +72,15 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 25] = [
+pub(crate) const DROP_REASONS: [DropReason; 30] = [
+    DropReason::CutFull,
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
+    DropReason::FragmentCongestion,
+    DropReason::FragmentHeaders,
+    DropReason::FragmentOverlap,
+    DropReason::FragmentsTooMany,
     DropReason::FrameChanged,
     DropReason::HairpinUnserved,
     DropReason::HalfOpenFull,
@@ -203,7 +212,7 @@ counters!(
         ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
-        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, no route.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable, no route.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
@@ -213,6 +222,10 @@ counters!(
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
         FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
+        FragmentsGivenUp = "fragments_given_up", "Fragments that were kept and then dropped: their packet was not whole in time, was refused, or gave way to newer ones.";
+        FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
+        FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
+        FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
@@ -230,6 +243,8 @@ counters!(
         OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
         OctetsRouted = "octets_routed", "Octets of frames of no service that were forwarded as they are.";
         OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
+        PacketsCut = "packets_cut", "Packets that left in fragments: as they had come, or because the link ahead carries no more.";
+        PacketsReassembled = "packets_reassembled", "Packets that were put together from fragments.";
         ResetsMade = "resets_made", "TCP resets made here.";
         TcpFaults = "tcp_faults", "TCP segments forwarded that do not fit their connection.";
     }
@@ -276,6 +291,8 @@ pub struct Plane {
     services: Services,
     flows: Flows,
     pending: Pending,
+    reassembly: Reassembly,
+    identifications: Identifications,
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
@@ -308,6 +325,8 @@ struct Turn<'a, D> {
     run: Run,
     /// The hashes of the half-open flow whose packet has its turn, where they are known.
     hashes: Option<PathHashes>,
+    /// How the packet came that has its turn, if it was put together.
+    pieces: Option<Pieces>,
 }
 
 /// A packet and the place of its frame in the batch.
@@ -340,6 +359,8 @@ impl Plane {
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
+            reassembly: Reassembly::new(seed),
+            identifications: Identifications::new(seed),
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
             errors: Budget::new(settings.replies_per_second),
@@ -403,7 +424,7 @@ impl Plane {
         self.call(now);
         verdicts.clear();
         let mut flags = 0;
-        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
+        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None };
         let (mut jobs, mut straights) = (0, 0);
         let mut traces = [Trace::default(); BATCH_MAX];
         let mut places = [0; BATCH_MAX];
@@ -548,7 +569,7 @@ impl Plane {
     pub fn next_due(&self) -> Option<Now> {
         let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
         let flows = [self.flows.next_expiry(), self.next_walk()];
-        let others = [at_once, self.pending.next_due(), self.rest.next_due()];
+        let others = [at_once, self.pending.next_due(), self.reassembly.next_due(), self.rest.next_due()];
         flows.into_iter().chain(others).flatten().min()
     }
 
@@ -571,6 +592,7 @@ impl Plane {
     pub fn memory_bytes(settings: &PlaneSettings) -> usize {
         Flows::memory_bytes(settings.flows_max, settings.half_open_max)
             + Pending::memory_bytes(settings.pending_frames_max)
+            + Reassembly::memory_bytes()
     }
 
     /// Where the memory of the flows lies: read at random, it should be in large pages.

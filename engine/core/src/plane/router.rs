@@ -102,7 +102,7 @@ impl Plane {
         let hop = self.judge_hop(frame, packet, hop, Returns::Here, turn)?;
         let octets = frame.bytes.len();
         decrement_hop_limit(frame.bytes, &Layout::from(packet)).map_err(|_| DropReason::FrameChanged)?;
-        let verdict = self.send_error(turn.now, frame, packet, dst, hop);
+        let verdict = self.send_error(frame, packet, dst, hop, turn);
         if let Verdict::Send(_) | Verdict::Kept = verdict {
             self.counts.add(PlaneCounter::FramesRouted, 1);
             self.counts.add(PlaneCounter::OctetsRouted, octets as u64);

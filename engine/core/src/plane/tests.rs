@@ -1,5 +1,6 @@
 mod edges;
 mod fast;
+mod fragments;
 mod ledger;
 mod lending;
 mod router;
@@ -1123,20 +1124,13 @@ fn refusals_have_their_reasons() {
 }
 
 #[test]
-fn a_packet_without_a_way_and_a_fragment_are_dropped() {
+fn a_packet_without_a_way_is_dropped() {
     let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
     setup.servers[0].address = ip("203.0.113.9");
     let mut lab = setup.lab();
     let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_TCP);
     let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &tcp(&forward, SYN, 1, 0, &[], b""));
     assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(DropReason::NoRoute));
-    let mut fragment = ip_packet(&forward, PROTOCOL_TCP, 64, &[0; 64]);
-    fragment[6..8].copy_from_slice(&[0x20, 0x10]);
-    fragment[10..12].fill(0);
-    let sum = checksum::of(&fragment[..20]);
-    fragment[10..12].copy_from_slice(&sum.to_be_bytes());
-    let mut frame = ethernet(OUTSIDE_MAC, ROUTER_MAC, true, &fragment);
-    assert_eq!(lab.send(OUTSIDE, &mut frame), Verdict::Drop(DropReason::Fragment));
 }
 
 /// One batch may open a flow, use it, end it and open it again.

@@ -175,10 +175,15 @@ impl Packets {
         self.send_made();
     }
 
-    /// Sends what the plane has made.
+    /// Sends what the plane has made, and hands fragments to the workers that have their flows.
     pub(super) fn send_made(&mut self) {
         for (port, bytes) in self.out.iter() {
             self.ports.send_bytes(port.0, bytes, Offload::NONE);
+        }
+        for (to, port, bytes) in self.out.handed() {
+            if !self.handoff.hand(to, port.0, bytes, Offload::NONE) {
+                self.plane.count_not_handed();
+            }
         }
         self.out.clear();
     }
