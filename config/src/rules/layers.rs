@@ -67,6 +67,15 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
             .hint("name a next hop of the VIP's family");
     }
     let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.keeps_client()) else { return };
+    if let (Forwarding::Dsr, Some(span)) = (service.forwarding(), service.section.written("next_hop")) {
+        report
+            .warning(
+                "no-effect",
+                span,
+                "`next_hop` has no effect: with direct server return replies bypass the balancer",
+            )
+            .hint("remove it");
+    }
     for server in draft.servers(service) {
         if let (Some(vip), Some(address)) = (&service.vip, &server.address)
             && vip.value.is_ipv4() != address.value.is_ipv4()

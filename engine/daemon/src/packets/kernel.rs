@@ -17,6 +17,7 @@ use towpath_sys::silence::{Claim, Silence};
 use super::arms::{Arm, servers};
 use super::claims::{addresses, claims};
 use super::fast::KernelPath;
+use super::routes;
 use super::steering::{SteeringError, program};
 use super::view::{self, KnownArm};
 
@@ -50,6 +51,7 @@ pub struct Kernel {
     /// As it was at the start: what claims depend on takes a restart to change.
     model: Model,
     view: Neighbours,
+    /// With the routes of the configuration beside the kernel's.
     tables: Tables,
     arms: Vec<KnownArm>,
     ring: RingSettings,
@@ -97,7 +99,8 @@ impl Kernel {
         let workers = steering.workers();
         let program = program(model, steering, seed)?;
         let mut view = Neighbours::open().map_err(KernelError::View)?;
-        let tables = view.tables().map_err(KernelError::View)?;
+        let mut tables = view.tables().map_err(KernelError::View)?;
+        routes::add(model, &mut tables);
         let mut known: Vec<KnownArm> = arms.iter().map(known_arm).collect();
         view::refresh(&mut known, &tables);
         for arm in &mut known {
@@ -176,6 +179,7 @@ impl Kernel {
     pub fn look(&mut self) -> io::Result<Update> {
         let before: Vec<View> = self.arms.iter().map(|arm| View::of(arm, &self.tables)).collect();
         self.tables = self.view.tables()?;
+        routes::add(&self.model, &mut self.tables);
         if self.view.unread() > 0 && !self.told_unread {
             self.told_unread = true;
             tracing::warn!(
@@ -217,7 +221,7 @@ impl Kernel {
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
         let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
-        let first: BTreeSet<IpAddr> = gateways.chain(servers(&self.model)).collect();
+        let first = gateways.chain(servers(&self.model)).chain(routes::next_hops(&self.model)).collect();
         let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
         let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
         for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {

@@ -5,6 +5,7 @@ pub mod claims;
 pub mod facing;
 pub mod fast;
 pub mod kernel;
+pub mod routes;
 pub mod steering;
 pub mod view;
 mod watch;
