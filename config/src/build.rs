@@ -45,6 +45,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         control: control(draft.root),
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
+        interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
     })
@@ -74,6 +75,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         source: source(service)?,
         next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
         client_networks: networks(section, "client_networks"),
+        interface: section.text("interface").map(|interface| interface.value.to_owned()),
         group,
     })
 }
@@ -147,7 +149,22 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
     }
 }
 
-/// A list of networks; empty when it is not written.
+fn interface(section: &Section) -> Option<model::Interface> {
+    let name = section.text("name")?.value;
+    let vlan = |section: &Section| {
+        let id: u16 = section.number("id")?.value;
+        let own = section.text("name").map(|name| name.value.to_owned());
+        let addresses = networks(section, "addresses");
+        Some(model::Vlan { id, name: own.unwrap_or_else(|| format!("{name}.{id}")), addresses })
+    };
+    Some(model::Interface {
+        name: name.to_owned(),
+        addresses: networks(section, "addresses"),
+        vlans: section.tables("vlan").iter().map(vlan).collect::<Option<_>>()?,
+    })
+}
+
+/// The addresses with prefix lengths of a list.
 fn networks(section: &Section, key: &str) -> Vec<(IpAddr, u8)> {
     let written = section.list(key).map_or(&[][..], |list| list.value);
     let network = |item: &At<Value>| match &item.value {

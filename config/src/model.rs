@@ -21,6 +21,8 @@ pub struct Model {
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
     pub router: Router,
+    /// Interfaces of the packet plane that the file names.
+    pub interfaces: Vec<Interface>,
     /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
     pub groups: Vec<ServerGroup>,
     /// Virtual services in the order of the file; none only with [`Router::enabled`].
@@ -170,6 +172,28 @@ impl Default for Router {
     }
 }
 
+/// `[[interface]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// Name of the link.
+    pub name: String,
+    /// Addresses that the kernel should have there, each with its prefix length.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Tagged networks on the link; no number twice.
+    pub vlans: Vec<Vlan>,
+}
+
+/// `[[interface.vlan]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vlan {
+    /// The number in its tag, 1 to 4,094.
+    pub id: u16,
+    /// Unique among interfaces, VLANs and bridges.
+    pub name: String,
+    /// Our own addresses there, each with its prefix length; never empty.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
 /// `[[group]]`, or the servers written inside one service.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ServerGroup {
@@ -250,6 +274,8 @@ pub struct VirtualService {
     pub next_hop: Option<IpAddr>,
     /// Networks that clients come from, each with its prefix length, as far as half-NAT depends on them; empty = nobody has said.
     pub client_networks: Vec<(IpAddr, u8)>,
+    /// Interface or VLAN that the VIP lives on; `None` = the one whose network holds it (packet plane).
+    pub interface: Option<String>,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -422,6 +448,13 @@ pub struct Health {
 pub enum CheckKind {
     /// A TCP connection is accepted.
     Tcp,
+}
+
+impl Model {
+    /// Every VLAN, with the link that it is on.
+    pub fn vlans(&self) -> impl Iterator<Item = (&Interface, &Vlan)> {
+        self.interfaces.iter().flat_map(|interface| interface.vlans.iter().map(move |vlan| (interface, vlan)))
+    }
 }
 
 impl VirtualService {

@@ -27,7 +27,11 @@ pub static ROOT: Table = Table {
             .later(),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),
-        key("interface", Kind::Tables(&network::INTERFACE, 256), "Network interfaces that other tables name."),
+        key(
+            "interface",
+            Kind::Tables(&network::INTERFACE, 256),
+            "Network interfaces of the packet plane, and their VLANs.",
+        ),
         key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane, beside the kernel's."),
         key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network.").later(),
         key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT."),

@@ -124,7 +124,7 @@ fn t_31_servers_see_the_interface_or_the_vip_as_the_service_says() {
             assert_eq!(peer.ip(), own);
             assert!((20_000..21_000).contains(&peer.port()), "{peer}");
             let answer =
-                ask_by_udp(lab.client(), lab.client().ipv4().into(), (by_interface, 3478).into(), b"whom do you see?");
+                ask_by_udp(lab.client(), lab.client().ipv4().into(), (by_interface, 3478), b"whom do you see?");
             assert_eq!(answer.peer.ip(), own);
             assert!((16_384..32_768).contains(&answer.peer.port()), "{}", answer.peer);
             // To the servers from the kernel's own ports.
@@ -407,9 +407,9 @@ fn udp_is_forwarded_both_ways_in_both_families() {
         let relay = start(lab, &services);
         for number in 0..20u8 {
             let datagram = vec![number; 1 + usize::from(number) * 60];
-            let old = ask_by_udp(lab.client(), lab.client().ipv4().into(), (vip, 3478).into(), &datagram);
+            let old = ask_by_udp(lab.client(), lab.client().ipv4().into(), (vip, 3478), &datagram);
             assert_eq!(old.peer.ip(), IpAddr::from(snat));
-            let new = ask_by_udp(lab.client(), lab.client().ipv6().into(), (vip6, 3478).into(), &datagram);
+            let new = ask_by_udp(lab.client(), lab.client().ipv6().into(), (vip6, 3478), &datagram);
             assert_eq!(new.peer.ip(), IpAddr::from(snat6));
         }
         relay.stop();
@@ -843,7 +843,7 @@ fn half_nat_carries_udp_and_ipv6() {
         let relay = start(lab, &services);
         for _ in 0..6 {
             let client = IpAddr::from(lab.client().ipv4());
-            assert_eq!(ask_by_udp(lab.client(), client, (vip, 3478).into(), b"whom do you see?").peer.ip(), client);
+            assert_eq!(ask_by_udp(lab.client(), client, (vip, 3478), b"whom do you see?").peer.ip(), client);
             assert_eq!(visit(lab.client(), (vip6, 443)).peer.ip(), IpAddr::from(lab.client().ipv6()));
         }
         relay.stop();

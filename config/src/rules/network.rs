@@ -1,14 +1,21 @@
 //! `[[interface]]`, `[[route]]`, `[[bridge]]`, `[router]` and the names that refer to them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 
 use crate::decode::{At, Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::draft::Draft;
+use crate::draft::{Draft, Service};
+use crate::model::Plane;
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     let links = links(draft.root, report);
     addresses(draft.root, report);
+    vlans(draft.root, report);
+    let mut told = HashSet::new();
+    for service in &draft.services {
+        tagged(draft, service, &mut told, report);
+    }
     for bridge in draft.root.tables("bridge") {
         let Some(arms) = bridge.list("interfaces") else { continue };
         if arms.value.len() != 2 {
@@ -140,9 +147,72 @@ fn known(name: &str, span: &Span, links: &HashMap<String, Span>, report: &mut Re
     report.error("unknown-interface", span, format!("no interface is named \"{name}\"")).hint(hint);
 }
 
+/// A tag belongs to one VLAN of its link.
+fn vlans(root: &Section, report: &mut Report) {
+    for interface in root.tables("interface") {
+        let mut seen: HashMap<i64, Span> = HashMap::new();
+        for id in interface.tables("vlan").iter().filter_map(|vlan| vlan.integer("id")) {
+            if let Some(first) = seen.get(&id.value) {
+                report
+                    .error("duplicate-vlan", &id.span, format!("VLAN {} is on this link twice", id.value))
+                    .label(first, "first here")
+                    .hint("write the addresses of both into one `[[interface.vlan]]`");
+            } else {
+                seen.insert(id.value, id.span);
+            }
+        }
+    }
+}
+
+/// The kernel has no part in VLANs: neither what it relays nor its health checks reach a server there.
+fn tagged(draft: &Draft<'_>, service: &Service<'_>, told: &mut HashSet<usize>, report: &mut Report) {
+    let check = draft.health(service).and_then(|health| health.word("check")).filter(|check| check.value != "none");
+    for server in draft.servers(service).iter().filter_map(|server| server.address.as_ref()) {
+        let Some(vlan) = vlan_of(draft.root, server.value) else { continue };
+        if service.plane.value == Plane::Stream {
+            report
+                .error(
+                    "needs-packet-plane",
+                    &server.span,
+                    format!("server {} is on a VLAN, and the stream plane has no way there", server.value),
+                )
+                .label(&vlan.span, "its network")
+                .hint("use `plane = \"packet\"`, or give the kernel an interface of that VLAN and remove `[[interface.vlan]]`");
+        } else if let Some(check) = check.as_ref().filter(|check| told.insert(check.span.start)) {
+            report
+                .error(
+                    "check-unreachable",
+                    &check.span,
+                    format!("server {} is on a VLAN, where health checks have no way yet", server.value),
+                )
+                .label(&vlan.span, "its network")
+                .hint("use `health = { check = \"none\" }`, or reach the server over a network that the kernel has");
+        }
+    }
+}
+
+/// The VLAN on whose network an address is: of several networks that hold it the longest counts.
+fn vlan_of(root: &Section, address: IpAddr) -> Option<&At<Value>> {
+    let mut best: Option<(u8, Option<&At<Value>>)> = None;
+    for interface in root.tables("interface") {
+        let plain = [(interface, false)];
+        for (owner, is_vlan) in plain.into_iter().chain(interface.tables("vlan").iter().map(|vlan| (vlan, true))) {
+            for item in owner.list("addresses").map_or(&[][..], |list| list.value) {
+                if let Value::Network(network) = &item.value
+                    && network.holds(address)
+                    && best.is_none_or(|(prefix, _)| prefix < network.prefix)
+                {
+                    best = Some((network.prefix, is_vlan.then_some(item)));
+                }
+            }
+        }
+    }
+    best.and_then(|(_, vlan)| vlan)
+}
+
 /// An address belongs to one interface.
 fn addresses(root: &Section, report: &mut Report) {
-    let mut seen: HashMap<std::net::IpAddr, Span> = HashMap::new();
+    let mut seen: HashMap<IpAddr, Span> = HashMap::new();
     let vlans = root.tables("interface").iter().flat_map(|interface| interface.tables("vlan"));
     let owners = root.tables("interface").iter().chain(vlans).chain(root.tables("bridge"));
     for owner in owners {

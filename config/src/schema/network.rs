@@ -6,25 +6,30 @@ static ADDRESSES: Kind = Kind::List(&Kind::Network, 256);
 
 pub(super) static INTERFACE: Table = Table {
     path: "interface",
-    doc: "A network interface that other tables name.",
+    doc: "A network interface of the packet plane. What its untagged network needs the kernel has; its VLANs are Towpath's own.",
     keys: &[
         key("name", Kind::Name, "Name of the link, as the kernel shows it.").required(),
-        key("addresses", ADDRESSES, "Own addresses with prefix length, one for each address range.").later(),
+        key(
+            "addresses",
+            ADDRESSES,
+            "Addresses with prefix length that the kernel has there: `check --host` says which are missing.",
+        ),
         key("dhcp", Kind::Bool, "Ask a DHCP server for an address as well.").default("false").later(),
         key("mac", Kind::Text, "Fixed hardware address, `02:00:00:00:00:01`.").described("the link's own").later(),
         key("bond", Kind::List(&Kind::Name, 16), "Links that this interface is made of.").later(),
         key("mtu", integer(576, 9216, "bytes"), "Largest packet.").default("1500").later(),
-        key("vlan", Kind::Tables(&VLAN, 4094), "Tagged networks on this link.").later(),
+        key("vlan", Kind::Tables(&VLAN, 4094), "Tagged networks on this link."),
     ],
 };
 
 static VLAN: Table = Table {
     path: "interface.vlan",
-    doc: "A tagged network (802.1Q) on the link.",
+    doc: "A tagged network (802.1Q) on the link. The kernel has no part in it: Towpath answers ARP, neighbour discovery and pings there.",
     keys: &[
         key("id", integer(1, 4094, "VLAN id"), "The tag.").required(),
         key("name", Kind::Name, "Name to refer to it elsewhere.").described("link name, dot, id"),
-        key("addresses", ADDRESSES, "Own addresses with prefix length."),
+        key("addresses", ADDRESSES, "Towpath's own addresses with prefix length, one for each address range.")
+            .required(),
     ],
 };
 

@@ -282,11 +282,36 @@ fn half_nat_with_clients_on_the_servers_network_is_refused() {
     expect(&service(&format!("{packet}\nclient_networks = [\"0.0.0.0/0\"]"), ""), &[]);
     let interface = "\n[[interface]]\nname = \"eth0\"\naddresses = [\"192.0.2.1/24\"]\n";
     let one_arm = service(packet, "") + interface;
-    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\""), ("not-available", "addresses")]);
+    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\"")]);
     // With a pool those clients get a source address of ours.
     let pool = "source = { pool = [\"192.0.2.5\"] }";
     expect(&service(&format!("{packet}\n{networks}\n{pool}"), ""), &[]);
-    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[("not-available", "addresses")]);
+    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[]);
+}
+
+#[test]
+fn a_vlan_is_one_network_that_the_kernel_has_no_part_in() {
+    let trunk = |vlans: &str| format!("\n[[interface]]\nname = \"eth0\"\naddresses = [\"198.51.100.1/16\"]\n{vlans}");
+    let vlan = |id: &str, rest: &str| format!("[[interface.vlan]]\nid = {id}\n{rest}\n");
+    let edge = vlan("20", "addresses = [\"192.0.2.1/24\"]");
+    let packet = "plane = \"packet\"\nsource = \"vip\"";
+    expect(&(service(packet, "") + &trunk(&edge)), &[]);
+    expect(&(service(&format!("{packet}\ninterface = \"eth0.20\""), "") + &trunk(&edge)), &[]);
+    expect(
+        &(service(&format!("{packet}\ninterface = \"eth0.21\""), "") + &trunk(&edge)),
+        &[("unknown-interface", "\"eth0.21\"")],
+    );
+    expect(&(service(packet, "") + &trunk(&vlan("0", "addresses = [\"192.0.2.1/24\"]"))), &[("out-of-range", "0")]);
+    expect(&(service(packet, "") + &trunk(&vlan("20", ""))), &[("missing-key", "[[interface.vlan]]")]);
+    let twice = edge.clone() + &vlan("20", "name = \"other\"\naddresses = [\"203.0.113.1/24\"]");
+    expect(&(service(packet, "") + &trunk(&twice)), &[("duplicate-vlan", "20")]);
+    // Neither health checks nor connections of the kernel's get there, but over a longer network of the kernel's own.
+    let checked = format!("{packet}\nhealth = {{ check = \"tcp\" }}");
+    expect(&(service(&checked, "") + &trunk(&edge)), &[("check-unreachable", "\"tcp\"")]);
+    expect(&(service(&checked.replace("tcp", "none"), "") + &trunk(&edge)), &[]);
+    expect(&(service(&checked, "") + &trunk(&edge).replace("198.51.100.1/16", "192.0.2.2/25")), &[]);
+    expect(&(service("", "") + &trunk(&edge)), &[("needs-packet-plane", "\"192.0.2.21\"")]);
+    expect(&(service(packet, "") + &trunk("mac = \"02:00:00:00:00:01\"\n")), &[("not-available", "mac")]);
 }
 
 #[test]

@@ -50,6 +50,7 @@ fn a_short_file_gets_the_documented_defaults() {
         client_networks: Vec::new(),
         max_connections: 0,
         source: Source::Interface,
+        interface: None,
         group: 0,
     };
     assert_eq!(model.services, [expected]);
@@ -314,6 +315,18 @@ name = "eth1"
     let router = Router { enabled: true, source_check: false, policy: RuleAction::Deny, rules: vec![first, any] };
     let model = model(text);
     assert_eq!((model.router, model.services.len()), (router, 0));
+}
+
+#[test]
+fn vlans_have_a_name_and_addresses_of_their_own() {
+    let trunk = "[[interface]]\nname = \"eth1\"\n[[interface.vlan]]\nid = 20\naddresses = [\"192.0.2.1/24\", \"fd20::1/64\"]\n\
+                 [[interface.vlan]]\nid = 4094\nname = \"edge\"\naddresses = [\"198.51.100.1/24\"]\n";
+    let model = model(&(service("plane = \"packet\"\ninterface = \"edge\"", "") + trunk));
+    let vlans: Vec<_> =
+        model.vlans().map(|(link, vlan)| (&*link.name, vlan.id, &*vlan.name, vlan.addresses.len())).collect();
+    assert_eq!(vlans, [("eth1", 20, "eth1.20", 2), ("eth1", 4094, "edge", 1)]);
+    assert_eq!(model.interfaces[0].vlans[0].addresses[1], ("fd20::1".parse().unwrap(), 64));
+    assert_eq!(model.services[0].interface.as_deref(), Some("edge"));
 }
 
 #[test]

@@ -101,6 +101,7 @@ pub(crate) fn model() -> Model {
         control: Control { socket: None },
         routes: Vec::new(),
         router: Router::default(),
+        interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),
     }
@@ -133,6 +134,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         source: Source::Interface,
         next_hop: None,
         client_networks: Vec::new(),
+        interface: None,
         group: model.groups.len() - 1,
     });
 }

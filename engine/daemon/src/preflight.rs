@@ -156,6 +156,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
         check_router(model, packets, &mut findings);
         check_probe_ways(model, packets, &mut findings);
+        check_interfaces(model, &packets.tables, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
@@ -256,7 +257,8 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
     }
     for service in claims::services(model) {
         let servers = &model.groups[service.group].servers;
-        let own = |ip: IpAddr| facts.tables.addresses.iter().any(|address| address.ip == ip);
+        let is_vlans = |ip: IpAddr| model.vlans().any(|(_, vlan)| vlan.addresses.iter().any(|&(own, _)| own == ip));
+        let own = |ip: IpAddr| is_vlans(ip) || facts.tables.addresses.iter().any(|address| address.ip == ip);
         if let Some(server) = servers.iter().find(|server| own(server.address)) {
             tell(
                 Severity::Error,
@@ -319,7 +321,9 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
         ));
     }
     let named = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
-    let missing: BTreeSet<&String> = named.filter(|name| facts.arms.iter().all(|arm| arm.name != **name)).collect();
+    let is_vlan = |name: &String| model.vlans().any(|(_, vlan)| vlan.name == *name);
+    let is_arm = |name: &String| is_vlan(name) || facts.arms.iter().any(|arm| arm.name == *name);
+    let missing: BTreeSet<&String> = named.filter(|name| !is_arm(name)).collect();
     for name in missing {
         tell(format!(
             "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one (`ip addr add … dev \
@@ -349,6 +353,60 @@ fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Findi
                 ip = server.address
             ),
         });
+    }
+}
+
+/// What the file says about interfaces, against what the kernel has: untagged networks are its own, VLANs are ours.
+fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
+    let mut tell = |severity, message: String| findings.push(Finding { severity, service: None, message });
+    for interface in &model.interfaces {
+        let name = &interface.name;
+        let Some(link) = tables.links.iter().find(|link| link.name == *name) else {
+            // Of one with VLANs the missing way is told.
+            if interface.vlans.is_empty() {
+                tell(
+                    Severity::Warning,
+                    format!("interface `{name}` is not there; correct its name (`ip link` lists them)"),
+                );
+            }
+            continue;
+        };
+        let has = |&&(ip, prefix): &&(IpAddr, u8)| {
+            tables.addresses.iter().any(|own| (own.link, own.ip, own.prefix) == (link.index, ip, prefix))
+        };
+        for (ip, prefix) in interface.addresses.iter().filter(|address| !has(address)) {
+            tell(
+                Severity::Warning,
+                format!(
+                    "interface `{name}` does not have the address {ip}/{prefix} of the file; add it (`ip addr add {ip}/{prefix} dev {name}`), or \
+                     take it out"
+                ),
+            );
+        }
+    }
+    for (interface, vlan) in model.vlans() {
+        for own in tables.addresses.iter().filter(|own| vlan.addresses.iter().any(|&(ip, _)| ip == own.ip)) {
+            let dev = tables.links.iter().find(|link| link.index == own.link).map_or("…", |link| &link.name);
+            let (ip, prefix) = (own.ip, own.prefix);
+            tell(
+                Severity::Error,
+                format!(
+                    "address {ip} of VLAN `{}` is the kernel's on interface `{dev}` as well, and both would answer for it; take it away there \
+                     (`ip addr del {ip}/{prefix} dev {dev}`)",
+                    vlan.name
+                ),
+            );
+        }
+        let twin = format!("{}.{}", interface.name, vlan.id);
+        if tables.links.iter().any(|link| link.name == twin) {
+            tell(
+                Severity::Warning,
+                format!(
+                    "the kernel has an interface `{twin}` for VLAN {} of `{}` too, and takes its frames as well; remove it (`ip link del {twin}`)",
+                    vlan.id, interface.name
+                ),
+            );
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, routes, router, groups: _, services } = new;
+    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -40,6 +40,9 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     }
     if control != &old.control {
         changed.push("control".to_owned());
+    }
+    if interfaces != &old.interfaces {
+        changed.push("interface".to_owned());
     }
     let before = by_name(&old.services);
     let after = by_name(services);
@@ -99,6 +102,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         plane,
         forwarding,
         source,
+        interface,
         // These are taken.
         application: _,
         balance: _,
@@ -120,6 +124,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         ("plane", *plane != old.plane),
         ("forwarding", *forwarding != old.forwarding),
         ("source", !keeps_source(&old.source, source)),
+        ("interface", *interface != old.interface),
     ];
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
 }

@@ -164,6 +164,7 @@ pub(crate) fn network() -> Network {
         mtu: 1500,
         addresses: addresses.map(|(address, prefix)| (ip(address), prefix)).to_vec(),
         segments: true,
+        ..Port::default()
     };
     let ports = vec![
         port("outside", OUTSIDE_MAC, [("192.0.2.1", 24), ("2001:db8::1", 64)]),

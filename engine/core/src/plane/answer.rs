@@ -15,11 +15,11 @@ const HOP_LIMIT: u8 = 64;
 impl Plane {
     /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
     pub fn announce(&self, out: &mut Outbox) {
-        for address in self.services.ours().filter(|&address| self.is_ours_alone(address)) {
-            let home = self.network.home(address);
+        let services = self.services.ours().filter(|&address| !self.network.is_own(address));
+        for address in services.chain(self.network.kept_addresses()).filter(|&address| self.is_ours_alone(address)) {
             for (port, id) in self.network.ports.iter().zip(0..) {
                 let id = PortId(id);
-                if home.is_some_and(|home| home != id) {
+                if !self.is_at_home(address, id) {
                     continue;
                 }
                 match address.is_v4() {
@@ -73,7 +73,12 @@ impl Plane {
     /// Whether a question for `address` that came with `frame` is ours to answer: on the link that the address belongs to, or on any when it
     /// belongs to none.
     fn is_answered(&self, frame: &Frame<'_>, address: Ip) -> bool {
-        self.is_ours_alone(address) && self.network.home(address).is_none_or(|home| home == frame.port)
+        self.is_ours_alone(address) && self.is_at_home(address, frame.port)
+    }
+
+    fn is_at_home(&self, address: Ip, port: PortId) -> bool {
+        let network = &self.network;
+        network.home(address).is_none_or(|home| network.segment(home) == network.segment(port))
     }
 
     fn on_echo<D: Desk>(&mut self, frame: &mut Frame<'_>, echo: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {

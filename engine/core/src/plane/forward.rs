@@ -2,7 +2,7 @@
 
 use super::fast::Carried;
 use super::flows::{Found, Stage};
-use super::fragments::{complete, may_be_complained_about};
+use super::fragments::complete;
 use super::pending::HoldError;
 use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
@@ -66,7 +66,7 @@ struct Recent {
     server: Ip,
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
-    return_ports: u16,
+    return_ports: u64,
 }
 
 const RECENT_HOPS: usize = 256;
@@ -449,7 +449,7 @@ impl Plane {
         complaint: Complaint,
         out: &mut Outbox,
     ) {
-        if !may_be_complained_about(bytes, packet) {
+        if !reply::may_be_told(bytes, packet) {
             return;
         }
         let own = packet.tuple.dst;

@@ -9,9 +9,7 @@ use super::reply::Complaint;
 use super::{Desk, Frame, Gathered, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::packet::cut::Cut;
 use crate::packet::rewrite::{Checksum, Layout, complete_checksum};
-use crate::packet::{
-    DropReason, ETHERNET_LEN, Family, Fragment, Ip, PROTOCOL_ICMP, PROTOCOL_ICMPV6, Packet, Parsed, Tuple, parse_to,
-};
+use crate::packet::{DropReason, ETHERNET_LEN, Family, Fragment, Ip, Packet, Parsed, Tuple, parse_to};
 use crate::{Now, WorkerId};
 
 /// How a packet came that was put together, and so how it leaves.
@@ -77,7 +75,7 @@ impl Plane {
         let Tuple { src, dst, .. } = fragment.parsed.tuple;
         // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
         let is_reply = self.services.keeps_clients(src) && !self.network.is_kernels(dst);
-        if !is_reply && !self.services.is_ours(dst) {
+        if !is_reply && !self.services.is_ours(dst) && !self.network.is_own(dst) {
             return self.route_on(frame, &fragment.parsed, None, turn);
         }
         // Who cuts a packet completes its checksum first.
@@ -263,22 +261,6 @@ impl Plane {
 /// Makes the checksum of a packet complete before it is cut; whether it now is.
 pub(super) fn complete(frame: &mut Frame<'_>, packet: &Parsed) -> bool {
     frame.checksum != Checksum::Partial || complete_checksum(frame.bytes, &Layout::from(packet)).is_ok()
-}
-
-/// Whether the sender of a packet may be told of its fate by an ICMP error: not where it is one itself, nor of an IPv4 fragment that is not the first
-/// (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
-pub(super) fn may_be_complained_about(frame: &[u8], packet: &Parsed) -> bool {
-    let offset = frame.get(usize::from(packet.l3) + 6..).and_then(|rest| rest.first_chunk());
-    if packet.family == Family::V4 && offset.is_none_or(|offset| u16::from_be_bytes(*offset) & 0x1fff != 0) {
-        return false;
-    }
-    let kind = frame.get(usize::from(packet.l4)).copied();
-    match (packet.tuple.protocol, packet.family) {
-        (PROTOCOL_ICMP, Family::V4) => matches!(kind, Some(0 | 8 | 13..=18)),
-        // Redirects are like errors.
-        (PROTOCOL_ICMPV6, Family::V6) => matches!(kind, Some(128..=136 | 138..)),
-        _ => true,
-    }
 }
 
 /// The parts of a first fragment.

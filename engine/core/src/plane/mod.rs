@@ -16,6 +16,7 @@ mod forward;
 mod fragments;
 mod handoff;
 mod moving;
+mod neighbours;
 mod network;
 mod note;
 mod opening;
@@ -57,12 +58,13 @@ use router::OwnAddresses;
 use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
-pub use network::{Network, NextHop, Port};
+pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
+pub use network::{Keeper, Network, NextHop, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
 
-/// Ports at most.
-pub const PORTS_MAX: usize = 16;
+/// Ports at most, so that a set of them is one word.
+pub const PORTS_MAX: usize = 64;
 
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
@@ -105,7 +107,7 @@ pub(crate) const DROP_REASONS: [DropReason; 30] = [
     DropReason::Unroutable,
 ];
 
-/// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
+/// An interface or VLAN, by its place in [`Network::ports`]; below [`PORTS_MAX`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u8);
 
@@ -118,8 +120,8 @@ impl PortId {
 
     /// The same number as one bit of a set of ports.
     #[inline]
-    fn bit(self) -> u16 {
-        1_u16.checked_shl(self.0.into()).unwrap_or(0)
+    fn bit(self) -> u64 {
+        1_u64.checked_shl(self.0.into()).unwrap_or(0)
     }
 }
 
@@ -604,7 +606,7 @@ impl Plane {
         self.flows.established.memory().into_iter().chain(self.flows.half_open.memory())
     }
 
-    /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
+    /// A next hop that was looked for and is not known: the kernel, or [`Neighbours`], is to be asked for it. Each once per second at most; `None` when there is none.
     pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
         self.pending.wanted(now)
     }

@@ -270,7 +270,8 @@ impl Plane {
 
     /// Whether an address is ours and not the kernel's as well.
     pub(super) fn is_ours_alone(&self, address: Ip) -> bool {
-        self.services.is_ours(address) && !self.services.is_lent(address) && self.network.holder(address).is_none()
+        let is_services = self.services.is_ours(address) && !self.services.is_lent(address);
+        is_services && self.network.holder(address).is_none() || self.network.is_own(address)
     }
 
     /// Inserts a flow that got its server and source before. `None`: it cannot be, and they are given back.

@@ -279,7 +279,7 @@ mod tests {
     }
 
     fn network(known: &[Ip]) -> Network {
-        let port = Port { name: "in".into(), index: 0, mac: OURS, mtu: 1500, addresses: vec![], segments: true };
+        let port = Port { name: "in".into(), mac: OURS, mtu: 1500, segments: true, ..Port::default() };
         let neighbours = known.iter().map(|&ip| (PORT, ip, THEIRS)).collect();
         Network::new(vec![port], vec![(host(0), 8, None, PORT, 0)], neighbours)
     }

@@ -93,6 +93,7 @@ fn network_with(mtu_inside: u32, known: bool, stations: &[(PortId, IpAddr, Mac)]
         mtu,
         addresses: addresses.map(|(address, prefix)| (ip(address).into(), prefix)).to_vec(),
         segments: true,
+        ..Port::default()
     };
     let ports = vec![
         port("outside", OUTSIDE_MAC, 1500, [("192.0.2.1", 24), ("2001:db8::1", 64)]),

@@ -29,6 +29,8 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
+    /// The link of a VLAN is not there, not up, or no Ethernet.
+    NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
     /// The kernel has no route to a real server over an Ethernet interface.
@@ -49,6 +51,10 @@ impl NoWay {
                 "forwarding = \"dsr\": server {ip} is on no network of this host, but direct server return ends at the first router; \
                  use forwarding = \"full-nat\""
             ),
+            NoWay::NoLink(name) => format!(
+                "interface `{name}`, on which the file has VLANs, is no Ethernet interface of this host that is up; \
+                 set it up (`ip link set {name} up`), or correct its name"
+            ),
             NoWay::Nowhere(ip) => format!(
                 "no Ethernet interface of this host that is up has a network that holds {ip}, and no default route leads over one; \
                  give one an address in the network of {ip}"
@@ -64,7 +70,7 @@ impl NoWay {
                  next hop"
             ),
             NoWay::TooMany(count) => format!(
-                "{count} interfaces lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
+                "{count} interfaces and VLANs lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
             ),
         }
     }
@@ -72,6 +78,8 @@ impl NoWay {
     /// Whether it is about an address or a real server of `after` that `before` has in the same use.
     pub fn concerns(&self, before: &Model, after: &Model) -> bool {
         match *self {
+            // It takes a restart to have others.
+            NoWay::NoLink(_) => true,
             NoWay::BehindRouter(ip) => uses(before, Forwarding::Dsr, ip),
             NoWay::Nowhere(ip) => addresses(before).contains(&ip),
             NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
@@ -101,8 +109,9 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         chosen.sort_by_key(|link| tables.links.iter().position(|other| other.index == link.index));
         chosen.dedup_by_key(|link| link.index);
     }
-    if chosen.len() > PORTS_MAX {
-        missing.push(NoWay::TooMany(chosen.len()));
+    let ports = chosen.len() + model.vlans().count();
+    if ports > PORTS_MAX {
+        missing.push(NoWay::TooMany(ports));
     }
     (chosen, missing)
 }
@@ -120,7 +129,20 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
+    let named: BTreeSet<&str> = model.vlans().map(|(link, _)| link.name.as_str()).collect();
+    for name in named {
+        match usable.iter().find(|link| link.name == name) {
+            Some(link) => _ = chosen.insert(link.index),
+            None => missing.push(NoWay::NoLink(name.to_owned())),
+        }
+    }
     let vips: BTreeSet<IpAddr> = services(model).map(|service| service.vip).collect();
+    let at_home: BTreeSet<IpAddr> =
+        services(model).filter(|service| service.interface.is_some()).map(|service| service.vip).collect();
+    for service in services(model) {
+        let link = usable.iter().find(|link| service.interface.as_ref() == Some(&link.name));
+        chosen.extend(link.map(|link| link.index));
+    }
     for ip in addresses(model) {
         let homes: Vec<u32> = tables
             .addresses
@@ -138,18 +160,23 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
             .map(|route| route.link)
             .filter(|&link| is_usable(link))
             .collect();
-        if homes.is_empty() && defaults.is_empty() {
+        let is_tagged = vlan_prefix(model, ip).is_some() || at_home.contains(&ip);
+        if homes.is_empty() && defaults.is_empty() && !is_tagged {
             missing.push(NoWay::Nowhere(ip));
         }
         chosen.extend(defaults);
     }
-    let near = |ip: IpAddr| tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
+    let near = |ip: IpAddr| {
+        vlan_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
+    };
     let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match routes::best(&routes, ip) {
-            Some(route) if is_usable(route.link) => {
+        match (routes::best(&routes, ip), vlan_prefix(model, ip)) {
+            // The kernel's route is not the longest one.
+            (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
+            (Some(route), _) if is_usable(route.link) => {
                 chosen.insert(route.link);
             }
             _ => missing.push(NoWay::NoRoute(ip)),
@@ -157,7 +184,7 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     }
     let by_services = routes::next_hops(model).into_iter().map(|ip| (ip, routes::beside(tables, ip)));
     let by_routes = model.routes.iter().map(|route| (route.via, routes::link_of(route, tables)));
-    for (ip, link) in by_services.chain(by_routes) {
+    for (ip, link) in by_services.chain(by_routes).filter(|&(ip, _)| !is_on_vlan(model, ip)) {
         match link {
             Some(link) if is_usable(link) => {
                 chosen.insert(link);
@@ -188,6 +215,18 @@ fn uses(model: &Model, forwarding: Forwarding, server: IpAddr) -> bool {
 
 fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item = IpAddr> + use<'m> {
     model.groups[service.group].servers.iter().map(|server| server.address)
+}
+
+/// Whether a network of a VLAN holds an address.
+fn is_on_vlan(model: &Model, ip: IpAddr) -> bool {
+    model.vlans().flat_map(|(_, vlan)| &vlan.addresses).any(|&(net, prefix)| holds(net, prefix, ip))
+}
+
+/// The prefix length of the longest network that holds an address and is a VLAN's, or reached by a static route over one.
+fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let own = model.vlans().flat_map(|(_, vlan)| vlan.addresses.iter().copied());
+    let behind = model.routes.iter().filter(|route| is_on_vlan(model, route.via)).map(|route| route.to);
+    own.chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
 }
 
 /// Whether a network holds an address.
@@ -331,6 +370,27 @@ mod tests {
         let ip = |text: &str| text.parse().unwrap();
         assert_eq!(missing, [NoWay::NoRoute(ip("172.16.0.5")), NoWay::NextHop(ip(next_hop)), NoWay::NextHop(ip(via))]);
         assert!(missing[1].concerns(&with(next_hop, via), &with(next_hop, via)));
+    }
+
+    #[test]
+    fn a_vlan_leads_to_what_is_on_its_network() {
+        let trunk = "[[interface]]\nname = \"other\"\n[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/24\", \"10.30.0.1/8\"]\n";
+        let text = |vip: &str, server: &str| {
+            format!(
+                "{trunk}[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
+            )
+        };
+        let model = |text: &str| towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        assert_eq!(chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables), (vec!["other".to_owned()], vec![]));
+        // A longer route of the kernel's, and no link.
+        tables.routes.push(route("10.99.0.0", 16, 3));
+        let (names, missing) = chosen(&model(&text("10.20.0.30", "10.99.0.31")), &tables);
+        assert_eq!((names, missing), (vec!["back".to_owned(), "other".to_owned()], vec![]));
+        tables.links[3].up = false;
+        let (_, missing) = chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables);
+        assert_eq!(missing, [NoWay::NoLink("other".to_owned())]);
     }
 
     #[test]

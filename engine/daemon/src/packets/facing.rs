@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use towpath_config::model::{FacingPorts, Model, Source, SourcePool, VirtualService};
 use towpath_sys::{host, socket};
 
+use super::arms::holds;
+
 /// `model` with [`Source::Facing`] made a pool of the addresses that the kernel has towards each real server. What leads nowhere just now
 /// keeps the address that `before` has for it, and so does what leads elsewhere while the interface of that address is down; without one it is
 /// left out, and [`preflight`](crate::preflight()) says so.
@@ -15,7 +17,12 @@ pub fn resolve(model: Model, before: Option<&Model>) -> Model {
     // Who cannot be asked says that nothing is down.
     let own = host::addresses().unwrap_or_default();
     let is_down = |ip: IpAddr| own.iter().any(|address| address.ip == ip && !address.up);
-    resolve_by(model, before, is_down, |server| socket::kernel_source_towards(server).ok())
+    let tagged: Vec<(IpAddr, u8)> = model.vlans().flat_map(|(_, vlan)| vlan.addresses.clone()).collect();
+    resolve_by(model, before, is_down, |server| {
+        // The kernel knows nothing of VLANs.
+        let near = tagged.iter().filter(|&&(ip, prefix)| holds(ip, prefix, server)).max_by_key(|(_, prefix)| *prefix);
+        near.map(|&(ip, _)| ip).or_else(|| socket::kernel_source_towards(server).ok())
+    })
 }
 
 fn resolve_by(

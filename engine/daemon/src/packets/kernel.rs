@@ -11,7 +11,7 @@ use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Network, PortId};
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{Changes, Neighbours, Tables};
-use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
+use towpath_sys::packet::{self, Hearing, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
 use super::arms::{Arm, servers};
@@ -19,7 +19,7 @@ use super::claims::{addresses, claims};
 use super::fast::KernelPath;
 use super::routes;
 use super::steering::{SteeringError, program};
-use super::view::{self, KnownArm};
+use super::view::{self, FileNetwork, KnownArm, KnownVlan};
 
 /// Neighbours that one round of confirmation asks for.
 const CONFIRMED_MAX: usize = 256;
@@ -27,6 +27,9 @@ const CONFIRMED_MAX: usize = 256;
 /// Why the kernel does not carry the packet plane.
 #[derive(Debug, Error)]
 pub enum KernelError {
+    /// What neighbours say could not be heard.
+    #[error("neighbours on VLANs cannot be heard: {}", explain(.0))]
+    Hearing(#[source] io::Error),
     /// An interface could not be opened.
     #[error("{}", explain(.source))]
     Interface {
@@ -51,9 +54,11 @@ pub struct Kernel {
     /// As it was at the start: what claims depend on takes a restart to change.
     model: Model,
     view: Neighbours,
-    /// With the routes of the configuration beside the kernel's.
     tables: Tables,
     arms: Vec<KnownArm>,
+    file: FileNetwork,
+    /// What hears and asks where the kernel has no address, until it is [taken](Kernel::take_hearing).
+    hearing: Option<Hearing>,
     ring: RingSettings,
     silence: Silence,
     /// The kernel is silent for all claims on all arms that are there.
@@ -76,8 +81,6 @@ pub struct Kernel {
 
 /// What has become of the network.
 pub struct Update {
-    /// The network now.
-    pub network: Network,
     /// An arm has another address of either kind, or works again: the neighbours must be told where our addresses are.
     pub is_moved: bool,
     /// Ports that were gone and are there again, for each worker in order.
@@ -99,19 +102,22 @@ impl Kernel {
         let workers = steering.workers();
         let program = program(model, steering, seed)?;
         let mut view = Neighbours::open().map_err(KernelError::View)?;
-        let mut tables = view.tables().map_err(KernelError::View)?;
-        routes::add(model, &mut tables);
+        let tables = view.tables().map_err(KernelError::View)?;
         let mut known: Vec<KnownArm> = arms.iter().map(known_arm).collect();
         view::refresh(&mut known, &tables);
         for arm in &mut known {
             arm.segments = view.can_segment(&arm.name).unwrap_or(false);
         }
-        let groups: Vec<[u8; 6]> = addresses(model).into_iter().filter_map(solicited_group).collect();
+        let file = FileNetwork::new(model, arms);
+        let own = file.vlans.iter().flat_map(|vlan| vlan.addresses.iter().map(|&(ip, _)| ip));
+        let groups: BTreeSet<[u8; 6]> = addresses(model).into_iter().chain(own).filter_map(solicited_group).collect();
+        let groups: Vec<[u8; 6]> = groups.into_iter().collect();
         let mut per_worker: Vec<Vec<PacketPort>> = (0..workers).map(|_| Vec::with_capacity(arms.len())).collect();
         let mut opened = Vec::with_capacity(arms.len());
-        for arm in arms {
-            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups)?);
+        for (arm, place) in arms.iter().zip(0..) {
+            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups, &tags(&file.vlans, place))?);
         }
+        let hearing = if file.vlans.is_empty() { None } else { Some(Hearing::open().map_err(KernelError::Hearing)?) };
         if let Some(path) = &mut fast
             && let Err(error) = attach_all(path, &known, &opened)
         {
@@ -134,6 +140,8 @@ impl Kernel {
             view,
             tables,
             arms: known,
+            file,
+            hearing,
             ring,
             silence,
             is_silent: true,
@@ -155,9 +163,19 @@ impl Kernel {
         self.fast.as_ref()
     }
 
-    /// The network as it was last looked at.
-    pub fn network(&self) -> Network {
-        view::network(&self.arms, &self.tables)
+    /// The network as it was last looked at; `known`: neighbours where the kernel knows none.
+    pub fn network(&self, known: impl Iterator<Item = (PortId, Ip, Mac)>) -> Network {
+        view::network(&self.arms, &self.file, &self.tables, known)
+    }
+
+    /// By what neighbours are heard and asked where the kernel has no address, if there is such a network; once.
+    pub fn take_hearing(&mut self) -> Option<Hearing> {
+        self.hearing.take()
+    }
+
+    /// Addresses that the packet plane answers for.
+    pub fn ours(&self) -> BTreeSet<Ip> {
+        addresses(&self.model).into_iter().map(Ip::from).collect()
     }
 
     /// What the kernel says has changed, without waiting.
@@ -179,7 +197,6 @@ impl Kernel {
     pub fn look(&mut self) -> io::Result<Update> {
         let before: Vec<View> = self.arms.iter().map(|arm| View::of(arm, &self.tables)).collect();
         self.tables = self.view.tables()?;
-        routes::add(&self.model, &mut self.tables);
         if self.view.unread() > 0 && !self.told_unread {
             self.told_unread = true;
             tracing::warn!(
@@ -205,7 +222,7 @@ impl Kernel {
         }
         let moved = |(arm, before): (&KnownArm, &View)| View::of(arm, &self.tables).is_news(before);
         let is_moved = self.arms.iter().zip(&before).any(moved) || !reopened.is_empty();
-        Ok(Update { network: self.network(), is_moved, reopened })
+        Ok(Update { is_moved, reopened })
     }
 
     /// Asks for a next hop that a worker wants; what cannot be asked for is wanted again.
@@ -221,7 +238,8 @@ impl Kernel {
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
         let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
-        let first = gateways.chain(servers(&self.model)).chain(routes::next_hops(&self.model)).collect();
+        let stated = self.model.routes.iter().map(|route| route.via).chain(routes::next_hops(&self.model));
+        let first = gateways.chain(servers(&self.model)).chain(stated).collect();
         let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
         let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
         for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {
@@ -238,7 +256,8 @@ impl Kernel {
             self.missing.insert(port);
             return None;
         }
-        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups) {
+        let tags = tags(&self.file.vlans, port.0);
+        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups, &tags) {
             Ok(ports) => {
                 tracing::info!("interface {} is there again", arm.name);
                 if let Some(path) = &mut self.fast
@@ -344,14 +363,24 @@ fn open_arm(
     program: &[Instruction],
     ring: &RingSettings,
     groups: &[[u8; 6]],
+    vlans: &[u16],
 ) -> Result<Vec<PacketPort>, KernelError> {
     let failed = |source| KernelError::Interface { name: name.to_owned(), source };
-    let ports = packet::open(name, workers, program, ring).map_err(failed)?;
+    let mut ports = packet::open(name, workers, program, ring).map_err(failed)?;
     // One membership is enough for the interface, and ends with its port.
     if let Some(first) = ports.first() {
         groups.iter().try_for_each(|&group| first.join(group)).map_err(failed)?;
+        if !vlans.is_empty() {
+            first.hear_all().map_err(failed)?;
+        }
     }
+    ports.iter_mut().for_each(|port| port.take_vlans(vlans));
     Ok(ports)
+}
+
+/// The VLANs of the arm at this place.
+fn tags(vlans: &[KnownVlan], arm: u8) -> Vec<u16> {
+    vlans.iter().filter(|vlan| vlan.arm == arm).map(|vlan| vlan.id).collect()
 }
 
 /// The Ethernet group that neighbour solicitations for an IPv6 address are sent to (RFC 4291 section 2.7.1, RFC 2464 section 7).

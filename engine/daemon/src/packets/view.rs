@@ -1,8 +1,15 @@
 //! The network as the packet plane is told it, from what the kernel knows.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use towpath_config::model::{Interface, Model, StaticRoute, VirtualService, Vlan};
 use towpath_core::packet::{Ip, Mac};
-use towpath_core::plane::{Network, Port, PortId};
+use towpath_core::plane::{Keeper, Network, Port, PortId};
 use towpath_sys::neighbour::Tables;
+
+use super::arms::{Arm, holds};
+use super::claims::services;
 
 /// The number of a port that is none of ours: routes over it mean that no route of ours leads there.
 const ELSEWHERE: PortId = PortId(u8::MAX);
@@ -24,6 +31,48 @@ pub struct KnownArm {
     pub is_there: bool,
     /// Whether it is up and there is a cable.
     pub works: bool,
+}
+
+/// A tagged network on an arm, which the kernel knows nothing about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownVlan {
+    /// Its name.
+    pub name: String,
+    /// The place of its arm in the list.
+    pub arm: u8,
+    /// The number in its tag.
+    pub id: u16,
+    /// Our addresses there, each with its prefix length.
+    pub addresses: Vec<(IpAddr, u8)>,
+}
+
+/// What the file says about the network, beside what the kernel knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileNetwork {
+    /// Ports behind those of the arms, in this order.
+    pub vlans: Vec<KnownVlan>,
+    /// On which port a VIP lives, where that was named.
+    pub homes: BTreeMap<Ip, PortId>,
+    /// Routes beside the kernel's: of two to one network with the same metric the kernel's counts.
+    pub routes: Vec<StaticRoute>,
+}
+
+impl FileNetwork {
+    /// That of a model over these arms.
+    pub fn new(model: &Model, arms: &[Arm]) -> FileNetwork {
+        let known = |(link, vlan): (&Interface, &Vlan)| {
+            let arm = u8::try_from(arms.iter().position(|arm| arm.name == link.name)?).ok()?;
+            Some(KnownVlan { name: vlan.name.clone(), arm, id: vlan.id, addresses: vlan.addresses.clone() })
+        };
+        let vlans: Vec<KnownVlan> = model.vlans().filter_map(known).collect();
+        let port_of = |name: &str| {
+            let mut names = arms.iter().map(|arm| &arm.name).chain(vlans.iter().map(|vlan| &vlan.name));
+            names.position(|known| known == name).and_then(|place| u8::try_from(place).ok()).map(PortId)
+        };
+        let home = |service: &VirtualService| Some((Ip::from(service.vip), port_of(service.interface.as_deref()?)?));
+        let homes = services(model).filter_map(home).collect();
+        FileNetwork { vlans, homes, routes: model.routes.clone() }
+    }
 }
 
 /// Looks the arms up by their names; one that is gone stays as it was, but does not work. Says which were gone and
@@ -52,28 +101,62 @@ pub fn refresh(arms: &mut [KnownArm], tables: &Tables) -> Vec<PortId> {
     returned
 }
 
-/// The network over these arms.
-pub fn network(arms: &[KnownArm], tables: &Tables) -> Network {
+/// The network over these arms and VLANs: as the kernel knows it, and what we know ourselves.
+pub fn network(
+    arms: &[KnownArm],
+    file: &FileNetwork,
+    tables: &Tables,
+    known: impl Iterator<Item = (PortId, Ip, Mac)>,
+) -> Network {
     let port_of = |link: u32| {
         let place = arms.iter().position(|arm| arm.index == link)?;
         u8::try_from(place).ok().map(PortId)
     };
-    let ports = arms
-        .iter()
-        .map(|arm| Port {
-            name: arm.name.clone(),
-            index: if arm.is_there { arm.index } else { 0 },
+    let untagged = arms.iter().zip(0..).map(|(arm, link)| Port {
+        name: arm.name.clone(),
+        link,
+        index: if arm.is_there { arm.index } else { 0 },
+        mac: arm.mac,
+        mtu: arm.mtu_bytes,
+        addresses: tables
+            .addresses
+            .iter()
+            .filter(|address| address.link == arm.index)
+            .map(|address| (Ip::from(address.ip), address.prefix))
+            .collect(),
+        segments: arm.segments,
+        ..Port::default()
+    });
+    let tagged = file.vlans.iter().filter_map(|vlan| {
+        let arm = arms.get(usize::from(vlan.arm))?;
+        Some(Port {
+            name: vlan.name.clone(),
+            link: vlan.arm,
+            vlan: Some(vlan.id),
             mac: arm.mac,
             mtu: arm.mtu_bytes,
-            addresses: tables
-                .addresses
-                .iter()
-                .filter(|address| address.link == arm.index)
-                .map(|address| (Ip::from(address.ip), address.prefix))
-                .collect(),
+            addresses: vlan.addresses.iter().map(|&(ip, prefix)| (Ip::from(ip), prefix)).collect(),
+            keeper: Keeper::Towpath,
             segments: arm.segments,
+            ..Port::default()
         })
-        .collect();
+    });
+    let ports: Vec<Port> = untagged.chain(tagged).collect();
+    let near = ports
+        .iter()
+        .zip(0..)
+        .filter(|(port, _)| port.keeper == Keeper::Towpath)
+        .flat_map(|(port, id)| port.addresses.iter().map(move |&(ip, prefix)| (ip, prefix, None, PortId(id), 0)));
+    let beside = |via: IpAddr| {
+        let numbered = ports.iter().zip(0..).flat_map(|(port, id)| port.addresses.iter().map(move |own| (id, own)));
+        let fitting = numbered.filter(|(_, (own, prefix))| holds((*own).into(), *prefix, via));
+        fitting.max_by_key(|(_, (_, prefix))| *prefix).map(|(id, _)| PortId(id))
+    };
+    let named = |name: &String| ports.iter().zip(0..).find(|(port, _)| port.name == *name).map(|(_, id)| PortId(id));
+    let stated = file.routes.iter().filter_map(|route| {
+        let port = route.interface.as_ref().map_or_else(|| beside(route.via), named)?;
+        Some((Ip::from(route.to.0), route.to.1, Some(Ip::from(route.via)), port, route.metric))
+    });
     let routes = tables
         .routes
         .iter()
@@ -82,20 +165,22 @@ pub fn network(arms: &[KnownArm], tables: &Tables) -> Network {
             let port = port_of(route.link).unwrap_or(ELSEWHERE);
             (Ip::from(network), prefix, route.gateway.map(Ip::from), port, route.metric)
         })
+        .chain(near)
+        .chain(stated)
         .collect();
     let neighbours = tables
         .neighbours
         .iter()
         .filter_map(|neighbour| Some((port_of(neighbour.link)?, Ip::from(neighbour.ip), Mac(neighbour.mac))))
+        .chain(known)
         .collect();
     let elsewhere = tables.addresses.iter().filter(|address| port_of(address.link).is_none());
-    Network::new(ports, routes, neighbours).with_elsewhere(elsewhere.map(|address| Ip::from(address.ip)))
+    let elsewhere = elsewhere.map(|address| Ip::from(address.ip));
+    Network::new(ports, routes, neighbours).with_elsewhere(elsewhere).with_homes(file.homes.clone())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use towpath_core::plane::NextHop;
     use towpath_sys::link::Link;
     use towpath_sys::neighbour::{KnownRoute, LinkAddress, Neighbour};
@@ -150,13 +235,32 @@ mod tests {
         let mut arms = [arm("front", 2), arm("back", 3)];
         assert_eq!(refresh(&mut arms, &tables()), []);
         assert!(arms.iter().all(|arm| arm.works && arm.mtu_bytes == 1500));
-        let network = network(&arms, &tables());
+        let network = network(&arms, &FileNetwork::default(), &tables(), std::iter::empty());
         assert_eq!(network.ports[1].addresses, [(Ip::from(ip("198.51.100.1")), 24)]);
         let gateway = NextHop::Ready { port: PortId(1), mac: Mac([2, 0, 0, 0, 1, 1]) };
         assert_eq!(network.next_hop(ip("192.0.2.1").into()), gateway);
         assert_eq!(network.next_hop(ip("203.0.113.9").into()), NextHop::NoRoute);
         let unknown = NextHop::Unresolved { port: PortId(1), via: ip("198.51.100.7").into() };
         assert_eq!(network.next_hop(ip("198.51.100.7").into()), unknown);
+    }
+
+    #[test]
+    fn a_vlan_is_a_port_behind_the_arms_with_addresses_and_neighbours_of_its_own() {
+        let mut arms = [arm("front", 2), arm("back", 3)];
+        refresh(&mut arms, &tables());
+        let addresses = vec![(ip("10.20.0.1"), 24)];
+        let edge = KnownVlan { name: "edge".into(), arm: 1, id: 20, addresses };
+        let (server, station) = (Ip::from(ip("10.20.0.9")), Mac([2, 0, 0, 0, 1, 9]));
+        let file = FileNetwork { vlans: vec![edge], ..FileNetwork::default() };
+        let network = network(&arms, &file, &tables(), [(PortId(2), server, station)].into_iter());
+        let port = &network.ports[2];
+        assert_eq!((port.link, port.vlan, port.index, port.mac), (1, Some(20), 0, arms[1].mac));
+        assert_eq!((network.port_of(1, Some(20)), network.port_of(1, None)), (Some(PortId(2)), Some(PortId(1))));
+        assert_eq!((network.port_of(0, Some(20)), network.port_of(1, Some(21))), (None, None));
+        assert_eq!(network.next_hop(server), NextHop::Ready { port: PortId(2), mac: station });
+        let unknown = NextHop::Unresolved { port: PortId(2), via: ip("10.20.0.10").into() };
+        assert_eq!(network.next_hop(ip("10.20.0.10").into()), unknown);
+        assert!(network.is_own(ip("10.20.0.1").into()) && !network.is_kernels(ip("10.20.0.1").into()));
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! A tap on an interface, for tests that look at what is on the wire.
 
 use std::io;
-use std::mem;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::socket;
-use crate::errno::{Cause, check_length};
+use super::tag::Tag;
+use crate::errno::Cause;
 use crate::host;
+use crate::socket::set_flag;
 
 /// The largest frame a virtual interface hands over: a super-packet of 64 KiB and its headers.
 const FRAME_BYTES_MAX: usize = (1 << 16) + 256;
@@ -26,9 +27,10 @@ pub enum Direction {
 pub struct Frame {
     /// Which way it went.
     pub direction: Direction,
-    /// From the Ethernet header on; without a VLAN tag, which the kernel takes off. Between virtual interfaces the
-    /// transport checksum may be unfinished and the frame larger than the MTU.
+    /// From the Ethernet header on. Between virtual interfaces the transport checksum may be unfinished and the frame larger than the MTU.
     pub bytes: Vec<u8>,
+    /// The outermost VLAN tag of one that came in, which the kernel takes off; one that leaves has it in its bytes.
+    pub tag: Option<Tag>,
 }
 
 /// Sees every frame of an interface from the moment it is opened.
@@ -46,6 +48,7 @@ impl Tap {
         let fd = socket::open()?;
         // What the kernel does not grant only makes losses likelier, and those are counted.
         let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
+        set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
         socket::bind(&fd, index)?;
         Ok(Tap { fd, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
     }
@@ -79,16 +82,7 @@ impl Tap {
 
     /// A frame that has been captured already, without waiting.
     pub fn take(&mut self) -> io::Result<Option<Frame>> {
-        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
-        let mut from: libc::sockaddr_ll = unsafe { mem::zeroed() };
-        let place: *mut libc::sockaddr_ll = &mut from;
-        let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        let buffer = self.buffer.as_mut_ptr().cast();
-        let room = self.buffer.len();
-        // SAFETY: the pointers name `buffer` with its length and `from` with its own; both outlive the call.
-        let received =
-            unsafe { libc::recvfrom(self.fd.as_raw_fd(), buffer, room, libc::MSG_TRUNC, place.cast(), &mut length) };
-        let received = match check_length(received) {
+        let socket::Received { length: received, from, tag } = match socket::receive(&self.fd, &mut self.buffer) {
             Ok(received) => received,
             Err(error) if Cause::of(&error) == Cause::NotYet => return Ok(None),
             Err(error) => return Err(error),
@@ -100,7 +94,7 @@ impl Tap {
             ));
         }
         let direction = if from.sll_pkttype == libc::PACKET_OUTGOING { Direction::Sent } else { Direction::Received };
-        Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec() }))
+        Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec(), tag }))
     }
 
     /// How many frames passed while the tap had no room for them.

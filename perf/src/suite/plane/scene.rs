@@ -148,6 +148,7 @@ impl Scene {
             mtu: 1500,
             addresses: vec![(self.host(id, 1).into(), prefix)],
             segments: true,
+            ..Port::default()
         };
         let router = self.host(FRONT, 2).into();
         let on_link = |id: PortId| (self.host(id, 0).into(), prefix, None, id, 0);

@@ -1,0 +1,106 @@
+//! One socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself.
+//!
+//! It is not bound to an interface, so it outlives those that go and come. The kernel's own neighbours are not its business: for interfaces and VLANs
+//! on which the kernel has no address.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use super::port::Instruction;
+use super::socket;
+use super::tag::Tag;
+use crate::errno::{Cause, check_length};
+use crate::socket::{set_flag, set_program};
+
+/// Room for a neighbour message with many options; ARP is shorter.
+const FRAME_BYTES_MAX: usize = 512;
+/// What came in for us or for a group, and is ARP, a neighbour solicitation or a neighbour advertisement: by kind of packet (SKF_AD_PKTTYPE), EtherType,
+/// next header and type of ICMPv6.
+const ABOUT_NEIGHBOURS: [Instruction; 12] = [
+    (0x30, 0, 0, 0xffff_f004),
+    // Neither PACKET_OTHERHOST nor PACKET_OUTGOING.
+    (0x35, 9, 0, 3),
+    (0x28, 0, 0, 12),
+    (0x15, 6, 0, 0x0806),
+    (0x15, 0, 6, 0x86dd),
+    (0x30, 0, 0, 20),
+    (0x15, 0, 4, 58),
+    (0x30, 0, 0, 54),
+    (0x15, 1, 0, 135),
+    (0x15, 0, 1, 136),
+    (0x06, 0, 0, u32::MAX),
+    (0x06, 0, 0, 0),
+];
+
+/// The socket.
+#[derive(Debug)]
+pub struct Hearing {
+    fd: OwnedFd,
+    buffer: Box<[u8; FRAME_BYTES_MAX]>,
+}
+
+/// A frame that was heard.
+#[derive(Debug, PartialEq, Eq)]
+pub struct HeardFrame<'a> {
+    /// The number of the interface that it came in by.
+    pub interface: u32,
+    /// Its outermost tag, which is not in the bytes.
+    pub tag: Option<Tag>,
+    /// From the Ethernet header on.
+    pub bytes: &'a [u8],
+}
+
+impl Hearing {
+    /// Hears the interfaces of the calling thread's namespace from here on.
+    ///
+    /// # Errors
+    /// `PermissionDenied` without CAP_NET_RAW.
+    pub fn open() -> io::Result<Hearing> {
+        let fd = socket::open()?;
+        set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &ABOUT_NEIGHBOURS)?;
+        set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
+        socket::bind(&fd, 0)?;
+        Ok(Hearing { fd, buffer: Box::new([0; FRAME_BYTES_MAX]) })
+    }
+
+    /// A frame that has come, without waiting; longer ones than such messages are cut.
+    pub fn take(&mut self) -> io::Result<Option<HeardFrame<'_>>> {
+        match socket::receive(&self.fd, &mut self.buffer[..]) {
+            Ok(received) => {
+                let interface = u32::try_from(received.from.sll_ifindex).unwrap_or(0);
+                let bytes = self.buffer.get(..received.length).unwrap_or(&self.buffer[..]);
+                Ok(Some(HeardFrame { interface, tag: received.tag, bytes }))
+            }
+            Err(error) if Cause::of(&error) == Cause::NotYet => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a frame by an interface, with a tag put in.
+    pub fn send(&self, interface: u32, tag: Option<Tag>, bytes: &[u8]) -> io::Result<()> {
+        let (addresses, rest) = bytes.split_at(bytes.len().min(Tag::PLACE));
+        let tag = tag.map(Tag::bytes);
+        let frame = [addresses, tag.as_ref().map_or(&[], |tag| &tag[..]), rest].concat();
+        let to = socket::link_address(interface)?;
+        let place: *const libc::sockaddr_ll = &to;
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        let raw = self.fd.as_raw_fd();
+        // SAFETY: the pointers name `frame` with its length and `to` with its own; both outlive the call.
+        let sent =
+            unsafe { libc::sendto(raw, frame.as_ptr().cast(), frame.len(), libc::MSG_DONTWAIT, place.cast(), length) };
+        check_length(sent).map(drop)
+    }
+}
+
+impl AsFd for Hearing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl AsRawFd for Hearing {
+    /// Readable while frames are there.
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
