@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+/// Ports that health checks speak from, first and last, at addresses that Towpath has on VLANs and bridges: nothing is leased there.
+pub const PROBE_PORTS: (u16, u16) = (61_000, 65_535);
+
 /// One configuration file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {

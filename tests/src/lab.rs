@@ -149,12 +149,12 @@ impl Deref for TestLab {
     }
 }
 
-fn beside(neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
+pub(crate) fn beside(neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
     let [a, b, c, _] = neighbour.octets();
     Ipv4Addr::new(a, b, c, number)
 }
 
-fn beside6(neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
+pub(crate) fn beside6(neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
     let mut segments = neighbour.segments();
     segments[7] = number;
     Ipv6Addr::from(segments)

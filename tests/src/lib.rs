@@ -27,6 +27,7 @@ pub mod neighbour;
 pub mod origin;
 pub mod roles;
 pub mod subject;
+pub mod trunk;
 pub mod wire;
 
 pub use bulk::{Bulk, Sum};
@@ -38,4 +39,5 @@ pub use neighbour::Neighbour;
 pub use origin::{Accepted, Origin};
 pub use subject::{Program, Refusal, Subject};
 pub use towpath_perf::lab::{Host, Places, Site, Topology};
+pub use trunk::Trunk;
 pub use wire::Segment;

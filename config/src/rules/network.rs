@@ -1,6 +1,6 @@
 //! `[[interface]]`, `[[route]]`, `[[bridge]]`, `[router]` and the names that refer to them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use crate::decode::{At, Section, Value};
@@ -12,9 +12,8 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     let links = links(draft.root, report);
     addresses(draft.root, report);
     vlans(draft.root, report);
-    let mut told = HashSet::new();
     for service in &draft.services {
-        tagged(draft, service, &mut told, report);
+        tagged(draft, service, report);
     }
     for bridge in draft.root.tables("bridge") {
         let Some(arms) = bridge.list("interfaces") else { continue };
@@ -164,35 +163,34 @@ fn vlans(root: &Section, report: &mut Report) {
     }
 }
 
-/// The kernel has no part in VLANs: neither what it relays nor its health checks reach a server there.
-fn tagged(draft: &Draft<'_>, service: &Service<'_>, told: &mut HashSet<usize>, report: &mut Report) {
-    let check = draft.health(service).and_then(|health| health.word("check")).filter(|check| check.value != "none");
+/// The kernel has no part in VLANs: what it relays does not reach a server there.
+fn tagged(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    if service.plane.value != Plane::Stream {
+        return;
+    }
     for server in draft.servers(service).iter().filter_map(|server| server.address.as_ref()) {
         let Some(vlan) = vlan_of(draft.root, server.value) else { continue };
-        if service.plane.value == Plane::Stream {
-            report
-                .error(
-                    "needs-packet-plane",
-                    &server.span,
-                    format!("server {} is on a VLAN, and the stream plane has no way there", server.value),
-                )
-                .label(&vlan.span, "its network")
-                .hint("use `plane = \"packet\"`, or give the kernel an interface of that VLAN and remove `[[interface.vlan]]`");
-        } else if let Some(check) = check.as_ref().filter(|check| told.insert(check.span.start)) {
-            report
-                .error(
-                    "check-unreachable",
-                    &check.span,
-                    format!("server {} is on a VLAN, where health checks have no way yet", server.value),
-                )
-                .label(&vlan.span, "its network")
-                .hint("use `health = { check = \"none\" }`, or reach the server over a network that the kernel has");
-        }
+        report
+            .error(
+                "needs-packet-plane",
+                &server.span,
+                format!("server {} is on a VLAN, and the stream plane has no way there", server.value),
+            )
+            .label(&vlan.span, "its network")
+            .hint("use `plane = \"packet\"`, or give the kernel an interface of that VLAN and remove `[[interface.vlan]]`");
     }
 }
 
+/// Whether an address is one that Towpath itself has on a VLAN or a bridge.
+pub(super) fn is_kept(root: &Section, address: IpAddr) -> bool {
+    let vlans = root.tables("interface").iter().flat_map(|interface| interface.tables("vlan"));
+    let items = vlans.chain(root.tables("bridge")).filter_map(|owner| owner.list("addresses"));
+    let mut networks = items.flat_map(|list| list.value);
+    networks.any(|item| matches!(&item.value, Value::Network(network) if network.address == address))
+}
+
 /// The VLAN on whose network an address is: of several networks that hold it the longest counts.
-fn vlan_of(root: &Section, address: IpAddr) -> Option<&At<Value>> {
+pub(super) fn vlan_of(root: &Section, address: IpAddr) -> Option<&At<Value>> {
     let mut best: Option<(u8, Option<&At<Value>>)> = None;
     for interface in root.tables("interface") {
         let plain = [(interface, false)];

@@ -305,11 +305,16 @@ fn a_vlan_is_one_network_that_the_kernel_has_no_part_in() {
     expect(&(service(packet, "") + &trunk(&vlan("20", ""))), &[("missing-key", "[[interface.vlan]]")]);
     let twice = edge.clone() + &vlan("20", "name = \"other\"\naddresses = [\"203.0.113.1/24\"]");
     expect(&(service(packet, "") + &trunk(&twice)), &[("duplicate-vlan", "20")]);
-    // Neither health checks nor connections of the kernel's get there, but over a longer network of the kernel's own.
+    // Health checks have a way there, and ports of their own; the kernel's connections have none.
     let checked = format!("{packet}\nhealth = {{ check = \"tcp\" }}");
-    expect(&(service(&checked, "") + &trunk(&edge)), &[("check-unreachable", "\"tcp\"")]);
-    expect(&(service(&checked.replace("tcp", "none"), "") + &trunk(&edge)), &[]);
-    expect(&(service(&checked, "") + &trunk(&edge).replace("198.51.100.1/16", "192.0.2.2/25")), &[]);
+    expect(&(service(&checked, "") + &trunk(&edge)), &[]);
+    let leased =
+        |source: &str| service(&format!("plane = \"packet\"\nsource = {{ pool = {source} }}"), "") + &trunk(&edge);
+    expect(&leased("[\"192.0.2.1\"]"), &[("probe-ports", "[\"192.0.2.1\"]")]);
+    expect(&leased("[\"192.0.2.1\"], ports = \"1024-60999\""), &[]);
+    expect(&leased("[\"192.0.2.2\"]"), &[]);
+    expect(&leased("\"interface\", ports = \"20000-61000\""), &[("probe-ports", "\"20000-61000\"")]);
+    expect(&leased("\"interface\""), &[]);
     expect(&(service("", "") + &trunk(&edge)), &[("needs-packet-plane", "\"192.0.2.21\"")]);
     expect(&(service(packet, "") + &trunk("mac = \"02:00:00:00:00:01\"\n")), &[("not-available", "mac")]);
 }

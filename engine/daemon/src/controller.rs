@@ -342,7 +342,8 @@ async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaph
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
-        let result = probe::run(&plan, &places).await;
+        let network = house.shared.network().current();
+        let result = probe::run(&plan, &network, &places).await;
         let health = house.judge(plan.id, result);
         schedule.advance(started, health);
     }

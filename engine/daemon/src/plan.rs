@@ -785,7 +785,8 @@ fn whole(amount: u64) -> u32 {
 
 mod text;
 
-use text::{byte_shares, bytes, cpu_list, grouped, list, shares};
+use text::{byte_shares, list, shares};
+pub(crate) use text::{bytes, cpu_list, grouped};
 
 #[cfg(test)]
 mod tests;

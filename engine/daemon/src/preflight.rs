@@ -1,5 +1,6 @@
 //! Whether this machine can carry this configuration (design.md 10.2): one function for `check --host`, `run` and reload.
 
+mod check;
 mod listeners;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
+pub use check::Check;
 pub use listeners::Listener;
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
@@ -49,6 +51,8 @@ pub enum Severity {
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
+    /// What was looked at.
+    pub check: Check,
     /// The service that it is about; `None` = the whole process.
     pub service: Option<String>,
     /// Cause and next step.
@@ -161,11 +165,13 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
             severity: Severity::Warning,
+            check: Check::Limits,
             service: None,
             message,
         })),
         Err(errors) => findings.extend(errors.0.into_iter().map(|error| Finding {
             severity: Severity::Error,
+            check: Check::Limits,
             service: None,
             message: error.to_string(),
         })),
@@ -186,6 +192,7 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
     if kernel_version(&facts.kernel_release).is_some_and(|version| version < KERNEL_FLOOR) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Kernel,
             service: None,
             message: format!(
                 "kernel {} is older than {floor_major}.{floor_minor}, which Towpath needs; upgrade the kernel (Debian 12 has 6.1)",
@@ -203,6 +210,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
     if !facts.usable.contains(&service.vip) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
         });
@@ -212,6 +220,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
         let prefix = if ip.is_ipv4() { 32 } else { 128 };
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip} is not an address of this host; add it (`ip address add {ip}/{prefix} dev …`), \
@@ -223,12 +232,13 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
 
 /// What only the packet plane asks of the machine.
 fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut Vec<Finding>) {
-    let mut tell = |severity, service: Option<&VirtualService>, message: String| {
-        findings.push(Finding { severity, service: service.map(|service| service.name.clone()), message });
+    let mut tell = |severity, check, service: Option<&VirtualService>, message: String| {
+        findings.push(Finding { severity, check, service: service.map(|service| service.name.clone()), message });
     };
     if !facts.is_capable {
         tell(
             Severity::Error,
+            Check::Capabilities,
             None,
             "plane = \"packet\" needs CAP_NET_RAW and CAP_NET_ADMIN; run as root, or give them in the systemd unit \
              (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF`; the last one is for the fast path only)"
@@ -236,17 +246,18 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         );
     }
     for way in &facts.missing {
-        tell(Severity::Error, None, way.message());
+        tell(Severity::Error, Check::Routes, None, way.message());
     }
     // Their number does not matter: a table of any size has the same number of instructions.
     if let Err(error) = steering::program(model, &SteeringTable::even(cpus.clamp(2, 256)), 0) {
-        tell(Severity::Error, None, error.to_string());
+        tell(Severity::Error, Check::Steering, None, error.to_string());
     }
     let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
     let claimed = claims::claims(model, &kernels).len();
     if claimed > Silence::CLAIMS_MAX {
         tell(
             Severity::Error,
+            Check::Steering,
             None,
             format!(
                 "the packet plane's services have {claimed} separate ranges of ports, the kernel can be kept silent for {}; use ranges of \
@@ -262,6 +273,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         if let Some(server) = servers.iter().find(|server| own(server.address)) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "server {} is an address of this host, which packets that leave it never reach; use plane = \"stream\", or \
@@ -275,6 +287,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         if let Some(server) = servers.iter().find(lacks) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "the kernel names no address of this host towards server {}; give the interface that leads there one of its family, or name \
@@ -291,10 +304,11 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                     let key = FORWARDING_KEYS[family];
                     tell(
                         Severity::Error,
+                        Check::KernelForwards,
                         Some(service),
                         format!(
                             "forwarding = \"half-nat\": the kernel forwards too ({key} = 1) and would send replies of servers to clients a \
-                             second time, from the wrong address; set it to 0, or use forwarding = \"full-nat\""
+                             second time, from the wrong address; set it to 0 (`sysctl -w {key}=0`), or use forwarding = \"full-nat\""
                         ),
                     );
                 }
@@ -313,22 +327,28 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
     if !model.router.enabled {
         return;
     }
-    let mut tell = |message| findings.push(Finding { severity: Severity::Error, service: None, message });
+    let mut tell = |check, message| findings.push(Finding { severity: Severity::Error, check, service: None, message });
     let [v4, v6] = facts.kernel_forwards;
     for key in [v4.then_some(FORWARDING_KEYS[0]), v6.then_some(FORWARDING_KEYS[1])].into_iter().flatten() {
-        tell(format!(
-            "router.enabled = true: the kernel forwards too ({key} = 1), and every packet would arrive twice; switch it off (`sysctl -w {key}=0`)"
-        ));
+        tell(
+            Check::KernelForwards,
+            format!(
+                "router.enabled = true: the kernel forwards too ({key} = 1), and every packet would arrive twice; switch it off (`sysctl -w {key}=0`)"
+            ),
+        );
     }
     let named = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
     let is_vlan = |name: &String| model.vlans().any(|(_, vlan)| vlan.name == *name);
     let is_arm = |name: &String| is_vlan(name) || facts.arms.iter().any(|arm| arm.name == *name);
     let missing: BTreeSet<&String> = named.filter(|name| !is_arm(name)).collect();
     for name in missing {
-        tell(format!(
-            "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one (`ip addr add … dev \
+        tell(
+            Check::Link,
+            format!(
+                "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one (`ip addr add … dev \
              {name}`), or take it out of the rules"
-        ));
+            ),
+        );
     }
 }
 
@@ -346,6 +366,7 @@ fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Findi
         let Some((_, Some(via))) = way(&routes, server.address) else { continue };
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Routes,
             service: Some(service.name.clone()),
             message: format!(
                 "server {ip} is reached by a static route via {via} that the kernel does not have, so its health checks would go astray; give it to \
@@ -358,7 +379,8 @@ fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Findi
 
 /// What the file says about interfaces, against what the kernel has: untagged networks are its own, VLANs are ours.
 fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
-    let mut tell = |severity, message: String| findings.push(Finding { severity, service: None, message });
+    let mut tell =
+        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
     for interface in &model.interfaces {
         let name = &interface.name;
         let Some(link) = tables.links.iter().find(|link| link.name == *name) else {
@@ -366,6 +388,7 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
             if interface.vlans.is_empty() {
                 tell(
                     Severity::Warning,
+                    Check::Link,
                     format!("interface `{name}` is not there; correct its name (`ip link` lists them)"),
                 );
             }
@@ -377,6 +400,7 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
         for (ip, prefix) in interface.addresses.iter().filter(|address| !has(address)) {
             tell(
                 Severity::Warning,
+                Check::Addresses,
                 format!(
                     "interface `{name}` does not have the address {ip}/{prefix} of the file; add it (`ip addr add {ip}/{prefix} dev {name}`), or \
                      take it out"
@@ -390,6 +414,7 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
             let (ip, prefix) = (own.ip, own.prefix);
             tell(
                 Severity::Error,
+                Check::Addresses,
                 format!(
                     "address {ip} of VLAN `{}` is the kernel's on interface `{dev}` as well, and both would answer for it; take it away there \
                      (`ip addr del {ip}/{prefix} dev {dev}`)",
@@ -401,6 +426,7 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
         if tables.links.iter().any(|link| link.name == twin) {
             tell(
                 Severity::Warning,
+                Check::Link,
                 format!(
                     "the kernel has an interface `{twin}` for VLAN {} of `{}` too, and takes its frames as well; remove it (`ip link del {twin}`)",
                     vlan.id, interface.name
@@ -427,6 +453,7 @@ fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, f
         let more = if ports.len() > 1 { format!(" and {} more", ports.len() - 1) } else { String::new() };
         findings.push(Finding {
             severity: Severity::Warning,
+            check: Check::Listeners,
             service: None,
             message: format!(
                 "the packet plane takes ports {low}-{high} of {}, where another program of this host listens (port {first}{more}) and will hear \
@@ -442,7 +469,7 @@ fn check_on_link_clients(
     service: &VirtualService,
     servers: &[Server],
     own: &[LinkAddress],
-    tell: &mut impl FnMut(Severity, Option<&VirtualService>, String),
+    tell: &mut impl FnMut(Severity, Check, Option<&VirtualService>, String),
 ) {
     let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
         own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
@@ -456,6 +483,7 @@ fn check_on_link_clients(
         if let Some(server) = servers.iter().find(|server| on_link(server, &overlaps)) {
             tell(
                 Severity::Error,
+                Check::HalfNat,
                 Some(service),
                 format!(
                     "forwarding = \"half-nat\": clients of {network}/{prefix} share a network with server {}, its replies to them would bypass \
@@ -471,6 +499,7 @@ fn check_on_link_clients(
     {
         tell(
             Severity::Error,
+            Check::HalfNat,
             Some(service),
             format!(
                 "forwarding = \"half-nat\": the VIP and server {} share a network, and replies to clients of that network would bypass Towpath; \
@@ -497,11 +526,12 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
     for ip in pool.addresses.iter().filter(|ip| facts.kernel_sources.contains(ip)) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::LocalPorts,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip}: ports {low}-{high} are leased here and given out by the kernel too (ip_local_port_range {}-{}), \
                  because the kernel uses this address for its own connections; use a second address for source.pool, \
-                 or ports outside that range, or reserve them (`sysctl net.ipv4.ip_local_reserved_ports={low}-{high}`)",
+                 or ports outside that range, or reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",
                 facts.local_ports.start(),
                 facts.local_ports.end()
             ),
@@ -524,6 +554,7 @@ fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
         if let Some(other) = model.services.iter().find(shares) {
             findings.push(Finding {
                 severity: Severity::Error,
+                check: Check::LocalPorts,
                 service: Some(service.name.clone()),
                 message: format!(
                     "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",

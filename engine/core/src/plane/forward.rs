@@ -347,6 +347,9 @@ impl Plane {
         if rewritten.is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }
+        if !packet.dont_fragment && packet.tuple.protocol != PROTOCOL_TCP && turn.pieces.is_none() {
+            self.renumber(frame, packet);
+        }
         turn.run.add(packet.tuple.protocol, direction, frame.bytes.len(), packet.payload_len());
         self.leave(frame, packet, onward, turn)
     }

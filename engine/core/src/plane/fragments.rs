@@ -8,7 +8,7 @@ use super::reassembly::{GivenUp, Whole};
 use super::reply::Complaint;
 use super::{Desk, Frame, Gathered, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::packet::cut::Cut;
-use crate::packet::rewrite::{Checksum, Layout, complete_checksum};
+use crate::packet::rewrite::{Checksum, Layout, complete_checksum, set_identification};
 use crate::packet::{DropReason, ETHERNET_LEN, Family, Fragment, Ip, Packet, Parsed, Tuple, parse_to};
 use crate::{Now, WorkerId};
 
@@ -140,6 +140,14 @@ impl Plane {
                 self.send_cut(frame.bytes, pieces.largest, Some(key.id), exit, turn.out)
             }
             other => other,
+        }
+    }
+
+    /// Gives a packet of IPv4 that was rewritten, and that a router on the way may cut, a number that fits where it comes from now.
+    #[cold]
+    pub(super) fn renumber(&mut self, frame: &mut Frame<'_>, packet: &Parsed) {
+        if let Some(id) = self.identification(frame.bytes, packet.tuple.src, None) {
+            set_identification(frame.bytes, &Layout::from(packet), id as u16);
         }
     }
 

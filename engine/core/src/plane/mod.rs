@@ -59,7 +59,7 @@ use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
 pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
-pub use network::{Keeper, Network, NextHop, Port};
+pub use network::{Keeper, Network, NextHop, PROBE_PORTS, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
 

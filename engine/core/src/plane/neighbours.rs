@@ -320,7 +320,7 @@ fn is_kept(network: &Network, port: PortId) -> bool {
 /// Makes one question for `ip` to leave by `port`: to a station, or to all.
 fn question(network: &Network, port: PortId, to: Option<Mac>, ip: Ip, send: impl FnOnce(&[u8])) {
     let Some(own) = network.port(port) else { return };
-    let from = network.speaker(port, ip);
+    let from = network.speaker(port, ip).map(|(from, _)| from);
     match ip.is_v4() {
         true => send(&arp_question(Macs { src: own.mac, dst: to.unwrap_or(Mac::BROADCAST) }, from, ip)),
         false => send(&solicitation(own.mac, to, from, ip)),

@@ -7,9 +7,15 @@
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use towpath_config::model;
 
 use super::PortId;
-use crate::packet::{Family, Ip, Mac};
+use crate::packet::{Family, Ip, Mac, PROTOCOL_TCP, Tuple};
+
+/// Ports that probes of real servers speak from, at addresses of ports that we keep.
+pub const PROBE_PORTS: RangeInclusive<u16> = model::PROBE_PORTS.0..=model::PROBE_PORTS.1;
 
 /// An interface, or a VLAN of one, that the packet plane receives from and sends through.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -262,17 +268,36 @@ impl Network {
         !self.own.is_empty() && self.own.contains(&ip)
     }
 
+    /// Whether a packet answers a probe of our own.
+    pub(super) fn is_probes(&self, tuple: &Tuple) -> bool {
+        tuple.protocol == PROTOCOL_TCP && PROBE_PORTS.contains(&tuple.dst_port) && self.is_own(tuple.dst)
+    }
+
     /// The addresses of the ports that we keep.
     pub fn kept_addresses(&self) -> impl Iterator<Item = Ip> + '_ {
         self.own.iter().copied()
     }
 
-    /// An address of this host on `port` to speak to `ip` from: one of the same network, or else that of [`address_on`](Network::address_on).
-    pub(super) fn speaker(&self, port: PortId, ip: Ip) -> Option<Ip> {
+    /// An address of this host on `port` to speak to `ip` from, and the prefix length of its network: one of the same network, or else that of
+    /// [`address_on`](Network::address_on).
+    pub fn speaker(&self, port: PortId, ip: Ip) -> Option<(Ip, u8)> {
         let addresses = &self.port(port)?.addresses;
         let near = addresses.iter().find(|&&(own, prefix)| Block::of(own, prefix).contains(ip));
         let family = if ip.is_v4() { Family::V4 } else { Family::V6 };
-        near.map(|&(own, _)| own).or_else(|| self.address_on(port, family))
+        let any = || {
+            let spoken = self.address_on(port, family)?;
+            addresses.iter().find(|&&(own, _)| own == spoken)
+        };
+        near.or_else(any).copied()
+    }
+
+    /// The port by which packets to `to` leave, and the router that they go to, if they are not for its link itself.
+    pub fn way_to(&self, to: Ip) -> Option<(PortId, Option<Ip>)> {
+        match self.way(to) {
+            Way::Closed => None,
+            Way::Link { port } | Way::Neighbour { port, .. } => Some((port, None)),
+            Way::Router { port, via, .. } => Some((port, Some(via))),
+        }
     }
 
     /// The same link by whichever of its ports: of a bridge, its lower one.
@@ -598,7 +623,7 @@ mod tests {
         assert_eq!(network.kept_addresses().collect::<Vec<_>>(), [ip("10.20.0.1"), ip("fd20::1")]);
         let homes = BTreeMap::from([(ip("192.0.2.80"), PortId(1))]);
         assert_eq!(network.clone().with_homes(homes).home(ip("192.0.2.80")), Some(PortId(1)));
-        assert_eq!(network.speaker(PortId(1), ip("fd20::9")), Some(ip("fd20::1")));
+        assert_eq!(network.speaker(PortId(1), ip("fd20::9")), Some((ip("fd20::1"), 64)));
     }
 
     #[test]

@@ -251,6 +251,8 @@ impl Plane {
             // Forged, or one of our own come back: between two services it would never end.
             Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
+            // The probe hears it by itself.
+            None if self.network.is_probes(&packet.tuple) => Verdict::Pass,
             None if self.is_ours_alone(packet.tuple.dst) => {
                 // A server's connection that nobody here has any more. Who else asks for a port that no service has is not told.
                 let is_lost = self.services.is_server(packet.tuple.src) && !self.network.is_kernels(packet.tuple.dst);

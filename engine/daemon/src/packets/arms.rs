@@ -8,7 +8,7 @@ use towpath_config::model::{Forwarding, Model, VirtualService};
 use towpath_core::packet::Ip;
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
-use towpath_sys::neighbour::Tables;
+use towpath_sys::neighbour::{KnownRoute, Tables};
 
 use super::claims::{addresses, services};
 use super::routes;
@@ -222,6 +222,12 @@ fn is_on_vlan(model: &Model, ip: IpAddr) -> bool {
     model.vlans().flat_map(|(_, vlan)| &vlan.addresses).any(|&(net, prefix)| holds(net, prefix, ip))
 }
 
+/// The kernel's route to a real server; none to one that is reached over a VLAN, of which the kernel knows nothing.
+pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -> Option<&'t KnownRoute> {
+    let route = routes::best(&tables.routes, ip);
+    route.filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
+}
+
 /// The prefix length of the longest network that holds an address and is a VLAN's, or reached by a static route over one.
 fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
     let own = model.vlans().flat_map(|(_, vlan)| vlan.addresses.iter().copied());
@@ -246,7 +252,7 @@ pub fn holds(network: IpAddr, prefix: u8, ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+    use towpath_sys::neighbour::LinkAddress;
 
     use super::*;
 

@@ -1,4 +1,4 @@
-//! One socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself.
+//! A socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself; or beside that one connection.
 //!
 //! It is not bound to an interface, so it outlives those that go and come. The kernel's own neighbours are not its business: for interfaces and VLANs
 //! on which the kernel has no address.
@@ -32,11 +32,46 @@ const ABOUT_NEIGHBOURS: [Instruction; 12] = [
     (0x06, 0, 0, 0),
 ];
 
+/// Room for a segment of a connection, in a frame of any MTU that interfaces usually have.
+const SEGMENT_BYTES_MAX: usize = 9_216 + 64;
+
+/// The same, and the segments of TCP between two ports: of IPv4 with whatever options, of IPv6 without extension headers.
+fn of_connection(own_port: u16, far_port: u16) -> [Instruction; 25] {
+    let (own, far) = (own_port.into(), far_port.into());
+    [
+        (0x30, 0, 0, 0xffff_f004),
+        (0x35, 22, 0, 3),
+        (0x28, 0, 0, 12),
+        (0x15, 19, 0, 0x0806),
+        (0x15, 0, 7, 0x0800),
+        (0x30, 0, 0, 23),
+        (0x15, 0, 17, 6),
+        (0xb1, 0, 0, 14),
+        (0x48, 0, 0, 14),
+        (0x15, 0, 14, far),
+        (0x48, 0, 0, 16),
+        (0x15, 11, 12, own),
+        (0x15, 0, 11, 0x86dd),
+        (0x30, 0, 0, 20),
+        (0x15, 0, 3, 58),
+        (0x30, 0, 0, 54),
+        (0x15, 6, 0, 135),
+        (0x15, 5, 6, 136),
+        (0x15, 0, 5, 6),
+        (0x28, 0, 0, 54),
+        (0x15, 0, 3, far),
+        (0x28, 0, 0, 56),
+        (0x15, 0, 1, own),
+        (0x06, 0, 0, u32::MAX),
+        (0x06, 0, 0, 0),
+    ]
+}
+
 /// The socket.
 #[derive(Debug)]
 pub struct Hearing {
     fd: OwnedFd,
-    buffer: Box<[u8; FRAME_BYTES_MAX]>,
+    buffer: Box<[u8]>,
 }
 
 /// A frame that was heard.
@@ -56,11 +91,23 @@ impl Hearing {
     /// # Errors
     /// `PermissionDenied` without CAP_NET_RAW.
     pub fn open() -> io::Result<Hearing> {
+        Hearing::by(&ABOUT_NEIGHBOURS, FRAME_BYTES_MAX)
+    }
+
+    /// The same; beside that it hears the segments that come from one port of TCP to another, of ours, whatever the addresses.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn of_connection(own_port: u16, far_port: u16) -> io::Result<Hearing> {
+        Hearing::by(&of_connection(own_port, far_port), SEGMENT_BYTES_MAX)
+    }
+
+    fn by(program: &[Instruction], frame_bytes_max: usize) -> io::Result<Hearing> {
         let fd = socket::open()?;
-        set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &ABOUT_NEIGHBOURS)?;
+        set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)?;
         set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
         socket::bind(&fd, 0)?;
-        Ok(Hearing { fd, buffer: Box::new([0; FRAME_BYTES_MAX]) })
+        Ok(Hearing { fd, buffer: vec![0; frame_bytes_max].into() })
     }
 
     /// A frame that has come, without waiting; longer ones than such messages are cut.

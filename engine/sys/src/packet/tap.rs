@@ -1,14 +1,15 @@
-//! A tap on an interface, for tests that look at what is on the wire.
+//! A tap on an interface, for those who look at what is on the wire: tests, and questions that the doctor asks there.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
-use super::socket;
 use super::tag::Tag;
-use crate::errno::Cause;
+use super::{Instruction, Offload, PartialChecksum, socket};
+use crate::errno::{Cause, check_length};
 use crate::host;
-use crate::socket::set_flag;
+use crate::socket::{set_flag, set_program};
 
 /// The largest frame a virtual interface hands over: a super-packet of 64 KiB and its headers.
 const FRAME_BYTES_MAX: usize = (1 << 16) + 256;
@@ -37,6 +38,7 @@ pub struct Frame {
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    index: u32,
     buffer: Vec<u8>,
     lost: u64,
 }
@@ -50,7 +52,44 @@ impl Tap {
         let _granted = crate::socket::set_receive_buffer(&fd, 16 << 20);
         set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
         socket::bind(&fd, index)?;
-        Ok(Tap { fd, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
+        Ok(Tap { fd, index, buffer: vec![0; FRAME_BYTES_MAX], lost: 0 })
+    }
+
+    /// Sees only what a classic BPF program accepts from now on; what has come already stays.
+    pub fn keep_only(&self, program: &[Instruction]) -> io::Result<()> {
+        set_program(&self.fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)
+    }
+
+    /// Sends a whole frame, Ethernet header first and every checksum complete.
+    ///
+    /// # Errors
+    /// `NetworkDown` where the interface is, and what does not fit its MTU.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the pointer and length name `frame`, which outlives the call.
+        check_length(unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) })?;
+        Ok(())
+    }
+
+    /// Sends a frame whose checksum is left to the device, or to the kernel where the device does not say that it completes such.
+    ///
+    /// # Errors
+    /// As those of [`Tap::send`].
+    pub fn send_unfinished(&self, frame: &[u8], checksum: PartialChecksum) -> io::Result<()> {
+        // A socket of its own: with this option ours would have a header before each frame that it hears.
+        let fd = socket::open()?;
+        set_flag(&fd, libc::SOL_PACKET, libc::PACKET_VNET_HDR)?;
+        let header = Offload { checksum: Some(checksum), segments: None }.header(frame, 0);
+        let whole = [header.as_slice(), frame].concat();
+        // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.
+        let mut to: libc::sockaddr_ll = unsafe { mem::zeroed() };
+        to.sll_family = libc::AF_PACKET as libc::c_ushort;
+        to.sll_ifindex = libc::c_int::try_from(self.index).map_err(io::Error::other)?;
+        let place: *const libc::sockaddr_ll = &to;
+        let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        let (bytes, raw) = (whole.as_ptr().cast(), fd.as_raw_fd());
+        // SAFETY: the pointers name `whole` with its length and `to` with its own; both outlive the call.
+        check_length(unsafe { libc::sendto(raw, bytes, whole.len(), 0, place.cast(), length) })?;
+        Ok(())
     }
 
     /// The next frame; `None` when none comes before the deadline.

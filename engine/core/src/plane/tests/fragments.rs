@@ -395,3 +395,60 @@ fn a_datagram_to_a_closed_port_is_answered_so_that_a_traceroute_ends() {
         assert!(lab.out.is_empty());
     }
 }
+
+/// A router outside cannot carry what we have cut: the server hears of it by the first fragment, which names its flow.
+#[test]
+fn an_error_about_a_first_fragment_reaches_the_server() {
+    for family in FAMILIES {
+        let mut lab = Setup::new(family, Forwarding::FullNat, Protocol::Udp).lab();
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_UDP);
+        let (_, _, at_server) = lab.client_sends(&forward, &udp(&forward, b"question"));
+        let back = at_server.reversed();
+        let answer = uncut(INSIDE_MAC, server_mac(80), &back, &udp(&back, &LONG));
+        lab.relay_cut(INSIDE, &fragments(&answer, 1_500, 77));
+        let sent = lab.made();
+        let router = Tuple { src: host(family, "outside", 254).into(), dst: forward.dst, ..Tuple::default() };
+        let error = |quoted: &[u8]| {
+            let (head, protocol, quoted): (&[u8], u8, &[u8]) = match family {
+                Family::V4 => (&[3, 4, 0, 0, 0, 0, 5, 0x14], PROTOCOL_ICMP, &quoted[14..14 + 28]),
+                Family::V6 => (&[2, 0, 0, 0, 0, 0, 5, 0x14], PROTOCOL_ICMPV6, &quoted[14..14 + 1_232]),
+            };
+            let mut message = [head, quoted].concat();
+            let sum = if family == Family::V4 { 0 } else { pseudo(&router, protocol, message.len()) };
+            let check = checksum::transport(sum, &message);
+            message[2..4].copy_from_slice(&check.to_be_bytes());
+            frame_of(OUTSIDE_MAC, ROUTER_MAC, &Tuple { protocol, ..router }, &message)
+        };
+        let mut frame = error(&sent[0].1);
+        assert_eq!(lab.send(OUTSIDE, &mut frame), Verdict::Send(INSIDE));
+        let Ok(Packet::IcmpError(heard)) = parse(&frame) else { panic!("{:?}", parse(&frame)) };
+        assert_eq!((heard.kind, heard.embedded), (IcmpErrorKind::PacketTooBig { mtu: 1_300 }, back));
+        let later = lab.send(OUTSIDE, &mut error(&sent[1].1));
+        assert_eq!(later, Verdict::Drop(DropReason::IcmpEmbeddedFragment), "it names no ports");
+    }
+}
+
+/// Two clients behind one address of ours may have the same numbers; whoever cuts their packets further on must not mix them.
+#[test]
+fn datagrams_that_others_may_cut_get_numbers_of_ours_where_their_source_is() {
+    for forwarding in MODES {
+        let mut lab = Setup::new(Family::V4, forwarding, Protocol::Udp).lab();
+        let mut seen = HashSet::new();
+        let id = |frame: &[u8]| u16::from_be_bytes([frame[18], frame[19]]);
+        for port in 40_000..40_010 {
+            let forward = Tuple { src_port: port, ..Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_UDP) };
+            let question = uncut(OUTSIDE_MAC, ROUTER_MAC, &forward, &udp(&forward, b"question"));
+            let (_, frame, at_server) = lab.relay(OUTSIDE, question);
+            let is_ours = forwarding == Forwarding::FullNat;
+            assert_eq!((id(&frame) == 0x1234, seen.insert(id(&frame))), (!is_ours, is_ours || port == 40_000));
+            let (_, frame, _) = lab.client_sends(&forward, &udp(&forward, b"not to be cut"));
+            assert_eq!(id(&frame), 0x1234);
+            if forwarding != Forwarding::Dsr {
+                let back = at_server.reversed();
+                let (_, frame, _) = lab.relay(INSIDE, uncut(INSIDE_MAC, server_mac(80), &back, &udp(&back, b"answer")));
+                assert_ne!(id(&frame), 0x1234);
+            }
+        }
+        assert_eq!(lab.dropped(), []);
+    }
+}
