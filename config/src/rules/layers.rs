@@ -83,6 +83,15 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
         finding.label(&vip.span, "the VIP");
     }
     let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.keeps_client()) else { return };
+    if let (Forwarding::Dsr, Some(span)) = (service.forwarding(), service.section.written("next_hop")) {
+        report
+            .warning(
+                "no-effect",
+                span,
+                "`next_hop` has no effect: with direct server return replies bypass the balancer",
+            )
+            .hint("remove it");
+    }
     for server in draft.servers(service) {
         if let ("dsr", Some(port)) = (forwarding.value, &server.port) {
             report

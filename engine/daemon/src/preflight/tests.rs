@@ -176,6 +176,28 @@ fn each_way_of_forwarding_has_its_own_conditions() {
 }
 
 #[test]
+fn health_checks_need_a_way_of_the_kernel_s() {
+    let file = |health: &str| {
+        format!(
+            "[[route]]\nto = \"198.51.100.0/24\"\nvia = \"192.0.2.9\"\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\nsource = \"vip\"\n{health}\n\
+             [[service.server]]\nname = \"FE-1\"\naddress = \"198.51.100.31\"\n"
+        )
+    };
+    assert_eq!(findings_of(&file(""), |_| {}), Vec::<String>::new());
+    let checked = file("health = { check = \"tcp\" }");
+    let found = findings_of(&checked, |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip route add 198.51.100.31 via 192.0.2.9`"), "{found:?}");
+    let known = |packets: &mut PacketFacts| {
+        let mut route = packets.tables.routes[0];
+        (route.destination, route.gateway) =
+            (("198.51.100.0".parse().unwrap(), 24), Some("192.0.2.9".parse().unwrap()));
+        packets.tables.routes.push(route);
+    };
+    assert_eq!(findings_of(&checked, known), Vec::<String>::new());
+}
+
+#[test]
 fn a_router_wants_to_be_the_only_one_and_to_know_its_interfaces() {
     let router = "[router]\nenabled = true\n[[router.rule]]\naction = \"deny\"\nfrom_interface = \"eth0\"\n";
     let named =
