@@ -1,12 +1,13 @@
 //! A tap on an interface, for tests that look at what is on the wire.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use super::socket;
 use super::tag::Tag;
 use crate::errno::Cause;
+use crate::errno::check_length;
 use crate::host;
 use crate::socket::set_flag;
 
@@ -95,6 +96,13 @@ impl Tap {
         }
         let direction = if from.sll_pkttype == libc::PACKET_OUTGOING { Direction::Sent } else { Direction::Received };
         Ok(Some(Frame { direction, bytes: self.buffer[..received].to_vec(), tag }))
+    }
+
+    /// Sends a frame by the interface, from the Ethernet header on.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the pointer names `frame` with its length, which outlives the call.
+        let sent = unsafe { libc::send(self.fd.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        check_length(sent).map(drop)
     }
 
     /// How many frames passed while the tap had no room for them.
