@@ -27,7 +27,7 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
-    /// The link of a VLAN is not there, not up, or no Ethernet.
+    /// The link of a VLAN or the arm of a bridge is not there, not up, or no Ethernet.
     NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
@@ -46,7 +46,7 @@ impl NoWay {
                  use forwarding = \"full-nat\""
             ),
             NoWay::NoLink(name) => format!(
-                "interface `{name}`, on which the file has VLANs, is no Ethernet interface of this host that is up; \
+                "interface `{name}`, on which the file has VLANs or a bridge, is no Ethernet interface of this host that is up; \
                  set it up (`ip link set {name} up`), or correct its name"
             ),
             NoWay::Nowhere(ip) => format!(
@@ -86,7 +86,9 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
-    let named: BTreeSet<&str> = model.vlans().map(|(link, _)| link.name.as_str()).collect();
+    let trunks = model.vlans().map(|(link, _)| link.name.as_str());
+    let named: BTreeSet<&str> =
+        trunks.chain(model.bridges.iter().flat_map(|bridge| &bridge.arms).map(String::as_str)).collect();
     for name in named {
         match usable.iter().find(|link| link.name == name) {
             Some(link) => _ = chosen.insert(link.index),
@@ -118,20 +120,20 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
             .map(|route| route.link)
             .filter(|&link| is_usable(link))
             .collect();
-        let is_tagged = vlan_prefix(model, ip).is_some() || at_home.contains(&ip);
-        if homes.is_empty() && defaults.is_empty() && !is_tagged {
+        let is_own = own_prefix(model, ip).is_some() || at_home.contains(&ip);
+        if homes.is_empty() && defaults.is_empty() && !is_own {
             missing.push(NoWay::Nowhere(ip));
         }
         chosen.extend(defaults);
     }
     let near = |ip: IpAddr| {
-        vlan_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
+        own_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
     };
     let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match (route_to(tables, ip), vlan_prefix(model, ip)) {
+        match (route_to(tables, ip), own_prefix(model, ip)) {
             // The kernel's route is not the longest one.
             (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
             (Some(route), _) if is_usable(route.link) => {
@@ -175,9 +177,10 @@ fn route_to(tables: &Tables, ip: IpAddr) -> Option<&KnownRoute> {
     fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric))
 }
 
-/// The prefix length of the longest network of a VLAN that holds an address.
-fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
-    let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses);
+/// The prefix length of the longest network of a VLAN or a bridge that holds an address.
+fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let bridged = model.bridges.iter().flat_map(|bridge| &bridge.addresses);
+    let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses).chain(bridged);
     networks.filter(|&&(net, prefix)| holds(net, prefix, ip)).map(|&(_, prefix)| prefix).max()
 }
 
