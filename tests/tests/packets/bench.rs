@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::Model;
+use towpath_config::model::Bridge;
 use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
@@ -13,10 +14,10 @@ use towpath_core::health::HealthBoard;
 use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::rewrite::Checksum;
 use towpath_core::packet::straight::Station;
-use towpath_core::packet::{DropReason, Mac};
+use towpath_core::packet::{DropReason, Ip, Mac};
 use towpath_core::persistence::PersistenceTable;
 use towpath_core::plane::{
-    Desk, Frame, Network, Outbox, Plane, PlaneCounter, PlaneSettings, Port, PortId, Strays, Verdict,
+    Desk, Frame, Keeper, Network, Outbox, Plane, PlaneCounter, PlaneSettings, Port, PortId, Strays, Verdict,
 };
 use towpath_core::registry::Registry;
 use towpath_core::snapshot::{Service, Snapshot};
@@ -65,9 +66,13 @@ pub(crate) enum Carrier {
 /// # Errors
 /// The configuration is not accepted.
 pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Result<(Vec<Captured>, Counters), String> {
-    let snapshot = Arc::new(snapshot(config)?);
+    let model = model(config)?;
+    let snapshot = Arc::new(snapshot(&model)?);
     let mut desk = TestDesk::new(&snapshot);
-    let network = Arc::new(network());
+    let network = Arc::new(match model.bridges.first() {
+        Some(bridge) => bridged(bridge),
+        None => network(),
+    });
     let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::clone(&network), Now(0));
     let kernel = (carrier == Carrier::Kernel).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
     if let Some(memory) = &kernel {
@@ -147,10 +152,10 @@ pub(crate) fn model(config: &str) -> Result<Model, String> {
     checked.model.filter(|_| complaints.is_empty()).ok_or_else(|| complaints.join("\n"))
 }
 
-fn snapshot(config: &str) -> Result<Snapshot, String> {
+fn snapshot(model: &Model) -> Result<Snapshot, String> {
     let (mut registry, mut snat) = (Registry::new(), SnatBook::new(SnatLimits::default()));
     let steering = Arc::new(SteeringTable::even(1));
-    compile(&model(config)?, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
+    compile(model, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
         .map_err(|error| error.to_string())
 }
 
@@ -184,6 +189,35 @@ pub(crate) fn network() -> Network {
         addresses.map(|address| (INSIDE, ip(&address), Mac(server_mac(number))))
     });
     Network::new(ports, routes, servers.chain(routers).collect())
+}
+
+/// The same two ports as the arms of a bridge: one network, the router outside and the servers inside.
+fn bridged(bridge: &Bridge) -> Network {
+    let arm = |name: &str, mac, peer| Port {
+        name: name.into(),
+        index: if name == "outside" { 11 } else { 12 },
+        mac: Mac(mac),
+        mtu: 1500,
+        keeper: Keeper::Towpath,
+        peer: Some(peer),
+        blocks_spanning_tree: !bridge.spanning_tree,
+        segments: true,
+        ..Port::default()
+    };
+    let own: Vec<(Ip, u8)> = bridge.addresses.iter().map(|&(address, prefix)| (address.into(), prefix)).collect();
+    let links = own.iter().map(|&(network, prefix)| (network, prefix, None, OUTSIDE, 0));
+    let address = |text: &str| Ip::from(text.parse::<IpAddr>().expect("an address"));
+    let routers = ["192.0.2.254", "2001:db8::fe"].map(address);
+    let defaults = [("0.0.0.0", routers[0]), ("::", routers[1])];
+    let defaults = defaults.map(|(all, router)| (address(all), 0, Some(router), OUTSIDE, 0));
+    let servers = SERVERS.flat_map(|number| {
+        let addresses = [format!("192.0.2.{number}"), format!("2001:db8::{number}")];
+        addresses.map(|own| (INSIDE, address(&own), Mac(server_mac(number))))
+    });
+    let routes = links.chain(defaults).collect();
+    let stations = servers.chain(routers.map(|router| (OUTSIDE, router, Mac(ROUTER_MAC)))).collect();
+    let outside = Port { addresses: own, ..arm("outside", OUTSIDE_MAC, INSIDE) };
+    Network::new(vec![outside, arm("inside", INSIDE_MAC, OUTSIDE)], routes, stations)
 }
 
 fn counters(plane: &Plane, desk: &TestDesk, snapshot: &Snapshot) -> Counters {
