@@ -1,5 +1,6 @@
 //! `[[interface]]`, `[[route]]`, `[[bridge]]`, `[router]` and the names that refer to them.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
@@ -189,18 +190,17 @@ fn kept_network(root: &Section, address: IpAddr) -> Option<(&'static str, &At<Va
     let plain = interfaces.iter().map(|interface| (interface, None));
     let vlans = interfaces.iter().flat_map(|interface| interface.tables("vlan")).map(|vlan| (vlan, Some("VLAN")));
     let bridges = root.tables("bridge").iter().map(|bridge| (bridge, Some("bridge")));
-    let mut best: Option<(u8, Option<(&'static str, &At<Value>)>)> = None;
-    for (owner, kind) in plain.chain(vlans).chain(bridges) {
-        for item in owner.list("addresses").map_or(&[][..], |list| list.value) {
-            if let Value::Network(network) = &item.value
-                && network.holds(address)
-                && best.is_none_or(|(prefix, _)| prefix < network.prefix)
-            {
-                best = Some((network.prefix, kind.map(|kind| (kind, item))));
-            }
-        }
-    }
-    best.and_then(|(_, kept)| kept)
+    let networks = plain.chain(vlans).chain(bridges).flat_map(|(owner, kind)| {
+        let addresses = owner.list("addresses").map_or(&[][..], |list| list.value);
+        addresses.iter().map(move |item| (kind, item))
+    });
+    let holding = networks.filter_map(|(kind, item)| match &item.value {
+        Value::Network(network) if network.holds(address) => Some((network.prefix, kind, item)),
+        _ => None,
+    });
+    // The first of the longest.
+    let (_, kind, item) = holding.min_by_key(|&(prefix, ..)| Reverse(prefix))?;
+    kind.map(|kind| (kind, item))
 }
 
 /// An address belongs to one interface.
