@@ -43,6 +43,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
         control: control(draft.root),
+        router: router(draft.root)?,
         interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
@@ -237,6 +238,41 @@ fn limits(root: &Section) -> Option<model::Limits> {
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
     })
+}
+
+fn router(root: &Section) -> Option<model::Router> {
+    let defaults = crate::decode::defaults("router");
+    let section = root.table("router").unwrap_or(&defaults);
+    Some(model::Router {
+        enabled: section.bool("enabled")?.value,
+        source_check: section.bool("source_check")?.value,
+        policy: action(section.word("policy")?.value),
+        rules: section.tables("rule").iter().map(rule).collect::<Option<_>>()?,
+    })
+}
+
+fn rule(section: &Section) -> Option<model::RouterRule> {
+    let name = |key| section.text(key).map(|name| name.value.to_owned());
+    Some(model::RouterRule {
+        action: action(section.word("action")?.value),
+        from: networks(section, "from"),
+        to: networks(section, "to"),
+        from_interface: name("from_interface"),
+        to_interface: name("to_interface"),
+        protocol: match section.word("protocol")?.value {
+            "icmp" => model::RuleProtocol::Icmp,
+            "tcp" => model::RuleProtocol::Tcp,
+            "udp" => model::RuleProtocol::Udp,
+            _ => model::RuleProtocol::Any,
+        },
+        ports: section
+            .ports("ports")
+            .map_or_else(Vec::new, |ports| ports.value.ranges.iter().map(|range| (range.low, range.high)).collect()),
+    })
+}
+
+fn action(word: &str) -> model::RuleAction {
+    if word == "deny" { model::RuleAction::Deny } else { model::RuleAction::Allow }
 }
 
 fn control(root: &Section) -> model::Control {

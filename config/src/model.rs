@@ -17,11 +17,13 @@ pub struct Model {
     pub limits: Limits,
     /// Where the daemon answers `towpath status`.
     pub control: Control,
+    /// Whether packets that belong to no service are forwarded, and which.
+    pub router: Router,
     /// Interfaces of the packet plane that the file names.
     pub interfaces: Vec<Interface>,
     /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
     pub groups: Vec<ServerGroup>,
-    /// Virtual services in the order of the file.
+    /// Virtual services in the order of the file; none only with [`Router::enabled`].
     pub services: Vec<VirtualService>,
     /// Pairs of links that frames pass between.
     pub bridges: Vec<Bridge>,
@@ -105,6 +107,69 @@ pub struct Limits {
 pub struct Control {
     /// Path of the Unix socket; `None` = no control socket.
     pub socket: Option<PathBuf>,
+}
+
+/// `[router]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Router {
+    /// Whether packets that belong to no service are forwarded.
+    pub enabled: bool,
+    /// Whether a packet must come in by an interface from which a route leads to its source.
+    pub source_check: bool,
+    /// What becomes of a packet that no rule names.
+    pub policy: RuleAction,
+    /// The first that fits decides.
+    pub rules: Vec<RouterRule>,
+}
+
+/// `[[router.rule]]`: which packets, and what becomes of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouterRule {
+    /// What becomes of them.
+    pub action: RuleAction,
+    /// Source networks, each with its prefix length; empty = any.
+    pub from: Vec<(IpAddr, u8)>,
+    /// Destination networks, likewise.
+    pub to: Vec<(IpAddr, u8)>,
+    /// Name of the interface that they come in by; `None` = any.
+    pub from_interface: Option<String>,
+    /// Name of the interface that they leave by; `None` = any.
+    pub to_interface: Option<String>,
+    /// Transport protocol.
+    pub protocol: RuleProtocol,
+    /// Ranges of destination ports, first and last; empty = any. Not empty only for protocols that have ports.
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// `action` of a rule, and the router's `policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// Forward.
+    Allow,
+    /// Drop, and count it.
+    Deny,
+}
+
+/// `protocol` of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleProtocol {
+    /// Every protocol.
+    Any,
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Default for Router {
+    /// As without a `[router]`: nothing is forwarded.
+    fn default() -> Router {
+        Router { enabled: false, source_check: true, policy: RuleAction::Allow, rules: Vec::new() }
+    }
 }
 
 /// `[[interface]]`

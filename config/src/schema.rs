@@ -32,9 +32,10 @@ pub static ROOT: Table = Table {
             Kind::Tables(&network::INTERFACE, 256),
             "Network interfaces of the packet plane, and their VLANs.",
         ),
-        key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane.").later(),
+        key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane, beside the kernel's.")
+            .later(),
         key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network."),
-        key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT.").later(),
+        key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT."),
         key(
             "outbound_nat",
             Kind::Tables(&network::OUTBOUND_NAT, 256),
@@ -42,7 +43,8 @@ pub static ROOT: Table = Table {
         )
         .later(),
         key("group", Kind::Tables(&GROUP, GROUPS_MAX), "Server groups that services share."),
-        key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.").required(),
+        key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.")
+            .described("required, unless `router.enabled`"),
     ],
 };
 

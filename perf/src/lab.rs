@@ -28,8 +28,11 @@ use towpath_sys::netns::Namespace;
 use towpath_sys::packet::Tap;
 use towpath_sys::sysfs::Sysfs;
 
+pub use site::{Places, Site};
 pub use towpath_sys::privilege::{Privilege, ensure as ensure_privilege};
 pub use towpath_sys::process::Child;
+
+mod site;
 
 /// The most servers a lab has: their numbers stay below those left for VIPs.
 pub const SERVERS_MAX: usize = 64;
@@ -351,30 +354,31 @@ impl Host {
     }
 }
 
-/// Connects hosts: two by a cable, more by a switch, which is returned.
+/// Connects hosts and gives them their addresses; the switch between them, if there is one, is returned.
 fn connect(network: Network, mut hosts: Vec<&mut Host>) -> io::Result<Option<Switch>> {
-    let switch = match hosts.as_slice() {
-        [left, right] => {
-            left.links()?.create_veth(network.name, network.name, &right.namespace)?;
-            None
-        }
-        _ => {
-            let namespace = Namespace::create()?;
-            let mut links = namespace.links()?;
-            links.create_bridge(network.name)?;
-            links.set_up(network.name)?;
-            for host in &hosts {
-                links.create_veth(&host.name, network.name, &host.namespace)?;
-                links.enslave(&host.name, network.name)?;
-                links.set_up(&host.name)?;
-            }
-            Some(Switch { namespace, ports: hosts.iter().map(|host| host.name.clone()).collect() })
-        }
-    };
+    let switch = wire(network.name, &hosts.iter().map(|host| &**host).collect::<Vec<_>>())?;
     for host in &mut hosts {
         host.join(network)?;
     }
     Ok(switch)
+}
+
+/// Lays the links of a network, of its name on every host: a cable between two, a switch between any other number.
+fn wire(network: &str, hosts: &[&Host]) -> io::Result<Option<Switch>> {
+    if let [left, right] = hosts {
+        left.links()?.create_veth(network, network, &right.namespace)?;
+        return Ok(None);
+    }
+    let namespace = Namespace::create()?;
+    let mut links = namespace.links()?;
+    links.create_bridge(network)?;
+    links.set_up(network)?;
+    for host in hosts {
+        links.create_veth(&host.name, network, &host.namespace)?;
+        links.enslave(&host.name, network)?;
+        links.set_up(&host.name)?;
+    }
+    Ok(Some(Switch { namespace, ports: hosts.iter().map(|host| host.name.clone()).collect() }))
 }
 
 /// Names the CPUs that receive on these links of a namespace; a veth has one queue unless asked for more.

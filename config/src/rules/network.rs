@@ -20,11 +20,14 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     bridges(draft.root, &links, report);
     let refer =
         draft.root.tables("route").iter().chain(draft.root.tables("outbound_nat")).chain(draft.root.tables("service"));
-    for section in refer {
-        if let Some(interface) = section.text("interface") {
-            known(interface.value, &interface.span, &links, report);
-        }
+    let rules = draft.root.table("router").map_or(&[][..], |router| router.tables("rule"));
+    let between = ["from_interface", "to_interface"];
+    let names = refer.filter_map(|section| section.text("interface"));
+    let names = names.chain(rules.iter().flat_map(|rule| between.into_iter().filter_map(|key| rule.text(key))));
+    for interface in names {
+        known(interface.value, &interface.span, &links, report);
     }
+    router(draft.root, report);
     for route in draft.root.tables("route") {
         if let (Some(via), Some(to)) = (route.address("via"), route.network("to"))
             && via.value.is_ipv4() != to.value.address.is_ipv4()
@@ -95,6 +98,61 @@ fn judge_arm(root: &Section, name: &str, arm: &Span, report: &mut Report) {
                 .hint(why);
         }
     }
+}
+
+/// Without services something else must be done; and what rules ask for must exist.
+fn router(root: &Section, report: &mut Report) {
+    let router = root.table("router");
+    let is_enabled = router.is_some_and(|router| router.bool("enabled").is_none_or(|enabled| enabled.value));
+    if root.tables("service").is_empty()
+        && !is_enabled
+        && !["service", "router"].iter().any(|key| root.broken.contains(key))
+        && !report.incomplete
+    {
+        report
+            .error("missing-key", &root.span, "the file has no `[[service]]`")
+            .hint("add `[[service]]`; or route only: `[router]` with `enabled = true`");
+    }
+    let Some(router) = router else { return };
+    let rules = router.tables("rule");
+    if let Some(span) = router.written("rule").filter(|_| !is_enabled) {
+        report
+            .warning("no-effect", span, "the rules have no effect: nothing is forwarded")
+            .hint("add `enabled = true` to `[router]`, or remove them");
+    }
+    for rule in rules {
+        if let (Some(ports), Some(protocol)) = (rule.written("ports"), rule.word("protocol"))
+            && protocol.value == "icmp"
+        {
+            report
+                .error("conflicting-keys", ports, "ICMP has no ports")
+                .label(&protocol.span, "the protocol")
+                .hint("use `protocol = \"tcp\"` or \"udp\", or remove `ports`");
+        }
+        if let (Some(from), Some(to)) = (rule.list("from"), rule.list("to"))
+            && let (Some(from_v4), Some(to_v4)) = (are_v4(from.value), are_v4(to.value))
+            && from_v4 != to_v4
+        {
+            report
+                .error(
+                    "mixed-families",
+                    &to.span,
+                    "sources and destinations have no family in common: the rule fits nothing",
+                )
+                .label(&from.span, "the sources")
+                .hint("name networks of one family in both");
+        }
+    }
+}
+
+/// Whether these networks are of IPv4; `None` where some are and some are not.
+fn are_v4(networks: &[At<Value>]) -> Option<bool> {
+    let mut families = networks.iter().filter_map(|item| match item.value {
+        Value::Network(network) => Some(network.address.is_ipv4()),
+        _ => None,
+    });
+    let first = families.next()?;
+    families.all(|family| family == first).then_some(first)
 }
 
 /// Names of interfaces, VLANs and bridges; each must be unique.

@@ -70,9 +70,16 @@ pub(super) static BRIDGE: Table = Table {
 
 pub(super) static ROUTER: Table = Table {
     path: "router",
-    doc: "Forwarding between the arms, without NAT: traffic that real servers start, and direct access to them.",
+    doc: "Forwarding between the arms, without NAT: traffic that real servers start, and direct access to them. Every interface with an \
+          address is an arm, the routes are the kernel's, and the kernel itself must not forward (`ip_forward` = 0).",
     keys: &[
         key("enabled", Kind::Bool, "Forward packets that belong to no service.").default("false"),
+        key(
+            "source_check",
+            Kind::Bool,
+            "Drop packets that come in by an interface from which no route leads to their source (RFC 3704, feasible paths).",
+        )
+        .default("true"),
         key(
             "policy",
             Kind::Word(&[
@@ -88,12 +95,16 @@ pub(super) static ROUTER: Table = Table {
 
 static RULE: Table = Table {
     path: "router.rule",
-    doc: "A firewall rule for routed traffic.",
+    doc: "A firewall rule for routed traffic. Rules keep no state. Of TCP they judge who may open a connection: its segments pass both ways. Of \
+          everything else what answers a packet that a rule allows passes as well, unless a rule denies it; ICMP errors pass with the packets that \
+          they are about.",
     keys: &[
         key("action", Kind::Word(&[word("allow", "Forward."), word("deny", "Drop, and count it.")]), "What happens.")
             .required(),
         key("from", Kind::List(&Kind::Network, 256), "Source networks.").described("any"),
         key("to", Kind::List(&Kind::Network, 256), "Destination networks.").described("any"),
+        key("from_interface", Kind::Name, "Interface or VLAN that it comes in by.").described("any"),
+        key("to_interface", Kind::Name, "Interface or VLAN that it leaves by.").described("any"),
         key(
             "protocol",
             Kind::Word(&[
@@ -105,7 +116,7 @@ static RULE: Table = Table {
             "Transport protocol.",
         )
         .default("any"),
-        key("ports", Kind::Ports, "Destination ports.").described("any"),
+        key("ports", Kind::Ports, "Destination ports, of TCP and UDP.").described("any"),
     ],
 };
 

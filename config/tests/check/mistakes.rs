@@ -182,6 +182,37 @@ fn parts_that_are_not_available_are_still_judged() {
 }
 
 #[test]
+fn a_file_without_services_routes_or_is_no_use() {
+    expect("[router]\nenabled = true\n", &[]);
+    for text in ["", "[router]\nenabled = false\n", "[router]\npolicy = \"deny\"\n"] {
+        expect(text, &[("missing-key", "")]);
+    }
+    expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
+    expect("service = 3\n", &[("wrong-type", "3")]);
+}
+
+#[test]
+fn rules_of_the_router_must_fit_something() {
+    let rule = |lines: &str| format!("[router]\nenabled = true\n[[router.rule]]\n{lines}\n");
+    let rows: &[(&str, &[(&str, &str)])] = &[
+        ("action = \"deny\"", &[]),
+        ("", &[("missing-key", "[[router.rule]]")]),
+        ("action = \"reject\"", &[("unknown-word", "\"reject\"")]),
+        ("action = \"deny\"\nprotocol = \"icmp\"\nports = 80", &[("conflicting-keys", "ports")]),
+        ("action = \"deny\"\nports = 80", &[]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\"]\nto = [\"fd00::/8\"]", &[("mixed-families", "[\"fd00::/8\"]")]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\", \"fd00::/8\"]\nto = [\"fd00::/8\"]", &[]),
+        ("action = \"deny\"\nfrom_interface = \"eth0\"", &[("unknown-interface", "\"eth0\"")]),
+        ("action = \"deny\"\nto_interface = \"eth0\"\n[[interface]]\nname = \"eth0\"", &[]),
+    ];
+    for (lines, expected) in rows {
+        expect(&rule(lines), expected);
+    }
+    let idle = service("", "") + "[[router.rule]]\naction = \"deny\"\n";
+    expect(&idle, &[("no-effect", "rule")]);
+}
+
+#[test]
 fn planes_forwarding_tls_and_http_must_fit() {
     let certificate = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
     let later = "not-available";

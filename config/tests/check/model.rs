@@ -247,6 +247,57 @@ fn an_interface_s_own_address_is_leased_from_on_the_packet_plane() {
 }
 
 #[test]
+fn a_router_forwards_what_its_rules_say() {
+    assert_eq!(model(&service("", "")).router, Router::default());
+    let text = r#"
+[router]
+enabled = true
+source_check = false
+policy = "deny"
+
+[[router.rule]]
+action = "allow"
+from = ["10.25.0.0/16", "2001:db8::/32"]
+to = ["10.20.0.0/16"]
+from_interface = "eth0"
+to_interface = "eth1"
+protocol = "udp"
+ports = [3478, "50000-59999"]
+
+[[router.rule]]
+action = "deny"
+
+[[interface]]
+name = "eth0"
+
+[[interface]]
+name = "eth1"
+"#;
+    let network = |text: &str, prefix| (text.parse().expect("an address"), prefix);
+    let any = RouterRule {
+        action: RuleAction::Deny,
+        from: Vec::new(),
+        to: Vec::new(),
+        from_interface: None,
+        to_interface: None,
+        protocol: RuleProtocol::Any,
+        ports: Vec::new(),
+    };
+    let first = RouterRule {
+        action: RuleAction::Allow,
+        from: vec![network("10.25.0.0", 16), network("2001:db8::", 32)],
+        to: vec![network("10.20.0.0", 16)],
+        from_interface: Some("eth0".to_owned()),
+        to_interface: Some("eth1".to_owned()),
+        protocol: RuleProtocol::Udp,
+        ports: vec![(3478, 3478), (50_000, 59_999)],
+    };
+    let router = Router { enabled: true, source_check: false, policy: RuleAction::Deny, rules: vec![first, any] };
+    let model = model(text);
+    assert_eq!((model.router, model.services.len()), (router, 0));
+}
+
+#[test]
 fn vlans_have_a_name_and_addresses_of_their_own() {
     let trunk = "[[interface]]\nname = \"eth1\"\n[[interface.vlan]]\nid = 20\naddresses = [\"192.0.2.1/24\", \"fd20::1/64\"]\n\
                  [[interface.vlan]]\nid = 4094\nname = \"edge\"\naddresses = [\"198.51.100.1/24\"]\n";

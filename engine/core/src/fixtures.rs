@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, FastPath, Forwarding, Health, Limits, Model, Persistence, Plane, Poll,
-    Ports, Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
+    Ports, Protocol, Router, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -98,6 +98,7 @@ pub(crate) fn model() -> Model {
             fast_flows: None,
         },
         control: Control { socket: None },
+        router: Router::default(),
         interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),

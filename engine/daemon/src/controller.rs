@@ -24,6 +24,7 @@ use towpath_core::steering::program::reuseport_program;
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
+use crate::packets::arms;
 use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
@@ -205,11 +206,16 @@ impl Turn {
             return Err(ReloadError::NeedsRestart(changed));
         }
         let mut facts = HostFacts::gather(&model).map_err(ReloadError::Host)?;
-        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &facts.packets) {
-            let changed = new_interfaces(&planned.arms, &packets.arms);
+        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &mut facts.packets) {
+            let (needed, _) = arms::needed(&model, &packets.tables);
+            let changed = new_interfaces(&planned.arms, &arms::describe(&needed));
             if !changed.is_empty() {
                 return Err(ReloadError::NeedsRestart(changed));
             }
+            // One that is down just now is still ours.
+            let is_down = |arm: &&arms::Arm| packets.arms.iter().all(|up| up.name != arm.name);
+            let down: Vec<arms::Arm> = planned.arms.iter().filter(is_down).cloned().collect();
+            packets.arms.extend(down);
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.

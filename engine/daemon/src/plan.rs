@@ -251,7 +251,9 @@ impl FastPlan {
 
 impl PacketsPlan {
     fn new(model: &Model, workers: usize, input: &PlanInput) -> Option<PacketsPlan> {
-        claims::services(model).next()?;
+        if !claims::carries_packets(model) {
+            return None;
+        }
         let flows_max = model.limits.flows.div_ceil(whole(workers as u64));
         let half_open_max = (flows_max / HALF_OPEN_SHARE).clamp(*HALF_OPEN_FLOWS.start(), *HALF_OPEN_FLOWS.end());
         let plane = PlaneSettings {

@@ -31,6 +31,9 @@ pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
 /// Numbers of CAP_NET_ADMIN and CAP_NET_RAW (include/uapi/linux/capability.h).
 const PACKET_CAPABILITIES: [u32; 2] = [12, 13];
 
+/// What switches the kernel's own forwarding, IPv4 and IPv6.
+const FORWARDING_KEYS: [&str; 2] = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -71,7 +74,7 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Release of the kernel, as in `6.1.0-25-amd64`.
     pub kernel_release: String,
-    /// What the packet plane needs to know; `None` where no service is on it.
+    /// What the packet plane needs to know; `None` where it carries nothing.
     pub packets: Option<PacketFacts>,
 }
 
@@ -88,7 +91,7 @@ pub struct PacketFacts {
     pub is_capable: bool,
     /// Whether the kernel can carry flows onwards.
     pub fast_path: Readiness,
-    /// Whether the kernel forwards between its interfaces, IPv4 and IPv6.
+    /// Whether the kernel forwards between its interfaces, be it from one of ours only; IPv4 and IPv6.
     pub kernel_forwards: [bool; 2],
     /// Who listens on this host.
     pub listeners: BTreeSet<Listener>,
@@ -101,12 +104,16 @@ impl PacketFacts {
         let (links, missing) = arms::choose(model, &tables);
         let arms = arms::describe(&links);
         let is_set = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+        let forwards = |family: &str| {
+            let named = arms.iter().map(|arm| arm.name.as_str()).chain(["all"]);
+            named.into_iter().any(|name| is_set(&format!("/proc/sys/net/{family}/conf/{name}/forwarding")))
+        };
         Ok(PacketFacts {
+            kernel_forwards: [forwards("ipv4"), forwards("ipv6")],
             arms,
             missing,
             fast_path: Readiness::find_out(model),
             is_capable: is_capable(&fs::read_to_string("/proc/thread-self/status")?),
-            kernel_forwards: ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"].map(is_set),
             listeners: listeners::listeners(),
             tables,
         })
@@ -128,7 +135,7 @@ impl HostFacts {
             reserved_ports: reserved_ports(),
             memory_bytes: memory_bytes()?,
             kernel_release: host::kernel_release()?,
-            packets: claims::services(model).next().map(|_| PacketFacts::gather(model)).transpose()?,
+            packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
         })
     }
 }
@@ -148,6 +155,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
         check_bridges(model, &packets.tables, &mut findings);
+        check_router(model, packets, &mut findings);
         check_interfaces(model, &packets.tables, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
@@ -280,10 +288,9 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {
-                let forwards = facts.kernel_forwards[usize::from(service.vip.is_ipv6())];
-                if forwards {
-                    let key =
-                        if service.vip.is_ipv4() { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+                let family = usize::from(service.vip.is_ipv6());
+                if facts.kernel_forwards[family] && !model.router.enabled {
+                    let key = FORWARDING_KEYS[family];
                     tell(
                         Severity::Error,
                         Some(service),
@@ -300,6 +307,30 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
             // Where it leads is told by the ways that are missing.
             Forwarding::Dsr => {}
         }
+    }
+}
+
+/// A second router beside ours, and rules about interfaces that are none of its arms.
+fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>) {
+    if !model.router.enabled {
+        return;
+    }
+    let mut tell = |message| findings.push(Finding { severity: Severity::Error, service: None, message });
+    let [v4, v6] = facts.kernel_forwards;
+    for key in [v4.then_some(FORWARDING_KEYS[0]), v6.then_some(FORWARDING_KEYS[1])].into_iter().flatten() {
+        tell(format!(
+            "router.enabled = true: the kernel forwards too ({key} = 1), and every packet would arrive twice; switch it off (`sysctl -w {key}=0`)"
+        ));
+    }
+    let named = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
+    let is_vlan = |name: &String| model.vlans().any(|(_, vlan)| vlan.name == *name);
+    let is_arm = |name: &String| is_vlan(name) || facts.arms.iter().any(|arm| arm.name == *name);
+    let missing: BTreeSet<&String> = named.filter(|name| !is_arm(name)).collect();
+    for name in missing {
+        tell(format!(
+            "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one (`ip addr add … dev \
+             {name}`), or take it out of the rules"
+        ));
     }
 }
 

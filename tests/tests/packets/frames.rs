@@ -222,7 +222,8 @@ pub(crate) fn verify_checksums(frame: &[u8], partial: bool) -> Result<(), String
         false => Err(format!("the {what} checksum is {found:#06x} instead of {expected:#06x}")),
     };
     let too_long = |_| "it is too long".to_owned();
-    let whole = |made: u16| if partial { pseudo_header(&frame[14..]).2 } else { made };
+    let start = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
+    let whole = |made: u16| if partial { pseudo_header(&frame[start..]).2 } else { made };
     match (&headers.net, &headers.transport) {
         (Some(NetHeaders::Ipv4(ip, _)), transport) => {
             expect("IPv4", ip.header_checksum, ip.calc_header_checksum())?;

@@ -59,6 +59,10 @@ pub(crate) const SCENES: &[Scene] = &[
     ("simultaneous-close", simultaneous_close),
     ("super-packets-v4", super_packets_v4),
     ("super-packets-v6", super_packets_v6),
+    ("vlan-answers", vlan_answers),
+    ("vlan-full-nat-v4", vlan_full_nat_v4),
+    ("vlan-half-nat-v6", vlan_half_nat_v6),
+    ("vlan-super-packets", vlan_super_packets),
 ];
 
 const CLIENT_V4: &str = "198.51.100.7:40000";
@@ -77,6 +81,8 @@ pub(crate) struct Script {
     now_ms: u64,
     /// Of the next packets.
     offload: Offload,
+    /// What stands behind the addresses of the next frames, by port: VLAN tags.
+    tags: [Vec<u8>; 2],
     pub(crate) frames: Vec<Captured>,
 }
 
@@ -99,6 +105,8 @@ impl Script {
     }
 
     fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
+        let (addresses, rest) = bytes.split_at(bytes.len().min(12));
+        let bytes = [addresses, &self.tags[port.index()], rest].concat();
         self.frames.push(Captured { at_ms: self.now_ms, port, offload: self.offload, bytes });
         self.now_ms += STEP_MS;
     }
@@ -285,6 +293,57 @@ fn super_packets_v6(script: &mut Script) {
 }
 
 /// The last is for an address that the kernel has itself.
+/// A tag of VLAN `vlan` with a priority of 0 to 7.
+fn tag(vlan: u16, priority: u16) -> Vec<u8> {
+    let [a, b] = (priority << 13 | vlan).to_be_bytes();
+    vec![0x81, 0, a, b]
+}
+
+/// Questions and pings on two VLANs of one link: each address is answered on its own VLAN only, with its tag. Stacked tags, another VLAN and the
+/// frames without a tag get no answer; a priority without a VLAN is no VLAN.
+fn vlan_answers(script: &mut Script) {
+    let asked = |script: &mut Script, tags: Vec<u8>, target: &str| {
+        script.tags[1] = tags;
+        script.frame(INSIDE, arp_request(server_mac(80), "10.20.0.80", target));
+    };
+    asked(script, tag(20, 0), "10.20.0.250");
+    asked(script, tag(20, 0), "10.20.0.1");
+    asked(script, tag(20, 0), "10.20.0.99");
+    asked(script, tag(30, 0), "10.20.0.250");
+    asked(script, tag(30, 0), "10.30.0.1");
+    asked(script, tag(21, 0), "10.20.0.250");
+    asked(script, vec![], "10.20.0.250");
+    asked(script, [vec![0x88, 0xa8, 0, 20], tag(20, 0)].concat(), "10.20.0.250");
+    asked(script, [tag(20, 0), tag(20, 0)].concat(), "10.20.0.250");
+    asked(script, tag(0, 6), "10.0.0.2");
+    script.tags[1] = tag(20, 5);
+    script.frame(INSIDE, nd_question(server_mac(80), "fd20::80", "fd20::1"));
+    script.inside(80, ping("10.20.0.80", "10.20.0.1", b"own"));
+    script.inside(80, ping("10.20.0.80", "10.20.0.250", b"a VIP"));
+    script.inside(80, ping("fd20::80", "fd20::1", b"own"));
+}
+
+/// From a client on one VLAN to a server on another of the other link: what goes either way keeps its priority.
+fn vlan_full_nat_v4(script: &mut Script) {
+    script.tags = [tag(10, 3), tag(20, 5)];
+    let ends = Ends::new(["10.10.0.80:40000", "10.10.0.250:443", "10.20.0.2:5000", "10.20.0.80:8443"]);
+    whole_connection(ends, script);
+}
+
+/// From a client without a tag to a server on a VLAN, which answers through us.
+fn vlan_half_nat_v6(script: &mut Script) {
+    script.tags[1] = tag(20, 1);
+    let ends = Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, "[fd20::80]:8443"]);
+    whole_connection(ends, script);
+}
+
+/// Super-packets with a partial checksum from one VLAN to the other.
+fn vlan_super_packets(script: &mut Script) {
+    script.tags = [tag(10, 0), tag(20, 0)];
+    let ends = Ends::new(["10.10.0.80:40000", "10.10.0.250:443", "10.20.0.2:5000", "10.20.0.80:8443"]);
+    super_packets(ends, 1_448, script);
+}
+
 fn ping_vip_v4(script: &mut Script) {
     script.outside(ping("198.51.100.7", "192.0.2.250", b"abcdefgh"));
     script.outside(ping("198.51.100.7", "192.0.2.250", b""));

@@ -61,6 +61,7 @@ impl Plane {
             maps.release(lease);
             self.exhausted.forget();
         }
+        self.give_up_fragments(now, &mut left, out, has_room);
         let is_expired = left > 0;
         self.pending.expire(now);
         let waited = self.pending.counts();

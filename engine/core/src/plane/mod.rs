@@ -14,6 +14,7 @@ mod exhausted;
 mod fast;
 mod flows;
 mod forward;
+mod fragments;
 mod handoff;
 mod moving;
 mod neighbours;
@@ -22,7 +23,9 @@ mod note;
 mod opening;
 mod outbox;
 mod pending;
+mod reassembly;
 mod reply;
+mod router;
 mod services;
 mod straight;
 #[cfg(test)]
@@ -47,10 +50,13 @@ use ending::Sweep;
 use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
+use fragments::{Identifications, Pieces};
 use moving::Moving;
 use note::Notes;
 use opening::Ahead;
 use pending::Pending;
+use reassembly::{Gathered, Reassembly};
+use router::OwnAddresses;
 use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
@@ -73,12 +79,17 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 25] = [
+pub(crate) const DROP_REASONS: [DropReason; 33] = [
     DropReason::BridgeReturned,
     DropReason::BridgeStorm,
+    DropReason::CutFull,
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
+    DropReason::FragmentCongestion,
+    DropReason::FragmentHeaders,
+    DropReason::FragmentOverlap,
+    DropReason::FragmentsTooMany,
     DropReason::FrameChanged,
     DropReason::HairpinUnserved,
     DropReason::HalfOpenFull,
@@ -94,11 +105,14 @@ pub(crate) const DROP_REASONS: [DropReason; 25] = [
     DropReason::PortClosed,
     DropReason::PortsExhausted,
     DropReason::ReturnPort,
+    DropReason::ReversePath,
+    DropReason::RuleDenied,
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
     DropReason::SpanningTree,
     DropReason::TcpStray,
+    DropReason::Unroutable,
 ];
 
 /// An interface or VLAN, by its place in [`Network::ports`]; below [`PORTS_MAX`].
@@ -224,7 +238,7 @@ counters!(
         BridgeStationsMoved = "bridge_stations_moved", "Times that a station of a bridge was heard at its other arm.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
-        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable, no route.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
@@ -234,6 +248,10 @@ counters!(
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
         FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
+        FragmentsGivenUp = "fragments_given_up", "Fragments that were kept and then dropped: their packet was not whole in time, was refused, or gave way to newer ones.";
+        FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
+        FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
+        FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
         FramesBridged = "frames_bridged", "Frames that crossed a bridge, of no service.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
@@ -244,12 +262,16 @@ counters!(
         FramesHandedHere = "frames_handed_here", "Of the frames received, those that another worker has handed here.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
+        FramesRouted = "frames_routed", "Frames of no service that were forwarded as they are; a super-packet counts as one.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
         LeasesRetried = "leases_retried", "Leased source ports that another flow still used; the next lease was tried.";
         MssClamped = "mss_clamped", "Handshake segments whose maximum segment size was lowered.";
         NdAnswered = "nd_answered", "IPv6 neighbour solicitations for our addresses answered.";
         OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
+        OctetsRouted = "octets_routed", "Octets of frames of no service that were forwarded as they are.";
         OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
+        PacketsCut = "packets_cut", "Packets that left in fragments: as they had come, or because the link ahead carries no more.";
+        PacketsReassembled = "packets_reassembled", "Packets that were put together from fragments.";
         ResetsMade = "resets_made", "TCP resets made here.";
         TcpFaults = "tcp_faults", "TCP segments forwarded that do not fit their connection.";
     }
@@ -293,9 +315,12 @@ pub struct Plane {
     network: Arc<Network>,
     hops: Hops,
     bridges: Bridges,
+    own_addresses: OwnAddresses,
     services: Services,
     flows: Flows,
     pending: Pending,
+    reassembly: Reassembly,
+    identifications: Identifications,
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
@@ -328,6 +353,10 @@ struct Turn<'a, D> {
     run: Run,
     /// The hashes of the half-open flow whose packet has its turn, where they are known.
     hashes: Option<PathHashes>,
+    /// How the packet came that has its turn, if it was put together.
+    pieces: Option<Pieces>,
+    /// Who the frame that has its turn is for.
+    whose: Whose,
 }
 
 /// A packet and the place of its frame in the batch.
@@ -357,10 +386,13 @@ impl Plane {
             snapshot,
             hops: Hops::new(&network),
             bridges: Bridges::new(&network, seed[0], now),
+            own_addresses: OwnAddresses::of(&network),
             network,
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
+            reassembly: Reassembly::new(seed),
+            identifications: Identifications::new(seed),
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
             errors: Budget::new(settings.replies_per_second),
@@ -398,6 +430,7 @@ impl Plane {
         self.review_fast(&network, &hops);
         self.bridges.adopt(&network);
         self.hops = hops;
+        self.own_addresses = OwnAddresses::of(&network);
         self.network = network;
     }
 
@@ -424,7 +457,7 @@ impl Plane {
         self.call(now);
         verdicts.clear();
         let mut flags = 0;
-        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
+        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
         let (mut jobs, mut straights) = (0, 0);
         let mut traces = [Trace::default(); BATCH_MAX];
         let mut places = [0; BATCH_MAX];
@@ -461,7 +494,7 @@ impl Plane {
                 Ok(Some(other)) if whose == Whose::Others => *verdict = self.answer_on_arm(frame, &other, &mut turn),
                 Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
                 Err(_) if whose == Whose::Others => *verdict = self.pass_over(now, frame),
-                Err(reason) => *verdict = Verdict::Drop(reason),
+                Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
             }
         }
         self.flows.established.follow_traces(&mut traces[..straights], |line| turn.desk.prefetch(line));
@@ -601,7 +634,8 @@ impl Plane {
     pub fn next_due(&self) -> Option<Now> {
         let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
         let flows = [self.flows.next_expiry(), self.next_walk()];
-        let others = [at_once, self.pending.next_due(), self.rest.next_due(), self.bridges.next_due(self.worker)];
+        let others = [at_once, self.pending.next_due(), self.reassembly.next_due(), self.rest.next_due()];
+        let others = others.into_iter().chain([self.bridges.next_due(self.worker)]);
         flows.into_iter().chain(others).flatten().min()
     }
 
@@ -624,6 +658,7 @@ impl Plane {
     pub fn memory_bytes(settings: &PlaneSettings) -> usize {
         Flows::memory_bytes(settings.flows_max, settings.half_open_max)
             + Pending::memory_bytes(settings.pending_frames_max)
+            + Reassembly::memory_bytes()
     }
 
     /// Where the memory of the flows lies: read at random, it should be in large pages.

@@ -299,7 +299,16 @@ impl Network {
     pub fn address_on(&self, port: PortId, family: Family) -> Option<Ip> {
         let addresses = &self.port(self.segment(port))?.addresses;
         let of_family = |&&(ip, _): &&(Ip, u8)| ip.is_v4() == (family == Family::V4);
-        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.0.starts_with(&[0xfe, 0x80]))
+        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.is_link_local())
+    }
+
+    /// An address to speak from to whoever sent a packet that came in by `port`: one there, or any other that reaches further than its link (RFC 1812
+    /// section 4.3.2.4).
+    pub fn address_towards(&self, port: PortId, family: Family) -> Option<Ip> {
+        let ports = (0..=u8::MAX).map(PortId).take(self.ports.len());
+        let others = ports.filter_map(|other| self.address_on(other, family));
+        let own = self.address_on(port, family);
+        own.into_iter().chain(others).find(|ip| !ip.is_link_local()).or(own)
     }
 
     /// The port where questions for an address of ours are answered: the one that was named for it, or the one whose network holds `ip`, the longest of
@@ -319,6 +328,12 @@ impl Network {
         self.each_address()
             .map(|(_, ip, prefix)| Block::of(ip, prefix))
             .any(|block| block.contains(a) && block.contains(b))
+    }
+
+    /// Every address of this host, with the prefix length of its network where that is on a port.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = (Ip, Option<u8>)> + '_ {
+        let on_ports = self.each_address().map(|(_, ip, prefix)| (ip, Some(prefix)));
+        on_ports.chain(self.elsewhere.iter().map(|&ip| (ip, None)))
     }
 
     fn each_address(&self) -> impl Iterator<Item = (PortId, Ip, u8)> {
@@ -362,13 +377,8 @@ struct Block {
 impl Block {
     /// Of the network that `ip` is in.
     fn of(ip: Ip, prefix: u8) -> Block {
-        let host_bits = match ip.is_v4() {
-            true => 32_u32.saturating_sub(prefix.into()),
-            false => 128_u32.saturating_sub(prefix.into()),
-        };
-        let hosts = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
-        let bits = u128::from_be_bytes(ip.0);
-        Block { first: bits & !hosts, last: Reverse(bits | hosts) }
+        let (first, last) = ip.network(prefix);
+        Block { first, last: Reverse(last) }
     }
 
     fn contains(self, ip: Ip) -> bool {

@@ -8,14 +8,14 @@ use towpath_config::model::Forwarding;
 use super::bridge::Whose;
 use super::flows::{Detail, Found, OpenError, Stage, State};
 use super::forward::segment_facts;
-use super::reply::{Macs, tcp_refusal};
+use super::reply::{Complaint, Macs, tcp_refusal};
 use super::services::{Rule, Way};
 use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
-use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
@@ -259,9 +259,14 @@ impl Plane {
                 if self.strays == Strays::Reset && is_lost {
                     self.reset_sender(frame, packet, turn);
                 }
+                // So that a traceroute to us ends. Servers whose answer comes late would take it for an end of their socket.
+                let is_server = self.services.is_server(packet.tuple.src);
+                if packet.tuple.protocol == PROTOCOL_UDP && !is_server && !self.network.is_kernels(packet.tuple.dst) {
+                    self.complain(frame, packet, Complaint::PortUnreachable, turn);
+                }
                 Verdict::Drop(DropReason::PortClosed)
             }
-            None => Verdict::Pass,
+            None => self.route_on(frame, packet, None, turn),
         }
     }
 

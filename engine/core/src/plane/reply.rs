@@ -273,8 +273,30 @@ pub(super) enum Complaint {
         /// Octets of IP packet that fit; over IPv4 at most 65,535 are said.
         mtu: u32,
     },
+    /// No route leads to its destination (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+    NoRoute,
+    /// Nobody listens at its port (RFC 1122 section 4.1.3.1, RFC 4443 section 3.1).
+    PortUnreachable,
+    /// Others of its fragments did not come in time (RFC 792, RFC 4443 section 3.3).
+    ReassemblyTimeExceeded,
     /// Its time to live has run out (RFC 792, RFC 4443 section 3.3).
     TimeExceeded,
+}
+
+/// Whether the sender of a packet between two hosts may be sent an ICMP error about it: not about another one, nor about an IPv4 fragment that is
+/// not the first (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
+pub(super) fn may_be_told(frame: &[u8], packet: &Parsed) -> bool {
+    let kind = || frame.get(usize::from(packet.l4)).copied();
+    match (packet.family, packet.tuple.protocol) {
+        (Family::V4, PROTOCOL_ICMP) if kind().is_none_or(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12)) => false,
+        // Redirects are none of its errors, and yet get no answer.
+        (Family::V6, PROTOCOL_ICMPV6) => kind().is_some_and(|kind| kind >= 128 && kind != 137),
+        (Family::V6, _) => true,
+        (Family::V4, _) => {
+            let offset = frame.get(usize::from(packet.l3) + 6..).and_then(|rest| rest.first_chunk());
+            offset.is_some_and(|offset| u16::from_be_bytes(*offset) & 0x1fff == 0)
+        }
+    }
 }
 
 /// An ICMP or ICMPv6 error from `from`, an address of ours, to the sender of `frame`: the frame as it came, before anything in it is
@@ -299,6 +321,12 @@ pub(super) fn icmp_error(
     let (kind, code, word) = match (complaint, is_v4) {
         (Complaint::PacketTooBig { mtu }, true) => (3, 4, mtu.min(u16::MAX.into())),
         (Complaint::PacketTooBig { mtu }, false) => (2, 0, mtu),
+        (Complaint::NoRoute, true) => (3, 0, 0),
+        (Complaint::NoRoute, false) => (1, 0, 0),
+        (Complaint::PortUnreachable, true) => (3, 3, 0),
+        (Complaint::PortUnreachable, false) => (1, 4, 0),
+        (Complaint::ReassemblyTimeExceeded, true) => (11, 1, 0),
+        (Complaint::ReassemblyTimeExceeded, false) => (3, 1, 0),
         (Complaint::TimeExceeded, true) => (11, 0, 0),
         (Complaint::TimeExceeded, false) => (3, 0, 0),
     };

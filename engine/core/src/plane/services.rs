@@ -112,7 +112,7 @@ impl Way {
 /// Hashes the addresses and ports of the configuration in a few instructions. Without a key: what lies in these tables the operator has
 /// chosen, and whoever looks for something else finds no longer runs than those are.
 #[derive(Default)]
-struct ConfiguredHasher(u64);
+pub(super) struct ConfiguredHasher(u64);
 
 impl Hasher for ConfiguredHasher {
     fn finish(&self) -> u64 {
@@ -140,7 +140,7 @@ impl Hasher for ConfiguredHasher {
 }
 
 type Configured<K, V> = HashMap<K, V, BuildHasherDefault<ConfiguredHasher>>;
-type ConfiguredSet<K> = HashSet<K, BuildHasherDefault<ConfiguredHasher>>;
+pub(super) type ConfiguredSet<K> = HashSet<K, BuildHasherDefault<ConfiguredHasher>>;
 
 /// An address and a protocol as a key, with a port or that of every port.
 #[inline]
@@ -149,7 +149,7 @@ fn key(address: Ip, port: Option<u16>, protocol: u8) -> (u128, u32) {
 }
 
 #[inline]
-fn address_key(address: Ip) -> u128 {
+pub(super) fn address_key(address: Ip) -> u128 {
     u128::from_be_bytes(address.0)
 }
 

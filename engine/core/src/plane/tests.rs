@@ -1,15 +1,17 @@
 mod bridge;
 mod edges;
 mod fast;
+mod fragments;
 mod ledger;
 mod lending;
+mod router;
 mod straight;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
-use towpath_config::model::{AdminState, Balance, Forwarding, Protocol, SourcePool};
+use towpath_config::model::{self, AdminState, Balance, Forwarding, Protocol, SourcePool};
 
 use super::*;
 use crate::PickReason;
@@ -20,6 +22,7 @@ use crate::packet::{
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
     parse,
 };
+use crate::router::Router;
 use crate::snapshot::{ServiceSource, Target};
 use crate::snat::{SnatBook, SnatLimits};
 use crate::steering::SteeringTable;
@@ -181,6 +184,7 @@ struct Setup {
     workers: usize,
     settings: PlaneSettings,
     network: Network,
+    router: model::Router,
 }
 
 impl Setup {
@@ -210,6 +214,7 @@ impl Setup {
                 strays: Strays::Drop,
             },
             network: network(1500, true),
+            router: model::Router::default(),
         }
     }
 
@@ -220,7 +225,7 @@ impl Setup {
         service.vip = vip(family).ip();
         service.ports = self.ports.clone();
         service.protocol = self.protocol;
-        service.plane = towpath_config::model::Plane::Packet;
+        service.plane = model::Plane::Packet;
         service.forwarding = self.forwarding;
         service.idle_timeout_ms = 600_000;
         service.source = ServiceSource::Client;
@@ -249,6 +254,7 @@ impl Setup {
             services: vec![Some(Arc::new(service))],
             real_servers: Vec::new(),
             steering: Arc::new(SteeringTable::even(self.workers)),
+            router: Arc::new(Router::new(&self.router)),
         })
     }
 
@@ -1120,20 +1126,13 @@ fn refusals_have_their_reasons() {
 }
 
 #[test]
-fn a_packet_without_a_way_and_a_fragment_are_dropped() {
+fn a_packet_without_a_way_is_dropped() {
     let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
     setup.servers[0].address = ip("203.0.113.9");
     let mut lab = setup.lab();
     let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_TCP);
     let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &tcp(&forward, SYN, 1, 0, &[], b""));
     assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(DropReason::NoRoute));
-    let mut fragment = ip_packet(&forward, PROTOCOL_TCP, 64, &[0; 64]);
-    fragment[6..8].copy_from_slice(&[0x20, 0x10]);
-    fragment[10..12].fill(0);
-    let sum = checksum::of(&fragment[..20]);
-    fragment[10..12].copy_from_slice(&sum.to_be_bytes());
-    let mut frame = ethernet(OUTSIDE_MAC, ROUTER_MAC, true, &fragment);
-    assert_eq!(lab.send(OUTSIDE, &mut frame), Verdict::Drop(DropReason::Fragment));
 }
 
 /// One batch may open a flow, use it, end it and open it again.

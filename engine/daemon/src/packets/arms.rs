@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 use towpath_config::model::{Forwarding, Model, VirtualService};
+use towpath_core::packet::Ip;
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::{KnownRoute, Tables};
@@ -33,6 +34,8 @@ pub enum NoWay {
     Nowhere(IpAddr),
     /// The kernel has no route to a real server over an Ethernet interface.
     NoRoute(IpAddr),
+    /// A router without interfaces.
+    NothingToRoute,
     /// More interfaces than the packet plane has ports.
     TooMany(usize),
 }
@@ -56,11 +59,12 @@ impl NoWay {
             NoWay::NoRoute(ip) => format!(
                 "no route to real server {ip} over an Ethernet interface that is up; add one (`ip route add {ip} via …`)"
             ),
-            NoWay::TooMany(count) => {
-                format!(
-                    "{count} interfaces and VLANs lead to the addresses and servers, the packet plane has {PORTS_MAX} at most"
-                )
+            NoWay::NothingToRoute => {
+                "router.enabled = true: no Ethernet interface of this host that is up has an address; add them (`ip addr add …`)".to_owned()
             }
+            NoWay::TooMany(count) => format!(
+                "{count} interfaces and VLANs lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
+            ),
         }
     }
 
@@ -74,15 +78,43 @@ impl NoWay {
             NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
                 .into_iter()
                 .all(|forwarding| uses(before, forwarding, ip) || !uses(after, forwarding, ip)),
+            NoWay::NothingToRoute => before.router.enabled,
             NoWay::TooMany(_) => false,
         }
     }
 }
 
+/// The interfaces that services [need](needed), and of a router all that have an address; and whatever leads nowhere.
+pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let (mut chosen, mut missing) = needed(model, tables);
+    if model.router.enabled {
+        let has_address = |link: &&Link| {
+            let own = tables.addresses.iter().filter(|own| own.link == link.index);
+            own.into_iter().any(|own| !Ip::from(own.ip).is_link_local())
+        };
+        chosen.extend(usable(tables).filter(has_address));
+        if chosen.is_empty() {
+            missing.push(NoWay::NothingToRoute);
+        }
+        chosen.sort_by_key(|link| tables.links.iter().position(|other| other.index == link.index));
+        chosen.dedup_by_key(|link| link.index);
+    }
+    let ports = chosen.len() + model.vlans().count();
+    if ports > PORTS_MAX {
+        missing.push(NoWay::TooMany(ports));
+    }
+    (chosen, missing)
+}
+
+/// Ethernet interfaces that are up.
+fn usable(tables: &Tables) -> impl Iterator<Item = &Link> {
+    tables.links.iter().filter(|link| link.up && link.ethernet)
+}
+
 /// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
 /// other clients come; and whatever leads nowhere.
-pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
-    let usable: Vec<&Link> = tables.links.iter().filter(|link| link.up && link.ethernet).collect();
+pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let usable: Vec<&Link> = usable(tables).collect();
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
@@ -141,10 +173,6 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
             }
             _ => missing.push(NoWay::NoRoute(ip)),
         }
-    }
-    let ports = chosen.len() + model.vlans().count();
-    if ports > PORTS_MAX {
-        missing.push(NoWay::TooMany(ports));
     }
     (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
 }
@@ -251,6 +279,20 @@ mod tests {
         assert_eq!((names, missing), (vec!["front".to_owned(), "back".to_owned()], vec![]));
         let (names, _) = chosen(&model("192.0.2.30", "192.0.2.31"), &tables());
         assert_eq!(names, ["front"]);
+    }
+
+    #[test]
+    fn a_router_has_every_interface_with_an_address() {
+        let text = "[router]\nenabled = true\n";
+        let model = towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        tables.links.push(link(5, "bare"));
+        tables.addresses.push(LinkAddress { link: 5, ip: "fe80::5".parse().unwrap(), prefix: 64 });
+        let (names, missing) = chosen(&model, &tables);
+        assert_eq!((names, missing), (["front", "back", "other"].map(str::to_owned).to_vec(), vec![]));
+        assert_eq!(needed(&model, &tables).0, Vec::<&Link>::new());
+        tables.addresses.clear();
+        assert_eq!(chosen(&model, &tables).1, [NoWay::NothingToRoute]);
     }
 
     #[test]

@@ -13,6 +13,11 @@ pub fn services(model: &Model) -> impl Iterator<Item = &VirtualService> {
     model.services.iter().filter(|service| service.plane == Plane::Packet)
 }
 
+/// Whether packets are carried at all: those of a service, or as a router.
+pub fn carries_packets(model: &Model) -> bool {
+    model.router.enabled || services(model).next().is_some()
+}
+
 /// The addresses that the packet plane answers for: VIPs and SNAT addresses.
 pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
     services(model)

@@ -104,14 +104,19 @@ fn what_the_plan_refuses_is_a_finding_of_the_process() {
 
 /// A service on the packet plane, and a machine with one arm that it does not fit.
 fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String> {
-    use towpath_sys::link::Link;
-    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
-
     let text = format!(
         "[[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\n{lines}\n\
          [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n"
     );
-    let model = towpath_config::check("test.toml", &text).model.expect("no errors");
+    findings_of(&text, change)
+}
+
+/// What a whole file meets on that machine.
+fn findings_of(text: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String> {
+    use towpath_sys::link::Link;
+    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+
+    let model = towpath_config::check("test.toml", text).model.expect("no errors");
     let ip = |text: &str| text.parse().unwrap();
     let link = Link {
         index: 2,
@@ -168,6 +173,19 @@ fn each_way_of_forwarding_has_its_own_conditions() {
     assert!(found.len() == 1 && found[0].contains("net.ipv4.ip_forward = 1"), "{found:?}");
     let dsr = "forwarding = \"dsr\"";
     assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = [true; 2]), Vec::<String>::new());
+}
+
+#[test]
+fn a_router_wants_to_be_the_only_one_and_to_know_its_interfaces() {
+    let router = "[router]\nenabled = true\n[[router.rule]]\naction = \"deny\"\nfrom_interface = \"eth0\"\n";
+    let named =
+        format!("{router}to_interface = \"eth1\"\n[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth1\"\n");
+    let found = findings_of(&named, |packets| packets.kernel_forwards = [true, true]);
+    let told = ["net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "interface eth1 is not routed to or from"];
+    assert_eq!(found.len(), told.len(), "{found:?}");
+    assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
+    let known = format!("{router}[[interface]]\nname = \"eth0\"\n");
+    assert_eq!(findings_of(&known, |_| {}), Vec::<String>::new());
 }
 
 #[test]

@@ -186,11 +186,17 @@ impl Packets {
         self.send_made();
     }
 
-    /// Sends what the plane has made.
+    /// Sends what the plane has made, and hands fragments to the workers that have their flows.
     pub(super) fn send_made(&mut self) {
         for (port, bytes) in self.out.iter() {
             let (link, tag) = self.lanes.way(port, None);
             self.ports.send_bytes(link, bytes, Offload::NONE, tag);
+        }
+        for (to, port, bytes) in self.out.handed() {
+            let (link, tag) = self.lanes.way(port, None);
+            if !self.handoff.hand(to, link, bytes, Offload::NONE, tag) {
+                self.plane.count_not_handed();
+            }
         }
         self.out.clear();
     }

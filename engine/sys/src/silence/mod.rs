@@ -334,8 +334,8 @@ impl Family {
         batch.push(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule);
     }
 
-    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag, which the
-    /// packet plane does not take, look like those without.
+    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag look like
+    /// those without; nobody else on this host takes them.
     fn expressions(self) -> Attributes {
         let (offset, address_bytes) = self.destination();
         let after_address = REGISTER + address_bytes / 4;

@@ -229,6 +229,7 @@ impl Scene {
             services: vec![Some(Arc::new(service))],
             real_servers,
             steering: Arc::new(SteeringTable::even(1)),
+            router: Arc::default(),
         };
         Ok((id, snapshot))
     }

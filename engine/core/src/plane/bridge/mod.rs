@@ -239,6 +239,7 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let is_group = Header::read(frame.bytes).is_none_or(|header| header.dst.is_group());
+        turn.whose = Whose::Others;
         let verdict = match packet {
             Packet::Arp(_) | Packet::Nd(_) => self.answer(frame, packet, turn),
             Packet::Fragment(_) | Packet::IcmpError(_) if !is_group => self.answer(frame, packet, turn),
@@ -246,6 +247,7 @@ impl Plane {
                 Verdict::Pass
             }
         };
+        turn.whose = Whose::Ours;
         match verdict {
             Verdict::Pass => self.pass_over(turn.now, frame),
             decided => decided,
