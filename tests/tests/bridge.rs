@@ -226,6 +226,16 @@ fn t_34_a_half_nat_server_answers_across_the_bridge() {
         let mut direct = Connection::open_from(lab.client(), far, (lab.server(1).ipv4(), 443)).expect("a connection");
         assert_eq!(direct.greeting().expect("a greeting").peer.ip(), far);
         direct.close().expect("an end");
+        // In fragments, which Towpath has to put together to see that they are none of its own.
+        let ear = lab.client().run(|| UdpSocket::bind((far, 0))).expect("a thread").expect("a socket");
+        ear.set_read_timeout(Some(PATIENCE)).expect("PATIENCE is not zero");
+        let to = ear.local_addr().expect("an address");
+        let said: Vec<u8> = (0..8_000_u16).map(|number| number as u8).collect();
+        let say = || UdpSocket::bind((lab.server(1).ipv4(), 0)).and_then(|socket| socket.send_to(&said, to));
+        lab.server(1).run(say).expect("a thread").expect("a datagram sent");
+        let mut heard = [0; 9_000];
+        let (length, from) = ear.recv_from(&mut heard).expect("a datagram");
+        assert_eq!((&heard[..length], from.ip()), (&said[..], lab.server(1).ipv4().into()));
         assert_eq!(relay.service("web").accepted, 4);
         relay.stop();
     });

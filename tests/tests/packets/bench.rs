@@ -86,11 +86,11 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Res
     for frame in frames {
         let Captured { at_ms, port: link, offload, ref bytes } = *frame;
         let (tag, mut bytes) = without_tag(bytes);
-        // The rings pass over what is of no port.
-        if tag.is_some_and(|tag| tag.protocol != Tag::DOT1Q) {
-            continue;
-        }
-        let Some(port) = network.port_of(link.0, tag.and_then(Tag::vlan)) else { continue };
+        let is_stacked = tag.is_some_and(|tag| tag.protocol != Tag::DOT1Q);
+        let of_vlan = if is_stacked { None } else { network.port_of(link.0, tag.and_then(Tag::vlan)) };
+        let bridged = || network.port(link)?.peer.map(|_| link.tagged());
+        // The rings pass over what is of no port and of no bridge.
+        let Some(port) = of_vlan.or_else(bridged) else { continue };
         while !plane.expire(Now(at_ms), 64, &mut desk, &mut out) {}
         take_made(at_ms, &network, &mut out, &mut left);
         let (checksum, segment_bytes) = match offload {
@@ -151,9 +151,13 @@ fn without_tag(frame: &[u8]) -> (Option<Tag>, Vec<u8>) {
 
 /// How a frame leaves by a port: its link, and what is on the wire there.
 fn with_tag(network: &Network, port: PortId, came_with: Option<Tag>, frame: &[u8]) -> (PortId, Vec<u8>) {
+    let (addresses, rest) = frame.split_at(Tag::PLACE);
+    if let Some(arm) = port.is_tagged() {
+        let tag = came_with.map_or(Vec::new(), |tag| tag.bytes().to_vec());
+        return (arm, [addresses, &tag, rest].concat());
+    }
     let Some(port) = network.port(port) else { return (port, frame.to_vec()) };
     let tag = port.vlan.map_or(Vec::new(), |vlan| Tag::of_vlan(vlan, came_with).bytes().to_vec());
-    let (addresses, rest) = frame.split_at(Tag::PLACE);
     (PortId(port.link), [addresses, &tag, rest].concat())
 }
 
@@ -258,6 +262,7 @@ fn station(own: IpAddr, number: u8) -> Ip {
 fn bridged(bridge: &Bridge) -> Network {
     let arm = |name: &str, mac, peer| Port {
         name: name.into(),
+        link: u8::from(name != "outside"),
         index: if name == "outside" { 11 } else { 12 },
         mac: Mac(mac),
         mtu: 1500,
