@@ -285,16 +285,6 @@ pub(crate) fn with_header_checksum(mut packet: Vec<u8>) -> Vec<u8> {
     packet
 }
 
-/// The same packet with so much time to live left.
-pub(crate) fn with_ttl(mut packet: Vec<u8>, ttl: u8) -> Vec<u8> {
-    if packet[0] >> 4 == 6 {
-        packet[7] = ttl;
-        return packet;
-    }
-    packet[8] = ttl;
-    with_header_checksum(packet)
-}
-
 fn ip_header(from: IpAddr, to: IpAddr, ttl: u8, options: &[u8]) -> IpHeaders {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
