@@ -122,6 +122,7 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
         ("http = {}", "", "http"),
+        ("vip = \"2001:db8::10\"\nplane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }", "", "\"192.0.2.21\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
