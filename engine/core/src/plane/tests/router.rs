@@ -332,6 +332,11 @@ fn fragments_and_what_only_their_receiver_reads_cross_too() {
     assert_eq!(verdict, Verdict::Drop(DropReason::RuleDenied));
 }
 
+/// The service of the plane, which leases from the pool that it has.
+fn own_service(lab: &Lab) -> Service {
+    Service::clone(lab.plane.snapshot.service(ServiceId(0)).expect("there is one"))
+}
+
 /// The other router outside, by which no route leads.
 fn other_gateway(family: Family) -> (IpAddr, Mac) {
     (host(family, "outside", 253), Mac([2, 0, 0, 0, 0, 2]))
@@ -363,7 +368,7 @@ fn t_32_what_goes_back_to_clients_leaves_by_the_next_hop_of_their_service() {
             let (port, frame, _) = lab.client_sends(&forward, &tcp(&forward, ACK, 101, 911, &[], b"hello"));
             assert_eq!((port, macs(&frame).0), (INSIDE, server_mac(80)));
             // A reset made here too.
-            let mut service = setup.service();
+            let mut service = own_service(&lab);
             service.targets[0].admin = AdminState::Halt;
             lab.plane.adopt_snapshot(setup.snapshot(service));
             lab.expire_once();
@@ -407,7 +412,7 @@ fn the_kernel_carries_by_the_next_hop_of_the_service_and_hears_of_another() {
         carry(lab, INSIDE, &mut frame, Checksum::Complete, 0).map(|port| (port, macs(&frame).0))
     };
     assert_eq!(carried(&lab, 901), Some((OUTSIDE, mac)));
-    let snapshot = Setup { next_hop: None, ..setup.clone() };
-    lab.plane.adopt_snapshot(snapshot.snapshot(snapshot.service()));
+    let by_the_routes = Service { next_hop: None, ..own_service(&lab) };
+    lab.plane.adopt_snapshot(setup.snapshot(by_the_routes));
     assert_eq!(carried(&lab, 906), None, "it is the plane's again");
 }
