@@ -208,6 +208,11 @@ pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -
     route_to(tables, ip).filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
 }
 
+/// Whether an address is on a network of which the kernel knows nothing: that of a VLAN.
+pub(crate) fn is_unknown_to_kernel(model: &Model, ip: IpAddr) -> bool {
+    vlan_prefix(model, ip).is_some()
+}
+
 /// The prefix length of the longest network of a VLAN that holds an address.
 fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
     let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses);
