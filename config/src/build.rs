@@ -1,7 +1,7 @@
 //! From a draft without errors to the model.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::decode::{At, PortSet, Section, Value};
@@ -43,6 +43,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
         control: control(draft.root),
+        routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
@@ -72,6 +73,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
+        next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
         client_networks: networks(section, "client_networks"),
         interface: section.text("interface").map(|interface| interface.value.to_owned()),
         group,
@@ -223,6 +225,20 @@ fn limits(root: &Section) -> Option<model::Limits> {
         buffer_bytes: section.number("buffer_bytes")?.value,
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
+    })
+}
+
+fn route(section: &Section) -> Option<model::StaticRoute> {
+    let via = section.address("via")?.value;
+    let everything = match via {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Some(model::StaticRoute {
+        to: section.network("to").map_or((everything, 0), |to| (to.value.address, to.value.prefix)),
+        via,
+        interface: section.text("interface").map(|name| name.value.to_owned()),
+        metric: section.number("metric")?.value,
     })
 }
 

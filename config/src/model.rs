@@ -20,6 +20,8 @@ pub struct Model {
     pub limits: Limits,
     /// Where the daemon answers `towpath status`.
     pub control: Control,
+    /// Static routes of the packet plane, beside the kernel's.
+    pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
     pub router: Router,
     /// Interfaces of the packet plane that the file names.
@@ -95,6 +97,19 @@ pub struct Limits {
 pub struct Control {
     /// Path of the Unix socket; `None` = no control socket.
     pub socket: Option<PathBuf>,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StaticRoute {
+    /// Destination network with its prefix length; 0 = everything of its family.
+    pub to: (IpAddr, u8),
+    /// Next hop, of the same family.
+    pub via: IpAddr,
+    /// Name of the interface that reaches it; `None` = the one whose network holds it.
+    pub interface: Option<String>,
+    /// Of several routes to one network the lowest wins.
+    pub metric: u32,
 }
 
 /// `[router]`
@@ -258,6 +273,8 @@ pub struct VirtualService {
     pub max_connections: u32,
     /// The address that the real server sees.
     pub source: Source,
+    /// Gateway of what goes back to clients, instead of the routes; not for those on a link of ours.
+    pub next_hop: Option<IpAddr>,
     /// Networks that clients come from, each with its prefix length, as far as half-NAT depends on them; empty = nobody has said.
     pub client_networks: Vec<(IpAddr, u8)>,
     /// Interface or VLAN that the VIP lives on; `None` = the one whose network holds it (packet plane).

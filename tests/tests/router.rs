@@ -1,11 +1,11 @@
 //! The router between real TCP stacks: what belongs to no service crosses as it is, beside services.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use towpath_sys::link::Route;
 use towpath_tests::{
-    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, bulk, eventually, in_lab, ipv4,
+    Bulk, Connection, Host, Origin, PATIENCE, Segment, Subject, TestLab, Topology, ask_by_udp, in_lab, ipv4,
     packet_service, subject, who,
 };
 
@@ -14,25 +14,19 @@ const LIMITS: &str = "[limits]\nflows = 16384\n";
 
 const ROUTER: &str = "[router]\nenabled = true\n";
 
-/// Starts a router; clients know the way to the servers' network, and the kernel forwards nothing.
+/// Starts a router; clients know the way to the servers, and the kernel forwards nothing.
 fn start(lab: &TestLab, rest: &str) -> Subject {
-    let [front, back] = lab.balancer().ports() else { panic!("a balancer with two arms") };
-    let ways = [
-        (IpAddr::from(back.ipv4), 24, IpAddr::from(front.ipv4)),
-        (IpAddr::from(back.ipv6), 64, IpAddr::from(front.ipv6)),
-    ];
-    for (network, prefix, gateway) in ways {
-        let route = Route { destination: (network, prefix), gateway: Some(gateway), link: "front".to_owned() };
+    for (to, gateway) in
+        lab.servers().iter().flat_map(|host| addresses(host).into_iter().zip(addresses(lab.balancer())))
+    {
+        let destination = (to, if to.is_ipv4() { 32 } else { 128 });
+        let route = Route { destination, gateway: Some(gateway), link: "front".to_owned() };
         lab.client().links().expect("netlink").add_route(&route).expect("a route");
     }
     for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
         lab.balancer().set_sysctl(key, "0").expect("a sysctl");
     }
     subject!().start(lab.balancer(), &format!("{LIMITS}{ROUTER}{rest}"))
-}
-
-fn routed(relay: &Subject) -> u64 {
-    relay.status().workers.iter().map(|worker| worker.packets["frames_routed"]).sum()
 }
 
 /// Both addresses of a host.
@@ -150,25 +144,113 @@ fn t_21_a_server_is_reached_by_its_vip_and_directly() {
 }
 
 #[test]
-fn bulk_crosses_both_ways_where_one_link_is_smaller() {
-    in_lab(bulk_crosses_both_ways_where_one_link_is_smaller, Topology::TwoArm, 1, |lab| {
-        // What is sent in segments of 1,460 octets does not fit: the balancer says so, and both ends hear it.
-        lab.balancer().links().expect("netlink").set_mtu("back", 1_300).expect("an MTU");
-        let relay = start(lab, "");
-        for at in addresses(lab.server(1)) {
-            let listener = lab.server(1).run(|| TcpListener::bind((at, 443))).expect("a thread").expect("a listener");
-            let client = lab.client().run(|| TcpStream::connect((at, 443))).expect("a thread").expect("a connection");
-            let (server, peer) = listener.accept().expect("a connection");
-            assert!(addresses(lab.client()).contains(&peer.ip()));
-            for stream in [&client, &server] {
-                stream.set_read_timeout(Some(PATIENCE)).expect("not zero");
-                stream.set_write_timeout(Some(PATIENCE)).expect("not zero");
-            }
-            bulk::exchange(&client, &server, 8 << 20);
+fn t_32_replies_of_a_service_leave_by_its_next_hop() {
+    in_lab(t_32_replies_of_a_service_leave_by_its_next_hop, Topology::OneArm, 3, |lab| {
+        let [server, outer, inner] = [1, 2, 3].map(|n| lab.server(n));
+        let far = IpAddr::from([198, 51, 100, 7]);
+        lab.client().add_address(far).expect("an address");
+        let route = |host: &Host, destination: (IpAddr, u8), gateway: &Host| {
+            let gateway = Some(gateway.ipv4().into());
+            let route = Route { destination, gateway, link: "lan".to_owned() };
+            host.links().expect("netlink").add_route(&route).expect("a route");
+        };
+        let everything = (IpAddr::from([0, 0, 0, 0]), 0);
+        route(lab.balancer(), everything, outer);
+        route(server, everything, lab.balancer());
+        for gateway in [outer, inner] {
+            route(gateway, (far, 32), lab.client());
+            gateway.set_sysctl("net.ipv4.conf.all.send_redirects", "0").expect("a sysctl");
+            gateway.set_sysctl("net.ipv4.ip_forward", "1").expect("a sysctl");
         }
-        relay.until("the sender was told", |status| {
-            status.workers.iter().map(|worker| worker.packets["icmp_errors_made"]).sum::<u64>() >= 2
-        });
+        lab.balancer().set_sysctl("net.ipv4.ip_forward", "0").expect("a sysctl");
+        let _origin = Origin::tcp(server, 443);
+        let by_inner = format!("next_hop = \"{}\"", inner.ipv4());
+        let half = "forwarding = \"half-nat\"\nclient_networks = [\"198.51.100.0/24\"]";
+        let cases = [
+            ("routes", lab.free_vip(100), "source = \"vip\"".to_owned(), outer),
+            ("full", lab.free_vip(101), format!("source = \"vip\"\n{by_inner}"), inner),
+            ("half", lab.free_vip(102), format!("{half}\n{by_inner}"), inner),
+        ];
+        let servers = [("server-1", IpAddr::from(server.ipv4()))];
+        let services: String =
+            cases.iter().map(|(name, vip, keys, _)| packet_service(name, *vip, "443", keys, &servers)).collect();
+        let relay = subject!().start(lab.balancer(), &format!("{LIMITS}{services}"));
+        for (name, vip, _, gateway) in cases {
+            let mut tap = lab.client().capture("lan").expect("a tap");
+            let to = SocketAddr::from((vip, 443));
+            let mut connection = Connection::open_from(lab.client(), far, to).expect("a connection");
+            connection.greeting().expect("a greeting");
+            connection.echo(&[7; 300_000]).expect("an echo");
+            connection.close().expect("an end");
+            let mac = gateway.links().expect("netlink").find("lan").expect("its link").hardware_address;
+            let mut replies = 0;
+            while let Some(frame) = tap.take().expect("the tap works") {
+                if Segment::of(&frame).is_some_and(|segment| segment.source == to) {
+                    replies += 1;
+                    assert_eq!(frame.bytes[6..12], mac, "{name}: by another gateway");
+                }
+            }
+            assert!(replies > 3, "{name}: {replies}");
+            // Who is on the link needs no gateway.
+            let mut tap = lab.client().capture("lan").expect("a tap");
+            if name != "half" {
+                visit(lab.client(), to);
+                let own = lab.balancer().links().expect("netlink").find("lan").expect("its link").hardware_address;
+                while let Some(frame) = tap.take().expect("the tap works") {
+                    let is_reply = Segment::of(&frame).is_some_and(|segment| segment.source == to);
+                    assert!(!is_reply || frame.bytes[6..12] == own, "{name}: by a gateway");
+                }
+            }
+        }
+        relay.stop();
+    });
+}
+
+#[test]
+fn static_routes_lead_where_the_kernel_s_do_not() {
+    in_lab(static_routes_lead_where_the_kernel_s_do_not, Topology::TwoArm, 1, |lab| {
+        // A network behind the server that only the file knows of.
+        let behind = IpAddr::from([198, 51, 100, 9]);
+        lab.server(1).add_address(behind).expect("an address");
+        let balancer = lab.balancer().port("front").expect("a port").ipv4;
+        let way = Route { destination: (behind, 32), gateway: Some(balancer.into()), link: "front".to_owned() };
+        lab.client().links().expect("netlink").add_route(&way).expect("a route");
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let relay = start(lab, &format!("[[route]]\nto = \"198.51.100.0/24\"\nvia = \"{}\"\n", lab.server(1).ipv4()));
+        assert_eq!(visit(lab.client(), (behind, 443).into()), IpAddr::from(lab.client().ipv4()));
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_sender_hears_of_the_smaller_link_ahead() {
+    in_lab(a_sender_hears_of_the_smaller_link_ahead, Topology::TwoArm, 1, |lab| {
+        let relay = start(lab, "");
+        // Towards the server, then towards the client: the balancer's own end of that link is the smaller one, and no handshake says so.
+        for (number, link) in ["back", "front"].into_iter().enumerate() {
+            let mut links = lab.balancer().links().expect("netlink");
+            links.set_mtu(link, 1_300).expect("an MTU");
+            for at in addresses(lab.server(1)) {
+                let listener =
+                    lab.server(1).run(|| TcpListener::bind((at, 443))).expect("a thread").expect("a listener");
+                let client =
+                    lab.client().run(|| TcpStream::connect((at, 443))).expect("a thread").expect("a connection");
+                let (server, _) = listener.accept().expect("a connection");
+                let (mut from, mut to) = if link == "back" { (client, server) } else { (server, client) };
+                from.set_write_timeout(Some(PATIENCE)).expect("not zero");
+                to.set_read_timeout(Some(PATIENCE)).expect("not zero");
+                let received = std::thread::spawn(move || Bulk::steady(0).receive(&mut to));
+                let sent = Bulk::steady(1).send(&mut from, 4 << 20).expect("everything is taken");
+                drop(from);
+                let received = received.join().expect("the receiver").expect("a stream that ends with FIN");
+                assert_eq!(received, sent, "{link} {at}");
+            }
+            relay.until("both families were told", |status| {
+                let made = status.workers.iter().map(|worker| worker.packets["icmp_errors_made"]);
+                made.sum::<u64>() >= 2 * (number as u64 + 1)
+            });
+            links.set_mtu(link, 1_500).expect("an MTU");
+        }
         relay.stop();
     });
 }

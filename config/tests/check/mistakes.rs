@@ -122,7 +122,7 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
         ("http = {}", "", "http"),
-        ("next_hop = \"192.0.2.1\"\nplane = \"packet\"\nsource = \"vip\"", "", "next_hop"),
+        ("vip = \"2001:db8::10\"\nplane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }", "", "\"192.0.2.21\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -189,6 +189,22 @@ fn a_file_without_services_routes_or_is_no_use() {
     }
     expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
     expect("service = 3\n", &[("wrong-type", "3")]);
+}
+
+#[test]
+fn routes_and_next_hops_lead_somewhere() {
+    let packet = |lines: &str| service(&format!("plane = \"packet\"\n{lines}"), "");
+    expect(&packet("source = \"vip\"\nnext_hop = \"192.0.2.1\""), &[]);
+    expect(&packet("source = \"vip\"\nnext_hop = \"2001:db8::1\""), &[("mixed-families", "\"2001:db8::1\"")]);
+    expect(&packet("forwarding = \"dsr\"\nnext_hop = \"192.0.2.1\""), &[("no-effect", "next_hop")]);
+    let route = |lines: &str| packet("source = \"vip\"") + "[[route]]\n" + lines;
+    expect(&route("to = \"default\"\nvia = \"192.0.2.1\"\n"), &[]);
+    expect(&route("to = \"10.0.0.0/8\"\nvia = \"2001:db8::1\"\n"), &[("mixed-families", "\"2001:db8::1\"")]);
+    expect(&route("to = \"10.0.0.0/8\"\n"), &[("missing-key", "[[route]]")]);
+    expect(
+        &route("to = \"10.0.0.0/8\"\nvia = \"192.0.2.1\"\ninterface = \"eth7\"\n"),
+        &[("unknown-interface", "\"eth7\"")],
+    );
 }
 
 #[test]

@@ -46,6 +46,7 @@ fn a_short_file_gets_the_documented_defaults() {
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        next_hop: None,
         client_networks: Vec::new(),
         max_connections: 0,
         source: Source::Interface,
@@ -244,6 +245,25 @@ fn an_interface_s_own_address_is_leased_from_on_the_packet_plane() {
         assert_eq!(model.services[0].source, expected, "{lines}");
     }
     assert_eq!(model(&service("source = \"interface\"", "")).services[0].source, Source::Interface);
+}
+
+#[test]
+fn static_routes_and_next_hops_reach_the_model() {
+    let text = service("plane = \"packet\"\nsource = \"vip\"\nnext_hop = \"192.0.2.1\"", "")
+        + "[[route]]\nto = \"default\"\nvia = \"2001:db8::1\"\n\
+           [[route]]\nto = \"192.168.100.0/24\"\nvia = \"192.0.2.2\"\ninterface = \"eth0\"\nmetric = 7\n\
+           [[interface]]\nname = \"eth0\"\n";
+    let model = model(&text);
+    let ip = |text: &str| text.parse().expect("an address");
+    assert_eq!(model.services[0].next_hop, Some(ip("192.0.2.1")));
+    let by_default = StaticRoute { to: (ip("::"), 0), via: ip("2001:db8::1"), interface: None, metric: 100 };
+    let particular = StaticRoute {
+        to: (ip("192.168.100.0"), 24),
+        via: ip("192.0.2.2"),
+        interface: Some("eth0".to_owned()),
+        metric: 7,
+    };
+    assert_eq!(model.routes, [by_default, particular]);
 }
 
 #[test]

@@ -199,6 +199,7 @@ fn service_of(
         drop_on_failure: service.drop_on_failure,
         max_connections: service.max_connections,
         source,
+        next_hop: service.next_hop,
         targets,
         maglev,
     })

@@ -65,6 +65,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         drop_on_failure: false,
         max_connections: 0,
         source: ServiceSource::Interface,
+        next_hop: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -98,6 +99,7 @@ pub(crate) fn model() -> Model {
             fast_flows: None,
         },
         control: Control { socket: None },
+        routes: Vec::new(),
         router: Router::default(),
         interfaces: Vec::new(),
         groups: Vec::new(),
@@ -130,6 +132,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         drop_on_failure: false,
         max_connections: 0,
         source: Source::Interface,
+        next_hop: None,
         client_networks: Vec::new(),
         interface: None,
         group: model.groups.len() - 1,

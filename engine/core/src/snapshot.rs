@@ -99,6 +99,8 @@ pub struct Service {
     pub max_connections: u32,
     /// Where source ports come from.
     pub source: ServiceSource,
+    /// Gateway of what goes back to clients, instead of the routes (packet plane); not for those on a link of ours.
+    pub next_hop: Option<IpAddr>,
     /// The members in the order of the file, whatever their state; no RealServer twice.
     pub targets: Vec<Target>,
     /// Present when `balance` is Maglev.

@@ -21,7 +21,7 @@ use towpath_sys::{host, socket};
 use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
 use crate::packets::fast::Readiness;
-use crate::packets::{claims, facing, steering};
+use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
 pub use check::Check;
@@ -159,6 +159,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
         check_router(model, packets, &mut findings);
+        check_probe_ways(model, packets, &mut findings);
         check_interfaces(model, &packets.tables, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
@@ -348,6 +349,31 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
              {name}`), or take it out of the rules"
             ),
         );
+    }
+}
+
+/// Health checks take the kernel's way, which does not know the static routes: a server that only those lead to would never be up.
+fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>) {
+    let routes = routes::all(model, &facts.tables);
+    for service in claims::services(model) {
+        let group = &model.groups[service.group];
+        let way = |routes, ip| routes::best(routes, ip).map(|route| (route.link, route.gateway));
+        let is_apart = |server: &&Server| {
+            let ours = way(&routes, server.address);
+            ours.is_some() && ours != way(&facts.tables.routes, server.address)
+        };
+        let Some(server) = group.servers.iter().find(is_apart).filter(|_| group.health.is_some()) else { continue };
+        let Some((_, Some(via))) = way(&routes, server.address) else { continue };
+        findings.push(Finding {
+            severity: Severity::Error,
+            check: Check::Routes,
+            service: Some(service.name.clone()),
+            message: format!(
+                "server {ip} is reached by a static route via {via} that the kernel does not have, so its health checks would go astray; give it to \
+                 the kernel too (`ip route add {ip} via {via}`)",
+                ip = server.address
+            ),
+        });
     }
 }
 

@@ -18,7 +18,7 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, router, interfaces, groups: _, services } = new;
+    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -30,6 +30,9 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     }
     if limits != &old.limits {
         changed.push("limits".to_owned());
+    }
+    if routes != &old.routes {
+        changed.push("route".to_owned());
     }
     // Rules and policy are taken.
     if router.enabled != old.router.enabled {
@@ -82,7 +85,11 @@ pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.
 pub fn new_interfaces(started: &[Arm], wanted: &[Arm]) -> Vec<String> {
     let is_new = |arm: &&Arm| started.iter().all(|known| known.name != arm.name);
-    wanted.iter().filter(is_new).map(|arm| format!("interface {} (a server is reached by it)", arm.name)).collect()
+    wanted
+        .iter()
+        .filter(is_new)
+        .map(|arm| format!("interface {} (a server or next hop is reached by it)", arm.name))
+        .collect()
 }
 
 /// The fields of one service that differ and cannot be taken.
@@ -105,6 +112,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         drain_timeout_ms: _,
         redispatch: _,
         drop_on_failure: _,
+        next_hop: _,
         client_networks: _,
         max_connections: _,
         group: _,

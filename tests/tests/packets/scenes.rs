@@ -8,7 +8,7 @@ use crate::bench::{INSIDE, INSIDE_MAC, OUTSIDE, OUTSIDE_MAC, ROUTER_MAC, server_
 use crate::capture::{Captured, Offload};
 use crate::frames::{
     arp_request, bare, data, end, framed, left_to_the_device, nd_question, nd_solicitation, ping, tcp,
-    tcp_with_options, too_big, udp, with_header_checksum,
+    tcp_with_options, too_big, udp, with_header_checksum, with_ttl,
 };
 
 /// Milliseconds between two frames, when nothing else is said.
@@ -49,6 +49,10 @@ pub(crate) const SCENES: &[Scene] = &[
     ("ping-vip-v6", ping_vip_v6),
     ("pool-exhausted", pool_exhausted),
     ("reopen", reopen),
+    ("router-refusals", router_refusals),
+    ("router-rules", router_rules),
+    ("router-v4", router_v4),
+    ("router-v6", router_v6),
     ("simultaneous-close", simultaneous_close),
     ("super-packets-v4", super_packets_v4),
     ("super-packets-v6", super_packets_v6),
@@ -472,6 +476,82 @@ fn reopen(script: &mut Script) {
     script.outside(tcp(ends.client, ends.vip, bare("S", 1_000_100, 0)));
     script.inside(80, tcp(ends.server, ends.source, bare("S.", 2_000_900, 1_000_101)));
     script.outside(tcp(ends.client, ends.vip, bare(".", 1_000_101, 2_000_901)));
+}
+
+/// Past the VIP, as the server sees it, and by the VIP at the same time.
+fn router(ends: Ends, script: &mut Script) {
+    let (client, server) = (ends.client, ends.server);
+    ends.open(script);
+    let direct = SocketAddr::new(client.ip(), client.port() + 1);
+    script.outside(tcp(direct, server, bare("S", 500, 0)));
+    script.inside(80, tcp(server, direct, bare("S.", 700, 501)));
+    script.outside(tcp(direct, server, bare(".", 501, 701)));
+    ends.exchange(script);
+    script.outside(udp(client, server, b"question"));
+    script.inside(80, udp(server, client, b"answer"));
+    let (client, server) = (client.ip().to_string(), server.ip().to_string());
+    script.outside(ping(&client, &server, b"abcdefgh"));
+    script.inside(80, ping(&server, &client, b"abcdefgh"));
+    // What the server starts by itself.
+    script.inside(80, tcp(SocketAddr::new(ends.server.ip(), 50_000), end_of(&client, 135), bare("S", 100, 0)));
+    // Four segments in one frame.
+    script.offload = Offload::Segments(1_400);
+    script.inside(80, tcp(ends.server, direct, data(701, 501, &[b'x'; 5_600])));
+}
+
+fn end_of(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), port)
+}
+
+fn router_v4(script: &mut Script) {
+    router(half_nat_v4(), script);
+}
+
+fn router_v6(script: &mut Script) {
+    router(half_nat_v6(), script);
+}
+
+/// What a router does not forward, each time before the same of IPv6: senders of the first and the second are told why.
+fn router_refusals(script: &mut Script) {
+    for (ends, nearby, forged, link_local) in [
+        (half_nat_v4(), "192.0.2.1:9", "10.0.0.99:9", "169.254.0.9:9"),
+        (half_nat_v6(), "[2001:db8::1]:9", "[fd00::99]:9", "[fe80::9]:9"),
+    ] {
+        let (client, server) = (ends.client, ends.server);
+        script.outside(with_ttl(udp(client, server, b"traceroute"), 1));
+        script.inside(80, udp(server, client, &[b'x'; 1_600]));
+        // The kernel's; from where it cannot be; of one link only, either way; from ourselves.
+        script.outside(udp(client, end(nearby), b"the kernel's"));
+        script.outside(udp(end(forged), server, b"forged"));
+        script.outside(udp(end(link_local), server, b"from the link"));
+        script.outside(udp(client, end(link_local), b"to the link"));
+        script.inside(80, udp(SocketAddr::new(end(nearby).ip(), 9), client, b"from us"));
+        // To the service, and yet none of its ports.
+        script.outside(udp(client, ends.vip, b"closed"));
+    }
+    script.outside(udp(half_nat_v4().client, end("10.0.0.255:9"), b"to all of them"));
+    // Who complains about a complaint would never end.
+    let quoted = udp(end(SERVER_V4), end("203.0.113.9:9"), b"x");
+    script.outside(with_ttl(too_big("192.0.2.254", 1_300, &quoted), 1));
+}
+
+/// Everything is denied but what servers open, and datagrams to one port of theirs with their answers.
+fn router_rules(script: &mut Script) {
+    let Ends { client, server, .. } = half_nat_v4();
+    let stun = SocketAddr::new(server.ip(), 3478);
+    script.outside(tcp(client, server, bare("S", 100, 0)));
+    script.outside(udp(client, server, b"denied"));
+    script.outside(udp(client, stun, b"question"));
+    script.inside(80, udp(stun, client, b"answer"));
+    script.inside(80, udp(server, client, b"denied"));
+    // About an answer, and about what was never let in.
+    script.outside(too_big("198.51.100.1", 1_300, &udp(stun, client, b"answer")));
+    script.outside(too_big("198.51.100.1", 1_300, &udp(server, client, b"denied")));
+    let directory = SocketAddr::new(client.ip(), 135);
+    script.inside(80, tcp(server, directory, bare("S", 100, 0)));
+    script.outside(tcp(directory, server, bare("S.", 900, 101)));
+    script.inside(80, tcp(server, directory, bare(".", 101, 901)));
+    script.outside(ping("198.51.100.7", "10.0.0.80", b"denied"));
 }
 
 /// One lie or cut each, and a good segment last, which alone goes on.

@@ -117,13 +117,15 @@ impl Plane {
         if error.embedded.protocol == PROTOCOL_TCP && !state.tcp().is_in_flight(sent_by, error.embedded_seq) {
             return Verdict::Drop(DropReason::IcmpErrorWindow);
         }
+        let service = state.service();
         // The quoted packet as its sender sent it, and the station that it came from.
         let (sent, station) = match sent_by {
             Direction::Forward => (path.client, path.client.src),
             Direction::Reverse => (path.server.reversed(), path.server.dst),
         };
-        let hop = match self.route(frame, &error.parsed, station, found.direction, path.returns, turn) {
-            Ok(hop) => hop,
+        let station = self.services.rule(service).station(&self.network, found.direction, station);
+        let onward = match self.route(frame, &error.parsed, station, found.direction, path.returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => return Verdict::Drop(reason),
         };
         if path.returns == Returns::Here {
@@ -147,6 +149,6 @@ impl Plane {
             }
         }
         self.counts.add(PlaneCounter::Errors, 1);
-        self.send_error(frame, &error.parsed, station, hop, turn)
+        self.send_error(frame, &error.parsed, onward, turn)
     }
 }

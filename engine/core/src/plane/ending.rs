@@ -230,7 +230,11 @@ impl Plane {
             let (tuple, station) = match to {
                 // What it has of the server's numbers is not known here, and it may never have sent the SYN.
                 Direction::Forward if ended.path.returns == Returns::Elsewhere => continue,
-                Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
+                Direction::Forward => {
+                    let client = ended.path.client.src;
+                    let rule = self.services.rule(ended.state.service());
+                    (ended.path.client.reversed(), rule.station(&self.network, Direction::Reverse, client))
+                }
                 // It knows itself by the VIP.
                 Direction::Reverse if ended.path.returns == Returns::Elsewhere => {
                     (ended.path.client, ended.path.server.dst)

@@ -45,6 +45,13 @@ pub(super) struct Hop {
 #[derive(Clone, Copy, Default)]
 pub(super) struct HopId(usize);
 
+/// How a packet leaves: by this hop, which was looked up for this address.
+#[derive(Clone, Copy)]
+pub(super) struct Onward {
+    hop: HopId,
+    to: Ip,
+}
+
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
 pub(super) struct Hops {
     hops: Box<[Hop]>,
@@ -121,23 +128,23 @@ impl Hops {
         self.hop(HopId(range))
     }
 
-    /// The hop of packets to whoever is no real server.
+    /// How packets to whoever is no real server leave.
     #[inline]
-    pub(super) fn towards(&self, network: &Network, to: Ip) -> HopId {
-        HopId(network.range_of(to))
+    pub(super) fn towards(&self, network: &Network, to: Ip) -> Onward {
+        Onward { hop: HopId(network.range_of(to)), to }
     }
 
     /// The port that packets leave through; `None` when no route leads on.
     #[inline]
-    pub(super) fn port(&self, id: HopId) -> Option<PortId> {
-        let hop = self.hop(id);
+    pub(super) fn port(&self, onward: Onward) -> Option<PortId> {
+        let hop = self.hop(onward.hop);
         (hop.mtu > 0).then_some(hop.port)
     }
 
-    /// The hop of packets to a real server.
+    /// How packets to a real server leave.
     #[inline]
-    fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
-        self.recall(network, to).hop
+    fn towards_server(&mut self, network: &Network, to: Ip) -> Onward {
+        Onward { hop: self.recall(network, to).hop, to }
     }
 
     /// Whether the answers of a real server may come in by `port`.
@@ -212,8 +219,9 @@ impl Plane {
             return Some(Verdict::Drop(DropReason::ReturnPort));
         }
         let is_lent = is_lent && self.meet_lent(id, direction, frame, packet);
-        let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
-            Ok(hop) => hop,
+        let station = rule.station(&self.network, direction, to.dst);
+        let onward = match self.route(frame, packet, station, direction, returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
         if packet.tuple.protocol == PROTOCOL_TCP {
@@ -248,7 +256,7 @@ impl Plane {
             }
         }
         self.count_for(service, turn);
-        Some(self.send(frame, packet, &to, direction, returns, hop, turn))
+        Some(self.send(frame, packet, &to, direction, returns, onward, turn))
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
@@ -261,12 +269,13 @@ impl Plane {
         direction: Direction,
         returns: Returns,
         turn: &mut Turn<'_, D>,
-    ) -> Result<HopId, DropReason> {
-        let id = match direction {
+    ) -> Result<Onward, DropReason> {
+        let onward = match direction {
             Direction::Forward => self.hops.towards_server(&self.network, to),
             Direction::Reverse => self.hops.towards(&self.network, to),
         };
-        self.judge_hop(frame, packet, id, returns, turn)
+        self.judge_hop(frame, packet, onward, returns, turn)?;
+        Ok(onward)
     }
 
     /// The same where the next hop is known.
@@ -275,11 +284,11 @@ impl Plane {
         &mut self,
         frame: &Frame<'_>,
         packet: &Parsed,
-        id: HopId,
+        onward: Onward,
         returns: Returns,
         turn: &mut Turn<'_, D>,
-    ) -> Result<HopId, DropReason> {
-        let mtu = self.hops.hop(id).mtu;
+    ) -> Result<(), DropReason> {
+        let mtu = self.hops.hop(onward.hop).mtu;
         // Of a super-packet, each segment has to fit; of one that came in fragments, each of them.
         let largest = match (turn.pieces, frame.segment_bytes) {
             (Some(pieces), _) => pieces.largest,
@@ -303,10 +312,10 @@ impl Plane {
             self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
-        Ok(id)
+        Ok(())
     }
 
-    /// Rewrites the packet to `to` and sends it to `hop`.
+    /// Rewrites the packet to `to` and sends it `onward`.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     pub(super) fn send<D: Desk>(
@@ -316,17 +325,17 @@ impl Plane {
         to: &Tuple,
         direction: Direction,
         returns: Returns,
-        hop: HopId,
+        onward: Onward,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
         let rewritten = if returns == Returns::Elsewhere {
-            set_macs(frame.bytes, &self.hops.hop(hop).macs)
+            set_macs(frame.bytes, &self.hops.hop(onward.hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
-                self.clamp(frame, &layout, hop);
+                self.clamp(frame, &layout, onward.hop);
             }
-            let macs = &self.hops.hop(hop).macs;
+            let macs = &self.hops.hop(onward.hop).macs;
             match (Straight::at(frame.bytes, packet), TupleV4::of(to)) {
                 (Some(straight), Some(to)) if frame.checksum != Checksum::Absent => {
                     straight.redirect(frame.checksum, to, macs);
@@ -342,20 +351,19 @@ impl Plane {
             self.renumber(frame, packet);
         }
         turn.run.add(packet.tuple.protocol, direction, frame.bytes.len(), packet.payload_len());
-        self.leave(frame, packet, to.dst, hop, turn)
+        self.leave(frame, packet, onward, turn)
     }
 
-    /// Sends a frame that was rewritten but for its MACs on the way to `to`.
+    /// Sends a frame that was rewritten but for its MACs.
     pub(super) fn send_error<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        to: Ip,
-        hop: HopId,
+        onward: Onward,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        match set_macs(frame.bytes, &self.hops.hop(hop).macs) {
-            Ok(()) => self.leave(frame, packet, to, hop, turn),
+        match set_macs(frame.bytes, &self.hops.hop(onward.hop).macs) {
+            Ok(()) => self.leave(frame, packet, onward, turn),
             Err(_) => Verdict::Drop(DropReason::FrameChanged),
         }
     }
@@ -366,13 +374,12 @@ impl Plane {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        to: Ip,
-        hop: HopId,
+        onward: Onward,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        let Hop { is_ready, port, mtu, .. } = *self.hops.hop(hop);
+        let Hop { is_ready, port, mtu, .. } = *self.hops.hop(onward.hop);
         if !is_ready {
-            return self.hold(frame, packet, to, turn);
+            return self.hold(frame, packet, onward.to, turn);
         }
         // One that came in fragments is cut when its turn is over.
         if packet.total_len() > mtu && frame.segment_bytes == 0 && turn.pieces.is_none() {

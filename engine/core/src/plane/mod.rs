@@ -382,6 +382,10 @@ impl Plane {
     /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`]; those whose virtual shard belongs to another
     /// worker now are given to it by the next calls of [`Plane::export`].
     pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        let before = |service: &Service| self.services.rule(service.id).next_hop;
+        if snapshot.each_service().any(|service| before(service) != service.next_hop.map(Ip::from)) {
+            self.forget_fast();
+        }
         if self.services.adopt(&snapshot) {
             self.sweep = Some(Sweep::start());
         }

@@ -317,8 +317,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         self.counts.add(PlaneCounter::FlowsOpened, 1);
-        let hop = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
-            Ok(hop) => hop,
+        let onward = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => {
                 if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
                     self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
@@ -327,7 +327,7 @@ impl Plane {
             }
         };
         self.count_for(service, turn);
-        self.send(frame, packet, &path.server, Direction::Forward, path.returns, hop, turn)
+        self.send(frame, packet, &path.server, Direction::Forward, path.returns, onward, turn)
     }
 
     /// The state of the flow that this packet opens; `None`: it opens none.

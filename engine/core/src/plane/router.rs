@@ -90,8 +90,8 @@ impl Plane {
         if self.snapshot.router.checks_sources && !self.leads_back(src, frame) {
             return Err(DropReason::ReversePath);
         }
-        let hop = self.hops.towards(&self.network, dst);
-        let Some(leaves_by) = self.hops.port(hop).and_then(|port| self.network.port(port)) else {
+        let onward = self.hops.towards(&self.network, dst);
+        let Some(leaves_by) = self.hops.port(onward).and_then(|port| self.network.port(port)) else {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
         };
@@ -99,10 +99,10 @@ impl Plane {
         if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, &leaves_by.name)) {
             return Err(DropReason::RuleDenied);
         }
-        let hop = self.judge_hop(frame, packet, hop, Returns::Here, turn)?;
+        self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
         let octets = frame.bytes.len();
         decrement_hop_limit(frame.bytes, &Layout::from(packet)).map_err(|_| DropReason::FrameChanged)?;
-        let verdict = self.send_error(frame, packet, dst, hop, turn);
+        let verdict = self.send_error(frame, packet, onward, turn);
         if let Verdict::Send(_) | Verdict::Kept = verdict {
             self.counts.add(PlaneCounter::FramesRouted, 1);
             self.counts.add(PlaneCounter::OctetsRouted, octets as u64);

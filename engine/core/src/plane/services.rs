@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
 
+use super::Network;
 use super::flows::timeout_class;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
-use crate::flow::{Returns, TimeoutClass};
+use crate::flow::{Direction, Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
 use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
@@ -28,6 +29,8 @@ pub(super) struct Rule {
     pub(super) is_dsr: bool,
     /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
     pub(super) rests: bool,
+    /// By whom clients that are on no link of ours are answered, instead of by the routes.
+    pub(super) next_hop: Option<Ip>,
 }
 
 impl Rule {
@@ -54,12 +57,22 @@ impl Rule {
         for (class, ms) in classes.iter_mut().zip(tcp.all_ms().into_iter().chain(udp.all_ms())) {
             *class = timeout_class(ms);
         }
-        Rule { classes, is_dsr: service.forwarding == Forwarding::Dsr, rests: rest_ms > 0 }
+        let is_dsr = service.forwarding == Forwarding::Dsr;
+        Rule { classes, is_dsr, rests: rest_ms > 0, next_hop: service.next_hop.map(Ip::from) }
     }
 
     /// Where the answers of the flows that it opens go.
     pub(super) fn returns(&self) -> Returns {
         if self.is_dsr { Returns::Elsewhere } else { Returns::Here }
+    }
+
+    /// Towards whom a packet to `to` leaves: clients that are on no link of ours may have another gateway than the routes say.
+    #[inline(always)]
+    pub(super) fn station(&self, network: &Network, direction: Direction, to: Ip) -> Ip {
+        match self.next_hop {
+            Some(gateway) if direction == Direction::Reverse && network.is_on_link(to).is_none() => gateway,
+            Some(_) | None => to,
+        }
     }
 
     #[inline]

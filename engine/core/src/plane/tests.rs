@@ -81,6 +81,11 @@ fn number(protocol: Protocol) -> u8 {
 
 /// A router outside, real servers 80 to 83 inside.
 fn network(mtu_inside: u32, known: bool) -> Network {
+    network_with(mtu_inside, known, &[])
+}
+
+/// The same with more stations that are known.
+fn network_with(mtu_inside: u32, known: bool, stations: &[(PortId, IpAddr, Mac)]) -> Network {
     let port = |name: &str, mac, mtu, addresses: [(&str, u8); 2]| Port {
         name: name.into(),
         index: if name == "outside" { 11 } else { 12 },
@@ -111,6 +116,7 @@ fn network(mtu_inside: u32, known: bool) -> Network {
             neighbours.extend((80..84).map(|n| (INSIDE, host(family, "inside", n).into(), server_mac(n))));
         }
     }
+    neighbours.extend(stations.iter().map(|&(port, ip, mac)| (port, ip.into(), mac)));
     Network::new(ports, routes, neighbours)
 }
 
@@ -184,6 +190,7 @@ struct Setup {
     settings: PlaneSettings,
     network: Network,
     router: model::Router,
+    next_hop: Option<IpAddr>,
 }
 
 impl Setup {
@@ -214,6 +221,7 @@ impl Setup {
             },
             network: network(1500, true),
             router: model::Router::default(),
+            next_hop: None,
         }
     }
 
@@ -227,6 +235,7 @@ impl Setup {
         service.plane = model::Plane::Packet;
         service.forwarding = self.forwarding;
         service.idle_timeout_ms = 600_000;
+        service.next_hop = self.next_hop;
         service.source = ServiceSource::Client;
         if self.has_pool {
             let rule = SourcePool {
@@ -306,6 +315,11 @@ impl Lab {
 
     fn made(&self) -> Vec<(PortId, Vec<u8>)> {
         self.out.iter().map(|(port, frame)| (port, frame.to_vec())).collect()
+    }
+
+    /// What one call makes stays in the outbox.
+    fn expire_once(&mut self) {
+        self.plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out);
     }
 
     fn expire(&mut self) {

@@ -35,7 +35,7 @@ pub fn readings(model: &Model, facts: &Facts, probes: &Probes) -> Vec<Reading> {
             mtu(facts, answers, &mut all);
             servers(model, answers, &mut all);
             returns(model, facts, answers, &mut all);
-            unasked(model, &mut all);
+            unasked(model, facts, &mut all);
             if answers.unasked > 0 {
                 let told = format!("{} addresses are too many to ask for all in one go: not asked", answers.unasked);
                 all.add(Subject::Machine, Check::NextHop, State::Unknown, told);
@@ -390,11 +390,11 @@ fn on_links(model: &Model, facts: &Facts, answers: &Answers, all: &mut Readings)
 }
 
 /// What only the daemon can ask, because the kernel has no part in its network.
-fn unasked(model: &Model, all: &mut Readings) {
+fn unasked(model: &Model, facts: &Facts, all: &mut Readings) {
     for service in &model.services {
         let servers = model.groups[service.group].servers.iter().map(|server| server.address);
         let unknown: BTreeSet<IpAddr> =
-            servers.chain([service.vip]).filter(|&ip| is_unknown_to_kernel(model, ip)).collect();
+            servers.chain([service.vip]).filter(|&ip| is_unknown_to_kernel(model, &facts.tables, ip)).collect();
         if unknown.is_empty() {
             continue;
         }

@@ -223,7 +223,7 @@ fn questions(model: &Model, facts: &Facts, is_open: impl Fn(u32) -> bool) -> Vec
     for &ip in &own {
         let homes: BTreeSet<u32> =
             tables.addresses.iter().filter(|net| holds(net.ip, net.prefix, ip)).map(|net| net.link).collect();
-        if is_unknown_to_kernel(model, ip) {
+        if is_unknown_to_kernel(model, tables, ip) {
             continue;
         }
         // One that is on no network of ours is routed to us: on any link another may have it.

@@ -11,6 +11,7 @@ use towpath_sys::link::Link;
 use towpath_sys::neighbour::{KnownRoute, Tables};
 
 use super::claims::{addresses, services};
+use super::routes;
 
 /// One interface, as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,6 +37,8 @@ pub enum NoWay {
     NoRoute(IpAddr),
     /// A router without interfaces.
     NothingToRoute,
+    /// The next hop of a service or of a route is on no network of an interface.
+    NextHop(IpAddr),
     /// More interfaces than the packet plane has ports.
     TooMany(usize),
 }
@@ -62,6 +65,10 @@ impl NoWay {
             NoWay::NothingToRoute => {
                 "router.enabled = true: no Ethernet interface of this host that is up has an address; add them (`ip addr add …`)".to_owned()
             }
+            NoWay::NextHop(ip) => format!(
+                "next hop {ip} is on no network of an Ethernet interface that is up; give one an address in the network of {ip}, or name another \
+                 next hop"
+            ),
             NoWay::TooMany(count) => format!(
                 "{count} interfaces and VLANs lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
             ),
@@ -79,6 +86,9 @@ impl NoWay {
                 .into_iter()
                 .all(|forwarding| uses(before, forwarding, ip) || !uses(after, forwarding, ip)),
             NoWay::NothingToRoute => before.router.enabled,
+            NoWay::NextHop(ip) => {
+                routes::next_hops(before).contains(&ip) || before.routes.iter().any(|route| route.via == ip)
+            }
             NoWay::TooMany(_) => false,
         }
     }
@@ -111,10 +121,11 @@ fn usable(tables: &Tables) -> impl Iterator<Item = &Link> {
     tables.links.iter().filter(|link| link.up && link.ethernet)
 }
 
-/// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
+/// The interfaces whose networks hold our addresses, those that lead to real servers and next hops, and those of default routes, by which
 /// other clients come; and whatever leads nowhere.
 pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
     let usable: Vec<&Link> = usable(tables).collect();
+    let routes = routes::all(model, tables);
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
@@ -143,8 +154,7 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         if !vips.contains(&ip) {
             continue;
         }
-        let defaults: Vec<u32> = tables
-            .routes
+        let defaults: Vec<u32> = routes
             .iter()
             .filter(|route| route.destination.1 == 0 && route.destination.0.is_ipv4() == ip.is_ipv4())
             .map(|route| route.link)
@@ -163,13 +173,23 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match (route_to(tables, ip), vlan_prefix(model, ip)) {
+        match (routes::best(&routes, ip), vlan_prefix(model, ip)) {
             // The kernel's route is not the longest one.
             (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
             (Some(route), _) if is_usable(route.link) => {
                 chosen.insert(route.link);
             }
             _ => missing.push(NoWay::NoRoute(ip)),
+        }
+    }
+    let by_services = routes::next_hops(model).into_iter().map(|ip| (ip, routes::beside(tables, ip)));
+    let by_routes = model.routes.iter().map(|route| (route.via, routes::link_of(route, tables)));
+    for (ip, link) in by_services.chain(by_routes).filter(|&(ip, _)| !is_on_vlan(model, ip)) {
+        match link {
+            Some(link) if is_usable(link) => {
+                chosen.insert(link);
+            }
+            _ => missing.push(NoWay::NextHop(ip)),
         }
     }
     (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
@@ -197,26 +217,27 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
     model.groups[service.group].servers.iter().map(|server| server.address)
 }
 
-/// The kernel's route to an address: the longest prefix, then the lowest metric.
-fn route_to(tables: &Tables, ip: IpAddr) -> Option<&KnownRoute> {
-    let fitting = tables.routes.iter().filter(|route| holds(route.destination.0, route.destination.1, ip));
-    fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric))
+/// Whether a network of a VLAN holds an address.
+fn is_on_vlan(model: &Model, ip: IpAddr) -> bool {
+    model.vlans().flat_map(|(_, vlan)| &vlan.addresses).any(|&(net, prefix)| holds(net, prefix, ip))
 }
 
 /// The kernel's route to a real server; none to one that is reached over a VLAN, of which the kernel knows nothing.
 pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -> Option<&'t KnownRoute> {
-    route_to(tables, ip).filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
+    let route = routes::best(&tables.routes, ip);
+    route.filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
 }
 
-/// Whether an address is on a network of which the kernel knows nothing: that of a VLAN.
-pub(crate) fn is_unknown_to_kernel(model: &Model, ip: IpAddr) -> bool {
-    vlan_prefix(model, ip).is_some()
+/// Whether only the packet plane has a way to an address: over a VLAN, of which the kernel knows nothing.
+pub(crate) fn is_unknown_to_kernel(model: &Model, tables: &Tables, ip: IpAddr) -> bool {
+    vlan_prefix(model, ip).is_some() && kernels_route(model, tables, ip).is_none()
 }
 
-/// The prefix length of the longest network of a VLAN that holds an address.
+/// The prefix length of the longest network that holds an address and is a VLAN's, or reached by a static route over one.
 fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
-    let networks = model.vlans().flat_map(|(_, vlan)| &vlan.addresses);
-    networks.filter(|&&(net, prefix)| holds(net, prefix, ip)).map(|&(_, prefix)| prefix).max()
+    let own = model.vlans().flat_map(|(_, vlan)| vlan.addresses.iter().copied());
+    let behind = model.routes.iter().filter(|route| is_on_vlan(model, route.via)).map(|route| route.to);
+    own.chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
 }
 
 /// Whether a network holds an address.
@@ -341,6 +362,25 @@ mod tests {
         // What is in force already does not refuse a reload.
         assert!(behind.concerns(&dsr("8.8.8.8"), &dsr("8.8.8.8")));
         assert!(!behind.concerns(&dsr("192.0.2.31"), &dsr("8.8.8.8")));
+    }
+
+    #[test]
+    fn next_hops_are_on_a_network_of_this_host() {
+        let with = |next_hop: &str, via: &str| {
+            let text = format!(
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                 next_hop = \"{next_hop}\"\n[[service.server]]\nname = \"one\"\naddress = \"172.16.0.5\"\n\
+                 [[route]]\nto = \"172.16.0.0/12\"\nvia = \"{via}\"\n"
+            );
+            towpath_config::check("test.toml", &text).model.expect("no errors")
+        };
+        let (names, missing) = chosen(&with("203.0.113.9", "198.51.100.9"), &tables());
+        assert_eq!((names, missing), (["front", "back", "other"].map(str::to_owned).to_vec(), vec![]));
+        let [next_hop, via] = ["100.64.0.1", "100.64.0.2"];
+        let (_, missing) = chosen(&with(next_hop, via), &tables());
+        let ip = |text: &str| text.parse().unwrap();
+        assert_eq!(missing, [NoWay::NoRoute(ip("172.16.0.5")), NoWay::NextHop(ip(next_hop)), NoWay::NextHop(ip(via))]);
+        assert!(missing[1].concerns(&with(next_hop, via), &with(next_hop, via)));
     }
 
     #[test]

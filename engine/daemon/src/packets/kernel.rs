@@ -17,6 +17,7 @@ use towpath_sys::silence::{Claim, Silence};
 use super::arms::{Arm, servers};
 use super::claims::{addresses, claims};
 use super::fast::KernelPath;
+use super::routes;
 use super::steering::{SteeringError, program};
 use super::view::{self, FileNetwork, KnownArm, KnownVlan};
 
@@ -237,7 +238,8 @@ impl Kernel {
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
         let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
-        let first: BTreeSet<IpAddr> = gateways.chain(servers(&self.model)).collect();
+        let stated = self.model.routes.iter().map(|route| route.via).chain(routes::next_hops(&self.model));
+        let first = gateways.chain(servers(&self.model)).chain(stated).collect();
         let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
         let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
         for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {

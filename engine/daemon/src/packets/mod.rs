@@ -6,6 +6,7 @@ pub mod facing;
 pub mod fast;
 pub mod kernel;
 mod neighbours;
+pub mod routes;
 pub mod steering;
 pub mod view;
 mod watch;

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Interface, Model, VirtualService, Vlan};
+use towpath_config::model::{Interface, Model, StaticRoute, VirtualService, Vlan};
 use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Keeper, Network, Port, PortId};
 use towpath_sys::neighbour::Tables;
 
-use super::arms::Arm;
+use super::arms::{Arm, holds};
 use super::claims::services;
 
 /// The number of a port that is none of ours: routes over it mean that no route of ours leads there.
@@ -53,6 +53,8 @@ pub struct FileNetwork {
     pub vlans: Vec<KnownVlan>,
     /// On which port a VIP lives, where that was named.
     pub homes: BTreeMap<Ip, PortId>,
+    /// Routes beside the kernel's: of two to one network with the same metric the kernel's counts.
+    pub routes: Vec<StaticRoute>,
 }
 
 impl FileNetwork {
@@ -69,7 +71,7 @@ impl FileNetwork {
         };
         let home = |service: &VirtualService| Some((Ip::from(service.vip), port_of(service.interface.as_deref()?)?));
         let homes = services(model).filter_map(home).collect();
-        FileNetwork { vlans, homes }
+        FileNetwork { vlans, homes, routes: model.routes.clone() }
     }
 }
 
@@ -145,6 +147,16 @@ pub fn network(
         .zip(0..)
         .filter(|(port, _)| port.keeper == Keeper::Towpath)
         .flat_map(|(port, id)| port.addresses.iter().map(move |&(ip, prefix)| (ip, prefix, None, PortId(id), 0)));
+    let beside = |via: IpAddr| {
+        let numbered = ports.iter().zip(0..).flat_map(|(port, id)| port.addresses.iter().map(move |own| (id, own)));
+        let fitting = numbered.filter(|(_, (own, prefix))| holds((*own).into(), *prefix, via));
+        fitting.max_by_key(|(_, (_, prefix))| *prefix).map(|(id, _)| PortId(id))
+    };
+    let named = |name: &String| ports.iter().zip(0..).find(|(port, _)| port.name == *name).map(|(_, id)| PortId(id));
+    let stated = file.routes.iter().filter_map(|route| {
+        let port = route.interface.as_ref().map_or_else(|| beside(route.via), named)?;
+        Some((Ip::from(route.to.0), route.to.1, Some(Ip::from(route.via)), port, route.metric))
+    });
     let routes = tables
         .routes
         .iter()
@@ -154,6 +166,7 @@ pub fn network(
             (Ip::from(network), prefix, route.gateway.map(Ip::from), port, route.metric)
         })
         .chain(near)
+        .chain(stated)
         .collect();
     let neighbours = tables
         .neighbours

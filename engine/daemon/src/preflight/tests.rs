@@ -176,16 +176,70 @@ fn each_way_of_forwarding_has_its_own_conditions() {
 }
 
 #[test]
+fn health_checks_need_a_way_of_the_kernel_s() {
+    let file = |health: &str| {
+        format!(
+            "[[route]]\nto = \"198.51.100.0/24\"\nvia = \"192.0.2.9\"\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\nsource = \"vip\"\n{health}\n\
+             [[service.server]]\nname = \"FE-1\"\naddress = \"198.51.100.31\"\n"
+        )
+    };
+    assert_eq!(findings_of(&file(""), |_| {}), Vec::<String>::new());
+    let checked = file("health = { check = \"tcp\" }");
+    let found = findings_of(&checked, |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip route add 198.51.100.31 via 192.0.2.9`"), "{found:?}");
+    let known = |packets: &mut PacketFacts| {
+        let mut route = packets.tables.routes[0];
+        (route.destination, route.gateway) =
+            (("198.51.100.0".parse().unwrap(), 24), Some("192.0.2.9".parse().unwrap()));
+        packets.tables.routes.push(route);
+    };
+    assert_eq!(findings_of(&checked, known), Vec::<String>::new());
+}
+
+#[test]
 fn a_router_wants_to_be_the_only_one_and_to_know_its_interfaces() {
     let router = "[router]\nenabled = true\n[[router.rule]]\naction = \"deny\"\nfrom_interface = \"eth0\"\n";
     let named =
         format!("{router}to_interface = \"eth1\"\n[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth1\"\n");
     let found = findings_of(&named, |packets| packets.kernel_forwards = [true, true]);
-    let told = ["net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0", "interface eth1 is not routed to or from"];
+    let told = [
+        "net.ipv4.ip_forward=0",
+        "net.ipv6.conf.all.forwarding=0",
+        "interface eth1 is not routed to or from",
+        "interface `eth1` is not there",
+    ];
     assert_eq!(found.len(), told.len(), "{found:?}");
     assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
     let known = format!("{router}[[interface]]\nname = \"eth0\"\n");
     assert_eq!(findings_of(&known, |_| {}), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_file_says_of_interfaces_is_compared_with_the_kernel() {
+    use towpath_sys::neighbour::LinkAddress;
+
+    let service = "[[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                   [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n";
+    let trunk = |addresses: &str| {
+        format!(
+            "[[interface]]\nname = \"eth0\"\naddresses = [{addresses}]\n\
+             [[interface.vlan]]\nid = 20\nname = \"edge\"\naddresses = [\"10.20.0.1/24\"]\n{service}"
+        )
+    };
+    assert_eq!(findings_of(&trunk("\"192.0.2.10/24\""), |_| {}), Vec::<String>::new());
+    let found = findings_of(&trunk("\"192.0.2.10/24\", \"192.0.2.77/24\""), |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip addr add 192.0.2.77/24 dev eth0`"), "{found:?}");
+    // Two owners of an address, and of a VLAN.
+    let found = findings_of(&trunk("\"192.0.2.10/24\""), |packets| {
+        let twin = towpath_sys::link::Link { index: 3, name: "eth0.20".to_owned(), ..packets.tables.links[0].clone() };
+        packets.tables.links.push(twin);
+        packets.tables.addresses.push(LinkAddress { link: 3, ip: "10.20.0.1".parse().unwrap(), prefix: 24 });
+    });
+    let told =
+        ["error: address 10.20.0.1 of VLAN `edge` is the kernel's on interface `eth0.20`", "`ip link del eth0.20`"];
+    assert_eq!(found.len(), told.len(), "{found:?}");
+    assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
 }
 
 #[test]

@@ -219,6 +219,7 @@ impl Scene {
             drain_timeout_ms: 30_000,
             redispatch: 3,
             drop_on_failure: false,
+            next_hop: None,
             max_connections: 0,
             source,
             targets,

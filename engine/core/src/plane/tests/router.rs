@@ -2,6 +2,7 @@
 
 use towpath_config::model::{RouterRule, RuleAction, RuleProtocol};
 
+use super::fast::{carry, enter};
 use super::*;
 
 const OTHER_PROTOCOL: u8 = 47;
@@ -329,4 +330,84 @@ fn fragments_and_what_only_their_receiver_reads_cross_too() {
     setup.router.rules = vec![RouterRule { ports: vec![(9, 9)], ..rule(RuleAction::Allow) }];
     let verdict = setup.lab().send(OUTSIDE, &mut inwards(&there, 64, &datagram));
     assert_eq!(verdict, Verdict::Drop(DropReason::RuleDenied));
+}
+
+/// The other router outside, by which no route leads.
+fn other_gateway(family: Family) -> (IpAddr, Mac) {
+    (host(family, "outside", 253), Mac([2, 0, 0, 0, 0, 2]))
+}
+
+/// Beside the network of the other tests, this gateway is known, and one client is on the link outside.
+fn with_gateway(family: Family, is_known: bool) -> Network {
+    let (gateway, mac) = other_gateway(family);
+    let mut stations = vec![(OUTSIDE, host(family, "outside", 7), Mac([2, 0, 0, 0, 0, 7]))];
+    stations.extend(is_known.then_some((OUTSIDE, gateway, mac)));
+    network_with(1500, true, &stations)
+}
+
+#[test]
+fn t_32_what_goes_back_to_clients_leaves_by_the_next_hop_of_their_service() {
+    for family in FAMILIES {
+        for forwarding in [Forwarding::FullNat, Forwarding::HalfNat] {
+            let (gateway, mac) = other_gateway(family);
+            let mut setup = Setup::new(family, forwarding, Protocol::Tcp);
+            setup.next_hop = Some(gateway);
+            setup.network = with_gateway(family, true);
+            let mut lab = setup.lab();
+            let (forward, back) = lab.open(family, 40_000);
+            for seq in [901, 906] {
+                let (port, frame, tuple) = lab.server_sends(&back, &tcp(&back, ACK, seq, 101, &[], b"hello"));
+                assert_eq!((port, macs(&frame), tuple), (OUTSIDE, (mac, OUTSIDE_MAC), forward.reversed()));
+            }
+            // Towards the server all is as ever.
+            let (port, frame, _) = lab.client_sends(&forward, &tcp(&forward, ACK, 101, 911, &[], b"hello"));
+            assert_eq!((port, macs(&frame).0), (INSIDE, server_mac(80)));
+            // A reset made here too.
+            let mut service = setup.service();
+            service.targets[0].admin = AdminState::Halt;
+            lab.plane.adopt_snapshot(setup.snapshot(service));
+            lab.expire_once();
+            let made = lab.made();
+            let to_client = made.iter().find(|(port, _)| *port == OUTSIDE).expect("a reset to the client");
+            assert_eq!(macs(&to_client.1).0, mac);
+
+            // A client on the link is answered there.
+            let mut lab = setup.lab();
+            let local = Tuple::new(SocketAddr::new(host(family, "outside", 7), 40_000), vip(family), PROTOCOL_TCP);
+            let (_, _, at_server) = lab.client_sends(&local, &tcp(&local, SYN, 1, 0, &[], b""));
+            let back = at_server.reversed();
+            let (_, frame, _) = lab.server_sends(&back, &tcp(&back, SYN_ACK, 1, 2, &[], b""));
+            assert_eq!(macs(&frame).0, Mac([2, 0, 0, 0, 0, 7]));
+
+            // While nobody knows where the gateway is, it is asked for.
+            setup.network = with_gateway(family, false);
+            let mut lab = setup.lab();
+            let forward = Tuple::new(client(family), vip(family), PROTOCOL_TCP);
+            let (_, _, at_server) = lab.client_sends(&forward, &tcp(&forward, SYN, 1, 0, &[], b""));
+            let back = at_server.reversed();
+            let mut frame = frame_of(INSIDE_MAC, server_mac(80), &back, &tcp(&back, SYN_ACK, 1, 2, &[], b""));
+            assert_eq!(lab.send(INSIDE, &mut frame), Verdict::Kept);
+            assert_eq!(lab.plane.wanted(lab.now), Some((OUTSIDE, gateway.into())));
+        }
+    }
+}
+
+#[test]
+fn the_kernel_carries_by_the_next_hop_of_the_service_and_hears_of_another() {
+    let family = Family::V4;
+    let (gateway, mac) = other_gateway(family);
+    let mut setup = Setup::new(family, Forwarding::FullNat, Protocol::Tcp);
+    setup.next_hop = Some(gateway);
+    setup.network = with_gateway(family, true);
+    let mut lab = setup.lab();
+    enter(&mut lab, 64);
+    let (_, back) = lab.open(family, 40_000);
+    let carried = |lab: &Lab, seq| {
+        let mut frame = frame_of(INSIDE_MAC, server_mac(80), &back, &tcp(&back, ACK, seq, 101, &[], b"hello"));
+        carry(lab, INSIDE, &mut frame, Checksum::Complete, 0).map(|port| (port, macs(&frame).0))
+    };
+    assert_eq!(carried(&lab, 901), Some((OUTSIDE, mac)));
+    let snapshot = Setup { next_hop: None, ..setup.clone() };
+    lab.plane.adopt_snapshot(snapshot.snapshot(snapshot.service()));
+    assert_eq!(carried(&lab, 906), None, "it is the plane's again");
 }
