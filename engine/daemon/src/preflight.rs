@@ -384,11 +384,8 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
     for interface in &model.interfaces {
         let name = &interface.name;
         let Some(link) = tables.links.iter().find(|link| link.name == *name) else {
-            // Of one with VLANs the missing way is told, and of one in a rule that nothing is routed there.
-            let mut ruled =
-                model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
-            let is_told = model.router.enabled && ruled.any(|named| named == name);
-            if interface.vlans.is_empty() && !is_told {
+            // Of one with VLANs the missing way is told.
+            if interface.vlans.is_empty() {
                 tell(
                     Severity::Warning,
                     Check::Link,
