@@ -372,8 +372,12 @@ fn settings_of_the_kernel_that_do_not_fit_are_found() {
             "error",
             "sysctl -w net.ipv4.ip_forward=0",
         );
+        let routes = format!("[router]\nenabled = true\n{}", half_nat(lab, ""));
+        let command = "sysctl -w net.ipv4.ip_forward=0";
+        examine(balancer, &routes).assert_told("machine", "kernel-forwards", "error", command);
         set("net.ipv4.ip_forward", "0");
         examine(balancer, &half_nat(lab, "")).assert_well(&[]);
+        examine(balancer, &routes).assert_well(&["routes", "return-path"]);
 
         // Clients come in by front, and the way back to those from elsewhere leads over back.
         let relay = service("relay", lab.vip(102), "443", "", &ipv4(lab.servers()));

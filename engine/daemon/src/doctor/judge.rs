@@ -10,6 +10,7 @@ use towpath_sys::neighbour::LinkAddress;
 use super::facts::{Card, Facts, HugePages, LinkFacts};
 use super::probes::{Answers, Asked, Probes, Purpose};
 use super::{Place, Reading, State, Subject};
+use crate::packets::arms::is_unknown_to_kernel;
 use crate::packets::claims;
 use crate::packets::fast::Readiness;
 use crate::plan::{Plan, PlanInput, bytes, cpu_list, grouped};
@@ -34,6 +35,7 @@ pub fn readings(model: &Model, facts: &Facts, probes: &Probes) -> Vec<Reading> {
             mtu(facts, answers, &mut all);
             servers(model, answers, &mut all);
             returns(model, facts, answers, &mut all);
+            unasked(model, facts, &mut all);
             if answers.unasked > 0 {
                 let told = format!("{} addresses are too many to ask for all in one go: not asked", answers.unasked);
                 all.add(Subject::Machine, Check::NextHop, State::Unknown, told);
@@ -231,7 +233,7 @@ fn rp_filter(model: &Model, facts: &Facts, link: &LinkFacts, all: &mut Readings)
 
 fn offloads(model: &Model, link: &LinkFacts, all: &mut Readings) {
     let name = &link.link.name;
-    if claims::services(model).next().is_none() {
+    if !claims::carries_packets(model) {
         return;
     }
     if link.does(Feature::LargeReceive) {
@@ -384,6 +386,24 @@ fn on_links(model: &Model, facts: &Facts, answers: &Answers, all: &mut Readings)
             let told = format!("{} on our networks, all answer", counted(servers, "real server", "real servers"));
             all.fine(of_service(&service.name), Check::NextHop, told);
         }
+    }
+}
+
+/// What only the daemon can ask, because the kernel has no part in its network.
+fn unasked(model: &Model, facts: &Facts, all: &mut Readings) {
+    for service in &model.services {
+        let servers = model.groups[service.group].servers.iter().map(|server| server.address);
+        let unknown: BTreeSet<IpAddr> =
+            servers.chain([service.vip]).filter(|&ip| is_unknown_to_kernel(model, &facts.tables, ip)).collect();
+        if unknown.is_empty() {
+            continue;
+        }
+        let unknown: Vec<String> = unknown.iter().map(IpAddr::to_string).collect();
+        let told = format!(
+            "on networks of which the kernel knows nothing, where only the daemon asks (`towpath status` shows its health checks): {}",
+            unknown.join(", ")
+        );
+        all.add(of_service(&service.name), Check::NextHop, State::Unknown, told);
     }
 }
 

@@ -20,7 +20,7 @@ use towpath_sys::packet::{Direction, PartialChecksum, Tap};
 
 use super::facts::{Facts, own_addresses, servers};
 use super::frames::{Seen, Way, answers_only, echo, question, reset, syn, unfinished_syn};
-use crate::packets::arms::{holds, kernels_route};
+use crate::packets::arms::{holds, is_unknown_to_kernel, kernels_route};
 use crate::probe as health_probe;
 
 /// How long answers are waited for in each of the two rounds.
@@ -223,6 +223,9 @@ fn questions(model: &Model, facts: &Facts, is_open: impl Fn(u32) -> bool) -> Vec
     for &ip in &own {
         let homes: BTreeSet<u32> =
             tables.addresses.iter().filter(|net| holds(net.ip, net.prefix, ip)).map(|net| net.link).collect();
+        if is_unknown_to_kernel(model, tables, ip) {
+            continue;
+        }
         // One that is on no network of ours is routed to us: on any link another may have it.
         let links = facts.links.iter().map(|facts| facts.link.index);
         let links: Vec<u32> = if homes.is_empty() { links.collect() } else { homes.into_iter().collect() };

@@ -378,6 +378,17 @@ fn the_way_back_of_a_server_that_is_silent_is_not_known() {
 }
 
 #[test]
+fn what_is_on_a_vlan_is_said_not_to_be_asked_for() {
+    let text = PACKET.replace("address = \"198.51.100.31\"", "address = \"203.0.113.31\"")
+        + "[[interface]]\nname = \"back\"\n[[interface.vlan]]\nid = 20\naddresses = [\"203.0.113.1/24\"]\n";
+    let told = readings(&model(&text), &facts(&text), &Probes::Done(Answers::default()));
+    let told: Vec<&Reading> = told.iter().filter(|reading| reading.state != State::Fine).collect();
+    let [reading] = told.as_slice() else { panic!("not one: {told:#?}") };
+    assert_eq!((reading.check, reading.state), (Check::NextHop, State::Unknown), "{reading:#?}");
+    assert!(reading.found.ends_with(": 203.0.113.31"), "{reading:#?}");
+}
+
+#[test]
 fn without_probes_only_the_machine_is_judged() {
     let (model, facts) = (model(PACKET), facts(PACKET));
     let off = readings(&model, &facts, &Probes::Off);

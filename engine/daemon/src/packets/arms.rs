@@ -236,6 +236,11 @@ pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -
     route.filter(|route| own_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
 }
 
+/// Whether only the packet plane has a way to an address: over a VLAN or a bridge, of which the kernel knows nothing.
+pub(crate) fn is_unknown_to_kernel(model: &Model, tables: &Tables, ip: IpAddr) -> bool {
+    own_prefix(model, ip).is_some() && kernels_route(model, tables, ip).is_none()
+}
+
 /// The prefix length of the longest network that holds an address and is a VLAN's or a bridge's, or reached by a static route over one.
 fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
     let behind = model.routes.iter().filter(|route| is_on_own_network(model, route.via)).map(|route| route.to);
