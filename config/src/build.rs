@@ -48,6 +48,20 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
+        bridges: draft.root.tables("bridge").iter().map(bridge).collect::<Option<_>>()?,
+    })
+}
+
+fn bridge(section: &Section) -> Option<model::Bridge> {
+    let arms = section.list("interfaces")?.value.iter().filter_map(|arm| match &arm.value {
+        Value::Text(name) => Some(name.clone()),
+        _ => None,
+    });
+    Some(model::Bridge {
+        name: section.text("name")?.value.to_owned(),
+        arms: arms.collect::<Vec<_>>().try_into().ok()?,
+        addresses: networks(section, "addresses"),
+        spanning_tree: section.bool("spanning_tree")?.value,
     })
 }
 

@@ -30,6 +30,21 @@ pub struct Model {
     pub groups: Vec<ServerGroup>,
     /// Virtual services in the order of the file; none only with [`Router::enabled`].
     pub services: Vec<VirtualService>,
+    /// Pairs of links that frames pass between.
+    pub bridges: Vec<Bridge>,
+}
+
+/// `[[bridge]]`: transparent mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Bridge {
+    /// Unique name, among interfaces and VLANs too.
+    pub name: String,
+    /// The links of its arms; no two bridges share one.
+    pub arms: [String; 2],
+    /// Own addresses, each with the prefix length of its network.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Whether frames of spanning tree pass.
+    pub spanning_tree: bool,
 }
 
 /// `[runtime]`

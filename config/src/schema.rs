@@ -33,7 +33,7 @@ pub static ROOT: Table = Table {
             "Network interfaces of the packet plane, and their VLANs.",
         ),
         key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane, beside the kernel's."),
-        key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network.").later(),
+        key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network."),
         key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT."),
         key(
             "outbound_nat",

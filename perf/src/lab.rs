@@ -8,6 +8,8 @@
 //! server-1 ┘                                a network of two hosts is a cable, of more a switch
 //! ```
 //!
+//! A bridged lab is a two-arm one in which `back` has the addresses of `front`, the balancer's links have none, and nobody has a default route.
+//!
 //! On a host, the link is named as the network. Each network is an IPv4 /24 and an IPv6 /64 in which the hosts have the same
 //! number: the balancer 1, the client 2, server-n 10 + n. Numbers from 100 are left for VIPs and SNAT pools, which whoever
 //! uses the lab adds to the balancer.
@@ -50,6 +52,8 @@ pub enum Topology {
     OneArm,
     /// The client and the balancer on `front`, the balancer and the servers on `back`; the servers' default route is the balancer.
     TwoArm,
+    /// As `TwoArm`, but all in one network that the balancer's two links are to join; those have no addresses, and what its [`Port`]s say is nobody's.
+    Bridged,
 }
 
 /// The hosts of a lab.
@@ -113,6 +117,7 @@ struct Network {
 const LAN: Network = Network { name: "lan", number: 1 };
 const FRONT: Network = Network { name: "front", number: 1 };
 const BACK: Network = Network { name: "back", number: 2 };
+const BACK_OF_FRONT: Network = Network { name: "back", number: 1 };
 
 impl Network {
     fn ipv4(self, host: u8) -> Ipv4Addr {
@@ -149,6 +154,16 @@ impl Lab {
                 switches.extend(connect(BACK, behind)?);
                 for server in &servers {
                     server.route_by_default(BACK, 1)?;
+                }
+            }
+            Topology::Bridged => {
+                switches.extend(connect(FRONT, vec![&mut client, &mut balancer])?);
+                let behind: Vec<&mut Host> = [&mut balancer].into_iter().chain(&mut servers).collect();
+                switches.extend(connect(BACK_OF_FRONT, behind)?);
+                let mut links = balancer.links()?;
+                for port in &balancer.ports {
+                    links.remove_address(&port.link, port.ipv4.into(), 24)?;
+                    links.remove_address(&port.link, port.ipv6.into(), 64)?;
                 }
             }
         }

@@ -49,8 +49,10 @@ const NETWORKS: [(&str, Places<'_>); 7] = [
     ),
 ];
 
-/// The routes of the document, those of the hosts around the unit.
-const ROUTES: [(&str, &str, &str); 11] = [
+/// The routes of the document. Those of the unit are in its file, too: health checks and the relay go by the kernel's.
+const ROUTES: [(&str, &str, &str); 14] = [
+    ("unit", "192.168.100.0/24", "192.168.20.2"),
+    ("unit", "0.0.0.0/0", "10.25.0.254"),
     ("desk", "192.168.100.0/24", "192.168.10.1"),
     ("FE-1", "192.168.100.0/24", "192.168.10.1"),
     ("FE-2", "192.168.100.0/24", "192.168.10.1"),
@@ -62,6 +64,7 @@ const ROUTES: [(&str, &str, &str); 11] = [
     ("router", "10.20.0.0/16", "10.25.1.1"),
     ("roamer", "0.0.0.0/0", "203.0.113.1"),
     ("EDGE-1", "0.0.0.0/0", "10.20.0.1"),
+    ("EDGE-2", "0.0.0.0/0", "10.20.0.1"),
 ];
 
 const FRONT_ENDS: [&str; 2] = ["FE-1", "FE-2"];
@@ -201,7 +204,7 @@ impl Installation<'_> {
             let forwards = ["firewall", "router"].contains(&host.name());
             host.set_sysctl("net.ipv4.ip_forward", if forwards { "1" } else { "0" }).expect("a sysctl");
         }
-        for (host, to, via) in ROUTES.into_iter().chain([("EDGE-2", "0.0.0.0/0", "10.20.0.1")]) {
+        for (host, to, via) in ROUTES {
             site.route(host, to, via).expect("a route");
         }
         let mut origins = Vec::new();

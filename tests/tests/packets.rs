@@ -79,8 +79,13 @@ fn the_same_leaves_and_is_counted_where_the_kernel_carries_flows() {
 #[test]
 fn the_frames_that_are_expected_have_the_right_checksums() {
     for case in cases() {
+        let incoming = capture::read(&case.join("in.pcap"));
         let mut fragments: Vec<(Vec<u8>, u16, bool, Vec<u8>)> = Vec::new();
         for (number, frame) in (1..).zip(capture::read(&case.join("out.pcap"))) {
+            // What crosses a bridge is its sender's, and a probe of a loop has no checksum.
+            if incoming.iter().any(|came| came.bytes == frame.bytes) || frames::is_probe(&frame.bytes) {
+                continue;
+            }
             let fail = |why: String| panic!("{}, frame {number}: {why}\n{}", case.display(), dump(&frame.bytes));
             let (mut bytes, mut is_partial) = (frame.bytes.clone(), frame.offload != Offload::Nothing);
             if let Some((common, offset, is_last)) = frames::place(&bytes) {

@@ -1,5 +1,6 @@
 //! `[[interface]]`, `[[route]]`, `[[bridge]]`, `[router]` and the names that refer to them.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -15,17 +16,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
         tagged(draft, service, report);
     }
-    for bridge in draft.root.tables("bridge") {
-        let Some(arms) = bridge.list("interfaces") else { continue };
-        if arms.value.len() != 2 {
-            report.error("missing-arm", &arms.span, "a bridge has two arms").hint("name two interfaces");
-        }
-        for arm in arms.value {
-            if let Value::Text(name) = &arm.value {
-                known(name, &arm.span, &links, report);
-            }
-        }
-    }
+    bridges(draft.root, &links, report);
     let refer =
         draft.root.tables("route").iter().chain(draft.root.tables("outbound_nat")).chain(draft.root.tables("service"));
     let rules = draft.root.table("router").map_or(&[][..], |router| router.tables("rule"));
@@ -44,6 +35,66 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
                 .error("mixed-families", &via.span, "destination and next hop are of different families")
                 .label(&to.span, "the destination")
                 .hint("an IPv4 network has an IPv4 next hop, an IPv6 network an IPv6 one");
+        }
+    }
+}
+
+/// A bridge has two arms, and each link is an arm of one.
+fn bridges(root: &Section, links: &HashMap<String, Span>, report: &mut Report) {
+    let mut taken: HashMap<&str, &Span> = HashMap::new();
+    for bridge in root.tables("bridge") {
+        let Some(arms) = bridge.list("interfaces") else { continue };
+        if arms.value.len() != 2 {
+            report.error("missing-arm", &arms.span, "a bridge has two arms").hint("name two interfaces");
+        }
+        for arm in arms.value {
+            let Value::Text(name) = &arm.value else { continue };
+            known(name, &arm.span, links, report);
+            match taken.get(name.as_str()) {
+                Some(first) => {
+                    report
+                        .error("conflicting-keys", &arm.span, format!("\"{name}\" is an arm of two bridges"))
+                        .label(first, "first here")
+                        .hint("a link has one other end: name another one");
+                }
+                None => {
+                    taken.insert(name, &arm.span);
+                    judge_arm(root, name, &arm.span, report);
+                }
+            }
+        }
+    }
+}
+
+/// An arm is a link as it is: what else is said of it would be about frames that pass.
+fn judge_arm(root: &Section, name: &str, arm: &Span, report: &mut Report) {
+    let is_named = |section: &&Section| section.text("name").is_some_and(|own| own.value == name);
+    let Some(interface) = root.tables("interface").iter().find(is_named) else {
+        let is_bridge = root.tables("bridge").iter().any(|bridge| is_named(&bridge));
+        let vlans = root.tables("interface").iter().flat_map(|interface| interface.tables("vlan"));
+        let dotted = name.rsplit_once('.').is_some_and(|(link, _)| {
+            root.tables("interface").iter().any(|interface| interface.text("name").is_some_and(|own| own.value == link))
+        });
+        if is_bridge || dotted || vlans.into_iter().any(|vlan| is_named(&vlan)) {
+            report
+                .error(
+                    "conflicting-keys",
+                    arm,
+                    format!("\"{name}\" is no link of its own: an arm of a bridge is a whole link"),
+                )
+                .hint("name two links; frames with VLAN tags pass between them as they are");
+        }
+        return;
+    };
+    for (key, why) in [
+        ("addresses", "put them into `addresses` of the bridge: both arms have them"),
+        ("vlan", "remove it: frames with VLAN tags pass the bridge as they are"),
+    ] {
+        if let Some(span) = interface.written(key) {
+            report
+                .error("conflicting-keys", span, format!("\"{name}\" is an arm of a bridge and has `{key}`"))
+                .label(arm, "the arm")
+                .hint(why);
         }
     }
 }
@@ -163,21 +214,21 @@ fn vlans(root: &Section, report: &mut Report) {
     }
 }
 
-/// The kernel has no part in VLANs: what it relays does not reach a server there.
+/// The kernel has no part in VLANs and bridges: what it relays does not reach a server there.
 fn tagged(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     if service.plane.value != Plane::Stream {
         return;
     }
     for server in draft.servers(service).iter().filter_map(|server| server.address.as_ref()) {
-        let Some(vlan) = vlan_of(draft.root, server.value) else { continue };
+        let Some((kind, network)) = kept_network(draft.root, server.value) else { continue };
         report
             .error(
                 "needs-packet-plane",
                 &server.span,
-                format!("server {} is on a VLAN, and the stream plane has no way there", server.value),
+                format!("server {} is on a {kind}, and the stream plane has no way there", server.value),
             )
-            .label(&vlan.span, "its network")
-            .hint("use `plane = \"packet\"`, or give the kernel an interface of that VLAN and remove `[[interface.vlan]]`");
+            .label(&network.span, "its network")
+            .hint(format!("use `plane = \"packet\"`, or give the kernel an interface there instead of the {kind}"));
     }
 }
 
@@ -189,23 +240,23 @@ pub(super) fn is_kept(root: &Section, address: IpAddr) -> bool {
     networks.any(|item| matches!(&item.value, Value::Network(network) if network.address == address))
 }
 
-/// The VLAN on whose network an address is: of several networks that hold it the longest counts.
-pub(super) fn vlan_of(root: &Section, address: IpAddr) -> Option<&At<Value>> {
-    let mut best: Option<(u8, Option<&At<Value>>)> = None;
-    for interface in root.tables("interface") {
-        let plain = [(interface, false)];
-        for (owner, is_vlan) in plain.into_iter().chain(interface.tables("vlan").iter().map(|vlan| (vlan, true))) {
-            for item in owner.list("addresses").map_or(&[][..], |list| list.value) {
-                if let Value::Network(network) = &item.value
-                    && network.holds(address)
-                    && best.is_none_or(|(prefix, _)| prefix < network.prefix)
-                {
-                    best = Some((network.prefix, is_vlan.then_some(item)));
-                }
-            }
-        }
-    }
-    best.and_then(|(_, vlan)| vlan)
+/// The VLAN or bridge on whose network an address is, as a word and by its entry: of several networks that hold it the longest counts.
+pub(super) fn kept_network(root: &Section, address: IpAddr) -> Option<(&'static str, &At<Value>)> {
+    let interfaces = root.tables("interface");
+    let plain = interfaces.iter().map(|interface| (interface, None));
+    let vlans = interfaces.iter().flat_map(|interface| interface.tables("vlan")).map(|vlan| (vlan, Some("VLAN")));
+    let bridges = root.tables("bridge").iter().map(|bridge| (bridge, Some("bridge")));
+    let networks = plain.chain(vlans).chain(bridges).flat_map(|(owner, kind)| {
+        let addresses = owner.list("addresses").map_or(&[][..], |list| list.value);
+        addresses.iter().map(move |item| (kind, item))
+    });
+    let holding = networks.filter_map(|(kind, item)| match &item.value {
+        Value::Network(network) if network.holds(address) => Some((network.prefix, kind, item)),
+        _ => None,
+    });
+    // The first of the longest.
+    let (_, kind, item) = holding.min_by_key(|&(prefix, ..)| Reverse(prefix))?;
+    kind.map(|kind| (kind, item))
 }
 
 /// An address belongs to one interface.

@@ -8,7 +8,7 @@ use crate::decode::Section;
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, DraftSource, Service};
 use crate::model::{Forwarding, PROBE_PORTS, Plane};
-use crate::rules::network::{is_kept, vlan_of};
+use crate::rules::network::{is_kept, kept_network};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
@@ -49,8 +49,8 @@ fn of_probes(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     let leased = match &service.source {
         DraftSource::Facing(pool) => {
             let servers = draft.servers(service).iter().filter_map(|server| server.address.as_ref());
-            let on_vlan = servers.map(|server| server.value).find(|&server| vlan_of(draft.root, server).is_some());
-            written(pool).zip(on_vlan).map(|((ports, span), _)| (ports, span))
+            let on_kept = servers.map(|server| server.value).find(|&server| kept_network(draft.root, server).is_some());
+            written(pool).zip(on_kept).map(|((ports, span), _)| (ports, span))
         }
         DraftSource::Pool(pool) if pool_addresses(pool).iter().any(kept) => {
             let whole = pool.entry("pool").map_or(&pool.span, |entry| &entry.at);

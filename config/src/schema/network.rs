@@ -52,10 +52,16 @@ pub(super) static ROUTE: Table = Table {
 
 pub(super) static BRIDGE: Table = Table {
     path: "bridge",
-    doc: "Transparent mode: two arms in one network. Frames for a VIP are taken out, everything else passes like through a cable.",
+    doc: "Transparent mode: two arms in one network. Frames for a VIP are taken out, everything else passes like through a cable. The arms are links without \
+          addresses of the kernel's.",
     keys: &[
         key("name", Kind::Name, "Unique name.").required(),
-        key("interfaces", Kind::List(&Kind::Name, 2), "The two arms.").required(),
+        key(
+            "interfaces",
+            Kind::List(&Kind::Name, 2),
+            "The two arms: names of `[[interface]]`, without `addresses` and `vlan` there.",
+        )
+        .required(),
         key("addresses", ADDRESSES, "Own addresses on the bridge."),
         key("spanning_tree", Kind::Bool, "Let spanning tree frames pass, so that a pair of bridges makes no loop.")
             .default("true"),

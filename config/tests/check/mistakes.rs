@@ -619,3 +619,31 @@ fn syntax_errors_do_not_hide_the_other_mistakes() {
     expect("[service]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = 1\nserver = []\n", &[("wrong-type", "[service]")]);
     expect("", &[("missing-key", "")]);
 }
+
+#[test]
+fn arms_of_bridges_are_whole_links_of_one_bridge_each() {
+    let links = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"two\"\n";
+    let bridge = |name: &str, arms: &str| format!("[[bridge]]\nname = \"{name}\"\ninterfaces = [{arms}]\n");
+    let web = service("plane = \"packet\"\nsource = \"vip\"", "");
+    let both = bridge("farm", "\"one\", \"two\"");
+    expect(&format!("{web}{links}{both}"), &[]);
+    expect(&format!("{web}{links}{}", bridge("farm", "\"one\"")), &[("missing-arm", "[\"one\"]")]);
+    expect(&format!("{web}{links}{}", bridge("farm", "\"one\", \"too\"")), &[("unknown-interface", "\"too\"")]);
+    let other = bridge("other", "\"three\", \"two\"") + "[[interface]]\nname = \"three\"\n";
+    expect(&format!("{web}{links}{both}{other}"), &[("conflicting-keys", "\"two\"")]);
+    let addressed = links.to_owned() + "addresses = [\"192.0.2.9/24\"]\n";
+    expect(&format!("{web}{addressed}{both}"), &[("conflicting-keys", "addresses")]);
+    let trunk = links.to_owned() + "[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/24\"]\n";
+    expect(&format!("{web}{trunk}{both}"), &[("conflicting-keys", "vlan")]);
+    let of_vlan = bridge("farm", "\"one\", \"two.20\"");
+    expect(&format!("{web}{trunk}{of_vlan}"), &[("conflicting-keys", "\"two.20\"")]);
+}
+
+#[test]
+fn servers_on_a_bridge_have_no_health_checks_yet() {
+    let links = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"two\"\n\
+                 [[bridge]]\nname = \"farm\"\ninterfaces = [\"one\", \"two\"]\naddresses = [\"192.0.2.1/24\"]\n";
+    let web = service("plane = \"packet\"\nsource = \"vip\"\nhealth = { check = \"tcp\" }", "");
+    expect(&format!("{web}{links}"), &[("check-unreachable", "\"tcp\"")]);
+    expect(&format!("{}{links}", service("", "")), &[("needs-packet-plane", "\"192.0.2.21\"")]);
+}

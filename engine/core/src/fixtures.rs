@@ -104,6 +104,7 @@ pub(crate) fn model() -> Model {
         interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),
+        bridges: Vec::new(),
     }
 }
 

@@ -314,6 +314,7 @@ impl Turn {
         let snapshot = self.house.shared.snapshot();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
+        truth.announce_loops(&self.house.shared);
         truth.release_gone(&self.house.shared);
     }
 

@@ -158,6 +158,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
+        check_bridges(model, &packets.tables, &mut findings);
         check_router(model, packets, &mut findings);
         check_probe_ways(model, packets, &mut findings);
         check_interfaces(model, &packets.tables, &mut findings);
@@ -268,8 +269,10 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
     }
     for service in claims::services(model) {
         let servers = &model.groups[service.group].servers;
-        let is_vlans = |ip: IpAddr| model.vlans().any(|(_, vlan)| vlan.addresses.iter().any(|&(own, _)| own == ip));
-        let own = |ip: IpAddr| is_vlans(ip) || facts.tables.addresses.iter().any(|address| address.ip == ip);
+        let mut kept =
+            model.vlans().map(|(_, vlan)| &vlan.addresses).chain(model.bridges.iter().map(|bridge| &bridge.addresses));
+        let kept: BTreeSet<IpAddr> = kept.by_ref().flatten().map(|&(ip, _)| ip).collect();
+        let own = |ip: IpAddr| kept.contains(&ip) || facts.tables.addresses.iter().any(|address| address.ip == ip);
         if let Some(server) = servers.iter().find(|server| own(server.address)) {
             tell(
                 Severity::Error,
@@ -430,6 +433,59 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
                 format!(
                     "the kernel has an interface `{twin}` for VLAN {} of `{}` too, and takes its frames as well; remove it (`ip link del {twin}`)",
                     vlan.id, interface.name
+                ),
+            );
+        }
+    }
+}
+
+/// What bridges ask of their arms.
+fn check_bridges(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
+    let mut tell =
+        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
+    for bridge in &model.bridges {
+        let find = |name: &String| tables.links.iter().find(|link| link.name == *name);
+        for link in bridge.arms.iter().filter_map(find) {
+            // A link-local address comes by itself, and nobody hears of it.
+            let is_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            for own in tables.addresses.iter().filter(|own| own.link == link.index && !is_local(own.ip)) {
+                let (ip, prefix, name) = (own.ip, own.prefix, &link.name);
+                tell(
+                    Severity::Error,
+                    Check::Addresses,
+                    format!(
+                        "`{name}` is an arm of the bridge `{}`, on which the kernel hears nothing, but it has the address {ip}/{prefix} there; \
+                         take it away (`ip addr del {ip}/{prefix} dev {name}`) and, if it is to answer, put it into `addresses` of the bridge",
+                        bridge.name
+                    ),
+                );
+            }
+        }
+        for own in tables.addresses.iter().filter(|own| bridge.addresses.iter().any(|&(ip, _)| ip == own.ip)) {
+            let link = tables.links.iter().find(|link| link.index == own.link).map_or("…", |link| &link.name);
+            if bridge.arms.iter().all(|arm| arm != link) {
+                let (ip, prefix) = (own.ip, own.prefix);
+                tell(
+                    Severity::Error,
+                    Check::Addresses,
+                    format!(
+                        "address {ip} of the bridge `{}` is the kernel's on interface `{link}` as well, and both would answer for it; take it away \
+                         there (`ip addr del {ip}/{prefix} dev {link}`)",
+                        bridge.name
+                    ),
+                );
+            }
+        }
+        if let [Some(one), Some(other)] = bridge.arms.each_ref().map(find)
+            && one.mtu_bytes != other.mtu_bytes
+        {
+            let (smaller, larger) = if one.mtu_bytes < other.mtu_bytes { (one, other) } else { (other, one) };
+            tell(
+                Severity::Warning,
+                Check::Mtu,
+                format!(
+                    "the arms of the bridge `{}` have different MTUs, and what fits `{}` only does not pass; make them the same (`ip link set {} mtu {}`)",
+                    bridge.name, larger.name, smaller.name, larger.mtu_bytes
                 ),
             );
         }

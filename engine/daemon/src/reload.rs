@@ -18,7 +18,7 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services } = new;
+    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services, bridges } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -43,6 +43,9 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     }
     if interfaces != &old.interfaces {
         changed.push("interface".to_owned());
+    }
+    if bridges != &old.bridges {
+        changed.push("bridge".to_owned());
     }
     let before = by_name(&old.services);
     let after = by_name(services);

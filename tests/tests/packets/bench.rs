@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::Model;
-use towpath_config::model::{Interface, Vlan};
+use towpath_config::model::{Bridge, Interface, Vlan};
 use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
@@ -71,7 +71,10 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Res
     let model = model(config)?;
     let snapshot = Arc::new(snapshot(&model)?);
     let mut desk = TestDesk::new(&snapshot);
-    let network = Arc::new(network_with(model.vlans()));
+    let network = Arc::new(match model.bridges.first() {
+        Some(bridge) => bridged(bridge),
+        None => network_with(model.vlans()),
+    });
     let mut plane = Plane::new(&SETTINGS, Arc::clone(&snapshot), Arc::clone(&network), Now(0));
     let kernel = (carrier == Carrier::Kernel).then(|| FastMemory::private(FastShape::new(1_024), [3, 5]));
     if let Some(memory) = &kernel {
@@ -83,11 +86,11 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Res
     for frame in frames {
         let Captured { at_ms, port: link, offload, ref bytes } = *frame;
         let (tag, mut bytes) = without_tag(bytes);
-        // The rings pass over what is of no port.
-        if tag.is_some_and(|tag| tag.protocol != Tag::DOT1Q) {
-            continue;
-        }
-        let Some(port) = network.port_of(link.0, tag.and_then(Tag::vlan)) else { continue };
+        let is_stacked = tag.is_some_and(|tag| tag.protocol != Tag::DOT1Q);
+        let of_vlan = if is_stacked { None } else { network.port_of(link.0, tag.and_then(Tag::vlan)) };
+        let bridged = || network.port(link)?.peer.map(|_| link.tagged());
+        // The rings pass over what is of no port and of no bridge.
+        let Some(port) = of_vlan.or_else(bridged) else { continue };
         while !plane.expire(Now(at_ms), 64, &mut desk, &mut out) {}
         take_made(at_ms, &network, &mut out, &mut left);
         let (checksum, segment_bytes) = match offload {
@@ -148,9 +151,13 @@ fn without_tag(frame: &[u8]) -> (Option<Tag>, Vec<u8>) {
 
 /// How a frame leaves by a port: its link, and what is on the wire there.
 fn with_tag(network: &Network, port: PortId, came_with: Option<Tag>, frame: &[u8]) -> (PortId, Vec<u8>) {
+    let (addresses, rest) = frame.split_at(Tag::PLACE);
+    if let Some(arm) = port.is_tagged() {
+        let tag = came_with.map_or(Vec::new(), |tag| tag.bytes().to_vec());
+        return (arm, [addresses, &tag, rest].concat());
+    }
     let Some(port) = network.port(port) else { return (port, frame.to_vec()) };
     let tag = port.vlan.map_or(Vec::new(), |vlan| Tag::of_vlan(vlan, came_with).bytes().to_vec());
-    let (addresses, rest) = frame.split_at(Tag::PLACE);
     (PortId(port.link), [addresses, &tag, rest].concat())
 }
 
@@ -249,6 +256,36 @@ fn station(own: IpAddr, number: u8) -> Ip {
             Ip::from(IpAddr::from(segments))
         }
     }
+}
+
+/// The same two ports as the arms of a bridge: one network, the router outside and the servers inside.
+fn bridged(bridge: &Bridge) -> Network {
+    let arm = |name: &str, mac, peer| Port {
+        name: name.into(),
+        link: u8::from(name != "outside"),
+        index: if name == "outside" { 11 } else { 12 },
+        mac: Mac(mac),
+        mtu: 1500,
+        keeper: Keeper::Towpath,
+        peer: Some(peer),
+        blocks_spanning_tree: !bridge.spanning_tree,
+        segments: true,
+        ..Port::default()
+    };
+    let own: Vec<(Ip, u8)> = bridge.addresses.iter().map(|&(address, prefix)| (address.into(), prefix)).collect();
+    let links = own.iter().map(|&(network, prefix)| (network, prefix, None, OUTSIDE, 0));
+    let address = |text: &str| Ip::from(text.parse::<IpAddr>().expect("an address"));
+    let routers = ["192.0.2.254", "2001:db8::fe"].map(address);
+    let defaults = [("0.0.0.0", routers[0]), ("::", routers[1])];
+    let defaults = defaults.map(|(all, router)| (address(all), 0, Some(router), OUTSIDE, 0));
+    let servers = SERVERS.flat_map(|number| {
+        let addresses = [format!("192.0.2.{number}"), format!("2001:db8::{number}")];
+        addresses.map(|own| (INSIDE, address(&own), Mac(server_mac(number))))
+    });
+    let routes = links.chain(defaults).collect();
+    let stations = servers.chain(routers.map(|router| (OUTSIDE, router, Mac(ROUTER_MAC)))).collect();
+    let outside = Port { addresses: own, ..arm("outside", OUTSIDE_MAC, INSIDE) };
+    Network::new(vec![outside, arm("inside", INSIDE_MAC, OUTSIDE)], routes, stations)
 }
 
 fn counters(plane: &Plane, desk: &TestDesk, snapshot: &Snapshot) -> Counters {

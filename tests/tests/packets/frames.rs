@@ -329,6 +329,11 @@ fn sum_of_words(octets: &[u8]) -> u16 {
     ((folded & 0xffff) + (folded >> 16)) as u16
 }
 
+/// Whether it is a frame by which a bridge notices that it leads back to itself (IEEE 802 local experimental EtherType 1).
+pub(crate) fn is_probe(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x88, 0xb5])
+}
+
 /// Whether all checksums of a frame are right; `partial`: that of TCP or UDP is left to the device.
 ///
 /// # Errors

@@ -20,6 +20,13 @@ pub(crate) type Scene = (&'static str, fn(&mut Script));
 /// All of them.
 pub(crate) const SCENES: &[Scene] = &[
     ("arp-vip", arp_vip),
+    ("bridge-cable", bridge_cable),
+    ("bridge-full-nat", bridge_full_nat),
+    ("bridge-half-nat", bridge_half_nat),
+    ("bridge-half-nat-v6", bridge_half_nat_v6),
+    ("bridge-loop", bridge_loop),
+    ("bridge-questions", bridge_questions),
+    ("bridge-spanning-tree", bridge_spanning_tree),
     ("dsr-v4-tcp", dsr_v4_tcp),
     ("dsr-v4-udp", dsr_v4_udp),
     ("dsr-v6-tcp", dsr_v6_tcp),
@@ -601,4 +608,118 @@ fn lying_frames(script: &mut Script) {
     script.outside(longer);
     script.outside(tcp(end("[::ffff:198.51.100.7]:40000"), end(VIP_V6), bare("S", 100, 0)));
     script.outside(good);
+}
+
+/// Stations on both sides of a bridge that have nothing to do with us, one each.
+const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+const FAR_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
+const EVERYBODY: [u8; 6] = [0xff; 6];
+
+impl Script {
+    /// A frame from the near station outside, and one back from the far station inside.
+    fn both_ways(&mut self, there: Vec<u8>, back: Vec<u8>) {
+        self.frame(OUTSIDE, framed(FAR_MAC, NEAR_MAC, &there));
+        self.frame(INSIDE, framed(NEAR_MAC, FAR_MAC, &back));
+    }
+}
+
+/// A frame that carries no IP.
+fn other_frame(dst: [u8; 6], src: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&dst[..], &src, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// All of it is others': IPv4 and IPv6 with whole and partial checksums, super-packets, pings, groups, broadcast, ARP, protocols that nobody here knows, a
+/// tag, and what is no packet at all.
+fn bridge_cable(script: &mut Script) {
+    for (near, far) in [("192.0.2.9:5000", "192.0.2.10:445"), ("[2001:db8::9]:5000", "[2001:db8::10]:445")] {
+        let (near, far) = (end(near), end(far));
+        script.both_ways(tcp(near, far, bare("S", 100, 0)), tcp(far, near, bare("S.", 900, 101)));
+        script.both_ways(udp(near, far, b"question"), udp(far, near, b"answer"));
+        let (from, to) = (near.ip().to_string(), far.ip().to_string());
+        script.both_ways(ping(&from, &to, b"there?"), ping(&to, &from, b"and you?"));
+        script.offload = Offload::Segments(1_000);
+        let long = [b'x'; 4_000];
+        let (there, back) = (tcp(near, far, data(101, 901, &long)), tcp(far, near, data(901, 4_101, &long)));
+        script.both_ways(left_to_the_device(there), left_to_the_device(back));
+        script.offload = Offload::Nothing;
+    }
+    script.frame(OUTSIDE, arp_request(NEAR_MAC, "192.0.2.9", "192.0.2.10"));
+    script.frame(INSIDE, arp_request(FAR_MAC, "192.0.2.10", "192.0.2.9"));
+    script.frame(INSIDE, nd_solicitation(FAR_MAC, "2001:db8::10", "2001:db8::9", 255));
+    let group = udp(end("192.0.2.9:5353"), end("224.0.0.251:5353"), b"who is there");
+    script.frame(OUTSIDE, framed([0x01, 0, 0x5e, 0, 0, 0xfb], NEAR_MAC, &group));
+    script.frame(INSIDE, framed(EVERYBODY, FAR_MAC, &udp(end("0.0.0.0:68"), end("255.255.255.255:67"), b"an address")));
+    script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    script.frame(INSIDE, other_frame([0x01, 0x80, 0xc2, 0, 0, 0], FAR_MAC, 38, &[0x42; 46]));
+    script.frame(OUTSIDE, other_frame(FAR_MAC, NEAR_MAC, 0x8100, &[0, 7, 0x08, 0x00, 0x45]));
+    script.frame(INSIDE, other_frame(NEAR_MAC, FAR_MAC, 0x0800, &[0x45, 0, 0xff, 0xff]));
+}
+
+/// The server is in the VIP's network, on the other arm; what it answers is for a SNAT address and so for us.
+fn bridge_full_nat(script: &mut Script) {
+    whole_connection(Ends::new([CLIENT_V4, VIP_V4, "192.0.2.2:5000", "192.0.2.80:8443"]), script);
+}
+
+/// The server answers the client, by its router: for another station's MAC. What else it sends there is its own affair.
+fn bridge_answers(ends: Ends, script: &mut Script) {
+    let answer = |script: &mut Script, from: SocketAddr, segment| {
+        script.frame(INSIDE, framed(ROUTER_MAC, server_mac(80), &tcp(from, ends.client, segment)));
+    };
+    script.outside(tcp(ends.client, ends.vip, bare("S", 100, 0)));
+    answer(script, ends.server, bare("S.", 900, 101));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 101, 901)));
+    answer(script, SocketAddr::new(ends.server.ip(), 3389), bare("S.", 500, 1));
+    script.outside(tcp(ends.client, ends.vip, data(101, 901, b"hello")));
+    answer(script, ends.server, data(901, 106, b"world!"));
+    // Straight to the server.
+    script.frame(OUTSIDE, framed(server_mac(80), ROUTER_MAC, &tcp(ends.client, ends.server, bare("S", 1, 0))));
+    script.outside(tcp(ends.client, ends.vip, bare("F.", 106, 907)));
+    answer(script, ends.server, bare("F.", 907, 107));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 107, 908)));
+}
+
+fn bridge_half_nat(script: &mut Script) {
+    bridge_answers(Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, "192.0.2.80:8443"]), script);
+}
+
+fn bridge_half_nat_v6(script: &mut Script) {
+    bridge_answers(Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, "[2001:db8::80]:8443"]), script);
+}
+
+/// Answered by the arm that they came by: for the VIP, the SNAT address and the bridge's own; all others cross, and so do answers.
+fn bridge_questions(script: &mut Script) {
+    for target in ["192.0.2.250", "192.0.2.2", "192.0.2.1", "192.0.2.99"] {
+        script.frame(OUTSIDE, arp_request(ROUTER_MAC, "192.0.2.254", target));
+        script.frame(INSIDE, arp_request(server_mac(80), "192.0.2.80", target));
+    }
+    for target in ["2001:db8::250", "2001:db8::1", "2001:db8::99"] {
+        script.frame(OUTSIDE, nd_solicitation(ROUTER_MAC, "2001:db8::fe", target, 255));
+        script.frame(INSIDE, nd_solicitation(server_mac(80), "2001:db8::80", target, 255));
+    }
+    script.outside(ping("198.51.100.7", "192.0.2.250", b"the VIP"));
+    script.frame(INSIDE, framed(INSIDE_MAC, server_mac(80), &ping("192.0.2.80", "192.0.2.1", b"the bridge")));
+    script.frame(INSIDE, framed(ROUTER_MAC, server_mac(80), &ping("192.0.2.80", "192.0.2.254", b"the router")));
+}
+
+/// The ports are in one switch: what leaves by one comes in by the other, and a station is at both.
+fn bridge_loop(script: &mut Script) {
+    script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    script.frame(INSIDE, other_frame(EVERYBODY, OUTSIDE_MAC, 0x88b5, &[2; 46]));
+    for _ in 0..4 {
+        script.frame(INSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+        script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    }
+    // It is over, and comes again.
+    script.wait(11_000);
+    script.frame(OUTSIDE, other_frame(EVERYBODY, FAR_MAC, 0x88b6, &[3; 46]));
+    script.frame(OUTSIDE, other_frame(EVERYBODY, OUTSIDE_MAC, 0x88b5, &[4; 46]));
+}
+
+/// Neither the one of customers nor that of each VLAN passes; link layer discovery does.
+fn bridge_spanning_tree(script: &mut Script) {
+    for (port, mac) in [(OUTSIDE, NEAR_MAC), (INSIDE, FAR_MAC)] {
+        script.frame(port, other_frame([0x01, 0x80, 0xc2, 0, 0, 0], mac, 38, &[0x42; 46]));
+        script.frame(port, other_frame([0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd], mac, 50, &[0xaa; 50]));
+        script.frame(port, other_frame([0x01, 0x80, 0xc2, 0, 0, 0x0e], mac, 0x88cc, &[2; 46]));
+    }
 }

@@ -47,6 +47,8 @@ counters!(
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
         ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        BridgeReturned = "bridge_returned", "A frame of our own that came in again by an arm of a bridge: a loop, or somebody else with that MAC.";
+        BridgeStorm = "bridge_storm", "A frame to a group or an unknown station on a bridge that leads back to itself: more of them than may cross.";
         CutFull = "cut_full", "A packet to be cut into fragments for which there was no room among what is sent.";
         DsrBehindRouter = "dsr_behind_router", "DSR: the real server is not on a link of ours, and its router would send the packet back.";
         EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
@@ -104,6 +106,7 @@ counters!(
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
         SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours; where packets are forwarded as they are, or any address of this host.";
+        SpanningTree = "spanning_tree", "A frame of spanning tree on a bridge that does not let them pass.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";

@@ -73,6 +73,7 @@ impl Plane {
         {
             self.sweep = self.step(now, sweep, &mut left, desk, out);
         }
+        self.tend_bridges(now, out);
         self.tell_fast(desk);
         is_expired && left > 0 && has_room(out)
     }

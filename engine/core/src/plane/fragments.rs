@@ -4,6 +4,7 @@
 //! The kernel steers all fragments of a packet to one worker, by what each of them shows (`steering/frame.rs`). Only there the ports come to light;
 //! where the flow lives at another worker, fragments are handed to it, all of them at once, and are put together there once more.
 
+use super::bridge::Whose;
 use super::reassembly::{GivenUp, Whole};
 use super::reply::Complaint;
 use super::{Desk, Frame, Gathered, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
@@ -129,6 +130,11 @@ impl Plane {
             Err(reason) => Verdict::Drop(reason),
         };
         turn.pieces = None;
+        let verdict = match verdict {
+            // It crosses as it came.
+            Verdict::Pass if turn.whose == Whose::Others => self.pass_over(turn.now, &frame),
+            other => other,
+        };
         match verdict {
             Verdict::Send(port) => {
                 let mtu = self.network.port(port).map_or(0, |port| port.mtu);

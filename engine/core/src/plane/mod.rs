@@ -7,6 +7,7 @@
 //! servers, pools; `services.rs` keeps what packets need of it) or the network's (ports, routes, neighbours).
 
 mod answer;
+mod bridge;
 mod budget;
 mod ending;
 mod exhausted;
@@ -43,6 +44,7 @@ use crate::snapshot::{Service, Snapshot};
 use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
+use bridge::{Bridges, Whose};
 use budget::Budget;
 use ending::Sweep;
 use exhausted::Exhausted;
@@ -66,6 +68,9 @@ pub use pending::HELD_BYTES_MAX;
 /// Ports at most, so that a set of them is one word.
 pub const PORTS_MAX: usize = 64;
 
+/// In the number of a port, which is below [`PORTS_MAX`]: see [`PortId::tagged`].
+const TAGGED: u8 = 0x80;
+
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
 
@@ -74,7 +79,9 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 30] = [
+pub(crate) const DROP_REASONS: [DropReason; 33] = [
+    DropReason::BridgeReturned,
+    DropReason::BridgeStorm,
     DropReason::CutFull,
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
@@ -103,6 +110,7 @@ pub(crate) const DROP_REASONS: [DropReason; 30] = [
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
+    DropReason::SpanningTree,
     DropReason::TcpStray,
     DropReason::Unroutable,
 ];
@@ -116,6 +124,18 @@ impl PortId {
     #[inline]
     pub fn index(self) -> usize {
         usize::from(self.0)
+    }
+
+    /// In place of an arm of a bridge, for frames with a tag that is no port's: they cross it, and are for nobody here. No other port has this number.
+    #[inline]
+    pub fn tagged(self) -> PortId {
+        PortId(self.0 | TAGGED)
+    }
+
+    /// The arm in whose place it stands, if it is such a number.
+    #[inline]
+    pub fn is_tagged(self) -> Option<PortId> {
+        (self.0 & TAGGED != 0).then_some(PortId(self.0 & !TAGGED))
     }
 
     /// The same number as one bit of a set of ports.
@@ -212,6 +232,10 @@ counters!(
     /// Counted per packet plane, beside its drops.
     PlaneCounter {
         ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
+        BridgeLoops = "bridge_loops", "Times that a bridge was noticed to lead back to itself.";
+        BridgeLoopsOver = "bridge_loops_over", "Of these, loops that gave no sign any more.";
+        BridgeStationsEvicted = "bridge_stations_evicted", "Stations of bridges that were forgotten because there was no room for more.";
+        BridgeStationsMoved = "bridge_stations_moved", "Times that a station of a bridge was heard at its other arm.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
         ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable, no route.";
@@ -229,6 +253,7 @@ counters!(
         FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
         FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
+        FramesBridged = "frames_bridged", "Frames that crossed a bridge, of no service.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
         FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
@@ -289,6 +314,7 @@ pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
     hops: Hops,
+    bridges: Bridges,
     own_addresses: OwnAddresses,
     services: Services,
     flows: Flows,
@@ -329,6 +355,8 @@ struct Turn<'a, D> {
     hashes: Option<PathHashes>,
     /// How the packet came that has its turn, if it was put together.
     pieces: Option<Pieces>,
+    /// Who the frame that has its turn is for.
+    whose: Whose,
 }
 
 /// A packet and the place of its frame in the batch.
@@ -337,6 +365,7 @@ struct Job {
     at: usize,
     packet: Parsed,
     hash: TupleHash,
+    whose: Whose,
 }
 
 impl Plane {
@@ -356,6 +385,7 @@ impl Plane {
             handed_by: None,
             snapshot,
             hops: Hops::new(&network),
+            bridges: Bridges::new(&network, seed[0], now),
             own_addresses: OwnAddresses::of(&network),
             network,
             services,
@@ -402,6 +432,7 @@ impl Plane {
         });
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
+        self.bridges.adopt(&network);
         self.hops = hops;
         self.own_addresses = OwnAddresses::of(&network);
         self.network = network;
@@ -430,7 +461,7 @@ impl Plane {
         self.call(now);
         verdicts.clear();
         let mut flags = 0;
-        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None };
+        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
         let (mut jobs, mut straights) = (0, 0);
         let mut traces = [Trace::default(); BATCH_MAX];
         let mut places = [0; BATCH_MAX];
@@ -440,22 +471,34 @@ impl Plane {
                 traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
                 places[straights] = at;
                 straights += 1;
-            } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
-                let job = &mut self.batch[jobs];
-                match parse_to(frame.bytes, &mut job.packet) {
-                    Ok(None) => {
-                        job.at = at;
-                        job.hash = self.flows.hash(&job.packet.tuple);
-                        turn.desk.prefetch(self.flows.established.entry_line(job.hash));
-                        if job.packet.tcp.flags.contains(TcpFlags::SYN) {
-                            turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
-                        }
-                        flags |= job.packet.tcp.flags.0;
-                        jobs += 1;
-                    }
-                    Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
-                    Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
+                continue;
+            }
+            let whose = match self.whose(now, frame) {
+                Ok(whose) => whose,
+                Err(decided) => {
+                    *verdict = decided;
+                    continue;
                 }
+            };
+            let job = &mut self.batch[jobs];
+            match parse_to(frame.bytes, &mut job.packet) {
+                Ok(None) if whose == Whose::Others && !self.services.keeps_clients(job.packet.tuple.src) => {
+                    *verdict = self.pass_over(now, frame);
+                }
+                Ok(None) => {
+                    (job.at, job.whose) = (at, whose);
+                    job.hash = self.flows.hash(&job.packet.tuple);
+                    turn.desk.prefetch(self.flows.established.entry_line(job.hash));
+                    if job.packet.tcp.flags.contains(TcpFlags::SYN) {
+                        turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
+                    }
+                    flags |= job.packet.tcp.flags.0;
+                    jobs += 1;
+                }
+                Ok(Some(other)) if whose == Whose::Others => *verdict = self.answer_on_arm(frame, &other, &mut turn),
+                Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
+                Err(_) if whose == Whose::Others => *verdict = self.pass_over(now, frame),
+                Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
             }
         }
         self.flows.established.follow_traces(&mut traces[..straights], |line| turn.desk.prefetch(line));
@@ -473,7 +516,7 @@ impl Plane {
                 let job = &mut self.batch[jobs];
                 match parse_to(frames[at].bytes, &mut job.packet) {
                     Ok(None) => {
-                        job.at = at;
+                        (job.at, job.whose) = (at, Whose::Ours);
                         job.hash = self.flows.hash(&job.packet.tuple);
                         jobs += 1;
                     }
@@ -513,6 +556,9 @@ impl Plane {
         for job in job..jobs {
             verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
         }
+        if self.bridges.is_any() {
+            self.follow_stations(now, frames, verdicts);
+        }
         self.tell(&mut turn);
         self.enter_fast(now);
         if self.flows.fast.as_ref().is_some_and(|fast| fast.has_news()) {
@@ -523,6 +569,20 @@ impl Plane {
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
         if sent < frames.len() {
             self.count_verdicts(verdicts);
+        }
+    }
+
+    /// Whether we have to do with a frame, and how.
+    ///
+    /// # Errors
+    /// What becomes of it, where its packet does not matter.
+    fn whose(&mut self, now: Now, frame: &Frame<'_>) -> Result<Whose, Verdict> {
+        match self.bridges.arm(frame.port) {
+            Some(arm) => self.meet(now, frame, arm),
+            None => match self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
+                true => Ok(Whose::Ours),
+                false => Err(Verdict::Pass),
+            },
         }
     }
 
@@ -544,8 +604,11 @@ impl Plane {
         frames: &mut [Frame<'_>],
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        let Job { at, packet, hash } = self.batch[job];
+        let Job { at, packet, hash, whose } = self.batch[job];
         let frame = &mut frames[at];
+        if whose == Whose::Others {
+            return self.take_out(&packet, hash, found, frame, turn);
+        }
         if let Some((id, direction)) = found {
             let found = Found { stage: Stage::Established, id, direction };
             if let Some(verdict) = self.forward(frame, &packet, found, turn) {
@@ -576,6 +639,7 @@ impl Plane {
         let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
         let flows = [self.flows.next_expiry(), self.next_walk()];
         let others = [at_once, self.pending.next_due(), self.reassembly.next_due(), self.rest.next_due()];
+        let others = others.into_iter().chain([self.bridges.next_due(self.worker)]);
         flows.into_iter().chain(others).flatten().min()
     }
 

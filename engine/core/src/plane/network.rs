@@ -32,12 +32,15 @@ pub struct Port {
     pub mac: Mac,
     /// Octets of the largest IP packet that it carries.
     pub mtu: u32,
-    /// Addresses of this host there, each with the prefix length of its network: at most 32 for IPv4, 128 for IPv6.
+    /// Addresses of this host there, each with the prefix length of its network: at most 32 for IPv4, 128 for IPv6. Those of a bridge are those of its
+    /// lower arm.
     pub addresses: Vec<(Ip, u8)>,
     /// Whose they are.
     pub keeper: Keeper,
     /// The other arm of the bridge that it is an arm of: both reach the same stations.
     pub peer: Option<PortId>,
+    /// Whether that bridge keeps spanning tree's frames from passing.
+    pub blocks_spanning_tree: bool,
     /// Whether the device cuts super-packets into segments itself (TSO).
     pub segments: bool,
 }
@@ -106,6 +109,7 @@ impl Network {
         let stations: BTreeMap<(PortId, Ip), Mac> =
             neighbours.into_iter().map(|(port, ip, mac)| ((port, ip), mac)).collect();
         let is_ours = |port: PortId| port.index() < ports.len();
+        let locate = |port: PortId, ip: Ip| locate(&ports, &stations, port, ip);
         let particular = routes.iter().filter(|&&(_, prefix, _, port, _)| prefix > 0 && is_ours(port));
         let by_port = particular.map(|&(network, prefix, _, port, _)| (Block::of(network, prefix), port)).collect();
         let mut best = BTreeMap::new();
@@ -113,7 +117,10 @@ impl Network {
             let way = match via {
                 _ if port.index() >= ports.len() => Way::Closed,
                 None => Way::Link { port },
-                Some(via) => Way::Router { port, via, mac: stations.get(&(port, via)).copied() },
+                Some(via) => match locate(port, via) {
+                    Some((port, mac)) => Way::Router { port, via, mac: Some(mac) },
+                    None => Way::Router { port, via, mac: None },
+                },
             };
             match best.entry(Block::of(network, prefix)) {
                 Entry::Occupied(mut taken) => {
@@ -144,7 +151,9 @@ impl Network {
             homes: BTreeMap::new(),
         };
         for (&(port, ip), &mac) in &network.stations {
-            if network.way(ip) == (Way::Link { port }) {
+            if let Way::Link { port: of } = network.way(ip)
+                && network.segment(of) == network.segment(port)
+            {
                 ways.insert(Block::of(ip, u8::MAX), Way::Neighbour { port, mac });
             }
         }
@@ -211,9 +220,15 @@ impl Network {
     pub(super) fn return_ports(&self, ip: Ip) -> u64 {
         let way = match self.way(ip) {
             Way::Closed => 0,
-            Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => port.bit(),
+            Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => self.entrances(port),
         };
-        self.routes.iter().filter(|(block, _)| block.contains(ip)).fold(way, |ports, &(_, port)| ports | port.bit())
+        let feasible = self.routes.iter().filter(|(block, _)| block.contains(ip));
+        feasible.fold(way, |ports, &(_, port)| ports | self.entrances(port))
+    }
+
+    /// By which ports comes in what is on the link of this one, one bit each.
+    fn entrances(&self, port: PortId) -> u64 {
+        port.bit() | self.port(port).and_then(|port| port.peer).map_or(0, PortId::bit)
     }
 
     /// Whether packets of IPv4 come in here and there by the same interfaces: those have the same numbers, and the same routes lead back.
@@ -225,9 +240,9 @@ impl Network {
         indices(self) == indices(other) && routes(self) == routes(other)
     }
 
-    /// The station of `ip` on the link of `port`, if it is known.
-    pub fn station(&self, port: PortId, ip: Ip) -> Option<Mac> {
-        self.stations.get(&(port, ip)).copied()
+    /// The station of `ip` on the link of `port`, if it is known, and the port that it is reached by: of a bridge, either arm.
+    pub fn station(&self, port: PortId, ip: Ip) -> Option<(PortId, Mac)> {
+        locate(&self.ports, &self.stations, port, ip)
     }
 
     /// The port whose link `ip` is on: the route to it has no router.
@@ -281,7 +296,7 @@ impl Network {
     /// An address of this host on `port` to speak to `ip` from, and the prefix length of its network: one of the same network, or else that of
     /// [`address_on`](Network::address_on).
     pub fn speaker(&self, port: PortId, ip: Ip) -> Option<(Ip, u8)> {
-        let addresses = &self.port(port)?.addresses;
+        let addresses = &self.port(self.segment(port))?.addresses;
         let near = addresses.iter().find(|&&(own, prefix)| Block::of(own, prefix).contains(ip));
         let family = if ip.is_v4() { Family::V4 } else { Family::V6 };
         let any = || {
@@ -307,7 +322,7 @@ impl Network {
 
     /// An address of this host on `port` to speak from, if it has one of this family; a link-local one only where there is no other.
     pub fn address_on(&self, port: PortId, family: Family) -> Option<Ip> {
-        let addresses = &self.port(port)?.addresses;
+        let addresses = &self.port(self.segment(port))?.addresses;
         let of_family = |&&(ip, _): &&(Ip, u8)| ip.is_v4() == (family == Family::V4);
         addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.is_link_local())
     }
@@ -357,6 +372,11 @@ impl Network {
         let way = self.v4.ways.get(range).or_else(|| self.v6.ways.get(range - self.v4.ways.len()));
         way.copied().unwrap_or(Way::Closed)
     }
+}
+
+fn locate(ports: &[Port], stations: &BTreeMap<(PortId, Ip), Mac>, port: PortId, ip: Ip) -> Option<(PortId, Mac)> {
+    let peer = ports.get(port.index()).and_then(|port| port.peer);
+    [Some(port), peer].into_iter().flatten().find_map(|port| Some((port, *stations.get(&(port, ip))?)))
 }
 
 /// What is known about the way to a range of addresses.

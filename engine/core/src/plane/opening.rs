@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::Forwarding;
 
+use super::bridge::Whose;
 use super::flows::{Detail, Found, OpenError, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Complaint, Macs, tcp_refusal};
@@ -70,7 +71,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) {
         let mut missed = [0; BATCH_MAX];
-        let places = (0..found.len()).filter(|&job| found[job].is_none());
+        let is_ours = |job: usize| self.batch[job].whose == Whose::Ours;
+        let places = (0..found.len()).filter(|&job| found[job].is_none() && is_ours(job));
         let count = missed.iter_mut().zip(places).map(|(place, job)| *place = job).count();
         let missed = &missed[..count];
         let mut found = [None; BATCH_MAX];
@@ -86,7 +88,7 @@ impl Plane {
         let mut hashes_seen = 0_u64;
         let mut recent = None;
         for (&job, found) in missed.iter().zip(found) {
-            let Job { at, ref packet, hash } = self.batch[job];
+            let Job { at, ref packet, hash, .. } = self.batch[job];
             if let Some((id, direction)) = found {
                 let found = Found { stage: Stage::HalfOpen, id, direction };
                 let hashes = self.flows.promotion(id, hash, direction, packet, |line| turn.desk.prefetch(line));

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::bridge::Whose;
 use super::reply::Complaint;
 use super::services::{ConfiguredSet, address_key};
 use super::{Desk, Frame, Network, Plane, PlaneCounter, Turn, Verdict};
@@ -53,7 +54,7 @@ fn is_local(ip: Ip) -> bool {
 
 impl Plane {
     /// Forwards a packet that belongs to no service and to no flow, and is not for us: as it is, as far as the rules let it pass. `quoted`: of an ICMP
-    /// error, the packet that it is about. Where nothing is routed, or it is for the kernel, it is left alone.
+    /// error, the packet that it is about. Where nothing is routed, or it is for the kernel or on its way over a bridge, it is left alone.
     ///
     /// Of a fragment `packet` has ports only if it is the first one.
     pub(super) fn route_on<D: Desk>(
@@ -64,7 +65,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let to = packet.tuple.dst;
-        if !self.snapshot.router.is_enabled || self.own_addresses.has(to) || self.services.is_ours(to) {
+        let is_others = turn.whose == Whose::Others;
+        if !self.snapshot.router.is_enabled || is_others || self.own_addresses.has(to) || self.services.is_ours(to) {
             return Verdict::Pass;
         }
         match self.try_route_on(frame, packet, quoted, turn) {

@@ -306,6 +306,12 @@ impl Services {
         self.half_nat.contains(&address_key(address))
     }
 
+    /// Whether there is such a real server.
+    #[inline]
+    pub(super) fn any_keeps_clients(&self) -> bool {
+        !self.half_nat.is_empty()
+    }
+
     /// Whether the flows of this member are to be ended.
     pub(super) fn is_shunned(&self, service: ServiceId, server: RealServerId) -> bool {
         self.shunned.contains(&(service, server))

@@ -1,3 +1,4 @@
+mod bridge;
 mod edges;
 mod fast;
 mod fragments;

@@ -29,7 +29,7 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
-    /// The link of a VLAN is not there, not up, or no Ethernet.
+    /// The link of a VLAN or the arm of a bridge is not there, not up, or no Ethernet.
     NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
@@ -52,7 +52,7 @@ impl NoWay {
                  use forwarding = \"full-nat\""
             ),
             NoWay::NoLink(name) => format!(
-                "interface `{name}`, on which the file has VLANs, is no Ethernet interface of this host that is up; \
+                "interface `{name}`, on which the file has VLANs or a bridge, is no Ethernet interface of this host that is up; \
                  set it up (`ip link set {name} up`), or correct its name"
             ),
             NoWay::Nowhere(ip) => format!(
@@ -129,7 +129,9 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
-    let named: BTreeSet<&str> = model.vlans().map(|(link, _)| link.name.as_str()).collect();
+    let trunks = model.vlans().map(|(link, _)| link.name.as_str());
+    let named: BTreeSet<&str> =
+        trunks.chain(model.bridges.iter().flat_map(|bridge| &bridge.arms).map(String::as_str)).collect();
     for name in named {
         match usable.iter().find(|link| link.name == name) {
             Some(link) => _ = chosen.insert(link.index),
@@ -160,20 +162,20 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
             .map(|route| route.link)
             .filter(|&link| is_usable(link))
             .collect();
-        let is_tagged = vlan_prefix(model, ip).is_some() || at_home.contains(&ip);
-        if homes.is_empty() && defaults.is_empty() && !is_tagged {
+        let is_own = own_prefix(model, ip).is_some() || at_home.contains(&ip);
+        if homes.is_empty() && defaults.is_empty() && !is_own {
             missing.push(NoWay::Nowhere(ip));
         }
         chosen.extend(defaults);
     }
     let near = |ip: IpAddr| {
-        vlan_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
+        own_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
     };
     let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match (routes::best(&routes, ip), vlan_prefix(model, ip)) {
+        match (routes::best(&routes, ip), own_prefix(model, ip)) {
             // The kernel's route is not the longest one.
             (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
             (Some(route), _) if is_usable(route.link) => {
@@ -184,7 +186,7 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     }
     let by_services = routes::next_hops(model).into_iter().map(|ip| (ip, routes::beside(tables, ip)));
     let by_routes = model.routes.iter().map(|route| (route.via, routes::link_of(route, tables)));
-    for (ip, link) in by_services.chain(by_routes).filter(|&(ip, _)| !is_on_vlan(model, ip)) {
+    for (ip, link) in by_services.chain(by_routes).filter(|&(ip, _)| !is_on_own_network(model, ip)) {
         match link {
             Some(link) if is_usable(link) => {
                 chosen.insert(link);
@@ -217,22 +219,27 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
     model.groups[service.group].servers.iter().map(|server| server.address)
 }
 
-/// Whether a network of a VLAN holds an address.
-fn is_on_vlan(model: &Model, ip: IpAddr) -> bool {
-    model.vlans().flat_map(|(_, vlan)| &vlan.addresses).any(|&(net, prefix)| holds(net, prefix, ip))
+/// Whether a network of a VLAN or a bridge holds an address.
+fn is_on_own_network(model: &Model, ip: IpAddr) -> bool {
+    own_networks(model).any(|(net, prefix)| holds(net, prefix, ip))
 }
 
-/// The kernel's route to a real server; none to one that is reached over a VLAN, of which the kernel knows nothing.
+/// The networks of VLANs and bridges.
+fn own_networks(model: &Model) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
+    let bridged = model.bridges.iter().flat_map(|bridge| &bridge.addresses);
+    model.vlans().flat_map(|(_, vlan)| &vlan.addresses).chain(bridged).copied()
+}
+
+/// The kernel's route to a real server; none to one that is reached over a VLAN or a bridge, of which the kernel knows nothing.
 pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -> Option<&'t KnownRoute> {
     let route = routes::best(&tables.routes, ip);
-    route.filter(|route| vlan_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
+    route.filter(|route| own_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
 }
 
-/// The prefix length of the longest network that holds an address and is a VLAN's, or reached by a static route over one.
-fn vlan_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
-    let own = model.vlans().flat_map(|(_, vlan)| vlan.addresses.iter().copied());
-    let behind = model.routes.iter().filter(|route| is_on_vlan(model, route.via)).map(|route| route.to);
-    own.chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
+/// The prefix length of the longest network that holds an address and is a VLAN's or a bridge's, or reached by a static route over one.
+fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let behind = model.routes.iter().filter(|route| is_on_own_network(model, route.via)).map(|route| route.to);
+    own_networks(model).chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
 }
 
 /// Whether a network holds an address.

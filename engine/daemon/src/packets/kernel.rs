@@ -19,7 +19,7 @@ use super::claims::{addresses, claims};
 use super::fast::KernelPath;
 use super::routes;
 use super::steering::{SteeringError, program};
-use super::view::{self, FileNetwork, KnownArm, KnownVlan};
+use super::view::{self, FileNetwork, KnownArm};
 
 /// Neighbours that one round of confirmation asks for.
 const CONFIRMED_MAX: usize = 256;
@@ -109,15 +109,15 @@ impl Kernel {
             arm.segments = view.can_segment(&arm.name).unwrap_or(false);
         }
         let file = FileNetwork::new(model, arms);
-        let own = file.vlans.iter().flat_map(|vlan| vlan.addresses.iter().map(|&(ip, _)| ip));
+        let own = file.own_addresses();
         let groups: BTreeSet<[u8; 6]> = addresses(model).into_iter().chain(own).filter_map(solicited_group).collect();
         let groups: Vec<[u8; 6]> = groups.into_iter().collect();
         let mut per_worker: Vec<Vec<PacketPort>> = (0..workers).map(|_| Vec::with_capacity(arms.len())).collect();
         let mut opened = Vec::with_capacity(arms.len());
         for (arm, place) in arms.iter().zip(0..) {
-            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups, &tags(&file.vlans, place))?);
+            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups, &Wanted::of(&file, place))?);
         }
-        let hearing = if file.vlans.is_empty() { None } else { Some(Hearing::open().map_err(KernelError::Hearing)?) };
+        let hearing = if file.has_neighbours() { Some(Hearing::open().map_err(KernelError::Hearing)?) } else { None };
         if let Some(path) = &mut fast
             && let Err(error) = attach_all(path, &known, &opened)
         {
@@ -134,7 +134,8 @@ impl Kernel {
         let kernels = kernels_own(&tables);
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
-        let silence = Silence::impose(&names, &claims).map_err(KernelError::Silence)?;
+        let mute: Vec<&str> = mute(&known, &file).map(|arm| arm.name.as_str()).collect();
+        let silence = Silence::impose(&names, &mute, &claims).map_err(KernelError::Silence)?;
         let kernel = Kernel {
             model: model.clone(),
             view,
@@ -256,8 +257,8 @@ impl Kernel {
             self.missing.insert(port);
             return None;
         }
-        let tags = tags(&self.file.vlans, port.0);
-        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups, &tags) {
+        let wanted = Wanted::of(&self.file, port.0);
+        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups, &wanted) {
             Ok(ports) => {
                 tracing::info!("interface {} is there again", arm.name);
                 if let Some(path) = &mut self.fast
@@ -278,7 +279,8 @@ impl Kernel {
     fn silence_again(&mut self) {
         let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
         let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
-        let silenced = self.silence.replace(&names, &self.claims);
+        let mute: Vec<&str> = mute(&self.arms, &self.file).filter(there).map(|arm| arm.name.as_str()).collect();
+        let silenced = self.silence.replace(&names, &mute, &self.claims);
         self.is_silent = silenced.is_ok();
         if let Err(error) = silenced {
             tracing::error!("{}", KernelError::Silence(error));
@@ -363,24 +365,51 @@ fn open_arm(
     program: &[Instruction],
     ring: &RingSettings,
     groups: &[[u8; 6]],
-    vlans: &[u16],
+    wanted: &Wanted,
 ) -> Result<Vec<PacketPort>, KernelError> {
     let failed = |source| KernelError::Interface { name: name.to_owned(), source };
     let mut ports = packet::open(name, workers, program, ring).map_err(failed)?;
     // One membership is enough for the interface, and ends with its port.
     if let Some(first) = ports.first() {
         groups.iter().try_for_each(|&group| first.join(group)).map_err(failed)?;
-        if !vlans.is_empty() {
+        if !matches!(wanted, Wanted::Own) {
             first.hear_all().map_err(failed)?;
         }
     }
-    ports.iter_mut().for_each(|port| port.take_vlans(vlans));
+    for port in &mut ports {
+        match wanted {
+            Wanted::All => port.take_all(),
+            Wanted::Own => {}
+            Wanted::Vlans(vlans) => port.take_vlans(vlans),
+        }
+    }
     Ok(ports)
 }
 
-/// The VLANs of the arm at this place.
-fn tags(vlans: &[KnownVlan], arm: u8) -> Vec<u16> {
-    vlans.iter().filter(|vlan| vlan.arm == arm).map(|vlan| vlan.id).collect()
+/// Which frames of an arm are the packet plane's.
+enum Wanted {
+    /// Those for anybody: they are on their way over a bridge.
+    All,
+    /// Those for us.
+    Own,
+    /// And those of these VLANs.
+    Vlans(Vec<u16>),
+}
+
+impl Wanted {
+    /// Of the arm at this place.
+    fn of(file: &FileNetwork, arm: u8) -> Wanted {
+        if file.bridge_of(arm).is_some() {
+            return Wanted::All;
+        }
+        let vlans: Vec<u16> = file.vlans.iter().filter(|vlan| vlan.arm == arm).map(|vlan| vlan.id).collect();
+        if vlans.is_empty() { Wanted::Own } else { Wanted::Vlans(vlans) }
+    }
+}
+
+/// The arms of bridges: what passes there is not for the kernel, which would answer some of it.
+fn mute<'a>(arms: &'a [KnownArm], file: &'a FileNetwork) -> impl Iterator<Item = &'a KnownArm> {
+    arms.iter().zip(0..).filter(|&(_, place)| file.bridge_of(place).is_some()).map(|(arm, _)| arm)
 }
 
 /// The Ethernet group that neighbour solicitations for an IPv6 address are sent to (RFC 4291 section 2.7.1, RFC 2464 section 7).

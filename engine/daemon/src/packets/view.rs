@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Interface, Model, StaticRoute, VirtualService, Vlan};
+use towpath_config::model::{Bridge, Interface, Model, StaticRoute, VirtualService, Vlan};
 use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Keeper, Network, Port, PortId};
 use towpath_sys::neighbour::Tables;
@@ -46,11 +46,26 @@ pub struct KnownVlan {
     pub addresses: Vec<(IpAddr, u8)>,
 }
 
+/// Two arms between which frames pass, and which the kernel is to have no addresses on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownBridge {
+    /// Its name.
+    pub name: String,
+    /// The places of its arms in the list, the lower one first.
+    pub arms: [u8; 2],
+    /// Our addresses there, each with its prefix length.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Whether frames of spanning tree pass.
+    pub spanning_tree: bool,
+}
+
 /// What the file says about the network, beside what the kernel knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FileNetwork {
     /// Ports behind those of the arms, in this order.
     pub vlans: Vec<KnownVlan>,
+    /// Pairs of arms.
+    pub bridges: Vec<KnownBridge>,
     /// On which port a VIP lives, where that was named.
     pub homes: BTreeMap<Ip, PortId>,
     /// Routes beside the kernel's: of two to one network with the same metric the kernel's counts.
@@ -65,13 +80,47 @@ impl FileNetwork {
             Some(KnownVlan { name: vlan.name.clone(), arm, id: vlan.id, addresses: vlan.addresses.clone() })
         };
         let vlans: Vec<KnownVlan> = model.vlans().filter_map(known).collect();
+        let place_of = |name: &str| u8::try_from(arms.iter().position(|arm| arm.name == name)?).ok();
+        let bridged = |bridge: &Bridge| {
+            let [one, other] = [place_of(&bridge.arms[0])?, place_of(&bridge.arms[1])?];
+            Some(KnownBridge {
+                name: bridge.name.clone(),
+                arms: [one.min(other), one.max(other)],
+                addresses: bridge.addresses.clone(),
+                spanning_tree: bridge.spanning_tree,
+            })
+        };
+        let bridges: Vec<KnownBridge> = model.bridges.iter().filter_map(bridged).collect();
         let port_of = |name: &str| {
+            if let Some(bridge) = bridges.iter().find(|bridge| bridge.name == name) {
+                return Some(PortId(bridge.arms[0]));
+            }
             let mut names = arms.iter().map(|arm| &arm.name).chain(vlans.iter().map(|vlan| &vlan.name));
             names.position(|known| known == name).and_then(|place| u8::try_from(place).ok()).map(PortId)
         };
         let home = |service: &VirtualService| Some((Ip::from(service.vip), port_of(service.interface.as_deref()?)?));
         let homes = services(model).filter_map(home).collect();
-        FileNetwork { vlans, homes, routes: model.routes.clone() }
+        FileNetwork { vlans, bridges, homes, routes: model.routes.clone() }
+    }
+
+    /// The bridge that the arm at this place is one of, and the other one.
+    pub fn bridge_of(&self, arm: u8) -> Option<(&KnownBridge, u8)> {
+        self.bridges.iter().find_map(|bridge| match bridge.arms {
+            [lower, upper] if lower == arm => Some((bridge, upper)),
+            [lower, upper] if upper == arm => Some((bridge, lower)),
+            _ => None,
+        })
+    }
+
+    /// Addresses that are ours and not the kernel's, of VLANs and bridges.
+    pub fn own_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let vlans = self.vlans.iter().flat_map(|vlan| &vlan.addresses);
+        vlans.chain(self.bridges.iter().flat_map(|bridge| &bridge.addresses)).map(|&(ip, _)| ip)
+    }
+
+    /// Whether there are neighbours that the kernel does not know.
+    pub fn has_neighbours(&self) -> bool {
+        !self.vlans.is_empty() || !self.bridges.is_empty()
     }
 }
 
@@ -110,7 +159,8 @@ pub fn network(
 ) -> Network {
     let port_of = |link: u32| {
         let place = arms.iter().position(|arm| arm.index == link)?;
-        u8::try_from(place).ok().map(PortId)
+        // What the kernel knows on the arm of a bridge, like its own link-local address, has nothing to do with the network there.
+        u8::try_from(place).ok().filter(|&place| file.bridge_of(place).is_none()).map(PortId)
     };
     let untagged = arms.iter().zip(0..).map(|(arm, link)| Port {
         name: arm.name.clone(),
@@ -126,6 +176,19 @@ pub fn network(
             .collect(),
         segments: arm.segments,
         ..Port::default()
+    });
+    let untagged = untagged.map(|port| match file.bridge_of(port.link) {
+        None => port,
+        Some((bridge, other)) => Port {
+            addresses: match port.link == bridge.arms[0] {
+                true => bridge.addresses.iter().map(|&(ip, prefix)| (Ip::from(ip), prefix)).collect(),
+                false => Vec::new(),
+            },
+            keeper: Keeper::Towpath,
+            peer: Some(PortId(other)),
+            blocks_spanning_tree: !bridge.spanning_tree,
+            ..port
+        },
     });
     let tagged = file.vlans.iter().filter_map(|vlan| {
         let arm = arms.get(usize::from(vlan.arm))?;
@@ -261,6 +324,27 @@ mod tests {
         let unknown = NextHop::Unresolved { port: PortId(2), via: ip("10.20.0.10").into() };
         assert_eq!(network.next_hop(ip("10.20.0.10").into()), unknown);
         assert!(network.is_own(ip("10.20.0.1").into()) && !network.is_kernels(ip("10.20.0.1").into()));
+    }
+
+    #[test]
+    fn a_bridge_is_two_ports_of_ours_and_what_the_kernel_has_there_does_not_count() {
+        let mut arms = [arm("front", 2), arm("back", 3)];
+        refresh(&mut arms, &tables());
+        let addresses = vec![(ip("192.0.2.1"), 24)];
+        let farm = KnownBridge { name: "farm".into(), arms: [0, 1], addresses, spanning_tree: false };
+        let (server, station) = (Ip::from(ip("192.0.2.9")), Mac([2, 0, 0, 0, 1, 9]));
+        let file = FileNetwork { bridges: vec![farm], ..FileNetwork::default() };
+        let network = network(&arms, &file, &tables(), [(PortId(1), server, station)].into_iter());
+        let peers: Vec<Option<PortId>> = network.ports.iter().map(|port| port.peer).collect();
+        assert_eq!(peers, [Some(PortId(1)), Some(PortId(0))]);
+        assert!(network.ports.iter().all(|port| port.keeper == Keeper::Towpath && port.blocks_spanning_tree));
+        assert_eq!(network.ports[0].addresses, [(Ip::from(ip("192.0.2.1")), 24)]);
+        assert!(network.ports[1].addresses.is_empty());
+        // At the arm that it was heard by; and whoever is not known is asked for on the link.
+        assert_eq!(network.next_hop(server), NextHop::Ready { port: PortId(1), mac: station });
+        let unknown = NextHop::Unresolved { port: PortId(0), via: ip("192.0.2.10").into() };
+        assert_eq!(network.next_hop(ip("192.0.2.10").into()), unknown);
+        assert_eq!(network.next_hop(ip("198.51.100.254").into()), NextHop::NoRoute, "the kernel's");
     }
 
     #[test]

@@ -12,9 +12,6 @@ pub(super) struct Lanes {
     out: Vec<(u8, Option<u16>)>,
 }
 
-/// No port of the plane's.
-const NOWHERE: PortId = PortId(u8::MAX);
-
 impl Lanes {
     /// Those of a network. Its ports without a tag are numbered as their links are.
     pub(super) fn new(network: &Network) -> Lanes {
@@ -27,18 +24,25 @@ impl Lanes {
     /// The port of a frame that came in by a link.
     #[inline]
     pub(super) fn port(&self, link: u8, tag: Option<Tag>) -> PortId {
-        match tag.and_then(Tag::vlan) {
-            None => PortId(link),
-            Some(vlan) => {
-                let found = self.tagged.binary_search_by_key(&(link, vlan), |&(link, vlan, _)| (link, vlan));
-                found.map_or(NOWHERE, |place| self.tagged[place].2)
-            }
+        let Some(tag) = tag else { return PortId(link) };
+        let known = tag.vlan().and_then(|vlan| {
+            let found = self.tagged.binary_search_by_key(&(link, vlan), |&(link, vlan, _)| (link, vlan));
+            found.ok().map(|place| self.tagged[place].2)
+        });
+        match known {
+            Some(port) => port,
+            // A priority without a VLAN.
+            None if tag.protocol == Tag::DOT1Q && tag.vlan().is_none() => PortId(link),
+            None => PortId(link).tagged(),
         }
     }
 
     /// The link and the tag by which a frame leaves; it keeps the priority with which it came.
     #[inline]
     pub(super) fn way(&self, port: PortId, came_with: Option<Tag>) -> (u8, Option<Tag>) {
+        if let Some(arm) = port.is_tagged() {
+            return (arm.0, came_with);
+        }
         // A port that the network does not have any more is its link's.
         let (link, vlan) = self.out.get(port.index()).copied().unwrap_or((port.0, None));
         (link, vlan.map(|vlan| Tag::of_vlan(vlan, came_with)))
@@ -62,7 +66,11 @@ mod tests {
         {
             assert_eq!(lanes.port(link, came_with), PortId(expected));
         }
-        assert_eq!(lanes.port(0, tag(7)), NOWHERE);
+        let stacked = Some(Tag { protocol: 0x88a8, control: 20 });
+        for other in [tag(7), stacked] {
+            assert_eq!(lanes.port(0, other), PortId(0).tagged());
+            assert_eq!(lanes.way(PortId(1).tagged(), other), (1, other), "over a bridge as it came");
+        }
         assert_eq!(lanes.way(PortId(1), tag(20)), (1, None));
         assert_eq!(lanes.way(PortId(3), tag(7)), (0, tag(20)));
         assert_eq!(lanes.way(PortId(4), None), (1, Some(Tag::of_vlan(7, None))));

@@ -134,6 +134,8 @@ pub struct PacketPort {
     socket: OwnedFd,
     in_group: bool,
     vlans: Vlans,
+    /// For other stations too, and with whatever tag.
+    takes_all: bool,
     counts: RxCounts,
 }
 
@@ -239,7 +241,17 @@ impl PacketPort {
         socket::bind(&fd, index)?;
         let counts = RxCounts::default();
         let vlans = Vlans::new(&[]);
-        Ok(PacketPort { name: name.to_owned(), index, slots, copies, socket: fd, in_group, vlans, counts })
+        Ok(PacketPort {
+            name: name.to_owned(),
+            index,
+            slots,
+            copies,
+            socket: fd,
+            in_group,
+            vlans,
+            takes_all: false,
+            counts,
+        })
     }
 
     /// The interface's name when it was opened.
@@ -284,6 +296,11 @@ impl PacketPort {
     /// Hands out frames of these VLANs too (1 to 4,095), with their tags, besides those without.
     pub fn take_vlans(&mut self, vlans: &[u16]) {
         self.vlans = Vlans::new(vlans);
+    }
+
+    /// Hands out all frames, for whichever station and with whichever tag, as far as the interface [takes them in](PacketPort::hear_all).
+    pub fn take_all(&mut self) {
+        self.takes_all = true;
     }
 
     /// Has the interface take in every frame, for whichever station or VLAN: some cards keep back the tags that the kernel has no interface for. As long
@@ -352,10 +369,10 @@ impl PacketPort {
 
     /// A frame in its slot, or which counter it is passed over under.
     fn judge(&self, filled: &Filled) -> Result<Taken, PassedOver> {
-        if filled.is_foreign {
+        if filled.is_foreign && !self.takes_all {
             return Err(|counts| &mut counts.foreign);
         }
-        if filled.tag.is_some_and(|tag| !self.vlans.hold(tag)) {
+        if !self.takes_all && filled.tag.is_some_and(|tag| !self.vlans.hold(tag)) {
             return Err(|counts| &mut counts.tagged);
         }
         if filled.is_cut {

@@ -247,6 +247,7 @@ fn what_an_open_connection_carries_goes_straight() {
                 run: Run::default(),
                 hashes: None,
                 pieces: None,
+                whose: Whose::Ours,
             };
             let sent = lab.plane.go_straight(&mut frame, &traces[0], &mut turn);
             assert_eq!(sent, Some(if port == OUTSIDE { INSIDE } else { OUTSIDE }), "{forwarding:?}");
