@@ -325,7 +325,7 @@ fn vlans_have_a_name_and_addresses_of_their_own() {
     let vlans: Vec<_> =
         model.vlans().map(|(link, vlan)| (&*link.name, vlan.id, &*vlan.name, vlan.addresses.len())).collect();
     assert_eq!(vlans, [("eth1", 20, "eth1.20", 2), ("eth1", 4094, "edge", 1)]);
-    assert_eq!(model.interfaces[0].vlans[0].addresses[1], ("fd20::1".parse().unwrap(), 64));
+    assert_eq!(model.interfaces[0].vlans[0].addresses[1], ("fd20::1".parse().expect("an address"), 64));
     assert_eq!(model.services[0].interface.as_deref(), Some("edge"));
 }
 

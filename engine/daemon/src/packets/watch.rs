@@ -18,6 +18,8 @@ use crate::shared::Shared;
 
 /// Changes that come within this time of each other share one look: an answer to a question of ours is waited for.
 const LOOK_COALESCE_MS: u64 = 2;
+/// Time between two networks that differ by neighbours only: who floods a VLAN with new ones does not keep the workers busy.
+const PUBLISH_MS: u64 = 20;
 /// Time between two looks at what could not be opened again, and after an error.
 const RETRY_MS: u64 = 1_000;
 /// Time between two confirmations of the neighbours that are sent to.
@@ -41,7 +43,14 @@ impl NetworkWatch {
             let ours = registered.get_ref().ours();
             (registered, hearing.map(|hearing| Neighbourhood::new(hearing, ours)).transpose()?)
         };
-        let mut turn = Turn { shared, kernel: registered, neighbours, look_at: None, publish_at: None };
+        let mut turn = Turn {
+            shared,
+            kernel: registered,
+            neighbours,
+            look_at: None,
+            publish_at: None,
+            published_at: Instant::now(),
+        };
         turn.publish();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
@@ -70,6 +79,8 @@ struct Turn {
     look_at: Option<Instant>,
     /// When the network is to be published anew without another look at the kernel's.
     publish_at: Option<Instant>,
+    /// When it was published last.
+    published_at: Instant,
 }
 
 impl Turn {
@@ -128,7 +139,7 @@ impl Turn {
 
     /// The workers get the network as it was last looked at, with the neighbours of now.
     fn publish(&mut self) {
-        self.publish_at = None;
+        (self.publish_at, self.published_at) = (None, Instant::now());
         let known = self.neighbours.iter().flat_map(Neighbourhood::known);
         self.shared.publish_network(Arc::new(self.kernel.get_ref().network(known)));
     }
@@ -162,7 +173,8 @@ impl Turn {
 
     /// What comes within a moment is published together.
     fn publish_soon(&mut self) {
-        self.publish_at.get_or_insert(Instant::now() + Duration::from_millis(LOOK_COALESCE_MS));
+        let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+        self.publish_at.get_or_insert(soon.max(self.published_at + Duration::from_millis(PUBLISH_MS)));
     }
 
     /// Workers want next hops: the kernel finds out, and what it finds is a change of the network. Or a port of theirs is gone.
