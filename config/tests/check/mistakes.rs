@@ -640,10 +640,10 @@ fn arms_of_bridges_are_whole_links_of_one_bridge_each() {
 }
 
 #[test]
-fn servers_on_a_bridge_have_no_health_checks_yet() {
+fn servers_on_a_bridge_are_for_the_packet_plane() {
     let links = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"two\"\n\
                  [[bridge]]\nname = \"farm\"\ninterfaces = [\"one\", \"two\"]\naddresses = [\"192.0.2.1/24\"]\n";
     let web = service("plane = \"packet\"\nsource = \"vip\"\nhealth = { check = \"tcp\" }", "");
-    expect(&format!("{web}{links}"), &[("check-unreachable", "\"tcp\"")]);
+    expect(&format!("{web}{links}"), &[]);
     expect(&format!("{}{links}", service("", "")), &[("needs-packet-plane", "\"192.0.2.21\"")]);
 }
