@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use towpath_engine::Status;
 use towpath_sys::link::{Route, default_destination};
 use towpath_tests::{
     Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, ipv6,
@@ -48,8 +49,8 @@ fn start_near(lab: &TestLab, keys: &str) -> (Subject, [IpAddr; 3]) {
     start(lab, keys, [&ipv4(lab.servers()), &ipv6(lab.servers())])
 }
 
-fn counted(relay: &Subject, counter: &str) -> u64 {
-    relay.status().workers.iter().map(|worker| worker.packets[counter]).sum()
+fn counted(status: &Status, counter: &str) -> u64 {
+    status.workers.iter().map(|worker| worker.packets[counter]).sum()
 }
 
 /// Asks by UDP until the answer is there, which is the question behind a greeting.
@@ -78,7 +79,7 @@ fn carries_connections(lab: &TestLab, network: &str) {
         server.set_read_timeout(Some(PATIENCE)).expect("not zero");
         bulk::exchange(client.stream(), &server, BYTES);
     }
-    assert!(counted(&relay, "mss_clamped") >= 3);
+    relay.until("the handshakes are counted", |status| counted(status, "mss_clamped") >= 3);
     relay.stop();
 }
 
@@ -109,10 +110,12 @@ fn carries_datagrams(lab: &TestLab, network: &str) {
     for _ in 0..200 {
         ask(lab.client(), (vips[0], 443).into(), 9_000);
     }
-    assert!(counted(&relay, "packets_reassembled") >= 400);
-    assert!(counted(&relay, "fragments_made") > counted(&relay, "packets_cut"));
-    assert!(counted(&relay, "icmp_errors_made") > 0, "senders are told what fits");
-    assert_eq!(counted(&relay, "fragments_given_up"), 0);
+    let status = relay.until("all is counted, and senders were told what fits", |status| {
+        counted(status, "packets_reassembled") >= 400
+            && counted(status, "fragments_made") > counted(status, "packets_cut")
+            && counted(status, "icmp_errors_made") > 0
+    });
+    assert_eq!(counted(&status, "fragments_given_up"), 0);
     relay.stop();
 }
 
@@ -188,9 +191,9 @@ fn clients_hear_of_a_smaller_link_beyond_the_next_router() {
                 sender.join().expect("the sender")
             });
             assert_eq!(sent.bytes, BYTES);
-            assert!(counted(&relay, "icmp_errors") >= heard, "{vip}: the router has said nothing");
+            relay.until("the router has said what fits", |status| counted(status, "icmp_errors") >= heard);
         }
-        assert_eq!(counted(&relay, "icmp_errors_made"), 0);
+        assert_eq!(counted(&relay.status(), "icmp_errors_made"), 0);
         relay.stop();
     });
 }
@@ -216,7 +219,7 @@ fn datagrams_find_the_size_that_a_link_beyond_the_next_router_carries() {
                 });
             }
         }
-        assert!(counted(&relay, "icmp_errors") >= 3, "the router has said nothing");
+        relay.until("the router has said what fits", |status| counted(status, "icmp_errors") >= 3);
         relay.stop();
     });
 }
