@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use towpath_engine::Status;
+use towpath_engine::status::HealthStatus;
 use towpath_sys::link::Route;
 use towpath_sys::packet::{Tag, Tap};
 use towpath_tests::wire::captured;
 use towpath_tests::{
-    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, in_lab, ipv4, ipv6, packet_service,
-    subject,
+    Accepted, Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, in_lab, ipv4, ipv6,
+    packet_service, subject,
 };
 
 const BULK_BYTES: u64 = 64 << 20;
@@ -193,6 +194,45 @@ fn t_34_a_vip_in_the_same_network_is_served_from_both_sides() {
         relay.stop();
         // Nobody else answered: the kernel would reset what it does not know.
         assert!(captured(&mut tap).iter().all(|segment| !segment.rst));
+    });
+}
+
+#[test]
+fn t_34_health_checks_reach_servers_behind_either_arm() {
+    in_lab(t_34_health_checks_reach_servers_behind_either_arm, Topology::Bridged, 1, |lab| {
+        let (vip, vip6) = (lab.free_vip(100), lab.free_vip6(100));
+        let ends = [lab.client(), lab.server(1)];
+        let origins = ends.map(|end| Origin::tcp(end, 443));
+        // Servers see the bridge's own addresses.
+        let checked = "source = \"interface\"\nbalance = \"round-robin\"\n\
+                       health = { check = \"tcp\", interval = \"100ms\", timeout = \"2s\", rise = 1, fall = 1 }";
+        let v4 = [("near", IpAddr::from(ends[0].ipv4())), ("far", ends[1].ipv4().into())];
+        let v6 = [("near", IpAddr::from(ends[0].ipv6())), ("far", ends[1].ipv6().into())];
+        let services =
+            packet_service("web", vip, "443", checked, &v4) + &packet_service("web6", vip6, "443", checked, &v6);
+        let relay = start(lab, &services);
+        relay.until_all_up();
+        let own: [IpAddr; 2] = [lab.balancer().ipv4().into(), lab.balancer().ipv6().into()];
+        for origin in &origins {
+            let probes = origin.accepted();
+            for address in own {
+                let by_us = |accepted: &&Accepted| accepted.peer.ip() == address && accepted.peer.port() >= 61_000;
+                assert!(probes.iter().any(|accepted| by_us(&accepted)), "from {address}: {probes:?}");
+            }
+        }
+        for (vip, own) in [IpAddr::from(vip), vip6.into()].into_iter().zip(own) {
+            let peers = [0; 4].map(|_| visit(lab.client(), (vip, 443)).peer);
+            assert!(peers.iter().all(|peer| peer.ip() == own && peer.port() < 61_000), "{peers:?}");
+        }
+        let [near, far] = origins;
+        far.stop();
+        relay.until("nobody listens behind the other arm", |status| {
+            let servers = status.services.iter().flat_map(|service| &service.servers);
+            servers.filter(|server| server.reason == "port 443: connection refused").count() == 2
+        });
+        assert_eq!(relay.server("web", "near").health, HealthStatus::Up);
+        near.stop();
+        relay.stop();
     });
 }
 

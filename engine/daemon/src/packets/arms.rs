@@ -220,12 +220,12 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
 }
 
 /// Whether a network of a VLAN or a bridge holds an address.
-fn is_on_own_network(model: &Model, ip: IpAddr) -> bool {
+pub fn is_on_own_network(model: &Model, ip: IpAddr) -> bool {
     own_networks(model).any(|(net, prefix)| holds(net, prefix, ip))
 }
 
 /// The networks of VLANs and bridges.
-fn own_networks(model: &Model) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
+pub fn own_networks(model: &Model) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
     let bridged = model.bridges.iter().flat_map(|bridge| &bridge.addresses);
     model.vlans().flat_map(|(_, vlan)| &vlan.addresses).chain(bridged).copied()
 }

@@ -2,7 +2,8 @@
 //! (design.md 10.8).
 //!
 //! Each connection has a stack and a packet socket to itself, which hears nothing else than what is for that connection, and what is asked and told
-//! about addresses. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
+//! about addresses. Nobody has to know by which arm of a bridge a server is reached: each arm tries with its own MAC, and where the server is not,
+//! its address is asked for in vain. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,7 @@ use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
@@ -29,13 +31,22 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 /// The way to a server that only we can reach.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Way {
-    /// Interfaces and tags by which it may be: both arms of a bridge.
-    links: Vec<(u32, Option<Tag>)>,
-    mac: [u8; 6],
+    /// By which it may be: both arms of a bridge.
+    links: Vec<Link>,
     mtu_bytes: usize,
     /// The address to speak from, and the prefix length of its network.
     from: (IpAddr, u8),
     router: Option<IpAddr>,
+}
+
+/// What frames leave and come in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link {
+    /// The number of the interface.
+    index: u32,
+    tag: Option<Tag>,
+    /// Our own there.
+    mac: [u8; 6],
 }
 
 /// The way to `server` in this network, where the kernel has none; an error in the words of an operator where nobody has one.
@@ -47,20 +58,21 @@ pub(super) fn way(network: &Network, server: IpAddr) -> Option<Result<Way, Strin
         return Some(Err(format!("{} has no {} address to ask from", port.name, name(family))));
     };
     let arms: [Option<PortId>; 2] = [Some(id), port.peer];
-    let links: Vec<(u32, Option<Tag>)> = arms.into_iter().flatten().filter_map(|arm| link(network, arm)).collect();
+    let links: Vec<Link> = arms.into_iter().flatten().filter_map(|arm| link(network, arm)).collect();
     if links.is_empty() {
         return Some(Err(format!("interface {} is not there", port.name)));
     }
     let mtu_bytes = usize::try_from(port.mtu).unwrap_or(usize::MAX).min(9_216);
     let from = (own.into(), prefix);
-    Some(Ok(Way { links, mac: port.mac.0, mtu_bytes, from, router: router.map(IpAddr::from) }))
+    Some(Ok(Way { links, mtu_bytes, from, router: router.map(IpAddr::from) }))
 }
 
-/// The interface and the tag of what leaves by a port, while the interface is there.
-fn link(network: &Network, port: PortId) -> Option<(u32, Option<Tag>)> {
+/// That of a port, while the interface is there.
+fn link(network: &Network, port: PortId) -> Option<Link> {
     let port = network.port(port)?;
-    let link = network.port(network.port_of(port.link, None)?)?;
-    (link.index != 0).then(|| (link.index, port.vlan.map(|vlan| Tag::of_vlan(vlan, None))))
+    let index = network.port(network.port_of(port.link, None)?)?.index;
+    let tag = port.vlan.map(|vlan| Tag::of_vlan(vlan, None));
+    (index != 0).then_some(Link { index, tag, mac: port.mac.0 })
 }
 
 fn name(family: Family) -> &'static str {
@@ -72,8 +84,26 @@ fn name(family: Family) -> &'static str {
 
 /// Connects and closes again in the ordinary way. `Ok(false)`: refused. To be dropped when it takes too long.
 pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<bool> {
+    let mut tries = JoinSet::new();
+    for &link in &way.links {
+        let way = way.clone();
+        tries.spawn(async move { connect_by(link, &way, to).await });
+    }
+    let mut result = Err(io::ErrorKind::NetworkUnreachable.into());
+    while let Some(tried) = tries.join_next().await {
+        result = tried.map_err(io::Error::other).flatten();
+        // Only the arm that the server is behind has an answer; the other one ends with the set.
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// The same by one of the links.
+async fn connect_by(link: Link, way: &Way, to: SocketAddr) -> io::Result<bool> {
     let port = next_port();
-    let mut stack = Stack::open(way, to, port)?;
+    let mut stack = Stack::open(link, way, to, port)?;
     stack.connect(to, port)?;
     let is_open = loop {
         stack.step();
@@ -107,15 +137,15 @@ struct Stack {
 
 impl Stack {
     /// `local_port`: the only one that it hears.
-    fn open(way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
-        let hearing = Hearing::of_connection(local_port, to.port())?;
+    fn open(link: Link, way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
+        let hearing = Hearing::of_connection(link.index, local_port, to.port())?;
         #[expect(
             deprecated,
             reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
         )]
         let hearing = AsyncFd::new(hearing)?;
-        let mut wire = Wire { hearing, links: way.links.clone(), mtu_bytes: way.mtu_bytes, read: Vec::new() };
-        let mut config = Config::new(EthernetAddress(way.mac).into());
+        let mut wire = Wire { hearing, link, mtu_bytes: way.mtu_bytes, read: Vec::new() };
+        let mut config = Config::new(EthernetAddress(link.mac).into());
         config.random_seed = crate::engine::system_seed();
         let mut interface = Interface::new(config, &mut wire, Instant::now());
         interface.update_ip_addrs(|addresses| {
@@ -188,10 +218,10 @@ impl Drop for Stack {
     }
 }
 
-/// The links that the server may be on.
+/// The link that the server may be on.
 struct Wire {
     hearing: AsyncFd<Hearing>,
-    links: Vec<(u32, Option<Tag>)>,
+    link: Link,
     mtu_bytes: usize,
     /// The frame that was read last.
     read: Vec<u8>,
@@ -200,7 +230,7 @@ struct Wire {
 /// Leave to send one frame.
 struct Sending<'w> {
     hearing: &'w Hearing,
-    links: &'w [(u32, Option<Tag>)],
+    link: Link,
 }
 
 /// A frame that has come.
@@ -211,13 +241,12 @@ impl Device for Wire {
     type TxToken<'w> = Sending<'w>;
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        let Wire { hearing, links, read, .. } = self;
+        let Wire { hearing, link, read, .. } = self;
         loop {
             let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
                 let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
                 let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
-                let is_on = |&(link, tag): &(u32, Option<Tag>)| link == frame.interface && vlan(tag) == vlan(frame.tag);
-                let is_ours = links.iter().any(is_on);
+                let is_ours = vlan(frame.tag) == vlan(link.tag);
                 read.clear();
                 read.extend_from_slice(frame.bytes);
                 Ok(is_ours)
@@ -230,11 +259,11 @@ impl Device for Wire {
                 Err(error) => tracing::debug!("probe: {error}"),
             }
         }
-        Some((Received(read), Sending { hearing: hearing.get_ref(), links }))
+        Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link }))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
-        Some(Sending { hearing: self.hearing.get_ref(), links: &self.links })
+        Some(Sending { hearing: self.hearing.get_ref(), link: self.link })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -258,11 +287,9 @@ impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
         let mut frame = vec![0; length];
         let written = write(&mut frame);
-        for &(link, tag) in self.links {
-            // What is lost here is sent again, as what is lost on the way.
-            if let Err(error) = self.hearing.send(link, tag, &frame) {
-                tracing::debug!("probe: {error}");
-            }
+        // What is lost here is sent again, as what is lost on the way.
+        if let Err(error) = self.hearing.send(self.link.index, self.link.tag, &frame) {
+            tracing::debug!("probe: {error}");
         }
         written
     }

@@ -1,7 +1,8 @@
-//! A socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself; or beside that one connection.
+//! A socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself; or on one interface, and
+//! beside that one connection.
 //!
-//! It is not bound to an interface, so it outlives those that go and come. The kernel's own neighbours are not its business: for interfaces and VLANs
-//! on which the kernel has no address.
+//! The first is not bound to an interface, so it outlives those that go and come. The kernel's own neighbours are not its business: for interfaces
+//! and VLANs on which the kernel has no address.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -91,22 +92,26 @@ impl Hearing {
     /// # Errors
     /// `PermissionDenied` without CAP_NET_RAW.
     pub fn open() -> io::Result<Hearing> {
-        Hearing::by(&ABOUT_NEIGHBOURS, FRAME_BYTES_MAX)
+        Hearing::by(&ABOUT_NEIGHBOURS, 0, FRAME_BYTES_MAX)
     }
 
-    /// The same; beside that it hears the segments that come from one port of TCP to another, of ours, whatever the addresses.
+    /// The same on one interface and its VLANs; beside that it hears the segments that come from one port of TCP to another, of ours, whatever the
+    /// addresses.
     ///
     /// # Errors
-    /// Likewise.
-    pub fn of_connection(own_port: u16, far_port: u16) -> io::Result<Hearing> {
-        Hearing::by(&of_connection(own_port, far_port), SEGMENT_BYTES_MAX)
+    /// Likewise; `ENODEV` without such an interface.
+    pub fn of_connection(interface: u32, own_port: u16, far_port: u16) -> io::Result<Hearing> {
+        Hearing::by(&of_connection(own_port, far_port), interface, SEGMENT_BYTES_MAX)
     }
 
-    fn by(program: &[Instruction], frame_bytes_max: usize) -> io::Result<Hearing> {
+    /// `interface`: 0 for all.
+    fn by(program: &[Instruction], interface: u32, frame_bytes_max: usize) -> io::Result<Hearing> {
         let fd = socket::open()?;
         set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)?;
         set_flag(&fd, libc::SOL_PACKET, libc::PACKET_AUXDATA)?;
-        socket::bind(&fd, 0)?;
+        // The filter would drop it as well, but only once the kernel has made a copy of each frame that the host sends.
+        set_flag(&fd, libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING)?;
+        socket::bind(&fd, interface)?;
         Ok(Hearing { fd, buffer: vec![0; frame_bytes_max].into() })
     }
 

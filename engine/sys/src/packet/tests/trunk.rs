@@ -174,3 +174,37 @@ fn questions_about_neighbours_are_heard_with_their_tags_and_nothing_else_is() {
     assert_eq!(one(&mut here), (None, vec![4; 46]));
     assert_eq!(hearing.take().unwrap(), None, "what it sends itself");
 }
+
+#[test]
+fn a_connection_is_heard_on_its_interface_only() {
+    if privilege::ensure(a_connection_is_heard_on_its_interface_only).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let (near, far) = wire();
+    near.links().unwrap().create_veth("c", "d", &far).unwrap();
+    near.links().unwrap().set_up("c").unwrap();
+    set_up(&far, "d");
+    until_ready(&near, "c");
+    let links = ["b", "d"].map(|name| far.links().unwrap().find(name).unwrap().index);
+    let hear = |link, port| far.run(|| Hearing::of_connection(link, port, 443)).unwrap();
+    let mut both = links.map(|link| hear(link, 61_000).unwrap());
+    let segment = |from: u16, to: u16| {
+        let header = [&[0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6][..], &[1; 10]].concat();
+        let ports = [from.to_be_bytes(), to.to_be_bytes()].concat();
+        [&BROADCAST[..], &[2, 0, 0, 0, 0, 1], &[8, 0], &header, &ports, &[0; 16]].concat()
+    };
+    let mut here = [ports_of_vlans(&near, "a", &[]), ports_of_vlans(&near, "c", &[])];
+    for (wire, link) in [1, 0].into_iter().map(|wire| (wire, links[wire])) {
+        for (from, to) in [(443, 61_001), (444, 61_000), (443, 61_000)] {
+            here[wire].send_bytes(0, &segment(from, to), Offload::NONE, None);
+        }
+        here[wire].flush();
+        host::await_readable(&both[wire], DEADLINE).unwrap();
+        let got = both[wire].take().unwrap();
+        assert_eq!(got, Some(HeardFrame { interface: link, tag: None, bytes: &segment(443, 61_000) }));
+        // Of what it sends itself, and of the other wire.
+        both[wire].send(link, None, &segment(443, 61_000)).unwrap();
+        assert!(both.iter_mut().all(|hearing| hearing.take().unwrap().is_none()));
+    }
+    assert_eq!(hear(9_999, 61_000).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+}
