@@ -95,6 +95,21 @@ fn t_34_what_is_of_no_service_passes_like_through_a_cable() {
     });
 }
 
+#[test]
+fn t_34_a_bridge_alone_is_a_cable() {
+    in_lab(t_34_a_bridge_alone_is_a_cable, Topology::Bridged, 1, |lab| {
+        let (client, server) = (lab.client(), lab.server(1));
+        let _origin = Origin::tcp(server, 80);
+        let relay = start(lab, "");
+        for address in [IpAddr::from(server.ipv4()), server.ipv6().into()] {
+            visit(client, (address, 80));
+        }
+        every_kind_of_frame_passes(lab);
+        assert!(packets(&relay.status(), "frames_bridged") > 20);
+        relay.stop();
+    });
+}
+
 /// Unknown EtherTypes, groups, spanning tree, a tag: byte for byte, from the sender's MAC, both ways.
 fn every_kind_of_frame_passes(lab: &TestLab) {
     let ends = [(lab.client(), "front", lab.server(1), "back"), (lab.server(1), "back", lab.client(), "front")];
