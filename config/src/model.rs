@@ -28,7 +28,7 @@ pub struct Model {
     pub interfaces: Vec<Interface>,
     /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
     pub groups: Vec<ServerGroup>,
-    /// Virtual services in the order of the file; none only with [`Router::enabled`].
+    /// Virtual services in the order of the file; none only with [`Router::enabled`] or bridges.
     pub services: Vec<VirtualService>,
     /// Pairs of links that frames pass between.
     pub bridges: Vec<Bridge>,

@@ -43,7 +43,7 @@ pub static ROOT: Table = Table {
         .later(),
         key("group", Kind::Tables(&GROUP, GROUPS_MAX), "Server groups that services share."),
         key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.")
-            .described("required, unless `router.enabled`"),
+            .described("required, unless `router.enabled` or with a `bridge`"),
     ],
 };
 

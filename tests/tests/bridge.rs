@@ -89,8 +89,23 @@ fn t_34_what_is_of_no_service_passes_like_through_a_cable() {
         }
         every_kind_of_frame_passes(lab);
         datagrams_to_groups_pass(client, server);
-        let status = relay.until("what has passed is counted", |status| packets(status, "frames_bridged") > 50);
+        let status = relay.until("what crossed is counted", |status| packets(status, "frames_bridged") > 50);
         assert_eq!((packets(&status, "flows_opened"), packets(&status, "bridge_loops")), (0, 0));
+        relay.stop();
+    });
+}
+
+#[test]
+fn t_34_a_bridge_alone_is_a_cable() {
+    in_lab(t_34_a_bridge_alone_is_a_cable, Topology::Bridged, 1, |lab| {
+        let (client, server) = (lab.client(), lab.server(1));
+        let _origin = Origin::tcp(server, 80);
+        let relay = start(lab, "");
+        for address in [IpAddr::from(server.ipv4()), server.ipv6().into()] {
+            visit(client, (address, 80));
+        }
+        every_kind_of_frame_passes(lab);
+        relay.until("what crossed is counted", |status| packets(status, "frames_bridged") > 20);
         relay.stop();
     });
 }

@@ -1,7 +1,7 @@
 //! The router between real TCP stacks: what belongs to no service crosses as it is, beside services.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use towpath_sys::link::Route;
 use towpath_tests::{
@@ -273,6 +273,26 @@ fn rules_deny_by_interface_and_servers_still_open_connections() {
         relay.until("the datagram was denied", |status| {
             status.workers.iter().filter_map(|worker| worker.drops.get("rule_denied")).sum::<u64>() == 1
         });
+        relay.stop();
+    });
+}
+
+#[test]
+fn rules_of_a_reload_are_about_interfaces_of_the_start() {
+    in_lab(rules_of_a_reload_are_about_interfaces_of_the_start, Topology::TwoArm, 1, |lab| {
+        let named = "[[interface]]\nname = \"front\"\n[[interface]]\nname = \"late\"\n";
+        let mut relay = start(lab, named);
+        let mut links = lab.balancer().links().expect("netlink");
+        links.create_bridge("late").expect("a link");
+        links.set_up("late").expect("a link");
+        links.add_address("late", Ipv4Addr::new(10, 99, 0, 1).into(), 24).expect("an address");
+        let mut rule = |name: &str| {
+            let rule = format!("[[router.rule]]\naction = \"deny\"\nfrom_interface = \"{name}\"\n");
+            relay.reload(&format!("{LIMITS}{ROUTER}{rule}{named}"))
+        };
+        rule("front").expect("an interface of the start");
+        let refusal = rule("late").expect_err("it is not routed to or from yet");
+        assert!(refusal.contains("interface late is not routed to or from"), "{refusal}");
         relay.stop();
     });
 }

@@ -27,6 +27,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         known(interface.value, &interface.span, &links, report);
     }
     router(draft.root, report);
+    unused(draft, report);
     for route in draft.root.tables("route") {
         if let (Some(via), Some(to)) = (route.address("via"), route.network("to"))
             && via.value.is_ipv4() != to.value.address.is_ipv4()
@@ -99,27 +100,74 @@ fn judge_arm(root: &Section, name: &str, arm: &Span, report: &mut Report) {
     }
 }
 
+/// Whether packets of no service are forwarded, as far as it is known.
+fn routes(root: &Section) -> bool {
+    root.table("router").is_some_and(|router| router.bool("enabled").is_none_or(|enabled| enabled.value))
+}
+
+/// VLANs and static routes belong to the packet plane, which runs if it has something to do.
+fn unused(draft: &Draft<'_>, report: &mut Report) {
+    let root = draft.root;
+    let is_used = routes(root)
+        || draft.services.iter().any(|service| service.plane.value == Plane::Packet)
+        || !root.tables("bridge").is_empty()
+        || ["service", "router", "bridge"].iter().any(|key| root.broken.contains(key));
+    let mut servers = draft.services.iter().flat_map(|service| draft.servers(service));
+    let is_there = |address: &At<IpAddr>| kept_network(root, address.value).is_some();
+    // Without a service, or with relays to a server on a VLAN, that is an error already.
+    if is_used
+        || draft.services.is_empty()
+        || servers.any(|server| server.address.as_ref().is_some_and(is_there))
+        || report.incomplete
+    {
+        return;
+    }
+    let hint = "use `plane = \"packet\"` for a service, or `[router]` with `enabled = true`; or remove it";
+    for span in root.tables("interface").iter().filter_map(|interface| interface.written("vlan")) {
+        report.warning("no-effect", span, "the VLAN has no effect: nothing is done on the packet plane").hint(hint);
+    }
+    if let Some(span) = root.written("route") {
+        let message = "static routes have no effect: nothing is done on the packet plane, and relays take the kernel's";
+        report.warning("no-effect", span, message).hint(hint);
+    }
+}
+
 /// Without services something else must be done; and what rules ask for must exist.
 fn router(root: &Section, report: &mut Report) {
-    let router = root.table("router");
-    let is_enabled = router.is_some_and(|router| router.bool("enabled").is_none_or(|enabled| enabled.value));
-    if root.tables("service").is_empty()
+    let is_enabled = routes(root);
+    if ["service", "bridge"].iter().all(|key| root.tables(key).is_empty())
         && !is_enabled
-        && !["service", "router"].iter().any(|key| root.broken.contains(key))
+        && !["service", "router", "bridge"].iter().any(|key| root.broken.contains(key))
         && !report.incomplete
     {
-        report
-            .error("missing-key", &root.span, "the file has no `[[service]]`")
-            .hint("add `[[service]]`; or route only: `[router]` with `enabled = true`");
+        report.error("missing-key", &root.span, "the file has no `[[service]]`").hint(
+            "add `[[service]]`; or route only: `[router]` with `enabled = true`; or be a cable only: `[[bridge]]`",
+        );
     }
-    let Some(router) = router else { return };
+    let Some(router) = root.table("router") else { return };
+    for key in ["source_check", "policy", "rule"] {
+        if let Some(span) = router.written(key).filter(|_| !is_enabled) {
+            report
+                .warning("no-effect", span, format!("`router.{key}` has no effect: nothing is forwarded"))
+                .hint("add `enabled = true` to `[router]`, or remove it");
+        }
+    }
     let rules = router.tables("rule");
-    if let Some(span) = router.written("rule").filter(|_| !is_enabled) {
-        report
-            .warning("no-effect", span, "the rules have no effect: nothing is forwarded")
-            .hint("add `enabled = true` to `[router]`, or remove them");
-    }
     for rule in rules {
+        for name in ["from_interface", "to_interface"].into_iter().filter_map(|key| rule.text(key)) {
+            let is_it = |bridge: &&Section| bridge.text("name").is_some_and(|own| own.value == name.value);
+            if let Some(bridge) = root.tables("bridge").iter().find(is_it) {
+                let mut error = report.error(
+                    "not-routed",
+                    &name.span,
+                    format!("\"{}\" is a bridge, and what crosses it is not routed", name.value),
+                );
+                if let Some(arms) = bridge.list("interfaces") {
+                    error = error.label(&arms.span, "its arms");
+                }
+                error.hint("for what is routed to or from the network there name its arms, a rule for each");
+            }
+        }
         if let (Some(ports), Some(protocol)) = (rule.written("ports"), rule.word("protocol"))
             && protocol.value == "icmp"
         {

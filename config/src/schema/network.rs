@@ -44,7 +44,7 @@ pub(super) static ROUTE: Table = Table {
         )
         .required(),
         key("via", Kind::Address, "Next hop.").required(),
-        key("interface", Kind::Name, "Interface or VLAN that reaches the next hop.")
+        key("interface", Kind::Name, "Interface, VLAN or bridge that reaches the next hop.")
             .described("the one whose network holds the next hop"),
         key("metric", integer(0, 65_535, "metric"), "The lowest of several equal routes wins.").default("100"),
     ],
@@ -52,8 +52,8 @@ pub(super) static ROUTE: Table = Table {
 
 pub(super) static BRIDGE: Table = Table {
     path: "bridge",
-    doc: "Transparent mode: two arms in one network. Frames for a VIP are taken out, everything else passes like through a cable. The arms are links without \
-          addresses of the kernel's.",
+    doc: "Transparent mode: two arms in one network. Frames for a VIP are taken out, everything else passes like through a cable, with services or \
+          without. The arms are links without addresses of the kernel's.",
     keys: &[
         key("name", Kind::Name, "Unique name.").required(),
         key(

@@ -140,7 +140,7 @@ pub static SERVICE: Table = Table {
             Kind::Address,
             "Gateway of this service's replies, instead of the routes; clients on a network of this host are answered without it.",
         ),
-        key("interface", Kind::Name, "Interface or VLAN that the VIP lives on.")
+        key("interface", Kind::Name, "Interface, VLAN or bridge that the VIP lives on.")
             .described("the one whose network holds the VIP"),
         key("tls", Kind::Table(&TLS), "TLS of this service."),
         key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on.").later(),

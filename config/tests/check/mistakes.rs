@@ -184,9 +184,11 @@ fn parts_that_are_not_available_are_still_judged() {
 #[test]
 fn a_file_without_services_routes_or_is_no_use() {
     expect("[router]\nenabled = true\n", &[]);
-    for text in ["", "[router]\nenabled = false\n", "[router]\npolicy = \"deny\"\n"] {
+    expect(&cable("one", "other"), &[]);
+    for text in ["", "[router]\nenabled = false\n", "[[interface]]\nname = \"one\"\n"] {
         expect(text, &[("missing-key", "")]);
     }
+    expect("[router]\npolicy = \"deny\"\n", &[("missing-key", ""), ("no-effect", "policy")]);
     expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
     expect("service = 3\n", &[("wrong-type", "3")]);
 }
@@ -224,8 +226,30 @@ fn rules_of_the_router_must_fit_something() {
     for (lines, expected) in rows {
         expect(&rule(lines), expected);
     }
+    let across = cable("one", "other") + &rule("action = \"deny\"\nfrom_interface = \"one\"\nto_interface = \"cable\"");
+    expect(&across, &[("not-routed", "\"cable\"")]);
     let idle = service("", "") + "[[router.rule]]\naction = \"deny\"\n";
     expect(&idle, &[("no-effect", "rule")]);
+    let idle = service("", "") + "[router]\nsource_check = false\npolicy = \"deny\"\n";
+    expect(&idle, &[("no-effect", "source_check"), ("no-effect", "policy")]);
+}
+
+/// A bridge and its arms.
+fn cable(one: &str, other: &str) -> String {
+    format!(
+        "[[interface]]\nname = \"{one}\"\n[[interface]]\nname = \"{other}\"\n\
+         [[bridge]]\nname = \"cable\"\ninterfaces = [\"{one}\", \"{other}\"]\n"
+    )
+}
+
+#[test]
+fn vlans_and_routes_are_of_the_packet_plane() {
+    let lines = "[[interface]]\nname = \"eth0\"\n[[interface.vlan]]\nid = 20\naddresses = [\"198.51.100.1/24\"]\n\
+                 [[route]]\nto = \"default\"\nvia = \"198.51.100.9\"\n";
+    expect(&(service("", "") + lines), &[("no-effect", "vlan"), ("no-effect", "route")]);
+    for used in [service("plane = \"packet\"", ""), "[router]\nenabled = true\n".to_owned(), cable("one", "other")] {
+        expect(&(used + lines), &[]);
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::{check_room, needs_restart, new_interfaces, workers_wanted};
+use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::{control, probe};
 
@@ -212,10 +212,14 @@ impl Turn {
             if !changed.is_empty() {
                 return Err(ReloadError::NeedsRestart(changed));
             }
-            // One that is down just now is still ours.
-            let is_down = |arm: &&arms::Arm| packets.arms.iter().all(|up| up.name != arm.name);
-            let down: Vec<arms::Arm> = planned.arms.iter().filter(is_down).cloned().collect();
-            packets.arms.extend(down);
+            for arm in newcomers(&planned.arms, &packets.arms) {
+                tracing::warn!(
+                    "interface {} is not routed to or from before a restart: it had no address at the start",
+                    arm.name
+                );
+            }
+            // One that is down just now is still ours, and one that came since is not yet.
+            packets.arms.clone_from(&planned.arms);
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.

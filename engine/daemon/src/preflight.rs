@@ -33,7 +33,7 @@ pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
 /// Numbers of CAP_NET_ADMIN and CAP_NET_RAW (include/uapi/linux/capability.h).
 const PACKET_CAPABILITIES: [u32; 2] = [12, 13];
 
-/// What switches the kernel's own forwarding, IPv4 and IPv6.
+/// What switches the kernel's own forwarding on every interface, IPv4 and IPv6.
 const FORWARDING_KEYS: [&str; 2] = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
 
 /// How bad a finding is.
@@ -95,8 +95,8 @@ pub struct PacketFacts {
     pub is_capable: bool,
     /// Whether the kernel can carry flows onwards.
     pub fast_path: Readiness,
-    /// Whether the kernel forwards between its interfaces, be it from one of ours only; IPv4 and IPv6.
-    pub kernel_forwards: [bool; 2],
+    /// The keys of sysctl(8) that have the kernel forward between its interfaces, be it from one of ours only; IPv4 and IPv6.
+    pub kernel_forwards: [Vec<String>; 2],
     /// Who listens on this host.
     pub listeners: BTreeSet<Listener>,
 }
@@ -107,13 +107,12 @@ impl PacketFacts {
         let tables = view.tables()?;
         let (links, missing) = arms::choose(model, &tables);
         let arms = arms::describe(&links);
-        let is_set = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
-        let forwards = |family: &str| {
-            let named = arms.iter().map(|arm| arm.name.as_str()).chain(["all"]);
-            named.into_iter().any(|name| is_set(&format!("/proc/sys/net/{family}/conf/{name}/forwarding")))
+        let forwards = |family: &str, name: &str| {
+            let path = format!("/proc/sys/net/{family}/conf/{name}/forwarding");
+            fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
         };
         Ok(PacketFacts {
-            kernel_forwards: [forwards("ipv4"), forwards("ipv6")],
+            kernel_forwards: forwarding_keys(&arms, forwards),
             arms,
             missing,
             fast_path: Readiness::find_out(model),
@@ -122,6 +121,21 @@ impl PacketFacts {
             tables,
         })
     }
+}
+
+/// The keys that are set, where `forwards` says whether a family (`ipv4`, `ipv6`) is forwarded from an interface, or from `all`: that of all
+/// interfaces stands for those of each, which it sets when it changes.
+fn forwarding_keys(arms: &[Arm], forwards: impl Fn(&str, &str) -> bool) -> [Vec<String>; 2] {
+    let keys = |family: &str, everywhere: &str| {
+        if forwards(family, "all") {
+            return vec![everywhere.to_owned()];
+        }
+        let single = arms.iter().filter(|arm| forwards(family, &arm.name));
+        // In a key a dot of a name is written as a slash (sysctl.d(5)).
+        single.map(|arm| format!("net.{family}.conf.{}.forwarding", arm.name.replace('.', "/"))).collect()
+    };
+    let [v4, v6] = FORWARDING_KEYS;
+    [keys("ipv4", v4), keys("ipv6", v6)]
 }
 
 impl HostFacts {
@@ -302,9 +316,8 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {
-                let family = usize::from(service.vip.is_ipv6());
-                if facts.kernel_forwards[family] && !model.router.enabled {
-                    let key = FORWARDING_KEYS[family];
+                let keys = &facts.kernel_forwards[usize::from(service.vip.is_ipv6())];
+                for key in keys.iter().filter(|_| !model.router.enabled) {
                     tell(
                         Severity::Error,
                         Check::KernelForwards,
@@ -331,8 +344,7 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
         return;
     }
     let mut tell = |check, message| findings.push(Finding { severity: Severity::Error, check, service: None, message });
-    let [v4, v6] = facts.kernel_forwards;
-    for key in [v4.then_some(FORWARDING_KEYS[0]), v6.then_some(FORWARDING_KEYS[1])].into_iter().flatten() {
+    for key in facts.kernel_forwards.iter().flatten() {
         tell(
             Check::KernelForwards,
             format!(
@@ -348,22 +360,25 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
         tell(
             Check::Link,
             format!(
-                "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one (`ip addr add … dev \
-             {name}`), or take it out of the rules"
+                "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one before the start \
+                 (`ip addr add … dev {name}`), or take it out of the rules"
             ),
         );
     }
 }
 
-/// Health checks take the kernel's way, which does not know the static routes: a server that only those lead to would never be up.
+/// Health checks take the kernel's way, which does not know the static routes: a server that only those lead to would never be up. Of a server over a
+/// VLAN or a bridge they take ours.
 fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>) {
     let routes = routes::all(model, &facts.tables);
     for service in claims::services(model) {
         let group = &model.groups[service.group];
         let way = |routes, ip| routes::best(routes, ip).map(|route| (route.link, route.gateway));
         let is_apart = |server: &&Server| {
-            let ours = way(&routes, server.address);
-            ours.is_some() && ours != way(&facts.tables.routes, server.address)
+            let ip = server.address;
+            let Some(ours) = routes::best(&routes, ip) else { return false };
+            arms::own_prefix(model, ip).is_none_or(|prefix| prefix < ours.destination.1)
+                && Some((ours.link, ours.gateway)) != way(&facts.tables.routes, ip)
         };
         let Some(server) = group.servers.iter().find(is_apart).filter(|_| group.health.is_some()) else { continue };
         let Some((_, Some(via))) = way(&routes, server.address) else { continue };

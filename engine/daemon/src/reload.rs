@@ -85,12 +85,14 @@ pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(
     if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }
 
+/// Interfaces that are wanted beside those that the packet plane was started with.
+pub fn newcomers<'a>(started: &[Arm], wanted: &'a [Arm]) -> impl Iterator<Item = &'a Arm> {
+    wanted.iter().filter(|arm| started.iter().all(|known| known.name != arm.name))
+}
+
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.
 pub fn new_interfaces(started: &[Arm], wanted: &[Arm]) -> Vec<String> {
-    let is_new = |arm: &&Arm| started.iter().all(|known| known.name != arm.name);
-    wanted
-        .iter()
-        .filter(is_new)
+    newcomers(started, wanted)
         .map(|arm| format!("interface {} (a server or next hop is reached by it)", arm.name))
         .collect()
 }

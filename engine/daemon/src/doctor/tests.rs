@@ -99,7 +99,7 @@ fn facts(text: &str) -> Facts {
         missing: Vec::new(),
         is_capable: true,
         fast_path: Readiness::Ready,
-        kernel_forwards: [false; 2],
+        kernel_forwards: [const { Vec::new() }; 2],
         listeners: BTreeSet::new(),
     };
     let of_link = |link: &Link| LinkFacts {
@@ -322,7 +322,8 @@ fn faults_of_addresses_and_ports_are_told() {
     assert_told(STREAM, |f, _| f.host.usable.clear(), ("web", Addresses, Error, "ip address add 192.0.2.30/32"));
     let picked = |facts: &mut Facts, _: &mut Answers| facts.host.kernel_sources = [ip("198.51.100.30")].into();
     assert_told(PACKET, picked, ("web", LocalPorts, Error, "sysctl -w net.ipv4.ip_local_reserved_ports="));
-    let forwards = |facts: &mut Facts, _: &mut Answers| packets(facts).kernel_forwards = [true; 2];
+    let forwards =
+        |facts: &mut Facts, _: &mut Answers| packets(facts).kernel_forwards[0] = vec!["net.ipv4.ip_forward".to_owned()];
     assert_told(HALF_NAT, forwards, ("web", KernelForwards, Error, "sysctl -w net.ipv4.ip_forward=0"));
     let beside = |facts: &mut Facts, _: &mut Answers| packets(facts).tables.addresses[0].prefix = 1;
     assert_told(HALF_NAT, beside, ("web", HalfNat, Error, ""));

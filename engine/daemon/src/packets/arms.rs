@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, VirtualService};
+use towpath_config::model::{Forwarding, Model, StaticRoute, VirtualService};
 use towpath_core::packet::Ip;
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
@@ -29,7 +29,7 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
-    /// The link of a VLAN or the arm of a bridge is not there, not up, or no Ethernet.
+    /// The link of a VLAN, the arm of a bridge or the interface of a service is not there, not up, or no Ethernet.
     NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
@@ -52,7 +52,7 @@ impl NoWay {
                  use forwarding = \"full-nat\""
             ),
             NoWay::NoLink(name) => format!(
-                "interface `{name}`, on which the file has VLANs or a bridge, is no Ethernet interface of this host that is up; \
+                "interface `{name}`, on which the file has a service, VLANs or a bridge, is no Ethernet interface of this host that is up; \
                  set it up (`ip link set {name} up`), or correct its name"
             ),
             NoWay::Nowhere(ip) => format!(
@@ -78,8 +78,7 @@ impl NoWay {
     /// Whether it is about an address or a real server of `after` that `before` has in the same use.
     pub fn concerns(&self, before: &Model, after: &Model) -> bool {
         match *self {
-            // It takes a restart to have others.
-            NoWay::NoLink(_) => true,
+            NoWay::NoLink(ref name) => named(before).contains(name.as_str()),
             NoWay::BehindRouter(ip) => uses(before, Forwarding::Dsr, ip),
             NoWay::Nowhere(ip) => addresses(before).contains(&ip),
             NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
@@ -129,10 +128,7 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
-    let trunks = model.vlans().map(|(link, _)| link.name.as_str());
-    let named: BTreeSet<&str> =
-        trunks.chain(model.bridges.iter().flat_map(|bridge| &bridge.arms).map(String::as_str)).collect();
-    for name in named {
+    for name in named(model) {
         match usable.iter().find(|link| link.name == name) {
             Some(link) => _ = chosen.insert(link.index),
             None => missing.push(NoWay::NoLink(name.to_owned())),
@@ -141,10 +137,6 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
     let vips: BTreeSet<IpAddr> = services(model).map(|service| service.vip).collect();
     let at_home: BTreeSet<IpAddr> =
         services(model).filter(|service| service.interface.is_some()).map(|service| service.vip).collect();
-    for service in services(model) {
-        let link = usable.iter().find(|link| service.interface.as_ref() == Some(&link.name));
-        chosen.extend(link.map(|link| link.index));
-    }
     for ip in addresses(model) {
         let homes: Vec<u32> = tables
             .addresses
@@ -185,8 +177,10 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         }
     }
     let by_services = routes::next_hops(model).into_iter().map(|ip| (ip, routes::beside(tables, ip)));
-    let by_routes = model.routes.iter().map(|route| (route.via, routes::link_of(route, tables)));
-    for (ip, link) in by_services.chain(by_routes).filter(|&(ip, _)| !is_on_own_network(model, ip)) {
+    let by_services = by_services.filter(|&(ip, _)| !is_on_own_network(model, ip));
+    let by_routes = model.routes.iter().filter(|route| !leaves_by_own_network(model, route));
+    let by_routes = by_routes.map(|route| (route.via, routes::link_of(route, tables)));
+    for (ip, link) in by_services.chain(by_routes) {
         match link {
             Some(link) if is_usable(link) => {
                 chosen.insert(link);
@@ -195,6 +189,15 @@ pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         }
     }
     (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
+}
+
+/// The links that the file names: of VLANs, of bridges, of services.
+fn named(model: &Model) -> BTreeSet<&str> {
+    let trunks = model.vlans().map(|(link, _)| &link.name);
+    let bridged = model.bridges.iter().flat_map(|bridge| &bridge.arms);
+    let homes = services(model).filter_map(|service| service.interface.as_ref());
+    let homes = homes.filter(|name| !is_own_name(model, name));
+    trunks.chain(bridged).chain(homes).map(String::as_str).collect()
 }
 
 /// What is planned with of the chosen interfaces.
@@ -224,6 +227,19 @@ pub fn is_on_own_network(model: &Model, ip: IpAddr) -> bool {
     own_networks(model).any(|(net, prefix)| holds(net, prefix, ip))
 }
 
+/// Whether that is the name of a VLAN or a bridge.
+fn is_own_name(model: &Model, name: &str) -> bool {
+    model.vlans().any(|(_, vlan)| vlan.name == name) || model.bridges.iter().any(|bridge| bridge.name == name)
+}
+
+/// Whether a static route leads over a VLAN or a bridge.
+fn leaves_by_own_network(model: &Model, route: &StaticRoute) -> bool {
+    match &route.interface {
+        Some(name) => is_own_name(model, name),
+        None => is_on_own_network(model, route.via),
+    }
+}
+
 /// The networks of VLANs and bridges.
 pub fn own_networks(model: &Model) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
     let bridged = model.bridges.iter().flat_map(|bridge| &bridge.addresses);
@@ -242,8 +258,8 @@ pub(crate) fn is_unknown_to_kernel(model: &Model, tables: &Tables, ip: IpAddr) -
 }
 
 /// The prefix length of the longest network that holds an address and is a VLAN's or a bridge's, or reached by a static route over one.
-fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
-    let behind = model.routes.iter().filter(|route| is_on_own_network(model, route.via)).map(|route| route.to);
+pub(crate) fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let behind = model.routes.iter().filter(|route| leaves_by_own_network(model, route)).map(|route| route.to);
     own_networks(model).chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
 }
 
@@ -409,6 +425,35 @@ mod tests {
         tables.links[3].up = false;
         let (_, missing) = chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables);
         assert_eq!(missing, [NoWay::NoLink("other".to_owned())]);
+    }
+
+    #[test]
+    fn names_of_the_file_lead_to_what_they_name() {
+        let file = |lines: &str, more: &str| {
+            let text = format!(
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n{lines}\
+                 [[service.server]]\nname = \"one\"\naddress = \"192.0.2.31\"\n\
+                 [[interface]]\nname = \"other\"\n[[interface.vlan]]\nid = 20\nname = \"edge\"\naddresses = [\"10.20.0.1/24\"]\n\
+                 [[interface]]\nname = \"back\"\n{more}"
+            );
+            towpath_config::check("test.toml", &text).model.expect("no errors")
+        };
+        let mut down = tables();
+        down.links[2].up = false;
+        let at_back = file("interface = \"back\"\n", "");
+        assert_eq!(chosen(&at_back, &down).1, [NoWay::NoLink("back".to_owned())]);
+        assert_eq!(chosen(&file("interface = \"edge\"\n", ""), &down).1, []);
+        // The model in force has it; one without it had no way to lose.
+        assert!(NoWay::NoLink("back".to_owned()).concerns(&at_back, &at_back));
+        assert!(!NoWay::NoLink("back".to_owned()).concerns(&file("", ""), &at_back));
+        // Over a VLAN by its name, and by a link that is down though the VLAN holds the next hop.
+        let route = |via: &str, interface: &str| {
+            file("", &format!("[[route]]\nto = \"172.16.0.0/12\"\nvia = \"{via}\"\ninterface = \"{interface}\"\n"))
+        };
+        let [near, far] = ["10.20.0.9", "10.30.0.9"];
+        assert_eq!(chosen(&route(far, "edge"), &down).1, []);
+        assert_eq!(own_prefix(&route(far, "edge"), "172.16.0.1".parse().unwrap()), Some(12));
+        assert_eq!(chosen(&route(near, "back"), &down).1, [NoWay::NextHop(near.parse().unwrap())]);
     }
 
     #[test]

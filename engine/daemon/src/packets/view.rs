@@ -91,16 +91,22 @@ impl FileNetwork {
             })
         };
         let bridges: Vec<KnownBridge> = model.bridges.iter().filter_map(bridged).collect();
-        let port_of = |name: &str| {
-            if let Some(bridge) = bridges.iter().find(|bridge| bridge.name == name) {
-                return Some(PortId(bridge.arms[0]));
-            }
-            let mut names = arms.iter().map(|arm| &arm.name).chain(vlans.iter().map(|vlan| &vlan.name));
-            names.position(|known| known == name).and_then(|place| u8::try_from(place).ok()).map(PortId)
+        let file = FileNetwork { vlans, bridges, homes: BTreeMap::new(), routes: model.routes.clone() };
+        let names = || arms.iter().map(|arm| arm.name.as_str());
+        let home = |service: &VirtualService| {
+            Some((Ip::from(service.vip), file.port_named(service.interface.as_deref()?, names())?))
         };
-        let home = |service: &VirtualService| Some((Ip::from(service.vip), port_of(service.interface.as_deref()?)?));
         let homes = services(model).filter_map(home).collect();
-        FileNetwork { vlans, bridges, homes, routes: model.routes.clone() }
+        FileNetwork { homes, ..file }
+    }
+
+    /// The port that has a name of the file, where the arms have these: of a bridge the lower one, which has its addresses.
+    fn port_named<'a>(&'a self, name: &str, arms: impl Iterator<Item = &'a str>) -> Option<PortId> {
+        if let Some(bridge) = self.bridges.iter().find(|bridge| bridge.name == name) {
+            return Some(PortId(bridge.arms[0]));
+        }
+        let mut names = arms.chain(self.vlans.iter().map(|vlan| vlan.name.as_str()));
+        names.position(|known| known == name).and_then(|place| u8::try_from(place).ok()).map(PortId)
     }
 
     /// The bridge that the arm at this place is one of, and the other one.
@@ -215,9 +221,18 @@ pub fn network(
         let fitting = numbered.filter(|(_, (own, prefix))| holds((*own).into(), *prefix, via));
         fitting.max_by_key(|(_, (_, prefix))| *prefix).map(|(id, _)| PortId(id))
     };
-    let named = |name: &String| ports.iter().zip(0..).find(|(port, _)| port.name == *name).map(|(_, id)| PortId(id));
+    let named = |name: &String| file.port_named(name, arms.iter().map(|arm| arm.name.as_str()));
+    // As the kernel takes its own back when a link goes or is set down; one of a bridge leads on while either arm is there.
+    let is_up = |arm: u8| {
+        let arm = arms.get(usize::from(arm)).filter(|arm| arm.is_there);
+        arm.is_some_and(|arm| tables.links.iter().any(|link| link.index == arm.index && link.up))
+    };
+    let leads_on = |port: PortId| {
+        let arm = ports.get(usize::from(port.0)).map(|port| port.link);
+        arm.is_some_and(|arm| is_up(arm) || file.bridge_of(arm).is_some_and(|(_, other)| is_up(other)))
+    };
     let stated = file.routes.iter().filter_map(|route| {
-        let port = route.interface.as_ref().map_or_else(|| beside(route.via), named)?;
+        let port = route.interface.as_ref().map_or_else(|| beside(route.via), named).filter(|&port| leads_on(port))?;
         Some((Ip::from(route.to.0), route.to.1, Some(Ip::from(route.via)), port, route.metric))
     });
     let routes = tables
@@ -345,6 +360,49 @@ mod tests {
         let unknown = NextHop::Unresolved { port: PortId(0), via: ip("192.0.2.10").into() };
         assert_eq!(network.next_hop(ip("192.0.2.10").into()), unknown);
         assert_eq!(network.next_hop(ip("198.51.100.254").into()), NextHop::NoRoute, "the kernel's");
+    }
+
+    #[test]
+    fn a_static_route_leads_by_what_it_names_while_that_is_there() {
+        let mut arms = [arm("front", 2), arm("back", 3), arm("other", 4)];
+        let route = |to: &str, via: &str, interface: Option<&str>| StaticRoute {
+            to: (ip(to), 16),
+            via: ip(via),
+            interface: interface.map(str::to_owned),
+            metric: 0,
+        };
+        let addresses = vec![(ip("192.0.2.1"), 24)];
+        let farm = KnownBridge { name: "farm".into(), arms: [0, 2], addresses, spanning_tree: false };
+        let edge = KnownVlan { name: "edge".into(), arm: 1, id: 20, addresses: vec![(ip("10.20.0.1"), 24)] };
+        let file = FileNetwork {
+            vlans: vec![edge],
+            bridges: vec![farm],
+            routes: vec![
+                route("10.1.0.0", "192.0.2.9", Some("farm")),
+                route("10.2.0.0", "10.20.0.9", Some("edge")),
+                route("10.3.0.0", "198.51.100.9", None),
+            ],
+            ..FileNetwork::default()
+        };
+        let mut tables = tables();
+        tables.routes.clear();
+        let mut leads = |tables: &Tables| {
+            refresh(&mut arms, tables);
+            let network = network(&arms, &file, tables, std::iter::empty());
+            ["10.1.0.1", "10.2.0.1", "10.3.0.1"].map(|to| match network.next_hop(ip(to).into()) {
+                NextHop::Unresolved { port, .. } => Some(port.0),
+                _ => None,
+            })
+        };
+        assert_eq!(leads(&tables), [Some(0), Some(3), Some(1)]);
+        // No cable is no reason: the kernel keeps its routes then, too.
+        tables.links[1].carrier = false;
+        assert_eq!(leads(&tables), [Some(0), Some(3), Some(1)]);
+        tables.links[1].up = false;
+        tables.links[0].up = false;
+        assert_eq!(leads(&tables), [Some(0), None, None], "the bridge has another arm");
+        tables.links.retain(|link| link.index != 4);
+        assert_eq!(leads(&tables), [None; 3]);
     }
 
     #[test]

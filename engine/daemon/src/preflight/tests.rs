@@ -138,7 +138,7 @@ fn findings_of(text: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String>
         missing: Vec::new(),
         is_capable: true,
         fast_path: Readiness::Ready,
-        kernel_forwards: [false; 2],
+        kernel_forwards: [const { Vec::new() }; 2],
         listeners: BTreeSet::new(),
     };
     change(&mut packets);
@@ -169,10 +169,47 @@ fn each_way_of_forwarding_has_its_own_conditions() {
     assert!(found.len() == 1 && found[0].contains("clients of 192.0.2.128/25 share a network"), "{found:?}");
     let pool = "forwarding = \"half-nat\"\nsource = { pool = [\"192.0.2.32\"] }";
     assert_eq!(packet_findings(pool, |_| {}), Vec::<String>::new());
-    let found = packet_findings(pool, |packets| packets.kernel_forwards = [true, false]);
+    let found = packet_findings(pool, |packets| packets.kernel_forwards = keys(true, false));
     assert!(found.len() == 1 && found[0].contains("net.ipv4.ip_forward = 1"), "{found:?}");
     let dsr = "forwarding = \"dsr\"";
-    assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = [true; 2]), Vec::<String>::new());
+    assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = keys(true, true)), Vec::<String>::new());
+}
+
+/// What is set where the kernel forwards from every interface.
+fn keys(v4: bool, v6: bool) -> [Vec<String>; 2] {
+    let single = [Arm { name: "eth0".to_owned(), index: 2, mtu_bytes: 1500 }];
+    forwarding_keys(&single, |family, _| if family == "ipv4" { v4 } else { v6 })
+}
+
+#[test]
+fn the_key_that_is_set_is_named() {
+    let arm = |name: &str| Arm { name: name.to_owned(), index: 2, mtu_bytes: 1500 };
+    let arms = [arm("eth0"), arm("eth1.20")];
+    let found = forwarding_keys(&arms, |family, name| family == "ipv4" && name != "all");
+    assert_eq!(found[0], ["net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.eth1/20.forwarding"]);
+    assert!(found[1].is_empty(), "{found:?}");
+    let half = "forwarding = \"half-nat\"\nclient_networks = [\"198.51.100.0/24\"]";
+    let found = packet_findings(half, |packets| packets.kernel_forwards = found);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[1].contains("`sysctl -w net.ipv4.conf.eth1/20.forwarding=0`"), "{found:?}");
+    let everywhere = forwarding_keys(&arms, |family, _| family == "ipv6");
+    assert_eq!(everywhere, [vec![], vec!["net.ipv6.conf.all.forwarding".to_owned()]]);
+}
+
+#[test]
+fn health_checks_of_servers_on_vlans_take_no_way_of_the_kernel_s() {
+    let file = |server: &str| {
+        format!(
+            "[[route]]\nto = \"default\"\nvia = \"192.0.2.9\"\n[[route]]\nto = \"10.20.64.0/24\"\nvia = \"192.0.2.9\"\n\
+             [[interface]]\nname = \"eth0\"\n[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/16\"]\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\nsource = \"vip\"\n\
+             health = {{ check = \"tcp\" }}\n[[service.server]]\nname = \"FE-1\"\naddress = \"{server}\"\n"
+        )
+    };
+    assert_eq!(findings_of(&file("10.20.0.31"), |_| {}), Vec::<String>::new());
+    // A longer route over the kernel's link.
+    let found = findings_of(&file("10.20.64.31"), |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip route add 10.20.64.31 via 192.0.2.9`"), "{found:?}");
 }
 
 #[test]
@@ -202,7 +239,7 @@ fn a_router_wants_to_be_the_only_one_and_to_know_its_interfaces() {
     let router = "[router]\nenabled = true\n[[router.rule]]\naction = \"deny\"\nfrom_interface = \"eth0\"\n";
     let named =
         format!("{router}to_interface = \"eth1\"\n[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth1\"\n");
-    let found = findings_of(&named, |packets| packets.kernel_forwards = [true, true]);
+    let found = findings_of(&named, |packets| packets.kernel_forwards = keys(true, true));
     let told = [
         "net.ipv4.ip_forward=0",
         "net.ipv6.conf.all.forwarding=0",
