@@ -417,7 +417,7 @@ impl Plane {
             self.forget_fast();
         }
         if self.services.adopt(&snapshot) {
-            self.sweep = Some(Sweep::start());
+            self.start_sweep();
         }
         self.exhausted.forget();
         self.notes.adopt(&snapshot);

@@ -11,7 +11,7 @@ use super::Network;
 use super::flows::timeout_class;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
-use crate::flow::{Direction, Returns, TimeoutClass};
+use crate::flow::{Direction, FlowPath, Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
 use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
@@ -184,6 +184,11 @@ pub(super) struct Services {
     servers: ConfiguredSet<u128>,
     /// Of these, those that see the addresses of clients and answer them through us.
     half_nat: ConfiguredSet<u128>,
+    /// Those that were once, by the addresses that flows may still have: no more than there were at the last walk over the flows, and those that a newer
+    /// snapshot has left out since.
+    left: ConfiguredSet<u128>,
+    /// Of these, those that the walk under way has found a flow of.
+    still: ConfiguredSet<u128>,
     /// Members whose flows are to be ended.
     shunned: HashSet<(ServiceId, RealServerId)>,
     /// Where leases are given back: one book for all pools.
@@ -201,12 +206,15 @@ impl Services {
             lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
+            left: HashSet::default(),
+            still: HashSet::default(),
             shunned: HashSet::new(),
             maps: None,
         }
     }
 
-    /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
+    /// Follows a newer snapshot. Whether a walk over the flows has something to find: a member is to lose its flows that was not before, or half-NAT
+    /// servers that are gone may have some.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
         self.ways.clear();
         self.ways.resize_with(snapshot.services.len(), Box::default);
@@ -214,7 +222,7 @@ impl Services {
         self.ours.clear();
         self.lent.clear();
         self.servers.clear();
-        self.half_nat.clear();
+        let before = std::mem::take(&mut self.half_nat);
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             self.adopt_service(service);
@@ -226,9 +234,11 @@ impl Services {
         }
         self.ours_endings = [false; 256];
         self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
+        self.left.extend(before);
+        self.left.retain(|address| !self.half_nat.contains(address));
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
         self.shunned = shunned;
-        more
+        more || !self.left.is_empty()
     }
 
     fn adopt_service(&mut self, service: &Service) {
@@ -301,15 +311,42 @@ impl Services {
         self.servers.contains(&address_key(address))
     }
 
-    /// Whether a real server has this address that answers clients through us.
+    /// Whether a real server has this address that answers clients through us, or had it and may have flows left.
     pub(super) fn keeps_clients(&self, address: Ip) -> bool {
-        self.half_nat.contains(&address_key(address))
+        let address = address_key(address);
+        self.half_nat.contains(&address) || !self.left.is_empty() && self.left.contains(&address)
     }
 
     /// Whether there is such a real server.
     #[inline]
     pub(super) fn any_keeps_clients(&self) -> bool {
-        !self.half_nat.is_empty()
+        !self.half_nat.is_empty() || !self.left.is_empty()
+    }
+
+    /// A walk over all flows begins, which [finds](Self::find_flow) those of half-NAT servers that are gone.
+    pub(super) fn begin_walk(&mut self) {
+        self.still.clear();
+    }
+
+    /// There is a flow with this path.
+    #[inline]
+    pub(super) fn find_flow(&mut self, path: &FlowPath) {
+        let is_half_nat = path.returns == Returns::Here && path.client.src == path.server.src;
+        let address = address_key(path.server.dst);
+        if is_half_nat && !self.half_nat.contains(&address) {
+            self.left.insert(address);
+            self.still.insert(address);
+        }
+    }
+
+    /// The walk is over: who has no flow is gone for good.
+    pub(super) fn end_walk(&mut self) {
+        self.left.retain(|address| self.still.contains(address));
+    }
+
+    /// Whether half-NAT servers that are gone may have flows.
+    pub(super) fn has_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// Whether the flows of this member are to be ended.

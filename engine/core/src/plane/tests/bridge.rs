@@ -140,6 +140,32 @@ fn what_a_half_nat_server_has_with_others_is_its_own_affair() {
     assert_eq!((lab.plane.flows(), lab.clerk.connections()), (1, 1));
 }
 
+/// Its connections go on, by the answers that it sends to the router of their clients.
+#[test]
+fn a_half_nat_server_that_a_reload_takes_out_keeps_its_flows_and_no_more() {
+    let setup = setup(Forwarding::HalfNat);
+    let mut lab = setup.lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    let mut service = setup.service();
+    service.targets.clear();
+    lab.plane.adopt_snapshot(setup.snapshot(service.clone()));
+    let answer = |seq| frame_of(ROUTER_MAC, server_mac(80), &back, &tcp(&back, ACK, seq, 101, &[], b"answer"));
+    for seq in [901, 907] {
+        assert_eq!(lab.relay(INSIDE, answer(seq)).2, forward.reversed());
+        lab.expire();
+    }
+    // A newer snapshot does not forget it either.
+    lab.plane.adopt_snapshot(setup.snapshot(service.clone()));
+    lab.expire();
+    assert_eq!(lab.relay(INSIDE, answer(913)).2, forward.reversed());
+    assert!(lab.plane.services.any_keeps_clients());
+    lab.now = lab.now + 700_000;
+    lab.expire();
+    lab.plane.adopt_snapshot(setup.snapshot(service));
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.plane.services.any_keeps_clients()), (0, false));
+}
+
 #[test]
 fn questions_for_addresses_of_ours_are_answered_on_both_arms_and_others_cross() {
     let mut lab = setup(Forwarding::FullNat).lab();
