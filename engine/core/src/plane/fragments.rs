@@ -79,11 +79,16 @@ impl Plane {
         if !is_reply && !self.services.is_ours(dst) && !self.network.is_own(dst) {
             return self.route_on(frame, &fragment.parsed, None, turn);
         }
+        // Before it can join or spoil what the server has sent.
+        if is_reply && !self.hops.returns_by(&self.network, src, frame.port) {
+            return Verdict::Drop(DropReason::ReturnPort);
+        }
         // Who cuts a packet completes its checksum first.
         if frame.checksum == Checksum::Partial {
             return Verdict::Drop(DropReason::Fragment);
         }
-        let gathered = self.reassembly.gather(turn.now, frame.port, frame.bytes, fragment);
+        let link = self.network.segment(frame.port);
+        let gathered = self.reassembly.gather(turn.now, (frame.port, link), frame.bytes, fragment);
         self.count_reassembly();
         let whole = match gathered {
             Ok(Gathered::Copy) => return Verdict::Kept,
