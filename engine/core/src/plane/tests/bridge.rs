@@ -3,6 +3,7 @@
 use super::super::reply::arp_announcement;
 use super::super::{Keeper, Port};
 use super::*;
+use crate::packet::cut::Cut;
 
 /// A station that has nothing to do with us, on the side of the servers.
 const STRANGER: Mac = Mac([2, 0, 0, 0, 9, 1]);
@@ -138,6 +139,48 @@ fn what_a_half_nat_server_has_with_others_is_its_own_affair() {
         lab.crosses(INSIDE, &frame_of(ROUTER_MAC, server_mac(80), &tuple, &tcp(&tuple, SYN, 1, 0, &[], b"")));
     }
     assert_eq!((lab.plane.flows(), lab.clerk.connections()), (1, 1));
+}
+
+/// As whole ones that are sent to the MAC of some other machine.
+#[test]
+fn fragments_to_others_are_taken_out_only_where_they_answer_a_flow() {
+    let cut = |dst: Mac, src: Mac, tuple: &Tuple| {
+        let mut frame = frame_of(dst, src, tuple, &udp(tuple, &[0x5a; 3_000]));
+        frame[20] = 0;
+        let mut made = Vec::new();
+        let cut = Cut::new(&frame, 1_500, Some(77)).unwrap();
+        cut.each(|headers, data| made.push([headers, data].concat()));
+        made
+    };
+    let mut lab = Setup { network: bridged(), ..Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Udp) }.lab();
+    // To the VIP, by the MAC that some other machine has.
+    let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_UDP);
+    for fragment in cut(STRANGER, ROUTER_MAC, &forward) {
+        lab.crosses(OUTSIDE, &fragment);
+    }
+    // From a server, which may answer a flow: what does not leaves as it came, to the same MAC.
+    let others = [
+        Tuple::new("10.0.0.80:5000".parse().unwrap(), vip(Family::V4), PROTOCOL_UDP),
+        Tuple::new(server(Family::V4), client(Family::V4), PROTOCOL_UDP),
+    ];
+    for tuple in others {
+        lab.out.clear();
+        for fragment in cut(STRANGER, server_mac(80), &tuple) {
+            assert_eq!(lab.send(INSIDE, &mut fragment.clone()), Verdict::Kept);
+        }
+        let made = lab.made();
+        let crossed = |(port, frame): &(PortId, Vec<u8>)| *port == OUTSIDE && macs(frame) == (STRANGER, server_mac(80));
+        assert!(made.len() == 3 && made.iter().all(crossed), "{tuple:?}");
+    }
+    assert_eq!((lab.plane.flows(), lab.dropped()), (0, vec![]));
+    let (_, _, at_server) = lab.client_sends(&forward, &udp(&forward, b"question"));
+    lab.out.clear();
+    for fragment in cut(ROUTER_MAC, server_mac(80), &at_server.reversed()) {
+        assert_eq!(lab.send(INSIDE, &mut fragment.clone()), Verdict::Kept);
+    }
+    let made = lab.made();
+    let answers = |(_, frame): &(PortId, Vec<u8>)| macs(frame) == (ROUTER_MAC, OUTSIDE_MAC);
+    assert!(made.len() == 3 && made.iter().all(answers));
 }
 
 /// Its connections go on, by the answers that it sends to the router of their clients.
