@@ -93,13 +93,16 @@ impl Plane {
             return Err(DropReason::ReversePath);
         }
         let onward = self.hops.towards(&self.network, dst);
-        let Some(leaves_by) = self.hops.port(onward).and_then(|port| self.network.port(port)) else {
+        let leaves_by = self.hops.port(onward).and_then(|port| self.network.port(port));
+        let arrives_by = self.network.port(frame.port).map_or("", |port| &port.name);
+        // Without a route, by none: who is not let pass anywhere hears nothing.
+        let leaves_by = leaves_by.map_or("", |port| &port.name);
+        if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, leaves_by)) {
+            return Err(DropReason::RuleDenied);
+        }
+        if self.hops.port(onward).is_none() {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
-        };
-        let arrives_by = self.network.port(frame.port).map_or("", |port| &port.name);
-        if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, &leaves_by.name)) {
-            return Err(DropReason::RuleDenied);
         }
         self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
         let octets = frame.bytes.len();

@@ -202,6 +202,33 @@ fn who_sends_what_cannot_go_on_is_told() {
     }
 }
 
+/// Path MTU discovery does not depend on how many packets others send with their last hop.
+#[test]
+fn packets_with_their_last_hop_do_not_use_up_what_senders_of_large_ones_hear() {
+    let there = direct(Family::V4, PROTOCOL_UDP);
+    let mut setup = routing(Family::V4);
+    setup.network = network(1_300, true);
+    setup.settings.replies_per_second = 10;
+    let mut lab = setup.lab();
+    for _ in 0..20 {
+        lab.send(OUTSIDE, &mut inwards(&there, 1, &payload(&there)));
+    }
+    assert_eq!(lab.read(PlaneCounter::ErrorsMade), 10);
+    let large = inwards(&there, 64, &udp(&there, &[0; 1_400]));
+    assert_eq!(lab.send(OUTSIDE, &mut large.clone()), Verdict::Drop(DropReason::PacketTooBig));
+    assert_eq!(lab.read(PlaneCounter::ErrorsMade), 11);
+}
+
+#[test]
+fn who_is_not_let_pass_does_not_hear_that_there_is_no_route() {
+    let nowhere = Tuple { dst: ip("203.0.113.9").into(), ..direct(Family::V4, PROTOCOL_UDP) };
+    let mut setup = routing(Family::V4);
+    setup.router.policy = RuleAction::Deny;
+    let mut lab = setup.lab();
+    let verdict = lab.send(OUTSIDE, &mut inwards(&nowhere, 64, &payload(&nowhere)));
+    assert_eq!((verdict, lab.made().len()), (Verdict::Drop(DropReason::RuleDenied), 0));
+}
+
 fn ip6(text: &str) -> Vec<u8> {
     Ip::from(ip(text)).0.to_vec()
 }
