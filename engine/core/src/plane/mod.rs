@@ -436,6 +436,7 @@ impl Plane {
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
         self.bridges.adopt(&network);
+        self.bridges.correct_stations(&self.network, &network);
         self.hops = hops;
         self.own_addresses = OwnAddresses::of(&network);
         self.network = network;

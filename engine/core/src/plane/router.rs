@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::bridge::Whose;
 use super::reply::Complaint;
 use super::services::{ConfiguredSet, address_key};
-use super::{Desk, Frame, Network, Plane, PlaneCounter, Turn, Verdict};
+use super::{Desk, Frame, Network, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::Returns;
 use crate::packet::rewrite::{Layout, decrement_hop_limit};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple, parse_ip};
@@ -93,14 +93,14 @@ impl Plane {
             return Err(DropReason::ReversePath);
         }
         let onward = self.hops.towards(&self.network, dst);
-        let leaves_by = self.hops.port(onward).and_then(|port| self.network.port(port));
-        let arrives_by = self.network.port(frame.port).map_or("", |port| &port.name);
-        // Without a route, by none: who is not let pass anywhere hears nothing.
-        let leaves_by = leaves_by.map_or("", |port| &port.name);
-        if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, leaves_by)) {
+        let leaves_by = self.hops.port(onward);
+        let name = |port: Option<PortId>| port.and_then(|port| self.network.port(port)).map_or("", |port| &port.name);
+        let (arrives_by, leaves_by_name) = (name(Some(frame.port)), name(leaves_by));
+        // Without a route it leaves by none: who is not let pass hears nothing.
+        if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, leaves_by_name)) {
             return Err(DropReason::RuleDenied);
         }
-        if self.hops.port(onward).is_none() {
+        if leaves_by.is_none() {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
         }

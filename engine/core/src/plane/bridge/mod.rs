@@ -122,6 +122,16 @@ impl Bridges {
         }
     }
 
+    /// Believes what is new in `network` since `before` about the arms of stations: what this worker has heard may be older.
+    pub(super) fn correct_stations(&mut self, before: &Network, network: &Network) {
+        let Some(stations) = &mut self.stations else { return };
+        for (port, mac) in network.stations_since(before) {
+            if let Some(arm) = self.arms.get(port.index()).copied().flatten() {
+                stations.correct(mac, [port, arm.other]);
+            }
+        }
+    }
+
     /// Whether there is one.
     #[inline]
     pub(super) fn is_any(&self) -> bool {

@@ -105,6 +105,15 @@ impl Stations {
         is_known.then_some(station.port)
     }
 
+    /// `mac` is at the first of these arms of one bridge by what others say: if it was heard at the other one, that is forgotten.
+    pub(super) fn correct(&mut self, mac: Mac, arms: [PortId; 2]) {
+        let set = self.set(mac, arms);
+        let station = self.sets.get_mut(set).and_then(|set| set.iter_mut().find(|station| station.is(mac, arms)));
+        if let Some(station) = station.filter(|station| station.port != arms[0]) {
+            *station = Station::default();
+        }
+    }
+
     fn set(&self, mac: Mac, [one, other]: [PortId; 2]) -> usize {
         let [a, b, c, d, e, f] = mac.0;
         (mix(u64::from_le_bytes([a, b, c, d, e, f, one.min(other).0, 0]) ^ self.seed) >> (u64::BITS - SET_BITS)) as usize
