@@ -184,7 +184,9 @@ pub(super) struct Services {
     servers: ConfiguredSet<u128>,
     /// Of these, those that see the addresses of clients and answer them through us.
     half_nat: ConfiguredSet<u128>,
-    /// Those that were once, by the addresses that flows may still have: no more than there were at the last walk over the flows, and those that a newer
+    /// By VIP, servers that answer its clients by themselves.
+    direct: Configured<u128, Vec<Ip>>,
+    /// Half-NAT servers that were once, by the addresses that flows may still have: no more than there were at the last walk over the flows, and those that a newer
     /// snapshot has left out since.
     left: ConfiguredSet<u128>,
     /// Of these, those that the walk under way has found a flow of.
@@ -206,6 +208,7 @@ impl Services {
             lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
+            direct: HashMap::default(),
             left: HashSet::default(),
             still: HashSet::default(),
             shunned: HashSet::new(),
@@ -222,6 +225,7 @@ impl Services {
         self.ours.clear();
         self.lent.clear();
         self.servers.clear();
+        self.direct.clear();
         let before = std::mem::take(&mut self.half_nat);
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
@@ -260,6 +264,10 @@ impl Services {
         let servers = service.targets.iter().map(|target| address_key(target.address.into()));
         if service.forwarding == Forwarding::HalfNat {
             self.half_nat.extend(servers.clone());
+        }
+        if service.forwarding == Forwarding::Dsr {
+            let direct = service.targets.iter().map(|target| Ip::from(target.address));
+            self.direct.entry(address_key(vip)).or_default().extend(direct);
         }
         self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
@@ -321,6 +329,16 @@ impl Services {
     #[inline]
     pub(super) fn any_keeps_clients(&self) -> bool {
         !self.half_nat.is_empty() || !self.left.is_empty()
+    }
+
+    /// Servers that answer clients of this VIP by themselves: packets from it may come from them.
+    pub(super) fn direct_servers(&self, vip: Ip) -> &[Ip] {
+        self.direct.get(&address_key(vip)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a packet is an answer to a client of a service whose answers are not translated.
+    pub(super) fn is_direct_answer(&self, tuple: &Tuple) -> bool {
+        self.find(&tuple.reversed()).is_some_and(|service| self.rule(service).is_dsr)
     }
 
     /// A walk over all flows begins, which [finds](Self::find_flow) those of half-NAT servers that are gone.

@@ -116,7 +116,8 @@ impl Stations {
 
     fn set(&self, mac: Mac, [one, other]: [PortId; 2]) -> usize {
         let [a, b, c, d, e, f] = mac.0;
-        (mix(u64::from_le_bytes([a, b, c, d, e, f, one.min(other).0, 0]) ^ self.seed) >> (u64::BITS - SET_BITS)) as usize
+        (mix(u64::from_le_bytes([a, b, c, d, e, f, one.min(other).0, 0]) ^ self.seed) >> (u64::BITS - SET_BITS))
+            as usize
     }
 }
 

@@ -149,6 +149,31 @@ fn no_router_forwards_such_addresses() {
 }
 
 #[test]
+fn what_a_dsr_server_answers_is_forwarded_where_we_are_its_router() {
+    for family in FAMILIES {
+        let mut setup = routing(family);
+        setup.forwarding = Forwarding::Dsr;
+        setup.router.policy = RuleAction::Deny;
+        let mut lab = setup.lab();
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_TCP);
+        lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+        let back = forward.reversed();
+        let (port, frame, at_client) = lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+        assert_eq!((port, macs(&frame), at_client), (OUTSIDE, (ROUTER_MAC, OUTSIDE_MAC), back));
+        // What is no answer is for the rules; and nobody else has the address of the VIP.
+        let other = Tuple { src_port: 22, ..back };
+        let segment = |tuple: &Tuple| tcp(tuple, ACK, 1, 1, &[], b"");
+        let verdict = lab.send(INSIDE, &mut outwards(&other, &segment(&other)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::RuleDenied));
+        let verdict = lab.send(OUTSIDE, &mut inwards(&back, 64, &segment(&back)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::SourceOurs));
+        setup.forwarding = Forwarding::HalfNat;
+        let verdict = setup.lab().send(INSIDE, &mut outwards(&back, &segment(&back)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::SourceOurs));
+    }
+}
+
+#[test]
 fn a_source_must_be_where_a_route_leads_to_it() {
     let there = direct(Family::V4, PROTOCOL_UDP);
     let forged = Tuple { src: ip("10.0.0.99").into(), ..there };
