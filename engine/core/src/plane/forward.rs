@@ -463,10 +463,8 @@ impl Plane {
         // Strangers who knock at closed ports are not to use up what others depend on.
         let budget = match complaint {
             Complaint::PortUnreachable => &mut self.refusals,
-            Complaint::NoRoute
-            | Complaint::PacketTooBig { .. }
-            | Complaint::ReassemblyTimeExceeded
-            | Complaint::TimeExceeded => &mut self.errors,
+            Complaint::PacketTooBig { .. } => &mut self.too_big,
+            Complaint::NoRoute | Complaint::ReassemblyTimeExceeded | Complaint::TimeExceeded => &mut self.errors,
         };
         if budget.take(now)
             && let Some(made) = icmp_error(macs, bytes, packet, from, complaint)

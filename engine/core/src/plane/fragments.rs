@@ -76,14 +76,21 @@ impl Plane {
         let Tuple { src, dst, .. } = fragment.parsed.tuple;
         // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
         let is_reply = self.services.keeps_clients(src) && !self.network.is_kernels(dst);
-        if !is_reply && !self.services.is_ours(dst) && !self.network.is_own(dst) {
+        // On its way to others' MACs nothing else is ours, as whole packets are not.
+        let is_others = turn.whose == Whose::Others;
+        if !is_reply && (is_others || !self.services.is_ours(dst) && !self.network.is_own(dst)) {
             return self.route_on(frame, &fragment.parsed, None, turn);
+        }
+        // Before it can join or spoil what the server has sent.
+        if is_reply && !self.hops.returns_by(&self.network, src, frame.port) {
+            return if is_others { Verdict::Pass } else { Verdict::Drop(DropReason::ReturnPort) };
         }
         // Who cuts a packet completes its checksum first.
         if frame.checksum == Checksum::Partial {
             return Verdict::Drop(DropReason::Fragment);
         }
-        let gathered = self.reassembly.gather(turn.now, frame.port, frame.bytes, fragment);
+        let link = self.network.segment(frame.port);
+        let gathered = self.reassembly.gather(turn.now, (frame.port, link), frame.bytes, fragment);
         self.count_reassembly();
         let whole = match gathered {
             Ok(Gathered::Copy) => return Verdict::Kept,
@@ -121,20 +128,19 @@ impl Plane {
         let verdict = match parse_to(frame.bytes, &mut packet) {
             Ok(None) => {
                 let hash = self.flows.hash(&packet.tuple);
-                self.missed_unseen(&mut frame, &packet, hash, turn)
+                match turn.whose {
+                    Whose::Ours => self.missed_unseen(&mut frame, &packet, hash, turn),
+                    Whose::Others => self.take_out(&packet, hash, None, &mut frame, turn),
+                }
             }
             // RFC 6980.
             Ok(Some(Packet::Nd(_))) => Verdict::Drop(DropReason::NdMalformed),
             Ok(Some(Packet::Fragment(_))) => Verdict::Drop(DropReason::Fragment),
+            Ok(Some(other)) if turn.whose == Whose::Others => self.answer_on_arm(&mut frame, &other, turn),
             Ok(Some(other)) => self.answer(&mut frame, &other, turn),
             Err(reason) => Verdict::Drop(reason),
         };
         turn.pieces = None;
-        let verdict = match verdict {
-            // It crosses as it came.
-            Verdict::Pass if turn.whose == Whose::Others => self.pass_over(turn.now, &frame),
-            other => other,
-        };
         match verdict {
             Verdict::Send(port) => {
                 let mtu = self.network.port(port).map_or(0, |port| port.mtu);

@@ -216,7 +216,7 @@ pub struct PlaneSettings {
     pub half_open_per_source_max: u32,
     /// Frames that wait for a next hop; each takes 2 KiB.
     pub pending_frames_max: usize,
-    /// Resets of what is refused made per second; and as many ICMP errors.
+    /// Resets of what is refused made per second; as many ICMP errors about packets that are too big, and as many others.
     pub replies_per_second: u32,
     /// The worker that it belongs to.
     pub worker: WorkerId,
@@ -328,8 +328,10 @@ pub struct Plane {
     moving: Moving,
     /// Of the frames at hand: who has handed them here.
     handed_by: Option<WorkerId>,
-    /// ICMP errors: senders whose packets do not fit depend on them.
+    /// ICMP errors but those of the other two.
     errors: Budget,
+    /// Those about packets that do not fit, apart: their senders depend on them, and whoever sends packets with a last hop must not use them up.
+    too_big: Budget,
     /// Resets of what is refused, apart: a flood of SYNs must not use up the others.
     refusals: Budget,
     counts: PlaneCounts,
@@ -396,6 +398,7 @@ impl Plane {
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
             errors: Budget::new(settings.replies_per_second),
+            too_big: Budget::new(settings.replies_per_second),
             refusals: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
@@ -417,7 +420,7 @@ impl Plane {
             self.forget_fast();
         }
         if self.services.adopt(&snapshot) {
-            self.sweep = Some(Sweep::start());
+            self.start_sweep();
         }
         self.exhausted.forget();
         self.notes.adopt(&snapshot);
@@ -433,6 +436,7 @@ impl Plane {
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
         self.bridges.adopt(&network);
+        self.bridges.correct_stations(&self.network, &network);
         self.hops = hops;
         self.own_addresses = OwnAddresses::of(&network);
         self.network = network;

@@ -245,6 +245,12 @@ impl Network {
         locate(&self.ports, &self.stations, port, ip)
     }
 
+    /// The stations that `before` did not have at their port.
+    pub(super) fn stations_since<'a>(&'a self, before: &'a Network) -> impl Iterator<Item = (PortId, Mac)> + 'a {
+        let is_new = |&(at, mac): &(&(PortId, Ip), &Mac)| before.stations.get(at) != Some(mac);
+        self.stations.iter().filter(is_new).map(|(&(port, _), &mac)| (port, mac))
+    }
+
     /// The port whose link `ip` is on: the route to it has no router.
     #[inline]
     pub fn is_on_link(&self, ip: Ip) -> Option<PortId> {

@@ -79,6 +79,8 @@ pub(super) struct ReassemblyCounts {
 #[derive(Clone, Copy, Debug)]
 struct Set {
     key: FragmentKey,
+    /// The link that they come in by.
+    link: PortId,
     since: Now,
     /// The next older and newer one.
     older: u32,
@@ -106,6 +108,7 @@ struct Set {
 
 const FREE: Set = Set {
     key: FragmentKey { src: Ip([0; 16]), dst: Ip([0; 16]), id: 0, protocol: 0 },
+    link: PortId(0),
     since: Now(0),
     older: NONE,
     newer: NONE,
@@ -181,18 +184,19 @@ impl Reassembly {
         self.whole = buffer;
     }
 
-    /// Keeps a copy of `fragment`, which came with `frame` by `port`, until all of its packet is there.
+    /// Keeps a copy of `fragment`, which came with `frame` by `port` of `link`, until all of its packet is there. What comes in by other links is of
+    /// other packets: nobody there adds to this one, or spoils it.
     ///
     /// # Errors
     /// It does not fit what is there: neither it nor what is kept of its packet, nor any more of it, is of use.
     pub(super) fn gather(
         &mut self,
         now: Now,
-        port: PortId,
+        (port, link): (PortId, PortId),
         frame: &[u8],
         fragment: &Fragment,
     ) -> Result<Gathered, DropReason> {
-        let at = self.find(&fragment.key).unwrap_or_else(|| self.begin(now, &fragment.key));
+        let at = self.find(&fragment.key, link).unwrap_or_else(|| self.begin(now, &fragment.key, link));
         let Some(set) = self.sets.get(at as usize) else { return Err(DropReason::Fragment) };
         if let Some(reason) = set.refused {
             return Err(reason);
@@ -268,10 +272,10 @@ impl Reassembly {
         mix(hash ^ two ^ u64::from(key.protocol)) as usize % SETS_MAX
     }
 
-    fn find(&self, key: &FragmentKey) -> Option<u32> {
+    fn find(&self, key: &FragmentKey, link: PortId) -> Option<u32> {
         let mut at = self.buckets[self.bucket(key)];
         while let Some(set) = self.sets.get(at as usize) {
-            if set.key == *key {
+            if set.key == *key && set.link == link {
                 return Some(at);
             }
             at = set.next;
@@ -280,7 +284,7 @@ impl Reassembly {
     }
 
     /// Waits for another packet, if need be in place of the oldest.
-    fn begin(&mut self, now: Now, key: &FragmentKey) -> u32 {
+    fn begin(&mut self, now: Now, key: &FragmentKey, link: PortId) -> u32 {
         if self.free == NONE {
             self.push_out(NONE);
         }
@@ -288,7 +292,7 @@ impl Reassembly {
         let bucket = self.bucket(key);
         let set = &mut self.sets[at as usize];
         self.free = set.next;
-        *set = Set { key: *key, since: now, older: self.newest, next: self.buckets[bucket], ..FREE };
+        *set = Set { key: *key, link, since: now, older: self.newest, next: self.buckets[bucket], ..FREE };
         self.buckets[bucket] = at;
         match self.sets.get_mut(self.newest as usize) {
             Some(newest) => newest.newer = at,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::bridge::Whose;
 use super::reply::Complaint;
 use super::services::{ConfiguredSet, address_key};
-use super::{Desk, Frame, Network, Plane, PlaneCounter, Turn, Verdict};
+use super::{Desk, Frame, Network, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::Returns;
 use crate::packet::rewrite::{Layout, decrement_hop_limit};
 use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple, parse_ip};
@@ -83,23 +83,30 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Result<Verdict, DropReason> {
         let Tuple { src, dst, .. } = packet.tuple;
-        if self.services.is_ours(src) || self.own_addresses.has(src) {
+        let is_ours = self.services.is_ours(src);
+        if is_ours && !self.is_of_direct_server(src, frame) || self.own_addresses.has(src) {
             return Err(DropReason::SourceOurs);
         }
         if self.own_addresses.keep_here(src) || self.own_addresses.keep_here(dst) {
             return Err(DropReason::Unroutable);
         }
-        if self.snapshot.router.checks_sources && !self.leads_back(src, frame) {
+        // Where a VIP that servers answer from may come in is decided already.
+        if self.snapshot.router.checks_sources && !is_ours && !self.leads_back(src, frame) {
             return Err(DropReason::ReversePath);
         }
         let onward = self.hops.towards(&self.network, dst);
-        let Some(leaves_by) = self.hops.port(onward).and_then(|port| self.network.port(port)) else {
+        let leaves_by = self.hops.port(onward);
+        let name = |port: Option<PortId>| port.and_then(|port| self.network.port(port)).map_or("", |port| &port.name);
+        let (arrives_by, leaves_by_name) = (name(Some(frame.port)), name(leaves_by));
+        // Without a route it leaves by none: who is not let pass hears nothing.
+        // Services are none of the rules' business.
+        let is_served = is_ours && self.services.is_direct_answer(&packet.tuple);
+        if !is_served && !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, leaves_by_name)) {
+            return Err(DropReason::RuleDenied);
+        }
+        if leaves_by.is_none() {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
-        };
-        let arrives_by = self.network.port(frame.port).map_or("", |port| &port.name);
-        if !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, &leaves_by.name)) {
-            return Err(DropReason::RuleDenied);
         }
         self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
         let octets = frame.bytes.len();
@@ -110,6 +117,12 @@ impl Plane {
             self.counts.add(PlaneCounter::OctetsRouted, octets as u64);
         }
         Ok(verdict)
+    }
+
+    /// Whether a frame from a VIP came in where a server is that answers its clients by itself (DSR), and has us for its router.
+    fn is_of_direct_server(&mut self, vip: Ip, frame: &Frame<'_>) -> bool {
+        let servers = self.services.direct_servers(vip);
+        servers.iter().any(|&server| self.hops.returns_by(&self.network, server, frame.port))
     }
 
     /// Whether a route leads to `src` from where the frame came in, be it not the best one (RFC 3704 section 2.3).

@@ -122,6 +122,16 @@ impl Bridges {
         }
     }
 
+    /// Believes what is new in `network` since `before` about the arms of stations: what this worker has heard may be older.
+    pub(super) fn correct_stations(&mut self, before: &Network, network: &Network) {
+        let Some(stations) = &mut self.stations else { return };
+        for (port, mac) in network.stations_since(before) {
+            if let Some(arm) = self.arms.get(port.index()).copied().flatten() {
+                stations.correct(mac, [port, arm.other]);
+            }
+        }
+    }
+
     /// Whether there is one.
     #[inline]
     pub(super) fn is_any(&self) -> bool {
@@ -150,7 +160,7 @@ impl Bridges {
     /// Who a frame has come from, and to: who sends it lives at `port`.
     fn learn(&mut self, now: Now, src: Mac, port: PortId, arm: Arm, counts: &mut PlaneCounts) {
         let Some(stations) = &mut self.stations else { return };
-        match stations.learn(now, src, port) {
+        match stations.learn(now, src, [port, arm.other]) {
             Learned::Nothing | Learned::New { evicts: false } => {}
             Learned::New { evicts: true } => counts.add(PlaneCounter::BridgeStationsEvicted, 1),
             Learned::Moved { flaps } => {
@@ -167,8 +177,9 @@ impl Bridges {
         if !self.is_looped(arm) {
             return true;
         }
-        let is_known = self.stations.as_ref().is_some_and(|stations| stations.port_of(now, dst) == Some(arm.other));
         let Some(cable) = self.cables.get_mut(usize::from(arm.cable)) else { return true };
+        let station = self.stations.as_ref().and_then(|stations| stations.port_of(now, dst, cable.arms));
+        let is_known = station == Some(arm.other);
         is_known || cable.storm.take(now)
     }
 
@@ -290,7 +301,7 @@ impl Plane {
             let Some(header) = Header::read(frame.bytes) else { continue };
             // What crosses has another sender.
             let [own, others] = arm.macs;
-            if header.src == own && stations.port_of(now, header.dst) == Some(arm.other) {
+            if header.src == own && stations.port_of(now, header.dst, [*port, arm.other]) == Some(arm.other) {
                 if let Some(src) = frame.bytes.get_mut(6..12) {
                     src.copy_from_slice(&others.0);
                 }

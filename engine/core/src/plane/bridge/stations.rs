@@ -1,7 +1,8 @@
 //! By which arm the stations of a bridge are reached, learned from what they send (IEEE 802.1Q section 8.7).
 //!
 //! A table of fixed size: a station more than there is room for takes the place of the one that has been silent for longest among the few that it
-//! could stand beside. What is forgotten is learned again by its next frame.
+//! could stand beside. What is forgotten is learned again by its next frame. Each bridge has stations of its own: one MAC may be behind several of
+//! them, as that of a switch or of virtual routers is (RFC 9568 section 7.3).
 
 use super::super::PortId;
 use crate::Now;
@@ -47,6 +48,13 @@ struct Station {
     heard_s: u32,
 }
 
+impl Station {
+    /// Whether it is that of `mac` at the bridge with these arms.
+    fn is(&self, mac: Mac, arms: [PortId; 2]) -> bool {
+        self.mac == mac && arms.contains(&self.port)
+    }
+}
+
 /// The stations.
 pub(super) struct Stations {
     sets: Box<[[Station; WAYS]]>,
@@ -59,15 +67,16 @@ impl Stations {
         Stations { sets: vec![[Station::default(); WAYS]; SETS].into(), seed }
     }
 
-    /// A frame of `mac` came in by `port`.
-    pub(super) fn learn(&mut self, now: Now, mac: Mac, port: PortId) -> Learned {
+    /// A frame of `mac` came in by the first of these arms of one bridge.
+    pub(super) fn learn(&mut self, now: Now, mac: Mac, arms: [PortId; 2]) -> Learned {
+        let [port, _] = arms;
         if mac.is_group() || mac == Mac::default() {
             return Learned::Nothing;
         }
         let now_s = seconds(now);
-        let set = self.set(mac);
+        let set = self.set(mac, arms);
         let Some(set) = self.sets.get_mut(set) else { return Learned::Nothing };
-        if let Some(station) = set.iter_mut().find(|station| station.mac == mac) {
+        if let Some(station) = set.iter_mut().find(|station| station.is(mac, arms)) {
             let is_known = now_s.saturating_sub(station.heard_s) <= AGE_MAX_S;
             station.heard_s = now_s;
             if station.port == port {
@@ -89,16 +98,26 @@ impl Stations {
         Learned::New { evicts }
     }
 
-    /// The port that `mac` was heard at, if that was not too long ago.
-    pub(super) fn port_of(&self, now: Now, mac: Mac) -> Option<PortId> {
-        let station = self.sets.get(self.set(mac))?.iter().find(|station| station.mac == mac)?;
+    /// Which of these arms of one bridge `mac` was heard at, if that was not too long ago.
+    pub(super) fn port_of(&self, now: Now, mac: Mac, arms: [PortId; 2]) -> Option<PortId> {
+        let station = self.sets.get(self.set(mac, arms))?.iter().find(|station| station.is(mac, arms))?;
         let is_known = seconds(now).saturating_sub(station.heard_s) <= AGE_MAX_S && mac != Mac::default();
         is_known.then_some(station.port)
     }
 
-    fn set(&self, mac: Mac) -> usize {
+    /// `mac` is at the first of these arms of one bridge by what others say: if it was heard at the other one, that is forgotten.
+    pub(super) fn correct(&mut self, mac: Mac, arms: [PortId; 2]) {
+        let set = self.set(mac, arms);
+        let station = self.sets.get_mut(set).and_then(|set| set.iter_mut().find(|station| station.is(mac, arms)));
+        if let Some(station) = station.filter(|station| station.port != arms[0]) {
+            *station = Station::default();
+        }
+    }
+
+    fn set(&self, mac: Mac, [one, other]: [PortId; 2]) -> usize {
         let [a, b, c, d, e, f] = mac.0;
-        (mix(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) ^ self.seed) >> (u64::BITS - SET_BITS)) as usize
+        (mix(u64::from_le_bytes([a, b, c, d, e, f, one.min(other).0, 0]) ^ self.seed) >> (u64::BITS - SET_BITS))
+            as usize
     }
 }
 
@@ -113,6 +132,9 @@ mod tests {
     const STATIONS_MAX: usize = SETS * WAYS;
     const LEFT: PortId = PortId(0);
     const RIGHT: PortId = PortId(1);
+    /// Heard at the first.
+    const AT_LEFT: [PortId; 2] = [LEFT, RIGHT];
+    const AT_RIGHT: [PortId; 2] = [RIGHT, LEFT];
 
     fn mac(number: u32) -> Mac {
         let [a, b, c, d] = number.to_be_bytes();
@@ -123,21 +145,21 @@ mod tests {
     fn a_station_is_where_it_was_heard_last_for_five_minutes() {
         let mut stations = Stations::new(7);
         let at = |ms| Now(ms);
-        assert_eq!(stations.port_of(at(0), mac(1)), None);
-        assert_eq!(stations.learn(at(0), mac(1), LEFT), Learned::New { evicts: false });
-        assert_eq!(stations.learn(at(1_000), mac(1), LEFT), Learned::Nothing);
-        assert_eq!(stations.port_of(at(301_000), mac(1)), Some(LEFT));
-        assert_eq!(stations.port_of(at(302_000), mac(1)), None);
-        assert_eq!(stations.learn(at(302_000), mac(1), RIGHT), Learned::Moved { flaps: false });
-        assert_eq!(stations.port_of(at(302_000), mac(1)), Some(RIGHT));
+        assert_eq!(stations.port_of(at(0), mac(1), AT_LEFT), None);
+        assert_eq!(stations.learn(at(0), mac(1), AT_LEFT), Learned::New { evicts: false });
+        assert_eq!(stations.learn(at(1_000), mac(1), AT_LEFT), Learned::Nothing);
+        assert_eq!(stations.port_of(at(301_000), mac(1), AT_LEFT), Some(LEFT));
+        assert_eq!(stations.port_of(at(302_000), mac(1), AT_LEFT), None);
+        assert_eq!(stations.learn(at(302_000), mac(1), AT_RIGHT), Learned::Moved { flaps: false });
+        assert_eq!(stations.port_of(at(302_000), mac(1), AT_LEFT), Some(RIGHT));
     }
 
     #[test]
     fn who_is_at_both_arms_within_seconds_flaps_and_who_moves_now_and_then_does_not() {
         let mut stations = Stations::new(7);
         let mut move_every = |number, step_ms: u64| {
-            stations.learn(Now(0), mac(number), LEFT);
-            let arms = [RIGHT, LEFT].into_iter().cycle().zip(1..=8);
+            stations.learn(Now(0), mac(number), AT_LEFT);
+            let arms = [AT_RIGHT, AT_LEFT].into_iter().cycle().zip(1..=8);
             let moves = arms.map(|(arm, step)| stations.learn(Now(step * step_ms), mac(number), arm));
             moves.filter(|learned| *learned == Learned::Moved { flaps: true }).count()
         };
@@ -147,11 +169,24 @@ mod tests {
     }
 
     #[test]
+    fn one_mac_at_two_bridges_is_two_stations() {
+        let mut stations = Stations::new(7);
+        let at_others = [PortId(2), PortId(3)];
+        for step in 0..8 {
+            stations.learn(Now(step), mac(1), AT_RIGHT);
+            let learned = stations.learn(Now(step), mac(1), at_others);
+            assert!(!matches!(learned, Learned::Moved { .. }), "in step {step}");
+        }
+        assert_eq!(stations.port_of(Now(8), mac(1), AT_LEFT), Some(RIGHT));
+        assert_eq!(stations.port_of(Now(8), mac(1), at_others), Some(PortId(2)));
+    }
+
+    #[test]
     fn groups_and_nobody_are_no_stations() {
         let mut stations = Stations::new(7);
         for mac in [Mac::BROADCAST, Mac([0x33, 0x33, 0, 0, 0, 1]), Mac::default()] {
-            assert_eq!(stations.learn(Now(0), mac, LEFT), Learned::Nothing);
-            assert_eq!(stations.port_of(Now(0), mac), None);
+            assert_eq!(stations.learn(Now(0), mac, AT_LEFT), Learned::Nothing);
+            assert_eq!(stations.port_of(Now(0), mac, AT_LEFT), None);
         }
     }
 
@@ -161,13 +196,13 @@ mod tests {
         let many = 8 * STATIONS_MAX as u32;
         let evicted = |learned: &Learned| matches!(learned, Learned::New { evicts: true });
         let pushed_out =
-            (0..many).map(|number| stations.learn(Now(number.into()), mac(number), LEFT)).filter(evicted).count();
+            (0..many).map(|number| stations.learn(Now(number.into()), mac(number), AT_LEFT)).filter(evicted).count();
         assert_eq!(pushed_out, many as usize - STATIONS_MAX, "every place is taken");
-        assert_eq!(stations.port_of(Now(many.into()), mac(many - 1)), Some(LEFT));
+        assert_eq!(stations.port_of(Now(many.into()), mac(many - 1), AT_LEFT), Some(LEFT));
         // Those that are too old to be believed are nobody's loss.
         let later = Now(1_000_000);
         let pushed_out =
-            (0..100).map(|number| stations.learn(later, mac(many + number), RIGHT)).filter(evicted).count();
-        assert!(pushed_out < 100 && stations.port_of(later, mac(many - 1)).is_none());
+            (0..100).map(|number| stations.learn(later, mac(many + number), AT_RIGHT)).filter(evicted).count();
+        assert!(pushed_out < 100 && stations.port_of(later, mac(many - 1), AT_LEFT).is_none());
     }
 }

@@ -62,7 +62,7 @@ fn transport(frame: &[u8]) -> Parsed {
 
 /// What becomes of a fragment, and the packet if it is whole.
 fn gather(reassembly: &mut Reassembly, now: Now, frame: &[u8]) -> Result<(Gathered, Vec<u8>), DropReason> {
-    let gathered = reassembly.gather(now, PORT, frame, &read(frame))?;
+    let gathered = reassembly.gather(now, (PORT, PORT), frame, &read(frame))?;
     let octets = if let Gathered::Whole(whole) = gathered { whole.octets } else { 0 };
     Ok((gathered, reassembly.whole[..octets].to_vec()))
 }

@@ -3,6 +3,7 @@
 use super::super::reply::arp_announcement;
 use super::super::{Keeper, Port};
 use super::*;
+use crate::packet::cut::Cut;
 
 /// A station that has nothing to do with us, on the side of the servers.
 const STRANGER: Mac = Mac([2, 0, 0, 0, 9, 1]);
@@ -140,6 +141,74 @@ fn what_a_half_nat_server_has_with_others_is_its_own_affair() {
     assert_eq!((lab.plane.flows(), lab.clerk.connections()), (1, 1));
 }
 
+/// As whole ones that are sent to the MAC of some other machine.
+#[test]
+fn fragments_to_others_are_taken_out_only_where_they_answer_a_flow() {
+    let cut = |dst: Mac, src: Mac, tuple: &Tuple| {
+        let mut frame = frame_of(dst, src, tuple, &udp(tuple, &[0x5a; 3_000]));
+        frame[20] = 0;
+        let mut made = Vec::new();
+        let cut = Cut::new(&frame, 1_500, Some(77)).unwrap();
+        cut.each(|headers, data| made.push([headers, data].concat()));
+        made
+    };
+    let mut lab = Setup { network: bridged(), ..Setup::new(Family::V4, Forwarding::HalfNat, Protocol::Udp) }.lab();
+    // To the VIP, by the MAC that some other machine has.
+    let forward = Tuple::new(client(Family::V4), vip(Family::V4), PROTOCOL_UDP);
+    for fragment in cut(STRANGER, ROUTER_MAC, &forward) {
+        lab.crosses(OUTSIDE, &fragment);
+    }
+    // From a server, which may answer a flow: what does not leaves as it came, to the same MAC.
+    let others = [
+        Tuple::new("10.0.0.80:5000".parse().unwrap(), vip(Family::V4), PROTOCOL_UDP),
+        Tuple::new(server(Family::V4), client(Family::V4), PROTOCOL_UDP),
+    ];
+    for tuple in others {
+        lab.out.clear();
+        for fragment in cut(STRANGER, server_mac(80), &tuple) {
+            assert_eq!(lab.send(INSIDE, &mut fragment.clone()), Verdict::Kept);
+        }
+        let made = lab.made();
+        let crossed = |(port, frame): &(PortId, Vec<u8>)| *port == OUTSIDE && macs(frame) == (STRANGER, server_mac(80));
+        assert!(made.len() == 3 && made.iter().all(crossed), "{tuple:?}");
+    }
+    assert_eq!((lab.plane.flows(), lab.dropped()), (0, vec![]));
+    let (_, _, at_server) = lab.client_sends(&forward, &udp(&forward, b"question"));
+    lab.out.clear();
+    for fragment in cut(ROUTER_MAC, server_mac(80), &at_server.reversed()) {
+        assert_eq!(lab.send(INSIDE, &mut fragment.clone()), Verdict::Kept);
+    }
+    let made = lab.made();
+    let answers = |(_, frame): &(PortId, Vec<u8>)| macs(frame) == (ROUTER_MAC, OUTSIDE_MAC);
+    assert!(made.len() == 3 && made.iter().all(answers));
+}
+
+/// Its connections go on, by the answers that it sends to the router of their clients.
+#[test]
+fn a_half_nat_server_that_a_reload_takes_out_keeps_its_flows_and_no_more() {
+    let setup = setup(Forwarding::HalfNat);
+    let mut lab = setup.lab();
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    let mut service = setup.service();
+    service.targets.clear();
+    lab.plane.adopt_snapshot(setup.snapshot(service.clone()));
+    let answer = |seq| frame_of(ROUTER_MAC, server_mac(80), &back, &tcp(&back, ACK, seq, 101, &[], b"answer"));
+    for seq in [901, 907] {
+        assert_eq!(lab.relay(INSIDE, answer(seq)).2, forward.reversed());
+        lab.expire();
+    }
+    // A newer snapshot does not forget it either.
+    lab.plane.adopt_snapshot(setup.snapshot(service.clone()));
+    lab.expire();
+    assert_eq!(lab.relay(INSIDE, answer(913)).2, forward.reversed());
+    assert!(lab.plane.services.any_keeps_clients());
+    lab.now = lab.now + 700_000;
+    lab.expire();
+    lab.plane.adopt_snapshot(setup.snapshot(service));
+    lab.expire();
+    assert_eq!((lab.plane.flows(), lab.plane.services.any_keeps_clients()), (0, false));
+}
+
 #[test]
 fn questions_for_addresses_of_ours_are_answered_on_both_arms_and_others_cross() {
     let mut lab = setup(Forwarding::FullNat).lab();
@@ -180,6 +249,26 @@ fn frames_of_our_own_follow_a_station_to_the_other_arm() {
     let (port, ..) =
         lab.relay(OUTSIDE, frame_of(INSIDE_MAC, server_mac(80), &back, &tcp(&back, ACK, 901, 103, &[], b"")));
     assert_eq!((port, lab.read(PlaneCounter::BridgeStationsMoved)), (OUTSIDE, 1));
+}
+
+/// Another worker has heard it since, of which this one learns by the neighbours only.
+#[test]
+fn a_station_that_the_network_says_has_moved_is_followed() {
+    let mut lab = setup(Forwarding::FullNat).lab();
+    let (forward, _) = lab.open(Family::V4, 40_000);
+    let before = bridged();
+    let (ports, router) = (before.ports.clone(), (OUTSIDE, ip("192.0.2.254").into(), ROUTER_MAC));
+    let links = [("192.0.2.0", 24), ("10.0.0.0", 24)].map(|(link, prefix)| (ip(link).into(), prefix, None, OUTSIDE, 0));
+    let default = (ip("0.0.0.0").into(), 0, Some(ip("192.0.2.254").into()), OUTSIDE, 0);
+    let routes = [&links[..], &[default]].concat();
+    let mut ack = 101;
+    for at in [OUTSIDE, INSIDE] {
+        let stations = vec![router, (at, ip("10.0.0.80").into(), server_mac(80))];
+        lab.plane.adopt_network(Arc::new(Network::new(ports.clone(), routes.clone(), stations)), &mut lab.out);
+        let (port, frame, _) = lab.client_sends(&forward, &tcp(&forward, ACK, ack, 901, &[], b"1"));
+        assert_eq!((port, macs(&frame).0), (at, server_mac(80)));
+        ack += 1;
+    }
 }
 
 #[test]

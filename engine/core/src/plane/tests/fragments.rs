@@ -452,3 +452,34 @@ fn datagrams_that_others_may_cut_get_numbers_of_ours_where_their_source_is() {
         assert_eq!(lab.dropped(), []);
     }
 }
+
+#[test]
+fn fragments_that_claim_to_come_from_a_server_come_from_where_the_server_is() {
+    for family in FAMILIES {
+        let mut lab = Setup::new(family, Forwarding::HalfNat, Protocol::Udp).lab();
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_UDP);
+        let (_, _, at_server) = lab.client_sends(&forward, &udp(&forward, b"question"));
+        let back = at_server.reversed();
+        let answer = fragments(&uncut(INSIDE_MAC, server_mac(80), &back, &udp(&back, &LONG)), 1_500, 77);
+        let mut forged = fragments(&uncut(OUTSIDE_MAC, ROUTER_MAC, &back, &udp(&back, &[0x11; 5_000])), 1_480, 77);
+        for fragment in &mut forged {
+            assert_eq!(lab.send(OUTSIDE, fragment), Verdict::Drop(DropReason::ReturnPort));
+        }
+        let (port, whole, _) = lab.relay_cut(INSIDE, &answer);
+        assert_eq!((port, sound(&whole)), (OUTSIDE, forward.reversed()));
+    }
+}
+
+#[test]
+fn fragments_of_one_packet_come_in_by_one_link() {
+    for family in FAMILIES {
+        let mut lab = Setup::new(family, Forwarding::FullNat, Protocol::Udp).lab();
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_UDP);
+        let question = fragments(&uncut(OUTSIDE_MAC, ROUTER_MAC, &forward, &udp(&forward, &LONG)), 1_500, 77);
+        let mut forged =
+            fragments(&uncut(INSIDE_MAC, server_mac(81), &forward, &udp(&forward, &[0x11; 5_000])), 1_480, 77);
+        assert_eq!(lab.send(INSIDE, &mut forged[1]), Verdict::Kept);
+        let (port, whole, _) = lab.relay_cut(OUTSIDE, &question);
+        assert_eq!((port, whole.ends_with(&LONG)), (INSIDE, true));
+    }
+}

@@ -149,6 +149,31 @@ fn no_router_forwards_such_addresses() {
 }
 
 #[test]
+fn what_a_dsr_server_answers_is_forwarded_where_we_are_its_router() {
+    for family in FAMILIES {
+        let mut setup = routing(family);
+        setup.forwarding = Forwarding::Dsr;
+        setup.router.policy = RuleAction::Deny;
+        let mut lab = setup.lab();
+        let forward = Tuple::new(client(family), vip(family), PROTOCOL_TCP);
+        lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
+        let back = forward.reversed();
+        let (port, frame, at_client) = lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+        assert_eq!((port, macs(&frame), at_client), (OUTSIDE, (ROUTER_MAC, OUTSIDE_MAC), back));
+        // What is no answer is for the rules; and nobody else has the address of the VIP.
+        let other = Tuple { src_port: 22, ..back };
+        let segment = |tuple: &Tuple| tcp(tuple, ACK, 1, 1, &[], b"");
+        let verdict = lab.send(INSIDE, &mut outwards(&other, &segment(&other)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::RuleDenied));
+        let verdict = lab.send(OUTSIDE, &mut inwards(&back, 64, &segment(&back)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::SourceOurs));
+        setup.forwarding = Forwarding::HalfNat;
+        let verdict = setup.lab().send(INSIDE, &mut outwards(&back, &segment(&back)));
+        assert_eq!(verdict, Verdict::Drop(DropReason::SourceOurs));
+    }
+}
+
+#[test]
 fn a_source_must_be_where_a_route_leads_to_it() {
     let there = direct(Family::V4, PROTOCOL_UDP);
     let forged = Tuple { src: ip("10.0.0.99").into(), ..there };
@@ -200,6 +225,33 @@ fn who_sends_what_cannot_go_on_is_told() {
             }
         }
     }
+}
+
+/// Path MTU discovery does not depend on how many packets others send with their last hop.
+#[test]
+fn packets_with_their_last_hop_do_not_use_up_what_senders_of_large_ones_hear() {
+    let there = direct(Family::V4, PROTOCOL_UDP);
+    let mut setup = routing(Family::V4);
+    setup.network = network(1_300, true);
+    setup.settings.replies_per_second = 10;
+    let mut lab = setup.lab();
+    for _ in 0..20 {
+        lab.send(OUTSIDE, &mut inwards(&there, 1, &payload(&there)));
+    }
+    assert_eq!(lab.read(PlaneCounter::ErrorsMade), 10);
+    let large = inwards(&there, 64, &udp(&there, &[0; 1_400]));
+    assert_eq!(lab.send(OUTSIDE, &mut large.clone()), Verdict::Drop(DropReason::PacketTooBig));
+    assert_eq!(lab.read(PlaneCounter::ErrorsMade), 11);
+}
+
+#[test]
+fn who_is_not_let_pass_does_not_hear_that_there_is_no_route() {
+    let nowhere = Tuple { dst: ip("203.0.113.9").into(), ..direct(Family::V4, PROTOCOL_UDP) };
+    let mut setup = routing(Family::V4);
+    setup.router.policy = RuleAction::Deny;
+    let mut lab = setup.lab();
+    let verdict = lab.send(OUTSIDE, &mut inwards(&nowhere, 64, &payload(&nowhere)));
+    assert_eq!((verdict, lab.made().len()), (Verdict::Drop(DropReason::RuleDenied), 0));
 }
 
 fn ip6(text: &str) -> Vec<u8> {
