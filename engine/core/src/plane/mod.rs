@@ -419,7 +419,8 @@ impl Plane {
         if snapshot.each_service().any(|service| before(service) != service.next_hop.map(Ip::from)) {
             self.forget_fast();
         }
-        if self.services.adopt(&snapshot) {
+        // One that is under way begins anew only for what it could miss: else it might never end.
+        if self.services.adopt(&snapshot) || self.services.has_left() && self.sweep.is_none() {
             self.start_sweep();
         }
         self.exhausted.forget();

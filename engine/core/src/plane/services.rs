@@ -186,8 +186,8 @@ pub(super) struct Services {
     half_nat: ConfiguredSet<u128>,
     /// By VIP, servers that answer its clients by themselves.
     direct: Configured<u128, Vec<Ip>>,
-    /// Half-NAT servers that were once, by the addresses that flows may still have: no more than there were at the last walk over the flows, and those that a newer
-    /// snapshot has left out since.
+    /// Half-NAT servers that were once, by the addresses that flows may still have: no more than the last walk over the flows has found, and those that
+    /// newer snapshots have left out since.
     left: ConfiguredSet<u128>,
     /// Of these, those that the walk under way has found a flow of.
     still: ConfiguredSet<u128>,
@@ -216,8 +216,8 @@ impl Services {
         }
     }
 
-    /// Follows a newer snapshot. Whether a walk over the flows has something to find: a member is to lose its flows that was not before, or half-NAT
-    /// servers that are gone may have some.
+    /// Follows a newer snapshot. Whether a walk over the flows has something new to find: a member is to lose its flows that was not before, or a half-NAT
+    /// server is gone that may have some.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
         self.ways.clear();
         self.ways.resize_with(snapshot.services.len(), Box::default);
@@ -238,11 +238,12 @@ impl Services {
         }
         self.ours_endings = [false; 256];
         self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
+        let is_any_gone = before.iter().any(|address| !self.half_nat.contains(address));
         self.left.extend(before);
         self.left.retain(|address| !self.half_nat.contains(address));
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
         self.shunned = shunned;
-        more || !self.left.is_empty()
+        more || is_any_gone
     }
 
     fn adopt_service(&mut self, service: &Service) {

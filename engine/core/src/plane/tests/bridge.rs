@@ -261,10 +261,10 @@ fn a_station_that_the_network_says_has_moved_is_followed() {
     let links = [("192.0.2.0", 24), ("10.0.0.0", 24)].map(|(link, prefix)| (ip(link).into(), prefix, None, OUTSIDE, 0));
     let default = (ip("0.0.0.0").into(), 0, Some(ip("192.0.2.254").into()), OUTSIDE, 0);
     let routes = [&links[..], &[default]].concat();
-    for (ack, at) in (101..).zip([OUTSIDE, INSIDE]) {
+    for (seq, at) in (101..).zip([OUTSIDE, INSIDE]) {
         let stations = vec![router, (at, ip("10.0.0.80").into(), server_mac(80))];
         lab.plane.adopt_network(Arc::new(Network::new(ports.clone(), routes.clone(), stations)), &mut lab.out);
-        let (port, frame, _) = lab.client_sends(&forward, &tcp(&forward, ACK, ack, 901, &[], b"1"));
+        let (port, frame, _) = lab.client_sends(&forward, &tcp(&forward, ACK, seq, 901, &[], b"1"));
         assert_eq!((port, macs(&frame).0), (at, server_mac(80)));
     }
 }
