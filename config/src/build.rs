@@ -1,7 +1,7 @@
 //! From a draft without errors to the model.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::decode::{At, PortSet, Section, Value};
@@ -43,8 +43,25 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
         control: control(draft.root),
+        routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
+        router: router(draft.root)?,
+        interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
+        bridges: draft.root.tables("bridge").iter().map(bridge).collect::<Option<_>>()?,
+    })
+}
+
+fn bridge(section: &Section) -> Option<model::Bridge> {
+    let arms = section.list("interfaces")?.value.iter().filter_map(|arm| match &arm.value {
+        Value::Text(name) => Some(name.clone()),
+        _ => None,
+    });
+    Some(model::Bridge {
+        name: section.text("name")?.value.to_owned(),
+        arms: arms.collect::<Vec<_>>().try_into().ok()?,
+        addresses: networks(section, "addresses"),
+        spanning_tree: section.bool("spanning_tree")?.value,
     })
 }
 
@@ -70,7 +87,9 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         drop_on_failure: section.bool("drop_on_failure")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
-        client_networks: client_networks(section),
+        next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
+        client_networks: networks(section, "client_networks"),
+        interface: section.text("interface").map(|interface| interface.value.to_owned()),
         group,
     })
 }
@@ -144,8 +163,24 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
     }
 }
 
-fn client_networks(section: &Section) -> Vec<(IpAddr, u8)> {
-    let written = section.list("client_networks").map_or(&[][..], |list| list.value);
+fn interface(section: &Section) -> Option<model::Interface> {
+    let name = section.text("name")?.value;
+    let vlan = |section: &Section| {
+        let id: u16 = section.number("id")?.value;
+        let own = section.text("name").map(|name| name.value.to_owned());
+        let addresses = networks(section, "addresses");
+        Some(model::Vlan { id, name: own.unwrap_or_else(|| format!("{name}.{id}")), addresses })
+    };
+    Some(model::Interface {
+        name: name.to_owned(),
+        addresses: networks(section, "addresses"),
+        vlans: section.tables("vlan").iter().map(vlan).collect::<Option<_>>()?,
+    })
+}
+
+/// The addresses with prefix lengths of a list.
+fn networks(section: &Section, key: &str) -> Vec<(IpAddr, u8)> {
+    let written = section.list(key).map_or(&[][..], |list| list.value);
     let network = |item: &At<Value>| match &item.value {
         Value::Network(network) => Some((network.address, network.prefix)),
         _ => None,
@@ -205,6 +240,55 @@ fn limits(root: &Section) -> Option<model::Limits> {
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
     })
+}
+
+fn route(section: &Section) -> Option<model::StaticRoute> {
+    let via = section.address("via")?.value;
+    let everything = match via {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    Some(model::StaticRoute {
+        to: section.network("to").map_or((everything, 0), |to| (to.value.address, to.value.prefix)),
+        via,
+        interface: section.text("interface").map(|name| name.value.to_owned()),
+        metric: section.number("metric")?.value,
+    })
+}
+
+fn router(root: &Section) -> Option<model::Router> {
+    let defaults = crate::decode::defaults("router");
+    let section = root.table("router").unwrap_or(&defaults);
+    Some(model::Router {
+        enabled: section.bool("enabled")?.value,
+        source_check: section.bool("source_check")?.value,
+        policy: action(section.word("policy")?.value),
+        rules: section.tables("rule").iter().map(rule).collect::<Option<_>>()?,
+    })
+}
+
+fn rule(section: &Section) -> Option<model::RouterRule> {
+    let name = |key| section.text(key).map(|name| name.value.to_owned());
+    Some(model::RouterRule {
+        action: action(section.word("action")?.value),
+        from: networks(section, "from"),
+        to: networks(section, "to"),
+        from_interface: name("from_interface"),
+        to_interface: name("to_interface"),
+        protocol: match section.word("protocol")?.value {
+            "icmp" => model::RuleProtocol::Icmp,
+            "tcp" => model::RuleProtocol::Tcp,
+            "udp" => model::RuleProtocol::Udp,
+            _ => model::RuleProtocol::Any,
+        },
+        ports: section
+            .ports("ports")
+            .map_or_else(Vec::new, |ports| ports.value.ranges.iter().map(|range| (range.low, range.high)).collect()),
+    })
+}
+
+fn action(word: &str) -> model::RuleAction {
+    if word == "deny" { model::RuleAction::Deny } else { model::RuleAction::Allow }
 }
 
 fn control(root: &Section) -> model::Control {

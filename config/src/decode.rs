@@ -96,13 +96,8 @@ impl Decoder<'_> {
         if self.report.incomplete {
             return;
         }
-        let code = "missing-key";
         let hint = format!("add {}; {}", example(key, table), lower(key.doc));
-        if table.path.is_empty() {
-            self.report.error(code, span, format!("the file has no `[[{}]]`", key.name)).hint(hint);
-        } else {
-            self.report.error(code, span, format!("`{}` is missing", key.name)).hint(hint);
-        }
+        self.report.error("missing-key", span, format!("`{}` is missing", key.name)).hint(hint);
     }
 
     /// Returns the key that was meant, which then is not missing.
@@ -361,7 +356,6 @@ fn join(path: &str, name: &str) -> String {
 
 fn example(key: &Key, table: &Table) -> String {
     match key.kind {
-        Kind::Tables(inner, _) if table.path.is_empty() => format!("`[[{}]]`", inner.path),
         Kind::Tables(..) => format!("`[[{}.{}]]`", table.path, key.name),
         Kind::Word(words) => format!(
             "`{} = \"{}\"`",

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+/// Ports that health checks speak from, first and last, at addresses that Towpath has on VLANs and bridges: nothing is leased there.
+pub const PROBE_PORTS: (u16, u16) = (61_000, 65_535);
+
 /// One configuration file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {
@@ -17,10 +20,31 @@ pub struct Model {
     pub limits: Limits,
     /// Where the daemon answers `towpath status`.
     pub control: Control,
+    /// Static routes of the packet plane, beside the kernel's.
+    pub routes: Vec<StaticRoute>,
+    /// Whether packets that belong to no service are forwarded, and which.
+    pub router: Router,
+    /// Interfaces of the packet plane that the file names.
+    pub interfaces: Vec<Interface>,
     /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
     pub groups: Vec<ServerGroup>,
-    /// Virtual services in the order of the file.
+    /// Virtual services in the order of the file; none only with [`Router::enabled`] or bridges.
     pub services: Vec<VirtualService>,
+    /// Pairs of links that frames pass between.
+    pub bridges: Vec<Bridge>,
+}
+
+/// `[[bridge]]`: transparent mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Bridge {
+    /// Unique name, among interfaces and VLANs too.
+    pub name: String,
+    /// The links of its arms; no two bridges share one.
+    pub arms: [String; 2],
+    /// Own addresses, each with the prefix length of its network.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Whether frames of spanning tree pass.
+    pub spanning_tree: bool,
 }
 
 /// `[runtime]`
@@ -88,6 +112,104 @@ pub struct Limits {
 pub struct Control {
     /// Path of the Unix socket; `None` = no control socket.
     pub socket: Option<PathBuf>,
+}
+
+/// `[[route]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StaticRoute {
+    /// Destination network with its prefix length; 0 = everything of its family.
+    pub to: (IpAddr, u8),
+    /// Next hop, of the same family.
+    pub via: IpAddr,
+    /// Name of the interface that reaches it; `None` = the one whose network holds it.
+    pub interface: Option<String>,
+    /// Of several routes to one network the lowest wins.
+    pub metric: u32,
+}
+
+/// `[router]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Router {
+    /// Whether packets that belong to no service are forwarded.
+    pub enabled: bool,
+    /// Whether a packet must come in by an interface from which a route leads to its source.
+    pub source_check: bool,
+    /// What becomes of a packet that no rule names.
+    pub policy: RuleAction,
+    /// The first that fits decides.
+    pub rules: Vec<RouterRule>,
+}
+
+/// `[[router.rule]]`: which packets, and what becomes of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouterRule {
+    /// What becomes of them.
+    pub action: RuleAction,
+    /// Source networks, each with its prefix length; empty = any.
+    pub from: Vec<(IpAddr, u8)>,
+    /// Destination networks, likewise.
+    pub to: Vec<(IpAddr, u8)>,
+    /// Name of the interface that they come in by; `None` = any.
+    pub from_interface: Option<String>,
+    /// Name of the interface that they leave by; `None` = any.
+    pub to_interface: Option<String>,
+    /// Transport protocol.
+    pub protocol: RuleProtocol,
+    /// Ranges of destination ports, first and last; empty = any. Not empty only for protocols that have ports.
+    pub ports: Vec<(u16, u16)>,
+}
+
+/// `action` of a rule, and the router's `policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleAction {
+    /// Forward.
+    Allow,
+    /// Drop, and count it.
+    Deny,
+}
+
+/// `protocol` of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RuleProtocol {
+    /// Every protocol.
+    Any,
+    /// ICMP and ICMPv6.
+    Icmp,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Default for Router {
+    /// As without a `[router]`: nothing is forwarded.
+    fn default() -> Router {
+        Router { enabled: false, source_check: true, policy: RuleAction::Allow, rules: Vec::new() }
+    }
+}
+
+/// `[[interface]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// Name of the link.
+    pub name: String,
+    /// Addresses that the kernel should have there, each with its prefix length.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// Tagged networks on the link; no number twice.
+    pub vlans: Vec<Vlan>,
+}
+
+/// `[[interface.vlan]]`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Vlan {
+    /// The number in its tag, 1 to 4,094.
+    pub id: u16,
+    /// Unique among interfaces, VLANs and bridges.
+    pub name: String,
+    /// Our own addresses there, each with its prefix length; never empty.
+    pub addresses: Vec<(IpAddr, u8)>,
 }
 
 /// `[[group]]`, or the servers written inside one service.
@@ -166,8 +288,12 @@ pub struct VirtualService {
     pub max_connections: u32,
     /// The address that the real server sees.
     pub source: Source,
+    /// Gateway of what goes back to clients, instead of the routes; not for those on a link of ours.
+    pub next_hop: Option<IpAddr>,
     /// Networks that clients come from, each with its prefix length, as far as half-NAT depends on them; empty = nobody has said.
     pub client_networks: Vec<(IpAddr, u8)>,
+    /// Interface or VLAN that the VIP lives on; `None` = the one whose network holds it (packet plane).
+    pub interface: Option<String>,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -340,6 +466,13 @@ pub struct Health {
 pub enum CheckKind {
     /// A TCP connection is accepted.
     Tcp,
+}
+
+impl Model {
+    /// Every VLAN, with the link that it is on.
+    pub fn vlans(&self) -> impl Iterator<Item = (&Interface, &Vlan)> {
+        self.interfaces.iter().flat_map(|interface| interface.vlans.iter().map(move |vlan| (interface, vlan)))
+    }
 }
 
 impl VirtualService {

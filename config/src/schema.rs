@@ -27,11 +27,14 @@ pub static ROOT: Table = Table {
             .later(),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),
-        key("interface", Kind::Tables(&network::INTERFACE, 256), "Network interfaces that the packet plane owns.")
-            .later(),
-        key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane.").later(),
-        key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network.").later(),
-        key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT.").later(),
+        key(
+            "interface",
+            Kind::Tables(&network::INTERFACE, 256),
+            "Network interfaces of the packet plane, and their VLANs.",
+        ),
+        key("route", Kind::Tables(&network::ROUTE, 1024), "Static routes of the packet plane, beside the kernel's."),
+        key("bridge", Kind::Tables(&network::BRIDGE, 16), "Transparent mode: two arms in one network."),
+        key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT."),
         key(
             "outbound_nat",
             Kind::Tables(&network::OUTBOUND_NAT, 256),
@@ -39,7 +42,8 @@ pub static ROOT: Table = Table {
         )
         .later(),
         key("group", Kind::Tables(&GROUP, GROUPS_MAX), "Server groups that services share."),
-        key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.").required(),
+        key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.")
+            .described("required, unless `router.enabled` or with a `bridge`"),
     ],
 };
 

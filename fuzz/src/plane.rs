@@ -29,8 +29,11 @@ macro_rules! config {
 }
 
 /// The configurations, those of the packet corpus.
-pub(crate) const CONFIGS: [(&str, &str); 9] = [
+pub(crate) const CONFIGS: [(&str, &str); 12] = [
     config!("dsr-v4-tcp"),
+    config!("fragments-half-nat-v4-udp"),
+    config!("fragments-v4-udp"),
+    config!("fragments-v6-udp"),
     config!("full-nat-v4-tcp"),
     config!("full-nat-v4-udp"),
     config!("full-nat-v6-tcp"),

@@ -8,6 +8,8 @@
 //! server-1 ┘                                a network of two hosts is a cable, of more a switch
 //! ```
 //!
+//! A bridged lab is a two-arm one in which `back` has the addresses of `front`, the balancer's links have none, and nobody has a default route.
+//!
 //! On a host, the link is named as the network. Each network is an IPv4 /24 and an IPv6 /64 in which the hosts have the same
 //! number: the balancer 1, the client 2, server-n 10 + n. Numbers from 100 are left for VIPs and SNAT pools, which whoever
 //! uses the lab adds to the balancer.
@@ -26,8 +28,11 @@ use towpath_sys::netns::Namespace;
 use towpath_sys::packet::Tap;
 use towpath_sys::sysfs::Sysfs;
 
+pub use site::{Places, Site};
 pub use towpath_sys::privilege::{Privilege, ensure as ensure_privilege};
 pub use towpath_sys::process::Child;
+
+mod site;
 
 /// The most servers a lab has: their numbers stay below those left for VIPs.
 pub const SERVERS_MAX: usize = 64;
@@ -47,6 +52,8 @@ pub enum Topology {
     OneArm,
     /// The client and the balancer on `front`, the balancer and the servers on `back`; the servers' default route is the balancer.
     TwoArm,
+    /// As `TwoArm`, but all in one network that the balancer's two links are to join; those have no addresses, and what its [`Port`]s say is nobody's.
+    Bridged,
 }
 
 /// The hosts of a lab.
@@ -110,6 +117,7 @@ struct Network {
 const LAN: Network = Network { name: "lan", number: 1 };
 const FRONT: Network = Network { name: "front", number: 1 };
 const BACK: Network = Network { name: "back", number: 2 };
+const BACK_OF_FRONT: Network = Network { name: "back", number: 1 };
 
 impl Network {
     fn ipv4(self, host: u8) -> Ipv4Addr {
@@ -146,6 +154,16 @@ impl Lab {
                 switches.extend(connect(BACK, behind)?);
                 for server in &servers {
                     server.route_by_default(BACK, 1)?;
+                }
+            }
+            Topology::Bridged => {
+                switches.extend(connect(FRONT, vec![&mut client, &mut balancer])?);
+                let behind: Vec<&mut Host> = [&mut balancer].into_iter().chain(&mut servers).collect();
+                switches.extend(connect(BACK_OF_FRONT, behind)?);
+                let mut links = balancer.links()?;
+                for port in &balancer.ports {
+                    links.remove_address(&port.link, port.ipv4.into(), 24)?;
+                    links.remove_address(&port.link, port.ipv6.into(), 64)?;
                 }
             }
         }
@@ -336,30 +354,31 @@ impl Host {
     }
 }
 
-/// Connects hosts: two by a cable, more by a switch, which is returned.
+/// Connects hosts and gives them their addresses; the switch between them, if there is one, is returned.
 fn connect(network: Network, mut hosts: Vec<&mut Host>) -> io::Result<Option<Switch>> {
-    let switch = match hosts.as_slice() {
-        [left, right] => {
-            left.links()?.create_veth(network.name, network.name, &right.namespace)?;
-            None
-        }
-        _ => {
-            let namespace = Namespace::create()?;
-            let mut links = namespace.links()?;
-            links.create_bridge(network.name)?;
-            links.set_up(network.name)?;
-            for host in &hosts {
-                links.create_veth(&host.name, network.name, &host.namespace)?;
-                links.enslave(&host.name, network.name)?;
-                links.set_up(&host.name)?;
-            }
-            Some(Switch { namespace, ports: hosts.iter().map(|host| host.name.clone()).collect() })
-        }
-    };
+    let switch = wire(network.name, &hosts.iter().map(|host| &**host).collect::<Vec<_>>())?;
     for host in &mut hosts {
         host.join(network)?;
     }
     Ok(switch)
+}
+
+/// Lays the links of a network, of its name on every host: a cable between two, a switch between any other number.
+fn wire(network: &str, hosts: &[&Host]) -> io::Result<Option<Switch>> {
+    if let [left, right] = hosts {
+        left.links()?.create_veth(network, network, &right.namespace)?;
+        return Ok(None);
+    }
+    let namespace = Namespace::create()?;
+    let mut links = namespace.links()?;
+    links.create_bridge(network)?;
+    links.set_up(network)?;
+    for host in hosts {
+        links.create_veth(&host.name, network, &host.namespace)?;
+        links.enslave(&host.name, network)?;
+        links.set_up(&host.name)?;
+    }
+    Ok(Some(Switch { namespace, ports: hosts.iter().map(|host| host.name.clone()).collect() }))
 }
 
 /// Names the CPUs that receive on these links of a namespace; a veth has one queue unless asked for more.

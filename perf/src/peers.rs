@@ -106,6 +106,8 @@ pub struct Setting {
     pub flows: Option<usize>,
     /// Where connections to the server come from; the subject's choice without one.
     pub pool: Option<Pool>,
+    /// (Towpath and the kernel) Whether clients go to the server itself, by way of the subject.
+    pub is_routed: bool,
 }
 
 /// A subject at work. It is killed when this is dropped.
@@ -241,6 +243,8 @@ impl Subject {
             (Kind::Haproxy, None) => (include_str!("../peers/haproxy.cfg"), "# tune.bufsize: its default".into()),
             (Kind::Nginx, Some(kib)) => (include_str!("../peers/nginx.conf"), format!("proxy_buffer_size {kib}k;")),
             (Kind::Nginx, None) => (include_str!("../peers/nginx.conf"), "# proxy_buffer_size: its default".into()),
+            // Without a hook it translates and tracks nothing.
+            (Kind::Kernel, _) if setting.is_routed => ("table {{ip}} relay {\n}\n", String::new()),
             (Kind::Kernel, _) => (include_str!("../peers/kernel.nft"), String::new()),
             (Kind::Remote, _) => return String::new(),
             (Kind::Towpath, _) => (include_str!("../peers/towpath.toml"), String::new()),
@@ -275,6 +279,7 @@ impl Subject {
             ("pid_file", pid_file.display().to_string()),
             ("plane", towpath_plane(setting)),
             ("protocol", protocol.to_owned()),
+            ("router", if setting.is_routed { "[router]\nenabled = true\n\n".into() } else { String::new() }),
             ("server", setting.server.to_string()),
             ("server_ip", setting.server.ip().to_string()),
             ("server_port", setting.server.port().to_string()),
@@ -498,6 +503,7 @@ mod tests {
             forwarding: Forwarding::FullNat,
             flows: None,
             pool,
+            is_routed: false,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Clients: connect from a host of the lab, hear who serves, talk, close.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 
 use socket2::{Domain, Socket, Type};
 
@@ -147,6 +147,25 @@ pub fn who(host: &Host, to: impl Into<SocketAddr>) -> String {
 pub fn who_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> String {
     let to = to.into();
     ask(Connection::open_from(host, from, to)).unwrap_or_else(|error| panic!("{to} does not serve: {error}")).name
+}
+
+/// Asks by UDP from one of the host's addresses, where an origin answers with whom it sees and what it was sent.
+///
+/// # Panics
+///
+/// When nobody answers, or somebody else, or something else.
+#[track_caller]
+pub fn ask_by_udp(host: &Host, from: IpAddr, to: impl Into<SocketAddr>, datagram: &[u8]) -> Greeting {
+    let to = to.into();
+    let socket = host.run(|| UdpSocket::bind((from, 0))).expect("a thread").expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
+    socket.send_to(datagram, to).expect("our own kernel takes it");
+    let mut answer = [0; 4096];
+    let (length, by) = socket.recv_from(&mut answer).unwrap_or_else(|error| panic!("{to}: {error}"));
+    assert_eq!(by, to, "an answer leaves from the address and port that were asked");
+    let line = answer.iter().position(|&byte| byte == b'\n').expect("a greeting") + 1;
+    assert_eq!(&answer[line..length], datagram);
+    Greeting::parse(std::str::from_utf8(&answer[..line]).expect("text")).expect("a greeting")
 }
 
 /// Whether a connection is refused cleanly: taken, and ended or reset without a byte. A port on which nobody listens is not that.

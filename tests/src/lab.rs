@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
-use towpath_perf::lab::{Lab, Privilege, Topology, ensure_privilege};
+use towpath_perf::lab::{Lab, Places, Privilege, Site, Topology, ensure_privilege};
 
 /// A lab in which a test runs; everything else it has from [`Lab`].
 #[derive(Debug)]
@@ -19,12 +19,28 @@ pub struct TestLab {
 ///
 /// When neither is possible, with the reason; and when the test fails there.
 pub fn in_lab<F: FnOnce()>(test: F, topology: Topology, servers: usize, body: impl FnOnce(&TestLab)) {
+    if is_here(test) {
+        let lab = Lab::build(topology, servers).unwrap_or_else(|error| panic!("the lab: {error}"));
+        body(&TestLab { lab });
+    }
+}
+
+/// As [`in_lab`], in a site of these networks.
+///
+/// # Panics
+///
+/// Likewise.
+pub fn in_site<F: FnOnce()>(test: F, networks: &[(&str, Places<'_>)], body: impl FnOnce(&Site)) {
+    if is_here(test) {
+        body(&Site::build(networks).unwrap_or_else(|error| panic!("the site: {error}")));
+    }
+}
+
+/// Whether the test is to run here: else it has run in a user namespace.
+fn is_here<F: FnOnce()>(test: F) -> bool {
     match ensure_privilege(test) {
-        Ok(Privilege::Delegated) => {}
-        Ok(Privilege::Held) => {
-            let lab = Lab::build(topology, servers).unwrap_or_else(|error| panic!("the lab: {error}"));
-            body(&TestLab { lab });
-        }
+        Ok(Privilege::Delegated) => false,
+        Ok(Privilege::Held) => true,
         Err(error) => panic!("{error}"),
     }
 }
@@ -133,12 +149,12 @@ impl Deref for TestLab {
     }
 }
 
-fn beside(neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
+pub(crate) fn beside(neighbour: Ipv4Addr, number: u8) -> Ipv4Addr {
     let [a, b, c, _] = neighbour.octets();
     Ipv4Addr::new(a, b, c, number)
 }
 
-fn beside6(neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
+pub(crate) fn beside6(neighbour: Ipv6Addr, number: u16) -> Ipv6Addr {
     let mut segments = neighbour.segments();
     segments[7] = number;
     Ipv6Addr::from(segments)

@@ -70,8 +70,18 @@ impl Origin {
     /// When the port cannot be opened.
     #[track_caller]
     pub fn udp(host: &Host, port: u16) -> Origin {
-        let socket = host.run(|| StdUdp::bind((Ipv6Addr::UNSPECIFIED, port))).and_then(|bound| bound);
-        let socket = socket.unwrap_or_else(|error| panic!("origin {} port {port}: {error}", host.name()));
+        Origin::udp_at(host, (Ipv6Addr::UNSPECIFIED, port).into())
+    }
+
+    /// The same at one address, from which the answers leave: a host with several answers from the first one otherwise.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    #[track_caller]
+    pub fn udp_at(host: &Host, at: SocketAddr) -> Origin {
+        let socket = host.run(|| StdUdp::bind(at)).and_then(|bound| bound);
+        let socket = socket.unwrap_or_else(|error| panic!("origin {} at {at}: {error}", host.name()));
         Origin::start(host.name(), Door::Udp(socket))
     }
 

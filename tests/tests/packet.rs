@@ -15,8 +15,8 @@ use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
 use towpath_tests::wire::captured;
 use towpath_tests::{
-    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, ipv6,
-    packet_service, service, subject, who,
+    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, bulk, eventually, in_lab,
+    ipv4, ipv6, packet_service, service, subject, who,
 };
 
 /// So that a lab takes little memory.
@@ -124,7 +124,7 @@ fn t_31_servers_see_the_interface_or_the_vip_as_the_service_says() {
             assert_eq!(peer.ip(), own);
             assert!((20_000..21_000).contains(&peer.port()), "{peer}");
             let answer =
-                ask(lab.client(), lab.client().ipv4().into(), (by_interface, 3478).into(), b"whom do you see?");
+                ask_by_udp(lab.client(), lab.client().ipv4().into(), (by_interface, 3478), b"whom do you see?");
             assert_eq!(answer.peer.ip(), own);
             assert!((16_384..32_768).contains(&answer.peer.port()), "{}", answer.peer);
             // To the servers from the kernel's own ports.
@@ -395,19 +395,6 @@ fn a_flood_of_syns_takes_nothing_from_those_who_are_served() {
     });
 }
 
-/// A client's socket, asking a VIP by UDP.
-fn ask(host: &Host, from: IpAddr, to: SocketAddr, datagram: &[u8]) -> Greeting {
-    let socket = host.run(|| std::net::UdpSocket::bind((from, 0))).expect("a thread").expect("a socket");
-    socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    socket.send_to(datagram, to).expect("our own kernel takes it");
-    let mut answer = [0; 4096];
-    let (length, by) = socket.recv_from(&mut answer).unwrap_or_else(|error| panic!("{to}: {error}"));
-    assert_eq!(by, to, "an answer leaves from the VIP's address and port");
-    let line = answer.iter().position(|&byte| byte == b'\n').expect("a greeting") + 1;
-    assert_eq!(&answer[line..length], datagram);
-    Greeting::parse(std::str::from_utf8(&answer[..line]).expect("text")).expect("a greeting")
-}
-
 #[test]
 fn udp_is_forwarded_both_ways_in_both_families() {
     in_lab(udp_is_forwarded_both_ways_in_both_families, Topology::TwoArm, 2, |lab| {
@@ -420,9 +407,9 @@ fn udp_is_forwarded_both_ways_in_both_families() {
         let relay = start(lab, &services);
         for number in 0..20u8 {
             let datagram = vec![number; 1 + usize::from(number) * 60];
-            let old = ask(lab.client(), lab.client().ipv4().into(), (vip, 3478).into(), &datagram);
+            let old = ask_by_udp(lab.client(), lab.client().ipv4().into(), (vip, 3478), &datagram);
             assert_eq!(old.peer.ip(), IpAddr::from(snat));
-            let new = ask(lab.client(), lab.client().ipv6().into(), (vip6, 3478).into(), &datagram);
+            let new = ask_by_udp(lab.client(), lab.client().ipv6().into(), (vip6, 3478), &datagram);
             assert_eq!(new.peer.ip(), IpAddr::from(snat6));
         }
         relay.stop();
@@ -856,7 +843,7 @@ fn half_nat_carries_udp_and_ipv6() {
         let relay = start(lab, &services);
         for _ in 0..6 {
             let client = IpAddr::from(lab.client().ipv4());
-            assert_eq!(ask(lab.client(), client, (vip, 3478).into(), b"whom do you see?").peer.ip(), client);
+            assert_eq!(ask_by_udp(lab.client(), client, (vip, 3478), b"whom do you see?").peer.ip(), client);
             assert_eq!(visit(lab.client(), (vip6, 443)).peer.ip(), IpAddr::from(lab.client().ipv6()));
         }
         relay.stop();

@@ -288,7 +288,7 @@ fn frames_arrive_where_steering_says() {
         let mut served = vec![0; WORKERS];
         for _ in 0..20 {
             for _ in 0..BURST {
-                sender.send_bytes(0, &some_frame(&station, &mut random), Offload::NONE);
+                sender.send_bytes(0, &some_frame(&station, &mut random), Offload::NONE, None);
             }
             sender.flush();
             let deadline = Instant::now() + DEADLINE;

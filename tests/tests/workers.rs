@@ -170,9 +170,9 @@ fn packet_workers_that_join_and_leave_lose_no_connection_of_a_full_pool() {
         });
         refused(lab, vip, &relay);
         let status = relay.until("what was given was taken", |status| {
-            counted(status, "flows_given") == counted(status, "flows_taken")
+            let given = counted(status, "flows_given");
+            given > PORTS as u64 && given == counted(status, "flows_taken")
         });
-        assert!(counted(&status, "flows_given") > PORTS as u64, "{}", counted(&status, "flows_given"));
         assert_eq!(status.services[0].connections, PORTS as u32);
         assert_eq!(status.workers.iter().map(|worker| worker.vshards).sum::<usize>(), 256);
         assert_eq!(status.workers[2].vshards, 0, "the third has left");

@@ -130,6 +130,7 @@ mod tests {
     fn finding_names_severity_service_and_next_step() {
         let finding = |severity, service: Option<&str>| Finding {
             severity,
+            check: preflight::Check::Addresses,
             service: service.map(str::to_owned),
             message: "cause; next step".to_owned(),
         };

@@ -7,7 +7,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{check, demo, reference, run, status};
+use crate::{check, demo, doctor, reference, run, status};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +16,10 @@ pub enum Exit {
     Done = 0,
     /// It failed; the message says why.
     Failed = 1,
-    /// The configuration has errors.
+    /// The configuration has errors, or does not work on this machine.
     ConfigErrors = 3,
+    /// It works, but the doctor has warnings.
+    Warnings = 4,
     /// No daemon answers.
     Unreachable = 5,
     /// The daemon did not answer in time.
@@ -31,16 +33,17 @@ impl From<Exit> for ExitCode {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 5 daemon not reachable · 7 timeout";
+Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 4 warnings of the doctor · 5 daemon not reachable · 7 timeout";
 
 const FIRST_STEPS: &str = "\
 First steps:
   towpath demo                          see it work: no root, no file needed
   towpath check my.toml                 every mistake in a file at once, with its place
   towpath run -c my.toml                balance until SIGTERM
+  towpath doctor -c my.toml             what is wrong with machine and network, and the command that mends it
   towpath status                        what a running towpath does right now
 
-Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 5 daemon not reachable · 7 timeout";
+Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 4 warnings of the doctor · 5 daemon not reachable · 7 timeout";
 
 /// A load balancer for multi-core Linux machines.
 #[derive(Debug, Parser)]
@@ -58,6 +61,9 @@ enum Command {
     /// Check a configuration file: every mistake at once, with its place
     #[command(after_help = CHECK_HELP)]
     Check(CheckArguments),
+    /// Examine machine and network: what works, what is wrong, and the command that mends it
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArguments),
     /// Show what a running towpath does: services, servers, connections, workers
     #[command(after_help = STATUS_HELP)]
     Status(StatusArguments),
@@ -122,6 +128,33 @@ pub(crate) struct CheckArguments {
     pub(crate) json: bool,
 }
 
+const DOCTOR_HELP: &str = "\
+It looks at this machine, and asks on the wire: who else has our addresses (ARP probes, neighbour solicitations), whether gateways and servers
+answer, whether packets of the whole MTU arrive, whether servers take connections, and with half-NAT whether their replies to clients come by
+us. It needs root for that, runs a few seconds, and disturbs neither a running daemon nor its connections.
+
+Examples:
+  towpath doctor                        for /etc/towpath/towpath.toml
+  towpath doctor -c my.toml             before it is started, or beside it
+  towpath doctor --no-probes            look, but send nothing
+  towpath doctor --json | jq '.readings[] | select(.state == \"error\")'
+
+Exit codes: 0 nothing wrong (hints do not count) · 1 could not look · 2 usage · 3 an error in the file or on the machine · 4 warnings";
+
+/// Arguments of `towpath doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArguments {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/towpath/towpath.toml")]
+    pub(crate) config: PathBuf,
+    /// Send nothing: look at this machine only
+    #[arg(long)]
+    pub(crate) no_probes: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 const STATUS_HELP: &str = "\
 Examples:
   towpath status
@@ -170,6 +203,7 @@ pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Reference => reference::reference(),

@@ -1,8 +1,9 @@
-//! The command line of Towpath: run, check, status, demo, reference.
+//! The command line of Towpath: run, check, doctor, status, demo, reference.
 
 mod check;
 pub mod cli;
 mod demo;
+mod doctor;
 mod file;
 mod logging;
 mod paint;

@@ -33,7 +33,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let drain = longest_drain(&model);
     // Its text names the causes already; as a chain they would be told twice.
     let options = StartOptions { cpus: arguments.worker_cpus.clone(), ..StartOptions::default() };
-    let engine = Engine::start(model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
+    let engine = Engine::start(*model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
     let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
     let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), drain, stopping: false };
@@ -95,7 +95,7 @@ impl Purpose {
 
 /// The verdict on a file, with the text for the operator.
 enum Accepted {
-    Model { model: Model, warnings: String },
+    Model { model: Box<Model>, warnings: String },
     Refused(String),
 }
 
@@ -131,7 +131,7 @@ fn accept(file: &ConfigFile, purpose: Purpose, paint: Paint) -> Accepted {
             );
             Accepted::Refused(text)
         }
-        Some(model) => Accepted::Model { model, warnings: text },
+        Some(model) => Accepted::Model { model: Box::new(model), warnings: text },
     }
 }
 
@@ -221,7 +221,7 @@ fn reload(engine: &Engine, config: &Path) -> Result<Reloaded, String> {
         Accepted::Refused(reasons) => Err(reasons),
         Accepted::Model { model, warnings } => {
             let drain = longest_drain(&model);
-            let generation = engine.reload(model).map_err(|error| format!("{}: {error}", file.name))?;
+            let generation = engine.reload(*model).map_err(|error| format!("{}: {error}", file.name))?;
             Ok(Reloaded { generation: generation.to_string(), drain, warnings })
         }
     }

@@ -459,6 +459,7 @@ mod tests {
                 packets: BTreeMap::new(),
                 drops: BTreeMap::new(),
             }],
+            neighbours: BTreeMap::new(),
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },

@@ -45,7 +45,7 @@ impl Cell {
     }
 }
 
-/// Rows of cells; a row may be shorter than the others.
+/// Rows of cells; a row may be shorter than the others. The default has no head.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     rows: Vec<Vec<Cell>>,

@@ -146,16 +146,50 @@ fn check_host_compares_with_this_machine() {
 }
 
 #[test]
+fn doctor_examines_this_machine_for_a_file() {
+    let scratch = Scratch::new();
+    let good = scratch.file("good.toml", GOOD);
+    let output = towpath(&["doctor", "--no-probes", "-c", path(&good)]);
+    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
+    for told in ["good.toml · no daemon answers", "machine\n", "● fine", "service web\n", "0 errors, 0 warnings"] {
+        assert!(stdout(&output).contains(told), "{told} is missing in\n{}", stdout(&output));
+    }
+    // RFC 5737: an address that no machine has.
+    let elsewhere = scratch.file("elsewhere.toml", GOOD.replace("vip = \"127.0.0.1\"", "vip = \"192.0.2.1\""));
+    let output = towpath(&["doctor", "--no-probes", "--json", "-c", path(&elsewhere)]);
+    assert_eq!(output.status.code(), Some(3), "{}", stdout(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["worst"], &report["errors"]), (&"error".into(), &1.into()), "{report:#}");
+    let readings = report["readings"].as_array().unwrap();
+    let lost = readings.iter().find(|reading| reading["state"] == "error").unwrap();
+    assert_eq!((&lost["subject"]["name"], &lost["check"]), (&"web".into(), &"addresses".into()));
+    assert!(lost["run"]["command"].as_str().unwrap().starts_with("ip address add 192.0.2.1/32"), "{lost:#}");
+}
+
+#[test]
+fn doctor_of_a_file_with_mistakes_shows_them_and_examines_nothing() {
+    let scratch = Scratch::new();
+    let bad = scratch.file("bad.toml", BAD);
+    let output = towpath(&["doctor", "-c", path(&bad)]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stdout(&output).contains("bad.toml:6:1") && !stdout(&output).contains("machine"), "{}", stdout(&output));
+    let output = towpath(&["doctor", "--json", "-c", path(&bad)]);
+    assert_eq!(output.status.code(), Some(3));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["errors"], &report["readings"]), (&2.into(), &serde_json::json!([])));
+}
+
+#[test]
 fn unreadable_files_exit_1_and_say_what_to_do() {
     let scratch = Scratch::new();
     let missing = scratch.0.join("missing.toml");
     let latin_1 = scratch.file("latin-1.toml", b"# \xe4\n");
-    for command in ["check", "run"] {
+    for command in ["check", "doctor", "run"] {
         for (file, cause) in
             [(&missing, "No such file"), (&scratch.0, "directory"), (&latin_1, "line 1 (byte 2) is not UTF-8")]
         {
             let arguments = match command {
-                "run" => vec!["run", "-c", path(file)],
+                "run" | "doctor" => vec![command, "-c", path(file)],
                 _ => vec![command, path(file)],
             };
             let output = towpath(&arguments);

@@ -16,10 +16,31 @@ fn quickstart_in_the_readme_is_the_example_file() {
 }
 
 #[test]
+fn every_configuration_in_the_readme_passes_the_check() {
+    let readme = file("README.md");
+    let blocks: Vec<&str> = readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("\n```").next()).collect();
+    assert!(blocks.len() >= 5, "{}", blocks.len());
+    for block in blocks {
+        let checked = towpath_config::check("README.md", block);
+        let errors: Vec<&str> = checked.errors().map(|error| error.message.as_str()).collect();
+        assert!(errors.is_empty(), "{errors:?} in\n{block}");
+    }
+}
+
+#[test]
+fn every_check_of_the_doctor_is_explained_in_the_readme() {
+    let readme = file("README.md");
+    let table = readme.split("| check | what is looked at |").nth(1).unwrap();
+    for check in towpath_engine::preflight::Check::ALL {
+        assert!(table.contains(&format!("`{check}`")), "{check}");
+    }
+}
+
+#[test]
 fn every_file_that_the_readme_links_to_exists() {
     let readme = file("README.md");
     let links = readme.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link);
-    let local: Vec<&str> = links.filter(|link| !link.contains("://")).collect();
+    let local: Vec<&str> = links.filter(|link| !link.contains("://") && !link.starts_with('#')).collect();
     assert!(!local.is_empty());
     let missing: Vec<&&str> =
         local.iter().filter(|link| !Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(link).exists()).collect();

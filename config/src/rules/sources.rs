@@ -7,7 +7,8 @@ use crate::build::{POOL_PORTS, pool_addresses};
 use crate::decode::Section;
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, DraftSource, Service};
-use crate::model::{Forwarding, Plane};
+use crate::model::{Forwarding, PROBE_PORTS, Plane};
+use crate::rules::network::{is_kept, kept_network};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
@@ -36,6 +37,42 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         }
     }
     on_both_planes(draft, report);
+    for service in &draft.services {
+        of_probes(draft, service, report);
+    }
+}
+
+/// At addresses that Towpath keeps, health checks need ports that no service leases.
+fn of_probes(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    let written = |pool: &Section| pool.port_range("ports").map(|ports| (ports.value, ports.span));
+    let kept = |address: &IpAddr| is_kept(draft.root, *address);
+    let leased = match &service.source {
+        DraftSource::Facing(pool) => {
+            let servers = draft.servers(service).iter().filter_map(|server| server.address.as_ref());
+            let on_kept = servers.map(|server| server.value).find(|&server| kept_network(draft.root, server).is_some());
+            written(pool).zip(on_kept).map(|((ports, span), _)| (ports, span))
+        }
+        DraftSource::Pool(pool) if pool_addresses(pool).iter().any(kept) => {
+            let whole = pool.entry("pool").map_or(&pool.span, |entry| &entry.at);
+            Some(written(pool).unwrap_or((POOL_PORTS, whole.clone())))
+        }
+        DraftSource::Vip(span) if service.vip.as_ref().is_some_and(|vip| kept(&vip.value)) => {
+            Some((POOL_PORTS, span.clone()))
+        }
+        _ => None,
+    };
+    let (first, last) = PROBE_PORTS;
+    if let Some(((_, high), span)) = leased
+        && high >= first
+    {
+        report
+            .error(
+                "probe-ports",
+                &span,
+                format!("ports {first}-{last} of Towpath's own addresses are for health checks"),
+            )
+            .hint(format!("add `ports = \"1024-{}\"`", first - 1));
+    }
 }
 
 /// On the stream plane nobody but the kernel gives ports of its own addresses.

@@ -135,10 +135,13 @@ pub static SERVICE: Table = Table {
             "Accept that servers of mail and RADIUS services see the balancer instead of the client.",
         )
         .default("false"),
-        key("next_hop", Kind::Address, "Gateway of this service's replies, instead of the routes.").later(),
-        key("interface", Kind::Name, "Interface or VLAN that the VIP lives on.")
-            .described("the one whose network holds the VIP")
-            .later(),
+        key(
+            "next_hop",
+            Kind::Address,
+            "Gateway of this service's replies, instead of the routes; clients on a network of this host are answered without it.",
+        ),
+        key("interface", Kind::Name, "Interface, VLAN or bridge that the VIP lives on.")
+            .described("the one whose network holds the VIP"),
         key("tls", Kind::Table(&TLS), "TLS of this service."),
         key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on.").later(),
         key("log", Kind::Word(LOGGED), "Which connections get a line each.").described("`log.connections`"),

@@ -122,7 +122,7 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
         ("http = {}", "", "http"),
-        ("next_hop = \"192.0.2.1\"\nplane = \"packet\"\nsource = \"vip\"", "", "next_hop"),
+        ("vip = \"2001:db8::10\"\nplane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }", "", "\"192.0.2.21\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -172,7 +172,6 @@ fn parts_that_are_not_available_are_still_judged() {
     expect(
         "[[interface]]\nname = \"eth0\"\naddresses = [\"10.0.0.1\"]\n[[service]]\n",
         &[
-            ("not-available", "interface"),
             ("bad-network", "\"10.0.0.1\""),
             ("missing-key", "[[service]]"),
             ("missing-key", "[[service]]"),
@@ -180,6 +179,77 @@ fn parts_that_are_not_available_are_still_judged() {
             ("missing-key", "[[service]]"),
         ],
     );
+}
+
+#[test]
+fn a_file_without_services_routes_or_is_no_use() {
+    expect("[router]\nenabled = true\n", &[]);
+    expect(&cable("one", "other"), &[]);
+    for text in ["", "[router]\nenabled = false\n", "[[interface]]\nname = \"one\"\n"] {
+        expect(text, &[("missing-key", "")]);
+    }
+    expect("[router]\npolicy = \"deny\"\n", &[("missing-key", ""), ("no-effect", "policy")]);
+    expect("[router]\nenabled = 1\n", &[("wrong-type", "1")]);
+    expect("service = 3\n", &[("wrong-type", "3")]);
+}
+
+#[test]
+fn routes_and_next_hops_lead_somewhere() {
+    let packet = |lines: &str| service(&format!("plane = \"packet\"\n{lines}"), "");
+    expect(&packet("source = \"vip\"\nnext_hop = \"192.0.2.1\""), &[]);
+    expect(&packet("source = \"vip\"\nnext_hop = \"2001:db8::1\""), &[("mixed-families", "\"2001:db8::1\"")]);
+    expect(&packet("forwarding = \"dsr\"\nnext_hop = \"192.0.2.1\""), &[("no-effect", "next_hop")]);
+    let route = |lines: &str| packet("source = \"vip\"") + "[[route]]\n" + lines;
+    expect(&route("to = \"default\"\nvia = \"192.0.2.1\"\n"), &[]);
+    expect(&route("to = \"10.0.0.0/8\"\nvia = \"2001:db8::1\"\n"), &[("mixed-families", "\"2001:db8::1\"")]);
+    expect(&route("to = \"10.0.0.0/8\"\n"), &[("missing-key", "[[route]]")]);
+    expect(
+        &route("to = \"10.0.0.0/8\"\nvia = \"192.0.2.1\"\ninterface = \"eth7\"\n"),
+        &[("unknown-interface", "\"eth7\"")],
+    );
+}
+
+#[test]
+fn rules_of_the_router_must_fit_something() {
+    let rule = |lines: &str| format!("[router]\nenabled = true\n[[router.rule]]\n{lines}\n");
+    let rows: &[(&str, &[(&str, &str)])] = &[
+        ("action = \"deny\"", &[]),
+        ("", &[("missing-key", "[[router.rule]]")]),
+        ("action = \"reject\"", &[("unknown-word", "\"reject\"")]),
+        ("action = \"deny\"\nprotocol = \"icmp\"\nports = 80", &[("conflicting-keys", "ports")]),
+        ("action = \"deny\"\nports = 80", &[]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\"]\nto = [\"fd00::/8\"]", &[("mixed-families", "[\"fd00::/8\"]")]),
+        ("action = \"deny\"\nfrom = [\"10.0.0.0/8\", \"fd00::/8\"]\nto = [\"fd00::/8\"]", &[]),
+        ("action = \"deny\"\nfrom_interface = \"eth0\"", &[("unknown-interface", "\"eth0\"")]),
+        ("action = \"deny\"\nto_interface = \"eth0\"\n[[interface]]\nname = \"eth0\"", &[]),
+    ];
+    for (lines, expected) in rows {
+        expect(&rule(lines), expected);
+    }
+    let across = cable("one", "other") + &rule("action = \"deny\"\nfrom_interface = \"one\"\nto_interface = \"cable\"");
+    expect(&across, &[("not-routed", "\"cable\"")]);
+    let idle = service("", "") + "[[router.rule]]\naction = \"deny\"\n";
+    expect(&idle, &[("no-effect", "rule")]);
+    let idle = service("", "") + "[router]\nsource_check = false\npolicy = \"deny\"\n";
+    expect(&idle, &[("no-effect", "source_check"), ("no-effect", "policy")]);
+}
+
+/// A bridge and its arms.
+fn cable(one: &str, other: &str) -> String {
+    format!(
+        "[[interface]]\nname = \"{one}\"\n[[interface]]\nname = \"{other}\"\n\
+         [[bridge]]\nname = \"cable\"\ninterfaces = [\"{one}\", \"{other}\"]\n"
+    )
+}
+
+#[test]
+fn vlans_and_routes_are_of_the_packet_plane() {
+    let lines = "[[interface]]\nname = \"eth0\"\n[[interface.vlan]]\nid = 20\naddresses = [\"198.51.100.1/24\"]\n\
+                 [[route]]\nto = \"default\"\nvia = \"198.51.100.9\"\n";
+    expect(&(service("", "") + lines), &[("no-effect", "vlan"), ("no-effect", "route")]);
+    for used in [service("plane = \"packet\"", ""), "[router]\nenabled = true\n".to_owned(), cable("one", "other")] {
+        expect(&(used + lines), &[]);
+    }
 }
 
 #[test]
@@ -237,11 +307,41 @@ fn half_nat_with_clients_on_the_servers_network_is_refused() {
     expect(&service(&format!("{packet}\nclient_networks = [\"0.0.0.0/0\"]"), ""), &[]);
     let interface = "\n[[interface]]\nname = \"eth0\"\naddresses = [\"192.0.2.1/24\"]\n";
     let one_arm = service(packet, "") + interface;
-    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\""), ("not-available", "interface")]);
+    expect(&one_arm, &[("half-nat-on-link", "\"half-nat\"")]);
     // With a pool those clients get a source address of ours.
     let pool = "source = { pool = [\"192.0.2.5\"] }";
     expect(&service(&format!("{packet}\n{networks}\n{pool}"), ""), &[]);
-    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[("not-available", "interface")]);
+    expect(&(service(&format!("{packet}\n{pool}"), "") + interface), &[]);
+}
+
+#[test]
+fn a_vlan_is_one_network_that_the_kernel_has_no_part_in() {
+    let trunk = |vlans: &str| format!("\n[[interface]]\nname = \"eth0\"\naddresses = [\"198.51.100.1/16\"]\n{vlans}");
+    let vlan = |id: &str, rest: &str| format!("[[interface.vlan]]\nid = {id}\n{rest}\n");
+    let edge = vlan("20", "addresses = [\"192.0.2.1/24\"]");
+    let packet = "plane = \"packet\"\nsource = \"vip\"";
+    expect(&(service(packet, "") + &trunk(&edge)), &[]);
+    expect(&(service(&format!("{packet}\ninterface = \"eth0.20\""), "") + &trunk(&edge)), &[]);
+    expect(
+        &(service(&format!("{packet}\ninterface = \"eth0.21\""), "") + &trunk(&edge)),
+        &[("unknown-interface", "\"eth0.21\"")],
+    );
+    expect(&(service(packet, "") + &trunk(&vlan("0", "addresses = [\"192.0.2.1/24\"]"))), &[("out-of-range", "0")]);
+    expect(&(service(packet, "") + &trunk(&vlan("20", ""))), &[("missing-key", "[[interface.vlan]]")]);
+    let twice = edge.clone() + &vlan("20", "name = \"other\"\naddresses = [\"203.0.113.1/24\"]");
+    expect(&(service(packet, "") + &trunk(&twice)), &[("duplicate-vlan", "20")]);
+    // Health checks have a way there, and ports of their own; the kernel's connections have none.
+    let checked = format!("{packet}\nhealth = {{ check = \"tcp\" }}");
+    expect(&(service(&checked, "") + &trunk(&edge)), &[]);
+    let leased =
+        |source: &str| service(&format!("plane = \"packet\"\nsource = {{ pool = {source} }}"), "") + &trunk(&edge);
+    expect(&leased("[\"192.0.2.1\"]"), &[("probe-ports", "[\"192.0.2.1\"]")]);
+    expect(&leased("[\"192.0.2.1\"], ports = \"1024-60999\""), &[]);
+    expect(&leased("[\"192.0.2.2\"]"), &[]);
+    expect(&leased("\"interface\", ports = \"20000-61000\""), &[("probe-ports", "\"20000-61000\"")]);
+    expect(&leased("\"interface\""), &[]);
+    expect(&(service("", "") + &trunk(&edge)), &[("needs-packet-plane", "\"192.0.2.21\"")]);
+    expect(&(service(packet, "") + &trunk("mac = \"02:00:00:00:00:01\"\n")), &[("not-available", "mac")]);
 }
 
 #[test]
@@ -542,4 +642,32 @@ fn syntax_errors_do_not_hide_the_other_mistakes() {
     assert_eq!(check("test.toml", &twice).diagnostics[0].labels.len(), 1, "both places are shown");
     expect("[service]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = 1\nserver = []\n", &[("wrong-type", "[service]")]);
     expect("", &[("missing-key", "")]);
+}
+
+#[test]
+fn arms_of_bridges_are_whole_links_of_one_bridge_each() {
+    let links = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"two\"\n";
+    let bridge = |name: &str, arms: &str| format!("[[bridge]]\nname = \"{name}\"\ninterfaces = [{arms}]\n");
+    let web = service("plane = \"packet\"\nsource = \"vip\"", "");
+    let both = bridge("farm", "\"one\", \"two\"");
+    expect(&format!("{web}{links}{both}"), &[]);
+    expect(&format!("{web}{links}{}", bridge("farm", "\"one\"")), &[("missing-arm", "[\"one\"]")]);
+    expect(&format!("{web}{links}{}", bridge("farm", "\"one\", \"too\"")), &[("unknown-interface", "\"too\"")]);
+    let other = bridge("other", "\"three\", \"two\"") + "[[interface]]\nname = \"three\"\n";
+    expect(&format!("{web}{links}{both}{other}"), &[("conflicting-keys", "\"two\"")]);
+    let addressed = links.to_owned() + "addresses = [\"192.0.2.9/24\"]\n";
+    expect(&format!("{web}{addressed}{both}"), &[("conflicting-keys", "addresses")]);
+    let trunk = links.to_owned() + "[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/24\"]\n";
+    expect(&format!("{web}{trunk}{both}"), &[("conflicting-keys", "vlan")]);
+    let of_vlan = bridge("farm", "\"one\", \"two.20\"");
+    expect(&format!("{web}{trunk}{of_vlan}"), &[("conflicting-keys", "\"two.20\"")]);
+}
+
+#[test]
+fn servers_on_a_bridge_are_checked_but_not_relayed_to() {
+    let links = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"two\"\n\
+                 [[bridge]]\nname = \"farm\"\ninterfaces = [\"one\", \"two\"]\naddresses = [\"192.0.2.1/24\"]\n";
+    let web = service("plane = \"packet\"\nsource = \"vip\"\nhealth = { check = \"tcp\" }", "");
+    expect(&format!("{web}{links}"), &[]);
+    expect(&format!("{}{links}", service("", "")), &[("needs-packet-plane", "\"192.0.2.21\"")]);
 }

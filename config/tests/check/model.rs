@@ -46,9 +46,11 @@ fn a_short_file_gets_the_documented_defaults() {
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        next_hop: None,
         client_networks: Vec::new(),
         max_connections: 0,
         source: Source::Interface,
+        interface: None,
         group: 0,
     };
     assert_eq!(model.services, [expected]);
@@ -243,6 +245,88 @@ fn an_interface_s_own_address_is_leased_from_on_the_packet_plane() {
         assert_eq!(model.services[0].source, expected, "{lines}");
     }
     assert_eq!(model(&service("source = \"interface\"", "")).services[0].source, Source::Interface);
+}
+
+#[test]
+fn static_routes_and_next_hops_reach_the_model() {
+    let text = service("plane = \"packet\"\nsource = \"vip\"\nnext_hop = \"192.0.2.1\"", "")
+        + "[[route]]\nto = \"default\"\nvia = \"2001:db8::1\"\n\
+           [[route]]\nto = \"192.168.100.0/24\"\nvia = \"192.0.2.2\"\ninterface = \"eth0\"\nmetric = 7\n\
+           [[interface]]\nname = \"eth0\"\n";
+    let model = model(&text);
+    let ip = |text: &str| text.parse().expect("an address");
+    assert_eq!(model.services[0].next_hop, Some(ip("192.0.2.1")));
+    let by_default = StaticRoute { to: (ip("::"), 0), via: ip("2001:db8::1"), interface: None, metric: 100 };
+    let particular = StaticRoute {
+        to: (ip("192.168.100.0"), 24),
+        via: ip("192.0.2.2"),
+        interface: Some("eth0".to_owned()),
+        metric: 7,
+    };
+    assert_eq!(model.routes, [by_default, particular]);
+}
+
+#[test]
+fn a_router_forwards_what_its_rules_say() {
+    assert_eq!(model(&service("", "")).router, Router::default());
+    let text = r#"
+[router]
+enabled = true
+source_check = false
+policy = "deny"
+
+[[router.rule]]
+action = "allow"
+from = ["10.25.0.0/16", "2001:db8::/32"]
+to = ["10.20.0.0/16"]
+from_interface = "eth0"
+to_interface = "eth1"
+protocol = "udp"
+ports = [3478, "50000-59999"]
+
+[[router.rule]]
+action = "deny"
+
+[[interface]]
+name = "eth0"
+
+[[interface]]
+name = "eth1"
+"#;
+    let network = |text: &str, prefix| (text.parse().expect("an address"), prefix);
+    let any = RouterRule {
+        action: RuleAction::Deny,
+        from: Vec::new(),
+        to: Vec::new(),
+        from_interface: None,
+        to_interface: None,
+        protocol: RuleProtocol::Any,
+        ports: Vec::new(),
+    };
+    let first = RouterRule {
+        action: RuleAction::Allow,
+        from: vec![network("10.25.0.0", 16), network("2001:db8::", 32)],
+        to: vec![network("10.20.0.0", 16)],
+        from_interface: Some("eth0".to_owned()),
+        to_interface: Some("eth1".to_owned()),
+        protocol: RuleProtocol::Udp,
+        ports: vec![(3478, 3478), (50_000, 59_999)],
+    };
+    let router = Router { enabled: true, source_check: false, policy: RuleAction::Deny, rules: vec![first, any] };
+    let model = model(text);
+    assert_eq!((model.router, model.services.len()), (router, 0));
+}
+
+#[test]
+fn vlans_have_a_name_and_addresses_of_their_own() {
+    let trunk = "[[interface]]\nname = \"eth1\"\n[[interface.vlan]]\nid = 20\naddresses = [\"192.0.2.1/24\", \"fd20::1/64\"]\n\
+                 [[interface.vlan]]\nid = 4094\nname = \"edge\"\naddresses = [\"198.51.100.1/24\"]\n";
+    let model = model(&(service("plane = \"packet\"\ninterface = \"edge\"", "") + trunk));
+    let vlans: Vec<_> =
+        model.vlans().map(|(link, vlan)| (&*link.name, vlan.id, &*vlan.name, vlan.addresses.len())).collect();
+    assert_eq!(vlans, [("eth1", 20, "eth1.20", 2), ("eth1", 4094, "edge", 1)]);
+    assert_eq!(model.interfaces[0].vlans[0].addresses[1], ("fd20::1".parse().expect("an address"), 64));
+    assert_eq!(model.services[0].interface.as_deref(), Some("edge"));
 }
 
 #[test]

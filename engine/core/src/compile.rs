@@ -11,6 +11,7 @@ use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
 use crate::registry::{CheckKey, Registry, RegistryFull};
+use crate::router::Router;
 use crate::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
 use crate::snat::{SnatBook, SnatBookError, SnatPool};
 use crate::steering::SteeringTable;
@@ -137,7 +138,8 @@ pub fn compile(
 ) -> Result<Snapshot, CompileError> {
     let mut next = registry.clone();
     next.begin();
-    let mut snapshot = Snapshot { generation, services: Vec::new(), real_servers: Vec::new(), steering };
+    let router = Arc::new(Router::new(&model.router));
+    let mut snapshot = Snapshot { generation, services: Vec::new(), real_servers: Vec::new(), steering, router };
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
         let targets = targets(model, service, &mut next, health)?;
@@ -197,6 +199,7 @@ fn service_of(
         drop_on_failure: service.drop_on_failure,
         max_connections: service.max_connections,
         source,
+        next_hop: service.next_hop,
         targets,
         maglev,
     })

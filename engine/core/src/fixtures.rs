@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, FastPath, Forwarding, Health, Limits, Model, Persistence, Plane, Poll,
-    Ports, Protocol, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
+    Ports, Protocol, Router, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -65,6 +65,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         drop_on_failure: false,
         max_connections: 0,
         source: ServiceSource::Interface,
+        next_hop: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -98,8 +99,12 @@ pub(crate) fn model() -> Model {
             fast_flows: None,
         },
         control: Control { socket: None },
+        routes: Vec::new(),
+        router: Router::default(),
+        interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),
+        bridges: Vec::new(),
     }
 }
 
@@ -128,7 +133,9 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         drop_on_failure: false,
         max_connections: 0,
         source: Source::Interface,
+        next_hop: None,
         client_networks: Vec::new(),
+        interface: None,
         group: model.groups.len() - 1,
     });
 }

@@ -19,6 +19,7 @@ pub mod persistence;
 pub mod plane;
 pub mod random;
 pub mod registry;
+pub mod router;
 pub mod session;
 pub mod snapshot;
 pub mod snat;

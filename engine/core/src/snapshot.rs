@@ -8,6 +8,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane,
 use crate::health::CheckId;
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
+use crate::router::Router;
 use crate::snat::SnatPool;
 use crate::steering::SteeringTable;
 use crate::time::Now;
@@ -28,6 +29,8 @@ pub struct Snapshot {
     pub real_servers: Vec<Option<RealServer>>,
     /// Which worker owns which vshard.
     pub steering: Arc<SteeringTable>,
+    /// Which packets that belong to no service are forwarded.
+    pub router: Arc<Router>,
 }
 
 impl Snapshot {
@@ -96,6 +99,8 @@ pub struct Service {
     pub max_connections: u32,
     /// Where source ports come from.
     pub source: ServiceSource,
+    /// Gateway of what goes back to clients, instead of the routes (packet plane); not for those on a link of ours.
+    pub next_hop: Option<IpAddr>,
     /// The members in the order of the file, whatever their state; no RealServer twice.
     pub targets: Vec<Target>,
     /// Present when `balance` is Maglev.

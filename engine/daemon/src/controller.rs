@@ -24,11 +24,12 @@ use towpath_core::steering::program::reuseport_program;
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
+use crate::packets::arms;
 use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
-use crate::reload::{check_room, needs_restart, new_interfaces, workers_wanted};
+use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::{control, probe};
 
@@ -205,11 +206,20 @@ impl Turn {
             return Err(ReloadError::NeedsRestart(changed));
         }
         let mut facts = HostFacts::gather(&model).map_err(ReloadError::Host)?;
-        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &facts.packets) {
-            let changed = new_interfaces(&planned.arms, &packets.arms);
+        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &mut facts.packets) {
+            let (needed, _) = arms::needed(&model, &packets.tables);
+            let changed = new_interfaces(&planned.arms, &arms::describe(&needed));
             if !changed.is_empty() {
                 return Err(ReloadError::NeedsRestart(changed));
             }
+            for arm in newcomers(&planned.arms, &packets.arms) {
+                tracing::warn!(
+                    "interface {} is not routed to or from before a restart: it had no address at the start",
+                    arm.name
+                );
+            }
+            // One that is down just now is still ours, and one that came since is not yet.
+            packets.arms.clone_from(&planned.arms);
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.
@@ -308,6 +318,7 @@ impl Turn {
         let snapshot = self.house.shared.snapshot();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
+        truth.announce_loops(&self.house.shared);
         truth.release_gone(&self.house.shared);
     }
 
@@ -336,7 +347,8 @@ async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaph
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
-        let result = probe::run(&plan, &places).await;
+        let network = house.shared.network().current();
+        let result = probe::run(&plan, &network, &places).await;
         let health = house.judge(plan.id, result);
         schedule.advance(started, health);
     }

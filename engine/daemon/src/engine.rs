@@ -418,7 +418,7 @@ fn clear_silence() {
 }
 
 /// Randomness from the system, by way of the standard library's hash keys.
-fn system_seed() -> u64 {
+pub(crate) fn system_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 

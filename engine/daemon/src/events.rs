@@ -33,6 +33,8 @@ pub struct Event {
 pub enum EventKind {
     /// The operator's word about a server.
     Admin,
+    /// Whether a bridge leads back to itself.
+    Bridge,
     /// The configuration in force.
     Configuration,
     /// A server's health.

@@ -59,6 +59,8 @@ pub(crate) struct Truth {
     opened_before: HashMap<RealServerId, u64>,
     /// Source addresses announced as nearly exhausted.
     announced: HashSet<(Protocol, IpAddr, SocketAddr)>,
+    /// A loop of a bridge was announced, and is not over.
+    is_looped: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -89,6 +91,7 @@ impl Truth {
             known: HashMap::new(),
             opened_before: HashMap::new(),
             announced: HashSet::new(),
+            is_looped: false,
         };
         truth.learn(&snapshot);
         Ok((truth, Arc::new(snapshot)))
@@ -215,6 +218,29 @@ impl Truth {
                 self.events.record(Tone::Info, event);
             }
         }
+    }
+
+    /// Announces that a bridge leads back to itself, by what the workers have counted, or does so no more.
+    pub(crate) fn announce_loops(&mut self, shared: &Shared) {
+        let sum = |counter| shared.seats().map(|seat| seat.plane_counter(counter)).sum::<u64>();
+        // Read first, so that a loop that ends meanwhile is not over before it was.
+        let over = sum(PlaneCounter::BridgeLoopsOver);
+        let is_looped = sum(PlaneCounter::BridgeLoops) > over;
+        if is_looped == self.is_looped {
+            return;
+        }
+        self.is_looped = is_looped;
+        let names: Vec<&str> = self.model.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+        let subject = format!("bridge {}", names.join(" or "));
+        let (tone, event) = match is_looped {
+            true => {
+                let reason = "what leaves by one arm comes in by the other, or a station is at both; take out the second cable, or let spanning tree \
+                              block it: until then broadcast and unknown stations are held down";
+                (Tone::Warn, Event::now(EventKind::Bridge, "calm", "looped", reason))
+            }
+            false => (Tone::Info, Event::now(EventKind::Bridge, "looped", "calm", "no sign of a loop any more")),
+        };
+        self.events.record(tone, event.subject(subject));
     }
 
     /// Keeps and logs one event.
@@ -369,6 +395,7 @@ impl House {
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
+            neighbours: shared.network().neighbours(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }

@@ -4,6 +4,7 @@
 
 mod control;
 mod controller;
+pub mod doctor;
 mod engine;
 pub mod events;
 mod house;

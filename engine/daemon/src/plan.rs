@@ -251,7 +251,9 @@ impl FastPlan {
 
 impl PacketsPlan {
     fn new(model: &Model, workers: usize, input: &PlanInput) -> Option<PacketsPlan> {
-        claims::services(model).next()?;
+        if !claims::carries_packets(model) {
+            return None;
+        }
         let flows_max = model.limits.flows.div_ceil(whole(workers as u64));
         let half_open_max = (flows_max / HALF_OPEN_SHARE).clamp(*HALF_OPEN_FLOWS.start(), *HALF_OPEN_FLOWS.end());
         let plane = PlaneSettings {
@@ -601,6 +603,8 @@ impl Needs {
         let fast = packets.filter(|packets| packets.fast.flows() > 0);
         let fast = fast.map_or(0, |packets| FAST_PATH_DESCRIPTORS + packets.arms.len() as u64);
         let homes = snat_maps(model, |plane| plane == PlaneWord::Packet) as u64 * PORT_HOMES_BYTES;
+        // By each arm of a bridge.
+        let probe_sockets = if model.bridges.is_empty() { 1 } else { 2 };
         let mut fixed_memory = vec![
             share("workers", workers * WORKER_BYTES),
             share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
@@ -617,7 +621,7 @@ impl Needs {
                 share("packet rings", rings),
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
-                share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64)),
+                share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64) * probe_sockets),
                 share("control socket", control),
                 share("reserve", RESERVED_DESCRIPTORS),
             ],
@@ -783,7 +787,8 @@ fn whole(amount: u64) -> u32 {
 
 mod text;
 
-use text::{byte_shares, bytes, cpu_list, grouped, list, shares};
+use text::{byte_shares, list, shares};
+pub(crate) use text::{bytes, cpu_list, grouped};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Whether this machine can carry this configuration (design.md 10.2): one function for `check --host`, `run` and reload.
 
+mod check;
 mod listeners;
 
 use std::collections::BTreeSet;
@@ -20,9 +21,10 @@ use towpath_sys::{host, socket};
 use crate::listen::not_on_this_host;
 use crate::packets::arms::{self, Arm, NoWay, holds};
 use crate::packets::fast::Readiness;
-use crate::packets::{claims, facing, steering};
+use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
+pub use check::Check;
 pub use listeners::Listener;
 
 /// Oldest kernel that is supported (design.md 10.10): that of Debian 12.
@@ -30,6 +32,9 @@ pub const KERNEL_FLOOR: (u32, u32) = (6, 1);
 
 /// Numbers of CAP_NET_ADMIN and CAP_NET_RAW (include/uapi/linux/capability.h).
 const PACKET_CAPABILITIES: [u32; 2] = [12, 13];
+
+/// What switches the kernel's own forwarding on every interface, IPv4 and IPv6.
+const FORWARDING_KEYS: [&str; 2] = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -46,6 +51,8 @@ pub enum Severity {
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
+    /// What was looked at.
+    pub check: Check,
     /// The service that it is about; `None` = the whole process.
     pub service: Option<String>,
     /// Cause and next step.
@@ -71,7 +78,7 @@ pub struct HostFacts {
     pub memory_bytes: u64,
     /// Release of the kernel, as in `6.1.0-25-amd64`.
     pub kernel_release: String,
-    /// What the packet plane needs to know; `None` where no service is on it.
+    /// What the packet plane needs to know; `None` where it carries nothing.
     pub packets: Option<PacketFacts>,
 }
 
@@ -88,8 +95,8 @@ pub struct PacketFacts {
     pub is_capable: bool,
     /// Whether the kernel can carry flows onwards.
     pub fast_path: Readiness,
-    /// Whether the kernel forwards between its interfaces, IPv4 and IPv6.
-    pub kernel_forwards: [bool; 2],
+    /// The keys of sysctl(8) that have the kernel forward between its interfaces, be it from one of ours only; IPv4 and IPv6.
+    pub kernel_forwards: [Vec<String>; 2],
     /// Who listens on this host.
     pub listeners: BTreeSet<Listener>,
 }
@@ -100,17 +107,35 @@ impl PacketFacts {
         let tables = view.tables()?;
         let (links, missing) = arms::choose(model, &tables);
         let arms = arms::describe(&links);
-        let is_set = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() != "0");
+        let forwards = |family: &str, name: &str| {
+            let path = format!("/proc/sys/net/{family}/conf/{name}/forwarding");
+            fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+        };
         Ok(PacketFacts {
+            kernel_forwards: forwarding_keys(&arms, forwards),
             arms,
             missing,
             fast_path: Readiness::find_out(model),
             is_capable: is_capable(&fs::read_to_string("/proc/thread-self/status")?),
-            kernel_forwards: ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"].map(is_set),
             listeners: listeners::listeners(),
             tables,
         })
     }
+}
+
+/// The keys that are set, where `forwards` says whether a family (`ipv4`, `ipv6`) is forwarded from an interface, or from `all`: that of all
+/// interfaces stands for those of each, which it sets when it changes.
+fn forwarding_keys(arms: &[Arm], forwards: impl Fn(&str, &str) -> bool) -> [Vec<String>; 2] {
+    let keys = |family: &str, everywhere: &str| {
+        if forwards(family, "all") {
+            return vec![everywhere.to_owned()];
+        }
+        let single = arms.iter().filter(|arm| forwards(family, &arm.name));
+        // In a key a dot of a name is written as a slash (sysctl.d(5)).
+        single.map(|arm| format!("net.{family}.conf.{}.forwarding", arm.name.replace('.', "/"))).collect()
+    };
+    let [v4, v6] = FORWARDING_KEYS;
+    [keys("ipv4", v4), keys("ipv6", v6)]
 }
 
 impl HostFacts {
@@ -128,7 +153,7 @@ impl HostFacts {
             reserved_ports: reserved_ports(),
             memory_bytes: memory_bytes()?,
             kernel_release: host::kernel_release()?,
-            packets: claims::services(model).next().map(|_| PacketFacts::gather(model)).transpose()?,
+            packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
         })
     }
 }
@@ -147,15 +172,21 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
+        check_bridges(model, &packets.tables, &mut findings);
+        check_router(model, packets, &mut findings);
+        check_probe_ways(model, packets, &mut findings);
+        check_interfaces(model, &packets.tables, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
         Ok(plan) => findings.extend(plan.warnings().into_iter().map(|message| Finding {
             severity: Severity::Warning,
+            check: Check::Limits,
             service: None,
             message,
         })),
         Err(errors) => findings.extend(errors.0.into_iter().map(|error| Finding {
             severity: Severity::Error,
+            check: Check::Limits,
             service: None,
             message: error.to_string(),
         })),
@@ -176,6 +207,7 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
     if kernel_version(&facts.kernel_release).is_some_and(|version| version < KERNEL_FLOOR) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Kernel,
             service: None,
             message: format!(
                 "kernel {} is older than {floor_major}.{floor_minor}, which Towpath needs; upgrade the kernel (Debian 12 has 6.1)",
@@ -193,6 +225,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
     if !facts.usable.contains(&service.vip) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
         });
@@ -202,6 +235,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
         let prefix = if ip.is_ipv4() { 32 } else { 128 };
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::Addresses,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip} is not an address of this host; add it (`ip address add {ip}/{prefix} dev …`), \
@@ -213,12 +247,13 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
 
 /// What only the packet plane asks of the machine.
 fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut Vec<Finding>) {
-    let mut tell = |severity, service: Option<&VirtualService>, message: String| {
-        findings.push(Finding { severity, service: service.map(|service| service.name.clone()), message });
+    let mut tell = |severity, check, service: Option<&VirtualService>, message: String| {
+        findings.push(Finding { severity, check, service: service.map(|service| service.name.clone()), message });
     };
     if !facts.is_capable {
         tell(
             Severity::Error,
+            Check::Capabilities,
             None,
             "plane = \"packet\" needs CAP_NET_RAW and CAP_NET_ADMIN; run as root, or give them in the systemd unit \
              (`AmbientCapabilities=CAP_NET_RAW CAP_NET_ADMIN CAP_BPF`; the last one is for the fast path only)"
@@ -226,17 +261,18 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         );
     }
     for way in &facts.missing {
-        tell(Severity::Error, None, way.message());
+        tell(Severity::Error, Check::Routes, None, way.message());
     }
     // Their number does not matter: a table of any size has the same number of instructions.
     if let Err(error) = steering::program(model, &SteeringTable::even(cpus.clamp(2, 256)), 0) {
-        tell(Severity::Error, None, error.to_string());
+        tell(Severity::Error, Check::Steering, None, error.to_string());
     }
     let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
     let claimed = claims::claims(model, &kernels).len();
     if claimed > Silence::CLAIMS_MAX {
         tell(
             Severity::Error,
+            Check::Steering,
             None,
             format!(
                 "the packet plane's services have {claimed} separate ranges of ports, the kernel can be kept silent for {}; use ranges of \
@@ -247,10 +283,14 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
     }
     for service in claims::services(model) {
         let servers = &model.groups[service.group].servers;
-        let own = |ip: IpAddr| facts.tables.addresses.iter().any(|address| address.ip == ip);
+        let mut kept =
+            model.vlans().map(|(_, vlan)| &vlan.addresses).chain(model.bridges.iter().map(|bridge| &bridge.addresses));
+        let kept: BTreeSet<IpAddr> = kept.by_ref().flatten().map(|&(ip, _)| ip).collect();
+        let own = |ip: IpAddr| kept.contains(&ip) || facts.tables.addresses.iter().any(|address| address.ip == ip);
         if let Some(server) = servers.iter().find(|server| own(server.address)) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "server {} is an address of this host, which packets that leave it never reach; use plane = \"stream\", or \
@@ -264,6 +304,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         if let Some(server) = servers.iter().find(lacks) {
             tell(
                 Severity::Error,
+                Check::Addresses,
                 Some(service),
                 format!(
                     "the kernel names no address of this host towards server {}; give the interface that leads there one of its family, or name \
@@ -275,16 +316,15 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         match service.forwarding {
             Forwarding::FullNat => {}
             Forwarding::HalfNat => {
-                let forwards = facts.kernel_forwards[usize::from(service.vip.is_ipv6())];
-                if forwards {
-                    let key =
-                        if service.vip.is_ipv4() { "net.ipv4.ip_forward" } else { "net.ipv6.conf.all.forwarding" };
+                let keys = &facts.kernel_forwards[usize::from(service.vip.is_ipv6())];
+                for key in keys.iter().filter(|_| !model.router.enabled) {
                     tell(
                         Severity::Error,
+                        Check::KernelForwards,
                         Some(service),
                         format!(
                             "forwarding = \"half-nat\": the kernel forwards too ({key} = 1) and would send replies of servers to clients a \
-                             second time, from the wrong address; set it to 0, or use forwarding = \"full-nat\""
+                             second time, from the wrong address; set it to 0 (`sysctl -w {key}=0`), or use forwarding = \"full-nat\""
                         ),
                     );
                 }
@@ -294,6 +334,175 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
             }
             // Where it leads is told by the ways that are missing.
             Forwarding::Dsr => {}
+        }
+    }
+}
+
+/// A second router beside ours, and rules about interfaces that are none of its arms.
+fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>) {
+    if !model.router.enabled {
+        return;
+    }
+    let mut tell = |check, message| findings.push(Finding { severity: Severity::Error, check, service: None, message });
+    for key in facts.kernel_forwards.iter().flatten() {
+        tell(
+            Check::KernelForwards,
+            format!(
+                "router.enabled = true: the kernel forwards too ({key} = 1), and every packet would arrive twice; switch it off (`sysctl -w {key}=0`)"
+            ),
+        );
+    }
+    let named = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
+    let is_vlan = |name: &String| model.vlans().any(|(_, vlan)| vlan.name == *name);
+    let is_arm = |name: &String| is_vlan(name) || facts.arms.iter().any(|arm| arm.name == *name);
+    let missing: BTreeSet<&String> = named.filter(|name| !is_arm(name)).collect();
+    for name in missing {
+        tell(
+            Check::Link,
+            format!(
+                "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one before the start \
+                 (`ip addr add … dev {name}`), or take it out of the rules"
+            ),
+        );
+    }
+}
+
+/// Health checks take the kernel's way, which does not know the static routes: a server that only those lead to would never be up. Of a server over a
+/// VLAN or a bridge they take ours.
+fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>) {
+    let routes = routes::all(model, &facts.tables);
+    for service in claims::services(model) {
+        let group = &model.groups[service.group];
+        let way = |routes, ip| routes::best(routes, ip).map(|route| (route.link, route.gateway));
+        let is_apart = |server: &&Server| {
+            let ip = server.address;
+            let Some(ours) = routes::best(&routes, ip) else { return false };
+            arms::own_prefix(model, ip).is_none_or(|prefix| prefix < ours.destination.1)
+                && Some((ours.link, ours.gateway)) != way(&facts.tables.routes, ip)
+        };
+        let Some(server) = group.servers.iter().find(is_apart).filter(|_| group.health.is_some()) else { continue };
+        let Some((_, Some(via))) = way(&routes, server.address) else { continue };
+        findings.push(Finding {
+            severity: Severity::Error,
+            check: Check::Routes,
+            service: Some(service.name.clone()),
+            message: format!(
+                "server {ip} is reached by a static route via {via} that the kernel does not have, so its health checks would go astray; give it to \
+                 the kernel too (`ip route add {ip} via {via}`)",
+                ip = server.address
+            ),
+        });
+    }
+}
+
+/// What the file says about interfaces, against what the kernel has: untagged networks are its own, VLANs are ours.
+fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
+    let mut tell =
+        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
+    for interface in &model.interfaces {
+        let name = &interface.name;
+        let Some(link) = tables.links.iter().find(|link| link.name == *name) else {
+            // Of one with VLANs the missing way is told.
+            if interface.vlans.is_empty() {
+                tell(
+                    Severity::Warning,
+                    Check::Link,
+                    format!("interface `{name}` is not there; correct its name (`ip link` lists them)"),
+                );
+            }
+            continue;
+        };
+        let has = |&&(ip, prefix): &&(IpAddr, u8)| {
+            tables.addresses.iter().any(|own| (own.link, own.ip, own.prefix) == (link.index, ip, prefix))
+        };
+        for (ip, prefix) in interface.addresses.iter().filter(|address| !has(address)) {
+            tell(
+                Severity::Warning,
+                Check::Addresses,
+                format!(
+                    "interface `{name}` does not have the address {ip}/{prefix} of the file; add it (`ip addr add {ip}/{prefix} dev {name}`), or \
+                     take it out"
+                ),
+            );
+        }
+    }
+    for (interface, vlan) in model.vlans() {
+        for own in tables.addresses.iter().filter(|own| vlan.addresses.iter().any(|&(ip, _)| ip == own.ip)) {
+            let dev = tables.links.iter().find(|link| link.index == own.link).map_or("…", |link| &link.name);
+            let (ip, prefix) = (own.ip, own.prefix);
+            tell(
+                Severity::Error,
+                Check::Addresses,
+                format!(
+                    "address {ip} of VLAN `{}` is the kernel's on interface `{dev}` as well, and both would answer for it; take it away there \
+                     (`ip addr del {ip}/{prefix} dev {dev}`)",
+                    vlan.name
+                ),
+            );
+        }
+        let twin = format!("{}.{}", interface.name, vlan.id);
+        if tables.links.iter().any(|link| link.name == twin) {
+            tell(
+                Severity::Warning,
+                Check::Link,
+                format!(
+                    "the kernel has an interface `{twin}` for VLAN {} of `{}` too, and takes its frames as well; remove it (`ip link del {twin}`)",
+                    vlan.id, interface.name
+                ),
+            );
+        }
+    }
+}
+
+/// What bridges ask of their arms.
+fn check_bridges(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
+    let mut tell =
+        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
+    for bridge in &model.bridges {
+        let find = |name: &String| tables.links.iter().find(|link| link.name == *name);
+        for link in bridge.arms.iter().filter_map(find) {
+            // A link-local address comes by itself, and nobody hears of it.
+            let is_local = |ip: IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+            for own in tables.addresses.iter().filter(|own| own.link == link.index && !is_local(own.ip)) {
+                let (ip, prefix, name) = (own.ip, own.prefix, &link.name);
+                tell(
+                    Severity::Error,
+                    Check::Addresses,
+                    format!(
+                        "`{name}` is an arm of the bridge `{}`, on which the kernel hears nothing, but it has the address {ip}/{prefix} there; \
+                         take it away (`ip addr del {ip}/{prefix} dev {name}`) and, if it is to answer, put it into `addresses` of the bridge",
+                        bridge.name
+                    ),
+                );
+            }
+        }
+        for own in tables.addresses.iter().filter(|own| bridge.addresses.iter().any(|&(ip, _)| ip == own.ip)) {
+            let link = tables.links.iter().find(|link| link.index == own.link).map_or("…", |link| &link.name);
+            if bridge.arms.iter().all(|arm| arm != link) {
+                let (ip, prefix) = (own.ip, own.prefix);
+                tell(
+                    Severity::Error,
+                    Check::Addresses,
+                    format!(
+                        "address {ip} of the bridge `{}` is the kernel's on interface `{link}` as well, and both would answer for it; take it away \
+                         there (`ip addr del {ip}/{prefix} dev {link}`)",
+                        bridge.name
+                    ),
+                );
+            }
+        }
+        if let [Some(one), Some(other)] = bridge.arms.each_ref().map(find)
+            && one.mtu_bytes != other.mtu_bytes
+        {
+            let (smaller, larger) = if one.mtu_bytes < other.mtu_bytes { (one, other) } else { (other, one) };
+            tell(
+                Severity::Warning,
+                Check::Mtu,
+                format!(
+                    "the arms of the bridge `{}` have different MTUs, and what fits `{}` only does not pass; make them the same (`ip link set {} mtu {}`)",
+                    bridge.name, larger.name, smaller.name, larger.mtu_bytes
+                ),
+            );
         }
     }
 }
@@ -315,6 +524,7 @@ fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, f
         let more = if ports.len() > 1 { format!(" and {} more", ports.len() - 1) } else { String::new() };
         findings.push(Finding {
             severity: Severity::Warning,
+            check: Check::Listeners,
             service: None,
             message: format!(
                 "the packet plane takes ports {low}-{high} of {}, where another program of this host listens (port {first}{more}) and will hear \
@@ -330,7 +540,7 @@ fn check_on_link_clients(
     service: &VirtualService,
     servers: &[Server],
     own: &[LinkAddress],
-    tell: &mut impl FnMut(Severity, Option<&VirtualService>, String),
+    tell: &mut impl FnMut(Severity, Check, Option<&VirtualService>, String),
 ) {
     let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
         own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
@@ -344,6 +554,7 @@ fn check_on_link_clients(
         if let Some(server) = servers.iter().find(|server| on_link(server, &overlaps)) {
             tell(
                 Severity::Error,
+                Check::HalfNat,
                 Some(service),
                 format!(
                     "forwarding = \"half-nat\": clients of {network}/{prefix} share a network with server {}, its replies to them would bypass \
@@ -359,6 +570,7 @@ fn check_on_link_clients(
     {
         tell(
             Severity::Error,
+            Check::HalfNat,
             Some(service),
             format!(
                 "forwarding = \"half-nat\": the VIP and server {} share a network, and replies to clients of that network would bypass Towpath; \
@@ -385,11 +597,12 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
     for ip in pool.addresses.iter().filter(|ip| facts.kernel_sources.contains(ip)) {
         findings.push(Finding {
             severity: Severity::Error,
+            check: Check::LocalPorts,
             service: Some(service.name.clone()),
             message: format!(
                 "source address {ip}: ports {low}-{high} are leased here and given out by the kernel too (ip_local_port_range {}-{}), \
                  because the kernel uses this address for its own connections; use a second address for source.pool, \
-                 or ports outside that range, or reserve them (`sysctl net.ipv4.ip_local_reserved_ports={low}-{high}`)",
+                 or ports outside that range, or reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",
                 facts.local_ports.start(),
                 facts.local_ports.end()
             ),
@@ -412,6 +625,7 @@ fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
         if let Some(other) = model.services.iter().find(shares) {
             findings.push(Finding {
                 severity: Severity::Error,
+                check: Check::LocalPorts,
                 service: Some(service.name.clone()),
                 message: format!(
                     "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",

@@ -1,4 +1,7 @@
-//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks.
+//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address, by
+//! a [`stack`] of our own.
+
+mod stack;
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,19 +14,26 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_config::model::CheckKind;
 use towpath_core::health::{CheckPlan, CheckResult};
+use towpath_core::plane::Network;
 
 /// Runs `plan` once: all its ports side by side, each within its timeout. `places` bounds the connections of all checks.
-pub(crate) async fn run(plan: &CheckPlan, places: &Arc<Semaphore>) -> CheckResult {
+pub(crate) async fn run(plan: &CheckPlan, network: &Network, places: &Arc<Semaphore>) -> CheckResult {
     let CheckKind::Tcp = plan.kind;
     let limit = Duration::from_millis(plan.timeout_ms);
+    let way = stack::way(network, plan.address).transpose();
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
-        let places = Arc::clone(places);
+        let (places, way) = (Arc::clone(places), way.clone());
         ports.spawn(async move {
             let Ok(_place) = places.acquire_owned().await else {
                 return (socket.port(), Err("the process is ending".to_owned()));
             };
-            (socket.port(), connect(socket, limit).await)
+            let result = match way {
+                Ok(None) => connect(socket, limit).await,
+                Ok(Some(way)) => connect_by(&way, socket, limit).await,
+                Err(reason) => Err(reason),
+            };
+            (socket.port(), result)
         });
     }
     let mut results = Vec::with_capacity(plan.ports.len());
@@ -40,6 +50,16 @@ async fn connect(socket: SocketAddr, limit: Duration) -> Result<(), String> {
         Err(_) => Err(format!("no answer within {}", duration(limit))),
         Ok(Err(error)) => Err(words(&error)),
         Ok(Ok(_stream)) => Ok(()),
+    }
+}
+
+/// The same by a stack of our own.
+async fn connect_by(way: &stack::Way, socket: SocketAddr, limit: Duration) -> Result<(), String> {
+    match timeout(limit, stack::connect(way, socket)).await {
+        Err(_) => Err(format!("no answer within {}", duration(limit))),
+        Ok(Err(error)) => Err(words(&error)),
+        Ok(Ok(false)) => Err("connection refused".to_owned()),
+        Ok(Ok(true)) => Ok(()),
     }
 }
 
@@ -86,7 +106,7 @@ mod tests {
 
     fn check(plan: &CheckPlan) -> CheckResult {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(plan, &Arc::new(Semaphore::new(1))))
+        runtime.block_on(run(plan, &Network::default(), &Arc::new(Semaphore::new(1))))
     }
 
     #[test]

@@ -13,12 +13,12 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
-/// taken while running, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
+/// taken while running, the rules of the router, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
 /// For `usable` see [`workers_wanted`].
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, groups: _, services } = new;
+    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services, bridges } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -31,8 +31,21 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if limits != &old.limits {
         changed.push("limits".to_owned());
     }
+    if routes != &old.routes {
+        changed.push("route".to_owned());
+    }
+    // Rules and policy are taken.
+    if router.enabled != old.router.enabled {
+        changed.push("router.enabled".to_owned());
+    }
     if control != &old.control {
         changed.push("control".to_owned());
+    }
+    if interfaces != &old.interfaces {
+        changed.push("interface".to_owned());
+    }
+    if bridges != &old.bridges {
+        changed.push("bridge".to_owned());
     }
     let before = by_name(&old.services);
     let after = by_name(services);
@@ -72,10 +85,16 @@ pub fn check_room(packets: &PacketsPlan, flows: u64, workers: usize) -> Result<(
     if flows > flows_max { Err(ReloadError::TooManyFlows { flows, workers, flows_max }) } else { Ok(()) }
 }
 
+/// Interfaces that are wanted beside those that the packet plane was started with.
+pub fn newcomers<'a>(started: &[Arm], wanted: &'a [Arm]) -> impl Iterator<Item = &'a Arm> {
+    wanted.iter().filter(|arm| started.iter().all(|known| known.name != arm.name))
+}
+
 /// Interfaces that a new configuration would lead to, each by name, beside those that the packet plane was started with.
 pub fn new_interfaces(started: &[Arm], wanted: &[Arm]) -> Vec<String> {
-    let is_new = |arm: &&Arm| started.iter().all(|known| known.name != arm.name);
-    wanted.iter().filter(is_new).map(|arm| format!("interface {} (a server is reached by it)", arm.name)).collect()
+    newcomers(started, wanted)
+        .map(|arm| format!("interface {} (a server or next hop is reached by it)", arm.name))
+        .collect()
 }
 
 /// The fields of one service that differ and cannot be taken.
@@ -88,6 +107,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         plane,
         forwarding,
         source,
+        interface,
         // These are taken.
         application: _,
         balance: _,
@@ -97,6 +117,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         drain_timeout_ms: _,
         redispatch: _,
         drop_on_failure: _,
+        next_hop: _,
         client_networks: _,
         max_connections: _,
         group: _,
@@ -108,6 +129,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         ("plane", *plane != old.plane),
         ("forwarding", *forwarding != old.forwarding),
         ("source", !keeps_source(&old.source, source)),
+        ("interface", *interface != old.interface),
     ];
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
 }

@@ -26,6 +26,9 @@ pub struct Status {
     pub source_ports: Vec<SourcePortsStatus>,
     /// Workers in their order.
     pub workers: Vec<WorkerStatus>,
+    /// Neighbours on VLANs and bridges: how many are known, and every counter by label; empty where there are no such networks.
+    #[serde(default)]
+    pub neighbours: BTreeMap<String, u64>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.

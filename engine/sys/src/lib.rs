@@ -6,6 +6,7 @@
 
 pub mod address;
 mod errno;
+pub mod ethtool;
 pub mod event;
 pub mod fast_path;
 pub mod host;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use netlink_packet_core::{NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
@@ -18,10 +18,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use crate::errno::{Cause, check};
+use crate::errno::Cause;
+use crate::ethtool::{Devices, Feature};
 use crate::link::{self, Link};
 use crate::rtnetlink::{self, Conversation, TABLE_MAIN};
-use crate::socket::own;
 
 /// What is listened for.
 const GROUPS: [u32; 6] = [
@@ -40,9 +40,6 @@ const DATAGRAM_BYTES: usize = 64 << 10;
 const DATAGRAMS_MAX: usize = 1024;
 /// Neighbours that are kept: far more than the kernel does (gc_thresh3, 1,024 by default).
 const NEIGHBOURS_MAX: usize = 1 << 16;
-
-/// `ETHTOOL_GTSO` (linux/ethtool.h): can the device cut TCP super-packets?
-const ETHTOOL_GTSO: u32 = 0x1e;
 
 /// A neighbour whose hardware address is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,8 +112,7 @@ pub struct Neighbours {
     noticed: Changes,
     /// Events were lost, so `known` is to be read anew.
     missed: bool,
-    /// Any socket of the namespace, for questions about devices.
-    control: OwnedFd,
+    devices: Devices,
 }
 
 /// What is known of a neighbour.
@@ -136,8 +132,6 @@ impl Neighbours {
         for group in GROUPS {
             events.add_membership(group)?;
         }
-        // SAFETY: socket takes no pointer.
-        let control = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
         let mut view = Neighbours {
             requests: Conversation::open()?,
             events,
@@ -145,7 +139,7 @@ impl Neighbours {
             known: BTreeMap::new(),
             noticed: Changes::default(),
             missed: false,
-            control: own(control),
+            devices: Devices::open()?,
         };
         view.learn_neighbours()?;
         Ok(view)
@@ -212,30 +206,7 @@ impl Neighbours {
 
     /// Whether the device can cut TCP super-packets itself (TSO).
     pub fn can_segment(&self, interface: &str) -> io::Result<bool> {
-        /// `struct ethtool_value` (linux/ethtool.h).
-        #[repr(C)]
-        struct Value {
-            command: u32,
-            data: u32,
-        }
-        let name = interface.as_bytes();
-        if name.len() >= libc::IFNAMSIZ || name.contains(&0) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("no interface is called `{interface}`")));
-        }
-        let mut value = Value { command: ETHTOOL_GTSO, data: 0 };
-        // SAFETY: ifreq is plain integers and a pointer, for which all zeroes is a value.
-        let mut request: libc::ifreq = unsafe { mem::zeroed() };
-        for (place, &byte) in request.ifr_name.iter_mut().zip(name) {
-            *place = byte as libc::c_char;
-        }
-        let place: *mut Value = &mut value;
-        request.ifr_ifru.ifru_data = place.cast();
-        // SAFETY: the kernel reads `request`, and reads and writes `value`, which it names; both outlive the call.
-        match check(unsafe { libc::ioctl(self.control.as_raw_fd(), libc::SIOCETHTOOL as _, &mut request) }) {
-            Ok(_) => Ok(value.data != 0),
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
-            Err(error) => Err(io::Error::new(error.kind(), format!("TSO of `{interface}`: {error}"))),
-        }
+        self.devices.does(interface, Feature::Segmentation)
     }
 
     /// Reads the events that are there, so many at most; says whether there may be more.

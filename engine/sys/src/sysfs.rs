@@ -39,6 +39,12 @@ impl Sysfs {
         Ok(text.trim_end().to_owned())
     }
 
+    /// The names in a directory.
+    pub fn list(&self, directory: &str) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(self.path(directory)).map_err(|error| told(&error, &format!("/sys/{directory}")))?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+    }
+
     fn path(&self, file: &str) -> String {
         format!("/proc/self/fd/{}/{file}", self.root.as_raw_fd())
     }
@@ -93,6 +99,7 @@ mod tests {
         assert_eq!(sysfs.read(file).unwrap().trim_start_matches(['0', ',']), "");
         sysfs.write(file, "1").unwrap();
         assert_eq!(sysfs.read(file).unwrap().trim_start_matches(['0', ',']), "1");
+        assert!(sysfs.list("class/net").unwrap().contains(&"here".to_owned()));
         assert_eq!(sysfs.read("class/net/there/ifindex").unwrap_err().kind(), io::ErrorKind::NotFound);
         assert!(Sysfs::of(&far).unwrap().read("class/net/there/ifindex").is_ok());
     }

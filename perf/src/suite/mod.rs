@@ -102,15 +102,29 @@ pub struct Mode {
     pub forwarding: Forwarding,
     /// Of clients, VIP and server.
     pub family: Family,
+    /// Whether clients go to the server itself, so that the balancer is a mere router.
+    pub is_routed: bool,
 }
 
 impl Mode {
     /// What there is most of.
-    pub const USUAL: Mode = Mode { forwarding: Forwarding::FullNat, family: Family::V4 };
+    pub const USUAL: Mode = Mode::through(Forwarding::FullNat, Family::V4);
+
+    /// Past the balancer's VIP: as the server sees clients then, too.
+    pub const ROUTED: Mode = Mode { is_routed: true, ..Mode::through(Forwarding::HalfNat, Family::V4) };
+
+    /// By the VIP.
+    pub const fn through(forwarding: Forwarding, family: Family) -> Mode {
+        Mode { forwarding, family, is_routed: false }
+    }
 
     /// The name of a course in it.
     fn name(self, course: &str) -> String {
-        let forwarding = if self.forwarding == Forwarding::FullNat { "" } else { forwarding_word(self.forwarding) };
+        let forwarding = match self.forwarding {
+            _ if self.is_routed => "routed",
+            Forwarding::FullNat => "",
+            other => forwarding_word(other),
+        };
         let family = if self.family == Family::V4 { "" } else { "v6" };
         [course, forwarding, family].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
     }
@@ -450,7 +464,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Opti
             if matches!(work, Work::Bulk { .. }) {
                 warm_memory();
             }
-            let load = load::Load { case, work: *work, unit: *unit, equal_rate, target: stage.setting().listen };
+            let load = load::Load { case, work: *work, unit: *unit, equal_rate, target: stage.target() };
             load.take(subject, options, &stage)
         }
         Course::Memory { few, many } => memory::take(case, [*few, *many], subject, options, &set()?),

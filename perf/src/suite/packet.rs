@@ -22,10 +22,11 @@ const LOADS: [&str; 9] = [
 const LOADS_OF_MODES: [&str; 4] = ["keepalive-128B-64c", "connect", "bulk-4", "datagrams-128B-64f"];
 
 /// The other modes.
-const MODES: [Mode; 3] = [
-    Mode { forwarding: Forwarding::FullNat, family: Family::V6 },
-    Mode { forwarding: Forwarding::HalfNat, family: Family::V4 },
-    Mode { forwarding: Forwarding::HalfNat, family: Family::V6 },
+const MODES: [Mode; 4] = [
+    Mode::through(Forwarding::FullNat, Family::V6),
+    Mode::through(Forwarding::HalfNat, Family::V4),
+    Mode::through(Forwarding::HalfNat, Family::V6),
+    Mode::ROUTED,
 ];
 
 /// What the plane carries in memory.

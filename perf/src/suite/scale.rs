@@ -494,7 +494,7 @@ impl Peers {
         }
         answers.extend(std::iter::from_fn(|| server.repeat(now)).take(BATCH_MAX));
         for answer in answers.iter() {
-            ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE);
+            ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE, None);
         }
         match clients.wrong.take().or(server.wrong.take()) {
             Some(wrong) => Err(io::Error::new(io::ErrorKind::InvalidData, wrong)),
@@ -504,7 +504,7 @@ impl Peers {
 
     fn ask(&mut self, number: usize, step: Step) {
         let answer = self.clients.ask(number, step);
-        self.ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE);
+        self.ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE, None);
     }
 }
 

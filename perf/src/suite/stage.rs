@@ -90,8 +90,9 @@ impl Stage {
         let plane = if subject.kind == Kind::Towpath { case.plane } else { Plane::Stream };
         if let Place::Wire(target) = options.place {
             let forwarding = case.mode.forwarding;
+            let (flows, pool, is_routed) = (None, None, false);
             let setting =
-                Setting { listen: target, server: target, cpu, transport, plane, forwarding, flows: None, pool: None };
+                Setting { listen: target, server: target, cpu, transport, plane, forwarding, flows, pool, is_routed };
             return Ok(Stage { lab: None, setting });
         }
         let lab = Lab::build(Topology::TwoArm, 1)?;
@@ -151,8 +152,30 @@ impl Stage {
             forwarding: case.mode.forwarding,
             flows,
             pool,
+            is_routed: case.mode.is_routed,
         };
-        Ok(Stage { lab: Some(lab), setting })
+        let stage = Stage { lab: Some(lab), setting };
+        if case.mode.is_routed {
+            stage.lead_to_server()?;
+        }
+        Ok(stage)
+    }
+
+    /// Where clients go.
+    pub(super) fn target(&self) -> SocketAddr {
+        if self.setting.is_routed { self.setting.server } else { self.setting.listen }
+    }
+
+    /// Shows the client the way to the servers' network.
+    fn lead_to_server(&self) -> io::Result<()> {
+        let lab = self.lab()?;
+        let (client, balancer) = (lab.client(), lab.balancer());
+        let (network, prefix, gateway) = match self.setting.server.ip() {
+            IpAddr::V4(_) => (beside(lab.server(1), Family::V4, 0), 24, IpAddr::from(balancer.ipv4())),
+            IpAddr::V6(_) => (beside(lab.server(1), Family::V6, 0), 64, IpAddr::from(balancer.ipv6())),
+        };
+        let link = client.ports()[0].link.clone();
+        client.links()?.add_route(&Route { destination: (network, prefix), gateway: Some(gateway), link })
     }
 
     /// The hosts. Fails across a wire, where there are none of ours.
@@ -229,16 +252,10 @@ impl Stage {
 
     /// Does work while clients reach the server without a subject, through the kernel of its host; told where the server is then.
     pub(super) fn routed<T>(&self, work: impl FnOnce(SocketAddr) -> io::Result<T>) -> io::Result<T> {
-        let (lab, server) = (self.lab()?, self.setting.server);
-        let (client, balancer) = (lab.client(), lab.balancer());
-        let (network, prefix, gateway) = match server.ip() {
-            IpAddr::V4(_) => (beside(lab.server(1), Family::V4, 0), 24, IpAddr::from(balancer.ipv4())),
-            IpAddr::V6(_) => (beside(lab.server(1), Family::V6, 0), 64, IpAddr::from(balancer.ipv6())),
-        };
-        let link = client.ports()[0].link.clone();
-        client.links()?.add_route(&Route { destination: (network, prefix), gateway: Some(gateway), link })?;
+        let balancer = self.lab()?.balancer();
+        self.lead_to_server()?;
         route_packets(balancer, "1")?;
-        let done = work(server);
+        let done = work(self.setting.server);
         route_packets(balancer, "0")?;
         done
     }

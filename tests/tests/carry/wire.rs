@@ -132,7 +132,7 @@ impl<'a> Slow<'a> {
             }
             self.flows = batch;
             for (number, port) in onwards {
-                self.ports.send(number, port);
+                self.ports.send(number, port, None);
             }
             self.ports.flush();
         }
@@ -332,7 +332,7 @@ fn what_is_no_longer_attached_carries_nothing() {
         let mut tap = wires.server.run(|| Tap::open("s0")).unwrap().unwrap();
         let mut balancer = PacketPorts::new(ports);
         let mut arrives = |balancer: &mut PacketPorts| {
-            client.send_bytes(0, &sent, Offload::NONE);
+            client.send_bytes(0, &sent, Offload::NONE, None);
             client.flush();
             let deadline = Instant::now() + DEADLINE;
             loop {

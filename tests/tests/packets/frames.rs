@@ -105,6 +105,130 @@ pub(crate) fn too_big(from: &str, mtu: u16, quoted: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// An ICMP error of any type and code about `quoted`, whose sender is told; `rest` is the second word of its header.
+pub(crate) fn icmp_error(from: &str, kind: u8, code: u8, rest: [u8; 4], quoted: &[u8]) -> Vec<u8> {
+    let from: IpAddr = from.parse().expect("an address");
+    let to: IpAddr = match from {
+        IpAddr::V4(_) => <[u8; 4]>::try_from(&quoted[12..16]).expect("four octets").into(),
+        IpAddr::V6(_) => <[u8; 16]>::try_from(&quoted[8..24]).expect("sixteen octets").into(),
+    };
+    let builder = PacketBuilder::ip(ip_header(from, to, TTL, &[]));
+    let mut packet = Vec::new();
+    match from {
+        IpAddr::V4(_) => builder.icmpv4_raw(kind, code, rest).write(&mut packet, quoted),
+        IpAddr::V6(_) => builder.icmpv6_raw(kind, code, rest).write(&mut packet, quoted),
+    }
+    .expect("a packet of an error");
+    packet
+}
+
+/// The same packet with this time to live or hop limit.
+pub(crate) fn with_ttl(mut packet: Vec<u8>, ttl: u8) -> Vec<u8> {
+    if packet[0] >> 4 == 6 {
+        packet[7] = ttl;
+        return packet;
+    }
+    packet[8] = ttl;
+    with_header_checksum(packet)
+}
+
+/// The same IPv4 packet, which routers may cut, with an identification.
+pub(crate) fn uncut(mut packet: Vec<u8>, id: u16) -> Vec<u8> {
+    packet[4..6].copy_from_slice(&id.to_be_bytes());
+    packet[6..8].fill(0);
+    with_header_checksum(packet)
+}
+
+/// The same IPv6 packet with extension headers, whose octets are given, `first` being the kind of the first of them. They name what follows each.
+pub(crate) fn extended(packet: &[u8], first: u8, headers: &[u8]) -> Vec<u8> {
+    let mut extended = [&packet[..40], headers, &packet[40..]].concat();
+    extended[6] = first;
+    let length = (extended.len() - 40) as u16;
+    extended[4..6].copy_from_slice(&length.to_be_bytes());
+    extended
+}
+
+/// The fragments of a packet without options or extension headers, with so many octets of data each, a multiple of 8.
+pub(crate) fn fragments(packet: &[u8], id: u32, data_max: usize) -> Vec<Vec<u8>> {
+    let headers_len = if packet[0] >> 4 == 6 { 40 } else { 20 };
+    let (headers, data) = packet.split_at(headers_len);
+    let count = data.len().div_ceil(data_max);
+    let cut = |(number, part): (usize, &[u8])| {
+        let (offset, more) = ((number * data_max) as u16, number + 1 < count);
+        if headers_len == 20 {
+            let mut fragment = uncut([headers, part].concat(), id as u16);
+            fragment[2..4].copy_from_slice(&(20 + part.len() as u16).to_be_bytes());
+            fragment[6..8].copy_from_slice(&((offset / 8) | if more { 0x2000 } else { 0 }).to_be_bytes());
+            return with_header_checksum(fragment);
+        }
+        let place = (offset | u16::from(more)).to_be_bytes();
+        let header = [&[headers[6], 0], &place[..], &id.to_be_bytes()].concat();
+        extended(&[headers, part].concat(), 44, &header)
+    };
+    data.chunks(data_max).enumerate().map(cut).collect()
+}
+
+/// What fragments of one packet have in common, and where the one in this frame belongs: offset and whether it is the last. `None` for other frames.
+pub(crate) fn place(frame: &[u8]) -> Option<(Vec<u8>, u16, bool)> {
+    let packet = frame.get(14..)?;
+    match frame.get(12..14)? {
+        [0x08, 0x00] => {
+            let field = u16::from_be_bytes([packet[6], packet[7]]);
+            let common = [&packet[4..6], &packet[9..10], &packet[12..20]].concat();
+            (field & 0x3fff != 0).then_some((common, (field & 0x1fff) * 8, field & 0x2000 == 0))
+        }
+        [0x86, 0xdd] => {
+            let (header, _) = fragment_header(packet)?;
+            let field = u16::from_be_bytes([packet[header + 2], packet[header + 3]]);
+            let common = [&packet[8..40], &packet[header..=header], &packet[header + 4..header + 8]].concat();
+            (field & 0xfff9 != 0).then_some((common, field & 0xfff8, field & 1 == 0))
+        }
+        _ => None,
+    }
+}
+
+/// Where an IPv6 packet has its fragment header, and where it says so.
+fn fragment_header(packet: &[u8]) -> Option<(usize, usize)> {
+    let (mut header, mut named) = (40, 6);
+    while packet[named] != 44 {
+        if !matches!(packet[named], 0 | 43 | 60) {
+            return None;
+        }
+        (header, named) = (header + 8 * (usize::from(packet[header + 1]) + 1), header);
+    }
+    Some((header, named))
+}
+
+/// The frame of the packet that these make, the first of its fragments first, the last one last.
+///
+/// # Errors
+/// One is missing between two others.
+pub(crate) fn joined(frames: &[&[u8]]) -> Result<Vec<u8>, String> {
+    let is_v4 = frames[0][12..14] == [0x08, 0x00];
+    let (header, named) = if is_v4 { (20, 0) } else { fragment_header(&frames[0][14..]).ok_or("no fragment")? };
+    let headers_len = 14 + header + if is_v4 { 0 } else { 8 };
+    let mut whole = frames[0][..14 + header].to_vec();
+    let mut data: Vec<u8> = Vec::new();
+    for frame in frames {
+        let (_, offset, _) = place(frame).ok_or("no fragment")?;
+        if usize::from(offset) != data.len() {
+            return Err(format!("the fragment at {offset} follows {} octets", data.len()));
+        }
+        data.extend(&frame[headers_len..]);
+    }
+    if is_v4 {
+        whole[16..18].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+        whole[20..22].fill(0);
+        let packet = with_header_checksum(whole.split_off(14));
+        whole.extend(packet);
+    } else {
+        whole[14 + named] = frames[0][14 + header];
+        whole[18..20].copy_from_slice(&((header - 40 + data.len()) as u16).to_be_bytes());
+    }
+    whole.extend(data);
+    Ok(whole)
+}
+
 /// A frame that asks who has `target`.
 pub(crate) fn arp_request(from_mac: [u8; 6], from: &str, target: &str) -> Vec<u8> {
     let address = |text: &str| text.parse::<Ipv4Addr>().expect("an IPv4 address").octets();
@@ -205,6 +329,11 @@ fn sum_of_words(octets: &[u8]) -> u16 {
     ((folded & 0xffff) + (folded >> 16)) as u16
 }
 
+/// Whether it is a frame by which a bridge notices that it leads back to itself (IEEE 802 local experimental EtherType 1).
+pub(crate) fn is_probe(frame: &[u8]) -> bool {
+    frame.get(12..14) == Some(&[0x88, 0xb5])
+}
+
 /// Whether all checksums of a frame are right; `partial`: that of TCP or UDP is left to the device.
 ///
 /// # Errors
@@ -217,7 +346,8 @@ pub(crate) fn verify_checksums(frame: &[u8], partial: bool) -> Result<(), String
         false => Err(format!("the {what} checksum is {found:#06x} instead of {expected:#06x}")),
     };
     let too_long = |_| "it is too long".to_owned();
-    let whole = |made: u16| if partial { pseudo_header(&frame[14..]).2 } else { made };
+    let start = if frame[12..14] == [0x81, 0] { 18 } else { 14 };
+    let whole = |made: u16| if partial { pseudo_header(&frame[start..]).2 } else { made };
     match (&headers.net, &headers.transport) {
         (Some(NetHeaders::Ipv4(ip, _)), transport) => {
             expect("IPv4", ip.header_checksum, ip.calc_header_checksum())?;
@@ -225,6 +355,8 @@ pub(crate) fn verify_checksums(frame: &[u8], partial: bool) -> Result<(), String
                 Some(TransportHeader::Tcp(tcp)) => {
                     expect("TCP", tcp.checksum, whole(tcp.calc_checksum_ipv4(ip, payload).map_err(too_long)?))
                 }
+                // None was sent (RFC 768).
+                Some(TransportHeader::Udp(UdpHeader { checksum: 0, .. })) => Ok(()),
                 Some(TransportHeader::Udp(udp)) => {
                     let made = UdpHeader::with_ipv4_checksum(udp.source_port, udp.destination_port, ip, payload);
                     expect("UDP", udp.checksum, whole(made.map_err(too_long)?.checksum))

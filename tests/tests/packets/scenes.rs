@@ -8,7 +8,7 @@ use crate::bench::{INSIDE, INSIDE_MAC, OUTSIDE, OUTSIDE_MAC, ROUTER_MAC, server_
 use crate::capture::{Captured, Offload};
 use crate::frames::{
     arp_request, bare, data, end, framed, left_to_the_device, nd_question, nd_solicitation, ping, tcp,
-    tcp_with_options, too_big, udp, with_header_checksum,
+    tcp_with_options, too_big, udp, with_header_checksum, with_ttl,
 };
 
 /// Milliseconds between two frames, when nothing else is said.
@@ -20,6 +20,13 @@ pub(crate) type Scene = (&'static str, fn(&mut Script));
 /// All of them.
 pub(crate) const SCENES: &[Scene] = &[
     ("arp-vip", arp_vip),
+    ("bridge-cable", bridge_cable),
+    ("bridge-full-nat", bridge_full_nat),
+    ("bridge-half-nat", bridge_half_nat),
+    ("bridge-half-nat-v6", bridge_half_nat_v6),
+    ("bridge-loop", bridge_loop),
+    ("bridge-questions", bridge_questions),
+    ("bridge-spanning-tree", bridge_spanning_tree),
     ("dsr-v4-tcp", dsr_v4_tcp),
     ("dsr-v4-udp", dsr_v4_udp),
     ("dsr-v6-tcp", dsr_v6_tcp),
@@ -49,9 +56,17 @@ pub(crate) const SCENES: &[Scene] = &[
     ("ping-vip-v6", ping_vip_v6),
     ("pool-exhausted", pool_exhausted),
     ("reopen", reopen),
+    ("router-refusals", router_refusals),
+    ("router-rules", router_rules),
+    ("router-v4", router_v4),
+    ("router-v6", router_v6),
     ("simultaneous-close", simultaneous_close),
     ("super-packets-v4", super_packets_v4),
     ("super-packets-v6", super_packets_v6),
+    ("vlan-answers", vlan_answers),
+    ("vlan-full-nat-v4", vlan_full_nat_v4),
+    ("vlan-half-nat-v6", vlan_half_nat_v6),
+    ("vlan-super-packets", vlan_super_packets),
 ];
 
 const CLIENT_V4: &str = "198.51.100.7:40000";
@@ -70,18 +85,20 @@ pub(crate) struct Script {
     now_ms: u64,
     /// Of the next packets.
     offload: Offload,
+    /// What stands behind the addresses of the next frames, by port: VLAN tags.
+    tags: [Vec<u8>; 2],
     pub(crate) frames: Vec<Captured>,
 }
 
 impl Script {
     /// A packet that the router outside delivers.
-    fn outside(&mut self, packet: Vec<u8>) {
+    pub(crate) fn outside(&mut self, packet: Vec<u8>) {
         let packet = self.left_over(packet);
         self.frame(OUTSIDE, framed(OUTSIDE_MAC, ROUTER_MAC, &packet));
     }
 
     /// A packet that a station inside sends.
-    fn inside(&mut self, number: u8, packet: Vec<u8>) {
+    pub(crate) fn inside(&mut self, number: u8, packet: Vec<u8>) {
         let packet = self.left_over(packet);
         self.frame(INSIDE, framed(INSIDE_MAC, server_mac(number), &packet));
     }
@@ -91,23 +108,25 @@ impl Script {
         if self.offload == Offload::Nothing { packet } else { left_to_the_device(packet) }
     }
 
-    fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
+    pub(crate) fn frame(&mut self, port: PortId, bytes: Vec<u8>) {
+        let (addresses, rest) = bytes.split_at(bytes.len().min(12));
+        let bytes = [addresses, &self.tags[port.index()], rest].concat();
         self.frames.push(Captured { at_ms: self.now_ms, port, offload: self.offload, bytes });
         self.now_ms += STEP_MS;
     }
 
-    fn wait(&mut self, ms: u64) {
+    pub(crate) fn wait(&mut self, ms: u64) {
         self.now_ms += ms;
     }
 }
 
 /// Four ends of a flow: what the client sees, and what the server sees.
 #[derive(Clone, Copy)]
-struct Ends {
-    client: SocketAddr,
-    vip: SocketAddr,
-    source: SocketAddr,
-    server: SocketAddr,
+pub(crate) struct Ends {
+    pub(crate) client: SocketAddr,
+    pub(crate) vip: SocketAddr,
+    pub(crate) source: SocketAddr,
+    pub(crate) server: SocketAddr,
 }
 
 impl Ends {
@@ -115,16 +134,16 @@ impl Ends {
         Ends { client: end(client), vip: end(vip), source: end(source), server: end(server) }
     }
 
-    fn v4() -> Ends {
+    pub(crate) fn v4() -> Ends {
         Ends::new([CLIENT_V4, VIP_V4, SNAT_V4, SERVER_V4])
     }
 
-    fn v6() -> Ends {
+    pub(crate) fn v6() -> Ends {
         Ends::new([CLIENT_V6, VIP_V6, SNAT_V6, SERVER_V6])
     }
 
     /// The three segments of a handshake: the client begins with 100, the server with 900.
-    fn open(&self, script: &mut Script) {
+    pub(crate) fn open(&self, script: &mut Script) {
         script.outside(tcp(self.client, self.vip, bare("S", 100, 0)));
         script.inside(80, tcp(self.server, self.source, bare("S.", 900, 101)));
         script.outside(tcp(self.client, self.vip, bare(".", 101, 901)));
@@ -160,11 +179,11 @@ fn full_nat_v6_tcp(script: &mut Script) {
 }
 
 /// The server sees, and answers to, the client's address.
-fn half_nat_v4() -> Ends {
+pub(crate) fn half_nat_v4() -> Ends {
     Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, SERVER_V4])
 }
 
-fn half_nat_v6() -> Ends {
+pub(crate) fn half_nat_v6() -> Ends {
     Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, SERVER_V6])
 }
 
@@ -209,7 +228,7 @@ fn dsr_v6_udp(script: &mut Script) {
     one_sided_datagrams(CLIENT_V6, VIP_V6, script);
 }
 
-fn datagrams(ends: Ends, script: &mut Script) {
+pub(crate) fn datagrams(ends: Ends, script: &mut Script) {
     script.outside(udp(ends.client, ends.vip, b"question"));
     script.inside(80, udp(ends.server, ends.source, b"answer"));
     script.outside(udp(ends.client, ends.vip, b"another question"));
@@ -278,6 +297,57 @@ fn super_packets_v6(script: &mut Script) {
 }
 
 /// The last is for an address that the kernel has itself.
+/// A tag of VLAN `vlan` with a priority of 0 to 7.
+fn tag(vlan: u16, priority: u16) -> Vec<u8> {
+    let [a, b] = (priority << 13 | vlan).to_be_bytes();
+    vec![0x81, 0, a, b]
+}
+
+/// Questions and pings on two VLANs of one link: each address is answered on its own VLAN only, with its tag. Stacked tags, another VLAN and the
+/// frames without a tag get no answer; a priority without a VLAN is no VLAN.
+fn vlan_answers(script: &mut Script) {
+    let asked = |script: &mut Script, tags: Vec<u8>, target: &str| {
+        script.tags[1] = tags;
+        script.frame(INSIDE, arp_request(server_mac(80), "10.20.0.80", target));
+    };
+    asked(script, tag(20, 0), "10.20.0.250");
+    asked(script, tag(20, 0), "10.20.0.1");
+    asked(script, tag(20, 0), "10.20.0.99");
+    asked(script, tag(30, 0), "10.20.0.250");
+    asked(script, tag(30, 0), "10.30.0.1");
+    asked(script, tag(21, 0), "10.20.0.250");
+    asked(script, vec![], "10.20.0.250");
+    asked(script, [vec![0x88, 0xa8, 0, 20], tag(20, 0)].concat(), "10.20.0.250");
+    asked(script, [tag(20, 0), tag(20, 0)].concat(), "10.20.0.250");
+    asked(script, tag(0, 6), "10.0.0.2");
+    script.tags[1] = tag(20, 5);
+    script.frame(INSIDE, nd_question(server_mac(80), "fd20::80", "fd20::1"));
+    script.inside(80, ping("10.20.0.80", "10.20.0.1", b"own"));
+    script.inside(80, ping("10.20.0.80", "10.20.0.250", b"a VIP"));
+    script.inside(80, ping("fd20::80", "fd20::1", b"own"));
+}
+
+/// From a client on one VLAN to a server on another of the other link: what goes either way keeps its priority.
+fn vlan_full_nat_v4(script: &mut Script) {
+    script.tags = [tag(10, 3), tag(20, 5)];
+    let ends = Ends::new(["10.10.0.80:40000", "10.10.0.250:443", "10.20.0.2:5000", "10.20.0.80:8443"]);
+    whole_connection(ends, script);
+}
+
+/// From a client without a tag to a server on a VLAN, which answers through us.
+fn vlan_half_nat_v6(script: &mut Script) {
+    script.tags[1] = tag(20, 1);
+    let ends = Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, "[fd20::80]:8443"]);
+    whole_connection(ends, script);
+}
+
+/// Super-packets with a partial checksum from one VLAN to the other.
+fn vlan_super_packets(script: &mut Script) {
+    script.tags = [tag(10, 0), tag(20, 0)];
+    let ends = Ends::new(["10.10.0.80:40000", "10.10.0.250:443", "10.20.0.2:5000", "10.20.0.80:8443"]);
+    super_packets(ends, 1_448, script);
+}
+
 fn ping_vip_v4(script: &mut Script) {
     script.outside(ping("198.51.100.7", "192.0.2.250", b"abcdefgh"));
     script.outside(ping("198.51.100.7", "192.0.2.250", b""));
@@ -415,6 +485,82 @@ fn reopen(script: &mut Script) {
     script.outside(tcp(ends.client, ends.vip, bare(".", 1_000_101, 2_000_901)));
 }
 
+/// Past the VIP, as the server sees it, and by the VIP at the same time.
+fn router(ends: Ends, script: &mut Script) {
+    let (client, server) = (ends.client, ends.server);
+    ends.open(script);
+    let direct = SocketAddr::new(client.ip(), client.port() + 1);
+    script.outside(tcp(direct, server, bare("S", 500, 0)));
+    script.inside(80, tcp(server, direct, bare("S.", 700, 501)));
+    script.outside(tcp(direct, server, bare(".", 501, 701)));
+    ends.exchange(script);
+    script.outside(udp(client, server, b"question"));
+    script.inside(80, udp(server, client, b"answer"));
+    let (client, server) = (client.ip().to_string(), server.ip().to_string());
+    script.outside(ping(&client, &server, b"abcdefgh"));
+    script.inside(80, ping(&server, &client, b"abcdefgh"));
+    // What the server starts by itself.
+    script.inside(80, tcp(SocketAddr::new(ends.server.ip(), 50_000), end_of(&client, 135), bare("S", 100, 0)));
+    // Four segments in one frame.
+    script.offload = Offload::Segments(1_400);
+    script.inside(80, tcp(ends.server, direct, data(701, 501, &[b'x'; 5_600])));
+}
+
+fn end_of(address: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(address.parse().expect("an address"), port)
+}
+
+fn router_v4(script: &mut Script) {
+    router(half_nat_v4(), script);
+}
+
+fn router_v6(script: &mut Script) {
+    router(half_nat_v6(), script);
+}
+
+/// What a router does not forward, each time before the same of IPv6: senders of the first and the second are told why.
+fn router_refusals(script: &mut Script) {
+    for (ends, nearby, forged, link_local) in [
+        (half_nat_v4(), "192.0.2.1:9", "10.0.0.99:9", "169.254.0.9:9"),
+        (half_nat_v6(), "[2001:db8::1]:9", "[fd00::99]:9", "[fe80::9]:9"),
+    ] {
+        let (client, server) = (ends.client, ends.server);
+        script.outside(with_ttl(udp(client, server, b"traceroute"), 1));
+        script.inside(80, udp(server, client, &[b'x'; 1_600]));
+        // The kernel's; from where it cannot be; of one link only, either way; from ourselves.
+        script.outside(udp(client, end(nearby), b"the kernel's"));
+        script.outside(udp(end(forged), server, b"forged"));
+        script.outside(udp(end(link_local), server, b"from the link"));
+        script.outside(udp(client, end(link_local), b"to the link"));
+        script.inside(80, udp(SocketAddr::new(end(nearby).ip(), 9), client, b"from us"));
+        // To the service, and yet none of its ports.
+        script.outside(udp(client, ends.vip, b"closed"));
+    }
+    script.outside(udp(half_nat_v4().client, end("10.0.0.255:9"), b"to all of them"));
+    // Who complains about a complaint would never end.
+    let quoted = udp(end(SERVER_V4), end("203.0.113.9:9"), b"x");
+    script.outside(with_ttl(too_big("192.0.2.254", 1_300, &quoted), 1));
+}
+
+/// Everything is denied but what servers open, and datagrams to one port of theirs with their answers.
+fn router_rules(script: &mut Script) {
+    let Ends { client, server, .. } = half_nat_v4();
+    let stun = SocketAddr::new(server.ip(), 3478);
+    script.outside(tcp(client, server, bare("S", 100, 0)));
+    script.outside(udp(client, server, b"denied"));
+    script.outside(udp(client, stun, b"question"));
+    script.inside(80, udp(stun, client, b"answer"));
+    script.inside(80, udp(server, client, b"denied"));
+    // About an answer, and about what was never let in.
+    script.outside(too_big("198.51.100.1", 1_300, &udp(stun, client, b"answer")));
+    script.outside(too_big("198.51.100.1", 1_300, &udp(server, client, b"denied")));
+    let directory = SocketAddr::new(client.ip(), 135);
+    script.inside(80, tcp(server, directory, bare("S", 100, 0)));
+    script.outside(tcp(directory, server, bare("S.", 900, 101)));
+    script.inside(80, tcp(server, directory, bare(".", 101, 901)));
+    script.outside(ping("198.51.100.7", "10.0.0.80", b"denied"));
+}
+
 /// One lie or cut each, and a good segment last, which alone goes on.
 fn lying_frames(script: &mut Script) {
     let (client, vip) = (end(CLIENT_V4), end(VIP_V4));
@@ -462,4 +608,118 @@ fn lying_frames(script: &mut Script) {
     script.outside(longer);
     script.outside(tcp(end("[::ffff:198.51.100.7]:40000"), end(VIP_V6), bare("S", 100, 0)));
     script.outside(good);
+}
+
+/// Stations on both sides of a bridge that have nothing to do with us, one each.
+const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 9, 1];
+const FAR_MAC: [u8; 6] = [2, 0, 0, 0, 9, 2];
+const EVERYBODY: [u8; 6] = [0xff; 6];
+
+impl Script {
+    /// A frame from the near station outside, and one back from the far station inside.
+    fn both_ways(&mut self, there: Vec<u8>, back: Vec<u8>) {
+        self.frame(OUTSIDE, framed(FAR_MAC, NEAR_MAC, &there));
+        self.frame(INSIDE, framed(NEAR_MAC, FAR_MAC, &back));
+    }
+}
+
+/// A frame that carries no IP.
+fn other_frame(dst: [u8; 6], src: [u8; 6], ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&dst[..], &src, &ethertype.to_be_bytes(), payload].concat()
+}
+
+/// All of it is others': IPv4 and IPv6 with whole and partial checksums, super-packets, pings, groups, broadcast, ARP, protocols that nobody here knows, a
+/// tag, and what is no packet at all.
+fn bridge_cable(script: &mut Script) {
+    for (near, far) in [("192.0.2.9:5000", "192.0.2.10:445"), ("[2001:db8::9]:5000", "[2001:db8::10]:445")] {
+        let (near, far) = (end(near), end(far));
+        script.both_ways(tcp(near, far, bare("S", 100, 0)), tcp(far, near, bare("S.", 900, 101)));
+        script.both_ways(udp(near, far, b"question"), udp(far, near, b"answer"));
+        let (from, to) = (near.ip().to_string(), far.ip().to_string());
+        script.both_ways(ping(&from, &to, b"there?"), ping(&to, &from, b"and you?"));
+        script.offload = Offload::Segments(1_000);
+        let long = [b'x'; 4_000];
+        let (there, back) = (tcp(near, far, data(101, 901, &long)), tcp(far, near, data(901, 4_101, &long)));
+        script.both_ways(left_to_the_device(there), left_to_the_device(back));
+        script.offload = Offload::Nothing;
+    }
+    script.frame(OUTSIDE, arp_request(NEAR_MAC, "192.0.2.9", "192.0.2.10"));
+    script.frame(INSIDE, arp_request(FAR_MAC, "192.0.2.10", "192.0.2.9"));
+    script.frame(INSIDE, nd_solicitation(FAR_MAC, "2001:db8::10", "2001:db8::9", 255));
+    let group = udp(end("192.0.2.9:5353"), end("224.0.0.251:5353"), b"who is there");
+    script.frame(OUTSIDE, framed([0x01, 0, 0x5e, 0, 0, 0xfb], NEAR_MAC, &group));
+    script.frame(INSIDE, framed(EVERYBODY, FAR_MAC, &udp(end("0.0.0.0:68"), end("255.255.255.255:67"), b"an address")));
+    script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    script.frame(INSIDE, other_frame([0x01, 0x80, 0xc2, 0, 0, 0], FAR_MAC, 38, &[0x42; 46]));
+    script.frame(OUTSIDE, other_frame(FAR_MAC, NEAR_MAC, 0x8100, &[0, 7, 0x08, 0x00, 0x45]));
+    script.frame(INSIDE, other_frame(NEAR_MAC, FAR_MAC, 0x0800, &[0x45, 0, 0xff, 0xff]));
+}
+
+/// The server is in the VIP's network, on the other arm; what it answers is for a SNAT address and so for us.
+fn bridge_full_nat(script: &mut Script) {
+    whole_connection(Ends::new([CLIENT_V4, VIP_V4, "192.0.2.2:5000", "192.0.2.80:8443"]), script);
+}
+
+/// The server answers the client, by its router: for another station's MAC. What else it sends there is its own affair.
+fn bridge_answers(ends: Ends, script: &mut Script) {
+    let answer = |script: &mut Script, from: SocketAddr, segment| {
+        script.frame(INSIDE, framed(ROUTER_MAC, server_mac(80), &tcp(from, ends.client, segment)));
+    };
+    script.outside(tcp(ends.client, ends.vip, bare("S", 100, 0)));
+    answer(script, ends.server, bare("S.", 900, 101));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 101, 901)));
+    answer(script, SocketAddr::new(ends.server.ip(), 3389), bare("S.", 500, 1));
+    script.outside(tcp(ends.client, ends.vip, data(101, 901, b"hello")));
+    answer(script, ends.server, data(901, 106, b"world!"));
+    // Straight to the server.
+    script.frame(OUTSIDE, framed(server_mac(80), ROUTER_MAC, &tcp(ends.client, ends.server, bare("S", 1, 0))));
+    script.outside(tcp(ends.client, ends.vip, bare("F.", 106, 907)));
+    answer(script, ends.server, bare("F.", 907, 107));
+    script.outside(tcp(ends.client, ends.vip, bare(".", 107, 908)));
+}
+
+fn bridge_half_nat(script: &mut Script) {
+    bridge_answers(Ends::new([CLIENT_V4, VIP_V4, CLIENT_V4, "192.0.2.80:8443"]), script);
+}
+
+fn bridge_half_nat_v6(script: &mut Script) {
+    bridge_answers(Ends::new([CLIENT_V6, VIP_V6, CLIENT_V6, "[2001:db8::80]:8443"]), script);
+}
+
+/// Answered by the arm that they came by: for the VIP, the SNAT address and the bridge's own; all others cross, and so do answers.
+fn bridge_questions(script: &mut Script) {
+    for target in ["192.0.2.250", "192.0.2.2", "192.0.2.1", "192.0.2.99"] {
+        script.frame(OUTSIDE, arp_request(ROUTER_MAC, "192.0.2.254", target));
+        script.frame(INSIDE, arp_request(server_mac(80), "192.0.2.80", target));
+    }
+    for target in ["2001:db8::250", "2001:db8::1", "2001:db8::99"] {
+        script.frame(OUTSIDE, nd_solicitation(ROUTER_MAC, "2001:db8::fe", target, 255));
+        script.frame(INSIDE, nd_solicitation(server_mac(80), "2001:db8::80", target, 255));
+    }
+    script.outside(ping("198.51.100.7", "192.0.2.250", b"the VIP"));
+    script.frame(INSIDE, framed(INSIDE_MAC, server_mac(80), &ping("192.0.2.80", "192.0.2.1", b"the bridge")));
+    script.frame(INSIDE, framed(ROUTER_MAC, server_mac(80), &ping("192.0.2.80", "192.0.2.254", b"the router")));
+}
+
+/// The ports are in one switch: what leaves by one comes in by the other, and a station is at both.
+fn bridge_loop(script: &mut Script) {
+    script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    script.frame(INSIDE, other_frame(EVERYBODY, OUTSIDE_MAC, 0x88b5, &[2; 46]));
+    for _ in 0..4 {
+        script.frame(INSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+        script.frame(OUTSIDE, other_frame(EVERYBODY, NEAR_MAC, 0x88b6, &[1; 46]));
+    }
+    // It is over, and comes again.
+    script.wait(11_000);
+    script.frame(OUTSIDE, other_frame(EVERYBODY, FAR_MAC, 0x88b6, &[3; 46]));
+    script.frame(OUTSIDE, other_frame(EVERYBODY, OUTSIDE_MAC, 0x88b5, &[4; 46]));
+}
+
+/// Neither the one of customers nor that of each VLAN passes; link layer discovery does.
+fn bridge_spanning_tree(script: &mut Script) {
+    for (port, mac) in [(OUTSIDE, NEAR_MAC), (INSIDE, FAR_MAC)] {
+        script.frame(port, other_frame([0x01, 0x80, 0xc2, 0, 0, 0], mac, 38, &[0x42; 46]));
+        script.frame(port, other_frame([0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd], mac, 50, &[0xaa; 50]));
+        script.frame(port, other_frame([0x01, 0x80, 0xc2, 0, 0, 0x0e], mac, 0x88cc, &[2; 46]));
+    }
 }

@@ -22,6 +22,24 @@ impl Ip {
         // By arithmetic: taken apart into octets, the compiler keeps an address in pieces.
         (u128::from_be_bytes(self.0) as u32).to_be_bytes()
     }
+
+    /// Whether it means something on one link only: `fe80::/10` or `169.254.0.0/16`.
+    pub fn is_link_local(self) -> bool {
+        match IpAddr::from(self) {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        }
+    }
+
+    /// The first and the last address, as numbers, of its network with a prefix of so many bits: at most 32 for IPv4, 128 for IPv6; more counts as
+    /// that.
+    pub(crate) fn network(self, prefix: u8) -> (u128, u128) {
+        let bits_max: u32 = if self.is_v4() { 32 } else { 128 };
+        let host_bits = bits_max.saturating_sub(prefix.into());
+        let hosts = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
+        let bits = u128::from_be_bytes(self.0);
+        (bits & !hosts, bits | hosts)
+    }
 }
 
 impl From<Ipv4Addr> for Ip {

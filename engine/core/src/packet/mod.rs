@@ -11,6 +11,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod cut;
 mod icmp;
 pub mod rewrite;
 pub mod straight;
@@ -23,7 +24,7 @@ use crate::counters::counters;
 
 pub use addr::{Ip, Mac, Tuple, TupleV4};
 pub use transport::SynOptions;
-pub use view::{Ethernet, parse, parse_to};
+pub use view::{Ethernet, parse, parse_ip, parse_to};
 
 /// Octets of an Ethernet header without tag.
 pub const ETHERNET_LEN: usize = 14;
@@ -46,6 +47,9 @@ counters!(
         ArpSender = "arp_sender", "An ARP packet whose sender has a group's address.";
         ArpTruncated = "arp_truncated", "An ARP packet that is shorter than its fields.";
         ArpUnsupported = "arp_unsupported", "An ARP packet that is not about IPv4 over Ethernet.";
+        BridgeReturned = "bridge_returned", "A frame of our own that came in again by an arm of a bridge: a loop, or somebody else with that MAC.";
+        BridgeStorm = "bridge_storm", "A frame to a group or an unknown station on a bridge that leads back to itself: more of them than may cross.";
+        CutFull = "cut_full", "A packet to be cut into fragments for which there was no room among what is sent.";
         DsrBehindRouter = "dsr_behind_router", "DSR: the real server is not on a link of ours, and its router would send the packet back.";
         EthernetSource = "ethernet_source", "A frame whose source is a group's address.";
         EthernetTruncated = "ethernet_truncated", "A frame that is shorter than an Ethernet header.";
@@ -53,10 +57,14 @@ counters!(
         ExtensionTruncated = "extension_truncated", "An IPv6 extension header that is longer than its packet.";
         ExtensionsTooMany = "extensions_too_many", "An IPv6 packet with more than 8 extension headers.";
         FlowsFull = "flows_full", "The flow table was full; the client of a TCP connection is reset.";
-        Fragment = "fragment", "A fragment to an address of ours, or of a half-NAT server's to a client: fragments are not put together.";
+        Fragment = "fragment", "A fragment that cannot be put together with others: its checksum was left to the device.";
         FragmentBeyondEnd = "fragment_beyond_end", "A fragment of a packet that would be longer than 65,535 octets.";
+        FragmentCongestion = "fragment_congestion", "A fragment that may not be marked for congestion while others of its packet may (RFC 3168 section 5.3).";
+        FragmentHeaders = "fragment_headers", "A first fragment with headers of more than 512 octets in front of its data.";
         FragmentLength = "fragment_length", "A fragment without data, or one before the last whose data is no multiple of 8 octets.";
+        FragmentOverlap = "fragment_overlap", "A fragment that overlaps or contradicts another one of its packet, and those of it that came later (RFC 5722).";
         FragmentTiny = "fragment_tiny", "A first fragment without the whole TCP or UDP header, or a later one that lies over it.";
+        FragmentsTooMany = "fragments_too_many", "A fragment of a packet in more than 128 fragments.";
         FrameChanged = "frame_changed", "A frame whose headers were no longer where they had been read.";
         HairpinUnserved = "hairpin_unserved", "Half-NAT: a client on a real server's network, and no source pool to answer it through.";
         HandOffFull = "hand_off_full", "A frame for another worker that had no room for it.";
@@ -92,10 +100,13 @@ counters!(
         PortsExhausted = "ports_exhausted", "Every (source address, port) towards the real server was leased; a TCP client is reset.";
         PortZero = "port_zero", "A TCP or UDP packet from or to port 0.";
         ReturnPort = "return_port", "An answer of a real server that came in on an interface from which no route leads to that server.";
+        ReversePath = "reverse_path", "A packet to be forwarded as it is that came in on an interface from which no route leads to its source.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
+        RuleDenied = "rule_denied", "A packet to be forwarded as it is that a rule of the router denies, or none allows.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
-        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours.";
+        SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours; where packets are forwarded as they are, or any address of this host.";
+        SpanningTree = "spanning_tree", "A frame of spanning tree on a bridge that does not let them pass.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";
@@ -104,6 +115,7 @@ counters!(
         UdpChecksumMissing = "udp_checksum_missing", "A UDP datagram over IPv6 without checksum.";
         UdpLength = "udp_length", "A UDP datagram that gives its length as less than 8 or more than its packet has.";
         UdpTruncated = "udp_truncated", "A UDP datagram that is shorter than its header.";
+        Unroutable = "unroutable", "A packet to be forwarded as it is from or to an address that no router forwards: link-local, reserved, or the broadcast of a network here.";
     }
 );
 
@@ -243,6 +255,8 @@ pub struct Fragment {
     pub offset: u16,
     /// Whether others follow.
     pub more: bool,
+    /// Where its data starts, in octets from the start of the frame: behind the headers that each fragment repeats, and the fragment header.
+    pub data: u16,
 }
 
 impl Fragment {

@@ -208,6 +208,19 @@ pub fn decrement_hop_limit(frame: &mut [u8], layout: &Layout) -> Result<(), HopE
     Ok(())
 }
 
+/// Gives an IPv4 packet another identification; the header checksum follows. Other packets are left alone.
+pub fn set_identification(frame: &mut [u8], layout: &Layout, id: u16) {
+    let header = frame.get_mut(layout.l3..).and_then(|header| header.first_chunk_mut::<IPV4_HEADER>());
+    if let Some(header) = header
+        && layout.family == Family::V4
+    {
+        let old = u16::from_be_bytes([header[4], header[5]]);
+        header[4..6].copy_from_slice(&id.to_be_bytes());
+        let sum = Delta::of_u16(old, id).complete(u16::from_be_bytes([header[10], header[11]]));
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
+}
+
 /// Lowers the maximum segment size that a SYN or SYN-ACK offers to `mss_max` (RFC 9293 §3.7.1) and returns what it was.
 ///
 /// `None`, and the frame is unchanged, when it is not above that, when the segment has no SYN or no such option (which then

@@ -57,6 +57,28 @@ pub fn parse_to(frame: &[u8], to: &mut Parsed) -> Result<Option<Packet>, DropRea
     }
 }
 
+/// Reads the headers of a whole IP packet between two hosts that [`parse`] knows nothing more about, or refuses for what it carries: for who only
+/// forwards it. The ports are those of a UDP datagram. `None`: it is no such packet.
+pub fn parse_ip(frame: &[u8]) -> Option<Parsed> {
+    let packet = frame.get(ETHERNET_LEN..)?;
+    let octets = |at: usize| packet.get(at..)?.first_chunk().map(|octets| usize::from(u16::from_be_bytes(*octets)));
+    let (family, total_len, ttl, dont_fragment) = match Ethernet::read(frame).ok()?.ethertype {
+        ETHERTYPE_IPV4 => (Family::V4, octets(2)?, *packet.get(8)?, packet.get(6)? & 0x40 != 0),
+        ETHERTYPE_IPV6 => (Family::V6, IPV6_LEN + octets(4)?, *packet.get(7)?, true),
+        _ => return None,
+    };
+    let packet = packet.get(..total_len)?;
+    let (mut tuple, headers_len) = embedded(packet, family).ok()?;
+    if tuple.protocol == PROTOCOL_UDP {
+        let [s0, s1, d0, d1] = *packet.get(headers_len..)?.first_chunk()?;
+        (tuple.src_port, tuple.dst_port) = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+    }
+    let l4 = (ETHERNET_LEN + headers_len) as u16;
+    let end = (ETHERNET_LEN + total_len) as u32;
+    let l3 = ETHERNET_LEN as u16;
+    Some(Parsed { tuple, family, ttl, dont_fragment, l3, l4, payload: l4, end, tcp: Tcp::default() })
+}
+
 /// An Ethernet header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {
@@ -409,5 +431,7 @@ fn fragment(packet: &[u8], parsed: &Parsed, part: Part) -> Result<Packet, DropRe
     }
     let Tuple { src, dst, .. } = parsed.tuple;
     let key = FragmentKey { src, dst, id: part.id, protocol: part.protocol };
-    Ok(Packet::Fragment(Fragment { parsed, key, offset: part.offset, more: part.more }))
+    // Headers of two octets' length at most, as in Parsed::l4.
+    let data = (ETHERNET_LEN + part.data) as u16;
+    Ok(Packet::Fragment(Fragment { parsed, key, offset: part.offset, more: part.more, data }))
 }

@@ -6,7 +6,7 @@ use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
-    Arp, ArpOperation, DropReason, Fragment, IcmpError, Ip, Nd, NdKind, PROTOCOL_TCP, Packet, Parsed, Tuple,
+    Arp, ArpOperation, DropReason, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
 };
 
 /// Time to live and hop limit of what we answer.
@@ -15,11 +15,11 @@ const HOP_LIMIT: u8 = 64;
 impl Plane {
     /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
     pub fn announce(&self, out: &mut Outbox) {
-        for address in self.services.ours().filter(|&address| self.is_ours_alone(address)) {
-            let home = self.network.home(address);
+        let services = self.services.ours().filter(|&address| !self.network.is_own(address));
+        for address in services.chain(self.network.kept_addresses()).filter(|&address| self.is_ours_alone(address)) {
             for (port, id) in self.network.ports.iter().zip(0..) {
                 let id = PortId(id);
-                if home.is_some_and(|home| home != id) {
+                if !self.is_at_home(address, id) {
                     continue;
                 }
                 match address.is_v4() {
@@ -40,11 +40,12 @@ impl Plane {
     ) -> Verdict {
         match packet {
             Packet::Arp(arp) => self.on_arp(frame, arp, turn.out),
-            Packet::Echo(echo) => self.on_echo(frame, echo),
-            Packet::Fragment(fragment) => self.on_fragment(fragment),
+            Packet::Echo(echo) => self.on_echo(frame, echo, turn),
+            Packet::Fragment(fragment) => self.on_fragment(frame, fragment, turn),
             Packet::IcmpError(error) => self.on_error(frame, error, turn),
             Packet::Nd(nd) => self.on_nd(frame, nd, turn.out),
-            Packet::Other(_) | Packet::Transport(_) => Verdict::Pass,
+            Packet::Other(Other::Icmp(_) | Other::Protocol(_)) => self.route_unread(frame, Verdict::Pass, turn),
+            Packet::Other(Other::Arp(_) | Other::EtherType(_) | Other::Group) | Packet::Transport(_) => Verdict::Pass,
         }
     }
 
@@ -72,12 +73,17 @@ impl Plane {
     /// Whether a question for `address` that came with `frame` is ours to answer: on the link that the address belongs to, or on any when it
     /// belongs to none.
     fn is_answered(&self, frame: &Frame<'_>, address: Ip) -> bool {
-        self.is_ours_alone(address) && self.network.home(address).is_none_or(|home| home == frame.port)
+        self.is_ours_alone(address) && self.is_at_home(address, frame.port)
     }
 
-    fn on_echo(&mut self, frame: &mut Frame<'_>, echo: &Parsed) -> Verdict {
+    fn is_at_home(&self, address: Ip, port: PortId) -> bool {
+        let network = &self.network;
+        network.home(address).is_none_or(|home| network.segment(home) == network.segment(port))
+    }
+
+    fn on_echo<D: Desk>(&mut self, frame: &mut Frame<'_>, echo: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
         if !self.is_ours_alone(echo.tuple.dst) || self.network.is_kernels(echo.tuple.dst) {
-            return Verdict::Pass;
+            return self.route_on(frame, echo, None, turn);
         }
         match answer_echo(frame.bytes, &Layout::from(echo), HOP_LIMIT) {
             Ok(()) => {
@@ -85,17 +91,6 @@ impl Plane {
                 Verdict::Send(frame.port)
             }
             Err(_) => Verdict::Drop(DropReason::FrameChanged),
-        }
-    }
-
-    fn on_fragment(&self, fragment: &Fragment) -> Verdict {
-        let tuple = &fragment.parsed.tuple;
-        let is_flows = fragment.is_first() && self.flows.lookup(tuple).is_some();
-        // Most fragments do not tell which flow they are of: what such a server sends through us to a client would leave untranslated.
-        let is_reply = self.services.keeps_clients(tuple.src) && self.network.holder(tuple.dst).is_none();
-        match is_flows || is_reply || self.is_ours_alone(tuple.dst) {
-            true => Verdict::Drop(DropReason::Fragment),
-            false => Verdict::Pass,
         }
     }
 
@@ -110,7 +105,7 @@ impl Plane {
             }
             return match self.is_ours_alone(error.parsed.tuple.dst) {
                 true => Verdict::Drop(DropReason::IcmpErrorStray),
-                false => Verdict::Pass,
+                false => self.route_on(frame, &error.parsed, Some(&error.embedded), turn),
             };
         };
         if found.stage == Stage::Established {
@@ -122,19 +117,23 @@ impl Plane {
         if error.embedded.protocol == PROTOCOL_TCP && !state.tcp().is_in_flight(sent_by, error.embedded_seq) {
             return Verdict::Drop(DropReason::IcmpErrorWindow);
         }
+        let service = state.service();
         // The quoted packet as its sender sent it, and the station that it came from.
         let (sent, station) = match sent_by {
             Direction::Forward => (path.client, path.client.src),
             Direction::Reverse => (path.server.reversed(), path.server.dst),
         };
-        let hop = match self.route(frame, &error.parsed, station, found.direction, path.returns, turn) {
-            Ok(hop) => hop,
+        let station = self.services.rule(service).station(&self.network, found.direction, station);
+        let onward = match self.route(frame, &error.parsed, station, found.direction, path.returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => return Verdict::Drop(reason),
         };
         if path.returns == Returns::Here {
             let Tuple { src, .. } = error.parsed.tuple;
-            // The far end is known to the sender by another address; a router on the way is not.
-            let from = if src == error.embedded.dst { sent.dst } else { src };
+            // A client is told by the address that it has sent to, whoever it was inside (RFC 5508 section 4.2, REQ-5 (c)). To a server, routers outside
+            // are who they are, and the far end is what the server takes it for.
+            let is_known_otherwise = sent_by == Direction::Forward || src == error.embedded.dst;
+            let from = if is_known_otherwise { sent.dst } else { src };
             let outer_to = Tuple { src: from, dst: sent.src, ..error.parsed.tuple };
             let outer = Layout::from(&error.parsed);
             let inner = Layout {
@@ -150,6 +149,6 @@ impl Plane {
             }
         }
         self.counts.add(PlaneCounter::Errors, 1);
-        self.send_error(turn.now, frame, &error.parsed, station, hop)
+        self.send_error(frame, &error.parsed, onward, turn)
     }
 }

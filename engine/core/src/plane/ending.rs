@@ -24,7 +24,7 @@ const SLOTS_PER_STEP: usize = 16;
 /// Of the budget, one part in so many is for a sweep that is under way.
 const SWEEP_SHARE: usize = 4;
 
-/// A walk over all flows for those whose server is not to have them any more; half-open ones first, since they may move to the other table meanwhile.
+/// A walk over all flows for those whose server is not to have them any more, or is gone; half-open ones first, since they may move to the other table meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sweep {
     stage: Stage,
@@ -32,12 +32,18 @@ pub(super) struct Sweep {
 }
 
 impl Sweep {
-    pub(super) fn start() -> Sweep {
+    fn start() -> Sweep {
         Sweep { stage: Stage::HalfOpen, slot: 0 }
     }
 }
 
 impl Plane {
+    /// Begins a sweep, in place of one that is under way.
+    pub(super) fn start_sweep(&mut self) {
+        self.services.begin_walk();
+        self.sweep = Some(Sweep::start());
+    }
+
     /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
     /// one of `budget`, and none is ended while `out` has no room for its resets. Whether all that was due is done.
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
@@ -61,6 +67,7 @@ impl Plane {
             maps.release(lease);
             self.exhausted.forget();
         }
+        self.give_up_fragments(now, &mut left, out, has_room);
         let is_expired = left > 0;
         self.pending.expire(now);
         let waited = self.pending.counts();
@@ -72,6 +79,7 @@ impl Plane {
         {
             self.sweep = self.step(now, sweep, &mut left, desk, out);
         }
+        self.tend_bridges(now, out);
         self.tell_fast(desk);
         is_expired && left > 0 && has_room(out)
     }
@@ -192,6 +200,11 @@ impl Plane {
         for slot in slot..end {
             let table = self.flows.table(stage);
             let Some(id) = table.at(slot) else { continue };
+            if self.services.has_left()
+                && let Some(path) = table.path(id)
+            {
+                self.services.find_flow(&path);
+            }
             let (Some(state), Some(detail)) = (table.state(id), table.detail(id)) else { continue };
             let (service, server) = (state.service(), detail.server);
             if !detail.is_counted || !self.services.is_shunned(service, server) {
@@ -215,7 +228,10 @@ impl Plane {
         match stage {
             _ if end < slots => Some(Sweep { stage, slot: end }),
             Stage::HalfOpen => Some(Sweep { stage: Stage::Established, slot: 0 }),
-            Stage::Established => None,
+            Stage::Established => {
+                self.services.end_walk();
+                None
+            }
         }
     }
 
@@ -229,7 +245,11 @@ impl Plane {
             let (tuple, station) = match to {
                 // What it has of the server's numbers is not known here, and it may never have sent the SYN.
                 Direction::Forward if ended.path.returns == Returns::Elsewhere => continue,
-                Direction::Forward => (ended.path.client.reversed(), ended.path.client.src),
+                Direction::Forward => {
+                    let client = ended.path.client.src;
+                    let rule = self.services.rule(ended.state.service());
+                    (ended.path.client.reversed(), rule.station(&self.network, Direction::Reverse, client))
+                }
                 // It knows itself by the VIP.
                 Direction::Reverse if ended.path.returns == Returns::Elsewhere => {
                     (ended.path.client, ended.path.server.dst)

@@ -7,6 +7,8 @@
 //!
 //! What the kernel counts is fetched by a walk that comes by every flow once a second, and when a flow is taken out.
 
+use std::net::Ipv4Addr;
+
 use super::flows::{Detail, Flows, State};
 use super::forward::{Hops, Run};
 use super::{BATCH_MAX, Desk, Frame, Network, Plane, PlaneCounter, PortId};
@@ -316,7 +318,12 @@ impl Plane {
             return None;
         }
         let onwards = Direction::BOTH.map(|direction| tuples[direction.opposite() as usize].reversed());
-        let hops = onwards.map(|to| *self.hops.hop_v4(&self.network, to.numbers()[1], &mut u16::MAX.clone()));
+        let rule = self.services.rule(service);
+        let hops = Direction::BOTH.map(|direction| {
+            let [_, to] = onwards[direction as usize].numbers();
+            let station = rule.station(&self.network, direction, Ipv4Addr::from_bits(to).into());
+            *self.hops.hop_v4(&self.network, u32::from_be_bytes(station.v4_octets()), &mut u16::MAX.clone())
+        });
         // Where nothing was seen yet, from where the answers to it go.
         let arrivals = Direction::BOTH.map(|direction| {
             candidate.arrivals[direction as usize].unwrap_or(hops[direction.opposite() as usize].port)
@@ -406,12 +413,17 @@ impl Plane {
         }
     }
 
-    /// Has the kernel carry nothing any more where the network has another way now for packets that it carries.
-    pub(super) fn review_fast(&mut self, network: &Network, hops: &Hops) {
-        if let Some(fast) = &mut self.flows.fast
-            && !hops.keeps(&self.hops, &self.network, network)
-        {
+    /// Has the kernel carry nothing any more: whatever goes on is entered anew.
+    pub(super) fn forget_fast(&mut self) {
+        if let Some(fast) = &mut self.flows.fast {
             fast.table.forget_all();
+        }
+    }
+
+    /// The same where the network has another way now for packets that it carries.
+    pub(super) fn review_fast(&mut self, network: &Network, hops: &Hops) {
+        if self.flows.fast.is_some() && !hops.keeps(&self.hops, &self.network, network) {
+            self.forget_fast();
         }
     }
 

@@ -2,14 +2,15 @@
 
 use super::fast::Carried;
 use super::flows::{Found, Stage};
+use super::fragments::complete;
 use super::pending::HoldError;
 use super::reply::{self, Complaint, icmp_error};
 use super::services::Rule;
-use super::{Desk, Frame, Network, NextHop, Plane, PlaneCounter, PortId, Turn, Verdict};
+use super::{Desk, Frame, Network, NextHop, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::flow::{Direction, Returns};
-use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, complete_checksum, redirect, set_macs};
+use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, redirect, set_macs};
 use crate::packet::straight::{Station, Straight};
 use crate::packet::{
     DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple, TupleV4,
@@ -44,6 +45,13 @@ pub(super) struct Hop {
 #[derive(Clone, Copy, Default)]
 pub(super) struct HopId(usize);
 
+/// How a packet leaves: by this hop, which was looked up for this address.
+#[derive(Clone, Copy)]
+pub(super) struct Onward {
+    hop: HopId,
+    to: Ip,
+}
+
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
 pub(super) struct Hops {
     hops: Box<[Hop]>,
@@ -58,7 +66,7 @@ struct Recent {
     server: Ip,
     hop: HopId,
     /// The ports by which its answers may come in, one bit each.
-    return_ports: u16,
+    return_ports: u64,
 }
 
 const RECENT_HOPS: usize = 256;
@@ -120,10 +128,23 @@ impl Hops {
         self.hop(HopId(range))
     }
 
-    /// The hop of packets to a real server.
+    /// How packets to whoever is no real server leave.
     #[inline]
-    fn towards_server(&mut self, network: &Network, to: Ip) -> HopId {
-        self.recall(network, to).hop
+    pub(super) fn towards(&self, network: &Network, to: Ip) -> Onward {
+        Onward { hop: HopId(network.range_of(to)), to }
+    }
+
+    /// The port that packets leave through; `None` when no route leads on.
+    #[inline]
+    pub(super) fn port(&self, onward: Onward) -> Option<PortId> {
+        let hop = self.hop(onward.hop);
+        (hop.mtu > 0).then_some(hop.port)
+    }
+
+    /// How packets to a real server leave.
+    #[inline]
+    fn towards_server(&mut self, network: &Network, to: Ip) -> Onward {
+        Onward { hop: self.recall(network, to).hop, to }
     }
 
     /// Whether the answers of a real server may come in by `port`.
@@ -198,8 +219,9 @@ impl Plane {
             return Some(Verdict::Drop(DropReason::ReturnPort));
         }
         let is_lent = is_lent && self.meet_lent(id, direction, frame, packet);
-        let hop = match self.route(frame, packet, to.dst, direction, returns, turn) {
-            Ok(hop) => hop,
+        let station = rule.station(&self.network, direction, to.dst);
+        let onward = match self.route(frame, packet, station, direction, returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => return Some(Verdict::Drop(reason)),
         };
         if packet.tuple.protocol == PROTOCOL_TCP {
@@ -234,7 +256,7 @@ impl Plane {
             }
         }
         self.count_for(service, turn);
-        Some(self.send(frame, packet, &to, direction, returns, hop, turn))
+        Some(self.send(frame, packet, &to, direction, returns, onward, turn))
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.
@@ -247,16 +269,31 @@ impl Plane {
         direction: Direction,
         returns: Returns,
         turn: &mut Turn<'_, D>,
-    ) -> Result<HopId, DropReason> {
-        let id = match direction {
+    ) -> Result<Onward, DropReason> {
+        let onward = match direction {
             Direction::Forward => self.hops.towards_server(&self.network, to),
-            Direction::Reverse => HopId(self.network.range_of(to)),
+            Direction::Reverse => self.hops.towards(&self.network, to),
         };
-        let mtu = self.hops.hop(id).mtu;
-        // Of a super-packet, each segment has to fit.
-        let largest = match frame.segment_bytes {
-            0 => packet.total_len(),
-            segment => u32::from(packet.payload) - u32::from(packet.l3) + u32::from(segment),
+        self.judge_hop(frame, packet, onward, returns, turn)?;
+        Ok(onward)
+    }
+
+    /// The same where the next hop is known.
+    #[inline(always)]
+    pub(super) fn judge_hop<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        onward: Onward,
+        returns: Returns,
+        turn: &mut Turn<'_, D>,
+    ) -> Result<(), DropReason> {
+        let mtu = self.hops.hop(onward.hop).mtu;
+        // Of a super-packet, each segment has to fit; of one that came in fragments, each of them.
+        let largest = match (turn.pieces, frame.segment_bytes) {
+            (Some(pieces), _) => pieces.largest,
+            (None, 0) => packet.total_len(),
+            (None, segment) => u32::from(packet.payload) - u32::from(packet.l3) + u32::from(segment),
         };
         if largest > mtu {
             if mtu == 0 {
@@ -265,17 +302,20 @@ impl Plane {
             if packet.dont_fragment {
                 self.complain(frame, packet, Complaint::PacketTooBig { mtu }, turn);
             }
-            return Err(DropReason::PacketTooBig);
+            // One that may be cut is cut when it leaves; the device cuts super-packets, but only into segments.
+            if packet.dont_fragment || frame.segment_bytes > 0 {
+                return Err(DropReason::PacketTooBig);
+            }
         }
         // DSR is part of the link: it takes no hop.
         if packet.ttl <= 1 && returns == Returns::Here {
             self.complain(frame, packet, Complaint::TimeExceeded, turn);
             return Err(DropReason::HopLimit);
         }
-        Ok(id)
+        Ok(())
     }
 
-    /// Rewrites the packet to `to` and sends it to `hop`.
+    /// Rewrites the packet to `to` and sends it `onward`.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
     pub(super) fn send<D: Desk>(
@@ -285,17 +325,17 @@ impl Plane {
         to: &Tuple,
         direction: Direction,
         returns: Returns,
-        hop: HopId,
+        onward: Onward,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let layout = Layout::from(packet);
         let rewritten = if returns == Returns::Elsewhere {
-            set_macs(frame.bytes, &self.hops.hop(hop).macs)
+            set_macs(frame.bytes, &self.hops.hop(onward.hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
-                self.clamp(frame, &layout, hop);
+                self.clamp(frame, &layout, onward.hop);
             }
-            let macs = &self.hops.hop(hop).macs;
+            let macs = &self.hops.hop(onward.hop).macs;
             match (Straight::at(frame.bytes, packet), TupleV4::of(to)) {
                 (Some(straight), Some(to)) if frame.checksum != Checksum::Absent => {
                     straight.redirect(frame.checksum, to, macs);
@@ -307,56 +347,76 @@ impl Plane {
         if rewritten.is_err() {
             return Verdict::Drop(DropReason::FrameChanged);
         }
+        if !packet.dont_fragment && packet.tuple.protocol != PROTOCOL_TCP && turn.pieces.is_none() {
+            self.renumber(frame, packet);
+        }
         turn.run.add(packet.tuple.protocol, direction, frame.bytes.len(), packet.payload_len());
-        self.leave(turn.now, frame, packet, to.dst, hop)
+        self.leave(frame, packet, onward, turn)
     }
 
-    /// Sends a frame that was rewritten but for its MACs on the way to `to`.
-    pub(super) fn send_error(
+    /// Sends a frame that was rewritten but for its MACs.
+    pub(super) fn send_error<D: Desk>(
         &mut self,
-        now: Now,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        to: Ip,
-        hop: HopId,
+        onward: Onward,
+        turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        match set_macs(frame.bytes, &self.hops.hop(hop).macs) {
-            Ok(()) => self.leave(now, frame, packet, to, hop),
+        match set_macs(frame.bytes, &self.hops.hop(onward.hop).macs) {
+            Ok(()) => self.leave(frame, packet, onward, turn),
             Err(_) => Verdict::Drop(DropReason::FrameChanged),
         }
     }
 
+    /// Sends a packet that is all rewritten, or lets it wait; one that is larger than the link carries, and may be cut, in fragments.
     #[inline(always)]
-    fn leave(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, hop: HopId) -> Verdict {
-        let hop = self.hops.hop(hop);
-        match hop.is_ready {
-            true => Verdict::Send(hop.port),
-            false => self.hold(now, frame, packet, to),
+    fn leave<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        onward: Onward,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
+        let Hop { is_ready, port, mtu, .. } = *self.hops.hop(onward.hop);
+        if !is_ready {
+            return self.hold(frame, packet, onward.to, turn);
         }
+        // One that came in fragments is cut when its turn is over.
+        if packet.total_len() > mtu && frame.segment_bytes == 0 && turn.pieces.is_none() {
+            return self.cut(frame, packet, mtu, port, turn.out);
+        }
+        Verdict::Send(port)
     }
 
     /// Lets a rewritten frame for the station of `to`, or on the way there, wait until it is known.
     #[cold]
-    fn hold(&mut self, now: Now, frame: &mut Frame<'_>, packet: &Parsed, to: Ip) -> Verdict {
+    fn hold<D: Desk>(&mut self, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, turn: &mut Turn<'_, D>) -> Verdict {
         let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
             return Verdict::Drop(DropReason::NoRoute);
         };
+        let Some(mtu) = self.network.port(port).map(|port| port.mtu) else { return Verdict::Drop(DropReason::NoRoute) };
         // Nothing tells later that it is to be cut into segments, or that its checksum is partial. A super-packet that fits the link as it is goes as
         // one packet; a longer one would be lost on the way out, uncounted.
-        if self.network.port(port).is_none_or(|port| packet.total_len() > port.mtu) {
+        let is_longer = packet.total_len() > mtu;
+        if is_longer && frame.segment_bytes > 0 {
             return Verdict::Drop(DropReason::NextHopUnknown);
         }
-        if frame.checksum == Checksum::Partial && complete_checksum(frame.bytes, &Layout::from(packet)).is_err() {
+        if !complete(frame, packet) {
             return Verdict::Drop(DropReason::FrameChanged);
         }
-        let held = frame.bytes.get(..packet.end as usize).unwrap_or_default();
-        match self.pending.hold(now, port, via, held) {
+        let now = turn.now;
+        let hold = |plane: &mut Plane, held: &[u8]| match plane.pending.hold(now, port, via, held) {
             Ok(()) => {
-                self.counts.add(PlaneCounter::FramesHeld, 1);
-                Verdict::Kept
+                plane.counts.add(PlaneCounter::FramesHeld, 1);
+                true
             }
-            Err(HoldError::Full | HoldError::HopFull | HoldError::TooLong) => Verdict::Drop(DropReason::NextHopUnknown),
-        }
+            Err(HoldError::Full | HoldError::HopFull | HoldError::TooLong) => false,
+        };
+        let is_held = match is_longer || turn.pieces.is_some() {
+            true => self.cut_for_later(frame, packet, turn.pieces, mtu, hold),
+            false => hold(self, frame.bytes.get(..packet.end as usize).unwrap_or_default()),
+        };
+        if is_held { Verdict::Kept } else { Verdict::Drop(DropReason::NextHopUnknown) }
     }
 
     /// Lowers the maximum segment size of a handshake to what both links carry: few hosts believe the ICMP errors of others.
@@ -373,19 +433,42 @@ impl Plane {
 
     /// Tells the sender of a packet why it does not go on, as far as there is an address of ours to tell it from.
     #[cold]
-    fn complain<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, complaint: Complaint, turn: &mut Turn<'_, D>) {
-        if !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
-            // Of errors there are none (RFC 1122 §3.2.2).
+    pub(super) fn complain<D: Desk>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &Parsed,
+        complaint: Complaint,
+        turn: &mut Turn<'_, D>,
+    ) {
+        self.complain_about(turn.now, (frame.bytes, frame.port), packet, complaint, turn.out);
+    }
+
+    /// The same of a frame that came in by a port.
+    pub(super) fn complain_about(
+        &mut self,
+        now: Now,
+        (bytes, port): (&[u8], PortId),
+        packet: &Parsed,
+        complaint: Complaint,
+        out: &mut Outbox,
+    ) {
+        if !reply::may_be_told(bytes, packet) {
             return;
         }
         let own = packet.tuple.dst;
         let from =
-            if self.services.is_ours(own) { Some(own) } else { self.network.address_on(frame.port, packet.family) };
-        let Some((from, port)) = from.zip(self.network.port(frame.port)) else { return };
-        let Some(macs) = reply::Macs::answering(frame.bytes, port.mac) else { return };
-        if self.errors.take(turn.now)
-            && let Some(made) = icmp_error(macs, frame.bytes, packet, from, complaint)
-            && turn.out.push(frame.port, &made)
+            if self.services.is_ours(own) { Some(own) } else { self.network.address_towards(port, packet.family) };
+        let Some((from, mac)) = from.zip(self.network.port(port).map(|port| port.mac)) else { return };
+        let Some(macs) = reply::Macs::answering(bytes, mac) else { return };
+        // Strangers who knock at closed ports are not to use up what others depend on.
+        let budget = match complaint {
+            Complaint::PortUnreachable => &mut self.refusals,
+            Complaint::PacketTooBig { .. } => &mut self.too_big,
+            Complaint::NoRoute | Complaint::ReassemblyTimeExceeded | Complaint::TimeExceeded => &mut self.errors,
+        };
+        if budget.take(now)
+            && let Some(made) = icmp_error(macs, bytes, packet, from, complaint)
+            && out.push(port, &made)
         {
             self.counts.add(PlaneCounter::ErrorsMade, 1);
         }

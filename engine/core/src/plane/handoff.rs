@@ -74,7 +74,8 @@ impl Plane {
             Some(_) => Some(client(tuple.source())),
             None => self.notes.home_of(tuple).or_else(|| {
                 // The client of a half-NAT flow.
-                let is_returned = self.services.is_server(tuple.src) && !self.services.is_ours(tuple.dst);
+                let is_server = self.services.is_server(tuple.src) || self.services.keeps_clients(tuple.src);
+                let is_returned = is_server && !self.services.is_ours(tuple.dst);
                 is_returned.then(|| client(tuple.reversed().source()))
             }),
         }

@@ -7,20 +7,25 @@
 //! servers, pools; `services.rs` keeps what packets need of it) or the network's (ports, routes, neighbours).
 
 mod answer;
+mod bridge;
 mod budget;
 mod ending;
 mod exhausted;
 mod fast;
 mod flows;
 mod forward;
+mod fragments;
 mod handoff;
 mod moving;
+mod neighbours;
 mod network;
 mod note;
 mod opening;
 mod outbox;
 mod pending;
+mod reassembly;
 mod reply;
+mod router;
 mod services;
 mod straight;
 #[cfg(test)]
@@ -39,24 +44,32 @@ use crate::snapshot::{Service, Snapshot};
 use crate::snat::SnatRest;
 use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
+use bridge::{Bridges, Whose};
 use budget::Budget;
 use ending::Sweep;
 use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
 use forward::{Hops, Run};
+use fragments::{Identifications, Pieces};
 use moving::Moving;
 use note::Notes;
 use opening::Ahead;
 use pending::Pending;
+use reassembly::{Gathered, Reassembly};
+use router::OwnAddresses;
 use services::Services;
 
 pub use moving::{Cargo, MovedFlow};
-pub use network::{Network, NextHop, Port};
+pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
+pub use network::{Keeper, Network, NextHop, PROBE_PORTS, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
 
-/// Ports at most.
-pub const PORTS_MAX: usize = 16;
+/// Ports at most, so that a set of them is one word.
+pub const PORTS_MAX: usize = 64;
+
+/// In the number of a port, which is below [`PORTS_MAX`]: see [`PortId::tagged`].
+const TAGGED: u8 = 0x80;
 
 /// Frames that [`Plane::process`] takes at a time.
 pub const BATCH_MAX: usize = crate::flow::table::LOOKUP_BATCH;
@@ -66,10 +79,17 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 22] = [
+pub(crate) const DROP_REASONS: [DropReason; 33] = [
+    DropReason::BridgeReturned,
+    DropReason::BridgeStorm,
+    DropReason::CutFull,
     DropReason::DsrBehindRouter,
     DropReason::FlowsFull,
     DropReason::Fragment,
+    DropReason::FragmentCongestion,
+    DropReason::FragmentHeaders,
+    DropReason::FragmentOverlap,
+    DropReason::FragmentsTooMany,
     DropReason::FrameChanged,
     DropReason::HairpinUnserved,
     DropReason::HalfOpenFull,
@@ -85,13 +105,17 @@ pub(crate) const DROP_REASONS: [DropReason; 22] = [
     DropReason::PortClosed,
     DropReason::PortsExhausted,
     DropReason::ReturnPort,
+    DropReason::ReversePath,
+    DropReason::RuleDenied,
     DropReason::ServersFull,
     DropReason::ServiceFull,
     DropReason::SourceOurs,
+    DropReason::SpanningTree,
     DropReason::TcpStray,
+    DropReason::Unroutable,
 ];
 
-/// An interface, by its place in [`Network::ports`]; below [`PORTS_MAX`].
+/// An interface or VLAN, by its place in [`Network::ports`]; below [`PORTS_MAX`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(pub u8);
 
@@ -102,10 +126,22 @@ impl PortId {
         usize::from(self.0)
     }
 
+    /// In place of an arm of a bridge, for frames with a tag that is no port's: they cross it, and are for nobody here. No other port has this number.
+    #[inline]
+    pub fn tagged(self) -> PortId {
+        PortId(self.0 | TAGGED)
+    }
+
+    /// The arm in whose place it stands, if it is such a number.
+    #[inline]
+    pub fn is_tagged(self) -> Option<PortId> {
+        (self.0 & TAGGED != 0).then_some(PortId(self.0 & !TAGGED))
+    }
+
     /// The same number as one bit of a set of ports.
     #[inline]
-    fn bit(self) -> u16 {
-        1_u16.checked_shl(self.0.into()).unwrap_or(0)
+    fn bit(self) -> u64 {
+        1_u64.checked_shl(self.0.into()).unwrap_or(0)
     }
 }
 
@@ -180,7 +216,7 @@ pub struct PlaneSettings {
     pub half_open_per_source_max: u32,
     /// Frames that wait for a next hop; each takes 2 KiB.
     pub pending_frames_max: usize,
-    /// Resets of what is refused made per second; and as many ICMP errors.
+    /// Resets of what is refused made per second; as many ICMP errors about packets that are too big, and as many others.
     pub replies_per_second: u32,
     /// The worker that it belongs to.
     pub worker: WorkerId,
@@ -196,9 +232,13 @@ counters!(
     /// Counted per packet plane, beside its drops.
     PlaneCounter {
         ArpAnswered = "arp_answered", "ARP requests for our addresses answered.";
+        BridgeLoops = "bridge_loops", "Times that a bridge was noticed to lead back to itself.";
+        BridgeLoopsOver = "bridge_loops_over", "Of these, loops that gave no sign any more.";
+        BridgeStationsEvicted = "bridge_stations_evicted", "Stations of bridges that were forgotten because there was no room for more.";
+        BridgeStationsMoved = "bridge_stations_moved", "Times that a station of a bridge was heard at its other arm.";
         EchoAnswered = "echo_answered", "Pings of our addresses answered.";
         Errors = "icmp_errors", "ICMP errors about our flows translated.";
-        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded.";
+        ErrorsMade = "icmp_errors_made", "ICMP errors made here: packet too big, time exceeded, port unreachable, no route.";
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
@@ -208,7 +248,12 @@ counters!(
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
         FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
+        FragmentsGivenUp = "fragments_given_up", "Fragments that were kept and then dropped: their packet was not whole in time, was refused, or gave way to newer ones.";
+        FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
+        FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
+        FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
+        FramesBridged = "frames_bridged", "Frames that crossed a bridge, of no service.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
         FramesFromClient = "frames_from_client", "Frames forwarded from clients; a super-packet counts as one.";
         FramesGivenUp = "frames_given_up", "Frames that waited for a next hop in vain.";
@@ -217,12 +262,16 @@ counters!(
         FramesHandedHere = "frames_handed_here", "Of the frames received, those that another worker has handed here.";
         FramesHeld = "frames_held", "Frames that waited for a next hop.";
         FramesPassed = "frames_passed", "Frames that were left to the kernel.";
+        FramesRouted = "frames_routed", "Frames of no service that were forwarded as they are; a super-packet counts as one.";
         FramesToClient = "frames_to_client", "Frames forwarded to clients; a super-packet counts as one.";
         LeasesRetried = "leases_retried", "Leased source ports that another flow still used; the next lease was tried.";
         MssClamped = "mss_clamped", "Handshake segments whose maximum segment size was lowered.";
         NdAnswered = "nd_answered", "IPv6 neighbour solicitations for our addresses answered.";
         OctetsFromClient = "octets_from_client", "Octets of frames forwarded from clients.";
+        OctetsRouted = "octets_routed", "Octets of frames of no service that were forwarded as they are.";
         OctetsToClient = "octets_to_client", "Octets of frames forwarded to clients.";
+        PacketsCut = "packets_cut", "Packets that left in fragments: as they had come, or because the link ahead carries no more.";
+        PacketsReassembled = "packets_reassembled", "Packets that were put together from fragments.";
         ResetsMade = "resets_made", "TCP resets made here.";
         TcpFaults = "tcp_faults", "TCP segments forwarded that do not fit their connection.";
     }
@@ -265,9 +314,13 @@ pub struct Plane {
     snapshot: Arc<Snapshot>,
     network: Arc<Network>,
     hops: Hops,
+    bridges: Bridges,
+    own_addresses: OwnAddresses,
     services: Services,
     flows: Flows,
     pending: Pending,
+    reassembly: Reassembly,
+    identifications: Identifications,
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
@@ -275,8 +328,10 @@ pub struct Plane {
     moving: Moving,
     /// Of the frames at hand: who has handed them here.
     handed_by: Option<WorkerId>,
-    /// ICMP errors: senders whose packets do not fit depend on them.
+    /// ICMP errors but those of the other two.
     errors: Budget,
+    /// Those about packets that do not fit, apart: their senders depend on them, and whoever sends packets with a last hop must not use them up.
+    too_big: Budget,
     /// Resets of what is refused, apart: a flood of SYNs must not use up the others.
     refusals: Budget,
     counts: PlaneCounts,
@@ -300,6 +355,10 @@ struct Turn<'a, D> {
     run: Run,
     /// The hashes of the half-open flow whose packet has its turn, where they are known.
     hashes: Option<PathHashes>,
+    /// How the packet came that has its turn, if it was put together.
+    pieces: Option<Pieces>,
+    /// Who the frame that has its turn is for.
+    whose: Whose,
 }
 
 /// A packet and the place of its frame in the batch.
@@ -308,6 +367,7 @@ struct Job {
     at: usize,
     packet: Parsed,
     hash: TupleHash,
+    whose: Whose,
 }
 
 impl Plane {
@@ -327,13 +387,18 @@ impl Plane {
             handed_by: None,
             snapshot,
             hops: Hops::new(&network),
+            bridges: Bridges::new(&network, seed[0], now),
+            own_addresses: OwnAddresses::of(&network),
             network,
             services,
             flows: Flows::new(flows_max, half_open_max, half_open_per_source_max, seed, now),
             pending: Pending::new(settings.pending_frames_max),
+            reassembly: Reassembly::new(seed),
+            identifications: Identifications::new(seed),
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
             errors: Budget::new(settings.replies_per_second),
+            too_big: Budget::new(settings.replies_per_second),
             refusals: Budget::new(settings.replies_per_second),
             counts: PlaneCounts { drops: [0; DropReason::ALL.len()], counters: [0; PlaneCounter::ALL.len()] },
             sweep: None,
@@ -350,8 +415,13 @@ impl Plane {
     /// [drops](Service::drops_flows_of) them, are ended by the next calls of [`Plane::expire`]; those whose virtual shard belongs to another
     /// worker now are given to it by the next calls of [`Plane::export`].
     pub fn adopt_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        if self.services.adopt(&snapshot) {
-            self.sweep = Some(Sweep::start());
+        let before = |service: &Service| self.services.rule(service.id).next_hop;
+        if snapshot.each_service().any(|service| before(service) != service.next_hop.map(Ip::from)) {
+            self.forget_fast();
+        }
+        // One that is under way begins anew only for what it could miss: else it might never end.
+        if self.services.adopt(&snapshot) || self.services.has_left() && self.sweep.is_none() {
+            self.start_sweep();
         }
         self.exhausted.forget();
         self.notes.adopt(&snapshot);
@@ -366,7 +436,10 @@ impl Plane {
         });
         let hops = Hops::new(&network);
         self.review_fast(&network, &hops);
+        self.bridges.adopt(&network);
+        self.bridges.correct_stations(&self.network, &network);
         self.hops = hops;
+        self.own_addresses = OwnAddresses::of(&network);
         self.network = network;
     }
 
@@ -393,7 +466,7 @@ impl Plane {
         self.call(now);
         verdicts.clear();
         let mut flags = 0;
-        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None };
+        let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
         let (mut jobs, mut straights) = (0, 0);
         let mut traces = [Trace::default(); BATCH_MAX];
         let mut places = [0; BATCH_MAX];
@@ -403,22 +476,34 @@ impl Plane {
                 traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
                 places[straights] = at;
                 straights += 1;
-            } else if self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
-                let job = &mut self.batch[jobs];
-                match parse_to(frame.bytes, &mut job.packet) {
-                    Ok(None) => {
-                        job.at = at;
-                        job.hash = self.flows.hash(&job.packet.tuple);
-                        turn.desk.prefetch(self.flows.established.entry_line(job.hash));
-                        if job.packet.tcp.flags.contains(TcpFlags::SYN) {
-                            turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
-                        }
-                        flags |= job.packet.tcp.flags.0;
-                        jobs += 1;
-                    }
-                    Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
-                    Err(reason) => *verdict = Verdict::Drop(reason),
+                continue;
+            }
+            let whose = match self.whose(now, frame) {
+                Ok(whose) => whose,
+                Err(decided) => {
+                    *verdict = decided;
+                    continue;
                 }
+            };
+            let job = &mut self.batch[jobs];
+            match parse_to(frame.bytes, &mut job.packet) {
+                Ok(None) if whose == Whose::Others && !self.services.keeps_clients(job.packet.tuple.src) => {
+                    *verdict = self.pass_over(now, frame);
+                }
+                Ok(None) => {
+                    (job.at, job.whose) = (at, whose);
+                    job.hash = self.flows.hash(&job.packet.tuple);
+                    turn.desk.prefetch(self.flows.established.entry_line(job.hash));
+                    if job.packet.tcp.flags.contains(TcpFlags::SYN) {
+                        turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
+                    }
+                    flags |= job.packet.tcp.flags.0;
+                    jobs += 1;
+                }
+                Ok(Some(other)) if whose == Whose::Others => *verdict = self.answer_on_arm(frame, &other, &mut turn),
+                Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
+                Err(_) if whose == Whose::Others => *verdict = self.pass_over(now, frame),
+                Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
             }
         }
         self.flows.established.follow_traces(&mut traces[..straights], |line| turn.desk.prefetch(line));
@@ -436,7 +521,7 @@ impl Plane {
                 let job = &mut self.batch[jobs];
                 match parse_to(frames[at].bytes, &mut job.packet) {
                     Ok(None) => {
-                        job.at = at;
+                        (job.at, job.whose) = (at, Whose::Ours);
                         job.hash = self.flows.hash(&job.packet.tuple);
                         jobs += 1;
                     }
@@ -476,6 +561,9 @@ impl Plane {
         for job in job..jobs {
             verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
         }
+        if self.bridges.is_any() {
+            self.follow_stations(now, frames, verdicts);
+        }
         self.tell(&mut turn);
         self.enter_fast(now);
         if self.flows.fast.as_ref().is_some_and(|fast| fast.has_news()) {
@@ -486,6 +574,20 @@ impl Plane {
         self.counts.add(PlaneCounter::Frames, frames.len() as u64);
         if sent < frames.len() {
             self.count_verdicts(verdicts);
+        }
+    }
+
+    /// Whether we have to do with a frame, and how.
+    ///
+    /// # Errors
+    /// What becomes of it, where its packet does not matter.
+    fn whose(&mut self, now: Now, frame: &Frame<'_>) -> Result<Whose, Verdict> {
+        match self.bridges.arm(frame.port) {
+            Some(arm) => self.meet(now, frame, arm),
+            None => match self.network.port(frame.port).is_some_and(|port| is_for(frame.bytes, port.mac)) {
+                true => Ok(Whose::Ours),
+                false => Err(Verdict::Pass),
+            },
         }
     }
 
@@ -507,8 +609,11 @@ impl Plane {
         frames: &mut [Frame<'_>],
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
-        let Job { at, packet, hash } = self.batch[job];
+        let Job { at, packet, hash, whose } = self.batch[job];
         let frame = &mut frames[at];
+        if whose == Whose::Others {
+            return self.take_out(&packet, hash, found, frame, turn);
+        }
         if let Some((id, direction)) = found {
             let found = Found { stage: Stage::Established, id, direction };
             if let Some(verdict) = self.forward(frame, &packet, found, turn) {
@@ -538,7 +643,8 @@ impl Plane {
     pub fn next_due(&self) -> Option<Now> {
         let at_once = (self.sweep.is_some() || self.moving.is_giving()).then_some(self.called);
         let flows = [self.flows.next_expiry(), self.next_walk()];
-        let others = [at_once, self.pending.next_due(), self.rest.next_due()];
+        let others = [at_once, self.pending.next_due(), self.reassembly.next_due(), self.rest.next_due()];
+        let others = others.into_iter().chain([self.bridges.next_due(self.worker)]);
         flows.into_iter().chain(others).flatten().min()
     }
 
@@ -561,6 +667,7 @@ impl Plane {
     pub fn memory_bytes(settings: &PlaneSettings) -> usize {
         Flows::memory_bytes(settings.flows_max, settings.half_open_max)
             + Pending::memory_bytes(settings.pending_frames_max)
+            + Reassembly::memory_bytes()
     }
 
     /// Where the memory of the flows lies: read at random, it should be in large pages.
@@ -568,7 +675,7 @@ impl Plane {
         self.flows.established.memory().into_iter().chain(self.flows.half_open.memory())
     }
 
-    /// A next hop that was looked for and is not known: the kernel is to be asked for it. Each once per second at most; `None` when there is none.
+    /// A next hop that was looked for and is not known: the kernel, or [`Neighbours`], is to be asked for it. Each once per second at most; `None` when there is none.
     pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
         self.pending.wanted(now)
     }

@@ -194,9 +194,10 @@ impl Plane {
         let Ended { state, detail, .. } = ended;
         match self.flows.take_over(&flow) {
             Ok(id) => {
+                self.services.find_flow(&ended.path);
                 // It may have missed the sweep here, and the one there.
                 if detail.is_counted && self.services.is_shunned(state.service(), detail.server) {
-                    self.sweep = Some(super::Sweep::start());
+                    self.start_sweep();
                 }
                 if self.moved(stage, id).is_some() {
                     self.moving.giving = Some(FROM_THE_START);

@@ -7,25 +7,52 @@
 use std::cmp::Reverse;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use towpath_config::model;
 
 use super::PortId;
-use crate::packet::{Family, Ip, Mac};
+use crate::packet::{Family, Ip, Mac, PROTOCOL_TCP, Tuple};
 
-/// An interface that the packet plane receives from and sends through.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Ports that probes of real servers speak from, at addresses of ports that we keep.
+pub const PROBE_PORTS: RangeInclusive<u16> = model::PROBE_PORTS.0..=model::PROBE_PORTS.1;
+
+/// An interface, or a VLAN of one, that the packet plane receives from and sends through.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Port {
-    /// Name of the interface.
+    /// Name of the interface or VLAN.
     pub name: String,
-    /// Number that the kernel has for it; 0 while it is not there, or where nobody asks.
+    /// The device that its frames go through, by its place among the rings of a worker.
+    pub link: u8,
+    /// The VLAN whose tag its frames carry (IEEE 802.1Q); `None` for frames without a tag.
+    pub vlan: Option<u16>,
+    /// Number that the kernel has for it; 0 while it is not there, for a VLAN, or where nobody asks.
     pub index: u32,
     /// Its link-layer address.
     pub mac: Mac,
     /// Octets of the largest IP packet that it carries.
     pub mtu: u32,
-    /// Addresses that the kernel has there, each with the prefix length of its network: at most 32 for IPv4, 128 for IPv6.
+    /// Addresses of this host there, each with the prefix length of its network: at most 32 for IPv4, 128 for IPv6. Those of a bridge are those of its
+    /// lower arm.
     pub addresses: Vec<(Ip, u8)>,
+    /// Whose they are.
+    pub keeper: Keeper,
+    /// The other arm of the bridge that it is an arm of: both reach the same stations.
+    pub peer: Option<PortId>,
+    /// Whether that bridge keeps spanning tree's frames from passing.
+    pub blocks_spanning_tree: bool,
     /// Whether the device cuts super-packets into segments itself (TSO).
     pub segments: bool,
+}
+
+/// Who has the addresses of a port: answers for them, and knows the neighbours there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeper {
+    /// The kernel.
+    #[default]
+    Kernel,
+    /// We, as the kernel has no such interface: [`Neighbours`](super::Neighbours) asks there.
+    Towpath,
 }
 
 /// Where packets to an address leave, and for whom on that link.
@@ -61,6 +88,10 @@ pub struct Network {
     routes: Box<[(Block, PortId)]>,
     /// Addresses of the kernel's on interfaces that are no ports; it takes packets for them that come in by any.
     elsewhere: BTreeSet<Ip>,
+    /// Addresses of ports that we keep.
+    own: BTreeSet<Ip>,
+    /// Where questions for certain addresses of ours are answered, whatever the networks say.
+    homes: BTreeMap<Ip, PortId>,
 }
 
 impl Network {
@@ -78,6 +109,7 @@ impl Network {
         let stations: BTreeMap<(PortId, Ip), Mac> =
             neighbours.into_iter().map(|(port, ip, mac)| ((port, ip), mac)).collect();
         let is_ours = |port: PortId| port.index() < ports.len();
+        let locate = |port: PortId, ip: Ip| locate(&ports, &stations, port, ip);
         let particular = routes.iter().filter(|&&(_, prefix, _, port, _)| prefix > 0 && is_ours(port));
         let by_port = particular.map(|&(network, prefix, _, port, _)| (Block::of(network, prefix), port)).collect();
         let mut best = BTreeMap::new();
@@ -85,7 +117,10 @@ impl Network {
             let way = match via {
                 _ if port.index() >= ports.len() => Way::Closed,
                 None => Way::Link { port },
-                Some(via) => Way::Router { port, via, mac: stations.get(&(port, via)).copied() },
+                Some(via) => match locate(port, via) {
+                    Some((port, mac)) => Way::Router { port, via, mac: Some(mac) },
+                    None => Way::Router { port, via, mac: None },
+                },
             };
             match best.entry(Block::of(network, prefix)) {
                 Entry::Occupied(mut taken) => {
@@ -103,9 +138,22 @@ impl Network {
 
         // A neighbour is a route of its own, where the routes say that it is on its port's link.
         let (v4, v6) = (Ranges::v4(&ways), Ranges::v6(&ways));
-        let network = Network { v4, v6, ports, stations, routes: by_port, elsewhere: BTreeSet::new() };
+        let kept = ports.iter().filter(|port| port.keeper == Keeper::Towpath);
+        let own = kept.flat_map(|port| &port.addresses).map(|&(ip, _)| ip).collect();
+        let network = Network {
+            v4,
+            v6,
+            ports,
+            stations,
+            routes: by_port,
+            elsewhere: BTreeSet::new(),
+            own,
+            homes: BTreeMap::new(),
+        };
         for (&(port, ip), &mac) in &network.stations {
-            if network.way(ip) == (Way::Link { port }) {
+            if let Way::Link { port: of } = network.way(ip)
+                && network.segment(of) == network.segment(port)
+            {
                 ways.insert(Block::of(ip, u8::MAX), Way::Neighbour { port, mac });
             }
         }
@@ -116,6 +164,12 @@ impl Network {
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&Port> {
         self.ports.get(id.index())
+    }
+
+    /// The port of frames that come in by the link at this place, with the tag of this VLAN or none.
+    pub fn port_of(&self, link: u8, vlan: Option<u16>) -> Option<PortId> {
+        let place = self.ports.iter().position(|port| port.link == link && port.vlan == vlan)?;
+        u8::try_from(place).ok().map(PortId)
     }
 
     /// The next hop of packets to `to`.
@@ -163,12 +217,18 @@ impl Network {
 
     /// The ports by which what `ip` sends may come in, one bit each: that of the way to it, and those of other routes that lead there (the
     /// feasible paths of RFC 3704 §2.3). A default route counts only where it is the way: else it would let in everything.
-    pub(super) fn return_ports(&self, ip: Ip) -> u16 {
+    pub(super) fn return_ports(&self, ip: Ip) -> u64 {
         let way = match self.way(ip) {
             Way::Closed => 0,
-            Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => port.bit(),
+            Way::Link { port } | Way::Neighbour { port, .. } | Way::Router { port, .. } => self.entrances(port),
         };
-        self.routes.iter().filter(|(block, _)| block.contains(ip)).fold(way, |ports, &(_, port)| ports | port.bit())
+        let feasible = self.routes.iter().filter(|(block, _)| block.contains(ip));
+        feasible.fold(way, |ports, &(_, port)| ports | self.entrances(port))
+    }
+
+    /// By which ports comes in what is on the link of this one, one bit each.
+    fn entrances(&self, port: PortId) -> u64 {
+        port.bit() | self.port(port).and_then(|port| port.peer).map_or(0, PortId::bit)
     }
 
     /// Whether packets of IPv4 come in here and there by the same interfaces: those have the same numbers, and the same routes lead back.
@@ -180,9 +240,15 @@ impl Network {
         indices(self) == indices(other) && routes(self) == routes(other)
     }
 
-    /// The station of `ip` on the link of `port`, if it is known.
-    pub fn station(&self, port: PortId, ip: Ip) -> Option<Mac> {
-        self.stations.get(&(port, ip)).copied()
+    /// The station of `ip` on the link of `port`, if it is known, and the port that it is reached by: of a bridge, either arm.
+    pub fn station(&self, port: PortId, ip: Ip) -> Option<(PortId, Mac)> {
+        locate(&self.ports, &self.stations, port, ip)
+    }
+
+    /// The stations that `before` did not have at their port.
+    pub(super) fn stations_since<'a>(&'a self, before: &'a Network) -> impl Iterator<Item = (PortId, Mac)> + 'a {
+        let is_new = |&(at, mac): &(&(PortId, Ip), &Mac)| before.stations.get(at) != Some(mac);
+        self.stations.iter().filter(is_new).map(|(&(port, _), &mac)| (port, mac))
     }
 
     /// The port whose link `ip` is on: the route to it has no router.
@@ -200,6 +266,12 @@ impl Network {
         self
     }
 
+    /// The same network, in which these addresses of ours live on these ports.
+    pub fn with_homes(mut self, homes: BTreeMap<Ip, PortId>) -> Network {
+        self.homes = homes;
+        self
+    }
+
     /// Whether the kernel has this address, on whatever interface, and answers what is sent to it.
     pub fn is_kernels(&self, ip: Ip) -> bool {
         self.holder(ip).is_some() || self.elsewhere.contains(&ip)
@@ -207,30 +279,92 @@ impl Network {
 
     /// The port at which the kernel itself has this address.
     pub fn holder(&self, ip: Ip) -> Option<PortId> {
-        self.each_address().find(|&(_, address, _)| address == ip).map(|(port, ..)| port)
+        let kernels = |port: PortId| self.port(port).is_some_and(|port| port.keeper == Keeper::Kernel);
+        self.each_address().find(|&(port, address, _)| address == ip && kernels(port)).map(|(port, ..)| port)
     }
 
-    /// An address of the kernel's on `port` to speak from, if it has one of this family; a link-local one only where there is no other.
+    /// Whether it is an address of a port that we keep: nobody else on this host answers for it.
+    #[inline]
+    pub fn is_own(&self, ip: Ip) -> bool {
+        !self.own.is_empty() && self.own.contains(&ip)
+    }
+
+    /// Whether a packet answers a probe of our own.
+    pub(super) fn is_probes(&self, tuple: &Tuple) -> bool {
+        tuple.protocol == PROTOCOL_TCP && PROBE_PORTS.contains(&tuple.dst_port) && self.is_own(tuple.dst)
+    }
+
+    /// The addresses of the ports that we keep.
+    pub fn kept_addresses(&self) -> impl Iterator<Item = Ip> + '_ {
+        self.own.iter().copied()
+    }
+
+    /// An address of this host on `port` to speak to `ip` from, and the prefix length of its network: one of the same network, or else that of
+    /// [`address_on`](Network::address_on).
+    pub fn speaker(&self, port: PortId, ip: Ip) -> Option<(Ip, u8)> {
+        let addresses = &self.port(self.segment(port))?.addresses;
+        let near = addresses.iter().find(|&&(own, prefix)| Block::of(own, prefix).contains(ip));
+        let family = if ip.is_v4() { Family::V4 } else { Family::V6 };
+        let any = || {
+            let spoken = self.address_on(port, family)?;
+            addresses.iter().find(|&&(own, _)| own == spoken)
+        };
+        near.or_else(any).copied()
+    }
+
+    /// The port by which packets to `to` leave, and the router that they go to, if they are not for its link itself.
+    pub fn way_to(&self, to: Ip) -> Option<(PortId, Option<Ip>)> {
+        match self.way(to) {
+            Way::Closed => None,
+            Way::Link { port } | Way::Neighbour { port, .. } => Some((port, None)),
+            Way::Router { port, via, .. } => Some((port, Some(via))),
+        }
+    }
+
+    /// The same link by whichever of its ports: of a bridge, its lower one.
+    pub(super) fn segment(&self, port: PortId) -> PortId {
+        self.port(port).and_then(|port| port.peer).map_or(port, |peer| peer.min(port))
+    }
+
+    /// An address of this host on `port` to speak from, if it has one of this family; a link-local one only where there is no other.
     pub fn address_on(&self, port: PortId, family: Family) -> Option<Ip> {
-        let addresses = &self.port(port)?.addresses;
+        let addresses = &self.port(self.segment(port))?.addresses;
         let of_family = |&&(ip, _): &&(Ip, u8)| ip.is_v4() == (family == Family::V4);
-        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.0.starts_with(&[0xfe, 0x80]))
+        addresses.iter().filter(of_family).map(|&(ip, _)| ip).min_by_key(|ip| ip.is_link_local())
     }
 
-    /// The port whose network holds `ip`, which is where questions for an address of ours are answered: the kernel's longest network
-    /// with it, or the link that the route to it names. `None` when it is on no link of ours.
+    /// An address to speak from to whoever sent a packet that came in by `port`: one there, or any other that reaches further than its link (RFC 1812
+    /// section 4.3.2.4).
+    pub fn address_towards(&self, port: PortId, family: Family) -> Option<Ip> {
+        let ports = (0..=u8::MAX).map(PortId).take(self.ports.len());
+        let others = ports.filter_map(|other| self.address_on(other, family));
+        let own = self.address_on(port, family);
+        own.into_iter().chain(others).find(|ip| !ip.is_link_local()).or(own)
+    }
+
+    /// The port where questions for an address of ours are answered: the one that was named for it, or the one whose network holds `ip`, the longest of
+    /// those of ports, or the link that the route to it names. `None` when it is on no link of ours.
     pub fn home(&self, ip: Ip) -> Option<PortId> {
+        if let Some(&home) = self.homes.get(&ip) {
+            return Some(home);
+        }
         let holds = self.each_address().filter(|&(_, address, prefix)| Block::of(address, prefix).contains(ip));
         // The first of the longest.
         let longest = holds.min_by_key(|&(.., prefix)| Reverse(prefix)).map(|(port, ..)| port);
         longest.or_else(|| self.is_on_link(ip))
     }
 
-    /// Whether one network of the kernel's holds both: they reach each other without us.
+    /// Whether one network of a port holds both: they reach each other without us.
     pub fn joins(&self, a: Ip, b: Ip) -> bool {
         self.each_address()
             .map(|(_, ip, prefix)| Block::of(ip, prefix))
             .any(|block| block.contains(a) && block.contains(b))
+    }
+
+    /// Every address of this host, with the prefix length of its network where that is on a port.
+    pub(super) fn own_addresses(&self) -> impl Iterator<Item = (Ip, Option<u8>)> + '_ {
+        let on_ports = self.each_address().map(|(_, ip, prefix)| (ip, Some(prefix)));
+        on_ports.chain(self.elsewhere.iter().map(|&ip| (ip, None)))
     }
 
     fn each_address(&self) -> impl Iterator<Item = (PortId, Ip, u8)> {
@@ -244,6 +378,11 @@ impl Network {
         let way = self.v4.ways.get(range).or_else(|| self.v6.ways.get(range - self.v4.ways.len()));
         way.copied().unwrap_or(Way::Closed)
     }
+}
+
+fn locate(ports: &[Port], stations: &BTreeMap<(PortId, Ip), Mac>, port: PortId, ip: Ip) -> Option<(PortId, Mac)> {
+    let peer = ports.get(port.index()).and_then(|port| port.peer);
+    [Some(port), peer].into_iter().flatten().find_map(|port| Some((port, *stations.get(&(port, ip))?)))
 }
 
 /// What is known about the way to a range of addresses.
@@ -269,13 +408,8 @@ struct Block {
 impl Block {
     /// Of the network that `ip` is in.
     fn of(ip: Ip, prefix: u8) -> Block {
-        let host_bits = match ip.is_v4() {
-            true => 32_u32.saturating_sub(prefix.into()),
-            false => 128_u32.saturating_sub(prefix.into()),
-        };
-        let hosts = u128::MAX.checked_shr(128 - host_bits).unwrap_or(0);
-        let bits = u128::from_be_bytes(ip.0);
-        Block { first: bits & !hosts, last: Reverse(bits | hosts) }
+        let (first, last) = ip.network(prefix);
+        Block { first, last: Reverse(last) }
     }
 
     fn contains(self, ip: Ip) -> bool {
@@ -401,11 +535,11 @@ mod tests {
     fn port(name: &str, addresses: &[(&str, u8)]) -> Port {
         Port {
             name: name.into(),
-            index: 0,
             mac: Mac([2, 0, 0, 0, 1, name.len() as u8]),
             mtu: 1500,
             addresses: addresses.iter().map(|&(address, prefix)| (ip(address), prefix)).collect(),
             segments: true,
+            ..Port::default()
         }
     }
 
@@ -500,6 +634,22 @@ mod tests {
         assert_eq!(network.address_on(PortId(0), Family::V4), Some(ip("192.0.2.1")));
         assert_eq!(network.address_on(PortId(1), Family::V6), None);
         assert_eq!(network.address_on(PortId(7), Family::V4), None);
+    }
+
+    #[test]
+    fn addresses_that_we_keep_are_not_the_kernels() {
+        let vlan =
+            Port { vlan: Some(20), keeper: Keeper::Towpath, ..port("edge", &[("10.20.0.1", 16), ("fd20::1", 64)]) };
+        let network = Network::new(vec![port("in", &[("10.0.0.1", 16)]), vlan], vec![], vec![]);
+        for (address, is_own) in [("10.20.0.1", true), ("fd20::1", true), ("10.0.0.1", false), ("10.20.0.2", false)] {
+            assert_eq!(network.is_own(ip(address)), is_own, "{address}");
+            assert_eq!(network.is_kernels(ip(address)), address == "10.0.0.1", "{address}");
+        }
+        assert_eq!(network.home(ip("10.20.7.9")), Some(PortId(1)));
+        assert_eq!(network.kept_addresses().collect::<Vec<_>>(), [ip("10.20.0.1"), ip("fd20::1")]);
+        let homes = BTreeMap::from([(ip("192.0.2.80"), PortId(1))]);
+        assert_eq!(network.clone().with_homes(homes).home(ip("192.0.2.80")), Some(PortId(1)));
+        assert_eq!(network.speaker(PortId(1), ip("fd20::9")), Some((ip("fd20::1"), 64)));
     }
 
     #[test]

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use towpath_config::model::Forwarding;
 
+use super::bridge::Whose;
 use super::flows::{Detail, Found, OpenError, Stage, State};
 use super::forward::segment_facts;
-use super::reply::{Macs, tcp_refusal};
+use super::reply::{Complaint, Macs, tcp_refusal};
 use super::services::{Rule, Way};
 use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
-use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
@@ -70,7 +71,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) {
         let mut missed = [0; BATCH_MAX];
-        let places = (0..found.len()).filter(|&job| found[job].is_none());
+        let is_ours = |job: usize| self.batch[job].whose == Whose::Ours;
+        let places = (0..found.len()).filter(|&job| found[job].is_none() && is_ours(job));
         let count = missed.iter_mut().zip(places).map(|(place, job)| *place = job).count();
         let missed = &missed[..count];
         let mut found = [None; BATCH_MAX];
@@ -86,7 +88,7 @@ impl Plane {
         let mut hashes_seen = 0_u64;
         let mut recent = None;
         for (&job, found) in missed.iter().zip(found) {
-            let Job { at, ref packet, hash } = self.batch[job];
+            let Job { at, ref packet, hash, .. } = self.batch[job];
             if let Some((id, direction)) = found {
                 let found = Found { stage: Stage::HalfOpen, id, direction };
                 let hashes = self.flows.promotion(id, hash, direction, packet, |line| turn.desk.prefetch(line));
@@ -251,21 +253,29 @@ impl Plane {
             // Forged, or one of our own come back: between two services it would never end.
             Some(_) if self.services.is_ours(packet.tuple.src) => Verdict::Drop(DropReason::SourceOurs),
             Some(service) => self.open(frame, packet, service, turn),
+            // The probe hears it by itself.
+            None if self.network.is_probes(&packet.tuple) => Verdict::Pass,
             None if self.is_ours_alone(packet.tuple.dst) => {
                 // A server's connection that nobody here has any more. Who else asks for a port that no service has is not told.
                 let is_lost = self.services.is_server(packet.tuple.src) && !self.network.is_kernels(packet.tuple.dst);
                 if self.strays == Strays::Reset && is_lost {
                     self.reset_sender(frame, packet, turn);
                 }
+                // So that a traceroute to us ends. Servers whose answer comes late would take it for an end of their socket.
+                let is_server = self.services.is_server(packet.tuple.src);
+                if packet.tuple.protocol == PROTOCOL_UDP && !is_server && !self.network.is_kernels(packet.tuple.dst) {
+                    self.complain(frame, packet, Complaint::PortUnreachable, turn);
+                }
                 Verdict::Drop(DropReason::PortClosed)
             }
-            None => Verdict::Pass,
+            None => self.route_on(frame, packet, None, turn),
         }
     }
 
     /// Whether an address is ours and not the kernel's as well.
     pub(super) fn is_ours_alone(&self, address: Ip) -> bool {
-        self.services.is_ours(address) && !self.services.is_lent(address) && self.network.holder(address).is_none()
+        let is_services = self.services.is_ours(address) && !self.services.is_lent(address);
+        is_services && self.network.holder(address).is_none() || self.network.is_own(address)
     }
 
     /// Inserts a flow that got its server and source before. `None`: it cannot be, and they are given back.
@@ -309,8 +319,8 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         self.counts.add(PlaneCounter::FlowsOpened, 1);
-        let hop = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
-            Ok(hop) => hop,
+        let onward = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
+            Ok(onward) => onward,
             Err(reason) => {
                 if let Some(ended) = self.flows.remove(Stage::HalfOpen, flow) {
                     self.end(Stage::HalfOpen, ended, Termination::ConnectFailed, turn.desk);
@@ -319,7 +329,7 @@ impl Plane {
             }
         };
         self.count_for(service, turn);
-        self.send(frame, packet, &path.server, Direction::Forward, path.returns, hop, turn)
+        self.send(frame, packet, &path.server, Direction::Forward, path.returns, onward, turn)
     }
 
     /// The state of the flow that this packet opens; `None`: it opens none.

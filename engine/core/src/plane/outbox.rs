@@ -1,6 +1,7 @@
-//! Frames that the packet plane makes itself or has held back: answers, resets, errors, what waited for a next hop.
+//! Frames that the packet plane makes itself or has held back: answers, resets, errors, fragments, what waited for a next hop.
 
 use super::PortId;
+use crate::WorkerId;
 
 /// A bounded arena of frames to send. Their checksums are complete and none is a super-packet, so they need no facts beside their bytes.
 #[derive(Debug)]
@@ -14,6 +15,8 @@ pub struct Outbox {
 #[derive(Clone, Copy, Debug)]
 struct Made {
     port: PortId,
+    /// Who is to get it instead.
+    to: Option<WorkerId>,
     at: usize,
     len: usize,
 }
@@ -31,27 +34,54 @@ impl Outbox {
 
     /// Adds a copy of `frame`, to leave through `port`. Whether there was room; if not, it is counted.
     pub fn push(&mut self, port: PortId, frame: &[u8]) -> bool {
-        let at = self.used;
-        let room = self.bytes.get_mut(at..).and_then(|rest| rest.get_mut(..frame.len()));
+        self.push_parts(port, frame, &[])
+    }
+
+    /// The same for a frame in two parts.
+    pub fn push_parts(&mut self, port: PortId, front: &[u8], back: &[u8]) -> bool {
+        self.add(port, None, front, back)
+    }
+
+    /// Adds a frame in two parts that came in by `port`, for another worker's [`Plane::process_handed`](super::Plane::process_handed). Whether there was
+    /// room; if not, it is counted.
+    pub fn push_handed(&mut self, to: WorkerId, port: PortId, front: &[u8], back: &[u8]) -> bool {
+        self.add(port, Some(to), front, back)
+    }
+
+    fn add(&mut self, port: PortId, to: Option<WorkerId>, front: &[u8], back: &[u8]) -> bool {
+        let (at, len) = (self.used, front.len() + back.len());
+        let room = self.bytes.get_mut(at..).and_then(|rest| rest.get_mut(..len));
         let Some(room) = room.filter(|_| self.frames.len() < self.frames.capacity()) else {
             self.overflowed += 1;
             return false;
         };
-        room.copy_from_slice(frame);
-        self.frames.push(Made { port, at, len: frame.len() });
-        self.used = at + frame.len();
+        let (front_room, back_room) = room.split_at_mut(front.len());
+        front_room.copy_from_slice(front);
+        back_room.copy_from_slice(back);
+        self.frames.push(Made { port, to, at, len });
+        self.used = at + len;
         true
     }
 
     /// Whether so many frames of so many octets together fit; into an empty one they do, as there will never be more room.
     pub fn has_room(&self, frames: usize, bytes: usize) -> bool {
-        let fits = self.frames.len() + frames <= self.frames.capacity() && self.used + bytes <= self.bytes.len();
-        fits || self.is_empty()
+        self.takes(frames, bytes) || self.is_empty()
     }
 
-    /// The frames and where they leave, in the order in which they were made.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = (PortId, &[u8])> + '_ {
-        self.frames.iter().map(|made| (made.port, &self.bytes[made.at..made.at + made.len]))
+    /// Whether so many frames of so many octets together fit.
+    pub fn takes(&self, frames: usize, bytes: usize) -> bool {
+        self.frames.len() + frames <= self.frames.capacity() && self.used + bytes <= self.bytes.len()
+    }
+
+    /// The frames to send and where they leave, in the order in which they were made.
+    pub fn iter(&self) -> impl Iterator<Item = (PortId, &[u8])> + '_ {
+        let sent = self.frames.iter().filter(|made| made.to.is_none());
+        sent.map(|made| (made.port, &self.bytes[made.at..made.at + made.len]))
+    }
+
+    /// The frames for other workers: who gets them and where they came in, in the order in which they were made.
+    pub fn handed(&self) -> impl Iterator<Item = (WorkerId, PortId, &[u8])> + '_ {
+        self.frames.iter().filter_map(|made| Some((made.to?, made.port, &self.bytes[made.at..made.at + made.len])))
     }
 
     /// Forgets all frames; what did not fit stays counted.

@@ -130,12 +130,11 @@ impl Pending {
     pub(super) fn adopt(&mut self, network: &Network, mut send: impl FnMut(PortId, &[u8])) {
         let Pending { hops, slots, counts, .. } = self;
         hops.retain(|hop| {
-            let (Some(port), Some(mac)) = (network.port(hop.port), network.station(hop.port, hop.via)) else {
-                return true;
-            };
+            let Some((id, mac)) = network.station(hop.port, hop.via) else { return true };
+            let Some(port) = network.port(id) else { return true };
             slots.empty(hop.first, |frame| {
                 if rewrite::set_macs(frame, &rewrite::Macs::new(mac, port.mac)).is_ok() {
-                    send(hop.port, frame);
+                    send(id, frame);
                 }
             });
             counts.sent += u64::from(hop.frames);
@@ -279,7 +278,7 @@ mod tests {
     }
 
     fn network(known: &[Ip]) -> Network {
-        let port = Port { name: "in".into(), index: 0, mac: OURS, mtu: 1500, addresses: vec![], segments: true };
+        let port = Port { name: "in".into(), mac: OURS, mtu: 1500, segments: true, ..Port::default() };
         let neighbours = known.iter().map(|&ip| (PORT, ip, THEIRS)).collect();
         Network::new(vec![port], vec![(host(0), 8, None, PORT, 0)], neighbours)
     }

@@ -1,7 +1,7 @@
 //! Frames that the packet plane makes itself: where its addresses are, TCP resets and ICMP errors, with every checksum complete.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
 use crate::packet::{
@@ -18,6 +18,8 @@ pub(super) const RESET_LEN_MAX: usize = ETHERNET_LEN + IPV6_LEN + TCP_LEN;
 /// Octets of the longest ICMP error: an IPv6 packet that fits every link.
 pub(super) const ERROR_LEN_MAX: usize = ETHERNET_LEN + V6_ERROR_MAX;
 
+/// Octets of a link-layer address option (RFC 4861 section 4.6.1).
+const ND_OPTION_LEN: usize = 8;
 /// Where a neighbour message starts.
 const ND_START: usize = ETHERNET_LEN + IPV6_LEN;
 const IPV4_LEN: usize = 20;
@@ -38,9 +40,11 @@ const HOP_LIMIT: u8 = 64;
 /// The hop limit that shows that a neighbour message comes from the link (RFC 4861 section 7.1).
 const ND_HOP_LIMIT: u8 = 255;
 
+const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 const ND_SOLICITED: u8 = 0x40;
 const ND_OVERRIDE: u8 = 0x20;
+const ND_OPTION_SOURCE: u8 = 1;
 const ND_OPTION_TARGET: u8 = 2;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 
@@ -153,6 +157,12 @@ pub(super) fn arp_announcement(mac: Mac, address: Ip) -> Made<ARP_LEN> {
     arp(Macs { src: mac, dst: Mac::BROADCAST }, 1, address, (Mac::default(), address))
 }
 
+/// Asks for the station of the IPv4 address `target`: the one at `macs.dst` if it has it still, or all. Without an address to speak from it is a
+/// probe, which is answered as well (RFC 5227 section 2.1.1).
+pub(super) fn arp_question(macs: Macs, from: Option<Ip>, target: Ip) -> Made<ARP_LEN> {
+    arp(macs, 1, from.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), (Mac::default(), target))
+}
+
 fn arp(macs: Macs, operation: u8, sender: Ip, (target_mac, target): (Mac, Ip)) -> Made<ARP_LEN> {
     let mut frame = Made::new(macs, ETHERTYPE_ARP);
     frame.push(&[0, 1, 8, 0, 6, 4, 0, operation]);
@@ -178,6 +188,35 @@ pub(super) fn advertisement(solicitation: &Nd, from: Mac, mac: Mac) -> Made<NEIG
 pub(super) fn unsolicited_advertisement(mac: Mac, address: Ip) -> Made<NEIGHBOUR_LEN> {
     let macs = Macs { src: mac, dst: group_mac(ALL_NODES) };
     neighbour(macs, (address, ALL_NODES.into()), ND_OVERRIDE)
+}
+
+/// Asks for the station of the IPv6 address `target` from the one at `mac`: the station `to`, if that has it still, or with `None` its group
+/// (RFC 4861 section 7.2.2). Without an address to speak from it is the question of who looks for a duplicate, which only goes to the group and is
+/// answered to all nodes (RFC 4862 section 5.4.2).
+pub(super) fn solicitation(mac: Mac, to: Option<Mac>, from: Option<Ip>, target: Ip) -> Made<NEIGHBOUR_LEN> {
+    let group = solicited_node(target);
+    let (dst, station) = match (from, to) {
+        (Some(_), Some(station)) => (target, station),
+        _ => (group.into(), group_mac(group)),
+    };
+    let ends = (from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), dst);
+    // Who has no address has no option to be answered by.
+    let length = NEIGHBOUR_LEN - ND_START - if from.is_some() { 0 } else { ND_OPTION_LEN };
+    let (mut frame, l4) = Made::ip(Macs { src: mac, dst: station }, ends, PROTOCOL_ICMPV6, ND_HOP_LIMIT, length);
+    frame.push(&[SOLICITATION, 0, 0, 0, 0, 0, 0, 0]);
+    frame.push(&target.0);
+    if from.is_some() {
+        frame.push(&[ND_OPTION_SOURCE, 1]);
+        frame.push(&mac.0);
+    }
+    frame.complete(l4, 2, ends, PROTOCOL_ICMPV6);
+    frame
+}
+
+/// The group that solicitations for an address go to (RFC 4291 section 2.7.1).
+fn solicited_node(target: Ip) -> Ipv6Addr {
+    let [.., a, b, c] = target.0;
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]))
 }
 
 /// Tells `told` that `address` is at `macs.src`.
@@ -234,8 +273,30 @@ pub(super) enum Complaint {
         /// Octets of IP packet that fit; over IPv4 at most 65,535 are said.
         mtu: u32,
     },
+    /// No route leads to its destination (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1).
+    NoRoute,
+    /// Nobody listens at its port (RFC 1122 section 4.1.3.1, RFC 4443 section 3.1).
+    PortUnreachable,
+    /// Others of its fragments did not come in time (RFC 792, RFC 4443 section 3.3).
+    ReassemblyTimeExceeded,
     /// Its time to live has run out (RFC 792, RFC 4443 section 3.3).
     TimeExceeded,
+}
+
+/// Whether the sender of a packet between two hosts may be sent an ICMP error about it: not about another one, nor about an IPv4 fragment that is
+/// not the first (RFC 1122 section 3.2.2, RFC 4443 section 2.4 (e)).
+pub(super) fn may_be_told(frame: &[u8], packet: &Parsed) -> bool {
+    let kind = || frame.get(usize::from(packet.l4)).copied();
+    match (packet.family, packet.tuple.protocol) {
+        (Family::V4, PROTOCOL_ICMP) if kind().is_none_or(|kind| matches!(kind, 3 | 4 | 5 | 11 | 12)) => false,
+        // Redirects are none of its errors, and yet get no answer.
+        (Family::V6, PROTOCOL_ICMPV6) => kind().is_some_and(|kind| kind >= 128 && kind != 137),
+        (Family::V6, _) => true,
+        (Family::V4, _) => {
+            let offset = frame.get(usize::from(packet.l3) + 6..).and_then(|rest| rest.first_chunk());
+            offset.is_some_and(|offset| u16::from_be_bytes(*offset) & 0x1fff == 0)
+        }
+    }
 }
 
 /// An ICMP or ICMPv6 error from `from`, an address of ours, to the sender of `frame`: the frame as it came, before anything in it is
@@ -260,6 +321,12 @@ pub(super) fn icmp_error(
     let (kind, code, word) = match (complaint, is_v4) {
         (Complaint::PacketTooBig { mtu }, true) => (3, 4, mtu.min(u16::MAX.into())),
         (Complaint::PacketTooBig { mtu }, false) => (2, 0, mtu),
+        (Complaint::NoRoute, true) => (3, 0, 0),
+        (Complaint::NoRoute, false) => (1, 0, 0),
+        (Complaint::PortUnreachable, true) => (3, 3, 0),
+        (Complaint::PortUnreachable, false) => (1, 4, 0),
+        (Complaint::ReassemblyTimeExceeded, true) => (11, 1, 0),
+        (Complaint::ReassemblyTimeExceeded, false) => (3, 1, 0),
         (Complaint::TimeExceeded, true) => (11, 0, 0),
         (Complaint::TimeExceeded, false) => (3, 0, 0),
     };
@@ -366,6 +433,34 @@ mod tests {
                 target_mac: THEIRS,
                 target: ip("192.0.2.9"),
             }))
+        );
+    }
+
+    #[test]
+    fn a_question_asks_one_station_or_its_group() {
+        let (own, target) = (ip("2001:db8::9"), ip("2001:db8::1280:3456"));
+        for (to, from, dst, station) in [
+            (None, Some(own), ip("ff02::1:ff80:3456"), Mac([0x33, 0x33, 0xff, 0x80, 0x34, 0x56])),
+            (Some(THEIRS), Some(own), target, THEIRS),
+            (Some(THEIRS), None, ip("ff02::1:ff80:3456"), Mac([0x33, 0x33, 0xff, 0x80, 0x34, 0x56])),
+        ] {
+            let question = solicitation(OURS, to, from, target);
+            assert_eq!(Ethernet::read(&question).unwrap().dst, station);
+            // The reader checks length, hop limit and checksum.
+            let expected = Nd {
+                kind: NdKind::Solicitation,
+                src: from.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
+                dst,
+                target,
+                link_layer: from.map(|_| OURS),
+            };
+            assert_eq!(parse(&question), Ok(Packet::Nd(expected)));
+        }
+        let probe = arp_question(Macs { src: OURS, dst: Mac::BROADCAST }, None, ip("192.0.2.80"));
+        let Ok(Packet::Arp(probe)) = parse(&probe) else { panic!("no ARP packet") };
+        assert_eq!(
+            (probe.operation, probe.sender, probe.target),
+            (ArpOperation::Request, ip("0.0.0.0"), ip("192.0.2.80"))
         );
     }
 
@@ -513,7 +608,7 @@ mod tests {
         ) {
             let host = |[_, b, c, d]: [u8; 4]| -> Ip {
                 match v4 {
-                    true => std::net::Ipv4Addr::new(10, b, c, d).into(),
+                    true => Ipv4Addr::new(10, b, c, d).into(),
                     false => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, b.into(), u16::from_be_bytes([c, d])).into(),
                 }
             };

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Forwarding, Plane, Protocol};
 
+use super::Network;
 use super::flows::timeout_class;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
-use crate::flow::{Returns, TimeoutClass};
+use crate::flow::{Direction, FlowPath, Returns, TimeoutClass};
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
 use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
@@ -28,6 +29,8 @@ pub(super) struct Rule {
     pub(super) is_dsr: bool,
     /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
     pub(super) rests: bool,
+    /// By whom clients that are on no link of ours are answered, instead of by the routes.
+    pub(super) next_hop: Option<Ip>,
 }
 
 impl Rule {
@@ -54,12 +57,22 @@ impl Rule {
         for (class, ms) in classes.iter_mut().zip(tcp.all_ms().into_iter().chain(udp.all_ms())) {
             *class = timeout_class(ms);
         }
-        Rule { classes, is_dsr: service.forwarding == Forwarding::Dsr, rests: rest_ms > 0 }
+        let is_dsr = service.forwarding == Forwarding::Dsr;
+        Rule { classes, is_dsr, rests: rest_ms > 0, next_hop: service.next_hop.map(Ip::from) }
     }
 
     /// Where the answers of the flows that it opens go.
     pub(super) fn returns(&self) -> Returns {
         if self.is_dsr { Returns::Elsewhere } else { Returns::Here }
+    }
+
+    /// Towards whom a packet to `to` leaves: clients that are on no link of ours may have another gateway than the routes say.
+    #[inline(always)]
+    pub(super) fn station(&self, network: &Network, direction: Direction, to: Ip) -> Ip {
+        match self.next_hop {
+            Some(gateway) if direction == Direction::Reverse && network.is_on_link(to).is_none() => gateway,
+            Some(_) | None => to,
+        }
     }
 
     #[inline]
@@ -112,7 +125,7 @@ impl Way {
 /// Hashes the addresses and ports of the configuration in a few instructions. Without a key: what lies in these tables the operator has
 /// chosen, and whoever looks for something else finds no longer runs than those are.
 #[derive(Default)]
-struct ConfiguredHasher(u64);
+pub(super) struct ConfiguredHasher(u64);
 
 impl Hasher for ConfiguredHasher {
     fn finish(&self) -> u64 {
@@ -140,7 +153,7 @@ impl Hasher for ConfiguredHasher {
 }
 
 type Configured<K, V> = HashMap<K, V, BuildHasherDefault<ConfiguredHasher>>;
-type ConfiguredSet<K> = HashSet<K, BuildHasherDefault<ConfiguredHasher>>;
+pub(super) type ConfiguredSet<K> = HashSet<K, BuildHasherDefault<ConfiguredHasher>>;
 
 /// An address and a protocol as a key, with a port or that of every port.
 #[inline]
@@ -149,7 +162,7 @@ fn key(address: Ip, port: Option<u16>, protocol: u8) -> (u128, u32) {
 }
 
 #[inline]
-fn address_key(address: Ip) -> u128 {
+pub(super) fn address_key(address: Ip) -> u128 {
     u128::from_be_bytes(address.0)
 }
 
@@ -171,6 +184,13 @@ pub(super) struct Services {
     servers: ConfiguredSet<u128>,
     /// Of these, those that see the addresses of clients and answer them through us.
     half_nat: ConfiguredSet<u128>,
+    /// By VIP, servers that answer its clients by themselves.
+    direct: Configured<u128, Vec<Ip>>,
+    /// Half-NAT servers that were once, by the addresses that flows may still have: no more than the last walk over the flows has found, and those that
+    /// newer snapshots have left out since.
+    left: ConfiguredSet<u128>,
+    /// Of these, those that the walk under way has found a flow of.
+    still: ConfiguredSet<u128>,
     /// Members whose flows are to be ended.
     shunned: HashSet<(ServiceId, RealServerId)>,
     /// Where leases are given back: one book for all pools.
@@ -188,12 +208,16 @@ impl Services {
             lent: HashSet::default(),
             servers: HashSet::default(),
             half_nat: HashSet::default(),
+            direct: HashMap::default(),
+            left: HashSet::default(),
+            still: HashSet::default(),
             shunned: HashSet::new(),
             maps: None,
         }
     }
 
-    /// Follows a newer snapshot. Whether a member is to lose its flows that was not before.
+    /// Follows a newer snapshot. Whether a walk over the flows has something new to find: a member is to lose its flows that was not before, or a half-NAT
+    /// server is gone that may have some.
     pub(super) fn adopt(&mut self, snapshot: &Snapshot) -> bool {
         self.ways.clear();
         self.ways.resize_with(snapshot.services.len(), Box::default);
@@ -201,7 +225,8 @@ impl Services {
         self.ours.clear();
         self.lent.clear();
         self.servers.clear();
-        self.half_nat.clear();
+        self.direct.clear();
+        let before = std::mem::take(&mut self.half_nat);
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             self.adopt_service(service);
@@ -213,9 +238,12 @@ impl Services {
         }
         self.ours_endings = [false; 256];
         self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
+        let is_any_gone = before.iter().any(|address| !self.half_nat.contains(address));
+        self.left.extend(before);
+        self.left.retain(|address| !self.half_nat.contains(address));
         let more = shunned.iter().any(|member| !self.shunned.contains(member));
         self.shunned = shunned;
-        more
+        more || is_any_gone
     }
 
     fn adopt_service(&mut self, service: &Service) {
@@ -237,6 +265,10 @@ impl Services {
         let servers = service.targets.iter().map(|target| address_key(target.address.into()));
         if service.forwarding == Forwarding::HalfNat {
             self.half_nat.extend(servers.clone());
+        }
+        if service.forwarding == Forwarding::Dsr {
+            let direct = service.targets.iter().map(|target| Ip::from(target.address));
+            self.direct.entry(address_key(vip)).or_default().extend(direct);
         }
         self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
@@ -288,9 +320,52 @@ impl Services {
         self.servers.contains(&address_key(address))
     }
 
-    /// Whether a real server has this address that answers clients through us.
+    /// Whether a real server has this address that answers clients through us, or had it and may have flows left.
     pub(super) fn keeps_clients(&self, address: Ip) -> bool {
-        self.half_nat.contains(&address_key(address))
+        let address = address_key(address);
+        self.half_nat.contains(&address) || !self.left.is_empty() && self.left.contains(&address)
+    }
+
+    /// Whether there is such a real server.
+    #[inline]
+    pub(super) fn any_keeps_clients(&self) -> bool {
+        !self.half_nat.is_empty() || !self.left.is_empty()
+    }
+
+    /// Servers that answer clients of this VIP by themselves: packets from it may come from them.
+    pub(super) fn direct_servers(&self, vip: Ip) -> &[Ip] {
+        self.direct.get(&address_key(vip)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a packet is an answer to a client of a service whose answers are not translated.
+    pub(super) fn is_direct_answer(&self, tuple: &Tuple) -> bool {
+        self.find(&tuple.reversed()).is_some_and(|service| self.rule(service).is_dsr)
+    }
+
+    /// A walk over all flows begins, which [finds](Self::find_flow) those of half-NAT servers that are gone.
+    pub(super) fn begin_walk(&mut self) {
+        self.still.clear();
+    }
+
+    /// There is a flow with this path.
+    #[inline]
+    pub(super) fn find_flow(&mut self, path: &FlowPath) {
+        let is_half_nat = path.returns == Returns::Here && path.client.src == path.server.src;
+        let address = address_key(path.server.dst);
+        if is_half_nat && !self.half_nat.contains(&address) {
+            self.left.insert(address);
+            self.still.insert(address);
+        }
+    }
+
+    /// The walk is over: who has no flow is gone for good.
+    pub(super) fn end_walk(&mut self) {
+        self.left.retain(|address| self.still.contains(address));
+    }
+
+    /// Whether half-NAT servers that are gone may have flows.
+    pub(super) fn has_left(&self) -> bool {
+        !self.left.is_empty()
     }
 
     /// Whether the flows of this member are to be ended.

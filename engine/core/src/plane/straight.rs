@@ -27,10 +27,15 @@ impl Plane {
         let mut met = self.flows.established.meet(trace, packet.tuple(), PROTOCOL_TCP)?;
         let (direction, to) = (met.direction(), met.outgoing());
         let service = met.state().service();
+        let rule = self.services.rule(service);
         let [source, _] = packet.tuple().numbers();
         if direction == Direction::Reverse
             && !self.hops.returns_by(&self.network, IpAddr::V4(Ipv4Addr::from(source)).into(), frame.port)
         {
+            return None;
+        }
+        // That one goes by another way than its destination's.
+        if direction == Direction::Reverse && rule.next_hop.is_some() {
             return None;
         }
         let [_, destination] = to.numbers();
@@ -42,7 +47,7 @@ impl Plane {
             0 => total_len,
             segment => headers_len + u32::from(segment),
         };
-        let is_same_timer = met.class() == self.services.rule(service).tcp_class(TcpTimeout::Established);
+        let is_same_timer = met.class() == rule.tcp_class(TcpTimeout::Established);
         if largest > hop.straight_max || !is_same_timer || frame.checksum == Checksum::Absent {
             return None;
         }

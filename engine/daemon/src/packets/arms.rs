@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, VirtualService};
+use towpath_config::model::{Forwarding, Model, StaticRoute, VirtualService};
+use towpath_core::packet::Ip;
 use towpath_core::plane::PORTS_MAX;
 use towpath_sys::link::Link;
-use towpath_sys::neighbour::Tables;
+use towpath_sys::neighbour::{KnownRoute, Tables};
 
 use super::claims::{addresses, services};
+use super::routes;
 
 /// One interface, as it was when it was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,10 +29,16 @@ pub struct Arm {
 pub enum NoWay {
     /// A real server of a DSR service is on no network of this host.
     BehindRouter(IpAddr),
+    /// The link of a VLAN, the arm of a bridge or the interface of a service is not there, not up, or no Ethernet.
+    NoLink(String),
     /// No network of this host holds the address, and there is no default route that its clients could come by.
     Nowhere(IpAddr),
     /// The kernel has no route to a real server over an Ethernet interface.
     NoRoute(IpAddr),
+    /// A router without interfaces.
+    NothingToRoute,
+    /// The next hop of a service or of a route is on no network of an interface.
+    NextHop(IpAddr),
     /// More interfaces than the packet plane has ports.
     TooMany(usize),
 }
@@ -43,6 +51,10 @@ impl NoWay {
                 "forwarding = \"dsr\": server {ip} is on no network of this host, but direct server return ends at the first router; \
                  use forwarding = \"full-nat\""
             ),
+            NoWay::NoLink(name) => format!(
+                "interface `{name}`, on which the file has a service, VLANs or a bridge, is no Ethernet interface of this host that is up; \
+                 set it up (`ip link set {name} up`), or correct its name"
+            ),
             NoWay::Nowhere(ip) => format!(
                 "no Ethernet interface of this host that is up has a network that holds {ip}, and no default route leads over one; \
                  give one an address in the network of {ip}"
@@ -50,35 +62,81 @@ impl NoWay {
             NoWay::NoRoute(ip) => format!(
                 "no route to real server {ip} over an Ethernet interface that is up; add one (`ip route add {ip} via …`)"
             ),
-            NoWay::TooMany(count) => {
-                format!(
-                    "{count} interfaces lead to the addresses and servers, the packet plane has {PORTS_MAX} at most"
-                )
+            NoWay::NothingToRoute => {
+                "router.enabled = true: no Ethernet interface of this host that is up has an address; add them (`ip addr add …`)".to_owned()
             }
+            NoWay::NextHop(ip) => format!(
+                "next hop {ip} is on no network of an Ethernet interface that is up; give one an address in the network of {ip}, or name another \
+                 next hop"
+            ),
+            NoWay::TooMany(count) => format!(
+                "{count} interfaces and VLANs lead to the addresses and servers, or are routed between; the packet plane has {PORTS_MAX} at most"
+            ),
         }
     }
 
     /// Whether it is about an address or a real server of `after` that `before` has in the same use.
     pub fn concerns(&self, before: &Model, after: &Model) -> bool {
         match *self {
+            NoWay::NoLink(ref name) => named(before).contains(name.as_str()),
             NoWay::BehindRouter(ip) => uses(before, Forwarding::Dsr, ip),
             NoWay::Nowhere(ip) => addresses(before).contains(&ip),
             NoWay::NoRoute(ip) => [Forwarding::Dsr, Forwarding::FullNat, Forwarding::HalfNat]
                 .into_iter()
                 .all(|forwarding| uses(before, forwarding, ip) || !uses(after, forwarding, ip)),
+            NoWay::NothingToRoute => before.router.enabled,
+            NoWay::NextHop(ip) => {
+                routes::next_hops(before).contains(&ip) || before.routes.iter().any(|route| route.via == ip)
+            }
             NoWay::TooMany(_) => false,
         }
     }
 }
 
-/// The interfaces whose networks hold our addresses, those that lead to real servers, and those of default routes, by which
-/// other clients come; and whatever leads nowhere.
+/// The interfaces that services [need](needed), and of a router all that have an address; and whatever leads nowhere.
 pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
-    let usable: Vec<&Link> = tables.links.iter().filter(|link| link.up && link.ethernet).collect();
+    let (mut chosen, mut missing) = needed(model, tables);
+    if model.router.enabled {
+        let has_address = |link: &&Link| {
+            let own = tables.addresses.iter().filter(|own| own.link == link.index);
+            own.into_iter().any(|own| !Ip::from(own.ip).is_link_local())
+        };
+        chosen.extend(usable(tables).filter(has_address));
+        if chosen.is_empty() {
+            missing.push(NoWay::NothingToRoute);
+        }
+        chosen.sort_by_key(|link| tables.links.iter().position(|other| other.index == link.index));
+        chosen.dedup_by_key(|link| link.index);
+    }
+    let ports = chosen.len() + model.vlans().count();
+    if ports > PORTS_MAX {
+        missing.push(NoWay::TooMany(ports));
+    }
+    (chosen, missing)
+}
+
+/// Ethernet interfaces that are up.
+fn usable(tables: &Tables) -> impl Iterator<Item = &Link> {
+    tables.links.iter().filter(|link| link.up && link.ethernet)
+}
+
+/// The interfaces whose networks hold our addresses, those that lead to real servers and next hops, and those of default routes, by which
+/// other clients come; and whatever leads nowhere.
+pub fn needed<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWay>) {
+    let usable: Vec<&Link> = usable(tables).collect();
+    let routes = routes::all(model, tables);
     let is_usable = |index: u32| usable.iter().any(|link| link.index == index);
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     let mut missing = Vec::new();
+    for name in named(model) {
+        match usable.iter().find(|link| link.name == name) {
+            Some(link) => _ = chosen.insert(link.index),
+            None => missing.push(NoWay::NoLink(name.to_owned())),
+        }
+    }
     let vips: BTreeSet<IpAddr> = services(model).map(|service| service.vip).collect();
+    let at_home: BTreeSet<IpAddr> =
+        services(model).filter(|service| service.interface.is_some()).map(|service| service.vip).collect();
     for ip in addresses(model) {
         let homes: Vec<u32> = tables
             .addresses
@@ -90,34 +148,56 @@ pub fn choose<'t>(model: &Model, tables: &'t Tables) -> (Vec<&'t Link>, Vec<NoWa
         if !vips.contains(&ip) {
             continue;
         }
-        let defaults: Vec<u32> = tables
-            .routes
+        let defaults: Vec<u32> = routes
             .iter()
             .filter(|route| route.destination.1 == 0 && route.destination.0.is_ipv4() == ip.is_ipv4())
             .map(|route| route.link)
             .filter(|&link| is_usable(link))
             .collect();
-        if homes.is_empty() && defaults.is_empty() {
+        let is_own = own_prefix(model, ip).is_some() || at_home.contains(&ip);
+        if homes.is_empty() && defaults.is_empty() && !is_own {
             missing.push(NoWay::Nowhere(ip));
         }
         chosen.extend(defaults);
     }
-    let near = |ip: IpAddr| tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip));
+    let near = |ip: IpAddr| {
+        own_prefix(model, ip).is_some() || tables.addresses.iter().any(|net| holds(net.ip, net.prefix, ip))
+    };
     let by_dsr = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
     let alone: BTreeSet<IpAddr> = by_dsr.flat_map(|service| members(model, service)).filter(|ip| !near(*ip)).collect();
     missing.extend(alone.into_iter().map(NoWay::BehindRouter));
     for ip in servers(model) {
-        match route_to(tables, ip) {
-            Some(link) if is_usable(link) => {
-                chosen.insert(link);
+        match (routes::best(&routes, ip), own_prefix(model, ip)) {
+            // The kernel's route is not the longest one.
+            (route, Some(prefix)) if route.is_none_or(|route| route.destination.1 <= prefix) => {}
+            (Some(route), _) if is_usable(route.link) => {
+                chosen.insert(route.link);
             }
             _ => missing.push(NoWay::NoRoute(ip)),
         }
     }
-    if chosen.len() > PORTS_MAX {
-        missing.push(NoWay::TooMany(chosen.len()));
+    let by_services = routes::next_hops(model).into_iter().map(|ip| (ip, routes::beside(tables, ip)));
+    let by_services = by_services.filter(|&(ip, _)| !is_on_own_network(model, ip));
+    let by_routes = model.routes.iter().filter(|route| !leaves_by_own_network(model, route));
+    let by_routes = by_routes.map(|route| (route.via, routes::link_of(route, tables)));
+    for (ip, link) in by_services.chain(by_routes) {
+        match link {
+            Some(link) if is_usable(link) => {
+                chosen.insert(link);
+            }
+            _ => missing.push(NoWay::NextHop(ip)),
+        }
     }
     (usable.into_iter().filter(|link| chosen.contains(&link.index)).collect(), missing)
+}
+
+/// The links that the file names: of VLANs, of bridges, of services.
+fn named(model: &Model) -> BTreeSet<&str> {
+    let trunks = model.vlans().map(|(link, _)| &link.name);
+    let bridged = model.bridges.iter().flat_map(|bridge| &bridge.arms);
+    let homes = services(model).filter_map(|service| service.interface.as_ref());
+    let homes = homes.filter(|name| !is_own_name(model, name));
+    trunks.chain(bridged).chain(homes).map(String::as_str).collect()
 }
 
 /// What is planned with of the chosen interfaces.
@@ -142,10 +222,45 @@ fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item
     model.groups[service.group].servers.iter().map(|server| server.address)
 }
 
-/// The link of the kernel's route to an address: the longest prefix, then the lowest metric.
-fn route_to(tables: &Tables, ip: IpAddr) -> Option<u32> {
-    let fitting = tables.routes.iter().filter(|route| holds(route.destination.0, route.destination.1, ip));
-    fitting.min_by_key(|route| (std::cmp::Reverse(route.destination.1), route.metric)).map(|route| route.link)
+/// Whether a network of a VLAN or a bridge holds an address.
+pub fn is_on_own_network(model: &Model, ip: IpAddr) -> bool {
+    own_networks(model).any(|(net, prefix)| holds(net, prefix, ip))
+}
+
+/// Whether that is the name of a VLAN or a bridge.
+fn is_own_name(model: &Model, name: &str) -> bool {
+    model.vlans().any(|(_, vlan)| vlan.name == name) || model.bridges.iter().any(|bridge| bridge.name == name)
+}
+
+/// Whether a static route leads over a VLAN or a bridge.
+fn leaves_by_own_network(model: &Model, route: &StaticRoute) -> bool {
+    match &route.interface {
+        Some(name) => is_own_name(model, name),
+        None => is_on_own_network(model, route.via),
+    }
+}
+
+/// The networks of VLANs and bridges.
+pub fn own_networks(model: &Model) -> impl Iterator<Item = (IpAddr, u8)> + '_ {
+    let bridged = model.bridges.iter().flat_map(|bridge| &bridge.addresses);
+    model.vlans().flat_map(|(_, vlan)| &vlan.addresses).chain(bridged).copied()
+}
+
+/// The kernel's route to a real server; none to one that is reached over a VLAN or a bridge, of which the kernel knows nothing.
+pub(crate) fn kernels_route<'t>(model: &Model, tables: &'t Tables, ip: IpAddr) -> Option<&'t KnownRoute> {
+    let route = routes::best(&tables.routes, ip);
+    route.filter(|route| own_prefix(model, ip).is_none_or(|prefix| prefix < route.destination.1))
+}
+
+/// Whether only the packet plane has a way to an address: over a VLAN or a bridge, of which the kernel knows nothing.
+pub(crate) fn is_unknown_to_kernel(model: &Model, tables: &Tables, ip: IpAddr) -> bool {
+    own_prefix(model, ip).is_some() && kernels_route(model, tables, ip).is_none()
+}
+
+/// The prefix length of the longest network that holds an address and is a VLAN's or a bridge's, or reached by a static route over one.
+pub(crate) fn own_prefix(model: &Model, ip: IpAddr) -> Option<u8> {
+    let behind = model.routes.iter().filter(|route| leaves_by_own_network(model, route)).map(|route| route.to);
+    own_networks(model).chain(behind).filter(|&(net, prefix)| holds(net, prefix, ip)).map(|(_, prefix)| prefix).max()
 }
 
 /// Whether a network holds an address.
@@ -165,7 +280,7 @@ pub fn holds(network: IpAddr, prefix: u8, ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+    use towpath_sys::neighbour::LinkAddress;
 
     use super::*;
 
@@ -218,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn a_router_has_every_interface_with_an_address() {
+        let text = "[router]\nenabled = true\n";
+        let model = towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        tables.links.push(link(5, "bare"));
+        tables.addresses.push(LinkAddress { link: 5, ip: "fe80::5".parse().unwrap(), prefix: 64 });
+        let (names, missing) = chosen(&model, &tables);
+        assert_eq!((names, missing), (["front", "back", "other"].map(str::to_owned).to_vec(), vec![]));
+        assert_eq!(needed(&model, &tables).0, Vec::<&Link>::new());
+        tables.addresses.clear();
+        assert_eq!(chosen(&model, &tables).1, [NoWay::NothingToRoute]);
+    }
+
+    #[test]
     fn a_default_route_leads_to_clients_and_servers() {
         let mut tables = tables();
         tables.routes.push(route("0.0.0.0", 0, 4));
@@ -256,6 +385,75 @@ mod tests {
         // What is in force already does not refuse a reload.
         assert!(behind.concerns(&dsr("8.8.8.8"), &dsr("8.8.8.8")));
         assert!(!behind.concerns(&dsr("192.0.2.31"), &dsr("8.8.8.8")));
+    }
+
+    #[test]
+    fn next_hops_are_on_a_network_of_this_host() {
+        let with = |next_hop: &str, via: &str| {
+            let text = format!(
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                 next_hop = \"{next_hop}\"\n[[service.server]]\nname = \"one\"\naddress = \"172.16.0.5\"\n\
+                 [[route]]\nto = \"172.16.0.0/12\"\nvia = \"{via}\"\n"
+            );
+            towpath_config::check("test.toml", &text).model.expect("no errors")
+        };
+        let (names, missing) = chosen(&with("203.0.113.9", "198.51.100.9"), &tables());
+        assert_eq!((names, missing), (["front", "back", "other"].map(str::to_owned).to_vec(), vec![]));
+        let [next_hop, via] = ["100.64.0.1", "100.64.0.2"];
+        let (_, missing) = chosen(&with(next_hop, via), &tables());
+        let ip = |text: &str| text.parse().unwrap();
+        assert_eq!(missing, [NoWay::NoRoute(ip("172.16.0.5")), NoWay::NextHop(ip(next_hop)), NoWay::NextHop(ip(via))]);
+        assert!(missing[1].concerns(&with(next_hop, via), &with(next_hop, via)));
+    }
+
+    #[test]
+    fn a_vlan_leads_to_what_is_on_its_network() {
+        let trunk = "[[interface]]\nname = \"other\"\n[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/24\", \"10.30.0.1/8\"]\n";
+        let text = |vip: &str, server: &str| {
+            format!(
+                "{trunk}[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"{server}\"\n"
+            )
+        };
+        let model = |text: &str| towpath_config::check("test.toml", text).model.expect("no errors");
+        let mut tables = tables();
+        assert_eq!(chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables), (vec!["other".to_owned()], vec![]));
+        // A longer route of the kernel's, and no link.
+        tables.routes.push(route("10.99.0.0", 16, 3));
+        let (names, missing) = chosen(&model(&text("10.20.0.30", "10.99.0.31")), &tables);
+        assert_eq!((names, missing), (vec!["back".to_owned(), "other".to_owned()], vec![]));
+        tables.links[3].up = false;
+        let (_, missing) = chosen(&model(&text("10.20.0.30", "10.20.0.31")), &tables);
+        assert_eq!(missing, [NoWay::NoLink("other".to_owned())]);
+    }
+
+    #[test]
+    fn names_of_the_file_lead_to_what_they_name() {
+        let file = |lines: &str, more: &str| {
+            let text = format!(
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n{lines}\
+                 [[service.server]]\nname = \"one\"\naddress = \"192.0.2.31\"\n\
+                 [[interface]]\nname = \"other\"\n[[interface.vlan]]\nid = 20\nname = \"edge\"\naddresses = [\"10.20.0.1/24\"]\n\
+                 [[interface]]\nname = \"back\"\n{more}"
+            );
+            towpath_config::check("test.toml", &text).model.expect("no errors")
+        };
+        let mut down = tables();
+        down.links[2].up = false;
+        let at_back = file("interface = \"back\"\n", "");
+        assert_eq!(chosen(&at_back, &down).1, [NoWay::NoLink("back".to_owned())]);
+        assert_eq!(chosen(&file("interface = \"edge\"\n", ""), &down).1, []);
+        // The model in force has it; one without it had no way to lose.
+        assert!(NoWay::NoLink("back".to_owned()).concerns(&at_back, &at_back));
+        assert!(!NoWay::NoLink("back".to_owned()).concerns(&file("", ""), &at_back));
+        // Over a VLAN by its name, and by a link that is down though the VLAN holds the next hop.
+        let route = |via: &str, interface: &str| {
+            file("", &format!("[[route]]\nto = \"172.16.0.0/12\"\nvia = \"{via}\"\ninterface = \"{interface}\"\n"))
+        };
+        let [near, far] = ["10.20.0.9", "10.30.0.9"];
+        assert_eq!(chosen(&route(far, "edge"), &down).1, []);
+        assert_eq!(own_prefix(&route(far, "edge"), "172.16.0.1".parse().unwrap()), Some(12));
+        assert_eq!(chosen(&route(near, "back"), &down).1, [NoWay::NextHop(near.parse().unwrap())]);
     }
 
     #[test]

@@ -13,6 +13,11 @@ pub fn services(model: &Model) -> impl Iterator<Item = &VirtualService> {
     model.services.iter().filter(|service| service.plane == Plane::Packet)
 }
 
+/// Whether packets are carried at all: those of a service, or as a router or a bridge.
+pub fn carries_packets(model: &Model) -> bool {
+    model.router.enabled || !model.bridges.is_empty() || services(model).next().is_some()
+}
+
 /// The addresses that the packet plane answers for: VIPs and SNAT addresses.
 pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
     services(model)
@@ -162,6 +167,18 @@ mod tests {
             claimed(&text, &["192.0.2.30"]),
             expected.map(|(ip, protocol, low, high)| (ip.to_owned(), protocol, low, high))
         );
+    }
+
+    #[test]
+    fn a_bridge_alone_is_a_use_of_the_packet_plane() {
+        let arms = "[[interface]]\nname = \"one\"\n[[interface]]\nname = \"other\"\n";
+        let bridge = "[[bridge]]\nname = \"cable\"\ninterfaces = [\"one\", \"other\"]\n";
+        for text in [format!("{arms}{bridge}"), format!("{}{arms}{bridge}", service("relayed", "ports = 22"))] {
+            let model = towpath_config::check("test.toml", &text).model.expect("no errors");
+            assert!(carries_packets(&model), "{text}");
+        }
+        let model = towpath_config::check("test.toml", &service("relayed", "ports = 22")).model.expect("no errors");
+        assert!(!carries_packets(&model));
     }
 
     #[test]

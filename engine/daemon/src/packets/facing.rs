@@ -1,21 +1,40 @@
 //! The addresses of our interfaces as SNAT addresses: which one faces each real server, only the kernel can say.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::IpAddr;
 
 use towpath_config::model::{FacingPorts, Model, Source, SourcePool, VirtualService};
+use towpath_sys::neighbour::{Neighbours, Tables};
 use towpath_sys::{host, socket};
 
-/// `model` with [`Source::Facing`] made a pool of the addresses that the kernel has towards each real server. What leads nowhere just now
-/// keeps the address that `before` has for it, and so does what leads elsewhere while the interface of that address is down; without one it is
-/// left out, and [`preflight`](crate::preflight()) says so.
+use super::routes::{self, Towards};
+
+/// `model` with [`Source::Facing`] made a pool of the addresses that the kernel has towards each real server, or a VLAN or a bridge of ours where
+/// that is the way. What leads nowhere just now keeps the address that `before` has for it, and so does what leads elsewhere while the interface of
+/// that address is down; without one it is left out, and [`preflight`](crate::preflight()) says so.
 ///
 /// Nothing is sent.
 pub fn resolve(model: Model, before: Option<&Model>) -> Model {
     // Who cannot be asked says that nothing is down.
     let own = host::addresses().unwrap_or_default();
     let is_down = |ip: IpAddr| own.iter().any(|address| address.ip == ip && !address.up);
-    resolve_by(model, before, is_down, |server| socket::kernel_source_towards(server).ok())
+    // Only where the file has ways of its own do the kernel's matter.
+    let has_ways = model.vlans().next().is_some() || !model.bridges.is_empty() || !model.routes.is_empty();
+    let tables = if has_ways { tables().unwrap_or_default() } else { Tables::default() };
+    let file = model.clone();
+    resolve_by(model, before, is_down, |server| match routes::towards(&file, &tables, server) {
+        Towards::Own(own) => own,
+        Towards::Kernels(hop) => {
+            // A link-local router is on a link, and nobody says here on which.
+            let by_hop = hop.and_then(|hop| socket::kernel_source_towards(hop).ok());
+            by_hop.or_else(|| socket::kernel_source_towards(server).ok())
+        }
+    })
+}
+
+fn tables() -> io::Result<Tables> {
+    Neighbours::open()?.tables()
 }
 
 fn resolve_by(

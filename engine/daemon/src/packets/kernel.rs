@@ -11,14 +11,15 @@ use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Network, PortId};
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{Changes, Neighbours, Tables};
-use towpath_sys::packet::{self, Instruction, PacketPort, RingSettings};
+use towpath_sys::packet::{self, Hearing, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
 use super::arms::{Arm, servers};
 use super::claims::{addresses, claims};
 use super::fast::KernelPath;
+use super::routes;
 use super::steering::{SteeringError, program};
-use super::view::{self, KnownArm};
+use super::view::{self, FileNetwork, KnownArm};
 
 /// Neighbours that one round of confirmation asks for.
 const CONFIRMED_MAX: usize = 256;
@@ -26,6 +27,9 @@ const CONFIRMED_MAX: usize = 256;
 /// Why the kernel does not carry the packet plane.
 #[derive(Debug, Error)]
 pub enum KernelError {
+    /// What neighbours say could not be heard.
+    #[error("neighbours on VLANs cannot be heard: {}", explain(.0))]
+    Hearing(#[source] io::Error),
     /// An interface could not be opened.
     #[error("{}", explain(.source))]
     Interface {
@@ -52,6 +56,9 @@ pub struct Kernel {
     view: Neighbours,
     tables: Tables,
     arms: Vec<KnownArm>,
+    file: FileNetwork,
+    /// What hears and asks where the kernel has no address, until it is [taken](Kernel::take_hearing).
+    hearing: Option<Hearing>,
     ring: RingSettings,
     silence: Silence,
     /// The kernel is silent for all claims on all arms that are there.
@@ -74,8 +81,6 @@ pub struct Kernel {
 
 /// What has become of the network.
 pub struct Update {
-    /// The network now.
-    pub network: Network,
     /// An arm has another address of either kind, or works again: the neighbours must be told where our addresses are.
     pub is_moved: bool,
     /// Ports that were gone and are there again, for each worker in order.
@@ -103,12 +108,16 @@ impl Kernel {
         for arm in &mut known {
             arm.segments = view.can_segment(&arm.name).unwrap_or(false);
         }
-        let groups: Vec<[u8; 6]> = addresses(model).into_iter().filter_map(solicited_group).collect();
+        let file = FileNetwork::new(model, arms);
+        let own = file.own_addresses();
+        let groups: BTreeSet<[u8; 6]> = addresses(model).into_iter().chain(own).filter_map(solicited_group).collect();
+        let groups: Vec<[u8; 6]> = groups.into_iter().collect();
         let mut per_worker: Vec<Vec<PacketPort>> = (0..workers).map(|_| Vec::with_capacity(arms.len())).collect();
         let mut opened = Vec::with_capacity(arms.len());
-        for arm in arms {
-            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups)?);
+        for (arm, place) in arms.iter().zip(0..) {
+            opened.push(open_arm(&arm.name, workers, &program, &ring, &groups, &Wanted::of(&file, place))?);
         }
+        let hearing = if file.has_neighbours() { Some(Hearing::open().map_err(KernelError::Hearing)?) } else { None };
         if let Some(path) = &mut fast
             && let Err(error) = attach_all(path, &known, &opened)
         {
@@ -125,12 +134,15 @@ impl Kernel {
         let kernels = kernels_own(&tables);
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
-        let silence = Silence::impose(&names, &claims).map_err(KernelError::Silence)?;
+        let mute: Vec<&str> = mute(&known, &file).map(|arm| arm.name.as_str()).collect();
+        let silence = Silence::impose(&names, &mute, &claims).map_err(KernelError::Silence)?;
         let kernel = Kernel {
             model: model.clone(),
             view,
             tables,
             arms: known,
+            file,
+            hearing,
             ring,
             silence,
             is_silent: true,
@@ -152,9 +164,19 @@ impl Kernel {
         self.fast.as_ref()
     }
 
-    /// The network as it was last looked at.
-    pub fn network(&self) -> Network {
-        view::network(&self.arms, &self.tables)
+    /// The network as it was last looked at; `known`: neighbours where the kernel knows none.
+    pub fn network(&self, known: impl Iterator<Item = (PortId, Ip, Mac)>) -> Network {
+        view::network(&self.arms, &self.file, &self.tables, known)
+    }
+
+    /// By what neighbours are heard and asked where the kernel has no address, if there is such a network; once.
+    pub fn take_hearing(&mut self) -> Option<Hearing> {
+        self.hearing.take()
+    }
+
+    /// Addresses that the packet plane answers for.
+    pub fn ours(&self) -> BTreeSet<Ip> {
+        addresses(&self.model).into_iter().map(Ip::from).collect()
     }
 
     /// What the kernel says has changed, without waiting.
@@ -201,7 +223,7 @@ impl Kernel {
         }
         let moved = |(arm, before): (&KnownArm, &View)| View::of(arm, &self.tables).is_news(before);
         let is_moved = self.arms.iter().zip(&before).any(moved) || !reopened.is_empty();
-        Ok(Update { network: self.network(), is_moved, reopened })
+        Ok(Update { is_moved, reopened })
     }
 
     /// Asks for a next hop that a worker wants; what cannot be asked for is wanted again.
@@ -217,7 +239,8 @@ impl Kernel {
     pub fn confirm(&mut self) {
         let ours = |link: u32| self.arms.iter().any(|arm| arm.index == link);
         let gateways = self.tables.routes.iter().filter_map(|route| route.gateway);
-        let first: BTreeSet<IpAddr> = gateways.chain(servers(&self.model)).collect();
+        let stated = self.model.routes.iter().map(|route| route.via).chain(routes::next_hops(&self.model));
+        let first = gateways.chain(servers(&self.model)).chain(stated).collect();
         let known = self.tables.neighbours.iter().filter(|neighbour| ours(neighbour.link));
         let known: Vec<(u32, IpAddr)> = known.map(|neighbour| (neighbour.link, neighbour.ip)).collect();
         for (link, ip) in to_confirm(&known, &first, &mut self.confirmed) {
@@ -234,7 +257,8 @@ impl Kernel {
             self.missing.insert(port);
             return None;
         }
-        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups) {
+        let wanted = Wanted::of(&self.file, port.0);
+        match open_arm(&arm.name, self.workers, &self.program, &self.ring, &self.groups, &wanted) {
             Ok(ports) => {
                 tracing::info!("interface {} is there again", arm.name);
                 if let Some(path) = &mut self.fast
@@ -255,7 +279,8 @@ impl Kernel {
     fn silence_again(&mut self) {
         let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
         let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
-        let silenced = self.silence.replace(&names, &self.claims);
+        let mute: Vec<&str> = mute(&self.arms, &self.file).filter(there).map(|arm| arm.name.as_str()).collect();
+        let silenced = self.silence.replace(&names, &mute, &self.claims);
         self.is_silent = silenced.is_ok();
         if let Err(error) = silenced {
             tracing::error!("{}", KernelError::Silence(error));
@@ -340,14 +365,51 @@ fn open_arm(
     program: &[Instruction],
     ring: &RingSettings,
     groups: &[[u8; 6]],
+    wanted: &Wanted,
 ) -> Result<Vec<PacketPort>, KernelError> {
     let failed = |source| KernelError::Interface { name: name.to_owned(), source };
-    let ports = packet::open(name, workers, program, ring).map_err(failed)?;
+    let mut ports = packet::open(name, workers, program, ring).map_err(failed)?;
     // One membership is enough for the interface, and ends with its port.
     if let Some(first) = ports.first() {
         groups.iter().try_for_each(|&group| first.join(group)).map_err(failed)?;
+        if !matches!(wanted, Wanted::Own) {
+            first.hear_all().map_err(failed)?;
+        }
+    }
+    for port in &mut ports {
+        match wanted {
+            Wanted::All => port.take_all(),
+            Wanted::Own => {}
+            Wanted::Vlans(vlans) => port.take_vlans(vlans),
+        }
     }
     Ok(ports)
+}
+
+/// Which frames of an arm are the packet plane's.
+enum Wanted {
+    /// Those for anybody: they are on their way over a bridge.
+    All,
+    /// Those for us.
+    Own,
+    /// And those of these VLANs.
+    Vlans(Vec<u16>),
+}
+
+impl Wanted {
+    /// Of the arm at this place.
+    fn of(file: &FileNetwork, arm: u8) -> Wanted {
+        if file.bridge_of(arm).is_some() {
+            return Wanted::All;
+        }
+        let vlans: Vec<u16> = file.vlans.iter().filter(|vlan| vlan.arm == arm).map(|vlan| vlan.id).collect();
+        if vlans.is_empty() { Wanted::Own } else { Wanted::Vlans(vlans) }
+    }
+}
+
+/// The arms of bridges: what passes there is not for the kernel, which would answer some of it.
+fn mute<'a>(arms: &'a [KnownArm], file: &'a FileNetwork) -> impl Iterator<Item = &'a KnownArm> {
+    arms.iter().zip(0..).filter(|&(_, place)| file.bridge_of(place).is_some()).map(|(arm, _)| arm)
 }
 
 /// The Ethernet group that neighbour solicitations for an IPv6 address are sent to (RFC 4291 section 2.7.1, RFC 2464 section 7).

@@ -5,6 +5,8 @@ pub mod claims;
 pub mod facing;
 pub mod fast;
 pub mod kernel;
+mod neighbours;
+pub mod routes;
 pub mod steering;
 pub mod view;
 mod watch;

@@ -10,12 +10,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use towpath_core::WorkerId;
+use towpath_core::plane::Keeper;
 
 use super::kernel::Kernel;
+use super::neighbours::Neighbourhood;
 use crate::shared::Shared;
 
 /// Changes that come within this time of each other share one look: an answer to a question of ours is waited for.
 const LOOK_COALESCE_MS: u64 = 2;
+/// Time between two networks that differ by neighbours only: who floods a VLAN with new ones does not keep the workers busy.
+const PUBLISH_MS: u64 = 20;
 /// Time between two looks at what could not be opened again, and after an error.
 const RETRY_MS: u64 = 1_000;
 /// Time between two confirmations of the neighbours that are sent to.
@@ -32,14 +36,25 @@ impl NetworkWatch {
     pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<NetworkWatch> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Here, where an error still ends the start: in the thread it would only let the kernel speak while we serve.
-        let registered = {
+        let (registered, neighbours) = {
             let _entered = runtime.enter();
-            register(kernel)?
+            let mut registered = register(kernel)?;
+            let hearing = registered.get_mut().take_hearing();
+            let ours = registered.get_ref().ours();
+            (registered, hearing.map(|hearing| Neighbourhood::new(hearing, ours)).transpose()?)
         };
-        shared.publish_network(Arc::new(registered.get_ref().network()));
+        let mut turn = Turn {
+            shared,
+            kernel: registered,
+            neighbours,
+            look_at: None,
+            publish_at: None,
+            published_at: Instant::now(),
+        };
+        turn.publish();
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
-            runtime.block_on(Turn { shared, kernel: registered, look_at: None }.run(stopped));
+            runtime.block_on(turn.run(stopped));
         })?;
         Ok(NetworkWatch { stop: Some(stop), thread: Some(thread) })
     }
@@ -59,7 +74,13 @@ impl Drop for NetworkWatch {
 struct Turn {
     shared: Arc<Shared>,
     kernel: AsyncFd<Kernel>,
+    /// Those that the kernel does not know, where there may be such.
+    neighbours: Option<Neighbourhood>,
     look_at: Option<Instant>,
+    /// When the network is to be published anew without another look at the kernel's.
+    publish_at: Option<Instant>,
+    /// When it was published last.
+    published_at: Instant,
 }
 
 impl Turn {
@@ -68,7 +89,7 @@ impl Turn {
         let mut confirm = tokio::time::interval(Duration::from_millis(CONFIRM_MS));
         let shared = Arc::clone(&self.shared);
         loop {
-            let look_at = self.look_at;
+            let (look_at, publish_at, ask_at) = (self.look_at, self.publish_at, self.next_question());
             tokio::select! {
                 _ = &mut stopped => break,
                 changed = changed(&mut self.kernel) => {
@@ -77,6 +98,9 @@ impl Turn {
                     self.look_at.get_or_insert(soon);
                 }
                 () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => self.look(),
+                () = sleep_until(publish_at.unwrap_or_else(Instant::now)), if publish_at.is_some() => self.publish(),
+                () = heard(&self.neighbours) => self.hear(),
+                () = sleep_until(ask_at.unwrap_or_else(Instant::now)), if ask_at.is_some() => self.ask_neighbours(),
                 () = shared.network().asked().notified() => self.ask(),
                 _ = confirm.tick() => self.kernel.get_mut().confirm(),
                 _ = retry.tick() => {
@@ -101,13 +125,56 @@ impl Turn {
         let network = self.shared.network();
         if update.is_moved {
             network.ask_for_announcement();
+            if let Some(neighbours) = &mut self.neighbours {
+                neighbours.doubt_all(self.shared.now());
+            }
         }
         for (port, opened) in update.reopened {
             for (opened, worker) in opened.into_iter().zip(0u8..) {
                 network.reopen(WorkerId(worker), port, opened);
             }
         }
-        self.shared.publish_network(Arc::new(update.network));
+        self.publish();
+    }
+
+    /// The workers get the network as it was last looked at, with the neighbours of now.
+    fn publish(&mut self) {
+        (self.publish_at, self.published_at) = (None, Instant::now());
+        let known = self.neighbours.iter().flat_map(Neighbourhood::known);
+        self.shared.publish_network(Arc::new(self.kernel.get_ref().network(known)));
+    }
+
+    /// When a neighbour is to be asked that the kernel does not ask.
+    fn next_question(&self) -> Option<Instant> {
+        let due = self.neighbours.as_ref()?.next_due()?;
+        Some(Instant::now() + Duration::from_millis(due.ms_since(self.shared.now())))
+    }
+
+    /// Neighbours have said something.
+    fn hear(&mut self) {
+        let (now, network) = (self.shared.now(), self.shared.network().current());
+        let Some(neighbours) = &mut self.neighbours else { return };
+        let is_news = neighbours.hear(now, &network);
+        self.shared.network().note_neighbours(neighbours.known().count(), neighbours.counts());
+        if is_news {
+            self.publish_soon();
+        }
+    }
+
+    fn ask_neighbours(&mut self) {
+        let (now, network) = (self.shared.now(), self.shared.network().current());
+        let Some(neighbours) = &mut self.neighbours else { return };
+        let is_news = neighbours.ask(now, &network);
+        self.shared.network().note_neighbours(neighbours.known().count(), neighbours.counts());
+        if is_news {
+            self.publish_soon();
+        }
+    }
+
+    /// What comes within a moment is published together.
+    fn publish_soon(&mut self) {
+        let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
+        self.publish_at.get_or_insert(soon.max(self.published_at + Duration::from_millis(PUBLISH_MS)));
     }
 
     /// Workers want next hops: the kernel finds out, and what it finds is a change of the network. Or a port of theirs is gone.
@@ -118,9 +185,23 @@ impl Turn {
             let soon = Instant::now() + Duration::from_millis(LOOK_COALESCE_MS);
             self.look_at.get_or_insert(soon);
         }
+        let (now, network) = (self.shared.now(), self.shared.network().current());
         for (port, via) in self.shared.network().take_wanted() {
-            self.kernel.get_mut().ask(port, via);
+            let is_kernels = network.port(port).is_none_or(|port| port.keeper == Keeper::Kernel);
+            match &mut self.neighbours {
+                Some(neighbours) if !is_kernels => neighbours.want(now, &network, port, via),
+                _ => self.kernel.get_mut().ask(port, via),
+            }
         }
+        self.ask_neighbours();
+    }
+}
+
+/// Returns once neighbours have said something.
+async fn heard(neighbours: &Option<Neighbourhood>) {
+    match neighbours {
+        Some(neighbours) => neighbours.heard().await,
+        None => std::future::pending().await,
     }
 }
 

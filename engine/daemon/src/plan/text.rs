@@ -141,7 +141,7 @@ pub(super) fn list(numbers: &[usize]) -> String {
 }
 
 /// `CPU 0`, `CPUs 0-3, 6`.
-pub(super) fn cpu_list(cpus: &[usize]) -> String {
+pub(crate) fn cpu_list(cpus: &[usize]) -> String {
     let mut runs: Vec<(usize, usize)> = Vec::new();
     for &cpu in cpus {
         match runs.last_mut() {

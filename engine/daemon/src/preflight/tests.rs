@@ -104,14 +104,19 @@ fn what_the_plan_refuses_is_a_finding_of_the_process() {
 
 /// A service on the packet plane, and a machine with one arm that it does not fit.
 fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String> {
-    use towpath_sys::link::Link;
-    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
-
     let text = format!(
         "[[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\n{lines}\n\
          [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n"
     );
-    let model = towpath_config::check("test.toml", &text).model.expect("no errors");
+    findings_of(&text, change)
+}
+
+/// What a whole file meets on that machine.
+fn findings_of(text: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String> {
+    use towpath_sys::link::Link;
+    use towpath_sys::neighbour::{KnownRoute, LinkAddress};
+
+    let model = towpath_config::check("test.toml", text).model.expect("no errors");
     let ip = |text: &str| text.parse().unwrap();
     let link = Link {
         index: 2,
@@ -133,7 +138,7 @@ fn packet_findings(lines: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<St
         missing: Vec::new(),
         is_capable: true,
         fast_path: Readiness::Ready,
-        kernel_forwards: [false; 2],
+        kernel_forwards: [const { Vec::new() }; 2],
         listeners: BTreeSet::new(),
     };
     change(&mut packets);
@@ -164,10 +169,114 @@ fn each_way_of_forwarding_has_its_own_conditions() {
     assert!(found.len() == 1 && found[0].contains("clients of 192.0.2.128/25 share a network"), "{found:?}");
     let pool = "forwarding = \"half-nat\"\nsource = { pool = [\"192.0.2.32\"] }";
     assert_eq!(packet_findings(pool, |_| {}), Vec::<String>::new());
-    let found = packet_findings(pool, |packets| packets.kernel_forwards = [true, false]);
+    let found = packet_findings(pool, |packets| packets.kernel_forwards = keys(true, false));
     assert!(found.len() == 1 && found[0].contains("net.ipv4.ip_forward = 1"), "{found:?}");
     let dsr = "forwarding = \"dsr\"";
-    assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = [true; 2]), Vec::<String>::new());
+    assert_eq!(packet_findings(dsr, |packets| packets.kernel_forwards = keys(true, true)), Vec::<String>::new());
+}
+
+/// What is set where the kernel forwards from every interface.
+fn keys(v4: bool, v6: bool) -> [Vec<String>; 2] {
+    let single = [Arm { name: "eth0".to_owned(), index: 2, mtu_bytes: 1500 }];
+    forwarding_keys(&single, |family, _| if family == "ipv4" { v4 } else { v6 })
+}
+
+#[test]
+fn the_key_that_is_set_is_named() {
+    let arm = |name: &str| Arm { name: name.to_owned(), index: 2, mtu_bytes: 1500 };
+    let arms = [arm("eth0"), arm("eth1.20")];
+    let found = forwarding_keys(&arms, |family, name| family == "ipv4" && name != "all");
+    assert_eq!(found[0], ["net.ipv4.conf.eth0.forwarding", "net.ipv4.conf.eth1/20.forwarding"]);
+    assert!(found[1].is_empty(), "{found:?}");
+    let half = "forwarding = \"half-nat\"\nclient_networks = [\"198.51.100.0/24\"]";
+    let found = packet_findings(half, |packets| packets.kernel_forwards = found);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[1].contains("`sysctl -w net.ipv4.conf.eth1/20.forwarding=0`"), "{found:?}");
+    let everywhere = forwarding_keys(&arms, |family, _| family == "ipv6");
+    assert_eq!(everywhere, [vec![], vec!["net.ipv6.conf.all.forwarding".to_owned()]]);
+}
+
+#[test]
+fn health_checks_of_servers_on_vlans_take_no_way_of_the_kernel_s() {
+    let file = |server: &str| {
+        format!(
+            "[[route]]\nto = \"default\"\nvia = \"192.0.2.9\"\n[[route]]\nto = \"10.20.64.0/24\"\nvia = \"192.0.2.9\"\n\
+             [[interface]]\nname = \"eth0\"\n[[interface.vlan]]\nid = 20\naddresses = [\"10.20.0.1/16\"]\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\nsource = \"vip\"\n\
+             health = {{ check = \"tcp\" }}\n[[service.server]]\nname = \"FE-1\"\naddress = \"{server}\"\n"
+        )
+    };
+    assert_eq!(findings_of(&file("10.20.0.31"), |_| {}), Vec::<String>::new());
+    // A longer route over the kernel's link.
+    let found = findings_of(&file("10.20.64.31"), |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip route add 10.20.64.31 via 192.0.2.9`"), "{found:?}");
+}
+
+#[test]
+fn health_checks_need_a_way_of_the_kernel_s() {
+    let file = |health: &str| {
+        format!(
+            "[[route]]\nto = \"198.51.100.0/24\"\nvia = \"192.0.2.9\"\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nplane = \"packet\"\nsource = \"vip\"\n{health}\n\
+             [[service.server]]\nname = \"FE-1\"\naddress = \"198.51.100.31\"\n"
+        )
+    };
+    assert_eq!(findings_of(&file(""), |_| {}), Vec::<String>::new());
+    let checked = file("health = { check = \"tcp\" }");
+    let found = findings_of(&checked, |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip route add 198.51.100.31 via 192.0.2.9`"), "{found:?}");
+    let known = |packets: &mut PacketFacts| {
+        let mut route = packets.tables.routes[0];
+        (route.destination, route.gateway) =
+            (("198.51.100.0".parse().unwrap(), 24), Some("192.0.2.9".parse().unwrap()));
+        packets.tables.routes.push(route);
+    };
+    assert_eq!(findings_of(&checked, known), Vec::<String>::new());
+}
+
+#[test]
+fn a_router_wants_to_be_the_only_one_and_to_know_its_interfaces() {
+    let router = "[router]\nenabled = true\n[[router.rule]]\naction = \"deny\"\nfrom_interface = \"eth0\"\n";
+    let named =
+        format!("{router}to_interface = \"eth1\"\n[[interface]]\nname = \"eth0\"\n[[interface]]\nname = \"eth1\"\n");
+    let found = findings_of(&named, |packets| packets.kernel_forwards = keys(true, true));
+    let told = [
+        "net.ipv4.ip_forward=0",
+        "net.ipv6.conf.all.forwarding=0",
+        "interface eth1 is not routed to or from",
+        "interface `eth1` is not there",
+    ];
+    assert_eq!(found.len(), told.len(), "{found:?}");
+    assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
+    let known = format!("{router}[[interface]]\nname = \"eth0\"\n");
+    assert_eq!(findings_of(&known, |_| {}), Vec::<String>::new());
+}
+
+#[test]
+fn what_the_file_says_of_interfaces_is_compared_with_the_kernel() {
+    use towpath_sys::neighbour::LinkAddress;
+
+    let service = "[[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = 443\nplane = \"packet\"\nsource = \"vip\"\n\
+                   [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n";
+    let trunk = |addresses: &str| {
+        format!(
+            "[[interface]]\nname = \"eth0\"\naddresses = [{addresses}]\n\
+             [[interface.vlan]]\nid = 20\nname = \"edge\"\naddresses = [\"10.20.0.1/24\"]\n{service}"
+        )
+    };
+    assert_eq!(findings_of(&trunk("\"192.0.2.10/24\""), |_| {}), Vec::<String>::new());
+    let found = findings_of(&trunk("\"192.0.2.10/24\", \"192.0.2.77/24\""), |_| {});
+    assert!(found.len() == 1 && found[0].contains("`ip addr add 192.0.2.77/24 dev eth0`"), "{found:?}");
+    // Two owners of an address, and of a VLAN.
+    let found = findings_of(&trunk("\"192.0.2.10/24\""), |packets| {
+        let twin = towpath_sys::link::Link { index: 3, name: "eth0.20".to_owned(), ..packets.tables.links[0].clone() };
+        packets.tables.links.push(twin);
+        packets.tables.addresses.push(LinkAddress { link: 3, ip: "10.20.0.1".parse().unwrap(), prefix: 24 });
+    });
+    let told =
+        ["error: address 10.20.0.1 of VLAN `edge` is the kernel's on interface `eth0.20`", "`ip link del eth0.20`"];
+    assert_eq!(found.len(), told.len(), "{found:?}");
+    assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
 }
 
 #[test]

@@ -117,7 +117,7 @@ fn servers_behind_an_interface_that_the_packet_plane_has_not_opened_take_a_resta
     let started = [arm("front", 2), arm("back", 3)];
     assert_eq!(new_interfaces(&started, &[arm("back", 7)]), Vec::<String>::new());
     let changed = new_interfaces(&started, &[arm("front", 2), arm("other", 4)]);
-    assert_eq!(changed, ["interface other (a server is reached by it)"]);
+    assert_eq!(changed, ["interface other (a server or next hop is reached by it)"]);
 }
 
 #[test]

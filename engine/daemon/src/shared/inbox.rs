@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use towpath_core::WorkerId;
 use towpath_core::plane::Cargo;
-use towpath_sys::packet::{Offload, RingSettings};
+use towpath_sys::packet::{Offload, RingSettings, Tag};
 
 /// Frames of up to [`SMALL_BYTES`] that wait at a time.
 const SMALL_FRAMES: usize = 1024;
@@ -53,10 +53,12 @@ pub enum Parcel {
 pub struct HandedFrame {
     buffer: Box<[u8]>,
     length: usize,
-    /// The port it came in by.
-    pub port: u8,
+    /// The link it came in by.
+    pub link: u8,
     /// What is still to be done for it.
     pub offload: Offload,
+    /// Its VLAN tag.
+    pub tag: Option<Tag>,
 }
 
 impl HandedFrame {
@@ -88,7 +90,7 @@ impl Inbox {
     }
 
     /// Puts a copy of a frame in; whether there was room.
-    pub fn put_frame(&self, by: WorkerId, port: u8, bytes: &[u8], offload: Offload) -> bool {
+    pub fn put_frame(&self, by: WorkerId, link: u8, bytes: &[u8], offload: Offload, tag: Option<Tag>) -> bool {
         let free = if bytes.len() <= SMALL_BYTES { &self.small } else { &self.large };
         let Some(mut buffer) = free.pop() else { return false };
         let Some(room) = buffer.get_mut(..bytes.len()) else {
@@ -96,7 +98,7 @@ impl Inbox {
             return false;
         };
         room.copy_from_slice(bytes);
-        let frame = HandedFrame { buffer, length: bytes.len(), port, offload };
+        let frame = HandedFrame { buffer, length: bytes.len(), link, offload, tag };
         match self.letters.push(Letter { by, parcel: Parcel::Frame(frame) }) {
             Ok(()) => true,
             Err(Letter { parcel: Parcel::Frame(frame), .. }) => {
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn a_full_inbox_refuses_and_takes_again_what_it_gets_back() {
         let inbox = Inbox::new();
-        let put = |bytes: &[u8]| inbox.put_frame(WorkerId(3), 1, bytes, Offload::NONE);
+        let put = |bytes: &[u8]| inbox.put_frame(WorkerId(3), 1, bytes, Offload::NONE, None);
         assert!(!put(&vec![0; LARGE_BYTES + 1]), "larger than any frame");
         for (bytes, count) in [(SMALL_BYTES, SMALL_FRAMES), (SMALL_BYTES + 1, LARGE_FRAMES)] {
             assert_eq!((0..count + 5).filter(|_| put(&vec![7; bytes])).count(), count);

@@ -1,6 +1,6 @@
 //! The network of the packet plane as the controller last saw it, and what the workers want to know about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use towpath_core::WorkerId;
 use towpath_core::packet::Ip;
-use towpath_core::plane::{Network, PortId};
+use towpath_core::plane::{NeighbourCounter, NeighbourCounts, Network, PortId};
 use towpath_sys::packet::{Instruction, PacketPort};
 
 use super::lock;
@@ -26,6 +26,7 @@ pub struct NetworkBoard {
     wanted: Mutex<BTreeSet<(PortId, Ip)>>,
     gone: Mutex<BTreeSet<PortId>>,
     asked: Notify,
+    neighbours: Mutex<BTreeMap<String, u64>>,
     steering_edition: AtomicU64,
     steering: Mutex<Arc<SteeringPrograms>>,
 }
@@ -115,6 +116,17 @@ impl NetworkBoard {
     /// The next hops wanted since the last call.
     pub(crate) fn take_wanted(&self) -> BTreeSet<(PortId, Ip)> {
         mem::take(&mut lock(&self.wanted))
+    }
+
+    /// Says how many neighbours are known where the kernel knows none, and what was counted about them.
+    pub(crate) fn note_neighbours(&self, known: usize, counts: &NeighbourCounts) {
+        let counters = NeighbourCounter::ALL.iter().map(|&counter| (counter.label().to_owned(), counts.read(counter)));
+        *lock(&self.neighbours) = counters.chain([("known".to_owned(), known as u64)]).collect();
+    }
+
+    /// The same, by label; empty where the kernel knows all of them.
+    pub fn neighbours(&self) -> BTreeMap<String, u64> {
+        lock(&self.neighbours).clone()
     }
 
     /// A worker has found that a port's interface is gone, though one of its name and number may be there again.

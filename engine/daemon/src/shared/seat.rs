@@ -53,7 +53,7 @@ pub enum RingCounter {
     ReceivedForeign,
     /// Frames that came while the ring was full.
     ReceivedLost,
-    /// Frames passed over because they carry a VLAN tag.
+    /// Frames passed over because they carry the tag of a VLAN that no port has.
     ReceivedTagged,
     /// Frames passed over because they were larger than a slot.
     ReceivedTruncated,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use towpath_core::WorkerId;
 use towpath_core::packet::rewrite::Checksum;
 use towpath_core::plane::{BATCH_MAX, Frame, PortId, Verdict};
-use towpath_sys::packet::Offload;
+use towpath_sys::packet::{Offload, Tag};
 use towpath_sys::ring::Wait;
 
 use super::Worker;
@@ -53,8 +53,9 @@ impl Handoff {
     }
 
     /// Hands a frame to another worker; whether it had room.
-    pub(super) fn hand(&mut self, to: WorkerId, port: u8, bytes: &[u8], offload: Offload) -> bool {
-        let is_taken = self.inboxes.get(to.index()).is_some_and(|inbox| inbox.put_frame(self.id, port, bytes, offload));
+    pub(super) fn hand(&mut self, to: WorkerId, link: u8, bytes: &[u8], offload: Offload, tag: Option<Tag>) -> bool {
+        let inbox = self.inboxes.get(to.index());
+        let is_taken = inbox.is_some_and(|inbox| inbox.put_frame(self.id, link, bytes, offload, tag));
         self.note(to);
         is_taken
     }
@@ -121,7 +122,7 @@ impl Packets {
         let mut rest = handed.iter_mut();
         let mut frames: [Frame<'_>; BATCH_MAX] = std::array::from_fn(|_| match rest.next() {
             Some(frame) => Frame {
-                port: PortId(frame.port),
+                port: self.lanes.port(frame.link, frame.tag),
                 checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
                 segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
                 bytes: frame.bytes_mut(),
@@ -131,9 +132,12 @@ impl Packets {
         self.plane.process_handed(now, by, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
         for (frame, verdict) in handed.drain(..).zip(&self.verdicts) {
             match *verdict {
-                Verdict::Send(port) => self.ports.send_bytes(port.0, frame.bytes(), frame.offload),
+                Verdict::Send(port) => {
+                    let (link, tag) = self.lanes.way(port, frame.tag);
+                    self.ports.send_bytes(link, frame.bytes(), frame.offload, tag);
+                }
                 Verdict::HandOff(to) => {
-                    if !self.handoff.hand(to, frame.port, frame.bytes(), frame.offload) {
+                    if !self.handoff.hand(to, frame.link, frame.bytes(), frame.offload, frame.tag) {
                         self.plane.count_not_handed();
                     }
                 }
@@ -151,7 +155,7 @@ impl Packets {
     pub(super) fn hand_off_batch(&mut self) {
         for (frame, verdict) in self.ports.frames().zip(&self.verdicts) {
             if let Verdict::HandOff(to) = *verdict
-                && !self.handoff.hand(to, frame.port, frame.bytes, frame.offload)
+                && !self.handoff.hand(to, frame.port, frame.bytes, frame.offload, frame.tag)
             {
                 self.plane.count_not_handed();
             }

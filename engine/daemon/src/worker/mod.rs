@@ -7,6 +7,7 @@
 mod datagram;
 mod doors;
 mod handoff;
+mod lanes;
 mod packets;
 mod pump;
 mod relay;

@@ -20,6 +20,7 @@ use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
 use super::handoff::Handoff;
+use super::lanes::Lanes;
 use super::token::{Key, Token};
 use crate::shared::{Inbox, RingCounter, Seat, Shared};
 
@@ -48,6 +49,7 @@ pub(super) struct Packets {
     pub(super) out: Outbox,
     pub(super) verdicts: Vec<Verdict>,
     pub(super) handoff: Handoff,
+    pub(super) lanes: Lanes,
     /// Of the network that the plane has.
     edition: u64,
     /// Of the announcements that were made.
@@ -86,6 +88,7 @@ impl Packets {
     ) -> Packets {
         let network = shared.network().current();
         let (openings, gone) = (vec![0; ports.len()], vec![false; ports.len()]);
+        let lanes = Lanes::new(&network);
         let plane = Plane::new(settings, Arc::clone(snapshot), network, now);
         plane.memory().for_each(|memory| {
             pages::prefer_huge(memory);
@@ -97,6 +100,7 @@ impl Packets {
             out: Outbox::new(made_max, made_max * HELD_BYTES_MAX),
             verdicts: Vec::with_capacity(BATCH_MAX),
             handoff: Handoff::new(settings.worker, inboxes),
+            lanes,
             // None: ports may have been opened anew since the first, and they are taken with the next.
             edition: 0,
             announced: shared.network().announcements(),
@@ -150,13 +154,17 @@ impl Packets {
 
     fn move_batch(&mut self, now: Now, count: usize, desk: &mut Counters<'_>) {
         let mut received = self.ports.frames();
-        let mut frames: [Frame<'_>; BATCH_MAX] = std::array::from_fn(|_| match received.next() {
-            Some(frame) => Frame {
-                bytes: frame.bytes,
-                port: PortId(frame.port),
-                checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
-                segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
-            },
+        let mut tags = [None; BATCH_MAX];
+        let mut frames: [Frame<'_>; BATCH_MAX] = std::array::from_fn(|at| match received.next() {
+            Some(frame) => {
+                tags[at] = frame.tag;
+                Frame {
+                    bytes: frame.bytes,
+                    port: self.lanes.port(frame.port, frame.tag),
+                    checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
+                    segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
+                }
+            }
             None => Frame { bytes: &mut [], port: PortId(0), checksum: Checksum::Complete, segment_bytes: 0 },
         });
         drop(received);
@@ -164,7 +172,10 @@ impl Packets {
         let mut any_handed = false;
         for (frame, verdict) in self.verdicts.iter().enumerate() {
             match verdict {
-                Verdict::Send(port) => self.ports.send(frame, port.0),
+                Verdict::Send(port) => {
+                    let (link, tag) = self.lanes.way(*port, tags[frame]);
+                    self.ports.send(frame, link, tag);
+                }
                 Verdict::HandOff(_) => any_handed = true,
                 Verdict::Drop(_) | Verdict::Kept | Verdict::Pass => {}
             }
@@ -175,10 +186,17 @@ impl Packets {
         self.send_made();
     }
 
-    /// Sends what the plane has made.
+    /// Sends what the plane has made, and hands fragments to the workers that have their flows.
     pub(super) fn send_made(&mut self) {
         for (port, bytes) in self.out.iter() {
-            self.ports.send_bytes(port.0, bytes, Offload::NONE);
+            let (link, tag) = self.lanes.way(port, None);
+            self.ports.send_bytes(link, bytes, Offload::NONE, tag);
+        }
+        for (to, port, bytes) in self.out.handed() {
+            let (link, tag) = self.lanes.way(port, None);
+            if !self.handoff.hand(to, link, bytes, Offload::NONE, tag) {
+                self.plane.count_not_handed();
+            }
         }
         self.out.clear();
     }
@@ -307,6 +325,7 @@ impl Worker {
     pub(super) fn follow_network(&mut self) -> io::Result<()> {
         let Worker { packets: Some(packets), shared, id, now, .. } = self else { return Ok(()) };
         let Some(network) = shared.network().newer_than(&mut packets.edition) else { return Ok(()) };
+        packets.lanes = Lanes::new(&network);
         packets.plane.adopt_network(network, &mut packets.out);
         packets.send_made();
         packets.ports.flush();

@@ -87,12 +87,12 @@ impl Offload {
         Some(Offload { checksum, segments: Some(Segments { kind, payload_bytes }) })
     }
 
-    /// The header to send a frame with.
-    pub(super) fn header(&self, frame: &[u8]) -> Header {
+    /// The header to send a frame with, into which so many bytes are put behind its addresses.
+    pub(super) fn header(&self, frame: &[u8], inserted: u16) -> Header {
         let mut header = [0; HEADER_BYTES];
         if let Some(checksum) = self.checksum {
             header[0] = NEEDS_CSUM;
-            header[6..8].copy_from_slice(&checksum.start.to_ne_bytes());
+            header[6..8].copy_from_slice(&checksum.start.saturating_add(inserted).to_ne_bytes());
             header[8..10].copy_from_slice(&checksum.field.to_ne_bytes());
         }
         if let Some(segments) = self.segments {
@@ -101,7 +101,8 @@ impl Offload {
                 SegmentKind::TcpV6 { ecn } => GSO_TCPV6 | if ecn { GSO_ECN } else { 0 },
                 SegmentKind::Udp => GSO_UDP_L4,
             };
-            header[2..4].copy_from_slice(&self.headers_bytes(segments.kind, frame).to_ne_bytes());
+            let headers_bytes = self.headers_bytes(segments.kind, frame).saturating_add(inserted);
+            header[2..4].copy_from_slice(&headers_bytes.to_ne_bytes());
             header[4..6].copy_from_slice(&segments.payload_bytes.to_ne_bytes());
         }
         header
@@ -147,18 +148,18 @@ mod tests {
         ];
         for kind in kinds {
             let offload = Offload { checksum, segments: Some(Segments { kind, payload_bytes: 1448 }) };
-            assert_eq!(Offload::read(&offload.header(&frame(9000))), Some(offload));
+            assert_eq!(Offload::read(&offload.header(&frame(9000), 0)), Some(offload));
         }
         for checksum in [None, checksum] {
             let offload = Offload { checksum, segments: None };
-            assert_eq!(Offload::read(&offload.header(&frame(60))), Some(offload));
+            assert_eq!(Offload::read(&offload.header(&frame(60), 0)), Some(offload));
         }
     }
 
     #[test]
     fn a_super_packet_says_how_long_its_headers_are() {
         let headers = |offload: &Offload, frame: &[u8]| {
-            let header = offload.header(frame);
+            let header = offload.header(frame, 0);
             u16::from_ne_bytes([header[2], header[3]])
         };
         let tcp = Segments { kind: SegmentKind::TcpV4 { ecn: false }, payload_bytes: 1448 };
@@ -171,6 +172,16 @@ mod tests {
         let beyond = Some(PartialChecksum { start: 60_000, field: 16 });
         assert_eq!(headers(&Offload { checksum: beyond, segments: Some(tcp) }, &frame(100)), 100);
         assert_eq!(headers(&Offload { checksum, segments: None }, &frame(9000)), 0);
+    }
+
+    #[test]
+    fn a_tag_moves_what_lies_behind_it() {
+        let tcp = Segments { kind: SegmentKind::TcpV4 { ecn: false }, payload_bytes: 1448 };
+        let offload = |start| Offload { checksum: Some(PartialChecksum { start, field: 16 }), segments: Some(tcp) };
+        let header = offload(34).header(&frame(9000), 4);
+        assert_eq!(Offload::read(&header), Some(offload(38)));
+        assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 70);
+        assert_eq!(Offload::NONE.header(&frame(60), 4), Offload::NONE.header(&frame(60), 0));
     }
 
     #[test]

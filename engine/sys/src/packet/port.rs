@@ -8,6 +8,7 @@ use super::offload::Offload;
 use super::slots::{self, Filled, Geometry, Slots};
 use super::socket;
 use super::store::{Extent, Store};
+use super::tag::{Tag, Vlans};
 use crate::socket::{read_int, set_flag, set_option, set_program, set_send_buffer, take_error};
 
 /// Members of one fanout group before Linux 5.18.
@@ -114,7 +115,7 @@ pub struct RxCounts {
     pub dropped: u64,
     /// Frames passed over because they were for another station.
     pub foreign: u64,
-    /// Frames passed over because they carry a VLAN tag.
+    /// Frames passed over because of their VLAN tag: nobody asked for that VLAN.
     pub tagged: u64,
     /// Frames passed over because they were larger than a slot, where such ones are not queued.
     pub truncated: u64,
@@ -132,6 +133,9 @@ pub struct PacketPort {
     copies: Option<Copies>,
     socket: OwnedFd,
     in_group: bool,
+    vlans: Vlans,
+    /// For other stations too, and with whatever tag.
+    takes_all: bool,
     counts: RxCounts,
 }
 
@@ -150,6 +154,8 @@ pub(super) struct Taken {
     pub(super) place: Place,
     pub(super) frame: Extent,
     pub(super) offload: Offload,
+    /// The tag that was taken off.
+    pub(super) tag: Option<Tag>,
 }
 
 /// Opens an interface of the calling thread's namespace for so many workers (1 to 256), in their order.
@@ -234,7 +240,18 @@ impl PacketPort {
         let copies = if queued > 0 { Some(Copies::new(&fd, queued)?) } else { None };
         socket::bind(&fd, index)?;
         let counts = RxCounts::default();
-        Ok(PacketPort { name: name.to_owned(), index, slots, copies, socket: fd, in_group, counts })
+        let vlans = Vlans::new(&[]);
+        Ok(PacketPort {
+            name: name.to_owned(),
+            index,
+            slots,
+            copies,
+            socket: fd,
+            in_group,
+            vlans,
+            takes_all: false,
+            counts,
+        })
     }
 
     /// The interface's name when it was opened.
@@ -273,9 +290,29 @@ impl PacketPort {
     pub fn join(&self, group: [u8; 6]) -> io::Result<()> {
         let mut address = [0; 8];
         address[..group.len()].copy_from_slice(&group);
+        self.add_membership(libc::PACKET_MR_MULTICAST, address)
+    }
+
+    /// Hands out frames of these VLANs too (1 to 4,095), with their tags, besides those without.
+    pub fn take_vlans(&mut self, vlans: &[u16]) {
+        self.vlans = Vlans::new(vlans);
+    }
+
+    /// Hands out all frames, for whichever station and with whichever tag, as far as the interface [takes them in](PacketPort::hear_all).
+    pub fn take_all(&mut self) {
+        self.takes_all = true;
+    }
+
+    /// Has the interface take in every frame, for whichever station or VLAN: some cards keep back the tags that the kernel has no interface for. As long
+    /// as the port is open.
+    pub fn hear_all(&self) -> io::Result<()> {
+        self.add_membership(libc::PACKET_MR_PROMISC, [0; 8])
+    }
+
+    fn add_membership(&self, kind: libc::c_int, address: [u8; 8]) -> io::Result<()> {
         let membership = libc::packet_mreq {
             mr_ifindex: libc::c_int::try_from(self.index).map_err(io::Error::other)?,
-            mr_type: libc::PACKET_MR_MULTICAST as libc::c_ushort,
+            mr_type: kind as libc::c_ushort,
             mr_alen: MAC_BYTES,
             mr_address: address,
         };
@@ -332,10 +369,10 @@ impl PacketPort {
 
     /// A frame in its slot, or which counter it is passed over under.
     fn judge(&self, filled: &Filled) -> Result<Taken, PassedOver> {
-        if filled.is_foreign {
+        if filled.is_foreign && !self.takes_all {
             return Err(|counts| &mut counts.foreign);
         }
-        if filled.is_tagged {
+        if !self.takes_all && filled.tag.is_some_and(|tag| !self.vlans.hold(tag)) {
             return Err(|counts| &mut counts.tagged);
         }
         if filled.is_cut {
@@ -347,7 +384,7 @@ impl PacketPort {
             });
         }
         let Some(offload) = Offload::read(&filled.offload) else { return Err(|counts| &mut counts.unknown) };
-        Ok(Taken { place: Place::Slot(filled.slot), frame: filled.frame, offload })
+        Ok(Taken { place: Place::Slot(filled.slot), frame: filled.frame, offload, tag: filled.tag })
     }
 
     /// A frame whose beginning is in a slot: its slot is given back, and the whole comes out of the queue, whatever becomes of it.

@@ -9,6 +9,7 @@ use std::slice;
 use super::offload::{HEADER_BYTES, Offload};
 use super::port::{PacketPort, Place, PortState, RingSettings, RxCounts, Taken};
 use super::store::Extent;
+use super::tag::Tag;
 use crate::errno::check;
 
 /// Frames of one batch.
@@ -30,6 +31,8 @@ pub struct ReceivedFrame<'a> {
     pub port: u8,
     /// What is still to be done for it.
     pub offload: Offload,
+    /// Its outermost VLAN tag, which is not in the bytes any more.
+    pub tag: Option<Tag>,
 }
 
 /// What was to be sent over one port. Every frame is counted once; super-packets count as one.
@@ -56,7 +59,7 @@ pub struct PacketPorts {
     ports: Vec<Port>,
     /// Frames that are ours.
     batch: Vec<Received>,
-    /// Frames made here, each behind its offload header; at most `MADE_BYTES`.
+    /// Frames made here, each behind its offload header, and beginnings of others; at most `MADE_BYTES`.
     made: Vec<u8>,
     /// The port whose ring the next batch begins with.
     turn: usize,
@@ -83,7 +86,13 @@ enum Outgoing {
     Made { start: usize, len: usize },
     /// Received by that port.
     Received { port: u8, place: Place, extent: Extent },
+    /// The same, to leave with a tag: header, addresses and tag are in `PacketPorts::made`. Where it was received it stays as it is, since it may leave by
+    /// other ports without, or with another.
+    Tagged { start: usize, port: u8, place: Place, rest: Extent },
 }
+
+/// What is in front of the rest of a tagged frame.
+const TAGGED_BYTES: usize = HEADER_BYTES + Tag::PLACE + Tag::BYTES;
 
 impl PacketPorts {
     /// Ports are numbered as they are in the list.
@@ -129,35 +138,63 @@ impl PacketPorts {
         Frames { ports: &self.ports, batch: self.batch.iter() }
     }
 
-    /// Queues the n-th frame of the batch, as it is when it is flushed, to leave by `port`. One frame may leave by several
-    /// ports.
+    /// Queues the n-th frame of the batch, as it is when it is flushed, to leave by `port`, with a VLAN tag or without. One frame may leave by
+    /// several ports; where it leaves with a tag, its addresses are those of now.
     ///
     /// # Panics
     /// If there is no such frame or port.
-    pub fn send(&mut self, frame: usize, port: u8) {
+    pub fn send(&mut self, frame: usize, port: u8, tag: Option<Tag>) {
         let Received { port: from, taken } = self.batch[frame];
-        let store = self.ports[usize::from(from)].packets.store_mut(taken.place);
-        let extent = store.put_header(taken.frame, |bytes| taken.offload.header(bytes));
-        self.queue(port, Outgoing::Received { port: from, place: taken.place, extent });
+        let Taken { place, offload, .. } = taken;
+        let Some(tag) = tag else {
+            let store = self.ports[usize::from(from)].packets.store_mut(place);
+            let extent = store.put_header(taken.frame, |bytes| offload.header(bytes, 0));
+            return self.queue(port, Outgoing::Received { port: from, place, extent });
+        };
+        self.make_room(TAGGED_BYTES);
+        let start = self.made.len();
+        let bytes = self.ports[usize::from(from)].packets.store_mut(place).bytes(taken.frame);
+        let Some(addresses) = bytes.first_chunk::<{ Tag::PLACE }>() else {
+            self.ports[usize::from(port)].counts.refused += 1;
+            return;
+        };
+        self.made.extend_from_slice(&offload.header(bytes, Tag::BYTES as u16));
+        self.made.extend_from_slice(addresses);
+        self.made.extend_from_slice(&tag.bytes());
+        self.queue(port, Outgoing::Tagged { start, port: from, place, rest: taken.frame.behind(Tag::PLACE) });
     }
 
-    /// Queues a copy of a frame that was made here. One larger than [`RingSettings::FRAME_BYTES_MAX`] is refused.
+    /// Queues a copy of a frame that was made here, to leave with a VLAN tag or without. One larger than [`RingSettings::FRAME_BYTES_MAX`] is
+    /// refused, and so is one to be tagged that has no addresses.
     ///
     /// # Panics
     /// If there is no such port.
-    pub fn send_bytes(&mut self, port: u8, bytes: &[u8], offload: Offload) {
-        if bytes.len() > RingSettings::FRAME_BYTES_MAX as usize {
+    pub fn send_bytes(&mut self, port: u8, bytes: &[u8], offload: Offload, tag: Option<Tag>) {
+        let place = if tag.is_some() { Tag::PLACE } else { 0 };
+        let (Some((addresses, rest)), true) =
+            (bytes.split_at_checked(place), bytes.len() <= RingSettings::FRAME_BYTES_MAX as usize)
+        else {
             self.ports[usize::from(port)].counts.refused += 1;
             return;
-        }
-        let len = HEADER_BYTES + bytes.len();
-        if self.made.len() + len > MADE_BYTES {
+        };
+        let tag = tag.map(Tag::bytes);
+        let tag = tag.as_ref().map_or(&[][..], |tag| tag);
+        let len = HEADER_BYTES + bytes.len() + tag.len();
+        self.make_room(len);
+        let start = self.made.len();
+        // A tag has 4 bytes.
+        self.made.extend_from_slice(&offload.header(bytes, tag.len() as u16));
+        self.made.extend_from_slice(addresses);
+        self.made.extend_from_slice(tag);
+        self.made.extend_from_slice(rest);
+        self.queue(port, Outgoing::Made { start, len });
+    }
+
+    /// Sends what is queued if there is no room for so many bytes more among those that are made here.
+    fn make_room(&mut self, bytes: usize) {
+        if self.made.len() + bytes > MADE_BYTES {
             self.transmit_all();
         }
-        let start = self.made.len();
-        self.made.extend_from_slice(&offload.header(bytes));
-        self.made.extend_from_slice(bytes);
-        self.queue(port, Outgoing::Made { start, len });
     }
 
     /// Sends what is queued and gives back where the frames of the batch were kept. What cannot be sent is counted and gone.
@@ -243,18 +280,17 @@ impl PacketPorts {
 
     /// Sends the queue of one port.
     fn transmit(&mut self, number: usize) {
-        let nothing = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
-        let mut frames = [nothing; QUEUE_MAX];
+        let mut frames = [[NOTHING; 2]; QUEUE_MAX];
         let count = self.ports[number].queue.len();
+        let received = |port: u8, place, extent| self.ports[usize::from(port)].packets.store(place).pointer(extent);
         for (frame, outgoing) in frames.iter_mut().zip(&self.ports[number].queue) {
-            let bytes: *const [u8] = match *outgoing {
-                Outgoing::Made { start, len } => &self.made[start..start + len],
-                Outgoing::Received { port, place, extent } => {
-                    self.ports[usize::from(port)].packets.store(place).pointer(extent)
+            *frame = match *outgoing {
+                Outgoing::Made { start, len } => [piece(&self.made[start..start + len]), NOTHING],
+                Outgoing::Received { port, place, extent } => [piece(received(port, place, extent)), NOTHING],
+                Outgoing::Tagged { start, port, place, rest } => {
+                    [piece(&self.made[start..start + TAGGED_BYTES]), piece(received(port, place, rest))]
                 }
             };
-            // sendmmsg only reads them.
-            *frame = libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: bytes.len() };
         }
         let port = &mut self.ports[number];
         port.queue.clear();
@@ -263,15 +299,23 @@ impl PacketPorts {
     }
 }
 
-/// Sends frames, at most `QUEUE_MAX`, each behind its offload header, and counts what became of each.
+/// No bytes: what is sent is in one piece.
+const NOTHING: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// Bytes to be sent, which are only read.
+fn piece(bytes: *const [u8]) -> libc::iovec {
+    libc::iovec { iov_base: bytes.cast_mut().cast(), iov_len: bytes.len() }
+}
+
+/// Sends frames, at most `QUEUE_MAX`, each behind its offload header and in one or two pieces, and counts what became of each.
 ///
 /// # Safety
 /// Each iovec names readable memory that does not change meanwhile.
-unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut TxCounts) {
+unsafe fn send_all(port: &PacketPort, frames: &mut [[libc::iovec; 2]], counts: &mut TxCounts) {
     let mut messages = [no_message(); QUEUE_MAX];
     for (message, frame) in messages.iter_mut().zip(frames.iter_mut()) {
-        message.msg_hdr.msg_iov = frame;
-        message.msg_hdr.msg_iovlen = 1;
+        message.msg_hdr.msg_iovlen = if frame[1].iov_len == 0 { 1 } else { 2 };
+        message.msg_hdr.msg_iov = frame.as_mut_ptr();
     }
     let socket = port.as_fd().as_raw_fd();
     let mut done = 0;
@@ -284,8 +328,8 @@ unsafe fn send_all(port: &PacketPort, frames: &mut [libc::iovec], counts: &mut T
             Ok(sent) => {
                 let sent = usize::try_from(sent).unwrap_or(0).clamp(1, rest.len());
                 counts.frames += sent as u64;
-                counts.bytes +=
-                    frames[done..done + sent].iter().map(|f| (f.iov_len - HEADER_BYTES) as u64).sum::<u64>();
+                let bytes = |[first, rest]: &[libc::iovec; 2]| (first.iov_len + rest.iov_len - HEADER_BYTES) as u64;
+                counts.bytes += frames[done..done + sent].iter().map(bytes).sum::<u64>();
                 done += sent;
             }
             // The first of the rest failed.
@@ -365,7 +409,7 @@ impl<'a> Iterator for Frames<'a> {
         // SAFETY: its place is ours until `flush`, which needs the PacketPorts that this borrows mutably for 'a. A place stands in the
         // batch once and the batch is walked once, so no two of these overlap.
         let bytes = unsafe { &mut *bytes };
-        Some(ReceivedFrame { bytes, port, offload: taken.offload })
+        Some(ReceivedFrame { bytes, port, offload: taken.offload, tag: taken.tag })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::offload::{HEADER_BYTES, Header};
 use super::store::{Extent, Store};
+use super::tag::Tag;
 use crate::mapping::Mapping;
 use crate::socket::set_option;
 
@@ -32,8 +33,6 @@ const HEADROOM: u32 = 96;
 const ADDRESS: usize = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
 /// No frame begins before this: what comes earlier in a slot is read by us.
 const FRAME_START_MIN: usize = ADDRESS + size_of::<libc::sockaddr_ll>() + HEADER_BYTES;
-/// The VLAN's number in a tag (IEEE 802.1Q); 0 is a priority without a VLAN.
-const VLAN_ID: u16 = 0x0fff;
 
 /// How a ring is cut into slots.
 #[derive(Clone, Copy, Debug)]
@@ -84,8 +83,8 @@ pub(super) struct Filled {
     pub(super) offload: Header,
     /// Whether it was for another station.
     pub(super) is_foreign: bool,
-    /// Whether it carries a VLAN tag, which the kernel has taken off.
-    pub(super) is_tagged: bool,
+    /// Its VLAN tag, which the kernel has taken off.
+    pub(super) tag: Option<Tag>,
     /// Bytes of the whole frame.
     pub(super) whole_bytes: usize,
     /// Whether its end did not fit the slot.
@@ -139,13 +138,12 @@ impl Slots {
             start >= FRAME_START_MIN && start + len <= self.geometry.slot_bytes as usize,
             "the kernel keeps a frame in its slot"
         );
-        let tagged = header.tp_status & libc::TP_STATUS_VLAN_VALID != 0 && header.tp_vlan_tci & VLAN_ID != 0;
         Some(Filled {
             slot,
             frame: Extent { start: begin + start, len },
             offload: self.store.read(begin + start - HEADER_BYTES),
             is_foreign: address.sll_pkttype == libc::PACKET_OTHERHOST,
-            is_tagged: tagged,
+            tag: Tag::of_aux(header.tp_status, header.tp_vlan_tci, header.tp_vlan_tpid),
             whole_bytes: header.tp_len as usize,
             is_cut: header.tp_len > header.tp_snaplen,
             is_queued: header.tp_status & libc::TP_STATUS_COPY != 0,

@@ -13,6 +13,12 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// What is left behind so many bytes.
+    pub(super) fn behind(self, bytes: usize) -> Extent {
+        let bytes = bytes.min(self.len);
+        Extent { start: self.start + bytes, len: self.len - bytes }
+    }
+
     /// How many bytes they are.
     pub(super) fn len(self) -> usize {
         self.len
@@ -30,7 +36,7 @@ impl Store {
         Store { memory }
     }
 
-    /// Bytes of a slot that is ours.
+    /// Where bytes of a slot that is ours lie.
     pub(super) fn pointer(&self, extent: Extent) -> *mut [u8] {
         debug_assert!(extent.start + extent.len <= self.memory.len(), "an extent leaves the memory");
         // SAFETY: the owners of a store make extents within its slots only.
@@ -38,11 +44,15 @@ impl Store {
         ptr::slice_from_raw_parts_mut(first, extent.len)
     }
 
+    /// Bytes of a slot that is ours.
+    pub(super) fn bytes(&mut self, extent: Extent) -> &[u8] {
+        // SAFETY: the slot is ours, so the kernel does not write to it, and `&mut self` excludes every other reference.
+        unsafe { &*self.pointer(extent) }
+    }
+
     /// Puts an offload header in front of a frame of a slot that is ours; returns where both are.
     pub(super) fn put_header(&mut self, frame: Extent, header: impl FnOnce(&[u8]) -> Header) -> Extent {
-        // SAFETY: the slot is ours, so the kernel does not write to it, and `&mut self` excludes every other reference.
-        let bytes = unsafe { &*self.pointer(frame) };
-        let header = header(bytes);
+        let header = header(self.bytes(frame));
         // Every slot has room for it in front of its frame.
         let both = Extent { start: frame.start - HEADER_BYTES, len: frame.len + HEADER_BYTES };
         let place: *mut Header = self.pointer(both).cast();

@@ -1,3 +1,5 @@
+mod trunk;
+
 use super::*;
 use crate::host;
 use crate::netns::Namespace;
@@ -97,7 +99,7 @@ fn frames_leave_and_arrive_as_they_are() {
     let payload = |number: u8, len: usize| vec![number; len];
     for number in 0..100 {
         let to = if number % 2 == 0 { BROADCAST } else { mac(&far, "b").unwrap() };
-        here.send_bytes(0, &frame(to, &payload(number, 46 + usize::from(number))), Offload::NONE);
+        here.send_bytes(0, &frame(to, &payload(number, 46 + usize::from(number))), Offload::NONE, None);
     }
     here.flush();
     let mut arrived = 0;
@@ -114,7 +116,7 @@ fn frames_leave_and_arrive_as_they_are() {
         }
         let count = there.frames().len();
         for index in 0..count {
-            there.send(index, 0);
+            there.send(index, 0, None);
         }
         there.flush();
     }
@@ -125,8 +127,8 @@ fn frames_leave_and_arrive_as_they_are() {
             returned += 1;
         }
     }
-    here.send_bytes(0, &frame([2, 9, 9, 9, 9, 9], &[0; 46]), Offload::NONE);
-    here.send_bytes(0, &frame(BROADCAST, &[201; 46]), Offload::NONE);
+    here.send_bytes(0, &frame([2, 9, 9, 9, 9, 9], &[0; 46]), Offload::NONE, None);
+    here.send_bytes(0, &frame(BROADCAST, &[201; 46]), Offload::NONE, None);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[201; 46]]);
 
@@ -172,7 +174,7 @@ fn tcp_passes_whole_through_two_ports() {
                 }
                 for index in 0..taken {
                     let from = both.frames().nth(index).unwrap().port;
-                    both.send(index, 1 - from);
+                    both.send(index, 1 - from, None);
                 }
                 both.flush();
                 if taken == 0 {
@@ -238,7 +240,7 @@ fn steering_names_the_worker_and_can_be_replaced() {
     let mut workers: Vec<PacketPorts> = workers.into_iter().map(|port| PacketPorts::new(vec![port])).collect();
     let mut send = |numbers: std::ops::Range<u8>| {
         for number in numbers {
-            here.send_bytes(0, &frame(BROADCAST, &[number; 46]), Offload::NONE);
+            here.send_bytes(0, &frame(BROADCAST, &[number; 46]), Offload::NONE, None);
         }
         here.flush();
     };
@@ -265,7 +267,7 @@ fn steering_names_the_worker_and_can_be_replaced() {
     send(0..5);
     assert_eq!(firsts(&mut workers[1], 5), [0, 1, 2, 3, 4]);
     // What a worker itself sends comes to none of them.
-    workers[0].send_bytes(0, &frame(BROADCAST, &[77; 46]), Offload::NONE);
+    workers[0].send_bytes(0, &frame(BROADCAST, &[77; 46]), Offload::NONE, None);
     workers[0].flush();
     assert_eq!(receive(&mut here, 1)[0][0], 77);
     for worker in &mut workers {
@@ -284,7 +286,7 @@ fn a_full_ring_loses_the_newest_and_counts_them() {
     assert!(slots >= u64::from(SMALL.slots) && slots < total);
     for round in 1..=2 {
         for number in 0..total {
-            here.send_bytes(0, &frame(BROADCAST, &[&number.to_be_bytes()[..], &[0; 38]].concat()), Offload::NONE);
+            here.send_bytes(0, &frame(BROADCAST, &[&number.to_be_bytes()[..], &[0; 38]].concat()), Offload::NONE, None);
         }
         here.flush();
         let deadline = Instant::now() + DEADLINE;
@@ -311,11 +313,11 @@ fn what_cannot_pass_is_counted() {
     let (near, far) = wire();
     let mut here = ports(&near, "a", &SMALL);
     let mut there = ports(&far, "b", &RingSettings { slots: 64, frame_bytes_max: 200, queued_bytes_max: 0 });
-    here.send_bytes(0, &frame(BROADCAST, &[1; 1000]), Offload::NONE);
-    here.send_bytes(0, &frame(BROADCAST, &[2; 2000]), Offload::NONE);
-    here.send_bytes(0, &vec![0; RingSettings::FRAME_BYTES_MAX as usize + 1], Offload::NONE);
-    here.send_bytes(0, &[0; 3], Offload::NONE);
-    here.send_bytes(0, &frame(BROADCAST, &[3; 100]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[1; 1000]), Offload::NONE, None);
+    here.send_bytes(0, &frame(BROADCAST, &[2; 2000]), Offload::NONE, None);
+    here.send_bytes(0, &vec![0; RingSettings::FRAME_BYTES_MAX as usize + 1], Offload::NONE, None);
+    here.send_bytes(0, &[0; 3], Offload::NONE, None);
+    here.send_bytes(0, &frame(BROADCAST, &[3; 100]), Offload::NONE, None);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[3; 100]]);
     let counts = there.rx_counts(0);
@@ -326,19 +328,19 @@ fn what_cannot_pass_is_counted() {
     near.links().unwrap().set_down("a").unwrap();
     assert_eq!(here.state(0), PortState::Down);
     for _ in 0..3 {
-        here.send_bytes(0, &frame(BROADCAST, &[4; 100]), Offload::NONE);
+        here.send_bytes(0, &frame(BROADCAST, &[4; 100]), Offload::NONE, None);
     }
     here.flush();
     assert_eq!(here.tx_counts(0).down, 3);
     set_up(&near, "a");
     assert_eq!(here.state(0), PortState::Up);
-    here.send_bytes(0, &frame(BROADCAST, &[5; 100]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[5; 100]), Offload::NONE, None);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[5; 100]]);
     // Down and up again before anybody has asked.
     near.links().unwrap().set_down("a").unwrap();
     set_up(&near, "a");
-    here.send_bytes(0, &frame(BROADCAST, &[6; 100]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[6; 100]), Offload::NONE, None);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[6; 100]]);
     assert_eq!(here.tx_counts(0).down, 3);
@@ -351,14 +353,14 @@ fn an_interface_may_vanish_and_return() {
     }
     let (near, far) = wire();
     let (mut here, mut there) = (ports(&near, "a", &SMALL), ports(&far, "b", &SMALL));
-    here.send_bytes(0, &frame(BROADCAST, &[1; 46]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[1; 46]), Offload::NONE, None);
     here.flush();
     host::await_readable(&there.poll_fd(0), DEADLINE).unwrap();
     near.links().unwrap().remove("a").unwrap();
     assert_eq!((here.state(0), there.state(0)), (PortState::Gone, PortState::Gone));
     // What had arrived is still there.
     assert_eq!(receive(&mut there, 1), [[1; 46]]);
-    here.send_bytes(0, &frame(BROADCAST, &[2; 46]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[2; 46]), Offload::NONE, None);
     here.flush();
     assert_eq!(here.tx_counts(0).down, 1);
     assert_eq!(there.take(BATCH_MAX), 0);
@@ -369,7 +371,7 @@ fn an_interface_may_vanish_and_return() {
         assert_eq!(ports.replace(0, new).name(), name);
         assert_eq!(ports.state(0), PortState::Up);
     }
-    here.send_bytes(0, &frame(BROADCAST, &[3; 46]), Offload::NONE);
+    here.send_bytes(0, &frame(BROADCAST, &[3; 46]), Offload::NONE, None);
     here.flush();
     assert_eq!(receive(&mut there, 1), [[3; 46]]);
     assert_eq!((here.tx_counts(0).frames, there.rx_counts(0).frames), (2, 2), "they go on");
@@ -417,7 +419,7 @@ fn a_sleeping_worker_wakes_for_every_frame() {
     };
     for round in 0..3 {
         for number in [1, 2] {
-            here.send_bytes(0, &frame(BROADCAST, &[number; 46]), Offload::NONE);
+            here.send_bytes(0, &frame(BROADCAST, &[number; 46]), Offload::NONE, None);
             here.flush();
             wake(&mut ring, &there);
             assert_eq!(receive(&mut there, 1), [[number; 46]], "round {round}");
@@ -465,7 +467,7 @@ fn a_burst_of_small_frames_fits() {
     let (near, far) = wire();
     let (mut here, mut there) = (ports(&near, "a", &QUEUED), ports(&far, "b", &QUEUED));
     for number in 0..BURST {
-        here.send_bytes(0, &frame(BROADCAST, &[&number.to_be_bytes()[..], &[0; 42]].concat()), Offload::NONE);
+        here.send_bytes(0, &frame(BROADCAST, &[&number.to_be_bytes()[..], &[0; 42]].concat()), Offload::NONE, None);
     }
     here.flush();
     assert_eq!(receive_in_order(&mut there, BURST as usize), (0..BURST).collect::<Vec<_>>());
@@ -493,7 +495,7 @@ fn small_and_large_frames_keep_their_order() {
                 let len = if (number * 7 + round).is_multiple_of(3) { 4_000 } else { 46 };
                 let mut payload = vec![0; len];
                 payload[..4].copy_from_slice(&number.to_be_bytes());
-                here.send_bytes(0, &frame(BROADCAST, &payload), Offload::NONE);
+                here.send_bytes(0, &frame(BROADCAST, &payload), Offload::NONE, None);
             }
             here.flush();
             receive_in_order(&mut there, 40)
@@ -523,11 +525,11 @@ fn a_full_queue_loses_large_frames_and_counts_them() {
     let mut received = 0;
     for round in 1..=2 {
         for number in 0..BURST {
-            here.send_bytes(0, &frame(BROADCAST, &large(number)), Offload::NONE);
+            here.send_bytes(0, &frame(BROADCAST, &large(number)), Offload::NONE, None);
         }
         // Passed over, and out of the way of what comes behind it.
-        here.send_bytes(0, &frame([2, 9, 9, 9, 9, 9], &large(0)), Offload::NONE);
-        here.send_bytes(0, &frame(BROADCAST, &[1; 46]), Offload::NONE);
+        here.send_bytes(0, &frame([2, 9, 9, 9, 9, 9], &large(0)), Offload::NONE, None);
+        here.send_bytes(0, &frame(BROADCAST, &[1; 46]), Offload::NONE, None);
         here.flush();
         let (deadline, mut last, mut is_over) = (Instant::now() + DEADLINE, None, false);
         while !is_over {

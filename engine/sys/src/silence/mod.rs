@@ -11,8 +11,11 @@
 //!         ip daddr . meta l4proto . th dport @claims-ip drop
 //!         ...
 //!     }
+//!     chain mute { type filter hook ingress devices = { ... } priority -300; policy drop; }
 //! }
 //! ```
+//!
+//! Mute are interfaces of which the kernel is to hear nothing at all: the arms of a bridge, where others' frames pass.
 //!
 //! Later fragments of a claimed packet have no ports and pass; without the first one the kernel never answers them.
 
@@ -30,6 +33,7 @@ use message::{Attributes, Batch};
 
 const TABLE: &str = "towpath";
 const CHAIN: &str = "silence";
+const CHAIN_MUTE: &str = "mute";
 /// Whoever keeps the silence in a network namespace holds this abstract socket name, which ends with its process.
 const LOCK: &[u8] = b"towpath-silence";
 /// Before whatever else is hooked there; flow tables and filters are at 0 and above by custom.
@@ -134,22 +138,23 @@ impl Silence {
     /// Most claims, once those that touch are joined: one message to the kernel has to hold them.
     pub const CLAIMS_MAX: usize = 2_000;
 
-    /// Silences the kernel on these interfaces of the calling thread's namespace; what a crash left behind is replaced.
+    /// Silences the kernel on these interfaces of the calling thread's namespace, altogether on those that are `mute`; what a crash left behind
+    /// is replaced.
     ///
     /// # Errors
     /// `AddrInUse` when another process keeps the silence in this namespace, `PermissionDenied` without CAP_NET_ADMIN,
     /// `InvalidInput` with more than [`Silence::CLAIMS_MAX`] claims, otherwise what nf_tables says: `NotFound` when there is no such
     /// interface (before Linux 6.16; later ones have the hook wait for it).
-    pub fn impose(interfaces: &[&str], claims: &[Claim]) -> io::Result<Silence> {
+    pub fn impose(interfaces: &[&str], mute: &[&str], claims: &[Claim]) -> io::Result<Silence> {
         let lock = lock()?;
         let mut silence = Silence { conversation: Conversation::open()?, _lock: lock, lifted: true };
-        silence.replace(interfaces, claims)?;
+        silence.replace(interfaces, mute, claims)?;
         Ok(silence)
     }
 
-    /// Replaces interfaces and claims in one step. Also to be called when an interface was gone and is there again: its hook went with
+    /// Replaces interfaces, mute ones and claims in one step. Also to be called when an interface was gone and is there again: its hook went with
     /// it. After an error all is as it was.
-    pub fn replace(&mut self, interfaces: &[&str], claims: &[Claim]) -> io::Result<()> {
+    pub fn replace(&mut self, interfaces: &[&str], mute: &[&str], claims: &[Claim]) -> io::Result<()> {
         let claims = join(claims);
         if claims.len() > Silence::CLAIMS_MAX {
             let problem = format!("{} claims; the kernel takes {} at once", claims.len(), Silence::CLAIMS_MAX);
@@ -162,10 +167,13 @@ impl Silence {
         batch.push(libc::NFT_MSG_NEWTABLE, NLM_F_CREATE, table());
         // Without a device there is nothing to hook a chain to.
         if !interfaces.is_empty() {
-            batch.push(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain(interfaces));
+            batch.push(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain(CHAIN, interfaces, libc::NF_ACCEPT));
             for family in [Family::V4, Family::V6] {
                 family.silence(&claims, &mut batch);
             }
+        }
+        if !mute.is_empty() {
+            batch.push(libc::NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain(CHAIN_MUTE, mute, libc::NF_DROP));
         }
         self.conversation.commit(batch).map_err(|error| told(&error, "set up"))?;
         self.lifted = false;
@@ -326,8 +334,8 @@ impl Family {
         batch.push(libc::NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, rule);
     }
 
-    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag, which the
-    /// packet plane does not take, look like those without.
+    /// `meta protocol FAMILY FAMILY daddr . meta l4proto . th dport @SET drop`. To `meta protocol`, frames with a VLAN tag look like
+    /// those without; nobody else on this host takes them.
     fn expressions(self) -> Attributes {
         let (offset, address_bytes) = self.destination();
         let after_address = REGISTER + address_bytes / 4;
@@ -370,7 +378,7 @@ fn table() -> Attributes {
     Attributes::default().text(TABLE_NAME, TABLE)
 }
 
-fn chain(interfaces: &[&str]) -> Attributes {
+fn chain(name: &str, interfaces: &[&str], policy: libc::c_int) -> Attributes {
     let mut devices = Attributes::default();
     for interface in interfaces {
         devices = devices.text(DEVICE_NAME, interface);
@@ -381,9 +389,9 @@ fn chain(interfaces: &[&str]) -> Attributes {
         .nest(HOOK_DEVICES, devices);
     Attributes::default()
         .text(CHAIN_TABLE, TABLE)
-        .text(CHAIN_NAME, CHAIN)
+        .text(CHAIN_NAME, name)
         .nest(CHAIN_HOOK, hook)
-        .number(CHAIN_POLICY, libc::NF_ACCEPT.unsigned_abs())
+        .number(CHAIN_POLICY, policy.unsigned_abs())
         .text(CHAIN_TYPE, "filter")
 }
 

@@ -52,7 +52,7 @@ fn exactly_what_is_claimed_is_silent() {
         Claim::protocol("10.9.0.2".parse().unwrap(), ICMP),
         Claim::ports("fd09::2".parse().unwrap(), UDP, 5000..=5000),
     ];
-    let mut silence = far.run(|| Silence::impose(&["b", "lo"], &claims)).unwrap().unwrap();
+    let mut silence = far.run(|| Silence::impose(&["b", "lo"], &[], &claims)).unwrap().unwrap();
     let silent = ["10.9.0.2:5000", "10.9.0.2:5009", "10.9.0.2:5019", "[fd09::2]:5000"];
     for to in silent {
         assert!(!arrives(&near, &far, to), "{to}");
@@ -61,9 +61,12 @@ fn exactly_what_is_claimed_is_silent() {
     for to in ["10.9.0.2:4999", "10.9.0.2:5020", "10.9.0.2:6000", "[fd09::2]:5001"] {
         assert!(arrives(&near, &far, to), "{to}");
     }
-    silence.replace(&["b"], &claims[2..]).unwrap();
+    silence.replace(&["b"], &[], &claims[2..]).unwrap();
     assert!(arrives(&near, &far, "10.9.0.2:5000"));
     assert!(!arrives(&near, &far, "[fd09::2]:5000"));
+    // Of a mute interface it hears nothing, claimed or not.
+    silence.replace(&["b"], &["b"], &claims[2..]).unwrap();
+    assert!(!arrives(&near, &far, "10.9.0.2:5000") && !arrives(&near, &far, "[fd09::2]:5001"));
     silence.lift().unwrap();
     assert!(arrives(&near, &far, "[fd09::2]:5000"));
     assert!(!far.run(Silence::clear).unwrap().unwrap());
@@ -76,7 +79,7 @@ fn the_silence_ends_with_its_owner_and_survives_a_crash() {
     }
     let (near, far) = hosts();
     let claims = [Claim::ports("10.9.0.2".parse().unwrap(), UDP, 5000..=5000)];
-    let impose = || far.run(|| Silence::impose(&["b"], &claims)).unwrap();
+    let impose = || far.run(|| Silence::impose(&["b"], &[], &claims)).unwrap();
     drop(impose().unwrap());
     assert!(arrives(&near, &far, "10.9.0.2:5000"));
 
@@ -101,10 +104,10 @@ fn an_interface_that_returns_is_silenced_anew() {
     }
     let (near, far) = hosts();
     let claims = [Claim::ports("10.9.0.2".parse().unwrap(), UDP, 5000..=5000)];
-    let mut silence = far.run(|| Silence::impose(&["b"], &claims)).unwrap().unwrap();
+    let mut silence = far.run(|| Silence::impose(&["b"], &[], &claims)).unwrap().unwrap();
     near.links().unwrap().remove("a").unwrap();
     // Linux 6.16 and later have the hook wait for the interface.
-    if let Err(error) = silence.replace(&["b"], &claims) {
+    if let Err(error) = silence.replace(&["b"], &[], &claims) {
         assert_eq!(error.kind(), io::ErrorKind::NotFound, "{error}");
     }
 
@@ -114,7 +117,7 @@ fn an_interface_that_returns_is_silenced_anew() {
         links.add_address(name, IpAddr::from([10, 9, 0, end]), 24).unwrap();
         links.set_up(name).unwrap();
     }
-    silence.replace(&["b"], &claims).unwrap();
+    silence.replace(&["b"], &[], &claims).unwrap();
     assert!(!arrives(&near, &far, "10.9.0.2:5000"));
 }
 
@@ -127,8 +130,8 @@ fn as_many_claims_as_promised_fit() {
     let claim =
         |number: usize| Claim::ports("fd09::2".parse().unwrap(), UDP, 10 * number as u16..=10 * number as u16 + 5);
     let claims: Vec<Claim> = (0..=Silence::CLAIMS_MAX).map(claim).collect();
-    far.run(|| Silence::impose(&["b"], &claims[..Silence::CLAIMS_MAX])).unwrap().unwrap().lift().unwrap();
-    let error = far.run(|| Silence::impose(&["b"], &claims)).unwrap().unwrap_err();
+    far.run(|| Silence::impose(&["b"], &[], &claims[..Silence::CLAIMS_MAX])).unwrap().unwrap().lift().unwrap();
+    let error = far.run(|| Silence::impose(&["b"], &[], &claims)).unwrap().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
 }
 

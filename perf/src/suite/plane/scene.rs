@@ -148,6 +148,7 @@ impl Scene {
             mtu: 1500,
             addresses: vec![(self.host(id, 1).into(), prefix)],
             segments: true,
+            ..Port::default()
         };
         let router = self.host(FRONT, 2).into();
         let on_link = |id: PortId| (self.host(id, 0).into(), prefix, None, id, 0);
@@ -218,6 +219,7 @@ impl Scene {
             drain_timeout_ms: 30_000,
             redispatch: 3,
             drop_on_failure: false,
+            next_hop: None,
             max_connections: 0,
             source,
             targets,
@@ -228,6 +230,7 @@ impl Scene {
             services: vec![Some(Arc::new(service))],
             real_servers,
             steering: Arc::new(SteeringTable::even(1)),
+            router: Arc::default(),
         };
         Ok((id, snapshot))
     }

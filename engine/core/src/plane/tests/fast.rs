@@ -11,14 +11,20 @@ const PSH: u8 = TcpFlags::PSH.0;
 const ROOM: u32 = 64;
 
 /// Lets the kernel carry flows of `lab` from here on, at most so many.
-fn enter(lab: &mut Lab, room: u32) {
+pub(super) fn enter(lab: &mut Lab, room: u32) {
     // So large that no bucket is full.
     let memory = FastMemory::private(FastShape::new(1_024), [3, 5]);
     lab.plane.use_fast_path(memory, FastSettings { worker: 0, flows: 0..room, origin_ms: 77_000 });
 }
 
 /// What the kernel does with a frame that comes in: the port that it leaves through, if it carries it.
-fn carry(lab: &Lab, port: PortId, bytes: &mut [u8], checksum: Checksum, segment_bytes: u16) -> Option<PortId> {
+pub(super) fn carry(
+    lab: &Lab,
+    port: PortId,
+    bytes: &mut [u8],
+    checksum: Checksum,
+    segment_bytes: u16,
+) -> Option<PortId> {
     let arrival = Arrival {
         ifindex: lab.plane.network.port(port)?.index,
         station: crate::packet::straight::Station::new(lab.plane.network.port(port)?.mac),

@@ -65,6 +65,7 @@ impl Crew {
                 services: vec![Some(Arc::new(service.clone()))],
                 real_servers: Vec::new(),
                 steering: Arc::clone(&table),
+                router: Arc::default(),
             })
         };
         let plane = |worker: usize| {
@@ -220,6 +221,7 @@ impl Crew {
             services: vec![Some(Arc::new(self.service.clone()))],
             real_servers: Vec::new(),
             steering: Arc::clone(&self.tables[last]),
+            router: Arc::default(),
         }));
     }
 

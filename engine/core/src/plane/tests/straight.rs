@@ -240,8 +240,15 @@ fn what_an_open_connection_carries_goes_straight() {
             let mut traces = [lab.plane.flows.established.trace(v4, PROTOCOL_TCP, |_| {})];
             lab.plane.flows.established.follow_traces(&mut traces, |_| {});
             let mut frame = Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 };
-            let mut turn =
-                Turn { now: lab.now, desk: &mut lab.clerk, out: &mut lab.out, run: Run::default(), hashes: None };
+            let mut turn = Turn {
+                now: lab.now,
+                desk: &mut lab.clerk,
+                out: &mut lab.out,
+                run: Run::default(),
+                hashes: None,
+                pieces: None,
+                whose: Whose::Ours,
+            };
             let sent = lab.plane.go_straight(&mut frame, &traces[0], &mut turn);
             assert_eq!(sent, Some(if port == OUTSIDE { INSIDE } else { OUTSIDE }), "{forwarding:?}");
             sound(&bytes);

@@ -1,0 +1,296 @@
+//! A TCP client of our own (smoltcp), for real servers on VLANs and bridges: the kernel has no address there, so its sockets do not reach them
+//! (design.md 10.8).
+//!
+//! Each connection has a stack and a packet socket to itself, which hears nothing else than what is for that connection, and what is asked and told
+//! about addresses. Nobody has to know by which arm of a bridge a server is reached: each arm tries with its own MAC, and where the server is not,
+//! its address is asked for in vain. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetAddress, IpCidr};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
+use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
+use towpath_sys::packet::{Hearing, Tag};
+
+/// Bytes of what a server says at once that are taken, in each direction.
+const BUFFER_BYTES: usize = 4_096;
+/// How long the server may take to close its side once it has answered.
+const CLOSE_WITHIN: Duration = Duration::from_millis(200);
+
+/// The way to a server that only we can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    /// By which it may be: both arms of a bridge.
+    links: Vec<Link>,
+    mtu_bytes: usize,
+    /// The address to speak from, and the prefix length of its network.
+    from: (IpAddr, u8),
+    router: Option<IpAddr>,
+}
+
+/// What frames leave and come in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Link {
+    /// The number of the interface.
+    index: u32,
+    tag: Option<Tag>,
+    /// Our own there.
+    mac: [u8; 6],
+}
+
+/// The way to `server` in this network, where the kernel has none; an error in the words of an operator where nobody has one.
+pub(super) fn way(network: &Network, server: IpAddr) -> Option<Result<Way, String>> {
+    let (id, router) = network.way_to(Ip::from(server))?;
+    let port = network.port(id).filter(|port| port.keeper == Keeper::Towpath)?;
+    let family = if server.is_ipv4() { Family::V4 } else { Family::V6 };
+    let Some((own, prefix)) = network.speaker(id, router.unwrap_or(Ip::from(server))) else {
+        return Some(Err(format!("{} has no {} address to ask from", port.name, name(family))));
+    };
+    let arms: [Option<PortId>; 2] = [Some(id), port.peer];
+    let links: Vec<Link> = arms.into_iter().flatten().filter_map(|arm| link(network, arm)).collect();
+    if links.is_empty() {
+        return Some(Err(format!("interface {} is not there", port.name)));
+    }
+    let mtu_bytes = usize::try_from(port.mtu).unwrap_or(usize::MAX).min(9_216);
+    let from = (own.into(), prefix);
+    Some(Ok(Way { links, mtu_bytes, from, router: router.map(IpAddr::from) }))
+}
+
+/// That of a port, while the interface is there.
+fn link(network: &Network, port: PortId) -> Option<Link> {
+    let port = network.port(port)?;
+    let index = network.port(network.port_of(port.link, None)?)?.index;
+    let tag = port.vlan.map(|vlan| Tag::of_vlan(vlan, None));
+    (index != 0).then_some(Link { index, tag, mac: port.mac.0 })
+}
+
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+/// Connects and closes again in the ordinary way. `Ok(false)`: refused. To be dropped when it takes too long.
+pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<bool> {
+    let mut tries = JoinSet::new();
+    for &link in &way.links {
+        let way = way.clone();
+        tries.spawn(async move { connect_by(link, &way, to).await });
+    }
+    let mut result = Err(io::ErrorKind::NetworkUnreachable.into());
+    while let Some(tried) = tries.join_next().await {
+        result = tried.map_err(io::Error::other).flatten();
+        // Only the arm that the server is behind has an answer; the other one ends with the set.
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
+/// The same by one of the links.
+async fn connect_by(link: Link, way: &Way, to: SocketAddr) -> io::Result<bool> {
+    let port = next_port();
+    let mut stack = Stack::open(link, way, to, port)?;
+    stack.connect(to, port)?;
+    let is_open = loop {
+        stack.step();
+        match stack.state() {
+            State::SynSent => stack.wait().await?,
+            State::Closed => break false,
+            _ => break true,
+        }
+    };
+    if is_open {
+        // Whether it does or not, it has answered.
+        let _closed = timeout(CLOSE_WITHIN, stack.close()).await;
+        stack.abort();
+    }
+    Ok(is_open)
+}
+
+/// In turn, so that a port rests for as long as there are others.
+fn next_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let count = PROBE_PORTS.end() - PROBE_PORTS.start() + 1;
+    PROBE_PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % count
+}
+
+struct Stack {
+    wire: Option<Wire>,
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    client: SocketHandle,
+}
+
+impl Stack {
+    /// `local_port`: the only one that it hears.
+    fn open(link: Link, way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
+        let hearing = Hearing::of_connection(link.index, local_port, to.port())?;
+        #[expect(
+            deprecated,
+            reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
+        )]
+        let hearing = AsyncFd::new(hearing)?;
+        let mut wire = Wire { hearing, link, mtu_bytes: way.mtu_bytes, read: Vec::new() };
+        let mut config = Config::new(EthernetAddress(link.mac).into());
+        config.random_seed = crate::engine::system_seed();
+        let mut interface = Interface::new(config, &mut wire, Instant::now());
+        interface.update_ip_addrs(|addresses| {
+            let _room_for_one = addresses.push(IpCidr::new(way.from.0.into(), way.from.1));
+        });
+        match way.router {
+            Some(IpAddr::V4(router)) => drop(interface.routes_mut().add_default_ipv4_route(router)),
+            Some(IpAddr::V6(router)) => drop(interface.routes_mut().add_default_ipv6_route(router)),
+            None => {}
+        }
+        let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let client = sockets.add(Socket::new(buffer(), buffer()));
+        Ok(Stack { wire: Some(wire), interface, sockets, client })
+    }
+
+    fn connect(&mut self, to: SocketAddr, local_port: u16) -> io::Result<()> {
+        let client = self.sockets.get_mut::<Socket<'_>>(self.client);
+        client.connect(self.interface.context(), to, local_port).map_err(io::Error::other)
+    }
+
+    fn state(&self) -> State {
+        self.sockets.get::<Socket<'_>>(self.client).state()
+    }
+
+    /// Reads what has come and sends what is due.
+    fn step(&mut self) {
+        let Stack { wire: Some(wire), interface, sockets, .. } = self else { return };
+        let _changed = interface.poll(Instant::now(), wire, sockets);
+    }
+
+    /// Returns when there is something to do.
+    async fn wait(&mut self) -> io::Result<()> {
+        let Stack { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
+        let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
+        match timeout(due, wire.hearing.readable()).await {
+            Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
+            Err(_due) => Ok(()),
+        }
+    }
+
+    /// Ends our side and waits for the other one.
+    async fn close(&mut self) -> io::Result<()> {
+        self.sockets.get_mut::<Socket<'_>>(self.client).close();
+        loop {
+            self.step();
+            if matches!(self.state(), State::Closed | State::TimeWait) {
+                return Ok(());
+            }
+            self.wait().await?;
+        }
+    }
+
+    /// Resets what is left of it.
+    fn abort(&mut self) {
+        if !matches!(self.state(), State::Closed | State::TimeWait) {
+            self.sockets.get_mut::<Socket<'_>>(self.client).abort();
+            self.step();
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // Closing a packet socket waits until no CPU looks at it any more, which takes milliseconds (net/packet/af_packet.c, packet_release).
+        let wire = self.wire.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let _closed = runtime.spawn_blocking(move || drop(wire));
+        }
+    }
+}
+
+/// The link that the server may be on.
+struct Wire {
+    hearing: AsyncFd<Hearing>,
+    link: Link,
+    mtu_bytes: usize,
+    /// The frame that was read last.
+    read: Vec<u8>,
+}
+
+/// Leave to send one frame.
+struct Sending<'w> {
+    hearing: &'w Hearing,
+    link: Link,
+}
+
+/// A frame that has come.
+struct Received<'w>(&'w [u8]);
+
+impl Device for Wire {
+    type RxToken<'w> = Received<'w>;
+    type TxToken<'w> = Sending<'w>;
+
+    fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
+        let Wire { hearing, link, read, .. } = self;
+        loop {
+            let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
+                let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
+                let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
+                let is_ours = vlan(frame.tag) == vlan(link.tag);
+                read.clear();
+                read.extend_from_slice(frame.bytes);
+                Ok(is_ours)
+            });
+            match taken {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                // Of an interface that went down; what comes behind it is there.
+                Err(error) => tracing::debug!("probe: {error}"),
+            }
+        }
+        Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link }))
+    }
+
+    fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
+        Some(Sending { hearing: self.hearing.get_ref(), link: self.link })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = self.mtu_bytes + ETHERNET_LEN;
+        // Between virtual interfaces, that of what comes in may be unfinished.
+        capabilities.checksum = ChecksumCapabilities::default();
+        capabilities.checksum.tcp = Checksum::Tx;
+        capabilities
+    }
+}
+
+impl RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(self.0)
+    }
+}
+
+impl TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
+        let mut frame = vec![0; length];
+        let written = write(&mut frame);
+        // What is lost here is sent again, as what is lost on the way.
+        if let Err(error) = self.hearing.send(self.link.index, self.link.tag, &frame) {
+            tracing::debug!("probe: {error}");
+        }
+        written
+    }
+}
