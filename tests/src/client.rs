@@ -168,6 +168,36 @@ pub fn ask_by_udp(host: &Host, from: IpAddr, to: impl Into<SocketAddr>, datagram
     Greeting::parse(std::str::from_utf8(&answer[..line]).expect("text")).expect("a greeting")
 }
 
+/// Opens, is greeted, has 20,000 bytes echoed, closes: how it was greeted.
+///
+/// # Panics
+///
+/// When something of that fails.
+#[track_caller]
+pub fn visit(host: &Host, to: impl Into<SocketAddr>) -> Greeting {
+    let to = to.into();
+    go_through(Connection::open(host, to)).unwrap_or_else(|error| panic!("{to}: {error}"))
+}
+
+/// The same from one of the host's addresses.
+///
+/// # Panics
+///
+/// Likewise.
+#[track_caller]
+pub fn visit_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> Greeting {
+    let to = to.into();
+    go_through(Connection::open_from(host, from, to)).unwrap_or_else(|error| panic!("{to}: {error}"))
+}
+
+fn go_through(connection: io::Result<Connection>) -> io::Result<Greeting> {
+    let mut connection = connection?;
+    let greeting = connection.greeting()?;
+    connection.echo(&[7; 20_000])?;
+    connection.close()?;
+    Ok(greeting)
+}
+
 /// Whether a connection is refused cleanly: taken, and ended or reset without a byte. A port on which nobody listens is not that.
 pub fn is_refused(host: &Host, to: impl Into<SocketAddr>) -> bool {
     match Connection::open(host, to) {

@@ -1,7 +1,7 @@
 //! Transparent mode between real TCP stacks: client and servers are in one network, and Towpath is the cable between them (T-34).
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use towpath_engine::Status;
@@ -11,7 +11,7 @@ use towpath_sys::packet::{Tag, Tap};
 use towpath_tests::wire::captured;
 use towpath_tests::{
     Accepted, Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, in_lab, ipv4, ipv6,
-    packet_service, subject,
+    packet_service, subject, visit,
 };
 
 const BULK_BYTES: u64 = 64 << 20;
@@ -33,17 +33,6 @@ fn start(lab: &TestLab, services: &str) -> Subject {
 fn full_nat(lab: &TestLab) -> String {
     let pool = format!("source = {{ pool = [\"{}\"] }}", lab.free_snat(101));
     packet_service("web", lab.free_vip(100), "443", &pool, &ipv4(lab.servers()))
-}
-
-/// Opens, is greeted, echoes, closes.
-#[track_caller]
-fn visit(client: &Host, to: impl Into<SocketAddr>) -> Greeting {
-    let to = to.into();
-    let mut connection = Connection::open(client, to).unwrap_or_else(|error| panic!("{to}: {error}"));
-    let greeting = connection.greeting().unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.echo(&[7; 20_000]).unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.close().unwrap_or_else(|error| panic!("{to}: {error}"));
-    greeting
 }
 
 /// The sum of a counter of the packet plane over all workers.

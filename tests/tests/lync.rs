@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_tests::wire::captured;
-use towpath_tests::{Connection, Greeting, Host, Origin, Places, Segment, Site, Subject, ask_by_udp, in_site, subject};
+use towpath_tests::{
+    Connection, Greeting, Host, Origin, Places, Segment, Site, Subject, ask_by_udp, in_site, subject, visit_from,
+};
 
 const EXAMPLE: &str = include_str!("../../config/examples/lync-2013.toml");
 
@@ -244,16 +246,6 @@ fn without_control() -> String {
     EXAMPLE.replace(control, "")
 }
 
-/// Opens, is greeted, echoes, closes.
-#[track_caller]
-fn visit(host: &Host, from: &str, to: SocketAddr) -> Greeting {
-    let mut connection = Connection::open_from(host, ip(from), to).unwrap_or_else(|error| panic!("{to}: {error}"));
-    let greeting = connection.greeting().unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.echo(&[7; 20_000]).unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.close().unwrap_or_else(|error| panic!("{to}: {error}"));
-    greeting
-}
-
 fn is_seen(sees: Sees, client: &str, greeting: &Greeting) -> bool {
     let peer = greeting.peer.ip();
     match sees {
@@ -270,7 +262,7 @@ fn every_vip_of_the_lync_example_answers_and_servers_see_whom_they_should() {
             let host = installation.host(client);
             for &port in tcp {
                 let to = SocketAddr::new(ip(vip), port);
-                let greeting = visit(host, from, to);
+                let greeting = visit_from(host, ip(from), to);
                 assert!(servers.contains(&greeting.name.as_str()), "{to} is served by {}", greeting.name);
                 assert!(is_seen(sees, from, &greeting), "{to}: {} sees {}", greeting.name, greeting.peer);
             }
@@ -291,7 +283,7 @@ fn servers_of_the_lync_example_reach_their_own_pool() {
     in_site(servers_of_the_lync_example_reach_their_own_pool, &NETWORKS, |site| {
         let installation = Installation::new(site);
         for (name, from) in [("FE-1", "192.168.10.31"), ("FE-2", "192.168.10.34")] {
-            let greeting = visit(installation.host(name), from, SocketAddr::new(ip("192.168.10.30"), 5061));
+            let greeting = visit_from(installation.host(name), ip(from), SocketAddr::new(ip("192.168.10.30"), 5061));
             assert!(is_seen(POOL, from, &greeting), "{greeting:?}");
         }
         installation.unit.stop();
@@ -319,7 +311,7 @@ fn servers_of_the_lync_example_are_reached_directly_beside_their_vips() {
         held.greeting().expect("a greeting");
         for (client, from, server, port) in directly {
             let to = SocketAddr::new(ip(server), port);
-            let greeting = visit(installation.host(client), from, to);
+            let greeting = visit_from(installation.host(client), ip(from), to);
             assert_eq!((greeting.peer.ip(), greeting.local), (ip(from), to), "{client} to {to}");
         }
         for (client, from, server) in
@@ -348,8 +340,8 @@ fn captures_of_the_lync_example_show_the_nat_matrix() {
         let installation = Installation::new(site);
         let desk = installation.host("desk");
         for _ in 0..6 {
-            visit(desk, "192.168.10.100", SocketAddr::new(ip("192.168.10.30"), 443));
-            visit(desk, "192.168.10.100", SocketAddr::new(ip("192.168.10.10"), 8057));
+            visit_from(desk, ip("192.168.10.100"), SocketAddr::new(ip("192.168.10.30"), 443));
+            visit_from(desk, ip("192.168.10.100"), SocketAddr::new(ip("192.168.10.10"), 8057));
         }
         installation.unit.stop();
         let mut seen: [BTreeSet<IpAddr>; 2] = Default::default();

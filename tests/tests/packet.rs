@@ -15,8 +15,8 @@ use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
 use towpath_tests::wire::captured;
 use towpath_tests::{
-    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, bulk, eventually, in_lab,
-    ipv4, ipv6, packet_service, service, subject, who,
+    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, bulk, eventually, in_lab, ipv4, ipv6,
+    packet_service, service, subject, visit, who,
 };
 
 /// So that a lab takes little memory.
@@ -29,17 +29,6 @@ fn pool(addresses: &[impl ToString]) -> String {
 
 fn start(lab: &TestLab, services: &str) -> Subject {
     subject!().start(lab.balancer(), &format!("{LIMITS}{services}"))
-}
-
-/// Opens, is greeted, echoes, closes.
-#[track_caller]
-fn visit(client: &Host, to: impl Into<SocketAddr>) -> Greeting {
-    let to = to.into();
-    let mut connection = Connection::open(client, to).unwrap_or_else(|error| panic!("{to}: {error}"));
-    let greeting = connection.greeting().unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.echo(&[7; 20_000]).unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.close().unwrap_or_else(|error| panic!("{to}: {error}"));
-    greeting
 }
 
 fn terminations(relay: &Subject, termination: &str) -> u64 {

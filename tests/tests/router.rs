@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use towpath_sys::link::Route;
 use towpath_tests::{
     Bulk, Connection, Host, Origin, PATIENCE, Segment, Subject, TestLab, Topology, ask_by_udp, in_lab, ipv4,
-    packet_service, subject, who,
+    packet_service, subject, visit, who,
 };
 
 /// So that a lab takes little memory.
@@ -34,16 +34,6 @@ fn addresses(host: &Host) -> [IpAddr; 2] {
     [host.ipv4().into(), host.ipv6().into()]
 }
 
-/// Opens, is greeted, echoes, closes; says from where the origin saw us.
-#[track_caller]
-fn visit(client: &Host, to: SocketAddr) -> IpAddr {
-    let mut connection = Connection::open(client, to).unwrap_or_else(|error| panic!("{to}: {error}"));
-    let greeting = connection.greeting().unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.echo(&[7; 20_000]).unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.close().unwrap_or_else(|error| panic!("{to}: {error}"));
-    greeting.peer.ip()
-}
-
 #[test]
 fn t_02_servers_reach_others_through_the_balancer_before_there_is_any_vip() {
     in_lab(t_02_servers_reach_others_through_the_balancer_before_there_is_any_vip, Topology::TwoArm, 2, |lab| {
@@ -51,7 +41,7 @@ fn t_02_servers_reach_others_through_the_balancer_before_there_is_any_vip() {
         let relay = start(lab, "");
         for server in lab.servers() {
             for (own, other) in addresses(server).into_iter().zip(addresses(lab.client())) {
-                assert_eq!(visit(server, (other, 135).into()), own, "the source is unchanged");
+                assert_eq!(visit(server, (other, 135)).peer.ip(), own, "the source is unchanged");
             }
             // Nobody listens there: the host's own refusal comes through.
             let refused = Connection::open(server, (lab.client().ipv4(), 136)).expect_err("nobody listens");
@@ -127,7 +117,7 @@ fn t_21_a_server_is_reached_by_its_vip_and_directly() {
         let targets =
             [half.into(), full.into(), lab.server(1).ipv4().into()].map(|ip: IpAddr| SocketAddr::new(ip, 443));
         for _ in 0..5 {
-            assert_eq!(targets.map(|to| visit(lab.client(), to)), [own, full.into(), own]);
+            assert_eq!(targets.map(|to| visit(lab.client(), to).peer.ip()), [own, full.into(), own]);
         }
         // All at once, for a while.
         let mut open = targets.map(|to| Connection::open(lab.client(), to).expect("a connection"));
@@ -217,7 +207,7 @@ fn static_routes_lead_where_the_kernel_s_do_not() {
         lab.client().links().expect("netlink").add_route(&way).expect("a route");
         let _origin = Origin::tcp(lab.server(1), 443);
         let relay = start(lab, &format!("[[route]]\nto = \"198.51.100.0/24\"\nvia = \"{}\"\n", lab.server(1).ipv4()));
-        assert_eq!(visit(lab.client(), (behind, 443).into()), IpAddr::from(lab.client().ipv4()));
+        assert_eq!(visit(lab.client(), (behind, 443)).peer.ip(), IpAddr::from(lab.client().ipv4()));
         relay.stop();
     });
 }
@@ -266,7 +256,7 @@ fn rules_deny_by_interface_and_servers_still_open_connections() {
         let relay = start(lab, rules);
         let server = lab.server(1).ipv4();
         assert_eq!(who(lab.client(), (server, 443)), "server-1");
-        assert_eq!(visit(lab.server(1), (lab.client().ipv4(), 135).into()), IpAddr::from(server));
+        assert_eq!(visit(lab.server(1), (lab.client().ipv4(), 135)).peer.ip(), IpAddr::from(server));
         let probe =
             lab.client().run(|| UdpSocket::bind((lab.client().ipv4(), 0))).expect("a thread").expect("a socket");
         probe.send_to(b"may I?", (server, 8443)).expect("our own kernel takes it");

@@ -1,11 +1,10 @@
 //! VIPs and servers on tagged networks of one trunk (T-33), between real stacks: the kernel of the balancer has no part in them.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 
 use towpath_tests::trunk::{PRIORITY, TRUNK, Trunk, VLANS};
 use towpath_tests::{
-    Connection, Greeting, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, in_lab, ipv4, ipv6, packet_service,
-    subject,
+    Connection, Origin, PATIENCE, Subject, TestLab, Topology, bulk, in_lab, ipv4, ipv6, packet_service, subject, visit,
 };
 
 /// Clients on the first VLAN, servers on the second; Towpath is the router of both.
@@ -25,17 +24,6 @@ fn trunk(lab: &TestLab) -> String {
 
 fn pool(address: impl Into<IpAddr>) -> String {
     format!("source = {{ pool = [\"{}\"] }}", address.into())
-}
-
-/// Opens, is greeted, echoes, closes.
-#[track_caller]
-fn visit(client: &Host, to: impl Into<SocketAddr>) -> Greeting {
-    let to = to.into();
-    let mut connection = Connection::open(client, to).unwrap_or_else(|error| panic!("{to}: {error}"));
-    let greeting = connection.greeting().unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.echo(&[7; 20_000]).unwrap_or_else(|error| panic!("{to}: {error}"));
-    connection.close().unwrap_or_else(|error| panic!("{to}: {error}"));
-    greeting
 }
 
 /// What all rings have counted.

@@ -11,4 +11,5 @@ pub mod steering;
 pub mod view;
 mod watch;
 
+pub(crate) use neighbours::way;
 pub(crate) use watch::NetworkWatch;

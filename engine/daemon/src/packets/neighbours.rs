@@ -118,7 +118,7 @@ fn hear(table: &mut Neighbours, now: Now, network: &Network, frame: &HeardFrame<
 }
 
 /// The interface and the tag of what leaves by a port, while the interface is there.
-fn way(network: &Network, port: PortId) -> Option<(u32, Option<Tag>)> {
+pub(crate) fn way(network: &Network, port: PortId) -> Option<(u32, Option<Tag>)> {
     let port = network.port(port)?;
     let link = network.port(network.port_of(port.link, None)?)?;
     let tag = port.vlan.map(|vlan| Tag::of_vlan(vlan, None));

@@ -23,6 +23,8 @@ use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
 
+use crate::packets;
+
 /// Bytes of what a server says at once that are taken, in each direction.
 const BUFFER_BYTES: usize = 4_096;
 /// How long the server may take to close its side once it has answered.
@@ -69,10 +71,8 @@ pub(super) fn way(network: &Network, server: IpAddr) -> Option<Result<Way, Strin
 
 /// That of a port, while the interface is there.
 fn link(network: &Network, port: PortId) -> Option<Link> {
-    let port = network.port(port)?;
-    let index = network.port(network.port_of(port.link, None)?)?.index;
-    let tag = port.vlan.map(|vlan| Tag::of_vlan(vlan, None));
-    (index != 0).then_some(Link { index, tag, mac: port.mac.0 })
+    let (index, tag) = packets::way(network, port)?;
+    Some(Link { index, tag, mac: network.port(port)?.mac.0 })
 }
 
 fn name(family: Family) -> &'static str {
