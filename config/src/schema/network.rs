@@ -71,7 +71,7 @@ pub(super) static BRIDGE: Table = Table {
 pub(super) static ROUTER: Table = Table {
     path: "router",
     doc: "Forwarding between the arms, without NAT: traffic that real servers start, and direct access to them. Every interface with an \
-          address is an arm, the routes are the kernel's, and the kernel itself must not forward (`ip_forward` = 0).",
+          address is an arm, the routes are the kernel's and those of `[[route]]`, and the kernel itself must not forward (`ip_forward` = 0).",
     keys: &[
         key("enabled", Kind::Bool, "Forward packets that belong to no service.").default("false"),
         key(
