@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use towpath_engine::Status;
-use towpath_engine::status::HealthStatus;
+use towpath_engine::status::{HealthStatus, ServiceStatus};
 use towpath_sys::host;
 use towpath_sys::link::Route;
 use towpath_sys::silence::Silence;
@@ -184,17 +184,64 @@ fn t_03_half_nat_shows_servers_the_client() {
     });
 }
 
+/// The server has the VIP, too, but does not say so.
+fn have_silently(server: &Host, vip: Ipv4Addr) {
+    for key in ["net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce"] {
+        server.set_sysctl(key, if key.ends_with("ignore") { "1" } else { "2" }).expect("a sysctl");
+    }
+    server.links().expect("netlink").add_address("lo", vip.into(), 32).expect("an address");
+}
+
+#[test]
+fn direct_server_return_checks_whether_servers_have_the_vip() {
+    in_lab(direct_server_return_checks_whether_servers_have_the_vip, Topology::OneArm, 2, |lab| {
+        let (vip, vip6) = (lab.free_vip(100), lab.free_vip6(0x100));
+        for server in lab.servers() {
+            have_silently(server, vip);
+            server.links().expect("netlink").add_address("lo", vip6.into(), 128).expect("an address");
+        }
+        let origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let mut taps = [1, 2].map(|n| lab.server(n).capture(&lab.server(n).ports()[0].link).expect("a tap"));
+        let keys = "forwarding = \"dsr\"\n\
+                    health = { check = \"tcp\", interval = \"100ms\", timeout = \"300ms\", rise = 1, fall = 2 }";
+        let services = packet_service("old", vip, "443", keys, &ipv4(lab.servers()))
+            + &packet_service("new", vip6, "443", keys, &ipv6(lab.servers()));
+        let relay = start(lab, &services);
+        relay.until_all_up();
+        visit(lab.client(), (vip, 443));
+        visit(lab.client(), (vip6, 443));
+
+        // It still has its own addresses.
+        lab.server(2).links().expect("netlink").remove_address("lo", vip.into(), 32).expect("an address");
+        relay.until("the second server lacks one of the VIPs", |status| {
+            let health = |service: &ServiceStatus| (service.servers[0].health, service.servers[1].health);
+            status.services.iter().all(|service| match service.name.as_str() {
+                "old" => health(service) == (HealthStatus::Up, HealthStatus::Down),
+                _ => health(service) == (HealthStatus::Up, HealthStatus::Up),
+            })
+        });
+        assert_eq!(relay.server("old", "server-2").reason, "port 443: no answer within 300 ms");
+        have_silently(lab.server(2), vip);
+        relay.until_all_up();
+        relay.stop();
+
+        let by_us = [IpAddr::from(lab.balancer().ipv4()), lab.balancer().ipv6().into()];
+        for (origin, tap) in origins.iter().zip(&mut taps) {
+            let checks: Vec<_> = origin.accepted().into_iter().filter(|a| by_us.contains(&a.peer.ip())).collect();
+            let asked: BTreeSet<IpAddr> = checks.iter().map(|accepted| accepted.local.ip()).collect();
+            assert_eq!(asked, BTreeSet::from([vip.into(), vip6.into()]), "{checks:?}");
+            // The kernel, which knows nothing of these connections, has ended none.
+            let ended: Vec<_> = captured(tap).into_iter().filter(|s| by_us.contains(&s.source.ip()) && s.rst).collect();
+            assert!(ended.is_empty(), "{ended:?}");
+        }
+    });
+}
+
 #[test]
 fn direct_server_return_leaves_address_and_port_as_they_are() {
     in_lab(direct_server_return_leaves_address_and_port_as_they_are, Topology::OneArm, 2, |lab| {
         let vip = lab.free_vip(100);
-        for server in lab.servers() {
-            // The servers have the VIP, too, but do not say so.
-            for key in ["net.ipv4.conf.all.arp_ignore", "net.ipv4.conf.all.arp_announce"] {
-                server.set_sysctl(key, if key.ends_with("ignore") { "1" } else { "2" }).expect("a sysctl");
-            }
-            server.links().expect("netlink").add_address("lo", vip.into(), 32).expect("an address");
-        }
+        lab.servers().iter().for_each(|server| have_silently(server, vip));
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         let relay = start(lab, &packet_service("web", vip, "443", "forwarding = \"dsr\"", &ipv4(lab.servers())));
         let mut served = BTreeSet::new();

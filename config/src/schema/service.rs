@@ -43,7 +43,7 @@ pub static SERVICE: Table = Table {
         key(
             "forwarding",
             Kind::Word(&[
-                word("dsr", "Direct server return: the reply bypasses the balancer."),
+                word("dsr", "Direct server return: the reply bypasses the balancer. Health checks ask each server for the VIP."),
                 word("full-nat", "Source and destination are rewritten."),
                 word(
                     "half-nat",

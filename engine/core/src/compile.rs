@@ -5,7 +5,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::{Balance, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{
+    Balance, Forwarding, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService,
+};
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -276,6 +278,7 @@ fn check_key(service: &VirtualService, server: &Server, health: &Health) -> Resu
     ports.dedup();
     Ok(CheckKey {
         address: server.address,
+        vip: (service.forwarding == Forwarding::Dsr).then_some(service.vip),
         kind: health.check,
         ports,
         interval_ms: health.interval_ms,
@@ -289,6 +292,7 @@ fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
     CheckPlan {
         id,
         address: key.address,
+        vip: key.vip,
         kind: key.kind,
         ports: key.ports,
         interval_ms: key.interval_ms,

@@ -35,8 +35,10 @@ impl fmt::Display for CheckId {
 pub struct CheckPlan {
     /// Its id; stable as long as all parameters stay.
     pub id: CheckId,
-    /// Address checked.
+    /// Address of the server.
     pub address: IpAddr,
+    /// What is asked for at the server's place on its network instead of its address: the VIP that direct server return delivers to it.
+    pub vip: Option<IpAddr>,
     /// What is done on each port.
     pub kind: CheckKind,
     /// Every one of these must answer; ascending, without duplicates, never empty.
@@ -54,7 +56,7 @@ pub struct CheckPlan {
 impl CheckPlan {
     /// The sockets to try, all of them each time.
     pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.ports.iter().map(|&port| SocketAddr::new(self.address, port))
+        self.ports.iter().map(|&port| SocketAddr::new(self.vip.unwrap_or(self.address), port))
     }
 
     /// One result for the group of ports: passed only if *every* port answered (T-36). A port without a result has failed.

@@ -27,6 +27,7 @@ pub struct Registry {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CheckKey {
     pub(crate) address: IpAddr,
+    pub(crate) vip: Option<IpAddr>,
     pub(crate) kind: CheckKind,
     /// Ascending, without duplicates.
     pub(crate) ports: Vec<u16>,

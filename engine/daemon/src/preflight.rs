@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, Plane, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{Forwarding, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService};
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
 use towpath_sys::silence::Silence;
@@ -175,6 +175,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         check_bridges(model, &packets.tables, &mut findings);
         check_router(model, packets, &mut findings);
         check_probe_ways(model, packets, &mut findings);
+        check_probe_ports(model, packets, facts, &mut findings);
         check_interfaces(model, &packets.tables, &mut findings);
     }
     match Plan::new(model, &PlanInput::of(facts)) {
@@ -267,8 +268,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
     if let Err(error) = steering::program(model, &SteeringTable::even(cpus.clamp(2, 256)), 0) {
         tell(Severity::Error, Check::Steering, None, error.to_string());
     }
-    let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
-    let claimed = claims::claims(model, &kernels).len();
+    let claimed = claims::claims(model, &facts.tables.addresses).len();
     if claimed > Silence::CLAIMS_MAX {
         tell(
             Severity::Error,
@@ -511,7 +511,7 @@ fn check_bridges(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
 /// own: those that the kernel picks as source.
 fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, findings: &mut Vec<Finding>) {
     let kernels: BTreeSet<IpAddr> = facts.tables.addresses.iter().map(|address| address.ip).collect();
-    for claim in claims::claims(model, &kernels) {
+    for claim in claims::claims(model, &facts.tables.addresses) {
         let Some(protocol) = claims::protocol(&claim).filter(|_| kernels.contains(&claim.ip)) else { continue };
         let (low, high) = claim.ports;
         let loses = |listener: &&Listener| {
@@ -587,13 +587,37 @@ fn is_capable(status: &str) -> bool {
     effective.is_some_and(|effective| PACKET_CAPABILITIES.iter().all(|bit| effective >> bit & 1 == 1))
 }
 
+/// Those of these ports that the kernel gives to connections of its own.
+fn given_out(ports: (u16, u16), facts: &HostFacts) -> Option<(u16, u16)> {
+    let (low, high) = (ports.0.max(*facts.local_ports.start()), ports.1.min(*facts.local_ports.end()));
+    let is_reserved = |port| facts.reserved_ports.iter().any(|range| range.contains(&port));
+    (low..=high).any(|port| !is_reserved(port)).then_some((low, high))
+}
+
+/// The kernel does not hear what comes to the ports that checks by the VIP speak from, so connections of its own must not be there.
+fn check_probe_ports(model: &Model, packets: &PacketFacts, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let Some((low, high)) = given_out(PROBE_PORTS, facts) else { return };
+    let sources: BTreeSet<IpAddr> = claims::probe_sources(model, &packets.tables.addresses).collect();
+    for ip in sources.intersection(&facts.kernel_sources) {
+        findings.push(Finding {
+            severity: Severity::Error,
+            check: Check::LocalPorts,
+            service: None,
+            message: format!(
+                "health checks of forwarding = \"dsr\" speak from ports {first}-{last} of {ip}, and ports {low}-{high} are given out by the kernel \
+                 too (ip_local_port_range {}-{}); reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",
+                facts.local_ports.start(),
+                facts.local_ports.end(),
+                first = PROBE_PORTS.0,
+                last = PROBE_PORTS.1,
+            ),
+        });
+    }
+}
+
 /// Two owners of one port: the kernel's own connections and our leases (design.md 10.1). Only where the kernel picks the address.
 fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFacts, findings: &mut Vec<Finding>) {
-    let low = pool.port_low.max(*facts.local_ports.start());
-    let high = pool.port_high.min(*facts.local_ports.end());
-    if low > high || (low..=high).all(|port| facts.reserved_ports.iter().any(|range| range.contains(&port))) {
-        return;
-    }
+    let Some((low, high)) = given_out((pool.port_low, pool.port_high), facts) else { return };
     for ip in pool.addresses.iter().filter(|ip| facts.kernel_sources.contains(ip)) {
         findings.push(Finding {
             severity: Severity::Error,

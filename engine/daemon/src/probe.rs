@@ -1,5 +1,5 @@
-//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address, by
-//! a [`stack`] of our own.
+//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address or would
+//! look for the VIP elsewhere, by a [`stack`] of our own.
 
 mod stack;
 
@@ -20,7 +20,7 @@ use towpath_core::plane::Network;
 pub(crate) async fn run(plan: &CheckPlan, network: &Network, places: &Arc<Semaphore>) -> CheckResult {
     let CheckKind::Tcp = plan.kind;
     let limit = Duration::from_millis(plan.timeout_ms);
-    let way = stack::way(network, plan.address).transpose();
+    let way = stack::way(network, plan).transpose();
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
         let (places, way) = (Arc::clone(places), way.clone());
@@ -95,6 +95,7 @@ mod tests {
         CheckPlan {
             id: CheckId(0),
             address: Ipv4Addr::LOCALHOST.into(),
+            vip: None,
             kind: CheckKind::Tcp,
             ports,
             interval_ms: 1000,

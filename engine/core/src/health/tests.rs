@@ -6,6 +6,7 @@ fn plan(id: u32, ports: &[u16], interval_ms: u64) -> CheckPlan {
     CheckPlan {
         id: CheckId(id),
         address: "192.0.2.1".parse().unwrap(),
+        vip: None,
         kind: CheckKind::Tcp,
         ports: ports.to_vec(),
         interval_ms,

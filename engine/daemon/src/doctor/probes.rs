@@ -510,6 +510,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                 let plan = CheckPlan {
                     id: CheckId(0),
                     address: ip,
+                    vip: None,
                     kind: CheckKind::Tcp,
                     ports,
                     interval_ms: CONNECT_MS,

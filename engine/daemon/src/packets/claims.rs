@@ -4,9 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use towpath_config::model::{Model, Plane, Ports, Protocol, Source, SourcePool, VirtualService};
+use towpath_config::model::{
+    Forwarding, Model, PROBE_PORTS, Plane, Ports, Protocol, Source, SourcePool, VirtualService,
+};
 use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
+use towpath_sys::neighbour::LinkAddress;
 use towpath_sys::silence::Claim;
+
+use super::arms::holds;
 
 /// The services that the packet plane carries.
 pub fn services(model: &Model) -> impl Iterator<Item = &VirtualService> {
@@ -27,9 +32,19 @@ pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
         .collect()
 }
 
-/// What the kernel must not hear: the ports of services, and those that are leased; at addresses that are not `kernels`, ICMP, too.
-/// Ports that a service of the stream plane listens on stay the kernel's, also in the middle of a range that is leased.
-pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
+/// The addresses of the kernel that servers are asked from whether they have the VIP (direct server return).
+pub fn probe_sources<'a>(model: &'a Model, kernels: &'a [LinkAddress]) -> impl Iterator<Item = IpAddr> + 'a {
+    let asked = services(model).filter(|service| service.forwarding == Forwarding::Dsr);
+    let groups = asked.map(|service| &model.groups[service.group]).filter(|group| group.health.is_some());
+    let servers: BTreeSet<IpAddr> = groups.flat_map(|group| &group.servers).map(|server| server.address).collect();
+    let faces = move |own: &&LinkAddress| servers.iter().any(|&server| holds(own.ip, own.prefix, server));
+    kernels.iter().filter(faces).map(|own| own.ip)
+}
+
+/// What the kernel must not hear, of which `kernels` are the addresses: the ports of services, and those that are leased; at addresses that it does
+/// not have, ICMP, too; and what answers checks that it knows nothing of. Ports that a service of the stream plane listens on stay the kernel's, also
+/// in the middle of a range that is leased.
+pub fn claims(model: &Model, kernels: &[LinkAddress]) -> Vec<Claim> {
     let mut taken: BTreeMap<(IpAddr, Protocol), PortSet> = BTreeMap::new();
     for service in services(model) {
         if let Some(pool) = pool(service) {
@@ -38,6 +53,9 @@ pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
                 set.insert(pool.port_low..=pool.port_high);
             }
         }
+    }
+    for source in probe_sources(model, kernels) {
+        taken.entry((source, Protocol::Tcp)).or_default().insert(PROBE_PORTS.0..=PROBE_PORTS.1);
     }
     for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
         if let Some(set) = taken.get_mut(&(service.vip, service.protocol)) {
@@ -55,7 +73,7 @@ pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
         set.ranges().into_iter().map(move |ports| Claim::ports(address, number(protocol), ports))
     });
     // A kernel that forwards would answer that it finds nobody there.
-    let ours = addresses(model).into_iter().filter(|address| !kernels.contains(address));
+    let ours = addresses(model).into_iter().filter(|&ip| !kernels.iter().any(|own| own.ip == ip));
     let icmp =
         ours.map(|address| Claim::protocol(address, if address.is_ipv4() { PROTOCOL_ICMP } else { PROTOCOL_ICMPV6 }));
     ports.chain(icmp).collect()
@@ -125,7 +143,8 @@ mod tests {
         let checked = towpath_config::check("test.toml", text);
         let errors: Vec<String> = checked.errors().map(|error| error.message.clone()).collect();
         let model = checked.model.unwrap_or_else(|| panic!("{errors:?}"));
-        let kernels = kernels.iter().map(|ip| ip.parse().unwrap()).collect();
+        let kernel = |ip: &&str| LinkAddress { link: 2, ip: ip.parse().unwrap(), prefix: 24 };
+        let kernels: Vec<LinkAddress> = kernels.iter().map(kernel).collect();
         claims(&model, &kernels).into_iter().map(|c| (c.ip.to_string(), c.protocol, c.ports.0, c.ports.1)).collect()
     }
 
@@ -179,6 +198,18 @@ mod tests {
         }
         let model = towpath_config::check("test.toml", &service("relayed", "ports = 22")).model.expect("no errors");
         assert!(!carries_packets(&model));
+    }
+
+    #[test]
+    fn answers_to_checks_by_the_vip_are_claimed_where_they_are_asked_from() {
+        let health = "health = { check = \"tcp\", ports = [443] }";
+        let dsr = format!("ports = 443\nplane = \"packet\"\nforwarding = \"dsr\"\n{health}");
+        let expected = [("192.0.2.2", 6, 61_000, 65_535), ("192.0.2.30", 6, 443, 443), ("192.0.2.30", 1, 0, 65_535)];
+        assert_eq!(
+            claimed(&service("web", &dsr), &["192.0.2.2", "198.51.100.2"]),
+            expected.map(|(ip, protocol, low, high)| (ip.to_owned(), protocol, low, high))
+        );
+        assert_eq!(claimed(&service("web", &dsr.replace(health, "")), &["192.0.2.2"]).len(), 2);
     }
 
     #[test]

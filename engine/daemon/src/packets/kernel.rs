@@ -10,7 +10,7 @@ use towpath_config::model::Model;
 use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Network, PortId};
 use towpath_core::steering::SteeringTable;
-use towpath_sys::neighbour::{Changes, Neighbours, Tables};
+use towpath_sys::neighbour::{Changes, LinkAddress, Neighbours, Tables};
 use towpath_sys::packet::{self, Hearing, Instruction, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
@@ -65,7 +65,7 @@ pub struct Kernel {
     is_silent: bool,
     claims: Vec<Claim>,
     /// The addresses that the kernel had when the claims were made.
-    kernels: BTreeSet<IpAddr>,
+    kernels: Vec<LinkAddress>,
     groups: Vec<[u8; 6]>,
     program: Vec<Instruction>,
     workers: usize,
@@ -131,7 +131,7 @@ impl Kernel {
         for ports in opened {
             per_worker.iter_mut().zip(ports).for_each(|(list, port)| list.push(port));
         }
-        let kernels = kernels_own(&tables);
+        let kernels = tables.addresses.clone();
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         let mute: Vec<&str> = mute(&known, &file).map(|arm| arm.name.as_str()).collect();
@@ -212,8 +212,8 @@ impl Kernel {
         let reopened: Vec<(PortId, Vec<PacketPort>)> =
             returned.into_iter().filter_map(|port| Some((port, self.reopen(port)?))).collect();
         // The kernel answers pings of its own addresses itself.
-        let kernels = kernels_own(&self.tables);
-        if kernels != self.kernels {
+        if self.tables.addresses != self.kernels {
+            let kernels = self.tables.addresses.clone();
             let claims = claims(&self.model, &kernels);
             self.is_silent &= claims == self.claims;
             (self.claims, self.kernels) = (claims, kernels);
@@ -334,11 +334,6 @@ impl View {
     fn is_news(&self, before: &View) -> bool {
         self.mac != before.mac || (self.works && !before.works) || !self.networks.is_subset(&before.networks)
     }
-}
-
-/// The addresses that the kernel has as well.
-fn kernels_own(tables: &Tables) -> BTreeSet<IpAddr> {
-    tables.addresses.iter().map(|address| address.ip).collect()
 }
 
 /// Attaches what carries flows to every arm.

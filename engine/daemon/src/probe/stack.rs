@@ -1,5 +1,5 @@
 //! A TCP client of our own (smoltcp), for real servers on VLANs and bridges: the kernel has no address there, so its sockets do not reach them
-//! (design.md 10.8).
+//! (design.md 10.8). And for those that are asked for a VIP, as direct server return does: frames with the VIP go to the server's own MAC.
 //!
 //! Each connection has a stack and a packet socket to itself, which hears nothing else than what is for that connection, and what is asked and told
 //! about addresses. Nobody has to know by which arm of a bridge a server is reached: each arm tries with its own MAC, and where the server is not,
@@ -19,6 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use towpath_core::health::CheckPlan;
 use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
@@ -36,8 +37,9 @@ pub(super) struct Way {
     /// By which it may be: both arms of a bridge.
     links: Vec<Link>,
     mtu_bytes: usize,
-    /// The address to speak from, and the prefix length of its network.
+    /// The address to speak from, and the prefix length of the network whose hosts are asked for themselves.
     from: (IpAddr, u8),
+    /// Who takes what is for others.
     router: Option<IpAddr>,
 }
 
@@ -51,13 +53,24 @@ struct Link {
     mac: [u8; 6],
 }
 
-/// The way to `server` in this network, where the kernel has none; an error in the words of an operator where nobody has one.
-pub(super) fn way(network: &Network, server: IpAddr) -> Option<Result<Way, String>> {
+/// The way of this check in this network, where the kernel has none; an error in the words of an operator where nobody has one.
+pub(super) fn way(network: &Network, plan: &CheckPlan) -> Option<Result<Way, String>> {
+    let server = plan.address;
     let (id, router) = network.way_to(Ip::from(server))?;
-    let port = network.port(id).filter(|port| port.keeper == Keeper::Towpath)?;
+    let port = network.port(id).filter(|port| port.keeper == Keeper::Towpath || plan.vip.is_some())?;
     let family = if server.is_ipv4() { Family::V4 } else { Family::V6 };
     let Some((own, prefix)) = network.speaker(id, router.unwrap_or(Ip::from(server))) else {
         return Some(Err(format!("{} has no {} address to ask from", port.name, name(family))));
+    };
+    let (prefix, router) = match (plan.vip, router) {
+        (None, router) => (prefix, router.map(IpAddr::from)),
+        // As if the server were the router to its VIP, which on this network is ourselves.
+        (Some(_), None) => (if server.is_ipv4() { 32 } else { 128 }, Some(server)),
+        (Some(vip), Some(router)) => {
+            return Some(Err(format!(
+                "{vip} cannot be asked for behind router {router}; direct server return needs a network of ours"
+            )));
+        }
     };
     let arms: [Option<PortId>; 2] = [Some(id), port.peer];
     let links: Vec<Link> = arms.into_iter().flatten().filter_map(|arm| link(network, arm)).collect();
@@ -66,7 +79,7 @@ pub(super) fn way(network: &Network, server: IpAddr) -> Option<Result<Way, Strin
     }
     let mtu_bytes = usize::try_from(port.mtu).unwrap_or(usize::MAX).min(9_216);
     let from = (own.into(), prefix);
-    Some(Ok(Way { links, mtu_bytes, from, router: router.map(IpAddr::from) }))
+    Some(Ok(Way { links, mtu_bytes, from, router }))
 }
 
 /// That of a port, while the interface is there.
