@@ -11,6 +11,7 @@ pub(crate) const SCENES: &[Scene] = &[
     ("fragments-ping-v4", fragments_ping_v4),
     ("fragments-ping-v6", fragments_ping_v6),
     ("fragments-refused", fragments_refused),
+    ("fragments-routed", fragments_routed),
     ("fragments-v4-tcp", fragments_v4_tcp),
     ("fragments-v4-udp", fragments_v4_udp),
     ("fragments-v6-udp", fragments_v6_udp),
@@ -85,6 +86,19 @@ fn fragments_refused(script: &mut Script) {
     fragments(&udp(ends.client, end("192.0.2.250:7"), &LONG), 3, 1_400)
         .into_iter()
         .for_each(|part| script.outside(part));
+}
+
+/// Past the services, by the router: fragments one by one, those of a half-NAT server put together first, as they might have been answers; and what
+/// is larger than the link ahead.
+fn fragments_routed(script: &mut Script) {
+    let (client, beside) = (end("198.51.100.7:5000"), end("10.0.0.81:6000"));
+    fragments(&udp(client, beside, &LONG), 1, 1_400).into_iter().for_each(|part| script.outside(part));
+    let own = udp(end("10.0.0.80:123"), client, &LONG);
+    fragments(&own, 2, 1_400).into_iter().rev().for_each(|part| script.inside(80, part));
+    script.outside(uncut(udp(client, beside, &LONG), 3));
+    script.outside(udp(client, beside, &LONG));
+    // One fragment that is itself too large.
+    fragments(&udp(client, beside, &LONG), 4, 2_000).into_iter().for_each(|part| script.outside(part));
 }
 
 /// Longer than the link: asked and answered in fragments.

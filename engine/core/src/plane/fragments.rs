@@ -93,7 +93,10 @@ impl Plane {
         let gathered = self.reassembly.gather(turn.now, (frame.port, link), frame.bytes, fragment);
         self.count_reassembly();
         let whole = match gathered {
-            Ok(Gathered::Copy) => return Verdict::Kept,
+            Ok(Gathered::Copy) => {
+                self.counts.add(PlaneCounter::FragmentsRepeated, 1);
+                return Verdict::Kept;
+            }
             Ok(Gathered::Kept) => {
                 self.counts.add(PlaneCounter::FragmentsKept, 1);
                 return Verdict::Kept;

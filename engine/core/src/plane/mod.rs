@@ -279,6 +279,7 @@ counters!(
         FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
         FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
         FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
+        FragmentsRepeated = "fragments_repeated", "Fragments that were let go because the same was kept already.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
         FramesBridged = "frames_bridged", "Frames that crossed a bridge, of no service.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
