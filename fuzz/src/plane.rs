@@ -29,7 +29,7 @@ macro_rules! config {
 }
 
 /// The configurations, those of the packet corpus.
-pub(crate) const CONFIGS: [(&str, &str); 12] = [
+pub(crate) const CONFIGS: [(&str, &str); 16] = [
     config!("dsr-v4-tcp"),
     config!("fragments-half-nat-v4-udp"),
     config!("fragments-v4-udp"),
@@ -42,6 +42,10 @@ pub(crate) const CONFIGS: [(&str, &str); 12] = [
     config!("hairpin-same-server"),
     config!("half-nat-v4-tcp"),
     config!("pool-exhausted"),
+    config!("v4-to-v6-fragments"),
+    config!("v4-to-v6-tcp"),
+    config!("v6-to-v4-tcp"),
+    config!("v6-to-v4-udp"),
 ];
 
 /// Steps of one input; more bytes are left unread, so that no input takes long.
@@ -120,7 +124,9 @@ struct World {
 }
 
 struct Input {
-    bytes: Vec<u8>,
+    /// The room in front of the frame, and the frame.
+    memory: Vec<u8>,
+    front_bytes: usize,
     port: PortId,
     checksum: Checksum,
     segment_bytes: u16,
@@ -166,15 +172,17 @@ impl World {
                 self.take_made();
             }
             frame => {
-                let port = PortId(steps.split_off_first()? % 3);
+                let place = *steps.split_off_first()?;
+                let front_bytes = if place / 3 % 2 == 0 { Frame::FRONT } else { 0 };
                 let len = usize::from(half(steps)?).min(steps.len());
-                let mut bytes = steps.split_off(..len)?.to_vec();
+                let mut memory = [&[0; Frame::FRONT][..front_bytes], steps.split_off(..len)?].concat();
                 if frame == MENDED_FRAME {
-                    mend(&mut bytes);
+                    mend(&mut memory[front_bytes..]);
                 }
                 self.frames.push(Input {
-                    bytes,
-                    port,
+                    memory,
+                    front_bytes,
+                    port: PortId(place % 3),
                     checksum: if frame >= PARTIAL_FRAME && frame != MENDED_FRAME {
                         Checksum::Partial
                     } else {
@@ -195,21 +203,25 @@ impl World {
         let mut inputs = std::mem::take(&mut self.frames);
         let mut frames: Vec<Frame<'_>> = inputs
             .iter_mut()
-            .map(|input| Frame {
-                bytes: &mut input.bytes,
-                port: input.port,
-                checksum: input.checksum,
-                segment_bytes: input.segment_bytes,
+            .map(|input| {
+                let (front, bytes) = input.memory.split_at_mut(input.front_bytes);
+                let Input { port, checksum, segment_bytes, .. } = *input;
+                Frame { bytes, front, port, checksum, segment_bytes }
             })
             .collect();
         let mut verdicts = Vec::new();
         self.plane.process(self.now, &mut frames, &mut verdicts, &mut self.desk, &mut self.out);
         assert_eq!(verdicts.len(), frames.len());
-        for (frame, verdict) in frames.iter().zip(verdicts) {
-            if let Verdict::Send(port) = verdict {
-                assert!(port.0 < 2, "no such port: {port:?}");
-                assert!(parse(frame.bytes).is_ok(), "{:?}: {:02x?}", parse(frame.bytes), frame.bytes);
-            }
+        for (input, verdict) in inputs.iter().zip(verdicts) {
+            let (port, begins) = match verdict {
+                Verdict::Send(port) => (port, 0),
+                Verdict::Translated { port, begins } => (port, begins),
+                Verdict::Drop(_) | Verdict::HandOff(_) | Verdict::Kept | Verdict::Pass => continue,
+            };
+            let start = input.front_bytes.checked_add_signed(begins.into()).expect("within the room in front");
+            let frame = &input.memory[start..];
+            assert!(port.0 < 2, "no such port: {port:?}");
+            assert!(parse(frame).is_ok(), "{:?}: {frame:02x?}", parse(frame));
         }
         assert!(self.plane.half_open() <= SETTINGS.half_open_max);
         assert!(self.plane.flows() <= SETTINGS.half_open_max + SETTINGS.flows_max);

@@ -6,6 +6,8 @@
 mod bench;
 #[path = "packets/capture.rs"]
 mod capture;
+#[path = "packets/cross.rs"]
+mod cross;
 #[path = "packets/frames.rs"]
 mod frames;
 #[path = "packets/fuzz.rs"]
@@ -133,7 +135,7 @@ fn write_the_frames_that_come_in() {
 }
 
 fn described() -> impl Iterator<Item = (&'static str, Vec<Captured>)> {
-    SCENES.iter().chain(ip::SCENES).map(|(name, write)| {
+    SCENES.iter().chain(cross::SCENES).chain(ip::SCENES).map(|(name, write)| {
         let mut script = Script::default();
         write(&mut script);
         (*name, script.frames)

@@ -32,20 +32,26 @@ fn narrowed(lab: &TestLab, network: &str) {
     }
 }
 
-/// Services of one kind at every VIP: IPv4 and IPv6 with a pool, IPv4 with clients' own addresses.
-fn start(lab: &TestLab, keys: &str, servers: [&[(&str, IpAddr)]; 2]) -> (Subject, [IpAddr; 3]) {
+/// VIPs of one [`start`].
+const VIPS: usize = 5;
+
+/// Services of one kind at every VIP: IPv4 and IPv6 with a pool, IPv4 with clients' own addresses, from IPv4 to IPv6 and from IPv6 to IPv4.
+fn start(lab: &TestLab, keys: &str, servers: [&[(&str, IpAddr)]; 2]) -> (Subject, [IpAddr; VIPS]) {
     let (vip, vip6, kept) = (lab.free_vip(100), lab.free_vip6(0x100), lab.free_vip(101));
+    let (upwards, downwards) = (lab.free_vip(102), lab.free_vip6(0x102));
     let (snat, snat6) = (lab.free_snat(101), lab.free_snat6(0x101));
     let pool = |address: IpAddr| format!("{keys}\nsource = {{ pool = [\"{address}\"] }}");
     let services = packet_service("old", vip, "443", &pool(snat.into()), servers[0])
         + &packet_service("new", vip6, "443", &pool(snat6.into()), servers[1])
-        + &packet_service("kept", kept, "443", &format!("{keys}\nforwarding = \"half-nat\""), servers[0]);
+        + &packet_service("kept", kept, "443", &format!("{keys}\nforwarding = \"half-nat\""), servers[0])
+        + &packet_service("upwards", upwards, "443", &pool(snat6.into()), servers[1])
+        + &packet_service("downwards", downwards, "443", &pool(snat.into()), servers[0]);
     let relay = subject!().start(lab.balancer(), &format!("[limits]\nflows = 16384\n{services}"));
-    (relay, [vip.into(), vip6.into(), kept.into()])
+    (relay, [vip.into(), vip6.into(), kept.into(), upwards.into(), downwards.into()])
 }
 
 /// The same with the servers of the lab.
-fn start_near(lab: &TestLab, keys: &str) -> (Subject, [IpAddr; 3]) {
+fn start_near(lab: &TestLab, keys: &str) -> (Subject, [IpAddr; VIPS]) {
     start(lab, keys, [&ipv4(lab.servers()), &ipv6(lab.servers())])
 }
 
@@ -79,7 +85,7 @@ fn carries_connections(lab: &TestLab, network: &str) {
         server.set_read_timeout(Some(PATIENCE)).expect("not zero");
         bulk::exchange(client.stream(), &server, BYTES);
     }
-    relay.until("the handshakes are counted", |status| counted(status, "mss_clamped") >= 3);
+    relay.until("the handshakes are counted", |status| counted(status, "mss_clamped") >= VIPS as u64);
     relay.stop();
 }
 
@@ -219,7 +225,7 @@ fn datagrams_find_the_size_that_a_link_beyond_the_next_router_carries() {
                 });
             }
         }
-        relay.until("the router has said what fits", |status| counted(status, "icmp_errors") >= 3);
+        relay.until("the router has said what fits", |status| counted(status, "icmp_errors") >= VIPS as u64);
         relay.stop();
     });
 }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::decode::{Section, Value};
-use crate::diagnostic::{NOT_AVAILABLE, Report, Span};
+use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, Service};
 use crate::model::{Forwarding, Plane, Protocol};
 
@@ -71,16 +71,12 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
         if vip.value.is_ipv4() == address.value.is_ipv4() {
             continue;
         }
-        let finding = match service.forwarding.as_ref().filter(|_| service.keeps_client()) {
-            Some(forwarding) => {
-                let told = format!("`forwarding = \"{}\"` cannot turn IPv4 into IPv6 or back", forwarding.value);
-                report.error("mixed-families", &address.span, told).hint("use `plane = \"stream\"`")
-            }
-            None => report
-                .warning(NOT_AVAILABLE, &address.span, "full-NAT between IPv4 and IPv6 is not available yet")
-                .hint("`towpath run` refuses to start with it; use `plane = \"stream\"`"),
-        };
-        finding.label(&vip.span, "the VIP");
+        let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.keeps_client()) else { continue };
+        let told = format!("`forwarding = \"{}\"` cannot turn IPv4 into IPv6 or back", forwarding.value);
+        report
+            .error("mixed-families", &address.span, told)
+            .label(&vip.span, "the VIP")
+            .hint("use `forwarding = \"full-nat\"` with a source address of the server's family");
     }
     let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.keeps_client()) else { return };
     if let (Forwarding::Dsr, Some(span)) = (service.forwarding(), service.section.written("next_hop")) {

@@ -122,7 +122,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
         ("http = {}", "", "http"),
-        ("vip = \"2001:db8::10\"\nplane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }", "", "\"192.0.2.21\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -199,6 +198,13 @@ fn routes_and_next_hops_lead_somewhere() {
     expect(&packet("source = \"vip\"\nnext_hop = \"192.0.2.1\""), &[]);
     expect(&packet("source = \"vip\"\nnext_hop = \"2001:db8::1\""), &[("mixed-families", "\"2001:db8::1\"")]);
     expect(&packet("forwarding = \"dsr\"\nnext_hop = \"192.0.2.1\""), &[("no-effect", "next_hop")]);
+    // Between the IP versions the source address changes, and so it is full-NAT that can translate.
+    let other_version = |lines: &str| service(&format!("vip = \"2001:db8::10\"\nplane = \"packet\"\n{lines}"), "");
+    expect(&other_version("source = { pool = [\"192.0.2.5\"] }"), &[]);
+    for forwarding in ["dsr", "half-nat"] {
+        let lines = format!("forwarding = \"{forwarding}\"");
+        expect(&other_version(&lines), &[("mixed-families", "\"192.0.2.21\"")]);
+    }
     let route = |lines: &str| packet("source = \"vip\"") + "[[route]]\n" + lines;
     expect(&route("to = \"default\"\nvia = \"192.0.2.1\"\n"), &[]);
     expect(&route("to = \"10.0.0.0/8\"\nvia = \"2001:db8::1\"\n"), &[("mixed-families", "\"2001:db8::1\"")]);

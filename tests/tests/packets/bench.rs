@@ -113,10 +113,18 @@ pub(crate) fn run_by(config: &str, frames: &[Captured], carrier: Carrier) -> Res
             left.push(Captured { at_ms, port: PortId(port), offload, bytes });
             continue;
         }
-        let mut batch = [Frame { bytes: &mut bytes, port, checksum, segment_bytes }];
+        bytes.splice(..0, [0; Frame::FRONT]);
+        let (front, frame) = bytes.split_at_mut(Frame::FRONT);
+        let mut batch = [Frame { bytes: frame, front, port, checksum, segment_bytes }];
         plane.process(Now(at_ms), &mut batch, &mut verdicts, &mut desk, &mut out);
-        if let [Verdict::Send(port)] = verdicts[..] {
-            let (port, bytes) = with_tag(&network, port, tag, &bytes);
+        let sent = match verdicts[..] {
+            [Verdict::Send(port)] => Some((port, 0)),
+            [Verdict::Translated { port, begins }] => Some((port, begins)),
+            _ => None,
+        };
+        if let Some((port, begins)) = sent {
+            let start = Frame::FRONT.saturating_add_signed(begins.into());
+            let (port, bytes) = with_tag(&network, port, tag, &bytes[start..]);
             left.push(Captured { at_ms, port, offload, bytes });
         }
         take_made(at_ms, &network, &mut out, &mut left);

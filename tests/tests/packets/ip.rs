@@ -11,6 +11,7 @@ pub(crate) const SCENES: &[Scene] = &[
     ("fragments-ping-v4", fragments_ping_v4),
     ("fragments-ping-v6", fragments_ping_v6),
     ("fragments-refused", fragments_refused),
+    ("fragments-routed", fragments_routed),
     ("fragments-v4-tcp", fragments_v4_tcp),
     ("fragments-v4-udp", fragments_v4_udp),
     ("fragments-v6-udp", fragments_v6_udp),
@@ -87,6 +88,19 @@ fn fragments_refused(script: &mut Script) {
         .for_each(|part| script.outside(part));
 }
 
+/// Past the services, by the router: fragments one by one, those of a half-NAT server put together first, as they might have been answers; and what
+/// is larger than the link ahead.
+fn fragments_routed(script: &mut Script) {
+    let (client, beside) = (end("198.51.100.7:5000"), end("10.0.0.81:6000"));
+    fragments(&udp(client, beside, &LONG), 1, 1_400).into_iter().for_each(|part| script.outside(part));
+    let own = udp(end("10.0.0.80:123"), client, &LONG);
+    fragments(&own, 2, 1_400).into_iter().rev().for_each(|part| script.inside(80, part));
+    script.outside(uncut(udp(client, beside, &LONG), 3));
+    script.outside(udp(client, beside, &LONG));
+    // One fragment that is itself too large.
+    fragments(&udp(client, beside, &LONG), 4, 2_000).into_iter().for_each(|part| script.outside(part));
+}
+
 /// Longer than the link: asked and answered in fragments.
 fn fragments_ping_v4(script: &mut Script) {
     fragments(&ping("198.51.100.7", "192.0.2.250", &LONG), 1, 1_480).into_iter().for_each(|part| script.outside(part));
@@ -120,10 +134,10 @@ fn too_large_v6_udp(script: &mut Script) {
 }
 
 /// Types and codes of the errors of a family, and the second word of their header.
-type Kinds = &'static [(u8, u8, [u8; 4])];
+pub(crate) type Kinds = &'static [(u8, u8, [u8; 4])];
 
 /// Those of RFC 792 and RFC 1122 section 3.2.2.1, RFC 1191, RFC 1812 section 5.2.7.1; the last one is no longer one (RFC 6633).
-const V4_KINDS: Kinds = &[
+pub(crate) const V4_KINDS: Kinds = &[
     (3, 0, [0; 4]),
     (3, 1, [0; 4]),
     (3, 2, [0; 4]),
@@ -140,7 +154,7 @@ const V4_KINDS: Kinds = &[
 ];
 
 /// Those of RFC 4443 section 3.
-const V6_KINDS: Kinds = &[
+pub(crate) const V6_KINDS: Kinds = &[
     (1, 0, [0; 4]),
     (1, 1, [0; 4]),
     (1, 2, [0; 4]),
@@ -156,16 +170,19 @@ const V6_KINDS: Kinds = &[
     (4, 2, [0, 0, 0, 40]),
 ];
 
-/// Every kind of error, about what the client has sent and about what the server has, from the far end and from a router before it.
-fn errors(ends: Ends, kinds: Kinds, routers: [&str; 2], sent: [Vec<u8>; 2], script: &mut Script) {
+/// Every kind of error, those of the servers' side about what the client has sent and those of the clients' side about what the server has, from the far
+/// end and from a router before it.
+fn errors(ends: Ends, kinds: [Kinds; 2], routers: [&str; 2], sent: [Vec<u8>; 2], script: &mut Script) {
     let [to_server, to_client] = sent;
+    let [from_inside, from_outside] = kinds;
     // Of IPv4, what the oldest routers quote (RFC 792); of IPv6, all of it.
     let quoted_len = |packet: &[u8]| if packet[0] >> 4 == 4 { 28 } else { packet.len() };
     let (server, client) = (ends.server.ip().to_string(), ends.client.ip().to_string());
-    for &(kind, code, rest) in kinds {
+    for (&(kind, code, rest), &(kind_outside, code_outside, rest_outside)) in from_inside.iter().zip(from_outside) {
         for from in [routers[0], &server] {
             script.inside(80, icmp_error(from, kind, code, rest, &to_server[..quoted_len(&to_server)]));
         }
+        let (kind, code, rest) = (kind_outside, code_outside, rest_outside);
         for from in [routers[1], &client] {
             script.outside(icmp_error(from, kind, code, rest, &to_client[..quoted_len(&to_client)]));
         }
@@ -173,6 +190,11 @@ fn errors(ends: Ends, kinds: Kinds, routers: [&str; 2], sent: [Vec<u8>; 2], scri
 }
 
 fn errors_udp(ends: Ends, kinds: Kinds, routers: [&str; 2], script: &mut Script) {
+    errors_about_udp(ends, [kinds; 2], routers, script);
+}
+
+/// The kinds, and the routers, of the servers' side and of the clients'.
+pub(crate) fn errors_about_udp(ends: Ends, kinds: [Kinds; 2], routers: [&str; 2], script: &mut Script) {
     script.outside(udp(ends.client, ends.vip, b"question"));
     script.inside(80, udp(ends.server, ends.source, b"answer"));
     let sent = [udp(ends.source, ends.server, b"question"), udp(ends.vip, ends.client, b"answer")];
@@ -180,6 +202,11 @@ fn errors_udp(ends: Ends, kinds: Kinds, routers: [&str; 2], script: &mut Script)
 }
 
 fn errors_tcp(ends: Ends, kinds: Kinds, routers: [&str; 2], script: &mut Script) {
+    errors_about_tcp(ends, [kinds; 2], routers, script);
+}
+
+/// The same for a connection.
+pub(crate) fn errors_about_tcp(ends: Ends, kinds: [Kinds; 2], routers: [&str; 2], script: &mut Script) {
     ends.open(script);
     script.outside(tcp(ends.client, ends.vip, data(101, 901, b"hello")));
     script.inside(80, tcp(ends.server, ends.source, data(901, 101, b"world!")));
@@ -190,8 +217,8 @@ fn errors_tcp(ends: Ends, kinds: Kinds, routers: [&str; 2], script: &mut Script)
     errors(ends, kinds, routers, sent, script);
 }
 
-const ROUTERS_V4: [&str; 2] = ["10.0.0.254", "203.0.113.1"];
-const ROUTERS_V6: [&str; 2] = ["fd00::fe", "2001:db8:f::1"];
+pub(crate) const ROUTERS_V4: [&str; 2] = ["10.0.0.254", "203.0.113.1"];
+pub(crate) const ROUTERS_V6: [&str; 2] = ["fd00::fe", "2001:db8:f::1"];
 
 fn icmp_errors_v4_udp(script: &mut Script) {
     errors_udp(Ends::v4(), V4_KINDS, ROUTERS_V4, script);

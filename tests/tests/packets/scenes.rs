@@ -164,7 +164,7 @@ impl Ends {
     }
 }
 
-fn whole_connection(ends: Ends, script: &mut Script) {
+pub(crate) fn whole_connection(ends: Ends, script: &mut Script) {
     ends.open(script);
     ends.exchange(script);
     ends.close(script);
@@ -273,7 +273,7 @@ fn partial_checksum_v6_udp(script: &mut Script) {
 }
 
 /// Four segments each way in one frame: larger than the MTU, and yet not told so.
-fn super_packets(ends: Ends, segment_bytes: u16, script: &mut Script) {
+pub(crate) fn super_packets(ends: Ends, segment_bytes: u16, script: &mut Script) {
     script.offload = Offload::Checksum;
     ends.open(script);
     let octets = u32::from(segment_bytes) * 4;

@@ -23,6 +23,11 @@ impl Ip {
         (u128::from_be_bytes(self.0) as u32).to_be_bytes()
     }
 
+    /// The 4 or 16 octets that packets carry.
+    pub(crate) fn octets(&self) -> &[u8] {
+        if self.is_v4() { &self.0[12..] } else { &self.0 }
+    }
+
     /// Whether it means something on one link only: `fe80::/10` or `169.254.0.0/16`.
     pub fn is_link_local(self) -> bool {
         match IpAddr::from(self) {

@@ -11,6 +11,7 @@
 
 mod addr;
 pub mod checksum;
+pub mod cross;
 pub mod cut;
 mod icmp;
 pub mod rewrite;
@@ -76,6 +77,7 @@ counters!(
         IcmpEmbeddedFragment = "icmp_embedded_fragment", "An ICMP error about a fragment that does not show its ports.";
         IcmpEmbeddedSource = "icmp_embedded_source", "An ICMP error to someone else than the sender of the embedded packet.";
         IcmpErrorStray = "icmp_error_stray", "An ICMP error to an address of ours about no flow of ours.";
+        IcmpErrorUntranslated = "icmp_error_untranslated", "An ICMP error about a flow between IPv4 and IPv6 that says nothing in the other one (RFC 7915 sections 4.2 and 5.2).";
         IcmpErrorWindow = "icmp_error_window", "An ICMP error about a TCP segment that is not on its way (RFC 5927).";
         IcmpTruncated = "icmp_truncated", "An ICMP message that is shorter than its header.";
         IpVersion = "ip_version", "An IP packet whose version is not the one that its frame announces.";
@@ -112,6 +114,7 @@ counters!(
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";
         TcpStray = "tcp_stray", "A TCP segment to a service that belongs to no flow and opens none.";
         TcpTruncated = "tcp_truncated", "A TCP segment that is shorter than its header.";
+        TooLongForV4 = "too_long_for_v4", "A packet of a flow between IPv6 and IPv4 that would be longer than 65,535 octets in the latter.";
         UdpChecksumMissing = "udp_checksum_missing", "A UDP datagram over IPv6 without checksum.";
         UdpLength = "udp_length", "A UDP datagram that gives its length as less than 8 or more than its packet has.";
         UdpTruncated = "udp_truncated", "A UDP datagram that is shorter than its header.";
@@ -161,6 +164,24 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    /// That of an address.
+    #[inline]
+    pub fn of(ip: Ip) -> Family {
+        if ip.is_v4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// The other one.
+    #[inline]
+    #[must_use]
+    pub fn other(self) -> Family {
+        match self {
+            Family::V4 => Family::V6,
+            Family::V6 => Family::V4,
+        }
+    }
 }
 
 /// Where the parts of an IP packet lie and what its headers say.

@@ -322,7 +322,7 @@ pub fn complete_checksum(frame: &mut [u8], layout: &Layout) -> Result<(), Layout
 
 /// How much of a packet must be there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
+pub(super) enum Extent {
     /// An ICMP error quotes it: at least up to the ports.
     Quoted,
     /// All of it.

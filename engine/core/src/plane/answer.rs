@@ -6,7 +6,7 @@ use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
-    Arp, ArpOperation, DropReason, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
+    Arp, ArpOperation, DropReason, Family, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
 };
 
 /// Time to live and hop limit of what we answer.
@@ -128,6 +128,9 @@ impl Plane {
             Ok(onward) => onward,
             Err(reason) => return Verdict::Drop(reason),
         };
+        if Family::of(sent.src) != error.parsed.family {
+            return self.error_across(frame, error, &sent, onward, turn);
+        }
         if path.returns == Returns::Here {
             let Tuple { src, .. } = error.parsed.tuple;
             // A client is told by the address that it has sent to, whoever it was inside (RFC 5508 section 4.2, REQ-5 (c)). To a server, routers outside

@@ -30,10 +30,10 @@ const fn headers_bytes(family: Family) -> u32 {
 pub(super) struct Hop {
     pub(super) macs: Macs,
     /// Octets of the largest IP packet there; 0 when no route leads there.
-    mtu: u32,
+    pub(super) mtu: u32,
     pub(super) port: PortId,
     /// Whether the station is known.
-    is_ready: bool,
+    pub(super) is_ready: bool,
     /// Of IPv4, the first address of the range and how many follow it.
     first_v4: u32,
     more_v4: u32,
@@ -48,8 +48,8 @@ pub(super) struct HopId(usize);
 /// How a packet leaves: by this hop, which was looked up for this address.
 #[derive(Clone, Copy)]
 pub(super) struct Onward {
-    hop: HopId,
-    to: Ip,
+    pub(super) hop: HopId,
+    pub(super) to: Ip,
 }
 
 /// Where packets leave: every range of the network, and the ranges of the addresses that were looked for last.
@@ -182,7 +182,7 @@ impl Hops {
     }
 
     #[inline]
-    fn hop(&self, id: HopId) -> &Hop {
+    pub(super) fn hop(&self, id: HopId) -> &Hop {
         self.hops.get(id.0).unwrap_or(&NO_HOP)
     }
 }
@@ -288,6 +288,9 @@ impl Plane {
         returns: Returns,
         turn: &mut Turn<'_, D>,
     ) -> Result<(), DropReason> {
+        if Family::of(onward.to) != packet.family {
+            return self.judge_crossing(frame, packet, onward, turn);
+        }
         let mtu = self.hops.hop(onward.hop).mtu;
         // Of a super-packet, each segment has to fit; of one that came in fragments, each of them.
         let largest = match (turn.pieces, frame.segment_bytes) {
@@ -328,12 +331,15 @@ impl Plane {
         onward: Onward,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
+        if returns == Returns::Here && Family::of(to.src) != packet.family {
+            return self.send_across(frame, packet, to, direction, onward, turn);
+        }
         let layout = Layout::from(packet);
         let rewritten = if returns == Returns::Elsewhere {
             set_macs(frame.bytes, &self.hops.hop(onward.hop).macs)
         } else {
             if packet.tcp.flags.contains(TcpFlags::SYN) {
-                self.clamp(frame, &layout, onward.hop);
+                self.clamp(frame, &layout, onward.hop, packet.family);
             }
             let macs = &self.hops.hop(onward.hop).macs;
             match (Straight::at(frame.bytes, packet), TupleV4::of(to)) {
@@ -390,7 +396,13 @@ impl Plane {
 
     /// Lets a rewritten frame for the station of `to`, or on the way there, wait until it is known.
     #[cold]
-    fn hold<D: Desk>(&mut self, frame: &mut Frame<'_>, packet: &Parsed, to: Ip, turn: &mut Turn<'_, D>) -> Verdict {
+    pub(super) fn hold<D: Desk>(
+        &mut self,
+        frame: &mut Frame<'_>,
+        packet: &Parsed,
+        to: Ip,
+        turn: &mut Turn<'_, D>,
+    ) -> Verdict {
         let NextHop::Unresolved { port, via } = self.network.next_hop(to) else {
             return Verdict::Drop(DropReason::NoRoute);
         };
@@ -419,13 +431,14 @@ impl Plane {
         if is_held { Verdict::Kept } else { Verdict::Drop(DropReason::NextHopUnknown) }
     }
 
-    /// Lowers the maximum segment size of a handshake to what both links carry: few hosts believe the ICMP errors of others.
+    /// Lowers the maximum segment size of a handshake to what both links carry, where it leaves as one of `family`: few hosts believe the ICMP errors
+    /// of others.
     #[cold]
-    fn clamp(&mut self, frame: &mut Frame<'_>, layout: &Layout, hop: HopId) {
+    pub(super) fn clamp(&mut self, frame: &mut Frame<'_>, layout: &Layout, hop: HopId, family: Family) {
         let mtu = self.hops.hop(hop).mtu;
         let came_by = self.network.port(frame.port).map_or(mtu, |port| port.mtu);
-        let room = mtu.min(came_by).saturating_sub(headers_bytes(layout.family));
-        let mss_max = u16::try_from(room).unwrap_or(u16::MAX);
+        let room = |mtu: u32, family| mtu.saturating_sub(headers_bytes(family));
+        let mss_max = u16::try_from(room(mtu, family).min(room(came_by, layout.family))).unwrap_or(u16::MAX);
         if clamp_mss(frame.bytes, layout, frame.checksum, mss_max).is_some() {
             self.counts.add(PlaneCounter::MssClamped, 1);
         }

@@ -19,7 +19,7 @@ pub(super) struct Pieces {
     /// Octets of the largest packet among its fragments.
     pub(super) largest: u32,
     /// What its fragments had in common.
-    id: u32,
+    pub(super) id: u32,
 }
 
 /// Who gets fragments.
@@ -93,7 +93,10 @@ impl Plane {
         let gathered = self.reassembly.gather(turn.now, (frame.port, link), frame.bytes, fragment);
         self.count_reassembly();
         let whole = match gathered {
-            Ok(Gathered::Copy) => return Verdict::Kept,
+            Ok(Gathered::Copy) => {
+                self.counts.add(PlaneCounter::FragmentsRepeated, 1);
+                return Verdict::Kept;
+            }
             Ok(Gathered::Kept) => {
                 self.counts.add(PlaneCounter::FragmentsKept, 1);
                 return Verdict::Kept;
@@ -122,7 +125,8 @@ impl Plane {
     ) -> Verdict {
         let key = &fragment.key;
         let pieces = Pieces { largest: whole.largest, id: key.id };
-        let mut frame = Frame { bytes, port: whole.port, checksum: Checksum::Complete, segment_bytes: 0 };
+        let front = &mut [];
+        let mut frame = Frame { bytes, front, port: whole.port, checksum: Checksum::Complete, segment_bytes: 0 };
         let mut packet = Parsed::default();
         turn.pieces = Some(pieces);
         let verdict = match parse_to(frame.bytes, &mut packet) {
@@ -235,11 +239,13 @@ impl Plane {
 
     /// What the fragments of a packet from `src` are to share, which was rewritten since: a new one where it leaves from another address.
     fn identification(&mut self, frame: &[u8], src: Ip, own: Option<u32>) -> Option<u32> {
-        let family = if src.is_v4() { Family::V4 } else { Family::V6 };
-        if source_of(frame, family) == Some(src) {
-            return own;
-        }
-        Some(self.identifications.next(family, self.worker, self.snapshot.steering.workers()))
+        let leaves_from = source_of(frame)?;
+        if leaves_from == src { own } else { Some(self.identify(Family::of(leaves_from))) }
+    }
+
+    /// A new number for a packet of `family`.
+    pub(super) fn identify(&mut self, family: Family) -> u32 {
+        self.identifications.next(family, self.worker, self.snapshot.steering.workers())
     }
 
     /// Gives up packets that did not become whole in time, at most `budget` of them and only while `has_room`; tells the senders of those that were
@@ -293,10 +299,10 @@ fn first_fragment(frame: &[u8]) -> Option<Parsed> {
 }
 
 /// The source address of the IP packet in a frame.
-fn source_of(frame: &[u8], family: Family) -> Option<Ip> {
-    match family {
-        Family::V4 => Some(std::net::Ipv4Addr::from(*frame.get(ETHERNET_LEN + 12..)?.first_chunk::<4>()?).into()),
-        Family::V6 => Some(Ip(*frame.get(ETHERNET_LEN + 8..)?.first_chunk()?)),
+fn source_of(frame: &[u8]) -> Option<Ip> {
+    match frame.get(ETHERNET_LEN)? >> 4 {
+        4 => Some(std::net::Ipv4Addr::from(*frame.get(ETHERNET_LEN + 12..)?.first_chunk::<4>()?).into()),
+        _ => Some(Ip(*frame.get(ETHERNET_LEN + 8..)?.first_chunk()?)),
     }
 }
 

@@ -9,6 +9,7 @@
 mod answer;
 mod bridge;
 mod budget;
+mod cross;
 mod ending;
 mod exhausted;
 mod fast;
@@ -46,6 +47,7 @@ use crate::{Now, Pick, RealServerId, Refusal, ServiceId, WorkerId};
 
 use bridge::{Bridges, Whose};
 use budget::Budget;
+use cross::CrossingRoom;
 use ending::Sweep;
 use exhausted::Exhausted;
 use flows::{Flows, Found, Stage, Table};
@@ -79,7 +81,7 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 33] = [
+pub(crate) const DROP_REASONS: [DropReason; 35] = [
     DropReason::BridgeReturned,
     DropReason::BridgeStorm,
     DropReason::CutFull,
@@ -97,6 +99,7 @@ pub(crate) const DROP_REASONS: [DropReason; 33] = [
     DropReason::HandOffFull,
     DropReason::HopLimit,
     DropReason::IcmpErrorStray,
+    DropReason::IcmpErrorUntranslated,
     DropReason::IcmpErrorWindow,
     DropReason::NextHopUnknown,
     DropReason::NoRoute,
@@ -112,6 +115,7 @@ pub(crate) const DROP_REASONS: [DropReason; 33] = [
     DropReason::SourceOurs,
     DropReason::SpanningTree,
     DropReason::TcpStray,
+    DropReason::TooLongForV4,
     DropReason::Unroutable,
 ];
 
@@ -150,12 +154,27 @@ impl PortId {
 pub struct Frame<'a> {
     /// From the Ethernet header on; padding at the end is allowed.
     pub bytes: &'a mut [u8],
+    /// The room right in front of it: [`Frame::FRONT`] octets, or fewer. A packet of IPv4 that becomes one of IPv6 grows into it; where it does not
+    /// fit, it is copied, but for a super-packet, which is dropped then.
+    pub front: &'a mut [u8],
     /// Where it came in.
     pub port: PortId,
     /// What its TCP or UDP checksum field holds.
     pub checksum: Checksum,
     /// Of a super-packet, octets of payload of each of its segments; 0 for any other frame.
     pub segment_bytes: u16,
+}
+
+impl Default for Frame<'_> {
+    /// One without octets.
+    fn default() -> Self {
+        Frame { bytes: &mut [], front: &mut [], port: PortId(0), checksum: Checksum::Complete, segment_bytes: 0 }
+    }
+}
+
+impl Frame<'_> {
+    /// Octets of room in front that are enough for every packet.
+    pub const FRONT: usize = crate::packet::cross::GROWTH_MAX;
 }
 
 /// What becomes of a frame.
@@ -171,6 +190,14 @@ pub enum Verdict {
     Pass,
     /// It was rewritten in place and leaves through this port.
     Send(PortId),
+    /// The same, and its packet is one of the other IP version now: the frame begins elsewhere.
+    Translated {
+        /// Where it leaves.
+        port: PortId,
+        /// By how many octets it begins later than [`Frame::bytes`]; where negative, in [`Frame::front`]. What was left to the device lies as much
+        /// nearer to its start.
+        begins: i16,
+    },
 }
 
 /// What the plane asks of, and tells to, whoever shares services and servers among the workers. Called when flows open and end; of packets only
@@ -252,6 +279,7 @@ counters!(
         FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
         FragmentsMade = "fragments_made", "Fragments of packets that were cut.";
         FragmentsPushedOut = "fragments_pushed_out", "Of those given up, fragments that gave way to newer ones because there is room for 1,024 packets and 4 MiB.";
+        FragmentsRepeated = "fragments_repeated", "Fragments that were let go because the same was kept already.";
         Frames = "frames", "Frames received, from other workers too, and those that the kernel carried onwards.";
         FramesBridged = "frames_bridged", "Frames that crossed a bridge, of no service.";
         FramesFast = "frames_fast", "Of the frames forwarded, those that the kernel carried onwards, as of the last second.";
@@ -321,6 +349,7 @@ pub struct Plane {
     pending: Pending,
     reassembly: Reassembly,
     identifications: Identifications,
+    crossing: CrossingRoom,
     exhausted: Exhausted,
     /// Leases that rest and whose flow gave way to another.
     rest: SnatRest,
@@ -395,6 +424,7 @@ impl Plane {
             pending: Pending::new(settings.pending_frames_max),
             reassembly: Reassembly::new(seed),
             identifications: Identifications::new(seed),
+            crossing: CrossingRoom::new(),
             exhausted: Exhausted::default(),
             rest: SnatRest::new(settings.half_open_max.max(1)),
             errors: Budget::new(settings.replies_per_second),
@@ -596,7 +626,7 @@ impl Plane {
             match verdict {
                 Verdict::Drop(reason) => self.counts.drops[*reason as usize] += 1,
                 Verdict::Pass => self.counts.add(PlaneCounter::FramesPassed, 1),
-                Verdict::HandOff(_) | Verdict::Kept | Verdict::Send(_) => {}
+                Verdict::HandOff(_) | Verdict::Kept | Verdict::Send(_) | Verdict::Translated { .. } => {}
             }
         }
     }
@@ -668,6 +698,7 @@ impl Plane {
         Flows::memory_bytes(settings.flows_max, settings.half_open_max)
             + Pending::memory_bytes(settings.pending_frames_max)
             + Reassembly::memory_bytes()
+            + CrossingRoom::BYTES
     }
 
     /// Where the memory of the flows lies: read at random, it should be in large pages.

@@ -125,7 +125,7 @@ impl<const N: usize> Made<N> {
     /// Writes the checksum at `at` over everything from `l4` on and the pseudo-header of IP packets from `src` to `dst`.
     fn complete(&mut self, l4: usize, at: usize, (src, dst): (Ip, Ip), protocol: u8) {
         let segment = self.get(l4..).unwrap_or_default();
-        let pseudo_header = checksum::pseudo_header(octets(&src), octets(&dst), protocol, segment.len() as u32);
+        let pseudo_header = checksum::pseudo_header(src.octets(), dst.octets(), protocol, segment.len() as u32);
         let check = checksum::transport(pseudo_header, segment);
         self.set(l4 + at, check);
     }
@@ -345,12 +345,6 @@ pub(super) fn icmp_error(
     Some(error)
 }
 
-/// The octets of an address as its packets carry them.
-fn octets(ip: &Ip) -> &[u8] {
-    let v4 = if ip.is_v4() { 12 } else { 0 };
-    ip.0.get(v4..).unwrap_or_default()
-}
-
 /// A length field; every frame made here is far shorter than it can say.
 fn length(octets: usize) -> [u8; 2] {
     (octets as u16).to_be_bytes()
@@ -408,7 +402,7 @@ mod tests {
     fn assert_tcp_checksum(frame: &[u8], parsed: &Parsed) {
         let segment = &frame[usize::from(parsed.l4)..parsed.end as usize];
         let Tuple { src, dst, .. } = &parsed.tuple;
-        let pseudo_header = checksum::pseudo_header(octets(src), octets(dst), PROTOCOL_TCP, segment.len() as u32);
+        let pseudo_header = checksum::pseudo_header(src.octets(), dst.octets(), PROTOCOL_TCP, segment.len() as u32);
         assert!(checksum::is_valid(pseudo_header, segment));
     }
 

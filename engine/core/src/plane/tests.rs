@@ -1,4 +1,5 @@
 mod bridge;
+mod cross;
 mod edges;
 mod fast;
 mod fragments;
@@ -228,7 +229,7 @@ impl Setup {
 
     fn service(&self) -> Service {
         let family = self.family;
-        let snat = [host(family, "inside", 2)];
+        let snat = [host(Family::of(self.servers[0].address.into()), "inside", 2)];
         let mut service = fixtures::service(Balance::RoundRobin, self.servers.clone());
         service.vip = vip(family).ip();
         service.ports = self.ports.clone();
@@ -285,7 +286,7 @@ struct Lab {
 
 impl Lab {
     fn send_as(&mut self, port: PortId, bytes: &mut [u8], checksum: Checksum, segment_bytes: u16) -> Verdict {
-        let mut frames = [Frame { bytes, port, checksum, segment_bytes }];
+        let mut frames = [Frame { bytes, front: &mut [], port, checksum, segment_bytes }];
         self.plane.process(self.now, &mut frames, &mut self.verdicts, &mut self.clerk, &mut self.out);
         self.verdicts[0]
     }
@@ -1169,7 +1170,13 @@ fn a_batch_sees_what_the_packets_before_did() {
     ];
     let mut frames: Vec<Frame<'_>> = script
         .iter_mut()
-        .map(|(port, bytes)| Frame { bytes, port: *port, checksum: Checksum::Complete, segment_bytes: 0 })
+        .map(|(port, bytes)| Frame {
+            bytes,
+            front: &mut [],
+            port: *port,
+            checksum: Checksum::Complete,
+            segment_bytes: 0,
+        })
         .collect();
     lab.plane.process(lab.now, &mut frames, &mut lab.verdicts, &mut lab.clerk, &mut lab.out);
     assert!(lab.verdicts.iter().all(|verdict| matches!(verdict, Verdict::Send(_))), "{:?}", lab.verdicts);

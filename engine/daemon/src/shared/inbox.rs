@@ -9,15 +9,15 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use crossbeam_queue::ArrayQueue;
 use towpath_core::WorkerId;
 use towpath_core::plane::Cargo;
-use towpath_sys::packet::{Offload, RingSettings, Tag};
+use towpath_sys::packet::{FRONT_BYTES, Offload, RingSettings, Tag};
 
 /// Frames of up to [`SMALL_BYTES`] that wait at a time.
 const SMALL_FRAMES: usize = 1024;
-/// A frame of the usual MTU, with its headers.
+/// A frame of the usual MTU, with its headers and the room in front of it.
 const SMALL_BYTES: usize = 2048;
 /// Larger frames that wait at a time.
 const LARGE_FRAMES: usize = 128;
-const LARGE_BYTES: usize = RingSettings::FRAME_BYTES_MAX as usize;
+const LARGE_BYTES: usize = FRONT_BYTES + RingSettings::FRAME_BYTES_MAX as usize;
 /// Flows that wait at a time, however many frames there are.
 const CARGO_MAX: usize = 2048;
 
@@ -52,7 +52,9 @@ pub enum Parcel {
 #[derive(Debug)]
 pub struct HandedFrame {
     buffer: Box<[u8]>,
-    length: usize,
+    /// Where it lies in the buffer.
+    start: usize,
+    end: usize,
     /// The link it came in by.
     pub link: u8,
     /// What is still to be done for it.
@@ -64,12 +66,18 @@ pub struct HandedFrame {
 impl HandedFrame {
     /// From the Ethernet header on.
     pub fn bytes(&self) -> &[u8] {
-        self.buffer.get(..self.length).unwrap_or_default()
+        self.buffer.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// The same, to change it.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        self.buffer.get_mut(..self.length).unwrap_or_default()
+    /// The room in front of it and the frame, to change both.
+    pub fn parts_mut(&mut self) -> (&mut [u8], &mut [u8]) {
+        self.buffer.get_mut(..self.end).and_then(|buffer| buffer.split_at_mut_checked(self.start)).unwrap_or_default()
+    }
+
+    /// Its packet has become one of the other IP version, and it begins so many bytes later, or earlier where negative.
+    pub fn cross(&mut self, begins: i16) {
+        self.start = self.start.saturating_add_signed(begins.into());
+        self.offload = self.offload.crossed(begins);
     }
 }
 
@@ -91,14 +99,15 @@ impl Inbox {
 
     /// Puts a copy of a frame in; whether there was room.
     pub fn put_frame(&self, by: WorkerId, link: u8, bytes: &[u8], offload: Offload, tag: Option<Tag>) -> bool {
-        let free = if bytes.len() <= SMALL_BYTES { &self.small } else { &self.large };
+        let (start, end) = (FRONT_BYTES, FRONT_BYTES + bytes.len());
+        let free = if end <= SMALL_BYTES { &self.small } else { &self.large };
         let Some(mut buffer) = free.pop() else { return false };
-        let Some(room) = buffer.get_mut(..bytes.len()) else {
+        let Some(room) = buffer.get_mut(start..end) else {
             self.free(buffer);
             return false;
         };
         room.copy_from_slice(bytes);
-        let frame = HandedFrame { buffer, length: bytes.len(), link, offload, tag };
+        let frame = HandedFrame { buffer, start, end, link, offload, tag };
         match self.letters.push(Letter { by, parcel: Parcel::Frame(frame) }) {
             Ok(()) => true,
             Err(Letter { parcel: Parcel::Frame(frame), .. }) => {
@@ -188,8 +197,9 @@ mod tests {
     fn a_full_inbox_refuses_and_takes_again_what_it_gets_back() {
         let inbox = Inbox::new();
         let put = |bytes: &[u8]| inbox.put_frame(WorkerId(3), 1, bytes, Offload::NONE, None);
-        assert!(!put(&vec![0; LARGE_BYTES + 1]), "larger than any frame");
-        for (bytes, count) in [(SMALL_BYTES, SMALL_FRAMES), (SMALL_BYTES + 1, LARGE_FRAMES)] {
+        assert!(!put(&vec![0; LARGE_BYTES - FRONT_BYTES + 1]), "larger than any frame");
+        let small = SMALL_BYTES - FRONT_BYTES;
+        for (bytes, count) in [(small, SMALL_FRAMES), (small + 1, LARGE_FRAMES)] {
             assert_eq!((0..count + 5).filter(|_| put(&vec![7; bytes])).count(), count);
         }
         // Frames leave room for flows.
@@ -209,6 +219,19 @@ mod tests {
         assert_eq!(sizes.len(), SMALL_FRAMES + LARGE_FRAMES);
         assert!(sizes.is_sorted(), "in the order in which they were put in");
         assert!(put(b"again"));
+    }
+
+    #[test]
+    fn a_frame_may_grow_to_the_front() {
+        let inbox = Inbox::new();
+        assert!(inbox.put_frame(WorkerId(3), 1, &[7; 100], Offload::NONE, None));
+        let Some(Letter { parcel: Parcel::Frame(mut frame), .. }) = inbox.take() else { panic!("a frame") };
+        let (front, bytes) = frame.parts_mut();
+        assert_eq!((front.len(), &*bytes), (FRONT_BYTES, &[7; 100][..]));
+        front.fill(8);
+        frame.cross(-(FRONT_BYTES as i16));
+        assert_eq!(frame.bytes(), [[8; FRONT_BYTES].as_slice(), &[7; 100]].concat());
+        inbox.give_back(frame);
     }
 
     #[test]

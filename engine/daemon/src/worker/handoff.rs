@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_core::WorkerId;
 use towpath_core::packet::rewrite::Checksum;
-use towpath_core::plane::{BATCH_MAX, Frame, PortId, Verdict};
+use towpath_core::plane::{BATCH_MAX, Frame, Verdict};
 use towpath_sys::packet::{Offload, Tag};
 use towpath_sys::ring::Wait;
 
@@ -121,18 +121,24 @@ impl Packets {
         let mut handed = std::mem::take(&mut self.handoff.frames);
         let mut rest = handed.iter_mut();
         let mut frames: [Frame<'_>; BATCH_MAX] = std::array::from_fn(|_| match rest.next() {
-            Some(frame) => Frame {
-                port: self.lanes.port(frame.link, frame.tag),
-                checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
-                segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
-                bytes: frame.bytes_mut(),
-            },
-            None => Frame { bytes: &mut [], port: PortId(0), checksum: Checksum::Complete, segment_bytes: 0 },
+            Some(frame) => {
+                let port = self.lanes.port(frame.link, frame.tag);
+                let checksum = if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete };
+                let segment_bytes = frame.offload.segments.map_or(0, |segments| segments.payload_bytes);
+                let (front, bytes) = frame.parts_mut();
+                Frame { bytes, front, port, checksum, segment_bytes }
+            }
+            None => Frame::default(),
         });
         self.plane.process_handed(now, by, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
-        for (frame, verdict) in handed.drain(..).zip(&self.verdicts) {
+        for (mut frame, verdict) in handed.drain(..).zip(&self.verdicts) {
             match *verdict {
                 Verdict::Send(port) => {
+                    let (link, tag) = self.lanes.way(port, frame.tag);
+                    self.ports.send_bytes(link, frame.bytes(), frame.offload, tag);
+                }
+                Verdict::Translated { port, begins } => {
+                    frame.cross(begins);
                     let (link, tag) = self.lanes.way(port, frame.tag);
                     self.ports.send_bytes(link, frame.bytes(), frame.offload, tag);
                 }

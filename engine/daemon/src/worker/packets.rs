@@ -160,12 +160,13 @@ impl Packets {
                 tags[at] = frame.tag;
                 Frame {
                     bytes: frame.bytes,
+                    front: frame.front,
                     port: self.lanes.port(frame.port, frame.tag),
                     checksum: if frame.offload.checksum.is_some() { Checksum::Partial } else { Checksum::Complete },
                     segment_bytes: frame.offload.segments.map_or(0, |segments| segments.payload_bytes),
                 }
             }
-            None => Frame { bytes: &mut [], port: PortId(0), checksum: Checksum::Complete, segment_bytes: 0 },
+            None => Frame::default(),
         });
         drop(received);
         self.plane.process(now, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
@@ -173,6 +174,11 @@ impl Packets {
         for (frame, verdict) in self.verdicts.iter().enumerate() {
             match verdict {
                 Verdict::Send(port) => {
+                    let (link, tag) = self.lanes.way(*port, tags[frame]);
+                    self.ports.send(frame, link, tag);
+                }
+                Verdict::Translated { port, begins } => {
+                    self.ports.cross(frame, *begins);
                     let (link, tag) = self.lanes.way(*port, tags[frame]);
                     self.ports.send(frame, link, tag);
                 }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+use super::FRONT_BYTES;
 use super::offload::{HEADER_BYTES, Header};
 use super::store::{Extent, Store};
 use crate::errno::check_length;
@@ -17,6 +18,8 @@ use crate::socket::set_option;
 const BUFFERS: u32 = 8;
 /// Where the offload header begins in a buffer, so that the frame behind it begins with a cache line.
 const START: usize = 64 - HEADER_BYTES;
+// It has room in front, with a header there.
+const _: () = assert!(START >= FRONT_BYTES);
 /// One after the other, whole pages; the largest frame fits.
 const BUFFER_BYTES: usize = 68 << 10;
 /// Attempts to receive: an error of the time when the interface was down comes once, before what is queued.

@@ -19,3 +19,6 @@ pub use port::{Instruction, PacketPort, PortState, RingSettings, RxCounts, open}
 pub use ports::{BATCH_MAX, PacketPorts, ReceivedFrame, TxCounts};
 pub use tag::Tag;
 pub use tap::{Direction, Frame, Tap};
+
+/// Bytes by which a frame can grow to the front where it was received: those by which the header of IPv6 is longer than that of IPv4.
+pub const FRONT_BYTES: usize = 20;

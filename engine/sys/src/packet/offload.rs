@@ -64,6 +64,17 @@ pub enum SegmentKind {
     Udp,
 }
 
+impl SegmentKind {
+    /// The same over the other IP version.
+    fn crossed(self) -> SegmentKind {
+        match self {
+            SegmentKind::TcpV4 { ecn } => SegmentKind::TcpV6 { ecn },
+            SegmentKind::TcpV6 { ecn } => SegmentKind::TcpV4 { ecn },
+            SegmentKind::Udp => SegmentKind::Udp,
+        }
+    }
+}
+
 impl Offload {
     /// Nothing: the frame is complete.
     pub const NONE: Offload = Offload { checksum: None, segments: None };
@@ -85,6 +96,17 @@ impl Offload {
         };
         let payload_bytes = u16::from_ne_bytes([size_0, size_1]);
         Some(Offload { checksum, segments: Some(Segments { kind, payload_bytes }) })
+    }
+
+    /// The same for a frame that begins so many bytes later, or earlier where negative, because its packet is one of the other IP version now.
+    #[must_use]
+    pub fn crossed(self, begins: i16) -> Offload {
+        let checksum = self.checksum.map(|checksum| PartialChecksum {
+            start: checksum.start.saturating_add_signed(begins.saturating_neg()),
+            ..checksum
+        });
+        let segments = self.segments.map(|segments| Segments { kind: segments.kind.crossed(), ..segments });
+        Offload { checksum, segments }
     }
 
     /// The header to send a frame with, into which so many bytes are put behind its addresses.
@@ -182,6 +204,21 @@ mod tests {
         assert_eq!(Offload::read(&header), Some(offload(38)));
         assert_eq!(u16::from_ne_bytes([header[2], header[3]]), 70);
         assert_eq!(Offload::NONE.header(&frame(60), 4), Offload::NONE.header(&frame(60), 0));
+    }
+
+    #[test]
+    fn what_is_left_to_do_follows_a_packet_into_the_other_version() {
+        let offload = |kind, start| Offload {
+            checksum: Some(PartialChecksum { start, field: 16 }),
+            segments: Some(Segments { kind, payload_bytes: 1440 }),
+        };
+        let v4 = offload(SegmentKind::TcpV4 { ecn: true }, 34);
+        let v6 = offload(SegmentKind::TcpV6 { ecn: true }, 54);
+        assert_eq!((v4.crossed(-20), v6.crossed(20)), (v6, v4));
+        let with_options = offload(SegmentKind::TcpV4 { ecn: false }, 58);
+        assert_eq!(with_options.crossed(4), offload(SegmentKind::TcpV6 { ecn: false }, 54));
+        assert_eq!(offload(SegmentKind::Udp, 34).crossed(-20), offload(SegmentKind::Udp, 54));
+        assert_eq!(Offload::NONE.crossed(-20), Offload::NONE);
     }
 
     #[test]

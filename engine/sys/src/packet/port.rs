@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use super::FRONT_BYTES;
 use super::copies::Copies;
 use super::offload::Offload;
 use super::slots::{self, Filled, Geometry, Slots};
@@ -156,6 +157,8 @@ pub(super) struct Taken {
     pub(super) offload: Offload,
     /// The tag that was taken off.
     pub(super) tag: Option<Tag>,
+    /// Bytes right in front of it that it may grow into.
+    pub(super) front_bytes: usize,
 }
 
 /// Opens an interface of the calling thread's namespace for so many workers (1 to 256), in their order.
@@ -384,7 +387,8 @@ impl PacketPort {
             });
         }
         let Some(offload) = Offload::read(&filled.offload) else { return Err(|counts| &mut counts.unknown) };
-        Ok(Taken { place: Place::Slot(filled.slot), frame: filled.frame, offload, tag: filled.tag })
+        let place = Place::Slot(filled.slot);
+        Ok(Taken { place, frame: filled.frame, offload, tag: filled.tag, front_bytes: FRONT_BYTES })
     }
 
     /// A frame whose beginning is in a slot: its slot is given back, and the whole comes out of the queue, whatever becomes of it.

@@ -27,6 +27,8 @@ const LOOKS_MAX: usize = 4096;
 pub struct ReceivedFrame<'a> {
     /// From the Ethernet header on.
     pub bytes: &'a mut [u8],
+    /// Room right in front of it: [`FRONT_BYTES`](super::FRONT_BYTES), or none once it [begins elsewhere](PacketPorts::cross).
+    pub front: &'a mut [u8],
     /// The port it came in by: its place in the list given to [`PacketPorts::new`].
     pub port: u8,
     /// What is still to be done for it.
@@ -136,6 +138,22 @@ impl PacketPorts {
     /// The frames of the batch, in order. No memory is allocated.
     pub fn frames(&mut self) -> impl ExactSizeIterator<Item = ReceivedFrame<'_>> {
         Frames { ports: &self.ports, batch: self.batch.iter() }
+    }
+
+    /// The packet of the n-th frame of the batch has become one of the other IP version: the frame begins so many bytes later, or earlier where
+    /// negative, and what is left to be done for it is that of the other version. Once per frame.
+    ///
+    /// # Panics
+    /// If there is no such frame, or it would begin before its room in front.
+    pub fn cross(&mut self, frame: usize, begins: i16) {
+        let taken = &mut self.batch[frame].taken;
+        assert!(
+            begins >= 0 || usize::from(begins.unsigned_abs()) <= taken.front_bytes,
+            "the frame has outgrown its room"
+        );
+        taken.frame = taken.frame.begun(begins);
+        taken.offload = taken.offload.crossed(begins);
+        taken.front_bytes = 0;
     }
 
     /// Queues the n-th frame of the batch, as it is when it is flushed, to leave by `port`, with a VLAN tag or without. One frame may leave by
@@ -405,11 +423,13 @@ impl<'a> Iterator for Frames<'a> {
 
     fn next(&mut self) -> Option<ReceivedFrame<'a>> {
         let Received { port, taken } = *self.batch.next()?;
-        let bytes = self.ports[usize::from(port)].packets.store(taken.place).pointer(taken.frame);
+        let store = self.ports[usize::from(port)].packets.store(taken.place);
         // SAFETY: its place is ours until `flush`, which needs the PacketPorts that this borrows mutably for 'a. A place stands in the
         // batch once and the batch is walked once, so no two of these overlap.
-        let bytes = unsafe { &mut *bytes };
-        Some(ReceivedFrame { bytes, port, offload: taken.offload, tag: taken.tag })
+        let bytes = unsafe { &mut *store.pointer(taken.frame) };
+        // SAFETY: as above, and it ends where the frame begins. What the kernel has written there was read when the frame was taken.
+        let front = unsafe { &mut *store.pointer(taken.frame.front(taken.front_bytes)) };
+        Some(ReceivedFrame { bytes, front, port, offload: taken.offload, tag: taken.tag })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

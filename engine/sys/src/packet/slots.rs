@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::FRONT_BYTES;
 use super::offload::{HEADER_BYTES, Header};
 use super::store::{Extent, Store};
 use super::tag::Tag;
@@ -33,6 +34,8 @@ const HEADROOM: u32 = 96;
 const ADDRESS: usize = size_of::<libc::tpacket2_hdr>().next_multiple_of(libc::TPACKET_ALIGNMENT);
 /// No frame begins before this: what comes earlier in a slot is read by us.
 const FRAME_START_MIN: usize = ADDRESS + size_of::<libc::sockaddr_ll>() + HEADER_BYTES;
+// Once it was read, a frame may grow over it and have its header in front, but for what the kernel and we tell each other by.
+const _: () = assert!(FRAME_START_MIN >= size_of::<libc::tpacket2_hdr>() + HEADER_BYTES + FRONT_BYTES);
 
 /// How a ring is cut into slots.
 #[derive(Clone, Copy, Debug)]

@@ -19,6 +19,17 @@ impl Extent {
         Extent { start: self.start + bytes, len: self.len - bytes }
     }
 
+    /// So many bytes right in front.
+    pub(super) fn front(self, bytes: usize) -> Extent {
+        Extent { start: self.start - bytes, len: bytes }
+    }
+
+    /// The same to its end, from so many bytes later on, or earlier where negative.
+    pub(super) fn begun(self, later: i16) -> Extent {
+        let start = self.start.saturating_add_signed(later.into());
+        Extent { start, len: (self.start + self.len).saturating_sub(start) }
+    }
+
     /// How many bytes they are.
     pub(super) fn len(self) -> usize {
         self.len

@@ -140,6 +140,41 @@ fn frames_leave_and_arrive_as_they_are() {
 }
 
 #[test]
+fn a_frame_begins_earlier_or_later_once_it_is_of_the_other_version() {
+    if privilege::ensure(a_frame_begins_earlier_or_later_once_it_is_of_the_other_version).unwrap()
+        == Privilege::Delegated
+    {
+        return;
+    }
+    let (near, far) = wire();
+    for (host, name) in [(&near, "a"), (&far, "b")] {
+        host.links().unwrap().set_mtu(name, 9_000).unwrap();
+    }
+    let (mut here, mut there) = (ports(&near, "a", &QUEUED), ports(&far, "b", &QUEUED));
+    // One in its slot, and one that does not fit it.
+    for length in [100, 8_000] {
+        for begins in [-(FRONT_BYTES as i16), 0, FRONT_BYTES as i16] {
+            let sent = frame(BROADCAST, &vec![7; length]);
+            here.send_bytes(0, &sent, Offload::NONE, None);
+            here.flush();
+            assert_eq!(receive(&mut there, 1), [sent[14..].to_vec()]);
+            let new = frame(BROADCAST, &[9; 50]);
+            let received = there.frames().next().unwrap();
+            assert_eq!(received.front.len(), FRONT_BYTES);
+            let start = FRONT_BYTES.checked_add_signed(begins.into()).unwrap();
+            let octets = received.front.iter_mut().chain(received.bytes).skip(start);
+            octets.zip(&new).for_each(|(octet, new)| *octet = *new);
+            there.cross(0, begins);
+            assert!(there.frames().next().unwrap().front.is_empty(), "it is used up");
+            there.send(0, 0, None);
+            there.flush();
+            let rest = (14 + length).checked_add_signed(-isize::from(begins)).unwrap() - new.len();
+            assert_eq!(receive(&mut here, 1), [[&new[14..], &vec![7; rest]].concat()], "{length} {begins}");
+        }
+    }
+}
+
+#[test]
 fn tcp_passes_whole_through_two_ports() {
     if privilege::ensure(tcp_passes_whole_through_two_ports).unwrap() == Privilege::Delegated {
         return;

@@ -335,6 +335,7 @@ impl Bench {
             .zip(&self.filled)
             .map(|(slot, filled)| Frame {
                 bytes: &mut slot.0[..filled.length],
+                front: &mut [],
                 port: self.scene.port(filled.direction),
                 checksum: self.scene.work.cargo.checksum(),
                 segment_bytes: if filled.has_data { self.scene.work.cargo.segment_bytes() } else { 0 },

@@ -14,6 +14,7 @@ use super::budget::Budget;
 use super::flows::{Found, Stage};
 use super::{Desk, Frame, Network, Outbox, Plane, PlaneCounter, PlaneCounts, PortId, Turn, Verdict};
 use crate::flow::{Direction, FlowId, TupleHash};
+use crate::packet::rewrite::Macs;
 use crate::packet::{DropReason, ETHERNET_LEN, Mac, Packet, Parsed};
 use crate::{Now, WorkerId};
 
@@ -308,6 +309,19 @@ impl Plane {
                 *port = arm.other;
             }
         }
+    }
+
+    /// Where a frame that is to leave by `port` with these MACs does leave, by the station that it is for, and with which.
+    pub(super) fn follow_station(&self, now: Now, port: PortId, macs: Macs) -> (PortId, Macs) {
+        let follow = || {
+            let arm = self.bridges.arm(port)?;
+            let [.., others] = arm.macs;
+            let [a, b, c, d, e, f, ..] = *macs.octets();
+            let dst = Mac([a, b, c, d, e, f]);
+            let heard_at = self.bridges.stations.as_ref()?.port_of(now, dst, [port, arm.other]);
+            (heard_at == Some(arm.other)).then(|| (arm.other, Macs::new(dst, others)))
+        };
+        follow().unwrap_or((port, macs))
     }
 
     /// Sends the probes that are due, and ends loops that gave no sign any more.

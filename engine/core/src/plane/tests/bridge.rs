@@ -361,7 +361,7 @@ fn half_nat_answers_of_a_batch_keep_their_order_among_what_crosses() {
     let mut frames: Vec<Frame<'_>> = batch
         .iter_mut()
         .zip(ports)
-        .map(|(bytes, port)| Frame { bytes, port, checksum: Checksum::Complete, segment_bytes: 0 })
+        .map(|(bytes, port)| Frame { bytes, front: &mut [], port, checksum: Checksum::Complete, segment_bytes: 0 })
         .collect();
     lab.plane.process(lab.now, &mut frames, &mut lab.verdicts, &mut lab.clerk, &mut lab.out);
     assert_eq!(lab.verdicts, [OUTSIDE, OUTSIDE, OUTSIDE, INSIDE, OUTSIDE].map(Verdict::Send));

@@ -354,8 +354,13 @@ fn fragments_reach_the_worker_that_has_their_flow() {
                     assert_eq!(labs[first].out.iter().count(), 0);
                     let Lab { plane, clerk, out, now, verdicts } = &mut labs[at];
                     for (_, port, mut bytes) in letters {
-                        let mut frames =
-                            [Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 }];
+                        let mut frames = [Frame {
+                            bytes: &mut bytes,
+                            front: &mut [],
+                            port,
+                            checksum: Checksum::Complete,
+                            segment_bytes: 0,
+                        }];
                         plane.process_handed(*now, WorkerId(first as u8), &mut frames, verdicts, clerk, out);
                         assert_eq!(verdicts[..], [Verdict::Kept]);
                     }

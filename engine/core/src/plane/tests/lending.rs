@@ -151,7 +151,8 @@ impl Crew {
         hops: usize,
     ) -> Verdict {
         let before = bytes.clone();
-        let mut frames = [Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 }];
+        let mut frames =
+            [Frame { bytes: &mut bytes, front: &mut [], port, checksum: Checksum::Complete, segment_bytes: 0 }];
         let mut verdicts = Vec::new();
         let Crew { planes, clerk, out, now, .. } = self;
         let plane = &mut planes[at.index()];
@@ -422,8 +423,13 @@ fn an_error_about_a_packet_from_a_lent_port_finds_its_flow() {
         let mut planes = vec![(at, None)];
         while let Some((at, by)) = planes.pop() {
             let mut frame = frame.clone();
-            let mut frames =
-                [Frame { bytes: &mut frame, port: INSIDE, checksum: Checksum::Complete, segment_bytes: 0 }];
+            let mut frames = [Frame {
+                bytes: &mut frame,
+                front: &mut [],
+                port: INSIDE,
+                checksum: Checksum::Complete,
+                segment_bytes: 0,
+            }];
             let mut verdicts = Vec::new();
             let Crew { planes: all, clerk, out, now, .. } = &mut crew;
             match by {

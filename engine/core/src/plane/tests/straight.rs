@@ -158,6 +158,7 @@ pub(super) fn batch(lab: &mut Lab, frames: &mut [(PortId, Vec<u8>, Checksum, u16
         .iter_mut()
         .map(|(port, bytes, checksum, segment_bytes)| Frame {
             bytes,
+            front: &mut [],
             port: *port,
             checksum: *checksum,
             segment_bytes: *segment_bytes,
@@ -239,7 +240,8 @@ fn what_an_open_connection_carries_goes_straight() {
             let v4 = read_straight(&bytes, lab.plane.hops.station(port)).unwrap();
             let mut traces = [lab.plane.flows.established.trace(v4, PROTOCOL_TCP, |_| {})];
             lab.plane.flows.established.follow_traces(&mut traces, |_| {});
-            let mut frame = Frame { bytes: &mut bytes, port, checksum: Checksum::Complete, segment_bytes: 0 };
+            let mut frame =
+                Frame { bytes: &mut bytes, front: &mut [], port, checksum: Checksum::Complete, segment_bytes: 0 };
             let mut turn = Turn {
                 now: lab.now,
                 desk: &mut lab.clerk,
