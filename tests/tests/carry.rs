@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use towpath_core::Now;
 use towpath_core::fast_path::program::{self, FastMaps};
 use towpath_core::fast_path::{
-    Arrival, FastFlow, FastMemory, FastNumbers, FastSettings, FastShape, FastSide, FastTable, MapShape,
+    Arrival, FastFlow, FastMemory, FastNumbers, FastSettings, FastShape, FastSide, FastTable, FastTransit, MapShape,
 };
 use towpath_core::packet::checksum;
 use towpath_core::packet::rewrite::{Checksum, Macs};
@@ -78,6 +78,12 @@ fn flow(number: u16) -> FastFlow {
     FastFlow { sides: [side(near, far, 1, 1_000, 50), side(far.reversed(), near.reversed(), 2, 50, 1_000)] }
 }
 
+/// The first direction of the flow `number`, routed.
+fn transit(number: u16) -> FastTransit {
+    let FastSide { from: tuple, in_ifindex, out_ifindex, macs, size_max, .. } = flow(number).sides[0];
+    FastTransit { tuple, in_ifindex, out_ifindex, macs, size_max }
+}
+
 /// A segment of a flow that would be carried, its checksums right.
 fn segment(side: &FastSide, payload: usize) -> Vec<u8> {
     let mut frame = vec![0; 54 + payload];
@@ -108,13 +114,18 @@ fn finish(frame: &mut [u8]) {
 #[test]
 fn the_kernel_does_with_random_frames_what_its_twin_does() {
     const FLOWS: u16 = 32;
+    /// Of these, so many are transits.
+    const TRANSITS: u16 = 8;
     const FRAMES: usize = 60_000;
     let Some(twins) = opened(FLOWS.into()) else { return };
     let model = FastMemory::private(twins.memory.shape(), SEED);
     let mut tables = [table(&twins.memory), table(&model)];
     let ids: Vec<_> = (0..FLOWS)
         .filter_map(|number| {
-            let entered = tables.each_mut().map(|table| table.insert(&flow(number), Now(1)));
+            let entered = tables.each_mut().map(|table| match number < TRANSITS {
+                true => table.insert_transit(&transit(number), Now(1)),
+                false => table.insert(&flow(number), Now(1)),
+            });
             assert_eq!(entered[0], entered[1]);
             Some((number, entered[0].ok()?))
         })

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use towpath_engine::status::Status;
+use towpath_sys::link::Route;
 use towpath_tests::{
     Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, bulk, eventually, in_lab, ipv4, packet_service,
     subject,
@@ -132,6 +133,50 @@ fn an_interface_that_returns_is_carried_by_again() {
             until_carried(&relay, before + 64);
         }
         held.close().expect("an end");
+        relay.stop();
+    });
+}
+
+/// Directly between a client and a server, with a service beside.
+#[test]
+fn the_kernel_carries_what_is_routed_until_a_rule_denies_it() {
+    in_lab(the_kernel_carries_what_is_routed_until_a_rule_denies_it, Topology::TwoArm, 2, |lab| {
+        let bytes = 128 * MIB;
+        let (vip, config) = config(lab, "[router]\nenabled = true\n", "");
+        let server = lab.server(1);
+        let balancer = lab.balancer().port("front").expect("a port").ipv4;
+        let destination = (server.ipv4().into(), 32);
+        let way = Route { destination, gateway: Some(balancer.into()), link: "front".to_owned() };
+        lab.client().links().expect("netlink").add_route(&way).expect("a route");
+        lab.balancer().set_sysctl("net.ipv4.ip_forward", "0").expect("a sysctl");
+        let _origins: Vec<_> = lab.servers().iter().map(|host| Origin::tcp(host, 443)).collect();
+        let listener = server.run(|| TcpListener::bind("0.0.0.0:444")).expect("a thread").expect("a listener");
+        let mut relay = subject!().start(lab.balancer(), &config);
+        let is_fast = has_fast_path(&relay);
+        let client = lab.client().run(|| TcpStream::connect((server.ipv4(), 444))).expect("a thread");
+        let client = client.expect("a direct connection");
+        let (accepted, _) = listener.accept().expect("a connection");
+        accepted.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        bulk::exchange(&client, &accepted, bytes);
+        drop((client, accepted));
+        let status = relay.until("all is counted", |status| {
+            counted(status, "octets_routed") >= 2 * bytes && status.limits.fast_flows.used == 0
+        });
+        let (fast, routed) = (counted(&status, "frames_fast"), counted(&status, "frames_routed"));
+        assert!(!is_fast || fast > routed / 2, "{fast} of {routed} frames");
+        assert_eq!((fast > 0, counted(&status, "flows_opened")), (is_fast, 0));
+        let mut direct = hold(lab.client(), (server.ipv4(), 443).into(), MIB as usize);
+        let mut served = hold(lab.client(), vip, MIB as usize);
+        if is_fast {
+            relay.until("both are counted in", |status| status.limits.fast_flows.used == 3);
+        }
+        relay.reload(&format!("{config}[[router.rule]]\naction = \"deny\"\n")).expect("a reload takes it");
+        direct.stream().set_read_timeout(Some(Duration::from_millis(300))).expect("not zero");
+        assert!(direct.echo(&[1; 100]).is_err(), "nobody carries it any more");
+        served.echo(&[1; 100]).expect("rules are not about services");
+        relay.until("it was denied", |status| {
+            status.workers.iter().filter_map(|worker| worker.drops.get("rule_denied")).sum::<u64>() > 0
+        });
         relay.stop();
     });
 }

@@ -56,7 +56,15 @@ fn what_leaves_and_what_is_counted_is_what_the_corpus_says() {
 }
 
 /// Counters that only a plane with a fast path has.
-const FAST: [&str; 4] = ["fast_flows_entered", "fast_flows_left", "fast_flows_refused", "frames_fast"];
+const FAST: [&str; 7] = [
+    "fast_flows_entered",
+    "fast_flows_left",
+    "fast_flows_refused",
+    "fast_transits_entered",
+    "fast_transits_left",
+    "fast_transits_refused",
+    "frames_fast",
+];
 
 #[test]
 fn the_same_leaves_and_is_counted_where_the_kernel_carries_flows() {

@@ -30,7 +30,7 @@ pub(super) static RUNTIME: Table = Table {
                 word("auto", "Where the kernel lets us; the plan says why not."),
                 word("off", "Never: every frame goes through a worker."),
             ]),
-            "Whether the kernel itself carries open connections of the packet plane onwards (TCP over IPv4 that is translated).",
+            "Whether the kernel itself carries open connections of the packet plane onwards (TCP over IPv4 that is translated or routed).",
         )
         .default("auto"),
     ],

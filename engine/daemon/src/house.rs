@@ -408,9 +408,13 @@ impl House {
         };
         let persistence = self.shared.persistence_use();
         let no_room = |seat: &Seat| seat.dropped(DropReason::FlowsFull) + seat.dropped(DropReason::HalfOpenFull);
-        let fast_flows = |seat: &Seat| {
-            let left = seat.plane_counter(PlaneCounter::FastFlowsLeft);
-            seat.plane_counter(PlaneCounter::FastFlowsEntered).saturating_sub(left)
+        let fast_flows = |seat: &Seat| -> u64 {
+            use PlaneCounter::{FastFlowsEntered, FastFlowsLeft, FastTransitsEntered, FastTransitsLeft};
+            let inside = |entered, left| seat.plane_counter(entered).saturating_sub(seat.plane_counter(left));
+            inside(FastFlowsEntered, FastFlowsLeft) + inside(FastTransitsEntered, FastTransitsLeft)
+        };
+        let fast_refused = |seat: &Seat| {
+            seat.plane_counter(PlaneCounter::FastFlowsRefused) + seat.plane_counter(PlaneCounter::FastTransitsRefused)
         };
         LimitsStatus {
             connections: gate(Protocol::Tcp),
@@ -424,7 +428,7 @@ impl House {
             fast_flows: Usage {
                 used: self.shared.seats().map(fast_flows).sum(),
                 max: self.plan.packets.as_ref().map_or(0, |packets| packets.fast.flows().into()),
-                refused: self.shared.seats().map(|seat| seat.plane_counter(PlaneCounter::FastFlowsRefused)).sum(),
+                refused: self.shared.seats().map(fast_refused).sum(),
             },
             persistence_entries: Usage {
                 used: persistence.entries as u64,

@@ -203,7 +203,7 @@ pub struct PacketsPlan {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FastPlan {
-    /// The kernel carries established flows.
+    /// The kernel carries established flows, and what is routed.
     InKernel {
         /// So many at the same time, over all workers.
         flows: u32,
@@ -212,7 +212,7 @@ pub enum FastPlan {
     Off,
     /// The kernel does not let us; why.
     Unavailable(String),
-    /// No service has flows that it could carry.
+    /// Nothing is routed, and no service has flows that it could carry.
     Unneeded,
 }
 
@@ -231,7 +231,7 @@ impl FastPlan {
         }
     }
 
-    /// Flows that the kernel carries at the same time, over all workers.
+    /// Flows that the kernel carries at the same time, over all workers; of these, transits may be half.
     pub fn flows(&self) -> u32 {
         match *self {
             FastPlan::InKernel { flows } => flows,

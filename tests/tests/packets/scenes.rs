@@ -58,6 +58,7 @@ pub(crate) const SCENES: &[Scene] = &[
     ("reopen", reopen),
     ("router-refusals", router_refusals),
     ("router-rules", router_rules),
+    ("router-transits-v4", router_transits_v4),
     ("router-v4", router_v4),
     ("router-v6", router_v6),
     ("simultaneous-close", simultaneous_close),
@@ -504,6 +505,42 @@ fn router(ends: Ends, script: &mut Script) {
     // Four segments in one frame.
     script.offload = Offload::Segments(1_400);
     script.inside(80, tcp(ends.server, direct, data(701, 501, &[b'x'; 5_600])));
+}
+
+/// A whole connection past the VIP, which the fast path may carry: with what does not fit, what is on its last hop, super-packets, a half that goes on
+/// after the other one's end, and a reset.
+fn router_transits_v4(script: &mut Script) {
+    let Ends { client, server, .. } = half_nat_v4();
+    script.outside(tcp(client, server, bare("S", 100, 0)));
+    script.inside(80, tcp(server, client, bare("S.", 900, 101)));
+    let (mut sent, mut answered) = (101, 901);
+    for _ in 0..5 {
+        script.outside(tcp(client, server, data(sent, answered, b"question")));
+        sent += 8;
+        script.inside(80, tcp(server, client, data(answered, sent, b"answer")));
+        answered += 6;
+    }
+    script.inside(80, tcp(server, client, data(answered, sent, &[b'x'; 1_500])));
+    script.outside(with_ttl(tcp(client, server, bare(".", sent, answered)), 1));
+    // Numbers of no connection, and from where no such client is.
+    script.outside(tcp(client, server, bare(".", 1 << 31, 1 << 30)));
+    script.inside(80, tcp(client, server, bare(".", sent, answered)));
+    for (segment, offload) in [(1_400, Offload::Segments(1_400)), (1_461, Offload::Segments(1_461))] {
+        script.offload = offload;
+        script.inside(80, tcp(server, client, data(answered, sent, &vec![b'y'; 4 * segment])));
+    }
+    script.offload = Offload::Nothing;
+    answered += 5_600;
+    script.outside(tcp(client, server, bare("F.", sent, answered)));
+    for _ in 0..4 {
+        script.inside(80, tcp(server, client, data(answered, sent + 1, b"more")));
+        answered += 4;
+        script.outside(tcp(client, server, bare(".", sent + 1, answered)));
+    }
+    script.wait(3_000);
+    script.inside(80, tcp(server, client, data(answered, sent + 1, b"late")));
+    script.inside(80, tcp(server, client, bare("R", answered + 4, 0)));
+    script.inside(80, tcp(server, client, data(answered, sent + 1, b"later")));
 }
 
 fn end_of(address: &str, port: u16) -> SocketAddr {

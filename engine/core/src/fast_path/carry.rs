@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::FastMemory;
-use super::layout::{self, SCALE_SHIFT, WORKER_SHIFT};
+use super::layout::{self, GENERATIONS, SCALE_SHIFT, TRANSIT, WORKER_SHIFT};
 use crate::flow::tcp::{OLDER_MIN_BYTES, SCALE_MAX};
 use crate::packet::TupleV4;
 use crate::packet::rewrite::{Checksum, Macs};
@@ -45,8 +45,10 @@ impl FastMemory {
         let payload_len = total_len - headers_len;
         let end = packet.seq().wrapping_add(payload_len);
         let (macs, size_max) = (get(layout::MACS_AND_SIZE) as u32, (get(layout::MACS_AND_SIZE) >> 32) as u32);
-        let scale = get(layout::GENERATION_AND_WORKER) >> SCALE_SHIFT;
-        if largest > size_max || !fits(words, other, scale as u32, packet.seq(), end, packet.ack()) {
+        let owner = get(layout::GENERATION_AND_WORKER);
+        let is_transit = worker_of(owner) & TRANSIT != 0;
+        let scale = (owner >> SCALE_SHIFT) as u32;
+        if largest > size_max || !is_transit && !fits(words, other, scale, packet.seq(), end, packet.ack()) {
             return None;
         }
         note(words, end, packet.ack(), packet.window());
@@ -57,26 +59,39 @@ impl FastMemory {
         let to = get(layout::TO_PORTS_AND_INTERFACE);
         let macs = Macs::of_words(get(layout::MACS), macs);
         let onwards = TupleV4 { addresses: get(layout::TO_ADDRESSES), ports: to as u32 };
-        packet.redirect(arrival.checksum, onwards, &macs);
+        match is_transit {
+            true => packet.route_on(&macs),
+            false => packet.redirect(arrival.checksum, onwards, &macs),
+        }
         Some((to >> 32) as u32)
     }
 
     /// The words of the direction that a tuple is of, and those of the other one.
     fn find(&self, tuple: TupleV4, ifindex: u32) -> Option<(&[AtomicU64], &[AtomicU64])> {
-        let hash = self.keys.hash(tuple);
-        let tag = layout::tag(hash);
-        // The first of that tag: there is at most one.
-        let item = self.bucket(hash).iter().map(|word| word.load(Acquire)).find(|item| item >> 32 == tag)?;
-        let (flow, side) = (item as u32 >> 1, (item & 1) as usize);
+        let (flow, side) = self.look_up(tuple)?;
         let (words, other) = (self.side(flow, side)?, self.side(flow, 1 - side)?);
         let owner = words[layout::GENERATION_AND_WORKER].load(Acquire);
-        let generation = self.generation((owner >> WORKER_SHIFT & 0xff) as usize).load(Relaxed);
+        let generation = self.generation(worker_of(owner)).load(Relaxed);
         let is_it = owner as u32 == generation as u32
             && words[layout::FROM_ADDRESSES].load(Relaxed) == tuple.addresses
             && words[layout::FROM_PORTS_AND_INTERFACE].load(Relaxed)
                 == u64::from(ifindex) << 32 | u64::from(tuple.ports);
         is_it.then_some((words, other))
     }
+
+    /// The number and direction that the index has for a tuple, be it another's of the same tag.
+    pub(super) fn look_up(&self, tuple: TupleV4) -> Option<(u32, usize)> {
+        let hash = self.keys.hash(tuple);
+        let tag = layout::tag(hash);
+        // The first of that tag: there is at most one.
+        let item = self.bucket(hash).iter().map(|word| word.load(Acquire)).find(|item| item >> 32 == tag)?;
+        Some((item as u32 >> 1, (item & 1) as usize))
+    }
+}
+
+/// The worker in a [`layout::GENERATION_AND_WORKER`], with [`TRANSIT`] if it is of a transit.
+pub(super) fn worker_of(owner: u64) -> usize {
+    (owner >> WORKER_SHIFT) as usize % GENERATIONS
 }
 
 /// Whether a segment fits the numbers of both sides, as [`TcpTrack::advance_open`](crate::flow::tcp::TcpTrack::advance_open) asks. `scale` is that of the other side's window.

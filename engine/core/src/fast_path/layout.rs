@@ -17,7 +17,7 @@ pub(super) const FLOW_WORDS: usize = 2 * SIDE_WORDS;
 pub(super) const FROM_ADDRESSES: usize = 0;
 /// Ports as they arrive; in the upper half the interface of arrival.
 pub(super) const FROM_PORTS_AND_INTERFACE: usize = 1;
-/// Generation; from bit 32 on the worker, from bit 48 on the window scale of the other side. All zero: no flow.
+/// Generation; from bit 32 on the worker, with [`TRANSIT`] if it is a transit; from bit 48 on the window scale of the other side. All zero: no flow.
 pub(super) const GENERATION_AND_WORKER: usize = 2;
 /// Addresses to send on with.
 pub(super) const TO_ADDRESSES: usize = 3;
@@ -47,6 +47,10 @@ pub(super) const PAYLOAD_OCTETS: usize = 13;
 pub(super) const WORKER_SHIFT: u32 = 32;
 /// Where the window scale of the other side stands there.
 pub(super) const SCALE_SHIFT: u32 = 48;
+/// In the number of a worker: of its transits.
+pub(super) const TRANSIT: usize = WORKERS_MAX;
+/// Generations that there are: of the flows of each worker, then of the transits of each.
+pub(super) const GENERATIONS: usize = 2 * WORKERS_MAX;
 
 /// The map that an array of words is: elements of so many octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +97,9 @@ impl FastShape {
         self.flows
     }
 
-    /// One element with the generation of each worker.
+    /// One element with all generations.
     pub fn control(self) -> MapShape {
-        MapShape { element_octets: octets(WORKERS_MAX), elements: 1 }
+        MapShape { element_octets: octets(GENERATIONS), elements: 1 }
     }
 
     /// The buckets.
@@ -158,9 +162,9 @@ pub(super) fn tag(hash: u64) -> u64 {
 }
 
 impl FastMemory {
-    /// The word that holds a worker's generation.
+    /// The word that holds the generation of a worker's flows, or with [`TRANSIT`] that of its transits.
     pub(super) fn generation(&self, worker: usize) -> &AtomicU64 {
-        &words(&self.control)[worker]
+        &words(&self.control)[worker % GENERATIONS]
     }
 
     /// The bucket of a hash.

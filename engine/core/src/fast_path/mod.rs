@@ -9,9 +9,12 @@
 //!
 //! | array | element | holds |
 //! |---|---|---|
-//! | control | 1 word for each worker | the generation that the worker's flows must have |
+//! | control | 2 words for each worker | the generations that the worker's flows and transits must have |
 //! | index | a bucket of 8 words | 0, or the number of a direction and 32 bits of its tuple's hash |
 //! | entries | a flow of 32 words | 16 for each direction: 8 that only this process writes, 8 that the kernel writes too |
+//!
+//! Beside flows there are *transits*: one direction each of a connection that is only routed. Nothing of it is changed but MACs and hop limit, and its sequence numbers are
+//! nobody's business; it takes the number of a flow and uses the first direction of it.
 //!
 //! Each worker has its own flows and writes nothing of another's; the buckets are shared and change by compare-and-swap. An entry is whole before its number stands in a bucket, and
 //! its number rests [`REST_MS`] before it is another flow's, so a program that has found it just before it went reads what it found.
@@ -82,7 +85,22 @@ pub struct FastFlow {
     pub sides: [FastSide; 2],
 }
 
-/// The number of an entered flow, until it is taken out.
+/// One direction of a connection that is routed, to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastTransit {
+    /// Addresses and ports, which it keeps.
+    pub tuple: TupleV4,
+    /// Number of the interface that its frames arrive on.
+    pub in_ifindex: u32,
+    /// Number of the interface that they leave through.
+    pub out_ifindex: u32,
+    /// MACs to send on with.
+    pub macs: Macs,
+    /// Octets of the largest IP packet that the way ahead takes; of a super-packet, each segment has to fit.
+    pub size_max: u32,
+}
+
+/// The number of an entered flow or transit, until it is taken out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FastId(pub u32);
 

@@ -7,9 +7,8 @@
 //! The header is read with one call onto the stack, which needs it in the first piece of the frame, as drivers and GRO leave it; else the frame is left alone. A partial
 //! checksum stays partial, and a super-packet whole: the kernel's own function updates the TCP checksum as its kind needs. The programs are for little-endian machines.
 
-use super::WORKERS_MAX;
 use super::assembler::{Alu, Assembler, If, Label, Reg, Sign, Size, Slot};
-use super::layout::{self, BUCKET_WORDS, FOLD, FastShape, HashKeys, SIDE_WORDS};
+use super::layout::{self, BUCKET_WORDS, FOLD, FastShape, GENERATIONS, HashKeys, SIDE_WORDS, TRANSIT};
 use crate::flow::tcp::{ACK, FIN, OLDER_MIN_BYTES, RST, SYN};
 use crate::packet::{PROTOCOL_TCP, TcpFlags};
 
@@ -107,7 +106,7 @@ pub fn filter_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<S
 /// The program of an ingress: [`REDIRECT`] for what it takes, [`NEXT`] for any other frame.
 pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Slot> {
     let mut code = Assembler::default();
-    let (miss, fail) = (code.label(), code.label());
+    let (miss, fail, onwards) = (code.label(), code.label(), code.label());
     judge(&mut code, shape, seed, maps, miss);
     note(&mut code);
     rewrite(&mut code);
@@ -119,6 +118,7 @@ pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Sl
     code.constant(Alu::Move, Reg::R5, 0);
     code.call(function::SKB_STORE_BYTES);
     code.jump_if(Reg::R0, If::NotEqual, 0, fail);
+    jump_if_transit(&mut code, onwards);
     for (delta, kind) in [(2, PSEUDO_HEADER), (4, 0)] {
         code.register(Alu::Move, Reg::R1, Reg::R6);
         code.constant(Alu::Move, Reg::R2, TCP_CHECKSUM);
@@ -128,6 +128,7 @@ pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Sl
         code.call(function::L4_CSUM_REPLACE);
         code.jump_if(Reg::R0, If::NotEqual, 0, fail);
     }
+    code.place(onwards);
     code.load(Size::Word32, Reg::R1, Reg::R7, word(layout::TO_PORTS_AND_INTERFACE) + 4);
     code.constant(Alu::Move, Reg::R2, 0);
     code.call(function::REDIRECT);
@@ -272,7 +273,7 @@ fn find(code: &mut Assembler, shape: FastShape, seed: [u64; 2], maps: FastMaps, 
     // Of the worker's generation.
     code.load(Size::Word32, Reg::R1, Reg::R7, word(layout::GENERATION_AND_WORKER));
     code.load(Size::Word16, Reg::R2, Reg::R7, word(layout::GENERATION_AND_WORKER) + 4);
-    code.constant(Alu::And, Reg::R2, WORKERS_MAX as i32 - 1);
+    code.constant(Alu::And, Reg::R2, GENERATIONS as i32 - 1);
     code.constant(Alu::ShiftLeft, Reg::R2, 3);
     code.map_value(Reg::R3, maps.control);
     code.register(Alu::Add, Reg::R3, Reg::R2);
@@ -311,7 +312,13 @@ fn look_up(code: &mut Assembler, map: i32, miss: Label) {
     code.jump_if(Reg::R0, If::Equal, 0, miss);
 }
 
-/// Judges the sequence numbers as `TcpTrack::advance_open` does; all in 32 bits. Leaves the acknowledgment in R3, the end in R4.
+/// Goes on at `label` if the direction in R7 is a transit. Changes R1.
+fn jump_if_transit(code: &mut Assembler, label: Label) {
+    code.load(Size::Word16, Reg::R1, Reg::R7, word(layout::GENERATION_AND_WORKER) + 4);
+    code.jump_if(Reg::R1, If::Above, TRANSIT as i32 - 1, label);
+}
+
+/// Judges the sequence numbers of a flow as `TcpTrack::advance_open` does; all in 32 bits. Leaves the acknowledgment in R3, the end in R4.
 fn match_numbers(code: &mut Assembler, miss: Label) {
     let older = OLDER_MIN_BYTES.cast_signed();
     let (end, ack) = (word(layout::END_AND_ACK), word(layout::END_AND_ACK) + 4);
@@ -321,6 +328,8 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
     code.big_endian(Reg::R3, 32);
     code.register_32(Alu::Move, Reg::R4, Reg::R2);
     code.register_32(Alu::Add, Reg::R4, Reg::R9);
+    let good = code.label();
+    jump_if_transit(code, good);
     // What the other side has acknowledged, and its window, less the sequence number.
     code.load(Size::Word16, Reg::R5, Reg::R8, word(layout::WINDOW));
     code.load(Size::Word16, Reg::R1, Reg::R7, word(layout::GENERATION_AND_WORKER) + 6);
@@ -339,6 +348,7 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
     code.register_32(Alu::Subtract, Reg::R0, Reg::R3);
     code.register_32(Alu::Or, Reg::R5, Reg::R0);
     code.jump_if_sign(Reg::R5, Sign::Negative, miss);
+    code.place(good);
 }
 
 /// Notes the numbers that are newer, the time and the counts.

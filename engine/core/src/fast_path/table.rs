@@ -5,11 +5,14 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
-use super::layout::{self, SCALE_SHIFT, WORKER_SHIFT};
+use super::carry::worker_of;
+use super::layout::{self, SCALE_SHIFT, TRANSIT, WORKER_SHIFT};
 use super::{
-    Arrival, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastUse, REST_MS, WORKERS_MAX,
+    Arrival, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastTransit, FastUse, REST_MS,
+    WORKERS_MAX,
 };
 use crate::flow::tcp::SCALE_MAX;
+use crate::packet::TupleV4;
 use crate::packet::checksum::Delta;
 use crate::time::Now;
 
@@ -26,12 +29,15 @@ pub struct FastSettings {
     pub origin_ms: u64,
 }
 
-/// A worker's flows that the kernel sends on.
+/// A worker's flows and transits that the kernel sends on.
 #[derive(Debug)]
 pub struct FastTable {
     memory: FastMemory,
     settings: FastSettings,
+    /// That of the flows.
     generation: u32,
+    /// That of the transits.
+    transit_generation: u32,
     /// The first number that was never used.
     fresh: u32,
     /// Numbers that were used, and since when they rest.
@@ -47,11 +53,12 @@ impl FastTable {
     pub fn new(memory: FastMemory, settings: FastSettings) -> FastTable {
         let FastSettings { worker, flows: Range { start, end }, .. } = settings;
         assert!(usize::from(worker) < WORKERS_MAX && start <= end && end <= memory.shape().flows(), "{settings:?}");
-        let generation = memory.generation(worker.into()).load(Relaxed) as u32;
-        let room = (end - start) as usize;
-        let mut table =
-            FastTable { memory, settings, generation, fresh: start, resting: VecDeque::with_capacity(room), open: 0 };
-        table.forget_all();
+        let [generation, transit_generation] =
+            [0, TRANSIT].map(|kind| memory.generation(usize::from(worker) | kind).load(Relaxed) as u32);
+        let resting = VecDeque::with_capacity((end - start) as usize);
+        let mut table = FastTable { memory, settings, generation, transit_generation, fresh: start, resting, open: 0 };
+        table.forget_flows();
+        table.forget_transits();
         table
     }
 
@@ -60,12 +67,12 @@ impl FastTable {
         &self.memory
     }
 
-    /// Flows that are entered.
+    /// Flows and transits that are entered.
     pub fn open(&self) -> u32 {
         self.open
     }
 
-    /// Flows that there is room for.
+    /// Flows and transits that there is room for.
     pub fn room(&self) -> u32 {
         self.settings.flows.end - self.settings.flows.start
     }
@@ -83,8 +90,10 @@ impl FastTable {
     /// There is no room; nothing has changed.
     pub fn insert(&mut self, flow: &FastFlow, now: Now) -> Result<FastId, FastFull> {
         let number = self.next_number(now).ok_or(FastFull::Entries)?;
-        for side in 0..2 {
-            self.write(number, side, flow, now);
+        let owner = u64::from(self.settings.worker) << WORKER_SHIFT | u64::from(self.generation);
+        for (at, side) in flow.sides.iter().enumerate() {
+            let scale = flow.sides[1 - at].numbers.scale.min(SCALE_MAX);
+            self.write(number, at, side, owner | u64::from(scale) << SCALE_SHIFT, now);
         }
         let [forward, reverse] = [0, 1].map(|side| self.memory.keys.hash(flow.sides[side].from));
         if !self.publish(forward, layout::item(forward, number, 0)) {
@@ -103,13 +112,47 @@ impl FastTable {
         Ok(FastId(number))
     }
 
-    /// Whether the kernel sends the flow on: not after [`forget_all`](FastTable::forget_all).
-    pub fn is_live(&self, id: FastId) -> bool {
-        let words = self.memory.side(id.0, 0);
-        words.is_some_and(|words| words[layout::GENERATION_AND_WORKER].load(Relaxed) as u32 == self.generation)
+    /// Enters a transit: from here on the kernel sends its frames on.
+    ///
+    /// # Errors
+    /// There is no room; nothing has changed.
+    pub fn insert_transit(&mut self, transit: &FastTransit, now: Now) -> Result<FastId, FastFull> {
+        let number = self.next_number(now).ok_or(FastFull::Entries)?;
+        let FastTransit { tuple, in_ifindex, out_ifindex, macs, size_max } = *transit;
+        let numbers = FastNumbers::default();
+        let side = FastSide { from: tuple, to: tuple, in_ifindex, out_ifindex, macs, size_max, numbers };
+        let worker = u64::from(self.settings.worker) | TRANSIT as u64;
+        self.write(number, 0, &side, worker << WORKER_SHIFT | u64::from(self.transit_generation), now);
+        let hash = self.hash(tuple);
+        if !self.publish(hash, layout::item(hash, number, 0)) {
+            return Err(FastFull::Bucket);
+        }
+        self.take_number(number);
+        self.open += 1;
+        Ok(FastId(number))
     }
 
-    /// What the kernel has noted about an entered flow.
+    /// The worker's transit of a tuple, forgotten or not, by whatever interface it comes in.
+    pub fn find_transit(&self, tuple: TupleV4) -> Option<FastId> {
+        let (number, side) = self.memory.look_up(tuple)?;
+        let words = self.memory.side(number, side)?;
+        let worker = worker_of(words[layout::GENERATION_AND_WORKER].load(Relaxed));
+        (worker == usize::from(self.settings.worker) | TRANSIT && from(words) == tuple).then_some(FastId(number))
+    }
+
+    /// 64 bits of a tuple, keyed with the table's secret.
+    pub fn hash(&self, tuple: TupleV4) -> u64 {
+        self.memory.keys.hash(tuple)
+    }
+
+    /// Whether the kernel sends the flow or transit on: not after [`forget_flows`](FastTable::forget_flows) or [`forget_transits`](FastTable::forget_transits).
+    pub fn is_live(&self, id: FastId) -> bool {
+        let Some(words) = self.memory.side(id.0, 0) else { return false };
+        let owner = words[layout::GENERATION_AND_WORKER].load(Relaxed);
+        owner as u32 == if worker_of(owner) & TRANSIT == 0 { self.generation } else { self.transit_generation }
+    }
+
+    /// What the kernel has noted about an entered flow; of a transit, about its first direction.
     pub fn read(&self, id: FastId) -> FastUse {
         FastUse { sides: [0, 1].map(|side| self.read_side(id.0, side)) }
     }
@@ -122,9 +165,9 @@ impl FastTable {
         }
     }
 
-    /// Takes a flow out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is.
+    /// Takes a flow or transit out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is.
     ///
-    /// `id` is one that [`insert`](FastTable::insert) returned and that was not taken out yet.
+    /// `id` is one that [`insert`](FastTable::insert) or [`insert_transit`](FastTable::insert_transit) returned and that was not taken out yet.
     pub fn remove(&mut self, id: FastId, now: Now) -> FastUse {
         self.invalidate(id.0);
         for side in 0..2 {
@@ -141,10 +184,17 @@ impl FastTable {
     }
 
     /// Has the kernel send none of the worker's flows on any more. Each is still to be taken out, and can be read until then.
-    pub fn forget_all(&mut self) {
+    pub fn forget_flows(&mut self) {
         // Not 0, which is no flow.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         self.memory.generation(self.settings.worker.into()).store(self.generation.into(), Release);
+    }
+
+    /// The same of its transits.
+    pub fn forget_transits(&mut self) {
+        self.transit_generation = self.transit_generation.checked_add(1).unwrap_or(1);
+        let worker = usize::from(self.settings.worker) | TRANSIT;
+        self.memory.generation(worker).store(self.transit_generation.into(), Release);
     }
 
     /// What the kernel does with a frame that arrives: see [`FastMemory::carry`].
@@ -165,10 +215,10 @@ impl FastTable {
         }
     }
 
-    fn write(&self, number: u32, at: usize, flow: &FastFlow, now: Now) {
+    /// Writes a direction; `owner` is its [`layout::GENERATION_AND_WORKER`].
+    fn write(&self, number: u32, at: usize, side: &FastSide, owner: u64, now: Now) {
         let Some(words) = self.memory.side(number, at) else { return };
-        let FastSide { from, to, in_ifindex, out_ifindex, macs, size_max, numbers } = &flow.sides[at];
-        let scale = flow.sides[1 - at].numbers.scale.min(SCALE_MAX);
+        let FastSide { from, to, in_ifindex, out_ifindex, macs, size_max, numbers } = side;
         let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11] = *macs.octets();
         let last = u32::from_le_bytes([m8, m9, m10, m11]);
         let addresses = Delta::of_u64(from.addresses, to.addresses);
@@ -190,8 +240,7 @@ impl FastTable {
         for count in [layout::FRAMES, layout::OCTETS, layout::PAYLOAD_OCTETS] {
             set(count, 0);
         }
-        let owner = u64::from(self.settings.worker) << WORKER_SHIFT | u64::from(scale) << SCALE_SHIFT;
-        words[layout::GENERATION_AND_WORKER].store(owner | u64::from(self.generation), Release);
+        words[layout::GENERATION_AND_WORKER].store(owner, Release);
     }
 
     fn read_side(&self, number: u32, at: usize) -> FastSideUse {
@@ -248,8 +297,8 @@ impl FastTable {
 }
 
 /// The tuple that a direction arrives with.
-fn from(words: &[AtomicU64]) -> crate::packet::TupleV4 {
-    crate::packet::TupleV4 {
+fn from(words: &[AtomicU64]) -> TupleV4 {
+    TupleV4 {
         addresses: words[layout::FROM_ADDRESSES].load(Relaxed),
         ports: words[layout::FROM_PORTS_AND_INTERFACE].load(Relaxed) as u32,
     }

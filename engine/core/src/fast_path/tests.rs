@@ -240,7 +240,7 @@ fn one_store_forgets_the_flows_of_a_worker_and_no_others() {
     let segment = |port| frame(flow(port).sides[0].from, ACK, 1_000, 5_000, 600, 10);
     // Whose table it is asked of makes no difference.
     assert_eq!(second.carry(&mut segment(1), &arrival(FRONT), Now(1)), Some(BACK));
-    first.forget_all();
+    first.forget_flows();
     assert_eq!((first.is_live(forgotten), second.is_live(kept)), (false, true));
     assert_eq!(first.carry(&mut segment(1), &arrival(FRONT), Now(1)), None);
     assert_eq!(first.carry(&mut segment(2), &arrival(FRONT), Now(1)), Some(BACK));
@@ -248,6 +248,73 @@ fn one_store_forgets_the_flows_of_a_worker_and_no_others() {
     let again = first.insert(&flow(1), Now(2)).unwrap();
     assert!(first.is_live(again));
     assert_eq!(second.carry(&mut segment(1), &arrival(FRONT), Now(1)), Some(BACK));
+}
+
+/// The first direction of a flow, as it would be routed.
+fn transit(port: u16) -> FastTransit {
+    let FastSide { from: tuple, in_ifindex, out_ifindex, macs, size_max, .. } = flow(port).sides[0];
+    FastTransit { tuple, in_ifindex, out_ifindex, macs, size_max }
+}
+
+#[test]
+fn a_transit_goes_on_as_it_is_whatever_its_numbers() {
+    let mut table = table(2);
+    let id = table.insert_transit(&transit(40_000), Now(5)).unwrap();
+    let tuple = transit(40_000).tuple;
+    assert_eq!(table.find_transit(tuple), Some(id));
+    for (seq, ack) in [(0, 0), (1 << 31, 77), (u32::MAX, u32::MAX)] {
+        let mut carried = frame(tuple, ACK, seq, ack, 600, 100);
+        let mut expected = carried.clone();
+        assert_eq!(table.carry(&mut carried, &arrival(FRONT), Now(9)), Some(BACK));
+        expected[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+        expected[6..12].copy_from_slice(&OUR_MAC.0);
+        expected[22] = 63;
+        expected[24..26].fill(0);
+        let sum = checksum::of(&expected[14..34]);
+        expected[24..26].copy_from_slice(&sum.to_be_bytes());
+        assert_eq!(carried, expected, "the TCP header and what follows are not touched");
+    }
+    let [noted, _] = table.read(id).sides;
+    assert_eq!((noted.used, noted.frames, noted.octets, noted.payload_octets), (Now(9), 3, 3 * 154, 300));
+    // Nor the other direction, another interface, an end, or one that is too large.
+    for (tuple, flags, payload, ifindex) in [
+        (tuple.reversed(), ACK, 1, BACK),
+        (tuple, ACK, 1, BACK),
+        (tuple, FIN | ACK, 1, FRONT),
+        (tuple, RST | ACK, 0, FRONT),
+        (tuple, SYN, 0, FRONT),
+        (tuple, ACK, 1_461, FRONT),
+    ] {
+        let mut left = frame(tuple, flags, 1, 1, 600, payload);
+        assert_eq!(table.carry(&mut left, &arrival(ifindex), Now(9)), None);
+    }
+    assert_eq!(table.remove(id, Now(9)).sides[0], noted);
+    assert_eq!((table.find_transit(tuple), table.open()), (None, 0));
+    assert_eq!(table.carry(&mut frame(tuple, ACK, 1, 1, 600, 1), &arrival(FRONT), Now(9)), None);
+}
+
+#[test]
+fn transits_and_flows_are_forgotten_apart() {
+    let mut table = table(4);
+    let transit_id = table.insert_transit(&transit(1), Now(0)).unwrap();
+    let id = table.insert(&flow(2), Now(0)).unwrap();
+    let carried = |table: &FastTable| {
+        [1, 2].map(|port| {
+            let mut frame = frame(flow(port).sides[0].from, ACK, 1_000, 5_000, 600, 10);
+            table.carry(&mut frame, &arrival(FRONT), Now(1)).is_some()
+        })
+    };
+    assert_eq!(carried(&table), [true, true]);
+    table.forget_transits();
+    assert_eq!((carried(&table), table.is_live(transit_id), table.is_live(id)), ([false, true], false, true));
+    // A forgotten one keeps its place until it is taken out.
+    assert_eq!(table.find_transit(transit(1).tuple), Some(transit_id));
+    assert_eq!(table.insert_transit(&transit(1), Now(1)), Err(FastFull::Bucket));
+    table.remove(transit_id, Now(1));
+    let again = table.insert_transit(&transit(1), Now(1)).unwrap();
+    table.forget_flows();
+    assert_eq!((carried(&table), table.is_live(again), table.is_live(id)), ([true, false], true, false));
+    assert_eq!(table.find_transit(flow(2).sides[0].from), None, "that is a flow");
 }
 
 #[test]

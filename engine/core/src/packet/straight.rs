@@ -112,6 +112,16 @@ impl<'a> Straight<'a> {
         header[34..38].copy_from_slice(&to.ports.to_le_bytes());
         header[50..52].copy_from_slice(&tcp.to_le_bytes());
     }
+
+    /// Sends the packet on as a router does: with other MACs, one hop on.
+    #[inline(always)]
+    pub fn route_on(self, macs: &Macs) {
+        let header = self.0;
+        let ip = Delta::FIRST_OCTET_LESS_ONE.complete(u16::from_le_bytes(octets(header, 24)));
+        header[..12].copy_from_slice(macs.octets());
+        header[22] -= 1;
+        header[24..26].copy_from_slice(&ip.to_le_bytes());
+    }
 }
 
 /// The tuple of a frame for `station` that goes straight on if its flow is known: a whole and well-formed TCP segment over IPv4 without options that

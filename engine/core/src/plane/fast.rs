@@ -5,12 +5,18 @@
 //! that the kernel did not judge good: the numbers are fetched, and it goes on like any other. A segment that may end the connection or change it:
 //! the flow is taken out first, its numbers and counts with it. Or its time is up: if the kernel has seen it since, it is not.
 //!
-//! What the kernel counts is fetched by a walk that comes by every flow once a second, and when a flow is taken out.
+//! What the kernel counts is fetched by a walk that comes by every flow once a second, and when a flow is taken out. Connections that are only routed take the
+//! fast path as transits (`transits.rs`).
+
+mod transits;
 
 use std::net::Ipv4Addr;
 
+use transits::Transits;
+
 use super::flows::{Detail, Flows, State};
 use super::forward::{Hops, Run};
+use super::router::OwnAddresses;
 use super::{BATCH_MAX, Desk, Frame, Network, Plane, PlaneCounter, PortId};
 use crate::fast_path::{
     FastFlow, FastFull, FastId, FastMemory, FastSettings, FastSide, FastSideUse, FastTable, FastUse, REST_MS,
@@ -42,6 +48,7 @@ pub(super) struct Fast {
     places: Box<[Place]>,
     /// Behind the last place that was ever used.
     used: usize,
+    transits: Transits,
     /// Flows to be entered at the end of the batch.
     candidates: Vec<Candidate>,
     /// Until then no flow is entered: there was no room.
@@ -59,11 +66,20 @@ pub(super) struct Fast {
     refused: u64,
 }
 
-/// A flow that was entered.
+/// What has a number in the fast path.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Holder {
+    Flow(FlowId),
+    #[default]
+    Nobody,
+    Transit,
+}
+
+/// A flow or transit that was entered.
 #[derive(Clone, Copy, Default)]
 struct Place {
-    flow: Option<FlowId>,
-    /// Where its packets come in.
+    holder: Holder,
+    /// Where its packets come in; those of a transit by the first.
     arrivals: [PortId; 2],
     /// Of what the kernel has carried, the part that was counted.
     counted: [Carried; 2],
@@ -77,6 +93,13 @@ pub(super) struct Carried {
     pub(super) payload_octets: u64,
 }
 
+impl Carried {
+    fn of(used: &FastSideUse) -> Carried {
+        let FastSideUse { frames, octets, payload_octets, .. } = *used;
+        Carried { frames, octets, payload_octets }
+    }
+}
+
 /// A flow that may be entered: its slot in the large table, and where its packets come in, as far as that was seen.
 #[derive(Clone, Copy)]
 struct Candidate {
@@ -88,6 +111,7 @@ impl Fast {
     fn new(memory: FastMemory, settings: FastSettings, now: Now) -> Fast {
         let flows = settings.flows.clone();
         Fast {
+            transits: Transits::new(flows.len(), now),
             table: FastTable::new(memory, settings),
             first: flows.start,
             places: vec![Place::default(); flows.len()].into_boxed_slice(),
@@ -128,6 +152,14 @@ impl Fast {
         self.places.get_mut(id.0.checked_sub(self.first)? as usize)
     }
 
+    /// A number is in use from here on: the walk comes by.
+    fn entered_number(&mut self, id: FastId, now: Now) {
+        self.used = self.used.max((id.0 - self.first) as usize + 1);
+        if self.table.open() == 1 {
+            self.walk_at = now + WALK_MS;
+        }
+    }
+
     /// When the kernel last carried a packet of the flow with this detail.
     pub(super) fn seen(&self, detail: &Detail) -> Option<Now> {
         carried_at(&self.table.read(detail.fast()?))
@@ -142,7 +174,7 @@ impl Fast {
         catch_up(state, &used);
         state.tcp_mut().take_back();
         let place = self.place(id)?;
-        place.flow = None;
+        place.holder = Holder::Nobody;
         Some((used, place.arrivals))
     }
 
@@ -154,11 +186,7 @@ impl Fast {
     /// Counts what has come to a flow since the last time.
     fn count(&mut self, id: FastId, service: ServiceId, used: &FastUse) {
         let Some(place) = self.place(id) else { return };
-        let carried = used.sides.map(|FastSideUse { frames, octets, payload_octets, .. }| Carried {
-            frames,
-            octets,
-            payload_octets,
-        });
+        let carried = used.sides.each_ref().map(Carried::of);
         let counted = std::mem::replace(&mut place.counted, carried);
         let Some(run) = self.carried.get_mut(service.index()) else { return };
         let was_empty = run.frames() == 0;
@@ -175,7 +203,7 @@ impl Fast {
 
     /// Whether there is something that the desk was not told.
     pub(super) fn has_news(&self) -> bool {
-        !self.untold.is_empty()
+        !self.untold.is_empty() || self.transits.has_news()
     }
 
     fn next_walk(&self) -> Option<Now> {
@@ -351,13 +379,10 @@ impl Plane {
         match fast.table.insert(&FastFlow { sides }, now) {
             Ok(id) => {
                 if let Some(place) = fast.place(id) {
-                    *place = Place { flow: Some(flow), arrivals, counted: Default::default() };
+                    *place = Place { holder: Holder::Flow(flow), arrivals, counted: Default::default() };
                 }
-                fast.used = fast.used.max((id.0 - fast.first) as usize + 1);
+                fast.entered_number(id, now);
                 fast.entered += 1;
-                if fast.table.open() == 1 {
-                    fast.walk_at = now + WALK_MS;
-                }
                 established.detail_mut(flow)?.set_fast(Some(id));
             }
             Err(full) => {
@@ -387,9 +412,16 @@ impl Plane {
         let to = (from + WALK_STEP).min(fast.used);
         for at in from..to {
             let Flows { established, fast: Some(fast), .. } = &mut self.flows else { return };
-            let Some(flow) = fast.places[at].flow else { continue };
-            let Some(service) = established.state(flow).map(State::service) else { continue };
             let id = FastId(fast.first + at as u32);
+            let flow = match fast.places[at].holder {
+                Holder::Flow(flow) => flow,
+                Holder::Nobody => continue,
+                Holder::Transit => {
+                    fast.visit_transit(id);
+                    continue;
+                }
+            };
+            let Some(service) = established.state(flow).map(State::service) else { continue };
             let used = fast.table.read(id);
             fast.count(id, service, &used);
             if let Some(at) = carried_at(&used) {
@@ -416,14 +448,22 @@ impl Plane {
     /// Has the kernel carry nothing any more: whatever goes on is entered anew.
     pub(super) fn forget_fast(&mut self) {
         if let Some(fast) = &mut self.flows.fast {
-            fast.table.forget_all();
+            fast.table.forget_flows();
         }
     }
 
     /// The same where the network has another way now for packets that it carries.
-    pub(super) fn review_fast(&mut self, network: &Network, hops: &Hops) {
-        if self.flows.fast.is_some() && !hops.keeps(&self.hops, &self.network, network) {
+    pub(super) fn review_fast(&mut self, network: &Network, hops: &Hops, own_addresses: &OwnAddresses) {
+        if self.flows.fast.is_none() {
+            return;
+        }
+        let is_kept = hops.keeps(&self.hops, &self.network, network);
+        if !is_kept {
             self.forget_fast();
+        }
+        // Rules name ports, and what is for us or for all of a network is not routed.
+        if !is_kept || *own_addresses != self.own_addresses || !self.network.is_named_alike(network) {
+            self.forget_transits();
         }
     }
 
@@ -431,15 +471,16 @@ impl Plane {
     pub(super) fn tell_fast<D: Desk>(&mut self, desk: &mut D) {
         let Some(fast) = &mut self.flows.fast else { return };
         self.counts.set(PlaneCounter::FastFlowsEntered, fast.entered);
-        self.counts.set(PlaneCounter::FastFlowsLeft, fast.entered - u64::from(fast.table.open()));
+        let open = fast.table.open() - fast.transits.open();
+        self.counts.set(PlaneCounter::FastFlowsLeft, fast.entered - u64::from(open));
         self.counts.set(PlaneCounter::FastFlowsRefused, fast.refused);
+        fast.transits.tell(&mut self.counts);
         while let Some(fast) = &mut self.flows.fast
             && let Some(service) = fast.untold.pop()
         {
             let run = std::mem::replace(&mut fast.carried[service.index() % SERVICES_MAX], Run::NOTHING);
             let frames = run.frames();
-            self.counts.add(PlaneCounter::Frames, frames);
-            self.counts.add(PlaneCounter::FramesFast, frames);
+            self.counts.add_fast(frames);
             self.tell_run(run, desk);
         }
     }

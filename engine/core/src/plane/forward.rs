@@ -141,6 +141,12 @@ impl Hops {
         (hop.mtu > 0).then_some(hop.port)
     }
 
+    /// How packets leave by it.
+    #[inline]
+    pub(super) fn of(&self, onward: Onward) -> &Hop {
+        self.hop(onward.hop)
+    }
+
     /// How packets to a real server leave.
     #[inline]
     fn towards_server(&mut self, network: &Network, to: Ip) -> Onward {

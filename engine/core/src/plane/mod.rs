@@ -269,6 +269,9 @@ counters!(
         FastFlowsEntered = "fast_flows_entered", "Flows that the kernel was given to carry onwards, each time anew.";
         FastFlowsLeft = "fast_flows_left", "Of these, flows that were taken from it again.";
         FastFlowsRefused = "fast_flows_refused", "Times that there was no room for a flow among those that the kernel carries onwards.";
+        FastTransitsEntered = "fast_transits_entered", "Directions of routed connections that the kernel was given to carry onwards, each time anew.";
+        FastTransitsLeft = "fast_transits_left", "Of these, directions that were taken from it again.";
+        FastTransitsRefused = "fast_transits_refused", "Times that there was no room for a direction of a routed connection among what the kernel carries onwards.";
         FlowsClosed = "flows_closed", "Flows that have ended.";
         FlowsGiven = "flows_given", "Flows given to the workers that their clients are steered to now.";
         FlowsOpened = "flows_opened", "Flows that were opened.";
@@ -334,6 +337,12 @@ impl PlaneCounts {
 
     fn set(&mut self, counter: PlaneCounter, value: u64) {
         self.counters[counter as usize] = value;
+    }
+
+    /// So many frames were carried onwards by the kernel.
+    fn add_fast(&mut self, frames: u64) {
+        self.add(PlaneCounter::Frames, frames);
+        self.add(PlaneCounter::FramesFast, frames);
     }
 }
 
@@ -449,6 +458,7 @@ impl Plane {
         if snapshot.each_service().any(|service| before(service) != service.next_hop.map(Ip::from)) {
             self.forget_fast();
         }
+        self.forget_transits();
         // One that is under way begins anew only for what it could miss: else it might never end.
         if self.services.adopt(&snapshot) || self.services.has_left() && self.sweep.is_none() {
             self.start_sweep();
@@ -465,11 +475,12 @@ impl Plane {
             out.push(port, frame);
         });
         let hops = Hops::new(&network);
-        self.review_fast(&network, &hops);
+        let own_addresses = OwnAddresses::of(&network);
+        self.review_fast(&network, &hops, &own_addresses);
         self.bridges.adopt(&network);
         self.bridges.correct_stations(&self.network, &network);
         self.hops = hops;
-        self.own_addresses = OwnAddresses::of(&network);
+        self.own_addresses = own_addresses;
         self.network = network;
     }
 

@@ -192,6 +192,7 @@ impl Plane {
         self.counts.add(PlaneCounter::FlowsTaken, 1);
         let MovedFlow { stage, flow: ended, .. } = flow;
         let Ended { state, detail, .. } = ended;
+        self.take_from_transits(&ended.path);
         match self.flows.take_over(&flow) {
             Ok(id) => {
                 self.services.find_flow(&ended.path);

@@ -240,6 +240,11 @@ impl Network {
         indices(self) == indices(other) && routes(self) == routes(other)
     }
 
+    /// Whether the ports have the same names here and there.
+    pub(super) fn is_named_alike(&self, other: &Network) -> bool {
+        self.ports.iter().map(|port| &port.name).eq(other.ports.iter().map(|port| &port.name))
+    }
+
     /// The station of `ip` on the link of `port`, if it is known, and the port that it is reached by: of a bridge, either arm.
     pub fn station(&self, port: PortId, ip: Ip) -> Option<(PortId, Mac)> {
         locate(&self.ports, &self.stations, port, ip)

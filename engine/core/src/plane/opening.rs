@@ -319,6 +319,7 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         self.counts.add(PlaneCounter::FlowsOpened, 1);
+        self.take_from_transits(path);
         let onward = match self.route(frame, packet, path.server.dst, Direction::Forward, path.returns, turn) {
             Ok(onward) => onward,
             Err(reason) => {

@@ -12,7 +12,7 @@ use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple, parse
 use crate::router::{Passage, PassageKind};
 
 /// The addresses of this host, and those that mean all hosts of a network here.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 pub(super) struct OwnAddresses {
     own: ConfiguredSet<u128>,
     broadcasts: ConfiguredSet<u128>,
@@ -109,12 +109,18 @@ impl Plane {
             return Err(DropReason::NoRoute);
         }
         self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
+        let transit = self.transit_of(frame, packet);
         let octets = frame.bytes.len();
         decrement_hop_limit(frame.bytes, &Layout::from(packet)).map_err(|_| DropReason::FrameChanged)?;
         let verdict = self.send_error(frame, packet, onward, turn);
         if let Verdict::Send(_) | Verdict::Kept = verdict {
             self.counts.add(PlaneCounter::FramesRouted, 1);
             self.counts.add(PlaneCounter::OctetsRouted, octets as u64);
+        }
+        if let (Verdict::Send(_), Some(tuple)) = (verdict, transit)
+            && !is_ours
+        {
+            self.note_transit(turn.now, tuple, frame.port, onward);
         }
         Ok(verdict)
     }

@@ -7,6 +7,7 @@ mod ledger;
 mod lending;
 mod router;
 mod straight;
+mod transits;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

@@ -24,7 +24,7 @@ pub enum Readiness {
     Off,
     /// It cannot; why.
     Unavailable(String),
-    /// No service has flows that it could carry.
+    /// Nothing is routed, and no service has flows that it could carry.
     Unneeded,
 }
 
@@ -34,7 +34,10 @@ impl Readiness {
         let is_fast = |protocol, forwarding, is_v4| protocol == Protocol::Tcp && forwarding != Forwarding::Dsr && is_v4;
         match model.runtime.fast_path {
             FastPathWord::Off => Readiness::Off,
-            FastPathWord::Auto if !services(model).any(|s| is_fast(s.protocol, s.forwarding, s.vip.is_ipv4())) => {
+            FastPathWord::Auto
+                if !model.router.enabled
+                    && !services(model).any(|s| is_fast(s.protocol, s.forwarding, s.vip.is_ipv4())) =>
+            {
                 Readiness::Unneeded
             }
             FastPathWord::Auto => match KernelPath::open(ASKED_FLOWS, [0; 2]) {

@@ -234,7 +234,7 @@ fn the_packet_plane_has_its_own_lines_and_no_sockets() {
     for (readiness, line) in [
         (Readiness::Off, "fast path    off\n"),
         (Readiness::Unavailable("no right".to_owned()), "fast path    none: no right\n"),
-        (Readiness::Unneeded, "fast path    none: no service translates TCP over IPv4\n"),
+        (Readiness::Unneeded, "fast path    none: nothing is routed, and no service translates TCP over IPv4\n"),
     ] {
         let without = Plan::new(&model, &PlanInput { fast_path: readiness, ..input.clone() }).unwrap();
         assert!(without.to_string().contains(line), "{without}");

@@ -33,7 +33,9 @@ impl fmt::Display for Plan {
                 }
                 FastPlan::Off => writeln!(f, "fast path    off")?,
                 FastPlan::Unavailable(why) => writeln!(f, "fast path    none: {why}")?,
-                FastPlan::Unneeded => writeln!(f, "fast path    none: no service translates TCP over IPv4")?,
+                FastPlan::Unneeded => {
+                    writeln!(f, "fast path    none: nothing is routed, and no service translates TCP over IPv4")?
+                }
             }
         }
         writeln!(f, "connections  {}", bound(self.connections))?;
