@@ -21,6 +21,7 @@ mod neighbours;
 mod network;
 mod note;
 mod opening;
+mod outbound;
 mod outbox;
 mod pending;
 mod reassembly;
