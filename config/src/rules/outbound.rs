@@ -79,7 +79,16 @@ fn facing(draft: &Draft<'_>, nat: &Section, report: &mut Report) {
             )
             .hint("name an arm of it, and addresses: `source = { pool = [\"...\"] }`");
     }
-    if let Some(ports) = source.and_then(|source| source.port_range("ports")) {
+    let is_vlan = draft.root.tables("interface").iter().any(|interface| {
+        interface.tables("vlan").iter().any(|vlan| {
+            match (vlan.text("name"), vlan.integer("id"), interface.text("name")) {
+                (Some(own), ..) => own.value == name.value,
+                (None, Some(id), Some(link)) => format!("{}.{}", link.value, id.value) == name.value,
+                _ => false,
+            }
+        })
+    });
+    if let Some(ports) = source.and_then(|source| source.port_range("ports")).filter(|_| is_vlan) {
         of_probes(ports.value, &ports.span, report);
     }
 }

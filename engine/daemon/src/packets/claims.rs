@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use towpath_config::model::{Model, Plane, Ports, Protocol, Source, SourcePool, VirtualService};
+use towpath_config::model::{Model, OutboundNat, Plane, Ports, Protocol, Source, SourcePool, VirtualService};
 use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
 use towpath_sys::silence::Claim;
 
@@ -20,11 +20,11 @@ pub fn carries_packets(model: &Model) -> bool {
 
 /// The addresses that the packet plane answers for: VIPs and SNAT addresses.
 pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
-    services(model)
-        .flat_map(|service| {
-            pool(service).into_iter().flat_map(|pool| pool.addresses.iter().copied()).chain([service.vip])
-        })
-        .collect()
+    let of_outbound = outbound(model).flat_map(|(_, pool)| pool.addresses.iter().copied());
+    let of_services = services(model).flat_map(|service| {
+        pool(service).into_iter().flat_map(|pool| pool.addresses.iter().copied()).chain([service.vip])
+    });
+    of_services.chain(of_outbound).collect()
 }
 
 /// What the kernel must not hear: the ports of services, and those that are leased; at addresses that are not `kernels`, ICMP, too.
@@ -37,6 +37,11 @@ pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
                 let set = taken.entry((address, service.protocol)).or_default();
                 set.insert(pool.port_low..=pool.port_high);
             }
+        }
+    }
+    for (_, pool) in outbound(model) {
+        for key in pool.addresses.iter().flat_map(|&address| [(address, Protocol::Tcp), (address, Protocol::Udp)]) {
+            taken.entry(key).or_default().insert(pool.port_low..=pool.port_high);
         }
     }
     for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
@@ -63,7 +68,16 @@ pub fn claims(model: &Model, kernels: &BTreeSet<IpAddr>) -> Vec<Claim> {
 
 /// Where the ports of a service are leased, if they are.
 pub fn pool(service: &VirtualService) -> Option<&SourcePool> {
-    match &service.source {
+    leased(&service.source)
+}
+
+/// Each `[[outbound_nat]]` with where it leases.
+pub fn outbound(model: &Model) -> impl Iterator<Item = (&OutboundNat, &SourcePool)> {
+    model.outbound.iter().filter_map(|nat| Some((nat, leased(&nat.source)?)))
+}
+
+fn leased(source: &Source) -> Option<&SourcePool> {
+    match source {
         Source::Pool(pool) => Some(pool),
         Source::Client | Source::Facing(_) | Source::Interface => None,
     }
