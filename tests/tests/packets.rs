@@ -12,6 +12,8 @@ mod frames;
 mod fuzz;
 #[path = "packets/ip.rs"]
 mod ip;
+#[path = "packets/outbound.rs"]
+mod outbound;
 #[path = "../../fuzz/src/plane.rs"]
 mod plane;
 #[path = "packets/scenes.rs"]
@@ -133,7 +135,7 @@ fn write_the_frames_that_come_in() {
 }
 
 fn described() -> impl Iterator<Item = (&'static str, Vec<Captured>)> {
-    SCENES.iter().chain(ip::SCENES).map(|(name, write)| {
+    SCENES.iter().chain(ip::SCENES).chain(outbound::SCENES).map(|(name, write)| {
         let mut script = Script::default();
         write(&mut script);
         (*name, script.frames)
