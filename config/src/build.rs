@@ -12,6 +12,8 @@ use crate::model;
 pub(crate) const POOL_PORTS: (u16, u16) = (1024, u16::MAX);
 /// Ports leased at an address that the kernel has as well: below those that it gives to its own connections (32768-60999).
 const FACING_PORTS: (u16, u16) = (16_384, 32_767);
+/// How long a port rests, unless the file says otherwise.
+const POOL_REST_MS: u64 = 60_000;
 
 /// `None` when something that the model needs is missing, which has been reported.
 pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
@@ -45,6 +47,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         control: control(draft.root),
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
+        outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,
         interfaces: draft.root.tables("interface").iter().map(interface).collect::<Option<_>>()?,
         groups,
         services,
@@ -128,39 +131,35 @@ fn source(service: &Service<'_>) -> Option<model::Source> {
         DraftSource::Client(_) => Some(model::Source::Client),
         DraftSource::Interface(_) if service.keeps_client() => Some(model::Source::Client),
         DraftSource::Interface(_) if service.plane.value == model::Plane::Stream => Some(model::Source::Interface),
-        DraftSource::Interface(_) => {
-            let (port_low, port_high) = FACING_PORTS;
-            Some(model::Source::Facing(model::FacingPorts { port_low, port_high, rest_ms: 60_000 }))
-        }
-        DraftSource::Facing(pool) => {
-            let (port_low, port_high) = pool.port_range("ports").map_or(FACING_PORTS, |ports| ports.value);
-            Some(model::Source::Facing(model::FacingPorts {
-                port_low,
-                port_high,
-                rest_ms: pool.duration("rest")?.value,
-            }))
-        }
+        DraftSource::Interface(_) => Some(facing(FACING_PORTS, POOL_REST_MS)),
+        DraftSource::Facing(pool) | DraftSource::Pool(pool) => pool_source(pool),
         DraftSource::Vip(_) => {
             let vip = service.vip.as_ref()?.value;
             Some(model::Source::Pool(model::SourcePool {
                 addresses: vec![vip],
                 port_low: POOL_PORTS.0,
                 port_high: POOL_PORTS.1,
-                rest_ms: 60_000,
-                towards: BTreeMap::new(),
-            }))
-        }
-        DraftSource::Pool(pool) => {
-            let (port_low, port_high) = pool.port_range("ports").map_or(POOL_PORTS, |ports| ports.value);
-            Some(model::Source::Pool(model::SourcePool {
-                addresses: pool_addresses(pool),
-                port_low,
-                port_high,
-                rest_ms: pool.duration("rest")?.value,
+                rest_ms: POOL_REST_MS,
                 towards: BTreeMap::new(),
             }))
         }
     }
+}
+
+/// `source = { pool = … }`: of addresses, or with the word `"interface"` of those that only the machine knows.
+fn pool_source(pool: &Section) -> Option<model::Source> {
+    let written = pool.port_range("ports").map(|ports| ports.value);
+    let rest_ms = pool.duration("rest")?.value;
+    if pool.word("pool").is_some() {
+        return Some(facing(written.unwrap_or(FACING_PORTS), rest_ms));
+    }
+    let (port_low, port_high) = written.unwrap_or(POOL_PORTS);
+    let addresses = pool_addresses(pool);
+    Some(model::Source::Pool(model::SourcePool { addresses, port_low, port_high, rest_ms, towards: BTreeMap::new() }))
+}
+
+fn facing((port_low, port_high): (u16, u16), rest_ms: u64) -> model::Source {
+    model::Source::Facing(model::FacingPorts { port_low, port_high, rest_ms })
 }
 
 fn interface(section: &Section) -> Option<model::Interface> {
@@ -264,6 +263,20 @@ fn router(root: &Section) -> Option<model::Router> {
         source_check: section.bool("source_check")?.value,
         policy: action(section.word("policy")?.value),
         rules: section.tables("rule").iter().map(rule).collect::<Option<_>>()?,
+    })
+}
+
+fn outbound_nat(section: &Section) -> Option<model::OutboundNat> {
+    Some(model::OutboundNat {
+        name: section.text("name")?.value.to_owned(),
+        from: networks(section, "from"),
+        to: networks(section, "to"),
+        except: networks(section, "except"),
+        interface: section.text("interface").map(|name| name.value.to_owned()),
+        source: match section.table("source") {
+            Some(pool) => pool_source(pool)?,
+            None => facing(FACING_PORTS, POOL_REST_MS),
+        },
     })
 }
 

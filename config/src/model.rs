@@ -24,6 +24,8 @@ pub struct Model {
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
     pub router: Router,
+    /// What hosts inside open themselves and that leaves from an address of ours; the first that fits counts.
+    pub outbound: Vec<OutboundNat>,
     /// Interfaces of the packet plane that the file names.
     pub interfaces: Vec<Interface>,
     /// Server groups; a service names one by its index. Servers written inside a service are an anonymous group.
@@ -188,6 +190,23 @@ impl Default for Router {
     fn default() -> Router {
         Router { enabled: false, source_check: true, policy: RuleAction::Allow, rules: Vec::new() }
     }
+}
+
+/// `[[outbound_nat]]`: which flows that the router would forward leave from another address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct OutboundNat {
+    /// Unique name.
+    pub name: String,
+    /// Networks of who opens them, each with its prefix length; never empty, and no network of everything.
+    pub from: Vec<(IpAddr, u8)>,
+    /// Networks of who they are to, likewise; empty = any.
+    pub to: Vec<(IpAddr, u8)>,
+    /// Of these, networks that are reached without; may be empty.
+    pub except: Vec<(IpAddr, u8)>,
+    /// Name of the interface that they leave by; `None` = any.
+    pub interface: Option<String>,
+    /// Where their addresses and ports come from: a pool, or [`Source::Facing`] for the address of `interface`.
+    pub source: Source,
 }
 
 /// `[[interface]]`

@@ -7,6 +7,7 @@ mod layers;
 mod loops;
 mod names;
 mod network;
+mod outbound;
 mod persistence;
 mod process;
 mod servers;
@@ -25,6 +26,7 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     servers::judge(draft, report);
     loops::judge(draft, report);
     sources::judge(draft, report);
+    outbound::judge(draft, report);
     layers::judge(draft, report);
     persistence::judge(draft, report);
     health::judge(draft, report);

@@ -37,10 +37,9 @@ pub static ROOT: Table = Table {
         key("router", Kind::Table(&network::ROUTER), "Forwarding between the arms, without NAT."),
         key(
             "outbound_nat",
-            Kind::Tables(&network::OUTBOUND_NAT, 256),
-            "Address rewriting for traffic that real servers start.",
-        )
-        .later(),
+            Kind::Tables(&network::OUTBOUND_NAT, 64),
+            "Address rewriting for what hosts inside open themselves.",
+        ),
         key("group", Kind::Tables(&GROUP, GROUPS_MAX), "Server groups that services share."),
         key("service", Kind::Tables(&SERVICE, SERVICES_MAX), "Virtual services.")
             .described("required, unless `router.enabled` or with a `bridge`"),

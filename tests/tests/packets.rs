@@ -14,6 +14,8 @@ mod frames;
 mod fuzz;
 #[path = "packets/ip.rs"]
 mod ip;
+#[path = "packets/outbound.rs"]
+mod outbound;
 #[path = "../../fuzz/src/plane.rs"]
 mod plane;
 #[path = "packets/scenes.rs"]
@@ -143,7 +145,7 @@ fn write_the_frames_that_come_in() {
 }
 
 fn described() -> impl Iterator<Item = (&'static str, Vec<Captured>)> {
-    SCENES.iter().chain(cross::SCENES).chain(ip::SCENES).map(|(name, write)| {
+    SCENES.iter().chain(cross::SCENES).chain(ip::SCENES).chain(outbound::SCENES).map(|(name, write)| {
         let mut script = Script::default();
         write(&mut script);
         (*name, script.frames)

@@ -10,7 +10,8 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    HealthStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+    HealthStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage,
+    WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
@@ -83,6 +84,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
             text.push_str(&format!("\n{}\n{body}", paint.tint(Tint::Bold, heading)));
         }
     };
+    section("opened from inside", outbound(&status.outbound, paint));
     section("removed servers that still hold connections", leaving(status, paint));
     section("source ports", source_ports(&status.source_ports, paint));
     section("workers", workers(&status.workers, paint));
@@ -203,6 +205,36 @@ fn leaving(status: &Status, paint: Paint) -> String {
     table.render(2, paint)
 }
 
+fn outbound(all: &[OutboundStatus], paint: Paint) -> String {
+    if all.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([
+        Cell::word("outbound_nat"),
+        Cell::word("protocol"),
+        Cell::figure("open"),
+        Cell::figure("opened"),
+        Cell::figure("began"),
+        Cell::figure("bytes out"),
+        Cell::figure("bytes in"),
+        Cell::word("ended"),
+    ]);
+    for lane in all {
+        let ended = counts(lane.terminations.iter().map(|(label, &count)| (label.as_str(), count)));
+        table.row([
+            Cell::word(&lane.name),
+            Cell::word(&lane.protocol),
+            Cell::figure(thousands(lane.flows)),
+            Cell::figure(thousands(lane.opened)),
+            Cell::figure(thousands(lane.accepted)),
+            Cell::figure(thousands(lane.bytes_out)),
+            Cell::figure(thousands(lane.bytes_in)),
+            Cell::word(ended.join(" · ")),
+        ]);
+    }
+    table.render(2, paint)
+}
+
 fn source_ports(all: &[SourcePortsStatus], paint: Paint) -> String {
     if all.is_empty() {
         return String::new();
@@ -222,7 +254,11 @@ fn source_ports(all: &[SourcePortsStatus], paint: Paint) -> String {
         let full = Cell::figure(format!("{:.1} %", fill.percent));
         table.row([
             Cell::word(fill.address.to_string()),
-            Cell::word(fill.destination.to_string()),
+            Cell::word(if fill.destination.ip().is_unspecified() {
+                "any outside".to_owned()
+            } else {
+                fill.destination.to_string()
+            }),
             Cell::word(&fill.protocol),
             Cell::figure(thousands(fill.leased.into())),
             Cell::figure(thousands(fill.capacity.into())),
@@ -431,6 +467,7 @@ mod tests {
                 terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
                 servers: vec![server("FE-1", 31, HealthStatus::Up, ""), draining],
             }],
+            outbound: Vec::new(),
             leaving: vec![LeavingServer {
                 name: "FE-0".to_owned(),
                 address: [192, 0, 2, 29].into(),

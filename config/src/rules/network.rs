@@ -101,7 +101,7 @@ fn judge_arm(root: &Section, name: &str, arm: &Span, report: &mut Report) {
 }
 
 /// Whether packets of no service are forwarded, as far as it is known.
-fn routes(root: &Section) -> bool {
+pub(super) fn routes(root: &Section) -> bool {
     root.table("router").is_some_and(|router| router.bool("enabled").is_none_or(|enabled| enabled.value))
 }
 

@@ -1,6 +1,6 @@
 //! Tables about the packet plane's network: interfaces, routes, bridge, router, outbound NAT.
 
-use super::{Kind, Table, integer, key, word};
+use super::{Kind, Table, integer, key, service, word};
 
 static ADDRESSES: Kind = Kind::List(&Kind::Network, 256);
 
@@ -122,10 +122,22 @@ static RULE: Table = Table {
 
 pub(super) static OUTBOUND_NAT: Table = Table {
     path: "outbound_nat",
-    doc: "Address rewriting for traffic that real servers start (some call it \"server NAT\"). Independent of the services' `source`.",
+    doc: "Flows that hosts inside open themselves through the router leave from an address of ours (some call it \"server NAT\"): TCP, UDP and pings; other \
+          packets go on as they are. The first that fits counts. Nothing is translated towards real servers and the networks in any `from`, nor what \
+          answers a direct access from outside: of UDP and ICMP, what fits a `[[router.rule]]` with `action = \"allow\"` the other way round. \
+          Independent of the services' `source`.",
     keys: &[
-        key("from", Kind::List(&Kind::Network, 256), "Networks whose traffic is rewritten.").required(),
-        key("interface", Kind::Name, "Only what leaves here.").described("any"),
-        key("address", Kind::Address, "The address it is given.").described("that of the interface it leaves by"),
+        key("name", Kind::Name, "Unique name.").required(),
+        key("from", Kind::List(&Kind::Network, 256), "Networks of those who open them.").required(),
+        key("to", Kind::List(&Kind::Network, 256), "Networks of those whom they are to.").described("any"),
+        key("except", Kind::List(&Kind::Network, 256), "Of these, networks that are reached without.").described("none"),
+        key("interface", Kind::Name, "Only what leaves by this interface or VLAN.").described("any"),
+        key(
+            "source",
+            Kind::Table(&service::SOURCE),
+            "The address that those outside see: `{ pool = [...] }`; with `pool = \"interface\"` that of `interface`. One address carries about 64,000 \
+             flows of each protocol.",
+        )
+        .described("`{ pool = \"interface\" }`"),
     ],
 };

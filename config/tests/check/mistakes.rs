@@ -240,6 +240,44 @@ fn rules_of_the_router_must_fit_something() {
     expect(&idle, &[("no-effect", "source_check"), ("no-effect", "policy")]);
 }
 
+#[test]
+fn what_leaves_from_an_address_of_ours_comes_from_somewhere_and_has_one() {
+    let nat = |lines: &str| {
+        let header = "[router]\nenabled = true\n[[interface]]\nname = \"eth0\"\n";
+        format!("{header}[[outbound_nat]]\nname = \"out\"\nfrom = [\"10.0.0.0/8\"]\n{lines}\n")
+    };
+    let pool = "source = { pool = [\"192.0.2.9\"] }";
+    let every_port = "plane = \"packet\"\nvip = \"192.0.2.9\"\nports = \"all\"\nsource = { pool = [\"192.0.2.8\"] }\n\
+                      persistence = { by = \"source-ip\" }";
+    let wide = "interface = \"eth0\"\nsource = { pool = \"interface\", ports = \"2000-61000\" }";
+    let rows: &[(String, &[(&str, &str)])] = &[
+        (nat(pool), &[]),
+        (nat("interface = \"eth0\""), &[]),
+        (nat("interface = \"eth0\"\nsource = { pool = \"interface\", ports = \"2000-2999\" }"), &[]),
+        (nat(""), &[("missing-key", "[[outbound_nat]]")]),
+        (nat("source = { pool = \"interface\" }"), &[("missing-key", "\"interface\"")]),
+        (nat("interface = \"eth1\""), &[("unknown-interface", "\"eth1\"")]),
+        (nat(pool).replace("10.0.0.0/8", "0.0.0.0/0"), &[("no-outside", "\"0.0.0.0/0\"")]),
+        (nat(pool).replace("10.0.0.0/8", "fd00::/8"), &[("mixed-families", "[\"192.0.2.9\"]")]),
+        (
+            nat(pool).replace("enabled = true", "enabled = false"),
+            &[("missing-key", ""), ("needs-router", "[[outbound_nat]]")],
+        ),
+        (nat(pool) + &nat(pool)[nat(pool).find("[[outbound").unwrap()..], &[("duplicate-name", "\"out\"")]),
+        (nat(pool) + &service(every_port, ""), &[("empty-pool", "[\"192.0.2.9\"]")]),
+        (nat(pool) + &service("vip = \"192.0.2.9\"\nsource = \"vip\"", ""), &[("both-planes", "[\"192.0.2.9\"]")]),
+        (nat(wide), &[]),
+        (
+            nat(&wide.replace("eth0", "eth0.7")) + "[[interface.vlan]]\nid = 7\naddresses = [\"192.0.2.1/24\"]\n",
+            &[("probe-ports", "\"2000-61000\"")],
+        ),
+        (cable("one", "other") + &nat("interface = \"cable\""), &[("not-routed", "\"cable\"")]),
+    ];
+    for (text, expected) in rows {
+        expect(text, expected);
+    }
+}
+
 /// A bridge and its arms.
 fn cable(one: &str, other: &str) -> String {
     format!(

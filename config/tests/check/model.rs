@@ -1,6 +1,7 @@
 //! What a good file means.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::Path;
 
 use towpath_config::model::*;
@@ -315,6 +316,50 @@ name = "eth1"
     let router = Router { enabled: true, source_check: false, policy: RuleAction::Deny, rules: vec![first, any] };
     let model = model(text);
     assert_eq!((model.router, model.services.len()), (router, 0));
+}
+
+#[test]
+fn what_hosts_inside_open_leaves_from_a_pool_or_by_an_interface() {
+    let text = r#"
+[router]
+enabled = true
+[[interface]]
+name = "eth0"
+[[outbound_nat]]
+name = "mail"
+from = ["10.0.0.0/24", "fd00::/64"]
+to = ["203.0.113.0/24"]
+except = ["203.0.113.8/32"]
+source = { pool = ["192.0.2.9", "2001:db8::9"], ports = "2000-2999", rest = "5s" }
+[[outbound_nat]]
+name = "rest"
+from = ["10.0.0.0/24"]
+interface = "eth0"
+"#;
+    let network = |text: &str, prefix| (text.parse::<IpAddr>().unwrap(), prefix);
+    let mail = OutboundNat {
+        name: "mail".into(),
+        from: vec![network("10.0.0.0", 24), network("fd00::", 64)],
+        to: vec![network("203.0.113.0", 24)],
+        except: vec![network("203.0.113.8", 32)],
+        interface: None,
+        source: Source::Pool(SourcePool {
+            addresses: vec![network("192.0.2.9", 0).0, network("2001:db8::9", 0).0],
+            port_low: 2000,
+            port_high: 2999,
+            rest_ms: 5_000,
+            towards: BTreeMap::new(),
+        }),
+    };
+    let rest = OutboundNat {
+        name: "rest".into(),
+        from: vec![network("10.0.0.0", 24)],
+        to: Vec::new(),
+        except: Vec::new(),
+        interface: Some("eth0".into()),
+        source: Source::Facing(FacingPorts { port_low: 16_384, port_high: 32_767, rest_ms: 60_000 }),
+    };
+    assert_eq!(model(text).outbound, [mail, rest]);
 }
 
 #[test]

@@ -2,20 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    Balance, Forwarding, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService,
+    self, Balance, Forwarding, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService,
 };
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
+use crate::outbound::{Outbound, OutboundLane, OutboundNat, towards_anyone};
 use crate::registry::{CheckKey, Registry, RegistryFull};
 use crate::router::Router;
 use crate::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
-use crate::snat::{SnatBook, SnatBookError, SnatPool};
+use crate::snat::{Leased, SnatBook, SnatBookError, SnatPool};
 use crate::steering::SteeringTable;
 use crate::time::Now;
 
@@ -35,6 +36,18 @@ pub enum CompileError {
         service: String,
         /// Name of the server.
         server: String,
+    },
+    /// The source pool of an `[[outbound_nat]]` cannot be made.
+    Outbound {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: SnatBookError,
+    },
+    /// Nobody has said yet which address the interface of an `[[outbound_nat]]` has.
+    OutboundUnknown {
+        /// Its name.
+        name: String,
     },
     /// The source pool of a service cannot be made.
     Source {
@@ -66,6 +79,11 @@ impl fmt::Display for CompileError {
             CompileError::NoCheckPort { service, server } => write!(
                 f,
                 "service \"{service}\": the health check of server \"{server}\" has no port; set health.ports"
+            ),
+            CompileError::Outbound { name, error } => write!(f, "outbound_nat \"{name}\": {error}"),
+            CompileError::OutboundUnknown { name } => write!(
+                f,
+                "outbound_nat \"{name}\": which address its interface has is not known; give one with source.pool"
             ),
             CompileError::Source { service, error } => write!(f, "service \"{service}\": {error}"),
             CompileError::SourceUnknown { service } => write!(
@@ -141,7 +159,14 @@ pub fn compile(
     let mut next = registry.clone();
     next.begin();
     let router = Arc::new(Router::new(&model.router));
-    let mut snapshot = Snapshot { generation, services: Vec::new(), real_servers: Vec::new(), steering, router };
+    let mut snapshot = Snapshot {
+        generation,
+        services: Vec::new(),
+        real_servers: Vec::new(),
+        steering,
+        router,
+        outbound: Arc::default(),
+    };
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
         let targets = targets(model, service, &mut next, health)?;
@@ -156,8 +181,44 @@ pub fn compile(
         let service = service_of(model, service, id, targets, snat)?;
         *place_at(&mut snapshot.services, id.index()) = Some(Arc::new(service));
     }
+    let nats = model.outbound.iter().map(|nat| outbound_nat(model, nat, &mut next, snat));
+    let nats: Vec<OutboundNat> = nats.collect::<Result<_, _>>()?;
+    let servers: Vec<IpAddr> = model.groups.iter().flat_map(|group| &group.servers).map(|s| s.address).collect();
+    snapshot.outbound = Arc::new(Outbound::new(nats, &servers));
     *registry = next;
     Ok(snapshot)
+}
+
+fn outbound_nat(
+    model: &Model,
+    nat: &model::OutboundNat,
+    registry: &mut Registry,
+    snat: &mut SnatBook,
+) -> Result<OutboundNat, CompileError> {
+    let Source::Pool(rule) = &nat.source else {
+        return Err(CompileError::OutboundUnknown { name: nat.name.clone() });
+    };
+    let listening = listening(model, rule, |_| true);
+    let mut destinations: Vec<SocketAddr> = rule.addresses.iter().copied().map(towards_anyone).collect();
+    destinations.sort_unstable();
+    destinations.dedup();
+    let mut lane = |leased: Leased| {
+        // No service has a name with a line break.
+        let key = format!("outbound_nat\n{}\n{}", nat.name, leased.label());
+        let id = registry.take_service(&key).map_err(CompileError::TooManyServices)?;
+        let pool = match leased {
+            // Identifiers are nobody else's, and pings leave nothing behind.
+            Leased::Echo => {
+                let rule = SourcePool { port_low: 1, port_high: u16::MAX, rest_ms: 0, ..rule.clone() };
+                snat.pool(&rule, &[], leased, &destinations)
+            }
+            Leased::Tcp | Leased::Udp => snat.pool(rule, &listening, leased, &destinations),
+        };
+        let pool = pool.map_err(|error| CompileError::Outbound { name: nat.name.clone(), error })?;
+        Ok(OutboundLane { id, pool })
+    };
+    let [echo, tcp, udp] = Leased::ALL;
+    Ok(OutboundNat::new(nat, [lane(echo)?, lane(tcp)?, lane(udp)?]))
 }
 
 fn service_of(
@@ -313,15 +374,7 @@ fn pool(
 ) -> Result<Arc<SnatPool>, SnatBookError> {
     // On the packet plane those of the other protocol too: steering goes by the port alone.
     let shares_ports = |other: &VirtualService| service.plane == Plane::Packet || other.protocol == service.protocol;
-    let listening: HashSet<u16> = model
-        .services
-        .iter()
-        .filter(|other| shares_ports(other) && rule.addresses.contains(&other.vip))
-        .flat_map(VirtualService::sockets)
-        .map(|socket| socket.port())
-        .collect();
-    let mut listening: Vec<u16> = listening.into_iter().collect();
-    listening.sort_unstable();
+    let listening = listening(model, rule, shares_ports);
     let destinations: Vec<SocketAddr> = targets
         .iter()
         .flat_map(|target| match target.port {
@@ -332,6 +385,15 @@ fn pool(
         })
         .collect();
     snat.pool(rule, &listening, service.protocol, &destinations)
+}
+
+/// The ports that services for which `counts` says so have at the addresses of a pool, ascending.
+fn listening(model: &Model, rule: &SourcePool, counts: impl Fn(&VirtualService) -> bool) -> Vec<u16> {
+    let services = model.services.iter().filter(|other| rule.addresses.contains(&other.vip) && counts(other));
+    let listening: HashSet<u16> = services.flat_map(VirtualService::sockets).map(|socket| socket.port()).collect();
+    let mut listening: Vec<u16> = listening.into_iter().collect();
+    listening.sort_unstable();
+    listening
 }
 
 /// The Maglev table over the members that take new connections now.

@@ -101,6 +101,7 @@ pub(crate) fn model() -> Model {
         control: Control { socket: None },
         routes: Vec::new(),
         router: Router::default(),
+        outbound: Vec::new(),
         interfaces: Vec::new(),
         groups: Vec::new(),
         services: Vec::new(),

@@ -31,6 +31,11 @@ id!(
     /// One RealServer (address and port), stable over reloads; counts and drain hang on it.
     RealServerId(u16)
 );
+impl RealServerId {
+    /// In place of a real server, where a flow has none.
+    pub const NOBODY: RealServerId = RealServerId(u16::MAX);
+}
+
 id!(
     /// Position of a member in the group of one service, valid within one snapshot.
     TargetIndex(u16)

@@ -14,6 +14,7 @@ pub mod health;
 pub mod ids;
 pub mod loads;
 pub mod maglev;
+pub mod outbound;
 pub mod packet;
 pub mod persistence;
 pub mod plane;

@@ -60,6 +60,11 @@ impl Router {
         }
     }
 
+    /// Whether a packet that stands for itself answers one that a rule lets pass by name.
+    pub fn is_answer(&self, passage: &Passage<'_>) -> bool {
+        !self.rules.is_empty() && self.first_fit(&passage.turned_round()) == Some(RuleAction::Allow)
+    }
+
     fn first_fit(&self, passage: &Passage<'_>) -> Option<RuleAction> {
         self.rules.iter().find(|rule| rule.fits(passage)).map(|rule| rule.action)
     }
@@ -165,8 +170,8 @@ impl Rule {
 }
 
 /// Networks of either family, as ranges of addresses that are ascending and apart.
-#[derive(Clone, Debug)]
-struct Networks {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Networks {
     /// Nobody has named any, so every address is meant.
     is_any: bool,
     v4: Box<[(u128, u128)]>,
@@ -174,22 +179,28 @@ struct Networks {
 }
 
 impl Networks {
-    fn new(networks: &[(IpAddr, u8)]) -> Networks {
+    /// Those that the operator names; none are all.
+    pub(crate) fn new(networks: &[(IpAddr, u8)]) -> Networks {
+        Networks { is_any: networks.is_empty(), ..Networks::of(networks.iter().copied()) }
+    }
+
+    /// Those named and no others.
+    pub(crate) fn of(networks: impl Iterator<Item = (IpAddr, u8)> + Clone) -> Networks {
         let ranges = |is_v4: bool| {
             let mut ranges: Vec<(u128, u128)> = networks
-                .iter()
+                .clone()
                 .filter(|(address, _)| address.is_ipv4() == is_v4)
-                .map(|&(address, prefix)| Ip::from(address).network(prefix))
+                .map(|(address, prefix)| Ip::from(address).network(prefix))
                 .collect();
             ranges.sort_unstable_by_key(|&(first, last)| (first, std::cmp::Reverse(last)));
             // Nested or apart: one that begins in another ends there.
             ranges.dedup_by(|later, earlier| later.0 <= earlier.1);
             ranges.into_boxed_slice()
         };
-        Networks { is_any: networks.is_empty(), v4: ranges(true), v6: ranges(false) }
+        Networks { is_any: false, v4: ranges(true), v6: ranges(false) }
     }
 
-    fn hold(&self, ip: Ip) -> bool {
+    pub(crate) fn hold(&self, ip: Ip) -> bool {
         if self.is_any {
             return true;
         }

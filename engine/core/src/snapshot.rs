@@ -8,6 +8,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane,
 use crate::health::CheckId;
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
+use crate::outbound::Outbound;
 use crate::router::Router;
 use crate::snat::SnatPool;
 use crate::steering::SteeringTable;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub steering: Arc<SteeringTable>,
     /// Which packets that belong to no service are forwarded.
     pub router: Arc<Router>,
+    /// What hosts inside open themselves and that leaves from an address of ours.
+    pub outbound: Arc<Outbound>,
 }
 
 impl Snapshot {

@@ -12,8 +12,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use towpath_config::model::Protocol;
-
 use crate::packet::Ip;
 use crate::steering::{SteeringTable, VSHARDS, vshard_of_port};
 use crate::{VShard, WorkerId};
@@ -80,6 +78,31 @@ impl SnatLease {
     }
 }
 
+/// What the numbers of a pool are; each has maps of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leased {
+    /// Identifiers of ICMP and ICMPv6 echoes.
+    Echo,
+    /// Ports of TCP.
+    Tcp,
+    /// Ports of UDP.
+    Udp,
+}
+
+impl Leased {
+    /// Every one, in the order of their numbers.
+    pub const ALL: [Leased; 3] = [Leased::Echo, Leased::Tcp, Leased::Udp];
+
+    /// The word used in status.
+    pub fn label(self) -> &'static str {
+        match self {
+            Leased::Echo => "echo",
+            Leased::Tcp => "tcp",
+            Leased::Udp => "udp",
+        }
+    }
+}
+
 /// Every port of every SNAT address of the pool is leased towards this real server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnatExhausted {
@@ -131,7 +154,7 @@ impl SnatFill {
 pub struct SnatPool {
     maps: Arc<SnatMaps>,
     addresses: Box<[IpAddr]>,
-    protocol: Protocol,
+    leased: Leased,
     is_of_interface: bool,
     rest_ms: u64,
     mask: PortMask,
@@ -328,9 +351,9 @@ impl SnatPool {
         self.is_of_interface
     }
 
-    /// The protocol whose ports are leased.
-    pub fn protocol(&self) -> Protocol {
-        self.protocol
+    /// What is leased.
+    pub fn leased(&self) -> Leased {
+        self.leased
     }
 
     /// How long a port rests when we sent the first FIN towards the server; 0 = not at all.
@@ -343,7 +366,7 @@ impl fmt::Debug for SnatPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SnatPool")
             .field("addresses", &self.addresses)
-            .field("protocol", &self.protocol)
+            .field("leased", &self.leased)
             .field("capacity", &self.mask.capacity())
             .field("real_servers", &self.routes.len())
             .finish_non_exhaustive()

@@ -10,6 +10,7 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::outbound::{OutboundLane, OutboundNat};
 use towpath_core::packet::DropReason;
 use towpath_core::plane::PlaneCounter;
 use towpath_core::registry::Registry;
@@ -23,8 +24,8 @@ use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
 use crate::shared::{Phase, RingCounter, Seat, Shared};
 use crate::status::{
-    HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status,
-    Usage, WorkerStatus, word,
+    HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus,
+    SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
@@ -58,7 +59,7 @@ pub(crate) struct Truth {
     /// What each id had opened before it was given to the server that bears it now.
     opened_before: HashMap<RealServerId, u64>,
     /// Source addresses announced as nearly exhausted.
-    announced: HashSet<(Protocol, IpAddr, SocketAddr)>,
+    announced: HashSet<(&'static str, IpAddr, SocketAddr)>,
     /// A loop of a bridge was announced, and is not over.
     is_looped: bool,
 }
@@ -392,6 +393,11 @@ impl House {
             uptime_seconds: now.0 / 1000,
             generation: snapshot.generation.0,
             services,
+            outbound: snapshot
+                .outbound
+                .each()
+                .flat_map(|nat| nat.lanes().iter().map(|lane| outbound_status(nat, lane, shared)))
+                .collect(),
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
@@ -472,6 +478,24 @@ fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shar
     }
 }
 
+/// What hosts inside have opened by one `[[outbound_nat]]`, and how it ended.
+fn outbound_status(nat: &OutboundNat, lane: &OutboundLane, shared: &Shared) -> OutboundStatus {
+    let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(lane.id)).collect();
+    let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
+    let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
+    let terminations = Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t)));
+    OutboundStatus {
+        name: nat.name.clone(),
+        protocol: lane.pool.leased().label().to_owned(),
+        flows: counter(ServiceCounter::Opened).saturating_sub(counter(ServiceCounter::Closed)),
+        accepted: counter(ServiceCounter::Accepted),
+        opened: counter(ServiceCounter::Opened),
+        bytes_out: counter(ServiceCounter::BytesFromClient),
+        bytes_in: counter(ServiceCounter::BytesToClient),
+        terminations: terminations.filter(|(_, count)| *count > 0).collect(),
+    }
+}
+
 /// A server that the operator drained, halted or gave no weight is not missed.
 fn service_state(targets: &[Target]) -> ServiceState {
     use towpath_config::model::AdminState;
@@ -536,7 +560,7 @@ fn worker_status(seat: &Seat, snapshot: &Snapshot, has_packets: bool) -> WorkerS
 
 struct Fill {
     services: Vec<String>,
-    protocol: Protocol,
+    protocol: &'static str,
     address: IpAddr,
     destination: SocketAddr,
     leased: u32,
@@ -546,20 +570,26 @@ struct Fill {
 
 /// Services that name the same address towards the same server lease from the same ports: one line for all of them.
 fn source_ports(snapshot: &Snapshot) -> Vec<Fill> {
-    let mut fills: BTreeMap<(Protocol, IpAddr, SocketAddr), Fill> = BTreeMap::new();
-    for service in snapshot.each_service() {
-        let ServiceSource::Pool(pool) = &service.source else { continue };
+    let mut fills: BTreeMap<(&str, IpAddr, SocketAddr), Fill> = BTreeMap::new();
+    let of_services = snapshot.each_service().filter_map(|service| match &service.source {
+        ServiceSource::Pool(pool) => Some((&service.name, pool)),
+        ServiceSource::Client | ServiceSource::Interface => None,
+    });
+    let of_outbound =
+        snapshot.outbound.each().flat_map(|nat| nat.lanes().iter().map(move |lane| (&nat.name, &lane.pool)));
+    for (name, pool) in of_services.chain(of_outbound) {
+        let protocol = pool.leased().label();
         for fill in pool.fill() {
-            let entry = fills.entry((service.protocol, fill.address, fill.destination)).or_insert_with(|| Fill {
+            let entry = fills.entry((protocol, fill.address, fill.destination)).or_insert_with(|| Fill {
                 services: Vec::new(),
-                protocol: service.protocol,
+                protocol,
                 address: fill.address,
                 destination: fill.destination,
                 leased: fill.leased,
                 capacity: fill.capacity,
                 nearly_full: fill.is_nearly_full(),
             });
-            entry.services.push(service.name.clone());
+            entry.services.push(name.clone());
         }
     }
     fills.into_values().collect()
@@ -571,7 +601,7 @@ impl Fill {
             if self.capacity == 0 { 100.0 } else { f64::from(self.leased) * 100.0 / f64::from(self.capacity) };
         SourcePortsStatus {
             services: self.services,
-            protocol: word(&self.protocol),
+            protocol: self.protocol.to_owned(),
             address: self.address,
             destination: self.destination,
             leased: self.leased,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use serde::Serialize;
@@ -11,6 +11,7 @@ use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, Vi
 use towpath_core::WorkerId;
 use towpath_core::fast_path::FastShape;
 use towpath_core::plane::{HELD_BYTES_MAX, Plane as DataPlane, PlaneSettings, Strays};
+use towpath_core::snat::Leased;
 use towpath_sys::packet::RingSettings;
 
 use crate::packets::arms::Arm;
@@ -747,7 +748,7 @@ fn checked_ports(model: &Model) -> usize {
 }
 
 /// Distinct (SNAT address, server address and port, protocol), the keys of the port maps. A server of a service of every port
-/// has one map for all of them. Of the services of these planes.
+/// has one map for all of them. Of the services of these planes; beside those, what hosts inside open has one for each SNAT address and protocol.
 fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
     let mut keys = BTreeSet::new();
     for service in model.services.iter().filter(|service| counts(service.plane)) {
@@ -764,7 +765,9 @@ fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
             }
         }
     }
-    keys.len()
+    let outbound = claims::outbound(model).filter(|_| counts(PlaneWord::Packet));
+    let outside: BTreeSet<&IpAddr> = outbound.flat_map(|(_, pool)| &pool.addresses).collect();
+    keys.len() + outside.len() * Leased::ALL.len()
 }
 
 fn share(what: &str, amount: u64) -> Share {

@@ -165,8 +165,11 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     for service in &model.services {
         check_addresses(service, facts, &mut findings);
         if let Source::Pool(pool) = &service.source {
-            check_pool_ports(service, pool, facts, &mut findings);
+            check_pool_ports(Some(service), "source address", pool, facts, &mut findings);
         }
+    }
+    for (nat, pool) in claims::outbound(model) {
+        check_pool_ports(None, &format!("outbound_nat `{}`: source address", nat.name), pool, facts, &mut findings);
     }
     check_both_planes(model, &mut findings);
     if let Some(packets) = &facts.packets {
@@ -352,7 +355,8 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
             ),
         );
     }
-    let named = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
+    let by_rules = model.router.rules.iter().flat_map(|rule| [&rule.from_interface, &rule.to_interface]).flatten();
+    let named = by_rules.chain(model.outbound.iter().filter_map(|nat| nat.interface.as_ref()));
     let is_vlan = |name: &String| model.vlans().any(|(_, vlan)| vlan.name == *name);
     let is_arm = |name: &String| is_vlan(name) || facts.arms.iter().any(|arm| arm.name == *name);
     let missing: BTreeSet<&String> = named.filter(|name| !is_arm(name)).collect();
@@ -360,10 +364,24 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
         tell(
             Check::Link,
             format!(
-                "router.rule: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one before the start \
-                 (`ip addr add … dev {name}`), or take it out of the rules"
+                "router.rule, outbound_nat: interface {name} is not routed to or from: it is not there, is down, or has no address; give it one before the start \
+                 (`ip addr add … dev {name}`), or take it out there"
             ),
         );
+    }
+    for nat in &model.outbound {
+        for is_v4 in facing::lacks_families(nat) {
+            let family = if is_v4 { "IPv4" } else { "IPv6" };
+            let interface = nat.interface.as_deref().unwrap_or("…");
+            tell(
+                Check::Addresses,
+                format!(
+                    "outbound_nat `{}`: interface {interface} has no {family} address, and what leaves there needs one; give it one \
+                     (`ip addr add … dev {interface}`), or name one in source.pool",
+                    nat.name
+                ),
+            );
+        }
     }
 }
 
@@ -616,15 +634,21 @@ fn check_probe_ports(model: &Model, packets: &PacketFacts, facts: &HostFacts, fi
 }
 
 /// Two owners of one port: the kernel's own connections and our leases (design.md 10.1). Only where the kernel picks the address.
-fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFacts, findings: &mut Vec<Finding>) {
+fn check_pool_ports(
+    service: Option<&VirtualService>,
+    what: &str,
+    pool: &SourcePool,
+    facts: &HostFacts,
+    findings: &mut Vec<Finding>,
+) {
     let Some((low, high)) = given_out((pool.port_low, pool.port_high), facts) else { return };
     for ip in pool.addresses.iter().filter(|ip| facts.kernel_sources.contains(ip)) {
         findings.push(Finding {
             severity: Severity::Error,
             check: Check::LocalPorts,
-            service: Some(service.name.clone()),
+            service: service.map(|service| service.name.clone()),
             message: format!(
-                "source address {ip}: ports {low}-{high} are leased here and given out by the kernel too (ip_local_port_range {}-{}), \
+                "{what} {ip}: ports {low}-{high} are leased here and given out by the kernel too (ip_local_port_range {}-{}), \
                  because the kernel uses this address for its own connections; use a second address for source.pool, \
                  or ports outside that range, or reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",
                 facts.local_ports.start(),
@@ -668,6 +692,7 @@ fn model_addresses(model: &Model) -> BTreeSet<IpAddr> {
             addresses.extend(&pool.addresses);
         }
     }
+    addresses.extend(claims::outbound(model).flat_map(|(_, pool)| &pool.addresses));
     addresses
 }
 

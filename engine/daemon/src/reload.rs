@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, ServerGroup, Source, SourcePool, VirtualService, Workers};
+use towpath_config::model::{Model, OutboundNat, ServerGroup, Source, SourcePool, VirtualService, Workers};
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
@@ -13,12 +13,12 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
-/// taken while running, the rules of the router, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
+/// taken while running, the rules of the router, the networks of `[[outbound_nat]]`, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
 /// For `usable` see [`workers_wanted`].
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services, bridges } = new;
+    let Model { runtime, limits, control, routes, router, outbound, interfaces, groups: _, services, bridges } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -37,6 +37,13 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     // Rules and policy are taken.
     if router.enabled != old.router.enabled {
         changed.push("router.enabled".to_owned());
+    }
+    let leases = |nats: &[OutboundNat]| -> Vec<(String, Source)> {
+        nats.iter().map(|nat| (nat.name.clone(), nat.source.clone())).collect()
+    };
+    // Who is translated towards whom is taken.
+    if leases(outbound) != leases(&old.outbound) {
+        changed.push("outbound_nat (added, removed, or of another source)".to_owned());
     }
     if control != &old.control {
         changed.push("control".to_owned());

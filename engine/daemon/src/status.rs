@@ -20,6 +20,9 @@ pub struct Status {
     pub generation: u64,
     /// Virtual services in the order of the file.
     pub services: Vec<ServiceStatus>,
+    /// What hosts inside open themselves, by `[[outbound_nat]]` in the order of the file and protocol.
+    #[serde(default)]
+    pub outbound: Vec<OutboundStatus>,
     /// Servers that no service names any more but that still hold connections.
     pub leaving: Vec<LeavingServer>,
     /// How full each source address is towards each server.
@@ -138,16 +141,37 @@ pub struct LeavingServer {
     pub connections: u32,
 }
 
+/// What hosts inside have opened themselves by one `[[outbound_nat]]` and protocol.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutboundStatus {
+    /// Its name.
+    pub name: String,
+    /// `tcp`, `udp` or `echo`.
+    pub protocol: String,
+    /// Flows that were answered and have not ended.
+    pub flows: u64,
+    /// Flows that hosts inside began.
+    pub accepted: u64,
+    /// Of these, flows that were answered.
+    pub opened: u64,
+    /// Payload bytes to the outside.
+    pub bytes_out: u64,
+    /// Payload bytes from there.
+    pub bytes_in: u64,
+    /// How flows ended, by label; ends that never were are left out. The client is who opened the flow.
+    pub terminations: BTreeMap<String, u64>,
+}
+
 /// How full one source address is towards one server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourcePortsStatus {
-    /// The services that lease from it.
+    /// The services that lease from it, and the `[[outbound_nat]]`.
     pub services: Vec<String>,
-    /// `tcp` or `udp`.
+    /// `tcp`, `udp`, or `echo` for the identifiers of pings.
     pub protocol: String,
     /// The source address.
     pub address: IpAddr,
-    /// The server.
+    /// The server; the unspecified address is everyone outside.
     pub destination: SocketAddr,
     /// Ports leased, those at rest included.
     pub leased: u32,

@@ -324,7 +324,13 @@ impl TestDesk {
             balancer: BalancerState::new(1),
             persistence: PersistenceTable::new(16, 1),
             loads: PlainLoads::new(snapshot.services.len(), snapshot.real_servers.len()),
-            names: snapshot.each_service().map(|service| (service.id, service.name.clone())).collect(),
+            names: snapshot
+                .each_service()
+                .map(|service| (service.id, service.name.clone()))
+                .chain(snapshot.outbound.each().flat_map(|nat| {
+                    nat.lanes().iter().map(|lane| (lane.id, format!("{} {}", nat.name, lane.pool.leased().label())))
+                }))
+                .collect(),
             counted: Counters::new(),
         }
     }

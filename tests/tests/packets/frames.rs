@@ -82,6 +82,19 @@ pub(crate) fn ping(from: &str, to: &str, data: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// The reply to a ping with this identifier.
+pub(crate) fn pong(from: &str, to: &str, identifier: u16, data: &[u8]) -> Vec<u8> {
+    let (from, to): (IpAddr, IpAddr) = (from.parse().expect("an address"), to.parse().expect("an address"));
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ip(ip_header(from, to, TTL, &[]));
+    match from {
+        IpAddr::V4(_) => builder.icmpv4_echo_reply(identifier, 1).write(&mut packet, data),
+        IpAddr::V6(_) => builder.icmpv6_echo_reply(identifier, 1).write(&mut packet, data),
+    }
+    .expect("a packet of a reply");
+    packet
+}
+
 /// An ICMP error about `quoted`, which its sender is told with the MTU ahead.
 pub(crate) fn too_big(from: &str, mtu: u16, quoted: &[u8]) -> Vec<u8> {
     let from: IpAddr = from.parse().expect("an address");

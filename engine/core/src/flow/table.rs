@@ -94,6 +94,12 @@ pub struct FlowPath {
 }
 
 impl FlowPath {
+    /// Whether it was opened from inside: whoever it is to stays, and only the source is another one.
+    #[inline]
+    pub fn is_outbound(&self) -> bool {
+        self.client.dst == self.server.dst
+    }
+
     /// The tuple of packets as they leave, for those that came in `direction`.
     pub fn outgoing(&self, direction: Direction) -> Tuple {
         match direction {

@@ -5,12 +5,13 @@ use std::net::Ipv6Addr;
 use super::checksum;
 use super::view::{Part, embedded};
 use super::{
-    DropReason, Family, IcmpError, IcmpErrorKind, Ip, Mac, Nd, NdKind, Other, PROTOCOL_ICMPV6, PROTOCOL_TCP,
-    PROTOCOL_UDP, Packet, Parsed, Tuple,
+    DropReason, Family, IcmpError, IcmpErrorKind, Ip, Mac, Nd, NdKind, Other, PROTOCOL_ICMP, PROTOCOL_ICMPV6,
+    PROTOCOL_TCP, PROTOCOL_UDP, Packet, Parsed, Tuple,
 };
 
 const HEADER_LEN: u16 = 8;
 
+const V4_ECHO_REPLY: u8 = 0;
 const V4_UNREACHABLE: u8 = 3;
 const V4_FRAGMENTATION_NEEDED: u8 = 4;
 const V4_ECHO: u8 = 8;
@@ -22,6 +23,7 @@ const V6_PACKET_TOO_BIG: u8 = 2;
 const V6_TIME_EXCEEDED: u8 = 3;
 const V6_PARAMETER_PROBLEM: u8 = 4;
 const V6_ECHO: u8 = 128;
+const V6_ECHO_REPLY: u8 = 129;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
 
@@ -38,7 +40,15 @@ pub(super) fn icmp(packet: &[u8], parsed: &Parsed) -> Result<Packet, DropReason>
     parsed.payload = parsed.l4 + HEADER_LEN;
     let [kind, code, _, _, b4, b5, b6, b7] = *header;
     let error = match (parsed.family, kind, code) {
-        (Family::V4, V4_ECHO, 0) | (Family::V6, V6_ECHO, 0) => None,
+        (Family::V4, V4_ECHO, 0) | (Family::V6, V6_ECHO, 0) => {
+            parsed.tuple.src_port = u16::from_be_bytes([b4, b5]);
+            None
+        }
+        // What it answers was sent by somebody else, who judges it; translated, a wrong checksum stays wrong.
+        (Family::V4, V4_ECHO_REPLY, 0) | (Family::V6, V6_ECHO_REPLY, 0) => {
+            parsed.tuple.dst_port = u16::from_be_bytes([b4, b5]);
+            return Ok(Packet::EchoReply(parsed));
+        }
         // RFC 1191 section 4.
         (Family::V4, V4_UNREACHABLE, V4_FRAGMENTATION_NEEDED) => {
             Some(IcmpErrorKind::PacketTooBig { mtu: u16::from_be_bytes([b6, b7]).into() })
@@ -66,18 +76,30 @@ pub(super) fn icmp(packet: &[u8], parsed: &Parsed) -> Result<Packet, DropReason>
 fn icmp_error(packet: &[u8], parsed: Parsed, kind: IcmpErrorKind, message_type: u8) -> Result<Packet, DropReason> {
     let inner = packet.get(usize::from(parsed.payload)..).unwrap_or_default();
     let (tuple, l4) = embedded(inner, parsed.family)?;
-    if !matches!(tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) {
+    let header = inner.get(l4..).unwrap_or_default();
+    let is_ours = match (tuple.protocol, parsed.family, header.first()) {
+        (PROTOCOL_TCP | PROTOCOL_UDP, ..) => true,
+        (PROTOCOL_ICMP, Family::V4, Some(&kind)) => matches!(kind, V4_ECHO | V4_ECHO_REPLY),
+        (PROTOCOL_ICMPV6, Family::V6, Some(&kind)) => matches!(kind, V6_ECHO | V6_ECHO_REPLY),
+        _ => false,
+    };
+    if !is_ours {
         return Ok(Packet::Other(Other::Icmp(message_type)));
     }
-    let header = inner.get(l4..).unwrap_or_default();
     let [s0, s1, d0, d1, q0, q1, q2, q3] = *header.first_chunk::<8>().ok_or(DropReason::IcmpEmbedded)?;
     if tuple.src != parsed.tuple.dst {
         return Err(DropReason::IcmpEmbeddedSource);
     }
+    let identifier = u16::from_be_bytes([q0, q1]);
+    let (src_port, dst_port) = match (tuple.protocol, s0) {
+        (PROTOCOL_TCP | PROTOCOL_UDP, _) => (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1])),
+        (_, V4_ECHO | V6_ECHO) => (identifier, 0),
+        _ => (0, identifier),
+    };
     Ok(Packet::IcmpError(IcmpError {
         parsed,
         kind,
-        embedded: Tuple { src_port: u16::from_be_bytes([s0, s1]), dst_port: u16::from_be_bytes([d0, d1]), ..tuple },
+        embedded: Tuple { src_port, dst_port, ..tuple },
         // Two chains of extension headers fit (see Parsed::l4).
         embedded_l4: parsed.payload + l4 as u16,
         embedded_seq: if tuple.protocol == PROTOCOL_TCP { u32::from_be_bytes([q0, q1, q2, q3]) } else { 0 },

@@ -127,11 +127,13 @@ counters!(
 pub enum Packet {
     /// A question for an IPv4 neighbour, or an answer.
     Arp(Arp),
-    /// An ICMP or ICMPv6 echo request; its ports are 0.
+    /// An ICMP or ICMPv6 echo request; its identifier is the source port, and 0 the other one.
     Echo(Parsed),
+    /// The reply to one; its identifier is the destination port. Its checksum was not verified.
+    EchoReply(Parsed),
     /// Part of a TCP, UDP or other packet. An IPv6 packet in a single fragment (RFC 6946) is not one.
     Fragment(Fragment),
-    /// An ICMP or ICMPv6 error about a TCP or UDP packet.
+    /// An ICMP or ICMPv6 error about a TCP or UDP packet, or an echo.
     IcmpError(IcmpError),
     /// An ICMPv6 neighbour solicitation or advertisement.
     Nd(Nd),
@@ -150,7 +152,7 @@ pub enum Other {
     EtherType(u16),
     /// An IP packet to a group: by its address, or in a frame to one.
     Group,
-    /// An ICMP or ICMPv6 message of this type, or an error of this type about neither TCP nor UDP.
+    /// An ICMP or ICMPv6 message of this type, or an error of this type about something else than TCP, UDP and echoes.
     Icmp(u8),
     /// An IP packet of this protocol.
     Protocol(u8),
@@ -301,18 +303,19 @@ pub struct FragmentKey {
     pub protocol: u8,
 }
 
-/// An ICMP error about a TCP or UDP packet that its receiver had sent.
+/// An ICMP error about a TCP or UDP packet, or an echo, that its receiver had sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IcmpError {
     /// The packet that carries the error; `payload` is where the embedded packet starts.
     pub parsed: Parsed,
     /// What went wrong.
     pub kind: IcmpErrorKind,
-    /// The embedded packet as its sender sent it: the flow's other direction is the one that the error belongs to.
+    /// The embedded packet as its sender sent it: the flow's other direction is the one that the error belongs to. Of an echo, with the identifier as
+    /// in [`Packet::Echo`] and [`Packet::EchoReply`].
     pub embedded: Tuple,
-    /// Start of the embedded TCP or UDP header, of which at least 8 octets are there.
+    /// Start of the embedded TCP, UDP or ICMP header, of which at least 8 octets are there.
     pub embedded_l4: u16,
-    /// Sequence number of the embedded TCP segment, for the check of RFC 5927 section 4.1; 0 for UDP.
+    /// Sequence number of the embedded TCP segment, for the check of RFC 5927 section 4.1; 0 for others.
     pub embedded_seq: u32,
 }
 

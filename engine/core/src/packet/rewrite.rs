@@ -163,11 +163,23 @@ pub fn redirect(
     set_macs(frame, macs)
 }
 
+/// The same for an echo request or reply: a request leaves with the source port of `to` as its identifier, a reply with the destination port. A wrong
+/// checksum stays wrong.
+///
+/// # Errors
+/// As those of [`redirect`]; or it is no ICMP of its family, or shorter than an echo. The frame is unchanged.
+pub fn redirect_echo(frame: &mut [u8], layout: &Layout, to: &Tuple, macs: &Macs) -> Result<(), LayoutMismatch> {
+    let is_icmp = is_icmp(layout) && frame.len() >= layout.l4 + ICMP_ERROR_HEADER;
+    Some(()).filter(|()| is_icmp).ok_or(LayoutMismatch)?;
+    redirect(frame, layout, Checksum::Complete, to, macs)?;
+    set_identifier(frame, layout, to).ok_or(LayoutMismatch)
+}
+
 /// Translates an ICMP or ICMPv6 error and the packet that it quotes (RFC 5508 §4.2).
 ///
 /// The error becomes one from and to `outer_to` (ports are not looked at), the quoted packet one from and to `inner_to`. A quoted
 /// packet went the other way, so its source is usually where the error goes. It may be cut: what is there of it is corrected, its
-/// ports must be. The quoted checksum is taken as complete and left alone where it is cut; the outer one is right if it was right
+/// ports must be, or of an echo its identifier. The quoted checksum is taken as complete and left alone where it is cut; the outer one is right if it was right
 /// before.
 ///
 /// # Errors
@@ -392,10 +404,13 @@ fn apply(packet: &mut [u8], layout: &Layout, checksum: Checksum, extent: Extent,
 }
 
 fn apply_to_error(frame: &mut [u8], outer: &Layout, outer_to: &Tuple, inner: &Layout, inner_to: &Tuple) -> Option<()> {
-    let is_icmp = matches!((outer.family, outer.protocol), (Family::V4, ICMP) | (Family::V6, ICMPV6));
     let before_inner = inner.l3.checked_sub(outer.l4)?;
     // Headers come in words, so a quoted packet at an odd offset is a mistake; its sum would be off.
-    if !is_icmp || inner.family != outer.family || before_inner < ICMP_ERROR_HEADER || !before_inner.is_multiple_of(2) {
+    if !is_icmp(outer)
+        || inner.family != outer.family
+        || before_inner < ICMP_ERROR_HEADER
+        || !before_inner.is_multiple_of(2)
+    {
         return None;
     }
     let end = packet_end(frame, outer)?;
@@ -406,10 +421,32 @@ fn apply_to_error(frame: &mut [u8], outer: &Layout, outer_to: &Tuple, inner: &La
 
     let before = checksum::sum(packet.get(inner.l3..)?);
     apply(packet, inner, Checksum::Complete, Extent::Quoted, inner_to, 0)?;
+    if is_icmp(inner) {
+        set_identifier(packet, inner, inner_to);
+    }
     let quoted = Delta::of_u16(before, checksum::sum(packet.get(inner.l3..)?));
     apply(packet, outer, Checksum::Complete, Extent::Whole, outer_to, 0)?;
     let field = field::<2>(packet.get_mut(outer.l4..)?, 2)?;
     *field = quoted.complete(u16::from_be_bytes(*field)).to_be_bytes();
+    Some(())
+}
+
+fn is_icmp(layout: &Layout) -> bool {
+    matches!((layout.family, layout.protocol), (Family::V4, ICMP) | (Family::V6, ICMPV6))
+}
+
+/// Gives an echo request or reply the identifier that `to` has for it; other messages are left alone. `None` where it is cut before that.
+fn set_identifier(frame: &mut [u8], layout: &Layout, to: &Tuple) -> Option<()> {
+    let message: &mut [u8; ICMP_ERROR_HEADER] = frame.get_mut(layout.l4..)?.first_chunk_mut()?;
+    let identifier = match (layout.family, message[0]) {
+        (Family::V4, 8) | (Family::V6, 128) => to.src_port,
+        (Family::V4, 0) | (Family::V6, 129) => to.dst_port,
+        _ => return Some(()),
+    };
+    let delta = Delta::of_u16(u16::from_be_bytes([message[4], message[5]]), identifier);
+    let checksum = delta.complete(u16::from_be_bytes([message[2], message[3]]));
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    message[4..6].copy_from_slice(&identifier.to_be_bytes());
     Some(())
 }
 

@@ -724,7 +724,7 @@ fn addresses_keep_their_family_and_text() {
 /// What later steps rely on without looking again.
 fn offsets_hold(frame: &[u8]) {
     let (parsed, embedded_l4) = match parse(frame) {
-        Ok(Packet::Transport(parsed) | Packet::Echo(parsed)) => (parsed, None),
+        Ok(Packet::Transport(parsed) | Packet::Echo(parsed) | Packet::EchoReply(parsed)) => (parsed, None),
         Ok(Packet::Fragment(fragment)) => (fragment.parsed, None),
         Ok(Packet::IcmpError(error)) => (error.parsed, Some(error.embedded_l4)),
         Ok(Packet::Arp(_) | Packet::Nd(_) | Packet::Other(_)) | Err(_) => return,

@@ -41,6 +41,7 @@ impl Plane {
         match packet {
             Packet::Arp(arp) => self.on_arp(frame, arp, turn.out),
             Packet::Echo(echo) => self.on_echo(frame, echo, turn),
+            Packet::EchoReply(reply) => self.on_echo_reply(frame, reply, turn),
             Packet::Fragment(fragment) => self.on_fragment(frame, fragment, turn),
             Packet::IcmpError(error) => self.on_error(frame, error, turn),
             Packet::Nd(nd) => self.on_nd(frame, nd, turn.out),
@@ -82,6 +83,9 @@ impl Plane {
     }
 
     fn on_echo<D: Desk>(&mut self, frame: &mut Frame<'_>, echo: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
+        if let Some(verdict) = self.forward_echo(frame, echo, turn) {
+            return verdict;
+        }
         if !self.is_ours_alone(echo.tuple.dst) || self.network.is_kernels(echo.tuple.dst) {
             return self.route_on(frame, echo, None, turn);
         }
@@ -91,6 +95,13 @@ impl Plane {
                 Verdict::Send(frame.port)
             }
             Err(_) => Verdict::Drop(DropReason::FrameChanged),
+        }
+    }
+
+    fn on_echo_reply<D: Desk>(&mut self, frame: &mut Frame<'_>, reply: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
+        match self.forward_echo(frame, reply, turn) {
+            Some(verdict) => verdict,
+            None => self.route_on(frame, reply, None, turn),
         }
     }
 
@@ -135,7 +146,9 @@ impl Plane {
             let Tuple { src, .. } = error.parsed.tuple;
             // A client is told by the address that it has sent to, whoever it was inside (RFC 5508 section 4.2, REQ-5 (c)). To a server, routers outside
             // are who they are, and the far end is what the server takes it for.
-            let is_known_otherwise = sent_by == Direction::Forward || src == error.embedded.dst;
+            // Of a flow from inside, outside is the other side.
+            let is_from_inside = (sent_by == Direction::Forward) != path.is_outbound();
+            let is_known_otherwise = is_from_inside || src == error.embedded.dst;
             let from = if is_known_otherwise { sent.dst } else { src };
             let outer_to = Tuple { src: from, dst: sent.src, ..error.parsed.tuple };
             let outer = Layout::from(&error.parsed);

@@ -97,7 +97,9 @@ impl Plane {
         match self.flows.promote(turn.now, found.id, &hashes) {
             Ok(_) => {
                 self.flows.established.next_lines().into_iter().for_each(|line| turn.desk.prefetch(line));
-                turn.desk.opened(server);
+                if server != RealServerId::NOBODY {
+                    turn.desk.opened(server);
+                }
                 turn.desk.count(service, ServiceCounter::Opened, 1);
                 Ok(())
             }
@@ -133,9 +135,11 @@ impl Plane {
 
     /// The lease that rests in a flow goes on resting without it: the client uses its own port again, but the server may still keep ours.
     pub(super) fn rest_lease(&mut self, now: Now, ended: &mut Ended) {
-        let rest_ms = match self.snapshot.service(ended.state.service()).map(|service| &service.source) {
+        let service = ended.state.service();
+        let rest_ms = match self.snapshot.service(service).map(|service| &service.source) {
             Some(ServiceSource::Pool(pool)) => pool.rest_ms(),
-            _ => 0,
+            Some(_) => 0,
+            None => self.snapshot.outbound.lane(service).map_or(0, |lane| lane.pool.rest_ms()),
         };
         if rest_ms == 0 {
             return;
@@ -290,7 +294,9 @@ fn has_room(out: &Outbox) -> bool {
 }
 
 fn tell_end(desk: &mut impl Desk, stage: Stage, service: ServiceId, server: RealServerId, termination: Termination) {
-    desk.close(service, server);
+    if server != RealServerId::NOBODY {
+        desk.close(service, server);
+    }
     desk.end(service, termination);
     if stage == Stage::Established {
         desk.count(service, ServiceCounter::Closed, 1);

@@ -20,8 +20,10 @@ use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use crate::snat::{SnatLease, SnatMaps};
 use crate::{Now, RealServerId, ServiceId};
 
-/// Addresses of ours that the flows of one table name at most: every VIP and real server, and as many SNAT addresses as both.
-const ADDRESSES_MAX: usize = 2 * (SERVICES_MAX + REAL_SERVERS_MAX);
+/// Flows over IPv6 that hosts inside have opened: whom they are to takes a place among the addresses of ours, and must not use them up.
+pub(super) const OUTSIDE_V6_MAX: usize = 16_384;
+/// Addresses of ours that the flows of one table name at most: every VIP and real server, and as many SNAT addresses as both; and hosts outside.
+const ADDRESSES_MAX: usize = 2 * (SERVICES_MAX + REAL_SERVERS_MAX) + OUTSIDE_V6_MAX;
 const _: () = assert!(SERVICES_MAX - 1 <= TAG_MAX as usize);
 
 /// Slots that one search for a flow to evict looks at.
@@ -173,6 +175,8 @@ pub(super) struct Flows {
     /// Of the flows of the large table, those whose answers do not come by here.
     pub(super) one_way: usize,
     one_way_max: usize,
+    /// Flows for which [`names_outside_v6`] holds.
+    pub(super) outside_v6: usize,
     /// The slot of the large table that the last search for a flow to evict ended at.
     hand: usize,
     /// Flows that were over and gave way to others, not told yet.
@@ -196,6 +200,7 @@ impl Flows {
             unanswered_max: half_open_max.div_ceil(2),
             one_way: 0,
             one_way_max: (flows_max - flows_max / 4).max(1),
+            outside_v6: 0,
             hand: 0,
             gave_way: 0,
             fast: None,
@@ -206,7 +211,7 @@ impl Flows {
         self.established.len() + self.half_open.len()
     }
 
-    /// Bytes of both tables and the caps; the address books, a third of a megabyte each, are left out.
+    /// Bytes of both tables and the caps; the address books, less than a megabyte each, are left out.
     pub(super) fn memory_bytes(flows_max: usize, half_open_max: usize) -> usize {
         (flows_max + half_open_max) * Table::BYTES_PER_FLOW + HalfOpenSources::memory_bytes(half_open_max)
     }
@@ -373,6 +378,10 @@ impl Flows {
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
+        let is_outside_v6 = names_outside_v6(path);
+        if is_outside_v6 && self.outside_v6 >= OUTSIDE_V6_MAX {
+            return Err(OpenError::Full);
+        }
         if path.returns == Returns::Here
             && let Some((id, _)) = self.established.lookup_hashed(hashes.returns, &path.server.reversed())
         {
@@ -385,6 +394,7 @@ impl Flows {
             match self.half_open.insert_hashed(now, path, hashes, class, state, detail) {
                 Ok(id) => {
                     self.unanswered += usize::from(!is_tcp(path));
+                    self.outside_v6 += usize::from(is_outside_v6);
                     return Ok(id);
                 }
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),
@@ -411,6 +421,7 @@ impl Flows {
         }
         let id = self.established.insert_hashed(now, &path, hashes, class, state, detail).map_err(|_| Some(ended))?;
         self.one_way += usize::from(path.returns == Returns::Elsewhere);
+        self.outside_v6 += usize::from(names_outside_v6(&path));
         Ok(id)
     }
 
@@ -441,6 +452,7 @@ impl Flows {
             }
             Stage::Established => self.one_way -= usize::from(path.returns == Returns::Elsewhere),
         }
+        self.outside_v6 -= usize::from(names_outside_v6(path));
         if let Some(fast) = &mut self.fast {
             fast.retire(detail, state);
         }
@@ -450,6 +462,12 @@ impl Flows {
     pub(super) fn next_expiry(&self) -> Option<Now> {
         [self.established.next_expiry(), self.half_open.next_expiry()].into_iter().flatten().min()
     }
+}
+
+/// Whether whom the flow is to takes a place among the addresses of ours.
+#[inline]
+pub(super) fn names_outside_v6(path: &FlowPath) -> bool {
+    !path.client.src.is_v4() && path.is_outbound()
 }
 
 /// Whether the flow is TCP.

@@ -10,7 +10,7 @@ use super::{Desk, Frame, Network, NextHop, Outbox, Plane, PlaneCounter, PortId, 
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{Outcome, SegmentFacts, TcpEvent, TcpFault, TcpTimeout};
 use crate::flow::{Direction, Returns};
-use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, redirect, set_macs};
+use crate::packet::rewrite::{Checksum, Layout, Macs, clamp_mss, redirect, redirect_echo, set_macs};
 use crate::packet::straight::{Station, Straight};
 use crate::packet::{
     DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple, TupleV4,
@@ -250,9 +250,13 @@ impl Plane {
                 self.met_lent(id);
             }
         } else {
+            let server_port = match direction {
+                Direction::Forward => packet.tuple.dst_port,
+                Direction::Reverse => packet.tuple.src_port,
+            };
             let outcome = self.flows.table_mut(stage).follow(id, turn.now, |state| {
                 let outcome = state.with_udp(|track| track.advance(direction));
-                (outcome.timeout.map(|timeout| rule.udp_class(timeout)), outcome)
+                (outcome.timeout.map(|timeout| rule.udp_class(timeout, server_port)), outcome)
             })?;
             if stage == Stage::HalfOpen
                 && outcome.is_first_answer
@@ -348,11 +352,13 @@ impl Plane {
                 self.clamp(frame, &layout, onward.hop, packet.family);
             }
             let macs = &self.hops.hop(onward.hop).macs;
+            let is_echo = !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP);
             match (Straight::at(frame.bytes, packet), TupleV4::of(to)) {
                 (Some(straight), Some(to)) if frame.checksum != Checksum::Absent => {
                     straight.redirect(frame.checksum, to, macs);
                     Ok(())
                 }
+                _ if is_echo => redirect_echo(frame.bytes, &layout, to, macs),
                 _ => redirect(frame.bytes, &layout, frame.checksum, to, macs),
             }
         };
@@ -481,7 +487,7 @@ impl Plane {
         let Some(macs) = reply::Macs::answering(bytes, mac) else { return };
         // Strangers who knock at closed ports are not to use up what others depend on.
         let budget = match complaint {
-            Complaint::PortUnreachable => &mut self.refusals,
+            Complaint::PortUnreachable | Complaint::Prohibited => &mut self.refusals,
             Complaint::PacketTooBig { .. } => &mut self.too_big,
             Complaint::NoRoute | Complaint::ReassemblyTimeExceeded | Complaint::TimeExceeded => &mut self.errors,
         };

@@ -78,7 +78,9 @@ impl Plane {
         let is_reply = self.services.keeps_clients(src) && !self.network.is_kernels(dst);
         // On its way to others' MACs nothing else is ours, as whole packets are not.
         let is_others = turn.whose == Whose::Others;
-        if !is_reply && (is_others || !self.services.is_ours(dst) && !self.network.is_own(dst)) {
+        // The same of what may open a flow from inside.
+        let is_outbound = !is_others && self.snapshot.outbound.may_translate(src, dst);
+        if !is_reply && !is_outbound && (is_others || !self.services.is_ours(dst) && !self.network.is_own(dst)) {
             return self.route_on(frame, &fragment.parsed, None, turn);
         }
         // Before it can join or spoil what the server has sent.

@@ -72,7 +72,7 @@ impl Plane {
         let client = |socket: SocketAddr| vshard_of_client(socket.ip(), socket.port(), self.steering_seed);
         match service {
             Some(_) => Some(client(tuple.source())),
-            None => self.notes.home_of(tuple).or_else(|| {
+            None => self.notes.home_of(tuple).or_else(|| self.outbound_home(tuple)).or_else(|| {
                 // The client of a half-NAT flow.
                 let is_server = self.services.is_server(tuple.src) || self.services.keeps_clients(tuple.src);
                 let is_returned = is_server && !self.services.is_ours(tuple.dst);
@@ -95,7 +95,7 @@ impl Plane {
             return false;
         }
         let Some(path) = self.flows.table(found.stage).path(found.id) else { return false };
-        let home = vshard_of_client(path.client.src.into(), path.client.src_port, self.steering_seed);
+        let home = self.home_of_flow(&path);
         let returns = path.server.reversed();
         // What is over has no lease: one of the same home, where that is another worker's, is of a newer flow there.
         let is_elsewhere = self.snapshot.steering.worker_of(home) != self.worker;

@@ -22,6 +22,7 @@ mod neighbours;
 mod network;
 mod note;
 mod opening;
+mod outbound;
 mod outbox;
 mod pending;
 mod reassembly;

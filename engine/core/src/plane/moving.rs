@@ -5,11 +5,11 @@
 //! opens its new flows from the first moment on, and asks the other for those that have not come yet ([`super::handoff`]). Leases and notes lie
 //! where all workers reach them, so they need not move.
 
-use super::flows::{Ended, Flows, OpenError, Stage, is_tcp};
+use super::flows::{Ended, Flows, OUTSIDE_V6_MAX, OpenError, Stage, is_tcp, names_outside_v6};
 use super::{Desk, Outbox, Plane, PlaneCounter};
 use crate::counters::Termination;
 use crate::flow::{FlowId, InsertError, Returns};
-use crate::steering::{SteeringTable, VSHARDS, vshard_of_client};
+use crate::steering::{SteeringTable, VSHARDS};
 use crate::{Generation, Now, VShard, WorkerId};
 
 /// What one worker gives to another. It must arrive in the order in which it was given, and before frames that were handed off later.
@@ -172,7 +172,7 @@ impl Plane {
     fn moved(&self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
         let table = self.flows.table(stage);
         let path = table.path(id)?;
-        let home = vshard_of_client(path.client.src.into(), path.client.src_port, self.steering_seed);
+        let home = self.home_of_flow(&path);
         let owner = self.snapshot.steering.worker_of(home);
         if owner == self.worker {
             return None;
@@ -228,6 +228,9 @@ impl Flows {
             }
             self.give_way(found.stage, found.id);
         }
+        if names_outside_v6(&path) && self.outside_v6 >= OUTSIDE_V6_MAX {
+            return Err(OpenError::Full);
+        }
         if stage == Stage::Established && !self.make_room_established(path.returns) {
             return Err(OpenError::Full);
         }
@@ -242,6 +245,7 @@ impl Flows {
             }
             Stage::Established => self.one_way += usize::from(path.returns == Returns::Elsewhere),
         }
+        self.outside_v6 += usize::from(names_outside_v6(&path));
         Ok(id)
     }
 }

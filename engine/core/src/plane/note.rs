@@ -6,12 +6,11 @@ use std::net::SocketAddr;
 
 use towpath_config::model::Plane;
 
-use super::services::protocol_number;
 use crate::VShard;
 use crate::flow::FlowPath;
-use crate::packet::{Ip, Tuple};
+use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::snapshot::{ServiceSource, Snapshot};
-use crate::snat::{PortHomes, SnatLease};
+use crate::snat::{Leased, PortHomes, SnatLease};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct NoteKey {
@@ -29,6 +28,8 @@ pub(super) struct Notes {
     homes: HashMap<NoteKey, PortHomes>,
     /// Whether one of them is of every port of a server.
     has_any_port: bool,
+    /// Those that flows from inside lease from, whoever they are to, by SNAT address and protocol. Pings need none.
+    outbound: HashMap<(Ip, u8), PortHomes>,
 }
 
 impl Notes {
@@ -37,7 +38,7 @@ impl Notes {
         let mut named = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             let ServiceSource::Pool(pool) = &service.source else { continue };
-            let protocol = protocol_number(pool.protocol());
+            let Some(protocol) = protocol_number(pool.leased()) else { continue };
             for (source, server, homes) in pool.homes() {
                 let (source, server_port) = (Ip::from(source), server.port());
                 let key = NoteKey { source, server: server.ip().into(), server_port, protocol };
@@ -48,6 +49,11 @@ impl Notes {
         // A map that was a gone server's may be another one's by now.
         let in_use: HashSet<u32> = named.iter().map(|key| self.homes[key].map()).collect();
         self.homes.retain(|key, homes| named.contains(key) || !homes.is_unused() && !in_use.contains(&homes.map()));
+        let lanes = snapshot.outbound.each().flat_map(|nat| nat.lanes());
+        self.outbound = lanes
+            .filter_map(|lane| Some((&lane.pool, protocol_number(lane.pool.leased())?)))
+            .flat_map(|(pool, protocol)| pool.homes().map(move |(ip, _, homes)| ((ip.into(), protocol), homes)))
+            .collect();
         self.has_any_port = self.homes.keys().any(|key| key.server_port == 0);
     }
 
@@ -77,12 +83,22 @@ impl Notes {
         let Tuple { src, dst, src_port, dst_port, protocol } = *returns;
         let key = NoteKey { source: dst, server: src, server_port: src_port, protocol };
         let exact = self.homes.get(&key);
-        if !self.has_any_port {
-            return exact;
-        }
-        match (exact, self.homes.get(&NoteKey { server_port: 0, ..key })) {
-            (Some(exact), Some(every)) if !exact.is_leased(dst_port) && every.is_leased(dst_port) => Some(every),
-            (exact, every) => exact.or(every),
-        }
+        let of_server = match self.has_any_port {
+            false => exact,
+            true => match (exact, self.homes.get(&NoteKey { server_port: 0, ..key })) {
+                (Some(exact), Some(every)) if !exact.is_leased(dst_port) && every.is_leased(dst_port) => Some(every),
+                (exact, every) => exact.or(every),
+            },
+        };
+        of_server.or_else(|| self.outbound.get(&(dst, protocol)))
+    }
+}
+
+/// The protocol whose ports are leased.
+fn protocol_number(leased: Leased) -> Option<u8> {
+    match leased {
+        Leased::Echo => None,
+        Leased::Tcp => Some(PROTOCOL_TCP),
+        Leased::Udp => Some(PROTOCOL_UDP),
     }
 }

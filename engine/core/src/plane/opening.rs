@@ -22,10 +22,10 @@ use crate::steering::{SteeringTable, vshard_of_client_ip};
 use crate::{Now, Pick, Refusal, ServiceId, TargetIndex, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
-const LEASES_MAX: usize = 4;
+pub(super) const LEASES_MAX: usize = 4;
 
 /// Why a flow was refused: for the worker's counters, and for the service's.
-type Refused = (DropReason, Termination);
+pub(super) type Refused = (DropReason, Termination);
 
 /// What is known of a packet without an established flow before its turn comes.
 #[derive(Clone, Copy)]
@@ -185,7 +185,7 @@ impl Plane {
             let hashes = PathHashes { client: self.batch[job].hash, returns };
             turn.desk.prefetch(self.flows.established.entry_line(returns));
             turn.desk.prefetch(self.flows.half_open.entry_line(returns));
-            let class = first_class(&rule, client.protocol);
+            let class = first_class(&rule, &client);
             self.ahead[job] = Ahead::Opening(Opening { service: id, path, hashes, class, state, detail });
         }
     }
@@ -309,7 +309,7 @@ impl Plane {
     }
 
     /// A flow is in its table: its first packet goes on.
-    fn begin<D: Desk>(
+    pub(super) fn begin<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
@@ -334,7 +334,7 @@ impl Plane {
     }
 
     /// The state of the flow that this packet opens; `None`: it opens none.
-    fn first_state(&self, bytes: &[u8], packet: &Parsed, id: ServiceId) -> Option<State> {
+    pub(super) fn first_state(&self, bytes: &[u8], packet: &Parsed, id: ServiceId) -> Option<State> {
         let sight = if self.services.rule(id).is_dsr { Sight::OpenerOnly } else { Sight::BothWays };
         match packet.tuple.protocol {
             PROTOCOL_TCP => Some(State::of_tcp(TcpTrack::open(&segment_facts(bytes, packet), sight)?, id)),
@@ -434,7 +434,7 @@ impl Plane {
         rule: &Rule,
         state: State,
     ) -> Result<(FlowId, FlowPath), Refused> {
-        let class = first_class(rule, client.protocol);
+        let class = first_class(rule, client);
         for attempt in 0..LEASES_MAX {
             let (path, mut detail) = self.source(now, steering, service, target, client, rule, None, attempt)?;
             let hashes = self.flows.half_open.hashes(&path);
@@ -542,7 +542,7 @@ impl Plane {
     }
 
     /// Answers a TCP segment with a reset, as a host without that connection does.
-    fn reset_sender<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, turn: &mut Turn<'_, D>) {
+    pub(super) fn reset_sender<D: Desk>(&mut self, frame: &Frame<'_>, packet: &Parsed, turn: &mut Turn<'_, D>) {
         // A reset gets no answer, and is to cost none of the budget.
         if packet.tuple.protocol != PROTOCOL_TCP || packet.tcp.flags.0 & TcpFlags::RST.0 != 0 {
             return;
@@ -564,14 +564,14 @@ fn towards(service: &Service, member: &Target, client: &Tuple) -> SocketAddr {
 }
 
 /// The timeout that a flow begins with.
-fn first_class(rule: &Rule, protocol: u8) -> TimeoutClass {
-    match protocol {
+pub(super) fn first_class(rule: &Rule, client: &Tuple) -> TimeoutClass {
+    match client.protocol {
         PROTOCOL_TCP => rule.tcp_class(TcpTimeout::Opening),
-        _ => rule.udp_class(UdpTimeout::Opening),
+        _ => rule.udp_class(UdpTimeout::Opening, client.dst_port),
     }
 }
 
-fn refused(error: OpenError) -> Refused {
+pub(super) fn refused(error: OpenError) -> Refused {
     match error {
         OpenError::Full => (DropReason::FlowsFull, Termination::OutOfConnections),
         OpenError::HalfOpenFull => (DropReason::HalfOpenFull, Termination::OutOfConnections),

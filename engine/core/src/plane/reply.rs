@@ -277,6 +277,8 @@ pub(super) enum Complaint {
     NoRoute,
     /// Nobody listens at its port (RFC 1122 section 4.1.3.1, RFC 4443 section 3.1).
     PortUnreachable,
+    /// There is no room for what it opens (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1): as administratively prohibited (RFC 5508 REQ-8).
+    Prohibited,
     /// Others of its fragments did not come in time (RFC 792, RFC 4443 section 3.3).
     ReassemblyTimeExceeded,
     /// Its time to live has run out (RFC 792, RFC 4443 section 3.3).
@@ -325,6 +327,8 @@ pub(super) fn icmp_error(
         (Complaint::NoRoute, false) => (1, 0, 0),
         (Complaint::PortUnreachable, true) => (3, 3, 0),
         (Complaint::PortUnreachable, false) => (1, 4, 0),
+        (Complaint::Prohibited, true) => (3, 13, 0),
+        (Complaint::Prohibited, false) => (1, 1, 0),
         (Complaint::ReassemblyTimeExceeded, true) => (11, 1, 0),
         (Complaint::ReassemblyTimeExceeded, false) => (3, 1, 0),
         (Complaint::TimeExceeded, true) => (11, 0, 0),

@@ -8,7 +8,7 @@ use super::services::{ConfiguredSet, address_key};
 use super::{Desk, Frame, Network, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::Returns;
 use crate::packet::rewrite::{Layout, decrement_hop_limit};
-use crate::packet::{DropReason, Ip, PROTOCOL_TCP, Parsed, TcpFlags, Tuple, parse_ip};
+use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags, Tuple, parse_ip};
 use crate::router::{Passage, PassageKind};
 
 /// The addresses of this host, and those that mean all hosts of a network here.
@@ -101,14 +101,19 @@ impl Plane {
         // Without a route it leaves by none: who is not let pass hears nothing.
         // Services are none of the rules' business.
         let is_served = is_ours && self.services.is_direct_answer(&packet.tuple);
-        if !is_served && !self.snapshot.router.lets_pass(&passage(packet, quoted, arrives_by, leaves_by_name)) {
+        let passage = passage(packet, quoted, arrives_by, leaves_by_name);
+        if !is_served && !self.snapshot.router.lets_pass(&passage) {
             return Err(DropReason::RuleDenied);
         }
         if leaves_by.is_none() {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
         }
+        let lane = if quoted.is_none() { self.lane_out(frame.bytes, packet, &passage) } else { None };
         self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
+        if let Some(lane) = lane {
+            return Ok(self.open_outbound(frame, packet, &lane, turn));
+        }
         let transit = self.transit_of(frame, packet);
         let octets = frame.bytes.len();
         decrement_hop_limit(frame.bytes, &Layout::from(packet)).map_err(|_| DropReason::FrameChanged)?;
@@ -177,7 +182,8 @@ impl Plane {
 /// What the rules are asked about: the packet, or the one that an ICMP error is about.
 fn passage<'a>(packet: &Parsed, quoted: Option<&Tuple>, arrives_by: &'a str, leaves_by: &'a str) -> Passage<'a> {
     let of = |tuple: &Tuple, kind| {
-        let ports = Some((tuple.src_port, tuple.dst_port)).filter(|&ports| ports != (0, 0));
+        let has_ports = matches!(tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP);
+        let ports = Some((tuple.src_port, tuple.dst_port)).filter(|&ports| has_ports && ports != (0, 0));
         Passage { src: tuple.src, dst: tuple.dst, protocol: tuple.protocol, ports, arrives_by, leaves_by, kind }
     };
     match quoted {

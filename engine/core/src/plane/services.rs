@@ -12,14 +12,19 @@ use super::flows::timeout_class;
 use crate::flow::tcp::{TcpTimeout, TcpTimeouts};
 use crate::flow::udp::{UdpTimeout, UdpTimeouts};
 use crate::flow::{Direction, FlowPath, Returns, TimeoutClass};
+use crate::outbound::OutboundLane;
 use crate::packet::{Ip, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use crate::random::mix;
 use crate::snapshot::{SERVICES_MAX, Service, ServiceSource, Snapshot, Target};
-use crate::snat::{RouteId, SnatMaps, SnatPool};
+use crate::snat::{Leased, RouteId, SnatMaps, SnatPool};
 use crate::{RealServerId, ServiceId, TargetIndex};
 
 const TCP_TIMEOUTS: usize = TcpTimeout::ALL.len();
 const UDP_TIMEOUTS: usize = UdpTimeout::ALL.len();
+
+/// A port whose flows from inside may be forgotten early, as it is one of those below 1024 (RFC 4787 REQ-5 a): a resolver has very many, each of one answer.
+const DNS_PORT: u16 = 53;
+const DNS_TIMEOUT_MS: u64 = 30_000;
 
 /// How the flows of one service are treated. Stays when the service goes, for the flows that it leaves.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +34,8 @@ pub(super) struct Rule {
     pub(super) is_dsr: bool,
     /// Whether a lease is kept while the real server may hold the connection in TIME_WAIT.
     pub(super) rests: bool,
+    /// For what asks a server that answers at once and once, flows from inside only.
+    short_class: Option<TimeoutClass>,
     /// By whom clients that are on no link of ours are answered, instead of by the routes.
     pub(super) next_hop: Option<Ip>,
 }
@@ -53,12 +60,29 @@ impl Rule {
             opening_ms: UdpTimeouts::default().opening_ms.min(service.idle_timeout_ms),
             established_ms: service.idle_timeout_ms,
         };
+        let is_dsr = service.forwarding == Forwarding::Dsr;
+        Rule { is_dsr, rests: rest_ms > 0, next_hop: service.next_hop.map(Ip::from), ..Rule::timed(&tcp, &udp) }
+    }
+
+    /// Flows from inside have the timeouts of a NAT (RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2).
+    fn of_outbound(lane: &OutboundLane) -> Rule {
+        let rest_ms = lane.pool.rest_ms();
+        let standard = TcpTimeouts::default();
+        let tcp = TcpTimeouts { time_wait_ms: standard.time_wait_ms.max(rest_ms), ..standard };
+        let udp = match lane.pool.leased() {
+            Leased::Echo => UdpTimeouts { opening_ms: 60_000, established_ms: 60_000 },
+            // Who asks is one of the operator's own: no reason to forget it sooner.
+            Leased::Tcp | Leased::Udp => UdpTimeouts { opening_ms: 120_000, ..UdpTimeouts::default() },
+        };
+        Rule { rests: rest_ms > 0, short_class: Some(timeout_class(DNS_TIMEOUT_MS)), ..Rule::timed(&tcp, &udp) }
+    }
+
+    fn timed(tcp: &TcpTimeouts, udp: &UdpTimeouts) -> Rule {
         let mut classes = [TimeoutClass(0); TCP_TIMEOUTS + UDP_TIMEOUTS];
         for (class, ms) in classes.iter_mut().zip(tcp.all_ms().into_iter().chain(udp.all_ms())) {
             *class = timeout_class(ms);
         }
-        let is_dsr = service.forwarding == Forwarding::Dsr;
-        Rule { classes, is_dsr, rests: rest_ms > 0, next_hop: service.next_hop.map(Ip::from) }
+        Rule { classes, ..Rule::default() }
     }
 
     /// Where the answers of the flows that it opens go.
@@ -80,9 +104,13 @@ impl Rule {
         self.classes[timeout.index()]
     }
 
+    /// The class of flows of datagrams, or pings, whose far end, where the flow is not from inside our own, has this port.
     #[inline]
-    pub(super) fn udp_class(&self, timeout: UdpTimeout) -> TimeoutClass {
-        self.classes[TCP_TIMEOUTS + timeout.index()]
+    pub(super) fn udp_class(&self, timeout: UdpTimeout, server_port: u16) -> TimeoutClass {
+        match self.short_class {
+            Some(class) if server_port == DNS_PORT => class,
+            Some(_) | None => self.classes[TCP_TIMEOUTS + timeout.index()],
+        }
     }
 }
 
@@ -236,6 +264,12 @@ impl Services {
                 .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
             shunned.extend(members.map(|target| (service.id, target.server)));
         }
+        for lane in snapshot.outbound.each().flat_map(|nat| nat.lanes()) {
+            if let Some(rule) = self.rules.get_mut(lane.id.index()) {
+                *rule = Rule::of_outbound(lane);
+            }
+            self.adopt_pool(&lane.pool);
+        }
         self.ours_endings = [false; 256];
         self.ours.iter().for_each(|address| self.ours_endings[usize::from(*address as u8)] = true);
         let is_any_gone = before.iter().any(|address| !self.half_nat.contains(address));
@@ -272,13 +306,17 @@ impl Services {
         }
         self.servers.extend(servers);
         if let ServiceSource::Pool(pool) = &service.source {
-            let addresses = pool.addresses().iter().map(|&address| address_key(address.into()));
-            if pool.is_of_interface() {
-                self.lent.extend(addresses.clone());
-            }
-            self.ours.extend(addresses);
-            self.maps = Some(Arc::clone(pool.maps()));
+            self.adopt_pool(pool);
         }
+    }
+
+    fn adopt_pool(&mut self, pool: &SnatPool) {
+        let addresses = pool.addresses().iter().map(|&address| address_key(address.into()));
+        if pool.is_of_interface() {
+            self.lent.extend(addresses.clone());
+        }
+        self.ours.extend(addresses);
+        self.maps = Some(Arc::clone(pool.maps()));
     }
 
     #[inline]

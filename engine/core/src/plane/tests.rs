@@ -5,6 +5,7 @@ mod fast;
 mod fragments;
 mod ledger;
 mod lending;
+mod outbound;
 mod router;
 mod straight;
 mod transits;
@@ -20,13 +21,14 @@ use crate::PickReason;
 use crate::fixtures;
 use crate::flow::{Direction, Returns};
 use crate::ids::{Generation, TargetIndex};
+use crate::outbound::{Outbound, OutboundLane, OutboundNat, towards_anyone};
 use crate::packet::{
     Family, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet, SynOptions, TcpFlags, Tuple, checksum,
     parse,
 };
 use crate::router::Router;
 use crate::snapshot::{ServiceSource, Target};
-use crate::snat::{SnatBook, SnatLimits};
+use crate::snat::{Leased, SnatBook, SnatLimits};
 use crate::steering::SteeringTable;
 
 const SYN: u8 = TcpFlags::SYN.0;
@@ -193,6 +195,7 @@ struct Setup {
     settings: PlaneSettings,
     network: Network,
     router: model::Router,
+    outbound: Option<model::OutboundNat>,
     next_hop: Option<IpAddr>,
 }
 
@@ -224,6 +227,7 @@ impl Setup {
             },
             network: network(1500, true),
             router: model::Router::default(),
+            outbound: None,
             next_hop: None,
         }
     }
@@ -259,6 +263,19 @@ impl Setup {
         service
     }
 
+    fn outbound(&self) -> Arc<Outbound> {
+        let Some(nat) = &self.outbound else { return Arc::default() };
+        let model::Source::Pool(rule) = &nat.source else { panic!("no pool") };
+        let destinations: Vec<SocketAddr> = rule.addresses.iter().copied().map(towards_anyone).collect();
+        let mut book = SnatBook::new(SnatLimits::default());
+        let lanes = Leased::ALL.map(|leased| OutboundLane {
+            id: ServiceId(10 + leased as u16),
+            pool: book.pool(rule, &[], leased, &destinations).unwrap(),
+        });
+        let nat = OutboundNat::new(nat, lanes);
+        Arc::new(Outbound::new(vec![nat], &self.servers.iter().map(|server| server.address).collect::<Vec<_>>()))
+    }
+
     fn snapshot(&self, service: Service) -> Arc<Snapshot> {
         Arc::new(Snapshot {
             generation: Generation(1),
@@ -266,6 +283,7 @@ impl Setup {
             real_servers: Vec::new(),
             steering: Arc::new(SteeringTable::even(self.workers)),
             router: Arc::new(Router::new(&self.router)),
+            outbound: self.outbound(),
         })
     }
 
@@ -446,6 +464,13 @@ fn sound(frame: &[u8]) -> Tuple {
             let segment = &frame[usize::from(parsed.l4)..parsed.end as usize];
             let sum = pseudo(&parsed.tuple, parsed.tuple.protocol, segment.len());
             assert!(checksum::is_valid(sum, segment), "a wrong checksum: {frame:02x?}");
+            parsed.tuple
+        }
+        Ok(Packet::Echo(parsed) | Packet::EchoReply(parsed)) => {
+            let message = &frame[usize::from(parsed.l4)..parsed.end as usize];
+            let is_v4 = parsed.family == Family::V4;
+            let sum = if is_v4 { 0 } else { pseudo(&parsed.tuple, PROTOCOL_ICMPV6, message.len()) };
+            assert!(checksum::is_valid(sum, message), "a wrong checksum: {frame:02x?}");
             parsed.tuple
         }
         other => panic!("{other:?} instead of a packet: {frame:02x?}"),

@@ -5,10 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{Protocol, SourcePool};
+use towpath_config::model::SourcePool;
 
 use super::map::{PortMap, PortMask, SnatMaps};
-use super::{Route, RouteSource, SnatPool};
+use super::{Leased, Route, RouteSource, SnatPool};
 
 /// Upper bounds of a [`SnatBook`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ const SWEEP_MIN: usize = 64;
 struct MapKey {
     address: IpAddr,
     destination: SocketAddr,
-    protocol: Protocol,
+    leased: Leased,
 }
 
 impl SnatBook {
@@ -118,9 +118,10 @@ impl SnatBook {
         &mut self,
         rule: &SourcePool,
         exclude: &[u16],
-        protocol: Protocol,
+        leased: impl Into<Leased>,
         destinations: &[SocketAddr],
     ) -> Result<Arc<SnatPool>, SnatBookError> {
+        let leased = leased.into();
         let mask = PortMask::new(rule.port_low, rule.port_high, exclude);
         if mask.capacity() == 0 {
             return Err(SnatBookError::NoPorts { low: rule.port_low, high: rule.port_high });
@@ -130,13 +131,13 @@ impl SnatBook {
         destinations.dedup();
         let mut routes = destinations
             .into_iter()
-            .map(|destination| self.route(rule, protocol, destination))
+            .map(|destination| self.route(rule, leased, destination))
             .collect::<Result<Box<[Route]>, _>>()?;
         routes.sort_unstable_by_key(|route| route.key);
         Ok(Arc::new(SnatPool {
             maps: Arc::clone(&self.maps),
             addresses: rule.addresses.clone().into(),
-            protocol,
+            leased,
             is_of_interface: !rule.towards.is_empty(),
             rest_ms: rule.rest_ms,
             mask,
@@ -144,18 +145,13 @@ impl SnatBook {
         }))
     }
 
-    fn route(
-        &mut self,
-        rule: &SourcePool,
-        protocol: Protocol,
-        destination: SocketAddr,
-    ) -> Result<Route, SnatBookError> {
+    fn route(&mut self, rule: &SourcePool, leased: Leased, destination: SocketAddr) -> Result<Route, SnatBookError> {
         let towards = rule.towards.get(&destination.ip());
         let sources = rule
             .addresses
             .iter()
             .filter(|&address| address.is_ipv4() == destination.is_ipv4() && towards.is_none_or(|own| own == address))
-            .map(|&address| Ok(RouteSource::new(address, self.map(MapKey { address, destination, protocol })?)))
+            .map(|&address| Ok(RouteSource::new(address, self.map(MapKey { address, destination, leased })?)))
             .collect::<Result<Box<[_]>, _>>()?;
         if sources.is_empty() {
             return Err(SnatBookError::NoAddressFor { destination });

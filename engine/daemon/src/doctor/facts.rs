@@ -13,7 +13,7 @@ use towpath_sys::netns::Namespace;
 use towpath_sys::sysfs::Sysfs;
 
 use crate::packets::arms::{self, holds, kernels_route};
-use crate::packets::claims::carries_packets;
+use crate::packets::claims::{self, carries_packets};
 use crate::preflight::HostFacts;
 
 /// What is known without asking anybody else.
@@ -98,7 +98,7 @@ impl Facts {
     }
 }
 
-/// VIPs and SNAT addresses of a service.
+/// VIPs and SNAT addresses.
 pub(super) fn own_addresses(model: &Model) -> BTreeSet<IpAddr> {
     let of_service = model.services.iter().flat_map(|service| {
         let pool = match &service.source {
@@ -107,7 +107,7 @@ pub(super) fn own_addresses(model: &Model) -> BTreeSet<IpAddr> {
         };
         pool.iter().copied().chain([service.vip])
     });
-    of_service.collect()
+    of_service.chain(claims::outbound(model).flat_map(|(_, pool)| pool.addresses.iter().copied())).collect()
 }
 
 /// Every real server.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use towpath_config::model::{
-    Forwarding, Model, PROBE_PORTS, Plane, Ports, Protocol, Source, SourcePool, VirtualService,
+    Forwarding, Model, OutboundNat, PROBE_PORTS, Plane, Ports, Protocol, Source, SourcePool, VirtualService,
 };
 use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP};
 use towpath_sys::neighbour::LinkAddress;
@@ -25,11 +25,11 @@ pub fn carries_packets(model: &Model) -> bool {
 
 /// The addresses that the packet plane answers for: VIPs and SNAT addresses.
 pub fn addresses(model: &Model) -> BTreeSet<IpAddr> {
-    services(model)
-        .flat_map(|service| {
-            pool(service).into_iter().flat_map(|pool| pool.addresses.iter().copied()).chain([service.vip])
-        })
-        .collect()
+    let of_outbound = outbound(model).flat_map(|(_, pool)| pool.addresses.iter().copied());
+    let of_services = services(model).flat_map(|service| {
+        pool(service).into_iter().flat_map(|pool| pool.addresses.iter().copied()).chain([service.vip])
+    });
+    of_services.chain(of_outbound).collect()
 }
 
 /// The addresses of the kernel that servers are asked from whether they have the VIP (direct server return).
@@ -57,6 +57,11 @@ pub fn claims(model: &Model, kernels: &[LinkAddress]) -> Vec<Claim> {
     for source in probe_sources(model, kernels) {
         taken.entry((source, Protocol::Tcp)).or_default().insert(PROBE_PORTS.0..=PROBE_PORTS.1);
     }
+    for (_, pool) in outbound(model) {
+        for key in pool.addresses.iter().flat_map(|&address| [(address, Protocol::Tcp), (address, Protocol::Udp)]) {
+            taken.entry(key).or_default().insert(pool.port_low..=pool.port_high);
+        }
+    }
     for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
         if let Some(set) = taken.get_mut(&(service.vip, service.protocol)) {
             service.sockets().for_each(|socket| set.remove(socket.port()));
@@ -81,7 +86,16 @@ pub fn claims(model: &Model, kernels: &[LinkAddress]) -> Vec<Claim> {
 
 /// Where the ports of a service are leased, if they are.
 pub fn pool(service: &VirtualService) -> Option<&SourcePool> {
-    match &service.source {
+    leased(&service.source)
+}
+
+/// Each `[[outbound_nat]]` with where it leases.
+pub fn outbound(model: &Model) -> impl Iterator<Item = (&OutboundNat, &SourcePool)> {
+    model.outbound.iter().filter_map(|nat| Some((nat, leased(&nat.source)?)))
+}
+
+fn leased(source: &Source) -> Option<&SourcePool> {
+    match source {
         Source::Pool(pool) => Some(pool),
         Source::Client | Source::Facing(_) | Source::Interface => None,
     }

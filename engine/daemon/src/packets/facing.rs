@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 
-use towpath_config::model::{FacingPorts, Model, Source, SourcePool, VirtualService};
+use towpath_config::model::{FacingPorts, Model, OutboundNat, Source, SourcePool, VirtualService};
+use towpath_core::outbound::towards_anyone;
 use towpath_sys::neighbour::{Neighbours, Tables};
 use towpath_sys::{host, socket};
 
@@ -23,6 +24,13 @@ pub fn resolve(model: Model, before: Option<&Model>) -> Model {
     let has_ways = model.vlans().next().is_some() || !model.bridges.is_empty() || !model.routes.is_empty();
     let tables = if has_ways { tables().unwrap_or_default() } else { Tables::default() };
     let file = model.clone();
+    let on_interface = |name: &str| -> Vec<IpAddr> {
+        match file.vlans().find(|(_, vlan)| vlan.name == name) {
+            Some((_, vlan)) => vlan.addresses.iter().map(|&(ip, _)| ip).collect(),
+            None => own.iter().filter(|address| address.interface == name).map(|address| address.ip).collect(),
+        }
+    };
+    let model = resolve_outbound(model, before, on_interface);
     resolve_by(model, before, is_down, |server| match routes::towards(&file, &tables, server) {
         Towards::Own(own) => own,
         Towards::Kernels(hop) => {
@@ -63,6 +71,42 @@ fn resolve_by(
         service.source = Source::Pool(SourcePool { addresses, port_low, port_high, rest_ms, towards });
     }
     model
+}
+
+/// `model` with the first address of each family that the interface of an `[[outbound_nat]]` has, as `on_interface` says. One without any keeps
+/// what `before` has.
+fn resolve_outbound(mut model: Model, before: Option<&Model>, on_interface: impl Fn(&str) -> Vec<IpAddr>) -> Model {
+    for nat in &mut model.outbound {
+        let Source::Facing(FacingPorts { port_low, port_high, rest_ms }) = nat.source else { continue };
+        let found = nat.interface.as_deref().map(&on_interface).unwrap_or_default();
+        let is_global = |ip: &IpAddr| match ip {
+            IpAddr::V4(v4) => !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        };
+        let first = |is_v4: bool| found.iter().copied().filter(is_global).find(|ip| ip.is_ipv4() == is_v4);
+        let addresses: Vec<IpAddr> = [true, false].into_iter().filter_map(first).collect();
+        let known = before.and_then(|before| before.outbound.iter().find(|other| other.name == nat.name));
+        nat.source = match known {
+            Some(OutboundNat { source: Source::Pool(pool), .. }) if addresses.is_empty() => Source::Pool(pool.clone()),
+            _ if addresses.is_empty() => continue,
+            _ => {
+                let towards = addresses.iter().map(|&own| (towards_anyone(own).ip(), own)).collect();
+                Source::Pool(SourcePool { addresses, port_low, port_high, rest_ms, towards })
+            }
+        };
+    }
+    model
+}
+
+/// Families, IPv4 first, that what an `[[outbound_nat]]` is for needs an address of and has none.
+pub fn lacks_families(nat: &OutboundNat) -> impl Iterator<Item = bool> {
+    let pool = match &nat.source {
+        Source::Pool(pool) => pool.addresses.as_slice(),
+        Source::Client | Source::Facing(_) | Source::Interface => &[],
+    };
+    let needs = |is_v4: bool| nat.from.iter().any(|(ip, _)| ip.is_ipv4() == is_v4);
+    let has = |is_v4: bool| pool.iter().any(|ip| ip.is_ipv4() == is_v4);
+    [true, false].into_iter().filter(move |&is_v4| needs(is_v4) && !has(is_v4))
 }
 
 /// What was found out for a service before.
@@ -132,6 +176,26 @@ mod tests {
         assert_eq!(pool(&resolve_by(model(), Some(&resolved), is_down, by_default)), found);
         let moved = pool(&resolve_by(model(), Some(&resolved), no_link, by_default));
         assert_eq!(moved.towards[&ip("203.0.113.31")], ip("198.51.100.1"));
+    }
+
+    #[test]
+    fn what_leaves_by_an_interface_leaves_from_its_first_addresses() {
+        let text = "[router]\nenabled = true\n[[interface]]\nname = \"eth0\"\n[[outbound_nat]]\nname = \"out\"\n\
+                    from = [\"10.0.0.0/8\", \"fd00::/8\"]\ninterface = \"eth0\"\n";
+        let model = towpath_config::check("test.toml", text).model.expect("no errors");
+        let found = |_: &str| ["fe80::1", "2001:db8::1", "192.0.2.1", "192.0.2.9"].map(ip).to_vec();
+        let resolved = resolve_outbound(model.clone(), None, found);
+        let Source::Pool(pool) = &resolved.outbound[0].source else { panic!("no pool") };
+        assert_eq!(pool.addresses, [ip("192.0.2.1"), ip("2001:db8::1")]);
+        assert_eq!(pool.towards[&ip("0.0.0.0")], ip("192.0.2.1"));
+        assert_eq!((pool.port_low, pool.port_high), (16_384, 32_767));
+        assert_eq!(lacks_families(&resolved.outbound[0]).count(), 0);
+        // It is down when the file is read again.
+        assert_eq!(resolve_outbound(model.clone(), Some(&resolved), |_| Vec::new()), resolved);
+        let without = resolve_outbound(model.clone(), None, |_| Vec::new());
+        assert_eq!(lacks_families(&without.outbound[0]).collect::<Vec<_>>(), [true, false]);
+        let half = resolve_outbound(model, None, |_| vec![ip("192.0.2.1")]);
+        assert_eq!(lacks_families(&half.outbound[0]).collect::<Vec<_>>(), [false]);
     }
 
     #[test]

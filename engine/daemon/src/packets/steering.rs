@@ -11,7 +11,7 @@ use towpath_core::steering::frame::FanoutRule;
 use towpath_core::steering::program::{FanoutTooLong, fanout_program};
 use towpath_sys::packet::Instruction;
 
-use super::claims::{pool, services};
+use super::claims::{outbound, pool, services};
 
 /// Why frames cannot be steered.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -50,9 +50,10 @@ pub fn rules(model: &Model) -> Result<Vec<FanoutRule>, SteeringError> {
             (Ports::All, ports) => *ports = None,
             (Ports::List(_), None) => {}
         }
-        for &address in pool(service).map_or(&[][..], |pool| &pool.addresses) {
-            uses.entry(address).or_insert_with(|| Use { ports: Some(Vec::new()), ..Use::default() }).is_leased = true;
-        }
+    }
+    let of_services = services(model).filter_map(pool);
+    for &address in of_services.chain(outbound(model).map(|(_, pool)| pool)).flat_map(|pool| &pool.addresses) {
+        uses.entry(address).or_insert_with(|| Use { ports: Some(Vec::new()), ..Use::default() }).is_leased = true;
     }
     uses.into_iter()
         .map(|(address, used)| match (used.is_vip, used.is_leased, used.ports) {

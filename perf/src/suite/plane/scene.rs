@@ -231,6 +231,7 @@ impl Scene {
             real_servers,
             steering: Arc::new(SteeringTable::even(1)),
             router: Arc::default(),
+            outbound: Arc::default(),
         };
         Ok((id, snapshot))
     }

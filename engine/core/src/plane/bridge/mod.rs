@@ -255,9 +255,12 @@ impl Plane {
         let verdict = match packet {
             Packet::Arp(_) | Packet::Nd(_) => self.answer(frame, packet, turn),
             Packet::Fragment(_) | Packet::IcmpError(_) if !is_group => self.answer(frame, packet, turn),
-            Packet::Echo(_) | Packet::Fragment(_) | Packet::IcmpError(_) | Packet::Other(_) | Packet::Transport(_) => {
-                Verdict::Pass
-            }
+            Packet::Echo(_)
+            | Packet::EchoReply(_)
+            | Packet::Fragment(_)
+            | Packet::IcmpError(_)
+            | Packet::Other(_)
+            | Packet::Transport(_) => Verdict::Pass,
         };
         turn.whose = Whose::Ours;
         match verdict {

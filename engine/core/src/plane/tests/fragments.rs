@@ -6,7 +6,7 @@ use crate::packet::{IcmpErrorKind, rewrite};
 use crate::random::SplitMix64;
 
 /// A packet that may be cut, in a frame.
-fn uncut(dst: Mac, src: Mac, tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
+pub(super) fn uncut(dst: Mac, src: Mac, tuple: &Tuple, payload: &[u8]) -> Vec<u8> {
     let mut frame = frame_of(dst, src, tuple, payload);
     if tuple.src.is_v4() {
         frame[20] = 0;
@@ -22,7 +22,7 @@ fn mend(frame: &mut [u8]) {
     frame[24..26].copy_from_slice(&sum.to_be_bytes());
 }
 
-fn fragments(frame: &[u8], octets_max: u32, id: u32) -> Vec<Vec<u8>> {
+pub(super) fn fragments(frame: &[u8], octets_max: u32, id: u32) -> Vec<Vec<u8>> {
     let mut made = Vec::new();
     Cut::new(frame, octets_max, Some(id)).unwrap().each(|headers, data| made.push([headers, data].concat()));
     made
@@ -71,7 +71,7 @@ fn id_of(frame: &[u8]) -> u32 {
 
 impl Lab {
     /// Sends fragments of a packet that is to go on, and returns what leaves: where, the packet as its fragments make it, and the octets of each.
-    fn relay_cut(&mut self, port: PortId, frames: &[Vec<u8>]) -> (PortId, Vec<u8>, Vec<usize>) {
+    pub(super) fn relay_cut(&mut self, port: PortId, frames: &[Vec<u8>]) -> (PortId, Vec<u8>, Vec<usize>) {
         self.out.clear();
         for frame in frames {
             let verdict = self.send(port, &mut frame.clone());

@@ -66,6 +66,7 @@ impl Crew {
                 real_servers: Vec::new(),
                 steering: Arc::clone(&table),
                 router: Arc::default(),
+                outbound: Arc::default(),
             })
         };
         let plane = |worker: usize| {
@@ -223,6 +224,7 @@ impl Crew {
             real_servers: Vec::new(),
             steering: Arc::clone(&self.tables[last]),
             router: Arc::default(),
+            outbound: Arc::default(),
         }));
     }
 
