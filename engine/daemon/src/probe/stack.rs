@@ -6,7 +6,8 @@
 //! its address is asked for in vain. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -25,9 +26,13 @@ use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
 
 use crate::packets;
+use crate::packets::arms::holds;
 
 /// Bytes of what a server says at once that are taken, in each direction.
 const BUFFER_BYTES: usize = 4_096;
+/// Where the sender's and the target's addresses lie in a frame with ARP (RFC 826).
+const ARP_SENDER: Range<usize> = ETHERNET_LEN + 14..ETHERNET_LEN + 18;
+const ARP_TARGET: Range<usize> = ETHERNET_LEN + 24..ETHERNET_LEN + 28;
 /// How long the server may take to close its side once it has answered.
 const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 
@@ -41,6 +46,15 @@ pub(super) struct Way {
     from: (IpAddr, u8),
     /// Who takes what is for others.
     router: Option<IpAddr>,
+    /// Of which address the hardware address is asked for instead of the other one's.
+    stand_in: Option<StandIn>,
+}
+
+/// One that has the VIP and does not answer for it, for the VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StandIn {
+    vip: Ipv4Addr,
+    server: Ipv4Addr,
 }
 
 /// What frames leave and come in by.
@@ -62,11 +76,15 @@ pub(super) fn way(network: &Network, plan: &CheckPlan) -> Option<Result<Way, Str
     let Some((own, prefix)) = network.speaker(id, router.unwrap_or(Ip::from(server))) else {
         return Some(Err(format!("{} has no {} address to ask from", port.name, name(family))));
     };
-    let (prefix, router) = match (plan.vip, router) {
-        (None, router) => (prefix, router.map(IpAddr::from)),
-        // As if the server were the router to its VIP, which on this network is ourselves.
-        (Some(_), None) => (if server.is_ipv4() { 32 } else { 128 }, Some(server)),
-        (Some(vip), Some(router)) => {
+    let (from, router, stand_in) = match (plan.vip, router, server) {
+        (None, router, _) => ((own.into(), prefix), router.map(IpAddr::from), None),
+        (Some(IpAddr::V4(vip)), None, IpAddr::V4(server)) if holds(own.into(), prefix, vip.into()) => {
+            ((own.into(), prefix), None, Some(StandIn { vip, server }))
+        }
+        // As if the server were the router to its VIP.
+        (Some(_), None, IpAddr::V4(_)) => ((own.into(), prefix), Some(server), None),
+        (Some(_), None, IpAddr::V6(_)) => ((own.into(), 128), Some(server), None),
+        (Some(vip), Some(router), _) => {
             return Some(Err(format!(
                 "{vip} cannot be asked for behind router {router}; direct server return needs a network of ours"
             )));
@@ -78,8 +96,7 @@ pub(super) fn way(network: &Network, plan: &CheckPlan) -> Option<Result<Way, Str
         return Some(Err(format!("interface {} is not there", port.name)));
     }
     let mtu_bytes = usize::try_from(port.mtu).unwrap_or(usize::MAX).min(9_216);
-    let from = (own.into(), prefix);
-    Some(Ok(Way { links, mtu_bytes, from, router }))
+    Some(Ok(Way { links, mtu_bytes, from, router, stand_in }))
 }
 
 /// That of a port, while the interface is there.
@@ -157,7 +174,7 @@ impl Stack {
             reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
         )]
         let hearing = AsyncFd::new(hearing)?;
-        let mut wire = Wire { hearing, link, mtu_bytes: way.mtu_bytes, read: Vec::new() };
+        let mut wire = Wire { hearing, link, mtu_bytes: way.mtu_bytes, stand_in: way.stand_in, read: Vec::new() };
         let mut config = Config::new(EthernetAddress(link.mac).into());
         config.random_seed = crate::engine::system_seed();
         let mut interface = Interface::new(config, &mut wire, Instant::now());
@@ -236,6 +253,7 @@ struct Wire {
     hearing: AsyncFd<Hearing>,
     link: Link,
     mtu_bytes: usize,
+    stand_in: Option<StandIn>,
     /// The frame that was read last.
     read: Vec<u8>,
 }
@@ -244,6 +262,7 @@ struct Wire {
 struct Sending<'w> {
     hearing: &'w Hearing,
     link: Link,
+    stand_in: Option<StandIn>,
 }
 
 /// A frame that has come.
@@ -254,7 +273,7 @@ impl Device for Wire {
     type TxToken<'w> = Sending<'w>;
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        let Wire { hearing, link, read, .. } = self;
+        let Wire { hearing, link, stand_in, read, .. } = self;
         loop {
             let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
                 let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
@@ -272,11 +291,14 @@ impl Device for Wire {
                 Err(error) => tracing::debug!("probe: {error}"),
             }
         }
-        Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link }))
+        if let Some(StandIn { vip, server }) = *stand_in {
+            replace(read, ARP_SENDER, server, vip);
+        }
+        Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link, stand_in: *stand_in }))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
-        Some(Sending { hearing: self.hearing.get_ref(), link: self.link })
+        Some(Sending { hearing: self.hearing.get_ref(), link: self.link, stand_in: self.stand_in })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -290,6 +312,14 @@ impl Device for Wire {
     }
 }
 
+/// Writes `new` where a frame that is ARP has `old`.
+fn replace(frame: &mut [u8], place: Range<usize>, old: Ipv4Addr, new: Ipv4Addr) {
+    let is_arp = frame.get(ETHERNET_LEN - 2..ETHERNET_LEN) == Some(&[0x08, 0x06]);
+    if let Some(address) = frame.get_mut(place).filter(|address| is_arp && **address == old.octets()) {
+        address.copy_from_slice(&new.octets());
+    }
+}
+
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
         read(self.0)
@@ -300,6 +330,9 @@ impl TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
         let mut frame = vec![0; length];
         let written = write(&mut frame);
+        if let Some(StandIn { vip, server }) = self.stand_in {
+            replace(&mut frame, ARP_TARGET, vip, server);
+        }
         // What is lost here is sent again, as what is lost on the way.
         if let Err(error) = self.hearing.send(self.link.index, self.link.tag, &frame) {
             tracing::debug!("probe: {error}");
