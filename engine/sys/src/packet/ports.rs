@@ -151,7 +151,7 @@ impl PacketPorts {
             begins >= 0 || usize::from(begins.unsigned_abs()) <= taken.front_bytes,
             "the frame has outgrown its room"
         );
-        taken.frame = taken.frame.from(begins);
+        taken.frame = taken.frame.begun(begins);
         taken.offload = taken.offload.crossed(begins);
         taken.front_bytes = 0;
     }

@@ -25,7 +25,7 @@ impl Extent {
     }
 
     /// The same to its end, from so many bytes later on, or earlier where negative.
-    pub(super) fn from(self, later: i16) -> Extent {
+    pub(super) fn begun(self, later: i16) -> Extent {
         let start = self.start.saturating_add_signed(later.into());
         Extent { start, len: (self.start + self.len).saturating_sub(start) }
     }

@@ -56,20 +56,20 @@ impl Lab {
         (port, frame, tuple)
     }
 
-    fn from_client(&mut self, tuple: &Tuple, payload: &[u8], room: usize) -> (PortId, Vec<u8>, Tuple) {
+    fn client_crosses(&mut self, tuple: &Tuple, payload: &[u8], room: usize) -> (PortId, Vec<u8>, Tuple) {
         self.relay_across(OUTSIDE, &frame_of(OUTSIDE_MAC, ROUTER_MAC, tuple, payload), room)
     }
 
-    fn from_server(&mut self, tuple: &Tuple, payload: &[u8], room: usize) -> (PortId, Vec<u8>, Tuple) {
+    fn server_crosses(&mut self, tuple: &Tuple, payload: &[u8], room: usize) -> (PortId, Vec<u8>, Tuple) {
         self.relay_across(INSIDE, &frame_of(INSIDE_MAC, server_mac(80), tuple, payload), room)
     }
 
     /// A handshake, or a question and an answer; the tuple of the server's answers.
     fn open_across(&mut self, forward: &Tuple, room: usize) -> Tuple {
-        let (.., at_server) = self.from_client(forward, &packet(forward, SYN, 100, 0, b"question"), room);
+        let (.., at_server) = self.client_crosses(forward, &packet(forward, SYN, 100, 0, b"question"), room);
         let back = at_server.reversed();
-        self.from_server(&back, &packet(&back, SYN_ACK, 900, 101 + 8, b""), room);
-        self.from_client(forward, &packet(forward, ACK, 101 + 8, 901, b""), room);
+        self.server_crosses(&back, &packet(&back, SYN_ACK, 900, 101 + 8, b""), room);
+        self.client_crosses(forward, &packet(forward, ACK, 101 + 8, 901, b""), room);
         back
     }
 }
@@ -91,7 +91,7 @@ fn a_flow_between_the_versions_passes_both_ways_and_leaves_nothing_behind() {
         let name = format!("{family:?} {protocol:?} {room}");
         let mut lab = setup(family, protocol).lab();
         let forward = forward(family, protocol);
-        let (port, frame, at_server) = lab.from_client(&forward, &packet(&forward, SYN, 100, 0, b""), room);
+        let (port, frame, at_server) = lab.client_crosses(&forward, &packet(&forward, SYN, 100, 0, b""), room);
         assert_eq!((port, macs(&frame)), (INSIDE, (server_mac(80), INSIDE_MAC)), "{name}");
         let expected = Tuple {
             src: host(family.other(), "inside", 2).into(),
@@ -102,16 +102,16 @@ fn a_flow_between_the_versions_passes_both_ways_and_leaves_nothing_behind() {
         };
         assert_eq!((at_server, parsed(&frame).ttl), (expected, 63), "{name}");
         let back = at_server.reversed();
-        let (port, frame, at_client) = lab.from_server(&back, &packet(&back, SYN_ACK, 900, 101, b""), room);
+        let (port, frame, at_client) = lab.server_crosses(&back, &packet(&back, SYN_ACK, 900, 101, b""), room);
         assert_eq!((port, macs(&frame)), (OUTSIDE, (ROUTER_MAC, OUTSIDE_MAC)), "{name}");
         assert_eq!((at_client, parsed(&frame).ttl), (forward.reversed(), 63), "{name}");
-        let (_, frame, _) = lab.from_client(&forward, &packet(&forward, ACK, 101, 901, b"hello"), room);
+        let (_, frame, _) = lab.client_crosses(&forward, &packet(&forward, ACK, 101, 901, b"hello"), room);
         assert!(frame.ends_with(b"hello"), "{name}");
         assert_eq!((lab.clerk.opened, lab.clerk.counted(ServiceCounter::BytesFromClient)), (1, 5), "{name}");
         if protocol == Protocol::Tcp {
-            lab.from_client(&forward, &packet(&forward, FIN_ACK, 106, 901, b""), room);
-            lab.from_server(&back, &packet(&back, FIN_ACK, 901, 107, b""), room);
-            lab.from_client(&forward, &packet(&forward, ACK, 107, 902, b""), room);
+            lab.client_crosses(&forward, &packet(&forward, FIN_ACK, 106, 901, b""), room);
+            lab.server_crosses(&back, &packet(&back, FIN_ACK, 901, 107, b""), room);
+            lab.client_crosses(&forward, &packet(&forward, ACK, 107, 902, b""), room);
             assert_eq!(lab.clerk.ends, [Termination::ClientClosed], "{name}");
         }
         lab.now = lab.now + 3_600_000;
@@ -148,10 +148,10 @@ fn a_handshake_offers_what_both_links_carry_in_their_versions() {
         let forward = forward(family, Protocol::Tcp);
         let offer = |tuple: &Tuple, flags, ack| tcp(tuple, flags, 100, ack, &[2, 4, 5, 180], b"");
         let offered = |frame: &[u8]| SynOptions::read(frame, &parsed(frame)).mss;
-        let (_, frame, at_server) = lab.from_client(&forward, &offer(&forward, SYN, 0), 20);
+        let (_, frame, at_server) = lab.client_crosses(&forward, &offer(&forward, SYN, 0), 20);
         assert_eq!(offered(&frame), Some(mss), "{family:?} {mtu}");
         let back = at_server.reversed();
-        let (_, frame, _) = lab.from_server(&back, &offer(&back, SYN_ACK, 101), 20);
+        let (_, frame, _) = lab.server_crosses(&back, &offer(&back, SYN_ACK, 101), 20);
         assert_eq!(offered(&frame), Some(mss), "{family:?} {mtu}");
     }
 }
@@ -184,7 +184,7 @@ fn what_is_too_big_in_the_other_version_is_told_in_its_own() {
                 assert_eq!((verdict, left.len()), (Verdict::Kept, 2));
                 continue;
             }
-            _ => lab.from_client(&forward, &segment(says as usize), 20),
+            _ => lab.client_crosses(&forward, &segment(says as usize), 20),
         };
         assert!(parsed(&frame).dont_fragment);
         let last_hop = ip_packet(&forward, PROTOCOL_TCP, 1, &segment(100));
@@ -305,7 +305,7 @@ fn a_datagram_without_checksum_gets_one() {
         let mut datagram = udp(&forward, b"unsummed");
         datagram[6..8].fill(0);
         // `sound` looks at it.
-        lab.from_client(&forward, &datagram, room);
+        lab.client_crosses(&forward, &datagram, room);
     }
 }
 
@@ -355,8 +355,8 @@ fn an_error_about_a_packet_reaches_its_sender_in_its_own_version() {
         let mut lab = setup(family, Protocol::Tcp).lab();
         let forward = forward(family, Protocol::Tcp);
         let back = lab.open_across(&forward, 20);
-        lab.from_client(&forward, &packet(&forward, ACK, 109, 901, &[1; 50]), 20);
-        lab.from_server(&back, &packet(&back, ACK, 901, 109, &[1; 50]), 20);
+        lab.client_crosses(&forward, &packet(&forward, ACK, 109, 901, &[1; 50]), 20);
+        lab.server_crosses(&back, &packet(&back, ACK, 901, 109, &[1; 50]), 20);
         if !is_known {
             lab.plane.adopt_network(Arc::new(network_without_stations()), &mut lab.out);
         }
