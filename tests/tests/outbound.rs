@@ -69,9 +69,8 @@ fn ping(to: IpAddr, octets: usize) -> io::Result<()> {
         let header = if to.is_ipv4() { 20 } else { 0 };
         let Some(answer) = received[..length].get(header..) else { continue };
         // Everything of ICMP that the host gets is seen here.
-        if let [kind, 0, _, _, id @ .., _, _] = &answer[..answer.len().min(8)]
-            && (*kind, *id) == (reply, &IDENTIFIER.to_be_bytes()[..])
-        {
+        let is_it = answer.starts_with(&[reply, 0]) && answer.get(4..6) == Some(&IDENTIFIER.to_be_bytes()[..]);
+        if is_it {
             assert!(answer[8..] == data, "the reply to what was sent");
             return Ok(());
         }
@@ -136,7 +135,7 @@ fn a_service_and_what_its_servers_open_share_an_address_and_direct_access_goes_o
     in_lab(test, Topology::TwoArm, 2, |lab| {
         let vip = lab.free_vip(100);
         let own = IpAddr::from(lab.client().ipv4());
-        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 25));
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         let _edge = Origin::udp(lab.server(1), 3478);
         let _receiver = Origin::tcp(lab.client(), 25);
         let _resolver = Origin::udp(lab.client(), 5353);
@@ -149,16 +148,16 @@ fn a_service_and_what_its_servers_open_share_an_address_and_direct_access_goes_o
             "[[router.rule]]\naction = \"allow\"\nto = [\"{}\"]\nprotocol = \"udp\"\nports = 3478\n",
             network_of(lab.server(1).ipv4().into())
         );
-        let service = packet_service("smtp", vip, "25", "source = \"vip\"", &ipv4(lab.servers()));
+        let service = packet_service("web", vip, "443", "source = \"vip\"", &ipv4(lab.servers()));
         let keys = format!("source = {{ pool = [\"{vip}\", \"{}\"] }}", lab.free_vip6(100));
         let relay = start(lab, &keys, &format!("{rule}{service}"));
         let mut served = [false; 2];
         for _ in 0..6 {
-            served[usize::from(who(lab.client(), (vip, 25)) == "server-2")] = true;
+            served[usize::from(who(lab.client(), (vip, 443)) == "server-2")] = true;
             for server in lab.servers() {
                 assert_eq!(visit(server, (own, 25)).peer.ip(), IpAddr::from(vip), "by the service's address");
             }
-            assert_eq!(visit(lab.client(), (lab.server(1).ipv4(), 25)).peer.ip(), own, "directly");
+            assert_eq!(visit(lab.client(), (lab.server(1).ipv4(), 443)).peer.ip(), own, "directly");
             let answer = ask_by_udp(lab.client(), own, (lab.server(1).ipv4(), 3478), b"direct");
             assert_eq!(answer.peer.ip(), own, "the answer to a direct question leaves as it is");
             let asked = ask_by_udp(lab.server(1), lab.server(1).ipv4().into(), (own, 5353), b"question");

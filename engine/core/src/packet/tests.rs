@@ -516,7 +516,7 @@ fn what_is_not_for_the_packet_plane_is_named() {
     let to_group = |dst| V4 { dst, ..V4::new(PROTOCOL_UDP) }.frame(&udp(b""));
     let to_group6 = V6 { dst: ALL_NODES, ..V6::new(PROTOCOL_UDP) }.frame(&udp(b""));
     let dhcp = V4 { src: Ipv4Addr::UNSPECIFIED, dst: Ipv4Addr::BROADCAST, ..V4::new(PROTOCOL_UDP) }.frame(&udp(b""));
-    let error_about_ping = V4 { src: VIP, dst: CLIENT, ..V4::new(PROTOCOL_ICMP) }.packet(&icmp4(0, 0, [0; 4], b""));
+    let error_about_other = V4 { src: VIP, dst: CLIENT, ..V4::new(PROTOCOL_ICMP) }.packet(&icmp4(13, 0, [0; 4], b""));
     let later_looks_like_nd = [&fragment_header(PROTOCOL_ICMPV6, 8, false)[..], &[135; 24]].concat();
     let table = [
         (arp(8), Other::Arp(8)),
@@ -527,11 +527,11 @@ fn what_is_not_for_the_packet_plane_is_named() {
         (to_group(Ipv4Addr::BROADCAST), Other::Group),
         (to_group6, Other::Group),
         (dhcp, Other::Group),
-        (V4::new(PROTOCOL_ICMP).frame(&icmp4(0, 0, [0; 4], b"")), Other::Icmp(0)),
+        (V4::new(PROTOCOL_ICMP).frame(&icmp4(0, 1, [0; 4], b"")), Other::Icmp(0)),
         (V4::new(PROTOCOL_ICMP).frame(&icmp4(5, 0, [0; 4], b"")), Other::Icmp(5)),
         (V4::new(PROTOCOL_ICMP).frame(&icmp4(8, 1, [0; 4], b"")), Other::Icmp(8)),
-        (error4(3, 1, &error_about_ping), Other::Icmp(3)),
-        (V6::new(PROTOCOL_ICMPV6).icmp(&[129, 0, 0, 0, 0, 0, 0, 0]), Other::Icmp(129)),
+        (error4(3, 1, &error_about_other), Other::Icmp(3)),
+        (V6::new(PROTOCOL_ICMPV6).icmp(&[129, 1, 0, 0, 0, 0, 0, 0]), Other::Icmp(129)),
         (V6::new(PROTOCOL_ICMPV6).icmp(&[134, 0, 0, 0, 0, 0, 0, 0]), Other::Icmp(134)),
         (V4::new(47).frame(&[0; 8]), Other::Protocol(47)),
         (V4::new(PROTOCOL_ICMPV6).frame(&[0; 8]), Other::Protocol(PROTOCOL_ICMPV6)),
@@ -549,10 +549,24 @@ fn what_is_not_for_the_packet_plane_is_named() {
 fn a_ping_is_recognised_in_both_families() {
     let v4 = parse(&V4::new(PROTOCOL_ICMP).frame(&icmp4(8, 0, [0, 1, 0, 1], b"odd")));
     let Ok(Packet::Echo(v4)) = v4 else { panic!("{v4:?}") };
-    assert_eq!((v4.tuple, v4.l4, v4.payload), (without_ports(tuple(PROTOCOL_ICMP, Family::V4)), 34, 42));
+    let named = |tuple| Tuple { src_port: 1, ..without_ports(tuple) };
+    assert_eq!((v4.tuple, v4.l4, v4.payload), (named(tuple(PROTOCOL_ICMP, Family::V4)), 34, 42));
     let v6 = parse(&V6::new(PROTOCOL_ICMPV6).icmp(&[128, 0, 0, 0, 0, 1, 0, 1, 9]));
     let Ok(Packet::Echo(v6)) = v6 else { panic!("{v6:?}") };
-    assert_eq!((v6.tuple, v6.l4, v6.payload), (without_ports(tuple(PROTOCOL_ICMPV6, Family::V6)), 54, 62));
+    assert_eq!((v6.tuple, v6.l4, v6.payload), (named(tuple(PROTOCOL_ICMPV6, Family::V6)), 54, 62));
+    // A reply shows its identifier at the end that it goes to.
+    let replies = [
+        V4::new(PROTOCOL_ICMP).frame(&icmp4(0, 0, [0, 1, 0, 1], b"odd")),
+        V6::new(PROTOCOL_ICMPV6).icmp(&[129, 0, 0, 0, 0, 1, 0, 1, 9]),
+    ];
+    for reply in replies {
+        let Ok(Packet::EchoReply(reply)) = parse(&reply) else { panic!("{:?}", parse(&reply)) };
+        assert_eq!((reply.tuple.src_port, reply.tuple.dst_port), (0, 1));
+    }
+    let quoted = V4 { src: VIP, dst: CLIENT, ..V4::new(PROTOCOL_ICMP) }.packet(&icmp4(8, 0, [0, 1, 0, 1], b""));
+    let error = parse(&error4(3, 1, &quoted));
+    let Ok(Packet::IcmpError(error)) = error else { panic!("{error:?}") };
+    assert_eq!((error.embedded.src_port, error.embedded.dst_port, error.embedded_seq), (1, 0, 0));
 }
 
 fn fragment(frame: &[u8]) -> Fragment {
