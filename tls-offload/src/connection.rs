@@ -8,11 +8,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{ClientConfig, CommonState, Error, HandshakeKind, ServerConfig};
-use thiserror::Error as ThisError;
+
+use crate::Fault;
 
 /// The longest record with its header: RFC 5246 §6.2.3, 2^14 + 2,048 bytes of ciphertext.
 pub const RECORD_BYTES_MAX: usize = 5 + 16_384 + 2_048;
@@ -66,29 +67,6 @@ pub struct Opened {
     pub rest: Range<usize>,
     /// The peer has ended its direction, behind the plaintext (`close_notify`, RFC 8446 §6.1).
     pub closed: bool,
-}
-
-/// Why a connection has failed. Trying again on the same one is useless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ThisError)]
-pub enum Fault {
-    /// The peer has sent this fatal alert (RFC 8446 §6.2).
-    #[error("the peer gave up with alert {0}")]
-    Alert(u8),
-    /// The peer's certificate is missing or was refused.
-    #[error("the peer's certificate is missing or was refused")]
-    Certificate,
-    /// We have failed, not the peer.
-    #[error("the handshake failed on our side")]
-    Internal,
-    /// No version, cipher suite, group, signature scheme or application protocol in common.
-    #[error("no version, cipher suite or protocol in common")]
-    NothingShared,
-    /// The peer has broken the protocol, or does not speak it.
-    #[error("the peer does not speak TLS, or breaks it")]
-    Protocol,
-    /// No certificate is for the name that the client asks for.
-    #[error("no certificate for the name that the client asks for")]
-    UnknownName,
 }
 
 impl Connection {
@@ -210,6 +188,11 @@ impl Connection {
         self.state().handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
+    /// The certificates that the peer has shown, its own first.
+    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        self.state().peer_certificates()
+    }
+
     /// The application protocol agreed on, if any (RFC 7301).
     pub fn alpn(&self) -> Option<&[u8]> {
         self.state().alpn_protocol()
@@ -239,7 +222,7 @@ impl Connection {
         // What is queued comes out before anything else happens. Once only: rustls must not meet the same bytes twice.
         let _failed = self.step(input, |_, _| {});
         self.failed = true;
-        fault_of(error)
+        Fault::of(error)
     }
 
     fn write(
@@ -357,29 +340,9 @@ fn with_traffic<Data>(
     match status.state {
         Ok(ConnectionState::WriteTraffic(mut traffic)) => write(&mut traffic),
         Ok(_) => Err(Fault::Internal),
-        Err(error) => Err(fault_of(&error)),
+        Err(error) => Err(Fault::of(&error)),
     }
 }
-
-fn fault_of(error: &Error) -> Fault {
-    match error {
-        Error::AlertReceived(alert) => Fault::Alert(u8::from(*alert)),
-        Error::InvalidCertificate(_) | Error::NoCertificatesPresented | Error::InvalidCertRevocationList(_) => {
-            Fault::Certificate
-        }
-        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Fault::NothingShared,
-        // What rustls says when the resolver has no certificate (rustls::server::hs).
-        Error::General(_) => Fault::UnknownName,
-        Error::EncryptError
-        | Error::FailedToGetCurrentTime
-        | Error::FailedToGetRandomBytes
-        | Error::HandshakeNotComplete => Fault::Internal,
-        _ => Fault::Protocol,
-    }
-}
-
-/// The alert that refuses a handshake before it has begun: fatal, `internal_error`, in a record that every version reads.
-pub const REFUSAL_ALERT: &[u8] = &[21, 3, 3, 0, 2, 2, 80];
 
 #[cfg(test)]
 mod tests;
