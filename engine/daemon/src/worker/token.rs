@@ -1,4 +1,4 @@
-//! What a ring operation was for, packed into the 62 bits of its token.
+//! What a ring operation was for, packed into the 61 bits of its token.
 
 use towpath_core::session::Side;
 
@@ -100,7 +100,7 @@ mod tests {
         }
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), token);
-            assert_eq!(token.pack() >> 62, 0);
+            assert_eq!(token.pack() >> 61, 0);
         }
     }
 }
