@@ -194,6 +194,11 @@ impl Connection {
         self.write(carry, out, |traffic, out| traffic.close(out))
     }
 
+    /// Whether there is something for [`Connection::take_reply`].
+    pub fn has_reply(&self) -> bool {
+        !self.reply.is_empty()
+    }
+
     /// What has to leave without waiting for the next record: an answer to the peer, or the alert after a failure. Empty, mostly.
     pub fn take_reply(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.reply)
