@@ -91,10 +91,10 @@ pub struct ClientSettings {
     pub provider: Provider,
     /// Oldest version.
     pub min_version: MinVersion,
+    /// Cipher suites.
+    pub ciphers: CipherPolicy,
     /// Whether X25519MLKEM768 is offered first: its share makes the ClientHello 1.2 KB longer.
     pub post_quantum: bool,
-    /// Application protocols to offer; empty = no ALPN.
-    pub alpn: Vec<Vec<u8>>,
     /// How the real server is known to be the right one.
     pub verification: ServerVerification,
     /// The name for SNI and verification; `None` = the one that the client named, or else the server's address (and no SNI).
@@ -223,17 +223,16 @@ impl ClientContext {
             .as_ref()
             .map(|name| ServerName::try_from(name.clone()).map_err(|_| ContextError::ServerName(name.clone())))
             .transpose()?;
-        let crypto = Arc::new(crypto(settings.provider, CipherPolicy::Intermediate, settings.post_quantum));
+        let crypto = Arc::new(crypto(settings.provider, settings.ciphers, settings.post_quantum));
         let verifier = server_verifier(&settings.verification, &crypto)?;
         let builder = ClientConfig::builder_with_provider(crypto)
-            .with_protocol_versions(versions(settings.min_version, CipherPolicy::Intermediate))?
+            .with_protocol_versions(versions(settings.min_version, settings.ciphers))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match &settings.identity {
             None => builder.with_no_client_auth(),
             Some(identity) => builder.with_client_cert_resolver(Arc::new(crate::resolver::OneIdentity::new(identity))),
         };
-        config.alpn_protocols.clone_from(&settings.alpn);
         config.enable_early_data = false;
         config.resumption = match settings.sessions_max {
             0 => ClientResumption::disabled(),
@@ -242,15 +241,18 @@ impl ClientContext {
         Ok(ClientContext { config: Arc::new(config), name })
     }
 
-    /// A connection towards the server at `address`, for a client that named `client_sni`.
+    /// A connection towards the server at `address`, for a client that named `client_sni` and was given the application protocol `alpn`: the server
+    /// is offered that one, so that both ends speak the same.
     pub fn connect(
         &self,
         client_sni: Option<&str>,
+        alpn: Option<&[u8]>,
         address: IpAddr,
     ) -> Result<UnbufferedClientConnection, rustls::Error> {
         let by_client = || ServerName::try_from(client_sni?.to_owned()).ok();
         let name = self.name.clone().or_else(by_client).unwrap_or_else(|| ServerName::from(address));
-        UnbufferedClientConnection::new(Arc::clone(&self.config), name)
+        let alpn = alpn.into_iter().map(<[u8]>::to_vec).collect();
+        UnbufferedClientConnection::new_with_alpn(Arc::clone(&self.config), name, alpn)
     }
 
     /// The rustls settings.

@@ -148,8 +148,8 @@ pub(crate) fn client_settings() -> ClientSettings {
     ClientSettings {
         provider: Provider::default(),
         min_version: MinVersion::default(),
+        ciphers: CipherPolicy::default(),
         post_quantum: false,
-        alpn: Vec::new(),
         verification: ServerVerification::None,
         server_name: None,
         identity: None,

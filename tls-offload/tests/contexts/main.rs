@@ -4,6 +4,7 @@ mod authority;
 mod client_certificates;
 mod handshake;
 mod openssl;
+mod pooled;
 mod real_servers;
 mod resumption;
 mod versions;

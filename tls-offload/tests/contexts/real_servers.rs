@@ -142,7 +142,7 @@ fn the_server_hears_the_name_of_the_settings_or_else_the_clients() {
     let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
     let heard = |settings: &ClientSettings, client_sni| {
         let context = ClientContext::new(settings).expect("a context");
-        let mut connection = context.connect(client_sni, address).expect("a connection");
+        let mut connection = context.connect(client_sni, Some(b"h2"), address).expect("a connection");
         let mut hello = vec![0; 4096];
         let status = connection.process_tls_records(&mut []);
         let ConnectionState::EncodeTlsData(mut data) = status.state.expect("nothing has gone wrong") else {
@@ -152,6 +152,8 @@ fn the_server_hears_the_name_of_the_settings_or_else_the_clients() {
         let mut acceptor = Acceptor::default();
         acceptor.read_tls(&mut &hello[..bytes]).expect("from memory");
         let accepted = acceptor.accept().ok().flatten().expect("a whole ClientHello");
+        let offered: Vec<_> = accepted.client_hello().alpn().expect("ALPN").map(<[u8]>::to_vec).collect();
+        assert_eq!(offered, [b"h2"]);
         accepted.client_hello().server_name().map(str::to_owned)
     };
     let by_client = client_settings();
