@@ -18,7 +18,7 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, routes, router, interfaces, groups: _, services, bridges } = new;
+    let Model { runtime, limits, control, tls, routes, router, interfaces, groups: _, services, bridges } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -40,6 +40,9 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     }
     if control != &old.control {
         changed.push("control".to_owned());
+    }
+    if tls != &old.tls {
+        changed.push("tls".to_owned());
     }
     if interfaces != &old.interfaces {
         changed.push("interface".to_owned());
@@ -120,6 +123,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         next_hop: _,
         client_networks: _,
         max_connections: _,
+        tls: _,
         group: _,
     } = new;
     let differences = [

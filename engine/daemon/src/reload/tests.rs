@@ -53,6 +53,7 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
         ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
         ("udp_sessions = 100", "udp_sessions = 200", "limits"),
         ("a.sock", "b.sock", "control"),
+        ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
         ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
         ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
