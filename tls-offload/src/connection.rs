@@ -101,9 +101,14 @@ impl Connection {
         Ok(Connection::of(Role::Server(server)))
     }
 
-    /// The client's end, towards the real server with this name. Its first step has no input.
-    pub fn connect(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Connection, Fault> {
-        let client = UnbufferedClientConnection::new(config, name).map_err(|_| Fault::Internal)?;
+    /// The client's end, towards the real server with this name, which is offered this application protocol. Its first step has no input.
+    pub fn connect(
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        alpn: Option<&[u8]>,
+    ) -> Result<Connection, Fault> {
+        let alpn = alpn.into_iter().map(<[u8]>::to_vec).collect();
+        let client = UnbufferedClientConnection::new_with_alpn(config, name, alpn).map_err(|_| Fault::Internal)?;
         Ok(Connection::of(Role::Client(client)))
     }
 

@@ -85,16 +85,16 @@ pub struct ServerSettings {
 }
 
 /// What a [`ClientContext`] is made from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClientSettings {
     /// Whose cryptography.
     pub provider: Provider,
     /// Oldest version.
     pub min_version: MinVersion,
+    /// Cipher suites.
+    pub ciphers: CipherPolicy,
     /// Whether X25519MLKEM768 is offered first: its share makes the ClientHello 1.2 KB longer.
     pub post_quantum: bool,
-    /// Application protocols to offer; empty = no ALPN.
-    pub alpn: Vec<Vec<u8>>,
     /// How the real server is known to be the right one.
     pub verification: ServerVerification,
     /// The name for SNI and verification; `None` = the one that the client named, or else the server's address (and no SNI).
@@ -145,6 +145,7 @@ pub struct ServerContext {
 /// Towards one real server.
 #[derive(Clone)]
 pub struct ClientContext {
+    settings: ClientSettings,
     config: Arc<ClientConfig>,
     /// `None` = by connection.
     name: Option<ServerName<'static>>,
@@ -216,37 +217,41 @@ impl fmt::Debug for ServerContext {
 }
 
 impl ClientContext {
-    /// Makes a context.
-    pub fn new(settings: &ClientSettings) -> Result<ClientContext, ContextError> {
+    /// Makes a context. One that follows another with the same settings is that other, with its sessions: a session that began under other settings
+    /// would not be judged by these.
+    pub fn new(settings: &ClientSettings, before: Option<&ClientContext>) -> Result<ClientContext, ContextError> {
+        if let Some(before) = before.filter(|before| before.settings == *settings) {
+            return Ok(before.clone());
+        }
         let name = settings
             .server_name
             .as_ref()
             .map(|name| ServerName::try_from(name.clone()).map_err(|_| ContextError::ServerName(name.clone())))
             .transpose()?;
-        let crypto = Arc::new(crypto(settings.provider, CipherPolicy::Intermediate, settings.post_quantum));
+        let crypto = Arc::new(crypto(settings.provider, settings.ciphers, settings.post_quantum));
         let verifier = server_verifier(&settings.verification, &crypto)?;
         let builder = ClientConfig::builder_with_provider(crypto)
-            .with_protocol_versions(versions(settings.min_version, CipherPolicy::Intermediate))?
+            .with_protocol_versions(versions(settings.min_version, settings.ciphers))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
         let mut config = match &settings.identity {
             None => builder.with_no_client_auth(),
             Some(identity) => builder.with_client_cert_resolver(Arc::new(crate::resolver::OneIdentity::new(identity))),
         };
-        config.alpn_protocols.clone_from(&settings.alpn);
         config.enable_early_data = false;
         config.resumption = match settings.sessions_max {
             0 => ClientResumption::disabled(),
             sessions_max => ClientResumption::store(Arc::new(crate::sessions::ClientSessions::new(sessions_max))),
         };
-        Ok(ClientContext { config: Arc::new(config), name })
+        Ok(ClientContext { settings: settings.clone(), config: Arc::new(config), name })
     }
 
-    /// A connection towards the server at `address`, for a client that named `client_sni`.
-    pub fn connect(&self, client_sni: Option<&str>, address: IpAddr) -> Result<Connection, Fault> {
+    /// A connection towards the server at `address`, for a client that named `client_sni` and was given the application protocol `alpn`: the server
+    /// is offered that one, so that both ends speak the same.
+    pub fn connect(&self, client_sni: Option<&str>, alpn: Option<&[u8]>, address: IpAddr) -> Result<Connection, Fault> {
         let by_client = || ServerName::try_from(client_sni?.to_owned()).ok();
         let name = self.name.clone().or_else(by_client).unwrap_or_else(|| ServerName::from(address));
-        Connection::connect(Arc::clone(&self.config), name)
+        Connection::connect(Arc::clone(&self.config), name, alpn)
     }
 
     /// The rustls settings.

@@ -275,6 +275,13 @@ impl Identity {
     }
 }
 
+impl PartialEq for Identity {
+    /// The same chain. Its key is then the same, too: it belongs to the first certificate.
+    fn eq(&self, other: &Identity) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+}
+
 fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     Ok(pem::sections(path)?
         .known

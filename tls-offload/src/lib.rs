@@ -4,6 +4,7 @@ mod client_certs;
 mod connection;
 mod context;
 mod fault;
+mod files;
 mod identity;
 mod pem;
 mod pool;
@@ -19,6 +20,7 @@ pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
+pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
 pub use identity::{Chain, Curve, Identity, IdentityError, KeyKind, Validity};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;

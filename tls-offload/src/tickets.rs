@@ -135,7 +135,6 @@ impl fmt::Debug for TicketKeys {
 pub(crate) struct Tickets {
     own: Ring,
     before: Option<Ring>,
-    clock: fn() -> u64,
 }
 
 /// The keys of one secret that were used of late.
@@ -149,12 +148,8 @@ struct Ring {
 
 impl Tickets {
     pub(crate) fn new(keys: Arc<TicketKeys>, binding: &[u8; 32]) -> Tickets {
-        Tickets::with_clock(keys, binding, unix_s)
-    }
-
-    fn with_clock(keys: Arc<TicketKeys>, binding: &[u8; 32], clock: fn() -> u64) -> Tickets {
         let before = keys.before.as_ref().map(|before| Ring::new(Arc::clone(before), binding));
-        Tickets { own: Ring::new(keys, binding), before, clock }
+        Tickets { own: Ring::new(keys, binding), before }
     }
 }
 
@@ -168,11 +163,11 @@ impl ProducesTickets for Tickets {
     }
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
-        self.own.seal(plain, (self.clock)())
+        self.own.seal(plain, unix_s())
     }
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
-        let now_s = (self.clock)();
+        let now_s = unix_s();
         self.own.open(ticket, now_s).or_else(|| self.before.as_ref()?.open(ticket, now_s))
     }
 }
@@ -241,4 +236,103 @@ fn lock(drawn: &Mutex<BTreeMap<u64, Secret>>) -> std::sync::MutexGuard<'_, BTree
 
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFETIME_S: u64 = 3600;
+    const BINDING: [u8; 32] = [1; 32];
+
+    fn shared() -> Arc<TicketKeys> {
+        Arc::new(TicketKeys::shared(&[7; 48], Duration::from_secs(LIFETIME_S)).expect("a secret"))
+    }
+
+    fn drawn() -> Arc<TicketKeys> {
+        Arc::new(TicketKeys::drawn(Duration::from_secs(LIFETIME_S)))
+    }
+
+    /// Somewhere in the middle of an epoch.
+    const NOW_S: u64 = 1_000 * LIFETIME_S + 1_800;
+
+    #[test]
+    fn a_ticket_opens_for_its_lifetime_and_not_a_second_longer() {
+        for keys in [shared(), drawn()] {
+            let ring = Ring::new(keys, &BINDING);
+            // Given out at the beginning, in the middle and at the end of an epoch.
+            for at_s in [NOW_S - 1_800, NOW_S, NOW_S + 1_799] {
+                let ticket = ring.seal(b"session", at_s).expect("a ticket");
+                for (later_s, opens) in
+                    [(0, true), (LIFETIME_S, true), (LIFETIME_S + 1, false), (3 * LIFETIME_S, false)]
+                {
+                    let plain = ring.open(&ticket, at_s + later_s);
+                    assert_eq!(plain.as_deref() == Some(b"session"), opens, "{at_s} {later_s}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_a_little_ahead_elsewhere_does_no_harm() {
+        let (here, there) = (Ring::new(shared(), &BINDING), Ring::new(shared(), &BINDING));
+        for (ahead_s, opens) in [(SKEW_S, true), (SKEW_S + 1, false), (2 * LIFETIME_S, false)] {
+            let ticket = there.seal(b"session", NOW_S + ahead_s).expect("a ticket");
+            assert_eq!(here.open(&ticket, NOW_S).is_some(), opens, "{ahead_s}");
+        }
+        // Across the end of an epoch.
+        let end_s = NOW_S + 1_799;
+        let ticket = there.seal(b"session", end_s + 10).expect("a ticket");
+        assert!(here.open(&ticket, end_s).is_some());
+    }
+
+    #[test]
+    fn a_drawn_secret_is_forgotten_with_its_epoch() {
+        let keys = drawn();
+        let ring = Ring::new(Arc::clone(&keys), &BINDING);
+        let epochs = || match &keys.source {
+            Source::Drawn(drawn) => lock(drawn).keys().copied().collect::<Vec<_>>(),
+            Source::Given(_) => Vec::new(),
+        };
+        for later in 0..5 {
+            ring.seal(b"session", NOW_S + later * LIFETIME_S).expect("a ticket");
+        }
+        assert_eq!(epochs(), [1_003, 1_004]);
+        assert_eq!(ring.derived.read().expect("no panic").len(), 2);
+        // Nobody makes us draw for another time by asking.
+        let mut forged = ring.seal(b"session", NOW_S + 4 * LIFETIME_S).expect("a ticket");
+        forged[..EPOCH_BYTES].copy_from_slice(&1_005_u64.to_be_bytes());
+        assert_eq!(ring.open(&forged, NOW_S + 4 * LIFETIME_S), None);
+        assert_eq!(epochs(), [1_003, 1_004]);
+    }
+
+    #[test]
+    fn a_changed_cut_or_foreign_ticket_does_not_open() {
+        let ring = Ring::new(shared(), &BINDING);
+        let ticket = ring.seal(b"session", NOW_S).expect("a ticket");
+        for place in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[place] ^= 1;
+            assert_eq!(ring.open(&changed, NOW_S), None, "octet {place}");
+            assert_eq!(ring.open(&ticket[..place], NOW_S), None, "cut to {place}");
+        }
+        assert_eq!(Ring::new(shared(), &[2; 32]).open(&ticket, NOW_S), None);
+        assert_eq!(ring.open(&ticket, NOW_S).as_deref(), Some(&b"session"[..]));
+        assert_ne!(ring.seal(b"session", NOW_S), ring.seal(b"session", NOW_S), "a nonce each");
+    }
+
+    #[test]
+    fn secrets_have_a_size_and_are_not_shown() {
+        for bytes in [0, SECRET_BYTES_MIN - 1, SECRET_BYTES_MAX + 1] {
+            let error = TicketKeys::shared(&vec![b'x'; bytes], Duration::from_secs(60)).expect_err("no secret");
+            assert_eq!(error, SecretError { bytes });
+        }
+        let keys = Arc::new(TicketKeys::shared(&[b'x'; 32], Duration::from_secs(60)).expect("a secret"));
+        let tickets = Tickets::new(Arc::clone(&keys), &BINDING);
+        assert_eq!(tickets.lifetime(), 60);
+        let shown = format!("{keys:?}");
+        assert!(!shown.contains("120") && !shown.contains('x'), "{shown}");
+        assert!(keys.is_of(Some(&[b'x'; 32]), Duration::from_secs(60)));
+        assert!(!keys.is_of(Some(&[b'x'; 32]), Duration::from_secs(61)) && !keys.is_of(None, Duration::from_secs(60)));
+    }
 }

@@ -1,6 +1,6 @@
 //! Tables about TLS: of the whole process, and of one service.
 
-use super::{DAY, Key, Kind, MINUTE, MS, Table, Word, duration, integer, key, later, word};
+use super::{DAY, Key, Kind, MINUTE, MS, Table, Word, duration, integer, key, word};
 
 /// `[tls]`
 pub(super) static TLS_POOL: Table = Table {

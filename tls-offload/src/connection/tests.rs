@@ -128,7 +128,7 @@ fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
         let draws = &mut Draws(seed * 0x9e37_79b9);
         let (server_config, client_config) = configs(versions);
         let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name()).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
         let piece_max = [1, 7, 100, 1_500, 65_536][draws.below(5)];
         shake(&mut client, &mut server, draws, piece_max);
         let (mut said, mut answered) = (Vec::new(), Vec::new());
@@ -165,7 +165,7 @@ fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
     for versions in VERSIONS {
         let (server_config, client_config) = configs(versions);
         let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name()).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
         let draws = &mut Draws(1);
         client.take(&[]).unwrap();
         while !client.complete {
@@ -237,7 +237,7 @@ fn ends_with_nothing_in_common_say_so() {
     let (server_config, _) = configs(VERSIONS[1]);
     let (_, client_config) = configs(VERSIONS[0]);
     let mut server = End::of(Connection::accept(server_config).unwrap());
-    let mut client = End::of(Connection::connect(client_config, name()).unwrap());
+    let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
     let draws = &mut Draws(1);
     client.take(&[]).unwrap();
     assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
@@ -251,7 +251,7 @@ fn a_record_that_was_changed_is_refused_with_an_alert() {
         let draws = &mut Draws(3);
         let (server_config, client_config) = configs(versions);
         let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name()).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
         shake(&mut client, &mut server, draws, usize::MAX);
         client.seal(b"whole");
         client.seal(b"changed");
@@ -270,7 +270,7 @@ fn no_bytes_make_it_panic() {
         let draws = &mut Draws(seed * 0x9e37_79b9);
         let (server_config, client_config) = configs_once(versions);
         let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name()).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
         client.take(&[]).unwrap();
         let turns = draws.below(6);
         for turn in 0..8 {

@@ -56,12 +56,11 @@ impl Worker {
         let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
             return self.let_go(completion);
         };
-        if let (Received::Bytes(len), Some(buffer)) = (received, completion.buffer()) {
-            let bytes = &self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize];
-            leg.keep(bytes);
+        if let Some(buffer) = completion.buffer() {
+            if let Received::Bytes(len) = received {
+                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize]);
+            }
             self.ring.recycle(buffer);
-        } else {
-            self.let_go(completion)?;
         }
         if leg.given_up {
             return self.server_given_up(key);

@@ -34,17 +34,18 @@ use towpath_core::{Generation, Now, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
+use towpath_tls::Hatch;
 
 use crate::listen::Listener;
 use crate::settings::WorkerSettings;
-use crate::shared::{Inbox, Phase, Shared, worker_guard};
-use crate::tls::TlsContexts;
+use crate::shared::{InForce, Inbox, Phase, Shared, worker_guard};
+use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
 use entrance::Waiting;
 use packets::{Left, Packets};
 use pump::Pipes;
-use relay::{Close, Relay};
+use relay::Relay;
 pub(crate) use secure::RECORD_BUFFER_BYTES;
 use secure::{Senders, record_settings};
 use slab::Slab;
@@ -85,6 +86,8 @@ pub struct Entrances {
     pub inboxes: Arc<[Inbox]>,
     /// Its part of the flows that the kernel carries onwards; `None` where it does not.
     pub fast: Option<(FastMemory, FastSettings)>,
+    /// Its way to the pool; `None` where the workers sign themselves.
+    pub hatch: Option<Hatch<PooledHandshake>>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
@@ -128,6 +131,8 @@ struct Worker {
     settings: WorkerSettings,
     ring: Ring,
     snapshot: Arc<Snapshot>,
+    /// Of the snapshot's generation.
+    tls: Arc<TlsContexts>,
     now: Now,
     doors: Doors,
     packets: Option<Packets>,
@@ -144,8 +149,6 @@ struct Worker {
     later: VecDeque<(Key, Side)>,
     /// Paths that wait for buffers.
     starved: VecDeque<(Key, Side)>,
-    /// Contexts of the services whose TLS is ended here.
-    tls: Arc<TlsContexts>,
     /// Handshakes whose next step waits.
     waiting: Waiting,
     /// Legs of connections with TLS that wait for buffers.
@@ -188,7 +191,8 @@ impl Worker {
         })
         .map_err(|error| explain_ring(&error))?;
         let now = shared.now();
-        let snapshot = shared.snapshot();
+        let records = ring.records_count();
+        let InForce { snapshot, tls } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
             ring,
@@ -203,7 +207,7 @@ impl Worker {
             }),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
-            chunks: Chunks::new(usize::from(buffers) + ring.records_count()),
+            chunks: Chunks::new(usize::from(buffers) + records),
             multishots: Multishots::new(usize::from(buffers)),
             gathers: Gathers::none(),
             wheel: TimerWheel::new(timers, now),
@@ -211,11 +215,10 @@ impl Worker {
             resting: None,
             later: VecDeque::new(),
             starved: VecDeque::new(),
-            tls,
             waiting: Waiting::default(),
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
-            senders: vec![None; ring.records_count()].into_boxed_slice(),
+            senders: vec![None; records].into_boxed_slice(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -223,6 +226,7 @@ impl Worker {
             resteer_at: None,
             ops: Vec::new(),
             snapshot,
+            tls,
             shared,
             id,
             settings,
@@ -359,7 +363,8 @@ impl Worker {
     /// Serves the newest snapshot from here on.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
-        self.snapshot = newer;
+        self.snapshot = newer.snapshot;
+        self.tls = newer.tls;
         self.adopt_in_plane();
         self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
@@ -439,7 +444,7 @@ impl Worker {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
         match (relay.entrance, relay.closing) {
             (Some(_), _) => self.turn_away(key, termination),
-            (None, Some(close)) => self.close_relay(key, Close { reset: true, ..close }),
+            (None, Some(close)) => self.close_relay(key, close.at_once()),
             (None, None) => self.drive(key, Event::End(termination)),
         }
     }

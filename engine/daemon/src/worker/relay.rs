@@ -82,6 +82,13 @@ pub(super) struct Close {
     used: PortUse,
 }
 
+impl Close {
+    /// The same without waiting for anybody.
+    pub(super) fn at_once(self) -> Close {
+        Close { reset: true, ..self }
+    }
+}
+
 impl Relay {
     pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
@@ -326,24 +333,22 @@ impl Worker {
 
     /// The real server is there, and its handshake over if it wants TLS.
     pub(super) fn server_reached(&mut self, key: Key) -> io::Result<()> {
-        {
-            let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-            relay.server_handshake_failed = false;
-            if !relay.opened {
-                relay.opened = true;
-                let seat = self.shared.seat(self.id);
-                seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
-                if let Some(server) = relay.counted {
-                    seat.count_opened(server);
-                }
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.server_handshake_failed = false;
+        if !relay.opened {
+            relay.opened = true;
+            let seat = self.shared.seat(self.id);
+            seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
+            if let Some(server) = relay.counted {
+                seat.count_opened(server);
             }
-            self.drive(key, Event::Connected)?;
-            if let Some(termination) = self.lost_since_dialled(key) {
-                self.drive(key, Event::End(termination))?;
-            }
-            self.arm_relay(key);
-            Ok(())
         }
+        self.drive(key, Event::Connected)?;
+        if let Some(termination) = self.lost_since_dialled(key) {
+            self.drive(key, Event::End(termination))?;
+        }
+        self.arm_relay(key);
+        Ok(())
     }
 
     /// A receive of `key` has completed.
@@ -390,7 +395,7 @@ impl Worker {
             return self.entrance_timer(key, due);
         }
         if let Some(close) = relay.closing {
-            return self.close_relay(key, Close { reset: true, ..close });
+            return self.close_relay(key, close.at_once());
         }
         self.drive(key, Event::Tick)?;
         self.arm_relay(key);
