@@ -324,6 +324,7 @@ impl Turn {
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
+        truth.announce_certificates();
         truth.release_gone(&self.house.shared);
     }
 

@@ -101,6 +101,8 @@ pub struct TlsMaterial {
 
 #[derive(Debug)]
 struct ServiceMaterial {
+    /// In the order of the file.
+    certificates: Vec<Arc<Identity>>,
     clients: ServerContext,
     handshake_timeout_ms: u64,
     servers: HashMap<Destination, ClientContext>,
@@ -128,6 +130,22 @@ impl TlsMaterial {
             }
         }
         if errors.is_empty() { Ok(TlsMaterial { services, tickets: Some(tickets) }) } else { Err(TlsErrors(errors)) }
+    }
+
+    /// The certificates of a service in the order of the file.
+    pub(crate) fn certificates_of(&self, service: &str) -> &[Arc<Identity>] {
+        self.services.get(service).map_or(&[], |material| &material.certificates)
+    }
+
+    /// The certificates of all services, each with its service and its place there.
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = (&str, usize, &Identity)> {
+        self.services.iter().flat_map(|(service, material)| {
+            material
+                .certificates
+                .iter()
+                .enumerate()
+                .map(move |(place, identity)| (service.as_str(), place, &**identity))
+        })
     }
 
     /// The contexts for `snapshot`, which was compiled from the model of this material.
@@ -251,8 +269,9 @@ impl<'m> Loader<'m> {
                 servers.insert(destination, ClientContext::new(&settings, before).map_err(context)?);
             }
         }
+        let certificates = clients.identities.iter().map(|served| Arc::clone(&served.identity)).collect();
         let clients = ServerContext::new(&clients, before.map(|before| &before.clients)).map_err(context)?;
-        Ok(ServiceMaterial { clients, handshake_timeout_ms: ended.handshake_timeout_ms, servers })
+        Ok(ServiceMaterial { certificates, clients, handshake_timeout_ms: ended.handshake_timeout_ms, servers })
     }
 
     fn identity(&mut self, service: &VirtualService, files: &'m CertificateFiles) -> Result<Arc<Identity>, TlsError> {
