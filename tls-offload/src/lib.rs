@@ -5,6 +5,7 @@ mod context;
 mod failure;
 mod identity;
 mod pem;
+mod pfx;
 mod pool;
 mod provider;
 mod resolver;
@@ -17,7 +18,7 @@ pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };
 pub use failure::HandshakeFailure;
-pub use identity::{Chain, Curve, Identity, IdentityError, KeyKind, Validity};
+pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};
