@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::{Resumption as ClientResumption, UnbufferedClientConnection};
+use rustls::client::Resumption as ClientResumption;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
+use rustls::server::NoServerSessionStorage;
 use rustls::version::{TLS12, TLS13};
 use rustls::{CipherSuite, ClientConfig, NamedGroup, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion};
 use thiserror::Error;
@@ -18,7 +18,7 @@ use crate::resolver::{IdentityResolver, ServedIdentity, SniMatch};
 use crate::server_certs::{ServerVerification, server_verifier};
 use crate::sessions::{ServerSessions, SessionCache};
 use crate::tickets::{TicketKeys, Tickets};
-use crate::{Identity, Provider};
+use crate::{Connection, Fault, Identity, Provider};
 
 /// TLS 1.3 tickets that a client gets: a second one costs 4 to 10 µs a handshake, and clients that come once at a time use one.
 const TICKETS_PER_HANDSHAKE: usize = 1;
@@ -85,7 +85,7 @@ pub struct ServerSettings {
 }
 
 /// What a [`ClientContext`] is made from.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClientSettings {
     /// Whose cryptography.
     pub provider: Provider,
@@ -145,6 +145,7 @@ pub struct ServerContext {
 /// Towards one real server.
 #[derive(Clone)]
 pub struct ClientContext {
+    settings: ClientSettings,
     config: Arc<ClientConfig>,
     /// `None` = by connection.
     name: Option<ServerName<'static>>,
@@ -187,8 +188,8 @@ impl ServerContext {
     }
 
     /// A connection that waits for its ClientHello.
-    pub fn accept(&self) -> Result<UnbufferedServerConnection, rustls::Error> {
-        UnbufferedServerConnection::new(Arc::clone(&self.config))
+    pub fn accept(&self) -> Result<Connection, Fault> {
+        Connection::accept(Arc::clone(&self.config))
     }
 
     /// What a client that names `server_name` (SNI; `None` = none) is to expect. Ask before [`ServerContext::accept`]: the alert that RFC 6066 §3 has
@@ -216,8 +217,12 @@ impl fmt::Debug for ServerContext {
 }
 
 impl ClientContext {
-    /// Makes a context.
-    pub fn new(settings: &ClientSettings) -> Result<ClientContext, ContextError> {
+    /// Makes a context. One that follows another with the same settings is that other, with its sessions: a session that began under other settings
+    /// would not be judged by these.
+    pub fn new(settings: &ClientSettings, before: Option<&ClientContext>) -> Result<ClientContext, ContextError> {
+        if let Some(before) = before.filter(|before| before.settings == *settings) {
+            return Ok(before.clone());
+        }
         let name = settings
             .server_name
             .as_ref()
@@ -238,21 +243,15 @@ impl ClientContext {
             0 => ClientResumption::disabled(),
             sessions_max => ClientResumption::store(Arc::new(crate::sessions::ClientSessions::new(sessions_max))),
         };
-        Ok(ClientContext { config: Arc::new(config), name })
+        Ok(ClientContext { settings: settings.clone(), config: Arc::new(config), name })
     }
 
     /// A connection towards the server at `address`, for a client that named `client_sni` and was given the application protocol `alpn`: the server
     /// is offered that one, so that both ends speak the same.
-    pub fn connect(
-        &self,
-        client_sni: Option<&str>,
-        alpn: Option<&[u8]>,
-        address: IpAddr,
-    ) -> Result<UnbufferedClientConnection, rustls::Error> {
+    pub fn connect(&self, client_sni: Option<&str>, alpn: Option<&[u8]>, address: IpAddr) -> Result<Connection, Fault> {
         let by_client = || ServerName::try_from(client_sni?.to_owned()).ok();
         let name = self.name.clone().or_else(by_client).unwrap_or_else(|| ServerName::from(address));
-        let alpn = alpn.into_iter().map(<[u8]>::to_vec).collect();
-        UnbufferedClientConnection::new_with_alpn(Arc::clone(&self.config), name, alpn)
+        Connection::connect(Arc::clone(&self.config), name, alpn)
     }
 
     /// The rustls settings.

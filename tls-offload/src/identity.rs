@@ -190,6 +190,13 @@ impl Identity {
     }
 }
 
+impl PartialEq for Identity {
+    /// The same chain. Its key is then the same, too: it belongs to the first certificate.
+    fn eq(&self, other: &Identity) -> bool {
+        self.certified.cert == other.certified.cert
+    }
+}
+
 /// Whom a certificate is for.
 fn whose(certificate: &X509Certificate<'_>) -> String {
     let names = names(certificate);

@@ -1,8 +1,10 @@
-//! TLS: who we are towards clients and real servers, how handshakes are done with whom, and the threads that do them.
+//! TLS: who we are towards clients and real servers, how handshakes are done with whom, the threads that do them, and connections without I/O.
 
 mod client_certs;
+mod connection;
 mod context;
-mod failure;
+mod fault;
+mod files;
 mod identity;
 mod pem;
 mod pfx;
@@ -14,10 +16,12 @@ mod sessions;
 mod tickets;
 
 pub use client_certs::{ClientCertificates, ClientTrust};
+pub use connection::{CLOSE_BYTES_MAX, Connection, Opened, RECORD_BYTES_MAX, Step, sealed_bytes_max};
 pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };
-pub use failure::HandshakeFailure;
+pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
+pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
 pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;

@@ -4,6 +4,7 @@
 //! Work with a session to resume does not wait behind full handshakes; what has waited too long comes back undone, so that the client is refused
 //! rather than answered too late; what the client has left meanwhile comes back undone too.
 
+use std::fmt;
 use std::io;
 use std::process;
 use std::sync::Arc;
@@ -266,6 +267,15 @@ impl<W: Work> Hatch<W> {
     /// Work handed in and not taken back.
     pub fn outstanding(&self) -> usize {
         self.outstanding
+    }
+}
+
+impl<W: Work> fmt::Debug for Hatch<W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hatch")
+            .field("worker", &self.worker)
+            .field("outstanding", &self.outstanding)
+            .finish_non_exhaustive()
     }
 }
 

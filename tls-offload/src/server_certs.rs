@@ -17,7 +17,7 @@ use crate::client_certs::root_store;
 pub type Sha256 = [u8; 32];
 
 /// How a real server is judged.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum ServerVerification {
     /// By its chain up to one of these authorities, its dates and its name.
     Authorities(Vec<CertificateDer<'static>>),

@@ -36,6 +36,7 @@ use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
+use crate::tls::{TlsErrors, TlsMaterial};
 use crate::worker::{self, Entrances};
 
 /// How long a worker may take from its start until it serves.
@@ -101,6 +102,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Certificates or settings of TLS that make no contexts.
+    #[error("{0}")]
+    Tls(#[source] TlsErrors),
     /// A worker could not begin to serve.
     #[error("worker {worker} on CPU {cpu} could not start: {source}")]
     Worker {
@@ -137,6 +141,9 @@ pub enum ReloadError {
     /// The process is ending.
     #[error("the process is ending")]
     Stopping,
+    /// Certificates or settings of TLS that make no contexts.
+    #[error("{0}")]
+    Tls(#[source] TlsErrors),
     /// Fewer workers than the flows need that are open.
     #[error(
         "runtime.workers: {flows} flows are open, but the tables of so few workers (there would be {workers}) hold {flows_max}; name more \
@@ -192,7 +199,8 @@ impl Engine {
         let plan = plan(&model, &options, &usable_cpus)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
-        let (truth, first) = Truth::first(model, Arc::clone(&steering))?;
+        let material = TlsMaterial::load(&model, &TlsMaterial::default()).map_err(StartError::Tls)?;
+        let (truth, first) = Truth::first(model, material, Arc::clone(&steering))?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
@@ -230,6 +238,7 @@ impl Engine {
                 ports,
                 inboxes: Arc::clone(&inboxes),
                 fast: fast(worker),
+                hatch: None,
             })
             .collect();
         let shared = Arc::new(shared);

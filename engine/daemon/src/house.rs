@@ -21,11 +21,12 @@ use towpath_core::{Generation, Loads, Now, RealServerId};
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
-use crate::shared::{Phase, RingCounter, Seat, Shared};
+use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::status::{
     HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status,
     Usage, WorkerStatus, word,
 };
+use crate::tls::TlsMaterial;
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
 const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
@@ -45,6 +46,7 @@ pub(crate) struct House {
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
 pub(crate) struct Truth {
     model: Model,
+    material: Arc<TlsMaterial>,
     registry: Registry,
     board: HealthBoard,
     checks: Vec<CheckPlan>,
@@ -70,8 +72,12 @@ struct Judged {
 }
 
 impl Truth {
-    /// The truth at the start, and its first snapshot.
-    pub(crate) fn first(model: Model, steering: Arc<SteeringTable>) -> Result<(Truth, Arc<Snapshot>), CompileError> {
+    /// The truth at the start, and what is first in force.
+    pub(crate) fn first(
+        model: Model,
+        material: TlsMaterial,
+        steering: Arc<SteeringTable>,
+    ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
         let mut board = HealthBoard::new();
         let mut book = SnatBook::new(SnatLimits::default());
@@ -81,6 +87,7 @@ impl Truth {
             compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), Generation(1))?;
         let mut truth = Truth {
             model,
+            material: Arc::new(material),
             registry,
             board,
             checks,
@@ -94,7 +101,13 @@ impl Truth {
             is_looped: false,
         };
         truth.learn(&snapshot);
-        Ok((truth, Arc::new(snapshot)))
+        let in_force = truth.with_tls(snapshot);
+        Ok((truth, in_force))
+    }
+
+    fn with_tls(&self, snapshot: Snapshot) -> InForce {
+        let tls = self.material.contexts(&self.registry, &snapshot);
+        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls) }
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -117,24 +130,31 @@ impl Truth {
             .all(|plan| self.board.state(plan.id).is_none_or(|state| state.health() != ServerHealth::Unknown))
     }
 
-    /// The snapshot after `generation`, with the verdicts as they are now.
-    pub(crate) fn next(&mut self, generation: Generation) -> Result<Arc<Snapshot>, CompileError> {
+    /// What comes after `generation`, with the verdicts as they are now.
+    pub(crate) fn next(&mut self, generation: Generation) -> Result<InForce, CompileError> {
         let Truth { model, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
-        compile::compile(model, registry, board, book, Arc::clone(steering), next).map(Arc::new)
+        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), next)?;
+        Ok(self.with_tls(snapshot))
     }
 
-    /// Takes a new model; any error leaves everything as it was. The snapshot that it returns is to be published.
+    /// What handshakes are done with now.
+    pub(crate) fn material(&self) -> &Arc<TlsMaterial> {
+        &self.material
+    }
+
+    /// Takes a new model with what its files say; any error leaves everything as it was. What it returns is to be published.
     ///
     /// A server that stays keeps its verdict, also when the parameters of its check have changed: otherwise every change of an
     /// interval would take all servers out until their next check.
     pub(crate) fn take(
         &mut self,
         model: Model,
+        material: TlsMaterial,
         steering: Arc<SteeringTable>,
         current: &Snapshot,
         now: Now,
-    ) -> Result<Arc<Snapshot>, CompileError> {
+    ) -> Result<InForce, CompileError> {
         let mut registry = self.registry.clone();
         let mut board = self.board.clone();
         let checks = compile::checks(&model, &mut registry)?;
@@ -172,8 +192,9 @@ impl Truth {
         self.registry = registry;
         self.board = board;
         self.checks = checks;
+        self.material = Arc::new(material);
         self.learn(&snapshot);
-        Ok(Arc::new(snapshot))
+        Ok(self.with_tls(snapshot))
     }
 
     /// Gives the ids of removed servers back that nobody holds any more; `all_adopted` says that no worker has an older

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use towpath_tls::{ClientCertificates, ClientTrust, ContextError, HandshakeFailure, ServerContext, ServerSettings};
+use towpath_tls::{ClientCertificates, ClientTrust, ContextError, Fault, ServerContext, ServerSettings};
 
 use super::authority::{Authority, Key, server_settings};
 use super::handshake::{Speaks, client, client_with, visit};
@@ -47,7 +47,7 @@ fn required_and_requested_certificates_are_judged() {
                     }
                     Err(failed) => {
                         assert!(!expected, "{who} by {:?}: {failed:?}", settings.client_certificates);
-                        assert_eq!(HandshakeFailure::of(&failed.of_server()), HandshakeFailure::Certificate);
+                        assert_eq!(Fault::of(&failed.of_server()), Fault::Certificate);
                     }
                 }
             }
@@ -66,7 +66,7 @@ fn a_list_that_does_not_cover_the_issuer_lets_nobody_in() {
     let context = ServerContext::new(&settings, None).expect("a context");
     let client = Arc::new(client_with(authority.roots(), Speaks::Both, &valid));
     let error = visit(&context, &client, NAME).expect_err("nobody says that it is not revoked").of_server();
-    assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::Certificate);
+    assert_eq!(Fault::of(&error), Fault::Certificate);
 }
 
 #[test]

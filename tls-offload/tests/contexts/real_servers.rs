@@ -7,11 +7,10 @@ use aws_lc_rs::digest::{SHA256, digest};
 use rustls::pki_types::ServerName;
 use rustls::server::{Acceptor, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::unbuffered::ConnectionState;
 use rustls::{HandshakeKind, ServerConfig};
 use towpath_tls::{
-    ClientCertificates, ClientContext, ClientSettings, ContextError, HandshakeFailure, Resumption, ServerContext,
-    ServerSettings, ServerVerification, TicketKeys,
+    ClientCertificates, ClientContext, ClientSettings, ContextError, Fault, Resumption, ServerContext, ServerSettings,
+    ServerVerification, Step, TicketKeys,
 };
 
 use super::authority::{Authority, Issued, Key, client_settings, server_settings};
@@ -24,7 +23,7 @@ fn service(issued: &Issued) -> ServerContext {
 }
 
 fn visit(server: &ServerContext, verification: ServerVerification, name: &str) -> Result<Pair, Failed> {
-    let context = ClientContext::new(&ClientSettings { verification, ..client_settings() }).expect("a context");
+    let context = ClientContext::new(&ClientSettings { verification, ..client_settings() }, None).expect("a context");
     shake(server.config(), context.config(), ServerName::try_from(name.to_owned()).expect("a name"))
 }
 
@@ -60,7 +59,7 @@ fn real_servers_are_judged_by_authority_by_pin_or_not() {
             Ok(_) => assert!(expected, "case {place}"),
             Err(Failed::Client(error)) => {
                 assert!(!expected, "case {place}: {error}");
-                assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::Certificate);
+                assert_eq!(Fault::of(&error), Fault::Certificate);
             }
             Err(failed) => panic!("case {place}: {failed:?}"),
         }
@@ -83,11 +82,11 @@ fn a_pinned_certificate_without_its_key_is_worth_nothing() {
     let mut config = ServerConfig::clone(service(&known).config());
     config.cert_resolver = Arc::new(Stolen(Arc::new(stolen)));
     let settings = ClientSettings { verification: ServerVerification::Pinned(vec![pin(&known)]), ..client_settings() };
-    let context = ClientContext::new(&settings).expect("a context");
+    let context = ClientContext::new(&settings, None).expect("a context");
     let name = ServerName::try_from(NAME).expect("a name");
     let failed = shake(&Arc::new(config), context.config(), name).expect_err("a forged signature");
     let Failed::Client(error) = failed else { panic!("{failed:?}") };
-    assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::Certificate, "{error}");
+    assert_eq!(Fault::of(&error), Fault::Certificate, "{error}");
 }
 
 #[test]
@@ -103,11 +102,12 @@ fn we_show_our_own_certificate_to_a_server_that_asks() {
     )
     .expect("a context");
     let name = || ServerName::try_from(NAME).expect("a name");
-    let named = ClientContext::new(&ClientSettings { identity: Some(Arc::clone(&us.identity)), ..client_settings() });
+    let named =
+        ClientContext::new(&ClientSettings { identity: Some(Arc::clone(&us.identity)), ..client_settings() }, None);
     let pair = shake(server.config(), named.expect("a context").config(), name()).expect("known there");
     let shown = pair.server.peer_certificates().expect("a certificate");
     assert_eq!(shown[0], us.identity.certified_key().cert[0]);
-    let nobody = ClientContext::new(&client_settings()).expect("a context");
+    let nobody = ClientContext::new(&client_settings(), None).expect("a context");
     shake(server.config(), nobody.config(), name()).expect_err("nobody");
 }
 
@@ -123,7 +123,8 @@ fn sessions_with_a_server_are_resumed_up_to_a_bound_and_by_name() {
         let pair = shake(server.config(), context.config(), name).expect("a handshake");
         pair.client.handshake_kind() == Some(HandshakeKind::Resumed)
     };
-    let context = ClientContext::new(&ClientSettings { sessions_max: 2, ..client_settings() }).expect("a context");
+    let context =
+        ClientContext::new(&ClientSettings { sessions_max: 2, ..client_settings() }, None).expect("a context");
     assert!(!visit(&context, "a.example.com"));
     assert!(visit(&context, "a.example.com"));
     assert!(visit(&context, "a.example.com"), "each visit brings a ticket");
@@ -132,7 +133,7 @@ fn sessions_with_a_server_are_resumed_up_to_a_bound_and_by_name() {
     // Two are kept: those of b and c.
     assert!(visit(&context, "b.example.com"));
     assert!(!visit(&context, "a.example.com"));
-    let forgetful = ClientContext::new(&client_settings()).expect("a context");
+    let forgetful = ClientContext::new(&client_settings(), None).expect("a context");
     assert!(!visit(&forgetful, "a.example.com"));
     assert!(!visit(&forgetful, "a.example.com"));
 }
@@ -141,16 +142,12 @@ fn sessions_with_a_server_are_resumed_up_to_a_bound_and_by_name() {
 fn the_server_hears_the_name_of_the_settings_or_else_the_clients() {
     let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
     let heard = |settings: &ClientSettings, client_sni| {
-        let context = ClientContext::new(settings).expect("a context");
+        let context = ClientContext::new(settings, None).expect("a context");
         let mut connection = context.connect(client_sni, Some(b"h2"), address).expect("a connection");
-        let mut hello = vec![0; 4096];
-        let status = connection.process_tls_records(&mut []);
-        let ConnectionState::EncodeTlsData(mut data) = status.state.expect("nothing has gone wrong") else {
-            panic!("a client begins by speaking");
-        };
-        let bytes = data.encode(&mut hello).expect("room enough");
+        let mut hello = Vec::new();
+        assert_eq!(connection.handshake(&mut Vec::new(), &mut hello), Ok(Step::NeedsInput));
         let mut acceptor = Acceptor::default();
-        acceptor.read_tls(&mut &hello[..bytes]).expect("from memory");
+        acceptor.read_tls(&mut &hello[..]).expect("from memory");
         let accepted = acceptor.accept().ok().flatten().expect("a whole ClientHello");
         let offered: Vec<_> = accepted.client_hello().alpn().expect("ALPN").map(<[u8]>::to_vec).collect();
         assert_eq!(offered, [b"h2"]);
@@ -163,7 +160,7 @@ fn the_server_hears_the_name_of_the_settings_or_else_the_clients() {
     let fixed = ClientSettings { server_name: Some("exchange.internal".to_owned()), ..client_settings() };
     assert_eq!(heard(&fixed, Some("owa.example.com")), Some("exchange.internal".to_owned()));
     let wrong = ClientSettings { server_name: Some("no name".to_owned()), ..client_settings() };
-    assert!(matches!(ClientContext::new(&wrong), Err(ContextError::ServerName(_))));
+    assert!(matches!(ClientContext::new(&wrong, None), Err(ContextError::ServerName(_))));
     let none = ClientSettings { verification: ServerVerification::Authorities(Vec::new()), ..client_settings() };
-    assert!(matches!(ClientContext::new(&none), Err(ContextError::NoAuthority)));
+    assert!(matches!(ClientContext::new(&none, None), Err(ContextError::NoAuthority)));
 }

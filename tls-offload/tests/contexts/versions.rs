@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::crypto::{aws_lc_rs, ring};
 use rustls::{CipherSuite, Error, NamedGroup, ProtocolVersion};
-use towpath_tls::{CipherPolicy, HandshakeFailure, Identity, MinVersion, Provider, ServerContext, ServerSettings};
+use towpath_tls::{CipherPolicy, Fault, Identity, MinVersion, Provider, ServerContext, ServerSettings};
 
 use super::authority::{Authority, Issued, Key, server_settings};
 use super::handshake::{Speaks, client, client_of, visit};
@@ -64,7 +64,7 @@ fn the_oldest_version_and_the_modern_policy_keep_tls_1_2_out() {
             Ok(_) => assert!(has_tls12, "{min_version:?} {ciphers:?}"),
             Err(failed) => {
                 assert!(!has_tls12, "{min_version:?} {ciphers:?}: {failed:?}");
-                assert_eq!(HandshakeFailure::of(&failed.of_server()), HandshakeFailure::NothingShared);
+                assert_eq!(Fault::of(&failed.of_server()), Fault::NothingShared);
             }
         }
         visit(&context, &Arc::new(client(authority.roots(), Speaks::Tls13)), NAME).expect("TLS 1.3");
@@ -107,7 +107,7 @@ fn application_protocols_are_ours_in_order_and_none_in_common_is_a_refusal() {
     assert_eq!(offer(&[]).expect("none offered").client.alpn_protocol(), None);
     let error = offer(&[b"imap"]).expect_err("nothing in common").of_server();
     assert_eq!(error, Error::NoApplicationProtocol);
-    assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::NothingShared);
+    assert_eq!(Fault::of(&error), Fault::NothingShared);
 }
 
 #[test]
@@ -118,11 +118,11 @@ fn clients_that_give_up_and_noise_have_their_own_causes() {
     let mut server = rustls::ServerConnection::new(Arc::clone(context.config())).expect("a server");
     server.read_tls(&mut &b"GET / HTTP/1.1\r\n\r\n"[..]).expect("from memory");
     let error = server.process_new_packets().expect_err("not TLS");
-    assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::Protocol, "{error}");
+    assert_eq!(Fault::of(&error), Fault::Protocol, "{error}");
 
     let mut server = rustls::ServerConnection::new(Arc::clone(context.config())).expect("a server");
     // A fatal alert: unknown_ca (RFC 8446 §6.2).
     server.read_tls(&mut &[21, 3, 3, 0, 2, 2, 48][..]).expect("from memory");
     let error = server.process_new_packets().expect_err("the client gave up");
-    assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::Alert, "{error}");
+    assert_eq!(Fault::of(&error), Fault::Alert(48), "{error}");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, Error, SignatureScheme};
-use towpath_tls::{ContextError, HandshakeFailure, KeyKind, ServerContext, ServerSettings, SniMatch};
+use towpath_tls::{ContextError, Fault, KeyKind, ServerContext, ServerSettings, SniMatch};
 
 use super::authority::{Authority, Issued, Key, server_settings};
 use super::handshake::{Failed, Speaks, client, visit};
@@ -138,7 +138,7 @@ fn a_client_that_understands_no_signature_of_ours_is_told_so() {
         config.dangerous().set_certificate_verifier(Arc::new(UnderstandsRsa));
         let failed = visit(&context, &Arc::new(config), "mail.example.com").expect_err("nothing shared");
         let Failed::Server(error) = failed else { panic!("{failed:?}") };
-        assert_eq!(HandshakeFailure::of(&error), HandshakeFailure::NothingShared, "{error}");
+        assert_eq!(Fault::of(&error), Fault::NothingShared, "{error}");
     }
 }
 

@@ -32,10 +32,12 @@ use towpath_core::{Generation, Now, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
+use towpath_tls::Hatch;
 
 use crate::listen::Listener;
 use crate::settings::WorkerSettings;
-use crate::shared::{Inbox, Phase, Shared, worker_guard};
+use crate::shared::{InForce, Inbox, Phase, Shared, worker_guard};
+use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
 use packets::{Left, Packets};
@@ -79,6 +81,8 @@ pub struct Entrances {
     pub inboxes: Arc<[Inbox]>,
     /// Its part of the flows that the kernel carries onwards; `None` where it does not.
     pub fast: Option<(FastMemory, FastSettings)>,
+    /// Its way to the pool; `None` where the workers sign themselves.
+    pub hatch: Option<Hatch<PooledHandshake>>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
@@ -122,6 +126,8 @@ struct Worker {
     settings: WorkerSettings,
     ring: Ring,
     snapshot: Arc<Snapshot>,
+    /// Of the snapshot's generation.
+    tls: Arc<TlsContexts>,
     now: Now,
     doors: Doors,
     packets: Option<Packets>,
@@ -171,7 +177,7 @@ impl Worker {
         })
         .map_err(|error| explain_ring(&error))?;
         let now = shared.now();
-        let snapshot = shared.snapshot();
+        let InForce { snapshot, tls } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
             ring,
@@ -201,6 +207,7 @@ impl Worker {
             resteer_at: None,
             ops: Vec::new(),
             snapshot,
+            tls,
             shared,
             id,
             settings,
@@ -326,7 +333,8 @@ impl Worker {
     /// Serves the newest snapshot from here on.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
-        self.snapshot = newer;
+        self.snapshot = newer.snapshot;
+        self.tls = newer.tls;
         self.adopt_in_plane();
         self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
