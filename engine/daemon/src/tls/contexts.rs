@@ -16,8 +16,8 @@ use towpath_core::snapshot::{Snapshot, Target};
 use towpath_core::{RealServerId, ServiceId};
 use towpath_tls::{
     ClientCertificates, ClientContext, ClientSettings, ClientTrust, ContextError, FileError, Identity, IdentityError,
-    MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings, ServerVerification, TicketKeys,
-    load_authorities, load_revocations, load_secret, load_staple,
+    IdentityFiles, MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings,
+    ServerVerification, TicketKeys, load_authorities, load_revocations, load_secret, load_staple,
 };
 
 /// Sessions of clients that a service with `resumption = "cache"` keeps: as many as HAProxy does by default.
@@ -278,8 +278,13 @@ impl<'m> Loader<'m> {
         if let Some(identity) = self.identities.get(files) {
             return Ok(Arc::clone(identity));
         }
-        let key = files.key.as_deref().unwrap_or(&files.file);
-        let identity = Identity::load(&files.file, key, provider(self.model.tls.provider))
+        let named = IdentityFiles {
+            certificate: files.file.clone(),
+            key: files.key.clone(),
+            chain: files.chain.clone(),
+            password: files.password_file.clone(),
+        };
+        let identity = Identity::open(&named, provider(self.model.tls.provider))
             .map(Arc::new)
             .map_err(|error| TlsError::Certificate { service: service.name.clone(), error: Box::new(error) })?;
         self.identities.insert(files, Arc::clone(&identity));
