@@ -49,7 +49,7 @@ pub(crate) fn start_pool(
     }
     let settings = PoolSettings {
         cpus: cpus.to_vec(),
-        pin: |cpu| core_affinity::set_for_current(core_affinity::CoreId { id: cpu }),
+        pin,
         workers: plan.workers.len(),
         depth_max: DEPTH_MAX.min(model.limits.handshakes as usize),
         queue_deadline: Duration::from_millis(model.tls.queue_deadline_ms),
@@ -59,4 +59,14 @@ pub(crate) fn start_pool(
     let wake = move |worker: usize| shared.seat(WorkerId(worker as u8)).wake();
     let (pool, hatches) = TlsPool::start(&settings, wake)?;
     Ok((Some(pool), hatches))
+}
+
+fn pin(cpu: usize) -> bool {
+    let is_pinned = core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+    if !is_pinned {
+        tracing::warn!(
+            "tls.threads: the kernel does not let a thread run on CPU {cpu} alone; it runs where there is room"
+        );
+    }
+    is_pinned
 }

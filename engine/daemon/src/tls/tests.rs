@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::{env, fs, process};
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
-use tempfile::TempDir;
 use towpath_config::model::{ClientAuthorities, ClientCertificate, Model, Resumption, ServiceTls as Tls, VerifyServer};
 use towpath_core::compile;
 use towpath_core::health::HealthBoard;
@@ -18,22 +18,30 @@ use super::fixtures::{certificate_files, ended_tls};
 use super::*;
 use crate::events::{EventKind, Tone};
 
-/// Files of an operator.
+/// Files of an operator, in a folder of their own.
 struct Files {
-    folder: TempDir,
+    folder: PathBuf,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _removed = fs::remove_dir_all(&self.folder);
+    }
 }
 
 impl Files {
-    fn new() -> Files {
-        Files { folder: tempfile::tempdir().unwrap() }
+    fn new(test: &str) -> Files {
+        let folder = env::temp_dir().join(format!("towpath-tls-{}-{test}", process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        Files { folder }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.folder.join(name)
     }
 
     fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        std::fs::write(self.path(name), content).unwrap();
+        fs::write(self.path(name), content).unwrap();
         self.path(name)
     }
 
@@ -116,7 +124,7 @@ fn shake(service: &ServiceTls, client: &ClientContext) -> (Connection, Connectio
 
 #[test]
 fn each_service_and_server_gets_its_context() {
-    let files = Files::new();
+    let files = Files::new("contexts");
     files.certificate("mail.pem", 2100);
     let mut model = model(&files, Resumption::Tickets);
     ended(&mut model, 1).re_encrypt = true;
@@ -142,7 +150,7 @@ fn each_service_and_server_gets_its_context() {
 
 #[test]
 fn everything_that_is_wrong_is_told_at_once_with_service_and_key() {
-    let files = Files::new();
+    let files = Files::new("errors");
     files.certificate("mail.pem", 2100);
     let mut model = model(&files, Resumption::Tickets);
     ended(&mut model, 0).certificates.push(certificate_files(files.path("gone.pem")));
@@ -179,7 +187,7 @@ fn everything_that_is_wrong_is_told_at_once_with_service_and_key() {
 
 #[test]
 fn a_reload_shows_the_new_certificate_and_leaves_connections_and_sessions_alone() {
-    let files = Files::new();
+    let files = Files::new("reload");
     for resumption in [Resumption::Tickets, Resumption::Cache] {
         files.certificate("mail.pem", 2100);
         let model = model(&files, resumption);
@@ -210,7 +218,7 @@ fn a_reload_shows_the_new_certificate_and_leaves_connections_and_sessions_alone(
 
 #[test]
 fn a_new_secret_takes_the_tickets_of_the_one_before() {
-    let files = Files::new();
+    let files = Files::new("secret");
     files.certificate("mail.pem", 2100);
     let mut model = model(&files, Resumption::Tickets);
     model.tls.ticket_key_file = Some(files.write("secret", [1; 48]));
@@ -232,7 +240,7 @@ fn a_new_secret_takes_the_tickets_of_the_one_before() {
 #[test]
 fn somebody_is_told_in_time_once_and_again_when_it_is_renewed() {
     const DAY_S: i64 = 86_400;
-    let files = Files::new();
+    let files = Files::new("expiry");
     files.certificate("mail.pem", 2100);
     let model = model(&files, Resumption::Off);
     let material = TlsMaterial::load(&model, &TlsMaterial::default()).unwrap();
