@@ -7,6 +7,7 @@ mod fault;
 mod files;
 mod identity;
 mod pem;
+mod pfx;
 mod pool;
 mod provider;
 mod resolver;
@@ -21,7 +22,7 @@ pub use context::{
 };
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
 pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
-pub use identity::{Chain, Curve, Identity, IdentityError, KeyKind, Validity};
+pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};

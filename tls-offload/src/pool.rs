@@ -25,6 +25,12 @@ pub trait Work: Send + 'static {
     fn run(&mut self);
 }
 
+impl<W: Work> Work for Box<W> {
+    fn run(&mut self) {
+        (**self).run();
+    }
+}
+
 /// What a pool has.
 #[derive(Clone, Debug)]
 pub struct PoolSettings {

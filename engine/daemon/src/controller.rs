@@ -200,8 +200,8 @@ impl Turn {
 
     fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
         let before = Arc::clone(self.house.truth().material());
-        // Nobody waits for the truth while files are read.
-        let material = TlsMaterial::load(&model, &before).map_err(ReloadError::Tls)?;
+        // Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
+        let material = TlsMaterial::load(&model, &before);
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -239,6 +239,7 @@ impl Turn {
         if !findings.is_empty() {
             return Err(ReloadError::Preflight(findings));
         }
+        let material = material.map_err(ReloadError::Tls)?;
         let current = self.house.shared.snapshot();
         let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
         let workers = wanted.unwrap_or(started.len());
@@ -324,6 +325,7 @@ impl Turn {
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
+        truth.announce_certificates();
         truth.release_gone(&self.house.shared);
     }
 

@@ -36,7 +36,7 @@ use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
-use crate::tls::{TlsErrors, TlsMaterial};
+use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
 
 /// How long a worker may take from its start until it serves.
@@ -206,6 +206,9 @@ impl Engine {
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
+        let shared = Arc::new(shared);
+        let (pool, hatches) = start_pool(truth.model(), &plan, &shared)
+            .map_err(|source| StartError::System { what: "the threads for handshakes", source })?;
         let (kernel, ports) = match &plan.packets {
             None => {
                 clear_silence();
@@ -232,19 +235,19 @@ impl Engine {
         let entrances: Vec<Entrances> = listeners
             .into_iter()
             .zip(ports)
+            .zip(hatches.into_iter().map(Some).chain(std::iter::repeat_with(|| None)))
             .zip(0..)
-            .map(|((listeners, ports), worker)| Entrances {
+            .map(|(((listeners, ports), hatch), worker)| Entrances {
                 listeners,
                 ports,
                 inboxes: Arc::clone(&inboxes),
                 fast: fast(worker),
-                hatch: None,
+                hatch,
             })
             .collect();
-        let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, truth));
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;

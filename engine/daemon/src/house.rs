@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use towpath_config::model::{Model, Protocol};
@@ -17,16 +18,17 @@ use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, S
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId};
+use towpath_tls::PoolGauges;
 
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::status::{
-    HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status,
-    Usage, WorkerStatus, word,
+    HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, ServerStatus, ServiceState, ServiceStatus,
+    SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
-use crate::tls::TlsMaterial;
+use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
 const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
@@ -38,6 +40,8 @@ pub(crate) struct House {
     /// CPUs that workers could have at the start.
     pub(crate) usable_cpus: Vec<usize>,
     pub(crate) version: String,
+    /// `None` = workers sign, or nobody has to.
+    pool: Option<HandshakePool>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
@@ -63,6 +67,7 @@ pub(crate) struct Truth {
     announced: HashSet<(Protocol, IpAddr, SocketAddr)>,
     /// A loop of a bridge was announced, and is not over.
     is_looped: bool,
+    expiry: ExpiryWatch,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -99,6 +104,7 @@ impl Truth {
             opened_before: HashMap::new(),
             announced: HashSet::new(),
             is_looped: false,
+            expiry: ExpiryWatch::default(),
         };
         truth.learn(&snapshot);
         let in_force = truth.with_tls(snapshot);
@@ -264,6 +270,13 @@ impl Truth {
         self.events.record(tone, event.subject(subject));
     }
 
+    /// Announces certificates that are about to end, and those that were renewed.
+    pub(crate) fn announce_certificates(&mut self) {
+        for (tone, event) in self.expiry.turn(self.material.certificates(), unix_s()) {
+            self.events.record(tone, event);
+        }
+    }
+
     /// Keeps and logs one event.
     pub(crate) fn record(&mut self, tone: Tone, event: Event) {
         self.events.record(tone, event);
@@ -348,9 +361,10 @@ impl House {
         plan: Plan,
         usable_cpus: Vec<usize>,
         version: String,
+        pool: Option<HandshakePool>,
         truth: Truth,
     ) -> House {
-        House { shared, plan, usable_cpus, version, truth: Mutex::new(truth), changed: Notify::new() }
+        House { shared, plan, usable_cpus, version, pool, truth: Mutex::new(truth), changed: Notify::new() }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -417,6 +431,7 @@ impl House {
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
             neighbours: shared.network().neighbours(),
+            handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -485,8 +500,36 @@ fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shar
         bytes_to_client: counter(ServiceCounter::BytesToClient),
         counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), counter(c))).collect(),
         terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t))).collect(),
+        certificates: truth
+            .material
+            .certificates_of(&service.name)
+            .iter()
+            .map(|identity| certificate_status(identity, unix_s()))
+            .collect(),
         servers,
     }
+}
+
+fn pool_status(gauges: PoolGauges, plan: &Plan) -> HandshakePoolStatus {
+    let PoolGauges { threads: _, running, queued, done, late, abandoned, refused, busy_ns, waited_ns } = gauges;
+    let counters = [
+        ("done", done),
+        ("late", late),
+        ("abandoned", abandoned),
+        ("refused", refused),
+        ("busy_ns", busy_ns),
+        ("waited_ns", waited_ns),
+    ];
+    HandshakePoolStatus {
+        cpus: plan.handshakes.pool_cpus().to_vec(),
+        running,
+        queued,
+        counters: counters.into_iter().map(|(label, count)| (label.to_owned(), count)).collect(),
+    }
+}
+
+fn unix_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
 }
 
 /// A server that the operator drained, halted or gave no weight is not missed.

@@ -179,6 +179,8 @@ pub struct Plan {
     pub pipes_per_worker: u32,
     /// The packet plane; `None` where no service is on it.
     pub packets: Option<PacketsPlan>,
+    /// Who signs handshakes.
+    pub handshakes: HandshakesPlan,
     /// Bytes, by use.
     pub memory: Vec<Share>,
     /// Bytes that the process may take.
@@ -393,6 +395,18 @@ pub enum PlanError {
         /// The CPUs that are.
         usable: Vec<usize>,
     },
+    /// A CPU for handshakes that is not there, or that the process may not use.
+    #[error(
+        "tls.threads names CPU {}, but this process may use {}; take them out, or write threads = \"auto\"",
+        list(missing),
+        cpu_list(usable)
+    )]
+    NoSuchTlsCpu {
+        /// The CPUs that are not there.
+        missing: Vec<usize>,
+        /// The CPUs that are.
+        usable: Vec<usize>,
+    },
     /// A CPU that workers are to have in any case, and that the process may not use.
     #[error("workers are to have CPU {}, but this process may use {}", list(missing), cpu_list(usable))]
     NotUsable {
@@ -454,6 +468,7 @@ impl Plan {
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
+        let handshakes = HandshakesPlan::new(model, &cpus, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
         let packets = PacketsPlan::new(model, cpus.len(), input);
         let needs = Needs::of(model, cpus.len(), packets.as_ref(), input);
         let (connections, udp_sessions) = needs.bounds(model, input);
@@ -488,6 +503,7 @@ impl Plan {
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
             packets,
+            handshakes,
             memory,
             memory_available: input.memory_bytes,
             descriptors,
@@ -525,6 +541,8 @@ impl Plan {
                 grouped(u64::from(self.connections.max))
             ));
         }
+        let workers: Vec<usize> = self.workers.iter().map(|worker| worker.cpu).collect();
+        warnings.extend(self.handshakes.warnings(&workers));
         warnings
     }
 }
@@ -642,6 +660,7 @@ impl Needs {
             share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
         ];
         fixed_memory.extend(packets.map_or_else(Vec::new, PacketsPlan::memory));
+        fixed_memory.extend(handshakes::session_memory(model));
         Needs {
             fixed_descriptors: vec![
                 share("process", PROCESS_DESCRIPTORS),
@@ -837,8 +856,10 @@ fn whole(amount: u64) -> u32 {
     u32::try_from(amount).unwrap_or(u32::MAX)
 }
 
+mod handshakes;
 mod text;
 
+pub use handshakes::HandshakesPlan;
 use text::{byte_shares, list, shares};
 pub(crate) use text::{bytes, cpu_list, grouped};
 

@@ -50,6 +50,11 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if bridges != &old.bridges {
         changed.push("bridge".to_owned());
     }
+    // Threads and buffers for handshakes are allocated at the start, where a service needs them.
+    let ends_tls = |service: &&VirtualService| service.ended_tls().is_some();
+    if let (None, Some(service)) = (old.services.iter().find(ends_tls), services.iter().find(ends_tls)) {
+        changed.push(format!("tls.mode of service `{}` (the first that ends TLS)", service.name));
+    }
     let before = by_name(&old.services);
     let after = by_name(services);
     for name in before.keys().filter(|name| !after.contains_key(*name)) {

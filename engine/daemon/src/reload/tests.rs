@@ -1,8 +1,11 @@
 //! What a reload takes and what it refuses, by name.
 
+use towpath_config::model::{Resumption, ServiceTls};
+
 use super::*;
 use crate::packets::fast::Readiness;
 use crate::plan::{Plan, PlanInput};
+use crate::tls::fixtures::ended_tls;
 
 const BASE: &str = r#"
 [runtime]
@@ -165,4 +168,17 @@ fn workers_as_a_start_would_choose_them_must_be_those_that_were_started() {
     }
     let auto = edited("workers = [0]", "workers = \"auto\"");
     assert_eq!(needs_restart(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
+}
+
+#[test]
+fn how_tls_is_ended_is_taken_once_a_service_ends_it() {
+    let plain = model(BASE);
+    let mut ended = plain.clone();
+    ended.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/mail.pem", Resumption::Tickets)));
+    let mut other = plain.clone();
+    other.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/other.pem", Resumption::Cache)));
+    assert_eq!(needs_restart(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
+    for (old, new) in [(&ended, &other), (&ended, &plain)] {
+        assert_eq!(needs_restart(old, new, &[0], &[0]), Vec::<String>::new());
+    }
 }

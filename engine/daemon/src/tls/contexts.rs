@@ -16,8 +16,8 @@ use towpath_core::snapshot::{Snapshot, Target};
 use towpath_core::{RealServerId, ServiceId};
 use towpath_tls::{
     ClientCertificates, ClientContext, ClientSettings, ClientTrust, ContextError, FileError, Identity, IdentityError,
-    MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings, ServerVerification, TicketKeys,
-    load_authorities, load_revocations, load_secret, load_staple,
+    IdentityFiles, MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings,
+    ServerVerification, TicketKeys, load_authorities, load_revocations, load_secret, load_staple,
 };
 
 /// Sessions of clients that a service with `resumption = "cache"` keeps: as many as HAProxy does by default.
@@ -101,6 +101,8 @@ pub struct TlsMaterial {
 
 #[derive(Debug)]
 struct ServiceMaterial {
+    /// In the order of the file.
+    certificates: Vec<Arc<Identity>>,
     clients: ServerContext,
     handshake_timeout_ms: u64,
     servers: HashMap<Destination, ClientContext>,
@@ -128,6 +130,22 @@ impl TlsMaterial {
             }
         }
         if errors.is_empty() { Ok(TlsMaterial { services, tickets: Some(tickets) }) } else { Err(TlsErrors(errors)) }
+    }
+
+    /// The certificates of a service in the order of the file.
+    pub(crate) fn certificates_of(&self, service: &str) -> &[Arc<Identity>] {
+        self.services.get(service).map_or(&[], |material| &material.certificates)
+    }
+
+    /// The certificates of all services, each with its service and its place there.
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = (&str, usize, &Identity)> {
+        self.services.iter().flat_map(|(service, material)| {
+            material
+                .certificates
+                .iter()
+                .enumerate()
+                .map(move |(place, identity)| (service.as_str(), place, &**identity))
+        })
     }
 
     /// The contexts for `snapshot`, which was compiled from the model of this material.
@@ -251,16 +269,22 @@ impl<'m> Loader<'m> {
                 servers.insert(destination, ClientContext::new(&settings, before).map_err(context)?);
             }
         }
+        let certificates = clients.identities.iter().map(|served| Arc::clone(&served.identity)).collect();
         let clients = ServerContext::new(&clients, before.map(|before| &before.clients)).map_err(context)?;
-        Ok(ServiceMaterial { clients, handshake_timeout_ms: ended.handshake_timeout_ms, servers })
+        Ok(ServiceMaterial { certificates, clients, handshake_timeout_ms: ended.handshake_timeout_ms, servers })
     }
 
     fn identity(&mut self, service: &VirtualService, files: &'m CertificateFiles) -> Result<Arc<Identity>, TlsError> {
         if let Some(identity) = self.identities.get(files) {
             return Ok(Arc::clone(identity));
         }
-        let key = files.key.as_deref().unwrap_or(&files.file);
-        let identity = Identity::load(&files.file, key, provider(self.model.tls.provider))
+        let named = IdentityFiles {
+            certificate: files.file.clone(),
+            key: files.key.clone(),
+            chain: files.chain.clone(),
+            password: files.password_file.clone(),
+        };
+        let identity = Identity::open(&named, provider(self.model.tls.provider))
             .map(Arc::new)
             .map_err(|error| TlsError::Certificate { service: service.name.clone(), error: Box::new(error) })?;
         self.identities.insert(files, Arc::clone(&identity));

@@ -87,7 +87,7 @@ pub struct Entrances {
     /// Its part of the flows that the kernel carries onwards; `None` where it does not.
     pub fast: Option<(FastMemory, FastSettings)>,
     /// Its way to the pool; `None` where the workers sign themselves.
-    pub hatch: Option<Hatch<PooledHandshake>>,
+    pub hatch: Option<Hatch<Box<PooledHandshake>>>,
 }
 
 /// Starts the thread of one worker; it reports on `ready` once it serves.
