@@ -756,7 +756,7 @@ fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
             Ports::All => &[0],
             Ports::List(ports) => ports,
         };
-        for server in &model.groups[service.group].servers {
+        for server in model.groups_of(service).flat_map(|group| &group.servers) {
             for destination in ports.iter().map(|&port| server.port.unwrap_or(port)) {
                 for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
                     keys.insert((address, server.address, destination, service.protocol));

@@ -16,8 +16,8 @@ use towpath_core::snapshot::{Snapshot, Target};
 use towpath_core::{RealServerId, ServiceId};
 use towpath_tls::{
     ClientCertificates, ClientContext, ClientSettings, ClientTrust, ContextError, FileError, Identity, IdentityError,
-    MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings, ServerVerification, TicketKeys,
-    load_authorities, load_revocations, load_secret, load_staple,
+    IdentityFiles, MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings,
+    ServerVerification, TicketKeys, load_authorities, load_revocations, load_secret, load_staple,
 };
 
 /// Sessions of clients that a service with `resumption = "cache"` keeps: as many as HAProxy does by default.
@@ -259,12 +259,21 @@ impl<'m> Loader<'m> {
         if let Some(identity) = self.identities.get(files) {
             return Ok(Arc::clone(identity));
         }
-        let key = files.key.as_deref().unwrap_or(&files.file);
-        let identity = Identity::load(&files.file, key, provider(self.model.tls.provider))
+        let identity = Identity::open(&identity_files(files), provider(self.model.tls.provider))
             .map(Arc::new)
             .map_err(|error| TlsError::Certificate { service: service.name.clone(), error: Box::new(error) })?;
         self.identities.insert(files, Arc::clone(&identity));
         Ok(identity)
+    }
+}
+
+/// Where a certificate and its key are, in the words of the crate that reads them.
+pub(crate) fn identity_files(files: &CertificateFiles) -> IdentityFiles {
+    IdentityFiles {
+        certificate: files.file.clone(),
+        key: files.key.clone(),
+        chain: files.chain.clone(),
+        password: files.password_file.clone(),
     }
 }
 
@@ -286,21 +295,21 @@ fn ticket_keys(pool: &TlsPool, before: Option<&Arc<TicketKeys>>) -> Result<Arc<T
     }))
 }
 
-fn provider(provider: TlsProvider) -> Provider {
+pub(crate) fn provider(provider: TlsProvider) -> Provider {
     match provider {
         TlsProvider::AwsLcRs => Provider::AwsLcRs,
         TlsProvider::Ring => Provider::Ring,
     }
 }
 
-fn min_version(version: TlsVersion) -> MinVersion {
+pub(crate) fn min_version(version: TlsVersion) -> MinVersion {
     match version {
         TlsVersion::V1_2 => MinVersion::Tls12,
         TlsVersion::V1_3 => MinVersion::Tls13,
     }
 }
 
-fn ciphers(policy: CipherPolicy) -> towpath_tls::CipherPolicy {
+pub(crate) fn ciphers(policy: CipherPolicy) -> towpath_tls::CipherPolicy {
     match policy {
         CipherPolicy::Intermediate => towpath_tls::CipherPolicy::Intermediate,
         CipherPolicy::Modern => towpath_tls::CipherPolicy::Modern,

@@ -5,3 +5,5 @@ mod pool;
 
 pub use contexts::{ServiceTls, TlsContexts, TlsError, TlsErrors, TlsMaterial};
 pub use pool::PooledHandshake;
+
+pub(crate) use contexts::{ciphers, identity_files, min_version, provider};
