@@ -336,6 +336,7 @@ impl Engine {
         let snapshot = self.house.shared.snapshot();
         snapshot
             .each_service()
+            .filter(|service| service.place == service.id)
             .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
             .map(|page| page.ended(Termination::DrainEnded))
             .sum()
