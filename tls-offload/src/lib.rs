@@ -16,7 +16,7 @@ mod sessions;
 mod tickets;
 
 pub use client_certs::{ClientCertificates, ClientTrust};
-pub use connection::{CLOSE_BYTES_MAX, Connection, Opened, RECORD_BYTES_MAX, Step, sealed_bytes_max};
+pub use connection::{CLOSE_BYTES_MAX, Connection, Handshake, Opened, RECORD_BYTES_MAX, Step, sealed_bytes_max};
 pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };

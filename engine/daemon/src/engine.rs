@@ -380,6 +380,7 @@ fn shared_settings(plan: &Plan, seed: u64) -> SharedSettings {
         real_servers_max: REAL_SERVERS_MAX,
         connections_max: plan.connections.max,
         udp_sessions_max: plan.udp_sessions.max,
+        handshakes_max: plan.handshakes,
         persistence_entries: plan.persistence_entries,
         seed,
     }
@@ -392,6 +393,8 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         udp_sessions_max: plan.udp_sessions.max,
         buffers: plan.buffers,
         buffer_bytes: plan.buffer_bytes,
+        record_buffers: plan.record_buffers,
+        queue_deadline_ms: plan.queue_deadline_ms,
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
         on_breath: None,

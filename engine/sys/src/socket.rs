@@ -277,6 +277,28 @@ pub fn hold_acknowledgements(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &(0 as libc::c_int))
 }
 
+/// Sends what the kernel takes at once; bytes taken. With [`Behind::More`] they may wait for the next send or the end of the stream.
+pub fn send_now(socket: &impl AsFd, bytes: &[u8], behind: Behind) -> io::Result<usize> {
+    let flags = match behind {
+        Behind::More => libc::MSG_MORE,
+        Behind::Nothing => 0,
+    };
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let raw = socket.as_fd().as_raw_fd();
+    // SAFETY: address and length are those of a borrowed slice; the kernel only reads it.
+    let sent = unsafe { libc::send(raw, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// What follows on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// Further bytes, or the end of the stream.
+    More,
+    /// Nothing that is known of.
+    Nothing,
+}
+
 /// Sends an acknowledgement that is held back and leaves the next ones to the kernel.
 pub fn acknowledge_now(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &(1 as libc::c_int))
