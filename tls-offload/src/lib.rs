@@ -22,7 +22,9 @@ pub use context::{
 };
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
 pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
-pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity};
+pub use identity::{
+    Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity, fingerprint,
+};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};

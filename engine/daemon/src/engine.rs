@@ -339,6 +339,7 @@ impl Engine {
         let snapshot = self.house.shared.snapshot();
         snapshot
             .each_service()
+            .filter(|service| service.place == service.id)
             .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
             .map(|page| page.ended(Termination::DrainEnded))
             .sum()
@@ -382,7 +383,7 @@ fn shared_settings(plan: &Plan, seed: u64) -> SharedSettings {
         real_servers_max: REAL_SERVERS_MAX,
         connections_max: plan.connections.max,
         udp_sessions_max: plan.udp_sessions.max,
-        handshakes_max: plan.handshakes,
+        handshakes_max: plan.handshakes_max,
         persistence_entries: plan.persistence_entries,
         seed,
     }

@@ -171,7 +171,7 @@ pub struct Plan {
     /// Buffers of one worker for connections with TLS; 0 where no service ends TLS.
     pub record_buffers: u16,
     /// TLS handshakes at the same time; 0 likewise.
-    pub handshakes: u32,
+    pub handshakes_max: u32,
     /// How long a handshake may wait for its turn, in milliseconds.
     #[serde(skip)]
     pub queue_deadline_ms: u64,
@@ -499,7 +499,7 @@ impl Plan {
             buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
             record_buffers: needs.record_buffers,
-            handshakes: if needs.record_buffers > 0 { model.limits.handshakes } else { 0 },
+            handshakes_max: if needs.record_buffers > 0 { model.limits.handshakes } else { 0 },
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
             packets,
@@ -827,7 +827,7 @@ fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
             Ports::All => &[0],
             Ports::List(ports) => ports,
         };
-        for server in &model.groups[service.group].servers {
+        for server in model.groups_of(service).flat_map(|group| &group.servers) {
             for destination in ports.iter().map(|&port| server.port.unwrap_or(port)) {
                 for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
                     keys.insert((address, server.address, destination, service.protocol));

@@ -165,8 +165,8 @@ impl Shared {
     /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
     pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
-        let slot = &self.desks[service.id.index()];
-        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.id.0))));
+        let slot = &self.desks[service.place.index()];
+        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
         let mut desk = lock(desk);
         let Desk { balancer, no_persistence } = &mut *desk;
         if service.persistence.is_none() {

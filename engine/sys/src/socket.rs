@@ -250,6 +250,14 @@ pub fn kernel_source_towards(destination: IpAddr) -> io::Result<IpAddr> {
     Ok(local_address(&fd)?.ip())
 }
 
+/// Copies what waits in the receive queue of a stream, and leaves it there; never waits. 0 = the stream has ended, or `into` is empty.
+pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: `into` is writable for as long as it says, and the descriptor is open while it is borrowed.
+    let seen = unsafe { libc::recv(socket.as_fd().as_raw_fd(), into.as_mut_ptr().cast(), into.len(), flags) };
+    usize::try_from(seen).map_err(|_| io::Error::last_os_error())
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.

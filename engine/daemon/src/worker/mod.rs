@@ -393,7 +393,7 @@ impl Worker {
 
     /// How the snapshot at hand ends this connection, if it does.
     fn lost_by(&self, relay: &Relay) -> Option<Termination> {
-        let service = self.snapshot.service(relay.service().id)?;
+        let service = self.snapshot.service(relay.service().place)?;
         let (_, target) = service.target_of(relay.server()?)?;
         match target.admin {
             AdminState::Halt => Some(Termination::ServerHalted),
@@ -407,7 +407,7 @@ impl Worker {
     fn lost_since_dialled(&self, key: Key) -> Option<Termination> {
         let relay = self.relays.get(key)?;
         let is_current = |service| Arc::ptr_eq(service, relay.service());
-        if self.snapshot.service(relay.service().id).is_some_and(is_current) {
+        if self.snapshot.service(relay.service().place).is_some_and(is_current) {
             return None;
         }
         self.lost_by(relay)
