@@ -1,5 +1,7 @@
 //! From a draft without errors to the model.
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -45,6 +47,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
         control: control(draft.root),
+        tls: tls::pool(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,
@@ -93,6 +96,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
         client_networks: networks(section, "client_networks"),
         interface: section.text("interface").map(|interface| interface.value.to_owned()),
+        tls: tls::service(service, draft)?,
         group,
     })
 }
@@ -105,6 +109,8 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
         weight: server.weight.value,
         max_connections: server.max_connections.value,
         admin: server.admin.value,
+        re_encrypt: server.section.bool("re_encrypt").map(|re_encrypt| re_encrypt.value),
+        server_name: server.section.text("server_name").map(|name| name.value.to_ascii_lowercase()),
     })
 }
 
@@ -238,6 +244,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
         buffer_bytes: section.number("buffer_bytes")?.value,
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
+        handshakes: section.number("handshakes")?.value,
     })
 }
 

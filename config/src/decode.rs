@@ -30,8 +30,13 @@ pub(crate) fn defaults(name: &str) -> Section {
     let Some(Kind::Table(table)) = ROOT.key(name).map(|key| key.kind) else {
         unreachable!("{name} is a table of the schema");
     };
+    defaults_of(table, name)
+}
+
+/// The same of any table; `path` as in the file.
+pub(crate) fn defaults_of(table: &'static Table, path: &str) -> Section {
     let mut report = Report::default();
-    Decoder { report: &mut report, announce: Announce::No }.section(&DeTable::new(), table, 0..0, name)
+    Decoder { report: &mut report, announce: Announce::No }.section(&DeTable::new(), table, 0..0, path)
 }
 
 pub(crate) struct Decoder<'r> {

@@ -2,11 +2,18 @@
 //!
 //! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
 
+mod tls;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+pub use tls::{
+    CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
+    Resumption, ServerTls, ServiceTls, TlsPool, TlsProvider, TlsRoute, TlsVersion, VerifyServer,
+};
 
 /// Ports that health checks speak from, first and last, at addresses that Towpath has on VLANs and bridges: nothing is leased there.
 pub const PROBE_PORTS: (u16, u16) = (61_000, 65_535);
@@ -20,6 +27,8 @@ pub struct Model {
     pub limits: Limits,
     /// Where the daemon answers `towpath status`.
     pub control: Control,
+    /// TLS of the whole process.
+    pub tls: TlsPool,
     /// Static routes of the packet plane, beside the kernel's.
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
@@ -107,6 +116,8 @@ pub struct Limits {
     pub flows: u32,
     /// Of these, flows that the kernel carries onwards; `None` = as many as `flows`, within bounds of the daemon's.
     pub fast_flows: Option<u32>,
+    /// TLS handshakes waiting or under way, and connections whose first bytes are waited for.
+    pub handshakes: u32,
 }
 
 /// `[control]`
@@ -257,6 +268,10 @@ pub struct Server {
     pub max_connections: u32,
     /// The operator's word.
     pub admin: AdminState,
+    /// Whether services that end TLS go on with it towards this server; `None` = as they say, see [`EndedTls::re_encrypts`].
+    pub re_encrypt: Option<bool>,
+    /// See [`EndedTls::server_name`].
+    pub server_name: Option<String>,
 }
 
 /// The operator's word about a server.
@@ -313,6 +328,8 @@ pub struct VirtualService {
     pub client_networks: Vec<(IpAddr, u8)>,
     /// Interface or VLAN that the VIP lives on; `None` = the one whose network holds it (packet plane).
     pub interface: Option<String>,
+    /// Who ends TLS.
+    pub tls: ServiceTls,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -488,6 +505,12 @@ pub enum CheckKind {
 }
 
 impl Model {
+    /// Every group of servers that a service has: its own first, then those behind its routes.
+    pub fn groups_of(&self, service: &VirtualService) -> impl Iterator<Item = &ServerGroup> {
+        let places: Vec<usize> = service.routes().iter().map(|route| route.group).collect();
+        std::iter::once(service.group).chain(places).map(|place| &self.groups[place])
+    }
+
     /// Every VLAN, with the link that it is on.
     pub fn vlans(&self) -> impl Iterator<Item = (&Interface, &Vlan)> {
         self.interfaces.iter().flat_map(|interface| interface.vlans.iter().map(move |vlan| (interface, vlan)))
@@ -495,6 +518,30 @@ impl Model {
 }
 
 impl VirtualService {
+    /// How TLS is ended here, if it is.
+    pub fn ended_tls(&self) -> Option<&EndedTls> {
+        match &self.tls {
+            ServiceTls::Ended(tls) => Some(tls),
+            ServiceTls::PassThrough(_) => None,
+        }
+    }
+
+    /// Where clients go by the name that they ask for.
+    pub fn routes(&self) -> &[TlsRoute] {
+        match &self.tls {
+            ServiceTls::Ended(_) => &[],
+            ServiceTls::PassThrough(tls) => &tls.routes,
+        }
+    }
+
+    /// How long the first bytes of a client are waited for, where they tell where it goes.
+    pub fn first_bytes_wait_ms(&self) -> u64 {
+        match &self.tls {
+            ServiceTls::Ended(tls) => tls.handshake_timeout_ms,
+            ServiceTls::PassThrough(tls) => tls.handshake_timeout_ms,
+        }
+    }
+
     /// The sockets that clients connect to, one per port; empty for an all-ports service.
     pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let ports: &[u16] = match &self.ports {

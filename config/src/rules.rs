@@ -13,6 +13,7 @@ mod process;
 mod servers;
 mod sockets;
 mod sources;
+pub(crate) mod tls;
 
 use crate::diagnostic::Report;
 use crate::draft::Draft;
@@ -28,6 +29,7 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     sources::judge(draft, report);
     outbound::judge(draft, report);
     layers::judge(draft, report);
+    tls::judge(draft, report);
     persistence::judge(draft, report);
     health::judge(draft, report);
     hidden_client::judge(draft, report);

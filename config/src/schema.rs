@@ -7,8 +7,10 @@ mod http;
 mod network;
 mod process;
 mod service;
+mod tls;
 
-pub use service::{GROUP, HEALTH, PERSISTENCE, SERVER, SERVICE, SOURCE, TLS};
+pub use service::{GROUP, HEALTH, PERSISTENCE, SERVER, SERVICE, SOURCE};
+pub use tls::TLS;
 
 /// The whole file.
 pub static ROOT: Table = Table {
@@ -23,8 +25,7 @@ pub static ROOT: Table = Table {
             "Upper bounds of everything that is allocated, for the whole process.",
         ),
         key("control", Kind::Table(&process::CONTROL), "Where the daemon answers the operator."),
-        key("tls", Kind::Table(&process::TLS_POOL), "TLS for the whole process: provider and handshake threads.")
-            .later(),
+        key("tls", Kind::Table(&tls::TLS_POOL), "TLS for the whole process: provider and handshake threads."),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),
         key(

@@ -12,6 +12,8 @@ mod model;
 mod properties;
 #[path = "check/rendered.rs"]
 mod rendered;
+#[path = "check/tls.rs"]
+mod tls;
 
 use towpath_config::{Checked, check};
 

@@ -1,21 +1,28 @@
 //! An identity: the certificate chain that clients see and the private key behind it, loaded and judged as one.
 
-use std::io;
+mod chain;
+mod error;
+mod material;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::SectionKind;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use ::aws_lc_rs::digest::{SHA256, digest};
+use rustls::crypto::{aws_lc_rs, ring};
+use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use rustls::{Error as TlsError, InconsistentKeys};
-use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
-use crate::{Provider, pem};
+use crate::{Provider, Sha256};
+use chain::Sorted;
+
+pub use chain::Chain;
+pub use error::IdentityError;
+pub use material::{IdentityFiles, IdentityMaterial};
 
 /// A certificate chain and the private key of its first certificate.
 #[derive(Clone, Debug)]
@@ -26,6 +33,7 @@ pub struct Identity {
     not_after_s: i64,
     key_kind: KeyKind,
     chain: Chain,
+    spare: Vec<String>,
 }
 
 /// The public key of a certificate.
@@ -53,25 +61,6 @@ pub enum Curve {
     P521,
 }
 
-/// Whether each certificate of the file is followed by its issuer (RFC 8446 §4.4.2).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Chain {
-    /// The certificate at this place (1 = the first) is not issued by the one after it: strict clients refuse the chain.
-    Broken {
-        /// Place of the certificate whose issuer is missing.
-        place: usize,
-        /// The issuer that should follow.
-        issuer: String,
-    },
-    /// Up to a certificate whose issuer is not in the file: right if clients trust that issuer as a root.
-    EndsBelow {
-        /// The issuer of the last certificate.
-        issuer: String,
-    },
-    /// Up to a self-signed certificate.
-    Rooted,
-}
-
 /// Where a moment lies relative to the dates of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
@@ -92,145 +81,60 @@ pub enum Validity {
     },
 }
 
-/// Why two files do not make an identity. Each is the operator's to mend; trying again without a change is useless.
-#[derive(Debug, Error)]
-pub enum IdentityError {
-    /// A certificate that cannot be taken apart.
-    #[error("{}: certificate {place} is damaged ({error}); export the chain again", path.display())]
-    BadCertificate {
-        /// The file.
-        path: PathBuf,
-        /// Place in the file, from 1.
-        place: usize,
-        /// What the parser says.
-        error: String,
-    },
-    /// A private key that the provider cannot use.
-    #[error("{}: the private key cannot be used ({error}); use RSA with 2048 to 8192 bits, ECDSA P-256, P-384 or P-521, or Ed25519", path.display())]
-    BadKey {
-        /// The file.
-        path: PathBuf,
-        /// What the provider says.
-        error: String,
-    },
-    /// DER or PKCS#12.
-    #[error(
-        "{}: this is a binary file, PEM text is needed; convert it: `openssl pkcs12 -in FILE -nodes` for a .pfx, \
-         `openssl x509 -inform der -in FILE` for a certificate, `openssl pkey -inform der -in FILE` for a key",
-        path.display()
-    )]
-    Binary {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Text that begins as PEM and breaks off or does not decode.
-    #[error("{}: damaged PEM ({error}); copy the file again, with its BEGIN and END lines", path.display())]
-    BrokenPem {
-        /// The file.
-        path: PathBuf,
-        /// What the parser says.
-        error: String,
-    },
-    /// Nothing in the file.
-    #[error("{}: the file is empty; export the certificate or key again", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A key behind a passphrase.
-    #[error(
-        "{}: the private key is encrypted and a service has nobody to ask for the passphrase; decrypt it into a file \
-         that only its user can read: `openssl pkey -in FILE -out NEW`",
-        path.display()
-    )]
-    EncryptedKey {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Certificate and key do not belong together.
-    #[error(
-        "{}: this private key does not belong to the first certificate of {} (for {names}); name the key that the \
-         certificate was requested with, and put the server's own certificate first",
-        key_path.display(),
-        chain_path.display()
-    )]
-    KeyOfAnotherCertificate {
-        /// The file of the key.
-        key_path: PathBuf,
-        /// The file of the chain.
-        chain_path: PathBuf,
-        /// Whom the certificate is for.
-        names: String,
-    },
-    /// PEM without a certificate.
-    #[error("{}: no certificate in this file; add the certificate chain as PEM (BEGIN CERTIFICATE)", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// PEM without a key.
-    #[error("{}: no private key in this file; add it as PEM (BEGIN PRIVATE KEY)", path.display())]
-    NoKey {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Neither text nor a known binary form.
-    #[error("{}: neither a certificate nor a key; PEM text is needed (BEGIN …)", path.display())]
-    NotPem {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Larger than any chain.
-    #[error("{}: larger than {} KiB, this is no certificate chain or key; name the right file", path.display(), pem::FILE_BYTES_MAX / 1024)]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The operating system does not hand out the file.
-    #[error("{}: {error}; check the path and that the user of the service may read it", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// A public key for which there are no TLS signatures.
-    #[error("{}: the certificate's key ({algorithm}) is of a kind that TLS servers do not sign with; use RSA, ECDSA P-256, P-384 or P-521, or Ed25519", path.display())]
-    UnknownKeyKind {
-        /// The file.
-        path: PathBuf,
-        /// Object identifier of the algorithm or curve.
-        algorithm: String,
-    },
-}
-
 impl Identity {
-    /// Loads a chain (the server's own certificate first) and its key from PEM files, which may be one and the same.
-    ///
-    /// The key must belong to the first certificate. Dates and completeness are not judged here: see [`Identity::validity`] and [`Identity::chain`].
+    /// Loads an identity from PEM files without passwords, which may be one and the same; see [`Identity::open`].
     pub fn load(chain_path: &Path, key_path: &Path, provider: Provider) -> Result<Identity, IdentityError> {
-        let chain = load_chain(chain_path)?;
-        let certificates = parse_chain(chain_path, &chain)?;
-        let Some(leaf) = certificates.first() else {
-            return Err(IdentityError::NoCertificate { path: chain_path.to_path_buf() });
-        };
-        let names = names(leaf);
-        let key_kind = key_kind(chain_path, leaf)?;
-        let (not_before_s, not_after_s) =
-            (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-        let completeness = completeness(&certificates);
+        let key = (chain_path != key_path).then(|| key_path.to_path_buf());
+        let certificate = chain_path.to_path_buf();
+        Identity::open(&IdentityFiles { certificate, key, ..IdentityFiles::default() }, provider)
+    }
 
-        let key = load_key(key_path)?;
-        let whose = if names.is_empty() { leaf.subject().to_string() } else { names.join(", ") };
-        let certified = certify(chain.clone(), key, &provider.crypto()).map_err(|error| match error {
-            TlsError::InconsistentKeys(InconsistentKeys::KeyMismatch) => IdentityError::KeyOfAnotherCertificate {
-                key_path: key_path.to_path_buf(),
-                chain_path: chain_path.to_path_buf(),
-                names: whose,
-            },
-            error => IdentityError::BadKey { path: key_path.to_path_buf(), error: error.to_string() },
-        })?;
-        Ok(Identity { certified: Arc::new(certified), names, not_before_s, not_after_s, key_kind, chain: completeness })
+    /// Loads an identity from its files. The server's own certificate is the one that the key belongs to; its issuers are put behind it.
+    ///
+    /// Dates and completeness are not judged here: see [`Identity::validity`] and [`Identity::chain`].
+    pub fn open(files: &IdentityFiles, provider: Provider) -> Result<Identity, IdentityError> {
+        Identity::of(&files.read()?, files, provider)
+    }
+
+    /// The identity that `material`, read from `files`, makes.
+    pub fn of(
+        material: &IdentityMaterial,
+        files: &IdentityFiles,
+        provider: Provider,
+    ) -> Result<Identity, IdentityError> {
+        let path = &files.certificate;
+        let bad_key =
+            |error: TlsError| IdentityError::BadKey { path: files.key().to_path_buf(), error: error.to_string() };
+        let parsed = parse(path, &material.certificates)?;
+        let key = match provider {
+            Provider::AwsLcRs => aws_lc_rs::sign::any_supported_type(material.key()),
+            Provider::Ring => ring::sign::any_supported_type(material.key()),
+        };
+        let key = key.map_err(bad_key)?;
+        let public = key.public_key().ok_or_else(|| bad_key(TlsError::InconsistentKeys(InconsistentKeys::Unknown)))?;
+        let belongs =
+            |certificate: &X509Certificate<'_>| certificate.tbs_certificate.subject_pki.raw == public.as_ref();
+        let Some(place) = parsed.iter().position(belongs) else {
+            let own = parsed.iter().find(|certificate| !certificate.is_ca()).or(parsed.first());
+            return Err(IdentityError::KeyOfAnotherCertificate {
+                key_path: files.key().to_path_buf(),
+                chain_path: path.clone(),
+                names: own.map(whose).unwrap_or_default(),
+            });
+        };
+        let leaf = &parsed[place];
+        let Sorted { certificates, chain, spare } = chain::sorted(&material.certificates, &parsed, place);
+        let identity = Identity {
+            names: names(leaf),
+            not_before_s: leaf.validity().not_before.timestamp(),
+            not_after_s: leaf.validity().not_after.timestamp(),
+            key_kind: key_kind(path, leaf)?,
+            chain,
+            spare,
+            certified: Arc::new(CertifiedKey::new(certificates, key)),
+        };
+        identity.certified.keys_match().map_err(bad_key)?;
+        Ok(identity)
     }
 
     /// The names and addresses that the certificate is for (subjectAltName); clients ignore the common name.
@@ -264,9 +168,19 @@ impl Identity {
         self.key_kind
     }
 
-    /// Whether the issuers follow.
+    /// Whether all issuers are there.
     pub fn chain(&self) -> &Chain {
         &self.chain
+    }
+
+    /// Subjects of certificates that the files hold and that nobody is sent: they belong to no part of the chain.
+    pub fn spare(&self) -> &[String] {
+        &self.spare
+    }
+
+    /// SHA-256 of the server's own certificate, as it is pinned.
+    pub fn fingerprint(&self) -> Sha256 {
+        fingerprint(&self.certified.cert[0])
     }
 
     /// Chain and key in the form that rustls takes.
@@ -275,16 +189,25 @@ impl Identity {
     }
 }
 
-fn load_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    Ok(pem::sections(path)?
-        .known
-        .into_iter()
-        .filter(|(kind, _)| *kind == SectionKind::Certificate)
-        .map(|(_, der)| CertificateDer::from(der))
-        .collect())
+impl PartialEq for Identity {
+    /// The same chain. Its key is then the same, too: it belongs to the first certificate.
+    fn eq(&self, other: &Identity) -> bool {
+        self.certified.cert == other.certified.cert
+    }
 }
 
-fn parse_chain<'der>(
+/// SHA-256 of a certificate, as it is pinned.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Sha256 {
+    digest(&SHA256, certificate).as_ref().try_into().unwrap_or_default()
+}
+
+/// Whom a certificate is for.
+fn whose(certificate: &X509Certificate<'_>) -> String {
+    let names = names(certificate);
+    if names.is_empty() { certificate.subject().to_string() } else { names.join(", ") }
+}
+
+fn parse<'der>(
     path: &Path,
     chain: &'der [CertificateDer<'static>],
 ) -> Result<Vec<X509Certificate<'der>>, IdentityError> {
@@ -295,37 +218,6 @@ fn parse_chain<'der>(
         }
     };
     chain.iter().enumerate().map(parse).collect()
-}
-
-/// The first private key of the file.
-fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let sections = pem::sections(path)?;
-    let missing = if sections.has_encrypted_key {
-        IdentityError::EncryptedKey { path: path.to_path_buf() }
-    } else {
-        IdentityError::NoKey { path: path.to_path_buf() }
-    };
-    sections
-        .known
-        .into_iter()
-        .find_map(|(kind, der)| match kind {
-            SectionKind::EcPrivateKey => Some(PrivateKeyDer::Sec1(der.into())),
-            SectionKind::PrivateKey => Some(PrivateKeyDer::Pkcs8(der.into())),
-            SectionKind::RsaPrivateKey => Some(PrivateKeyDer::Pkcs1(der.into())),
-            _ => None,
-        })
-        .ok_or(missing)
-}
-
-/// Unlike `CertifiedKey::from_der`, takes no key whose public half it cannot compare.
-fn certify(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    crypto: &CryptoProvider,
-) -> Result<CertifiedKey, TlsError> {
-    let certified = CertifiedKey::new(chain, crypto.key_provider.load_private_key(key)?);
-    certified.keys_match()?;
-    Ok(certified)
 }
 
 fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
@@ -370,18 +262,5 @@ fn bits(number: &[u8]) -> usize {
     match &number[zeros..] {
         [] => 0,
         significant @ [first, ..] => significant.len() * 8 - first.leading_zeros() as usize,
-    }
-}
-
-fn completeness(certificates: &[X509Certificate<'_>]) -> Chain {
-    let follows = |pair: &[X509Certificate<'_>]| pair[0].issuer().as_raw() == pair[1].subject().as_raw();
-    if let Some(place) = certificates.windows(2).position(|pair| !follows(pair)) {
-        return Chain::Broken { place: place + 1, issuer: certificates[place].issuer().to_string() };
-    }
-    match certificates.last() {
-        Some(last) if last.issuer().as_raw() != last.subject().as_raw() => {
-            Chain::EndsBelow { issuer: last.issuer().to_string() }
-        }
-        _ => Chain::Rooted,
     }
 }

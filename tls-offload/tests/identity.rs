@@ -8,7 +8,7 @@ use rcgen::{
     date_time_ymd,
 };
 use tempfile::TempDir;
-use towpath_tls::{Chain, Curve, Identity, IdentityError, KeyKind, Provider, Validity};
+use towpath_tls::{Chain, Curve, Identity, IdentityError, IdentityFiles, KeyKind, Provider, Validity};
 
 /// A folder with certificates and keys.
 struct Folder {
@@ -125,31 +125,71 @@ fn the_key_of_another_certificate_is_refused_and_both_files_are_named() {
 }
 
 #[test]
-fn a_chain_tells_whether_each_issuer_follows() {
+fn a_chain_is_put_in_order_and_tells_what_is_missing() {
     let files = Folder::new();
     let root = CertifiedIssuer::self_signed(authority("Root"), key(&PKCS_ECDSA_P256_SHA256)).expect("a root");
     let middle =
         CertifiedIssuer::signed_by(authority("Middle"), key(&PKCS_ECDSA_P256_SHA256), &root).expect("an issuer");
+    let other = CertifiedIssuer::self_signed(authority("Other"), key(&PKCS_ECDSA_P256_SHA256)).expect("a root");
+    let stranger = CertifiedIssuer::signed_by(authority("Stranger"), key(&PKCS_ECDSA_P256_SHA256), &other);
+    let stranger = stranger.expect("an issuer").pem();
     let key = key(&PKCS_ECDSA_P256_SHA256);
     let leaf = params("mail", &["mail.example.com"]).signed_by(&key, &middle).expect("a leaf").pem();
     let (root, middle) = (root.pem(), middle.pem());
     let key_path = files.write("key.pem", key.serialize_pem());
-    let chain_of = |text: String| {
-        let chain_path = files.write("chain.pem", text);
-        load(&chain_path, &key_path).expect("the leaf comes first").chain().clone()
+    let of = |text: String, sent: usize, spare: &[&str]| {
+        let identity = load(&files.write("chain.pem", text), &key_path).expect("the leaf is there");
+        assert_eq!(identity.names(), ["mail.example.com"]);
+        assert_eq!(identity.certified_key().cert.len(), sent);
+        assert_eq!(identity.spare(), spare);
+        identity.chain().clone()
     };
+    let issuer = |name: &str| Chain::EndsBelow { issuer: format!("CN={name}") };
 
-    assert_eq!(chain_of(format!("{leaf}{middle}{root}")), Chain::Rooted);
-    let issuer = |name: &str| format!("CN={name}");
-    assert_eq!(chain_of(format!("{leaf}{middle}")), Chain::EndsBelow { issuer: issuer("Root") });
-    assert_eq!(chain_of(leaf.clone()), Chain::EndsBelow { issuer: issuer("Middle") });
-    assert_eq!(chain_of(format!("{leaf}{root}")), Chain::Broken { place: 1, issuer: issuer("Middle") });
-    assert_eq!(chain_of(format!("{leaf}{middle}{leaf}")), Chain::Broken { place: 2, issuer: issuer("Root") });
+    // Whatever the order; the root is not sent.
+    for text in [format!("{leaf}{middle}{root}"), format!("{root}{middle}{leaf}"), format!("{middle}{leaf}{root}")] {
+        assert_eq!(of(text, 2, &[]), Chain::Rooted);
+    }
+    assert_eq!(of(format!("{leaf}{middle}"), 2, &[]), issuer("Root"));
+    assert_eq!(of(format!("{middle}{leaf}{middle}"), 2, &[]), issuer("Root"));
+    assert_eq!(of(leaf.clone(), 1, &[]), issuer("Middle"));
+    assert_eq!(of(format!("{leaf}{root}"), 1, &[]), issuer("Middle"));
+    assert_eq!(of(format!("{stranger}{leaf}{middle}"), 2, &["CN=Stranger"]), issuer("Root"));
 
-    // With an issuer first, the key is that of another certificate.
-    let upside_down = files.write("chain.pem", format!("{middle}{leaf}"));
-    let error = refusal(&upside_down, &key_path);
-    assert!(error.to_string().contains("put the server's own certificate first"), "{error}");
+    // From a file of their own.
+    let apart = IdentityFiles {
+        certificate: files.write("leaf.pem", &leaf),
+        key: Some(key_path.clone()),
+        chain: Some(files.write("issuers.pem", format!("{root}{middle}"))),
+        password: None,
+    };
+    let identity = Identity::open(&apart, Provider::default()).expect("all is there");
+    assert_eq!((identity.chain(), identity.certified_key().cert.len()), (&Chain::Rooted, 2));
+    let without = IdentityFiles { chain: Some(key_path), ..apart };
+    let error = Identity::open(&without, Provider::default()).expect_err("a key is no chain");
+    assert!(matches!(error, IdentityError::NoCertificate { .. }), "{error}");
+}
+
+#[test]
+fn of_two_issuers_with_one_name_the_one_with_the_key_is_taken() {
+    let files = Folder::new();
+    let (old_key, new_key) = (key(&PKCS_ECDSA_P256_SHA256), key(&PKCS_ECDSA_P256_SHA256));
+    let root = CertifiedIssuer::self_signed(authority("Root"), key(&PKCS_ECDSA_P256_SHA256)).expect("a root");
+    let with_identifiers = || {
+        let mut params = authority("Middle");
+        params.use_authority_key_identifier_extension = true;
+        params
+    };
+    let old = CertifiedIssuer::signed_by(with_identifiers(), old_key, &root).expect("an issuer");
+    let new = CertifiedIssuer::signed_by(with_identifiers(), new_key, &root).expect("an issuer");
+    let key = key(&PKCS_ECDSA_P256_SHA256);
+    let mut params = params("mail", &["mail.example.com"]);
+    params.use_authority_key_identifier_extension = true;
+    let leaf = params.signed_by(&key, &new).expect("a leaf").pem();
+    let chain = files.write("chain.pem", format!("{leaf}{}{}", old.pem(), new.pem()));
+    let identity = load(&chain, &files.write("key.pem", key.serialize_pem())).expect("the leaf is there");
+    assert_eq!(identity.certified_key().cert[1].as_ref(), new.der().as_ref());
+    assert_eq!(identity.spare(), ["CN=Middle"]);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    HealthStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage,
-    WorkerStatus,
+    CertificateStatus, HandshakePoolStatus, HealthStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus,
+    SourcePortsStatus, Status, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
@@ -21,6 +21,8 @@ use crate::table::{Cell, Table, span, thousands};
 
 /// Source addresses shown, the fullest first.
 const SOURCE_PORTS_SHOWN: usize = 20;
+/// Certificates that end within so many seconds stand out.
+const CERTIFICATE_NEAR_S: u64 = 30 * 86_400;
 /// Changes of state shown, the latest last.
 const EVENTS_SHOWN: usize = 8;
 
@@ -88,6 +90,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("removed servers that still hold connections", leaving(status, paint));
     section("source ports", source_ports(&status.source_ports, paint));
     section("workers", workers(&status.workers, paint));
+    section("handshakes", handshakes(status.handshake_pool.as_ref(), paint));
     section("lost frames", losses(&status.workers, paint));
     section("dropped frames", drops(&status.workers, paint));
     section("limits", limits(status, paint));
@@ -128,6 +131,9 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
     text.push_str(&table.render(2, paint));
     text.push_str(&format!("  {}\n", traffic(service)));
     let ended: Vec<String> = counts(service.terminations.iter().map(|(label, &count)| (label.as_str(), count)));
+    for certificate in &service.certificates {
+        text.push_str(&format!("  certificate {}\n", certificate_line(certificate, paint)));
+    }
     if !ended.is_empty() {
         text.push_str(&format!("  ended: {}\n", ended.join(" · ")));
     }
@@ -271,6 +277,53 @@ fn source_ports(all: &[SourcePortsStatus], paint: Paint) -> String {
         text.push_str(&format!("  and {rest} less full\n"));
     }
     text
+}
+
+/// `for mail.example.com: ends in 12 d 3 h`
+fn certificate_line(certificate: &CertificateStatus, paint: Paint) -> String {
+    let names = if certificate.names.is_empty() { "no name".to_owned() } else { certificate.names.join(", ") };
+    let lasts_s = certificate.not_after_unix_seconds.saturating_sub(certificate.not_before_unix_seconds);
+    let ends = match u64::try_from(certificate.seconds_left) {
+        Err(_) => paint.tint(Tint::Red, "has ended"),
+        Ok(_) if certificate.seconds_left > lasts_s => paint.tint(Tint::Red, "is not valid yet"),
+        Ok(left_s) => {
+            let ends = format!("ends in {}", span(left_s.saturating_mul(1000)));
+            if left_s < CERTIFICATE_NEAR_S { paint.tint(Tint::Yellow, &ends) } else { ends }
+        }
+    };
+    format!("for {names}: {ends}")
+}
+
+/// The threads that sign handshakes; nothing where workers do.
+fn handshakes(pool: Option<&HandshakePoolStatus>, paint: Paint) -> String {
+    let Some(pool) = pool else { return String::new() };
+    let counter = |label: &str| pool.counters.get(label).copied().unwrap_or(0);
+    let taken = counter("done") + counter("late") + counter("abandoned");
+    let mut table = Table::new([
+        Cell::figure("threads"),
+        Cell::figure("signing"),
+        Cell::figure("waiting"),
+        Cell::figure("mean wait"),
+        Cell::figure("done"),
+        Cell::figure("late"),
+        Cell::figure("refused"),
+        Cell::figure("abandoned"),
+    ]);
+    let refusals = |label: &str| {
+        let cell = Cell::figure(thousands(counter(label)));
+        if counter(label) > 0 { cell.tinted(Tint::Yellow) } else { cell }
+    };
+    table.row([
+        Cell::figure(pool.cpus.len()),
+        Cell::figure(pool.running),
+        Cell::figure(thousands(pool.queued as u64)),
+        Cell::figure(turn(counter("waited_ns").checked_div(taken).unwrap_or(0) / 1000)),
+        Cell::figure(thousands(counter("done"))),
+        refusals("late"),
+        refusals("refused"),
+        Cell::figure(thousands(counter("abandoned"))),
+    ]);
+    table.render(2, paint)
 }
 
 fn workers(all: &[WorkerStatus], paint: Paint) -> String {
@@ -465,6 +518,7 @@ mod tests {
                 bytes_to_client: 1_250_000_000,
                 counters: BTreeMap::new(),
                 terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
+                certificates: Vec::new(),
                 servers: vec![server("FE-1", 31, HealthStatus::Up, ""), draining],
             }],
             outbound: Vec::new(),
@@ -497,6 +551,7 @@ mod tests {
                 drops: BTreeMap::new(),
             }],
             neighbours: BTreeMap::new(),
+            handshake_pool: None,
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
@@ -554,6 +609,35 @@ latest changes
 ";
         let page = render(&page(), 1_012_000, Paint::Plain);
         assert_eq!(page, expected, "\n{page}");
+    }
+
+    #[test]
+    fn certificates_and_the_pool_are_shown_where_tls_ends() {
+        const DAY_S: i64 = 86_400;
+        let certificate = |seconds_left| CertificateStatus {
+            names: vec!["mail.example.com".to_owned(), "owa.example.com".to_owned()],
+            not_before_unix_seconds: 0,
+            not_after_unix_seconds: 100 * DAY_S,
+            seconds_left,
+        };
+        let mut page = page();
+        page.services[0].certificates = [50 * DAY_S, -1, 101 * DAY_S].map(certificate).to_vec();
+        let counters = [("done", 1999), ("late", 1), ("refused", 3), ("waited_ns", 4_000_000)];
+        page.handshake_pool = Some(HandshakePoolStatus {
+            cpus: vec![2, 3],
+            running: 1,
+            queued: 1200,
+            counters: counters.map(|(label, count)| (label.to_owned(), count)).into(),
+        });
+        let page = render(&page, 0, Paint::Plain);
+        for line in [
+            "  certificate for mail.example.com, owa.example.com: ends in 50 d 0 h\n",
+            "owa.example.com: has ended\n",
+            "owa.example.com: is not valid yet\n",
+            "  threads  signing  waiting  mean wait   done  late  refused  abandoned\n        2        1    1,200       2 µs  1,999     1        3          0\n",
+        ] {
+            assert!(page.contains(line), "{line:?} is missing in\n{page}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Plane, forwarding, TLS and HTTP: which of them go together.
+//! Plane, forwarding and HTTP: which of them go together.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,6 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             Plane::Packet => packet(draft, service, report),
         }
         failure(draft, service, report);
-        tls(service, report);
         http(draft, service, report);
     }
 }
@@ -170,46 +169,6 @@ fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
                 "`drop_on_failure` has no effect on clients: what servers send passes Towpath by, so only the server can be reset",
             )
             .hint("use `forwarding = \"full-nat\"`, or remove it");
-    }
-}
-
-fn tls(service: &Service<'_>, report: &mut Report) {
-    let Some(tls) = service.section.table("tls") else { return };
-    let mode = &service.tls_mode;
-    if mode.value == "pass-through" {
-        for key in ["certificate", "client_ca"] {
-            if let Some(span) = tls.written(key) {
-                report
-                    .warning("no-effect", span, format!("`tls.{key}` has no effect: TLS passes through untouched"))
-                    .hint("use `tls.mode = \"terminate\"` or \"re-encrypt\", or remove it");
-            }
-        }
-        return;
-    }
-    if service.plane.value == Plane::Packet {
-        report
-            .error("needs-stream-plane", &mode.span, format!("`tls.mode = \"{}\"` needs the stream plane", mode.value))
-            .label(&service.plane.span, "the packet plane does not see connections")
-            .hint("use `plane = \"stream\"`, or let TLS pass through");
-    }
-    if let Some(protocol) = service.protocol.as_ref().filter(|protocol| protocol.value == Protocol::Udp) {
-        report
-            .error("conflicting-keys", &mode.span, "TLS is ended on TCP only")
-            .label(&protocol.span, "a UDP service")
-            .hint("use `tls.mode = \"pass-through\"`");
-    }
-    if tls.written("certificate").is_none() && !tls.broken.contains(&"certificate") && !report.incomplete {
-        report
-            .error("missing-key", &mode.span, format!("`tls.mode = \"{}\"` needs a certificate", mode.value))
-            .hint("add `[[service.tls.certificate]]` with `file` and `key`");
-    }
-    if let Some(client) = tls.word("client_certificate")
-        && client.value != "none"
-        && tls.written("client_ca").is_none()
-    {
-        report
-            .error("missing-key", &client.span, "client certificates are asked for, but no authority is named")
-            .hint("add `client_ca = \"...\"`");
     }
 }
 

@@ -41,9 +41,10 @@ fn unused_groups(draft: &Draft<'_>, report: &mut Report) {
     for (index, group) in draft.groups.iter().enumerate() {
         let used =
             draft.services.iter().any(|service| matches!(service.members, Members::Group(used) if used == index));
-        // HTTP routes name groups as well.
+        // Routes name groups as well.
         let routed = group.name.as_ref().is_some_and(|name| {
-            let routes = draft.services.iter().filter_map(|service| service.http).flat_map(|http| http.tables("route"));
+            let tables = draft.services.iter().flat_map(|service| [service.http, service.section.table("tls")]);
+            let routes = tables.flatten().flat_map(|table| table.tables("route"));
             routes.filter_map(|route| route.text("group")).any(|route| route.value == name.value)
         });
         if let (false, false, Some(name)) = (used, routed, &group.name) {

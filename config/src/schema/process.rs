@@ -1,6 +1,6 @@
 //! Tables about the process as a whole.
 
-use super::{DAY, HOUR, Kind, MINUTE, MS, SECOND, Table, Word, duration, integer, key, later, word};
+use super::{HOUR, Kind, MINUTE, MS, SECOND, Table, Word, duration, integer, key, later, word};
 
 pub(super) static RUNTIME: Table = Table {
     path: "runtime",
@@ -92,8 +92,7 @@ pub(super) static LIMITS: Table = Table {
         )
         .default("auto"),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
-            .default("16384")
-            .later(),
+            .default("16384"),
     ],
 };
 
@@ -107,30 +106,6 @@ pub(super) static CONTROL: Table = Table {
         key("certificate", Kind::Path, "Certificate chain (PEM) for `listen`.").later(),
         key("private_key", Kind::Path, "Private key (PEM) for `listen`.").later(),
         key("users", Kind::Path, "File with the users who may use `listen`; there are no default credentials.").later(),
-    ],
-};
-
-pub(super) static TLS_POOL: Table = Table {
-    path: "tls",
-    doc: "TLS for the whole process.",
-    keys: &[
-        key(
-            "provider",
-            Kind::Word(&[word("aws-lc-rs", "The faster one for RSA."), later("ring", "The smaller one.")]),
-            "Who computes.",
-        )
-        .default("aws-lc-rs"),
-        key(
-            "threads",
-            Kind::Either(&[
-                Kind::Word(&[word("auto", "A share of the CPUs.")]),
-                Kind::List(&integer(0, 4095, "CPU id"), 1024),
-            ]),
-            "Which CPUs carry handshakes.",
-        )
-        .default("auto"),
-        key("post_quantum", Kind::Bool, "Offer X25519MLKEM768 first.").default("true"),
-        key("ticket_lifetime", duration(MINUTE, 7 * DAY), "How long a session may be resumed.").default("12h"),
     ],
 };
 

@@ -1,8 +1,8 @@
 //! Tables about services, their servers, and how both are judged.
 
 use super::{
-    DAY, HOUR, Kind, MINUTE, MS, SECOND, SERVERS_MAX, Table, Word, duration, http, integer, key, later,
-    process::LOGGED, word,
+    DAY, HOUR, Kind, MINUTE, MS, SECOND, SERVERS_MAX, Table, duration, http, integer, key, later, process::LOGGED,
+    tls::TLS, word,
 };
 
 static BALANCE: Kind = Kind::Word(&[
@@ -199,8 +199,9 @@ pub static SERVER: Table = Table {
         )
         .default("ready"),
         key("backup", Kind::Bool, "Takes connections only when no other server can.").default("false").later(),
-        key("re_encrypt", Kind::Bool, "TLS towards this server.").described("by `tls.mode`").later(),
-        key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.").later(),
+        key("re_encrypt", Kind::Bool, "TLS towards this server, for services that end it.").described("by `tls.mode`"),
+        key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.")
+            .described("`tls.server_name`"),
     ],
 };
 
@@ -317,58 +318,5 @@ pub static HEALTH: Table = Table {
         key("verify", Kind::Bool, "Check the server's certificate.").default("false"),
         key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password."),
         key("user", Kind::Text, "RADIUS user or LDAP name."),
-    ],
-};
-
-static TLS_VERSIONS: Kind = Kind::Word(TLS_VERSION_WORDS);
-static TLS_VERSION_WORDS: &[Word] = &[word("1.2", "TLS 1.2."), word("1.3", "TLS 1.3.")];
-
-/// `service.tls`
-pub static TLS: Table = Table {
-    path: "service.tls",
-    doc: "TLS of a service.",
-    keys: &[
-        key(
-            "mode",
-            Kind::Word(&[
-                word("pass-through", "TLS is not touched."),
-                later("re-encrypt", "Terminated, and TLS again towards the servers."),
-                later("terminate", "Terminated; plain towards the servers."),
-            ]),
-            "Who ends TLS.",
-        )
-        .default("pass-through"),
-        key("certificate", Kind::Tables(&CERTIFICATE, 64), "Certificates; the client's SNI chooses."),
-        key("min_version", TLS_VERSIONS, "Oldest version accepted.").default("1.2"),
-        key(
-            "ciphers",
-            Kind::Word(&[
-                word("compatible", "And older clients."),
-                word("high-security", "Forward secrecy and AEAD only."),
-            ]),
-            "Which ciphers are accepted.",
-        )
-        .default("high-security"),
-        key(
-            "client_certificate",
-            Kind::Word(&[word("none", "Not asked for."), word("request", "Asked for."), word("require", "Demanded.")]),
-            "Certificates of clients.",
-        )
-        .default("none"),
-        key("client_ca", Kind::Path, "Authorities (PEM) that client certificates come from."),
-        key("server_ca", Kind::Path, "Authorities (PEM) that server certificates come from, with `re-encrypt`.")
-            .described("those of the host"),
-        key("verify_server", Kind::Bool, "Check the servers' certificates, with `re-encrypt`.").default("true"),
-    ],
-};
-
-static CERTIFICATE: Table = Table {
-    path: "service.tls.certificate",
-    doc: "A certificate with its private key: PEM files, or one PFX file.",
-    keys: &[
-        key("file", Kind::Path, "Certificate (PEM, leaf first) or PFX file with the private key.").required(),
-        key("key", Kind::Path, "Private key (PEM); not for PFX."),
-        key("chain", Kind::Path, "Intermediate certificates (PEM), when `file` has none."),
-        key("password_file", Kind::Path, "File with the password of the private key or PFX."),
     ],
 };

@@ -126,7 +126,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
         ("", "min_connections = 5", "min_connections"),
-        ("", "re_encrypt = false", "re_encrypt"),
     ];
     for (lines, server, place) in rows {
         let text = service(lines, server);
@@ -297,8 +296,7 @@ fn vlans_and_routes_are_of_the_packet_plane() {
 }
 
 #[test]
-fn planes_forwarding_tls_and_http_must_fit() {
-    let certificate = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
+fn planes_forwarding_and_http_must_fit() {
     let later = "not-available";
     let packet = "plane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }";
     let dsr = "plane = \"packet\"\nforwarding = \"dsr\"\nhealth = { check = \"tcp\", ports = 443 }";
@@ -322,10 +320,6 @@ fn planes_forwarding_tls_and_http_must_fit() {
         (format!("{dsr}\nprotocol = \"udp\"\ndrop_on_failure = true"), &[]),
         ("client_networks = [\"198.51.100.0/24\"]".into(), &[("no-effect", "client_networks")]),
         ("next_hop = \"192.0.2.1\"".into(), &[("needs-packet-plane", "next_hop")]),
-        ("tls = { mode = \"terminate\" }".into(), &[("missing-key", "\"terminate\"")]),
-        (certificate.into(), &[(later, "\"terminate\"")]),
-        ("tls = { certificate = [{ file = \"a.pem\" }] }".into(), &[("no-effect", "certificate")]),
-        (format!("{packet}\n{certificate}"), &[("needs-stream-plane", "\"terminate\"")]),
         ("protocol = \"udp\"\nhttp = {}".into(), &[(later, "http"), ("conflicting-keys", "{}")]),
         ("plane = \"packet\"\nforwarding = \"half-nat\"".into(), &[]),
         ("plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"vip\"".into(), &[]),
@@ -619,7 +613,7 @@ fn products_have_their_own_rules() {
         expect(&text, &[("tls-must-pass", "\"terminate\"")]);
     }
     let web = service(&format!("application = \"lync-2013\"\n{ended}"), "");
-    expect(&web, &[(later, "\"terminate\"")]);
+    expect(&web, &[]);
     let stun =
         service("ports = [3478]\nprotocol = \"udp\"\napplication = \"lync-2013\"", "").replace("\"web\"", "\"stun\"");
     expect(&format!("{web}{stun}"), &[("tls-must-pass", "\"terminate\"")]);
@@ -669,7 +663,7 @@ fn process_wide_keys_are_judged() {
     expect(&with("[runtime]\nfast_path = true"), &[("wrong-type", "true")]);
     expect(&with("[runtime]\nfast_path = \"on\""), &[("unknown-word", "\"on\"")]);
     expect(&with("[control]\nlisten = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
-    expect(&with("[tls]\npost_quantum = true"), &[("not-available", "tls")]);
+    expect(&with("[tls]\npost_quantum = true"), &[("no-effect", "tls")]);
     expect(&with("[log]\nlevel = \"info\""), &[]);
     expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);
     expect(&with("[runtim]\n"), &[("unknown-key", "runtim")]);

@@ -29,9 +29,19 @@ fn a_short_file_gets_the_documented_defaults() {
             buffer_bytes: 16_384,
             flows: 1_048_576,
             fast_flows: None,
+            handshakes: 16_384,
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
+    let tls = TlsPool {
+        provider: TlsProvider::AwsLcRs,
+        threads: HandshakeThreads::Auto,
+        queue_deadline_ms: 2000,
+        post_quantum: true,
+        ticket_lifetime_ms: 43_200_000,
+        ticket_key_file: None,
+    };
+    assert_eq!(model.tls, tls);
     let expected = VirtualService {
         name: "web".to_owned(),
         vip: "192.0.2.10".parse().expect("an address"),
@@ -52,6 +62,7 @@ fn a_short_file_gets_the_documented_defaults() {
         max_connections: 0,
         source: Source::Interface,
         interface: None,
+        tls: ServiceTls::PassThrough(PassThrough { routes: Vec::new(), handshake_timeout_ms: 10_000 }),
         group: 0,
     };
     assert_eq!(model.services, [expected]);
@@ -62,6 +73,8 @@ fn a_short_file_gets_the_documented_defaults() {
         weight: 100,
         max_connections: 0,
         admin: AdminState::Ready,
+        re_encrypt: None,
+        server_name: None,
     };
     assert_eq!(model.groups, [ServerGroup { name: "web".to_owned(), servers: vec![server], health: None }]);
 }
@@ -82,6 +95,7 @@ buffers = 64
 buffer_bytes = 131072
 flows = 4096
 fast_flows = 2048
+handshakes = 512
 
 [control]
 socket = "none"
@@ -142,6 +156,7 @@ group = "shared"
             buffer_bytes: 131_072,
             flows: 4096,
             fast_flows: Some(2048),
+            handshakes: 512,
         }
     );
     assert_eq!(model.control.socket, None);

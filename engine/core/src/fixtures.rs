@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, Health, Limits, Model, Persistence, Plane, Poll,
-    Ports, Protocol, Router, Runtime, Server, ServerGroup, Source, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
+    PassThrough, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup, ServiceTls, Source,
+    TlsPool, TlsProvider, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -50,6 +51,7 @@ pub(crate) fn weighted(weights: &[u16]) -> Vec<Target> {
 pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
     Service {
         id: ServiceId(0),
+        place: ServiceId(0),
         name: "front-end".into(),
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
@@ -66,6 +68,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         max_connections: 0,
         source: ServiceSource::Interface,
         next_hop: None,
+        routes: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -97,8 +100,17 @@ pub(crate) fn model() -> Model {
             buffer_bytes: 16_384,
             flows: 1024,
             fast_flows: None,
+            handshakes: 1024,
         },
         control: Control { socket: None },
+        tls: TlsPool {
+            provider: TlsProvider::AwsLcRs,
+            threads: HandshakeThreads::Auto,
+            queue_deadline_ms: 2_000,
+            post_quantum: true,
+            ticket_lifetime_ms: 43_200_000,
+            ticket_key_file: None,
+        },
         routes: Vec::new(),
         router: Router::default(),
         outbound: Vec::new(),
@@ -137,6 +149,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         next_hop: None,
         client_networks: Vec::new(),
         interface: None,
+        tls: ServiceTls::PassThrough(PassThrough::default()),
         group: model.groups.len() - 1,
     });
 }
@@ -149,6 +162,8 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
         weight: 100,
         max_connections: 0,
         admin: AdminState::Ready,
+        re_encrypt: None,
+        server_name: None,
     }
 }
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod balancer;
+pub mod client_hello;
 pub mod compile;
 pub mod counters;
 pub mod director;
@@ -14,6 +15,7 @@ pub mod health;
 pub mod ids;
 pub mod loads;
 pub mod maglev;
+pub mod name_routes;
 pub mod outbound;
 pub mod packet;
 pub mod persistence;

@@ -31,6 +31,7 @@ use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
+use crate::tls::TlsMaterial;
 use crate::{control, probe};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -177,7 +178,7 @@ impl Turn {
         self.publish_at = None;
         let mut truth = self.house.truth();
         match truth.next(self.house.shared.generation()) {
-            Ok(snapshot) => self.house.shared.publish(snapshot),
+            Ok(next) => self.house.shared.publish(next),
             Err(error) => tracing::error!("a change of health could not be taken: {error}"),
         }
     }
@@ -198,6 +199,9 @@ impl Turn {
     }
 
     fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
+        let before = Arc::clone(self.house.truth().material());
+        // Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
+        let material = TlsMaterial::load(&model, &before);
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -235,6 +239,7 @@ impl Turn {
         if !findings.is_empty() {
             return Err(ReloadError::Preflight(findings));
         }
+        let material = material.map_err(ReloadError::Tls)?;
         let current = self.house.shared.snapshot();
         let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
         let workers = wanted.unwrap_or(started.len());
@@ -245,10 +250,11 @@ impl Turn {
                 (steering, Some(programs))
             }
         };
-        let snapshot = truth.take(model, steering, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
-        let generation = snapshot.generation;
+        let next =
+            truth.take(model, material, steering, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
+        let generation = next.snapshot.generation;
         self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
-        self.house.shared.publish(snapshot);
+        self.house.shared.publish(next);
         Ok(generation)
     }
 
@@ -319,6 +325,7 @@ impl Turn {
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
+        truth.announce_certificates();
         truth.release_gone(&self.house.shared);
     }
 

@@ -36,6 +36,7 @@ use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
+use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
 
 /// How long a worker may take from its start until it serves.
@@ -101,6 +102,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Certificates or settings of TLS that make no contexts.
+    #[error("{0}")]
+    Tls(#[source] TlsErrors),
     /// A worker could not begin to serve.
     #[error("worker {worker} on CPU {cpu} could not start: {source}")]
     Worker {
@@ -137,6 +141,9 @@ pub enum ReloadError {
     /// The process is ending.
     #[error("the process is ending")]
     Stopping,
+    /// Certificates or settings of TLS that make no contexts.
+    #[error("{0}")]
+    Tls(#[source] TlsErrors),
     /// Fewer workers than the flows need that are open.
     #[error(
         "runtime.workers: {flows} flows are open, but the tables of so few workers (there would be {workers}) hold {flows_max}; name more \
@@ -192,12 +199,16 @@ impl Engine {
         let plan = plan(&model, &options, &usable_cpus)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
-        let (truth, first) = Truth::first(model, Arc::clone(&steering))?;
+        let material = TlsMaterial::load(&model, &TlsMaterial::default()).map_err(StartError::Tls)?;
+        let (truth, first) = Truth::first(model, material, Arc::clone(&steering))?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
+        let shared = Arc::new(shared);
+        let (pool, hatches) = start_pool(truth.model(), &plan, &shared)
+            .map_err(|source| StartError::System { what: "the threads for handshakes", source })?;
         let (kernel, ports) = match &plan.packets {
             None => {
                 clear_silence();
@@ -224,18 +235,19 @@ impl Engine {
         let entrances: Vec<Entrances> = listeners
             .into_iter()
             .zip(ports)
+            .zip(hatches.into_iter().map(Some).chain(std::iter::repeat_with(|| None)))
             .zip(0..)
-            .map(|((listeners, ports), worker)| Entrances {
+            .map(|(((listeners, ports), hatch), worker)| Entrances {
                 listeners,
                 ports,
                 inboxes: Arc::clone(&inboxes),
                 fast: fast(worker),
+                hatch,
             })
             .collect();
-        let shared = Arc::new(shared);
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, truth));
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
@@ -327,6 +339,7 @@ impl Engine {
         let snapshot = self.house.shared.snapshot();
         snapshot
             .each_service()
+            .filter(|service| service.place == service.id)
             .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
             .map(|page| page.ended(Termination::DrainEnded))
             .sum()
@@ -370,6 +383,7 @@ fn shared_settings(plan: &Plan, seed: u64) -> SharedSettings {
         real_servers_max: REAL_SERVERS_MAX,
         connections_max: plan.connections.max,
         udp_sessions_max: plan.udp_sessions.max,
+        handshakes_max: plan.handshakes_max,
         persistence_entries: plan.persistence_entries,
         seed,
     }
@@ -382,6 +396,8 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         udp_sessions_max: plan.udp_sessions.max,
         buffers: plan.buffers,
         buffer_bytes: plan.buffer_bytes,
+        record_buffers: plan.record_buffers,
+        queue_deadline_ms: plan.queue_deadline_ms,
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
         on_breath: None,

@@ -35,6 +35,8 @@ pub enum EventKind {
     Admin,
     /// Whether a bridge leads back to itself.
     Bridge,
+    /// How near the end of a certificate is.
+    Certificate,
     /// The configuration in force.
     Configuration,
     /// A server's health.

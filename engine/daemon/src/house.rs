@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use towpath_config::model::{Model, Protocol};
@@ -18,15 +19,17 @@ use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, S
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId};
+use towpath_tls::PoolGauges;
 
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
-use crate::shared::{Phase, RingCounter, Seat, Shared};
+use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::status::{
-    HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus,
-    SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState,
+    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
+use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
 const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
@@ -38,6 +41,8 @@ pub(crate) struct House {
     /// CPUs that workers could have at the start.
     pub(crate) usable_cpus: Vec<usize>,
     pub(crate) version: String,
+    /// `None` = workers sign, or nobody has to.
+    pool: Option<HandshakePool>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
@@ -46,6 +51,7 @@ pub(crate) struct House {
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
 pub(crate) struct Truth {
     model: Model,
+    material: Arc<TlsMaterial>,
     registry: Registry,
     board: HealthBoard,
     checks: Vec<CheckPlan>,
@@ -62,6 +68,7 @@ pub(crate) struct Truth {
     announced: HashSet<(&'static str, IpAddr, SocketAddr)>,
     /// A loop of a bridge was announced, and is not over.
     is_looped: bool,
+    expiry: ExpiryWatch,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -71,8 +78,12 @@ struct Judged {
 }
 
 impl Truth {
-    /// The truth at the start, and its first snapshot.
-    pub(crate) fn first(model: Model, steering: Arc<SteeringTable>) -> Result<(Truth, Arc<Snapshot>), CompileError> {
+    /// The truth at the start, and what is first in force.
+    pub(crate) fn first(
+        model: Model,
+        material: TlsMaterial,
+        steering: Arc<SteeringTable>,
+    ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
         let mut board = HealthBoard::new();
         let mut book = SnatBook::new(SnatLimits::default());
@@ -82,6 +93,7 @@ impl Truth {
             compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), Generation(1))?;
         let mut truth = Truth {
             model,
+            material: Arc::new(material),
             registry,
             board,
             checks,
@@ -93,9 +105,16 @@ impl Truth {
             opened_before: HashMap::new(),
             announced: HashSet::new(),
             is_looped: false,
+            expiry: ExpiryWatch::default(),
         };
         truth.learn(&snapshot);
-        Ok((truth, Arc::new(snapshot)))
+        let in_force = truth.with_tls(snapshot);
+        Ok((truth, in_force))
+    }
+
+    fn with_tls(&self, snapshot: Snapshot) -> InForce {
+        let tls = self.material.contexts(&self.registry, &snapshot);
+        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls) }
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -118,24 +137,31 @@ impl Truth {
             .all(|plan| self.board.state(plan.id).is_none_or(|state| state.health() != ServerHealth::Unknown))
     }
 
-    /// The snapshot after `generation`, with the verdicts as they are now.
-    pub(crate) fn next(&mut self, generation: Generation) -> Result<Arc<Snapshot>, CompileError> {
+    /// What comes after `generation`, with the verdicts as they are now.
+    pub(crate) fn next(&mut self, generation: Generation) -> Result<InForce, CompileError> {
         let Truth { model, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
-        compile::compile(model, registry, board, book, Arc::clone(steering), next).map(Arc::new)
+        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), next)?;
+        Ok(self.with_tls(snapshot))
     }
 
-    /// Takes a new model; any error leaves everything as it was. The snapshot that it returns is to be published.
+    /// What handshakes are done with now.
+    pub(crate) fn material(&self) -> &Arc<TlsMaterial> {
+        &self.material
+    }
+
+    /// Takes a new model with what its files say; any error leaves everything as it was. What it returns is to be published.
     ///
     /// A server that stays keeps its verdict, also when the parameters of its check have changed: otherwise every change of an
     /// interval would take all servers out until their next check.
     pub(crate) fn take(
         &mut self,
         model: Model,
+        material: TlsMaterial,
         steering: Arc<SteeringTable>,
         current: &Snapshot,
         now: Now,
-    ) -> Result<Arc<Snapshot>, CompileError> {
+    ) -> Result<InForce, CompileError> {
         let mut registry = self.registry.clone();
         let mut board = self.board.clone();
         let checks = compile::checks(&model, &mut registry)?;
@@ -173,8 +199,9 @@ impl Truth {
         self.registry = registry;
         self.board = board;
         self.checks = checks;
+        self.material = Arc::new(material);
         self.learn(&snapshot);
-        Ok(Arc::new(snapshot))
+        Ok(self.with_tls(snapshot))
     }
 
     /// Gives the ids of removed servers back that nobody holds any more; `all_adopted` says that no worker has an older
@@ -244,6 +271,13 @@ impl Truth {
         self.events.record(tone, event.subject(subject));
     }
 
+    /// Announces certificates that are about to end, and those that were renewed.
+    pub(crate) fn announce_certificates(&mut self) {
+        for (tone, event) in self.expiry.turn(self.material.certificates(), unix_s()) {
+            self.events.record(tone, event);
+        }
+    }
+
     /// Keeps and logs one event.
     pub(crate) fn record(&mut self, tone: Tone, event: Event) {
         self.events.record(tone, event);
@@ -259,7 +293,9 @@ impl Truth {
             for target in &service.targets {
                 let Some(check) = target.check else { continue };
                 let judged = self.judged.entry(check).or_default();
-                judged.services.push(service.name.clone());
+                if judged.services.last() != Some(&service.name) {
+                    judged.services.push(service.name.clone());
+                }
                 judged.server = format!("server {} ({})", target.name, target.address);
             }
         }
@@ -302,7 +338,7 @@ fn inherit_verdicts(
 ) -> Inherited {
     let mut inherited = Inherited::None;
     for service in next.each_service() {
-        let Some(before) = current.service(service.id) else { continue };
+        let Some(before) = current.service(service.place) else { continue };
         for target in service.targets.iter().filter(|target| target.health == ServerHealth::Unknown) {
             let Some((_, was)) = before.target_of(target.server) else { continue };
             let Some(plan) = target.check.and_then(|check| checks.iter().find(|plan| plan.id == check)) else {
@@ -328,9 +364,10 @@ impl House {
         plan: Plan,
         usable_cpus: Vec<usize>,
         version: String,
+        pool: Option<HandshakePool>,
         truth: Truth,
     ) -> House {
-        House { shared, plan, usable_cpus, version, truth: Mutex::new(truth), changed: Notify::new() }
+        House { shared, plan, usable_cpus, version, pool, truth: Mutex::new(truth), changed: Notify::new() }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -369,7 +406,7 @@ impl House {
             .iter()
             .filter_map(|service| {
                 let compiled = snapshot.service(truth.registry.service(&service.name)?)?;
-                Some(service_status(compiled, word(&service.plane), &truth, shared, now))
+                Some(service_status(compiled, &snapshot, word(&service.plane), &truth, shared, now))
             })
             .collect();
         let mut leaving: Vec<LeavingServer> = truth
@@ -402,6 +439,7 @@ impl House {
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
             neighbours: shared.network().neighbours(),
+            handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -451,15 +489,29 @@ impl House {
     }
 }
 
-fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shared, now: Now) -> ServiceStatus {
+fn service_status(
+    service: &Service,
+    snapshot: &Snapshot,
+    plane: String,
+    truth: &Truth,
+    shared: &Shared,
+    now: Now,
+) -> ServiceStatus {
+    let places = service.routes.iter().flat_map(|routes| routes.places());
+    let routed = places.filter_map(|place| snapshot.service(place)).flat_map(|behind| &behind.targets);
+    let mut targets: Vec<&Target> = Vec::with_capacity(service.targets.len());
+    for target in service.targets.iter().chain(routed) {
+        if targets.iter().all(|known| known.server != target.server) {
+            targets.push(target);
+        }
+    }
     let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
     let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
     let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
-    let servers: Vec<ServerStatus> =
-        service.targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
+    let servers: Vec<ServerStatus> = targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
     ServiceStatus {
         name: service.name.clone(),
-        state: service_state(&service.targets),
+        state: service_state(&targets),
         vip: service.vip,
         ports: service.ports.clone(),
         protocol: word(&service.protocol),
@@ -474,6 +526,12 @@ fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shar
         bytes_to_client: counter(ServiceCounter::BytesToClient),
         counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), counter(c))).collect(),
         terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t))).collect(),
+        certificates: truth
+            .material
+            .certificates_of(&service.name)
+            .iter()
+            .map(|identity| certificate_status(identity, unix_s()))
+            .collect(),
         servers,
     }
 }
@@ -496,8 +554,30 @@ fn outbound_status(nat: &OutboundNat, lane: &OutboundLane, shared: &Shared) -> O
     }
 }
 
+fn pool_status(gauges: PoolGauges, plan: &Plan) -> HandshakePoolStatus {
+    let PoolGauges { threads: _, running, queued, done, late, abandoned, refused, busy_ns, waited_ns } = gauges;
+    let counters = [
+        ("done", done),
+        ("late", late),
+        ("abandoned", abandoned),
+        ("refused", refused),
+        ("busy_ns", busy_ns),
+        ("waited_ns", waited_ns),
+    ];
+    HandshakePoolStatus {
+        cpus: plan.handshakes.pool_cpus().to_vec(),
+        running,
+        queued,
+        counters: counters.into_iter().map(|(label, count)| (label.to_owned(), count)).collect(),
+    }
+}
+
+fn unix_s() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed())
+}
+
 /// A server that the operator drained, halted or gave no weight is not missed.
-fn service_state(targets: &[Target]) -> ServiceState {
+fn service_state(targets: &[&Target]) -> ServiceState {
     use towpath_config::model::AdminState;
     let wanted = targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0).count();
     match targets.iter().filter(|target| target.takes_new()).count() {
@@ -589,7 +669,9 @@ fn source_ports(snapshot: &Snapshot) -> Vec<Fill> {
                 capacity: fill.capacity,
                 nearly_full: fill.is_nearly_full(),
             });
-            entry.services.push(name.clone());
+            if entry.services.last() != Some(name) {
+                entry.services.push(name.clone());
+            }
         }
     }
     fills.into_values().collect()

@@ -18,6 +18,7 @@ pub mod reload;
 pub mod settings;
 pub mod shared;
 pub mod status;
+pub mod tls;
 pub mod worker;
 
 pub use control::{ControlError, ControlSocket, FetchError, fetch_status};

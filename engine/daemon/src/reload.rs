@@ -18,7 +18,8 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, routes, router, outbound, interfaces, groups: _, services, bridges } = new;
+    let Model { runtime, limits, control, tls, routes, router, outbound, interfaces, groups: _, services, bridges } =
+        new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -48,11 +49,19 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if control != &old.control {
         changed.push("control".to_owned());
     }
+    if tls != &old.tls {
+        changed.push("tls".to_owned());
+    }
     if interfaces != &old.interfaces {
         changed.push("interface".to_owned());
     }
     if bridges != &old.bridges {
         changed.push("bridge".to_owned());
+    }
+    // Threads and buffers for handshakes are allocated at the start, where a service needs them.
+    let ends_tls = |service: &&VirtualService| service.ended_tls().is_some();
+    if let (None, Some(service)) = (old.services.iter().find(ends_tls), services.iter().find(ends_tls)) {
+        changed.push(format!("tls.mode of service `{}` (the first that ends TLS)", service.name));
     }
     let before = by_name(&old.services);
     let after = by_name(services);
@@ -127,6 +136,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         next_hop: _,
         client_networks: _,
         max_connections: _,
+        tls: _,
         group: _,
     } = new;
     let differences = [

@@ -30,6 +30,8 @@ use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::host;
 
+use crate::tls::TlsContexts;
+
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};
 pub use inbox::{HandedFrame, Inbox, Letter, Parcel};
@@ -50,6 +52,8 @@ pub struct SharedSettings {
     pub connections_max: u32,
     /// UDP sessions at the same time.
     pub udp_sessions_max: u32,
+    /// TLS handshakes with clients at the same time.
+    pub handshakes_max: u32,
     /// Persistence entries over all services.
     pub persistence_entries: u32,
     /// Seed of every random decision.
@@ -73,17 +77,34 @@ pub struct Shared {
     phase: AtomicU8,
     phase_since_ms: AtomicU64,
     generation: AtomicU64,
-    snapshot: Mutex<Arc<Snapshot>>,
+    in_force: Mutex<InForce>,
     desks: Box<[OnceLock<Mutex<Desk>>]>,
     persistence: Box<[Mutex<PersistenceTable>]>,
     loads: SharedLoads,
     seats: Box<[CachePadded<Seat>]>,
     connections: Gate,
     udp_sessions: Gate,
+    handshakes: Gate,
     network: NetworkBoard,
     seed: u64,
     lost: OnceLock<WorkerId>,
     news: Notify,
+}
+
+/// What workers serve: all of it is of one generation.
+#[derive(Clone, Debug)]
+pub struct InForce {
+    /// Services, servers and who takes which clients.
+    pub snapshot: Arc<Snapshot>,
+    /// What handshakes are done with.
+    pub tls: Arc<TlsContexts>,
+}
+
+impl From<Arc<Snapshot>> for InForce {
+    /// A generation in which no service ends TLS.
+    fn from(snapshot: Arc<Snapshot>) -> InForce {
+        InForce { snapshot, tls: Arc::default() }
+    }
 }
 
 /// How full the persistence table is.
@@ -105,8 +126,9 @@ struct Desk {
 }
 
 impl Shared {
-    /// Allocates everything; `first` is the snapshot that workers begin with.
-    pub fn new(settings: &SharedSettings, first: Arc<Snapshot>) -> io::Result<Shared> {
+    /// Allocates everything; `first` is what workers begin with.
+    pub fn new(settings: &SharedSettings, first: impl Into<InForce>) -> io::Result<Shared> {
+        let first = first.into();
         assert!(!settings.cpus.is_empty(), "a process without workers");
         assert!(settings.cpus.len() <= 256, "a worker id is one byte");
         let seats = settings
@@ -122,8 +144,8 @@ impl Shared {
             origin: Instant::now(),
             phase: AtomicU8::new(Phase::Running as u8),
             phase_since_ms: AtomicU64::new(0),
-            generation: AtomicU64::new(first.generation.0),
-            snapshot: Mutex::new(first),
+            generation: AtomicU64::new(first.snapshot.generation.0),
+            in_force: Mutex::new(first),
             desks: (0..settings.services_max).map(|_| OnceLock::new()).collect(),
             persistence: (0..PERSISTENCE_STRIPES as u64)
                 .map(|stripe| Mutex::new(PersistenceTable::new(per_stripe, settings.seed.wrapping_add(stripe))))
@@ -132,6 +154,7 @@ impl Shared {
             seats,
             connections: Gate::new(settings.connections_max),
             udp_sessions: Gate::new(settings.udp_sessions_max),
+            handshakes: Gate::new(settings.handshakes_max),
             network: NetworkBoard::default(),
             seed: settings.seed,
             lost: OnceLock::new(),
@@ -142,8 +165,8 @@ impl Shared {
     /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
     pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
-        let slot = &self.desks[service.id.index()];
-        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.id.0))));
+        let slot = &self.desks[service.place.index()];
+        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
         let mut desk = lock(desk);
         let Desk { balancer, no_persistence } = &mut *desk;
         if service.persistence.is_none() {
@@ -159,18 +182,23 @@ impl Shared {
         self.loads.close(service, server);
     }
 
-    /// The snapshot in force, if it is another than `have`. One atomic load when it is not.
+    /// What is in force, if it is of another generation than `have`. One atomic load when it is not.
     #[inline]
-    pub fn newer_than(&self, have: Generation) -> Option<Arc<Snapshot>> {
+    pub fn newer_than(&self, have: Generation) -> Option<InForce> {
         if self.generation.load(Ordering::Acquire) == have.0 {
             return None;
         }
-        Some(self.snapshot())
+        Some(self.in_force())
+    }
+
+    /// What is in force.
+    pub fn in_force(&self) -> InForce {
+        lock(&self.in_force).clone()
     }
 
     /// The snapshot in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&lock(&self.snapshot))
+        Arc::clone(&lock(&self.in_force).snapshot)
     }
 
     /// The number of the snapshot in force.
@@ -178,13 +206,14 @@ impl Shared {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// Puts the next snapshot in force and wakes every worker. Only the controller calls this.
-    pub fn publish(&self, next: Arc<Snapshot>) {
+    /// Puts the next generation in force and wakes every worker. Only the controller calls this.
+    pub fn publish(&self, next: impl Into<InForce>) {
+        let next = next.into();
         {
-            let mut snapshot = lock(&self.snapshot);
-            assert!(next.generation > snapshot.generation, "generations only grow");
-            let generation = next.generation.0;
-            *snapshot = next;
+            let mut in_force = lock(&self.in_force);
+            assert!(next.snapshot.generation > in_force.snapshot.generation, "generations only grow");
+            let generation = next.snapshot.generation.0;
+            *in_force = next;
             self.generation.store(generation, Ordering::Release);
         }
         self.wake_all();
@@ -283,6 +312,12 @@ impl Shared {
             Protocol::Tcp => &self.connections,
             Protocol::Udp => &self.udp_sessions,
         }
+    }
+
+    /// The gate that a handshake with a client passes before anything is done for it.
+    #[inline]
+    pub fn handshakes(&self) -> &Gate {
+        &self.handshakes
     }
 
     /// Connections and sessions per service and real server.

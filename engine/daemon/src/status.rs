@@ -32,6 +32,9 @@ pub struct Status {
     /// Neighbours on VLANs and bridges: how many are known, and every counter by label; empty where there are no such networks.
     #[serde(default)]
     pub neighbours: BTreeMap<String, u64>,
+    /// The threads that sign handshakes; `None` = the workers do, or no service ends TLS.
+    #[serde(default)]
+    pub handshake_pool: Option<HandshakePoolStatus>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
@@ -85,8 +88,37 @@ pub struct ServiceStatus {
     pub counters: BTreeMap<String, u64>,
     /// How connections and sessions ended, by label.
     pub terminations: BTreeMap<String, u64>,
+    /// Its certificates in the order of the file; empty where TLS is not ended here.
+    #[serde(default)]
+    pub certificates: Vec<CertificateStatus>,
     /// Its servers in the order of the file.
     pub servers: Vec<ServerStatus>,
+}
+
+/// One certificate of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// Names and addresses that it is for.
+    pub names: Vec<String>,
+    /// When it begins, in seconds since 1970.
+    pub not_before_unix_seconds: i64,
+    /// When it ends, in seconds since 1970.
+    pub not_after_unix_seconds: i64,
+    /// Seconds until it ends; negative once it has.
+    pub seconds_left: i64,
+}
+
+/// The threads that sign handshakes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandshakePoolStatus {
+    /// The CPU of each.
+    pub cpus: Vec<usize>,
+    /// Those that sign just now.
+    pub running: usize,
+    /// Handshakes that wait.
+    pub queued: usize,
+    /// Since the start: handshakes done, late, abandoned and refused because the queue was full; nanoseconds at work and of waiting.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// What health checks say about a server.

@@ -16,13 +16,14 @@ fn model(keys: &str, servers: &[&str]) -> Model {
 }
 
 fn first(model: Model) -> (Truth, Arc<Shared>) {
-    let (truth, snapshot) = Truth::first(model, Arc::new(SteeringTable::even(1))).unwrap();
+    let (truth, snapshot) = Truth::first(model, TlsMaterial::default(), Arc::new(SteeringTable::even(1))).unwrap();
     let settings = SharedSettings {
         cpus: vec![0],
         services_max: 8,
         real_servers_max: 16,
         connections_max: 100,
         udp_sessions_max: 100,
+        handshakes_max: 100,
         persistence_entries: 64,
         seed: 7,
     };
@@ -35,9 +36,11 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 
 /// Publishes `model` and lets the one worker adopt it.
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
-    let next = truth.take(model, Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now()).unwrap();
-    shared.publish(Arc::clone(&next));
-    shared.report_adopted(WorkerId(0), next.generation);
+    let next = truth
+        .take(model, TlsMaterial::default(), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now())
+        .unwrap();
+    shared.publish(next.clone());
+    shared.report_adopted(WorkerId(0), next.snapshot.generation);
 }
 
 #[test]
@@ -86,12 +89,19 @@ fn the_id_of_a_removed_server_is_kept_while_somebody_holds_it() {
 #[test]
 fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_snapshot() {
     let (mut truth, shared) = first(model("", &["11", "12"]));
-    let next =
-        truth.take(model("", &["11"]), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now()).unwrap();
-    shared.publish(Arc::clone(&next));
+    let next = truth
+        .take(
+            model("", &["11"]),
+            TlsMaterial::default(),
+            Arc::new(SteeringTable::even(1)),
+            &shared.snapshot(),
+            shared.now(),
+        )
+        .unwrap();
+    shared.publish(next.clone());
     truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 1, "the worker may still pick it");
-    shared.report_adopted(WorkerId(0), next.generation);
+    shared.report_adopted(WorkerId(0), next.snapshot.generation);
     truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 0);
 }

@@ -1,6 +1,9 @@
 //! What fits, what is derived, what is refused, and how it reads.
 
+use towpath_config::model::{HandshakeThreads, Resumption, ServiceTls};
+
 use super::*;
+use crate::tls::fixtures::ended_tls;
 
 const GIB: u64 = 1 << 30;
 
@@ -263,4 +266,60 @@ fn numbers_are_written_as_people_write_them() {
     }
     assert_eq!(cpu_list(&[0, 1, 2, 5, 7, 8]), "CPUs 0-2, 5, 7-8");
     assert_eq!(cpu_list(&[3]), "CPU 3");
+}
+
+/// The same service, which ends TLS as the model alone can say it.
+fn tls_service(threads: HandshakeThreads, resumption: Resumption) -> Model {
+    let mut model = tcp_service("[runtime]\nworkers = [0, 1]");
+    model.tls.threads = threads;
+    model.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/unread.pem", resumption)));
+    model
+}
+
+#[test]
+fn handshakes_are_signed_where_there_is_a_cpu_for_it() {
+    let planned = |threads, cpus| {
+        let plan = Plan::new(&tls_service(threads, Resumption::Tickets), &input(cpus, 20_000)).unwrap();
+        (plan.handshakes.clone(), plan.warnings(), plan.to_string())
+    };
+    let pool = |cpus: &[usize]| HandshakesPlan::Pool { cpus: cpus.to_vec() };
+    let cases = [
+        (HandshakeThreads::Auto, 2, HandshakesPlan::Workers, "handshakes   signed by the workers, other traffic first"),
+        (HandshakeThreads::Auto, 4, pool(&[2, 3]), "handshakes   signed by 2 threads on CPUs 2-3"),
+        (HandshakeThreads::Count(0), 4, HandshakesPlan::Workers, "handshakes   signed by the workers"),
+        (HandshakeThreads::Count(1), 4, pool(&[2]), "handshakes   signed by 1 thread on CPU 2"),
+        (HandshakeThreads::Count(3), 4, pool(&[2, 3, 2]), "handshakes   signed by 3 threads on CPUs 2-3"),
+        (HandshakeThreads::Cpus(vec![3]), 4, pool(&[3]), "handshakes   signed by 1 thread on CPU 3"),
+    ];
+    for (threads, cpus, expected, line) in cases {
+        let (handshakes, warnings, text) = planned(threads.clone(), cpus);
+        assert_eq!(handshakes, expected, "{threads:?} on {cpus}");
+        assert!(warnings.is_empty(), "{warnings:?}");
+        assert!(text.contains(line), "{text}");
+    }
+    for threads in [HandshakeThreads::Count(1), HandshakeThreads::Cpus(vec![0])] {
+        let (handshakes, warnings, _) = planned(threads, 2);
+        assert_eq!(handshakes, pool(&[0]));
+        assert!(
+            warnings[0].contains("share CPU 0 with workers") && warnings[0].contains("threads = 0"),
+            "{warnings:?}"
+        );
+    }
+    let elsewhere = tls_service(HandshakeThreads::Cpus(vec![1, 9]), Resumption::Tickets);
+    let errors = Plan::new(&elsewhere, &input(4, 20_000)).unwrap_err();
+    assert!(errors.to_string().contains("tls.threads names CPU 9, but this process may use CPUs 0-3"), "{errors}");
+}
+
+#[test]
+fn who_ends_no_tls_has_no_threads_and_who_keeps_sessions_has_memory_for_them() {
+    let mut plain = tcp_service("");
+    plain.tls.threads = HandshakeThreads::Count(2);
+    let plan = Plan::new(&plain, &input(4, 20_000)).unwrap();
+    assert_eq!(plan.handshakes, HandshakesPlan::Unneeded);
+    assert!(!plan.to_string().contains("handshakes"));
+    let kept = |resumption| {
+        let plan = Plan::new(&tls_service(HandshakeThreads::Auto, resumption), &input(4, 20_000)).unwrap();
+        plan.memory.iter().any(|share| share.what == "TLS sessions")
+    };
+    assert!(kept(Resumption::Cache) && !kept(Resumption::Tickets) && !kept(Resumption::Off));
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use towpath_config::model::{Poll, Protocol};
 
-use super::{Bound, BoundFrom, FastPlan, Plan, Share, total};
+use super::{Bound, BoundFrom, FastPlan, HandshakesPlan, Plan, Share, total};
 
 /// Listeners shown one by one; the rest is counted.
 const LISTENERS_SHOWN: usize = 40;
@@ -37,6 +37,14 @@ impl fmt::Display for Plan {
                     writeln!(f, "fast path    none: nothing is routed, and no service translates TCP over IPv4")?
                 }
             }
+        }
+        match &self.handshakes {
+            HandshakesPlan::Pool { cpus } => {
+                let threads = if cpus.len() == 1 { "thread" } else { "threads" };
+                writeln!(f, "handshakes   signed by {} {threads} on {}", cpus.len(), cpu_list(cpus))?;
+            }
+            HandshakesPlan::Unneeded => {}
+            HandshakesPlan::Workers => writeln!(f, "handshakes   signed by the workers, other traffic first")?,
         }
         writeln!(f, "connections  {}", bound(self.connections))?;
         writeln!(f, "UDP sessions {}", bound(self.udp_sessions))?;

@@ -1,8 +1,11 @@
 //! What a reload takes and what it refuses, by name.
 
+use towpath_config::model::{Resumption, ServiceTls};
+
 use super::*;
 use crate::packets::fast::Readiness;
 use crate::plan::{Plan, PlanInput};
+use crate::tls::fixtures::ended_tls;
 
 const BASE: &str = r#"
 [runtime]
@@ -53,6 +56,7 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
         ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
         ("udp_sessions = 100", "udp_sessions = 200", "limits"),
         ("a.sock", "b.sock", "control"),
+        ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
         ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
         ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
@@ -164,4 +168,17 @@ fn workers_as_a_start_would_choose_them_must_be_those_that_were_started() {
     }
     let auto = edited("workers = [0]", "workers = \"auto\"");
     assert_eq!(needs_restart(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
+}
+
+#[test]
+fn how_tls_is_ended_is_taken_once_a_service_ends_it() {
+    let plain = model(BASE);
+    let mut ended = plain.clone();
+    ended.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/mail.pem", Resumption::Tickets)));
+    let mut other = plain.clone();
+    other.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/other.pem", Resumption::Cache)));
+    assert_eq!(needs_restart(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
+    for (old, new) in [(&ended, &other), (&ended, &plain)] {
+        assert_eq!(needs_restart(old, new, &[0], &[0]), Vec::<String>::new());
+    }
 }

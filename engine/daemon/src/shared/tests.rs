@@ -45,6 +45,7 @@ fn shared(first: Arc<Snapshot>) -> Arc<Shared> {
         real_servers_max: 16,
         connections_max: 1000,
         udp_sessions_max: 10,
+        handshakes_max: 10,
         persistence_entries: 6_400,
         seed: 0x0123_4567_89ab_cdef,
     };
@@ -139,7 +140,7 @@ fn a_publication_is_seen_once_and_wakes_everyone() {
     }
     shared.publish(snapshot("", &[(100, 0), (100, 0)], 2));
     let newer = shared.newer_than(Generation(1)).expect("generation 2");
-    assert_eq!(newer.generation, Generation(2));
+    assert_eq!(newer.snapshot.generation, Generation(2));
     assert!(shared.newer_than(Generation(2)).is_none());
     assert!(shared.seats().all(Seat::clear_wake));
     assert!(shared.all_adopted(Generation(1)) && !shared.all_adopted(Generation(2)));

@@ -1,0 +1,17 @@
+//! TLS of the services: from the model and its files to the contexts that workers shake hands with, and the pool that signs.
+
+mod certificates;
+mod contexts;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod pool;
+
+pub use contexts::{ServiceTls, TlsContexts, TlsError, TlsErrors, TlsMaterial};
+pub use pool::PooledHandshake;
+
+pub(crate) use certificates::{ExpiryWatch, certificate_status};
+pub(crate) use contexts::{CACHED_SESSIONS_MAX, ciphers, identity_files, min_version, provider};
+pub(crate) use pool::{HandshakePool, start_pool};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,410 @@
+//! TLS handshakes: with a client before a real server is chosen, and with a real server before the session hears that it is connected.
+//!
+//! One step is done in a breath, after everything else had its turn: a flood of handshakes makes them wait for each other, not others for them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use towpath_config::model::Protocol;
+use towpath_core::Now;
+use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::session::{Event, Session, Side};
+use towpath_sys::ring::{Completion, Received};
+use towpath_sys::socket::{self, Behind};
+use towpath_tls::{
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT,
+    WorkOutcome,
+};
+
+use super::Worker;
+use super::secure::{CARRY_BYTES_MAX, FRONT_BYTES, Flight, TlsLeg, has_record};
+use super::token::{Key, Token};
+use crate::tls::PooledHandshake;
+
+/// Handshakes refused in one breath because they had waited too long.
+const REFUSED_AT_ONCE_MAX: usize = 64;
+
+/// Bytes that a client may send before it is greeted: a ClientHello, and what little may follow it.
+const HELLO_RECEIVED_MAX: usize = 2 * HELLO_BYTES_MAX;
+/// After so many quick steps, a full handshake has its turn even if more of them wait.
+const QUICK_IN_A_ROW: u32 = 16;
+
+/// Handshakes whose next step waits for its turn, the longest waiting of each kind first.
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Steps without a signature of ours: the last one, or a session to resume.
+    quick: VecDeque<(Key, Side)>,
+    full: VecDeque<(Key, Side)>,
+    quick_in_a_row: u32,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.quick.is_empty() && self.full.is_empty()
+    }
+
+    fn push(&mut self, kind: HandshakeKind, key: Key, side: Side) {
+        match kind {
+            HandshakeKind::Full => self.full.push_back((key, side)),
+            HandshakeKind::Resumed => self.quick.push_back((key, side)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Key, Side)> {
+        let full_first = self.quick_in_a_row >= QUICK_IN_A_ROW;
+        if (!full_first || self.full.is_empty())
+            && let Some(next) = self.quick.pop_front()
+        {
+            self.quick_in_a_row = self.quick_in_a_row.saturating_add(1);
+            return Some(next);
+        }
+        self.quick_in_a_row = 0;
+        self.full.pop_front()
+    }
+}
+
+impl Worker {
+    /// Begins the handshake with a client that was accepted.
+    pub(super) fn enter(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let Some(secured) = relay.service_tls.as_ref().map(Arc::clone) else { return Ok(()) };
+        match secured.clients.accept() {
+            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection))),
+            Err(_) => return self.turn_away(key, Termination::SystemRefused),
+        }
+        let due = self.now + secured.handshake_timeout_ms;
+        relay.entrance = Some(due);
+        self.wheel.arm(key.index, due);
+        self.receive_record(key, Side::Client)
+    }
+
+    /// A receive of a leg whose handshake is under way has completed.
+    pub(super) fn received_handshake(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
+        let received = completion.received();
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
+            return self.let_go(completion);
+        };
+        if let Some(buffer) = completion.buffer() {
+            if let Received::Bytes(len) = received {
+                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize]);
+            }
+            self.ring.recycle(buffer);
+        }
+        if leg.given_up {
+            return self.server_given_up(key);
+        }
+        let kept_max = if leg.greeted { CARRY_BYTES_MAX } else { HELLO_RECEIVED_MAX };
+        match received {
+            Received::Bytes(_) if leg.kept() > kept_max => self.shake_failed(key, from, Fault::Protocol),
+            Received::Bytes(_) => {
+                self.receive_record(key, from)?;
+                self.await_turn(key, from)
+            }
+            Received::NoBuffers => {
+                self.starved_records.push_back((key, from));
+                Ok(())
+            }
+            Received::End | Received::Failed | Received::Cancelled => self.peer_left(key, from),
+        }
+    }
+
+    /// Lets the next step wait for its turn, here or at the pool, if there is something to do it with.
+    fn await_turn(&mut self, key: Key, side: Side) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
+        let Some(handshake) = &leg.handshake else { return Ok(()) };
+        if !has_record(&handshake.input) || leg.queued.is_some() || leg.is_sending() {
+            return Ok(());
+        }
+        let mut kind = HandshakeKind::Resumed;
+        if side == Side::Client && !leg.greeted {
+            kind = HandshakeKind::Full;
+            match peek(&handshake.input) {
+                Peek::Incomplete => return Ok(()),
+                // rustls has an alert for it.
+                Peek::Foreign => {}
+                Peek::Hello(hello) => {
+                    let name = hello.server_name.as_ref().map(HostName::as_str);
+                    if secured.clients.match_sni(name) == SniMatch::Refused {
+                        self.tell_client(key, UNKNOWN_NAME_ALERT);
+                        return self.turn_away(key, Termination::HandshakeUnknownName);
+                    }
+                    relay.client_name = name.map(Box::from);
+                    if hello.offers_session {
+                        kind = HandshakeKind::Resumed;
+                    }
+                }
+            }
+            if self.hatch.is_some() {
+                return self.hand_to_pool(key, kind);
+            }
+        }
+        leg.queued = Some(self.now);
+        self.waiting.push(kind, key, side);
+        Ok(())
+    }
+
+    /// Hands the step that signs to the pool.
+    fn hand_to_pool(&mut self, key: Key, kind: HandshakeKind) -> io::Result<()> {
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+        let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
+        let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
+        let work = PooledHandshake { token: Token::Connect(key).pack(), connection, input, output, result: None };
+        match hatch.submit(Box::new(work), kind) {
+            Ok(errand) => {
+                leg.errand = Some(errand);
+                Ok(())
+            }
+            Err(_full) => self.refuse_handshake(key),
+        }
+    }
+
+    /// Takes back what the pool has done.
+    pub(super) fn take_from_pool(&mut self) -> io::Result<()> {
+        while let Some(Finished { work, outcome, .. }) = self.hatch.as_mut().and_then(Hatch::take) {
+            let PooledHandshake { token, connection, mut input, output, result } = *work;
+            let Token::Connect(key) = Token::unpack(token) else { continue };
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            // Its client has gone.
+            let Some(leg) = leg else { continue };
+            leg.errand = None;
+            input.append(&mut leg.late);
+            leg.handshake = Some(Handshake { connection, input, output });
+            match (outcome, result) {
+                (WorkOutcome::Done, Some(result)) => self.step_done(key, Side::Client, result)?,
+                _ => self.refuse_handshake(key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A handshake has waited too long, or there is no room for it to wait.
+    fn refuse_handshake(&mut self, key: Key) -> io::Result<()> {
+        self.tell_client(key, INTERNAL_ERROR_ALERT);
+        self.turn_away(key, Termination::HandshakeRefused)
+    }
+
+    /// Does the next step of one handshake.
+    pub(super) fn shake_one(&mut self) -> io::Result<()> {
+        for _ in 0..REFUSED_AT_ONCE_MAX {
+            let Some((key, side)) = self.waiting.pop() else { return Ok(()) };
+            let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
+                continue;
+            };
+            let (Some(since), Some(handshake)) = (leg.queued.take(), &mut leg.handshake) else { continue };
+            if side == Side::Client && self.now.ms_since(since) > self.settings.queue_deadline_ms {
+                self.refuse_handshake(key)?;
+                continue;
+            }
+            let result = handshake.step();
+            return self.step_done(key, side, result);
+        }
+        Ok(())
+    }
+
+    /// A step was done: its flight leaves, and what follows from it happens.
+    fn step_done(&mut self, key: Key, side: Side, result: Result<Step, Fault>) -> io::Result<()> {
+        let step = match result {
+            Ok(step) => step,
+            Err(fault) => return self.shake_failed(key, side, fault),
+        };
+        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
+            leg.done = step == Step::Complete;
+            leg.greeted = true;
+        }
+        match self.send_flight(key, side)? {
+            Flight::Sent => self.flight_sent(key, side, true),
+            Flight::OnItsWay => Ok(()),
+            Flight::Failed => self.peer_left(key, side),
+        }
+    }
+
+    /// A flight has left, `whole` or not.
+    pub(super) fn flight_sent(&mut self, key: Key, side: Side, whole: bool) -> io::Result<()> {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
+            return Ok(());
+        };
+        if leg.given_up {
+            return self.server_given_up(key);
+        }
+        match (whole, leg.done) {
+            (false, _) => self.peer_left(key, side),
+            (true, false) => self.await_turn(key, side),
+            (true, true) => self.shaken(key, side),
+        }
+    }
+
+    /// The handshake is over.
+    fn shaken(&mut self, key: Key, side: Side) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
+        let Some(connection) = leg.handshake.as_ref().map(|handshake| &handshake.connection) else { return Ok(()) };
+        let resumed = connection.is_resumed();
+        if side == Side::Client && resumed && secured.clients.admits_resumed(connection.peer_certificates()).is_err() {
+            return self.shake_failed(key, side, Fault::Certificate);
+        }
+        leg.shaking = false;
+        let counter = match (side, resumed) {
+            (Side::Client, false) => ServiceCounter::HandshakesFull,
+            (Side::Client, true) => ServiceCounter::HandshakesResumed,
+            (Side::Server, false) => ServiceCounter::ServerHandshakesFull,
+            (Side::Server, true) => ServiceCounter::ServerHandshakesResumed,
+        };
+        let service = Arc::clone(relay.service());
+        self.shared.seat(self.id).service_page(service.id).add(counter, 1);
+        if side == Side::Server {
+            return self.server_reached(key);
+        }
+        relay.entrance = None;
+        relay.session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
+        self.shared.handshakes().leave();
+        self.begin(key)
+    }
+
+    /// A handshake has failed: its alert leaves first.
+    fn shake_failed(&mut self, key: Key, side: Side, fault: Fault) -> io::Result<()> {
+        if side == Side::Server {
+            return self.give_up_server(key);
+        }
+        let alert = self
+            .relays
+            .get_mut(key)
+            .and_then(|relay| relay.tls[side.index()].as_mut()?.handshake.as_mut())
+            .map(|handshake| std::mem::take(&mut handshake.output))
+            .unwrap_or_default();
+        self.tell_client(key, &alert);
+        self.turn_away(key, termination_of(fault))
+    }
+
+    fn peer_left(&mut self, key: Key, side: Side) -> io::Result<()> {
+        match side {
+            Side::Client => self.turn_away(key, Termination::HandshakeLeft),
+            Side::Server => self.give_up_server(key),
+        }
+    }
+
+    /// Sends a client its last alert, as far as the kernel takes it.
+    fn tell_client(&self, key: Key, alert: &[u8]) {
+        let Some(client) = self.relays.get(key).and_then(|relay| relay.leg(Side::Client)) else { return };
+        if !alert.is_empty() {
+            let _ = socket::send_now(client, alert, Behind::More);
+            let _ = socket::shutdown_write(client);
+        }
+    }
+
+    /// Ends a connection at the entrance.
+    pub(super) fn turn_away(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        self.wheel.disarm(key.index);
+        let Some(relay) = self.relays.remove(key) else { return Ok(()) };
+        self.shared.seat(self.id).service_page(relay.service().id).count_end(termination);
+        if let Some(errand) = relay.tls[Side::Client.index()].as_ref().and_then(|leg| leg.errand.as_ref()) {
+            errand.abandon();
+        }
+        let client = relay.into_client();
+        if matches!(termination, Termination::HandshakeLeft | Termination::HandshakeTimedOut | Termination::DrainEnded)
+        {
+            // Nothing is on its way that a reset could take back.
+            let _ = socket::set_linger_reset(&client);
+        }
+        self.drop_leg(client)?;
+        self.shared.handshakes().leave();
+        self.shared.gate(Protocol::Tcp).leave();
+        Ok(())
+    }
+
+    /// Closes a leg on which operations may be in flight.
+    pub(super) fn drop_leg(&mut self, leg: TcpStream) -> io::Result<()> {
+        self.ring.cancel_all(leg.as_fd(), Token::Nothing.pack())?;
+        // Queued behind the cancel, which names it by its descriptor.
+        self.ring.close(OwnedFd::from(leg), Token::Nothing.pack())
+    }
+
+    /// The connect to a real server that wants TLS has succeeded: the handshake begins, within the time of the connect.
+    pub(super) fn enter_server(&mut self, key: Key) -> io::Result<bool> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
+        let Some(context) = relay.server().and_then(|server| relay.service_tls.as_ref()?.towards(server)) else {
+            return Ok(false);
+        };
+        let client = relay.tls[Side::Client.index()].as_ref().and_then(|leg| leg.handshake.as_ref());
+        let alpn = client.and_then(|handshake| handshake.connection.alpn());
+        let connection = context.connect(relay.client_name.as_deref(), alpn, relay.destination().ip());
+        let Ok(connection) = connection else {
+            self.give_up_server(key)?;
+            return Ok(true);
+        };
+        let mut leg = Box::new(TlsLeg::new(connection));
+        leg.queued = Some(self.now);
+        relay.tls[Side::Server.index()] = Some(leg);
+        self.waiting.push(HandshakeKind::Resumed, key, Side::Server);
+        self.receive_record(key, Side::Server)?;
+        Ok(true)
+    }
+
+    /// Gives up the handshake with a real server: once nothing is in flight on its leg, the session hears that the connect has failed.
+    pub(super) fn give_up_server(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.server_handshake_failed = true;
+        self.shared.seat(self.id).service_page(relay.service().id).add(ServiceCounter::ServerHandshakesFailed, 1);
+        if let Some(leg) = &mut relay.tls[Side::Server.index()] {
+            leg.given_up = true;
+            leg.queued = None;
+        }
+        if let Some(socket) = relay.leg(Side::Server) {
+            self.ring.cancel_all(socket.as_fd(), Token::Nothing.pack())?;
+        }
+        self.server_given_up(key)
+    }
+
+    fn server_given_up(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        if relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending()) {
+            return Ok(());
+        }
+        relay.tls[Side::Server.index()] = None;
+        self.drive(key, Event::ConnectFailed)
+    }
+
+    /// Handshakes that waited for a buffer.
+    pub(super) fn feed_starved_records(&mut self) -> io::Result<()> {
+        let fed = self.starved_records.len().min(self.ring.records_free()).min(super::FED_MAX);
+        for _ in 0..fed {
+            let Some((key, from)) = self.starved_records.pop_front() else { break };
+            let Some(relay) = self.relays.get(key) else { continue };
+            if relay.tls[from.index()].as_ref().is_some_and(|leg| leg.shaking) {
+                self.receive_record(key, from)?;
+            } else {
+                self.drive(key, Event::BuffersFree(from))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a leg waits for a buffer that is free.
+    pub(super) fn can_feed_records(&self) -> bool {
+        !self.starved_records.is_empty() && self.ring.records_free() > 0
+    }
+
+    /// The time of a connection at the entrance may be over.
+    pub(super) fn entrance_timer(&mut self, key: Key, due: Now) -> io::Result<()> {
+        if self.now < due {
+            self.wheel.arm(key.index, due);
+            return Ok(());
+        }
+        self.turn_away(key, Termination::HandshakeTimedOut)
+    }
+}
+
+fn termination_of(fault: Fault) -> Termination {
+    match fault {
+        Fault::Alert(_) => Termination::HandshakeAlert,
+        Fault::Certificate => Termination::HandshakeCertificate,
+        Fault::Internal => Termination::SystemRefused,
+        Fault::NothingShared => Termination::HandshakeNothingShared,
+        Fault::Protocol => Termination::HandshakeFailed,
+        Fault::UnknownName => Termination::HandshakeUnknownName,
+    }
+}

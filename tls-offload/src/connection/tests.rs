@@ -1,0 +1,300 @@
+//! Two connections of ours, and ours against rustls' buffered ones, with bytes cut anywhere.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+
+use super::*;
+use crate::Provider;
+
+const VERSIONS: [&[&SupportedProtocolVersion]; 2] = [&[&version::TLS12], &[&version::TLS13]];
+/// Room in front of what is received, as workers leave it.
+const FRONT: usize = 2 * RECORD_BYTES_MAX;
+
+/// xorshift64.
+struct Draws(u64);
+
+impl Draws {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.below(256) as u8).collect()
+    }
+}
+
+fn configs(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["one.test".to_owned()]).unwrap();
+    let crypto = Arc::new(Provider::AwsLcRs.crypto());
+    let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+    let server = ServerConfig::builder_with_provider(Arc::clone(&crypto)).with_protocol_versions(versions).unwrap();
+    let server = server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).unwrap();
+    (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn name() -> ServerName<'static> {
+    ServerName::try_from("one.test").unwrap()
+}
+
+/// One end as a worker drives it.
+struct End {
+    connection: Connection,
+    carry: Vec<u8>,
+    output: Vec<u8>,
+    complete: bool,
+    plain: Vec<u8>,
+    closed: bool,
+}
+
+impl End {
+    fn of(connection: Connection) -> End {
+        End { connection, carry: Vec::new(), output: Vec::new(), complete: false, plain: Vec::new(), closed: false }
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        if !self.complete {
+            self.carry.extend_from_slice(bytes);
+            self.complete = self.connection.handshake(&mut self.carry, &mut self.output)? == Step::Complete;
+            if self.complete && self.connection.has_early() {
+                let (early, closed) = self.connection.take_early();
+                self.plain.extend_from_slice(&early);
+                self.closed |= closed;
+            }
+            return Ok(());
+        }
+        self.open(bytes)
+    }
+
+    fn open(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        let carried = std::mem::take(&mut self.carry);
+        let mut buffer = vec![0; FRONT + bytes.len()];
+        let at = buffer.len() - bytes.len();
+        buffer[at..].copy_from_slice(bytes);
+        buffer[at - carried.len()..at].copy_from_slice(&carried);
+        let opened = self.connection.open(&mut buffer, at - carried.len()..at + bytes.len())?;
+        self.plain.extend_from_slice(&buffer[..opened.plain]);
+        self.carry = buffer[opened.rest].to_vec();
+        self.closed |= opened.closed;
+        self.output.append(&mut self.connection.take_reply());
+        Ok(())
+    }
+
+    fn seal(&mut self, plain: &[u8]) {
+        let mut out = vec![0; sealed_bytes_max(plain.len())];
+        let written = self.connection.seal(&mut self.carry, plain, &mut out).unwrap();
+        self.output.extend_from_slice(&out[..written]);
+    }
+
+    fn close(&mut self) {
+        let mut out = vec![0; CLOSE_BYTES_MAX];
+        let written = self.connection.close_notify(&mut self.carry, &mut out).unwrap();
+        self.output.extend_from_slice(&out[..written]);
+    }
+}
+
+/// Moves what `from` has to send to `to`, in pieces.
+fn carry(from: &mut End, to: &mut End, draws: &mut Draws, piece_max: usize) -> Result<(), Fault> {
+    let bytes = std::mem::take(&mut from.output);
+    let mut bytes = bytes.as_slice();
+    while !bytes.is_empty() {
+        let (piece, rest) = bytes.split_at((1 + draws.below(piece_max)).min(bytes.len()));
+        to.take(piece)?;
+        bytes = rest;
+    }
+    Ok(())
+}
+
+fn shake(client: &mut End, server: &mut End, draws: &mut Draws, piece_max: usize) {
+    client.take(&[]).unwrap();
+    while !(client.complete && server.complete) || !client.output.is_empty() || !server.output.is_empty() {
+        carry(client, server, draws, piece_max).unwrap();
+        carry(server, client, draws, piece_max).unwrap();
+    }
+}
+
+#[test]
+fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
+    for (seed, versions) in (1..=24).zip(VERSIONS.into_iter().cycle()) {
+        let draws = &mut Draws(seed * 0x9e37_79b9);
+        let (server_config, client_config) = configs(versions);
+        let mut server = End::of(Connection::accept(server_config).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        let piece_max = [1, 7, 100, 1_500, 65_536][draws.below(5)];
+        shake(&mut client, &mut server, draws, piece_max);
+        let (mut said, mut answered) = (Vec::new(), Vec::new());
+        for _ in 0..12 {
+            let len = [0, 1, 5, 300, 16_384, 16_385, 65_536][draws.below(7)];
+            let words = draws.bytes(len);
+            client.seal(&words);
+            said.extend_from_slice(&words);
+            if draws.below(2) == 0 {
+                // Both directions at a time, with half a record carried over by the other.
+                server.seal(&words);
+                answered.extend_from_slice(&words);
+            }
+            carry(&mut client, &mut server, draws, piece_max.max(64)).unwrap();
+            carry(&mut server, &mut client, draws, piece_max.max(64)).unwrap();
+        }
+        assert!(!server.closed);
+        client.close();
+        carry(&mut client, &mut server, draws, piece_max).unwrap();
+        assert!(server.closed && !client.closed, "one direction only");
+        server.seal(b"still heard");
+        answered.extend_from_slice(b"still heard");
+        server.close();
+        carry(&mut server, &mut client, draws, piece_max).unwrap();
+        assert!(client.closed);
+        assert!(server.plain == said && client.plain == answered, "seed {seed}");
+        assert!(server.carry.is_empty() && client.carry.is_empty());
+    }
+}
+
+/// Plaintext in the same segment as the client's last flight.
+#[test]
+fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
+    for versions in VERSIONS {
+        let (server_config, client_config) = configs(versions);
+        let mut server = End::of(Connection::accept(server_config).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        let draws = &mut Draws(1);
+        client.take(&[]).unwrap();
+        while !client.complete {
+            carry(&mut client, &mut server, draws, usize::MAX).unwrap();
+            carry(&mut server, &mut client, draws, usize::MAX).unwrap();
+        }
+        client.seal(&[7; 40_000]);
+        client.close();
+        // A part of the last record is left for later.
+        let tail = client.output.split_off(client.output.len() - 3);
+        carry(&mut client, &mut server, draws, usize::MAX).unwrap();
+        assert_eq!((server.plain.len(), server.closed), (40_000, false));
+        server.take(&tail).unwrap();
+        assert!(server.closed);
+    }
+}
+
+#[test]
+fn rustls_clients_are_understood_and_answered() {
+    for versions in VERSIONS {
+        let (server_config, client_config) = configs(versions);
+        let mut server = End::of(Connection::accept(server_config).unwrap());
+        let mut client = ClientConnection::new(client_config, name()).unwrap();
+        let mut heard = [0; 64];
+        client.writer().write_all(b"from the client").unwrap();
+        while server.plain.is_empty() {
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            server.take(&flight).unwrap();
+            let output = std::mem::take(&mut server.output);
+            client.read_tls(&mut output.as_slice()).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        assert_eq!(server.plain, b"from the client");
+        // A key update of the client is answered before the next record (RFC 8446 §4.6.3).
+        if versions == VERSIONS[1] {
+            client.refresh_traffic_keys().unwrap();
+            client.writer().write_all(b"!").unwrap();
+            let mut flight = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut flight).unwrap();
+            }
+            server.take(&flight).unwrap();
+        }
+        server.seal(b"from the server");
+        server.close();
+        client.read_tls(&mut server.output.as_slice()).unwrap();
+        client.process_new_packets().unwrap();
+        assert_eq!(client.reader().read(&mut heard).unwrap(), 15);
+        assert_eq!(client.reader().read(&mut heard).unwrap(), 0, "an orderly end");
+    }
+}
+
+#[test]
+fn what_is_not_tls_is_refused_with_an_alert() {
+    let (server_config, _) = configs(VERSIONS[1]);
+    for noise in [&b"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 64]] {
+        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).unwrap());
+        assert_eq!(server.take(noise), Err(Fault::Protocol), "{noise:?}");
+        // An alert (21), fatal.
+        assert_eq!((server.output[0], server.output[5]), (21, 2));
+    }
+}
+
+#[test]
+fn ends_with_nothing_in_common_say_so() {
+    let (server_config, _) = configs(VERSIONS[1]);
+    let (_, client_config) = configs(VERSIONS[0]);
+    let mut server = End::of(Connection::accept(server_config).unwrap());
+    let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+    let draws = &mut Draws(1);
+    client.take(&[]).unwrap();
+    assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
+    // protocol_version
+    assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(70)));
+}
+
+#[test]
+fn a_record_that_was_changed_is_refused_with_an_alert() {
+    for versions in VERSIONS {
+        let draws = &mut Draws(3);
+        let (server_config, client_config) = configs(versions);
+        let mut server = End::of(Connection::accept(server_config).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        shake(&mut client, &mut server, draws, usize::MAX);
+        client.seal(b"whole");
+        client.seal(b"changed");
+        *client.output.last_mut().unwrap() ^= 1;
+        assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::Protocol));
+        assert!(!server.connection.take_reply().is_empty());
+        // The one before it is lost with it: nothing that is behind a failure is handed on.
+        assert_eq!(server.plain, b"");
+    }
+}
+
+/// However bytes are changed or cut off, it answers or waits, and never panics.
+#[test]
+fn no_bytes_make_it_panic() {
+    for (seed, versions) in (1..=400).zip(VERSIONS.into_iter().cycle()) {
+        let draws = &mut Draws(seed * 0x9e37_79b9);
+        let (server_config, client_config) = configs_once(versions);
+        let mut server = End::of(Connection::accept(server_config).unwrap());
+        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        client.take(&[]).unwrap();
+        let turns = draws.below(6);
+        for turn in 0..8 {
+            if client.complete && server.complete {
+                client.seal(&[1; 20_000]);
+            }
+            if turn >= turns && !client.output.is_empty() {
+                for _ in 0..=draws.below(3) {
+                    let at = draws.below(client.output.len());
+                    client.output[at] = draws.below(256) as u8;
+                }
+            }
+            let failed = carry(&mut client, &mut server, draws, 3_000).is_err();
+            if failed || carry(&mut server, &mut client, draws, 3_000).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Made once for each version: keys take their time.
+fn configs_once(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    use std::sync::OnceLock;
+    static MADE: [OnceLock<(Arc<ServerConfig>, Arc<ClientConfig>)>; 2] = [OnceLock::new(), OnceLock::new()];
+    let which = usize::from(versions == VERSIONS[1]);
+    MADE[which].get_or_init(|| configs(versions)).clone()
+}
