@@ -647,6 +647,7 @@ fn check_probe_ports(model: &Model, packets: &PacketFacts, facts: &HostFacts, fi
             severity: Severity::Error,
             check: Check::LocalPorts,
             service: None,
+            file: None,
             message: format!(
                 "health checks of forwarding = \"dsr\" speak from ports {first}-{last} of {ip}, and ports {low}-{high} are given out by the kernel \
                  too (ip_local_port_range {}-{}); reserve them (`sysctl -w net.ipv4.ip_local_reserved_ports={low}-{high}`)",

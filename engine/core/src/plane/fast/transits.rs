@@ -182,16 +182,17 @@ impl Plane {
         }
     }
 
-    /// A flow with this path has opened: its answers are not routed as they are, whatever was there before.
+    /// A flow with this path has opened: its answers are not routed as they are, whatever was there before; nor, of one that a host inside opens, what
+    /// the host sends.
     #[inline]
     pub(in super::super) fn take_from_transits(&mut self, path: &FlowPath) {
         if let Some(fast) = &mut self.flows.fast
             && fast.transits.open > 0
             && path.returns == Returns::Here
             && path.client.protocol == PROTOCOL_TCP
-            && let Some(tuple) = TupleV4::of(&path.server.reversed())
         {
-            fast.end_transit(tuple);
+            let both = [path.client, path.server.reversed()];
+            both.iter().filter_map(TupleV4::of).for_each(|tuple| fast.end_transit(tuple));
         }
     }
 
