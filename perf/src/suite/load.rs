@@ -75,6 +75,7 @@ impl Load<'_> {
             target: self.target,
             work: self.work,
             pace,
+            security: self.case.security(),
             warm_up: options.warm_up,
             measure: options.measure,
             watch_cpus: cpus.clone(),
@@ -178,7 +179,7 @@ fn is_client_bound(client_busy: f64, balancer_busy: f64, more_to_do: bool) -> bo
 fn parts(work: Work, cpus: usize) -> usize {
     let count = match work {
         Work::Bulk { streams } => streams,
-        Work::Connect { concurrency, .. } => concurrency,
+        Work::Connect { concurrency, .. } | Work::Handshake { concurrency } => concurrency,
         Work::Datagrams { flows, .. } => flows,
         Work::Hold { connections } | Work::KeepAlive { connections, .. } => connections,
     };
@@ -194,6 +195,7 @@ fn part(work: Work, number: usize, parts: usize) -> Work {
             Work::Connect { concurrency: of(concurrency), request_bytes, answer_bytes }
         }
         Work::Datagrams { flows, payload_bytes } => Work::Datagrams { flows: of(flows), payload_bytes },
+        Work::Handshake { concurrency } => Work::Handshake { concurrency: of(concurrency) },
         Work::Hold { connections } => Work::Hold { connections: of(connections) },
         Work::KeepAlive { connections, idle, request_bytes, answer_bytes } => {
             Work::KeepAlive { connections: of(connections), idle: of(idle), request_bytes, answer_bytes }

@@ -33,7 +33,9 @@ use towpath_core::packet::Family;
 use towpath_sys::host;
 use towpath_sys::socket::Transport;
 
-use crate::load::Work;
+use crate::certificate::KeyKind;
+use crate::load::tls::Tls;
+use crate::load::{Security, Work};
 use crate::machine::Machine;
 use crate::peers::{Kind, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
@@ -91,8 +93,27 @@ pub struct Case {
     pub plane: Plane,
     /// How, over veth.
     pub mode: Mode,
+    /// How clients and servers speak TLS to the subject, if they do.
+    pub tls: Option<Terms>,
     /// What is done.
     pub course: Course,
+}
+
+impl Case {
+    fn security(&self) -> Security {
+        self.tls.map_or(Security::PLAIN, |terms| Security { client: Some(terms.client), origin: terms.reencrypts })
+    }
+}
+
+/// How TLS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Of the subject's certificate.
+    pub key: KeyKind,
+    /// What clients ask for.
+    pub client: Tls,
+    /// Whether servers are spoken to by TLS, too.
+    pub reencrypts: bool,
 }
 
 /// How a load passes a balancer.
@@ -137,6 +158,7 @@ fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str,
         accounting,
         plane,
         mode,
+        tls: None,
         course: course.clone(),
     };
     accountings.iter().flat_map(|&accounting| courses.iter().map(move |course| case(accounting, course))).collect()
@@ -193,7 +215,10 @@ impl Course {
             // Streams keep to a rate by their origin, which is ours only in the lab.
             Course::Load { work: Work::Bulk { .. }, .. } => place == Place::Lab,
             Course::Load { work: Work::Hold { .. }, .. } => false,
-            Course::Load { work: Work::Connect { .. } | Work::Datagrams { .. } | Work::KeepAlive { .. }, .. } => true,
+            Course::Load {
+                work: Work::Connect { .. } | Work::Datagrams { .. } | Work::Handshake { .. } | Work::KeepAlive { .. },
+                ..
+            } => true,
             Course::Idle
             | Course::InMemory(_)
             | Course::Lease { .. }
