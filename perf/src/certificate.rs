@@ -1,6 +1,7 @@
 //! Certificates that are made for a run: nobody else trusts them, and nobody checks them.
 
 use std::io;
+use std::sync::OnceLock;
 
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_RSA_SHA256, RsaKeySize};
 
@@ -44,5 +45,19 @@ impl Certificate {
             pem: signed.pem(),
             key_pem: key.serialize_pem(),
         })
+    }
+
+    /// The one of this run, so that every subject has the same.
+    pub fn of_run(kind: KeyKind) -> io::Result<&'static Certificate> {
+        static OF_RUN: [OnceLock<Certificate>; 2] = [const { OnceLock::new() }; 2];
+        let place = match kind {
+            KeyKind::P256 => &OF_RUN[0],
+            KeyKind::Rsa2048 => &OF_RUN[1],
+        };
+        if let Some(made) = place.get() {
+            return Ok(made);
+        }
+        let made = Certificate::create(kind)?;
+        Ok(place.get_or_init(|| made))
     }
 }

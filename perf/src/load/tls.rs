@@ -30,6 +30,9 @@ const SUITES: [CipherSuite; 3] = [
     CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 ];
 
+/// The key exchange.
+const GROUP: NamedGroup = NamedGroup::X25519;
+
 /// Sessions that are kept for connections to come.
 const SESSIONS_MAX: usize = 8192;
 
@@ -73,7 +76,9 @@ impl Version {
 pub(crate) fn crypto() -> CryptoProvider {
     let mut crypto = Provider::default().crypto();
     crypto.cipher_suites.retain(|suite| SUITES.contains(&suite.suite()));
-    crypto.kx_groups.retain(|group| group.name() == NamedGroup::X25519);
+    // The first is the one that is to be used; without the other, TLS 1.2 has no P-256 certificates (RFC 8422 section 5.1.1).
+    crypto.kx_groups.retain(|group| [GROUP, NamedGroup::secp256r1].contains(&group.name()));
+    crypto.kx_groups.sort_by_key(|group| group.name() != GROUP);
     crypto
 }
 
@@ -280,6 +285,9 @@ impl Channel {
         self.partial.extend_from_slice(&incoming[start..]);
         let is_open = !self.is_handshaking();
         news.opened = is_open && !std::mem::replace(&mut self.is_open, is_open);
+        if let (true, Some(group)) = (news.opened, self.group().filter(|group| *group != GROUP)) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("TLS: keys exchanged by {group:?}")));
+        }
         Ok(news)
     }
 
@@ -339,6 +347,15 @@ impl Channel {
             place.get_mut(..flight.len()).ok_or_else(|| io::Error::other("a flight of a handshake is too long"))?;
         room.copy_from_slice(&flight);
         Ok(flight.len())
+    }
+
+    /// What keys were exchanged by; none where a session of TLS 1.2 was resumed.
+    fn group(&self) -> Option<NamedGroup> {
+        let group = match &self.end {
+            End::Client(connection) => connection.negotiated_key_exchange_group(),
+            End::Server(connection) => connection.negotiated_key_exchange_group(),
+        };
+        group.map(|group| group.name())
     }
 
     fn is_handshaking(&self) -> bool {

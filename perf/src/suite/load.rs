@@ -68,8 +68,10 @@ impl Load<'_> {
         }
         let mut processes = running.map(Running::processes).transpose()?.unwrap_or_default();
         processes.extend(softirq_threads()?);
-        if let Origin::Apart(child) = &origin {
-            processes.push(child.id());
+        match &origin {
+            Origin::Apart(child) => processes.push(child.id()),
+            Origin::Shared(id) => processes.push(*id),
+            Origin::Beside(..) | Origin::Elsewhere => {}
         }
         let plan = Plan {
             target: self.target,
@@ -209,7 +211,7 @@ fn drive(stage: &Stage, options: &Options, plan: &Plan, origin: Origin) -> io::R
     let (mut listeners, mut sockets, apart) = match origin {
         Origin::Apart(child) => (Vec::new(), Vec::new(), Some(child)),
         Origin::Beside(listeners, sockets) => (listeners, sockets, None),
-        Origin::Elsewhere => (Vec::new(), Vec::new(), None),
+        Origin::Elsewhere | Origin::Shared(_) => (Vec::new(), Vec::new(), None),
     };
     let clients = options.pins.client.iter().take(parts).enumerate().map(|(number, &cpu)| {
         let mut plan = plan.clone();
