@@ -344,14 +344,18 @@ fn client_and_origin_share_a_thread_and_a_listener_outlives_them() {
 
 #[test]
 fn streams_keep_the_rate_that_they_are_told() {
-    let listener = origin::listen(loopback()).unwrap();
-    let target = listener.local_addr().unwrap();
-    // 40 pieces of a stream per second.
-    let (per_second, piece) = (40.0 * 262_144.0, 262_144.0);
-    let plan = Plan { pace: Pace::Open { per_second }, measure: Duration::from_secs(1), ..plan(target, MANY_STREAMS) };
-    let tally = client::run_beside_origin(&plan, vec![listener], Vec::new()).unwrap();
-    assert!((tally.done as f64 - tally.seconds * per_second).abs() <= 2.0 * piece, "{tally:?}");
-    assert!((tally.offered.unwrap() as f64 - tally.seconds * per_second).abs() <= 1.0, "{tally:?}");
+    let sealed = Security { client: Some(Tls { version: Version::V13, resumes: false }), origin: true };
+    for security in [Security::PLAIN, sealed] {
+        let listener = origin::listen(loopback()).unwrap();
+        let target = listener.local_addr().unwrap();
+        // 40 pieces of a stream per second.
+        let (per_second, piece) = (40.0 * 262_144.0, 262_144.0);
+        let (pace, measure) = (Pace::Open { per_second }, Duration::from_secs(1));
+        let plan = Plan { pace, measure, security, ..plan(target, MANY_STREAMS) };
+        let tally = client::run_beside_origin(&plan, vec![listener], Vec::new()).unwrap();
+        assert!((tally.done as f64 - tally.seconds * per_second).abs() <= 2.0 * piece, "{tally:?}");
+        assert!((tally.offered.unwrap() as f64 - tally.seconds * per_second).abs() <= 1.0, "{tally:?}");
+    }
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn whoever_ends_tls_is_measured() {
         assert!(figure(case, "rate") > 0.0, "{case}");
     }
     assert!(figure("tls-keepalive-64c", "rate") > 0.0);
-    assert!(figure("isolation", "slowdown-p90") > 0.0 && figure("isolation", "handshake-rate") > 0.0);
+    assert!(figure("isolation", "slowdown-p90") > 0.0 && figure("isolation", "handshake-capacity") > 0.0);
 }
 
 #[test]

@@ -260,7 +260,8 @@ impl Wire {
 
     /// Sends so many bytes per second of all streams together, from now on, instead of as many as they take.
     pub(super) fn pace_streams(&mut self, bytes_per_second: f64, now: Instant) {
-        self.pieces = Schedule::starting(Pace::Open { per_second: bytes_per_second / WINDOW_BYTES_MAX as f64 }, now);
+        let piece = if self.origin_tls.is_some() { SEALED_WINDOW_BYTES } else { WINDOW_BYTES_MAX };
+        self.pieces = Schedule::starting(Pace::Open { per_second: bytes_per_second / piece as f64 }, now);
     }
 
     /// When the next piece of a stream is to leave, if nothing comes first.

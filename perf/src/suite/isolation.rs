@@ -75,7 +75,12 @@ fn measure(
     let pace = Pace::Open { per_second: capacity.rate() * FLOOD };
     let flood = shake_hands(case, secure, pace, FLOOD_MAX, options, stage)?;
     let flooded = requests();
-    let flood = flood()?;
+    let (handshakes, refused) = match flood() {
+        Ok(tally) => (tally.rate(), tally.lost as f64 / tally.seconds),
+        // Others may be served so well that none was done.
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => (0.0, 0.0),
+        Err(error) => return Err(error),
+    };
     let flooded = flooded?;
     let mut readings = Vec::new();
     let histograms = [&quiet, &flooded].map(|sample| histogram(&sample.latency_ns));
@@ -87,12 +92,12 @@ fn measure(
         readings.push(reading(slowdown, "×", after / before, false));
     }
     readings.push(reading("handshake-capacity", "handshakes/s", capacity.rate(), true));
-    readings.push(reading("handshake-rate", "handshakes/s", flood.rate(), true));
-    readings.push(reading("handshakes-refused", "handshakes/s", flood.lost as f64 / flood.seconds, false));
+    readings.push(reading("handshake-rate", "handshakes/s", handshakes, true));
+    readings.push(reading("handshakes-refused", "handshakes/s", refused, false));
     Ok(Sample { readings, phase: Some(Phase::EqualRate), per_second: None, ..flooded })
 }
 
-/// Begins to shake hands on the last of the client's CPUs, giving way to everything else there: the clients of the flood are not to delay those whose
+/// Begins to shake hands on the last of the client's CPUs; a flood gives way to everything else there, so that its clients do not delay those whose
 /// latency is told. What is returned waits for the end.
 fn shake_hands(
     case: &Case,
@@ -116,7 +121,9 @@ fn shake_hands(
     let cpu = options.pins.client.last().copied();
     let flood = stage.start_client(move || {
         pin_thread(&Vec::from_iter(cpu))?;
-        give_way()?;
+        if plan.pace != Pace::Closed {
+            give_way()?;
+        }
         client::run(&plan)
     })?;
     Ok(move || flood.join().map_err(panicked)??)
