@@ -13,7 +13,7 @@ pub mod schema;
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -35,6 +35,18 @@ pub struct Checked {
     pub model: Option<Model>,
     /// Everything that is wrong, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+    /// The files that it names, in its order.
+    #[serde(skip)]
+    pub files: Vec<NamedFile>,
+}
+
+/// A file that the configuration names, and where it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedFile {
+    /// As written.
+    pub path: PathBuf,
+    /// The place of the value.
+    pub location: Location,
 }
 
 impl Checked {
@@ -63,14 +75,19 @@ pub fn check(file_name: &str, text: &str) -> Checked {
                 format!("the file has {} bytes, at most {FILE_BYTES_MAX} are read", text.len()),
             )
             .hint("share servers by `[[group]]`, and write neighbouring ports as a range");
-        return Checked { file_name, model: None, diagnostics: report.finish(&lines) };
+        return Checked { file_name, model: None, diagnostics: report.finish(&lines), files: Vec::new() };
     }
     let root = parse::parse(text, &mut report);
     let section = decode::decode(root.get_ref(), &schema::ROOT, &mut report);
     let draft = draft::Draft::new(&section, &mut report);
     rules::judge(&draft, &mut report);
     let model = if report.has_errors() { None } else { build::build(&draft) };
-    Checked { file_name, model, diagnostics: report.finish(&lines) }
+    let mut files = Vec::new();
+    section.paths(&mut |path, span| {
+        files.push(NamedFile { path: PathBuf::from(path), location: lines.locate(span) });
+    });
+    files.sort_by_key(|file| file.location.start);
+    Checked { file_name, model, diagnostics: report.finish(&lines), files }
 }
 
 /// Reads a file for [`check`], never more than [`FILE_BYTES_MAX`] and a byte: a longer one is told by `check`.

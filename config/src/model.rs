@@ -486,6 +486,12 @@ pub enum CheckKind {
 }
 
 impl Model {
+    /// Every group of servers that a service has: its own first, then those behind its routes.
+    pub fn groups_of(&self, service: &VirtualService) -> impl Iterator<Item = &ServerGroup> {
+        let places: Vec<usize> = service.routes().iter().map(|route| route.group).collect();
+        std::iter::once(service.group).chain(places).map(|place| &self.groups[place])
+    }
+
     /// Every VLAN, with the link that it is on.
     pub fn vlans(&self) -> impl Iterator<Item = (&Interface, &Vlan)> {
         self.interfaces.iter().flat_map(|interface| interface.vlans.iter().map(move |vlan| (interface, vlan)))
@@ -498,6 +504,22 @@ impl VirtualService {
         match &self.tls {
             ServiceTls::Ended(tls) => Some(tls),
             ServiceTls::PassThrough(_) => None,
+        }
+    }
+
+    /// Where clients go by the name that they ask for.
+    pub fn routes(&self) -> &[TlsRoute] {
+        match &self.tls {
+            ServiceTls::Ended(_) => &[],
+            ServiceTls::PassThrough(tls) => &tls.routes,
+        }
+    }
+
+    /// How long the first bytes of a client are waited for, where they tell where it goes.
+    pub fn first_bytes_wait_ms(&self) -> u64 {
+        match &self.tls {
+            ServiceTls::Ended(tls) => tls.handshake_timeout_ms,
+            ServiceTls::PassThrough(tls) => tls.handshake_timeout_ms,
         }
     }
 

@@ -116,8 +116,13 @@ fn plug(host: &Host, switch: &Namespace) {
 
 /// Takes frames from the trunk to the host of their VLAN, without a tag, and back, with one.
 fn carry(mut ports: PacketPorts, ended: &AtomicBool, seen: &Mutex<BTreeSet<(u16, u16)>>) {
-    let settings =
-        ring::RingSettings { entries: 16, stream_buffers: 1, stream_buffer_bytes: 4096, datagram_buffers: 1 };
+    let settings = ring::RingSettings {
+        entries: 16,
+        stream_buffers: 1,
+        stream_buffer_bytes: 4096,
+        datagram_buffers: 1,
+        records: None,
+    };
     let mut ring = Ring::new(settings).expect("a ring");
     let arm = |ring: &mut Ring, ports: &PacketPorts, port: u8| {
         ring.await_ready_many(ports.poll_fd(port), Readiness::Readable, port.into()).expect("a poll");

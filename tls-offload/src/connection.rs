@@ -40,6 +40,8 @@ pub struct Connection {
     reply: Vec<u8>,
     /// The peer has said that it sends no more.
     closed: bool,
+    /// … and that was handed on.
+    closed_told: bool,
     /// It has failed: rustls is not to be asked again.
     failed: bool,
 }
@@ -47,6 +49,29 @@ pub struct Connection {
 enum Role {
     Client(UnbufferedClientConnection),
     Server(UnbufferedServerConnection),
+}
+
+/// A handshake on its way, as it moves to who does its next step and back.
+#[derive(Debug)]
+pub struct Handshake {
+    /// The connection.
+    pub connection: Connection,
+    /// What was received for it and is not used yet.
+    pub input: Vec<u8>,
+    /// What has to be sent.
+    pub output: Vec<u8>,
+}
+
+impl Handshake {
+    /// One that has yet to begin.
+    pub fn new(connection: Connection) -> Handshake {
+        Handshake { connection, input: Vec::new(), output: Vec::new() }
+    }
+
+    /// Goes on as far as the input allows; see [`Connection::handshake`].
+    pub fn step(&mut self) -> Result<Step, Fault> {
+        self.connection.handshake(&mut self.input, &mut self.output)
+    }
 }
 
 /// How far a handshake is.
@@ -88,7 +113,7 @@ impl Connection {
     }
 
     fn of(role: Role) -> Connection {
-        Connection { role, early: Vec::new(), reply: Vec::new(), closed: false, failed: false }
+        Connection { role, early: Vec::new(), reply: Vec::new(), closed: false, closed_told: false, failed: false }
     }
 
     /// Goes on with the handshake as far as `input` allows, takes off what it has used, and appends what must be sent to `output`: after a
@@ -119,16 +144,16 @@ impl Connection {
         result
     }
 
-    /// Opens the records in `received`, a range of `buffer`, and puts their plaintext at its start.
+    /// Opens the records in `received`, a range of `buffer`, and puts their plaintext at its start. What is early is to be taken before.
     ///
     /// Plaintext is never longer than its record, so one [`RECORD_BYTES_MAX`] in front of `received` is room enough. After a failure
     /// [`Connection::take_reply`] has the alert.
     pub fn open(&mut self, buffer: &mut [u8], received: Range<usize>) -> Result<Opened, Fault> {
         let Range { start: mut read, end } = received;
-        let early = std::mem::take(&mut self.early);
-        let mut plain = early.len();
-        buffer.get_mut(..plain).filter(|_| plain <= read).ok_or(Fault::Internal)?.copy_from_slice(&early);
-        drop(early);
+        let mut plain = 0;
+        if !self.early.is_empty() {
+            return Err(Fault::Internal);
+        }
         loop {
             let (front, rest) = buffer.split_at_mut(read);
             let rest = rest.get_mut(..end - read).ok_or(Fault::Internal)?;
@@ -156,6 +181,7 @@ impl Connection {
         }
         // What follows the end is nobody's (RFC 8446 §6.1).
         let rest = if self.closed { end..end } else { read..end };
+        self.closed_told |= self.closed;
         Ok(Opened { plain, rest, closed: self.closed })
     }
 
@@ -173,14 +199,25 @@ impl Connection {
         self.write(carry, out, |traffic, out| traffic.close(out))
     }
 
+    /// Whether there is something for [`Connection::take_reply`].
+    pub fn has_reply(&self) -> bool {
+        !self.reply.is_empty()
+    }
+
     /// What has to leave without waiting for the next record: an answer to the peer, or the alert after a failure. Empty, mostly.
     pub fn take_reply(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.reply)
     }
 
-    /// Whether [`Connection::open`] would bring something without further bytes.
+    /// Whether there is something for [`Connection::take_early`].
     pub fn has_early(&self) -> bool {
-        !self.early.is_empty() || self.closed
+        !self.early.is_empty() || (self.closed && !self.closed_told)
+    }
+
+    /// Takes the plaintext that came together with the end of the handshake, and whether the peer has ended its direction behind it.
+    pub fn take_early(&mut self) -> (Vec<u8>, bool) {
+        self.closed_told |= self.closed;
+        (std::mem::take(&mut self.early), self.closed)
     }
 
     /// Whether the peer has ended its direction with a `close_notify`.

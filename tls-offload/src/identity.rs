@@ -180,8 +180,7 @@ impl Identity {
 
     /// SHA-256 of the server's own certificate, as it is pinned.
     pub fn fingerprint(&self) -> Sha256 {
-        let sum = digest(&SHA256, &self.certified.cert[0]);
-        sum.as_ref().try_into().unwrap_or_default()
+        fingerprint(&self.certified.cert[0])
     }
 
     /// Chain and key in the form that rustls takes.
@@ -195,6 +194,11 @@ impl PartialEq for Identity {
     fn eq(&self, other: &Identity) -> bool {
         self.certified.cert == other.certified.cert
     }
+}
+
+/// SHA-256 of a certificate, as it is pinned.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> Sha256 {
+    digest(&SHA256, certificate).as_ref().try_into().unwrap_or_default()
 }
 
 /// Whom a certificate is for.

@@ -16,13 +16,15 @@ mod sessions;
 mod tickets;
 
 pub use client_certs::{ClientCertificates, ClientTrust};
-pub use connection::{CLOSE_BYTES_MAX, Connection, Opened, RECORD_BYTES_MAX, Step, sealed_bytes_max};
+pub use connection::{CLOSE_BYTES_MAX, Connection, Handshake, Opened, RECORD_BYTES_MAX, Step, sealed_bytes_max};
 pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
 pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
-pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity};
+pub use identity::{
+    Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity, fingerprint,
+};
 pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};

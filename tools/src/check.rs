@@ -61,7 +61,11 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<Exit> {
         writeln!(out, "{}", summary(&file.name, &checked, of_file, paint))?;
         match findings {
             Some(findings) => {
-                write!(out, "{}", render_findings(&findings, paint))?;
+                let (placed, rest): (Vec<_>, Vec<_>) =
+                    findings.into_iter().partition(|found| place(&checked, found).is_some());
+                let placed: Vec<_> = placed.iter().filter_map(|finding| place(&checked, finding)).collect();
+                write!(out, "{}", towpath_config::render(&placed, &file.name, &file.text, colour))?;
+                write!(out, "{}", render_findings(&rest, paint))?;
                 writeln!(out, "this machine: {}", of_host.text(paint))?;
             }
             None if arguments.host => writeln!(out, "this machine: not compared before the file has no errors")?,
@@ -73,6 +77,27 @@ pub(crate) fn check(arguments: &CheckArguments) -> Result<Exit> {
 
 fn find(model: &Model) -> Result<Vec<Finding>> {
     preflight::check_host(model).context("cannot find out what this machine offers")
+}
+
+/// A finding about a file that the configuration names, at the place where it does.
+fn place(checked: &Checked, finding: &Finding) -> Option<Diagnostic> {
+    let path = finding.file.as_ref()?;
+    let named = checked.files.iter().find(|named| named.path == *path)?;
+    let (message, hint) = match finding.message.split_once("; ") {
+        Some((cause, step)) => (cause.to_owned(), Some(step.to_owned())),
+        None => (finding.message.clone(), None),
+    };
+    Some(Diagnostic {
+        severity: match finding.severity {
+            preflight::Severity::Error => Severity::Error,
+            preflight::Severity::Warning => Severity::Warning,
+        },
+        code: finding.check.name(),
+        message,
+        primary: named.location,
+        labels: Vec::new(),
+        hint,
+    })
 }
 
 fn tally_diagnostics(diagnostics: &[Diagnostic]) -> Tally {
@@ -133,6 +158,7 @@ mod tests {
             check: preflight::Check::Addresses,
             service: service.map(str::to_owned),
             message: "cause; next step".to_owned(),
+            file: None,
         };
         let findings = [finding(preflight::Severity::Error, Some("web")), finding(preflight::Severity::Warning, None)];
         let expected = "error: service \"web\": cause; next step\nwarning: cause; next step\n";

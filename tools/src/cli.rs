@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{check, demo, doctor, reference, run, status};
+use crate::{cert, check, demo, doctor, reference, run, status};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +61,9 @@ enum Command {
     /// Check a configuration file: every mistake at once, with its place
     #[command(after_help = CHECK_HELP)]
     Check(CheckArguments),
+    /// Certificates: take them over, request them, list them
+    #[command(subcommand, after_help = CERT_HELP)]
+    Cert(CertCommand),
     /// Examine machine and network: what works, what is wrong, and the command that mends it
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArguments),
@@ -123,6 +126,97 @@ pub(crate) struct CheckArguments {
     /// Also check this machine: addresses, ports, limits, CPUs
     #[arg(long)]
     pub(crate) host: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const CERT_HELP: &str = "\
+Examples:
+  towpath cert import mail.pfx --password-file secret.txt --out /etc/towpath/mail
+  towpath cert csr --name mail.example.org --name autodiscover.example.org --out /etc/towpath/mail
+  towpath cert list                     names, keys, days left, services
+
+Exit codes: 0 ok · 1 failed · 2 usage · 3 a certificate of the configuration is none";
+
+/// What `towpath cert` does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertCommand {
+    /// Take a PFX or PEM file apart into OUT.pem (certificate and issuers) and OUT.key
+    Import(ImportArguments),
+    /// Make a private key, OUT.key, and the request for a certificate to it, OUT.csr
+    Csr(CsrArguments),
+    /// Show the certificates of a configuration file
+    List(ListArguments),
+}
+
+/// Arguments of `towpath cert import`.
+#[derive(Args, Debug)]
+pub(crate) struct ImportArguments {
+    /// PFX file, or PEM with a certificate
+    pub(crate) file: PathBuf,
+    /// Private key (PEM), when FILE has none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Certificates of the issuers (PEM), when FILE has none
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chain: Option<PathBuf>,
+    /// File whose first line is the password
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Path of the files that are written, without their endings
+    #[arg(long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `towpath cert csr`.
+#[derive(Args, Debug)]
+pub(crate) struct CsrArguments {
+    /// Name that the certificate is for; the first one is the subject
+    #[arg(long, value_name = "NAME", required = true)]
+    pub(crate) name: Vec<String>,
+    /// Organisation of the subject
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) organisation: Option<String>,
+    /// Kind of the key: what Exchange and Lync of any age take is RSA
+    #[arg(long, value_enum, default_value_t = CsrKey::Rsa2048)]
+    pub(crate) key: CsrKey,
+    /// Path of the files that are written, without their endings
+    #[arg(long, value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Kind of a new key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CsrKey {
+    EcdsaP256,
+    EcdsaP384,
+    #[value(name = "rsa-2048")]
+    Rsa2048,
+    #[value(name = "rsa-3072")]
+    Rsa3072,
+    #[value(name = "rsa-4096")]
+    Rsa4096,
+}
+
+/// Arguments of `towpath cert list`.
+#[derive(Args, Debug)]
+pub(crate) struct ListArguments {
+    /// Configuration file
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/towpath/towpath.toml")]
+    pub(crate) config: PathBuf,
     /// Print JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -203,6 +297,7 @@ pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
+        Command::Cert(command) => cert::cert(&command),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),

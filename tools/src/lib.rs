@@ -1,5 +1,6 @@
-//! The command line of Towpath: run, check, doctor, status, demo, reference.
+//! The command line of Towpath: run, check, cert, doctor, status, demo, reference.
 
+mod cert;
 mod check;
 pub mod cli;
 mod demo;

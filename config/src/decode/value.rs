@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::diagnostic::Span;
-use crate::schema::Table;
+use crate::schema::{Kind, Table};
 
 /// A value and where it stands. `written` is false for defaults, whose place is the table's header.
 #[derive(Clone, Debug)]
@@ -232,6 +232,19 @@ impl Section {
 
     pub(crate) fn word(&self, key: &str) -> Option<At<&'static str>> {
         self.get(key, |value| if let Value::Word(word) = value { Some(*word) } else { None })
+    }
+
+    /// Visits every path that is written in this table and those below it.
+    pub(crate) fn paths(&self, visit: &mut impl FnMut(&str, &Span)) {
+        for (name, entry) in &self.entries {
+            let is_path = self.table.key(name).is_some_and(|key| matches!(key.kind, Kind::Path));
+            match &entry.value {
+                Value::Text(path) if is_path && entry.written => visit(path, &entry.at),
+                Value::Table(section) => section.paths(visit),
+                Value::Tables(sections) => sections.iter().for_each(|section| section.paths(visit)),
+                _ => {}
+            }
+        }
     }
 
     pub(crate) fn table(&self, key: &str) -> Option<&Section> {

@@ -1,6 +1,6 @@
 //! Tables about TLS: of the whole process, and of one service.
 
-use super::{DAY, Key, Kind, MINUTE, MS, Table, Word, duration, integer, key, later, word};
+use super::{DAY, Key, Kind, MINUTE, MS, Table, Word, duration, integer, key, word};
 
 /// `[tls]`
 pub(super) static TLS_POOL: Table = Table {
@@ -49,8 +49,8 @@ pub static TLS: Table = Table {
             "mode",
             Kind::Word(&[
                 word("pass-through", "TLS is not touched."),
-                later("re-encrypt", "Ended here, and TLS again towards the servers."),
-                later("terminate", "Ended here; plain towards the servers."),
+                word("re-encrypt", "Ended here, and TLS again towards the servers."),
+                word("terminate", "Ended here; plain towards the servers."),
             ]),
             "Who ends TLS.",
         )

@@ -569,7 +569,7 @@ fn products_have_their_own_rules() {
         expect(&text, &[("tls-must-pass", "\"terminate\"")]);
     }
     let web = service(&format!("application = \"lync-2013\"\n{ended}"), "");
-    expect(&web, &[(later, "\"terminate\"")]);
+    expect(&web, &[]);
     let stun =
         service("ports = [3478]\nprotocol = \"udp\"\napplication = \"lync-2013\"", "").replace("\"web\"", "\"stun\"");
     expect(&format!("{web}{stun}"), &[("tls-must-pass", "\"terminate\"")]);

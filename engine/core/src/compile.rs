@@ -5,11 +5,14 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::{Balance, Health, Model, Plane, Ports, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{
+    Balance, Health, Model, Plane, Ports, Server, ServerGroup, Source, SourcePool, VirtualService,
+};
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
+use crate::name_routes::NameRoutes;
 use crate::registry::{CheckKey, Registry, RegistryFull};
 use crate::router::Router;
 use crate::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
@@ -97,8 +100,7 @@ impl std::error::Error for CompileError {}
 pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, CompileError> {
     let mut next = registry.clone();
     let mut plans: HashMap<CheckId, CheckPlan> = HashMap::new();
-    for service in &model.services {
-        let group = &model.groups[service.group];
+    for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
             let key = check_key(service, server, health)?;
@@ -109,8 +111,7 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
         }
     }
     next.retain_checks(|id| plans.contains_key(&id));
-    for service in &model.services {
-        let group = &model.groups[service.group];
+    for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
             let key = check_key(service, server, health)?;
@@ -142,27 +143,47 @@ pub fn compile(
     let mut snapshot = Snapshot { generation, services: Vec::new(), real_servers: Vec::new(), steering, router };
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
-        let targets = targets(model, service, &mut next, health)?;
-        for target in &targets {
-            place_at(&mut snapshot.real_servers, target.server.index()).get_or_insert_with(|| RealServer {
-                id: target.server,
-                name: target.name.clone(),
-                address: target.address,
-                port: target.port,
-            });
+        let mut routes = NameRoutes::new(service.first_bytes_wait_ms());
+        for route in service.routes() {
+            let group = &model.groups[route.group];
+            let place = next.take_service(&behind(service, group)).map_err(CompileError::TooManyServices)?;
+            route.names.iter().for_each(|name| routes.insert(name, place));
+            let targets = targets(service, group, &mut next, health, &mut snapshot)?;
+            let inner = service_of(model, service, Ids { id, place }, targets, None, snat)?;
+            *place_at(&mut snapshot.services, place.index()) = Some(Arc::new(inner));
         }
-        let service = service_of(model, service, id, targets, snat)?;
+        let routes = (!service.routes().is_empty()).then(|| Arc::new(routes));
+        let targets = targets(service, &model.groups[service.group], &mut next, health, &mut snapshot)?;
+        let service = service_of(model, service, Ids { id, place: id }, targets, routes, snat)?;
         *place_at(&mut snapshot.services, id.index()) = Some(Arc::new(service));
     }
     *registry = next;
     Ok(snapshot)
 }
 
+/// Each service with every group of servers that it has.
+fn groups(model: &Model) -> impl Iterator<Item = (&VirtualService, &ServerGroup)> {
+    model.services.iter().flat_map(|service| model.groups_of(service).map(move |group| (service, group)))
+}
+
+/// What the registry knows the servers behind a route by; no service is named so, for a name has no control characters.
+fn behind(service: &VirtualService, group: &ServerGroup) -> String {
+    format!("{}\0{}", service.name, group.name)
+}
+
+/// Whose connections are counted, and whose place it is.
+#[derive(Clone, Copy)]
+struct Ids {
+    id: ServiceId,
+    place: ServiceId,
+}
+
 fn service_of(
     model: &Model,
     service: &VirtualService,
-    id: ServiceId,
+    Ids { id, place }: Ids,
     targets: Vec<Target>,
+    routes: Option<Arc<NameRoutes>>,
     snat: &mut SnatBook,
 ) -> Result<Service, CompileError> {
     let ports = match &service.ports {
@@ -184,6 +205,7 @@ fn service_of(
     };
     Ok(Service {
         id,
+        place,
         name: service.name.clone(),
         vip: service.vip,
         ports,
@@ -201,17 +223,19 @@ fn service_of(
         source,
         next_hop: service.next_hop,
         targets,
+        routes,
         maglev,
     })
 }
 
+/// The members of `group` as targets of `service`; the snapshot learns them as real servers.
 fn targets(
-    model: &Model,
     service: &VirtualService,
+    group: &ServerGroup,
     registry: &mut Registry,
     board: &HealthBoard,
+    snapshot: &mut Snapshot,
 ) -> Result<Vec<Target>, CompileError> {
-    let group = &model.groups[service.group];
     let mut first: HashMap<RealServerId, &str> = HashMap::new();
     let mut targets = Vec::with_capacity(group.servers.len());
     for server in &group.servers {
@@ -239,6 +263,12 @@ fn targets(
                 |state| Verdict { health: state.health(), reason: state.reason().clone(), since: state.since() },
             ),
         };
+        place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
+            id,
+            name: server.name.clone(),
+            address: server.address,
+            port: server.port,
+        });
         targets.push(Target {
             server: id,
             name: server.name.clone(),

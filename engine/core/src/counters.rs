@@ -43,7 +43,12 @@ counters!(
         Redispatched = "redispatched", "Connects that failed and were tried again on another real server.";
         SnatRetried = "snat_retried", "Leased source ports that the kernel refused; the next lease was tried.";
         Bulk = "bulk", "Directions of a connection that were spliced through a pipe.";
-        BufferWaited = "buffer_waited", "Times a receive waited because the worker's buffers were all in use.";
+        BufferWaited = "buffer_waited", "Times a receive or a send waited because the worker's buffers were all in use.";
+        HandshakesFull = "handshakes_full", "TLS handshakes with clients that were completed with a signature.";
+        HandshakesResumed = "handshakes_resumed", "TLS handshakes with clients that resumed a session.";
+        ServerHandshakesFull = "server_handshakes_full", "TLS handshakes with real servers that were completed in full.";
+        ServerHandshakesResumed = "server_handshakes_resumed", "TLS handshakes with real servers that resumed a session.";
+        ServerHandshakesFailed = "server_handshakes_failed", "TLS handshakes with real servers that failed; another server was tried.";
     }
 );
 
@@ -52,21 +57,34 @@ counters!(
     Termination {
         ClientClosed = "client_closed", "Both sides finished; the client sent its FIN first.";
         ClientReset = "client_reset", "The client reset the connection.";
+        ClientTruncated = "client_truncated", "The client ended its connection without ending TLS: what it sent may be cut off.";
         ConnectFailed = "connect_failed", "No real server accepted the connection.";
         ConnectTimedOut = "connect_timed_out", "The last real server tried did not answer within connect_timeout.";
         DrainEnded = "drain_ended", "drain_timeout ran out, or a second stop signal came.";
+        HandshakeAlert = "handshake_alert", "The client gave up the TLS handshake with an alert: it does not trust the certificate, or wants what is refused.";
+        HandshakeCertificate = "handshake_certificate", "The client's certificate was missing or refused.";
+        HandshakeFailed = "handshake_failed", "What the client sent was not TLS, or broke its rules.";
+        HandshakeLeft = "handshake_left", "The client went away before the TLS handshake was over.";
+        HandshakeNothingShared = "handshake_nothing_shared", "The client speaks no TLS version, cipher suite, group or application protocol that is allowed here.";
+        HandshakeRefused = "handshake_refused", "The TLS handshake waited longer than tls.queue_deadline, or its queue was full.";
+        HandshakeTimedOut = "handshake_timed_out", "The client did not complete the TLS handshake within handshake_timeout.";
+        HandshakeUnknownName = "handshake_unknown_name", "The client asked for a name that no certificate is for, with strict_sni.";
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
         OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
+        OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
         NoServer = "no_server", "No real server was up and ready.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
         ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";
+        ServerHandshakeFailed = "server_handshake_failed", "No real server completed a TLS handshake.";
         ServerHalted = "server_halted", "The operator halted the real server.";
         ServerReset = "server_reset", "The real server reset the connection.";
+        ServerTruncated = "server_truncated", "The real server ended its connection without ending TLS: what it sent may be cut off.";
         ServersFull = "servers_full", "Every real server that is up was at max_connections.";
         ServiceFull = "service_full", "The service was at its max_connections.";
         SystemRefused = "system_refused", "The kernel refused an operation that should have worked.";
+        TlsBroken = "tls_broken", "A TLS record was damaged or against the rules, after the handshake.";
     }
 );
 

@@ -128,7 +128,7 @@ pub fn pick(
     let pin = service
         .persistence
         .as_ref()
-        .map(|rule| Pin { key: PersistenceKey::new(service.id, client.ip(), rule), expires: now + rule.timeout_ms });
+        .map(|rule| Pin { key: PersistenceKey::new(service.place, client.ip(), rule), expires: now + rule.timeout_ms });
 
     let mut why = PickReason::Balanced;
     let mut somebody_full = false;

@@ -51,6 +51,7 @@ pub(crate) fn weighted(weights: &[u16]) -> Vec<Target> {
 pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
     Service {
         id: ServiceId(0),
+        place: ServiceId(0),
         name: "front-end".into(),
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
@@ -67,6 +68,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         max_connections: 0,
         source: ServiceSource::Interface,
         next_hop: None,
+        routes: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,

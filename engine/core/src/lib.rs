@@ -15,6 +15,7 @@ pub mod health;
 pub mod ids;
 pub mod loads;
 pub mod maglev;
+pub mod name_routes;
 pub mod packet;
 pub mod persistence;
 pub mod plane;

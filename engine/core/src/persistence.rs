@@ -49,7 +49,7 @@ impl PersistenceKey {
 /// The stripe whose table [`crate::director::pick`] must be given for `client`; 0 for a service without persistence.
 pub fn key_stripe(service: &Service, client: IpAddr, seed: u64) -> usize {
     match &service.persistence {
-        Some(rule) => PersistenceKey::new(service.id, client, rule).stripe(seed),
+        Some(rule) => PersistenceKey::new(service.place, client, rule).stripe(seed),
         None => 0,
     }
 }

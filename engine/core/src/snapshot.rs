@@ -8,6 +8,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane,
 use crate::health::CheckId;
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
+use crate::name_routes::NameRoutes;
 use crate::router::Router;
 use crate::snat::SnatPool;
 use crate::steering::SteeringTable;
@@ -23,7 +24,7 @@ pub const REAL_SERVERS_MAX: usize = 4096;
 pub struct Snapshot {
     /// Its number.
     pub generation: Generation,
-    /// Indexed by [`ServiceId`]; `None` where the service is gone.
+    /// Indexed by [`Service::place`]; `None` where the service is gone.
     pub services: Vec<Option<Arc<Service>>>,
     /// Indexed by [`RealServerId`]; `None` where no service of this generation has it.
     pub real_servers: Vec<Option<RealServer>>,
@@ -34,7 +35,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The service with this id, if this generation has it.
+    /// The service at this place, if this generation has it.
     #[inline]
     pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
         self.services.get(id.index())?.as_ref()
@@ -45,7 +46,7 @@ impl Snapshot {
         self.real_servers.get(id.index())?.as_ref()
     }
 
-    /// The services of this generation, by id.
+    /// The services of this generation, by place: beside each one those behind its routes by name.
     pub fn each_service(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter().flatten()
     }
@@ -67,8 +68,11 @@ pub struct RealServer {
 /// One VirtualService with the members that serve it.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// Its id.
+    /// Its id: whose connections are counted.
     pub id: ServiceId,
+    /// Where it is in [`Snapshot::services`], and whose turns and pinned clients are kept apart: its id, but for the servers behind a route by name
+    /// a place of their own.
+    pub place: ServiceId,
     /// Its name.
     pub name: String,
     /// The address that clients use.
@@ -103,6 +107,8 @@ pub struct Service {
     pub next_hop: Option<IpAddr>,
     /// The members in the order of the file, whatever their state; no RealServer twice.
     pub targets: Vec<Target>,
+    /// Which clients go to other servers, by the name that they ask for.
+    pub routes: Option<Arc<NameRoutes>>,
     /// Present when `balance` is Maglev.
     pub maglev: Option<Arc<MaglevTable>>,
 }

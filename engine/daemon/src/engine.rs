@@ -339,6 +339,7 @@ impl Engine {
         let snapshot = self.house.shared.snapshot();
         snapshot
             .each_service()
+            .filter(|service| service.place == service.id)
             .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
             .map(|page| page.ended(Termination::DrainEnded))
             .sum()
@@ -382,6 +383,7 @@ fn shared_settings(plan: &Plan, seed: u64) -> SharedSettings {
         real_servers_max: REAL_SERVERS_MAX,
         connections_max: plan.connections.max,
         udp_sessions_max: plan.udp_sessions.max,
+        handshakes_max: plan.handshakes,
         persistence_entries: plan.persistence_entries,
         seed,
     }
@@ -394,6 +396,8 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         udp_sessions_max: plan.udp_sessions.max,
         buffers: plan.buffers,
         buffer_bytes: plan.buffer_bytes,
+        record_buffers: plan.record_buffers,
+        queue_deadline_ms: plan.queue_deadline_ms,
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
         on_breath: None,

@@ -292,7 +292,9 @@ impl Truth {
             for target in &service.targets {
                 let Some(check) = target.check else { continue };
                 let judged = self.judged.entry(check).or_default();
-                judged.services.push(service.name.clone());
+                if judged.services.last() != Some(&service.name) {
+                    judged.services.push(service.name.clone());
+                }
                 judged.server = format!("server {} ({})", target.name, target.address);
             }
         }
@@ -335,7 +337,7 @@ fn inherit_verdicts(
 ) -> Inherited {
     let mut inherited = Inherited::None;
     for service in next.each_service() {
-        let Some(before) = current.service(service.id) else { continue };
+        let Some(before) = current.service(service.place) else { continue };
         for target in service.targets.iter().filter(|target| target.health == ServerHealth::Unknown) {
             let Some((_, was)) = before.target_of(target.server) else { continue };
             let Some(plan) = target.check.and_then(|check| checks.iter().find(|plan| plan.id == check)) else {
@@ -403,7 +405,7 @@ impl House {
             .iter()
             .filter_map(|service| {
                 let compiled = snapshot.service(truth.registry.service(&service.name)?)?;
-                Some(service_status(compiled, word(&service.plane), &truth, shared, now))
+                Some(service_status(compiled, &snapshot, word(&service.plane), &truth, shared, now))
             })
             .collect();
         let mut leaving: Vec<LeavingServer> = truth
@@ -477,15 +479,29 @@ impl House {
     }
 }
 
-fn service_status(service: &Service, plane: String, truth: &Truth, shared: &Shared, now: Now) -> ServiceStatus {
+fn service_status(
+    service: &Service,
+    snapshot: &Snapshot,
+    plane: String,
+    truth: &Truth,
+    shared: &Shared,
+    now: Now,
+) -> ServiceStatus {
+    let places = service.routes.iter().flat_map(|routes| routes.places());
+    let routed = places.filter_map(|place| snapshot.service(place)).flat_map(|behind| &behind.targets);
+    let mut targets: Vec<&Target> = Vec::with_capacity(service.targets.len());
+    for target in service.targets.iter().chain(routed) {
+        if targets.iter().all(|known| known.server != target.server) {
+            targets.push(target);
+        }
+    }
     let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
     let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
     let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
-    let servers: Vec<ServerStatus> =
-        service.targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
+    let servers: Vec<ServerStatus> = targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
     ServiceStatus {
         name: service.name.clone(),
-        state: service_state(&service.targets),
+        state: service_state(&targets),
         vip: service.vip,
         ports: service.ports.clone(),
         protocol: word(&service.protocol),
@@ -533,7 +549,7 @@ fn unix_s() -> i64 {
 }
 
 /// A server that the operator drained, halted or gave no weight is not missed.
-fn service_state(targets: &[Target]) -> ServiceState {
+fn service_state(targets: &[&Target]) -> ServiceState {
     use towpath_config::model::AdminState;
     let wanted = targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0).count();
     match targets.iter().filter(|target| target.takes_new()).count() {
@@ -619,7 +635,9 @@ fn source_ports(snapshot: &Snapshot) -> Vec<Fill> {
                 capacity: fill.capacity,
                 nearly_full: fill.is_nearly_full(),
             });
-            entry.services.push(service.name.clone());
+            if entry.services.last() != Some(&service.name) {
+                entry.services.push(service.name.clone());
+            }
         }
     }
     fills.into_values().collect()

@@ -18,6 +18,7 @@ use crate::packets::claims;
 use crate::packets::fast::Readiness;
 use crate::preflight::HostFacts;
 use crate::shared::Inbox;
+use crate::worker::RECORD_BUFFER_BYTES;
 
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
@@ -105,6 +106,14 @@ const FAST_FLOWS_DERIVED: u32 = 262_144;
 const FAST_FLOWS_SHARE: u64 = 16;
 /// … of which each takes so much.
 const FAST_FLOW_BYTES: u64 = 512;
+/// Buffers of one worker for connections with TLS: at least, and at most; …
+const RECORD_BUFFERS: std::ops::RangeInclusive<u64> = 64..=8_192;
+/// … they take at most this share of the memory, over all workers.
+const RECORDS_SHARE: u64 = 16;
+/// State of one leg with TLS, idle.
+const TLS_LEG_BYTES: u64 = 5 * 1024;
+/// State of one handshake under way, with a ClientHello of usual length.
+const HANDSHAKE_BYTES: u64 = 16 * 1024;
 /// A flow in the large table, or in that of half-open ones, with its places in index and timers.
 const FLOW_BYTES: u64 = 128;
 /// Derived limits leave this share of the memory to others.
@@ -159,6 +168,13 @@ pub struct Plan {
     pub buffers_configured: bool,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
+    /// Buffers of one worker for connections with TLS; 0 where no service ends TLS.
+    pub record_buffers: u16,
+    /// TLS handshakes at the same time; 0 likewise.
+    pub handshakes: u32,
+    /// How long a handshake may wait for its turn, in milliseconds.
+    #[serde(skip)]
+    pub queue_deadline_ms: u64,
     /// Pipes of one worker for bulk connections.
     pub pipes_per_worker: u32,
     /// The packet plane; `None` where no service is on it.
@@ -482,6 +498,9 @@ impl Plan {
             buffers: needs.buffers,
             buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
+            record_buffers: needs.record_buffers,
+            handshakes: if needs.record_buffers > 0 { model.limits.handshakes } else { 0 },
+            queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
             packets,
             handshakes,
@@ -588,6 +607,9 @@ struct Needs {
     workers: u64,
     pipes_per_worker: u32,
     buffers: u32,
+    record_buffers: u16,
+    /// Legs with TLS of one connection, at most.
+    tls_legs: u64,
     tcp: Use,
     udp: Use,
 }
@@ -617,6 +639,11 @@ impl Needs {
         let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
+        let tls_legs = tls_legs(model);
+        let record_buffers = if tls_legs > 0 { record_buffers(workers, input) } else { 0 };
+        // Both kinds are numbered together.
+        let buffers = buffers.min(u32::from(u16::MAX - record_buffers));
+        let handshakes = if tls_legs > 0 { u64::from(limits.handshakes) } else { 0 };
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
         let fast = packets.filter(|packets| packets.fast.flows() > 0);
         let fast = fast.map_or(0, |packets| FAST_PATH_DESCRIPTORS + packets.arms.len() as u64);
@@ -626,6 +653,8 @@ impl Needs {
         let mut fixed_memory = vec![
             share("workers", workers * WORKER_BYTES),
             share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
+            share("TLS buffers", workers * u64::from(record_buffers) * RECORD_BUFFER_BYTES),
+            share("TLS handshakes", handshakes * HANDSHAKE_BYTES),
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
             share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
             share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
@@ -648,6 +677,8 @@ impl Needs {
             workers,
             pipes_per_worker,
             buffers,
+            record_buffers,
+            tls_legs,
             tcp,
             udp,
         }
@@ -685,7 +716,11 @@ impl Needs {
                 let left = free.saturating_sub(u64::from(udp.max) * DESCRIPTORS_PER_UDP_SESSION);
                 let by_descriptors = left / DESCRIPTORS_PER_CONNECTION;
                 let room = (input.memory_bytes / DERIVED_MEMORY_SHARE).saturating_sub(total(&self.memory(0, udp.max)));
-                let by_memory = room / (CONNECTION_BYTES + KERNEL_CONNECTION_BYTES + self.workers * TIMER_BYTES);
+                let by_memory = room
+                    / (CONNECTION_BYTES
+                        + self.tls_legs * TLS_LEG_BYTES
+                        + KERNEL_CONNECTION_BYTES
+                        + self.workers * TIMER_BYTES);
                 if by_memory < by_descriptors {
                     Bound { max: whole(by_memory), from: BoundFrom::Memory }
                 } else {
@@ -708,6 +743,7 @@ impl Needs {
         let mut shares = self.fixed_memory.clone();
         let (connections, udp_sessions) = (u64::from(connections), u64::from(udp_sessions));
         shares.push(share("connections", connections * CONNECTION_BYTES));
+        shares.push(share("TLS connections", connections * self.tls_legs * TLS_LEG_BYTES));
         shares.push(share("UDP sessions", udp_sessions * UDP_SESSION_BYTES));
         shares.push(share("timers", self.workers * (connections + udp_sessions) * TIMER_BYTES));
         shares.push(share(
@@ -751,6 +787,22 @@ impl Needs {
     }
 }
 
+/// Legs with TLS that a connection of this process has at most.
+fn tls_legs(model: &Model) -> u64 {
+    let ended = model.services.iter().filter_map(|service| Some((service, service.ended_tls()?)));
+    let legs = ended.map(|(service, tls)| {
+        let re_encrypts = model.groups[service.group].servers.iter().any(|server| tls.re_encrypts(server));
+        1 + u64::from(re_encrypts)
+    });
+    legs.max().unwrap_or(0)
+}
+
+/// Buffers of each kind for connections with TLS, of one worker.
+fn record_buffers(workers: u64, input: &PlanInput) -> u16 {
+    let affordable = input.memory_bytes / RECORDS_SHARE / workers / RECORD_BUFFER_BYTES;
+    u16::try_from(affordable.clamp(*RECORD_BUFFERS.start(), *RECORD_BUFFERS.end())).expect("clamped to 16 bits")
+}
+
 /// Distinct (server, checked port) pairs; each may be under way at the same time.
 fn checked_ports(model: &Model) -> usize {
     let mut pairs = BTreeSet::new();
@@ -775,7 +827,7 @@ fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
             Ports::All => &[0],
             Ports::List(ports) => ports,
         };
-        for server in &model.groups[service.group].servers {
+        for server in model.groups_of(service).flat_map(|group| &group.servers) {
             for destination in ports.iter().map(|&port| server.port.unwrap_or(port)) {
                 for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
                     keys.insert((address, server.address, destination, service.protocol));

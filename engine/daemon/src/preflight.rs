@@ -1,5 +1,6 @@
 //! Whether this machine can carry this configuration (design.md 10.2): one function for `check --host`, `run` and reload.
 
+mod certificates;
 mod check;
 mod listeners;
 
@@ -9,7 +10,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use towpath_config::model::{Forwarding, Model, Plane, Server, Source, SourcePool, VirtualService};
@@ -24,6 +25,7 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
+pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
 
@@ -57,10 +59,13 @@ pub struct Finding {
     pub service: Option<String>,
     /// Cause and next step.
     pub message: String,
+    /// The file that it is about, where that is one which the configuration names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// What preflight needs to know about the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct HostFacts {
     /// Addresses of the configuration that a socket can be bound to here.
     pub usable: BTreeSet<IpAddr>,
@@ -80,6 +85,8 @@ pub struct HostFacts {
     pub kernel_release: String,
     /// What the packet plane needs to know; `None` where it carries nothing.
     pub packets: Option<PacketFacts>,
+    /// The certificates that services name.
+    pub certificates: Certificates,
 }
 
 /// What preflight needs to know for the packet plane.
@@ -154,6 +161,7 @@ impl HostFacts {
             memory_bytes: memory_bytes()?,
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
+            certificates: Certificates::gather(model),
         })
     }
 }
@@ -169,6 +177,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
         }
     }
     check_both_planes(model, &mut findings);
+    facts.certificates.check(model, &mut findings);
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);
@@ -183,12 +192,14 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
             check: Check::Limits,
             service: None,
             message,
+            file: None,
         })),
         Err(errors) => findings.extend(errors.0.into_iter().map(|error| Finding {
             severity: Severity::Error,
             check: Check::Limits,
             service: None,
             message: error.to_string(),
+            file: None,
         })),
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -213,6 +224,7 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
                 "kernel {} is older than {floor_major}.{floor_minor}, which Towpath needs; upgrade the kernel (Debian 12 has 6.1)",
                 facts.kernel_release
             ),
+            file: None,
         });
     }
 }
@@ -228,6 +240,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
             check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
+            file: None,
         });
     }
     let Source::Pool(pool) = &service.source else { return };
@@ -241,6 +254,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
                 "source address {ip} is not an address of this host; add it (`ip address add {ip}/{prefix} dev …`), \
                  or take it out of source.pool"
             ),
+            file: None,
         });
     }
 }
@@ -248,7 +262,13 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
 /// What only the packet plane asks of the machine.
 fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut Vec<Finding>) {
     let mut tell = |severity, check, service: Option<&VirtualService>, message: String| {
-        findings.push(Finding { severity, check, service: service.map(|service| service.name.clone()), message });
+        findings.push(Finding {
+            severity,
+            check,
+            service: service.map(|service| service.name.clone()),
+            message,
+            file: None,
+        });
     };
     if !facts.is_capable {
         tell(
@@ -343,7 +363,9 @@ fn check_router(model: &Model, facts: &PacketFacts, findings: &mut Vec<Finding>)
     if !model.router.enabled {
         return;
     }
-    let mut tell = |check, message| findings.push(Finding { severity: Severity::Error, check, service: None, message });
+    let mut tell = |check, message| {
+        findings.push(Finding { severity: Severity::Error, check, service: None, message, file: None })
+    };
     for key in facts.kernel_forwards.iter().flatten() {
         tell(
             Check::KernelForwards,
@@ -391,14 +413,16 @@ fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Findi
                  the kernel too (`ip route add {ip} via {via}`)",
                 ip = server.address
             ),
+            file: None,
         });
     }
 }
 
 /// What the file says about interfaces, against what the kernel has: untagged networks are its own, VLANs are ours.
 fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
-    let mut tell =
-        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
+    let mut tell = |severity, check, message: String| {
+        findings.push(Finding { severity, check, service: None, message, file: None })
+    };
     for interface in &model.interfaces {
         let name = &interface.name;
         let Some(link) = tables.links.iter().find(|link| link.name == *name) else {
@@ -456,8 +480,9 @@ fn check_interfaces(model: &Model, tables: &Tables, findings: &mut Vec<Finding>)
 
 /// What bridges ask of their arms.
 fn check_bridges(model: &Model, tables: &Tables, findings: &mut Vec<Finding>) {
-    let mut tell =
-        |severity, check, message: String| findings.push(Finding { severity, check, service: None, message });
+    let mut tell = |severity, check, message: String| {
+        findings.push(Finding { severity, check, service: None, message, file: None })
+    };
     for bridge in &model.bridges {
         let find = |name: &String| tables.links.iter().find(|link| link.name == *name);
         for link in bridge.arms.iter().filter_map(find) {
@@ -531,6 +556,7 @@ fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, f
                  nothing more; use other ports, or another address, for one of them",
                 claim.ip
             ),
+            file: None,
         });
     }
 }
@@ -606,6 +632,7 @@ fn check_pool_ports(service: &VirtualService, pool: &SourcePool, facts: &HostFac
                 facts.local_ports.start(),
                 facts.local_ports.end()
             ),
+            file: None,
         });
     }
 }
@@ -631,6 +658,7 @@ fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
                     "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
                     ours.port_low, ours.port_high, other.name
                 ),
+                file: None,
             });
         }
     }

@@ -16,6 +16,10 @@ pub struct WorkerSettings {
     pub buffers: u32,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
+    /// Buffers of each kind for connections with TLS; 0 where no service ends TLS.
+    pub record_buffers: u16,
+    /// How long the next step of a handshake may wait for its turn.
+    pub queue_deadline_ms: u64,
     /// Pipes that may be lent to bulk connections (two descriptors each).
     pub pipes_max: u32,
     /// Seed of the worker's random decisions.

@@ -52,6 +52,8 @@ pub struct SharedSettings {
     pub connections_max: u32,
     /// UDP sessions at the same time.
     pub udp_sessions_max: u32,
+    /// TLS handshakes with clients at the same time.
+    pub handshakes_max: u32,
     /// Persistence entries over all services.
     pub persistence_entries: u32,
     /// Seed of every random decision.
@@ -82,6 +84,7 @@ pub struct Shared {
     seats: Box<[CachePadded<Seat>]>,
     connections: Gate,
     udp_sessions: Gate,
+    handshakes: Gate,
     network: NetworkBoard,
     seed: u64,
     lost: OnceLock<WorkerId>,
@@ -151,6 +154,7 @@ impl Shared {
             seats,
             connections: Gate::new(settings.connections_max),
             udp_sessions: Gate::new(settings.udp_sessions_max),
+            handshakes: Gate::new(settings.handshakes_max),
             network: NetworkBoard::default(),
             seed: settings.seed,
             lost: OnceLock::new(),
@@ -161,8 +165,8 @@ impl Shared {
     /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
     pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
-        let slot = &self.desks[service.id.index()];
-        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.id.0))));
+        let slot = &self.desks[service.place.index()];
+        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
         let mut desk = lock(desk);
         let Desk { balancer, no_persistence } = &mut *desk;
         if service.persistence.is_none() {
@@ -308,6 +312,12 @@ impl Shared {
             Protocol::Tcp => &self.connections,
             Protocol::Udp => &self.udp_sessions,
         }
+    }
+
+    /// The gate that a handshake with a client passes before anything is done for it.
+    #[inline]
+    pub fn handshakes(&self) -> &Gate {
+        &self.handshakes
     }
 
     /// Connections and sessions per service and real server.

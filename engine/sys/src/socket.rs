@@ -250,6 +250,14 @@ pub fn kernel_source_towards(destination: IpAddr) -> io::Result<IpAddr> {
     Ok(local_address(&fd)?.ip())
 }
 
+/// Copies what waits in the receive queue of a stream, and leaves it there; never waits. 0 = the stream has ended, or `into` is empty.
+pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+    // SAFETY: `into` is writable for as long as it says, and the descriptor is open while it is borrowed.
+    let seen = unsafe { libc::recv(socket.as_fd().as_raw_fd(), into.as_mut_ptr().cast(), into.len(), flags) };
+    usize::try_from(seen).map_err(|_| io::Error::last_os_error())
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.
@@ -267,6 +275,28 @@ pub fn set_linger_reset(fd: &impl AsFd) -> io::Result<()> {
 /// for each segment of a young connection (`TCP_QUICKACK` off, tcp(7)). Set before a connect, it holds for that handshake, too.
 pub fn hold_acknowledgements(socket: &impl AsFd) -> io::Result<()> {
     set_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, &(0 as libc::c_int))
+}
+
+/// Sends what the kernel takes at once; bytes taken. With [`Behind::More`] they may wait for the next send or the end of the stream.
+pub fn send_now(socket: &impl AsFd, bytes: &[u8], behind: Behind) -> io::Result<usize> {
+    let flags = match behind {
+        Behind::More => libc::MSG_MORE,
+        Behind::Nothing => 0,
+    };
+    let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    let raw = socket.as_fd().as_raw_fd();
+    // SAFETY: address and length are those of a borrowed slice; the kernel only reads it.
+    let sent = unsafe { libc::send(raw, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// What follows on a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// Further bytes, or the end of the stream.
+    More,
+    /// Nothing that is known of.
+    Nothing,
 }
 
 /// Sends an acknowledgement that is held back and leaves the next ones to the kernel.

@@ -207,6 +207,7 @@ impl Wire {
             stream_buffers: fitting.clamp(in_least, BUFFERS_MAX.max(in_least)),
             stream_buffer_bytes: in_bytes,
             datagram_buffers,
+            records: None,
         })?;
         ring.reserve_outgoing(SENDS_MAX, out_bytes)?;
         Ok(Wire {
@@ -559,7 +560,7 @@ mod tests {
             let token = Token { what, slot: (CONNECTIONS_MAX - 1) as u32, generation: u16::MAX, buffer: 0x8001 };
             assert_eq!(Token::decode(token.encode()), token);
             // The highest two bits are the ring's.
-            assert_eq!(token.encode() >> 62, 0);
+            assert_eq!(token.encode() >> 61, 0);
         }
     }
 }

@@ -65,17 +65,19 @@ impl End {
         if !self.complete {
             self.carry.extend_from_slice(bytes);
             self.complete = self.connection.handshake(&mut self.carry, &mut self.output)? == Step::Complete;
-            if !self.complete || (self.carry.is_empty() && !self.connection.has_early()) {
-                return Ok(());
+            if self.complete && self.connection.has_early() {
+                let (early, closed) = self.connection.take_early();
+                self.plain.extend_from_slice(&early);
+                self.closed |= closed;
             }
-            return self.open(&[]);
+            return Ok(());
         }
         self.open(bytes)
     }
 
     fn open(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let carried = std::mem::take(&mut self.carry);
-        let mut buffer = vec![0; FRONT + bytes.len() + self.connection.early.len()];
+        let mut buffer = vec![0; FRONT + bytes.len()];
         let at = buffer.len() - bytes.len();
         buffer[at..].copy_from_slice(bytes);
         buffer[at - carried.len()..at].copy_from_slice(&carried);

@@ -1,8 +1,9 @@
 use std::net::IpAddr;
 
-use towpath_config::model::{AdminState, Protocol};
+use towpath_config::model::{AdminState, PassThrough, Protocol, ServiceTls, TlsRoute};
 
 use super::*;
+use crate::client_hello::HostName;
 use crate::fixtures::{add_service, model, server, tcp_check};
 use crate::health::CheckResult;
 use crate::snat::SnatLimits;
@@ -280,4 +281,43 @@ fn a_late_result_of_a_check_that_is_gone_changes_nothing() {
     assert_eq!(desk.board.on_result(gone, CheckResult::Passed, Now(9)), None);
     assert!(desk.board.state(gone).is_none());
     assert_ne!(checks(&model, &mut desk.registry).unwrap()[0].id, gone);
+}
+
+#[test]
+fn servers_behind_a_route_have_a_place_and_a_check_of_their_own_and_count_for_the_service() {
+    let mut model = model();
+    add_service(&mut model, "edge", &[443], &[FE_1], None);
+    add_service(&mut model, "other", &[80], &[FE_1], None);
+    model.groups.push(ServerGroup {
+        name: "web".into(),
+        servers: vec![server(FE_2, Some(4443))],
+        health: Some(tcp_check(&[])),
+    });
+    let names = vec!["meet.example.org".to_owned(), "*.example.org".to_owned()];
+    model.services[0].tls = ServiceTls::PassThrough(PassThrough {
+        routes: vec![TlsRoute { names, group: 2 }],
+        handshake_timeout_ms: 1_000,
+    });
+    let mut desk = Desk::new();
+    desk.compile(&model).unwrap();
+    desk.checked(&model, FE_2, |port| port == 4443);
+    let snapshot = desk.compile(&model).unwrap();
+    let edge = snapshot.service(ServiceId(0)).expect("compiled");
+    let routes = edge.routes.as_ref().expect("it has routes");
+    let place = routes.find(&HostName::new(b"a.example.org").unwrap()).expect("a route");
+    assert!(place != edge.place && routes.find(&HostName::new(b"example.org").unwrap()).is_none());
+    let behind = snapshot.service(place).expect("compiled");
+    assert_eq!((behind.id, behind.place, &*behind.name), (edge.id, place, "edge"));
+    assert_eq!(takers(&snapshot, place.0), [format!("server {FE_2}")]);
+    assert_eq!(takers(&snapshot, edge.place.0), [format!("server {FE_1}")]);
+    let known = snapshot.real_servers.iter().flatten().map(|server| server.address.to_string());
+    assert_eq!(known.collect::<Vec<_>>().len(), 2, "a server behind a route is one");
+    // Places stay from one generation to the next.
+    let again = desk.compile(&model).unwrap();
+    let routes = again.service(ServiceId(0)).and_then(|edge| edge.routes.clone()).expect("it has routes");
+    assert_eq!(routes.places().collect::<Vec<_>>(), [place]);
+    // Without its routes the place goes.
+    model.services[0].tls = ServiceTls::PassThrough(PassThrough::default());
+    assert!(desk.compile(&model).unwrap().service(place).is_none());
+    assert_eq!(desk.registry.gone_services().collect::<Vec<_>>(), [place]);
 }

@@ -165,6 +165,8 @@ pub enum ReceiveEnd {
     Fin,
     /// No buffer was left.
     NoBuffers,
+    /// The connection has ended but not the stream in it (TLS): what came may be cut off, and is not to look like an orderly end.
+    Truncated,
 }
 
 /// Why a pump stopped.
@@ -274,6 +276,8 @@ pub struct Session {
     idle_timeout_ms: u64,
     first_fin: Option<Side>,
     reset_by: Option<Side>,
+    /// The first failure was of this kind.
+    truncated: bool,
 }
 
 impl Session {
@@ -288,6 +292,7 @@ impl Session {
             idle_timeout_ms,
             first_fin: None,
             reset_by: None,
+            truncated: false,
         }
     }
 
@@ -436,7 +441,9 @@ impl Session {
             ReceiveEnd::Cancelled => path.steer(from, turn),
             // A client that has gone away: nobody waits for the server any more.
             ReceiveEnd::Failed if self.phase != Phase::Relaying => self.end(Termination::ClientReset, turn),
-            ReceiveEnd::Failed => {
+            ReceiveEnd::Truncated if self.phase != Phase::Relaying => self.end(Termination::ClientTruncated, turn),
+            ReceiveEnd::Failed | ReceiveEnd::Truncated => {
+                self.truncated |= end == ReceiveEnd::Truncated && self.reset_by.is_none();
                 path.fin = true;
                 path.broken = true;
                 self.fail(from, turn);
@@ -608,6 +615,8 @@ impl Session {
         let (termination, reset) = match (self.phase, self.reset_by) {
             (Phase::Closed, _) => return,
             (Phase::Ending { termination, reset }, _) => (termination, reset),
+            (_, Some(Side::Client)) if self.truncated => (Termination::ClientTruncated, true),
+            (_, Some(Side::Server)) if self.truncated => (Termination::ServerTruncated, true),
             (_, Some(Side::Client)) => (Termination::ClientReset, true),
             (_, Some(Side::Server)) => (Termination::ServerReset, true),
             (_, None) if self.first_fin == Some(Side::Server) => (Termination::ServerClosed, false),

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use towpath_config::model::{Forwarding, Model, Plane, Source, VirtualService};
+use towpath_config::model::{Application, Forwarding, Model, Plane, Source, VirtualService};
 use towpath_sys::ethtool::Feature;
 use towpath_sys::neighbour::LinkAddress;
 
 use super::facts::{Card, Facts, HugePages, LinkFacts};
-use super::probes::{Answers, Asked, Probes, Purpose};
+use super::probes::{Answers, Asked, NotShown, Probes, Purpose};
 use super::{Place, Reading, State, Subject};
 use crate::packets::arms::is_unknown_to_kernel;
 use crate::packets::claims;
@@ -34,6 +34,7 @@ pub fn readings(model: &Model, facts: &Facts, probes: &Probes) -> Vec<Reading> {
             on_links(model, facts, answers, &mut all);
             mtu(facts, answers, &mut all);
             servers(model, answers, &mut all);
+            certificates(model, facts, answers, &mut all);
             returns(model, facts, answers, &mut all);
             unasked(model, facts, &mut all);
             if answers.unasked > 0 {
@@ -452,10 +453,9 @@ fn duplicate(model: &Model, answers: &Answers, asked: &Asked, other: [u8; 6], na
 }
 
 fn services_of(model: &Model, server: IpAddr) -> impl Iterator<Item = &VirtualService> {
-    model
-        .services
-        .iter()
-        .filter(move |service| model.groups[service.group].servers.iter().any(|member| member.address == server))
+    model.services.iter().filter(move |service| {
+        model.groups_of(service).flat_map(|group| &group.servers).any(|member| member.address == server)
+    })
 }
 
 fn mac(octets: &[u8; 6]) -> String {
@@ -505,6 +505,46 @@ fn servers(model: &Model, answers: &Answers, all: &mut Readings) {
         if count > 0 {
             let told = format!("{} connections", counted(count, "real server takes", "real servers take"));
             all.fine(of_service(&service.name), Check::Servers, told);
+        }
+    }
+}
+
+/// TLS that goes on to real servers: one that finds nothing in common with us, or that shows another certificate than clients see. Windows binds
+/// a logon to the certificate that the client saw (Extended Protection, RFC 5929 §4) and refuses it where that is not its own.
+fn certificates(model: &Model, facts: &Facts, answers: &Answers, all: &mut Readings) {
+    for service in &model.services {
+        let Some(tls) = service.ended_tls() else { continue };
+        let read = |files| facts.host.certificates.read.get(files)?.identity.as_ref().ok();
+        let ours: Vec<_> = tls.certificates.iter().filter_map(read).map(|identity| identity.fingerprint()).collect();
+        let binds = matches!(service.application, Some(Application::Exchange2010 | Application::Exchange2013));
+        let mut same = 0;
+        for shown in answers.shown.iter().filter(|shown| shown.service == service.name) {
+            let server = format!("real server {} ({})", shown.server, shown.ip);
+            match &shown.certificate {
+                Err(NotShown::Other) => {}
+                Err(NotShown::NothingShared) => {
+                    let told = format!(
+                        "{server} has no version and cipher suite of TLS in common with us: Windows Server 2012 R2 with an RSA certificate offers \
+                         none that is still good; update Windows, give the server an ECDSA certificate, or use tls.mode = \"pass-through\""
+                    );
+                    all.add_there(of_service(&service.name), Check::ExtendedProtection, State::Error, told);
+                }
+                Ok(certificate) if ours.contains(certificate) => same += 1,
+                Ok(_) if ours.is_empty() => {}
+                Ok(_) => {
+                    let told = format!(
+                        "{server} shows another certificate than clients see: with Extended Protection it refuses their Windows logons (401); give \
+                         both sides the same certificate with the same key"
+                    );
+                    let state = if binds { State::Warning } else { State::Hint };
+                    all.add_there(of_service(&service.name), Check::ExtendedProtection, state, told);
+                }
+            }
+        }
+        if same > 0 {
+            let told =
+                format!("{} the certificate that clients see", counted(same, "real server shows", "real servers show"));
+            all.fine(of_service(&service.name), Check::ExtendedProtection, told);
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::preflight::{self, Check};
 
 pub use facts::{Card, Facts, HugePages, LinkFacts};
 pub use judge::readings;
-pub use probes::{Answers, Asked, Echoed, Probes, Purpose, Returned, Summed, Tried, probe};
+pub use probes::{Answers, Asked, Echoed, NotShown, Probes, Purpose, Returned, Shown, Summed, Tried, probe};
 
 /// How something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

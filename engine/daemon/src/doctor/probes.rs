@@ -1,6 +1,8 @@
 //! What is asked on the wire: who else has our addresses, whether next hops answer, whether full packets arrive, whether real servers take
 //! connections, and whether the replies of half-NAT come back. A few seconds at most; what is asked for is bounded.
 
+mod shown;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +22,8 @@ use towpath_sys::packet::{Direction, PartialChecksum, Tap};
 
 use super::facts::{Facts, own_addresses, servers};
 use super::frames::{Seen, Way, answers_only, echo, question, reset, syn, unfinished_syn};
+pub use shown::{NotShown, Shown};
+
 use crate::packets::arms::{holds, is_unknown_to_kernel, kernels_route};
 use crate::probe as health_probe;
 
@@ -68,6 +72,8 @@ pub struct Answers {
     pub summed: Vec<Summed>,
     /// Connections to real servers, by service.
     pub tried: Vec<Tried>,
+    /// Certificates of real servers that TLS goes on to, by service.
+    pub shown: Vec<Shown>,
     /// Whether replies of real servers to clients come to us, by service.
     pub returned: Vec<Returned>,
     /// Questions that were not asked, because there are too many.
@@ -176,13 +182,14 @@ pub fn probe(model: &Model, facts: &Facts) -> Probes {
     let mut questions = questions(model, facts, |link| taps.contains_key(&link));
     answers.unasked = questions.len().saturating_sub(QUESTIONS_MAX);
     questions.truncate(QUESTIONS_MAX);
-    let (asked, tried) = thread::scope(|scope| {
+    let (asked, tried, shown) = thread::scope(|scope| {
         // Beside the first round: the kernel needs the same answers for it.
         let tried = scope.spawn(|| connect(model, &facts.tables));
+        let shown = scope.spawn(|| shown::shown(model, QUESTIONS_MAX));
         let asked = ask(&mut taps, &questions, &facts.tables);
-        (asked, tried.join().unwrap_or_default())
+        (asked, tried.join().unwrap_or_default(), shown.join().unwrap_or_default())
     });
-    (answers.asked, answers.tried) = (asked, tried);
+    (answers.asked, answers.tried, answers.shown) = (asked, tried, shown);
     beyond(model, facts, &mut taps, port, &mut answers);
     Probes::Done(answers)
 }
@@ -357,7 +364,9 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
     let sockets: BTreeMap<IpAddr, SocketAddr> = model
         .services
         .iter()
-        .flat_map(|service| model.groups[service.group].servers.iter().map(move |server| (service, server)))
+        .flat_map(|service| {
+            model.groups_of(service).flat_map(|group| &group.servers).map(move |server| (service, server))
+        })
         .filter_map(|(service, server)| socket_of(service, server.address, server.port))
         .map(|socket| (socket.ip(), socket))
         .collect();
@@ -486,8 +495,8 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut wanted = Vec::new();
-    for service in &model.services {
-        let group = &model.groups[service.group];
+    let groups = model.services.iter().flat_map(|service| model.groups_of(service).map(move |group| (service, group)));
+    for (service, group) in groups {
         for server in &group.servers {
             let named = group.health.as_ref().map_or(&[][..], |health| health.ports.as_slice());
             let own = socket_of(service, server.address, server.port).map(|socket| socket.port());

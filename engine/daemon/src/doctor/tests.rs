@@ -10,7 +10,7 @@ use towpath_sys::neighbour::{KnownRoute, LinkAddress, Tables};
 use super::*;
 use crate::packets::arms::{Arm, NoWay};
 use crate::packets::fast::Readiness;
-use crate::preflight::{HostFacts, Listener, PacketFacts};
+use crate::preflight::{Certificates, HostFacts, Listener, PacketFacts};
 
 const PACKET: &str = r#"
     [[service]]
@@ -119,6 +119,7 @@ fn facts(text: &str) -> Facts {
             memory_bytes: 4 << 30,
             kernel_release: "6.18.0".to_owned(),
             packets: is_packet.then_some(packets),
+            certificates: Certificates::default(),
         },
         links: tables.links.iter().map(of_link).collect(),
         tables,
@@ -156,6 +157,7 @@ fn answers(text: &str) -> Answers {
         ],
         echoed: vec![Echoed { link: 3, ip: server, octets: 1500, small: true, full: true }],
         summed: vec![Summed { link: 3, ip: server, complete: true, unfinished: true }],
+        shown: Vec::new(),
         tried: vec![Tried { service: "web".to_owned(), server: "one".to_owned(), ip: server, failure: None }],
         returned: if text.contains("half-nat") { vec![returned] } else { Vec::new() },
         unasked: 0,
@@ -421,4 +423,40 @@ fn the_worst_state_is_the_whole() {
     assert_eq!(examined(&State::ALL).worst(), State::Error);
     assert_eq!(examined(&[State::Hint, State::Warning, State::Fine]).worst(), State::Warning);
     assert_eq!(examined(&[State::Hint, State::Hint]).count(State::Hint), 2);
+}
+
+#[test]
+fn a_real_server_with_another_certificate_than_clients_see_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = rcgen::generate_simple_self_signed(["mail.example.org".to_owned()]).unwrap();
+    let (file, key) = (folder.path().join("mail.pem"), folder.path().join("mail.key"));
+    std::fs::write(&file, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let tls = format!(
+        "tls = {{ mode = \"re-encrypt\", certificate = [{{ file = {file:?}, key = {key:?} }}] }}\n    [[service.server]]"
+    );
+    let text = STREAM.replace("[[service.server]]", &tls);
+    let model = model(&text);
+    let certificates = Certificates::gather(&model);
+    let files = &model.services[0].ended_tls().unwrap().certificates[0];
+    let same = certificates.read[files].identity.as_ref().unwrap().fingerprint();
+    let with = |certificate| {
+        let certificates = certificates.clone();
+        move |facts: &mut Facts, answers: &mut Answers| {
+            facts.host.certificates = certificates;
+            let (service, server) = ("web".to_owned(), "one".to_owned());
+            answers.shown = vec![Shown { service, server, ip: ip("198.51.100.31"), certificate }];
+        }
+    };
+    assert_eq!(told(&text, with(Ok(same))), []);
+    assert_eq!(told(&text, with(Err(NotShown::Other))), []);
+    let subject = |state, reading: &[Reading]| {
+        let [reading] = reading else { panic!("not one: {reading:#?}") };
+        assert_eq!((reading.check, reading.state), (Check::ExtendedProtection, state), "{reading:#?}");
+    };
+    subject(State::Hint, &told(&text, with(Ok([1; 32]))));
+    let exchange = text.replace("vip =", "application = \"exchange-2013\"\n    vip =");
+    subject(State::Warning, &told(&exchange, with(Ok([1; 32]))));
+    subject(State::Error, &told(&text, with(Err(NotShown::NothingShared))));
 }

@@ -23,6 +23,7 @@ fn first(model: Model) -> (Truth, Arc<Shared>) {
         real_servers_max: 16,
         connections_max: 100,
         udp_sessions_max: 100,
+        handshakes_max: 100,
         persistence_entries: 64,
         seed: 7,
     };

@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use towpath_config::model::{CertificateFiles, Model, TlsProvider};
-use towpath_tls::{Chain, Identity, IdentityError, IdentityFiles, Provider, Validity};
+use towpath_config::model::{CertificateFiles, Model};
+use towpath_tls::{Chain, Identity, IdentityError, Validity};
 
 use super::{Check, Finding, Severity};
+use crate::tls::{identity_files, provider};
 
 /// A certificate that ends so soon is told: authorities renew a month before.
 const ENDS_SOON_S: u64 = 21 * 86_400;
 
 /// The identities that a model names, each read once.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Certificates {
     /// Now, in Unix seconds.
     pub now_s: i64,
@@ -169,23 +170,6 @@ impl Certificates {
 fn each(model: &Model) -> impl Iterator<Item = (&str, &CertificateFiles)> {
     let ended = model.services.iter().filter_map(|service| Some((service.name.as_str(), service.ended_tls()?)));
     ended.flat_map(|(name, tls)| tls.certificates.iter().chain(&tls.servers.identity).map(move |files| (name, files)))
-}
-
-/// Where a certificate and its key are, in the words of the crate that reads them.
-pub(crate) fn identity_files(files: &CertificateFiles) -> IdentityFiles {
-    IdentityFiles {
-        certificate: files.file.clone(),
-        key: files.key.clone(),
-        chain: files.chain.clone(),
-        password: files.password_file.clone(),
-    }
-}
-
-fn provider(provider: TlsProvider) -> Provider {
-    match provider {
-        TlsProvider::AwsLcRs => Provider::AwsLcRs,
-        TlsProvider::Ring => Provider::Ring,
-    }
 }
 
 /// "3 days", "5 hours".

@@ -12,8 +12,12 @@ pub enum Check {
     Addresses,
     /// The rights of the process.
     Capabilities,
+    /// Certificates and private keys that services name.
+    Certificates,
     /// Another station answers for an address.
     DuplicateAddress,
+    /// Whether real servers show the certificate that clients see.
+    ExtendedProtection,
     /// Whether the kernel carries open connections onwards.
     FastPath,
     /// Clients of half-NAT whose replies would pass us by.
@@ -56,10 +60,12 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Check; 22] = [
+    pub const ALL: [Check; 24] = [
         Check::Addresses,
         Check::Capabilities,
+        Check::Certificates,
         Check::DuplicateAddress,
+        Check::ExtendedProtection,
         Check::FastPath,
         Check::HalfNat,
         Check::HugePages,
@@ -86,7 +92,9 @@ impl Check {
         match self {
             Check::Addresses => "addresses",
             Check::Capabilities => "capabilities",
+            Check::Certificates => "certificates",
             Check::DuplicateAddress => "duplicate-address",
+            Check::ExtendedProtection => "extended-protection",
             Check::FastPath => "fast-path",
             Check::HalfNat => "half-nat",
             Check::HugePages => "huge-pages",

@@ -38,6 +38,7 @@ fn facts() -> HostFacts {
         memory_bytes: 4 << 30,
         kernel_release: "6.1.0-25-amd64".to_owned(),
         packets: None,
+        certificates: Certificates::default(),
     }
 }
 

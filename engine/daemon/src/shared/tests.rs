@@ -45,6 +45,7 @@ fn shared(first: Arc<Snapshot>) -> Arc<Shared> {
         real_servers_max: 16,
         connections_max: 1000,
         udp_sessions_max: 10,
+        handshakes_max: 10,
         persistence_entries: 6_400,
         seed: 0x0123_4567_89ab_cdef,
     };

@@ -278,17 +278,21 @@ impl<'m> Loader<'m> {
         if let Some(identity) = self.identities.get(files) {
             return Ok(Arc::clone(identity));
         }
-        let named = IdentityFiles {
-            certificate: files.file.clone(),
-            key: files.key.clone(),
-            chain: files.chain.clone(),
-            password: files.password_file.clone(),
-        };
-        let identity = Identity::open(&named, provider(self.model.tls.provider))
+        let identity = Identity::open(&identity_files(files), provider(self.model.tls.provider))
             .map(Arc::new)
             .map_err(|error| TlsError::Certificate { service: service.name.clone(), error: Box::new(error) })?;
         self.identities.insert(files, Arc::clone(&identity));
         Ok(identity)
+    }
+}
+
+/// Where a certificate and its key are, in the words of the crate that reads them.
+pub(crate) fn identity_files(files: &CertificateFiles) -> IdentityFiles {
+    IdentityFiles {
+        certificate: files.file.clone(),
+        key: files.key.clone(),
+        chain: files.chain.clone(),
+        password: files.password_file.clone(),
     }
 }
 
@@ -310,21 +314,21 @@ fn ticket_keys(pool: &TlsPool, before: Option<&Arc<TicketKeys>>) -> Result<Arc<T
     }))
 }
 
-fn provider(provider: TlsProvider) -> Provider {
+pub(crate) fn provider(provider: TlsProvider) -> Provider {
     match provider {
         TlsProvider::AwsLcRs => Provider::AwsLcRs,
         TlsProvider::Ring => Provider::Ring,
     }
 }
 
-fn min_version(version: TlsVersion) -> MinVersion {
+pub(crate) fn min_version(version: TlsVersion) -> MinVersion {
     match version {
         TlsVersion::V1_2 => MinVersion::Tls12,
         TlsVersion::V1_3 => MinVersion::Tls13,
     }
 }
 
-fn ciphers(policy: CipherPolicy) -> towpath_tls::CipherPolicy {
+pub(crate) fn ciphers(policy: CipherPolicy) -> towpath_tls::CipherPolicy {
     match policy {
         CipherPolicy::Intermediate => towpath_tls::CipherPolicy::Intermediate,
         CipherPolicy::Modern => towpath_tls::CipherPolicy::Modern,

@@ -10,7 +10,7 @@ pub use contexts::{ServiceTls, TlsContexts, TlsError, TlsErrors, TlsMaterial};
 pub use pool::PooledHandshake;
 
 pub(crate) use certificates::{ExpiryWatch, certificate_status};
-pub(crate) use contexts::CACHED_SESSIONS_MAX;
+pub(crate) use contexts::{CACHED_SESSIONS_MAX, ciphers, identity_files, min_version, provider};
 pub(crate) use pool::{HandshakePool, start_pool};
 
 #[cfg(test)]

@@ -6,11 +6,13 @@
 
 mod datagram;
 mod doors;
+mod entrance;
 mod handoff;
 mod lanes;
 mod packets;
 mod pump;
 mod relay;
+mod secure;
 mod slab;
 mod token;
 
@@ -24,7 +26,7 @@ use std::time::{Duration, Instant};
 use towpath_config::model::{AdminState, Poll};
 use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::fast_path::{FastMemory, FastSettings};
-use towpath_core::session::{Chunks, Event, Gathers, Multishots, Op, Side};
+use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
@@ -40,9 +42,12 @@ use crate::shared::{InForce, Inbox, Phase, Shared, worker_guard};
 use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
+use entrance::Waiting;
 use packets::{Left, Packets};
 use pump::Pipes;
 use relay::Relay;
+pub(crate) use secure::RECORD_BUFFER_BYTES;
+use secure::{Senders, record_settings};
 use slab::Slab;
 use token::{Key, Token};
 
@@ -144,6 +149,14 @@ struct Worker {
     later: VecDeque<(Key, Side)>,
     /// Paths that wait for buffers.
     starved: VecDeque<(Key, Side)>,
+    /// Handshakes whose next step waits.
+    waiting: Waiting,
+    /// Legs of connections with TLS that wait for buffers.
+    starved_records: VecDeque<(Key, Side)>,
+    /// Chunks that wait for a buffer to be sealed into.
+    unsealed: VecDeque<(Key, Side, Chunk, bool)>,
+    /// By outgoing buffer.
+    senders: Senders,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -174,9 +187,11 @@ impl Worker {
             stream_buffers: buffers,
             stream_buffer_bytes: settings.buffer_bytes,
             datagram_buffers: DATAGRAM_BUFFERS,
+            records: (settings.record_buffers > 0).then(|| record_settings(settings.record_buffers)),
         })
         .map_err(|error| explain_ring(&error))?;
         let now = shared.now();
+        let records = ring.records_count();
         let InForce { snapshot, tls } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
@@ -192,7 +207,7 @@ impl Worker {
             }),
             relays: Slab::new(settings.connections_max),
             datagrams: Datagrams::new(settings.udp_sessions_max),
-            chunks: Chunks::new(usize::from(buffers)),
+            chunks: Chunks::new(usize::from(buffers) + records),
             multishots: Multishots::new(usize::from(buffers)),
             gathers: Gathers::none(),
             wheel: TimerWheel::new(timers, now),
@@ -200,6 +215,10 @@ impl Worker {
             resting: None,
             later: VecDeque::new(),
             starved: VecDeque::new(),
+            waiting: Waiting::default(),
+            starved_records: VecDeque::new(),
+            unsealed: VecDeque::new(),
+            senders: vec![None; records].into_boxed_slice(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -256,13 +275,23 @@ impl Worker {
             self.timer(key)?;
         }
         self.feed_starved()?;
+        self.feed_starved_records()?;
+        self.seal_waiting()?;
+        self.shake_one()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
         // What was adopted among the completions is not said to have moved before the next breath. Flows that are still to come wake us.
         let is_settled = self.moved == self.snapshot.generation || self.is_moving();
-        let idle = packets == Left::Nothing && is_settled && all_fired && taken < COMPLETIONS_MAX && !self.can_feed();
+        let idle = packets == Left::Nothing
+            && is_settled
+            && all_fired
+            && taken < COMPLETIONS_MAX
+            && !self.can_feed()
+            && !self.can_feed_records()
+            && !self.can_seal()
+            && self.waiting.is_empty();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
@@ -301,6 +330,7 @@ impl Worker {
             Token::Nothing => Ok(()),
             Token::Receive(key, from) => self.received(key, from, &completion, last),
             Token::Reply(key) => self.reply_arrived(key, &completion),
+            Token::Sealed(buffer) => self.sealed_sent(buffer, completion.result()),
             Token::Send(key, to) => self.sent(key, to, completion.result()),
             Token::Wake => {
                 let seat = self.shared.seat(self.id);
@@ -359,7 +389,7 @@ impl Worker {
 
     /// How the snapshot at hand ends this connection, if it does.
     fn lost_by(&self, relay: &Relay) -> Option<Termination> {
-        let service = self.snapshot.service(relay.service().id)?;
+        let service = self.snapshot.service(relay.service().place)?;
         let (_, target) = service.target_of(relay.server()?)?;
         match target.admin {
             AdminState::Halt => Some(Termination::ServerHalted),
@@ -373,7 +403,7 @@ impl Worker {
     fn lost_since_dialled(&self, key: Key) -> Option<Termination> {
         let relay = self.relays.get(key)?;
         let is_current = |service| Arc::ptr_eq(service, relay.service());
-        if self.snapshot.service(relay.service().id).is_some_and(is_current) {
+        if self.snapshot.service(relay.service().place).is_some_and(is_current) {
             return None;
         }
         self.lost_by(relay)
@@ -400,13 +430,23 @@ impl Worker {
         let sessions = self.datagrams.sessions.iter();
         let datagrams: Vec<Key> = sessions.filter(|(_, session)| over(session.service())).map(|(key, _)| key).collect();
         for key in relays {
-            self.drive(key, Event::End(Termination::DrainEnded))?;
+            self.end_relay(key, Termination::DrainEnded)?;
         }
         for key in datagrams {
             self.end_datagram_session(key, Termination::DrainEnded)?;
         }
         self.end_drained_flows(over);
         Ok(())
+    }
+
+    /// Ends a connection, wherever it is.
+    fn end_relay(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        match (relay.entrance, relay.closing) {
+            (Some(_), _) => self.turn_away(key, termination),
+            (None, Some(close)) => self.close_relay(key, close.at_once()),
+            (None, None) => self.drive(key, Event::End(termination)),
+        }
     }
 
     /// Goes on with pumps that had their turn in the last breath.

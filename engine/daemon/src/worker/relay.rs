@@ -12,22 +12,24 @@ use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Se
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
-use towpath_core::{RealServerId, VShard};
+use towpath_core::{Now, RealServerId, VShard};
 use towpath_sys::Cause;
-use towpath_sys::ring::{BufferRange, Completion, Readiness, Received};
+use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
 use super::pump::Pump;
+use super::secure::TlsLeg;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
+use crate::tls::ServiceTls;
 
 /// What may wait to leave in front of a path that gathers: what comes at once, and what is still there from before.
 const GATHERED_UNSENT_MAX: u32 = 4 * GATHER_BYTES;
 
 /// One TCP connection through a worker.
 pub(super) struct Relay {
-    session: Session,
+    pub(super) session: Session,
     client: TcpStream,
     client_address: SocketAddr,
     server: Option<TcpStream>,
@@ -48,6 +50,18 @@ pub(super) struct Relay {
     grants: [Option<u16>; 2],
     /// Numbers under which the paths gather.
     gathers: [Option<u8>; 2],
+    /// TLS of the service, if it is ended here; a reload changes nothing of it.
+    pub(super) service_tls: Option<Arc<ServiceTls>>,
+    /// Legs with TLS.
+    pub(super) tls: [Option<Box<TlsLeg>>; 2],
+    /// The handshake with the client is under way, and is to be over by then. Until it is, the session knows nothing.
+    pub(super) entrance: Option<Now>,
+    /// The name that the client has asked for.
+    pub(super) client_name: Option<Box<str>>,
+    /// The last connect failed by its handshake.
+    pub(super) server_handshake_failed: bool,
+    /// Closed as soon as the ends of its streams have left.
+    pub(super) closing: Option<Close>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
 }
@@ -60,11 +74,19 @@ enum ServerSends {
 }
 
 /// How a connection is closed.
-struct Close {
+#[derive(Clone, Copy)]
+pub(super) struct Close {
     termination: Termination,
     /// Both legs are reset rather than finished.
-    reset: bool,
+    pub(super) reset: bool,
     used: PortUse,
+}
+
+impl Close {
+    /// The same without waiting for anybody.
+    pub(super) fn at_once(self) -> Close {
+        Close { reset: true, ..self }
+    }
 }
 
 impl Relay {
@@ -96,7 +118,22 @@ impl Relay {
         }
     }
 
-    fn leg(&self, side: Side) -> Option<&TcpStream> {
+    /// Where its server is.
+    pub(super) fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
+    /// Whether the end of its session is decided.
+    pub(super) fn is_ending(&self) -> bool {
+        self.session.is_ending()
+    }
+
+    /// The client's leg alone.
+    pub(super) fn into_client(self) -> TcpStream {
+        self.client
+    }
+
+    pub(super) fn leg(&self, side: Side) -> Option<&TcpStream> {
         match side {
             Side::Client => Some(&self.client),
             Side::Server => self.server.as_ref(),
@@ -116,6 +153,13 @@ impl Worker {
         };
         if !self.shared.gate(Protocol::Tcp).try_enter() {
             page.count_end(Termination::OutOfConnections);
+            refuse(&client);
+            return Ok(());
+        }
+        let service_tls = self.tls.service(service.id).map(Arc::clone);
+        if service_tls.is_some() && !self.shared.handshakes().try_enter() {
+            page.count_end(Termination::OutOfHandshakes);
+            self.shared.gate(Protocol::Tcp).leave();
             refuse(&client);
             return Ok(());
         }
@@ -140,21 +184,36 @@ impl Worker {
             grants: [None; 2],
             gathers: [None; 2],
             pumped: [0; 2],
+            service_tls,
+            tls: [None, None],
+            entrance: None,
+            client_name: None,
+            server_handshake_failed: false,
+            closing: None,
         });
         match self.relays.insert(relay) {
-            Ok(key) => match self.dial(key)? {
-                Ok(()) => {
-                    self.arm_relay(key);
-                    Ok(())
-                }
-                Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
-            },
+            Ok(key) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
+            Ok(key) => self.begin(key),
             Err(relay) => {
+                if relay.is_secured() {
+                    self.shared.handshakes().leave();
+                }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
                 refuse(&relay.client);
                 Ok(())
             }
+        }
+    }
+
+    /// A client has passed the entrance: its session begins.
+    pub(super) fn begin(&mut self, key: Key) -> io::Result<()> {
+        match self.dial(key)? {
+            Ok(()) => {
+                self.arm_relay(key);
+                Ok(())
+            }
+            Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
         }
     }
 
@@ -241,6 +300,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.redispatches += 1;
         relay.server = None;
+        relay.server_handshake_failed = false;
         if let Some(server) = relay.counted.take() {
             relay.tried.insert(server);
             self.shared.close(relay.service.id, server);
@@ -254,20 +314,11 @@ impl Worker {
     pub(super) fn connected(&mut self, key: Key, result: i32) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if result == 0 {
-            if !relay.opened {
-                relay.opened = true;
-                let seat = self.shared.seat(self.id);
-                seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
-                if let Some(server) = relay.counted {
-                    seat.count_opened(server);
-                }
+            // One whose end is decided needs no handshake any more.
+            if relay.is_secured() && !relay.is_ending() && self.enter_server(key)? {
+                return Ok(());
             }
-            self.drive(key, Event::Connected)?;
-            if let Some(termination) = self.lost_since_dialled(key) {
-                self.drive(key, Event::End(termination))?;
-            }
-            self.arm_relay(key);
-            return Ok(());
+            return self.server_reached(key);
         }
         let taken = Cause::of_errno(-result) == Cause::AddressTaken;
         if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.session.is_ending() {
@@ -280,12 +331,32 @@ impl Worker {
         self.drive(key, Event::ConnectFailed)
     }
 
+    /// The real server is there, and its handshake over if it wants TLS.
+    pub(super) fn server_reached(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.server_handshake_failed = false;
+        if !relay.opened {
+            relay.opened = true;
+            let seat = self.shared.seat(self.id);
+            seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
+            if let Some(server) = relay.counted {
+                seat.count_opened(server);
+            }
+        }
+        self.drive(key, Event::Connected)?;
+        if let Some(termination) = self.lost_since_dialled(key) {
+            self.drive(key, Event::End(termination))?;
+        }
+        self.arm_relay(key);
+        Ok(())
+    }
+
     /// A receive of `key` has completed.
     pub(super) fn received(&mut self, key: Key, from: Side, completion: &Completion, last: bool) -> io::Result<()> {
-        let Some(relay) = self.relays.get_mut(key) else {
-            self.recycle_stream(completion);
-            return Ok(());
-        };
+        let Some(relay) = self.relays.get_mut(key) else { return self.let_go(completion) };
+        if relay.is_secured() {
+            return self.received_record(key, from, completion);
+        }
         let more = completion.more() && !last;
         let grant = &mut relay.grants[from.index()];
         match if more { *grant } else { grant.take() } {
@@ -304,14 +375,8 @@ impl Worker {
             Received::Failed => ReceiveEnd::Failed,
             Received::NoBuffers => ReceiveEnd::NoBuffers,
         };
-        self.recycle_stream(completion);
+        self.let_go(completion)?;
         self.drive(key, Event::ReceiveEnded { from, end })
-    }
-
-    fn recycle_stream(&mut self, completion: &Completion) {
-        if let Some(buffer) = completion.buffer() {
-            self.ring.stream_buffers().recycle(buffer);
-        }
     }
 
     /// A send of `key` has completed.
@@ -325,6 +390,13 @@ impl Worker {
 
     /// The timer of `key` has fired.
     pub(super) fn relay_timer(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        if let Some(due) = relay.entrance {
+            return self.entrance_timer(key, due);
+        }
+        if let Some(close) = relay.closing {
+            return self.close_relay(key, close.at_once());
+        }
         self.drive(key, Event::Tick)?;
         self.arm_relay(key);
         Ok(())
@@ -356,7 +428,8 @@ impl Worker {
     }
 
     fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
-        let room = self.room();
+        let Some(relay) = self.relays.get(key) else { return };
+        let room = self.room(relay.is_secured());
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.session.on(event, self.now, room, &mut self.chunks, ops);
     }
@@ -373,7 +446,8 @@ impl Worker {
             Op::AwaitBuffers(from) => {
                 let page = self.shared.seat(self.id).service_page(relay.service.id);
                 page.add(ServiceCounter::BufferWaited, 1);
-                self.starved.push_back((key, from));
+                let starved = if relay.is_secured() { &mut self.starved_records } else { &mut self.starved };
+                starved.push_back((key, from));
             }
             Op::AwaitMore(from) => {
                 self.gather(key, from);
@@ -391,10 +465,22 @@ impl Worker {
                 self.ring.await_ready(leg.as_fd(), Readiness::Writable, Token::Await(key, to.other()).pack())?;
             }
             Op::CancelAll(side) => {
+                if let Some(leg) = &mut relay.tls[side.index()] {
+                    leg.cancelling = true;
+                    if side == Side::Server && leg.shaking {
+                        return self.give_up_server(key);
+                    }
+                }
                 let Some(leg) = relay.leg(side) else { return Ok(()) };
                 self.ring.cancel_all(leg.as_fd(), Token::Nothing.pack())?;
             }
             Op::CancelAwait(from) => self.ring.cancel_wait(Token::Await(key, from).pack(), Token::Nothing.pack())?,
+            Op::CancelReceive(from) if relay.is_secured() => {
+                if let Some(leg) = &mut relay.tls[from.index()] {
+                    leg.cancelling = true;
+                }
+                self.ring.cancel_receive_records(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
+            }
             Op::CancelReceive(from) => {
                 self.ring.cancel_receive(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
             }
@@ -402,6 +488,7 @@ impl Worker {
                 let used = if rest { PortUse::Lingering } else { PortUse::Over };
                 self.close_relay(key, Close { termination, reset, used })?;
             }
+            Op::FinishWriting(side) if relay.tls[side.index()].is_some() => self.finish_secured(key, side)?,
             Op::FinishWriting(side) => {
                 // Fails only when the leg is gone already, and then its receive says so.
                 if let Some(leg) = relay.leg(side) {
@@ -416,18 +503,22 @@ impl Worker {
                 }
                 self.later.push_back((key, from));
             }
+            Op::Receive(from) if relay.is_secured() => self.receive_record(key, from)?,
             Op::Receive(from) => {
                 self.stop_gathering(key, from);
                 self.receive(key, from)?;
             }
-            Op::Recycle(buffer) => self.ring.stream_buffers().recycle(buffer),
+            Op::Recycle(buffer) => self.ring.recycle(buffer),
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
             Op::Send { to, chunk, last } => {
                 if to == Side::Server {
                     relay.send_without_delay();
                 }
+                if relay.tls[to.index()].is_some() {
+                    return self.send_sealed(key, to, chunk, last);
+                }
+                let range = relay.chunk_range(to.other(), chunk);
                 let Some(leg) = relay.leg(to) else { return Ok(()) };
-                let range = BufferRange { buffer: chunk.buffer, start: chunk.start, len: chunk.len };
                 self.ring.send(leg.as_fd(), range, last, Token::Send(key, to).pack())?;
             }
         }
@@ -504,7 +595,12 @@ impl Worker {
     }
 
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
-        let failed = if timed_out { Termination::ConnectTimedOut } else { Termination::ConnectFailed };
+        let handshake = self.relays.get(key).is_some_and(|relay| relay.server_handshake_failed);
+        let failed = match (timed_out, handshake) {
+            (true, _) => Termination::ConnectTimedOut,
+            (false, true) => Termination::ServerHandshakeFailed,
+            (false, false) => Termination::ConnectFailed,
+        };
         let another = self.may_try_another(key);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
@@ -546,7 +642,7 @@ impl Worker {
         self.tell(key, Event::Pumped { from, bytes, stop }, ops);
     }
 
-    fn count_bytes(&self, key: Key, to: Side, bytes: u64) {
+    pub(super) fn count_bytes(&self, key: Key, to: Side, bytes: u64) {
         let Some(relay) = self.relays.get(key) else { return };
         let counter = match to {
             Side::Client => ServiceCounter::BytesToClient,
@@ -555,7 +651,10 @@ impl Worker {
         self.shared.seat(self.id).service_page(relay.service.id).add(counter, bytes);
     }
 
-    fn close_relay(&mut self, key: Key, close: Close) -> io::Result<()> {
+    pub(super) fn close_relay(&mut self, key: Key, close: Close) -> io::Result<()> {
+        if self.end_legs(key, close)? {
+            return Ok(());
+        }
         self.wheel.disarm(key.index);
         Side::BOTH.into_iter().for_each(|from| self.stop_gathering(key, from));
         let Some(mut relay) = self.relays.remove(key) else { return Ok(()) };
@@ -567,16 +666,21 @@ impl Worker {
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
         }
-        let Relay { client, server, service, counted, lease, .. } = *relay;
+        let Relay { client, server, service, counted, lease, tls, .. } = *relay;
         if let Some(server) = counted {
             self.shared.close(service.id, server);
         }
-        for leg in [Some(client), server].into_iter().flatten() {
-            if close.reset {
+        let truncated = matches!(close.termination, Termination::ClientTruncated | Termination::ServerTruncated);
+        for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
+            let Some(leg) = leg else { continue };
+            // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it.
+            if close.reset && !(truncated && tls.is_some()) {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);
             }
-            if close.termination == Termination::OutOfDescriptors {
+            if tls.is_some_and(|tls| tls.armed || tls.is_sending()) {
+                self.drop_leg(leg)?;
+            } else if close.termination == Termination::OutOfDescriptors {
                 // At once, so that the next of a burst of clients finds one for its server.
                 drop(leg);
             } else {
@@ -596,9 +700,14 @@ impl Worker {
         }
     }
 
-    fn room(&mut self) -> Room {
-        let buffers = self.ring.stream_buffers();
-        if buffers.free() * 2 > usize::from(buffers.count()) { Room::Ample } else { Room::Scarce }
+    fn room(&mut self, secured: bool) -> Room {
+        let (free, count) = if secured {
+            (self.ring.records_free(), self.ring.records_count())
+        } else {
+            let buffers = self.ring.stream_buffers();
+            (buffers.free(), usize::from(buffers.count()))
+        };
+        if free * 2 > count { Room::Ample } else { Room::Scarce }
     }
 }
 

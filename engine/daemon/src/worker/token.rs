@@ -1,4 +1,4 @@
-//! What a ring operation was for, packed into the 62 bits of its token.
+//! What a ring operation was for, packed into the 61 bits of its token.
 
 use towpath_core::session::Side;
 
@@ -35,6 +35,8 @@ pub(super) enum Token {
     Receive(Key, Side),
     /// Receiving from the real server of a UDP session.
     Reply(Key),
+    /// Sending this outgoing buffer, by a leg with TLS.
+    Sealed(u16),
     /// Sending to this side.
     Send(Key, Side),
     /// The eventfd of the worker's seat.
@@ -57,6 +59,7 @@ impl Token {
             Token::Await(key, Side::Client) => (10, Some(key)),
             Token::Await(key, Side::Server) => (11, Some(key)),
             Token::Frames(key) => (12, Some(key)),
+            Token::Sealed(buffer) => (13, Some(Key { index: u32::from(buffer), generation: 0 })),
         };
         let key = key.map_or(0, |key| u64::from(key.generation) << INDEX_BITS | u64::from(key.index));
         (kind << KIND_SHIFT) | key
@@ -81,6 +84,7 @@ impl Token {
             10 => Token::Await(key, Side::Client),
             11 => Token::Await(key, Side::Server),
             12 => Token::Frames(key),
+            13 => Token::Sealed(index as u16),
             kind => unreachable!("the ring returned a token of kind {kind} that nobody made"),
         }
     }
@@ -94,13 +98,14 @@ mod tests {
     fn every_token_survives_packing_and_stays_below_the_rings_own_bits() {
         let key = Key { index: u32::MAX, generation: GENERATION_MAX };
         let mut tokens = vec![Token::Nothing, Token::Wake, Token::Accept(7), Token::Listen(u32::MAX)];
+        tokens.push(Token::Sealed(u16::MAX));
         tokens.extend([Token::Connect(key), Token::Reply(key), Token::Frames(key)]);
         for side in Side::BOTH {
             tokens.extend([Token::Receive(key, side), Token::Send(key, side), Token::Await(key, side)]);
         }
         for token in tokens {
             assert_eq!(Token::unpack(token.pack()), token);
-            assert_eq!(token.pack() >> 62, 0);
+            assert_eq!(token.pack() >> 61, 0);
         }
     }
 }

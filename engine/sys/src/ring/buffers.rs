@@ -11,8 +11,18 @@ use io_uring::types::BufRingEntry;
 
 use crate::mapping::Mapping;
 
-/// Buffers lent at a time: enough for one breath of completions, few enough to stay warm in the cache.
-const LENT_MAX: u16 = 512;
+/// How the buffers of a group are made and lent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Buffers, 1 to 65,535.
+    pub(super) count: u16,
+    /// Bytes of each.
+    pub(super) buffer_bytes: u32,
+    /// Bytes at its start that the kernel leaves alone.
+    pub(super) front_bytes: u32,
+    /// Buffers lent at a time: enough for one breath of completions, few enough to stay warm in the cache.
+    pub(super) lent_max: u16,
+}
 
 /// A group of equal buffers, numbered from 0.
 pub struct Buffers {
@@ -22,15 +32,17 @@ pub struct Buffers {
     tail: u16,
     lent: u16,
     buffer_bytes: u32,
+    front_bytes: u32,
     count: u16,
     spare: Vec<u16>,
     held: Vec<bool>,
 }
 
 impl Buffers {
-    /// Reserves `count` (1 to 65,535) buffers of `buffer_bytes` each and lends the first of them.
-    pub(super) fn new(count: u16, buffer_bytes: u32) -> io::Result<Buffers> {
-        let entries_len = count.min(LENT_MAX).next_power_of_two();
+    /// Reserves the buffers; none is lent yet.
+    pub(super) fn new(shape: Shape) -> io::Result<Buffers> {
+        let Shape { count, buffer_bytes, front_bytes, lent_max } = shape;
+        let entries_len = count.min(lent_max).next_power_of_two();
         let memory = Mapping::new(usize::from(count) * buffer_bytes as usize)?;
         let entries = Mapping::new(usize::from(entries_len) * size_of::<BufRingEntry>())?;
         Ok(Buffers {
@@ -40,6 +52,7 @@ impl Buffers {
             tail: 0,
             lent: 0,
             buffer_bytes,
+            front_bytes,
             count,
             spare: (0..count).rev().collect(),
             held: vec![false; usize::from(count)],
@@ -54,6 +67,11 @@ impl Buffers {
     /// Bytes of one buffer.
     pub fn buffer_bytes(&self) -> u32 {
         self.buffer_bytes
+    }
+
+    /// Bytes at the start of a buffer that receives leave alone.
+    pub fn front_bytes(&self) -> u32 {
+        self.front_bytes
     }
 
     /// Number of buffers.
@@ -86,13 +104,20 @@ impl Buffers {
     /// If the buffer is not held or the range leaves it.
     pub fn write(&mut self, id: u16, start: u32, bytes: &[u8]) {
         let length = u32::try_from(bytes.len()).expect("a range of 4 GiB leaves every buffer");
-        let at = self.offset(id, start, length);
+        self.bytes_mut(id, start, length).copy_from_slice(bytes);
+    }
+
+    /// The first `len` bytes of a held buffer from `start` on, to be changed.
+    ///
+    /// # Panics
+    /// If the buffer is not held or the range leaves it.
+    pub fn bytes_mut(&mut self, id: u16, start: u32, len: u32) -> &mut [u8] {
+        let at = self.offset(id, start, len);
         // SAFETY: `at` lies in the mapping (checked by `offset`).
         let first = unsafe { self.memory.base().as_ptr().add(at) };
         // SAFETY: the range lies in the mapping; a held buffer is not written by the kernel, and `&mut self` excludes every
-        // borrow of it. A send of it that is still under way would send the new bytes.
-        let range = unsafe { std::slice::from_raw_parts_mut(first, bytes.len()) };
-        range.copy_from_slice(bytes);
+        // other borrow of it. A send of it that is still under way would send the new bytes.
+        unsafe { std::slice::from_raw_parts_mut(first, len as usize) }
     }
 
     /// Gives a held buffer back.
@@ -151,8 +176,8 @@ impl Buffers {
 
     fn lend(&mut self, id: u16) {
         let slot = usize::from(self.tail & (self.entries_len - 1));
-        let start = usize::from(id) * self.buffer_bytes as usize;
-        // SAFETY: `id` < count, so the address lies in the mapping.
+        let start = usize::from(id) * self.buffer_bytes as usize + self.front_bytes as usize;
+        // SAFETY: `id` < count and the front is a part of the buffer, so the address lies in the mapping.
         let address = unsafe { self.memory.base().as_ptr().add(start) };
         let first = self.entries.base().cast::<BufRingEntry>().as_ptr();
         // SAFETY: `slot` < entries_len, so the entry lies in the ring's mapping.
@@ -160,7 +185,7 @@ impl Buffers {
         // SAFETY: the entry is in memory we own; the kernel reads it only after the tail has moved past it.
         let entry = unsafe { &mut *entry };
         entry.set_addr(address as u64);
-        entry.set_len(self.buffer_bytes);
+        entry.set_len(self.buffer_bytes - self.front_bytes);
         entry.set_bid(id);
         self.tail = self.tail.wrapping_add(1);
         self.lent += 1;

@@ -16,6 +16,7 @@ use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 pub use buffers::Buffers;
+use buffers::Shape;
 
 use crate::address::RawAddress;
 
@@ -23,17 +24,24 @@ use crate::address::RawAddress;
 const STREAM_GROUP: u16 = 0;
 /// Buffer group of [`Ring::datagram_buffers`].
 const DATAGRAM_GROUP: u16 = 1;
+/// Buffer group of [`RecordSettings`].
+const RECORD_GROUP: u16 = 2;
+/// Stream and datagram buffers lent at a time.
+const LENT_MAX: u16 = 512;
+/// Record buffers lent at a time: they are larger.
+const RECORDS_LENT_MAX: u16 = 128;
 /// Bytes in front of the payload of a received message: header and sender.
 const DATAGRAM_HEADER_BYTES: u32 = 16 + size_of::<libc::sockaddr_storage>() as u32;
 /// The largest UDP payload over IPv6 without jumbograms (RFC 8200 §4.5): 65,535 − 8.
 const DATAGRAM_PAYLOAD_MAX: u32 = 65_527;
 
-/// The two highest bits of a token are ours: they say what a completion carries. Callers' tokens stay below.
-const CARRIES_SHIFT: u32 = 62;
+/// The three highest bits of a token are ours: they say what a completion carries. Callers' tokens stay below.
+const CARRIES_SHIFT: u32 = 61;
 const CARRIES_NOTHING: u64 = 0;
 const CARRIES_DESCRIPTOR: u64 = 1;
 const CARRIES_STREAM_BUFFER: u64 = 2;
 const CARRIES_DATAGRAM_BUFFER: u64 = 3;
+const CARRIES_RECORD_BUFFER: u64 = 4;
 
 /// What is allocated with a ring.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +54,21 @@ pub struct RingSettings {
     pub stream_buffer_bytes: u32,
     /// Receive buffers for UDP, each for the largest datagram; 1 to 65,535.
     pub datagram_buffers: u16,
+    /// What is needed for TLS; `None` = nothing.
+    pub records: Option<RecordSettings>,
+}
+
+/// Buffers for connections with TLS: large ones to receive into, and as many to be composed and sent.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordSettings {
+    /// Buffers of each kind; those to receive into are numbered behind the stream buffers, 65,535 together at most.
+    pub count: u16,
+    /// Bytes of one that is received into; all but those in front are.
+    pub receive_bytes: u32,
+    /// Bytes in front of what is received.
+    pub front_bytes: u32,
+    /// Bytes of one to be sent.
+    pub send_bytes: u32,
 }
 
 /// One completion.
@@ -156,7 +179,7 @@ pub struct Datagram {
     pub len: u32,
 }
 
-/// Part of a held stream buffer.
+/// Part of a held stream or record buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct BufferRange {
     /// The buffer.
@@ -173,6 +196,7 @@ pub struct Ring {
     ring: IoUring,
     stream: Buffers,
     datagram: Buffers,
+    records: Option<Buffers>,
     /// Never lent to the kernel for receives.
     outgoing: Option<Buffers>,
     message: Box<libc::msghdr>,
@@ -191,15 +215,26 @@ impl Ring {
             .setup_submit_all()
             .setup_cqsize(settings.entries * 4)
             .build(settings.entries)?;
-        let stream = Buffers::new(settings.stream_buffers, settings.stream_buffer_bytes)?;
-        let datagram = Buffers::new(settings.datagram_buffers, DATAGRAM_HEADER_BYTES + DATAGRAM_PAYLOAD_MAX)?;
+        let whole = |count, buffer_bytes| Shape { count, buffer_bytes, front_bytes: 0, lent_max: LENT_MAX };
+        let stream = Buffers::new(whole(settings.stream_buffers, settings.stream_buffer_bytes))?;
+        let datagram = Buffers::new(whole(settings.datagram_buffers, DATAGRAM_HEADER_BYTES + DATAGRAM_PAYLOAD_MAX))?;
         register(&mut ring, &stream, STREAM_GROUP)?;
         register(&mut ring, &datagram, DATAGRAM_GROUP)?;
+        let (mut records, mut outgoing) = (None, None);
+        if let Some(RecordSettings { count, receive_bytes, front_bytes, send_bytes }) = settings.records {
+            let count = count.min(u16::MAX - settings.stream_buffers);
+            let shape = Shape { count, buffer_bytes: receive_bytes, front_bytes, lent_max: RECORDS_LENT_MAX };
+            let buffers = Buffers::new(shape)?;
+            register(&mut ring, &buffers, RECORD_GROUP)?;
+            records = Some(buffers);
+            outgoing = Some(Buffers::new(whole(count, send_bytes))?);
+        }
         Ok(Ring {
             ring,
             stream,
             datagram,
-            outgoing: None,
+            records,
+            outgoing,
             message: Box::new(message_template()),
             addresses: Vec::with_capacity(settings.entries as usize),
             submitted: 0,
@@ -209,6 +244,52 @@ impl Ring {
     /// The buffers of TCP receives.
     pub fn stream_buffers(&mut self) -> &mut Buffers {
         &mut self.stream
+    }
+
+    /// The buffers of receives with TLS, numbered from 0 here; empty where none are reserved.
+    pub fn records_free(&self) -> usize {
+        self.records.as_ref().map_or(0, Buffers::free)
+    }
+
+    /// Record buffers in all.
+    pub fn records_count(&self) -> usize {
+        self.records.as_ref().map_or(0, |records| usize::from(records.count()))
+    }
+
+    /// Takes a spare record buffer to be filled by us.
+    pub fn lease_record(&mut self) -> Option<u16> {
+        Some(self.stream.count() + self.records.as_mut()?.lease()?)
+    }
+
+    /// The whole of a held record buffer.
+    ///
+    /// # Panics
+    /// If it is no record buffer, or not held.
+    pub fn record_mut(&mut self, buffer: u16) -> &mut [u8] {
+        let id = buffer - self.stream.count();
+        let records = self.records.as_mut().expect("a record buffer is reserved before it is held");
+        records.bytes_mut(id, 0, records.buffer_bytes())
+    }
+
+    /// A range of a held stream or record buffer, and the whole of a leased outgoing buffer.
+    ///
+    /// # Panics
+    /// If one of them is not held, or the range leaves its buffer.
+    pub fn source_and_outgoing(&mut self, range: BufferRange, outgoing: u16) -> (&[u8], &mut [u8]) {
+        let (buffers, id) = group_of(&self.stream, self.records.as_ref(), range.buffer);
+        let to = self.outgoing.as_mut().expect("a buffer is reserved before it is leased");
+        (buffers.bytes(id, range.start, range.len), to.bytes_mut(outgoing, 0, to.buffer_bytes()))
+    }
+
+    /// Gives a held stream or record buffer back.
+    ///
+    /// # Panics
+    /// If it is not held.
+    pub fn recycle(&mut self, buffer: u16) {
+        match (buffer.checked_sub(self.stream.count()), &mut self.records) {
+            (Some(id), Some(records)) => records.recycle(id),
+            _ => self.stream.recycle(buffer),
+        }
     }
 
     /// The buffers of UDP receives.
@@ -222,7 +303,8 @@ impl Ring {
             // Sends may be under way from those there are.
             return Err(io::Error::other("outgoing buffers are reserved already"));
         }
-        self.outgoing = Some(Buffers::new(count, buffer_bytes)?);
+        let shape = Shape { count, buffer_bytes, front_bytes: 0, lent_max: LENT_MAX };
+        self.outgoing = Some(Buffers::new(shape)?);
         Ok(())
     }
 
@@ -267,6 +349,20 @@ impl Ring {
         self.push(entry, token, CARRIES_STREAM_BUFFER)
     }
 
+    /// Receives once into one record buffer, behind its front.
+    ///
+    /// # Panics
+    /// If none are reserved.
+    pub fn receive_records(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let records = self.records.as_ref().expect("record buffers are reserved where there is TLS");
+        let bytes = records.buffer_bytes() - records.front_bytes();
+        let entry = opcode::Recv::new(fd(socket), std::ptr::null_mut(), bytes)
+            .buf_group(RECORD_GROUP)
+            .build()
+            .flags(io_uring::squeue::Flags::BUFFER_SELECT);
+        self.push(entry, token, CARRIES_RECORD_BUFFER)
+    }
+
     /// Receives into one stream buffer after the other until the stream ends, it fails, buffers run out or it is cancelled.
     ///
     /// Once data is there, the kernel fills up to 32 buffers in a row (`MULTISHOT_MAX_RETRY`, io_uring/net.c) before a cancel is
@@ -294,10 +390,11 @@ impl Ring {
         self.push(opcode::Send::new(fd(socket), bytes.as_ptr(), length).flags(flags).build(), token, CARRIES_NOTHING)
     }
 
-    /// Sends a range of a held stream buffer, all of it unless the connection fails. The buffer must stay held until the completion.
+    /// Sends a range of a held stream or record buffer, all of it unless the connection fails. The buffer must stay held until the completion.
     /// With `more`, the kernel may hold the bytes back until the next send, shutdown or close (`MSG_MORE`, send(2)).
     pub fn send(&mut self, socket: BorrowedFd<'_>, range: BufferRange, more: bool, token: u64) -> io::Result<()> {
-        let address = self.stream.address(range.buffer, range.start, range.len);
+        let (buffers, id) = group_of(&self.stream, self.records.as_ref(), range.buffer);
+        let address = buffers.address(id, range.start, range.len);
         let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
         self.push(opcode::Send::new(fd(socket), address, range.len).flags(flags).build(), token, CARRIES_NOTHING)
     }
@@ -351,6 +448,11 @@ impl Ring {
         self.cancel(target | CARRIES_STREAM_BUFFER << CARRIES_SHIFT, token)
     }
 
+    /// The same of a receive into a record buffer.
+    pub fn cancel_receive_records(&mut self, target: u64, token: u64) -> io::Result<()> {
+        self.cancel(target | CARRIES_RECORD_BUFFER << CARRIES_SHIFT, token)
+    }
+
     /// Cancels every operation on `socket`; completes under `token` only if it fails.
     pub fn cancel_all(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         let which = CancelBuilder::fd(fd(socket)).all();
@@ -366,6 +468,9 @@ impl Ring {
     pub fn enter(&mut self, wait: Wait) -> io::Result<()> {
         self.stream.replenish();
         self.datagram.replenish();
+        if let Some(records) = &mut self.records {
+            records.replenish();
+        }
         match wait {
             Wait::Poll => self.flush(),
             Wait::Sleep(time) => {
@@ -386,10 +491,14 @@ impl Ring {
     pub fn take(&mut self, out: &mut Vec<Completion>, max: usize) {
         for entry in self.ring.completion().take(max) {
             let carries = entry.user_data() >> CARRIES_SHIFT;
-            let buffer = cqueue::buffer_select(entry.flags());
-            match (carries, buffer) {
-                (CARRIES_STREAM_BUFFER, Some(id)) => self.stream.hold(id),
-                (CARRIES_DATAGRAM_BUFFER, Some(id)) => self.datagram.hold(id),
+            let mut buffer = cqueue::buffer_select(entry.flags());
+            match (carries, buffer, &mut self.records) {
+                (CARRIES_STREAM_BUFFER, Some(id), _) => self.stream.hold(id),
+                (CARRIES_DATAGRAM_BUFFER, Some(id), _) => self.datagram.hold(id),
+                (CARRIES_RECORD_BUFFER, Some(id), Some(records)) => {
+                    records.hold(id);
+                    buffer = Some(self.stream.count() + id);
+                }
                 _ => {}
             }
             out.push(Completion {
@@ -446,6 +555,14 @@ fn register(ring: &mut IoUring, buffers: &Buffers, group: u16) -> io::Result<()>
     let (address, entries) = buffers.registration();
     // SAFETY: the entries' mapping lives as long as the Ring, which drops the io_uring first.
     unsafe { ring.submitter().register_buf_ring_with_flags(address, entries, group, 0) }
+}
+
+/// The group that a buffer belongs to, and its number there.
+fn group_of<'a>(stream: &'a Buffers, records: Option<&'a Buffers>, buffer: u16) -> (&'a Buffers, u16) {
+    match (buffer.checked_sub(stream.count()), records) {
+        (Some(id), Some(records)) => (records, id),
+        _ => (stream, buffer),
+    }
 }
 
 fn message_template() -> libc::msghdr {

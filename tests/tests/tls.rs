@@ -1,0 +1,313 @@
+//! Services whose TLS is ended here, with the clients that there are: openssl, curl and rustls.
+
+#[path = "tls/pki.rs"]
+mod pki;
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use pki::{NAME, Pki, Stream, open_with};
+use rustls::version::{TLS12, TLS13};
+use towpath_tests::{
+    Bulk, Connection, Origin, PATIENCE, Subject, Sum, TestLab, Topology, eventually, in_lab, ipv4, subject,
+};
+
+const GIGABYTE: u64 = 1 << 30;
+/// Pool threads on no CPU: handshakes are done on the workers.
+const ON_WORKERS: &str = "[tls]\nthreads = 0\n";
+
+/// A relay that ends TLS in front of a server whose part the test itself plays.
+struct Stage {
+    relay: Subject,
+    listener: TcpListener,
+    vip: Ipv4Addr,
+    pki: Pki,
+}
+
+impl Stage {
+    fn set(lab: &TestLab) -> Stage {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        Stage { relay, listener, vip, pki }
+    }
+
+    /// A connection through the relay: its client's end and its server's end.
+    fn open(&self, lab: &TestLab) -> (Stream, TcpStream) {
+        let client = self.pki.open(lab.client(), (self.vip, 443)).expect("a handshake");
+        (client, self.accept())
+    }
+
+    fn accept(&self) -> TcpStream {
+        let (server, _) = self.listener.accept().expect("the relay connects");
+        for limit in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+            limit(&server, Some(PATIENCE)).expect("not zero");
+        }
+        server
+    }
+
+    /// Waits until every connection has ended, and for the right reason.
+    fn ended(self, terminations: &[(&str, u64)]) {
+        self.have_ended(terminations);
+        self.relay.stop();
+    }
+
+    fn have_ended(&self, terminations: &[(&str, u64)]) {
+        eventually(&format!("connections have ended: {terminations:?}"), || {
+            let web = self.relay.service("web");
+            let wanted: u64 = terminations.iter().map(|(_, count)| count).sum();
+            let all: u64 = web.terminations.values().sum();
+            assert!(all <= wanted, "{web:?}");
+            let right = terminations.iter().all(|(name, count)| web.terminations[*name] == *count);
+            (all == wanted && right && web.connections == 0).then_some(())
+        });
+    }
+}
+
+/// An orderly end of our direction: `close_notify`, and FIN as most clients send it.
+fn finish(stream: &mut Stream) {
+    stream.conn.send_close_notify();
+    while stream.conn.wants_write() {
+        stream.conn.write_tls(&mut stream.sock).expect("our close_notify");
+    }
+    stream.sock.shutdown(Shutdown::Write).expect("our FIN");
+}
+
+#[test]
+fn openssl_and_curl_are_served() {
+    in_lab(openssl_and_curl_are_served, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set(lab);
+        let answers = stage.listener.try_clone().expect("a descriptor");
+        thread::spawn(move || {
+            for server in answers.incoming().flatten() {
+                answer(server);
+            }
+        });
+        let at = format!("{}:443", stage.vip);
+        for version in ["-tls1_2", "-tls1_3"] {
+            let mut command = Command::new("openssl");
+            command.args(["s_client", "-connect", &at, "-servername", NAME, version, "-quiet", "-verify_return_error"]);
+            command.arg("-CAfile").arg(stage.pki.certificate());
+            let said = said(lab, command, b"GET / HTTP/1.0\r\n\r\n");
+            assert!(said.ends_with("\r\n\r\nhello, GET / HTTP/1.0"), "{version}: {said}");
+        }
+        for version in ["--tlsv1.2", "--tlsv1.3"] {
+            let mut command = Command::new("curl");
+            command.args(["--silent", "--show-error", version, "--resolve", &format!("{NAME}:443:{}", stage.vip)]);
+            command.arg("--cacert").arg(stage.pki.certificate()).arg(format!("https://{NAME}/there"));
+            assert_eq!(said(lab, command, b""), "hello, GET /there HTTP/1.1", "{version}");
+        }
+        eventually("four connections have ended", || (stage.relay.service("web").connections == 0).then_some(()));
+        let web = stage.relay.service("web");
+        assert_eq!((web.counters["handshakes_full"], web.terminations.values().sum::<u64>()), (4, 4), "{web:?}");
+        stage.relay.stop();
+    });
+}
+
+/// A server of HTTP that says what it was asked.
+fn answer(mut stream: TcpStream) {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+        request.push(byte[0]);
+    }
+    let request = String::from_utf8_lossy(&request);
+    let body = format!("hello, {}", request.lines().next().unwrap_or_default());
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+    let _ = stream.write_all(format!("{head}{body}").as_bytes());
+}
+
+/// What a program on the client's host says when it is told something.
+fn said(lab: &TestLab, mut command: Command, told: &[u8]) -> String {
+    let errors = tempfile::tempfile().expect("a temporary file");
+    let output = tempfile::NamedTempFile::new().expect("a temporary file");
+    let input = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(input.path(), told).expect("a file");
+    command.stdin(input.reopen().expect("a file")).stdout(output.reopen().expect("a file")).stderr(Stdio::from(errors));
+    let mut child = lab.client().spawn(command).expect("the program is installed");
+    let status = child.wait_timeout(PATIENCE).expect("our child");
+    assert!(status.is_some(), "it does not end");
+    std::fs::read_to_string(output.path()).expect("text")
+}
+
+#[test]
+fn rustls_clients_of_both_versions_are_served() {
+    in_lab(rustls_clients_of_both_versions_are_served, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        for version in [&TLS12, &TLS13] {
+            let mut stream = open_with(&pki.client_config(&[version]), lab.client(), (vip, 443)).expect("a handshake");
+            assert_eq!(stream.conn.protocol_version(), Some(version.version));
+            let mut heard = [0; 8];
+            stream.read_exact(&mut heard).expect("a greeting");
+            assert_eq!(&heard, b"server-1");
+        }
+        assert_eq!(relay.service("web").counters["handshakes_full"], 2);
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_gigabyte_from_a_client_with_tls_arrives_as_it_was_sent() {
+    in_lab(a_gigabyte_from_a_client_with_tls_arrives_as_it_was_sent, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set(lab);
+        let (mut client, mut server) = stage.open(lab);
+        let sender = thread::spawn(move || {
+            let sent = Bulk::pausing(11).send(&mut client, GIGABYTE).expect("everything is taken");
+            finish(&mut client);
+            (sent, client)
+        });
+        let received = Bulk::pausing(12).receive(&mut server).expect("a stream that ends with FIN");
+        let (sent, mut client) = sender.join().expect("the sender does not panic");
+        assert_eq!((received, sent.bytes), (sent, GIGABYTE));
+        server.shutdown(Shutdown::Write).expect("our FIN");
+        assert_eq!(client.read(&mut [0]).expect("an orderly end"), 0);
+        assert_eq!(stage.relay.service("web").bytes_from_client, GIGABYTE);
+        stage.ended(&[("client_closed", 1)]);
+    });
+}
+
+#[test]
+fn a_gigabyte_to_a_client_with_tls_arrives_as_it_was_sent() {
+    in_lab(a_gigabyte_to_a_client_with_tls_arrives_as_it_was_sent, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set(lab);
+        let (mut client, mut server) = stage.open(lab);
+        let sender = thread::spawn(move || -> (Sum, TcpStream) {
+            let sent = Bulk::pausing(21).send(&mut server, GIGABYTE).expect("everything is taken");
+            server.shutdown(Shutdown::Write).expect("our FIN");
+            (sent, server)
+        });
+        let received = Bulk::pausing(22).receive(&mut client).expect("a stream with an orderly end");
+        let (sent, mut server) = sender.join().expect("the sender does not panic");
+        assert_eq!((received, sent.bytes), (sent, GIGABYTE));
+        finish(&mut client);
+        assert_eq!(server.read(&mut [0]).expect("an orderly end"), 0);
+        assert_eq!(stage.relay.service("web").bytes_to_client, GIGABYTE);
+        stage.ended(&[("server_closed", 1)]);
+    });
+}
+
+#[test]
+fn either_end_may_finish_and_still_hear_the_other() {
+    in_lab(either_end_may_finish_and_still_hear_the_other, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set(lab);
+        let mut heard = String::new();
+        let (mut client, mut server) = stage.open(lab);
+        client.write_all(b"the last words").expect("taken");
+        client.conn.send_close_notify();
+        client.flush().expect("our close_notify");
+        server.read_to_string(&mut heard).expect("an orderly end");
+        assert_eq!(heard, "the last words");
+        server.write_all(b"an answer all the same").expect("taken");
+        drop(server);
+        heard.clear();
+        client.read_to_string(&mut heard).expect("an orderly end");
+        assert_eq!(heard, "an answer all the same");
+        stage.have_ended(&[("client_closed", 1)]);
+
+        let (mut client, mut server) = stage.open(lab);
+        server.write_all(b"the last words").expect("taken");
+        server.shutdown(Shutdown::Write).expect("our FIN");
+        heard.clear();
+        client.read_to_string(&mut heard).expect("an orderly end");
+        client.write_all(b"an answer all the same").expect("taken");
+        finish(&mut client);
+        heard.clear();
+        server.read_to_string(&mut heard).expect("an orderly end");
+        assert_eq!(heard, "an answer all the same");
+        stage.ended(&[("client_closed", 1), ("server_closed", 1)]);
+    });
+}
+
+#[test]
+fn a_stream_that_is_cut_off_is_told_apart_from_one_that_ends() {
+    in_lab(a_stream_that_is_cut_off_is_told_apart_from_one_that_ends, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set(lab);
+        let (mut client, mut server) = stage.open(lab);
+        client.write_all(b"and then").expect("taken");
+        client.flush().expect("taken");
+        let mut heard = [0; 8];
+        server.read_exact(&mut heard).expect("what came before");
+        // FIN, but no close_notify.
+        client.sock.shutdown(Shutdown::Write).expect("our FIN");
+        let error = server.read(&mut heard).expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        stage.have_ended(&[("client_truncated", 1)]);
+
+        // A server without TLS that resets: no close_notify reaches the client.
+        let (mut client, server) = stage.open(lab);
+        socket2::SockRef::from(&server).set_linger(Some(Duration::ZERO)).expect("an option");
+        drop(server);
+        client.read(&mut heard).expect_err("no orderly end");
+        stage.ended(&[("client_truncated", 1), ("server_reset", 1)]);
+    });
+}
+
+#[test]
+fn a_client_hello_in_drops_is_answered_and_one_that_never_comes_is_not_waited_for() {
+    in_lab(
+        a_client_hello_in_drops_is_answered_and_one_that_never_comes_is_not_waited_for,
+        Topology::TwoArm,
+        1,
+        |lab| {
+            let (vip, pki) = (lab.vip(100), Pki::new());
+            let _origin = Origin::tcp(lab.server(1), 443);
+            let config = pki.service(vip, "terminate", "handshake_timeout = \"2s\"", &ipv4(lab.servers()));
+            let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+            let name = rustls::pki_types::ServerName::try_from(NAME).expect("a name");
+            let mut tls = rustls::ClientConnection::new(pki.client_config(&[&TLS13]), name).expect("a client");
+            let mut hello = Vec::new();
+            tls.write_tls(&mut hello).expect("memory");
+            let connection = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
+            let mut socket = connection.stream();
+            for byte in &hello {
+                // Each leaves at once: TCP_NODELAY.
+                socket.write_all(&[*byte]).expect("taken");
+            }
+            while tls.is_handshaking() {
+                tls.complete_io(&mut socket).expect("a handshake");
+            }
+            let mut silent = [
+                Connection::open(lab.client(), (vip, 443)).expect("the relay listens"),
+                Connection::open(lab.client(), (vip, 443)).expect("the relay listens"),
+            ];
+            silent[1].stream().write_all(&hello[..100]).expect("taken");
+            for connection in &mut silent {
+                assert!(connection.is_ended());
+            }
+            let web = relay.service("web");
+            assert_eq!(web.terminations["handshake_timed_out"], 2, "{web:?}");
+            relay.stop();
+        },
+    );
+}
+
+#[test]
+fn what_is_not_tls_gets_an_alert_and_reaches_no_server() {
+    in_lab(what_is_not_tls_gets_an_alert_and_reaches_no_server, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let origin = Origin::tcp(lab.server(1), 443);
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[0x16, 3, 1, 0, 2, 1, 0xff]] {
+            let mut connection = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
+            connection.stream().write_all(noise).expect("taken");
+            let said = connection.end().expect("an alert, then an end");
+            assert_eq!((said[0], said[5]), (21, 2), "{noise:?}: {said:?}");
+        }
+        let gone = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
+        gone.stream().write_all(&[0x16, 3, 1]).expect("taken");
+        drop(gone);
+        eventually("all have ended", || (relay.service("web").connections == 0).then_some(()));
+        let web = relay.service("web");
+        assert_eq!((web.terminations["handshake_failed"], web.terminations["handshake_left"]), (3, 1), "{web:?}");
+        assert!(origin.accepted().is_empty());
+        relay.stop();
+    });
+}
