@@ -295,7 +295,7 @@ fn what_is_not_tls_gets_an_alert_and_reaches_no_server() {
         let origin = Origin::tcp(lab.server(1), 443);
         let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
         let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
-        for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[0x16, 3, 1, 0, 2, 1, 0xff]] {
+        for noise in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[22, 3, 1, 0, 4, 9, 0, 0, 0]] {
             let mut connection = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
             connection.stream().write_all(noise).expect("taken");
             let said = connection.end().expect("an alert, then an end");

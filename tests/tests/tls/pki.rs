@@ -12,20 +12,20 @@ use tempfile::TempDir;
 use towpath_tests::{Connection, Host, PATIENCE, service};
 
 /// The name in the certificate.
-pub const NAME: &str = "mail.example.org";
+pub(crate) const NAME: &str = "mail.example.org";
 
 /// A stream of a client with TLS.
-pub type Stream = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// A certificate with its key, in files.
-pub struct Pki {
+pub(crate) struct Pki {
     directory: TempDir,
     roots: RootCertStore,
 }
 
 impl Pki {
     /// A new one, with ECDSA P-256.
-    pub fn new() -> Pki {
+    pub(crate) fn new() -> Pki {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(directory.path().join("cert.pem"), cert.pem()).expect("a file");
@@ -36,17 +36,17 @@ impl Pki {
     }
 
     /// The file of the certificate.
-    pub fn certificate(&self) -> PathBuf {
+    pub(crate) fn certificate(&self) -> PathBuf {
         self.directory.path().join("cert.pem")
     }
 
     /// The file of its key.
-    pub fn key(&self) -> PathBuf {
+    pub(crate) fn key(&self) -> PathBuf {
         self.directory.path().join("key.pem")
     }
 
     /// A service whose TLS is ended with it.
-    pub fn service(&self, vip: Ipv4Addr, mode: &str, keys: &str, servers: &[(&str, std::net::IpAddr)]) -> String {
+    pub(crate) fn service(&self, vip: Ipv4Addr, mode: &str, keys: &str, servers: &[(&str, std::net::IpAddr)]) -> String {
         let (certificate, key) = (self.certificate(), self.key());
         let tls = format!(
             "[service.tls]\nmode = \"{mode}\"\n{keys}\n[[service.tls.certificate]]\nfile = \"{}\"\nkey = \"{}\"\n",
@@ -57,20 +57,20 @@ impl Pki {
     }
 
     /// Settings of a client that trusts it and speaks these versions.
-    pub fn client_config(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
+    pub(crate) fn client_config(&self, versions: &[&'static SupportedProtocolVersion]) -> Arc<ClientConfig> {
         let crypto = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).expect("versions");
         Arc::new(builder.with_root_certificates(self.roots.clone()).with_no_client_auth())
     }
 
     /// A connection whose handshake is over.
-    pub fn open(&self, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
+    pub(crate) fn open(&self, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
         open_with(&self.client_config(rustls::ALL_VERSIONS), host, to)
     }
 }
 
 /// The same with these settings.
-pub fn open_with(config: &Arc<ClientConfig>, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
+pub(crate) fn open_with(config: &Arc<ClientConfig>, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
     let connection = Connection::open(host, to)?;
     let mut socket = connection.stream().try_clone()?;
     socket.set_read_timeout(Some(PATIENCE))?;

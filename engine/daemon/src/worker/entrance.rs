@@ -10,28 +10,59 @@ use std::sync::Arc;
 
 use towpath_config::model::Protocol;
 use towpath_core::Now;
+use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::session::{Event, Session, Side};
 use towpath_sys::ring::{Completion, Received};
 use towpath_sys::socket::{self, Behind};
-use towpath_tls::{Fault, INTERNAL_ERROR_ALERT, Step};
+use towpath_tls::{
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT, WorkOutcome,
+};
 
 use super::Worker;
 use super::secure::{CARRY_BYTES_MAX, FRONT_BYTES, Flight, TlsLeg, has_record};
 use super::token::{Key, Token};
+use crate::tls::PooledHandshake;
 
 /// Handshakes refused in one breath because they had waited too long.
 const REFUSED_AT_ONCE_MAX: usize = 64;
 
-/// Handshakes whose next step waits for its turn, the longest waiting first.
+/// Bytes that a client may send before it is greeted: a ClientHello, and what little may follow it.
+const HELLO_RECEIVED_MAX: usize = 2 * HELLO_BYTES_MAX;
+/// After so many quick steps, a full handshake has its turn even if more of them wait.
+const QUICK_IN_A_ROW: u32 = 16;
+
+/// Handshakes whose next step waits for its turn, the longest waiting of each kind first.
 #[derive(Default)]
 pub(super) struct Waiting {
-    queue: VecDeque<(Key, Side)>,
+    /// Steps without a signature of ours: the last one, or a session to resume.
+    quick: VecDeque<(Key, Side)>,
+    full: VecDeque<(Key, Side)>,
+    quick_in_a_row: u32,
 }
 
 impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.quick.is_empty() && self.full.is_empty()
+    }
+
+    fn push(&mut self, kind: HandshakeKind, key: Key, side: Side) {
+        match kind {
+            HandshakeKind::Full => self.full.push_back((key, side)),
+            HandshakeKind::Resumed => self.quick.push_back((key, side)),
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Key, Side)> {
+        let full_first = self.quick_in_a_row >= QUICK_IN_A_ROW;
+        if (!full_first || self.full.is_empty())
+            && let Some(next) = self.quick.pop_front()
+        {
+            self.quick_in_a_row = self.quick_in_a_row.saturating_add(1);
+            return Some(next);
+        }
+        self.quick_in_a_row = 0;
+        self.full.pop_front()
     }
 }
 
@@ -65,11 +96,12 @@ impl Worker {
         if leg.given_up {
             return self.server_given_up(key);
         }
+        let kept_max = if leg.greeted { CARRY_BYTES_MAX } else { HELLO_RECEIVED_MAX };
         match received {
-            Received::Bytes(_) if leg.kept() > CARRY_BYTES_MAX => self.shake_failed(key, from, Fault::Protocol),
+            Received::Bytes(_) if leg.kept() > kept_max => self.shake_failed(key, from, Fault::Protocol),
             Received::Bytes(_) => {
-                self.await_turn(key, from);
-                self.receive_record(key, from)
+                self.receive_record(key, from)?;
+                self.await_turn(key, from)
             }
             Received::NoBuffers => {
                 self.starved_records.push_back((key, from));
@@ -79,27 +111,92 @@ impl Worker {
         }
     }
 
-    /// Queues the next step, if there is something to do it with.
-    fn await_turn(&mut self, key: Key, side: Side) {
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else { return };
-        let ready = leg.handshake.as_ref().is_some_and(|handshake| has_record(&handshake.input));
-        if ready && leg.queued.is_none() && !leg.is_sending() {
-            leg.queued = Some(self.now);
-            self.waiting.queue.push_back((key, side));
+    /// Lets the next step wait for its turn, here or at the pool, if there is something to do it with.
+    fn await_turn(&mut self, key: Key, side: Side) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
+        let Some(handshake) = &leg.handshake else { return Ok(()) };
+        if !has_record(&handshake.input) || leg.queued.is_some() || leg.is_sending() {
+            return Ok(());
         }
+        let mut kind = HandshakeKind::Resumed;
+        if side == Side::Client && !leg.greeted {
+            kind = HandshakeKind::Full;
+            match peek(&handshake.input) {
+                Peek::Incomplete => return Ok(()),
+                // rustls has an alert for it.
+                Peek::Foreign => {}
+                Peek::Hello(hello) => {
+                    let name = hello.server_name.as_ref().map(HostName::as_str);
+                    if secured.clients.match_sni(name) == SniMatch::Refused {
+                        self.tell_client(key, UNKNOWN_NAME_ALERT);
+                        return self.turn_away(key, Termination::HandshakeUnknownName);
+                    }
+                    relay.client_name = name.map(Box::from);
+                    if hello.offers_session {
+                        kind = HandshakeKind::Resumed;
+                    }
+                }
+            }
+            if self.hatch.is_some() {
+                return self.hand_to_pool(key, kind);
+            }
+        }
+        leg.queued = Some(self.now);
+        self.waiting.push(kind, key, side);
+        Ok(())
+    }
+
+    /// Hands the step that signs to the pool.
+    fn hand_to_pool(&mut self, key: Key, kind: HandshakeKind) -> io::Result<()> {
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+        let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
+        let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
+        let work = PooledHandshake { token: Token::Connect(key).pack(), connection, input, output, result: None };
+        match hatch.submit(Box::new(work), kind) {
+            Ok(errand) => {
+                leg.errand = Some(errand);
+                Ok(())
+            }
+            Err(_full) => self.refuse_handshake(key),
+        }
+    }
+
+    /// Takes back what the pool has done.
+    pub(super) fn take_from_pool(&mut self) -> io::Result<()> {
+        while let Some(Finished { work, outcome, .. }) = self.hatch.as_mut().and_then(Hatch::take) {
+            let PooledHandshake { token, connection, mut input, output, result } = *work;
+            let Token::Connect(key) = Token::unpack(token) else { continue };
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            // Its client has gone.
+            let Some(leg) = leg else { continue };
+            leg.errand = None;
+            input.append(&mut leg.late);
+            leg.handshake = Some(Handshake { connection, input, output });
+            match (outcome, result) {
+                (WorkOutcome::Done, Some(result)) => self.step_done(key, Side::Client, result)?,
+                _ => self.refuse_handshake(key)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A handshake has waited too long, or there is no room for it to wait.
+    fn refuse_handshake(&mut self, key: Key) -> io::Result<()> {
+        self.tell_client(key, INTERNAL_ERROR_ALERT);
+        self.turn_away(key, Termination::HandshakeRefused)
     }
 
     /// Does the next step of one handshake.
     pub(super) fn shake_one(&mut self) -> io::Result<()> {
         for _ in 0..REFUSED_AT_ONCE_MAX {
-            let Some((key, side)) = self.waiting.queue.pop_front() else { return Ok(()) };
+            let Some((key, side)) = self.waiting.pop() else { return Ok(()) };
             let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
                 continue;
             };
             let (Some(since), Some(handshake)) = (leg.queued.take(), &mut leg.handshake) else { continue };
             if side == Side::Client && self.now.ms_since(since) > self.settings.queue_deadline_ms {
-                self.tell_client(key, INTERNAL_ERROR_ALERT);
-                self.turn_away(key, Termination::HandshakeRefused)?;
+                self.refuse_handshake(key)?;
                 continue;
             }
             let result = handshake.step();
@@ -116,6 +213,7 @@ impl Worker {
         };
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
             leg.done = step == Step::Complete;
+            leg.greeted = true;
         }
         match self.send_flight(key, side)? {
             Flight::Sent => self.flight_sent(key, side, true),
@@ -134,10 +232,7 @@ impl Worker {
         }
         match (whole, leg.done) {
             (false, _) => self.peer_left(key, side),
-            (true, false) => {
-                self.await_turn(key, side);
-                Ok(())
-            }
+            (true, false) => self.await_turn(key, side),
             (true, true) => self.shaken(key, side),
         }
     }
@@ -205,6 +300,9 @@ impl Worker {
         self.wheel.disarm(key.index);
         let Some(relay) = self.relays.remove(key) else { return Ok(()) };
         self.shared.seat(self.id).service_page(relay.service().id).count_end(termination);
+        if let Some(errand) = relay.tls[Side::Client.index()].as_ref().and_then(|leg| leg.errand.as_ref()) {
+            errand.abandon();
+        }
         let client = relay.into_client();
         if matches!(termination, Termination::HandshakeLeft | Termination::HandshakeTimedOut | Termination::DrainEnded)
         {
@@ -240,7 +338,7 @@ impl Worker {
         let mut leg = Box::new(TlsLeg::new(connection));
         leg.queued = Some(self.now);
         relay.tls[Side::Server.index()] = Some(leg);
-        self.waiting.queue.push_back((key, Side::Server));
+        self.waiting.push(HandshakeKind::Resumed, key, Side::Server);
         self.receive_record(key, Side::Server)?;
         Ok(true)
     }

@@ -149,6 +149,8 @@ struct Worker {
     later: VecDeque<(Key, Side)>,
     /// Paths that wait for buffers.
     starved: VecDeque<(Key, Side)>,
+    /// The way to the pool, where there is one.
+    hatch: Option<Hatch<Box<PooledHandshake>>>,
     /// Handshakes whose next step waits.
     waiting: Waiting,
     /// Legs of connections with TLS that wait for buffers.
@@ -215,6 +217,7 @@ impl Worker {
             resting: None,
             later: VecDeque::new(),
             starved: VecDeque::new(),
+            hatch: entrances.hatch,
             waiting: Waiting::default(),
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
@@ -342,6 +345,7 @@ impl Worker {
                 self.adopt()?;
                 self.follow_network()?;
                 self.follow_steering();
+                self.take_from_pool()?;
                 self.follow_phase()
             }
         }

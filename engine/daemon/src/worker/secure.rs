@@ -12,7 +12,7 @@ use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Side};
 use towpath_sys::ring::{BufferRange, Completion, Received, RecordSettings};
 use towpath_sys::socket::{self, Behind};
-use towpath_tls::{CLOSE_BYTES_MAX, Connection, Handshake, RECORD_BYTES_MAX, sealed_bytes_max};
+use towpath_tls::{CLOSE_BYTES_MAX, Connection, Errand, Handshake, RECORD_BYTES_MAX, sealed_bytes_max};
 
 use super::relay::{Close, Relay};
 use super::token::{Key, Token};
@@ -52,6 +52,12 @@ pub(super) struct TlsLeg {
     pub(super) shaking: bool,
     /// … but for the flight that is on its way.
     pub(super) done: bool,
+    /// The first step of its handshake was done.
+    pub(super) greeted: bool,
+    /// Its step is done by the pool.
+    pub(super) errand: Option<Errand>,
+    /// What was received meanwhile.
+    pub(super) late: Vec<u8>,
     /// Since when its next step waits for its turn.
     pub(super) queued: Option<Now>,
     /// It is given up as soon as nothing is in flight (towards a real server).
@@ -95,6 +101,9 @@ impl TlsLeg {
             handshake: Some(Handshake::new(connection)),
             shaking: true,
             done: false,
+            greeted: false,
+            errand: None,
+            late: Vec::new(),
             queued: None,
             given_up: false,
             armed: false,
@@ -107,14 +116,13 @@ impl TlsLeg {
 
     /// Keeps what was received of a handshake.
     pub(super) fn keep(&mut self, bytes: &[u8]) {
-        if let Some(handshake) = &mut self.handshake {
-            handshake.input.extend_from_slice(bytes);
-        }
+        let kept = self.handshake.as_mut().map_or(&mut self.late, |handshake| &mut handshake.input);
+        kept.extend_from_slice(bytes);
     }
 
     /// Bytes that are kept.
     pub(super) fn kept(&self) -> usize {
-        self.handshake.as_ref().map_or(0, |handshake| handshake.input.len())
+        self.handshake.as_ref().map_or(self.late.len(), |handshake| handshake.input.len())
     }
 
     /// Whether a send is in flight.
