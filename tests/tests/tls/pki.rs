@@ -46,7 +46,13 @@ impl Pki {
     }
 
     /// A service whose TLS is ended with it.
-    pub(crate) fn service(&self, vip: Ipv4Addr, mode: &str, keys: &str, servers: &[(&str, std::net::IpAddr)]) -> String {
+    pub(crate) fn service(
+        &self,
+        vip: Ipv4Addr,
+        mode: &str,
+        keys: &str,
+        servers: &[(&str, std::net::IpAddr)],
+    ) -> String {
         let (certificate, key) = (self.certificate(), self.key());
         let tls = format!(
             "[service.tls]\nmode = \"{mode}\"\n{keys}\n[[service.tls.certificate]]\nfile = \"{}\"\nkey = \"{}\"\n",

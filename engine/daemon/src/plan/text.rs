@@ -36,7 +36,7 @@ impl fmt::Display for Plan {
                 FastPlan::Unneeded => writeln!(f, "fast path    none: no service translates TCP over IPv4")?,
             }
         }
-        match &self.handshakes {
+        match &self.handshake_threads {
             HandshakesPlan::Pool { cpus } => {
                 let threads = if cpus.len() == 1 { "thread" } else { "threads" };
                 writeln!(f, "handshakes   signed by {} {threads} on {}", cpus.len(), cpu_list(cpus))?;

@@ -16,7 +16,8 @@ use towpath_core::session::{Event, Session, Side};
 use towpath_sys::ring::{Completion, Received};
 use towpath_sys::socket::{self, Behind};
 use towpath_tls::{
-    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT, WorkOutcome,
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT,
+    WorkOutcome,
 };
 
 use super::Worker;

@@ -206,6 +206,7 @@ impl Scene {
         let real_servers = real_servers.collect();
         let service = Service {
             id,
+            place: id,
             name: "relay".into(),
             vip: self.vip().ip(),
             ports: vec![SERVICE_PORT],
@@ -223,6 +224,7 @@ impl Scene {
             max_connections: 0,
             source,
             targets,
+            routes: None,
             maglev: None,
         };
         let snapshot = Snapshot {
