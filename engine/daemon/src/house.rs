@@ -565,7 +565,7 @@ fn pool_status(gauges: PoolGauges, plan: &Plan) -> HandshakePoolStatus {
         ("waited_ns", waited_ns),
     ];
     HandshakePoolStatus {
-        cpus: plan.handshakes.pool_cpus().to_vec(),
+        cpus: plan.handshake_threads.pool_cpus().to_vec(),
         running,
         queued,
         counters: counters.into_iter().map(|(label, count)| (label.to_owned(), count)).collect(),

@@ -181,7 +181,7 @@ pub struct Plan {
     /// The packet plane; `None` where no service is on it.
     pub packets: Option<PacketsPlan>,
     /// Who signs handshakes.
-    pub handshakes: HandshakesPlan,
+    pub handshake_threads: HandshakesPlan,
     /// Bytes, by use.
     pub memory: Vec<Share>,
     /// Bytes that the process may take.
@@ -469,7 +469,8 @@ impl Plan {
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
-        let handshakes = HandshakesPlan::new(model, &cpus, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
+        let handshake_threads =
+            HandshakesPlan::new(model, &cpus, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
         let packets = PacketsPlan::new(model, cpus.len(), input);
         let needs = Needs::of(model, cpus.len(), packets.as_ref(), input);
         let (connections, udp_sessions) = needs.bounds(model, input);
@@ -504,7 +505,7 @@ impl Plan {
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
             packets,
-            handshakes,
+            handshake_threads,
             memory,
             memory_available: input.memory_bytes,
             descriptors,
@@ -543,7 +544,7 @@ impl Plan {
             ));
         }
         let workers: Vec<usize> = self.workers.iter().map(|worker| worker.cpu).collect();
-        warnings.extend(self.handshakes.warnings(&workers));
+        warnings.extend(self.handshake_threads.warnings(&workers));
         warnings
     }
 }

@@ -280,7 +280,7 @@ fn tls_service(threads: HandshakeThreads, resumption: Resumption) -> Model {
 fn handshakes_are_signed_where_there_is_a_cpu_for_it() {
     let planned = |threads, cpus| {
         let plan = Plan::new(&tls_service(threads, Resumption::Tickets), &input(cpus, 20_000)).unwrap();
-        (plan.handshakes.clone(), plan.warnings(), plan.to_string())
+        (plan.handshake_threads.clone(), plan.warnings(), plan.to_string())
     };
     let pool = |cpus: &[usize]| HandshakesPlan::Pool { cpus: cpus.to_vec() };
     let cases = [
@@ -315,8 +315,8 @@ fn who_ends_no_tls_has_no_threads_and_who_keeps_sessions_has_memory_for_them() {
     let mut plain = tcp_service("");
     plain.tls.threads = HandshakeThreads::Count(2);
     let plan = Plan::new(&plain, &input(4, 20_000)).unwrap();
-    assert_eq!(plan.handshakes, HandshakesPlan::Unneeded);
-    assert!(!plan.to_string().contains("handshakes"));
+    assert_eq!(plan.handshake_threads, HandshakesPlan::Unneeded);
+    assert!(!plan.to_string().contains("signed by"));
     let kept = |resumption| {
         let plan = Plan::new(&tls_service(HandshakeThreads::Auto, resumption), &input(4, 20_000)).unwrap();
         plan.memory.iter().any(|share| share.what == "TLS sessions")

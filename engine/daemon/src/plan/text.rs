@@ -38,7 +38,7 @@ impl fmt::Display for Plan {
                 }
             }
         }
-        match &self.handshakes {
+        match &self.handshake_threads {
             HandshakesPlan::Pool { cpus } => {
                 let threads = if cpus.len() == 1 { "thread" } else { "threads" };
                 writeln!(f, "handshakes   signed by {} {threads} on {}", cpus.len(), cpu_list(cpus))?;

@@ -43,7 +43,7 @@ pub(crate) fn start_pool(
     plan: &Plan,
     shared: &Arc<Shared>,
 ) -> io::Result<(Option<HandshakePool>, Vec<Hatch<Box<PooledHandshake>>>)> {
-    let cpus = plan.handshakes.pool_cpus();
+    let cpus = plan.handshake_threads.pool_cpus();
     if cpus.is_empty() {
         return Ok((None, Vec::new()));
     }
