@@ -11,7 +11,7 @@ use crate::plane::flows::OUTSIDE_V6_MAX;
 use crate::steering::frame::{FanoutRule, steer};
 
 /// A plane that routes, and that translates what networks inside open.
-fn natting(family: Family) -> Setup {
+pub(super) fn natting(family: Family) -> Setup {
     let mut setup = Setup::new(family, Forwarding::HalfNat, Protocol::Tcp);
     setup.router.enabled = true;
     setup.outbound = Some(OutboundNat {

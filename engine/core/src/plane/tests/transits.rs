@@ -320,6 +320,19 @@ fn the_answers_of_a_new_flow_are_not_routed_as_they_are() {
     assert_eq!(sound(&answer), forward.reversed());
 }
 
+/// What is left of a connection that nobody has any more is routed untranslated, until the host opens it again.
+#[test]
+fn what_a_host_inside_sends_is_translated_from_its_opening_on() {
+    let mut lab = outbound::natting(Family::V4).lab();
+    enter(&mut lab, ROOM);
+    let out = direct(50_000).reversed();
+    lab.enter_transit(&out);
+    assert!(lab.transits(&out));
+    let opening = tcp(&out, SYN, 100, 0, &[], b"");
+    lab.send(INSIDE, &mut frame_of(INSIDE_MAC, server_mac(80), &out, &opening));
+    assert!(!lab.transits(&out), "the kernel would send on what the server says as it is");
+}
+
 #[test]
 fn what_is_not_plain_tcp_over_ipv4_enters_nothing() {
     let mut lab = lab();
