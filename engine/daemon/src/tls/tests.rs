@@ -12,7 +12,9 @@ use towpath_core::registry::Registry;
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, RealServerId, ServiceId};
-use towpath_tls::{ClientContext, ClientSettings, Connection, MinVersion, Provider, ServerVerification, Step};
+use towpath_tls::{
+    ClientContext, ClientSettings, Connection, MinVersion, Provider, RECORD_BYTES_MAX, ServerVerification, Step,
+};
 
 use super::fixtures::{certificate_files, ended_tls};
 use super::*;
@@ -209,9 +211,10 @@ fn a_reload_shows_the_new_certificate_and_leaves_connections_and_sessions_alone(
         assert!(!elsewhere.is_resumed(), "a session of one service at another");
 
         // The connection from before still speaks.
-        let mut record = vec![0; 1024];
-        let sealed = server.seal(&mut Vec::new(), b"still here", &mut record).unwrap();
-        let opened = there.open(&mut record, 0..sealed).unwrap();
+        // Plaintext goes to the front, so there has to be room before the record.
+        let mut record = vec![0; RECORD_BYTES_MAX + 1024];
+        let sealed = server.seal(&mut Vec::new(), b"still here", &mut record[RECORD_BYTES_MAX..]).unwrap();
+        let opened = there.open(&mut record, RECORD_BYTES_MAX..RECORD_BYTES_MAX + sealed).unwrap();
         assert_eq!(&record[..opened.plain], b"still here");
     }
 }
