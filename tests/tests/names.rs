@@ -14,7 +14,7 @@ fn hello(name: Option<&str>, record: usize) -> Vec<u8> {
         extensions.extend([&[0, 0][..], &length(5), &length(3), &[0], &length(0), name.as_bytes()].concat());
     }
     // Padding (RFC 7685), so that it takes more than one segment.
-    extensions.extend([&[0, 21, 8, 0][..], &[0; 2048]].concat());
+    extensions.extend([&[0, 21, 12, 0][..], &[0; 3072]].concat());
     let mut body = [&[3, 3][..], &[7; 32], &[0, 0, 4, 0x13, 1, 0xc0, 0x2f, 1, 0]].concat();
     body.extend((extensions.len() as u16).to_be_bytes());
     body.extend(extensions);
