@@ -76,7 +76,8 @@ impl Stage {
             let all: u64 = web.terminations.values().sum();
             assert!(all <= wanted, "{web:?}");
             let right = terminations.iter().all(|(name, count)| web.terminations[*name] == *count);
-            (all == wanted && right && web.connections == 0).then_some(())
+            assert!(all < wanted || right, "{web:?}");
+            (all == wanted && web.connections == 0).then_some(())
         });
     }
 }
@@ -459,12 +460,11 @@ fn slow_handshakes_take_no_more_than_their_places() {
         let before = relay.memory_bytes();
         // The beginning of a ClientHello that says that it is long.
         let hello = [&[22, 3, 1, 64, 0, 1, 0, 63, 252][..], &[0; 15_000]].concat();
+        // One that is refused may have been reset already.
         let slow: Vec<Connection> = (0..CLIENTS)
-            .map(|_| {
-                let connection = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
-                // One that was refused may have been reset already.
-                let _ = connection.stream().write_all(&hello);
-                connection
+            .filter_map(|_| {
+                let connection = Connection::open(lab.client(), (vip, 443)).ok()?;
+                connection.stream().write_all(&hello).is_ok().then_some(connection)
             })
             .collect();
         eventually("all others are refused", || {
