@@ -436,7 +436,13 @@ fn a_sleeping_worker_wakes_for_every_frame() {
     }
     let (near, far) = wire();
     let (mut here, mut there) = (ports(&near, "a", &SMALL), ports(&far, "b", &SMALL));
-    let settings = ring::RingSettings { entries: 8, stream_buffers: 1, stream_buffer_bytes: 4096, datagram_buffers: 1, records: None };
+    let settings = ring::RingSettings {
+        entries: 8,
+        stream_buffers: 1,
+        stream_buffer_bytes: 4096,
+        datagram_buffers: 1,
+        records: None,
+    };
     let mut ring = Ring::new(settings).unwrap();
     ring.await_ready_many(there.poll_fd(0), Readiness::Readable, 7).unwrap();
     // Sleeps until the port is announced.
