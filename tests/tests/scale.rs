@@ -31,7 +31,7 @@ fn every_source_port_carries_a_connection_and_the_next_ones_are_refused_cleanly(
         retakes: 0,
         measure: Duration::from_millis(200),
         warm_up: Duration::ZERO,
-        pins: Pins { balancer: *balancer, client: vec![*client] },
+        pins: Pins { balancer: *balancer, client: vec![*client], spare: Vec::new() },
         program: program.to_owned(),
         counts: suite::counted::Counts::default(),
         watch: Watch::default(),
