@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
 use rustls::version::{TLS12, TLS13};
+use towpath_engine::status::ServiceStatus;
 use towpath_tests::{
     Bulk, Connection, Origin, PATIENCE, Subject, Sum, TestLab, Topology, eventually, in_lab, ipv4, subject,
 };
@@ -115,11 +116,17 @@ fn openssl_and_curl_are_served() {
             command.arg("--cacert").arg(stage.pki.certificate()).arg(format!("https://{NAME}/there"));
             assert_eq!(said(lab, command, b""), "hello, GET /there HTTP/1.1", "{version}");
         }
-        eventually("four connections have ended", || (stage.relay.service("web").connections == 0).then_some(()));
-        let web = stage.relay.service("web");
-        assert_eq!((web.counters["handshakes_full"], web.terminations.values().sum::<u64>()), (4, 4), "{web:?}");
+        let web = until_ended(&stage.relay, 4);
+        assert_eq!(web.counters["handshakes_full"], 4, "{web:?}");
         stage.relay.stop();
     });
+}
+
+/// Waits until so many connections have ended.
+fn until_ended(relay: &Subject, count: u64) -> ServiceStatus {
+    eventually("connections have ended", || {
+        Some(relay.service("web")).filter(|web| web.terminations.values().sum::<u64>() == count)
+    })
 }
 
 /// A server of HTTP that says what it was asked.
@@ -318,8 +325,7 @@ fn what_is_not_tls_gets_an_alert_and_reaches_no_server() {
         let gone = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
         gone.stream().write_all(&[0x16, 3, 1]).expect("taken");
         drop(gone);
-        eventually("all have ended", || (relay.service("web").connections == 0).then_some(()));
-        let web = relay.service("web");
+        let web = until_ended(&relay, 4);
         assert_eq!((web.terminations["handshake_failed"], web.terminations["handshake_left"]), (3, 1), "{web:?}");
         assert!(origin.accepted().is_empty());
         relay.stop();
@@ -348,8 +354,7 @@ fn an_openssl_server_behind_is_spoken_to_with_tls() {
             assert_eq!(&heard, b"emordnilap\n");
             finish(&mut client);
         }
-        eventually("both have ended", || (relay.service("web").connections == 0).then_some(()));
-        let counters = relay.service("web").counters;
+        let counters = until_ended(&relay, 2).counters;
         let towards_servers = counters["server_handshakes_full"] + counters["server_handshakes_resumed"];
         assert_eq!((counters["handshakes_full"], towards_servers), (2, 2), "{counters:?}");
         relay.stop();
