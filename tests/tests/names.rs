@@ -44,7 +44,7 @@ fn config(lab: &TestLab, wait: &str) -> String {
 
 /// Sends these parts one by one; the server that got them, which has sent them back byte for byte.
 fn led(lab: &TestLab, parts: &[&[u8]]) -> String {
-    let mut connection = Connection::open(lab.client(), (lab.vip(100), 443)).expect("the relay listens");
+    let mut connection = Connection::open(lab.client(), (lab.free_vip(100), 443)).expect("the relay listens");
     for part in parts {
         connection.stream().write_all(part).expect("the relay takes it");
     }
@@ -89,7 +89,7 @@ fn a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers() {
     in_lab(a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers, Topology::TwoArm, 2, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         let mut relay = subject!().start(lab.balancer(), &config(lab, "300ms"));
-        let open = || Connection::open(lab.client(), (lab.vip(100), 443)).expect("the relay listens");
+        let open = || Connection::open(lab.client(), (lab.free_vip(100), 443)).expect("the relay listens");
         // Half a ClientHello, then the end: it has a server that can say so.
         let bytes = hello(Some("web.test"), 16_000);
         let mut half = open();
@@ -107,7 +107,7 @@ fn a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers() {
             assert_eq!(silent.close().expect("an orderly end"), begun);
         }
         // Those that wait when the process is to end do not hold it up.
-        let mut waiting = Connection::open(lab.client(), (lab.vip(100), 443)).expect("the relay listens");
+        let mut waiting = Connection::open(lab.client(), (lab.free_vip(100), 443)).expect("the relay listens");
         relay.until("the client waits", |status| status.services[0].accepted == 4);
         relay.terminate();
         let _ = waiting.end();

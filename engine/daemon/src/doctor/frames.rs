@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use towpath_core::packet::{
-    ETHERNET_LEN, Mac, NdKind, Other, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, Packet, Parsed, Tcp, TcpFlags,
+    ETHERNET_LEN, Mac, NdKind, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, Packet, Parsed, Tcp, TcpFlags, Tuple,
     checksum, parse,
 };
 use towpath_sys::packet::{Instruction, PartialChecksum};
@@ -19,8 +19,6 @@ const ECHO_LEN: usize = 8;
 
 const ECHO_V4: u8 = 8;
 const ECHO_V6: u8 = 128;
-const ECHO_REPLY_V4: u8 = 0;
-const ECHO_REPLY_V6: u8 = 129;
 const SOLICITATION: u8 = 135;
 const OPTION_SOURCE: u8 = 1;
 
@@ -75,7 +73,10 @@ impl Seen {
                 let mac = nd.link_layer.map_or(frame.get(6..12)?.try_into().ok()?, |mac: Mac| mac.0);
                 Some(Seen::Station { ip: nd.target.into(), mac })
             }
-            Packet::Other(Other::Icmp(ECHO_REPLY_V4 | ECHO_REPLY_V6)) => echo_reply(frame),
+            Packet::EchoReply(parsed) => {
+                let Tuple { src, dst, dst_port, .. } = parsed.tuple;
+                Some(Seen::Echo { from: src.into(), to: dst.into(), id: dst_port, octets: parsed.total_len() })
+            }
             Packet::Transport(parsed) if parsed.tuple.protocol == PROTOCOL_TCP => Some(segment(&parsed)),
             _ => None,
         }
@@ -86,25 +87,6 @@ fn segment(parsed: &Parsed) -> Seen {
     let Tcp { ack, flags, .. } = parsed.tcp;
     let opens = flags.contains(TcpFlags::SYN) && flags.contains(TcpFlags::ACK);
     Seen::Segment { from: parsed.tuple.source(), to: parsed.tuple.destination(), accepts: opens.then_some(ack) }
-}
-
-/// Of a frame that [`parse`] has found to be an ICMP message: its lengths hold.
-fn echo_reply(frame: &[u8]) -> Option<Seen> {
-    let word = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
-    let header = frame.get(ETHERNET_LEN..)?;
-    if header.first()? >> 4 == 4 {
-        let address = |at: usize| Some(IpAddr::from(<[u8; 4]>::try_from(header.get(at..at + 4)?).ok()?));
-        let message = ETHERNET_LEN + usize::from(header.first()? & 0xf) * 4;
-        let octets = u32::from(word(ETHERNET_LEN + 2)?);
-        return Some(Seen::Echo { from: address(12)?, to: address(16)?, id: word(message + 4)?, octets });
-    }
-    let address = |at: usize| Some(IpAddr::from(<[u8; 16]>::try_from(header.get(at..at + 16)?).ok()?));
-    // An answer with extension headers is none to us.
-    if *header.get(6)? != PROTOCOL_ICMPV6 {
-        return None;
-    }
-    let octets = u32::from(word(ETHERNET_LEN + 4)?) + IPV6_LEN as u32;
-    Some(Seen::Echo { from: address(8)?, to: address(24)?, id: word(ETHERNET_LEN + IPV6_LEN + 4)?, octets })
 }
 
 /// Asks who has `target`. With an unspecified `source` it is a probe that nobody learns from (RFC 5227 section 2.1.1, RFC 4862 section 5.4.2).
