@@ -12,6 +12,7 @@ use rustls::client::{
     ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue, UnbufferedClientConnection,
 };
 use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
@@ -102,12 +103,15 @@ pub(crate) fn client_config(tls: Tls) -> io::Result<Arc<ClientConfig>> {
 pub(crate) fn origin_config() -> io::Result<Arc<ServerConfig>> {
     let certificate = Certificate::create(KeyKind::P256)?;
     let key = PrivateKeyDer::try_from(certificate.key_der).map_err(io::Error::other)?;
-    let config = ServerConfig::builder_with_provider(Arc::new(crypto()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(crypto()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_no_client_auth()
         .with_single_cert(vec![CertificateDer::from(certificate.der)], key)
         .map_err(io::Error::other)?;
+    // A cache of sessions would have lost the oldest ones by the time that a client resumes them.
+    config.ticketer = Ticketer::new().map_err(io::Error::other)?;
+    config.send_tls13_tickets = 1;
     Ok(Arc::new(config))
 }
 
