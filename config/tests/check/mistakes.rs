@@ -262,7 +262,10 @@ fn what_leaves_from_an_address_of_ours_comes_from_somewhere_and_has_one() {
             nat(pool).replace("enabled = true", "enabled = false"),
             &[("missing-key", ""), ("needs-router", "[[outbound_nat]]")],
         ),
-        (nat(pool) + &nat(pool)[nat(pool).find("[[outbound").unwrap()..], &[("duplicate-name", "\"out\"")]),
+        (
+            nat(pool) + &nat(pool)[nat(pool).find("[[outbound").expect("made for this test")..],
+            &[("duplicate-name", "\"out\"")],
+        ),
         (nat(pool) + &service(every_port, ""), &[("empty-pool", "[\"192.0.2.9\"]")]),
         (nat(pool) + &service("vip = \"192.0.2.9\"\nsource = \"vip\"", ""), &[("both-planes", "[\"192.0.2.9\"]")]),
         (nat(wide), &[]),

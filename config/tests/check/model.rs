@@ -351,7 +351,7 @@ name = "rest"
 from = ["10.0.0.0/24"]
 interface = "eth0"
 "#;
-    let network = |text: &str, prefix| (text.parse::<IpAddr>().unwrap(), prefix);
+    let network = |text: &str, prefix| (text.parse::<IpAddr>().expect("made for this test"), prefix);
     let mail = OutboundNat {
         name: "mail".into(),
         from: vec![network("10.0.0.0", 24), network("fd00::", 64)],

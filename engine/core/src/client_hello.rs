@@ -24,6 +24,10 @@ const HOST_NAME: u8 = 0;
 
 /// What the first bytes of a client are.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack for a moment, and a box would cost more than the copy"
+)]
 pub enum Peek {
     /// Not TLS, damaged, or too long: not ours to understand.
     Foreign,

@@ -31,19 +31,24 @@ impl Draws {
 }
 
 fn configs(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["one.test".to_owned()]).unwrap();
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["one.test".to_owned()]).expect("made for this test");
     let crypto = Arc::new(Provider::AwsLcRs.crypto());
     let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&crypto)).with_protocol_versions(versions).unwrap();
-    let server = server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).unwrap();
+    let server = ServerConfig::builder_with_provider(Arc::clone(&crypto))
+        .with_protocol_versions(versions)
+        .expect("made for this test");
+    let server =
+        server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("made for this test");
     let mut roots = RootCertStore::empty();
-    roots.add(cert.der().clone()).unwrap();
-    let client = ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).unwrap();
+    roots.add(cert.der().clone()).expect("made for this test");
+    let client =
+        ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).expect("made for this test");
     (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
 }
 
 fn name() -> ServerName<'static> {
-    ServerName::try_from("one.test").unwrap()
+    ServerName::try_from("one.test").expect("made for this test")
 }
 
 /// One end as a worker drives it.
@@ -91,13 +96,13 @@ impl End {
 
     fn seal(&mut self, plain: &[u8]) {
         let mut out = vec![0; sealed_bytes_max(plain.len())];
-        let written = self.connection.seal(&mut self.carry, plain, &mut out).unwrap();
+        let written = self.connection.seal(&mut self.carry, plain, &mut out).expect("made for this test");
         self.output.extend_from_slice(&out[..written]);
     }
 
     fn close(&mut self) {
         let mut out = vec![0; CLOSE_BYTES_MAX];
-        let written = self.connection.close_notify(&mut self.carry, &mut out).unwrap();
+        let written = self.connection.close_notify(&mut self.carry, &mut out).expect("made for this test");
         self.output.extend_from_slice(&out[..written]);
     }
 }
@@ -115,10 +120,10 @@ fn carry(from: &mut End, to: &mut End, draws: &mut Draws, piece_max: usize) -> R
 }
 
 fn shake(client: &mut End, server: &mut End, draws: &mut Draws, piece_max: usize) {
-    client.take(&[]).unwrap();
-    while !(client.complete && server.complete) || !client.output.is_empty() || !server.output.is_empty() {
-        carry(client, server, draws, piece_max).unwrap();
-        carry(server, client, draws, piece_max).unwrap();
+    client.take(&[]).expect("made for this test");
+    while !(client.complete && server.complete && client.output.is_empty() && server.output.is_empty()) {
+        carry(client, server, draws, piece_max).expect("made for this test");
+        carry(server, client, draws, piece_max).expect("made for this test");
     }
 }
 
@@ -127,8 +132,8 @@ fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
     for (seed, versions) in (1..=24).zip(VERSIONS.into_iter().cycle()) {
         let draws = &mut Draws(seed * 0x9e37_79b9);
         let (server_config, client_config) = configs(versions);
-        let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
         let piece_max = [1, 7, 100, 1_500, 65_536][draws.below(5)];
         shake(&mut client, &mut server, draws, piece_max);
         let (mut said, mut answered) = (Vec::new(), Vec::new());
@@ -142,17 +147,17 @@ fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
                 server.seal(&words);
                 answered.extend_from_slice(&words);
             }
-            carry(&mut client, &mut server, draws, piece_max.max(64)).unwrap();
-            carry(&mut server, &mut client, draws, piece_max.max(64)).unwrap();
+            carry(&mut client, &mut server, draws, piece_max.max(64)).expect("made for this test");
+            carry(&mut server, &mut client, draws, piece_max.max(64)).expect("made for this test");
         }
         assert!(!server.closed);
         client.close();
-        carry(&mut client, &mut server, draws, piece_max).unwrap();
+        carry(&mut client, &mut server, draws, piece_max).expect("made for this test");
         assert!(server.closed && !client.closed, "one direction only");
         server.seal(b"still heard");
         answered.extend_from_slice(b"still heard");
         server.close();
-        carry(&mut server, &mut client, draws, piece_max).unwrap();
+        carry(&mut server, &mut client, draws, piece_max).expect("made for this test");
         assert!(client.closed);
         assert!(server.plain == said && client.plain == answered, "seed {seed}");
         assert!(server.carry.is_empty() && client.carry.is_empty());
@@ -164,21 +169,21 @@ fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
 fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
     for versions in VERSIONS {
         let (server_config, client_config) = configs(versions);
-        let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
         let draws = &mut Draws(1);
-        client.take(&[]).unwrap();
+        client.take(&[]).expect("made for this test");
         while !client.complete {
-            carry(&mut client, &mut server, draws, usize::MAX).unwrap();
-            carry(&mut server, &mut client, draws, usize::MAX).unwrap();
+            carry(&mut client, &mut server, draws, usize::MAX).expect("made for this test");
+            carry(&mut server, &mut client, draws, usize::MAX).expect("made for this test");
         }
         client.seal(&[7; 40_000]);
         client.close();
         // A part of the last record is left for later.
         let tail = client.output.split_off(client.output.len() - 3);
-        carry(&mut client, &mut server, draws, usize::MAX).unwrap();
+        carry(&mut client, &mut server, draws, usize::MAX).expect("made for this test");
         assert_eq!((server.plain.len(), server.closed), (40_000, false));
-        server.take(&tail).unwrap();
+        server.take(&tail).expect("made for this test");
         assert!(server.closed);
     }
 }
@@ -187,37 +192,37 @@ fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
 fn rustls_clients_are_understood_and_answered() {
     for versions in VERSIONS {
         let (server_config, client_config) = configs(versions);
-        let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = ClientConnection::new(client_config, name()).unwrap();
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = ClientConnection::new(client_config, name()).expect("made for this test");
         let mut heard = [0; 64];
-        client.writer().write_all(b"from the client").unwrap();
+        client.writer().write_all(b"from the client").expect("made for this test");
         while server.plain.is_empty() {
             let mut flight = Vec::new();
             while client.wants_write() {
-                client.write_tls(&mut flight).unwrap();
+                client.write_tls(&mut flight).expect("made for this test");
             }
-            server.take(&flight).unwrap();
+            server.take(&flight).expect("made for this test");
             let output = std::mem::take(&mut server.output);
-            client.read_tls(&mut output.as_slice()).unwrap();
-            client.process_new_packets().unwrap();
+            client.read_tls(&mut output.as_slice()).expect("made for this test");
+            client.process_new_packets().expect("made for this test");
         }
         assert_eq!(server.plain, b"from the client");
         // A key update of the client is answered before the next record (RFC 8446 §4.6.3).
         if versions == VERSIONS[1] {
-            client.refresh_traffic_keys().unwrap();
-            client.writer().write_all(b"!").unwrap();
+            client.refresh_traffic_keys().expect("made for this test");
+            client.writer().write_all(b"!").expect("made for this test");
             let mut flight = Vec::new();
             while client.wants_write() {
-                client.write_tls(&mut flight).unwrap();
+                client.write_tls(&mut flight).expect("made for this test");
             }
-            server.take(&flight).unwrap();
+            server.take(&flight).expect("made for this test");
         }
         server.seal(b"from the server");
         server.close();
-        client.read_tls(&mut server.output.as_slice()).unwrap();
-        client.process_new_packets().unwrap();
-        assert_eq!(client.reader().read(&mut heard).unwrap(), 15);
-        assert_eq!(client.reader().read(&mut heard).unwrap(), 0, "an orderly end");
+        client.read_tls(&mut server.output.as_slice()).expect("made for this test");
+        client.process_new_packets().expect("made for this test");
+        assert_eq!(client.reader().read(&mut heard).expect("made for this test"), 15);
+        assert_eq!(client.reader().read(&mut heard).expect("made for this test"), 0, "an orderly end");
     }
 }
 
@@ -225,7 +230,7 @@ fn rustls_clients_are_understood_and_answered() {
 fn what_is_not_tls_is_refused_with_an_alert() {
     let (server_config, _) = configs(VERSIONS[1]);
     for noise in [&b"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n"[..], &[0x16, 3, 1, 0xff, 0xff, 1], &[0; 64]] {
-        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).unwrap());
+        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).expect("made for this test"));
         assert_eq!(server.take(noise), Err(Fault::Protocol), "{noise:?}");
         // An alert (21), fatal.
         assert_eq!((server.output[0], server.output[5]), (21, 2));
@@ -236,10 +241,10 @@ fn what_is_not_tls_is_refused_with_an_alert() {
 fn ends_with_nothing_in_common_say_so() {
     let (server_config, _) = configs(VERSIONS[1]);
     let (_, client_config) = configs(VERSIONS[0]);
-    let mut server = End::of(Connection::accept(server_config).unwrap());
-    let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+    let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+    let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
     let draws = &mut Draws(1);
-    client.take(&[]).unwrap();
+    client.take(&[]).expect("made for this test");
     assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
     // protocol_version
     assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(70)));
@@ -250,12 +255,12 @@ fn a_record_that_was_changed_is_refused_with_an_alert() {
     for versions in VERSIONS {
         let draws = &mut Draws(3);
         let (server_config, client_config) = configs(versions);
-        let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
         shake(&mut client, &mut server, draws, usize::MAX);
         client.seal(b"whole");
         client.seal(b"changed");
-        *client.output.last_mut().unwrap() ^= 1;
+        *client.output.last_mut().expect("made for this test") ^= 1;
         assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::Protocol));
         assert!(!server.connection.take_reply().is_empty());
         // The one before it is lost with it: nothing that is behind a failure is handed on.
@@ -269,9 +274,9 @@ fn no_bytes_make_it_panic() {
     for (seed, versions) in (1..=400).zip(VERSIONS.into_iter().cycle()) {
         let draws = &mut Draws(seed * 0x9e37_79b9);
         let (server_config, client_config) = configs_once(versions);
-        let mut server = End::of(Connection::accept(server_config).unwrap());
-        let mut client = End::of(Connection::connect(client_config, name(), None).unwrap());
-        client.take(&[]).unwrap();
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
+        client.take(&[]).expect("made for this test");
         let turns = draws.below(6);
         for turn in 0..8 {
             if client.complete && server.complete {

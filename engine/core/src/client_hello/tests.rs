@@ -73,7 +73,8 @@ fn what_the_client_asks_for_is_told() {
     let versions = extension_of(SUPPORTED_VERSIONS, &[4, 3, 4, 3, 3]);
     let old_versions = extension_of(SUPPORTED_VERSIONS, &[2, 3, 3]);
     let other = extension_of(16, b"\0\x03\x02h2");
-    let rows: &[(&[u8], Vec<Vec<u8>>, Option<&str>, bool)] = &[
+    type Row<'a> = (&'a [u8], Vec<Vec<u8>>, Option<&'a str>, bool);
+    let rows: &[Row<'_>] = &[
         (&[], vec![], None, false),
         (&[], vec![name("Mail.Example.org")], Some("mail.example.org"), false),
         (&[], vec![other.clone(), name("a.example"), versions.clone()], Some("a.example"), false),
