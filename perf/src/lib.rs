@@ -1,5 +1,6 @@
 //! Measuring Towpath beside its peers: the lab it happens in, the load, the accounting, the reports.
 
+pub mod certificate;
 pub mod cpu;
 pub mod crowd;
 pub mod lab;

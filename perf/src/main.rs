@@ -29,12 +29,16 @@ enum Action {
         /// Where to listen, as in 0.0.0.0:7000.
         #[arg(required = true)]
         listen: Vec<SocketAddr>,
+        /// Answer over TLS, with a certificate that is made now; over TCP alone.
+        #[arg(long)]
+        tls: bool,
     },
     Packet(commands::Packet),
     Relay(commands::Relay),
     /// Makes a page with plots and a Markdown table of results.
     Report(commands::Report),
     Snat(commands::Snat),
+    Tls(commands::Tls),
     Udp(commands::Udp),
 }
 
@@ -43,11 +47,13 @@ fn main() -> ExitCode {
         Action::Compare(compare) => compare.run(),
         Action::Instructions(instructions) => instructions.run(),
         Action::Lab(lab) => lab.run(),
-        Action::Origin { listen } => origin(&listen),
+        Action::Origin { listen, tls: false } => origin(&listen),
+        Action::Origin { listen, tls: true } => tls_origin(&listen),
         Action::Packet(packet) => packet.run(),
         Action::Relay(relay) => relay.run(),
         Action::Report(report) => report.run(),
         Action::Snat(snat) => snat.run(),
+        Action::Tls(tls) => tls.run(),
         Action::Udp(udp) => udp.run(),
     };
     match done {
@@ -70,5 +76,17 @@ fn origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
         listeners.push(listener);
     }
     load::origin::serve(listeners, sockets)?;
+    Ok(())
+}
+
+fn tls_origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
+    towpath_sys::host::raise_nofile_limit()?;
+    let mut listeners = Vec::new();
+    for &address in listen {
+        let listener = load::origin::listen(address)?;
+        println!("answering on {}, TLS", listener.local_addr()?);
+        listeners.push(listener);
+    }
+    load::origin::serve_tls(listeners)?;
     Ok(())
 }

@@ -13,6 +13,7 @@ use towpath_config::model::{Forwarding, Plane};
 use towpath_sys::process::{Child, MemoryFile};
 use towpath_sys::socket::Transport;
 
+use crate::certificate::{Certificate, KeyKind};
 use crate::cpu::process_tree;
 use crate::lab::Host;
 
@@ -33,6 +34,8 @@ const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 pub enum Kind {
     /// HAProxy, `mode tcp`.
     Haproxy,
+    /// hitch, which ends TLS and does nothing else.
+    Hitch,
     /// The kernel's address translation, set up by `nft`. It has no process: packets pass in the receive work of their host.
     Kernel,
     /// nginx, `stream`.
@@ -48,8 +51,22 @@ impl Kind {
     pub fn relays_datagrams(self) -> bool {
         match self {
             // haproxy#62: asked for since 2019; only its log forwarding and QUIC listen on UDP.
-            Kind::Haproxy => false,
+            Kind::Haproxy | Kind::Hitch => false,
             Kind::Kernel | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
+        }
+    }
+
+    /// Whether it relays what is not TLS.
+    pub fn relays_plain(self) -> bool {
+        self != Kind::Hitch
+    }
+
+    /// Whether it ends TLS, and speaks it to servers as well where that is asked for.
+    pub fn ends_tls(self, reencrypts: bool) -> bool {
+        match self {
+            Kind::Haproxy | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
+            Kind::Hitch => !reencrypts,
+            Kind::Kernel => false,
         }
     }
 }
@@ -108,6 +125,36 @@ pub struct Setting {
     pub pool: Option<Pool>,
     /// (Towpath and the kernel) Whether clients go to the server itself, by way of the subject.
     pub is_routed: bool,
+    /// What it ends TLS with, if it does.
+    pub tls: Option<TlsSetting>,
+}
+
+/// How a subject ends TLS, beside what it relays as it comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSetting {
+    /// Where clients connect to, at the address of the other service.
+    pub listen: SocketAddr,
+    /// Key of its certificate.
+    pub key: KeyKind,
+    /// Whether TLS goes on towards the server.
+    pub reencrypts: bool,
+    /// (Towpath) CPUs for handshakes alone; none: they share the subject's.
+    pub pool_cpus: Vec<usize>,
+}
+
+/// Where what a configuration names is found.
+#[derive(Debug)]
+pub struct Places {
+    /// For the id of the process.
+    pub pid: PathBuf,
+    /// For the control socket.
+    pub control: PathBuf,
+    /// The certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Both.
+    pub bundle: PathBuf,
 }
 
 /// A subject at work. It is killed when this is dropped.
@@ -163,7 +210,7 @@ impl std::fmt::Display for Missing {
             Missing::Unknown(name) => {
                 write!(
                     f,
-                    "`{name}` is no known subject: haproxy, kernel, nginx, towpath; the first and third with an optional buffer size, as in haproxy-256k"
+                    "`{name}` is no known subject: haproxy, hitch, kernel, nginx, towpath; haproxy and nginx with an optional buffer size, as in haproxy-256k"
                 )
             }
         }
@@ -184,6 +231,7 @@ impl Subject {
         };
         let kind = match base {
             "haproxy" => Kind::Haproxy,
+            "hitch" if buffer_kib.is_none() => Kind::Hitch,
             "nginx" => Kind::Nginx,
             "kernel" if buffer_kib.is_none() => Kind::Kernel,
             "towpath" if buffer_kib.is_none() => Kind::Towpath,
@@ -192,6 +240,7 @@ impl Subject {
         let missing = |remedy: &str| Missing::Program { name: name.to_owned(), remedy: remedy.to_owned() };
         let program = match kind {
             Kind::Haproxy => in_path("haproxy").ok_or_else(|| missing("install the Debian package haproxy"))?,
+            Kind::Hitch => in_path("hitch").ok_or_else(|| missing("install the Debian package hitch"))?,
             Kind::Kernel => in_path("nft").ok_or_else(|| missing("install the Debian package nftables"))?,
             Kind::Nginx => {
                 let program = in_path("nginx")
@@ -225,7 +274,7 @@ impl Subject {
     pub fn version(&self) -> String {
         let flag = match self.kind {
             Kind::Haproxy | Kind::Nginx => "-v",
-            Kind::Kernel | Kind::Towpath => "--version",
+            Kind::Hitch | Kind::Kernel | Kind::Towpath => "--version",
             Kind::Remote => return "unknown".into(),
         };
         let Ok(output) = Command::new(&self.program).arg(flag).output() else { return "unknown".into() };
@@ -235,7 +284,7 @@ impl Subject {
     }
 
     /// The configuration it is started with.
-    pub fn configuration(&self, setting: &Setting, pid_file: &Path, control: &Path) -> String {
+    pub fn configuration(&self, setting: &Setting, places: &Places) -> String {
         let (template, buffers) = match (self.kind, self.buffer_kib) {
             (Kind::Haproxy, Some(kib)) => {
                 (include_str!("../peers/haproxy.cfg"), format!("tune.bufsize {}", u64::from(kib) * 1024))
@@ -243,6 +292,7 @@ impl Subject {
             (Kind::Haproxy, None) => (include_str!("../peers/haproxy.cfg"), "# tune.bufsize: its default".into()),
             (Kind::Nginx, Some(kib)) => (include_str!("../peers/nginx.conf"), format!("proxy_buffer_size {kib}k;")),
             (Kind::Nginx, None) => (include_str!("../peers/nginx.conf"), "# proxy_buffer_size: its default".into()),
+            (Kind::Hitch, _) => (include_str!("../peers/hitch.conf"), String::new()),
             // Without a hook it translates and tracks nothing.
             (Kind::Kernel, _) if setting.is_routed => ("table {{ip}} relay {\n}\n", String::new()),
             (Kind::Kernel, _) => (include_str!("../peers/kernel.nft"), String::new()),
@@ -255,17 +305,33 @@ impl Subject {
         };
         let pool = setting.pool.as_ref();
         let (nginx_sources, nginx_bind) = pool.map_or_else(Default::default, nginx_pool);
+        let tls = setting.tls.as_ref();
         let values = [
+            // First: what stands in it is filled in by those that follow.
+            ("tls", tls.map_or_else(String::new, |_| self.tls_template().to_owned())),
+            ("tls_listen", tls.map_or_else(String::new, |tls| tls.listen.to_string())),
+            ("tls_mode", if tls.is_some_and(|tls| tls.reencrypts) { "re-encrypt".into() } else { "terminate".into() }),
+            ("tls_port", tls.map_or_else(String::new, |tls| tls.listen.port().to_string())),
+            (
+                "tls_server",
+                if tls.is_some_and(|tls| tls.reencrypts) { self.tls_server().into() } else { String::new() },
+            ),
+            ("tls_threads", tls.map_or_else(String::new, tls_threads)),
+            ("bundle", places.bundle.display().to_string()),
+            ("certificate", places.certificate.display().to_string()),
+            ("key", places.key.display().to_string()),
             ("backlog", backlog.to_owned()),
             ("bind", nginx_bind),
             ("buffers", buffers),
-            ("control", control.display().to_string()),
+            ("control", places.control.display().to_string()),
             (
                 "connections",
                 match self.kind {
                     // nginx counts both sides of a relayed connection.
                     Kind::Nginx => (CONNECTIONS_MAX * 2 + 1000).to_string(),
-                    Kind::Haproxy | Kind::Kernel | Kind::Remote | Kind::Towpath => CONNECTIONS_MAX.to_string(),
+                    Kind::Haproxy | Kind::Hitch | Kind::Kernel | Kind::Remote | Kind::Towpath => {
+                        CONNECTIONS_MAX.to_string()
+                    }
                 },
             ),
             ("cpu", setting.cpu.to_string()),
@@ -276,7 +342,7 @@ impl Subject {
             ("listen_ip", setting.listen.ip().to_string()),
             ("listen_port", setting.listen.port().to_string()),
             ("module", NGINX_STREAM_MODULE.to_owned()),
-            ("pid_file", pid_file.display().to_string()),
+            ("pid_file", places.pid.display().to_string()),
             ("plane", towpath_plane(setting)),
             ("protocol", protocol.to_owned()),
             ("router", if setting.is_routed { "[router]\nenabled = true\n\n".into() } else { String::new() }),
@@ -299,16 +365,51 @@ impl Subject {
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
     }
 
+    /// What is added to the configuration where TLS is ended.
+    fn tls_template(&self) -> &'static str {
+        match self.kind {
+            Kind::Haproxy => include_str!("../peers/haproxy-tls.cfg"),
+            Kind::Nginx => include_str!("../peers/nginx-tls.conf"),
+            Kind::Towpath => include_str!("../peers/towpath-tls.toml"),
+            Kind::Hitch | Kind::Kernel | Kind::Remote => "",
+        }
+    }
+
+    /// What is added to that where TLS goes on towards the server, whoever that is.
+    fn tls_server(&self) -> &'static str {
+        match self.kind {
+            Kind::Haproxy => " ssl verify none",
+            Kind::Nginx => "proxy_ssl on;",
+            Kind::Towpath => "verify_server = \"none\"\n",
+            Kind::Hitch | Kind::Kernel | Kind::Remote => "",
+        }
+    }
+
     /// Starts it on a host. It may not listen yet: see [`Running::ensure_alive`] while waiting for that.
     pub fn start(&self, host: &Host, setting: &Setting) -> io::Result<Running> {
         let pid_file = MemoryFile::create(b"")?;
         let control = ControlPath::new();
-        let file = MemoryFile::create(self.configuration(setting, &pid_file.path(), &control.0).as_bytes())?;
+        let (certificate, key) = match &setting.tls {
+            Some(tls) => Certificate::of_run(tls.key).map(|made| (&*made.pem, &*made.key_pem))?,
+            None => ("", ""),
+        };
+        let [bundle, certificate, key] = [format!("{certificate}{key}"), certificate.into(), key.into()]
+            .map(|pem| MemoryFile::create(pem.as_bytes()));
+        let (bundle, certificate, key) = (bundle?, certificate?, key?);
+        let places = Places {
+            pid: pid_file.path(),
+            control: control.0.clone(),
+            certificate: certificate.path(),
+            key: key.path(),
+            bundle: bundle.path(),
+        };
+        let file = MemoryFile::create(self.configuration(setting, &places).as_bytes())?;
         let log = MemoryFile::create(b"")?;
         let mut command = Command::new(&self.program);
         match self.kind {
             // -db: stay in the foreground.
             Kind::Haproxy => command.arg("-db").arg("-f").arg(file.path()),
+            Kind::Hitch => command.arg("--config").arg(file.path()),
             Kind::Kernel => command.arg("-f").arg(file.path()),
             Kind::Nginx => command.args(["-e", "stderr", "-c"]).arg(file.path()),
             Kind::Remote => {
@@ -318,7 +419,13 @@ impl Subject {
         };
         command.stdin(Stdio::null()).stdout(log.writer()?).stderr(log.writer()?);
         let control = (self.kind == Kind::Towpath).then(|| (self.program.clone(), control));
-        let mut running = Running { name: self.name.clone(), child: None, log, _files: vec![pid_file, file], control };
+        let mut running = Running {
+            name: self.name.clone(),
+            child: None,
+            log,
+            _files: Vec::from([pid_file, file, bundle, certificate, key]),
+            control,
+        };
         if self.kind == Kind::Kernel {
             route_packets(host, "1")?;
             running.finish(host.spawn(command)?)?;
@@ -405,6 +512,11 @@ fn nginx_pool(pool: &Pool) -> (String, String) {
 fn kernel_pool(pool: &Pool) -> String {
     let (first, last) = (pool.addresses.first(), pool.addresses.last());
     first.zip(last).map_or_else(String::new, |(first, last)| format!("snat to {first}-{last}:{}", pool.range()))
+}
+
+/// As the configuration has it: where handshakes run.
+fn tls_threads(tls: &TlsSetting) -> String {
+    if tls.pool_cpus.is_empty() { "0".into() } else { format!("{:?}", tls.pool_cpus) }
 }
 
 fn towpath_plane(setting: &Setting) -> String {
@@ -504,7 +616,14 @@ mod tests {
             flows: None,
             pool,
             is_routed: false,
+            tls: None,
         }
+    }
+
+    fn places() -> Places {
+        let [pid, control, certificate, key, bundle] =
+            ["/pid", "/control", "/certificate", "/key", "/bundle"].map(PathBuf::from);
+        Places { pid, control, certificate, key, bundle }
     }
 
     fn pool(addresses: u8) -> Option<Pool> {
@@ -514,22 +633,24 @@ mod tests {
 
     #[test]
     fn every_placeholder_is_filled_in() {
-        for kind in [Kind::Haproxy, Kind::Kernel, Kind::Nginx, Kind::Towpath] {
-            for (buffer_kib, transport, pool) in
-                [(None, Transport::Udp, None), (Some(256), Transport::Tcp, None), (None, Transport::Tcp, pool(2))]
-            {
-                let setting = setting(transport, pool);
-                let text = subject(kind, buffer_kib).configuration(&setting, Path::new("/pid"), Path::new("/control"));
+        let tls = |reencrypts| {
+            let listen = "10.88.1.100:8443".parse().unwrap();
+            Some(TlsSetting { listen, key: KeyKind::P256, reencrypts, pool_cpus: Vec::new() })
+        };
+        for kind in [Kind::Haproxy, Kind::Hitch, Kind::Kernel, Kind::Nginx, Kind::Towpath] {
+            for (buffer_kib, transport, pool, tls) in [
+                (None, Transport::Udp, None, None),
+                (Some(256), Transport::Tcp, None, tls(false)),
+                (None, Transport::Tcp, pool(2), tls(true)),
+            ] {
+                let setting = Setting { tls, ..setting(transport, pool) };
+                let text = subject(kind, buffer_kib).configuration(&setting, &places());
                 let left: Vec<&str> =
                     text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
                 assert!(left.is_empty(), "{kind:?}: {left:?}");
             }
         }
-        let text = subject(Kind::Nginx, None).configuration(
-            &setting(Transport::Tcp, None),
-            Path::new("/pid"),
-            Path::new("/control"),
-        );
+        let text = subject(Kind::Nginx, None).configuration(&setting(Transport::Tcp, None), &places());
         assert!(text.contains("worker_cpu_affinity 1000;"));
     }
 
@@ -537,7 +658,7 @@ mod tests {
     fn a_pool_is_the_same_for_all() {
         let setting = setting(Transport::Tcp, pool(2));
         assert_eq!(setting.pool.as_ref().unwrap().capacity(), 6000);
-        let text = |kind| subject(kind, None).configuration(&setting, Path::new("/pid"), Path::new("/control"));
+        let text = |kind| subject(kind, None).configuration(&setting, &places());
         let haproxy = text(Kind::Haproxy);
         assert!(haproxy.contains("server origin-1 10.88.2.11:7000 source 10.88.2.101:20000-22999\n"), "{haproxy}");
         assert!(haproxy.contains("server origin-2 10.88.2.11:7000 source 10.88.2.102:20000-22999\n"), "{haproxy}");
@@ -555,9 +676,7 @@ mod tests {
     #[test]
     fn the_packet_plane_is_asked_for_by_name() {
         let mut setting = setting(Transport::Tcp, pool(1));
-        let text = |setting: &Setting| {
-            subject(Kind::Towpath, None).configuration(setting, Path::new("/pid"), Path::new("/control"))
-        };
+        let text = |setting: &Setting| subject(Kind::Towpath, None).configuration(setting, &places());
         assert!(!text(&setting).contains("plane ="));
         (setting.plane, setting.flows) = (Plane::Packet, Some(5000));
         let text = text(&setting);
@@ -568,7 +687,9 @@ mod tests {
     #[test]
     fn a_name_says_program_and_buffer_size() {
         let nowhere = Path::new("/nonexistent");
-        for wrong in ["squid", "haproxy-", "haproxy-256", "haproxy-0k", "towpath-256k", "kernel-64k", "nginx-fastk"] {
+        for wrong in
+            ["squid", "haproxy-", "haproxy-256", "haproxy-0k", "hitch-64k", "towpath-256k", "kernel-64k", "nginx-fastk"]
+        {
             assert!(matches!(Subject::find(wrong, nowhere), Err(Missing::Unknown(_))), "{wrong}");
         }
         let Err(Missing::Program { remedy, .. }) = Subject::find("towpath", nowhere) else { panic!("found") };

@@ -11,7 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use towpath_perf::load::client::{self, Held};
-use towpath_perf::load::{Pace, Plan, Tally, Work, origin};
+use towpath_perf::load::tls::{Tls, Version};
+use towpath_perf::load::{Pace, Plan, Security, Tally, Work, origin};
 use towpath_perf::message::{Filler, HEADER_BYTES, Header, Kind};
 use towpath_sys::socket::set_linger_reset;
 
@@ -194,6 +195,7 @@ fn plan(target: SocketAddr, work: Work) -> Plan {
         target,
         work,
         pace: Pace::Closed,
+        security: Security::PLAIN,
         warm_up: Duration::from_millis(20),
         measure: Duration::from_millis(300),
         watch_cpus: vec![towpath_sys::host::available_cpus().unwrap()[0]],
@@ -251,6 +253,68 @@ fn honest_work_is_counted() {
 }
 
 #[test]
+fn work_over_tls_is_counted_and_handshakes_are_what_was_asked_for() {
+    let listener = origin::listen(loopback()).unwrap();
+    let target = listener.local_addr().unwrap();
+    thread::spawn(move || origin::serve_tls(vec![listener]).unwrap());
+    let handshakes = Work::Handshake { concurrency: 4 };
+    for version in [Version::V12, Version::V13] {
+        for resumes in [false, true] {
+            let security = Security { client: Some(Tls { version, resumes }), origin: false };
+            for work in [EXCHANGES, LONG_MESSAGES, CONNECTIONS, LONG_CONNECTIONS, STREAMS, HOLD, handshakes] {
+                if resumes && work == handshakes {
+                    continue;
+                }
+                let plan = Plan { security, ..plan(target, work) };
+                let tally = client::run(&plan).unwrap_or_else(|error| panic!("{work:?} {version:?}: {error}"));
+                assert!(tally.done > 0 && tally.lost == 0, "{work:?}: {tally:?}");
+            }
+        }
+        let security = Security { client: Some(Tls { version, resumes: false }), origin: true };
+        let listener = origin::listen(loopback()).unwrap();
+        let beside = Plan { security, ..plan(listener.local_addr().unwrap(), STREAMS) };
+        assert!(client::run_beside_origin(&beside, vec![listener], Vec::new()).unwrap().done > 0);
+        let mut held = Held::open(target, 200, security.client).unwrap();
+        held.prove().unwrap();
+    }
+}
+
+#[test]
+fn tls_that_is_tampered_with_or_cut_off_fails_and_refused_handshakes_are_lost() {
+    let listener = origin::listen(loopback()).unwrap();
+    let origin = listener.local_addr().unwrap();
+    thread::spawn(move || origin::serve_tls(vec![listener]).unwrap());
+    let security = Security { client: Some(Tls { version: Version::V13, resumes: false }), origin: false };
+    let failure = |target, work| match client::run(&Plan { security, ..plan(target, work) }) {
+        Ok(tally) => panic!("{work:?} counted {tally:?}"),
+        Err(error) => error,
+    };
+    for (way, at) in [(Way::ToClient, 30), (Way::ToClient, 20_000), (Way::ToOrigin, 30)] {
+        let relay = start_relay(origin, flip(way, at)).address;
+        let error =
+            failure(relay, Work::KeepAlive { connections: 1, idle: 0, request_bytes: 128, answer_bytes: 50_000 });
+        assert!(matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof), "{way:?} {at}: {error}");
+    }
+    let cutting = start_relay(
+        origin,
+        tamper(|way, passed, piece| {
+            if way == Way::ToClient && passed > 20_000 {
+                piece.clear();
+            }
+        }),
+    );
+    let error = failure(cutting.address, STREAMS);
+    assert!(error.to_string().contains("cut off"), "{error}");
+    // Somebody who takes connections, but no handshake.
+    let deaf = start_stranger(drop);
+    let error = failure(deaf, CONNECTIONS);
+    assert!(matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset), "{error}");
+    let plan = Plan { security, pace: OPEN, ..plan(deaf, Work::Handshake { concurrency: 4 }) };
+    let error = client::run(&plan).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "nothing is done: {error}");
+}
+
+#[test]
 fn the_open_loop_offers_what_it_is_told() {
     let target = start_relay(start_origin(), untouched()).address;
     for work in [EXCHANGES, MOSTLY_IDLE, CONNECTIONS, DATAGRAMS] {
@@ -280,14 +344,18 @@ fn client_and_origin_share_a_thread_and_a_listener_outlives_them() {
 
 #[test]
 fn streams_keep_the_rate_that_they_are_told() {
-    let listener = origin::listen(loopback()).unwrap();
-    let target = listener.local_addr().unwrap();
-    // 40 pieces of a stream per second.
-    let (per_second, piece) = (40.0 * 262_144.0, 262_144.0);
-    let plan = Plan { pace: Pace::Open { per_second }, measure: Duration::from_secs(1), ..plan(target, MANY_STREAMS) };
-    let tally = client::run_beside_origin(&plan, vec![listener], Vec::new()).unwrap();
-    assert!((tally.done as f64 - tally.seconds * per_second).abs() <= 2.0 * piece, "{tally:?}");
-    assert!((tally.offered.unwrap() as f64 - tally.seconds * per_second).abs() <= 1.0, "{tally:?}");
+    let sealed = Security { client: Some(Tls { version: Version::V13, resumes: false }), origin: true };
+    for security in [Security::PLAIN, sealed] {
+        let listener = origin::listen(loopback()).unwrap();
+        let target = listener.local_addr().unwrap();
+        // 40 pieces of a stream per second.
+        let (per_second, piece) = (40.0 * 262_144.0, 262_144.0);
+        let (pace, measure) = (Pace::Open { per_second }, Duration::from_secs(1));
+        let plan = Plan { pace, measure, security, ..plan(target, MANY_STREAMS) };
+        let tally = client::run_beside_origin(&plan, vec![listener], Vec::new()).unwrap();
+        assert!((tally.done as f64 - tally.seconds * per_second).abs() <= 2.0 * piece, "{tally:?}");
+        assert!((tally.offered.unwrap() as f64 - tally.seconds * per_second).abs() <= 1.0, "{tally:?}");
+    }
 }
 
 #[test]
@@ -557,7 +625,7 @@ fn lost_datagrams_are_counted_and_stop_nothing() {
 #[test]
 fn held_connections_work_until_they_are_dropped() {
     let relay = start_relay(start_origin(), untouched());
-    let mut held = Held::open(relay.address, 200).unwrap();
+    let mut held = Held::open(relay.address, 200, None).unwrap();
     assert_eq!(relay.open.load(Ordering::SeqCst), 200);
     held.prove().unwrap();
     held.prove().unwrap();
@@ -579,8 +647,8 @@ fn held_connections_that_die_are_told() {
             }
         }),
     );
-    let mut held = Held::open(relay.address, 3).unwrap();
+    let mut held = Held::open(relay.address, 3, None).unwrap();
     assert!(held.prove().is_err());
     let refusing = TcpListener::bind(loopback()).unwrap().local_addr().unwrap();
-    assert!(Held::open(refusing, 3).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
+    assert!(Held::open(refusing, 3, None).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused));
 }

@@ -95,6 +95,13 @@ pub fn pin_thread(cpus: &[usize]) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the calling thread give way to every other of usual priority.
+pub fn give_way() -> io::Result<()> {
+    // SAFETY: setpriority takes integers and touches no memory of ours; 0 is the calling thread (NPTL).
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) })?;
+    Ok(())
+}
+
 /// Lets timed waits of the calling thread end so many nanoseconds (> 0) late, to be woken with others; 50,000 by default.
 pub fn set_timer_slack(slack_ns: u32) -> io::Result<()> {
     // SAFETY: PR_SET_TIMERSLACK takes an integer and touches no memory of ours.

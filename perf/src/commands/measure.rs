@@ -1,4 +1,4 @@
-//! `packet`, `relay`, `snat`, `udp`: the suites.
+//! `packet`, `relay`, `snat`, `tls`, `udp`: the suites.
 
 use std::fs;
 use std::io;
@@ -90,6 +90,19 @@ pub(crate) struct Snat {
     common: Common,
 }
 
+/// TLS that ends at one subject on one CPU: handshakes, bulk, requests, idle connections, what plain traffic beside it has to bear, and what the
+/// cryptography alone could do.
+#[derive(Args)]
+pub(crate) struct Tls {
+    /// Peers to measure beside Towpath: haproxy, hitch, nginx; haproxy and nginx with a buffer size if wanted, as in nginx-64k.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
+    against: Vec<String>,
+    #[command(flatten)]
+    driven: Driven,
+    #[command(flatten)]
+    common: Common,
+}
+
 /// Flows in memory where nothing else is asked for.
 const FLOWS: [usize; 2] = [1000, 1_000_000];
 
@@ -174,6 +187,25 @@ impl Relay {
         let subjects = self.driven.subjects(&self.common, &self.against)?;
         let cases = self.driven.cases(suite::relay::cases);
         self.common.measure("relay", &cases, self.driven.place(), subjects)
+    }
+}
+
+impl Tls {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let subjects = self.driven.subjects(&self.common, &self.against)?;
+        if let Some(kernel) = subjects.iter().find(|subject| !subject.kind.ends_tls(false)) {
+            bail!("{} ends no TLS; leave it out", kernel.name);
+        }
+        let cpus = towpath_sys::host::available_cpus()?.len();
+        if cpus < suite::tls::POOL_CPUS_MIN && self.common.case != ["help"] {
+            eprintln!(
+                "isolation with handshakes on a CPU of their own: not judgeable with {cpus} CPUs; it takes {}",
+                suite::tls::POOL_CPUS_MIN
+            );
+        }
+        let cases = self.driven.cases(|accountings| suite::tls::cases(accountings, cpus));
+        self.common.measure("tls", &cases, self.driven.place(), subjects)
     }
 }
 
@@ -368,7 +400,7 @@ fn pins(text: Option<&str>, place: Place) -> anyhow::Result<Pins> {
         ([only], Place::Wire(_)) => (*only, *only),
         _ => bail!("one CPU only: a balancer and its client would measure each other; two are needed"),
     };
-    let mut pins = Pins { balancer: first, client: vec![last] };
+    let mut pins = Pins { balancer: first, client: vec![last], spare: Vec::new() };
     for part in text.unwrap_or_default().split(',').filter(|part| !part.is_empty()) {
         let wrong = || format!("--pin {part}: expected balancer=CPU or client=CPU or client=FIRST-LAST");
         let (role, value) = part.split_once('=').with_context(wrong)?;
@@ -388,6 +420,7 @@ fn pins(text: Option<&str>, place: Place) -> anyhow::Result<Pins> {
     if place == Place::Lab && pins.client.contains(&pins.balancer) {
         bail!("--pin: CPU {} cannot be the balancer's and the client's", pins.balancer);
     }
+    pins.spare = cpus.into_iter().filter(|cpu| *cpu != pins.balancer && !pins.client.contains(cpu)).collect();
     Ok(pins)
 }
 
@@ -409,9 +442,12 @@ mod tests {
     fn pins_are_checked() {
         let cpus = towpath_sys::host::available_cpus().unwrap();
         let [first, .., last] = cpus.as_slice() else { return };
-        assert_eq!(pins(None, Place::Lab).unwrap(), Pins { balancer: *first, client: vec![*last] });
+        let between = cpus[1..cpus.len() - 1].to_vec();
+        let (default, spare) = (pins(None, Place::Lab).unwrap(), between.clone());
+        assert_eq!(default, Pins { balancer: *first, client: vec![*last], spare });
         let swapped = format!("balancer={last},client={first}");
-        assert_eq!(pins(Some(&swapped), Place::Lab).unwrap(), Pins { balancer: *last, client: vec![*first] });
+        let swapped = pins(Some(&swapped), Place::Lab).unwrap();
+        assert_eq!(swapped, Pins { balancer: *last, client: vec![*first], spare: between });
         for wrong in
             ["balancer=9999", "client=x", "client=2-1", "server=0", "client", &format!("client={first}-{last}")]
         {

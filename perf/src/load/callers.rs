@@ -45,7 +45,8 @@ enum State {
 /// See the module.
 pub(super) struct Callers {
     target: SocketAddr,
-    kind: Kind,
+    /// What is asked for; `None`: a handshake is all there is.
+    kind: Option<Kind>,
     request_filler: u32,
     answer_filler: u32,
     last_tag: u64,
@@ -66,10 +67,13 @@ impl Callers {
     pub(super) fn new(target: SocketAddr, work: Work) -> Callers {
         let filler = |bytes: usize| u32::try_from(bytes.saturating_sub(HEADER_BYTES)).unwrap_or(u32::MAX);
         let (kind, request_bytes, answer_bytes) = match work {
-            Work::Bulk { .. } => (Kind::Stream, 0, 0),
-            Work::Connect { request_bytes, answer_bytes, .. } => (Kind::AnswerAndClose, request_bytes, answer_bytes),
-            Work::KeepAlive { request_bytes, answer_bytes, .. } => (Kind::Answer, request_bytes, answer_bytes),
-            Work::Datagrams { .. } | Work::Hold { .. } => (Kind::Answer, 0, 0),
+            Work::Bulk { .. } => (Some(Kind::Stream), 0, 0),
+            Work::Connect { request_bytes, answer_bytes, .. } => {
+                (Some(Kind::AnswerAndClose), request_bytes, answer_bytes)
+            }
+            Work::Handshake { .. } => (None, 0, 0),
+            Work::KeepAlive { request_bytes, answer_bytes, .. } => (Some(Kind::Answer), request_bytes, answer_bytes),
+            Work::Datagrams { .. } | Work::Hold { .. } => (Some(Kind::Answer), 0, 0),
         };
         Callers {
             target,
@@ -150,9 +154,22 @@ impl Callers {
     }
 
     /// A connection is up, or not.
-    pub(super) fn connected(&mut self, wire: &mut Wire, token: Token, result: i32) -> io::Result<()> {
+    pub(super) fn connected(
+        &mut self,
+        wire: &mut Wire,
+        token: Token,
+        result: i32,
+        gauge: &mut Gauge,
+    ) -> io::Result<()> {
         if result < 0 {
+            if self.kind.is_none() {
+                return self.turned_away(wire, token.slot, gauge);
+            }
             return Err(self.refused(&io::Error::from_raw_os_error(-result)));
+        }
+        if wire.shakes_hands(token.slot) {
+            wire.send_flight(token.slot)?;
+            return wire.hear(token.slot, wire.listen);
         }
         let Some(call) = wire.call(token.slot) else { return Ok(()) };
         let (first, intended) = (call.first, call.intended);
@@ -180,8 +197,22 @@ impl Callers {
         let Some(call) = wire.call(slot) else { return Ok(()) };
         let (state, intended) = (call.state, call.intended);
         match (state, heard) {
+            (_, Heard::Nothing) => {}
+            (State::Connecting, Heard::Opened) => {
+                let first = call.first;
+                if self.kind.is_some() || first == State::Proving {
+                    return self.ask(wire, slot, first, intended);
+                }
+                self.vacancies += 1;
+                self.under_way -= 1;
+                gauge.completed(intended, now);
+                return wire.close(slot);
+            }
+            (State::Connecting, _) if self.kind.is_none() && call.first != State::Proving => {
+                return self.turned_away(wire, slot, gauge);
+            }
             (_, Heard::Failed(error)) => return Err(self.failed(&error)),
-            (_, Heard::Nothing) | (State::Asking | State::Proving, Heard::Partial) => {}
+            (State::Asking | State::Proving, Heard::Partial) => {}
             (State::Streaming, Heard::Filler(length)) => gauge.received(length),
             (State::Asking | State::Proving, Heard::Message(answer)) if !early => {
                 self.check(answer, call.tag)?;
@@ -189,7 +220,7 @@ impl Callers {
                     call.state = State::Resting;
                     self.proofs_under_way -= 1;
                     self.proven.push(slot);
-                } else if self.kind == Kind::AnswerAndClose {
+                } else if self.kind == Some(Kind::AnswerAndClose) {
                     call.state = State::Ending;
                 } else {
                     call.state = State::Resting;
@@ -206,7 +237,7 @@ impl Callers {
             }
             (State::Resting, Heard::End) => return Err(ended("while nothing was asked")),
             (_, Heard::End) => return Err(ended("before its answer was complete")),
-            (_, Heard::Partial | Heard::Message(_) | Heard::Filler(_) | Heard::Wrong) => {
+            (_, Heard::Filler(_) | Heard::Message(_) | Heard::Opened | Heard::Partial | Heard::Wrong) => {
                 return Err(corrupted("bytes arrived that were not sent"));
             }
         }
@@ -221,11 +252,11 @@ impl Callers {
     fn ask(&mut self, wire: &mut Wire, slot: u32, state: State, intended: Instant) -> io::Result<()> {
         self.last_tag += 1;
         let tag = self.last_tag;
-        let streams = state == State::Asking && self.kind == Kind::Stream;
+        let streams = state == State::Asking && self.kind == Some(Kind::Stream);
         let Some(call) = wire.call(slot) else { return Ok(()) };
         *call = Call { state: if streams { State::Streaming } else { state }, first: state, tag, intended };
         let header = Header {
-            kind: if state == State::Proving { Kind::Answer } else { self.kind },
+            kind: self.kind.filter(|_| state != State::Proving).unwrap_or(Kind::Answer),
             tag,
             filler_bytes: self.request_filler,
             answer_filler_bytes: self.answer_filler,
@@ -247,6 +278,16 @@ impl Callers {
             Kind::Answer => Ok(()),
             Kind::AnswerAndClose | Kind::Stream => Err(corrupted("a request arrived as an answer")),
         }
+    }
+
+    /// A handshake was refused or cut off, as a subject may do under a flood of them.
+    fn turned_away(&mut self, wire: &mut Wire, slot: u32, gauge: &mut Gauge) -> io::Result<()> {
+        if let Some(call) = wire.call(slot) {
+            gauge.lost(call.intended);
+            self.vacancies += 1;
+            self.under_way -= 1;
+        }
+        wire.close(slot)
     }
 
     fn refused(&self, error: &io::Error) -> io::Error {

@@ -11,7 +11,8 @@ use super::engine::{Engine, Load};
 use super::flows::Flows;
 use super::gauge::Schedule;
 use super::spin::Spin;
-use super::{Pace, Plan, Tally, Work, recorded};
+use super::tls::Tls;
+use super::{Pace, Plan, Security, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
 
 /// How long nothing may happen where something must: no connection answers, no request that is under way ends.
@@ -37,7 +38,7 @@ pub fn run_beside_origin(plan: &Plan, listeners: Vec<TcpListener>, sockets: Vec<
         let message = "streams of bytes keep a rate only where their origin is beside the client";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let mut engine = Engine::for_work(plan.work)?;
+    let mut engine = Engine::for_work(plan.work, plan.security)?;
     let tally = engine.answer_on(listeners, sockets).and_then(|()| drive(plan, &mut engine));
     let closed = engine.close();
     let tally = tally?;
@@ -55,12 +56,12 @@ pub struct Held {
 
 impl Held {
     /// Opens so many connections; each is answered once. Returns when all are.
-    pub fn open(target: SocketAddr, connections: usize) -> io::Result<Held> {
+    pub fn open(target: SocketAddr, connections: usize, tls: Option<Tls>) -> io::Result<Held> {
         let (commands, commanded) = channel();
         let (tell, proven) = channel();
         let thread = thread::Builder::new().name("held".to_owned()).spawn(move || {
             let work = Work::Hold { connections };
-            let mut engine = match Engine::for_work(work) {
+            let mut engine = match Engine::for_work(work, Security { client: tls, origin: false }) {
                 Ok(engine) => engine,
                 Err(error) => return drop(tell.send(Err(error))),
             };
@@ -106,6 +107,12 @@ impl Drop for Held {
 fn check(plan: &Plan) -> io::Result<()> {
     let wrong = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     match (plan.pace, plan.work) {
+        (_, Work::Handshake { .. }) if plan.security.client.is_none() => wrong("handshakes take TLS".to_owned()),
+        // The ticket that the next one needs comes after the handshake (RFC 8446 section 4.6.1).
+        (_, Work::Handshake { .. }) if plan.security.client.is_some_and(|tls| tls.resumes) => {
+            wrong("handshakes alone resume nothing".to_owned())
+        }
+        (_, Work::Datagrams { .. }) if plan.security != Security::PLAIN => wrong("datagrams go without TLS".to_owned()),
         // Bytes, kept to by the origin's kernel.
         (Pace::Open { per_second }, Work::Bulk { .. }) if per_second >= 1.0 => Ok(()),
         (Pace::Open { per_second }, _) if !(per_second > 0.0 && per_second <= PER_SECOND_MAX) => {
@@ -123,7 +130,15 @@ fn drive(plan: &Plan, engine: &mut Engine) -> io::Result<Tally> {
             let slots = open(engine, target, work, streams)?;
             engine.callers_mut()?.employ(slots);
         }
-        Work::Connect { concurrency, .. } => {
+        Work::Connect { concurrency, .. } | Work::Handshake { concurrency } => {
+            if let Some(tls) = plan.security.client {
+                if tls.resumes {
+                    // A session for each that is to resume one; each of those leaves another.
+                    let first = open(engine, target, work, concurrency)?;
+                    first.into_iter().try_for_each(|slot| engine.wire.close(slot))?;
+                }
+                engine.wire.must_resume = Some(tls.resumes);
+            }
             engine.load = Load::Callers(Callers::new(target, work));
             engine.callers_mut()?.allow(concurrency);
         }

@@ -18,8 +18,9 @@ use super::callers::Callers;
 use super::flows::Flows;
 use super::gauge::Gauge;
 use super::spin::Spin;
-use super::wire::{Listen, Role, Token, What, Wire};
-use super::{Work, echo, origin};
+use super::tls::{self, sealed_bytes_max};
+use super::wire::{Listen, Role, SEALED_WINDOW_BYTES, Token, What, Wire};
+use super::{Security, Work, echo, origin};
 use crate::message::HEADER_BYTES;
 
 /// Completions handled in one turn.
@@ -76,11 +77,17 @@ pub(super) struct Engine {
 
 impl Engine {
     /// For clients, and for origins that answer them and nobody else.
-    pub(super) fn for_work(work: Work) -> io::Result<Engine> {
+    pub(super) fn for_work(work: Work, security: Security) -> io::Result<Engine> {
+        // A message, and what TLS adds to it.
+        let room_for = |message_bytes| match security {
+            Security::PLAIN => room_for(message_bytes),
+            _ => room_for_sealed(message_bytes),
+        };
         let wire = match work {
             Work::Bulk { streams } => {
                 let in_least = u16::try_from(streams).unwrap_or(u16::MAX).clamp(1, STREAM_BUFFERS_MAX);
-                Wire::new(STREAM_BYTES, in_least, room_for(HEADER_BYTES), 1, Listen::Once)?
+                let room = if security.origin { room_for_sealed(SEALED_WINDOW_BYTES) } else { room_for(HEADER_BYTES) };
+                Wire::new(STREAM_BYTES, in_least, room, 1, Listen::Once)?
             }
             Work::Connect { request_bytes, answer_bytes, .. } | Work::KeepAlive { request_bytes, answer_bytes, .. } => {
                 let room = room_for(request_bytes.max(answer_bytes));
@@ -90,12 +97,21 @@ impl Engine {
                 let room = room_for_datagram(payload_bytes);
                 Wire::new(room, 1, room, DATAGRAM_BUFFERS, Listen::Many)?
             }
-            Work::Hold { .. } => {
+            Work::Handshake { .. } | Work::Hold { .. } => {
                 let room = room_for(HEADER_BYTES);
                 Wire::new(room, MESSAGE_BUFFERS_MIN, room, 1, Listen::Many)?
             }
         };
-        Engine::on(wire)
+        let mut engine = Engine::on(wire)?;
+        engine.wire.client_tls = security.client.map(tls::client_config).transpose()?;
+        engine.wire.origin_tls = if security.origin { Some(tls::origin_config()?) } else { None };
+        Ok(engine)
+    }
+
+    /// For origins that answer whatever they are asked over TLS.
+    pub(super) fn for_tls_origin() -> io::Result<Engine> {
+        let room = room_for_sealed(SEALED_WINDOW_BYTES);
+        Engine::on(Wire::new(room, MESSAGE_BUFFERS_MIN, room, 1, Listen::Many)?)
     }
 
     /// For origins that answer whatever they are asked.
@@ -239,7 +255,9 @@ impl Engine {
         match token.what {
             What::Accept => self.accepted(token.slot as usize, completion),
             What::Connect => match &mut self.load {
-                Load::Callers(callers) => callers.connected(&mut self.wire, token, completion.result()),
+                Load::Callers(callers) => {
+                    callers.connected(&mut self.wire, token, completion.result(), &mut self.gauge)
+                }
                 Load::Flows(_) | Load::Nothing => Ok(()),
             },
             What::Echo => {
@@ -255,16 +273,23 @@ impl Engine {
                 }
                 Load::Callers(_) | Load::Nothing => Ok(()),
             },
+            What::Flight => {
+                self.wire.sent_flight(token);
+                Ok(())
+            }
             What::Nothing => Ok(()),
             What::Receive => {
-                let Some(heard) = self.wire.heard(token, &completion) else { return Ok(()) };
-                match (self.wire.role(token), &mut self.load) {
-                    (Some(Role::Client(_)), Load::Callers(callers)) => {
-                        callers.heard(&mut self.wire, token.slot, heard, now, &mut self.gauge)
+                for heard in self.wire.heard(token, &completion).into_iter().flatten() {
+                    match (self.wire.role(token), &mut self.load) {
+                        (Some(Role::Client(_)), Load::Callers(callers)) => {
+                            callers.heard(&mut self.wire, token.slot, heard, now, &mut self.gauge)?;
+                        }
+                        (Some(Role::Origin(_)), _) => origin::heard(&mut self.wire, token.slot, heard)?,
+                        _ => {}
                     }
-                    (Some(Role::Origin(_)), _) => origin::heard(&mut self.wire, token.slot, heard),
-                    _ => Ok(()),
                 }
+                // Of a handshake, what no message has taken along.
+                if self.wire.role(token).is_some() { self.wire.send_flight(token.slot) } else { Ok(()) }
             }
             What::Say | What::SayMore => {
                 let Some(said) = self.wire.said(token, &completion)? else { return Ok(()) };
@@ -300,6 +325,12 @@ impl Engine {
 /// of a cache.
 fn room_for(message_bytes: usize) -> u32 {
     let lines = message_bytes.clamp(HEADER_BYTES, MESSAGE_BYTES_MAX).div_ceil(64) as u32;
+    (lines | 1) * 64
+}
+
+/// The same where TLS is spoken: a message is sealed as far as it fits.
+fn room_for_sealed(message_bytes: usize) -> u32 {
+    let lines = sealed_bytes_max(message_bytes.clamp(HEADER_BYTES, SEALED_WINDOW_BYTES)).div_ceil(64) as u32;
     (lines | 1) * 64
 }
 

@@ -8,6 +8,7 @@ mod flows;
 mod gauge;
 pub mod origin;
 mod spin;
+pub mod tls;
 mod wire;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use crate::cpu::CpuUse;
 use hdrhistogram::Histogram;
+use tls::Tls;
 
 /// What a client does over and over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,11 @@ pub enum Work {
         /// Length of a datagram, at least [`crate::message::HEADER_BYTES`].
         payload_bytes: usize,
     },
+    /// Connect, shake hands by TLS, and end: no request follows. Counted in handshakes; those that a subject refuses or cuts off are lost.
+    Handshake {
+        /// How many at once, in the open loop at most.
+        concurrency: usize,
+    },
     /// Connections that are opened, answered once, held for the counted time and answered once more. Counted in connections;
     /// the pace does not matter.
     Hold {
@@ -65,7 +72,7 @@ impl Work {
     fn at_once(&self) -> usize {
         match *self {
             Work::Bulk { streams } => streams,
-            Work::Connect { concurrency, .. } => concurrency,
+            Work::Connect { concurrency, .. } | Work::Handshake { concurrency } => concurrency,
             Work::Datagrams { flows, .. } => flows,
             Work::Hold { .. } => 0,
             Work::KeepAlive { connections, .. } => connections,
@@ -87,6 +94,20 @@ pub enum Pace {
     },
 }
 
+/// Where TLS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Security {
+    /// How clients speak it, if they do.
+    pub client: Option<Tls>,
+    /// Whether origins beside the client do.
+    pub origin: bool,
+}
+
+impl Security {
+    /// Nowhere.
+    pub const PLAIN: Security = Security { client: None, origin: false };
+}
+
 /// What a client is to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -96,6 +117,8 @@ pub struct Plan {
     pub work: Work,
     /// How fast.
     pub pace: Pace,
+    /// By TLS or not.
+    pub security: Security,
     /// Not counted, so that caches, connections and windows are as they stay. Begins when all connections that stay are open.
     pub warm_up: Duration,
     /// Counted.
@@ -115,7 +138,7 @@ pub struct Tally {
     pub done: u64,
     /// (Open loop) Intended starts. Clearly more than `done`: the rate was not kept up.
     pub offered: Option<u64>,
-    /// Datagrams that were sent and did not come back in time.
+    /// Datagrams that were sent and did not come back in time; TLS handshakes that failed.
     pub lost: u64,
     /// Time each took, from its (in the open loop: intended) start to its last byte, in nanoseconds: (value, how often). In
     /// the open loop, work that was due in the counted time but not done is in it as well, with the time it had waited at

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use towpath_sys::socket::{ListenOptions, Transport, open_listener, set_receive_buffer};
 
 use super::engine::Engine;
+use super::tls;
 use super::wire::{Heard, Listen, Said, Wire};
 use crate::message::{Header, Kind};
 
@@ -30,7 +31,17 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Answers on these, on the calling thread, until it fails or the process ends.
 pub fn serve(listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<()> {
-    let mut engine = Engine::for_origin()?;
+    serve_with(Engine::for_origin()?, listeners, sockets)
+}
+
+/// As [`serve`], over TLS, with a certificate that is made now.
+pub fn serve_tls(listeners: Vec<TcpListener>) -> io::Result<()> {
+    let mut engine = Engine::for_tls_origin()?;
+    engine.wire.origin_tls = Some(tls::origin_config()?);
+    serve_with(engine, listeners, Vec::new())
+}
+
+fn serve_with(mut engine: Engine, listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<()> {
     engine.answer_on(listeners, sockets)?;
     engine.run_until(None)
 }
@@ -64,7 +75,7 @@ pub(super) fn heard(wire: &mut Wire, slot: u32, heard: Heard) -> io::Result<()> 
             *then = if request.kind == Kind::Answer { Then::Listen } else { Then::Close };
             answer(wire, slot, request)
         }
-        Heard::Partial | Heard::Nothing => wire.hear(slot, Listen::Once),
+        Heard::Nothing | Heard::Opened | Heard::Partial => wire.hear(slot, Listen::Once),
         Heard::Message(_) | Heard::Filler(_) | Heard::Wrong if busy => wire.close(slot),
         Heard::Message(_) | Heard::Filler(_) | Heard::Wrong => {
             *then = Then::Ignore;

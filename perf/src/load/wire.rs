@@ -4,8 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
+use rustls::{ClientConfig, ServerConfig};
 use towpath_sys::ring::{Completion, Received, Ring, RingSettings, Wait};
 use towpath_sys::socket::{Family, set_nodelay, tcp_socket};
 
@@ -13,6 +15,7 @@ use super::Pace;
 use super::callers::Call;
 use super::gauge::Schedule;
 use super::origin::Then;
+use super::tls::{Channel, sealed_bytes_max};
 use crate::message::{Filler, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
 
 /// Connections that one thread carries at once.
@@ -30,6 +33,12 @@ const BUFFERS_MAX: u16 = 512;
 /// Messages that may be leaving at a time. Memory of their buffers is touched only as far as they are.
 const SENDS_MAX: u16 = 32_768;
 
+/// The same in bytes, where messages are long.
+const SENDS_BYTES_MAX: u32 = 1 << 30;
+
+/// As much of a stream as is sealed at a time.
+pub(super) const SEALED_WINDOW_BYTES: usize = 128 * 1024;
+
 /// Messages are submitted after so many bytes, before they have left the cache again.
 const COMPOSED_BYTES_MAX: u32 = 64 * 1024;
 
@@ -44,6 +53,8 @@ pub(super) enum What {
     Echo,
     /// A datagram of the flow of this number has come back.
     Flow,
+    /// A flight of a TLS handshake has left, or the end of TLS.
+    Flight,
     /// A datagram of the flow of this number has left.
     FlowSent,
     /// The connection has received.
@@ -56,11 +67,12 @@ pub(super) enum What {
     Nothing,
 }
 
-const WHATS: [What; 9] = [
+const WHATS: [What; 10] = [
     What::Accept,
     What::Connect,
     What::Echo,
     What::Flow,
+    What::Flight,
     What::FlowSent,
     What::Receive,
     What::Say,
@@ -126,6 +138,7 @@ pub(super) enum Listen {
 struct Connection {
     socket: OwnedFd,
     role: Role,
+    tls: Option<Box<Channel>>,
     reader: Reader,
     /// What comes next of a stream; `None`: messages come.
     stream: Option<Filler>,
@@ -157,6 +170,8 @@ pub(super) enum Heard {
     Message(Header),
     /// No bytes: no buffer was left for a moment.
     Nothing,
+    /// The TLS handshake is done.
+    Opened,
     /// Part of a message, as it was sent.
     Partial,
     /// It is not what was sent, or more than one message.
@@ -174,9 +189,23 @@ pub(super) enum Said {
     Partly,
 }
 
+/// What one receive brought, in this order: a TLS handshake may be done, bytes may follow, and the peer's end.
+pub(super) type Heards = [Option<Heard>; 3];
+
 /// See the module.
 pub(super) struct Wire {
     pub(super) ring: Ring,
+    /// What clients speak TLS with, if they do.
+    pub(super) client_tls: Option<Arc<ClientConfig>>,
+    /// The same of origins.
+    pub(super) origin_tls: Option<Arc<ServerConfig>>,
+    /// Whether each handshake of a client has to resume a session, or must not; `None` where either will do.
+    pub(super) must_resume: Option<bool>,
+    /// Ciphertext while it is opened.
+    incoming: Vec<u8>,
+    /// What leaves, while it is sealed: plaintext, and its records.
+    spoken: Vec<u8>,
+    sealed: Vec<u8>,
     places: Vec<Place>,
     free: Vec<u32>,
     /// Operations under way.
@@ -209,9 +238,16 @@ impl Wire {
             datagram_buffers,
             records: None,
         })?;
-        ring.reserve_outgoing(SENDS_MAX, out_bytes)?;
+        let sends = u16::try_from(SENDS_BYTES_MAX / out_bytes).unwrap_or(u16::MAX).clamp(1, SENDS_MAX);
+        ring.reserve_outgoing(sends, out_bytes)?;
         Ok(Wire {
             ring,
+            client_tls: None,
+            origin_tls: None,
+            must_resume: None,
+            incoming: Vec::new(),
+            spoken: Vec::new(),
+            sealed: vec![0; out_bytes as usize],
             places: Vec::new(),
             free: Vec::new(),
             pending: 0,
@@ -225,7 +261,8 @@ impl Wire {
 
     /// Sends so many bytes per second of all streams together, from now on, instead of as many as they take.
     pub(super) fn pace_streams(&mut self, bytes_per_second: f64, now: Instant) {
-        self.pieces = Schedule::starting(Pace::Open { per_second: bytes_per_second / WINDOW_BYTES_MAX as f64 }, now);
+        let piece = if self.origin_tls.is_some() { SEALED_WINDOW_BYTES } else { WINDOW_BYTES_MAX };
+        self.pieces = Schedule::starting(Pace::Open { per_second: bytes_per_second / piece as f64 }, now);
     }
 
     /// When the next piece of a stream is to leave, if nothing comes first.
@@ -271,6 +308,11 @@ impl Wire {
 
     /// Takes a connection in.
     pub(super) fn adopt(&mut self, socket: OwnedFd, role: Role) -> io::Result<u32> {
+        let tls = match (&role, &self.client_tls, &self.origin_tls) {
+            (Role::Client(_), Some(config), _) => Some(Box::new(Channel::client(config)?)),
+            (Role::Origin(_), _, Some(config)) => Some(Box::new(Channel::server(config)?)),
+            _ => None,
+        };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None if self.places.len() < CONNECTIONS_MAX => {
@@ -282,6 +324,7 @@ impl Wire {
         self.places[slot as usize].connection = Some(Box::new(Connection {
             socket,
             role,
+            tls,
             reader: Reader::new(),
             stream: None,
             receiving: false,
@@ -342,24 +385,62 @@ impl Wire {
         }
     }
 
-    /// Takes what a receive has brought; `None` when its connection is closed.
-    pub(super) fn heard(&mut self, token: Token, completion: &Completion) -> Option<Heard> {
+    /// Takes what a receive has brought; nothing when its connection is closed.
+    pub(super) fn heard(&mut self, token: Token, completion: &Completion) -> Heards {
         let place = &mut self.places[token.slot as usize];
         let connection = place.connection.as_mut().filter(|_| place.generation == token.generation);
         let buffers = self.ring.stream_buffers();
-        let heard = connection.map(|connection| {
+        let heards = connection.map_or([None, None, None], |connection| {
             connection.receiving = completion.more();
-            match (completion.received(), completion.buffer()) {
+            let heard = match (completion.received(), completion.buffer()) {
+                (Received::Bytes(length), Some(buffer)) if connection.tls.is_some() => {
+                    let piece = buffers.bytes(buffer, 0, length);
+                    return connection.take_sealed(piece, &mut self.incoming, self.must_resume);
+                }
                 (Received::Bytes(length), Some(buffer)) => connection.take(buffers.bytes(buffer, 0, length)),
-                (Received::End, _) => Heard::End,
+                (Received::End, _) => connection.end(),
                 (Received::NoBuffers | Received::Cancelled, _) => Heard::Nothing,
                 _ => Heard::Failed(io::Error::from_raw_os_error(-completion.result())),
-            }
+            };
+            [Some(heard), None, None]
         });
         if let Some(buffer) = completion.buffer() {
             buffers.recycle(buffer);
         }
-        heard
+        heards
+    }
+
+    /// Whether a TLS handshake comes before anything else on the connection.
+    pub(super) fn shakes_hands(&mut self, slot: u32) -> bool {
+        self.open(slot).is_some_and(|connection| connection.tls.as_ref().is_some_and(|tls| !tls.is_open()))
+    }
+
+    /// Sends what is left to send of a handshake.
+    pub(super) fn send_flight(&mut self, slot: u32) -> io::Result<()> {
+        let Some(tls) = self.open(slot).and_then(|connection| connection.tls.as_mut()) else { return Ok(()) };
+        let flight = tls.take_flight();
+        if flight.is_empty() { Ok(()) } else { self.send_apart(slot, &flight) }
+    }
+
+    /// Sends bytes that are no part of a message.
+    fn send_apart(&mut self, slot: u32, bytes: &[u8]) -> io::Result<()> {
+        let buffer = self.lease()?;
+        let token = Token { buffer, ..self.token(What::Flight, slot) };
+        let Wire { ring, places, pending, .. } = self;
+        let Some(buffers) = ring.outgoing_buffers() else { return Ok(()) };
+        let Some(connection) = places[slot as usize].connection.as_ref() else {
+            buffers.recycle(buffer);
+            return Ok(());
+        };
+        buffers.write(buffer, 0, bytes);
+        ring.send_outgoing(connection.socket.as_fd(), buffer, bytes.len() as u32, token.encode())?;
+        *pending += 1;
+        Ok(())
+    }
+
+    /// Takes note of a flight that has left, or could not: then nothing comes back either.
+    pub(super) fn sent_flight(&mut self, token: Token) {
+        release(&mut self.ring, token.buffer);
     }
 
     /// Whether a message is still leaving.
@@ -370,16 +451,28 @@ impl Wire {
     /// Sends a message; nothing may be under way.
     pub(super) fn say(&mut self, slot: u32, header: Header) -> io::Result<()> {
         let token = self.token(What::Say, slot);
-        let room = self.out_bytes - HEADER_BYTES as u32;
+        let is_sealed = self.open(slot).is_some_and(|connection| connection.tls.is_some());
+        let reserved = if is_sealed { sealed_bytes_max(self.out_bytes as usize) as u32 - self.out_bytes } else { 0 };
+        let room = self.out_bytes - reserved - HEADER_BYTES as u32;
         let mut filler = Filler::of(header.tag);
         let part = header.filler_bytes.min(room).min(WINDOW_BYTES_MAX as u32);
-        let buffer = self.compose(&header, filler.window(part as usize))?;
+        let (buffer, length) = if is_sealed {
+            let mut spoken = std::mem::take(&mut self.spoken);
+            spoken.clear();
+            spoken.extend_from_slice(&header.encode());
+            spoken.extend_from_slice(filler.window(part as usize));
+            let sealed = self.seal(slot, &spoken);
+            self.spoken = spoken;
+            sealed?
+        } else {
+            (self.compose(&header, filler.window(part as usize))?, HEADER_BYTES as u32 + part)
+        };
         let Wire { ring, places, pending, composed_bytes, .. } = self;
         let Some(connection) = places[slot as usize].connection.as_mut() else {
             release(ring, buffer);
             return Ok(());
         };
-        connection.sending = HEADER_BYTES as u32 + part;
+        connection.sending = length;
         connection.rest = filler;
         connection.rest_bytes = u64::from(header.filler_bytes - part);
         *composed_bytes += connection.sending;
@@ -427,6 +520,7 @@ impl Wire {
 
     /// Closes a connection. What is leaving still leaves.
     pub(super) fn close(&mut self, slot: u32) -> io::Result<()> {
+        self.say_end(slot)?;
         let receive = self.token(What::Receive, slot).encode();
         let place = &mut self.places[slot as usize];
         let Some(connection) = place.connection.take() else { return Ok(()) };
@@ -440,12 +534,24 @@ impl Wire {
         self.ring.close(connection.socket, nothing)
     }
 
+    /// Where TLS is spoken, tells the peer that nothing more comes.
+    fn say_end(&mut self, slot: u32) -> io::Result<()> {
+        let mut sealed = std::mem::take(&mut self.sealed);
+        let tls = self.open(slot).and_then(|connection| connection.tls.as_mut()).filter(|tls| tls.is_open());
+        // Nobody is told by a connection that has failed.
+        let length = tls.and_then(|tls| tls.seal_end(&mut sealed).ok());
+        let sent = length.map_or(Ok(()), |length| self.send_apart(slot, &sealed[..length]));
+        self.sealed = sealed;
+        sent
+    }
+
     /// Closes a connection whatever is under way on it.
     pub(super) fn abandon(&mut self, slot: u32) -> io::Result<()> {
         let Wire { ring, places, .. } = self;
         if let Some(connection) = places[slot as usize].connection.as_mut() {
             ring.cancel_all(connection.socket.as_fd(), Token::of(What::Nothing, 0).encode())?;
             connection.receiving = false;
+            connection.tls = None;
         }
         self.close(slot)
     }
@@ -484,13 +590,27 @@ impl Wire {
 
     /// A header and filler in a leased buffer, so that they leave in one piece.
     fn compose(&mut self, header: &Header, filler: &[u8]) -> io::Result<u16> {
-        let leased = self.ring.outgoing_buffers().and_then(|buffers| Some((buffers.lease()?, buffers)));
-        let Some((buffer, buffers)) = leased else {
-            return Err(io::Error::other(format!("{SENDS_MAX} messages are leaving: use more threads")));
-        };
+        let buffer = self.lease()?;
+        let Some(buffers) = self.ring.outgoing_buffers() else { return Ok(buffer) };
         buffers.write(buffer, 0, &header.encode());
         buffers.write(buffer, HEADER_BYTES as u32, filler);
         Ok(buffer)
+    }
+
+    /// The records of plaintext in a leased buffer, and their length.
+    fn seal(&mut self, slot: u32, plaintext: &[u8]) -> io::Result<(u16, u32)> {
+        let buffer = self.lease()?;
+        let Wire { ring, places, sealed, .. } = self;
+        let tls = places[slot as usize].connection.as_mut().and_then(|connection| connection.tls.as_mut());
+        let (Some(tls), Some(buffers)) = (tls, ring.outgoing_buffers()) else { return Ok((buffer, 0)) };
+        let length = tls.seal(plaintext, sealed)?;
+        buffers.write(buffer, 0, &sealed[..length]);
+        Ok((buffer, length as u32))
+    }
+
+    fn lease(&mut self) -> io::Result<u16> {
+        let leased = self.ring.outgoing_buffers().and_then(|buffers| buffers.lease());
+        leased.ok_or_else(|| io::Error::other("too many messages are leaving: use more threads"))
     }
 
     /// As [`Wire::say_more`], for a stream with a rate when its next piece is due.
@@ -503,6 +623,9 @@ impl Wire {
     }
 
     fn say_more(&mut self, slot: u32) -> io::Result<()> {
+        if self.open(slot).is_some_and(|connection| connection.tls.is_some()) {
+            return self.say_more_sealed(slot);
+        }
         let token = self.token(What::SayMore, slot).encode();
         let Wire { ring, places, pending, .. } = self;
         let Some(connection) = places[slot as usize].connection.as_mut() else { return Ok(()) };
@@ -510,6 +633,21 @@ impl Wire {
         connection.rest_bytes -= length;
         connection.sending = length as u32;
         ring.send_static(connection.socket.as_fd(), connection.rest.window(length as usize), token)?;
+        *pending += 1;
+        Ok(())
+    }
+
+    fn say_more_sealed(&mut self, slot: u32) -> io::Result<()> {
+        let token = self.token(What::Say, slot);
+        let Some(connection) = self.open(slot) else { return Ok(()) };
+        let length = connection.rest_bytes.min(SEALED_WINDOW_BYTES as u64);
+        connection.rest_bytes -= length;
+        let window = connection.rest.window(length as usize);
+        let (buffer, length) = self.seal(slot, window)?;
+        let Wire { ring, places, pending, .. } = self;
+        let Some(connection) = places[slot as usize].connection.as_mut() else { return Ok(()) };
+        connection.sending = length;
+        ring.send_outgoing(connection.socket.as_fd(), buffer, length, Token { buffer, ..token }.encode())?;
         *pending += 1;
         Ok(())
     }
@@ -536,6 +674,50 @@ fn release(ring: &mut Ring, buffer: u16) {
 }
 
 impl Connection {
+    /// The peer has closed its side.
+    fn end(&self) -> Heard {
+        // Somebody else may have cut it (RFC 8446 section 6.1).
+        match &self.tls {
+            Some(tls) if !tls.has_ended() => Heard::Failed(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                if tls.is_open() { "TLS was cut off" } else { "the TLS handshake was cut off" },
+            )),
+            _ => Heard::End,
+        }
+    }
+
+    /// Opens and verifies a piece of TLS; `incoming` is memory for it.
+    fn take_sealed(&mut self, piece: &[u8], incoming: &mut Vec<u8>, must_resume: Option<bool>) -> Heards {
+        let Some(mut tls) = self.tls.take() else { return [Some(Heard::Nothing), None, None] };
+        incoming.clear();
+        tls.partial_into(incoming);
+        incoming.extend_from_slice(piece);
+        let mut heard = None;
+        let news = tls.take(incoming, |plaintext| {
+            let next = self.take(plaintext);
+            heard = Some(match (heard.take(), next) {
+                (Some(Heard::Filler(before)), Heard::Filler(more)) => Heard::Filler(before + more),
+                (None | Some(Heard::Partial), next) => next,
+                _ => Heard::Wrong,
+            });
+        });
+        let is_client = matches!(self.role, Role::Client(_));
+        let wrong = match (tls.is_resumed(), must_resume) {
+            (Some(is), Some(must)) if is_client && is != must => Some(if is { "resumed" } else { "new" }),
+            _ => None,
+        };
+        self.tls = Some(tls);
+        match (news, wrong) {
+            (Err(error), _) => [Some(Heard::Failed(error)), None, None],
+            (Ok(news), Some(wrong)) if news.opened => {
+                let message = format!("a TLS session is a {wrong} one, which was not asked for");
+                [Some(Heard::Failed(io::Error::new(io::ErrorKind::InvalidData, message))), None, None]
+            }
+            (Ok(news), _) if !news.opened && !news.ended && heard.is_none() => [Some(Heard::Nothing), None, None],
+            (Ok(news), _) => [news.opened.then_some(Heard::Opened), heard, news.ended.then_some(Heard::End)],
+        }
+    }
+
     /// Verifies a piece.
     fn take(&mut self, piece: &[u8]) -> Heard {
         if let Some(filler) = &mut self.stream {

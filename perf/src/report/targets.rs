@@ -1,4 +1,4 @@
-//! What the packet plane is meant to reach, beside what a report has of it.
+//! What the packet plane and TLS are meant to reach, beside what a report has of it.
 
 use super::Report;
 use super::sheet;
@@ -27,7 +27,7 @@ enum Bound {
 }
 
 /// Those of the suite `packet`, one core, each host receiving on its own.
-const TARGETS: [Target; 13] = [
+const PACKET: [Target; 13] = [
     ratio("bulk against the kernel", "bulk-4-steered", "rate", &["kernel"], 1.0),
     ratio("bulk against nginx", "bulk-4-steered", "rate", &["nginx"], 1.2),
     ratio("bulk against HAProxy", "bulk-4-steered", "rate", &["haproxy"], 1.3),
@@ -55,6 +55,31 @@ const TARGETS: [Target; 13] = [
     own("added round trip, median, µs", "round-trip-steered", "added-p50", 1.0, Bound::AtMost(30.0)),
     own("at rest, % of a CPU", "idle-cpu", "busy", 1.0, Bound::AtMost(1.0)),
 ];
+
+/// Who ends TLS beside us.
+const TLS_PEERS: &[&str] = &["haproxy", "nginx"];
+
+/// Those of the suite `tls`: one core, work per CPU-second.
+const TLS: [Target; 14] = [
+    per_cpu("full handshakes, P-256, against the better peer", "handshake-p256-full", 2.2),
+    per_cpu("full handshakes, RSA-2048, against the better peer", "handshake-rsa2048-full", 1.5),
+    per_cpu("resumed handshakes against the better peer", "handshake-p256-resumed", 1.7),
+    per_cpu("bulk, TLS ended here, against the better peer", "tls-bulk-terminate", 1.8),
+    per_cpu("bulk, encrypted again, against the better peer", "tls-bulk-reencrypt", 1.5),
+    per_cpu("requests on kept connections against the better peer", "tls-keepalive-64c", 1.1),
+    own("RSA-2048 handshakes in memory, % of the limit", "ceiling", "rsa2048-share", 1.0, Bound::AtLeast(85.0)),
+    own("P-256 handshakes in memory, % of the limit", "ceiling", "p256-share", 1.0, Bound::AtLeast(70.0)),
+    own("median beside a flood, × of quiet", "isolation", "slowdown-p50", 1.0, Bound::AtMost(2.0)),
+    own("90 % beside a flood, × of quiet", "isolation", "slowdown-p90", 1.0, Bound::AtMost(2.0)),
+    own("median beside a flood, pool apart, × of quiet", "isolation-pool", "slowdown-p50", 1.0, Bound::AtMost(1.3)),
+    own("90 % beside a flood, pool apart, × of quiet", "isolation-pool", "slowdown-p90", 1.0, Bound::AtMost(1.3)),
+    own("memory of an idle connection, KB", "tls-idle-memory", "memory", 1e-3, Bound::AtMost(5.0)),
+    own("the same, encrypted again, KB", "tls-idle-memory-reencrypt", "memory", 1e-3, Bound::AtMost(10.0)),
+];
+
+const fn per_cpu(what: &'static str, case: &'static str, at_least: f64) -> Target {
+    ratio(what, case, "efficiency-saturated", TLS_PEERS, at_least)
+}
 
 const fn own(what: &'static str, case: &'static str, metric: &'static str, scale: f64, bound: Bound) -> Target {
     Target { what, case, metric, of: Figure::Own(scale), bound }
@@ -108,14 +133,17 @@ impl Bound {
 
 /// One line for each target that the report has a figure of: what, its bound, the figure, whether it is met.
 pub(super) fn lines(report: &Report) -> Vec<[String; 4]> {
-    if report.suite != "packet" || report.rows.is_empty() {
-        return Vec::new();
-    }
+    let targets: &[Target] = match report.suite.as_str() {
+        _ if report.rows.is_empty() => &[],
+        "packet" => &PACKET,
+        "tls" => &TLS,
+        _ => &[],
+    };
     let line = |target: &Target| {
         let figure = target.figure(report)?;
         Some([target.what.into(), target.bound.words(), sheet::figure(figure), target.bound.verdict(figure)])
     };
-    TARGETS.iter().filter_map(line).collect()
+    targets.iter().filter_map(line).collect()
 }
 
 #[cfg(test)]
@@ -163,8 +191,9 @@ mod tests {
 
     #[test]
     fn every_target_is_a_case_of_the_suite() {
-        let mut cases = crate::suite::packet::cases(&crate::suite::Accounting::ALL, &[1_000_000, 10_000_000]);
-        cases.retain(|case| TARGETS.iter().any(|target| target.case == case.name));
-        assert!(TARGETS.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
+        let cases = crate::suite::packet::cases(&crate::suite::Accounting::ALL, &[1_000_000, 10_000_000]);
+        assert!(PACKET.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
+        let cases = crate::suite::tls::cases(&crate::suite::Accounting::ALL, crate::suite::tls::POOL_CPUS_MIN);
+        assert!(TLS.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
     }
 }

@@ -110,6 +110,7 @@ mod tests {
             accounting: Accounting::Plain,
             plane: Plane::Packet,
             mode: Mode::USUAL,
+            tls: None,
             course: Course::Lease { addresses: 1 },
         };
         let samples = measure(&case, 1, Duration::from_millis(5)).unwrap();

@@ -68,13 +68,16 @@ impl Load<'_> {
         }
         let mut processes = running.map(Running::processes).transpose()?.unwrap_or_default();
         processes.extend(softirq_threads()?);
-        if let Origin::Apart(child) = &origin {
-            processes.push(child.id());
+        match &origin {
+            Origin::Apart(child) => processes.push(child.id()),
+            Origin::Shared(id) => processes.push(*id),
+            Origin::Beside(..) | Origin::Elsewhere => {}
         }
         let plan = Plan {
             target: self.target,
             work: self.work,
             pace,
+            security: self.case.security(),
             warm_up: options.warm_up,
             measure: options.measure,
             watch_cpus: cpus.clone(),
@@ -178,7 +181,7 @@ fn is_client_bound(client_busy: f64, balancer_busy: f64, more_to_do: bool) -> bo
 fn parts(work: Work, cpus: usize) -> usize {
     let count = match work {
         Work::Bulk { streams } => streams,
-        Work::Connect { concurrency, .. } => concurrency,
+        Work::Connect { concurrency, .. } | Work::Handshake { concurrency } => concurrency,
         Work::Datagrams { flows, .. } => flows,
         Work::Hold { connections } | Work::KeepAlive { connections, .. } => connections,
     };
@@ -194,6 +197,7 @@ fn part(work: Work, number: usize, parts: usize) -> Work {
             Work::Connect { concurrency: of(concurrency), request_bytes, answer_bytes }
         }
         Work::Datagrams { flows, payload_bytes } => Work::Datagrams { flows: of(flows), payload_bytes },
+        Work::Handshake { concurrency } => Work::Handshake { concurrency: of(concurrency) },
         Work::Hold { connections } => Work::Hold { connections: of(connections) },
         Work::KeepAlive { connections, idle, request_bytes, answer_bytes } => {
             Work::KeepAlive { connections: of(connections), idle: of(idle), request_bytes, answer_bytes }
@@ -207,7 +211,7 @@ fn drive(stage: &Stage, options: &Options, plan: &Plan, origin: Origin) -> io::R
     let (mut listeners, mut sockets, apart) = match origin {
         Origin::Apart(child) => (Vec::new(), Vec::new(), Some(child)),
         Origin::Beside(listeners, sockets) => (listeners, sockets, None),
-        Origin::Elsewhere => (Vec::new(), Vec::new(), None),
+        Origin::Elsewhere | Origin::Shared(_) => (Vec::new(), Vec::new(), None),
     };
     let clients = options.pins.client.iter().take(parts).enumerate().map(|(number, &cpu)| {
         let mut plan = plan.clone();

@@ -3,7 +3,9 @@
 //! A suite is a list of [`Case`]s. A case says what is done in a turn (its [`Course`]); a turn brings [`Sample`]s; what follows
 //! from the samples of all rounds, rows and ratios, is the same for every suite.
 
+mod ceiling;
 mod idle;
+mod isolation;
 mod lease;
 mod load;
 mod memory;
@@ -14,6 +16,7 @@ mod sample;
 mod scale;
 pub mod snat;
 mod stage;
+pub mod tls;
 mod trip;
 pub mod udp;
 
@@ -33,7 +36,9 @@ use towpath_core::packet::Family;
 use towpath_sys::host;
 use towpath_sys::socket::Transport;
 
-use crate::load::Work;
+use crate::certificate::KeyKind;
+use crate::load::tls::Tls;
+use crate::load::{Security, Work};
 use crate::machine::Machine;
 use crate::peers::{Kind, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
@@ -91,8 +96,27 @@ pub struct Case {
     pub plane: Plane,
     /// How, over veth.
     pub mode: Mode,
+    /// How clients and servers speak TLS to the subject, if they do.
+    pub tls: Option<Terms>,
     /// What is done.
     pub course: Course,
+}
+
+impl Case {
+    fn security(&self) -> Security {
+        self.tls.map_or(Security::PLAIN, |terms| Security { client: Some(terms.client), origin: terms.reencrypts })
+    }
+}
+
+/// How TLS is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Of the subject's certificate.
+    pub key: KeyKind,
+    /// What clients ask for.
+    pub client: Tls,
+    /// Whether servers are spoken to by TLS, too.
+    pub reencrypts: bool,
 }
 
 /// How a load passes a balancer.
@@ -137,6 +161,7 @@ fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str,
         accounting,
         plane,
         mode,
+        tls: None,
         course: course.clone(),
     };
     accountings.iter().flat_map(|&accounting| courses.iter().map(move |course| case(accounting, course))).collect()
@@ -145,10 +170,19 @@ fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str,
 /// What is done in a turn.
 #[derive(Clone, Debug)]
 pub enum Course {
+    /// The cryptography of TLS alone, and whole handshakes in memory, without lab and kernel.
+    Ceiling,
     /// No load: what the subject's processes do by themselves.
     Idle,
     /// Towpath's packet plane alone, without lab and kernel.
     InMemory(InMemory),
+    /// Requests at a constant rate on plain connections, in quiet and beside twice as many TLS handshakes as the subject can do.
+    Isolation {
+        /// Requests.
+        per_second: u32,
+        /// Whether handshakes have CPUs of their own, as far as the subject can do that.
+        has_pool: bool,
+    },
     /// Source ports alone, without lab and kernel: what a lease costs, the fuller the pool is.
     Lease {
         /// SNAT addresses, each with all its ports.
@@ -193,9 +227,14 @@ impl Course {
             // Streams keep to a rate by their origin, which is ours only in the lab.
             Course::Load { work: Work::Bulk { .. }, .. } => place == Place::Lab,
             Course::Load { work: Work::Hold { .. }, .. } => false,
-            Course::Load { work: Work::Connect { .. } | Work::Datagrams { .. } | Work::KeepAlive { .. }, .. } => true,
-            Course::Idle
+            Course::Load {
+                work: Work::Connect { .. } | Work::Datagrams { .. } | Work::Handshake { .. } | Work::KeepAlive { .. },
+                ..
+            } => true,
+            Course::Ceiling
+            | Course::Idle
             | Course::InMemory(_)
+            | Course::Isolation { .. }
             | Course::Lease { .. }
             | Course::Memory { .. }
             | Course::RoundTrip
@@ -209,7 +248,8 @@ impl Course {
         match self {
             // It has no process of its own.
             Course::Idle => kind != Kind::Kernel,
-            Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
+            Course::Ceiling | Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
+            Course::Isolation { .. } => kind.relays_plain(),
             // Others take two descriptors for each connection.
             Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
             Course::Load { .. } | Course::Memory { .. } | Course::RoundTrip | Course::Snat { .. } => {
@@ -226,11 +266,21 @@ impl Course {
         matches!(self, Course::Load { .. })
     }
 
+    /// CPUs for handshakes alone: those that neither the subject nor the client has.
+    fn pool_cpus(&self, options: &Options) -> Vec<usize> {
+        match self {
+            Course::Isolation { has_pool: true, .. } => options.pins.spare.clone(),
+            _ => Vec::new(),
+        }
+    }
+
     fn transport(&self) -> Transport {
         match self {
             Course::Load { work: Work::Datagrams { .. }, .. } => Transport::Udp,
-            Course::Idle
+            Course::Ceiling
+            | Course::Idle
             | Course::InMemory(_)
+            | Course::Isolation { .. }
             | Course::Lease { .. }
             | Course::Load { .. }
             | Course::Memory { .. }
@@ -250,6 +300,8 @@ pub enum Unit {
     Datagrams,
     /// Bytes, told in gigabits.
     Gigabits,
+    /// Connections that each begin with a TLS handshake.
+    Handshakes,
     /// Requests.
     Requests,
 }
@@ -260,13 +312,14 @@ impl Unit {
             Unit::Connections => format!("conn/{of}"),
             Unit::Datagrams => format!("packets/{of}"),
             Unit::Gigabits => format!("Gbit/{of}"),
+            Unit::Handshakes => format!("handshakes/{of}"),
             Unit::Requests => format!("req/{of}"),
         }
     }
 
     fn scale(self, done: u64) -> f64 {
         match self {
-            Unit::Connections | Unit::Datagrams | Unit::Requests => done as f64,
+            Unit::Connections | Unit::Datagrams | Unit::Handshakes | Unit::Requests => done as f64,
             Unit::Gigabits => done as f64 * 8.0 / 1e9,
         }
     }
@@ -279,6 +332,8 @@ pub struct Pins {
     pub balancer: usize,
     /// CPUs of the client and the origins, a thread each.
     pub client: Vec<usize>,
+    /// CPUs that nobody has.
+    pub spare: Vec<usize>,
 }
 
 /// Where a suite plays.
@@ -367,7 +422,8 @@ fn subjects_of(case: &Case, options: &Options) -> Vec<usize> {
     let suits = |kind: Kind| {
         // Others are transparent only with the kernel's help (TPROXY), which is another measurement.
         let keeps_clients = matches!(kind, Kind::Kernel | Kind::Remote | Kind::Towpath);
-        case.course.suits(kind) && (case.mode.forwarding == Forwarding::FullNat || keeps_clients)
+        let speaks = case.tls.map_or(kind.relays_plain(), |terms| kind.ends_tls(terms.reencrypts));
+        case.course.suits(kind) && speaks && (case.mode.forwarding == Forwarding::FullNat || keeps_clients)
     };
     (0..options.subjects.len()).filter(|&number| suits(options.subjects[number].kind)).collect()
 }
@@ -456,8 +512,10 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Opti
     // Hosts that nobody has used: what a turn leaves behind, ports in TIME_WAIT above all, would be the next one's cost.
     let set = || Stage::set(case, subject, options);
     match &case.course {
+        Course::Ceiling => ceiling::take(case, options),
         Course::Idle => idle::take(case, subject, options, &set()?),
         Course::InMemory(work) => plane::take(case, work, options),
+        Course::Isolation { per_second, .. } => isolation::take(case, *per_second, subject, options, &set()?),
         Course::Lease { addresses } => lease::take(case, *addresses, options),
         Course::Load { work, unit } => {
             let stage = set()?;

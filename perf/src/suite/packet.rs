@@ -78,6 +78,7 @@ fn in_memory_case((forwarding, family, cargo): (Forwarding, Family, Cargo), flow
         accounting: Accounting::Plain,
         plane: Plane::Packet,
         mode: Mode::USUAL,
+        tls: None,
         course: Course::InMemory(work),
     }
 }

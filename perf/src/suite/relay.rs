@@ -12,6 +12,7 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         accounting: Accounting::Plain,
         plane: Plane::Stream,
         mode: Mode::USUAL,
+        tls: None,
         course: Course::Memory { few: 500, many: 7500 },
     };
     super::under(accountings, Plane::Stream, Mode::USUAL, &courses()).into_iter().chain([memory]).collect()

@@ -42,6 +42,7 @@ pub fn cases() -> Vec<Case> {
         accounting: Accounting::Plain,
         plane: Plane::Stream,
         mode: Mode::USUAL,
+        tls: None,
         course: Course::Snat { addresses, ports: 20_000..=last_port },
     };
     vec![of(1, 22_999), of(2, 22_999), of(4, 21_799)]
@@ -50,7 +51,14 @@ pub fn cases() -> Vec<Case> {
 /// As many connections as this, over so many addresses, on Towpath's packet plane; and what a lease costs there.
 pub fn scale_cases(connections: usize, addresses: u8) -> Vec<Case> {
     let suffix = if addresses == 1 { "" } else { "es" };
-    let of = |name, accounting, course| Case { name, accounting, plane: Plane::Packet, mode: Mode::USUAL, course };
+    let of = |name, accounting, course| Case {
+        name,
+        accounting,
+        plane: Plane::Packet,
+        mode: Mode::USUAL,
+        tls: None,
+        course,
+    };
     vec![
         of(format!("lease-{addresses}-address{suffix}"), Accounting::Plain, Course::Lease { addresses }),
         of(
@@ -131,7 +139,7 @@ impl Open {
     fn batch(&mut self, count: usize, stage: &Stage) -> io::Result<()> {
         if count > self.count {
             let (target, missing) = (self.target, count - self.count);
-            self.batches.push(stage.run_client(|| Held::open(target, missing))??);
+            self.batches.push(stage.run_client(|| Held::open(target, missing, None))??);
             self.count = count;
             thread::sleep(REST_AFTER_BATCH);
         }

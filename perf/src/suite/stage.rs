@@ -17,13 +17,16 @@ use super::{Accounting, Case, Course, Options, Place};
 use crate::crowd;
 use crate::lab::{Host, Lab, Steering, Topology};
 use crate::load::{Work, origin};
-use crate::peers::{Kind, Pool, Running, Setting, Subject, route_packets};
+use crate::peers::{Kind, Pool, Running, Setting, Subject, TlsSetting, route_packets};
 
 /// Where clients connect to, on their network: an address that only the balancer has.
 const VIP_NUMBER: u8 = 100;
 
 /// Port of the VIP. Nothing else is on these hosts.
 const SERVICE_PORT: u16 = 8080;
+
+/// The same where TLS is ended.
+const TLS_PORT: u16 = 8443;
 
 /// Port of the origin.
 const ORIGIN_PORT: u16 = 7000;
@@ -80,6 +83,8 @@ pub(super) enum Origin {
     Beside(Vec<TcpListener>, Vec<UdpSocket>),
     /// Somebody who is not ours.
     Elsewhere,
+    /// A process that others are answered by as well.
+    Shared(u32),
 }
 
 impl Stage {
@@ -90,9 +95,18 @@ impl Stage {
         let plane = if subject.kind == Kind::Towpath { case.plane } else { Plane::Stream };
         if let Place::Wire(target) = options.place {
             let forwarding = case.mode.forwarding;
-            let (flows, pool, is_routed) = (None, None, false);
-            let setting =
-                Setting { listen: target, server: target, cpu, transport, plane, forwarding, flows, pool, is_routed };
+            let setting = Setting {
+                listen: target,
+                server: target,
+                cpu,
+                transport,
+                plane,
+                forwarding,
+                flows: None,
+                pool: None,
+                is_routed: false,
+                tls: None,
+            };
             return Ok(Stage { lab: None, setting });
         }
         let lab = Lab::build(Topology::TwoArm, 1)?;
@@ -153,6 +167,12 @@ impl Stage {
             flows,
             pool,
             is_routed: case.mode.is_routed,
+            tls: case.tls.map(|terms| TlsSetting {
+                listen: SocketAddr::new(vip, TLS_PORT),
+                key: terms.key,
+                reencrypts: terms.reencrypts,
+                pool_cpus: case.course.pool_cpus(options),
+            }),
         };
         let stage = Stage { lab: Some(lab), setting };
         if case.mode.is_routed {
@@ -163,7 +183,11 @@ impl Stage {
 
     /// Where clients go.
     pub(super) fn target(&self) -> SocketAddr {
-        if self.setting.is_routed { self.setting.server } else { self.setting.listen }
+        match &self.setting.tls {
+            Some(tls) => tls.listen,
+            None if self.setting.is_routed => self.setting.server,
+            None => self.setting.listen,
+        }
     }
 
     /// Shows the client the way to the servers' network.
@@ -194,17 +218,21 @@ impl Stage {
         let connections = match case.course {
             Course::Load { work: Work::KeepAlive { connections, idle, .. }, .. } => connections + idle,
             Course::Idle
+            | Course::Ceiling
             | Course::InMemory(_)
             | Course::Lease { .. }
             | Course::Load { .. }
             | Course::RoundTrip
             | Course::Scale { .. } => 0,
-            Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
+            Course::Isolation { .. } | Course::Memory { .. } | Course::Snat { .. } => usize::MAX,
         };
         if connections >= APART_FROM {
             await_nobody(server, address, Transport::Tcp)?;
             let mut command = Command::new(&options.program);
             command.arg("origin").arg(address.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
+            if case.security().origin {
+                command.arg("--tls");
+            }
             let child = server.spawn_on(&options.pins.client, command)?;
             await_listening(server, address, Transport::Tcp, || Ok(()))
                 .map_err(|error| io::Error::new(error.kind(), format!("the origin is {error}")))?;
@@ -236,8 +264,15 @@ impl Stage {
         let served = match plane {
             _ if !running.has_process() => Ok(()),
             Plane::Packet => await_neighbour(lab.client(), listen.ip(), || running.ensure_alive()),
-            Plane::Stream => await_listening(lab.balancer(), listen, transport, || running.ensure_alive()),
+            Plane::Stream if subject.kind.relays_plain() => {
+                await_listening(lab.balancer(), listen, transport, || running.ensure_alive())
+            }
+            Plane::Stream => Ok(()),
         };
+        let served = served.and_then(|()| match &self.setting.tls {
+            Some(tls) => await_listening(lab.balancer(), tls.listen, transport, || running.ensure_alive()),
+            None => Ok(()),
+        });
         served.map_err(|error| io::Error::new(error.kind(), format!("{error}; it said:\n{}", running.said())))?;
         Ok(Some(running))
     }
