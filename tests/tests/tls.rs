@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use pki::{NAME, Pki, Stream, open_with};
+use pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
 use rustls::version::{TLS12, TLS13};
 use towpath_tests::{
     Bulk, Connection, Origin, PATIENCE, Subject, Sum, TestLab, Topology, eventually, in_lab, ipv4, subject,
@@ -29,10 +29,14 @@ struct Stage {
 
 impl Stage {
     fn set(lab: &TestLab) -> Stage {
+        Stage::set_as(lab, "terminate", "", ON_WORKERS)
+    }
+
+    fn set_as(lab: &TestLab, mode: &str, keys: &str, process: &str) -> Stage {
         let (vip, pki) = (lab.vip(100), Pki::new());
         let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
-        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
-        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        let config = pki.service(vip, mode, keys, &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("{process}{config}"));
         Stage { relay, listener, vip, pki }
     }
 
@@ -40,6 +44,15 @@ impl Stage {
     fn open(&self, lab: &TestLab) -> (Stream, TcpStream) {
         let client = self.pki.open(lab.client(), (self.vip, 443)).expect("a handshake");
         (client, self.accept())
+    }
+
+    /// The same where the server has TLS, too.
+    fn open_both(&self, lab: &TestLab) -> (Stream, ServerStream) {
+        thread::scope(|scope| {
+            let client = scope.spawn(|| self.pki.open(lab.client(), (self.vip, 443)).expect("a handshake"));
+            let server = self.pki.accept(self.accept()).expect("a handshake");
+            (client.join().expect("no panic"), server)
+        })
     }
 
     fn accept(&self) -> TcpStream {
@@ -309,5 +322,194 @@ fn what_is_not_tls_gets_an_alert_and_reaches_no_server() {
         assert_eq!((web.terminations["handshake_failed"], web.terminations["handshake_left"]), (3, 1), "{web:?}");
         assert!(origin.accepted().is_empty());
         relay.stop();
+    });
+}
+
+const RE_ENCRYPT: &str = "verify_server = \"none\"";
+
+#[test]
+fn an_openssl_server_behind_is_spoken_to_with_tls() {
+    in_lab(an_openssl_server_behind_is_spoken_to_with_tls, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let mut command = Command::new("openssl");
+        command.args(["s_server", "-accept", "443", "-rev", "-quiet", "-cert"]).arg(pki.certificate());
+        command.arg("-key").arg(pki.key()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let _server = lab.server(1).spawn(command).expect("openssl is installed");
+        let server = lab.server(1).ipv4();
+        eventually("the server listens", || Connection::open(lab.balancer(), (server, 443)).ok());
+        let config = pki.service(vip, "re-encrypt", RE_ENCRYPT, &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        for _ in 0..2 {
+            let mut client = pki.open(lab.client(), (vip, 443)).expect("a handshake");
+            client.write_all(b"palindrome\n").expect("taken");
+            let mut heard = [0; 11];
+            client.read_exact(&mut heard).expect("an answer");
+            assert_eq!(&heard, b"emordnilap\n");
+            finish(&mut client);
+        }
+        eventually("both have ended", || (relay.service("web").connections == 0).then_some(()));
+        let counters = relay.service("web").counters;
+        let towards_servers = counters["server_handshakes_full"] + counters["server_handshakes_resumed"];
+        assert_eq!((counters["handshakes_full"], towards_servers), (2, 2), "{counters:?}");
+        relay.stop();
+    });
+}
+
+#[test]
+fn many_bytes_through_two_legs_with_tls_arrive_as_they_were_sent() {
+    in_lab(many_bytes_through_two_legs_with_tls_arrive_as_they_were_sent, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "re-encrypt", RE_ENCRYPT, ON_WORKERS);
+        let (mut client, mut server) = stage.open_both(lab);
+        let sender = thread::spawn(move || {
+            let sent = Bulk::pausing(31).send(&mut client, GIGABYTE).expect("everything is taken");
+            finish(&mut client);
+            (sent, client)
+        });
+        let received = Bulk::pausing(32).receive(&mut server).expect("an orderly end");
+        let (sent, mut client) = sender.join().expect("the sender does not panic");
+        assert_eq!((received, sent.bytes), (sent, GIGABYTE));
+        let sender = thread::spawn(move || {
+            let sent = Bulk::pausing(33).send(&mut server, GIGABYTE).expect("everything is taken");
+            server.conn.send_close_notify();
+            server.flush().expect("our close_notify");
+            sent
+        });
+        let received = Bulk::pausing(34).receive(&mut client).expect("an orderly end");
+        let sent = sender.join().expect("the sender does not panic");
+        assert_eq!((received, sent.bytes), (sent, GIGABYTE));
+        stage.ended(&[("client_closed", 1)]);
+    });
+}
+
+/// The bytes that came before are all there, and no `close_notify` follows them.
+#[test]
+fn a_server_that_is_cut_off_looks_cut_off_to_the_client() {
+    in_lab(a_server_that_is_cut_off_looks_cut_off_to_the_client, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "re-encrypt", RE_ENCRYPT, ON_WORKERS);
+        let (mut client, mut server) = stage.open_both(lab);
+        server.write_all(&[7; 100_000]).expect("taken");
+        server.sock.shutdown(Shutdown::Write).expect("our FIN");
+        let mut heard = Vec::new();
+        let error = client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert_eq!((heard.len(), error.kind()), (100_000, io::ErrorKind::UnexpectedEof));
+        stage.ended(&[("server_truncated", 1)]);
+    });
+}
+
+/// What a server says before its handshake is over is not from who it should be.
+#[test]
+fn nothing_that_a_server_says_before_its_handshake_reaches_the_client() {
+    in_lab(nothing_that_a_server_says_before_its_handshake_reaches_the_client, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "re-encrypt", RE_ENCRYPT, ON_WORKERS);
+        let mut client = stage.pki.open(lab.client(), (stage.vip, 443)).expect("a handshake");
+        client.write_all(b"a secret of the client").expect("taken");
+        client.flush().expect("taken");
+        let mut server = stage.accept();
+        server.write_all(b"220 mail.example.org says hello in plain text\r\n").expect("taken");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert!(heard.is_empty());
+        let mut said = Vec::new();
+        let _ = server.read_to_end(&mut said);
+        assert!(said.starts_with(&[22, 3]) && !said.windows(6).any(|bytes| bytes == b"secret"), "a ClientHello only");
+        stage.ended(&[("server_handshake_failed", 1)]);
+    });
+}
+
+#[test]
+fn handshakes_are_done_by_the_pool_and_sessions_resumed() {
+    in_lab(handshakes_are_done_by_the_pool_and_sessions_resumed, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let relay = subject!().start(lab.balancer(), &format!("[tls]\nthreads = 1\n{config}"));
+        let greeted = |config| {
+            let mut stream = open_with(&config, lab.client(), (vip, 443)).expect("a handshake");
+            let mut heard = [0; 8];
+            stream.read_exact(&mut heard).expect("a greeting");
+            assert_eq!(&heard, b"server-1");
+        };
+        for version in [&TLS12, &TLS13] {
+            thread::scope(|scope| {
+                for _ in 0..16 {
+                    scope.spawn(|| greeted(pki.client_config(&[version])));
+                }
+            });
+            let returning = pki.client_config(&[version]);
+            for _ in 0..4 {
+                greeted(returning.clone());
+            }
+        }
+        let counters = relay.service("web").counters;
+        assert_eq!((counters["handshakes_full"], counters["handshakes_resumed"]), (34, 6), "{counters:?}");
+        relay.stop();
+    });
+}
+
+#[test]
+fn slow_handshakes_take_no_more_than_their_places() {
+    in_lab(slow_handshakes_take_no_more_than_their_places, Topology::TwoArm, 1, |lab| {
+        const PLACES: u64 = 64;
+        const CLIENTS: u64 = 400;
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let config = pki.service(vip, "terminate", "handshake_timeout = \"1m\"", &ipv4(lab.servers()));
+        let config = format!("[limits]\nhandshakes = {PLACES}\n{ON_WORKERS}{config}");
+        let relay = subject!().start(lab.balancer(), &config);
+        let before = relay.memory_bytes();
+        // The beginning of a ClientHello that says that it is long.
+        let hello = [&[22, 3, 1, 64, 0, 1, 0, 63, 252][..], &[0; 15_000]].concat();
+        let slow: Vec<Connection> = (0..CLIENTS)
+            .map(|_| {
+                let connection = Connection::open(lab.client(), (vip, 443)).expect("the relay listens");
+                // One that was refused may have been reset already.
+                let _ = connection.stream().write_all(&hello);
+                connection
+            })
+            .collect();
+        eventually("all others are refused", || {
+            (relay.service("web").terminations["out_of_handshakes"] == CLIENTS - PLACES).then_some(())
+        });
+        let grown = relay.memory_bytes().saturating_sub(before);
+        assert!(grown < 16 << 20, "{grown} bytes for {PLACES} handshakes");
+        drop(slow);
+        eventually("their places are free", || pki.open(lab.client(), (vip, 443)).ok());
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_name_without_a_certificate_is_refused_where_names_are_strict() {
+    in_lab(a_name_without_a_certificate_is_refused_where_names_are_strict, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "terminate", "strict_sni = true", ON_WORKERS);
+        let config = stage.pki.client_config(&[&TLS13]);
+        let error = open_for(&config, "www.example.net", lab.client(), (stage.vip, 443)).expect_err("refused");
+        assert!(error.to_string().contains("UnrecognisedName"), "{error}");
+        stage.ended(&[("handshake_unknown_name", 1)]);
+    });
+}
+
+#[test]
+fn an_idle_connection_with_tls_takes_little_memory() {
+    in_lab(an_idle_connection_with_tls_takes_little_memory, Topology::TwoArm, 1, |lab| {
+        const CONNECTIONS: u64 = 1_000;
+        let stage = Stage::set(lab);
+        let config = stage.pki.client_config(&[&TLS13]);
+        let open = || {
+            let mut client = open_with(&config, lab.client(), (stage.vip, 443)).expect("a handshake");
+            let mut server = stage.accept();
+            server.write_all(b"said once").expect("taken");
+            client.read_exact(&mut [0; 9]).expect("heard");
+            (client, server)
+        };
+        // What is taken once only.
+        let _first: Vec<_> = (0..200).map(|_| open()).collect();
+        let before = stage.relay.memory_bytes();
+        let _idle: Vec<_> = (0..CONNECTIONS).map(|_| open()).collect();
+        let each = stage.relay.memory_bytes().saturating_sub(before) / CONNECTIONS;
+        eprintln!("{each} bytes for an idle connection");
+        // 5 KB of TLS, and what every connection has.
+        assert!(each <= 6 * 1024, "{each} bytes for an idle connection");
+        stage.relay.stop();
     });
 }

@@ -548,6 +548,25 @@ fn a_failure_towards_the_server_does_not_take_its_last_bytes_to_the_client() {
 }
 
 #[test]
+fn a_stream_that_is_cut_off_is_delivered_but_does_not_end() {
+    for (side, termination) in
+        [(Side::Client, Termination::ClientTruncated), (Side::Server, Termination::ServerTruncated)]
+    {
+        let mut world = World::connected(3);
+        world.multishot = false;
+        world.peer_sends(side, b"and then");
+        world.complete_receive(side);
+        world.leg(side).receive = None;
+        world.on(Event::ReceiveEnded { from: side, end: ReceiveEnd::Truncated });
+        world.settle();
+        assert_eq!(world.leg(side.other()).delivered, b"and then");
+        assert!(!world.leg(side.other()).finished_by_us, "no orderly end");
+        assert_eq!(world.closed, Some((termination, true, false)));
+        world.assert_nothing_held();
+    }
+}
+
+#[test]
 fn half_close_is_carried_through_and_the_other_direction_stays_open() {
     for first in Side::BOTH {
         let mut world = World::connected(7);

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
 use tempfile::TempDir;
 use towpath_tests::{Connection, Host, PATIENCE, service};
 
@@ -17,10 +20,14 @@ pub(crate) const NAME: &str = "mail.example.org";
 /// A stream of a client with TLS.
 pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
+/// A stream of a server with TLS.
+pub(crate) type ServerStream = StreamOwned<ServerConnection, TcpStream>;
+
 /// A certificate with its key, in files.
 pub(crate) struct Pki {
     directory: TempDir,
     roots: RootCertStore,
+    server: Arc<ServerConfig>,
 }
 
 impl Pki {
@@ -32,7 +39,14 @@ impl Pki {
         std::fs::write(directory.path().join("key.pem"), signing_key.serialize_pem()).expect("a file");
         let mut roots = RootCertStore::empty();
         roots.add(cert.der().clone()).expect("a root");
-        Pki { directory, roots }
+        let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
+        let server = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert.der().clone()], key)
+            .expect("a key that fits");
+        Pki { directory, roots, server: Arc::new(server) }
     }
 
     /// The file of the certificate.
@@ -46,7 +60,13 @@ impl Pki {
     }
 
     /// A service whose TLS is ended with it.
-    pub(crate) fn service(&self, vip: Ipv4Addr, mode: &str, keys: &str, servers: &[(&str, std::net::IpAddr)]) -> String {
+    pub(crate) fn service(
+        &self,
+        vip: Ipv4Addr,
+        mode: &str,
+        keys: &str,
+        servers: &[(&str, std::net::IpAddr)],
+    ) -> String {
         let (certificate, key) = (self.certificate(), self.key());
         let tls = format!(
             "[service.tls]\nmode = \"{mode}\"\n{keys}\n[[service.tls.certificate]]\nfile = \"{}\"\nkey = \"{}\"\n",
@@ -63,6 +83,15 @@ impl Pki {
         Arc::new(builder.with_root_certificates(self.roots.clone()).with_no_client_auth())
     }
 
+    /// A server's end of a connection, with the same certificate, whose handshake is over.
+    pub(crate) fn accept(&self, mut socket: TcpStream) -> io::Result<ServerStream> {
+        let mut server = ServerConnection::new(Arc::clone(&self.server)).map_err(io::Error::other)?;
+        while server.is_handshaking() {
+            server.complete_io(&mut socket)?;
+        }
+        Ok(StreamOwned::new(server, socket))
+    }
+
     /// A connection whose handshake is over.
     pub(crate) fn open(&self, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
         open_with(&self.client_config(rustls::ALL_VERSIONS), host, to)
@@ -71,10 +100,20 @@ impl Pki {
 
 /// The same with these settings.
 pub(crate) fn open_with(config: &Arc<ClientConfig>, host: &Host, to: impl Into<SocketAddr>) -> io::Result<Stream> {
+    open_for(config, NAME, host, to)
+}
+
+/// The same for this name.
+pub(crate) fn open_for(
+    config: &Arc<ClientConfig>,
+    name: &'static str,
+    host: &Host,
+    to: impl Into<SocketAddr>,
+) -> io::Result<Stream> {
     let connection = Connection::open(host, to)?;
     let mut socket = connection.stream().try_clone()?;
     socket.set_read_timeout(Some(PATIENCE))?;
-    let name = ServerName::try_from(NAME).expect("a name");
+    let name = ServerName::try_from(name).expect("a name");
     let mut client = ClientConnection::new(Arc::clone(config), name).map_err(io::Error::other)?;
     while client.is_handshaking() {
         client.complete_io(&mut socket)?;

@@ -13,10 +13,11 @@ use towpath_core::Now;
 use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::session::{Event, Session, Side};
-use towpath_sys::ring::{Completion, Received};
+use towpath_sys::ring::{Completion, Received, Wait};
 use towpath_sys::socket::{self, Behind};
 use towpath_tls::{
-    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT, WorkOutcome,
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT,
+    WorkOutcome,
 };
 
 use super::Worker;
@@ -29,6 +30,8 @@ const REFUSED_AT_ONCE_MAX: usize = 64;
 
 /// Bytes that a client may send before it is greeted: a ClientHello, and what little may follow it.
 const HELLO_RECEIVED_MAX: usize = 2 * HELLO_BYTES_MAX;
+/// Breaths in a row in which handshakes give way to what has come meanwhile.
+const GIVES_WAY_MAX: u32 = 4;
 /// After so many quick steps, a full handshake has its turn even if more of them wait.
 const QUICK_IN_A_ROW: u32 = 16;
 
@@ -187,8 +190,23 @@ impl Worker {
         self.turn_away(key, Termination::HandshakeRefused)
     }
 
+    /// Does one step, if one waits: after what was decided in this breath has left, and what has come meanwhile had its turn. For a signature
+    /// takes as long as many requests.
+    pub(super) fn shake(&mut self) -> io::Result<()> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        self.ring.enter(Wait::Poll)?;
+        if self.gave_way < GIVES_WAY_MAX && self.ring.has_news() {
+            self.gave_way += 1;
+            return Ok(());
+        }
+        self.gave_way = 0;
+        self.shake_one()
+    }
+
     /// Does the next step of one handshake.
-    pub(super) fn shake_one(&mut self) -> io::Result<()> {
+    fn shake_one(&mut self) -> io::Result<()> {
         for _ in 0..REFUSED_AT_ONCE_MAX {
             let Some((key, side)) = self.waiting.pop() else { return Ok(()) };
             let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
@@ -405,5 +423,23 @@ fn termination_of(fault: Fault) -> Termination {
         Fault::NothingShared => Termination::HandshakeNothingShared,
         Fault::Protocol => Termination::HandshakeFailed,
         Fault::UnknownName => Termination::HandshakeUnknownName,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_steps_pass_full_ones_but_not_for_ever() {
+        let mut waiting = Waiting::default();
+        let key = |index| Key { index, generation: 0 };
+        waiting.push(HandshakeKind::Full, key(1_000), Side::Client);
+        for index in 0..2 * QUICK_IN_A_ROW {
+            waiting.push(HandshakeKind::Resumed, key(index), Side::Client);
+        }
+        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop()).map(|(key, _)| key.index).collect();
+        assert_eq!(order.iter().position(|index| *index == 1_000), Some(QUICK_IN_A_ROW as usize));
+        assert!(waiting.is_empty() && order.len() == 1 + 2 * QUICK_IN_A_ROW as usize);
     }
 }

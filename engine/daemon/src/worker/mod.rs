@@ -153,6 +153,8 @@ struct Worker {
     hatch: Option<Hatch<Box<PooledHandshake>>>,
     /// Handshakes whose next step waits.
     waiting: Waiting,
+    /// Breaths in a row in which they gave way to other traffic.
+    gave_way: u32,
     /// Legs of connections with TLS that wait for buffers.
     starved_records: VecDeque<(Key, Side)>,
     /// Chunks that wait for a buffer to be sealed into.
@@ -219,6 +221,7 @@ impl Worker {
             starved: VecDeque::new(),
             hatch: entrances.hatch,
             waiting: Waiting::default(),
+            gave_way: 0,
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
             senders: vec![None; records].into_boxed_slice(),
@@ -280,7 +283,7 @@ impl Worker {
         self.feed_starved()?;
         self.feed_starved_records()?;
         self.seal_waiting()?;
-        self.shake_one()?;
+        self.shake()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;

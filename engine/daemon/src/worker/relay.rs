@@ -694,6 +694,10 @@ impl Worker {
 
     fn arm_relay(&mut self, key: Key) {
         let Some(relay) = self.relays.get(key) else { return };
+        if relay.closing.is_some() {
+            // It has a deadline of its own.
+            return;
+        }
         match relay.session.deadline() {
             Some(due) => self.wheel.arm(key.index, due),
             None => self.wheel.disarm(key.index),

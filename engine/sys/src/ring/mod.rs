@@ -29,7 +29,7 @@ const RECORD_GROUP: u16 = 2;
 /// Stream and datagram buffers lent at a time.
 const LENT_MAX: u16 = 512;
 /// Record buffers lent at a time: they are larger.
-const RECORDS_LENT_MAX: u16 = 128;
+const RECORDS_LENT_MAX: u16 = 64;
 /// Bytes in front of the payload of a received message: header and sender.
 const DATAGRAM_HEADER_BYTES: u32 = 16 + size_of::<libc::sockaddr_storage>() as u32;
 /// The largest UDP payload over IPv6 without jumbograms (RFC 8200 §4.5): 65,535 − 8.

@@ -224,6 +224,8 @@ impl Scene {
             source,
             targets,
             maglev: None,
+            place: id,
+            routes: None,
         };
         let snapshot = Snapshot {
             generation: Generation(1),
