@@ -102,6 +102,18 @@ impl<'s> Draft<'s> {
         }
     }
 
+    /// Those and the ones behind its routes by name.
+    pub(crate) fn all_servers<'d>(&'d self, service: &'d Service<'s>) -> impl Iterator<Item = &'d Server<'s>> {
+        let routes = service.section.table("tls").map_or(&[][..], |tls| tls.tables("route"));
+        let groups = routes.iter().filter_map(|route| route.text("group")).filter_map(|name| self.group(name.value));
+        self.servers(service).iter().chain(groups.flat_map(|group| &self.groups[group].servers))
+    }
+
+    /// Index of the group of that name.
+    pub(crate) fn group(&self, name: &str) -> Option<usize> {
+        self.groups.iter().position(|group| group.name.as_ref().is_some_and(|own| own.value == name))
+    }
+
     /// How servers of a service are judged: by its own `health`, else its group's.
     pub(crate) fn health(&self, service: &Service<'s>) -> Option<&'s Section> {
         match (&service.members, service.section.table("health")) {

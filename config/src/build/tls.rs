@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::decode::{Section, Value, defaults, defaults_of};
 use crate::draft::{Draft, Service};
 use crate::model;
-use crate::rules::tls::{group_of, pin};
+use crate::rules::tls::pin;
 use crate::schema::TLS;
 
 pub(super) fn pool(root: &Section) -> Option<model::TlsPool> {
@@ -40,7 +40,7 @@ pub(super) fn service(service: &Service<'_>, draft: &Draft<'_>) -> Option<model:
         "re-encrypt" => true,
         _ => {
             let route = |route: &Section| {
-                let group = group_of(draft, route.text("group")?.value)?;
+                let group = draft.group(route.text("group")?.value)?;
                 let names = texts(route, "names").iter().map(|name| name.to_ascii_lowercase()).collect();
                 Some(model::TlsRoute { names, group })
             };

@@ -22,7 +22,7 @@ type Edges<'d> = Vec<Vec<(usize, &'d Span)>>;
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     let vips: HashSet<IpAddr> = draft.services.iter().filter_map(|service| Some(service.vip.as_ref()?.value)).collect();
     let behind_vips = || {
-        let servers = draft.services.iter().flat_map(|service| draft.servers(service));
+        let servers = draft.services.iter().flat_map(|service| draft.all_servers(service));
         servers.filter_map(|server| server.address.as_ref()).any(|address| vips.contains(&address.value))
     };
     // The usual file: no server is a VIP, and there is nothing to search.
@@ -60,7 +60,7 @@ fn edges<'d>(
 ) -> Vec<(usize, &'d Span)> {
     let mut edges: Vec<(usize, &Span)> = Vec::new();
     let Some(protocol) = &service.protocol else { return edges };
-    for server in draft.servers(service) {
+    for server in draft.all_servers(service) {
         let Some(address) = server.address.as_ref().filter(|address| vips.contains(&address.value)) else { continue };
         for port in ports_of(service, server) {
             if let Some(&to) = sockets.get(&(address.value, port, protocol.value))

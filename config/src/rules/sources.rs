@@ -155,8 +155,7 @@ fn families(draft: &Draft<'_>, service: &Service<'_>, addresses: &[IpAddr], span
             continue;
         }
         let orphan = draft
-            .servers(service)
-            .iter()
+            .all_servers(service)
             .filter_map(|server| server.address.as_ref())
             .find(|address| address.value.is_ipv4() == is_ipv4);
         if let Some(orphan) = orphan {

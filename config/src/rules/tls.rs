@@ -128,7 +128,7 @@ fn pass_through(draft: &Draft<'_>, service: &Service<'_>, tls: &Section, report:
             }
         }
         if let Some(group) = route.text("group")
-            && group_of(draft, group.value).is_none()
+            && draft.group(group.value).is_none()
             && !report.incomplete
         {
             let known = || draft.groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
@@ -333,9 +333,4 @@ pub(crate) fn pin(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(sum)
-}
-
-/// Index of the group of that name.
-pub(crate) fn group_of(draft: &Draft<'_>, name: &str) -> Option<usize> {
-    draft.groups.iter().position(|group| group.name.as_ref().is_some_and(|own| own.value == name))
 }

@@ -60,8 +60,7 @@ pub static TLS: Table = Table {
             Kind::Tables(&ROUTE, 64),
             "With `pass-through`: server groups by the name that clients ask for (SNI). What names none of these, or is not TLS, goes to the service's \
              own servers.",
-        )
-        .later(),
+        ),
         key(
             "certificate",
             Kind::Tables(&CERTIFICATE, 64),

@@ -549,7 +549,6 @@ fn mail_and_radius_servers_must_not_lose_the_client_unknowingly() {
 
 #[test]
 fn products_have_their_own_rules() {
-    let later = "not-available";
     let packet = |forwarding: &str, rest: &str| format!("plane = \"packet\"\nforwarding = \"{forwarding}\"\n{rest}");
     // DSR: F-NAT-09.
     for application in ["exchange-2010", "exchange-2013", "lync-2010", "lync-2013", "ocs-2007r2"] {

@@ -255,6 +255,14 @@ fn names_lead_to_groups_where_tls_passes_through() {
         &routed("plane = \"packet\"\nsource = \"vip\"", &route("\"a.example\"", "web")),
         &[("needs-stream-plane", "route")],
     );
+    // What holds of servers holds of those behind a route.
+    let circle = routed("", &route("\"a.example\"", "web")).replace("192.0.2.31", "192.0.2.10");
+    assert!(check("test.toml", &circle).errors().next().is_some(), "{circle}");
+    told(
+        &routed("source = { pool = [\"2001:db8::5\"] }", &route("\"a.example\"", "web"))
+            .replace("192.0.2.21", "2001:db8::21"),
+        &[("mixed-families", "[\"2001:db8::5\"]")],
+    );
     let ends = format!("tls.mode = \"terminate\"\ntls.{CERTIFICATE}");
     let told_of = check("test.toml", &routed(&ends, &route("\"a.example\"", "web"))).diagnostics;
     assert!(told_of.iter().any(|told| told.code == "conflicting-keys"), "{told_of:?}");

@@ -176,11 +176,15 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
         let Some(handshake) = &leg.handshake else { return Ok(()) };
-        if !has_record(&handshake.input) || leg.queued.is_some() || leg.is_sending() {
+        if leg.queued.is_some() || leg.is_sending() {
             return Ok(());
         }
         let mut kind = HandshakeKind::Resumed;
-        if side == Side::Client && !leg.greeted {
+        let greets = side == Side::Client && !leg.greeted;
+        if !greets && !has_record(&handshake.input) {
+            return Ok(());
+        }
+        if greets {
             kind = HandshakeKind::Full;
             match peek(&handshake.input) {
                 Peek::Incomplete => return Ok(()),

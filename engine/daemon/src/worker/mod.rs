@@ -10,6 +10,7 @@ mod entrance;
 mod handoff;
 mod lanes;
 mod packets;
+mod peek;
 mod pump;
 mod relay;
 mod secure;
@@ -24,6 +25,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use towpath_config::model::{AdminState, Poll};
+use towpath_core::client_hello::HELLO_BYTES_MAX;
 use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::fast_path::{FastMemory, FastSettings};
 use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side};
@@ -172,6 +174,8 @@ struct Worker {
     resteer_at: Option<Now>,
     /// Scratch, empty between events.
     ops: Vec<Op>,
+    /// Scratch for the first bytes of a client.
+    first_bytes: Box<[u8]>,
 }
 
 impl Worker {
@@ -231,6 +235,7 @@ impl Worker {
             steered: 0,
             resteer_at: None,
             ops: Vec::new(),
+            first_bytes: vec![0; HELLO_BYTES_MAX].into_boxed_slice(),
             snapshot,
             tls,
             shared,
@@ -329,7 +334,10 @@ impl Worker {
     fn complete(&mut self, completion: Completion, last: bool) -> io::Result<()> {
         match Token::unpack(completion.token()) {
             Token::Accept(index) => self.accepted(index, completion),
-            Token::Await(key, from) => self.drive(key, Event::Ready { from }),
+            Token::Await(key, from) => match self.relays.get(key).and_then(|relay| relay.looking) {
+                Some(looking) => self.looked(key, looking),
+                None => self.drive(key, Event::Ready { from }),
+            },
             Token::Connect(key) => self.connected(key, completion.result()),
             Token::Frames(key) => {
                 self.pace.note_others(self.now);
@@ -458,10 +466,11 @@ impl Worker {
     /// Ends a connection, wherever it is.
     fn end_relay(&mut self, key: Key, termination: Termination) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        match (relay.entrance, relay.closing) {
-            (Some(_), _) => self.turn_away(key, termination),
-            (None, Some(close)) => self.close_relay(key, close.at_once()),
-            (None, None) => self.drive(key, Event::End(termination)),
+        let at_entrance = relay.entrance.is_some() || relay.looking.is_some();
+        match (at_entrance, relay.closing) {
+            (true, _) => self.turn_away(key, termination),
+            (false, Some(close)) => self.close_relay(key, close.at_once()),
+            (false, None) => self.drive(key, Event::End(termination)),
         }
     }
 

@@ -17,6 +17,7 @@ use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
+use super::peek::Looking;
 use super::pump::Pump;
 use super::secure::TlsLeg;
 use super::token::{Key, Token};
@@ -56,6 +57,8 @@ pub(super) struct Relay {
     pub(super) tls: [Option<Box<TlsLeg>>; 2],
     /// The handshake with the client is under way, and is to be over by then. Until it is, the session knows nothing.
     pub(super) entrance: Option<Now>,
+    /// Its first bytes are looked at, for the servers that they lead to. Until they are, the session knows nothing.
+    pub(super) looking: Option<Looking>,
     /// The name that the client has asked for.
     pub(super) client_name: Option<Box<str>>,
     /// The last connect failed by its handshake.
@@ -133,6 +136,11 @@ impl Relay {
         self.session.is_ending()
     }
 
+    /// From here on it is served by the servers behind a route of its service.
+    pub(super) fn led_to(&mut self, behind: Arc<Service>) {
+        self.service = behind;
+    }
+
     /// The client's leg alone.
     pub(super) fn into_client(self) -> TcpStream {
         self.client
@@ -162,7 +170,8 @@ impl Worker {
             return Ok(());
         }
         let service_tls = self.tls.service(service.id).map(Arc::clone);
-        if service_tls.is_some() && !self.shared.handshakes().try_enter() {
+        let wait_ms = service.routes.as_ref().map(|routes| routes.wait_ms);
+        if (service_tls.is_some() || wait_ms.is_some()) && !self.shared.handshakes().try_enter() {
             page.count_end(Termination::OutOfHandshakes);
             self.shared.gate(Protocol::Tcp).leave();
             refuse(&client);
@@ -192,15 +201,17 @@ impl Worker {
             service_tls,
             tls: [None, None],
             entrance: None,
+            looking: None,
             client_name: None,
             server_handshake_failed: false,
             closing: None,
         });
-        match self.relays.insert(relay) {
-            Ok(key) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
-            Ok(key) => self.begin(key),
-            Err(relay) => {
-                if relay.is_secured() {
+        match (self.relays.insert(relay), wait_ms) {
+            (Ok(key), Some(wait_ms)) => self.look(key, wait_ms),
+            (Ok(key), None) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
+            (Ok(key), None) => self.begin(key),
+            (Err(relay), _) => {
+                if relay.is_secured() || wait_ms.is_some() {
                     self.shared.handshakes().leave();
                 }
                 self.shared.gate(Protocol::Tcp).leave();
@@ -396,6 +407,9 @@ impl Worker {
     /// The timer of `key` has fired.
     pub(super) fn relay_timer(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        if let Some(Looking::Until { due, .. }) = relay.looking {
+            return self.looking_timer(key, due);
+        }
         if let Some(due) = relay.entrance {
             return self.entrance_timer(key, due);
         }

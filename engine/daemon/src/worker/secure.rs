@@ -147,9 +147,13 @@ impl TlsLeg {
     }
 }
 
-/// Whether it begins with a whole record.
+/// Whether it begins with a whole record, or with what can be none: then rustls has an alert for it.
 pub(super) fn has_record(bytes: &[u8]) -> bool {
-    matches!(bytes, [_, _, _, high, low, rest @ ..] if rest.len() >= usize::from(u16::from_be_bytes([*high, *low])))
+    let [kind, major, _, high, low, rest @ ..] = bytes else { return false };
+    let len = usize::from(u16::from_be_bytes([*high, *low]));
+    // RFC 8446 §5.1: change_cipher_spec to application_data, and heartbeat (RFC 6520).
+    let is_header = (20..=24).contains(kind) && *major == 3 && len <= RECORD_BYTES_MAX;
+    !is_header || rest.len() >= len
 }
 
 impl Worker {
