@@ -105,7 +105,7 @@ pub fn give_way() -> io::Result<()> {
 /// Has the calling thread run only while its CPU has nothing else to do (SCHED_IDLE, sched(7)): whoever wakes up there goes first at once.
 pub fn run_when_idle() -> io::Result<()> {
     // SAFETY: zeroes are a valid sched_param, and the priority that SCHED_IDLE asks for.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    let parameters: libc::sched_param = unsafe { mem::zeroed() };
     // SAFETY: the kernel reads `parameters`, which outlive the call; 0 is the calling thread.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) })?;
     Ok(())
