@@ -316,7 +316,7 @@ impl Subject {
                 "tls_server",
                 if tls.is_some_and(|tls| tls.reencrypts) { self.tls_server().into() } else { String::new() },
             ),
-            ("tls_threads", tls.map_or_else(String::new, tls_threads)),
+            ("tls_threads", tls.map_or_else(String::new, |tls| tls_threads(tls, setting.cpu))),
             ("bundle", places.bundle.display().to_string()),
             ("certificate", places.certificate.display().to_string()),
             ("key", places.key.display().to_string()),
@@ -514,9 +514,9 @@ fn kernel_pool(pool: &Pool) -> String {
     first.zip(last).map_or_else(String::new, |(first, last)| format!("snat to {first}-{last}:{}", pool.range()))
 }
 
-/// As the configuration has it: where handshakes run.
-fn tls_threads(tls: &TlsSetting) -> String {
-    if tls.pool_cpus.is_empty() { "0".into() } else { format!("{:?}", tls.pool_cpus) }
+/// As the configuration has it: where handshakes run; without CPUs for them as `"auto"` has it on a machine that has no more.
+fn tls_threads(tls: &TlsSetting, shared: usize) -> String {
+    if tls.pool_cpus.is_empty() { format!("[{shared}]") } else { format!("{:?}", tls.pool_cpus) }
 }
 
 fn towpath_plane(setting: &Setting) -> String {

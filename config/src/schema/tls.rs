@@ -16,11 +16,11 @@ pub(super) static TLS_POOL: Table = Table {
         key(
             "threads",
             Kind::Either(&[
-                Kind::Word(&[word("auto", "The CPUs that no worker has; without one, the workers.")]),
+                Kind::Word(&[word("auto", "The CPUs that no worker has; without one, those of the workers, while they have nothing else to do.")]),
                 integer(0, 1024, "threads"),
                 Kind::List(&integer(0, 4095, "CPU id"), 1024),
             ]),
-            "Threads of their own for the handshakes that sign: how many, or on which CPUs. With 0 the workers do it, other traffic first.",
+            "Threads of their own for the handshakes that sign: how many, or on which CPUs. With 0 the workers do it, other traffic first: it waits longer.",
         )
         .default("auto"),
         key(

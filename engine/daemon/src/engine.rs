@@ -398,6 +398,7 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         buffer_bytes: plan.buffer_bytes,
         record_buffers: plan.record_buffers,
         queue_deadline_ms: plan.queue_deadline_ms,
+        pool_gives_way: plan.pool_gives_way(),
         pipes_max: plan.pipes_per_worker,
         seed: seed.wrapping_add(u64::from(worker.0) + 1),
         on_breath: None,

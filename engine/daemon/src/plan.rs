@@ -466,6 +466,11 @@ impl fmt::Display for PlanErrors {
 impl std::error::Error for PlanErrors {}
 
 impl Plan {
+    /// Whether the pool's threads share CPUs with workers, and so run only while those sleep; workers that never do share like everybody.
+    pub fn pool_gives_way(&self) -> bool {
+        self.poll != Poll::Busy && self.handshakes.shares_cpus(self.workers.iter().map(|worker| worker.cpu))
+    }
+
     /// Plans the allocation for `model`, or says everything that does not fit.
     pub fn new(model: &Model, input: &PlanInput) -> Result<Plan, PlanErrors> {
         let cpus = worker_cpus(&model.runtime.workers, &input.cpus).map_err(|error| PlanErrors(vec![error]))?;
@@ -549,8 +554,6 @@ impl Plan {
                 grouped(u64::from(self.connections.max))
             ));
         }
-        let workers: Vec<usize> = self.workers.iter().map(|worker| worker.cpu).collect();
-        warnings.extend(self.handshake_threads.warnings(&workers));
         warnings
     }
 }

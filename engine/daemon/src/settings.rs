@@ -20,6 +20,8 @@ pub struct WorkerSettings {
     pub record_buffers: u16,
     /// How long the next step of a handshake may wait for its turn.
     pub queue_deadline_ms: u64,
+    /// The pool's threads run only while workers sleep.
+    pub pool_gives_way: bool,
     /// Pipes that may be lent to bulk connections (two descriptors each).
     pub pipes_max: u32,
     /// Seed of the worker's random decisions.

@@ -102,6 +102,15 @@ pub fn give_way() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the calling thread run only while its CPU has nothing else to do (SCHED_IDLE, sched(7)): whoever wakes up there goes first at once.
+pub fn run_when_idle() -> io::Result<()> {
+    // SAFETY: zeroes are a valid sched_param, and the priority that SCHED_IDLE asks for.
+    let parameters: libc::sched_param = unsafe { mem::zeroed() };
+    // SAFETY: the kernel reads `parameters`, which outlive the call; 0 is the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &parameters) })?;
+    Ok(())
+}
+
 /// Lets timed waits of the calling thread end so many nanoseconds (> 0) late, to be woken with others; 50,000 by default.
 pub fn set_timer_slack(slack_ns: u32) -> io::Result<()> {
     // SAFETY: PR_SET_TIMERSLACK takes an integer and touches no memory of ours.

@@ -1,9 +1,9 @@
 //! Where handshakes are signed.
 
 use serde::Serialize;
-use towpath_config::model::{HandshakeThreads, Model, Resumption, VirtualService};
+use towpath_config::model::{HandshakeThreads, Model, Poll, Resumption, VirtualService};
 
-use super::{PlanError, Share, cpu_list, share};
+use super::{PlanError, Share, share};
 use crate::tls::CACHED_SESSIONS_MAX;
 
 /// A session of a client in the cache: its keys, its place, and what the client has shown, if it had to.
@@ -13,7 +13,7 @@ const CACHED_SESSION_BYTES: u64 = 768;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HandshakesPlan {
-    /// Threads of their own, each on its CPU.
+    /// Threads of their own, each on its CPU; where workers have one of those, all run only while its CPU has nothing else to do.
     Pool {
         /// The CPU of each thread; a CPU may have several.
         cpus: Vec<usize>,
@@ -31,6 +31,7 @@ impl HandshakesPlan {
         }
         let spare: Vec<usize> = usable.iter().copied().filter(|cpu| !workers.contains(cpu)).collect();
         let cpus = match &model.tls.threads {
+            HandshakeThreads::Auto if spare.is_empty() && model.runtime.poll != Poll::Busy => workers.to_vec(),
             HandshakeThreads::Auto => spare,
             // With fewer CPUs of their own than threads they share those; with none, they share with the workers, as was asked for.
             HandshakeThreads::Count(threads) => {
@@ -56,17 +57,9 @@ impl HandshakesPlan {
         }
     }
 
-    /// What is not as one would have it.
-    pub(super) fn warnings(&self, workers: &[usize]) -> Vec<String> {
-        let shared: Vec<usize> = workers.iter().copied().filter(|cpu| self.pool_cpus().contains(cpu)).collect();
-        if shared.is_empty() {
-            return Vec::new();
-        }
-        vec![format!(
-            "tls.threads: handshakes share {} with workers and hold up their traffic; leave CPUs out of runtime.workers for them, or write \
-             threads = 0: then workers sign themselves, other traffic first",
-            cpu_list(&shared)
-        )]
+    /// Whether a thread of the pool has the CPU of a worker.
+    pub fn shares_cpus(&self, workers: impl IntoIterator<Item = usize>) -> bool {
+        workers.into_iter().any(|cpu| self.pool_cpus().contains(&cpu))
     }
 }
 

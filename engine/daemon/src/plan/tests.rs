@@ -284,9 +284,20 @@ fn handshakes_are_signed_where_there_is_a_cpu_for_it() {
     };
     let pool = |cpus: &[usize]| HandshakesPlan::Pool { cpus: cpus.to_vec() };
     let cases = [
-        (HandshakeThreads::Auto, 2, HandshakesPlan::Workers, "handshakes   signed by the workers, other traffic first"),
-        (HandshakeThreads::Auto, 4, pool(&[2, 3]), "handshakes   signed by 2 threads on CPUs 2-3"),
-        (HandshakeThreads::Count(0), 4, HandshakesPlan::Workers, "handshakes   signed by the workers"),
+        (
+            HandshakeThreads::Auto,
+            2,
+            pool(&[0, 1]),
+            "signed by 2 threads on CPUs 0-1, while workers there have nothing to do\n",
+        ),
+        (HandshakeThreads::Auto, 4, pool(&[2, 3]), "handshakes   signed by 2 threads on CPUs 2-3\n"),
+        (HandshakeThreads::Count(0), 4, HandshakesPlan::Workers, "signed by the workers, other traffic first"),
+        (
+            HandshakeThreads::Count(1),
+            2,
+            pool(&[0]),
+            "signed by 1 thread on CPU 0, while workers there have nothing to do\n",
+        ),
         (HandshakeThreads::Count(1), 4, pool(&[2]), "handshakes   signed by 1 thread on CPU 2"),
         (HandshakeThreads::Count(3), 4, pool(&[2, 3, 2]), "handshakes   signed by 3 threads on CPUs 2-3"),
         (HandshakeThreads::Cpus(vec![3]), 4, pool(&[3]), "handshakes   signed by 1 thread on CPU 3"),
@@ -296,14 +307,6 @@ fn handshakes_are_signed_where_there_is_a_cpu_for_it() {
         assert_eq!(handshakes, expected, "{threads:?} on {cpus}");
         assert!(warnings.is_empty(), "{warnings:?}");
         assert!(text.contains(line), "{text}");
-    }
-    for threads in [HandshakeThreads::Count(1), HandshakeThreads::Cpus(vec![0])] {
-        let (handshakes, warnings, _) = planned(threads, 2);
-        assert_eq!(handshakes, pool(&[0]));
-        assert!(
-            warnings[0].contains("share CPU 0 with workers") && warnings[0].contains("threads = 0"),
-            "{warnings:?}"
-        );
     }
     let elsewhere = tls_service(HandshakeThreads::Cpus(vec![1, 9]), Resumption::Tickets);
     let errors = Plan::new(&elsewhere, &input(4, 20_000)).unwrap_err();

@@ -41,7 +41,8 @@ impl fmt::Display for Plan {
         match &self.handshake_threads {
             HandshakesPlan::Pool { cpus } => {
                 let threads = if cpus.len() == 1 { "thread" } else { "threads" };
-                writeln!(f, "handshakes   signed by {} {threads} on {}", cpus.len(), cpu_list(cpus))?;
+                let when = if self.pool_gives_way() { ", while workers there have nothing to do" } else { "" };
+                writeln!(f, "handshakes   signed by {} {threads} on {}{when}", cpus.len(), cpu_list(cpus))?;
             }
             HandshakesPlan::Unneeded => {}
             HandshakesPlan::Workers => writeln!(f, "handshakes   signed by the workers, other traffic first")?,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use towpath_config::model::Model;
 use towpath_core::WorkerId;
+use towpath_sys::host::run_when_idle;
 use towpath_tls::{Connection, Fault, Hatch, PoolSettings, Step, TlsPool, Work};
 
 use crate::plan::Plan;
@@ -37,19 +38,22 @@ impl Work for PooledHandshake {
     }
 }
 
+/// A pool, if one is planned, and the hatch of each worker.
+pub(crate) type StartedPool = (Option<HandshakePool>, Vec<Hatch<Box<PooledHandshake>>>);
+
 /// Starts the pool if one is planned, with a hatch for each worker.
 pub(crate) fn start_pool(
     model: &Model,
     plan: &Plan,
     shared: &Arc<Shared>,
-) -> io::Result<(Option<HandshakePool>, Vec<Hatch<Box<PooledHandshake>>>)> {
+) -> io::Result<StartedPool> {
     let cpus = plan.handshake_threads.pool_cpus();
     if cpus.is_empty() {
         return Ok((None, Vec::new()));
     }
     let settings = PoolSettings {
         cpus: cpus.to_vec(),
-        pin,
+        pin: if plan.pool_gives_way() { pin_behind_workers } else { pin },
         workers: plan.workers.len(),
         depth_max: DEPTH_MAX.min(model.limits.handshakes as usize),
         queue_deadline: Duration::from_millis(model.tls.queue_deadline_ms),
@@ -59,6 +63,14 @@ pub(crate) fn start_pool(
     let wake = move |worker: usize| shared.seat(WorkerId(worker as u8)).wake();
     let (pool, hatches) = TlsPool::start(&settings, wake)?;
     Ok((Some(pool), hatches))
+}
+
+/// Where threads share CPUs with workers they are to be interrupted by them.
+fn pin_behind_workers(cpu: usize) -> bool {
+    if let Err(error) = run_when_idle() {
+        tracing::warn!("tls.threads: the kernel does not let handshakes give way to workers on CPU {cpu}: {error}");
+    }
+    pin(cpu)
 }
 
 fn pin(cpu: usize) -> bool {

@@ -1,12 +1,14 @@
 //! TLS handshakes: with a client before a real server is chosen, and with a real server before the session hears that it is connected.
 //!
 //! One step is done in a breath, after everything else had its turn: a flood of handshakes makes them wait for each other, not others for them.
+//! A step is long and cannot be interrupted here, so they keep a distance while there is other traffic; better is a pool, even on the same CPU.
 
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use towpath_config::model::Protocol;
 use towpath_core::Now;
@@ -32,6 +34,18 @@ const REFUSED_AT_ONCE_MAX: usize = 64;
 const HELLO_RECEIVED_MAX: usize = 2 * HELLO_BYTES_MAX;
 /// Breaths in a row in which handshakes give way to what has come meanwhile.
 const GIVES_WAY_MAX: u32 = 4;
+/// So long after the last of it, other traffic counts as there.
+const OTHERS_MS: u64 = 5;
+/// How long steps rest while there is other traffic, in the time that the last one took: with 3, a fourth of the requests meets one.
+const REST_PER_STEP: u32 = 3;
+/// How long the next step waits for the answer to a request that has just passed, …
+const ANSWER_WAIT: Duration = Duration::from_micros(200);
+/// … and for answers in all.
+const ANSWERS_MAX: Duration = Duration::from_millis(1);
+/// A pool that gives nothing back for so long finds no CPU: the workers leave it none.
+const POOL_STALLED_MS: u64 = 20;
+/// The longest time that a step counts for: another program may have had the CPU meanwhile.
+const STEP_MAX: Duration = Duration::from_millis(2);
 /// After so many quick steps, a full handshake has its turn even if more of them wait.
 const QUICK_IN_A_ROW: u32 = 16;
 
@@ -66,6 +80,48 @@ impl Waiting {
         }
         self.quick_in_a_row = 0;
         self.full.pop_front()
+    }
+}
+
+/// How often a step is done while there is other traffic: one that comes during a step waits for its end, and nobody can shorten that. So the
+/// steps keep a distance, and the share of requests that meet one is bounded.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// Breaths in a row in which steps gave way to what had come meanwhile.
+    gave_way: u32,
+    /// When there was other traffic last.
+    others_at: Option<Now>,
+    /// When a request of it was received last, unless an answer came since.
+    asked_at: Option<Instant>,
+    /// No step before.
+    rests_until: Option<Instant>,
+    /// When the pool has last given something back, or begun with something.
+    pool_moved: Now,
+}
+
+impl Pace {
+    /// Notes traffic that is to be served between steps.
+    pub(super) fn note_others(&mut self, now: Now) {
+        self.others_at = Some(now);
+    }
+
+    /// Notes that such a connection has received something from `from`.
+    pub(super) fn note_relayed(&mut self, from: Side, now: Now) {
+        self.note_others(now);
+        self.asked_at = (from == Side::Client).then(Instant::now);
+    }
+
+    fn has_others(&self, now: Now) -> bool {
+        self.others_at.is_some_and(|at| now.ms_since(at) < OTHERS_MS)
+    }
+
+    /// How long the next step has to wait, if it has to.
+    pub(super) fn rest(&self) -> Option<Duration> {
+        let rests_until = self.rests_until?;
+        let answer_due = self.asked_at.map_or(rests_until, |at| at + ANSWER_WAIT);
+        // Who asks on and on is not waited for.
+        let until = answer_due.clamp(rests_until, rests_until + ANSWERS_MAX);
+        until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
     }
 }
 
@@ -116,6 +172,7 @@ impl Worker {
 
     /// Lets the next step wait for its turn, here or at the pool, if there is something to do it with.
     fn await_turn(&mut self, key: Key, side: Side) -> io::Result<()> {
+        let uses_pool = self.uses_pool();
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
         let Some(handshake) = &leg.handshake else { return Ok(()) };
@@ -145,7 +202,7 @@ impl Worker {
                     }
                 }
             }
-            if self.hatch.is_some() {
+            if uses_pool {
                 return self.hand_to_pool(key, kind);
             }
         }
@@ -154,11 +211,22 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether the pool signs. Where it shares our CPU it does only beside other traffic, for that can interrupt it: alone we spare the way there
+    /// and back. And not while we leave it no time: then handshakes have their share here.
+    fn uses_pool(&self) -> bool {
+        let Some(hatch) = &self.hatch else { return false };
+        let is_stalled = || hatch.outstanding() > 0 && self.now.ms_since(self.pace.pool_moved) >= POOL_STALLED_MS;
+        !self.settings.pool_gives_way || (self.pace.has_others(self.now) && !is_stalled())
+    }
+
     /// Hands the step that signs to the pool.
     fn hand_to_pool(&mut self, key: Key, kind: HandshakeKind) -> io::Result<()> {
         let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
         let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
         let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
+        if hatch.outstanding() == 0 {
+            self.pace.pool_moved = self.now;
+        }
         let work = PooledHandshake { token: Token::Connect(key).pack(), connection, input, output, result: None };
         match hatch.submit(Box::new(work), kind) {
             Ok(errand) => {
@@ -172,6 +240,7 @@ impl Worker {
     /// Takes back what the pool has done.
     pub(super) fn take_from_pool(&mut self) -> io::Result<()> {
         while let Some(Finished { work, outcome, .. }) = self.hatch.as_mut().and_then(Hatch::take) {
+            self.pace.pool_moved = self.now;
             let PooledHandshake { token, connection, mut input, output, result } = *work;
             let Token::Connect(key) = Token::unpack(token) else { continue };
             let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
@@ -197,16 +266,29 @@ impl Worker {
     /// Does one step, if one waits: after what was decided in this breath has left, and what has come meanwhile had its turn. For a signature
     /// takes as long as many requests.
     pub(super) fn shake(&mut self) -> io::Result<()> {
-        if self.waiting.is_empty() {
+        if !self.may_shake() {
             return Ok(());
         }
-        self.ring.enter(Wait::Poll)?;
-        if self.gave_way < GIVES_WAY_MAX && self.ring.has_news() {
-            self.gave_way += 1;
-            return Ok(());
+        let has_others = self.pace.has_others(self.now);
+        if has_others {
+            self.ring.enter(Wait::Poll)?;
+            if self.pace.gave_way < GIVES_WAY_MAX && self.ring.has_news() {
+                self.pace.gave_way += 1;
+                return Ok(());
+            }
         }
-        self.gave_way = 0;
-        self.shake_one()
+        self.pace.gave_way = 0;
+        let start = Instant::now();
+        self.shake_one()?;
+        let end = Instant::now();
+        let rest = (end - start).min(STEP_MAX) * REST_PER_STEP;
+        self.pace.rests_until = has_others.then_some(end + rest);
+        Ok(())
+    }
+
+    /// Whether a step waits that may be done now.
+    pub(super) fn may_shake(&self) -> bool {
+        !self.waiting.is_empty() && self.pace.rest().is_none()
     }
 
     /// Does the next step of one handshake.

@@ -44,7 +44,7 @@ use crate::shared::{InForce, Inbox, Phase, Shared, worker_guard};
 use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
-use entrance::Waiting;
+use entrance::{Pace, Waiting};
 use packets::{Left, Packets};
 use pump::Pipes;
 use relay::Relay;
@@ -155,8 +155,8 @@ struct Worker {
     hatch: Option<Hatch<Box<PooledHandshake>>>,
     /// Handshakes whose next step waits.
     waiting: Waiting,
-    /// Breaths in a row in which they gave way to other traffic.
-    gave_way: u32,
+    /// How often one is done.
+    pace: Pace,
     /// Legs of connections with TLS that wait for buffers.
     starved_records: VecDeque<(Key, Side)>,
     /// Chunks that wait for a buffer to be sealed into.
@@ -225,7 +225,7 @@ impl Worker {
             starved: VecDeque::new(),
             hatch: entrances.hatch,
             waiting: Waiting::default(),
-            gave_way: 0,
+            pace: Pace::default(),
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
             senders: vec![None; records].into_boxed_slice(),
@@ -302,7 +302,7 @@ impl Worker {
             && !self.can_feed()
             && !self.can_feed_records()
             && !self.can_seal()
-            && self.waiting.is_empty();
+            && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
         if self.is_over() {
@@ -339,11 +339,20 @@ impl Worker {
                 None => self.drive(key, Event::Ready { from }),
             },
             Token::Connect(key) => self.connected(key, completion.result()),
-            Token::Frames(key) => self.frames_announced(key, &completion),
-            Token::Listen(index) => self.datagram_arrived(index, &completion),
+            Token::Frames(key) => {
+                self.pace.note_others(self.now);
+                self.frames_announced(key, &completion)
+            }
+            Token::Listen(index) => {
+                self.pace.note_others(self.now);
+                self.datagram_arrived(index, &completion)
+            }
             Token::Nothing => Ok(()),
             Token::Receive(key, from) => self.received(key, from, &completion, last),
-            Token::Reply(key) => self.reply_arrived(key, &completion),
+            Token::Reply(key) => {
+                self.pace.note_others(self.now);
+                self.reply_arrived(key, &completion)
+            }
             Token::Sealed(buffer) => self.sealed_sent(buffer, completion.result()),
             Token::Send(key, to) => self.sent(key, to, completion.result()),
             Token::Wake => {
@@ -519,7 +528,8 @@ impl Worker {
             [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers].into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
-        Wait::Sleep(sleep.min(SLEEP_MAX))
+        let rest = self.pace.rest().filter(|_| !self.waiting.is_empty()).unwrap_or(SLEEP_MAX);
+        Wait::Sleep(sleep.min(rest))
     }
 
     fn count_breath(&self, start: Instant, completions: usize, wait: Wait) {

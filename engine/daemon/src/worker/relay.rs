@@ -121,6 +121,11 @@ impl Relay {
         }
     }
 
+    /// Whether its requests are to be served before handshakes of others: without TLS any, else those behind the first.
+    fn is_seasoned(&self) -> bool {
+        !self.is_secured() || matches!(self.server_sends, ServerSends::Many)
+    }
+
     /// Where its server is.
     pub(super) fn destination(&self) -> SocketAddr {
         self.destination
@@ -445,6 +450,11 @@ impl Worker {
         let Some(relay) = self.relays.get(key) else { return };
         let room = self.room(relay.is_secured());
         let Some(relay) = self.relays.get_mut(key) else { return };
+        if let Event::Ready { from } | Event::Received { from, .. } = event
+            && relay.is_seasoned()
+        {
+            self.pace.note_relayed(from, self.now);
+        }
         relay.session.on(event, self.now, room, &mut self.chunks, ops);
     }
 

@@ -19,11 +19,11 @@ use super::token::{Key, Token};
 use super::{FED_MAX, Worker};
 
 /// Bytes that one receive may bring: a few records at a time cost less than one by one.
-const RECEIVED_MAX: u32 = 65_536;
+const RECEIVED_MAX: u32 = 131_072;
 /// Room in front of them: for a part of a record that came before, and for its plaintext in front of that.
 pub(super) const FRONT_BYTES: u32 = (2 * RECORD_BYTES_MAX) as u32;
 /// Plaintext sealed for one send.
-const SEALED_AT_ONCE: u32 = 65_536;
+const SEALED_AT_ONCE: u32 = 131_072;
 /// Ciphertext kept that is not opened yet: what one receive brings behind a part of a record.
 pub(super) const CARRY_BYTES_MAX: usize = RECORD_BYTES_MAX + RECEIVED_MAX as usize;
 /// How long the end of a stream may wait until a peer that reads slowly has room for its `close_notify`.
