@@ -259,6 +259,39 @@ fn everything_else_crosses_as_it_is() {
 }
 
 #[test]
+fn what_is_not_all_read_goes_on_as_it_is_and_opens_nothing() {
+    let without_checksum = |tuple: &Tuple| {
+        let mut datagram = udp(tuple, b"tunnelled");
+        datagram[6..8].fill(0);
+        datagram
+    };
+    let of_code = |tuple: &Tuple| {
+        let mut message = echo(tuple, b"");
+        message[1] = 1;
+        let is_v6 = tuple.protocol == PROTOCOL_ICMPV6;
+        message[2..4].fill(0);
+        let sum = if is_v6 { pseudo(tuple, PROTOCOL_ICMPV6, message.len()) } else { 0 };
+        let sum = checksum::transport(sum, &message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        message
+    };
+    let datagram = outwards(Family::V6, PROTOCOL_UDP);
+    let [v4, v6] = FAMILIES.map(|family| outwards(family, icmp(family)));
+    for (tuple, content) in [(datagram, without_checksum(&datagram)), (v4, of_code(&v4)), (v6, of_code(&v6))] {
+        let family = if tuple.src.is_v4() { Family::V4 } else { Family::V6 };
+        let mut lab = natting(family).lab();
+        for turn in 0..2 {
+            let mut frame = frame_of(INSIDE_MAC, server_mac(80), &tuple, &content);
+            let expected = frame[22..].to_vec();
+            assert_eq!(lab.send(INSIDE, &mut frame), Verdict::Send(OUTSIDE), "{tuple:?} {turn} {:?}", lab.dropped());
+            let at = if tuple.src.is_v4() { 4 } else { 0 };
+            assert_eq!(frame[22 + at..], expected[at..], "{tuple:?}");
+        }
+        assert_eq!((lab.plane.flows(), lab.leases(), lab.made().len()), (0, 0, 0), "{tuple:?}");
+    }
+}
+
+#[test]
 fn what_answers_a_question_that_a_rule_lets_in_keeps_its_source() {
     for family in FAMILIES {
         for protocol in [PROTOCOL_UDP, icmp(family)] {
