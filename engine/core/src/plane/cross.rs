@@ -58,10 +58,7 @@ impl Plane {
             return Err(DropReason::NoRoute);
         }
         let len = crossed_len(packet);
-        let largest = match frame.segment_bytes {
-            0 => len,
-            segment => len - packet.payload_len() + u32::from(segment),
-        };
+        let largest = largest(frame, packet, len);
         // What came in fragments leaves in such as fit, and ICMP errors are shortened.
         let is_cut = turn.pieces.is_some() || !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP);
         let may_be_cut = frame.segment_bytes == 0 && may_be_cut(packet, len);
@@ -100,7 +97,7 @@ impl Plane {
         }
         let hop = *self.hops.hop(onward.hop);
         let len = crossed_len(packet);
-        let id = (family == Family::V4 && (turn.pieces.is_some() || may_be_cut(packet, len)))
+        let id = (family == Family::V4 && (turn.pieces.is_some() || may_be_cut(packet, largest(frame, packet, len))))
             .then(|| self.identify(Family::V4) as u16);
         // Nobody tells a sender of IPv4 who lets packets be cut that they are too big for a link of IPv6.
         let octets_max = match packet.family {
@@ -209,6 +206,14 @@ impl Plane {
             self.counts.add(PlaneCounter::Errors, 1);
         }
         verdict
+    }
+}
+
+/// Octets of the largest packet that leaves for one that is of `len` octets in the other version: of a super-packet, its largest segment.
+fn largest(frame: &Frame<'_>, packet: &Parsed, len: u32) -> u32 {
+    match frame.segment_bytes {
+        0 => len,
+        segment => len - packet.payload_len() + u32::from(segment),
     }
 }
 
