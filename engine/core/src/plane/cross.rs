@@ -138,6 +138,7 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let Exit { to, onward, ref hop, id, cut_to } = *exit;
+        let (port, macs) = self.follow_station(turn.now, hop.port, hop.macs);
         let end = packet.end as usize;
         let copied = room.split_at_mut_checked(GROWTH_MAX).and_then(|(front, room)| {
             let copy = room.get_mut(..end)?;
@@ -145,7 +146,7 @@ impl Plane {
             Some((front, copy))
         });
         let Some((front, copy)) = copied else { return Verdict::Drop(DropReason::FrameChanged) };
-        let begins = match cross(front, copy, packet, frame.checksum, to, &hop.macs, id) {
+        let begins = match cross(front, copy, packet, frame.checksum, to, &macs, id) {
             Ok(begins) => begins,
             Err(error) => return Verdict::Drop(error.into()),
         };
@@ -166,9 +167,9 @@ impl Plane {
                 turn.pieces = came_in;
                 verdict
             }
-            (true, Some(octets_max)) => self.cut(copy, packet, octets_max, hop.port, turn.out),
+            (true, Some(octets_max)) => self.cut(copy, packet, octets_max, port, turn.out),
             (true, None) if !complete(copy, packet) => Verdict::Drop(DropReason::FrameChanged),
-            (true, None) if turn.out.push(hop.port, copy.bytes) => Verdict::Kept,
+            (true, None) if turn.out.push(port, copy.bytes) => Verdict::Kept,
             (true, None) => Verdict::Drop(DropReason::CutFull),
         }
     }
@@ -185,12 +186,13 @@ impl Plane {
         let hop = *self.hops.hop(onward.hop);
         let came_by = self.network.port(frame.port).map_or(hop.mtu, |port| port.mtu);
         let links = Links { came_by, leaves_by: hop.mtu };
-        let Some(mut made) = cross_error(frame.bytes, error, sent, &hop.macs, links) else {
+        let (port, macs) = self.follow_station(turn.now, hop.port, hop.macs);
+        let Some(mut made) = cross_error(frame.bytes, error, sent, &macs, links) else {
             return Verdict::Drop(DropReason::IcmpErrorUntranslated);
         };
         let bytes = made.bytes_mut();
         let verdict = if hop.is_ready {
-            let is_pushed = turn.out.push(hop.port, bytes);
+            let is_pushed = turn.out.push(port, bytes);
             if is_pushed { Verdict::Kept } else { Verdict::Drop(DropReason::CutFull) }
         } else {
             // It is whole, however the one came that it was made of, and fits every link.
