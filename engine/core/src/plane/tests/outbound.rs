@@ -446,6 +446,33 @@ fn whom_flows_over_ipv6_are_to_cannot_use_up_the_places_of_our_own_addresses() {
     assert_eq!((lab.plane.flows(), lab.plane.flows.outside_v6, lab.leases()), (1, 0, 0));
 }
 
+#[test]
+fn flows_over_ipv6_that_are_over_give_way_to_others() {
+    let mut setup = natting(Family::V6);
+    setup.settings = PlaneSettings { flows_max: 20_000, half_open_max: 40_000, ..setup.settings };
+    let mut lab = setup.lab();
+    let over = outwards(Family::V6, PROTOCOL_TCP);
+    let back = lab.ask(&over).reversed();
+    for n in 1..OUTSIDE_V6_MAX as u16 {
+        let there = Tuple { src_port: n, ..outwards(Family::V6, PROTOCOL_UDP) };
+        lab.server_sends(&there, &udp(&there, b""));
+    }
+    let next = |n: u16| Tuple { src_port: 100 + n, ..over };
+    let tries = |lab: &mut Lab, n: u16| {
+        let there = next(n);
+        lab.send(INSIDE, &mut frame_of(INSIDE_MAC, server_mac(80), &there, &tcp(&there, SYN, 100, 0, &[], b"")))
+    };
+    lab.server_sends(&over, &tcp(&over, ACK, 101, 901, &[], b""));
+    assert_eq!(tries(&mut lab, 0), Verdict::Drop(DropReason::FlowsFull), "it lives");
+    lab.server_sends(&over, &tcp(&over, FIN_ACK, 101, 901, &[], b""));
+    lab.client_sends(&back, &tcp(&back, FIN_ACK, 901, 102, &[], b""));
+    lab.server_sends(&over, &tcp(&over, ACK, 102, 902, &[], b""));
+    assert_eq!(lab.plane.flows(), OUTSIDE_V6_MAX);
+    assert_eq!(tries(&mut lab, 1), Verdict::Send(OUTSIDE));
+    assert_eq!(tries(&mut lab, 2), Verdict::Drop(DropReason::FlowsFull));
+    assert_eq!((lab.plane.flows(), lab.plane.flows.outside_v6), (OUTSIDE_V6_MAX, OUTSIDE_V6_MAX));
+}
+
 /// Several planes, and the kernel that steers.
 struct Workers {
     planes: Vec<Plane>,
