@@ -124,8 +124,10 @@ pub(super) static OUTBOUND_NAT: Table = Table {
     path: "outbound_nat",
     doc: "Flows that hosts inside open themselves through the router leave from an address of ours (some call it \"server NAT\"): TCP, UDP and pings; other \
           packets go on as they are. The first that fits counts. Nothing is translated towards real servers and the networks in any `from`, nor what \
-          answers a direct access from outside: of UDP and ICMP, what fits a `[[router.rule]]` with `action = \"allow\"` the other way round. \
-          Independent of the services' `source`.",
+          answers a direct access from outside: of UDP and ICMP, what fits a `[[router.rule]]` with `action = \"allow\"` the other way round; of TCP, \
+          all but what opens a connection, so segments of one that is no more known here leave with the address inside. Rules and these keys are \
+          asked when a flow opens: what a reload forbids goes on until it ends. Over IPv6, each worker has at most 16,384 of these flows; \
+          connections that are over give way, unless their port rests. Independent of the services' `source`.",
     keys: &[
         key("name", Kind::Name, "Unique name.").required(),
         key("from", Kind::List(&Kind::Network, 256), "Networks of those who open them.").required(),

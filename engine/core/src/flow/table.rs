@@ -633,6 +633,11 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         (generation % 2 == 1).then_some(FlowId { slot, generation })
     }
 
+    /// Whether there ever was a flow whose place is `slot`; places are given out from the first one on.
+    pub fn was_taken(&self, slot: usize) -> bool {
+        self.hot.get(slot).is_some_and(|hot| hot.generation != 0)
+    }
+
     /// Takes a flow out.
     pub fn remove(&mut self, id: FlowId) -> Option<Closed<S, D>> {
         let path = self.path(id)?;

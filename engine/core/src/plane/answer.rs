@@ -2,6 +2,7 @@
 
 use super::flows::Stage;
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
+use super::router::Known;
 use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
@@ -87,7 +88,7 @@ impl Plane {
             return verdict;
         }
         if !self.is_ours_alone(echo.tuple.dst) || self.network.is_kernels(echo.tuple.dst) {
-            return self.route_on(frame, echo, None, turn);
+            return self.route_on(frame, echo, Known::Whole, turn);
         }
         match answer_echo(frame.bytes, &Layout::from(echo), HOP_LIMIT) {
             Ok(()) => {
@@ -101,7 +102,7 @@ impl Plane {
     fn on_echo_reply<D: Desk>(&mut self, frame: &mut Frame<'_>, reply: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
         match self.forward_echo(frame, reply, turn) {
             Some(verdict) => verdict,
-            None => self.route_on(frame, reply, None, turn),
+            None => self.route_on(frame, reply, Known::Whole, turn),
         }
     }
 
@@ -116,7 +117,7 @@ impl Plane {
             }
             return match self.is_ours_alone(error.parsed.tuple.dst) {
                 true => Verdict::Drop(DropReason::IcmpErrorStray),
-                false => self.route_on(frame, &error.parsed, Some(&error.embedded), turn),
+                false => self.route_on(frame, &error.parsed, Known::ErrorAbout(&error.embedded), turn),
             };
         };
         if found.stage == Stage::Established {

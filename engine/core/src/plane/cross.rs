@@ -58,10 +58,7 @@ impl Plane {
             return Err(DropReason::NoRoute);
         }
         let len = crossed_len(packet);
-        let largest = match frame.segment_bytes {
-            0 => len,
-            segment => len - packet.payload_len() + u32::from(segment),
-        };
+        let largest = largest(frame, packet, len);
         // What came in fragments leaves in such as fit, and ICMP errors are shortened.
         let is_cut = turn.pieces.is_some() || !matches!(packet.tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP);
         let may_be_cut = frame.segment_bytes == 0 && may_be_cut(packet, len);
@@ -100,7 +97,7 @@ impl Plane {
         }
         let hop = *self.hops.hop(onward.hop);
         let len = crossed_len(packet);
-        let id = (family == Family::V4 && (turn.pieces.is_some() || may_be_cut(packet, len)))
+        let id = (family == Family::V4 && (turn.pieces.is_some() || may_be_cut(packet, largest(frame, packet, len))))
             .then(|| self.identify(Family::V4) as u16);
         // Nobody tells a sender of IPv4 who lets packets be cut that they are too big for a link of IPv6.
         let octets_max = match packet.family {
@@ -141,6 +138,7 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let Exit { to, onward, ref hop, id, cut_to } = *exit;
+        let (port, macs) = self.follow_station(turn.now, hop.port, hop.macs);
         let end = packet.end as usize;
         let copied = room.split_at_mut_checked(GROWTH_MAX).and_then(|(front, room)| {
             let copy = room.get_mut(..end)?;
@@ -148,7 +146,7 @@ impl Plane {
             Some((front, copy))
         });
         let Some((front, copy)) = copied else { return Verdict::Drop(DropReason::FrameChanged) };
-        let begins = match cross(front, copy, packet, frame.checksum, to, &hop.macs, id) {
+        let begins = match cross(front, copy, packet, frame.checksum, to, &macs, id) {
             Ok(begins) => begins,
             Err(error) => return Verdict::Drop(error.into()),
         };
@@ -169,9 +167,9 @@ impl Plane {
                 turn.pieces = came_in;
                 verdict
             }
-            (true, Some(octets_max)) => self.cut(copy, packet, octets_max, hop.port, turn.out),
+            (true, Some(octets_max)) => self.cut(copy, packet, octets_max, port, turn.out),
             (true, None) if !complete(copy, packet) => Verdict::Drop(DropReason::FrameChanged),
-            (true, None) if turn.out.push(hop.port, copy.bytes) => Verdict::Kept,
+            (true, None) if turn.out.push(port, copy.bytes) => Verdict::Kept,
             (true, None) => Verdict::Drop(DropReason::CutFull),
         }
     }
@@ -188,12 +186,13 @@ impl Plane {
         let hop = *self.hops.hop(onward.hop);
         let came_by = self.network.port(frame.port).map_or(hop.mtu, |port| port.mtu);
         let links = Links { came_by, leaves_by: hop.mtu };
-        let Some(mut made) = cross_error(frame.bytes, error, sent, &hop.macs, links) else {
+        let (port, macs) = self.follow_station(turn.now, hop.port, hop.macs);
+        let Some(mut made) = cross_error(frame.bytes, error, sent, &macs, links) else {
             return Verdict::Drop(DropReason::IcmpErrorUntranslated);
         };
         let bytes = made.bytes_mut();
         let verdict = if hop.is_ready {
-            let is_pushed = turn.out.push(hop.port, bytes);
+            let is_pushed = turn.out.push(port, bytes);
             if is_pushed { Verdict::Kept } else { Verdict::Drop(DropReason::CutFull) }
         } else {
             // It is whole, however the one came that it was made of, and fits every link.
@@ -209,6 +208,14 @@ impl Plane {
             self.counts.add(PlaneCounter::Errors, 1);
         }
         verdict
+    }
+}
+
+/// Octets of the largest packet that leaves for one that is of `len` octets in the other version: of a super-packet, its largest segment.
+fn largest(frame: &Frame<'_>, packet: &Parsed, len: u32) -> u32 {
+    match frame.segment_bytes {
+        0 => len,
+        segment => len - packet.payload_len() + u32::from(segment),
     }
 }
 

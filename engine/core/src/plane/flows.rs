@@ -328,19 +328,23 @@ impl Flows {
 
     /// Whether one more flow with these returns fits into the large table, if need be in place of one that is over.
     pub(super) fn make_room_established(&mut self, returns: Returns) -> bool {
-        let has_share = !self.is_over_share(returns) || self.evict(Some(Returns::Elsewhere));
-        has_share && (self.established.len() < self.established.flows_max() || self.evict(None))
+        let has_share = !self.is_over_share(returns) || self.evict(|path| path.returns == Returns::Elsewhere);
+        has_share && (self.established.len() < self.established.flows_max() || self.evict(|_| true))
     }
 
-    /// Takes a flow out of the large table that is over and only waits for late packets, one with these returns if it matters. `false`: none is among
-    /// the slots that this search looks at; the next one goes on behind them.
-    fn evict(&mut self, returns: Option<Returns>) -> bool {
-        let slots = self.established.flows_max();
-        for _ in 0..EVICTION_SLOTS.min(slots) {
-            self.hand = (self.hand + 1) % slots;
+    /// Whether one more flow with this path may name whom it is to, if need be in place of one that is over.
+    pub(super) fn make_room_outside(&mut self, path: &FlowPath) -> bool {
+        !names_outside_v6(path) || self.outside_v6 < OUTSIDE_V6_MAX || self.evict(names_outside_v6)
+    }
+
+    /// Takes a flow out of the large table that `may_go`, is over, and only waits for late packets. `false`: none is among the slots that this search
+    /// looks at; the next one goes on behind them.
+    fn evict(&mut self, may_go: impl Fn(&FlowPath) -> bool) -> bool {
+        for _ in 0..EVICTION_SLOTS.min(self.established.flows_max()) {
+            // Slots are taken from the first one on: behind one that never was taken, none was.
+            self.hand = Some(self.hand + 1).filter(|&slot| self.established.was_taken(slot)).unwrap_or(0);
             let Some(id) = self.established.at(self.hand) else { continue };
-            let fits =
-                returns.is_none_or(|returns| self.established.path(id).is_some_and(|path| path.returns == returns));
+            let fits = self.established.path(id).is_some_and(|path| may_go(&path));
             if fits && self.is_over(Stage::Established, id) {
                 self.give_way(Stage::Established, id);
                 return true;
@@ -378,8 +382,7 @@ impl Flows {
         state: State,
         detail: Detail,
     ) -> Result<FlowId, OpenError> {
-        let is_outside_v6 = names_outside_v6(path);
-        if is_outside_v6 && self.outside_v6 >= OUTSIDE_V6_MAX {
+        if !self.make_room_outside(path) {
             return Err(OpenError::Full);
         }
         if path.returns == Returns::Here
@@ -394,7 +397,7 @@ impl Flows {
             match self.half_open.insert_hashed(now, path, hashes, class, state, detail) {
                 Ok(id) => {
                     self.unanswered += usize::from(!is_tcp(path));
-                    self.outside_v6 += usize::from(is_outside_v6);
+                    self.outside_v6 += usize::from(names_outside_v6(path));
                     return Ok(id);
                 }
                 Err(InsertError::Full | InsertError::AddressesFull) => return Err(OpenError::HalfOpenFull),

@@ -7,6 +7,7 @@
 use super::bridge::Whose;
 use super::reassembly::{GivenUp, Whole};
 use super::reply::Complaint;
+use super::router::Known;
 use super::{Desk, Frame, Gathered, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::packet::cut::Cut;
 use crate::packet::rewrite::{Checksum, Layout, complete_checksum, set_identification};
@@ -81,7 +82,7 @@ impl Plane {
         // The same of what may open a flow from inside.
         let is_outbound = !is_others && self.snapshot.outbound.may_translate(src, dst);
         if !is_reply && !is_outbound && (is_others || !self.services.is_ours(dst) && !self.network.is_own(dst)) {
-            return self.route_on(frame, &fragment.parsed, None, turn);
+            return self.route_on(frame, &fragment.parsed, Known::Addresses, turn);
         }
         // Before it can join or spoil what the server has sent.
         if is_reply && !self.hops.returns_by(&self.network, src, frame.port) {

@@ -5,7 +5,7 @@
 //! opens its new flows from the first moment on, and asks the other for those that have not come yet ([`super::handoff`]). Leases and notes lie
 //! where all workers reach them, so they need not move.
 
-use super::flows::{Ended, Flows, OUTSIDE_V6_MAX, OpenError, Stage, is_tcp, names_outside_v6};
+use super::flows::{Ended, Flows, OpenError, Stage, is_tcp, names_outside_v6};
 use super::{Desk, Outbox, Plane, PlaneCounter};
 use crate::counters::Termination;
 use crate::flow::{FlowId, InsertError, Returns};
@@ -228,7 +228,7 @@ impl Flows {
             }
             self.give_way(found.stage, found.id);
         }
-        if names_outside_v6(&path) && self.outside_v6 >= OUTSIDE_V6_MAX {
+        if !self.make_room_outside(&path) {
             return Err(OpenError::Full);
         }
         if stage == Stage::Established && !self.make_room_established(path.returns) {

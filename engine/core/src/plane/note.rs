@@ -90,7 +90,14 @@ impl Notes {
                 (exact, every) => exact.or(every),
             },
         };
-        of_server.or_else(|| self.outbound.get(&(dst, protocol)))
+        // Whom flows from inside are to may have become a real server meanwhile.
+        match of_server {
+            Some(homes) if homes.is_leased(dst_port) => Some(homes),
+            homes => {
+                let outbound = self.outbound.get(&(dst, protocol));
+                outbound.filter(|outbound| homes.is_none() || outbound.is_leased(dst_port)).or(homes)
+            }
+        }
     }
 }
 

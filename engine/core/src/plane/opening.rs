@@ -9,6 +9,7 @@ use super::bridge::Whose;
 use super::flows::{Detail, Found, OpenError, Stage, State};
 use super::forward::segment_facts;
 use super::reply::{Complaint, Macs, tcp_refusal};
+use super::router::Known;
 use super::services::{Rule, Way};
 use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
@@ -268,7 +269,7 @@ impl Plane {
                 }
                 Verdict::Drop(DropReason::PortClosed)
             }
-            None => self.route_on(frame, packet, None, turn),
+            None => self.route_on(frame, packet, Known::Whole, turn),
         }
     }
 

@@ -20,7 +20,7 @@ fn is_ping(protocol: u8) -> bool {
     matches!(protocol, PROTOCOL_ICMP | PROTOCOL_ICMPV6)
 }
 
-/// Whether a packet may open a flow, and is all read: of ICMP only an echo request.
+/// Whether a packet of which all is known may open a flow: of ICMP only an echo request.
 fn may_open(frame: &[u8], packet: &Parsed) -> bool {
     match packet.tuple.protocol {
         PROTOCOL_TCP | PROTOCOL_UDP => packet.tuple.src_port != 0,

@@ -52,16 +52,27 @@ fn is_local(ip: Ip) -> bool {
     }
 }
 
+/// What is known of a packet that is to be forwarded.
+#[derive(Clone, Copy)]
+pub(super) enum Known<'a> {
+    /// All that matters: it may open a flow.
+    Whole,
+    /// Its addresses, and at most its ports.
+    Addresses,
+    /// It is an ICMP error about this packet.
+    ErrorAbout(&'a Tuple),
+}
+
 impl Plane {
-    /// Forwards a packet that belongs to no service and to no flow, and is not for us: as it is, as far as the rules let it pass. `quoted`: of an ICMP
-    /// error, the packet that it is about. Where nothing is routed, or it is for the kernel or on its way over a bridge, it is left alone.
+    /// Forwards a packet that belongs to no service and to no flow, and is not for us: as it is, as far as the rules let it pass. Where
+    /// nothing is routed, or it is for the kernel or on its way over a bridge, it is left alone.
     ///
     /// Of a fragment `packet` has ports only if it is the first one.
     pub(super) fn route_on<D: Desk>(
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        quoted: Option<&Tuple>,
+        known: Known<'_>,
         turn: &mut Turn<'_, D>,
     ) -> Verdict {
         let to = packet.tuple.dst;
@@ -69,7 +80,7 @@ impl Plane {
         if !self.snapshot.router.is_enabled || is_others || self.own_addresses.has(to) || self.services.is_ours(to) {
             return Verdict::Pass;
         }
-        match self.try_route_on(frame, packet, quoted, turn) {
+        match self.try_route_on(frame, packet, known, turn) {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         }
@@ -79,7 +90,7 @@ impl Plane {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        quoted: Option<&Tuple>,
+        known: Known<'_>,
         turn: &mut Turn<'_, D>,
     ) -> Result<Verdict, DropReason> {
         let Tuple { src, dst, .. } = packet.tuple;
@@ -101,7 +112,7 @@ impl Plane {
         // Without a route it leaves by none: who is not let pass hears nothing.
         // Services are none of the rules' business.
         let is_served = is_ours && self.services.is_direct_answer(&packet.tuple);
-        let passage = passage(packet, quoted, arrives_by, leaves_by_name);
+        let passage = passage(packet, known, arrives_by, leaves_by_name);
         if !is_served && !self.snapshot.router.lets_pass(&passage) {
             return Err(DropReason::RuleDenied);
         }
@@ -109,7 +120,10 @@ impl Plane {
             self.complain(frame, packet, Complaint::NoRoute, turn);
             return Err(DropReason::NoRoute);
         }
-        let lane = if quoted.is_none() { self.lane_out(frame.bytes, packet, &passage) } else { None };
+        let lane = match known {
+            Known::Whole => self.lane_out(frame.bytes, packet, &passage),
+            Known::Addresses | Known::ErrorAbout(_) => None,
+        };
         self.judge_hop(frame, packet, onward, Returns::Here, turn)?;
         if let Some(lane) = lane {
             return Ok(self.open_outbound(frame, packet, &lane, turn));
@@ -155,7 +169,7 @@ impl Plane {
             return otherwise;
         }
         let Some(packet) = parse_ip(frame.bytes) else { return otherwise };
-        match self.route_on(frame, &packet, None, turn) {
+        match self.route_on(frame, &packet, Known::Addresses, turn) {
             Verdict::Pass => otherwise,
             verdict => verdict,
         }
@@ -180,15 +194,17 @@ impl Plane {
 }
 
 /// What the rules are asked about: the packet, or the one that an ICMP error is about.
-fn passage<'a>(packet: &Parsed, quoted: Option<&Tuple>, arrives_by: &'a str, leaves_by: &'a str) -> Passage<'a> {
+fn passage<'a>(packet: &Parsed, known: Known<'_>, arrives_by: &'a str, leaves_by: &'a str) -> Passage<'a> {
     let of = |tuple: &Tuple, kind| {
         let has_ports = matches!(tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP);
         let ports = Some((tuple.src_port, tuple.dst_port)).filter(|&ports| has_ports && ports != (0, 0));
         Passage { src: tuple.src, dst: tuple.dst, protocol: tuple.protocol, ports, arrives_by, leaves_by, kind }
     };
-    match quoted {
-        Some(quoted) => Passage { arrives_by: leaves_by, leaves_by: arrives_by, ..of(quoted, PassageKind::Follows) },
-        None => {
+    match known {
+        Known::ErrorAbout(quoted) => {
+            Passage { arrives_by: leaves_by, leaves_by: arrives_by, ..of(quoted, PassageKind::Follows) }
+        }
+        Known::Whole | Known::Addresses => {
             let kind = match packet.tuple.protocol {
                 PROTOCOL_TCP if packet.tcp.flags.0 & (TcpFlags::SYN.0 | TcpFlags::ACK.0) == TcpFlags::SYN.0 => {
                     PassageKind::Opens

@@ -208,9 +208,15 @@ fn super_packets_pass_whole_if_their_segments_fit() {
         let begins = if family == Family::V4 { -20 } else { 20 };
         assert_eq!(verdict, Verdict::Translated { port: INSIDE, begins });
         let packet = parsed(&left[0].1);
+        assert!(packet.dont_fragment);
         let sum = pseudo(&packet.tuple, PROTOCOL_TCP, 20_020);
         let at = usize::from(packet.l4) + 16;
         assert_eq!(left[0].1[at..at + 2], sum.to_be_bytes(), "still partial");
+        // Segments of 1,260 octets or fewer are such as routers may cut.
+        for (segment_bytes, is_small) in [(1_220, true), (1_221, false)] {
+            let (_, left) = lab.cross_as(OUTSIDE, &frame, 20, Checksum::Partial, segment_bytes);
+            assert_eq!(parsed(&left[0].1).dont_fragment, family == Family::V4 || !is_small, "{segment_bytes}");
+        }
         let (verdict, left) = lab.cross_as(OUTSIDE, &frame, 20, Checksum::Partial, 1_460);
         match family {
             Family::V4 => {

@@ -259,6 +259,39 @@ fn everything_else_crosses_as_it_is() {
 }
 
 #[test]
+fn what_is_not_all_read_goes_on_as_it_is_and_opens_nothing() {
+    let without_checksum = |tuple: &Tuple| {
+        let mut datagram = udp(tuple, b"tunnelled");
+        datagram[6..8].fill(0);
+        datagram
+    };
+    let of_code = |tuple: &Tuple| {
+        let mut message = echo(tuple, b"");
+        message[1] = 1;
+        let is_v6 = tuple.protocol == PROTOCOL_ICMPV6;
+        message[2..4].fill(0);
+        let sum = if is_v6 { pseudo(tuple, PROTOCOL_ICMPV6, message.len()) } else { 0 };
+        let sum = checksum::transport(sum, &message);
+        message[2..4].copy_from_slice(&sum.to_be_bytes());
+        message
+    };
+    let datagram = outwards(Family::V6, PROTOCOL_UDP);
+    let [v4, v6] = FAMILIES.map(|family| outwards(family, icmp(family)));
+    for (tuple, content) in [(datagram, without_checksum(&datagram)), (v4, of_code(&v4)), (v6, of_code(&v6))] {
+        let family = if tuple.src.is_v4() { Family::V4 } else { Family::V6 };
+        let mut lab = natting(family).lab();
+        for turn in 0..2 {
+            let mut frame = frame_of(INSIDE_MAC, server_mac(80), &tuple, &content);
+            let expected = frame[22..].to_vec();
+            assert_eq!(lab.send(INSIDE, &mut frame), Verdict::Send(OUTSIDE), "{tuple:?} {turn} {:?}", lab.dropped());
+            let at = if tuple.src.is_v4() { 4 } else { 0 };
+            assert_eq!(frame[22 + at..], expected[at..], "{tuple:?}");
+        }
+        assert_eq!((lab.plane.flows(), lab.leases(), lab.made().len()), (0, 0, 0), "{tuple:?}");
+    }
+}
+
+#[test]
 fn what_answers_a_question_that_a_rule_lets_in_keeps_its_source() {
     for family in FAMILIES {
         for protocol in [PROTOCOL_UDP, icmp(family)] {
@@ -411,6 +444,33 @@ fn whom_flows_over_ipv6_are_to_cannot_use_up_the_places_of_our_own_addresses() {
     lab.now = lab.now + 121_000;
     lab.expire();
     assert_eq!((lab.plane.flows(), lab.plane.flows.outside_v6, lab.leases()), (1, 0, 0));
+}
+
+#[test]
+fn flows_over_ipv6_that_are_over_give_way_to_others() {
+    let mut setup = natting(Family::V6);
+    setup.settings = PlaneSettings { flows_max: 20_000, half_open_max: 40_000, ..setup.settings };
+    let mut lab = setup.lab();
+    let over = outwards(Family::V6, PROTOCOL_TCP);
+    let back = lab.ask(&over).reversed();
+    for n in 1..OUTSIDE_V6_MAX as u16 {
+        let there = Tuple { src_port: n, ..outwards(Family::V6, PROTOCOL_UDP) };
+        lab.server_sends(&there, &udp(&there, b""));
+    }
+    let next = |n: u16| Tuple { src_port: 100 + n, ..over };
+    let tries = |lab: &mut Lab, n: u16| {
+        let there = next(n);
+        lab.send(INSIDE, &mut frame_of(INSIDE_MAC, server_mac(80), &there, &tcp(&there, SYN, 100, 0, &[], b"")))
+    };
+    lab.server_sends(&over, &tcp(&over, ACK, 101, 901, &[], b""));
+    assert_eq!(tries(&mut lab, 0), Verdict::Drop(DropReason::FlowsFull), "it lives");
+    lab.server_sends(&over, &tcp(&over, FIN_ACK, 101, 901, &[], b""));
+    lab.client_sends(&back, &tcp(&back, FIN_ACK, 901, 102, &[], b""));
+    lab.server_sends(&over, &tcp(&over, ACK, 102, 902, &[], b""));
+    assert_eq!(lab.plane.flows(), OUTSIDE_V6_MAX);
+    assert_eq!(tries(&mut lab, 1), Verdict::Send(OUTSIDE));
+    assert_eq!(tries(&mut lab, 2), Verdict::Drop(DropReason::FlowsFull));
+    assert_eq!((lab.plane.flows(), lab.plane.flows.outside_v6), (OUTSIDE_V6_MAX, OUTSIDE_V6_MAX));
 }
 
 /// Several planes, and the kernel that steers.
