@@ -270,6 +270,25 @@ fn a_stream_that_is_cut_off_is_told_apart_from_one_that_ends() {
     });
 }
 
+/// One that we end ourselves, in the middle of an answer.
+#[test]
+fn a_stream_that_the_idle_timeout_ends_looks_cut_off() {
+    in_lab(a_stream_that_the_idle_timeout_ends_looks_cut_off, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let config = config.replace("[service.tls]", "idle_timeout = \"1s\"\n[service.tls]");
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        let stage = Stage { relay, listener, vip, pki };
+        let (mut client, mut server) = stage.open(lab);
+        server.write_all(b"the first half").expect("taken");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert_eq!(heard, b"the first half");
+        stage.ended(&[("idle_timed_out", 1)]);
+    });
+}
+
 #[test]
 fn a_client_hello_in_drops_is_answered_and_one_that_never_comes_is_not_waited_for() {
     in_lab(

@@ -90,6 +90,11 @@ impl Close {
     pub(super) fn at_once(self) -> Close {
         Close { reset: true, ..self }
     }
+
+    /// Whether both ends have finished their streams.
+    pub(super) fn is_orderly(&self) -> bool {
+        !self.reset && matches!(self.termination, Termination::ClientClosed | Termination::ServerClosed)
+    }
 }
 
 impl Relay {

@@ -527,7 +527,8 @@ impl Worker {
     /// Ends the legs with TLS before a relay is closed; says whether that takes longer, and the close has to wait.
     pub(super) fn end_legs(&mut self, key: Key, close: Close) -> io::Result<bool> {
         let mut waits = false;
-        if !close.reset {
+        // Of a stream that ends by our own decision nobody knows whether it was whole.
+        if close.is_orderly() {
             for side in Side::BOTH {
                 waits |= self.send_end(key, side)?;
             }
