@@ -421,6 +421,26 @@ fn a_server_that_is_cut_off_looks_cut_off_to_the_client() {
     });
 }
 
+/// Nor is it excused from its end because its client has ended before.
+#[test]
+fn an_answer_that_is_cut_off_after_the_client_has_ended_looks_cut_off() {
+    in_lab(an_answer_that_is_cut_off_after_the_client_has_ended_looks_cut_off, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "re-encrypt", RE_ENCRYPT, ON_WORKERS);
+        let (mut client, mut server) = stage.open_both(lab);
+        client.write_all(b"a question").expect("taken");
+        client.conn.send_close_notify();
+        client.flush().expect("our close_notify");
+        let mut heard = Vec::new();
+        server.read_to_end(&mut heard).expect("an orderly end");
+        server.write_all(b"half an answer").expect("taken");
+        server.sock.shutdown(Shutdown::Write).expect("our FIN");
+        heard.clear();
+        client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert_eq!(heard, b"half an answer");
+        stage.ended(&[("server_truncated", 1)]);
+    });
+}
+
 /// What a server says before its handshake is over is not from who it should be.
 #[test]
 fn nothing_that_a_server_says_before_its_handshake_reaches_the_client() {

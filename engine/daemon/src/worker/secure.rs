@@ -70,6 +70,8 @@ pub(super) struct TlsLeg {
     sending: Option<Sealed>,
     /// Our `close_notify` has left.
     notified: bool,
+    /// … and plaintext has come since.
+    heard_since: bool,
     /// A part of a record was sent and the rest was not, or the connection has failed: nothing may follow.
     broken: bool,
 }
@@ -110,6 +112,7 @@ impl TlsLeg {
             cancelling: false,
             sending: None,
             notified: false,
+            heard_since: false,
             broken: false,
         }
     }
@@ -130,9 +133,11 @@ impl TlsLeg {
         self.sending.is_some()
     }
 
-    /// Whether the stream that is received has ended as it should.
+    /// Whether the stream that is received may end here. A peer that has our `close_notify` and nothing more to say need not answer with its
+    /// own, as many do not (RFC 5246 §7.2.1); one that goes on has to end what it says (RFC 8446 §6.1).
     fn may_end(&self) -> bool {
-        self.notified || self.handshake.as_ref().is_some_and(|handshake| handshake.connection.is_closed())
+        let Some(Handshake { connection, input, .. }) = &self.handshake else { return false };
+        connection.is_closed() || (self.notified && !self.heard_since && input.is_empty())
     }
 
     /// Our `close_notify`, if it may still be sent.
@@ -250,6 +255,7 @@ impl Worker {
             return Ok(());
         };
         if len > 0 {
+            leg.heard_since |= leg.notified;
             leg.cancelling = false;
             return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last });
         }
