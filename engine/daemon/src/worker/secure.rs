@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use towpath_core::Now;
-use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::counters::ServiceCounter;
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Side};
 use towpath_sys::ring::{BufferRange, Completion, Received, RecordSettings};
 use towpath_sys::socket::{self, Behind};
@@ -312,7 +312,9 @@ impl Worker {
     pub(super) fn receive_record(&mut self, key: Key, from: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if let Some(leg) = &mut relay.tls[from.index()] {
-            let carried = leg.handshake.as_ref().is_some_and(|h| h.connection.has_early() || has_record(&h.input));
+            let carried = leg.handshake.as_ref().is_some_and(|Handshake { connection, input, .. }| {
+                connection.has_early() || connection.has_fault() || has_record(input)
+            });
             if !leg.shaking && carried {
                 return self.hand_on_carried(key, from);
             }
@@ -326,14 +328,13 @@ impl Worker {
         self.ring.receive_records(socket.as_fd(), Token::Receive(key, from).pack())
     }
 
-    /// A record was damaged or against the rules: the alert leaves, and everything ends.
+    /// A record was damaged or against the rules: the alert leaves, and everything ends once what came before is delivered.
     fn records_broken(&mut self, key: Key, from: Side) -> io::Result<()> {
         self.flush_reply(key, from)?;
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) {
             leg.broken = true;
         }
-        self.drive(key, Event::End(Termination::TlsBroken))?;
-        self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Cancelled })
+        self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Damaged })
     }
 
     /// Sends what TLS itself has to say, unless a record is on its way; then it goes with the next.
