@@ -421,6 +421,20 @@ fn a_server_that_is_cut_off_looks_cut_off_to_the_client() {
     });
 }
 
+/// A real server can log why it was refused.
+#[test]
+fn a_server_with_a_certificate_that_is_not_trusted_hears_why() {
+    in_lab(a_server_with_a_certificate_that_is_not_trusted_hears_why, Topology::TwoArm, 1, |lab| {
+        let pin = format!("verify_server = \"pinned\"\nserver_pin = [\"{}\"]", "00".repeat(32));
+        let stage = Stage::set_as(lab, "re-encrypt", &pin, ON_WORKERS);
+        let mut client = stage.pki.open(lab.client(), (stage.vip, 443)).expect("a handshake");
+        let error = stage.pki.accept(stage.accept()).expect_err("no handshake");
+        assert!(error.to_string().contains("received fatal alert"), "{error}");
+        client.read_to_end(&mut Vec::new()).expect_err("no orderly end");
+        stage.ended(&[("server_handshake_failed", 1)]);
+    });
+}
+
 /// Nor is it excused from its end because its client has ended before.
 #[test]
 fn an_answer_that_is_cut_off_after_the_client_has_ended_looks_cut_off() {
