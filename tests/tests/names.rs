@@ -85,6 +85,20 @@ fn t_41_names_lead_to_servers_and_everything_else_to_the_service_s_own() {
 }
 
 #[test]
+fn the_first_route_may_come_by_a_reload() {
+    in_lab(the_first_route_may_come_by_a_reload, Topology::TwoArm, 2, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let routed = config(lab, "20s");
+        let (plain, _) = routed.split_once("tls.handshake_timeout").expect("a key");
+        let mut relay = subject!().start(lab.balancer(), plain);
+        assert_eq!(led(lab, &[&hello(Some("web.test"), 16_000)]), "server-1");
+        relay.reload(&routed).expect("a valid configuration");
+        assert_eq!(led(lab, &[&hello(Some("web.test"), 16_000)]), "server-2");
+        relay.stop();
+    });
+}
+
+#[test]
 fn a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers() {
     in_lab(a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers, Topology::TwoArm, 2, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));

@@ -270,6 +270,25 @@ fn a_stream_that_is_cut_off_is_told_apart_from_one_that_ends() {
     });
 }
 
+/// One that we end ourselves, in the middle of an answer.
+#[test]
+fn a_stream_that_the_idle_timeout_ends_looks_cut_off() {
+    in_lab(a_stream_that_the_idle_timeout_ends_looks_cut_off, Topology::TwoArm, 1, |lab| {
+        let (vip, pki) = (lab.vip(100), Pki::new());
+        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
+        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let config = config.replace("[service.tls]", "idle_timeout = \"1s\"\n[service.tls]");
+        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
+        let stage = Stage { relay, listener, vip, pki };
+        let (mut client, mut server) = stage.open(lab);
+        server.write_all(b"the first half").expect("taken");
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert_eq!(heard, b"the first half");
+        stage.ended(&[("idle_timed_out", 1)]);
+    });
+}
+
 #[test]
 fn a_client_hello_in_drops_is_answered_and_one_that_never_comes_is_not_waited_for() {
     in_lab(
@@ -398,6 +417,40 @@ fn a_server_that_is_cut_off_looks_cut_off_to_the_client() {
         let mut heard = Vec::new();
         let error = client.read_to_end(&mut heard).expect_err("no orderly end");
         assert_eq!((heard.len(), error.kind()), (100_000, io::ErrorKind::UnexpectedEof));
+        stage.ended(&[("server_truncated", 1)]);
+    });
+}
+
+/// A real server can log why it was refused.
+#[test]
+fn a_server_with_a_certificate_that_is_not_trusted_hears_why() {
+    in_lab(a_server_with_a_certificate_that_is_not_trusted_hears_why, Topology::TwoArm, 1, |lab| {
+        let pin = format!("verify_server = \"pinned\"\nserver_pin = [\"{}\"]", "00".repeat(32));
+        let stage = Stage::set_as(lab, "re-encrypt", &pin, ON_WORKERS);
+        let mut client = stage.pki.open(lab.client(), (stage.vip, 443)).expect("a handshake");
+        let error = stage.pki.accept(stage.accept()).expect_err("no handshake");
+        assert!(error.to_string().contains("received fatal alert"), "{error}");
+        client.read_to_end(&mut Vec::new()).expect_err("no orderly end");
+        stage.ended(&[("server_handshake_failed", 1)]);
+    });
+}
+
+/// Nor is it excused from its end because its client has ended before.
+#[test]
+fn an_answer_that_is_cut_off_after_the_client_has_ended_looks_cut_off() {
+    in_lab(an_answer_that_is_cut_off_after_the_client_has_ended_looks_cut_off, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_as(lab, "re-encrypt", RE_ENCRYPT, ON_WORKERS);
+        let (mut client, mut server) = stage.open_both(lab);
+        client.write_all(b"a question").expect("taken");
+        client.conn.send_close_notify();
+        client.flush().expect("our close_notify");
+        let mut heard = Vec::new();
+        server.read_to_end(&mut heard).expect("an orderly end");
+        server.write_all(b"half an answer").expect("taken");
+        server.sock.shutdown(Shutdown::Write).expect("our FIN");
+        heard.clear();
+        client.read_to_end(&mut heard).expect_err("no orderly end");
+        assert_eq!(heard, b"half an answer");
         stage.ended(&[("server_truncated", 1)]);
     });
 }

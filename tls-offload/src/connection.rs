@@ -44,6 +44,8 @@ pub struct Connection {
     closed_told: bool,
     /// It has failed: rustls is not to be asked again.
     failed: bool,
+    /// … behind plaintext that was handed on; not told yet.
+    fault: Option<Fault>,
 }
 
 enum Role {
@@ -113,7 +115,15 @@ impl Connection {
     }
 
     fn of(role: Role) -> Connection {
-        Connection { role, early: Vec::new(), reply: Vec::new(), closed: false, closed_told: false, failed: false }
+        Connection {
+            role,
+            early: Vec::new(),
+            reply: Vec::new(),
+            closed: false,
+            closed_told: false,
+            failed: false,
+            fault: None,
+        }
     }
 
     /// Goes on with the handshake as far as `input` allows, takes off what it has used, and appends what must be sent to `output`: after a
@@ -147,10 +157,13 @@ impl Connection {
     /// Opens the records in `received`, a range of `buffer`, and puts their plaintext at its start. What is early is to be taken before.
     ///
     /// Plaintext is never longer than its record, so one [`RECORD_BYTES_MAX`] in front of `received` is room enough. After a failure
-    /// [`Connection::take_reply`] has the alert.
+    /// [`Connection::take_reply`] has the alert. One behind plaintext is told by the next call: [`Connection::has_fault`].
     pub fn open(&mut self, buffer: &mut [u8], received: Range<usize>) -> Result<Opened, Fault> {
         let Range { start: mut read, end } = received;
         let mut plain = 0;
+        if let Some(fault) = self.fault.take() {
+            return Err(fault);
+        }
         if !self.early.is_empty() {
             return Err(Fault::Internal);
         }
@@ -175,7 +188,13 @@ impl Connection {
                 Ok(Next::Dry) if self.reply.len() > REPLY_BYTES_MAX => return Err(Fault::Protocol),
                 Ok(Next::Dry) => break,
                 Err(error) => {
-                    return Err(self.fail(&error, &mut buffer[read.min(end)..end]));
+                    let fault = self.fail(&error, &mut buffer[read.min(end)..end]);
+                    if plain == 0 {
+                        return Err(fault);
+                    }
+                    self.fault = Some(fault);
+                    read = end;
+                    break;
                 }
             }
         }
@@ -212,6 +231,11 @@ impl Connection {
     /// Whether there is something for [`Connection::take_early`].
     pub fn has_early(&self) -> bool {
         !self.early.is_empty() || (self.closed && !self.closed_told)
+    }
+
+    /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
+    pub fn has_fault(&self) -> bool {
+        self.fault.is_some()
     }
 
     /// Takes the plaintext that came together with the end of the handshake, and whether the peer has ended its direction behind it.

@@ -549,15 +549,18 @@ fn a_failure_towards_the_server_does_not_take_its_last_bytes_to_the_client() {
 
 #[test]
 fn a_stream_that_is_cut_off_is_delivered_but_does_not_end() {
-    for (side, termination) in
-        [(Side::Client, Termination::ClientTruncated), (Side::Server, Termination::ServerTruncated)]
-    {
+    for (side, end, termination) in [
+        (Side::Client, ReceiveEnd::Truncated, Termination::ClientTruncated),
+        (Side::Server, ReceiveEnd::Truncated, Termination::ServerTruncated),
+        (Side::Client, ReceiveEnd::Damaged, Termination::TlsBroken),
+        (Side::Server, ReceiveEnd::Damaged, Termination::TlsBroken),
+    ] {
         let mut world = World::connected(3);
         world.multishot = false;
         world.peer_sends(side, b"and then");
         world.complete_receive(side);
         world.leg(side).receive = None;
-        world.on(Event::ReceiveEnded { from: side, end: ReceiveEnd::Truncated });
+        world.on(Event::ReceiveEnded { from: side, end });
         world.settle();
         assert_eq!(world.leg(side.other()).delivered, b"and then");
         assert!(!world.leg(side.other()).finished_by_us, "no orderly end");

@@ -506,13 +506,7 @@ impl Plan {
             buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
             record_buffers: needs.record_buffers,
-            // Clients whose first bytes are waited for have their place among them.
-            handshakes_max: match needs.record_buffers > 0
-                || model.services.iter().any(|service| !service.routes().is_empty())
-            {
-                true => model.limits.handshakes,
-                false => 0,
-            },
+            handshakes_max: model.limits.handshakes,
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
             packets,

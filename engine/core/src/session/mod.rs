@@ -167,6 +167,8 @@ pub enum ReceiveEnd {
     NoBuffers,
     /// The connection has ended but not the stream in it (TLS): what came may be cut off, and is not to look like an orderly end.
     Truncated,
+    /// What came behind the last bytes was damaged or against the rules (TLS): they are delivered, and no orderly end follows.
+    Damaged,
 }
 
 /// Why a pump stopped.
@@ -278,6 +280,8 @@ pub struct Session {
     reset_by: Option<Side>,
     /// The first failure was of this kind.
     truncated: bool,
+    /// … or of this.
+    damaged: bool,
 }
 
 impl Session {
@@ -293,6 +297,7 @@ impl Session {
             first_fin: None,
             reset_by: None,
             truncated: false,
+            damaged: false,
         }
     }
 
@@ -442,8 +447,10 @@ impl Session {
             // A client that has gone away: nobody waits for the server any more.
             ReceiveEnd::Failed if self.phase != Phase::Relaying => self.end(Termination::ClientReset, turn),
             ReceiveEnd::Truncated if self.phase != Phase::Relaying => self.end(Termination::ClientTruncated, turn),
-            ReceiveEnd::Failed | ReceiveEnd::Truncated => {
+            ReceiveEnd::Damaged if self.phase != Phase::Relaying => self.end(Termination::TlsBroken, turn),
+            ReceiveEnd::Failed | ReceiveEnd::Truncated | ReceiveEnd::Damaged => {
                 self.truncated |= end == ReceiveEnd::Truncated && self.reset_by.is_none();
+                self.damaged |= end == ReceiveEnd::Damaged && self.reset_by.is_none();
                 path.fin = true;
                 path.broken = true;
                 self.fail(from, turn);
@@ -615,6 +622,7 @@ impl Session {
         let (termination, reset) = match (self.phase, self.reset_by) {
             (Phase::Closed, _) => return,
             (Phase::Ending { termination, reset }, _) => (termination, reset),
+            (_, Some(_)) if self.damaged => (Termination::TlsBroken, true),
             (_, Some(Side::Client)) if self.truncated => (Termination::ClientTruncated, true),
             (_, Some(Side::Server)) if self.truncated => (Termination::ServerTruncated, true),
             (_, Some(Side::Client)) => (Termination::ClientReset, true),

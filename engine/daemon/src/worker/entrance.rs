@@ -193,7 +193,7 @@ impl Worker {
                 Peek::Hello(hello) => {
                     let name = hello.server_name.as_ref().map(HostName::as_str);
                     if secured.clients.match_sni(name) == SniMatch::Refused {
-                        self.tell_client(key, UNKNOWN_NAME_ALERT);
+                        self.tell_last(key, Side::Client, UNKNOWN_NAME_ALERT);
                         return self.turn_away(key, Termination::HandshakeUnknownName);
                     }
                     relay.client_name = name.map(Box::from);
@@ -259,7 +259,7 @@ impl Worker {
 
     /// A handshake has waited too long, or there is no room for it to wait.
     fn refuse_handshake(&mut self, key: Key) -> io::Result<()> {
-        self.tell_client(key, INTERNAL_ERROR_ALERT);
+        self.tell_last(key, Side::Client, INTERNAL_ERROR_ALERT);
         self.turn_away(key, Termination::HandshakeRefused)
     }
 
@@ -370,17 +370,17 @@ impl Worker {
 
     /// A handshake has failed: its alert leaves first.
     fn shake_failed(&mut self, key: Key, side: Side, fault: Fault) -> io::Result<()> {
-        if side == Side::Server {
-            return self.give_up_server(key);
-        }
         let alert = self
             .relays
             .get_mut(key)
             .and_then(|relay| relay.tls[side.index()].as_mut()?.handshake.as_mut())
             .map(|handshake| std::mem::take(&mut handshake.output))
             .unwrap_or_default();
-        self.tell_client(key, &alert);
-        self.turn_away(key, termination_of(fault))
+        self.tell_last(key, side, &alert);
+        match side {
+            Side::Client => self.turn_away(key, termination_of(fault)),
+            Side::Server => self.give_up_server(key),
+        }
     }
 
     fn peer_left(&mut self, key: Key, side: Side) -> io::Result<()> {
@@ -390,12 +390,12 @@ impl Worker {
         }
     }
 
-    /// Sends a client its last alert, as far as the kernel takes it.
-    fn tell_client(&self, key: Key, alert: &[u8]) {
-        let Some(client) = self.relays.get(key).and_then(|relay| relay.leg(Side::Client)) else { return };
+    /// Sends the last alert of a handshake, as far as the kernel takes it.
+    fn tell_last(&self, key: Key, side: Side, alert: &[u8]) {
+        let Some(leg) = self.relays.get(key).and_then(|relay| relay.leg(side)) else { return };
         if !alert.is_empty() {
-            let _ = socket::send_now(client, alert, Behind::More);
-            let _ = socket::shutdown_write(client);
+            let _ = socket::send_now(leg, alert, Behind::More);
+            let _ = socket::shutdown_write(leg);
         }
     }
 

@@ -90,6 +90,11 @@ impl Close {
     pub(super) fn at_once(self) -> Close {
         Close { reset: true, ..self }
     }
+
+    /// Whether both ends have finished their streams.
+    pub(super) fn is_orderly(&self) -> bool {
+        !self.reset && matches!(self.termination, Termination::ClientClosed | Termination::ServerClosed)
+    }
 }
 
 impl Relay {
@@ -694,10 +699,13 @@ impl Worker {
         if let Some(server) = counted {
             self.shared.close(service.id, server);
         }
-        let truncated = matches!(close.termination, Termination::ClientTruncated | Termination::ServerTruncated);
+        let truncated = matches!(
+            close.termination,
+            Termination::ClientTruncated | Termination::ServerTruncated | Termination::TlsBroken
+        );
         for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
             let Some(leg) = leg else { continue };
-            // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it.
+            // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
             if close.reset && !(truncated && tls.is_some()) {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use towpath_core::Now;
-use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::counters::ServiceCounter;
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Side};
 use towpath_sys::ring::{BufferRange, Completion, Received, RecordSettings};
 use towpath_sys::socket::{self, Behind};
@@ -70,6 +70,8 @@ pub(super) struct TlsLeg {
     sending: Option<Sealed>,
     /// Our `close_notify` has left.
     notified: bool,
+    /// … and plaintext has come since.
+    heard_since: bool,
     /// A part of a record was sent and the rest was not, or the connection has failed: nothing may follow.
     broken: bool,
 }
@@ -110,6 +112,7 @@ impl TlsLeg {
             cancelling: false,
             sending: None,
             notified: false,
+            heard_since: false,
             broken: false,
         }
     }
@@ -130,9 +133,11 @@ impl TlsLeg {
         self.sending.is_some()
     }
 
-    /// Whether the stream that is received has ended as it should.
+    /// Whether the stream that is received may end here. A peer that has our `close_notify` and nothing more to say need not answer with its
+    /// own, as many do not (RFC 5246 §7.2.1); one that goes on has to end what it says (RFC 8446 §6.1).
     fn may_end(&self) -> bool {
-        self.notified || self.handshake.as_ref().is_some_and(|handshake| handshake.connection.is_closed())
+        let Some(Handshake { connection, input, .. }) = &self.handshake else { return false };
+        connection.is_closed() || (self.notified && !self.heard_since && input.is_empty())
     }
 
     /// Our `close_notify`, if it may still be sent.
@@ -250,6 +255,7 @@ impl Worker {
             return Ok(());
         };
         if len > 0 {
+            leg.heard_since |= leg.notified;
             leg.cancelling = false;
             return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last });
         }
@@ -306,7 +312,9 @@ impl Worker {
     pub(super) fn receive_record(&mut self, key: Key, from: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if let Some(leg) = &mut relay.tls[from.index()] {
-            let carried = leg.handshake.as_ref().is_some_and(|h| h.connection.has_early() || has_record(&h.input));
+            let carried = leg.handshake.as_ref().is_some_and(|Handshake { connection, input, .. }| {
+                connection.has_early() || connection.has_fault() || has_record(input)
+            });
             if !leg.shaking && carried {
                 return self.hand_on_carried(key, from);
             }
@@ -320,14 +328,13 @@ impl Worker {
         self.ring.receive_records(socket.as_fd(), Token::Receive(key, from).pack())
     }
 
-    /// A record was damaged or against the rules: the alert leaves, and everything ends.
+    /// A record was damaged or against the rules: the alert leaves, and everything ends once what came before is delivered.
     fn records_broken(&mut self, key: Key, from: Side) -> io::Result<()> {
         self.flush_reply(key, from)?;
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) {
             leg.broken = true;
         }
-        self.drive(key, Event::End(Termination::TlsBroken))?;
-        self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Cancelled })
+        self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Damaged })
     }
 
     /// Sends what TLS itself has to say, unless a record is on its way; then it goes with the next.
@@ -527,7 +534,8 @@ impl Worker {
     /// Ends the legs with TLS before a relay is closed; says whether that takes longer, and the close has to wait.
     pub(super) fn end_legs(&mut self, key: Key, close: Close) -> io::Result<bool> {
         let mut waits = false;
-        if !close.reset {
+        // Of a stream that ends by our own decision nobody knows whether it was whole.
+        if close.is_orderly() {
             for side in Side::BOTH {
                 waits |= self.send_end(key, side)?;
             }
