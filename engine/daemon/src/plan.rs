@@ -468,7 +468,7 @@ impl std::error::Error for PlanErrors {}
 impl Plan {
     /// Whether the pool's threads share CPUs with workers, and so run only while those sleep; workers that never do share like everybody.
     pub fn pool_gives_way(&self) -> bool {
-        self.poll != Poll::Busy && self.handshakes.shares_cpus(self.workers.iter().map(|worker| worker.cpu))
+        self.poll != Poll::Busy && self.handshake_threads.shares_cpus(self.workers.iter().map(|worker| worker.cpu))
     }
 
     /// Plans the allocation for `model`, or says everything that does not fit.

@@ -42,11 +42,7 @@ impl Work for PooledHandshake {
 pub(crate) type StartedPool = (Option<HandshakePool>, Vec<Hatch<Box<PooledHandshake>>>);
 
 /// Starts the pool if one is planned, with a hatch for each worker.
-pub(crate) fn start_pool(
-    model: &Model,
-    plan: &Plan,
-    shared: &Arc<Shared>,
-) -> io::Result<StartedPool> {
+pub(crate) fn start_pool(model: &Model, plan: &Plan, shared: &Arc<Shared>) -> io::Result<StartedPool> {
     let cpus = plan.handshake_threads.pool_cpus();
     if cpus.is_empty() {
         return Ok((None, Vec::new()));
