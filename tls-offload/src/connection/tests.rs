@@ -260,16 +260,16 @@ fn a_record_that_was_changed_is_refused_with_an_alert() {
         shake(&mut client, &mut server, draws, usize::MAX);
         client.seal(b"whole");
         client.seal(b"changed");
-        *client.output.last_mut().unwrap() ^= 1;
+        *client.output.last_mut().expect("something was sealed") ^= 1;
         client.seal(b"behind it");
         // What came before is handed on, and nothing that is behind a failure.
-        carry(&mut client, &mut server, draws, usize::MAX).unwrap();
+        carry(&mut client, &mut server, draws, usize::MAX).expect("made for this test");
         assert_eq!(server.plain, b"whole");
         assert!(!server.output.is_empty(), "an alert");
         assert!(server.connection.has_fault());
         assert_eq!(server.open(&[]), Err(Fault::Protocol));
         assert!(!server.connection.has_fault());
-        server.open(b"more").unwrap_err();
+        server.open(b"more").expect_err("nothing behind a fault is opened");
     }
 }
 
