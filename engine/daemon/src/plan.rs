@@ -171,7 +171,7 @@ pub struct Plan {
     pub buffer_bytes: u32,
     /// Buffers of one worker for connections with TLS; 0 where no service ends TLS.
     pub record_buffers: u16,
-    /// TLS handshakes at the same time; 0 likewise.
+    /// TLS handshakes, and clients whose first bytes are waited for, at the same time.
     pub handshakes_max: u32,
     /// How long a handshake may wait for its turn, in milliseconds.
     #[serde(skip)]
