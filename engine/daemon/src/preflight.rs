@@ -689,11 +689,10 @@ fn check_pool_ports(
 /// The kernel does not hear what the packet plane leases at its addresses, so a relay that leases there would never get its answers. Of addresses
 /// in the file the file's own check says so.
 fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
-    for service in claims::services(model).filter(|service| facing::faces(service)) {
-        let Source::Pool(ours) = &service.source else { continue };
+    let mut check = |service: Option<&VirtualService>, whose: &str, ours: &SourcePool| {
         let shares = |other: &&VirtualService| {
             other.plane == Plane::Stream
-                && other.protocol == service.protocol
+                && service.is_none_or(|service| other.protocol == service.protocol)
                 && matches!(&other.source, Source::Pool(pool)
                     if pool.port_low <= ours.port_high && pool.port_high >= ours.port_low
                         && pool.addresses.iter().any(|address| ours.addresses.contains(address)))
@@ -702,14 +701,22 @@ fn check_both_planes(model: &Model, findings: &mut Vec<Finding>) {
             findings.push(Finding {
                 severity: Severity::Error,
                 check: Check::LocalPorts,
-                service: Some(service.name.clone()),
+                service: service.map(|service| service.name.clone()),
                 message: format!(
-                    "ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
+                    "{whose}ports {}-{} of this host's address are leased by service `{}` on the stream plane as well; give one of them other ports",
                     ours.port_low, ours.port_high, other.name
                 ),
                 file: None,
             });
         }
+    };
+    for service in claims::services(model).filter(|service| facing::faces(service)) {
+        if let Source::Pool(ours) = &service.source {
+            check(Some(service), "", ours);
+        }
+    }
+    for (nat, ours) in claims::outbound(model).filter(|(_, ours)| !ours.towards.is_empty()) {
+        check(None, &format!("outbound_nat `{}`: ", nat.name), ours);
     }
 }
 

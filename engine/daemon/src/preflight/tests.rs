@@ -1,6 +1,6 @@
 //! Findings by machine, without a machine; and what this machine says.
 
-use towpath_config::model::Protocol;
+use towpath_config::model::{FacingPorts, Protocol};
 
 use super::*;
 
@@ -144,6 +144,40 @@ fn findings_of(text: &str, change: impl FnOnce(&mut PacketFacts)) -> Vec<String>
     };
     change(&mut packets);
     messages(&model, &HostFacts { packets: Some(packets), ..facts() })
+}
+
+#[test]
+fn a_relay_does_not_lease_where_outbound_nat_does() {
+    let text = |source: &str| {
+        format!(
+            "[[interface]]\nname = \"eth0\"\n[router]\nenabled = true\n\
+             [[outbound_nat]]\nname = \"out\"\nfrom = [\"10.0.0.0/24\"]\ninterface = \"eth0\"\n\
+             [[service]]\nname = \"front-end\"\nvip = \"192.0.2.30\"\nports = [443]\nsource = {source}\n\
+             [[service.server]]\nname = \"FE-1\"\naddress = \"192.0.2.31\"\n"
+        )
+    };
+    let clash = "outbound_nat `out`: ports 16384-32767 of this host's address are leased by service `front-end` on the stream plane as well";
+    for (source, clashes) in [
+        ("\"vip\"", true),
+        ("{ pool = [\"192.0.2.30\"] }", true),
+        ("{ pool = [\"192.0.2.30\"], ports = \"1024-16383\" }", false),
+        ("{ pool = [\"192.0.2.32\"] }", false),
+    ] {
+        let mut model = towpath_config::check("test.toml", &text(source)).model.expect("no errors");
+        let Source::Facing(FacingPorts { port_low, port_high, rest_ms }) = model.outbound[0].source else {
+            panic!("{:?}", model.outbound[0].source)
+        };
+        // As the machine says it.
+        let own: IpAddr = "192.0.2.30".parse().unwrap();
+        let towards = [(IpAddr::V4(Ipv4Addr::UNSPECIFIED), own)].into();
+        model.outbound[0].source =
+            Source::Pool(SourcePool { addresses: vec![own], port_low, port_high, rest_ms, towards });
+        let mut findings = Vec::new();
+        check_both_planes(&model, &mut findings);
+        let told: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), usize::from(clashes), "{source}: {told:?}");
+        assert!(told.iter().all(|told| told.contains(clash)), "{told:?}");
+    }
 }
 
 #[test]
