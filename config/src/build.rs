@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service};
 use crate::model;
+use crate::rules::health::statuses;
 
 /// Ports leased at addresses of our own, unless the file says otherwise.
 pub(crate) const POOL_PORTS: (u16, u16) = (1024, u16::MAX);
@@ -204,12 +205,37 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
         return None;
     }
     Some(model::Health {
-        check: model::CheckKind::Tcp,
+        check: check_kind(section)?,
         ports: section.ports("ports").map(|ports| ports.value).map_or_else(Vec::new, PortSet::list),
         interval_ms: section.duration("interval")?.value,
         timeout_ms: section.duration("timeout")?.value,
         rise: section.number("rise")?.value,
         fall: section.number("fall")?.value,
+    })
+}
+
+fn check_kind(section: &Section) -> Option<model::CheckKind> {
+    let text = |key| section.text(key).map(|text| text.value.to_owned());
+    let tls = || {
+        let verify = section.bool("verify")?.value;
+        let authorities = verify.then(|| text("ca").map(Into::into));
+        Some(model::TlsCheck { name: text("host"), authorities: authorities.flatten() })
+    };
+    let http = || {
+        Some(model::HttpCheck {
+            get: section.word("method")?.value == "GET",
+            path: text("path")?,
+            host: text("host"),
+            statuses: statuses(section.text("status")?.value)?,
+            expect: text("expect"),
+        })
+    };
+    Some(match section.word("check")?.value {
+        "http" => model::CheckKind::Http(http()?),
+        "https" => model::CheckKind::Https(http()?, tls()?),
+        "smtp" => model::CheckKind::Smtp { expect: text("expect") },
+        "tls" => model::CheckKind::Tls(tls()?),
+        _ => model::CheckKind::Tcp,
     })
 }
 

@@ -496,12 +496,47 @@ pub struct Health {
     pub fall: u16,
 }
 
-/// `health.check`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+/// `health.check`, with what it asks and expects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckKind {
+    /// An HTTP request is answered as expected.
+    Http(HttpCheck),
+    /// The same over TLS.
+    Https(HttpCheck, TlsCheck),
+    /// An SMTP server greets, with this text if there is one, and answers EHLO.
+    Smtp {
+        /// `health.expect`
+        expect: Option<String>,
+    },
     /// A TCP connection is accepted.
     Tcp,
+    /// A TLS handshake completes.
+    Tls(TlsCheck),
+}
+
+/// The request of a check, and which response passes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct HttpCheck {
+    /// Whether the body is asked for: GET, else HEAD.
+    pub get: bool,
+    /// `health.path`
+    pub path: String,
+    /// `health.host`; `None` = the server's address and port.
+    pub host: Option<String>,
+    /// Status codes that pass, as ranges: ascending, apart, never empty.
+    pub statuses: Vec<(u16, u16)>,
+    /// What the body must contain.
+    pub expect: Option<String>,
+}
+
+/// The handshake of a check.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct TlsCheck {
+    /// The name for SNI and the certificate; `None` = the server's address, and no SNI.
+    pub name: Option<String>,
+    /// File (PEM) of the authorities that the server's certificate must come from; `None` = any certificate passes.
+    pub authorities: Option<PathBuf>,
 }
 
 impl Model {

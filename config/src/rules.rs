@@ -1,7 +1,7 @@
 //! What a file may not mean: rules over the draft, one file per family.
 
 mod applications;
-mod health;
+pub(crate) mod health;
 mod hidden_client;
 mod layers;
 mod loops;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::tls::{Wildcard, host_name};
 use crate::decode::{PortSet, Section};
 use crate::diagnostic::Report;
 use crate::draft::Draft;
@@ -70,18 +71,83 @@ fn judge_one(health: &Section, report: &mut Report) {
             .error("too-many", &ports.span, format!("{} ports to check, at most {PORTS_MAX}", ports.value.count()))
             .hint("check the ports that tell most about the server");
     }
+    request(health, report);
     without_effect(health, report);
+}
+
+/// What is asked, and what has to come back.
+fn request(health: &Section, report: &mut Report) {
+    if let Some(path) = health.text("path")
+        && !(path.value.starts_with('/') && path.value.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'))
+    {
+        report
+            .error("bad-path", &path.span, format!("`health.path` is no path of a request: \"{}\"", path.value))
+            .hint("begin with `/`; write other signs than those of ASCII, spaces and `#` as `%20` and so on");
+    }
+    if let Some(status) = health.text("status")
+        && statuses(status.value).is_none()
+    {
+        report
+            .error("bad-status", &status.span, format!("`health.status` names no status codes: \"{}\"", status.value))
+            .hint("codes from 100 to 599 and ranges of them, as in `\"200-399,401\"`");
+    }
+    if let Some(host) = health.text("host") {
+        host_name(&host, Wildcard::Refused, "health.host", report);
+    }
+    if let Some(expect) = health.text("expect") {
+        if expect.value.is_empty() {
+            report
+                .error("empty-text", &expect.span, "`health.expect` is empty: any answer contains nothing")
+                .hint("remove it");
+        } else if let Some(method) = health.word("method").filter(|method| method.value == "HEAD") {
+            report
+                .error("conflicting-keys", &expect.span, "the answer to HEAD has no body that could contain it")
+                .label(&method.span, "asked without a body")
+                .hint("use `method = \"GET\"`");
+        }
+    }
+    if let Some(span) = health.written("ca")
+        && health.bool("verify").is_some_and(|verify| !verify.value)
+    {
+        report
+            .warning("no-effect", span, "`health.ca` has no effect: the certificate is not checked")
+            .hint("add `verify = true`, or remove it");
+    }
+}
+
+/// The ranges of status codes in a text like `200-399,401`: ascending and apart.
+pub(crate) fn statuses(text: &str) -> Option<Vec<(u16, u16)>> {
+    let mut ranges = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let (low, high) = part.split_once('-').unwrap_or((part, part));
+        let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=599).contains(code));
+        let (low, high): (u16, u16) = (code(low)?, code(high)?);
+        if low > high {
+            return None;
+        }
+        ranges.push((low, high));
+    }
+    ranges.sort_unstable();
+    let mut apart: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
+    for (low, high) in ranges {
+        match apart.last_mut() {
+            Some(last) if low <= last.1 + 1 => last.1 = last.1.max(high),
+            _ => apart.push((low, high)),
+        }
+    }
+    Some(apart)
 }
 
 fn without_effect(health: &Section, report: &mut Report) {
     let Some(check) = health.word("check") else { return };
-    let needs: [(&str, &[&str]); 10] = [
+    let needs: [(&str, &[&str]); 11] = [
         ("method", &["http", "https"]),
         ("path", &["http", "https"]),
         ("host", &["http", "https", "tls"]),
         ("status", &["http", "https"]),
         ("expect", &["http", "https", "smtp", "dns"]),
         ("verify", &["https", "tls"]),
+        ("ca", &["https", "tls"]),
         ("secret_file", &["radius", "ldap"]),
         ("user", &["radius", "ldap"]),
         ("ports", &["dns", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls"]),

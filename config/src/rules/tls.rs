@@ -293,13 +293,13 @@ fn needs_tcp(service: &Service<'_>, span: &Span, why: &str, hint: &str, report: 
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wildcard {
+pub(super) enum Wildcard {
     Allowed,
     Refused,
 }
 
 /// Whether it is a name as certificates and clients have it (RFC 6066 §3: no trailing dot); tells if not.
-fn host_name(name: &At<&str>, wildcard: Wildcard, key: &str, report: &mut Report) -> bool {
+pub(super) fn host_name(name: &At<&str>, wildcard: Wildcard, key: &str, report: &mut Report) -> bool {
     let is_address = name.value.parse::<std::net::IpAddr>().is_ok();
     let labels = match (wildcard, name.value.strip_prefix("*.")) {
         (Wildcard::Allowed, Some(labels)) => labels,

@@ -368,7 +368,7 @@ fn check_key(service: &VirtualService, server: &Server, health: &Health) -> Resu
     Ok(CheckKey {
         address: server.address,
         vip: (service.forwarding == Forwarding::Dsr).then_some(service.vip),
-        kind: health.check,
+        kind: health.check.clone(),
         ports,
         interval_ms: health.interval_ms,
         timeout_ms: health.timeout_ms,

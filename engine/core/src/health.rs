@@ -1,5 +1,7 @@
 //! From the results of checks to up and down: who is checked, when next, and after how many results a server changes.
 
+mod conversation;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +12,8 @@ use towpath_config::model::CheckKind;
 use crate::random::SplitMix64;
 use crate::snapshot::ServerHealth;
 use crate::time::Now;
+
+pub use conversation::{Conversation, Course};
 
 /// Different checks at most, over all services. Each runs once however many services and workers use it.
 pub const CHECKS_MAX: usize = 8192;
@@ -267,9 +271,10 @@ impl HealthBoard {
             if self.rows.contains_key(&plan.id) {
                 continue;
             }
-            let subject = (plan.address, plan.kind, plan.ports.clone());
+            let subject = (plan.address, plan.kind.clone(), plan.ports.clone());
             let mut state = HealthState::new(plan.rise, plan.fall, now);
-            let before = same_ports.get(&subject).or_else(|| Some(&same_address.get(&(plan.address, plan.kind))?.1));
+            let before =
+                same_ports.get(&subject).or_else(|| Some(&same_address.get(&(plan.address, plan.kind.clone()))?.1));
             if let Some(before) = before {
                 state.health = before.health;
                 state.since = before.since;

@@ -350,12 +350,13 @@ impl Turn {
 /// Checks one server for ever: at once, then at its interval.
 async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaphore>) {
     let mut schedule = CheckSchedule::new(plan.interval_ms, seed, house.shared.now());
+    let mut trust = probe::Trust::default();
     loop {
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
         let network = house.shared.network().current();
-        let result = probe::run(&plan, &network, &places).await;
+        let result = probe::run(&plan, &network, &places, &mut trust).await;
         let health = house.judge(plan.id, result);
         schedule.advance(started, health);
     }

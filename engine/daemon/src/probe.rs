@@ -1,37 +1,53 @@
 //! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address or would
-//! look for the VIP elsewhere, by a [`stack`] of our own.
+//! look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
 
 mod stack;
+mod stream;
+mod trust;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_config::model::CheckKind;
-use towpath_core::health::{CheckPlan, CheckResult};
+use towpath_core::health::{CheckPlan, CheckResult, Conversation, Course};
+use towpath_core::http::ServerEnd;
 use towpath_core::plane::Network;
+use towpath_tls::ClientContext;
+
+use stream::{Secured, Stream};
+pub(crate) use trust::Trust;
+
+/// Bytes that are read of a server at a time.
+const READ_BYTES: usize = 16_384;
 
 /// Runs `plan` once: all its ports side by side, each within its timeout. `places` bounds the connections of all checks.
-pub(crate) async fn run(plan: &CheckPlan, network: &Network, places: &Arc<Semaphore>) -> CheckResult {
-    let CheckKind::Tcp = plan.kind;
+pub(crate) async fn run(
+    plan: &CheckPlan,
+    network: &Network,
+    places: &Arc<Semaphore>,
+    trust: &mut Trust,
+) -> CheckResult {
     let limit = Duration::from_millis(plan.timeout_ms);
     let way = stack::way(network, plan).transpose();
+    let context = match &plan.kind {
+        CheckKind::Https(_, tls) | CheckKind::Tls(tls) => trust.context(tls).map(Some),
+        CheckKind::Http(_) | CheckKind::Smtp { .. } | CheckKind::Tcp => Ok(None),
+    };
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
-        let (places, way) = (Arc::clone(places), way.clone());
+        let (places, way, context, kind) = (Arc::clone(places), way.clone(), context.clone(), plan.kind.clone());
         ports.spawn(async move {
             let Ok(_place) = places.acquire_owned().await else {
                 return (socket.port(), Err("the process is ending".to_owned()));
             };
-            let result = match way {
-                Ok(None) => connect(socket, limit).await,
-                Ok(Some(way)) => connect_by(&way, socket, limit).await,
-                Err(reason) => Err(reason),
+            let result = match (way, context) {
+                (Ok(way), Ok(context)) => ask(way.as_ref(), socket, &kind, context.as_deref(), limit).await,
+                (Err(reason), _) | (_, Err(reason)) => Err(reason),
             };
             (socket.port(), result)
         });
@@ -44,30 +60,65 @@ pub(crate) async fn run(plan: &CheckPlan, network: &Network, places: &Arc<Semaph
     plan.judge(&results)
 }
 
-/// Connects and closes again in the ordinary way: to the server it is a client that changed its mind.
-async fn connect(socket: SocketAddr, limit: Duration) -> Result<(), String> {
-    match timeout(limit, TcpStream::connect(socket)).await {
-        Err(_) => Err(format!("no answer within {}", duration(limit))),
-        Ok(Err(error)) => Err(words(&error)),
-        Ok(Ok(_stream)) => Ok(()),
+/// One port.
+async fn ask(
+    way: Option<&stack::Way>,
+    to: SocketAddr,
+    kind: &CheckKind,
+    context: Option<&ClientContext>,
+    limit: Duration,
+) -> Result<(), String> {
+    let mut waits_for = "answer";
+    match timeout(limit, ask_for_long(way, to, kind, context, &mut waits_for)).await {
+        Err(_) => Err(format!("no {waits_for} within {}", duration(limit))),
+        Ok(result) => result,
     }
 }
 
-/// The same by a stack of our own.
-async fn connect_by(way: &stack::Way, socket: SocketAddr, limit: Duration) -> Result<(), String> {
-    match timeout(limit, stack::connect(way, socket)).await {
-        Err(_) => Err(format!("no answer within {}", duration(limit))),
-        Ok(Err(error)) => Err(words(&error)),
-        Ok(Ok(false)) => Err("connection refused".to_owned()),
-        Ok(Ok(true)) => Ok(()),
+/// The same without a limit; `waits_for` is what it was waiting for when somebody lost patience.
+async fn ask_for_long(
+    way: Option<&stack::Way>,
+    to: SocketAddr,
+    kind: &CheckKind,
+    context: Option<&ClientContext>,
+    waits_for: &mut &'static str,
+) -> Result<(), String> {
+    let stream = Stream::connect(way, to).await.map_err(|error| words(&error))?;
+    *waits_for = "TLS handshake";
+    let mut stream = Secured::over(stream, context, to.ip()).await?;
+    let mut send = Vec::new();
+    let (mut conversation, mut course) = Conversation::begin(kind, to, &mut send);
+    *waits_for = conversation.waits_for();
+    let mut buffer = vec![0; if course == Course::More { READ_BYTES } else { 0 }];
+    loop {
+        // What a server no longer wants to hear it has answered already, or it answers nothing: the reading tells.
+        let sent = stream.send(&send).await;
+        send.clear();
+        match course {
+            Course::More => {}
+            Course::Passed => {
+                stream.close().await;
+                return Ok(());
+            }
+            Course::Failed(reason) => {
+                stream.close().await;
+                return Err(reason);
+            }
+        }
+        course = match stream.receive(&mut buffer).await {
+            Ok(0) => conversation.ended(ServerEnd::Orderly),
+            Ok(length) => conversation.received(&buffer[..length], &mut send),
+            Err(error) => return Err(words(sent.as_ref().err().unwrap_or(&error))),
+        };
+        *waits_for = conversation.waits_for();
     }
 }
 
 /// A cause in the words of an operator, without the number of the error.
 fn words(error: &io::Error) -> String {
     match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
         io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
         io::ErrorKind::TimedOut => "no answer".to_owned(),
@@ -107,7 +158,7 @@ mod tests {
 
     fn check(plan: &CheckPlan) -> CheckResult {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(plan, &Network::default(), &Arc::new(Semaphore::new(1))))
+        runtime.block_on(run(plan, &Network::default(), &Arc::new(Semaphore::new(1)), &mut Trust::default()))
     }
 
     #[test]

@@ -529,7 +529,8 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                 };
                 let places = Arc::clone(&places);
                 running.spawn(async move {
-                    let failure = match health_probe::run(&plan, &Network::default(), &places).await {
+                    let mut trust = health_probe::Trust::default();
+                    let failure = match health_probe::run(&plan, &Network::default(), &places, &mut trust).await {
                         CheckResult::Passed => None,
                         CheckResult::Failed(reason) => Some(reason),
                     };

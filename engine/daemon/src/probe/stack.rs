@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use tokio::io::Interest;
@@ -112,8 +112,8 @@ fn name(family: Family) -> &'static str {
     }
 }
 
-/// Connects and closes again in the ordinary way. `Ok(false)`: refused. To be dropped when it takes too long.
-pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<bool> {
+/// Connects. To be dropped when it takes too long.
+pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<Stack> {
     let mut tries = JoinSet::new();
     for &link in &way.links {
         let way = way.clone();
@@ -122,8 +122,8 @@ pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<bool> {
     let mut result = Err(io::ErrorKind::NetworkUnreachable.into());
     while let Some(tried) = tries.join_next().await {
         result = tried.map_err(io::Error::other).flatten();
-        // Only the arm that the server is behind has an answer; the other one ends with the set.
-        if result.is_ok() {
+        // Only the arm that the server is behind has an answer, be it a refusal; the other one ends with the set.
+        if result.as_ref().map_or_else(|error| error.kind() == io::ErrorKind::ConnectionRefused, |_| true) {
             break;
         }
     }
@@ -131,24 +131,18 @@ pub(super) async fn connect(way: &Way, to: SocketAddr) -> io::Result<bool> {
 }
 
 /// The same by one of the links.
-async fn connect_by(link: Link, way: &Way, to: SocketAddr) -> io::Result<bool> {
+async fn connect_by(link: Link, way: &Way, to: SocketAddr) -> io::Result<Stack> {
     let port = next_port();
     let mut stack = Stack::open(link, way, to, port)?;
     stack.connect(to, port)?;
-    let is_open = loop {
+    loop {
         stack.step();
         match stack.state() {
             State::SynSent => stack.wait().await?,
-            State::Closed => break false,
-            _ => break true,
+            State::Closed => return Err(io::ErrorKind::ConnectionRefused.into()),
+            _ => return Ok(stack),
         }
-    };
-    if is_open {
-        // Whether it does or not, it has answered.
-        let _closed = timeout(CLOSE_WITHIN, stack.close()).await;
-        stack.abort();
     }
-    Ok(is_open)
 }
 
 /// In turn, so that a port rests for as long as there are others.
@@ -158,7 +152,8 @@ fn next_port() -> u16 {
     PROBE_PORTS.start() + NEXT.fetch_add(1, Ordering::Relaxed) % count
 }
 
-struct Stack {
+/// One connection.
+pub(super) struct Stack {
     wire: Option<Wire>,
     interface: Interface,
     sockets: SocketSet<'static>,
@@ -217,8 +212,47 @@ impl Stack {
         }
     }
 
+    /// Hands all of it to the connection, and waits until the server takes it.
+    pub(super) async fn send(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let client = self.sockets.get_mut::<Socket<'_>>(self.client);
+            if !client.may_send() {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            let taken = client.send_slice(bytes).map_err(io::Error::other)?;
+            bytes = &bytes[taken..];
+            self.step();
+            if taken == 0 {
+                self.wait().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// 0 = the server has ended its stream.
+    pub(super) async fn receive(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let client = self.sockets.get_mut::<Socket<'_>>(self.client);
+            match client.recv_slice(buffer) {
+                Ok(0) => {}
+                // The next step offers the room to the server again.
+                Ok(length) => return Ok(length),
+                Err(RecvError::Finished) => return Ok(0),
+                Err(RecvError::InvalidState) => return Err(io::ErrorKind::ConnectionReset.into()),
+            }
+            self.wait().await?;
+            self.step();
+        }
+    }
+
+    /// Ends the connection; whether the server ends its side in time or not, it has answered.
+    pub(super) async fn close(mut self) {
+        let _closed = timeout(CLOSE_WITHIN, self.end()).await;
+        self.abort();
+    }
+
     /// Ends our side and waits for the other one.
-    async fn close(&mut self) -> io::Result<()> {
+    async fn end(&mut self) -> io::Result<()> {
         self.sockets.get_mut::<Socket<'_>>(self.client).close();
         loop {
             self.step();
