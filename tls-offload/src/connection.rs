@@ -254,6 +254,11 @@ impl Connection {
         self.state().handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
+    /// Whether the client was asked for another ClientHello (HelloRetryRequest, RFC 8446 §4.1.4), as far as is known while a full handshake lasts.
+    pub fn has_asked_again(&self) -> bool {
+        self.state().handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
+    }
+
     /// The certificates that the peer has shown, its own first.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         self.state().peer_certificates()

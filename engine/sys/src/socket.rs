@@ -13,6 +13,9 @@ use crate::errno::{Cause, check};
 /// (see [`crate::host::somaxconn`]).
 pub const BACKLOG: u32 = 4096;
 
+/// More than a receive queue holds (`net.ipv4.tcp_rmem` has 6 MiB at most, by default).
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+
 /// `SO_DETACH_REUSEPORT_BPF` (include/uapi/asm-generic/socket.h), which libc lacks on some targets.
 const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
 
@@ -258,6 +261,15 @@ pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     usize::try_from(seen).map_err(|_| io::Error::last_os_error())
 }
 
+/// Drops what waits in the receive queue of a TCP connection: unread, it would make the close send a reset, which may take back what was sent
+/// last (RFC 1122 §4.2.2.13).
+pub fn discard_unread(socket: &impl AsFd) -> io::Result<()> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC, TCP drops the bytes and writes nothing through the pointer (tcp(7)).
+    let dropped = unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), DISCARDED_BYTES_MAX, flags) };
+    usize::try_from(dropped).map(|_| ()).map_err(|_| io::Error::last_os_error())
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.
@@ -446,7 +458,7 @@ pub(crate) fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) ->
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{TcpStream, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
 
     fn loopback() -> SocketAddr {
@@ -503,6 +515,29 @@ mod tests {
         set_linger_reset(&client).unwrap();
         drop(client);
         assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn what_lies_unread_does_not_take_back_the_last_words() {
+        for discards in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            client.write_all(&[7; 10_000]).unwrap();
+            crate::host::await_readable(&server, Duration::from_secs(10)).unwrap();
+            server.write_all(b"last words").unwrap();
+            shutdown_write(&server).unwrap();
+            if discards {
+                discard_unread(&server).unwrap();
+                assert_eq!(peek(&server, &mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            }
+            drop(server);
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).unwrap();
+            assert_eq!(heard, b"last words");
+            // A reset behind the end of the stream shows as the socket's error only.
+            assert_eq!(client.take_error().unwrap().is_none(), discards);
+        }
     }
 
     #[test]

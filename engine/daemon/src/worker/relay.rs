@@ -296,7 +296,12 @@ impl Worker {
         // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a
         // client that is turned away for want of a descriptor has nothing in flight and frees its own at once.
         self.drive(key, Event::Connecting)?;
-        if let Some(server) = self.relays.get(key).and_then(|relay| relay.server.as_ref()) {
+        let relay = self.relays.get(key);
+        if relay.is_some_and(Relay::is_ending) {
+            // What the client had sent has ended it: a connect behind its own cancel would wait for a silent server.
+            return Ok(Err(Termination::ClientReset));
+        }
+        if let Some(server) = relay.and_then(|relay| relay.server.as_ref()) {
             self.ring.connect(server.as_fd(), destination, Token::Connect(key).pack())?;
         }
         Ok(Ok(()))
@@ -706,7 +711,9 @@ impl Worker {
         for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
             let Some(leg) = leg else { continue };
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
-            if close.reset && !(truncated && tls.is_some()) {
+            if truncated && tls.is_some() {
+                let _ = socket::discard_unread(&leg);
+            } else if close.reset {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);
             }

@@ -52,10 +52,14 @@ pub(super) struct TlsLeg {
     pub(super) shaking: bool,
     /// … but for the flight that is on its way.
     pub(super) done: bool,
-    /// The first step of its handshake was done.
+    /// The first flight of its handshake was made: with a client, the one that is signed.
     pub(super) greeted: bool,
+    /// The client was asked for another ClientHello; that flight follows.
+    pub(super) asked_again: bool,
     /// Its step is done by the pool.
     pub(super) errand: Option<Errand>,
+    /// Bytes that are away with it.
+    pub(super) away_bytes: usize,
     /// What was received meanwhile.
     pub(super) late: Vec<u8>,
     /// Since when its next step waits for its turn.
@@ -104,7 +108,9 @@ impl TlsLeg {
             shaking: true,
             done: false,
             greeted: false,
+            asked_again: false,
             errand: None,
+            away_bytes: 0,
             late: Vec::new(),
             queued: None,
             given_up: false,
@@ -125,7 +131,7 @@ impl TlsLeg {
 
     /// Bytes that are kept.
     pub(super) fn kept(&self) -> usize {
-        self.handshake.as_ref().map_or(self.late.len(), |handshake| handshake.input.len())
+        self.handshake.as_ref().map_or(self.away_bytes + self.late.len(), |handshake| handshake.input.len())
     }
 
     /// Whether a send is in flight.
