@@ -2,6 +2,8 @@
 
 #[path = "tls/amid.rs"]
 mod amid;
+#[path = "tls/pressure.rs"]
+mod pressure;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};

@@ -233,6 +233,11 @@ impl Connection {
         !self.early.is_empty() || (self.closed && !self.closed_told)
     }
 
+    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`].
+    pub fn held_bytes(&self) -> usize {
+        self.early.capacity() + self.reply.capacity()
+    }
+
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
     pub fn has_fault(&self) -> bool {
         self.fault.is_some()

@@ -25,7 +25,9 @@ pub use files::{FileError, FileProblem, load_authorities, load_revocations, load
 pub use identity::{
     Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity, fingerprint,
 };
-pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
+pub use pool::{
+    Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, Reclaimed, TlsPool, Work, WorkOutcome,
+};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};
 pub use server_certs::{ServerVerification, Sha256};

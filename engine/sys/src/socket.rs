@@ -16,6 +16,11 @@ pub const BACKLOG: u32 = 4096;
 /// More than a receive queue holds (`net.ipv4.tcp_rmem` has 6 MiB at most, by default).
 const DISCARDED_BYTES_MAX: usize = 64 << 20;
 
+/// The beginning of `struct tcp_info` (include/uapi/linux/tcp.h), in words of eight bytes, …
+const TCP_INFO_WORDS: usize = 16;
+/// … of which `tcpi_bytes_acked` is this one.
+const ACKNOWLEDGED_WORD: usize = 15;
+
 /// `SO_DETACH_REUSEPORT_BPF` (include/uapi/asm-generic/socket.h), which libc lacks on some targets.
 const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
 
@@ -270,6 +275,18 @@ pub fn discard_unread(socket: &impl AsFd) -> io::Result<()> {
     usize::try_from(dropped).map(|_| ()).map_err(|_| io::Error::last_os_error())
 }
 
+/// Bytes that the peer of a TCP connection has acknowledged since its beginning (`tcpi_bytes_acked`, RFC 4898).
+pub fn acknowledged_bytes(socket: &impl AsFd) -> io::Result<u64> {
+    let mut info = [0u64; TCP_INFO_WORDS];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let place = info.as_mut_ptr().cast();
+    // SAFETY: the pointers name `info` and its length, both outlive the call, and the kernel writes at most `length`.
+    check(unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
+    })?;
+    Ok(info[ACKNOWLEDGED_WORD])
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.
@@ -515,6 +532,20 @@ mod tests {
         set_linger_reset(&client).unwrap();
         drop(client);
         assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn what_a_peer_has_acknowledged_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let before = acknowledged_bytes(&client).unwrap();
+        client.write_all(&[7; 3_000]).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(server.read_to_end(&mut Vec::new()).unwrap(), 3_000);
+        // The end of the stream is read only once it was acknowledged, on this host.
+        let acknowledged = acknowledged_bytes(&client).unwrap() - before;
+        assert!((3_000..=3_001).contains(&acknowledged), "{acknowledged}");
     }
 
     #[test]

@@ -18,8 +18,8 @@ use towpath_core::session::{Event, Session, Side};
 use towpath_sys::ring::{Completion, Received, Wait};
 use towpath_sys::socket::{self, Behind};
 use towpath_tls::{
-    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT,
-    WorkOutcome,
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, Reclaimed, SniMatch, Step,
+    UNKNOWN_NAME_ALERT, WorkOutcome,
 };
 
 use super::Worker;
@@ -46,6 +46,8 @@ const ANSWER_WAIT: Duration = Duration::from_micros(200);
 const ANSWERS_MAX: Duration = Duration::from_millis(1);
 /// A pool that gives nothing back for so long finds no CPU: the workers leave it none.
 const POOL_STALLED_MS: u64 = 20;
+/// Handshakes that a worker takes back from such a pool in one breath.
+const RECLAIMED_AT_ONCE_MAX: usize = 256;
 /// The longest time that a step counts for: another program may have had the CPU meanwhile.
 const STEP_MAX: Duration = Duration::from_millis(2);
 /// After so many quick steps, a full handshake has its turn even if more of them wait.
@@ -174,7 +176,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(secured) = relay.service_tls.as_ref().map(Arc::clone) else { return Ok(()) };
         match secured.clients.accept() {
-            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection))),
+            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection, &self.kept))),
             Err(_) => return self.turn_away(key, Termination::SystemRefused),
         }
         let due = self.now + secured.handshake_timeout_ms;
@@ -191,7 +193,7 @@ impl Worker {
         };
         if let Some(buffer) = completion.buffer() {
             if let Received::Bytes(len) = received {
-                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize]);
+                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize], self.now);
             }
             self.ring.recycle(buffer);
         }
@@ -200,7 +202,7 @@ impl Worker {
         }
         let kept_max = if leg.greeted { CARRY_BYTES_MAX } else { HELLO_RECEIVED_MAX };
         match received {
-            Received::Bytes(_) if leg.kept() > kept_max => self.shake_failed(key, from, Fault::Protocol),
+            Received::Bytes(_) if leg.kept_bytes() > kept_max => self.shake_failed(key, from, Fault::Protocol),
             Received::Bytes(_) => {
                 self.receive_record(key, from)?;
                 self.await_turn(key, from)
@@ -264,9 +266,8 @@ impl Worker {
     /// Whether the pool signs. Where it shares our CPU it does only beside other traffic, for that can interrupt it: alone we spare the way there
     /// and back. And not while we leave it no time: then handshakes have their share here.
     fn uses_pool(&self) -> bool {
-        let Some(hatch) = &self.hatch else { return false };
-        let is_stalled = || hatch.outstanding() > 0 && self.now.ms_since(self.pace.pool_moved) >= POOL_STALLED_MS;
-        !self.settings.pool_gives_way || (self.pace.has_others(self.now) && !is_stalled())
+        let gives_way = self.settings.pool_gives_way;
+        self.hatch.is_some() && (!gives_way || (self.pace.has_others(self.now) && !self.pool_is_stalled()))
     }
 
     /// Hands the step that signs to the pool.
@@ -274,7 +275,7 @@ impl Worker {
         let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
         let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
         let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
-        leg.away_bytes = input.len();
+        leg.away_bytes = input.capacity();
         if hatch.outstanding() == 0 {
             self.pace.pool_moved = self.now;
         }
@@ -301,12 +302,40 @@ impl Worker {
             leg.away_bytes = 0;
             input.append(&mut leg.late);
             leg.handshake = Some(Handshake { connection, input, output });
+            leg.note_kept(self.now);
             match (outcome, result) {
                 (WorkOutcome::Done, Some(result)) => self.step_done(key, Side::Client, result)?,
                 _ => self.refuse_handshake(key)?,
             }
         }
         Ok(())
+    }
+
+    /// Does here what a pool that finds no CPU has not begun.
+    pub(super) fn reclaim_from_pool(&mut self) -> io::Result<()> {
+        if !self.settings.pool_gives_way || !self.pool_is_stalled() {
+            return Ok(());
+        }
+        for _ in 0..RECLAIMED_AT_ONCE_MAX {
+            let Some(Reclaimed { work, kind, since }) = self.hatch.as_mut().and_then(Hatch::reclaim) else { break };
+            let PooledHandshake { token, connection, mut input, output, .. } = *work;
+            let Token::Connect(key) = Token::unpack(token) else { continue };
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            let Some(leg) = leg else { continue };
+            leg.errand = None;
+            leg.away_bytes = 0;
+            input.append(&mut leg.late);
+            leg.handshake = Some(Handshake { connection, input, output });
+            leg.note_kept(self.now);
+            leg.queued = Some(self.shared.at(since));
+            self.wait_for_turn(kind, (key, Side::Client));
+        }
+        Ok(())
+    }
+
+    fn pool_is_stalled(&self) -> bool {
+        let is_busy = self.hatch.as_ref().is_some_and(|hatch| hatch.outstanding() > 0);
+        is_busy && self.now.ms_since(self.pace.pool_moved) >= POOL_STALLED_MS
     }
 
     /// A handshake has waited too long, or there is no room for it to wait.
@@ -370,6 +399,8 @@ impl Worker {
         };
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
             leg.done = step == Step::Complete;
+            leg.kept.renew(self.now);
+            leg.note_kept(self.now);
             let flight = leg.handshake.as_ref().filter(|handshake| !handshake.output.is_empty());
             let asks_again = |handshake: &Handshake| !leg.asked_again && handshake.connection.has_asked_again();
             match flight.filter(|_| !leg.greeted).map(asks_again) {
@@ -469,8 +500,14 @@ impl Worker {
             errand.abandon();
         }
         let client = relay.into_client();
-        if matches!(termination, Termination::HandshakeLeft | Termination::HandshakeTimedOut | Termination::DrainEnded)
-        {
+        let silent = matches!(
+            termination,
+            Termination::HandshakeLeft
+                | Termination::HandshakeTimedOut
+                | Termination::DrainEnded
+                | Termination::OutOfTlsMemory
+        );
+        if silent {
             // Nothing is on its way that a reset could take back.
             let _ = socket::set_linger_reset(&client);
         }
@@ -500,7 +537,7 @@ impl Worker {
             self.give_up_server(key)?;
             return Ok(true);
         };
-        let mut leg = Box::new(TlsLeg::new(connection));
+        let mut leg = Box::new(TlsLeg::new(connection, &self.kept));
         leg.queued = Some(self.now);
         relay.tls[Side::Server.index()] = Some(leg);
         self.wait_for_turn(HandshakeKind::Resumed, (key, Side::Server));

@@ -18,6 +18,7 @@ use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
 use super::peek::Looking;
+use super::pressure::SendWatch;
 use super::pump::Pump;
 use super::secure::TlsLeg;
 use super::token::{Key, Token};
@@ -63,6 +64,8 @@ pub(super) struct Relay {
     pub(super) client_name: Option<Box<str>>,
     /// The last connect failed by its handshake.
     pub(super) server_handshake_failed: bool,
+    /// Sends in flight that hold buffers of TLS, by the side that they write to.
+    pub(super) sends: [Option<SendWatch>; 2],
     /// Closed as soon as the ends of its streams have left.
     pub(super) closing: Option<Close>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
@@ -209,6 +212,7 @@ impl Worker {
             looking: None,
             client_name: None,
             server_handshake_failed: false,
+            sends: [None; 2],
             closing: None,
         });
         match (self.relays.insert(relay), wait_ms) {
@@ -407,6 +411,9 @@ impl Worker {
 
     /// A send of `key` has completed.
     pub(super) fn sent(&mut self, key: Key, to: Side, result: i32) -> io::Result<()> {
+        if let Some(relay) = self.relays.get_mut(key) {
+            relay.sends[to.index()] = None;
+        }
         if result <= 0 {
             return self.drive(key, Event::SendFailed { to });
         }
@@ -552,6 +559,7 @@ impl Worker {
                     return self.send_sealed(key, to, chunk, last);
                 }
                 let range = relay.chunk_range(to.other(), chunk);
+                relay.sends[to.index()] = relay.is_secured().then(SendWatch::default);
                 let Some(leg) = relay.leg(to) else { return Ok(()) };
                 self.ring.send(leg.as_fd(), range, last, Token::Send(key, to).pack())?;
             }
