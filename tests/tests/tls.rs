@@ -2,13 +2,17 @@
 
 #[path = "tls/amid.rs"]
 mod amid;
+#[path = "tls/clients.rs"]
+mod clients;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use towpath_engine::status::ServiceStatus;
 use towpath_tests::pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
@@ -544,7 +548,10 @@ fn a_name_without_a_certificate_is_refused_where_names_are_strict() {
         let config = stage.pki.client_config(&[&TLS13]);
         let error = open_for(&config, "www.example.net", lab.client(), (stage.vip, 443)).expect_err("refused");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
-        stage.ended(&[("handshake_unknown_name", 1)]);
+        let mut unnamed = ClientConfig::clone(&config);
+        unnamed.enable_sni = false;
+        open_with(&Arc::new(unnamed), lab.client(), (stage.vip, 443)).expect_err("refused");
+        stage.ended(&[("handshake_unknown_name", 2)]);
     });
 }
 
