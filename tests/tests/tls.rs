@@ -4,6 +4,8 @@
 mod amid;
 #[path = "tls/clients.rs"]
 mod clients;
+#[path = "tls/storm.rs"]
+mod storm;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -107,11 +109,7 @@ fn openssl_and_curl_are_served() {
     in_lab(openssl_and_curl_are_served, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab);
         let answers = stage.listener.try_clone().expect("a descriptor");
-        thread::spawn(move || {
-            for server in answers.incoming().flatten() {
-                answer(server);
-            }
-        });
+        thread::spawn(move || answers.incoming().flatten().for_each(answer));
         let at = format!("{}:443", stage.vip);
         for version in ["-tls1_2", "-tls1_3"] {
             let mut command = Command::new("openssl");
