@@ -1,8 +1,10 @@
 //! Certificates in files for one test, clients that trust them, and servers that show them.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{
@@ -47,7 +49,7 @@ impl Pki {
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
         let directory = tempfile::tempdir().expect("a temporary directory");
         std::fs::write(directory.path().join("cert.pem"), cert.pem()).expect("a file");
-        std::fs::write(directory.path().join("key.pem"), signing_key.serialize_pem()).expect("a file");
+        write_secret(&directory.path().join("key.pem"), &signing_key.serialize_pem());
         let mut roots = RootCertStore::empty();
         roots.add(cert.der().clone()).expect("a root");
         let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
@@ -211,7 +213,7 @@ impl Authority {
         let path = |kind: &str| self.directory.path().join(format!("{serial}.{kind}"));
         let issued = Issued { chain: path("pem"), key: path("key"), serial };
         std::fs::write(&issued.chain, certificate.pem() + &self.issuer.pem()).expect("a file");
-        std::fs::write(&issued.key, key.serialize_pem()).expect("a file");
+        write_secret(&issued.key, &key.serialize_pem());
         issued
     }
 
@@ -246,6 +248,12 @@ impl Issued {
     pub fn table(&self, table: &str) -> String {
         format!("{table}\nfile = \"{}\"\nkey = \"{}\"\n", self.chain.display(), self.key.display())
     }
+}
+
+/// A file that nobody else can read.
+fn write_secret(path: &Path, text: &str) {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).expect("a file");
+    file.write_all(text.as_bytes()).expect("a file");
 }
 
 fn client_config(

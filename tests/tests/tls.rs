@@ -2,15 +2,21 @@
 
 #[path = "tls/amid.rs"]
 mod amid;
+#[path = "tls/clients.rs"]
+mod clients;
 #[path = "tls/pressure.rs"]
 mod pressure;
+#[path = "tls/storm.rs"]
+mod storm;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use towpath_engine::status::ServiceStatus;
 use towpath_tests::pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
@@ -105,11 +111,7 @@ fn openssl_and_curl_are_served() {
     in_lab(openssl_and_curl_are_served, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab);
         let answers = stage.listener.try_clone().expect("a descriptor");
-        thread::spawn(move || {
-            for server in answers.incoming().flatten() {
-                answer(server);
-            }
-        });
+        thread::spawn(move || answers.incoming().flatten().for_each(answer));
         let at = format!("{}:443", stage.vip);
         for version in ["-tls1_2", "-tls1_3"] {
             let mut command = Command::new("openssl");
@@ -546,7 +548,10 @@ fn a_name_without_a_certificate_is_refused_where_names_are_strict() {
         let config = stage.pki.client_config(&[&TLS13]);
         let error = open_for(&config, "www.example.net", lab.client(), (stage.vip, 443)).expect_err("refused");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
-        stage.ended(&[("handshake_unknown_name", 1)]);
+        let mut unnamed = ClientConfig::clone(&config);
+        unnamed.enable_sni = false;
+        open_with(&Arc::new(unnamed), lab.client(), (stage.vip, 443)).expect_err("refused");
+        stage.ended(&[("handshake_unknown_name", 2)]);
     });
 }
 

@@ -141,7 +141,7 @@ impl Connection {
                 Ok(Next::Dry) if self.state().is_handshaking() => break Ok(Step::NeedsInput),
                 Ok(Next::Dry) => break Ok(Step::Complete),
                 Err(error) => {
-                    let fault = self.fail(&error, &mut input[used..]);
+                    let fault = self.fail(&error);
                     output.append(&mut self.reply);
                     break Err(fault);
                 }
@@ -188,7 +188,7 @@ impl Connection {
                 Ok(Next::Dry) if self.reply.len() > REPLY_BYTES_MAX => return Err(Fault::Protocol),
                 Ok(Next::Dry) => break,
                 Err(error) => {
-                    let fault = self.fail(&error, &mut buffer[read.min(end)..end]);
+                    let fault = self.fail(&error);
                     if plain == 0 {
                         return Err(fault);
                     }
@@ -293,10 +293,10 @@ impl Connection {
         }
     }
 
-    /// Brings the alert of a failure into `reply`, and lets rustls do nothing more.
-    fn fail(&mut self, error: &Error, input: &mut [u8]) -> Fault {
-        // What is queued comes out before anything else happens. Once only: rustls must not meet the same bytes twice.
-        let _failed = self.step(input, |_, _| {});
+    /// Brings the alert of a failure into `reply`, behind what was queued before it, and lets rustls do nothing more.
+    fn fail(&mut self, error: &Error) -> Fault {
+        // What is queued comes out before rustls looks at its input, of which it must not meet the same bytes twice: so there is none.
+        while self.state().wants_write() && self.step(&mut [], |_, _| {}).next.is_ok() {}
         self.failed = true;
         Fault::of(error)
     }
@@ -314,7 +314,7 @@ impl Connection {
                 Ok(Next::Again) => {}
                 Ok(Next::Closed) => self.closed = true,
                 Ok(Next::Dry) => break,
-                Err(error) => return Err(self.fail(&error, carry)),
+                Err(error) => return Err(self.fail(&error)),
             }
         }
         let before = self.reply.len();

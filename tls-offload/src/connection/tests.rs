@@ -283,6 +283,22 @@ fn ends_with_nothing_in_common_say_so() {
     assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(70)));
 }
 
+/// The alert comes last, behind the rest of a flight that has begun.
+#[test]
+fn a_failure_in_the_middle_of_a_flight_is_told() {
+    for versions in VERSIONS {
+        let (mut server_config, client_config) = configs(versions);
+        Arc::make_mut(&mut server_config).alpn_protocols = vec![b"imap".to_vec()];
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), Some(b"h2")).expect("made for this test"));
+        let draws = &mut Draws(1);
+        client.take(&[]).expect("made for this test");
+        assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
+        // no_application_protocol
+        assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(120)), "{versions:?}");
+    }
+}
+
 #[test]
 fn a_record_that_was_changed_is_refused_with_an_alert() {
     for versions in VERSIONS {
