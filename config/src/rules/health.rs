@@ -94,17 +94,13 @@ fn request(health: &Section, report: &mut Report) {
     if let Some(host) = health.text("host") {
         host_name(&host, Wildcard::Refused, "health.host", report);
     }
-    if let Some(expect) = health.text("expect") {
-        if expect.value.is_empty() {
-            report
-                .error("empty-text", &expect.span, "`health.expect` is empty: any answer contains nothing")
-                .hint("remove it");
-        } else if let Some(method) = health.word("method").filter(|method| method.value == "HEAD") {
-            report
-                .error("conflicting-keys", &expect.span, "the answer to HEAD has no body that could contain it")
-                .label(&method.span, "asked without a body")
-                .hint("use `method = \"GET\"`");
-        }
+    if let Some(expect) = health.text("expect")
+        && let Some(method) = health.word("method").filter(|method| method.value == "HEAD")
+    {
+        report
+            .error("conflicting-keys", &expect.span, "the answer to HEAD has no body that could contain it")
+            .label(&method.span, "asked without a body")
+            .hint("use `method = \"GET\"`");
     }
     if let Some(span) = health.written("ca")
         && health.bool("verify").is_some_and(|verify| !verify.value)

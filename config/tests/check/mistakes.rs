@@ -568,6 +568,22 @@ fn checks_must_be_able_to_answer() {
     );
     expect(&service("health = { check = \"tcp\", interval = \"1s\" }", ""), &[("slow-check", "\"1s\"")]);
     expect(&service("health = { check = \"tcp\", path = \"/\" }", ""), &[("no-effect", "path")]);
+    for (keys, told) in [
+        ("check = \"http\", path = \"owa\"", &[("bad-path", "\"owa\"")][..]),
+        ("check = \"http\", path = \"/a b\"", &[("bad-path", "\"/a b\"")]),
+        ("check = \"http\", status = \"200-\"", &[("bad-status", "\"200-\"")]),
+        ("check = \"http\", status = \"399-200\"", &[("bad-status", "\"399-200\"")]),
+        ("check = \"http\", status = \"99\"", &[("bad-status", "\"99\"")]),
+        ("check = \"http\", host = \"a b\"", &[("bad-name", "\"a b\"")]),
+        ("check = \"http\", expect = \"\"", &[("bad-text", "\"\"")]),
+        ("check = \"http\", method = \"HEAD\", expect = \"OK\"", &[("conflicting-keys", "\"OK\"")]),
+        ("check = \"https\", ca = \"/ca.pem\"", &[("no-effect", "ca")]),
+        ("check = \"http\", verify = true", &[("no-effect", "verify")]),
+        ("check = \"smtp\", status = \"200\"", &[("no-effect", "status")]),
+        ("check = \"https\", verify = true, ca = \"/ca.pem\", host = \"192.0.2.7\", status = \"200, 401-403\"", &[]),
+    ] {
+        expect(&service(&format!("health = {{ {keys} }}"), ""), told);
+    }
     expect(&service("health = { check = \"tcp\", ports = \"1-65\" }", ""), &[("too-many", "\"1-65\"")]);
 }
 

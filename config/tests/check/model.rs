@@ -413,3 +413,33 @@ fn diagnostics_are_json_for_editors() {
     assert!(first["hint"].is_string());
     assert!(json["model"].is_null());
 }
+
+#[test]
+fn checks_have_what_they_ask_and_expect() {
+    let kind = |health: &str| {
+        let text = format!(
+            "[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 443\nhealth = {{ {health} }}\n\
+             [[service.server]]\nname = \"a\"\naddress = \"192.0.2.21\"\n"
+        );
+        let checked = towpath_config::check("test.toml", &text);
+        checked.model.expect("no errors").groups[0].health.clone().expect("checked").check
+    };
+    let mut http = HttpCheck { get: true, path: "/".to_owned(), host: None, statuses: vec![(200, 399)], expect: None };
+    assert_eq!(kind("check = \"http\""), CheckKind::Http(http.clone()));
+    http.get = false;
+    http.host = Some("mail.example.org".to_owned());
+    http.statuses = vec![(200, 302), (401, 401)];
+    let tls = TlsCheck {
+        name: Some("mail.example.org".to_owned()),
+        authorities: Some("/etc/ssl/certs/ca-certificates.crt".into()),
+    };
+    assert_eq!(
+        kind(
+            "check = \"https\", host = \"mail.example.org\", method = \"HEAD\", status = \"401, 301-302,200-300\", verify = true"
+        ),
+        CheckKind::Https(http, tls.clone())
+    );
+    assert_eq!(kind("check = \"tls\", host = \"mail.example.org\", verify = true"), CheckKind::Tls(tls));
+    assert_eq!(kind("check = \"tls\""), CheckKind::Tls(TlsCheck { name: None, authorities: None }));
+    assert_eq!(kind("check = \"smtp\", expect = \"ESMTP\""), CheckKind::Smtp { expect: Some("ESMTP".to_owned()) });
+}

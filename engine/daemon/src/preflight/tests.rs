@@ -1,7 +1,7 @@
 //! Findings by machine, without a machine; and what this machine says.
 
-use towpath_config::model::{FacingPorts, Protocol};
 use towpath_config::model::{ClientAuthorities, ClientCertificate, Protocol, Resumption, ServiceTls};
+use towpath_config::model::{FacingPorts, Protocol};
 use towpath_tls::Dates;
 
 use super::*;
