@@ -191,7 +191,10 @@ impl Worker {
         let end = match completion.received() {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
-                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last: false });
+                // An end that has come already leaves with these bytes.
+                let leg = self.relays.get(key).and_then(|relay| relay.leg(from)).filter(|_| completion.more_waits());
+                let last = leg.is_some_and(|leg| matches!(socket::peek(leg, &mut [0]), Ok(0)));
+                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -390,7 +393,8 @@ impl Worker {
             return self.drive(key, Event::SendFailed { to });
         };
         leg.sending = Some(Sealed { what: What::Plain(range.len), bytes });
-        self.send_outgoing(key, to, outgoing, bytes)
+        let is_end = leg.notified;
+        self.send_outgoing(key, to, outgoing, bytes, if is_end { Behind::More } else { Behind::Nothing })
     }
 
     fn free_outgoing(&mut self, outgoing: u16) -> io::Result<()> {
@@ -400,12 +404,16 @@ impl Worker {
         Ok(())
     }
 
-    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32) -> io::Result<()> {
+    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32, behind: Behind) -> io::Result<()> {
         let Some(socket) = self.relays.get(key).and_then(|relay| relay.leg(to)) else {
             return self.free_outgoing(outgoing);
         };
         self.senders[usize::from(outgoing)] = Some((key, to));
-        self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, Token::Sealed(outgoing).pack())
+        let token = Token::Sealed(outgoing).pack();
+        match behind {
+            Behind::More => self.ring.send_outgoing_before(socket.as_fd(), outgoing, bytes, token),
+            Behind::Nothing => self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, token),
+        }
     }
 
     /// An outgoing buffer was sent, or was not.
@@ -459,7 +467,7 @@ impl Worker {
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[to.index()].as_mut()) {
             leg.sending = Some(Sealed { what: What::Flight, bytes });
         }
-        self.send_outgoing(key, to, outgoing, bytes)?;
+        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Flight::OnItsWay)
     }
 
@@ -514,7 +522,7 @@ impl Worker {
             Some(Some(outgoing)) => {
                 let bytes = (length - sent) as u32;
                 leg.sending = Some(Sealed { what: What::End, bytes });
-                self.send_outgoing(key, side, outgoing, bytes)?;
+                self.send_outgoing(key, side, outgoing, bytes, Behind::More)?;
                 Ok(true)
             }
         }
