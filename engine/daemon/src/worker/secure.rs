@@ -596,6 +596,7 @@ impl Worker {
             match self.relays.get(key) {
                 None => {}
                 Some(relay) if relay.is_ending() => self.drive(key, Event::SendFailed { to })?,
+                Some(_) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
                 Some(_) => self.send_sealed(key, to, chunk, last)?,
             }
         }
@@ -604,7 +605,11 @@ impl Worker {
 
     /// Whether something waits to be sealed and can be.
     pub(super) fn can_seal(&mut self) -> bool {
-        !self.unsealed.is_empty() && self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
+        !self.unsealed.is_empty() && self.has_outgoing()
+    }
+
+    fn has_outgoing(&mut self) -> bool {
+        self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
     }
 }
 
