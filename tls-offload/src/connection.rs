@@ -151,12 +151,13 @@ impl Connection {
                     let is_ticket = matches!(self.role, Role::Server(_))
                         && self.state().protocol_version() == Some(ProtocolVersion::TLSv1_3);
                     if is_ticket && output.len() - before <= TICKET_BYTES_MAX {
-                        self.ticket = output.split_off(before);
+                        self.ticket = output[before..].to_vec();
+                        output.truncate(before);
                     }
                     break Ok(Step::Complete);
                 }
                 Err(error) => {
-                    let fault = self.fail(&error, &mut input[used..]);
+                    let fault = self.fail(&error);
                     output.append(&mut self.reply);
                     break Err(fault);
                 }
@@ -203,7 +204,7 @@ impl Connection {
                 Ok(Next::Dry) if self.reply.len() > REPLY_BYTES_MAX => return Err(Fault::Protocol),
                 Ok(Next::Dry) => break,
                 Err(error) => {
-                    let fault = self.fail(&error, &mut buffer[read.min(end)..end]);
+                    let fault = self.fail(&error);
                     if plain == 0 {
                         return Err(fault);
                     }
@@ -256,6 +257,11 @@ impl Connection {
         !self.early.is_empty() || (self.closed && !self.closed_told)
     }
 
+    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`].
+    pub fn held_bytes(&self) -> usize {
+        self.early.capacity() + self.reply.capacity() + self.ticket.capacity()
+    }
+
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
     pub fn has_fault(&self) -> bool {
         self.fault.is_some()
@@ -275,6 +281,11 @@ impl Connection {
     /// Whether the handshake has resumed an earlier session.
     pub fn is_resumed(&self) -> bool {
         self.state().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Whether the client was asked for another ClientHello (HelloRetryRequest, RFC 8446 §4.1.4), as far as is known while a full handshake lasts.
+    pub fn has_asked_again(&self) -> bool {
+        self.state().handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
     }
 
     /// The certificates that the peer has shown, its own first.
@@ -306,10 +317,10 @@ impl Connection {
         }
     }
 
-    /// Brings the alert of a failure into `reply`, and lets rustls do nothing more.
-    fn fail(&mut self, error: &Error, input: &mut [u8]) -> Fault {
-        // What is queued comes out before anything else happens. Once only: rustls must not meet the same bytes twice.
-        let _failed = self.step(input, |_, _| {});
+    /// Brings the alert of a failure into `reply`, behind what was queued before it, and lets rustls do nothing more.
+    fn fail(&mut self, error: &Error) -> Fault {
+        // What is queued comes out before rustls looks at its input, of which it must not meet the same bytes twice: so there is none.
+        while self.state().wants_write() && self.step(&mut [], |_, _| {}).next.is_ok() {}
         self.failed = true;
         Fault::of(error)
     }
@@ -327,7 +338,7 @@ impl Connection {
                 Ok(Next::Again) => {}
                 Ok(Next::Closed) => self.closed = true,
                 Ok(Next::Dry) => break,
-                Err(error) => return Err(self.fail(&error, carry)),
+                Err(error) => return Err(self.fail(&error)),
             }
         }
         let reply = self.take_reply();

@@ -74,6 +74,8 @@ counters!(
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
+        OutOfTlsBuffers = "out_of_tls_buffers", "Others waited for TLS buffers (limits.tls_buffers), and its peer took less than 64 kbit/s of what it held.";
+        OutOfTlsMemory = "out_of_tls_memory", "Parts of TLS records filled the room for them (limits.tls_buffers), and it had waited longest for the rest of its own.";
         NoServer = "no_server", "No real server was up and ready.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
         ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, X25519};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
@@ -32,8 +33,16 @@ impl Draws {
 }
 
 fn configs(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    configs_with(versions, Provider::AwsLcRs.crypto())
+}
+
+/// The same with this cryptography of the client's.
+fn configs_with(
+    versions: &[&'static SupportedProtocolVersion],
+    of_client: CryptoProvider,
+) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let (server, roots) = server_of(versions);
-    (server, client_of(Provider::AwsLcRs.crypto(), versions, roots))
+    (server, client_of(of_client, versions, roots))
 }
 
 fn server_of(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, RootCertStore) {
@@ -201,6 +210,29 @@ fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
     }
 }
 
+/// Who has to know that the flight with the signature is still to come.
+#[test]
+fn a_client_that_guesses_the_group_wrong_is_asked_again() {
+    let ends = |of_client| {
+        let (server, client) = configs_with(VERSIONS[1], of_client);
+        let server = End::of(Connection::accept(server).expect("made for this test"));
+        (server, End::of(Connection::connect(client, name(), None).expect("made for this test")))
+    };
+    let mut draws = Draws(7);
+    let (mut server, mut client) = ends(Provider::AwsLcRs.crypto());
+    shake(&mut client, &mut server, &mut draws, 1_000);
+    assert!(!server.connection.has_asked_again() && !client.connection.has_asked_again());
+
+    // It sends a share of the first only, which the server lacks.
+    let groups = CryptoProvider { kx_groups: vec![MLKEM768, X25519], ..Provider::AwsLcRs.crypto() };
+    let (mut server, mut client) = ends(groups);
+    client.take(&[]).expect("made for this test");
+    carry(&mut client, &mut server, &mut draws, 1_000).expect("made for this test");
+    assert!(server.connection.has_asked_again() && !server.output.is_empty());
+    shake(&mut client, &mut server, &mut draws, 1_000);
+    assert!(server.connection.has_asked_again());
+}
+
 #[test]
 fn rustls_clients_are_understood_and_answered() {
     for versions in VERSIONS {
@@ -310,6 +342,22 @@ fn ends_with_nothing_in_common_say_so() {
     assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
     // protocol_version
     assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(70)));
+}
+
+/// The alert comes last, behind the rest of a flight that has begun.
+#[test]
+fn a_failure_in_the_middle_of_a_flight_is_told() {
+    for versions in VERSIONS {
+        let (mut server_config, client_config) = configs(versions);
+        Arc::make_mut(&mut server_config).alpn_protocols = vec![b"imap".to_vec()];
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), Some(b"h2")).expect("made for this test"));
+        let draws = &mut Draws(1);
+        client.take(&[]).expect("made for this test");
+        assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
+        // no_application_protocol
+        assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(120)), "{versions:?}");
+    }
 }
 
 #[test]
