@@ -601,11 +601,11 @@ impl Worker {
     pub(super) fn seal_waiting(&mut self) -> io::Result<()> {
         for _ in 0..self.unsealed.len().min(FED_MAX) {
             let Some((key, to, chunk, last)) = self.unsealed.pop_front() else { break };
-            match self.relays.get(key) {
+            match self.relays.get(key).map(Relay::is_ending) {
                 None => {}
-                Some(relay) if relay.is_ending() => self.drive(key, Event::SendFailed { to })?,
-                Some(_) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
-                Some(_) => self.send_sealed(key, to, chunk, last)?,
+                Some(true) => self.drive(key, Event::SendFailed { to })?,
+                Some(false) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
+                Some(false) => self.send_sealed(key, to, chunk, last)?,
             }
         }
         Ok(())
