@@ -257,9 +257,10 @@ impl Connection {
         !self.early.is_empty() || (self.closed && !self.closed_told)
     }
 
-    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`].
+    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`]. A ticket is not among them: it is short,
+    /// and every connection has one for a while.
     pub fn held_bytes(&self) -> usize {
-        self.early.capacity() + self.reply.capacity() + self.ticket.capacity()
+        self.early.capacity() + self.reply.capacity()
     }
 
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
