@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
-    PassThrough, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup, ServiceTls, Source,
+    AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
+    PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup, ServiceTls, Source,
     TlsPool, TlsProvider, VirtualService, Workers,
 };
 
@@ -52,6 +52,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
     Service {
         id: ServiceId(0),
         place: ServiceId(0),
+        pins: ServiceId(0),
         name: "front-end".into(),
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
@@ -69,6 +70,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         source: ServiceSource::Interface,
         next_hop: None,
         routes: None,
+        http: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -79,7 +81,14 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
 
 /// Persistence of half an hour by single addresses.
 pub(crate) fn half_an_hour() -> Persistence {
-    Persistence { timeout_ms: 1_800_000, ipv4_prefix: 32, ipv6_prefix: 128, enter_draining: false }
+    Persistence {
+        by: PersistBy::SourceIp,
+        fallback: Fallback::None,
+        timeout_ms: 1_800_000,
+        ipv4_prefix: 32,
+        ipv6_prefix: 128,
+        enter_draining: false,
+    }
 }
 
 /// Client number `n`, on some port.
@@ -150,6 +159,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         client_networks: Vec::new(),
         interface: None,
         tls: ServiceTls::PassThrough(PassThrough::default()),
+        http: None,
         group: model.groups.len() - 1,
     });
 }
