@@ -12,6 +12,7 @@ pub mod fast_path;
 mod fixtures;
 pub mod flow;
 pub mod health;
+pub mod http;
 pub mod ids;
 pub mod loads;
 pub mod maglev;
