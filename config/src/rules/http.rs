@@ -372,8 +372,7 @@ fn is_path(path: &At<&str>, report: &mut Report) {
 fn is_redirect(url: &At<&str>, report: &mut Report) {
     let text = url.value;
     let after_scheme = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let begins =
-        text.starts_with('/') || text.starts_with("{uri}") || after_scheme.is_some_and(|rest| !rest.is_empty());
+    let begins = text.starts_with('/') || after_scheme.is_some_and(|rest| !rest.is_empty());
     let rest = text.replace("{host}", "").replace("{uri}", "");
     let allowed = rest.bytes().all(|byte| (b'!'..=b'~').contains(&byte) && !b"\"<>\\^`{|}".contains(&byte));
     if !begins || !allowed {

@@ -6,7 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup, RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup, RouteSettings, Server,
+    ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
@@ -172,7 +173,7 @@ pub fn compile(
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
         let mut take = |name: &str| next.take_service(name).map_err(CompileError::TooManyServices);
-        let mut places: Vec<Place> = Vec::new();
+        let mut places: Vec<Place<'_>> = Vec::new();
         let mut routes = NameRoutes::new(service.first_bytes_wait_ms());
         for route in service.routes() {
             let place = take(&behind(service, &model.groups[route.group]))?;
@@ -183,11 +184,12 @@ pub fn compile(
         for (route, group) in service.http_groups() {
             let place = http_place(model, service, id, route, group, &mut take)?;
             http_places.push(place.place);
-            if place.place != id {
+            if place.place != id && places.iter().all(|known| known.place != place.place) {
                 places.push(place);
             }
         }
-        let rules = service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, http.of(&service.name))));
+        let rules =
+            service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, http.of(&service.name))));
         places.push(Place { place: id, pins: id, group: service.group, route: None });
         for place in places {
             let targets = targets(service, &model.groups[place.group], &mut next, health, &mut snapshot)?;

@@ -243,7 +243,13 @@ struct Entry {
 }
 
 /// The client with this key comes back to `server`: the server said so itself, in a response. `persistence` is the stripe of the key.
-pub fn learn(service: &Service, persistence: &mut PersistenceTable, key: PersistenceKey, server: RealServerId, now: Now) {
+pub fn learn(
+    service: &Service,
+    persistence: &mut PersistenceTable,
+    key: PersistenceKey,
+    server: RealServerId,
+    now: Now,
+) {
     if let Some(rule) = &service.persistence {
         persistence.record(key, server, now + rule.timeout_ms, now);
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
-    PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup, ServiceTls, Source,
-    TlsPool, TlsProvider, VirtualService, Workers,
+    PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup,
+    ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
 use crate::compile;
+use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
 use crate::snapshot::{ServerHealth, Service, ServiceSource, Target};
 use crate::time::Now;
@@ -95,6 +96,11 @@ pub(crate) fn half_an_hour() -> Persistence {
 pub(crate) fn client(n: u32) -> SocketAddr {
     let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
     SocketAddr::new(IpAddr::V4(address), 40_000 + (n % 20_000) as u16)
+}
+
+/// Secrets and pages of no service.
+pub(crate) fn http_material() -> HttpMaterial {
+    HttpMaterial::new(HttpSecret::new([7; 16]))
 }
 
 /// A model without groups and services.
