@@ -127,16 +127,8 @@ fn pass_through(draft: &Draft<'_>, service: &Service<'_>, tls: &Section, report:
                     .hint("remove one of them; case does not matter");
             }
         }
-        if let Some(group) = route.text("group")
-            && draft.group(group.value).is_none()
-            && !report.incomplete
-        {
-            let known = || draft.groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
-            let hint = match crate::decode::nearest_name(group.value, known(), report) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => "add a `[[group]]` of that name".to_owned(),
-            };
-            report.error("unknown-group", &group.span, format!("no group is named \"{}\"", group.value)).hint(hint);
+        if let Some(group) = route.text("group") {
+            super::known_group(draft, &group, report);
         }
     }
 }
@@ -293,13 +285,13 @@ fn needs_tcp(service: &Service<'_>, span: &Span, why: &str, hint: &str, report: 
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wildcard {
+pub(super) enum Wildcard {
     Allowed,
     Refused,
 }
 
 /// Whether it is a name as certificates and clients have it (RFC 6066 §3: no trailing dot); tells if not.
-fn host_name(name: &At<&str>, wildcard: Wildcard, key: &str, report: &mut Report) -> bool {
+pub(super) fn host_name(name: &At<&str>, wildcard: Wildcard, key: &str, report: &mut Report) -> bool {
     let is_address = name.value.parse::<std::net::IpAddr>().is_ok();
     let labels = match (wildcard, name.value.strip_prefix("*.")) {
         (Wildcard::Allowed, Some(labels)) => labels,

@@ -11,6 +11,7 @@ use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::fast_path::{Arrival, FastMemory, FastSettings, FastShape};
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
 use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::rewrite::Checksum;
@@ -196,7 +197,7 @@ pub(crate) fn model(config: &str) -> Result<Model, String> {
 fn snapshot(model: &Model) -> Result<Snapshot, String> {
     let (mut registry, mut snat) = (Registry::new(), SnatBook::new(SnatLimits::default()));
     let steering = Arc::new(SteeringTable::even(1));
-    compile(model, &mut registry, &HealthBoard::new(), &mut snat, steering, Generation(1))
+    compile(model, &mut registry, &HealthBoard::new(), &mut snat, steering, &HttpMaterial::new(HttpSecret::new([7; 16])), Generation(1))
         .map_err(|error| error.to_string())
 }
 

@@ -7,6 +7,7 @@ use std::{env, fs, process};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use towpath_config::model::{ClientAuthorities, ClientCertificate, Model, Resumption, ServiceTls as Tls, VerifyServer};
 use towpath_core::compile;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
 use towpath_core::registry::Registry;
 use towpath_core::snat::{SnatBook, SnatLimits};
@@ -88,7 +89,7 @@ fn load(model: &Model, before: &TlsMaterial) -> (TlsMaterial, TlsContexts) {
     compile::checks(model, &mut registry).unwrap();
     let steering = Arc::new(SteeringTable::even(1));
     let snapshot =
-        compile::compile(model, &mut registry, &HealthBoard::new(), &mut book, steering, Generation(1)).unwrap();
+        compile::compile(model, &mut registry, &HealthBoard::new(), &mut book, steering, &HttpMaterial::new(HttpSecret::new([7; 16])), Generation(1)).unwrap();
     let contexts = material.contexts(&registry, &snapshot);
     (material, contexts)
 }
