@@ -187,8 +187,10 @@ impl RequestHead {
             Err(error) => return Err(scan::fault_of(error, bytes).into()),
         };
         let head = &bytes[..len];
-        if len > limits.head_bytes_max as usize {
-            return Err(BadRequest::HeadTooLong);
+        let max = limits.head_bytes_max as usize;
+        if len > max {
+            let has_line = head[..max].contains(&b'\n');
+            return Err(if has_line { BadRequest::HeadTooLong } else { BadRequest::TargetTooLong });
         }
         if !scan::has_whole_line_ends(head) {
             return Err(BadRequest::BareLf);
@@ -521,7 +523,3 @@ fn without_port(authority: &str) -> &str {
         None => authority.split(':').next().unwrap_or_default(),
     }
 }
-
-#[cfg(test)]
-#[path = "head/tests.rs"]
-mod tests;
