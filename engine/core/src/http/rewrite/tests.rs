@@ -99,6 +99,10 @@ fn the_beginning_of_a_path_moves_and_the_rest_stays_as_it_was_written() {
         ("/old", "/new", "/%6Fld/a%20b", Some("/new/a%20b")),
         ("/old", "/a b", "/old", Some("/a%20b")),
         ("/old", "/new", "/x/../old/y", Some("/new/y")),
+        ("/old", "/new", "/old/../old/y%2Fz", Some("/new/y/z")),
+        ("/old", "/new", "/old/../y", None),
+        ("/old/", "/new/", "/old/a%2Fb", Some("/new/a%2Fb")),
+        ("/old", "/new/", "/old", Some("/new/")),
         ("/old", "/new", "*", None),
         ("/old", "/new", "/old%", None),
     ];
