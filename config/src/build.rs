@@ -1,5 +1,6 @@
 //! From a draft without errors to the model.
 
+mod http;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use crate::decode::{At, PortSet, Section, Value};
-use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service};
+use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service, persists};
 use crate::model;
 use crate::rules::health::statuses;
 
@@ -42,7 +43,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
                 groups.len() - 1
             }
         };
-        services.push(service(draft_service, draft, group)?);
+        services.push(service(draft_service, draft, &mut groups, group)?);
     }
     Some(model::Model {
         runtime: runtime(draft.root)?,
@@ -72,7 +73,12 @@ fn bridge(section: &Section) -> Option<model::Bridge> {
     })
 }
 
-fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<model::VirtualService> {
+fn service(
+    service: &Service<'_>,
+    draft: &Draft<'_>,
+    groups: &mut Vec<model::ServerGroup>,
+    group: usize,
+) -> Option<model::VirtualService> {
     let section = service.section;
     Some(model::VirtualService {
         name: service.name.as_ref()?.value.to_owned(),
@@ -86,7 +92,7 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         forwarding: service.forwarding(),
         application: service.application.as_ref().map(|application| application.value),
         balance: service.balance(&draft.groups),
-        persistence: persistence(service)?,
+        persistence: persistence(section, service)?,
         idle_timeout_ms: service.idle_timeout_ms.value,
         connect_timeout_ms: section.duration("connect_timeout")?.value,
         drain_timeout_ms: section.duration("drain_timeout")?.value,
@@ -98,6 +104,10 @@ fn service(service: &Service<'_>, draft: &Draft<'_>, group: usize) -> Option<mod
         client_networks: networks(section, "client_networks"),
         interface: section.text("interface").map(|interface| interface.value.to_owned()),
         tls: tls::service(service, draft)?,
+        http: match service.http {
+            Some(section) => Some(Box::new(http::service(section, service, draft, groups)?)),
+            None => None,
+        },
         group,
     })
 }
@@ -115,21 +125,37 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
     })
 }
 
-/// The outer `None` means that something is missing, the inner that clients are not pinned.
-fn persistence(service: &Service<'_>) -> Option<Option<model::Persistence>> {
-    match &service.persistence {
-        Persists::None => Some(None),
-        Persists::Unknown => None,
-        Persists::By(_) => {
-            let section = service.section.table("persistence")?;
-            Some(Some(model::Persistence {
-                timeout_ms: section.duration("timeout")?.value,
-                ipv4_prefix: section.number("ipv4_prefix")?.value,
-                ipv6_prefix: section.number("ipv6_prefix")?.value,
-                enter_draining: section.bool("enter_draining")?.value,
-            }))
+/// Of a service or a route. The outer `None` means that something is missing, the inner that clients are not pinned.
+fn persistence(section: &Section, service: &Service<'_>) -> Option<Option<model::Persistence>> {
+    let by = match persists(section) {
+        Persists::None => return Some(None),
+        Persists::Unknown => return None,
+        Persists::By(by) => by,
+    };
+    let section = section.table("persistence")?;
+    let by = match by.value {
+        "cookie" if section.word("cookie_mode")?.value == "find" => {
+            model::PersistBy::FoundCookie(section.text("cookie")?.value.to_owned())
         }
-    }
+        "cookie" => model::PersistBy::InsertedCookie(http::inserted_cookie(section, service)?),
+        "header" => model::PersistBy::Header(section.text("header")?.value.to_owned()),
+        "super-http" => model::PersistBy::SuperHttp,
+        "super-http-and-source-ip" => model::PersistBy::SuperHttpAndSourceIp,
+        // What is not available yet is carried out so; `run` refuses it before.
+        _ => model::PersistBy::SourceIp,
+    };
+    let fallback = match section.word("fallback")?.value {
+        "source-ip" => model::Fallback::SourceIp,
+        _ => model::Fallback::None,
+    };
+    Some(Some(model::Persistence {
+        by,
+        fallback,
+        timeout_ms: section.duration("timeout")?.value,
+        ipv4_prefix: section.number("ipv4_prefix")?.value,
+        ipv6_prefix: section.number("ipv6_prefix")?.value,
+        enter_draining: section.bool("enter_draining")?.value,
+    }))
 }
 
 fn source(service: &Service<'_>) -> Option<model::Source> {

@@ -6,6 +6,7 @@ mod diagnostic;
 mod draft;
 pub mod model;
 mod parse;
+pub mod pattern;
 mod reference;
 mod render;
 mod rules;

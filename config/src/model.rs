@@ -2,6 +2,7 @@
 //!
 //! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
 
+mod http;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,11 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+pub use http::{
+    BalanceEach, Change, FilterAction, Forwarded, HeaderChange, HeaderMatch, Hsts, Http, HttpFilter, HttpRoute,
+    Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Rewrite, RouteClients, RouteGroup,
+    RouteSettings, RouteTo, Way,
+};
 pub use tls::{
     CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
     Resumption, ServerTls, ServiceTls, TlsPool, TlsProvider, TlsRoute, TlsVersion, VerifyServer,
@@ -332,6 +338,8 @@ pub struct VirtualService {
     pub interface: Option<String>,
     /// Who ends TLS.
     pub tls: ServiceTls,
+    /// HTTP mode; `None` = connections are relayed unread.
+    pub http: Option<Box<Http>>,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -427,10 +435,14 @@ pub enum Balance {
     WeightedRoundRobin,
 }
 
-/// `persistence`, for what runs today: by source address.
+/// `persistence`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Persistence {
-    /// Entry lifetime after the client's last new connection.
+    /// What makes a client.
+    pub by: PersistBy,
+    /// A client whose request lacks what makes one.
+    pub fallback: Fallback,
+    /// Entry lifetime after the client's last new connection, in HTTP mode request.
     pub timeout_ms: u64,
     /// Prefix length that makes an IPv4 client (32 = each address its own).
     pub ipv4_prefix: u8,
@@ -438,6 +450,57 @@ pub struct Persistence {
     pub ipv6_prefix: u8,
     /// Whether a client with an entry may still enter a draining server (requirements.md trap 11).
     pub enter_draining: bool,
+}
+
+/// `persistence.by`; all but the first need HTTP mode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PersistBy {
+    /// The client's address.
+    SourceIp,
+    /// A cookie of this name that the server sets.
+    FoundCookie(String),
+    /// A request header of this name.
+    Header(String),
+    /// A cookie of ours.
+    InsertedCookie(InsertedCookie),
+    /// `User-Agent` and `Authorization`.
+    SuperHttp,
+    /// The same, with the client's address.
+    SuperHttpAndSourceIp,
+}
+
+/// A cookie of ours: it says which server, unreadably, and ends with the browser's session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InsertedCookie {
+    /// Its name.
+    pub name: String,
+    /// When it is set.
+    pub set: CookieSet,
+    /// Whether it is hidden from scripts.
+    pub http_only: bool,
+    /// Whether it comes back over TLS only.
+    pub secure: bool,
+}
+
+/// `persistence.cookie_set`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CookieSet {
+    /// With every response that sets none of that name.
+    Always,
+    /// When the request has none that names the server.
+    Missing,
+}
+
+/// `persistence.fallback`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fallback {
+    /// It is balanced.
+    None,
+    /// It is known by its address.
+    SourceIp,
 }
 
 /// `source`: the address that the real server sees.
@@ -544,7 +607,8 @@ pub struct TlsCheck {
 impl Model {
     /// Every group of servers that a service has: its own first, then those behind its routes.
     pub fn groups_of(&self, service: &VirtualService) -> impl Iterator<Item = &ServerGroup> {
-        let places: Vec<usize> = service.routes().iter().map(|route| route.group).collect();
+        let by_name = service.routes().iter().map(|route| route.group);
+        let places: Vec<usize> = by_name.chain(service.http_groups().map(|(_, group)| group.group)).collect();
         std::iter::once(service.group).chain(places).map(|place| &self.groups[place])
     }
 
@@ -569,6 +633,15 @@ impl VirtualService {
             ServiceTls::Ended(_) => &[],
             ServiceTls::PassThrough(tls) => &tls.routes,
         }
+    }
+
+    /// The routes of HTTP mode that lead to servers.
+    pub fn http_groups(&self) -> impl Iterator<Item = (&HttpRoute, &RouteGroup)> {
+        let routes = self.http.iter().flat_map(|http| &http.routes);
+        routes.filter_map(|route| match &route.to {
+            RouteTo::Group(group) => Some((route, group)),
+            RouteTo::Redirect { .. } | RouteTo::Status(_) => None,
+        })
     }
 
     /// How long the first bytes of a client are waited for, where they tell where it goes.

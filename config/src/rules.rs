@@ -3,6 +3,7 @@
 mod applications;
 pub(crate) mod health;
 mod hidden_client;
+mod http;
 mod layers;
 mod loops;
 mod names;
@@ -15,6 +16,7 @@ mod sockets;
 mod sources;
 pub(crate) mod tls;
 
+use crate::decode::At;
 use crate::diagnostic::Report;
 use crate::draft::Draft;
 
@@ -30,8 +32,22 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     outbound::judge(draft, report);
     layers::judge(draft, report);
     tls::judge(draft, report);
+    http::judge(draft, report);
     persistence::judge(draft, report);
     health::judge(draft, report);
     hidden_client::judge(draft, report);
     applications::judge(draft, report);
+}
+
+/// Whether a route's group is one of the file; tells if not.
+fn known_group(draft: &Draft<'_>, group: &At<&str>, report: &mut Report) {
+    if draft.group(group.value).is_some() || report.incomplete {
+        return;
+    }
+    let known = || draft.groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
+    let hint = match crate::decode::nearest_name(group.value, known(), report) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => "add a `[[group]]` of that name".to_owned(),
+    };
+    report.error("unknown-group", &group.span, format!("no group is named \"{}\"", group.value)).hint(hint);
 }

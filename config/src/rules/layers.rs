@@ -1,4 +1,4 @@
-//! Plane, forwarding and HTTP: which of them go together.
+//! Plane and forwarding: which of them go together.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,6 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             Plane::Packet => packet(draft, service, report),
         }
         failure(draft, service, report);
-        http(draft, service, report);
     }
 }
 
@@ -169,51 +168,5 @@ fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
                 "`drop_on_failure` has no effect on clients: what servers send passes Towpath by, so only the server can be reset",
             )
             .hint("use `forwarding = \"full-nat\"`, or remove it");
-    }
-}
-
-fn http(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
-    let Some(http) = service.http else { return };
-    if service.plane.value == Plane::Packet {
-        report
-            .error("needs-stream-plane", &http.span, "HTTP mode needs the stream plane")
-            .label(&service.plane.span, "the packet plane does not see requests")
-            .hint("use `plane = \"stream\"`");
-    }
-    if let Some(protocol) = service.protocol.as_ref().filter(|protocol| protocol.value == Protocol::Udp) {
-        report
-            .error("conflicting-keys", &http.span, "HTTP mode is for TCP")
-            .label(&protocol.span, "a UDP service")
-            .hint("use `protocol = \"tcp\"`, or remove `http`");
-    }
-    for route in http.tables("route") {
-        match (route.text("group"), route.text("redirect")) {
-            (Some(group), None) => {
-                let known = || draft.groups.iter().filter_map(|group| group.name.as_ref()).map(|name| name.value);
-                if !known().any(|name| name == group.value) && !report.incomplete {
-                    let hint = match crate::decode::nearest_name(group.value, known(), report) {
-                        Some(near) => format!("did you mean \"{near}\"?"),
-                        None => "add a `[[group]]` of that name".to_owned(),
-                    };
-                    report
-                        .error("unknown-group", &group.span, format!("no group is named \"{}\"", group.value))
-                        .hint(hint);
-                }
-            }
-            (Some(group), Some(redirect)) => {
-                report
-                    .error("conflicting-keys", &redirect.span, "a route has a group or a redirect")
-                    .label(&group.span, "the group")
-                    .hint("remove one of them");
-            }
-            (None, Some(_)) => {}
-            (None, None) => {
-                if !report.incomplete && route.broken.is_empty() {
-                    report
-                        .error("missing-key", &route.span, "a route needs a group or a redirect")
-                        .hint("add `group = \"...\"`");
-                }
-            }
-        }
     }
 }

@@ -1,20 +1,30 @@
 //! `persistence`: what it needs, and keys that do nothing.
 
+use super::http::{is_cookie, is_header};
+use crate::decode::Section;
 use crate::diagnostic::Report;
 use crate::draft::{Draft, DraftPorts, Persists, Service};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
         needs_http(service, report);
-        without_effect(service, report);
+        rule(service.section, service, report);
+        for route in service.http.map_or(&[][..], |http| http.tables("route")) {
+            rule(route, service, report);
+        }
         all_ports(service, report);
     }
+}
+
+/// Whether requests must be read for it.
+pub(super) fn reads_requests(by: &str) -> bool {
+    matches!(by, "cookie" | "header" | "super-http" | "super-http-and-source-ip")
 }
 
 /// A relay that does not read requests sees no cookie (requirements.md E-08, trap 18).
 fn needs_http(service: &Service<'_>, report: &mut Report) {
     let Persists::By(by) = &service.persistence else { return };
-    let reads = matches!(by.value, "cookie" | "header" | "super-http" | "super-http-and-source-ip");
+    let reads = reads_requests(by.value);
     if reads && service.http.is_none() {
         report
             .error(
@@ -38,29 +48,56 @@ fn needs_http(service: &Service<'_>, report: &mut Report) {
     }
 }
 
-fn without_effect(service: &Service<'_>, report: &mut Report) {
-    let Some(section) = service.section.table("persistence") else { return };
+/// What one `persistence` says, of a service or a route.
+fn rule(owner: &Section, service: &Service<'_>, report: &mut Report) {
+    let Some(section) = owner.table("persistence") else { return };
+    without_effect(section, report);
+    let by = section.word("by").map(|by| by.value);
+    if let Some(name) = section.text("header").filter(|_| by == Some("header")) {
+        is_header(&name, report);
+    }
+    let Some(name) = section.text("cookie").filter(|_| by == Some("cookie")) else { return };
+    is_cookie(&name, report);
+    let secure = section.bool("cookie_secure").filter(|secure| secure.value);
+    if let Some(secure) = secure.filter(|_| service.tls_mode.value == "pass-through") {
+        report
+            .warning(
+                "lost-cookie",
+                &secure.span,
+                "browsers do not send back a `Secure` cookie here: the service does not end TLS",
+            )
+            .hint("remove it, or end TLS here");
+    }
+}
+
+fn without_effect(section: &Section, report: &mut Report) {
     let Some(by) = section.word("by") else { return };
-    let needs: [(&str, &[&str]); 7] = [
-        ("timeout", &["cookie", "header", "source-ip", "super-http", "super-http-and-source-ip", "tls-session-id"]),
-        ("ipv4_prefix", &["source-ip", "super-http-and-source-ip"]),
-        ("ipv6_prefix", &["source-ip", "super-http-and-source-ip"]),
-        (
-            "enter_draining",
-            &["cookie", "header", "source-ip", "super-http", "super-http-and-source-ip", "tls-session-id"],
-        ),
-        ("cookie", &["cookie"]),
-        ("cookie_mode", &["cookie"]),
-        ("header", &["header"]),
+    let by_table = ["header", "source-ip", "super-http", "super-http-and-source-ip", "tls-session-id"];
+    let inserted = by.value == "cookie" && section.word("cookie_mode").is_none_or(|mode| mode.value == "insert");
+    let falls_back = section.word("fallback").is_some_and(|fallback| fallback.value == "source-ip");
+    let (has_entries, has_addresses) =
+        (by_table.contains(&by.value) || by.value == "cookie" && (!inserted || falls_back), falls_back);
+    let needs: [(&str, bool); 10] = [
+        ("timeout", has_entries),
+        ("ipv4_prefix", has_addresses || matches!(by.value, "source-ip" | "super-http-and-source-ip")),
+        ("ipv6_prefix", has_addresses || matches!(by.value, "source-ip" | "super-http-and-source-ip")),
+        ("enter_draining", by.value != "none"),
+        ("fallback", reads_requests(by.value)),
+        ("cookie", by.value == "cookie"),
+        ("cookie_mode", by.value == "cookie"),
+        ("cookie_set", inserted),
+        ("cookie_http_only", inserted),
+        ("cookie_secure", inserted),
     ];
-    for (key, fitting) in needs {
-        if let Some(span) = section.written(key)
-            && !fitting.contains(&by.value)
-        {
-            report
-                .warning("no-effect", span, format!("`persistence.{key}` has no effect with `by = \"{}\"`", by.value))
-                .hint("remove it");
-        }
+    let header = ("header", by.value == "header");
+    for (key, _) in needs.into_iter().chain([header]).filter(|(_, fits)| !fits) {
+        let Some(span) = section.written(key) else { continue };
+        let with = match by.value {
+            "cookie" if key == "timeout" => "a cookie of ours: it ends with the browser".to_owned(),
+            "cookie" if key.starts_with("cookie_") => "`cookie_mode = \"find\"`".to_owned(),
+            by => format!("`by = \"{by}\"`"),
+        };
+        report.warning("no-effect", span, format!("`persistence.{key}` has no effect with {with}")).hint("remove it");
     }
 }
 

@@ -5,7 +5,7 @@ use super::{
     tls::TLS, word,
 };
 
-static BALANCE: Kind = Kind::Word(&[
+pub(super) const BALANCE: Kind = Kind::Word(&[
     word("least-connections", "Fewest connections; ties rotate."),
     later("least-load", "Lowest load that the server itself reports (`health.load_port`)."),
     word("maglev", "Consistent hash of the client address (Maglev): few clients move when servers come and go."),
@@ -143,7 +143,7 @@ pub static SERVICE: Table = Table {
         key("interface", Kind::Name, "Interface, VLAN or bridge that the VIP lives on.")
             .described("the one whose network holds the VIP"),
         key("tls", Kind::Table(&TLS), "TLS of this service."),
-        key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on.").later(),
+        key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on."),
         key("log", Kind::Word(LOGGED), "Which connections get a line each.").described("`log.connections`"),
         key("template", Kind::Name, "Template whose settings this service takes over.").later(),
         key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`."),
@@ -213,22 +213,33 @@ pub static PERSISTENCE: Table = Table {
         key(
             "by",
             Kind::Word(&[
-                later("cookie", "A cookie, inserted or found; needs HTTP mode."),
-                later("header", "A request header; needs HTTP mode."),
-                word("none", "Every connection is balanced."),
+                word("cookie", "A cookie, inserted or found; needs HTTP mode."),
+                word("header", "A request header; needs HTTP mode."),
+                word("none", "Every connection is balanced; in HTTP mode every request, unless `http.balance_each` says otherwise."),
                 word("source-ip", "The client's address."),
-                later("super-http", "`User-Agent` and `Authorization` together; needs HTTP mode."),
-                later("super-http-and-source-ip", "The same, with the client's address."),
+                word("super-http", "`User-Agent` and `Authorization` together; needs HTTP mode."),
+                word("super-http-and-source-ip", "The same, with the client's address."),
                 later("tls-session-id", "The TLS session."),
             ]),
             "What makes a client.",
         )
         .required(),
-        key("timeout", duration(SECOND, 30 * DAY), "Lifetime of an entry after the client's last new connection.")
-            .default("30m"),
+        key(
+            "fallback",
+            Kind::Word(&[word("none", "It is balanced."), word("source-ip", "It is known by its address.")]),
+            "A client whose request lacks the cookie, the header, or both headers of `super-http`.",
+        )
+        .default("none"),
+        key(
+            "timeout",
+            duration(SECOND, 30 * DAY),
+            "Lifetime of an entry after the client's last new connection, in HTTP mode request. A cookie of ours has no entry and ends with the browser.",
+        )
+        .default("30m"),
         key("ipv4_prefix", integer(1, 32, "bits"), "Prefix length that makes an IPv4 client.").default("32"),
         key("ipv6_prefix", integer(1, 128, "bits"), "Prefix length that makes an IPv6 client.").default("128"),
-        key("enter_draining", Kind::Bool, "A client with an entry may still enter a draining server.").default("false"),
+        key("enter_draining", Kind::Bool, "A client with an entry or cookie may still enter a draining server.")
+            .default("false"),
         key("cookie", Kind::Name, "Name of the cookie.").default("SERVERID"),
         key(
             "cookie_mode",
@@ -236,6 +247,19 @@ pub static PERSISTENCE: Table = Table {
             "Who sets the cookie.",
         )
         .default("insert"),
+        key(
+            "cookie_set",
+            Kind::Word(&[
+                word("always", "With every response that sets none of that name."),
+                word("missing", "When the request has none that names the server."),
+            ]),
+            "When our own is set.",
+        )
+        .described("`\"missing\"`; `\"always\"` for `MS-WSMAN`"),
+        key("cookie_http_only", Kind::Bool, "Scripts in the browser do not see our own (`HttpOnly`).")
+            .described("`true`; `false` for `MS-WSMAN`"),
+        key("cookie_secure", Kind::Bool, "Our own comes back over TLS only (`Secure`).")
+            .described("`true` where TLS is ended here; `false` for `MS-WSMAN`"),
         key("header", Kind::Name, "Name of the header.").default("Authorization"),
     ],
 };

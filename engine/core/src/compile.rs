@@ -6,17 +6,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, Forwarding, Health, Model, Plane, Ports, Server, ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup, RouteSettings, Server,
+    ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
+use crate::http::{HttpMaterial, HttpRules};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
 use crate::name_routes::NameRoutes;
 use crate::outbound::{Outbound, OutboundLane, OutboundNat, towards_anyone};
 use crate::registry::{CheckKey, Registry, RegistryFull};
 use crate::router::Router;
-use crate::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use crate::snapshot::{RealServer, ServerHealth, Service, ServiceHttp, ServiceSource, Snapshot, Target};
 use crate::snat::{Leased, SnatBook, SnatBookError, SnatPool};
 use crate::steering::SteeringTable;
 use crate::time::Now;
@@ -143,7 +145,8 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     Ok(plans)
 }
 
-/// The snapshot of this model under this health. Ids are taken from `registry`, port maps from `snat`.
+/// The snapshot of this model under this health. Ids are taken from `registry`, port maps from `snat`, secrets and pages of HTTP mode
+/// from `http`.
 ///
 /// A server is up if its check is up on every port of its group, or if no health is configured; without a verdict, and when
 /// [`checks`] was not asked about this model before, it is unknown.
@@ -153,6 +156,7 @@ pub fn compile(
     health: &HealthBoard,
     snat: &mut SnatBook,
     steering: Arc<SteeringTable>,
+    http: &HttpMaterial,
     generation: Generation,
 ) -> Result<Snapshot, CompileError> {
     let mut next = registry.clone();
@@ -168,19 +172,33 @@ pub fn compile(
     };
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
+        let mut take = |name: &str| next.take_service(name).map_err(CompileError::TooManyServices);
+        let mut places: Vec<Place<'_>> = Vec::new();
         let mut routes = NameRoutes::new(service.first_bytes_wait_ms());
         for route in service.routes() {
-            let group = &model.groups[route.group];
-            let place = next.take_service(&behind(service, group)).map_err(CompileError::TooManyServices)?;
+            let place = take(&behind(service, &model.groups[route.group]))?;
             route.names.iter().for_each(|name| routes.insert(name, place));
-            let targets = targets(service, group, &mut next, health, &mut snapshot)?;
-            let inner = service_of(model, service, Ids { id, place }, targets, None, snat)?;
-            *place_at(&mut snapshot.services, place.index()) = Some(Arc::new(inner));
+            places.push(Place { place, pins: place, group: route.group, route: None });
         }
-        let routes = (!service.routes().is_empty()).then(|| Arc::new(routes));
-        let targets = targets(service, &model.groups[service.group], &mut next, health, &mut snapshot)?;
-        let service = service_of(model, service, Ids { id, place: id }, targets, routes, snat)?;
-        *place_at(&mut snapshot.services, id.index()) = Some(Arc::new(service));
+        let mut http_places = Vec::new();
+        for (route, group) in service.http_groups() {
+            let place = http_place(model, service, id, route, group, &mut take)?;
+            http_places.push(place.place);
+            if place.place != id && places.iter().all(|known| known.place != place.place) {
+                places.push(place);
+            }
+        }
+        let rules =
+            service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, http.of(&service.name))));
+        places.push(Place { place: id, pins: id, group: service.group, route: None });
+        for place in places {
+            let targets = targets(service, &model.groups[place.group], &mut next, health, &mut snapshot)?;
+            let mut compiled = service_of(model, service, id, &place, targets, rules.as_ref(), snat)?;
+            if place.place == id && !service.routes().is_empty() {
+                compiled.routes = Some(Arc::new(std::mem::take(&mut routes)));
+            }
+            *place_at(&mut snapshot.services, place.place.index()) = Some(Arc::new(compiled));
+        }
     }
     let nats = model.outbound.iter().map(|nat| outbound_nat(model, nat, &mut next, snat));
     let nats: Vec<OutboundNat> = nats.collect::<Result<_, _>>()?;
@@ -232,21 +250,56 @@ fn behind(service: &VirtualService, group: &ServerGroup) -> String {
     format!("{}\0{}", service.name, group.name)
 }
 
-/// Whose connections are counted, and whose place it is.
-#[derive(Clone, Copy)]
-struct Ids {
-    id: ServiceId,
+/// Where servers of a service are in the snapshot.
+struct Place<'m> {
     place: ServiceId,
+    pins: ServiceId,
+    /// Index into [`Model::groups`].
+    group: usize,
+    /// What is different for them.
+    route: Option<&'m RouteGroup>,
+}
+
+/// The place of a route of HTTP mode. Routes to one group have one place, unless one has settings of its own; a service that has the same
+/// group shares its place with them.
+fn http_place<'m>(
+    model: &Model,
+    service: &VirtualService,
+    id: ServiceId,
+    route: &HttpRoute,
+    group: &'m RouteGroup,
+    take: &mut impl FnMut(&str) -> Result<ServiceId, CompileError>,
+) -> Result<Place<'m>, CompileError> {
+    let place = match (group.settings, group.clients) {
+        (RouteSettings::Common, RouteClients::Service) if group.group == service.group => id,
+        (RouteSettings::Common, _) => take(&behind(service, &model.groups[group.group]))?,
+        // No group has a name with a control character.
+        (RouteSettings::Own, _) => take(&format!("{}\0\0{}", service.name, route.name))?,
+    };
+    let pins = match group.clients {
+        RouteClients::Group(named) => take(&behind(service, &model.groups[named]))?,
+        RouteClients::Route => place,
+        RouteClients::Service => id,
+    };
+    Ok(Place { place, pins, group: group.group, route: Some(group) })
 }
 
 fn service_of(
     model: &Model,
     service: &VirtualService,
-    Ids { id, place }: Ids,
+    id: ServiceId,
+    place: &Place<'_>,
     targets: Vec<Target>,
-    routes: Option<Arc<NameRoutes>>,
+    rules: Option<&Arc<HttpRules>>,
     snat: &mut SnatBook,
 ) -> Result<Service, CompileError> {
+    let balance = place.route.map_or(service.balance, |route| route.balance);
+    let persistence = place.route.map_or(&service.persistence, |route| &route.persistence);
+    let http = service.http.as_ref().zip(rules).map(|(http, rules)| ServiceHttp {
+        rules: Arc::clone(rules),
+        response_timeout_ms: place.route.map_or(http.response_timeout_ms, |route| route.response_timeout_ms),
+        cookies: rules.cookies(persistence.as_ref(), &targets),
+    });
     let ports = match &service.ports {
         Ports::List(ports) => ports.clone(),
         Ports::All => Vec::new(),
@@ -260,23 +313,24 @@ fn service_of(
                 .map_err(|error| CompileError::Source { service: service.name.clone(), error })?,
         ),
     };
-    let maglev = match service.balance {
+    let maglev = match balance {
         Balance::Maglev => maglev(&targets),
         _ => None,
     };
     Ok(Service {
         id,
-        place,
+        place: place.place,
+        pins: place.pins,
         name: service.name.clone(),
         vip: service.vip,
         ports,
         protocol: service.protocol,
         plane: service.plane,
         forwarding: service.forwarding,
-        balance: service.balance,
-        persistence: service.persistence.clone(),
-        idle_timeout_ms: service.idle_timeout_ms,
-        connect_timeout_ms: service.connect_timeout_ms,
+        balance,
+        persistence: persistence.clone(),
+        idle_timeout_ms: place.route.map_or(service.idle_timeout_ms, |route| route.idle_timeout_ms),
+        connect_timeout_ms: place.route.map_or(service.connect_timeout_ms, |route| route.connect_timeout_ms),
         drain_timeout_ms: service.drain_timeout_ms,
         redispatch: service.redispatch,
         drop_on_failure: service.drop_on_failure,
@@ -284,8 +338,9 @@ fn service_of(
         source,
         next_hop: service.next_hop,
         targets,
-        routes,
+        routes: None,
         maglev,
+        http,
     })
 }
 

@@ -1,12 +1,12 @@
 //! Who serves a new connection: the one decision for both planes.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::balancer::{BalancerState, Candidates};
 use crate::counters::Termination;
 use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::{Full, Loads};
-use crate::persistence::{PersistenceKey, PersistenceTable};
+use crate::persistence::{PersistenceKey, PersistenceTable, Pin};
 use crate::snapshot::Service;
 use crate::time::Now;
 
@@ -71,14 +71,14 @@ pub struct Pick {
 /// How a server came to be picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PickReason {
-    /// The client had no entry: the balancer chose.
+    /// Nothing named a server for the client: the balancer chose.
     Balanced,
     /// The client's server was at `max_connections`: the balancer chose another for this connection, the entry stays.
     Overflowed,
     /// The client came back to its server.
     Persistent,
     /// The client's server could not take it (down, halted, draining, gone, or its connect failed): the balancer chose, and
-    /// the entry names the new one.
+    /// the entry, if there is one, names the new one.
     Repinned,
 }
 
@@ -103,15 +103,9 @@ impl From<Refusal> for Termination {
     }
 }
 
-/// Picks the real server for a new connection of `client` and counts the connection.
+/// [`pick_pinned`] for a client that is known by its address.
 ///
-/// First the client's own server, if persistence names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
-/// the balancer chooses among the members that take new connections, are not in `tried` and have room. A success records or
-/// refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
-///
-/// `state` belongs to this service, `persistence` is the stripe of this client ([`crate::persistence::key_stripe`]); for a
-/// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
-/// seen the service; O(members).
+/// `persistence` is the stripe of this client ([`crate::persistence::key_stripe`]).
 pub fn pick(
     service: &Service,
     state: &mut BalancerState,
@@ -121,20 +115,54 @@ pub fn pick(
     tried: &Tried,
     now: Now,
 ) -> Result<Pick, Refusal> {
+    let pin = Pin::of_address(service, client.ip());
+    pick_pinned(service, state, persistence, loads, Client { address: client.ip(), pin }, tried, now)
+}
+
+/// Who asks for a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Its address, for balancing by it.
+    pub address: IpAddr,
+    /// The server that it should come back to.
+    pub pin: Pin,
+}
+
+/// Picks the real server for a new connection of `client` and counts the connection.
+///
+/// First the client's own server, if its pin names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
+/// the balancer chooses among the members that take new connections, are not in `tried` and have room. A success records or
+/// refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+///
+/// `state` belongs to this service, `persistence` is the stripe of this pin ([`Pin::stripe`]); for a
+/// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
+/// seen the service; O(members).
+pub fn pick_pinned(
+    service: &Service,
+    state: &mut BalancerState,
+    persistence: &mut PersistenceTable,
+    loads: &impl Loads,
+    client: Client,
+    tried: &Tried,
+    now: Now,
+) -> Result<Pick, Refusal> {
     let open = |target: TargetIndex| {
         let member = &service.targets[target.index()];
         loads.try_open(service.id, service.max_connections, member.server, member.max_connections)
     };
-    let pin = service
-        .persistence
-        .as_ref()
-        .map(|rule| Pin { key: PersistenceKey::new(service.place, client.ip(), rule), expires: now + rule.timeout_ms });
+    let entry = match (&service.persistence, client.pin) {
+        (Some(rule), Pin::Key(key)) => Some(Entry { key, expires: now + rule.timeout_ms }),
+        _ => None,
+    };
+    let named = match (&entry, client.pin) {
+        (Some(entry), _) => persistence.lookup(entry.key, now),
+        (None, Pin::Server(server)) => Some(server),
+        (None, _) => None,
+    };
 
     let mut why = PickReason::Balanced;
     let mut somebody_full = false;
-    if let (Some(pin), Some(rule)) = (&pin, &service.persistence)
-        && let Some(server) = persistence.lookup(pin.key, now)
-    {
+    if let (Some(server), Some(rule)) = (named, &service.persistence) {
         why = PickReason::Repinned;
         if let Some((target, member)) = service.target_of(server)
             && member.takes_pinned(rule)
@@ -142,7 +170,9 @@ pub fn pick(
         {
             match open(target) {
                 Ok(()) => {
-                    persistence.record(pin.key, server, pin.expires, now);
+                    if let Some(entry) = &entry {
+                        persistence.record(entry.key, server, entry.expires, now);
+                    }
                     return Ok(Pick { target, server, why: PickReason::Persistent });
                 }
                 Err(Full::Service) => return Err(Refusal::ServiceFull),
@@ -152,8 +182,8 @@ pub fn pick(
                 }
             }
         }
-        if why == PickReason::Overflowed {
-            persistence.record(pin.key, server, pin.expires, now);
+        if let Some(entry) = entry.as_ref().filter(|_| why == PickReason::Overflowed) {
+            persistence.record(entry.key, server, entry.expires, now);
         }
     }
 
@@ -162,8 +192,8 @@ pub fn pick(
             Ok(()) => {
                 let server = service.targets[target.index()].server;
                 state.taken_at_once(target);
-                if let Some(pin) = &pin {
-                    persistence.record(pin.key, server, pin.expires, now);
+                if let Some(entry) = &entry {
+                    persistence.record(entry.key, server, entry.expires, now);
                 }
                 return Ok(Pick { target, server, why });
             }
@@ -185,15 +215,13 @@ pub fn pick(
         candidates.insert(TargetIndex(place as u16));
     }
 
-    while let Some(target) = state.choose(service, &candidates, loads, client.ip()) {
+    while let Some(target) = state.choose(service, &candidates, loads, client.address) {
         match open(target) {
             Ok(()) => {
                 let server = service.targets[target.index()].server;
                 state.taken(service, &candidates, target);
-                if let Some(pin) = &pin
-                    && why != PickReason::Overflowed
-                {
-                    persistence.record(pin.key, server, pin.expires, now);
+                if let Some(entry) = entry.as_ref().filter(|_| why != PickReason::Overflowed) {
+                    persistence.record(entry.key, server, entry.expires, now);
                 }
                 return Ok(Pick { target, server, why });
             }
@@ -208,9 +236,23 @@ pub fn pick(
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
 }
 
-struct Pin {
+/// The entry of a client, and until when it lives if it is written now.
+struct Entry {
     key: PersistenceKey,
     expires: Now,
+}
+
+/// The client with this key comes back to `server`: the server said so itself, in a response. `persistence` is the stripe of the key.
+pub fn learn(
+    service: &Service,
+    persistence: &mut PersistenceTable,
+    key: PersistenceKey,
+    server: RealServerId,
+    now: Now,
+) {
+    if let Some(rule) = &service.persistence {
+        persistence.record(key, server, now + rule.timeout_ms, now);
+    }
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
-    PassThrough, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup, ServiceTls, Source,
-    TlsPool, TlsProvider, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
+    PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup,
+    ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
 use crate::compile;
+use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
 use crate::snapshot::{ServerHealth, Service, ServiceSource, Target};
 use crate::time::Now;
@@ -52,6 +53,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
     Service {
         id: ServiceId(0),
         place: ServiceId(0),
+        pins: ServiceId(0),
         name: "front-end".into(),
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
@@ -69,6 +71,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         source: ServiceSource::Interface,
         next_hop: None,
         routes: None,
+        http: None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -79,13 +82,25 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
 
 /// Persistence of half an hour by single addresses.
 pub(crate) fn half_an_hour() -> Persistence {
-    Persistence { timeout_ms: 1_800_000, ipv4_prefix: 32, ipv6_prefix: 128, enter_draining: false }
+    Persistence {
+        by: PersistBy::SourceIp,
+        fallback: Fallback::None,
+        timeout_ms: 1_800_000,
+        ipv4_prefix: 32,
+        ipv6_prefix: 128,
+        enter_draining: false,
+    }
 }
 
 /// Client number `n`, on some port.
 pub(crate) fn client(n: u32) -> SocketAddr {
     let address = Ipv4Addr::from_bits(0x0a00_0000 + n);
     SocketAddr::new(IpAddr::V4(address), 40_000 + (n % 20_000) as u16)
+}
+
+/// Secrets and pages of no service.
+pub(crate) fn http_material() -> HttpMaterial {
+    HttpMaterial::new(HttpSecret::new([7; 16]))
 }
 
 /// A model without groups and services.
@@ -151,6 +166,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         client_networks: Vec::new(),
         interface: None,
         tls: ServiceTls::PassThrough(PassThrough::default()),
+        http: None,
         group: model.groups.len() - 1,
     });
 }

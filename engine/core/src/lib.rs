@@ -31,7 +31,7 @@ pub mod steering;
 pub mod time;
 pub mod wheel;
 
-pub use director::{Pick, PickReason, Refusal, Tried, pick};
+pub use director::{Client, Pick, PickReason, Refusal, Tried, pick, pick_pinned};
 pub use health::{CheckId, CheckPlan, CheckResult, HealthBoard};
 pub use ids::{Generation, RealServerId, ServiceId, TargetIndex, VShard, WorkerId};
 pub use loads::{Full, Loads};

@@ -1,9 +1,9 @@
-//! Which real server a client comes back to: a bounded table by service and source address.
+//! Which real server a client comes back to: a bounded table by service and what makes a client.
 
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use towpath_config::model::Persistence;
+use towpath_config::model::{Fallback, PersistBy, Persistence};
 
 use crate::ids::{RealServerId, ServiceId};
 use crate::random::{hash_address, mix};
@@ -20,38 +20,90 @@ const SWEEP_PER_RECORD: usize = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PersistenceKey {
     service: ServiceId,
-    prefix: IpAddr,
+    who: Who,
 }
+
+/// What makes the client. No larger than an address: an entry holds one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Who {
+    /// Its address, cut to a prefix.
+    Address(IpAddr),
+    /// Hash of what its requests say.
+    Fingerprint(Fingerprint),
+}
+
+/// Hash of what makes a client, under a secret: nobody can aim at another's.
+pub type Fingerprint = [u8; 16];
 
 impl PersistenceKey {
     /// The key of `client`: its address cut to the prefix length of its family. An IPv4-mapped IPv6 address is an IPv4 client.
     pub fn new(service: ServiceId, client: IpAddr, rule: &Persistence) -> PersistenceKey {
-        let prefix = match client.to_canonical() {
-            IpAddr::V4(v4) => {
-                let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(rule.ipv4_prefix))).unwrap_or(0);
-                IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
-            }
-            IpAddr::V6(v6) => {
-                let mask = u128::MAX.checked_shl(128_u32.saturating_sub(u32::from(rule.ipv6_prefix))).unwrap_or(0);
-                IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
-            }
-        };
-        PersistenceKey { service, prefix }
+        PersistenceKey { service, who: Who::Address(prefix(client, rule)) }
+    }
+
+    /// The key of a client that is known by what its requests say.
+    pub fn of_fingerprint(service: ServiceId, fingerprint: Fingerprint) -> PersistenceKey {
+        PersistenceKey { service, who: Who::Fingerprint(fingerprint) }
     }
 
     /// The stripe of this key, below [`PERSISTENCE_STRIPES`]. `seed` is one per process and secret, so that clients cannot crowd one.
     pub fn stripe(&self, seed: u64) -> usize {
-        let hash = mix(hash_address(self.prefix, seed) ^ u64::from(self.service.0));
-        (hash % PERSISTENCE_STRIPES as u64) as usize
+        let hash = match self.who {
+            Who::Address(prefix) => hash_address(prefix, seed),
+            Who::Fingerprint([a, b, c, d, e, f, g, h, ..]) => mix(u64::from_le_bytes([a, b, c, d, e, f, g, h]) ^ seed),
+        };
+        (mix(hash ^ u64::from(self.service.0)) % PERSISTENCE_STRIPES as u64) as usize
+    }
+}
+
+/// An address cut to the prefix length of its family.
+pub(crate) fn prefix(client: IpAddr, rule: &Persistence) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(rule.ipv4_prefix))).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from_bits(v4.to_bits() & mask))
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(u32::from(rule.ipv6_prefix))).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & mask))
+        }
+    }
+}
+
+/// Which server a client should come back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// The one that its entry names, if it has one; the one that takes it now is remembered.
+    Key(PersistenceKey),
+    /// None: it is balanced, and nothing is remembered.
+    Nobody,
+    /// This one: the client said so itself, by a cookie of ours. Nothing is remembered.
+    Server(RealServerId),
+}
+
+impl Pin {
+    /// By the client's address alone: of a service that goes by it, or falls back to it.
+    pub fn of_address(service: &Service, client: IpAddr) -> Pin {
+        match &service.persistence {
+            Some(rule) if rule.by == PersistBy::SourceIp || rule.fallback == Fallback::SourceIp => {
+                Pin::Key(PersistenceKey::new(service.pins, client, rule))
+            }
+            _ => Pin::Nobody,
+        }
+    }
+
+    /// The stripe whose table [`crate::director::pick_pinned`] must be given; 0 where it looks at none.
+    pub fn stripe(&self, seed: u64) -> usize {
+        match self {
+            Pin::Key(key) => key.stripe(seed),
+            Pin::Nobody | Pin::Server(_) => 0,
+        }
     }
 }
 
 /// The stripe whose table [`crate::director::pick`] must be given for `client`; 0 for a service without persistence.
 pub fn key_stripe(service: &Service, client: IpAddr, seed: u64) -> usize {
-    match &service.persistence {
-        Some(rule) => PersistenceKey::new(service.place, client, rule).stripe(seed),
-        None => 0,
-    }
+    Pin::of_address(service, client).stripe(seed)
 }
 
 /// Entries of one stripe, for one thread at a time. Allocated as a whole at the start (48 bytes an entry, 4 to 8 for its bucket);

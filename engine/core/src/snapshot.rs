@@ -6,6 +6,7 @@ use std::sync::Arc;
 use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane, Protocol};
 
 use crate::health::CheckId;
+use crate::http::{HttpRules, ServerCookies};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
 use crate::name_routes::NameRoutes;
@@ -49,7 +50,7 @@ impl Snapshot {
         self.real_servers.get(id.index())?.as_ref()
     }
 
-    /// The services of this generation, by place: beside each one those behind its routes by name.
+    /// The services of this generation, by place: beside each one those behind its routes.
     pub fn each_service(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.iter().flatten()
     }
@@ -73,9 +74,10 @@ pub struct RealServer {
 pub struct Service {
     /// Its id: whose connections are counted.
     pub id: ServiceId,
-    /// Where it is in [`Snapshot::services`], and whose turns and pinned clients are kept apart: its id, but for the servers behind a route by name
-    /// a place of their own.
+    /// Where it is in [`Snapshot::services`], and whose turns are kept apart: its id, but for the servers behind a route a place of their own.
     pub place: ServiceId,
+    /// Whose pinned clients it knows: its place, but for a route of HTTP mode that shares those of another.
+    pub pins: ServiceId,
     /// Its name.
     pub name: String,
     /// The address that clients use.
@@ -114,9 +116,32 @@ pub struct Service {
     pub routes: Option<Arc<NameRoutes>>,
     /// Present when `balance` is Maglev.
     pub maglev: Option<Arc<MaglevTable>>,
+    /// HTTP mode, of its own servers and of those behind its routes alike; `None` = connections are relayed unread.
+    pub http: Option<ServiceHttp>,
+}
+
+/// HTTP mode of one place.
+#[derive(Clone, Debug)]
+pub struct ServiceHttp {
+    /// What becomes of requests, for the service as a whole.
+    pub rules: Arc<HttpRules>,
+    /// How long a server of this place may take until its response begins.
+    pub response_timeout_ms: u64,
+    /// What its servers are called in a cookie of ours, where persistence inserts one.
+    pub cookies: Option<Arc<ServerCookies>>,
 }
 
 impl Service {
+    /// The places of the servers behind its routes, each once; not its own.
+    pub fn places_behind(&self) -> Vec<ServiceId> {
+        let by_name = self.routes.iter().flat_map(|routes| routes.places());
+        let by_request = self.http.iter().flat_map(|http| http.rules.places());
+        let mut places: Vec<ServiceId> = by_name.chain(by_request).filter(|place| *place != self.id).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
     /// The member at this place.
     #[inline]
     pub fn target(&self, index: TargetIndex) -> Option<&Target> {

@@ -4,7 +4,7 @@ use towpath_config::model::{AdminState, PassThrough, Protocol, ServiceTls, TlsRo
 
 use super::*;
 use crate::client_hello::HostName;
-use crate::fixtures::{add_service, model, server, tcp_check};
+use crate::fixtures::{add_service, http_material, model, server, tcp_check};
 use crate::health::CheckResult;
 use crate::snat::SnatLimits;
 
@@ -31,7 +31,7 @@ impl Desk {
         self.board.adopt(&plans, Now(5));
         self.generation.0 += 1;
         let steering = Arc::new(SteeringTable::even(2));
-        compile(model, &mut self.registry, &self.board, &mut self.snat, steering, self.generation)
+        compile(model, &mut self.registry, &self.board, &mut self.snat, steering, &http_material(), self.generation)
     }
 
     /// A check of `address` with this outcome on each port, often enough for a verdict.

@@ -8,7 +8,7 @@ use towpath_config::model::{AdminState, Model};
 
 use super::*;
 use crate::compile::{CompileError, checks, compile};
-use crate::fixtures::{METHODS, add_service, client, half_an_hour, model, server, tcp_check};
+use crate::fixtures::{METHODS, add_service, client, half_an_hour, http_material, model, server, tcp_check};
 use crate::health::{CheckPlan, CheckResult, HealthBoard};
 use crate::ids::{Generation, ServiceId};
 use crate::loads::PlainLoads;
@@ -75,7 +75,9 @@ impl World {
         board.adopt(&plans, Now(0));
         let mut snat = SnatBook::new(SnatLimits::default());
         let steering = Arc::new(SteeringTable::even(WORKERS));
-        let current = Arc::new(compile(&model, &mut registry, &board, &mut snat, steering, Generation(1)).unwrap());
+        let current = Arc::new(
+            compile(&model, &mut registry, &board, &mut snat, steering, &http_material(), Generation(1)).unwrap(),
+        );
         World {
             random,
             now: Now(0),
@@ -228,7 +230,7 @@ impl World {
         board.adopt(&plans, self.now);
         let steering = Arc::clone(&self.current.steering);
         let generation = Generation(self.current.generation.0 + 1);
-        let next = compile(&self.model, &mut registry, &board, &mut self.snat, steering, generation)?;
+        let next = compile(&self.model, &mut registry, &board, &mut self.snat, steering, &http_material(), generation)?;
         (self.registry, self.board, self.plans) = (registry, board, plans);
         self.current = Arc::new(next);
         Ok(())

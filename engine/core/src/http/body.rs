@@ -142,7 +142,7 @@ impl Body {
                         let chunked = matches!(self.state, State::Chunk { .. });
                         self.state = if chunked { State::ChunkEnd { cr: false } } else { State::Over };
                     }
-                    out.pass(at, len);
+                    out.pass(input, at, len);
                     at += len;
                 }
                 State::ChunkSize { .. } => {
@@ -164,7 +164,7 @@ impl Body {
                     if self.coding == Coding::Chunks {
                         out.make(|made| write!(made, "{len:x}\r\n").expect("memory takes everything"));
                     }
-                    out.pass(at, len);
+                    out.pass(input, at, len);
                     self.write(b"\r\n", out);
                     at += len;
                 }

@@ -681,7 +681,3 @@ fn told_without_body(response: &ResponseHead) -> Frame {
         Told::Chunked | Told::Length(_) | Told::Nothing => Frame::Untold,
     }
 }
-
-#[cfg(test)]
-#[path = "exchange/tests.rs"]
-mod tests;

@@ -117,6 +117,18 @@ pub(super) struct Field {
     pub(super) value: Span,
 }
 
+impl Field {
+    /// The whole line, if it is written as we would write it.
+    pub(super) fn plain_line(self, head: &[u8]) -> Option<&[u8]> {
+        let behind_name = (self.name.at + self.name.len) as usize;
+        let end = (self.value.at + self.value.len) as usize;
+        let is_plain = self.value.at as usize == behind_name + 2
+            && head[behind_name..].starts_with(b": ")
+            && head[end..].starts_with(b"\r\n");
+        is_plain.then(|| &head[self.name.at as usize..end + 2])
+    }
+}
+
 /// Room for what httparse finds.
 pub(super) type Room<'a> = [MaybeUninit<httparse::Header<'a>>; HEADERS_MAX];
 

@@ -26,6 +26,7 @@ counters!(
         LengthInvalid = "length_invalid", "Content-Length was not a plain decimal number, or too large.";
         LengthRepeated = "length_repeated", "There was more than one Content-Length.";
         ObsFold = "obs_fold", "A field went on in the next line.";
+        PathEscape = "path_escape", "The path had an escape that is none, or one of a zero byte, and filters or routes look at paths.";
         RequestLine = "request_line", "The first line was not that of a request.";
         SpaceBeforeColon = "space_before_colon", "A space stood between the name of a field and its colon.";
         Target = "target", "The target was neither a path nor a URI, or had bytes that these do not have.";
@@ -186,8 +187,10 @@ impl RequestHead {
             Err(error) => return Err(scan::fault_of(error, bytes).into()),
         };
         let head = &bytes[..len];
-        if len > limits.head_bytes_max as usize {
-            return Err(BadRequest::HeadTooLong);
+        let max = limits.head_bytes_max as usize;
+        if len > max {
+            let has_line = head[..max].contains(&b'\n');
+            return Err(if has_line { BadRequest::HeadTooLong } else { BadRequest::TargetTooLong });
         }
         if !scan::has_whole_line_ends(head) {
             return Err(BadRequest::BareLf);
@@ -520,7 +523,3 @@ fn without_port(authority: &str) -> &str {
         None => authority.split(':').next().unwrap_or_default(),
     }
 }
-
-#[cfg(test)]
-#[path = "head/tests.rs"]
-mod tests;

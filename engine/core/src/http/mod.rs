@@ -5,18 +5,29 @@
 
 pub mod answer;
 pub mod body;
+mod condition;
+pub mod cookie;
 pub mod exchange;
 mod fields;
+mod filter;
+mod fingerprint;
 pub mod head;
 pub mod output;
 pub mod pinning;
+pub mod rewrite;
+pub mod route;
 mod scan;
+#[cfg(test)]
+mod stage;
 pub mod write;
 
 pub use answer::Answer;
+pub use cookie::{HttpSecret, ServerCookies};
 pub use exchange::{After, ClientEnd, Exchange, Fate, Keep, Lost, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting};
 pub use head::{BadRequest, BadResponse, Framing, RequestHead, ResponseHead, Version};
 pub use output::{Output, Piece};
+pub use rewrite::{AfterRequest, Scheme};
+pub use route::{HttpMaterial, HttpRules, Page, ServiceMaterial, Verdict};
 pub use write::{Edit, Edits};
 
 /// Most fields that a head or a trailer section may have.

@@ -2,10 +2,13 @@
 
 use std::ops::Range;
 
+/// Most bytes of the input that are copied in one go.
+const COPIED_MAX: usize = 512;
+
 /// A part of what leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
-    /// Bytes of ours: this range of [`Output::made`].
+    /// Bytes of ours, and short ranges of the input: this range of [`Output::made`].
     Made(Range<u32>),
     /// This range of the bytes given to the last [`on_client`](super::Exchange::on_client) or [`on_server`](super::Exchange::on_server).
     Passed(Range<u32>),
@@ -24,7 +27,7 @@ impl Output {
         &self.pieces
     }
 
-    /// Bytes of ours.
+    /// What [`Piece::Made`] is of.
     pub fn made(&self) -> &[u8] {
         &self.made
     }
@@ -71,11 +74,16 @@ impl Output {
         }
     }
 
-    /// `len` bytes of the input, from `at` on.
-    pub(super) fn pass(&mut self, at: usize, len: usize) {
+    /// `len` bytes of the input, from `at` on. Few of them are copied beside bytes of ours: a piece more costs more than that, and a
+    /// body in tiny chunks is not to become as many pieces.
+    pub(super) fn pass(&mut self, input: &[u8], at: usize, len: usize) {
         let range = at as u32..(at + len) as u32;
         match self.pieces.last_mut() {
             Some(Piece::Passed(last)) if last.end == range.start => last.end = range.end,
+            Some(Piece::Made(last)) if len <= COPIED_MAX => {
+                self.made.extend_from_slice(&input[at..at + len]);
+                last.end += len as u32;
+            }
             _ if len > 0 => self.pieces.push(Piece::Passed(range)),
             _ => {}
         }

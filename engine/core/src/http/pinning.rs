@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use super::fields::{Field, Known, elements};
+use super::fields::{Field, Known};
 
 /// Schemes that authenticate each request for itself (the registry of RFC 9110 §16.4.1, without Negotiate; DPoP is RFC 9449). Whoever
 /// uses another one is taken to authenticate the connection: that costs a connection, the opposite an identity.
@@ -152,10 +152,7 @@ pub(super) fn binds(fields: &[Field], head: &[u8]) -> bool {
         let value = field.value.bytes(head);
         match field.known {
             Known::Authorization | Known::ProxyAuthorization => !is_of_requests(scheme(value)),
-            // A list of challenges, whose parameters are separated by commas as well (RFC 9110 §11.6.1).
-            Known::ProxyAuthenticate | Known::WwwAuthenticate => {
-                elements(value).map(scheme).any(|scheme| !scheme.contains(&b'=') && !is_of_requests(scheme))
-            }
+            Known::ProxyAuthenticate | Known::WwwAuthenticate => challenges_bind(value),
             Known::PersistentAuth => true,
             Known::Connection
             | Known::ContentLength
@@ -169,6 +166,24 @@ pub(super) fn binds(fields: &[Field], head: &[u8]) -> bool {
             | Known::Upgrade => false,
         }
     })
+}
+
+/// Whether one of a list of challenges is of such a scheme. The parameters of a challenge are separated by commas as well, and may have commas in
+/// quotes (RFC 9110 §11.6.1).
+fn challenges_bind(list: &[u8]) -> bool {
+    let (mut quoted, mut escaped) = (false, false);
+    let mut challenges = list.split(|byte| {
+        let quote = *byte == b'"' && !escaped;
+        escaped = *byte == b'\\' && quoted && !escaped;
+        quoted ^= quote;
+        *byte == b',' && !quoted
+    });
+    let binds = challenges.any(|element| {
+        let scheme = scheme(element.trim_ascii());
+        !scheme.is_empty() && !scheme.contains(&b'=') && !is_of_requests(scheme)
+    });
+    drop(challenges);
+    binds || quoted
 }
 
 fn scheme(value: &[u8]) -> &[u8] {

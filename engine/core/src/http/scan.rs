@@ -99,28 +99,33 @@ pub(super) fn has_whole_line_ends(head: &[u8]) -> bool {
 pub(super) fn fault_of(error: httparse::Error, head: &[u8]) -> Fault {
     match error {
         httparse::Error::TooManyHeaders => Fault::TooManyFields,
-        httparse::Error::Version if names_version(head) => Fault::Version,
-        httparse::Error::Version => Fault::FirstLine,
+        httparse::Error::Version => fault_of_version(head).unwrap_or(Fault::FirstLine),
         httparse::Error::Token | httparse::Error::Status => Fault::FirstLine,
-        httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine => fault_of_lines(head)
-            .unwrap_or(match error {
-                httparse::Error::HeaderName => Fault::FieldName,
-                _ => Fault::ControlByte,
-            }),
+        httparse::Error::HeaderName => fault_of_lines(head).unwrap_or(Fault::FieldName),
+        httparse::Error::HeaderValue => fault_of_lines(head).unwrap_or(Fault::ControlByte),
+        httparse::Error::NewLine => {
+            fault_of_lines(head).or_else(|| fault_of_version(head)).unwrap_or(Fault::ControlByte)
+        }
     }
 }
 
-/// Whether a version stands where the first line has it: at its end in a request, at its start in a response.
-fn names_version(head: &[u8]) -> bool {
+/// What is wrong with the version in the first line: at its end in a request, at its start in a response.
+fn fault_of_version(head: &[u8]) -> Option<Fault> {
     let line = head.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-    let is_version = |word: &[u8]| {
-        let digits = word.strip_prefix(b"HTTP/").unwrap_or_default();
-        digits.first().is_some_and(u8::is_ascii_digit)
-            && digits.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.')
-    };
     let mut words = line.split(|byte| *byte == b' ');
-    let (first, second, third) = (words.next(), words.next(), words.next());
-    first.is_some_and(is_version) || second.is_some() && third.is_some_and(is_version) && words.next().is_none()
+    let version = match (words.next(), words.next(), words.next(), words.next()) {
+        (Some(first), ..) if first.starts_with(b"HTTP/") => first,
+        (_, _, Some(third), None) => third,
+        _ => return Some(Fault::FirstLine),
+    };
+    let number = version.strip_prefix(b"HTTP/").unwrap_or_default();
+    match number {
+        b"1.0" | b"1.1" => None,
+        [b'0'..=b'9', rest @ ..] if rest.iter().all(|byte| byte.is_ascii_digit() || *byte == b'.') => {
+            Some(Fault::Version)
+        }
+        _ => Some(Fault::FirstLine),
+    }
 }
 
 /// The first thing that is wrong with the lines behind the first one.

@@ -91,7 +91,6 @@ pub(super) fn response(head: &ResponseHead, edits: &Edits<'_>, frame: Frame, abo
 
 fn rest(head: &[u8], fields: &[Field], edits: &Edits<'_>, frame: Frame, about: About, out: &mut Vec<u8>) {
     for field in fields {
-        let name = field.name.text(head);
         let passes = match field.known {
             Known::Host => false,
             Known::Upgrade => about == About::Upgrade,
@@ -99,10 +98,15 @@ fn rest(head: &[u8], fields: &[Field], edits: &Edits<'_>, frame: Frame, about: A
         };
         let dropped = |edit: &Edit<'_>| match edit {
             Edit::Add { .. } => false,
-            Edit::Remove { name: other } | Edit::Replace { name: other, .. } => other.eq_ignore_ascii_case(name),
+            Edit::Remove { name } | Edit::Replace { name, .. } => {
+                name.as_bytes().eq_ignore_ascii_case(field.name.bytes(head))
+            }
         };
         if passes && !edits.fields.iter().any(dropped) {
-            line(name, field.value.bytes(head), out);
+            match field.plain_line(head) {
+                Some(line) => out.extend_from_slice(line),
+                None => line(field.name.text(head), field.value.bytes(head), out),
+            }
         }
     }
     for edit in &edits.fields {

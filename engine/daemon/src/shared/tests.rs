@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::health::HealthBoard;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::registry::Registry;
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
@@ -33,6 +34,7 @@ fn snapshot(keys: &str, servers: &[(u16, u32)], generation: u64) -> Arc<Snapshot
         &HealthBoard::new(),
         &mut SnatBook::new(SnatLimits::default()),
         Arc::new(SteeringTable::even(THREADS)),
+        &HttpMaterial::new(HttpSecret::new([7; 16])),
         Generation(generation),
     );
     Arc::new(snapshot.expect("the model compiles"))

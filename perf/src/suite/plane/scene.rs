@@ -207,6 +207,7 @@ impl Scene {
         let service = Service {
             id,
             place: id,
+            pins: id,
             name: "relay".into(),
             vip: self.vip().ip(),
             ports: vec![SERVICE_PORT],
@@ -226,6 +227,7 @@ impl Scene {
             targets,
             routes: None,
             maglev: None,
+            http: None,
         };
         let snapshot = Snapshot {
             generation: Generation(1),
