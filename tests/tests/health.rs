@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use towpath_engine::status::HealthStatus;
 use towpath_sys::process::Child;
 use towpath_tests::pki::{Authority, Issued, NAME};
-use towpath_tests::{
-    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject, who,
-};
+use towpath_tests::{Host, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject, who};
 
 const PORTS: [u16; 6] = [135, 443, 444, 5061, 5065, 5069];
 

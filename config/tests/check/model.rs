@@ -429,7 +429,7 @@ fn checks_have_what_they_ask_and_expect() {
             "[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 443\nhealth = {{ {health} }}\n\
              [[service.server]]\nname = \"a\"\naddress = \"192.0.2.21\"\n"
         );
-        let checked = towpath_config::check("test.toml", &text);
+        let checked = check("test.toml", &text);
         checked.model.expect("no errors").groups[0].health.clone().expect("checked").check
     };
     let mut http = HttpCheck { get: true, path: "/".to_owned(), host: None, statuses: vec![(200, 399)], expect: None };

@@ -1,7 +1,6 @@
 //! Findings by machine, without a machine; and what this machine says.
 
-use towpath_config::model::{ClientAuthorities, ClientCertificate, Protocol, Resumption, ServiceTls};
-use towpath_config::model::{FacingPorts, Protocol};
+use towpath_config::model::{ClientAuthorities, ClientCertificate, FacingPorts, Protocol, Resumption, ServiceTls};
 use towpath_tls::Dates;
 
 use super::*;
