@@ -1,5 +1,6 @@
 //! The decoded file in the words of the model, every value with its place: what the rules judge and the model is made of.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::decode::{At, PortSet, Section, Value};
@@ -102,12 +103,25 @@ impl<'s> Draft<'s> {
         }
     }
 
-    /// Those and the ones behind its routes.
+    /// Those and the ones behind its routes, each group once.
     pub(crate) fn all_servers<'d>(&'d self, service: &'d Service<'s>) -> impl Iterator<Item = &'d Server<'s>> {
+        let own = match &service.members {
+            Members::Group(_) => &[][..],
+            Members::Own(servers) => servers,
+        };
+        own.iter().chain(self.all_groups(service).into_iter().flat_map(|group| &self.groups[group].servers))
+    }
+
+    /// The groups that a service names, its routes too, each once.
+    pub(crate) fn all_groups(&self, service: &Service<'s>) -> BTreeSet<usize> {
         let routed = [service.section.table("tls"), service.http].into_iter().flatten();
         let routes = routed.flat_map(|table| table.tables("route"));
-        let groups = routes.filter_map(|route| route.text("group")).filter_map(|name| self.group(name.value));
-        self.servers(service).iter().chain(groups.flat_map(|group| &self.groups[group].servers))
+        let named = routes.filter_map(|route| route.text("group")).filter_map(|name| self.group(name.value));
+        let own = match &service.members {
+            Members::Group(group) => Some(*group),
+            Members::Own(_) => None,
+        };
+        own.into_iter().chain(named).collect()
     }
 
     /// Index of the group of that name.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use towpath_config::Model;
 use towpath_config::model::AdminState;
 use towpath_core::compile::compile;
-use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::packet::rewrite::Checksum;
 use towpath_core::packet::{DropReason, ETHERNET_LEN, checksum, parse};
 use towpath_core::plane::{BATCH_MAX, Frame, Network, Outbox, Plane, PortId, Verdict};
@@ -298,7 +298,18 @@ impl World {
 
 fn snapshot(model: &Model, registry: &mut Registry, book: &mut SnatBook, generation: Generation) -> Arc<Snapshot> {
     let steering = Arc::new(SteeringTable::even(1));
-    Arc::new(compile(model, registry, &HealthBoard::new(), book, steering, &HttpMaterial::new(HttpSecret::new([7; 16])), generation).expect("it compiles"))
+    Arc::new(
+        compile(
+            model,
+            registry,
+            &HealthBoard::new(),
+            book,
+            steering,
+            &HttpMaterial::new(HttpSecret::new([7; 16])),
+            generation,
+        )
+        .expect("it compiles"),
+    )
 }
 
 /// Whether the plane would take a frame itself; of what is only routed, who receives it has to understand the inside.

@@ -1,11 +1,12 @@
 //! `service.http`: what it needs, what its conditions and changes may say, and keys that do nothing.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use super::tls::{Wildcard, host_name};
 use crate::decode::{At, Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::draft::{Draft, Persists, Service};
+use crate::draft::{Draft, Persists, Server, Service};
 use crate::model::{Plane, Protocol};
 use crate::pattern::{Case, Extent, Pattern};
 
@@ -45,6 +46,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         }
         shadowed(http, report);
         secret(service, http, report);
+        one_tls_each(draft, service, report);
     }
 }
 
@@ -65,7 +67,7 @@ fn needs_connections(service: &Service<'_>, http: &Section, report: &mut Report)
 
 /// Where TLS passes through nobody here reads a request.
 fn readable(service: &Service<'_>, http: &Section, report: &mut Report) {
-    if service.tls_mode.value != "pass-through" {
+    if service.tls_mode.value != "pass-through" || service.is(Protocol::Udp) {
         return;
     }
     let routes = service.section.table("tls").and_then(|tls| tls.written("route"));
@@ -294,6 +296,40 @@ fn secret(service: &Service<'_>, http: &Section, report: &mut Report) {
     };
     if !inserts(service.section) && !http.tables("route").iter().any(inserts) {
         no_effect(http, "cookie_secret_file", "no cookie is inserted", report);
+    }
+}
+
+/// A server that several groups of a service have gets TLS, or does not, whichever route leads to it.
+fn one_tls_each(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    let mut seen: HashMap<(IpAddr, Option<u16>), &Server<'_>> = HashMap::new();
+    if service.tls_mode.value == "pass-through" || draft.all_groups(service).len() < 2 {
+        return;
+    }
+    for server in draft.all_servers(service) {
+        let Some(address) = &server.address else { continue };
+        let first = *seen.entry((address.value, server.port.as_ref().map(|port| port.value))).or_insert(server);
+        let re_encrypts = |server: &Server<'_>| server.section.bool("re_encrypt").map(|says| says.value);
+        let name = |server: &Server<'_>| server.section.text("server_name").map(|name| name.value.to_ascii_lowercase());
+        for (key, differs) in
+            [("re_encrypt", re_encrypts(first) != re_encrypts(server)), ("server_name", name(first) != name(server))]
+        {
+            if differs {
+                report
+                    .error(
+                        "different-server",
+                        server.section.written(key).unwrap_or(&server.section.span),
+                        format!(
+                            "{} is one real server of this service, but has two different values of `{key}`",
+                            address.value
+                        ),
+                    )
+                    .label(
+                        first.section.written(key).unwrap_or(&first.section.span),
+                        format!("the other, of {}", first.title()),
+                    )
+                    .hint("give it the same in every group");
+            }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! `[tls]` and `service.tls`: what goes with the mode, and what names, pins and protocols may be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::decode::{At, Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::draft::{Draft, Members, Service};
+use crate::draft::{Draft, Members, Server, Service};
 use crate::model::{Application, Plane, Protocol};
 
 /// Longest name of a host (RFC 1035 §2.3.4), and of one label.
@@ -35,8 +35,8 @@ const OF_SERVERS: [&str; 5] = ["identity", "server_ca", "server_name", "server_p
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     process(draft, report);
+    servers(draft, report);
     for service in &draft.services {
-        servers(draft, service, report);
         let Some(tls) = service.section.table("tls") else { continue };
         if service.tls_mode.value == "pass-through" {
             pass_through(draft, service, tls, report);
@@ -54,8 +54,8 @@ fn is_ended(service: &Service<'_>) -> bool {
 fn re_encrypts(draft: &Draft<'_>, service: &Service<'_>) -> bool {
     let by_mode = service.tls_mode.value == "re-encrypt";
     let says = |server: &Section| server.bool("re_encrypt").map(|re_encrypt| re_encrypt.value);
-    let servers = draft.servers(service);
-    is_ended(service) && (servers.is_empty() || servers.iter().any(|server| says(server.section).unwrap_or(by_mode)))
+    let mut servers = draft.all_servers(service).peekable();
+    is_ended(service) && (servers.peek().is_none() || servers.any(|server| says(server.section).unwrap_or(by_mode)))
 }
 
 fn process(draft: &Draft<'_>, report: &mut Report) {
@@ -70,25 +70,38 @@ fn process(draft: &Draft<'_>, report: &mut Report) {
     }
 }
 
-/// Keys of servers that mean nothing to any service which has them.
-fn servers(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
-    for server in draft.servers(service) {
-        if let Some(name) = server.section.text("server_name") {
-            host_name(&name, Wildcard::Refused, "server_name", report);
-        }
-        let ends = |other: &Service<'_>| match (&other.members, &service.members) {
-            (Members::Group(one), Members::Group(group)) if one == group => is_ended(other),
-            _ => false,
-        };
-        if is_ended(service) || draft.services.iter().any(ends) {
-            continue;
-        }
-        for key in ["re_encrypt", "server_name"] {
-            if let Some(span) = server.section.written(key) {
-                report
-                    .warning("no-effect", span, format!("`{key}` has no effect: TLS passes through untouched"))
-                    .hint("use `tls.mode = \"re-encrypt\"` in the service, or remove it");
+/// Names of servers, and keys of theirs that mean nothing to any service which has them.
+fn servers(draft: &Draft<'_>, report: &mut Report) {
+    let (mut used, mut ended): (HashSet<usize>, HashSet<usize>) = (HashSet::new(), HashSet::new());
+    for service in &draft.services {
+        let groups = draft.all_groups(service);
+        ended.extend(groups.iter().copied().filter(|_| is_ended(service)));
+        used.extend(groups);
+        if let Members::Own(servers) = &service.members {
+            for server in servers {
+                one_server(server, is_ended(service), report);
             }
+        }
+    }
+    for (index, group) in draft.groups.iter().enumerate() {
+        for server in &group.servers {
+            one_server(server, ended.contains(&index) || !used.contains(&index), report);
+        }
+    }
+}
+
+fn one_server(server: &Server<'_>, gets_tls: bool, report: &mut Report) {
+    if let Some(name) = server.section.text("server_name") {
+        host_name(&name, Wildcard::Refused, "server_name", report);
+    }
+    if gets_tls {
+        return;
+    }
+    for key in ["re_encrypt", "server_name"] {
+        if let Some(span) = server.section.written(key) {
+            report
+                .warning("no-effect", span, format!("`{key}` has no effect: TLS passes through untouched"))
+                .hint("use `tls.mode = \"re-encrypt\"` in the service, or remove it");
         }
     }
 }

@@ -121,7 +121,7 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
-        ("http = {}", "", "http"),
+        ("ports = 80\nhttp = { reuse = \"safe\" }", "", "\"safe\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -159,10 +159,10 @@ fn a_value_equal_to_the_default_is_no_warning() {
 #[test]
 fn parts_that_are_not_available_are_still_judged() {
     expect(
-        &service("http = { balance_each = \"packet\", login = { by = \"form\" } }", ""),
+        &service("ports = 80\nhttp = { balance_each = \"packet\", login = { by = \"form\" } }", ""),
         &[
-            ("not-available", "http"),
             ("unknown-word", "\"packet\""),
+            ("not-available", "login"),
             ("missing-key", "{ by = \"form\" }"),
             ("missing-key", "{ by = \"form\" }"),
         ],
@@ -300,7 +300,6 @@ fn vlans_and_routes_are_of_the_packet_plane() {
 
 #[test]
 fn planes_forwarding_and_http_must_fit() {
-    let later = "not-available";
     let packet = "plane = \"packet\"\nsource = { pool = [\"192.0.2.5\"] }";
     let dsr = "plane = \"packet\"\nforwarding = \"dsr\"\nhealth = { check = \"tcp\", ports = 443 }";
     let rows: &[(String, &[(&str, &str)])] = &[
@@ -323,7 +322,7 @@ fn planes_forwarding_and_http_must_fit() {
         (format!("{dsr}\nprotocol = \"udp\"\ndrop_on_failure = true"), &[]),
         ("client_networks = [\"198.51.100.0/24\"]".into(), &[("no-effect", "client_networks")]),
         ("next_hop = \"192.0.2.1\"".into(), &[("needs-packet-plane", "next_hop")]),
-        ("protocol = \"udp\"\nhttp = {}".into(), &[(later, "http"), ("conflicting-keys", "{}")]),
+        ("protocol = \"udp\"\nhttp = {}".into(), &[("conflicting-keys", "{}")]),
         ("plane = \"packet\"\nforwarding = \"half-nat\"".into(), &[]),
         ("plane = \"packet\"\nforwarding = \"half-nat\"\nsource = \"vip\"".into(), &[]),
         (
@@ -404,15 +403,9 @@ fn persistence_that_reads_requests_needs_http_mode() {
         let place = format!("\"{by}\"");
         // E-08: cookies in TCP mode.
         expect(&service(&format!("persistence = {{ by = \"{by}\" }}"), ""), &[("needs-http", &place)]);
-        expect(
-            &service(&format!("ports = [8080]\npersistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""),
-            &[("not-available", &place), ("not-available", "http")],
-        );
+        expect(&service(&format!("ports = [8080]\npersistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""), &[]);
         // Behind TLS that passes through there is nothing to read either.
-        expect(
-            &service(&format!("persistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""),
-            &[("needs-http", &place), ("not-available", "http")],
-        );
+        expect(&service(&format!("persistence = {{ by = \"{by}\" }}\nhttp = {{}}"), ""), &[("needs-http", &place)]);
     }
     expect(&service("persistence = { by = \"source-ip\", cookie = \"A\" }", ""), &[("no-effect", "cookie")]);
     expect(&service("persistence = { by = \"none\", timeout = \"1h\" }", ""), &[("no-effect", "timeout")]);

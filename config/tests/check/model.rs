@@ -63,6 +63,7 @@ fn a_short_file_gets_the_documented_defaults() {
         source: Source::Interface,
         interface: None,
         tls: ServiceTls::PassThrough(PassThrough { routes: Vec::new(), handshake_timeout_ms: 10_000 }),
+        http: None,
         group: 0,
     };
     assert_eq!(model.services, [expected]);
@@ -164,7 +165,14 @@ group = "shared"
     assert_eq!(first.ports, Ports::List(vec![443]));
     assert_eq!(first.application, Some(Application::Lync2013));
     assert_eq!(first.balance, Balance::Maglev, "from the group");
-    let pinned = Persistence { timeout_ms: 3_600_000, ipv4_prefix: 24, ipv6_prefix: 64, enter_draining: true };
+    let pinned = Persistence {
+        by: PersistBy::SourceIp,
+        fallback: Fallback::None,
+        timeout_ms: 3_600_000,
+        ipv4_prefix: 24,
+        ipv6_prefix: 64,
+        enter_draining: true,
+    };
     assert_eq!(first.persistence, Some(pinned));
     let times = (first.idle_timeout_ms, first.connect_timeout_ms, first.drain_timeout_ms);
     assert_eq!(times, (86_400_000, 500, 0));

@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 use towpath_config::{Severity, check, render};
 
-const EXAMPLES: [&str; 4] = [
+const EXAMPLES: [&str; 5] = [
     include_str!("../../examples/ocs-2007r2.toml"),
     include_str!("../../examples/radius-ldap-smtp.toml"),
-    include_str!("../../examples/lync-2010-planned.toml"),
+    include_str!("../../examples/lync-2010.toml"),
+    include_str!("../../examples/exchange-2010.toml"),
     include_str!("../../examples/two-arm-planned.toml"),
 ];
 

@@ -24,6 +24,7 @@ use towpath_core::steering::program::reuseport_program;
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
+use crate::http_files;
 use crate::packets::arms;
 use crate::packets::facing::resolve;
 use crate::packets::steering::program;
@@ -199,9 +200,13 @@ impl Turn {
     }
 
     fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
-        let before = Arc::clone(self.house.truth().material());
+        let (before, secret) = {
+            let truth = self.house.truth();
+            (Arc::clone(truth.material()), truth.http_secret())
+        };
         // Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
         let material = TlsMaterial::load(&model, &before);
+        let http = http_files::load(&model, secret);
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -240,6 +245,7 @@ impl Turn {
             return Err(ReloadError::Preflight(findings));
         }
         let material = material.map_err(ReloadError::Tls)?;
+        let http = http.map_err(ReloadError::Http)?;
         let current = self.house.shared.snapshot();
         let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
         let workers = wanted.unwrap_or(started.len());
@@ -250,8 +256,8 @@ impl Turn {
                 (steering, Some(programs))
             }
         };
-        let next =
-            truth.take(model, material, steering, &current, self.house.shared.now()).map_err(ReloadError::Compile)?;
+        let now = self.house.shared.now();
+        let next = truth.take(model, material, http, steering, &current, now).map_err(ReloadError::Compile)?;
         let generation = next.snapshot.generation;
         self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
         self.house.shared.publish(next);

@@ -24,6 +24,7 @@ use towpath_sys::silence::Silence;
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
+use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
 use crate::notify::notify;
 use crate::packets::NetworkWatch;
@@ -82,6 +83,9 @@ pub enum StartError {
     /// The machine could not be asked.
     #[error("the machine could not be asked about itself: {0}")]
     Host(#[source] io::Error),
+    /// Files that HTTP mode names.
+    #[error("{0}")]
+    Http(#[source] HttpFileErrors),
     /// Listeners that could not be opened.
     #[error("{0}")]
     Listen(#[from] ListenErrors),
@@ -126,6 +130,9 @@ pub enum ReloadError {
     /// The machine could not be asked.
     #[error("the machine could not be asked about itself: {0}")]
     Host(#[source] io::Error),
+    /// Files that HTTP mode names.
+    #[error("{0}")]
+    Http(#[source] HttpFileErrors),
     /// Another number of workers while flows still move because of the last one.
     #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
     Moving,
@@ -200,7 +207,8 @@ impl Engine {
         let seed = options.seed.unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
         let material = TlsMaterial::load(&model, &TlsMaterial::default()).map_err(StartError::Tls)?;
-        let (truth, first) = Truth::first(model, material, Arc::clone(&steering))?;
+        let http = http_files::load(&model, http_files::draw_secret()).map_err(StartError::Http)?;
+        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering))?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;

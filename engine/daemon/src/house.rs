@@ -11,6 +11,7 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::outbound::{OutboundLane, OutboundNat};
 use towpath_core::packet::DropReason;
 use towpath_core::plane::PlaneCounter;
@@ -52,6 +53,7 @@ pub(crate) struct House {
 pub(crate) struct Truth {
     model: Model,
     material: Arc<TlsMaterial>,
+    http: HttpMaterial,
     registry: Registry,
     board: HealthBoard,
     checks: Vec<CheckPlan>,
@@ -82,6 +84,7 @@ impl Truth {
     pub(crate) fn first(
         model: Model,
         material: TlsMaterial,
+        http: HttpMaterial,
         steering: Arc<SteeringTable>,
     ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
@@ -89,11 +92,12 @@ impl Truth {
         let mut book = SnatBook::new(SnatLimits::default());
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, Now(0));
-        let snapshot =
-            compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), Generation(1))?;
+        let first = Generation(1);
+        let snapshot = compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), &http, first)?;
         let mut truth = Truth {
             model,
             material: Arc::new(material),
+            http,
             registry,
             board,
             checks,
@@ -139,10 +143,15 @@ impl Truth {
 
     /// What comes after `generation`, with the verdicts as they are now.
     pub(crate) fn next(&mut self, generation: Generation) -> Result<InForce, CompileError> {
-        let Truth { model, registry, board, book, steering, .. } = self;
+        let Truth { model, http, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
-        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), next)?;
+        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), http, next)?;
         Ok(self.with_tls(snapshot))
+    }
+
+    /// The secret of HTTP mode for services that name none.
+    pub(crate) fn http_secret(&self) -> HttpSecret {
+        self.http.secret()
     }
 
     /// What handshakes are done with now.
@@ -158,6 +167,7 @@ impl Truth {
         &mut self,
         model: Model,
         material: TlsMaterial,
+        http: HttpMaterial,
         steering: Arc<SteeringTable>,
         current: &Snapshot,
         now: Now,
@@ -167,10 +177,13 @@ impl Truth {
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, now);
         let next = Generation(current.generation.0 + 1);
-        let mut snapshot =
-            compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&steering), next)?;
+        let book = &mut self.book;
+        let mut compiled = |board: &HealthBoard| {
+            compile::compile(&model, &mut registry, board, book, Arc::clone(&steering), &http, next)
+        };
+        let mut snapshot = compiled(&board)?;
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
-            snapshot = compile::compile(&model, &mut registry, &board, &mut self.book, Arc::clone(&steering), next)?;
+            snapshot = compiled(&board)?;
         }
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
@@ -200,6 +213,7 @@ impl Truth {
         self.board = board;
         self.checks = checks;
         self.material = Arc::new(material);
+        self.http = http;
         self.learn(&snapshot);
         Ok(self.with_tls(snapshot))
     }
@@ -497,8 +511,11 @@ fn service_status(
     shared: &Shared,
     now: Now,
 ) -> ServiceStatus {
-    let places = service.routes.iter().flat_map(|routes| routes.places());
-    let routed = places.filter_map(|place| snapshot.service(place)).flat_map(|behind| &behind.targets);
+    let routed = service
+        .places_behind()
+        .into_iter()
+        .filter_map(|place| snapshot.service(place))
+        .flat_map(|behind| &behind.targets);
     let mut targets: Vec<&Target> = Vec::with_capacity(service.targets.len());
     for target in service.targets.iter().chain(routed) {
         if targets.iter().all(|known| known.server != target.server) {

@@ -8,6 +8,7 @@ pub mod doctor;
 mod engine;
 pub mod events;
 mod house;
+pub mod http_files;
 pub mod listen;
 mod notify;
 pub mod packets;

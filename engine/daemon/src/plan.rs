@@ -796,7 +796,8 @@ impl Needs {
 fn tls_legs(model: &Model) -> u64 {
     let ended = model.services.iter().filter_map(|service| Some((service, service.ended_tls()?)));
     let legs = ended.map(|(service, tls)| {
-        let re_encrypts = model.groups[service.group].servers.iter().any(|server| tls.re_encrypts(server));
+        let re_encrypts =
+            model.groups_of(service).flat_map(|group| &group.servers).any(|server| tls.re_encrypts(server));
         1 + u64::from(re_encrypts)
     });
     legs.max().unwrap_or(0)

@@ -137,6 +137,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         client_networks: _,
         max_connections: _,
         tls: _,
+        http: _,
         group: _,
     } = new;
     let differences = [

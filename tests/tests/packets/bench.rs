@@ -11,8 +11,8 @@ use towpath_core::balancer::BalancerState;
 use towpath_core::compile::compile;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::fast_path::{Arrival, FastMemory, FastSettings, FastShape};
-use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::rewrite::Checksum;
 use towpath_core::packet::straight::Station;
@@ -197,8 +197,16 @@ pub(crate) fn model(config: &str) -> Result<Model, String> {
 fn snapshot(model: &Model) -> Result<Snapshot, String> {
     let (mut registry, mut snat) = (Registry::new(), SnatBook::new(SnatLimits::default()));
     let steering = Arc::new(SteeringTable::even(1));
-    compile(model, &mut registry, &HealthBoard::new(), &mut snat, steering, &HttpMaterial::new(HttpSecret::new([7; 16])), Generation(1))
-        .map_err(|error| error.to_string())
+    compile(
+        model,
+        &mut registry,
+        &HealthBoard::new(),
+        &mut snat,
+        steering,
+        &HttpMaterial::new(HttpSecret::new([7; 16])),
+        Generation(1),
+    )
+    .map_err(|error| error.to_string())
 }
 
 /// A router outside, real servers inside; see `tests/packets/README.md`.

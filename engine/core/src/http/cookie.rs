@@ -1,6 +1,6 @@
 //! Cookies that name a server: found in requests and responses, and made by us so that they tell nobody which server that is.
 
-use std::hash::Hash;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -18,6 +18,13 @@ impl HttpSecret {
     /// From 16 bytes that nobody else knows.
     pub fn new(secret: [u8; 16]) -> HttpSecret {
         HttpSecret(secret)
+    }
+
+    /// From a longer secret.
+    pub fn of(secret: &[u8]) -> HttpSecret {
+        let mut hasher = SipHasher24::new();
+        hasher.write(secret);
+        HttpSecret(hasher.finish128().as_bytes())
     }
 
     /// SipHash-2-4 with 128 bits (Aumasson, Bernstein: a keyed hash for short messages); `purpose` keeps one use from speaking for another.

@@ -86,3 +86,6 @@ fn steady<'a>(name: &str, value: &'a [u8]) -> Option<&'a [u8]> {
     let steady = !(changes && name.eq_ignore_ascii_case("Authorization")) && !value.is_empty();
     steady.then_some(value)
 }
+
+#[cfg(test)]
+mod tests;

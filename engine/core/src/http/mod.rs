@@ -17,6 +17,8 @@ pub mod pinning;
 pub mod rewrite;
 pub mod route;
 mod scan;
+#[cfg(test)]
+mod stage;
 pub mod write;
 
 pub use answer::Answer;

@@ -221,16 +221,15 @@ fn moved(target: &str, from: &str, to: &str) -> Option<String> {
     if !begins_with(&plain, from) {
         return None;
     }
-    let written = match begins_with(path.as_bytes(), from) && path.len() == plain.len() {
-        true => Cow::Borrowed(path.get(from.len()..)?),
-        false => Cow::Owned(escaped(plain.get(from.len()..)?)),
-    };
-    // One slash between both.
-    let rest = match (to.ends_with('/'), written.strip_prefix('/')) {
-        (true, Some(rest)) => rest.to_owned(),
-        (false, None) if from.ends_with('/') => format!("/{written}"),
-        _ => written.into_owned(),
-    };
+    // Without the slash at its end, what follows is nothing or begins with one.
+    let cut = from.trim_end_matches('/').len();
+    let plain_rest = plain.get(cut..)?;
+    let written = path.get(cut..).filter(|rest| {
+        let unmoved = begins_with(path.as_bytes(), from);
+        unmoved && decoded(rest).is_ok_and(|rest| *rest == *plain_rest)
+    });
+    let rest = written.map_or_else(|| Cow::Owned(escaped(plain_rest)), Cow::Borrowed);
+    let to = if rest.is_empty() { to } else { to.trim_end_matches('/') };
     Some(format!("{}{rest}{query}", escaped(to.as_bytes())))
 }
 

@@ -40,6 +40,11 @@ impl HttpMaterial {
         self.services.insert(service.to_owned(), material);
     }
 
+    /// The secret of the process.
+    pub fn secret(&self) -> HttpSecret {
+        self.secret
+    }
+
     /// What the service of this name has; where nothing was given, the secret of the process.
     pub(crate) fn of(&self, service: &str) -> (HttpSecret, Option<Arc<[u8]>>) {
         let own = self.services.get(service);
@@ -217,3 +222,6 @@ fn uri(head: &RequestHead) -> &str {
         target => target,
     }
 }
+
+#[cfg(test)]
+mod tests;

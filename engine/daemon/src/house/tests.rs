@@ -15,8 +15,13 @@ fn model(keys: &str, servers: &[&str]) -> Model {
     checked.model.unwrap_or_else(|| panic!("{errors:?}"))
 }
 
+fn http() -> HttpMaterial {
+    HttpMaterial::new(HttpSecret::new([7; 16]))
+}
+
 fn first(model: Model) -> (Truth, Arc<Shared>) {
-    let (truth, snapshot) = Truth::first(model, TlsMaterial::default(), Arc::new(SteeringTable::even(1))).unwrap();
+    let (truth, snapshot) =
+        Truth::first(model, TlsMaterial::default(), http(), Arc::new(SteeringTable::even(1))).unwrap();
     let settings = SharedSettings {
         cpus: vec![0],
         services_max: 8,
@@ -37,7 +42,7 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 /// Publishes `model` and lets the one worker adopt it.
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
     let next = truth
-        .take(model, TlsMaterial::default(), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now())
+        .take(model, TlsMaterial::default(), http(), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now())
         .unwrap();
     shared.publish(next.clone());
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
@@ -93,6 +98,7 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
         .take(
             model("", &["11"]),
             TlsMaterial::default(),
+            http(),
             Arc::new(SteeringTable::even(1)),
             &shared.snapshot(),
             shared.now(),

@@ -6,8 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::registry::Registry;
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;

@@ -152,13 +152,19 @@ impl TlsMaterial {
     pub fn contexts(&self, registry: &Registry, snapshot: &Snapshot) -> TlsContexts {
         let service = |(name, material): (&String, &ServiceMaterial)| {
             let id = registry.service(name)?;
-            let targets = &snapshot.service(id)?.targets;
+            let own = snapshot.service(id)?;
+            let behind = own.places_behind().into_iter().filter_map(|place| snapshot.service(place));
             let towards =
                 |target: &Target| Some((target.server, material.servers.get(&(target.address, target.port))?.clone()));
             let service = ServiceTls {
                 clients: material.clients.clone(),
                 handshake_timeout_ms: material.handshake_timeout_ms,
-                servers: targets.iter().filter_map(towards).collect(),
+                servers: own
+                    .targets
+                    .iter()
+                    .chain(behind.flat_map(|place| &place.targets))
+                    .filter_map(towards)
+                    .collect(),
             };
             Some((id, Arc::new(service)))
         };
@@ -238,8 +244,9 @@ impl<'m> Loader<'m> {
             },
             client_certificates,
         };
-        let members = self.model.groups.get(service.group).map_or(&[][..], |group| &group.servers);
-        let again: Vec<_> = members.iter().filter(|server| ended.re_encrypts(server)).collect();
+        // A server that stands in several groups says the same in each.
+        let members = self.model.groups_of(service).flat_map(|group| &group.servers);
+        let again: Vec<_> = members.filter(|server| ended.re_encrypts(server)).collect();
         let mut servers = HashMap::new();
         if !again.is_empty() {
             let verification = match &ended.servers.verify {
@@ -265,6 +272,9 @@ impl<'m> Loader<'m> {
                     sessions_max: SERVER_SESSIONS_MAX,
                 };
                 let destination = (server.address, server.port);
+                if servers.contains_key(&destination) {
+                    continue;
+                }
                 let before = before.and_then(|before| before.servers.get(&destination));
                 servers.insert(destination, ClientContext::new(&settings, before).map_err(context)?);
             }

@@ -7,8 +7,8 @@ use std::{env, fs, process};
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 use towpath_config::model::{ClientAuthorities, ClientCertificate, Model, Resumption, ServiceTls as Tls, VerifyServer};
 use towpath_core::compile;
-use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::health::HealthBoard;
+use towpath_core::http::{HttpMaterial, HttpSecret};
 use towpath_core::registry::Registry;
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
@@ -88,8 +88,16 @@ fn load(model: &Model, before: &TlsMaterial) -> (TlsMaterial, TlsContexts) {
     let (mut registry, mut book) = (Registry::new(), SnatBook::new(SnatLimits::default()));
     compile::checks(model, &mut registry).unwrap();
     let steering = Arc::new(SteeringTable::even(1));
-    let snapshot =
-        compile::compile(model, &mut registry, &HealthBoard::new(), &mut book, steering, &HttpMaterial::new(HttpSecret::new([7; 16])), Generation(1)).unwrap();
+    let snapshot = compile::compile(
+        model,
+        &mut registry,
+        &HealthBoard::new(),
+        &mut book,
+        steering,
+        &HttpMaterial::new(HttpSecret::new([7; 16])),
+        Generation(1),
+    )
+    .unwrap();
     let contexts = material.contexts(&registry, &snapshot);
     (material, contexts)
 }

@@ -1,0 +1,180 @@
+use super::*;
+use crate::http::stage::{Stage, get, request};
+
+const ROUTED: &str = r#"
+group = "one"
+[service.http]
+[[service.http.route]]
+host = ["mail.example.org", "*.web.example.org"]
+path = ["/owa", "/ecp"]
+group = "two"
+[[service.http.route]]
+path_exact = ["/"]
+redirect = "https://{host}/owa{uri}"
+[[service.http.route]]
+path_regex = ['^/api/v[0-9]+$']
+method = ["GET"]
+header = "X-Kind"
+header_regex = "^beta"
+status = 404
+[[service.http.route]]
+path = ["/common"]
+group = "one"
+[[service.http.route]]
+from = ["198.51.100.0/24"]
+path = ["/inside"]
+redirect = "/welcome"
+redirect_status = "307"
+"#;
+
+#[test]
+fn the_first_route_that_fits_decides() {
+    let stage = Stage::new(ROUTED);
+    let rows = [
+        ("mail.example.org", "/owa/auth?x=1", "s2 s3"),
+        ("MAIL.example.org:443", "/OWA", "s2 s3"),
+        ("a.web.example.org", "/%65cp/", "s2 s3"),
+        ("mail.example.org", "/x/../owa", "s2 s3"),
+        ("web.example.org", "/owa", "s1 s2"),
+        ("mail.example.org", "/owax", "s1 s2"),
+        ("mail.example.org", "/", "302 https://mail.example.org/owa/"),
+        ("mail.example.org:8080", "/?a=b", "302 https://mail.example.org/owa/?a=b"),
+        ("x", "/api/v2", "s1 s2"),
+        ("x", "/inside", "s1 s2"),
+        ("x", "/%zz", "bad path_escape"),
+        ("x", "/a%00", "bad path_escape"),
+        ("x", "/plain", "s1 s2"),
+    ];
+    for (host, target, goes) in rows {
+        assert_eq!(stage.goes(host, target), goes, "{host} {target}");
+    }
+    let beta = |method: &str, kind: &str| {
+        stage.decide(&request(method, "/API/v2", &format!("Host: x\r\nX-Kind: {kind}\r\n")), "203.0.113.1")
+    };
+    assert_eq!(beta("GET", "beta 2"), Verdict::Answer(404));
+    let own = stage.service().id;
+    assert_eq!(beta("GET", "a beta"), Verdict::Serve(own));
+    assert_eq!(beta("POST", "beta 2"), Verdict::Serve(own));
+    let inside = stage.decide(&get("/inside/x", "Host: x\r\n"), "::ffff:198.51.100.7");
+    assert_eq!(inside, Verdict::Redirect { status: 307, location: "/welcome".into() });
+    let all = stage.decide(&request("OPTIONS", "*", "Host: x\r\n"), "203.0.113.1");
+    assert_eq!(all, Verdict::Serve(own));
+}
+
+#[test]
+fn a_route_to_the_services_own_group_is_the_service() {
+    let stage = Stage::new(ROUTED);
+    let served = stage.decide(&get("/common", "Host: x\r\n"), "203.0.113.1");
+    assert_eq!(served, Verdict::Serve(stage.service().id));
+    assert_eq!(stage.service().places_behind().len(), 1);
+}
+
+#[test]
+fn places_of_routes_have_their_own_settings_and_share_what_they_have_not() {
+    let stage = Stage::new(
+        r#"
+group = "one"
+idle_timeout = "20m"
+persistence = { by = "source-ip" }
+[service.http]
+[[service.http.route]]
+path = ["/a"]
+group = "two"
+[[service.http.route]]
+path = ["/b"]
+group = "two"
+[[service.http.route]]
+name = "polls"
+path = ["/c"]
+group = "two"
+idle_timeout = "1h"
+balance = "round-robin"
+[[service.http.route]]
+path = ["/d"]
+group = "two"
+persistence = { by = "none" }
+[[service.http.route]]
+path = ["/e"]
+group = "one"
+response_timeout = "2m"
+"#,
+    );
+    let place = |path: &str| match stage.decide(&get(path, "Host: x\r\n"), "203.0.113.1") {
+        Verdict::Serve(place) => stage.place(place),
+        other => panic!("{other:?}"),
+    };
+    let (own, a, b, c, d, e) = (place("/"), place("/a"), place("/b"), place("/c"), place("/d"), place("/e"));
+    assert_eq!(a.place, b.place);
+    assert!([own, c, d, e].iter().all(|other| other.place != a.place));
+    assert!([a, b, c, d, e].iter().all(|place| place.id == own.id), "counted as one service");
+    // The clients of a group are pinned by all its routes, unless one has persistence of its own.
+    assert_eq!((a.pins, c.pins, e.pins), (a.place, a.place, own.id));
+    assert_eq!((d.pins, d.persistence.is_none()), (d.place, true));
+    assert_eq!((a.idle_timeout_ms, c.idle_timeout_ms), (1_200_000, 3_600_000));
+    let response_timeout = |place: &crate::snapshot::Service| place.http.as_ref().unwrap().response_timeout_ms;
+    assert_eq!((response_timeout(a), response_timeout(c), response_timeout(e)), (1_200_000, 3_600_000, 120_000));
+    assert_eq!((a.balance == c.balance, own.balance == a.balance), (false, true));
+    assert_eq!(own.places_behind().len(), 4);
+}
+
+#[test]
+fn filters_come_before_everything_else() {
+    let stage = Stage::new(
+        r#"
+group = "one"
+[service.http]
+redirect_to_https = true
+https_port = 4443
+[[service.http.filter]]
+action = "allow"
+path = ["/ecp"]
+from = ["198.51.100.0/24"]
+[[service.http.filter]]
+action = "deny"
+path = ["/ecp"]
+status = 404
+[[service.http.filter]]
+action = "deny"
+parameter = "id"
+except = "[0-9]{1,8}"
+[[service.http.filter]]
+action = "deny"
+method = ["TRACE", "TRACK"]
+"#,
+    );
+    let rows = [
+        ("/ecp/x", "deny 404"),
+        ("/%45cp", "deny 404"),
+        ("/a/..%2fecp", "deny 404"),
+        ("/x?id=7", "301 https://mail.example.org:4443/x?id=7"),
+        ("/x?ID=7'--", "deny 403"),
+        ("/x?id=1&id=a", "deny 403"),
+        ("/x%", "bad path_escape"),
+    ];
+    for (target, goes) in rows {
+        assert_eq!(stage.goes("mail.example.org:8080", target), goes, "{target}");
+    }
+    let inside = stage.decide(&get("/ecp", "Host: a\r\n"), "198.51.100.9");
+    assert_eq!(inside, Verdict::Redirect { status: 301, location: "https://a:4443/ecp".into() });
+    let post = stage.decide(&request("POST", "/x", "Host: a\r\n"), "198.51.100.9");
+    assert_eq!(post, Verdict::Redirect { status: 308, location: "https://a:4443/x".into() });
+    let trace = stage.decide(&request("TRACE", "/x", "Host: a\r\n"), "198.51.100.9");
+    assert_eq!(trace, Verdict::Deny(403));
+    let nowhere = stage.decide(&request("GET", "/x", "Host:\r\n"), "198.51.100.9");
+    assert_eq!(nowhere, Verdict::BadRequest(BadRequest::HostMissing));
+}
+
+#[test]
+fn maintenance_is_for_everybody_or_for_whom_nobody_serves() {
+    let with = |when: &str| {
+        let page = format!("maintenance = {{ file = \"page.html\", when = \"{when}\", retry_after = \"5m\" }}");
+        Stage::new(&format!("group = \"one\"\n[service.http]\n{page}\n"))
+    };
+    let (always, without_server) = (with("always"), with("no-server"));
+    assert_eq!(always.goes("a", "/"), "maintenance");
+    assert_eq!(without_server.goes("a", "/"), "s1 s2");
+    for stage in [always, without_server] {
+        let page = stage.rules().page_without_server().expect("a page");
+        assert_eq!((&*page.body, page.retry_after.as_deref()), (b"<p>soon".as_slice(), Some("300")));
+    }
+}
