@@ -248,7 +248,7 @@ impl Connection {
     /// What has to leave without waiting for the next record: an answer to the peer, or the alert after a failure. Empty, mostly.
     pub fn take_reply(&mut self) -> Vec<u8> {
         let mut before = std::mem::take(&mut self.ticket);
-        before.append(&mut self.reply);
+        before.append(&mut std::mem::take(&mut self.reply));
         before
     }
 
