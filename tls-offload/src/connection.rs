@@ -257,10 +257,9 @@ impl Connection {
         !self.early.is_empty() || (self.closed && !self.closed_told)
     }
 
-    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`]. A ticket is not among them: it is short,
-    /// and every connection has one for a while.
-    pub fn held_bytes(&self) -> usize {
-        self.early.capacity() + self.reply.capacity()
+    /// Bytes that it holds for [`Connection::take_early`].
+    pub fn early_bytes(&self) -> usize {
+        self.early.len()
     }
 
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
