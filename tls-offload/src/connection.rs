@@ -248,7 +248,7 @@ impl Connection {
     /// What has to leave without waiting for the next record: an answer to the peer, or the alert after a failure. Empty, mostly.
     pub fn take_reply(&mut self) -> Vec<u8> {
         let mut before = std::mem::take(&mut self.ticket);
-        before.append(&mut self.reply);
+        before.append(&mut std::mem::take(&mut self.reply));
         before
     }
 
@@ -257,10 +257,9 @@ impl Connection {
         !self.early.is_empty() || (self.closed && !self.closed_told)
     }
 
-    /// Bytes that it holds until they are taken: see [`Connection::take_early`] and [`Connection::take_reply`]. A ticket is not among them: it is short,
-    /// and every connection has one for a while.
-    pub fn held_bytes(&self) -> usize {
-        self.early.capacity() + self.reply.capacity()
+    /// Bytes that it holds for [`Connection::take_early`].
+    pub fn early_bytes(&self) -> usize {
+        self.early.len()
     }
 
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.

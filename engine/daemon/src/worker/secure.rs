@@ -137,7 +137,7 @@ impl TlsLeg {
     /// Notes how much is kept.
     pub(super) fn note_kept(&mut self, now: Now) {
         let bytes = match &self.handshake {
-            Some(Handshake { connection, input, .. }) => input.capacity() + connection.held_bytes(),
+            Some(Handshake { connection, input, .. }) => input.capacity() + connection.early_bytes(),
             None => self.away_bytes + self.late.capacity(),
         };
         self.kept.note(bytes, now);
