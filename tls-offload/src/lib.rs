@@ -12,6 +12,7 @@ mod pfx;
 mod pool;
 mod provider;
 mod resolver;
+mod sealing;
 mod server_certs;
 mod sessions;
 mod tickets;

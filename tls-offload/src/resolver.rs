@@ -66,7 +66,10 @@ impl Shown {
     }
 
     fn now(&self) -> Arc<CertifiedKey> {
-        let now_s = || i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX);
+        self.at(|| i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX))
+    }
+
+    fn at(&self, now_s: impl Fn() -> i64) -> Arc<CertifiedKey> {
         let ended = self.bare.as_ref().filter(|(end_s, _)| now_s() > *end_s);
         Arc::clone(ended.map_or(&self.certified, |(_, bare)| bare))
     }
@@ -166,5 +169,22 @@ fn signature_cost(kind: KeyKind) -> (u8, usize) {
         KeyKind::Ecdsa(Curve::P384) => (2, 0),
         KeyKind::Rsa { bits } => (3, bits),
         KeyKind::Ecdsa(Curve::P521) => (4, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+    use rustls::pki_types::PrivateKeyDer;
+
+    #[test]
+    fn a_staple_is_left_out_once_it_has_ended() {
+        let key = rcgen::KeyPair::generate().expect("made for this test").serialize_der();
+        let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.into())).expect("made for this test");
+        let bare = Arc::new(CertifiedKey::new(Vec::new(), key));
+        let stapled = CertifiedKey { ocsp: Some(vec![1]), ..CertifiedKey::clone(&bare) };
+        let shown = Shown { certified: Arc::new(stapled), bare: Some((1_000, bare)) };
+        assert!(shown.at(|| 1_000).ocsp.is_some() && shown.at(|| 1_001).ocsp.is_none());
     }
 }

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
-use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, X25519};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
@@ -41,20 +41,32 @@ fn configs_with(
     versions: &[&'static SupportedProtocolVersion],
     of_client: CryptoProvider,
 ) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    let (server, roots) = server_of(versions);
+    (server, client_of(of_client, versions, roots))
+}
+
+fn server_of(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, RootCertStore) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["one.test".to_owned()]).expect("made for this test");
-    let crypto = Arc::new(Provider::AwsLcRs.crypto());
     let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let server =
-        ServerConfig::builder_with_provider(crypto).with_protocol_versions(versions).expect("made for this test");
+    let server = ServerConfig::builder_with_provider(Arc::new(Provider::AwsLcRs.crypto()))
+        .with_protocol_versions(versions)
+        .expect("made for this test");
     let server =
         server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("made for this test");
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).expect("made for this test");
-    let client = ClientConfig::builder_with_provider(Arc::new(of_client))
-        .with_protocol_versions(versions)
-        .expect("made for this test");
-    (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
+    (Arc::new(server), roots)
+}
+
+fn client_of(
+    crypto: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+    roots: RootCertStore,
+) -> Arc<ClientConfig> {
+    let client = ClientConfig::builder_with_provider(Arc::new(crypto));
+    let client = client.with_protocol_versions(versions).expect("made for this test");
+    Arc::new(client.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn name() -> ServerName<'static> {
@@ -256,6 +268,55 @@ fn rustls_clients_are_understood_and_answered() {
         client.process_new_packets().expect("made for this test");
         assert_eq!(client.reader().read(&mut heard).expect("made for this test"), 15);
         assert_eq!(client.reader().read(&mut heard).expect("made for this test"), 0, "an orderly end");
+    }
+}
+
+/// What another's client, of rustls' own suites, has read of these bytes.
+fn read_by(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while !bytes.is_empty() {
+        client.read_tls(&mut bytes).expect("made for this test");
+        let available = client.process_new_packets().expect("made for this test").plaintext_bytes_to_read();
+        let before = plain.len();
+        plain.resize(before + available, 0);
+        client.reader().read_exact(&mut plain[before..]).expect("made for this test");
+    }
+    plain
+}
+
+fn flight_of(client: &mut ClientConnection) -> Vec<u8> {
+    let mut flight = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut flight).expect("made for this test");
+    }
+    flight
+}
+
+#[test]
+fn records_of_any_length_and_suite_are_sealed_in_place_as_rustls_would() {
+    let draws = &mut Draws(77);
+    let (server_config, roots) = server_of(VERSIONS[1]);
+    for suite in aws_lc_rs::ALL_CIPHER_SUITES.iter().filter(|suite| suite.tls13().is_some()) {
+        let crypto = CryptoProvider { cipher_suites: vec![*suite], ..aws_lc_rs::default_provider() };
+        let mut client =
+            ClientConnection::new(client_of(crypto, VERSIONS[1], roots.clone()), name()).expect("made for this test");
+        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).expect("made for this test"));
+        while client.is_handshaking() || !server.complete {
+            server.take(&flight_of(&mut client)).expect("made for this test");
+            read_by(&mut client, &std::mem::take(&mut server.output));
+        }
+        assert!(sealing::announces(server.connection.state().negotiated_cipher_suite()));
+        let longest = sealing::PLAIN_BYTES_MAX;
+        for length in [1, 12, 16_383, 16_384, 16_385, 3 * 16_384, 131_072, longest, longest + 1] {
+            let said = draws.bytes(length);
+            server.seal(&said);
+            let sealed = std::mem::take(&mut server.output);
+            assert!(sealed.len() > said.len() && read_by(&mut client, &sealed) == said, "{suite:?} {length}");
+            // The answer to a key update leaves in front of the next record, which has the next key (RFC 8446 §4.6.3).
+            client.refresh_traffic_keys().expect("made for this test");
+            client.writer().write_all(b"?").expect("made for this test");
+            server.take(&flight_of(&mut client)).expect("made for this test");
+        }
     }
 }
 

@@ -143,10 +143,16 @@ impl Worker {
             return Ok(());
         }
         self.slow_look = Some(self.now + SLOW_LOOK_MS);
+        // A worker that stood still itself judges nobody by that time.
+        let stood_still = self.now.ms_since(due) > SLOW_LOOK_MS;
         let sends = |relay: &Relay| !relay.is_ending() && relay.sends.iter().any(Option::is_some);
         let senders: Vec<Key> = self.relays.iter().filter(|(_, relay)| sends(relay)).map(|(key, _)| key).collect();
         for key in senders {
-            if self.relays.get_mut(key).is_some_and(|relay| relay.is_slow(self.now)) {
+            let Some(relay) = self.relays.get_mut(key) else { continue };
+            if stood_still {
+                relay.sends.iter_mut().flatten().for_each(|watch| *watch = SendWatch::default());
+            }
+            if relay.is_slow(self.now) {
                 self.drive(key, Event::End(Termination::OutOfTlsBuffers))?;
             }
         }

@@ -137,7 +137,7 @@ impl TlsLeg {
     /// Notes how much is kept.
     pub(super) fn note_kept(&mut self, now: Now) {
         let bytes = match &self.handshake {
-            Some(Handshake { connection, input, .. }) => input.capacity() + connection.held_bytes(),
+            Some(Handshake { connection, input, .. }) => input.capacity() + connection.early_bytes(),
             None => self.away_bytes + self.late.capacity(),
         };
         self.kept.note(bytes, now);
@@ -221,7 +221,10 @@ impl Worker {
         let end = match completion.received() {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
-                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last: false });
+                // An end that has come already leaves with these bytes.
+                let leg = self.relays.get(key).and_then(|relay| relay.leg(from)).filter(|_| completion.more_waits());
+                let last = leg.is_some_and(|leg| matches!(socket::peek(leg, &mut [0]), Ok(0)));
+                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -428,7 +431,8 @@ impl Worker {
         };
         leg.sending = Some(Sealed { what: What::Plain(range.len), bytes });
         relay.sends[to.index()] = Some(SendWatch::default());
-        self.send_outgoing(key, to, outgoing, bytes)
+        let is_end = leg.notified;
+        self.send_outgoing(key, to, outgoing, bytes, if is_end { Behind::More } else { Behind::Nothing })
     }
 
     fn free_outgoing(&mut self, outgoing: u16) -> io::Result<()> {
@@ -438,12 +442,16 @@ impl Worker {
         Ok(())
     }
 
-    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32) -> io::Result<()> {
+    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32, behind: Behind) -> io::Result<()> {
         let Some(socket) = self.relays.get(key).and_then(|relay| relay.leg(to)) else {
             return self.free_outgoing(outgoing);
         };
         self.senders[usize::from(outgoing)] = Some((key, to));
-        self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, Token::Sealed(outgoing).pack())
+        let token = Token::Sealed(outgoing).pack();
+        match behind {
+            Behind::More => self.ring.send_outgoing_before(socket.as_fd(), outgoing, bytes, token),
+            Behind::Nothing => self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, token),
+        }
     }
 
     /// An outgoing buffer was sent, or was not.
@@ -497,7 +505,7 @@ impl Worker {
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[to.index()].as_mut()) {
             leg.sending = Some(Sealed { what: What::Flight, bytes });
         }
-        self.send_outgoing(key, to, outgoing, bytes)?;
+        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Flight::OnItsWay)
     }
 
@@ -552,7 +560,7 @@ impl Worker {
             Some(Some(outgoing)) => {
                 let bytes = (length - sent) as u32;
                 leg.sending = Some(Sealed { what: What::End, bytes });
-                self.send_outgoing(key, side, outgoing, bytes)?;
+                self.send_outgoing(key, side, outgoing, bytes, Behind::More)?;
                 Ok(true)
             }
         }
@@ -593,10 +601,11 @@ impl Worker {
     pub(super) fn seal_waiting(&mut self) -> io::Result<()> {
         for _ in 0..self.unsealed.len().min(FED_MAX) {
             let Some((key, to, chunk, last)) = self.unsealed.pop_front() else { break };
-            match self.relays.get(key) {
+            match self.relays.get(key).map(Relay::is_ending) {
                 None => {}
-                Some(relay) if relay.is_ending() => self.drive(key, Event::SendFailed { to })?,
-                Some(_) => self.send_sealed(key, to, chunk, last)?,
+                Some(true) => self.drive(key, Event::SendFailed { to })?,
+                Some(false) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
+                Some(false) => self.send_sealed(key, to, chunk, last)?,
             }
         }
         Ok(())
@@ -604,7 +613,11 @@ impl Worker {
 
     /// Whether something waits to be sealed and can be.
     pub(super) fn can_seal(&mut self) -> bool {
-        !self.unsealed.is_empty() && self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
+        !self.unsealed.is_empty() && self.has_outgoing()
+    }
+
+    fn has_outgoing(&mut self) -> bool {
+        self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
     }
 }
 
