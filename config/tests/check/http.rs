@@ -339,7 +339,8 @@ fn rewrites_say_what_becomes_of_what() {
 #[test]
 fn http_mode_goes_with_what_it_can_read() {
     let ended = |keys: &str| format!("tls = {{ mode = \"terminate\", {CERTIFICATE}{keys} }}");
-    let rows: &[(String, &str, &[(&str, &str)])] = &[
+    type Told<'t> = &'t [(&'t str, &'t str)];
+    let rows: &[(String, &str, Told<'_>)] = &[
         ("ports = 443".into(), "", &[("unreadable-requests", "[service.http]")]),
         (format!("ports = 443\n{}", ended("")), "", &[]),
         (ended(", alpn = [\"h2\", \"http/1.1\"]"), "", &[("wrong-protocol", "\"h2\"")]),

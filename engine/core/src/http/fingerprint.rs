@@ -83,8 +83,8 @@ fn cookies<'a>(head: &'a RequestHead, name: &'a str) -> impl Iterator<Item = &'a
 fn steady<'a>(name: &str, value: &'a [u8]) -> Option<&'a [u8]> {
     let scheme = value.split(|byte| *byte == b' ').next().unwrap_or_default();
     let changes = CHANGING.iter().any(|changing| scheme.eq_ignore_ascii_case(changing));
-    let steady = !(changes && name.eq_ignore_ascii_case("Authorization")) && !value.is_empty();
-    steady.then_some(value)
+    let is_other_each_time = changes && name.eq_ignore_ascii_case("Authorization");
+    (!value.is_empty() && !is_other_each_time).then_some(value)
 }
 
 #[cfg(test)]

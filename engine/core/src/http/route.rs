@@ -154,7 +154,7 @@ impl HttpRules {
     /// What becomes of a request from `client`; `own` is the service's own place.
     pub fn decide(&self, head: &RequestHead, client: IpAddr, own: ServiceId) -> Verdict<'_> {
         let mut looked = Looked::at(head, client);
-        self.judge(&mut looked, own).unwrap_or_else(|BadPath| Verdict::BadRequest(BadRequest::PathEscape))
+        self.judge(&mut looked, own).unwrap_or(Verdict::BadRequest(BadRequest::PathEscape))
     }
 
     fn judge(&self, looked: &mut Looked<'_>, own: ServiceId) -> Result<Verdict<'_>, BadPath> {
