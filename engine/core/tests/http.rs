@@ -12,6 +12,8 @@ mod corpus;
 mod exchanges;
 #[path = "http/fuzz.rs"]
 mod fuzz;
+#[path = "http/identity.rs"]
+mod identity;
 #[path = "http/origins.rs"]
 mod origins;
 #[path = "http/pinning.rs"]
