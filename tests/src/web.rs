@@ -516,6 +516,14 @@ impl WebClient {
         read_bytes(&mut self.reader, length, told)
     }
 
+    /// Waits so long for bytes: how many have come, 0 at the end of the stream, or `WouldBlock`.
+    pub fn wait(&mut self, time: Duration) -> io::Result<usize> {
+        self.stream().set_read_timeout(Some(time))?;
+        let come = self.reader.fill_buf().map(<[u8]>::len);
+        self.stream().set_read_timeout(Some(PATIENCE))?;
+        come
+    }
+
     /// Reads to the end of the stream; a reset is an error.
     pub fn rest(&mut self) -> io::Result<Vec<u8>> {
         let mut rest = Vec::new();

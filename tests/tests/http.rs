@@ -102,26 +102,26 @@ fn requests_of_a_connection_are_served_one_after_the_other() {
             }
         }
         client.send("HEAD /bytes/5000 HTTP/1.1\r\nHost: web.test\r\n\r\n");
-        assert_eq!(client.response("HEAD").unwrap().field("content-length"), Some("5000"));
+        assert_eq!(client.response("HEAD").expect("a response").field("content-length"), Some("5000"));
         for status in [204, 304, 404, 500] {
             assert_eq!(client.get(&format!("/status/{status}")).status, status);
         }
         for bytes in [0, 1, 70_000, 3_000_000] {
             client.send(format!("POST /up HTTP/1.1\r\nHost: web.test\r\nContent-Length: {bytes}\r\n\r\n"));
-            send_pattern(&mut client.stream(), bytes).unwrap();
-            let response = client.response("POST").unwrap();
+            send_pattern(&mut client.stream(), bytes).expect("the relay takes it");
+            let response = client.response("POST").expect("a response");
             assert_eq!(response.field("x-body"), Some(&*pattern_told(bytes)), "{}", response.head);
         }
         client.send("POST /up HTTP/1.1\r\nHost: web.test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n\0\r\n2\r\n\x01\x02\r\n0\r\n\r\n");
-        assert_eq!(client.response("POST").unwrap().field("x-body"), Some(&*pattern_told(3)));
+        assert_eq!(client.response("POST").expect("a response").field("x-body"), Some(&*pattern_told(3)));
         assert_eq!(client.get("/").status, 200);
         assert_eq!(stage.origins[0].connections(), 1);
         let response = client.get("/until-close/300000");
         assert_eq!(response.told, pattern_told(300_000), "{}", response.head);
         // The server's connection has ended, the client's has not.
         assert_eq!(client.get("/").text(), "server-1 1 0\n");
-        client.stream().shutdown(Shutdown::Write).unwrap();
-        assert_eq!(client.rest().unwrap(), b"");
+        client.stream().shutdown(Shutdown::Write).expect("an open connection");
+        assert_eq!(client.rest().expect("an orderly end"), b"");
         stage.until_ended("client_closed", 1);
         let counters = stage.relay.service("web").counters;
         assert_eq!((counters["requests"], counters["responses_2xx"]), (28, 25), "{counters:?}");
@@ -137,8 +137,8 @@ fn curl_is_served_with_all_its_ways() {
         assert_eq!(ask(&["/", "/"], &[]), "server-1 0 0\nserver-1 0 1\n");
         assert!(ask(&["/bytes/77"], &["--head"]).contains("Content-Length: 77\r\n"));
         assert_eq!(ask(&["/chunks/500000"], &["--output", "/dev/null", "--write-out", "%{size_download}"]), "500000");
-        let file = tempfile::NamedTempFile::new().unwrap();
-        send_pattern(&mut file.as_file(), 300_000).unwrap();
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        send_pattern(&mut file.as_file(), 300_000).expect("the relay takes it");
         let data = format!("@{}", file.path().display());
         let told = format!("X-Body: {}", pattern_told(300_000));
         // Above a megabyte or so curl asks whether it may go on.
@@ -160,8 +160,8 @@ fn a_gigabyte_passes_each_way_in_little_memory() {
         let before = stage.relay.memory_bytes();
         assert_eq!(client.get(&format!("/bytes/{GIGABYTE}")).told, pattern_told(GIGABYTE));
         client.send(format!("POST /up HTTP/1.1\r\nHost: web.test\r\nContent-Length: {GIGABYTE}\r\n\r\n"));
-        send_pattern(&mut client.stream(), GIGABYTE).unwrap();
-        assert_eq!(client.response("POST").unwrap().field("x-body"), Some(&*pattern_told(GIGABYTE)));
+        send_pattern(&mut client.stream(), GIGABYTE).expect("the relay takes it");
+        assert_eq!(client.response("POST").expect("a response").field("x-body"), Some(&*pattern_told(GIGABYTE)));
         let more = stage.relay.memory_bytes().saturating_sub(before);
         assert!(more < 64 << 20, "{more} bytes more");
         stage.relay.stop();
@@ -184,7 +184,7 @@ fn pipelined_requests_are_answered_in_their_order() {
         }
         client.send(requests);
         for number in 0..40 {
-            let response = client.response("GET").unwrap();
+            let response = client.response("GET").expect("a response");
             if number % 3 == 1 {
                 assert_eq!(response.told, pattern_told(30_000));
             } else {
@@ -204,15 +204,15 @@ fn another_protocol_passes_both_ways_and_each_end_by_itself() {
         let mut client = stage.open(lab);
         // With the first bytes of the other protocol behind the request.
         client.send("GET /upgrade HTTP/1.1\r\nHost: web.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nfirst ");
-        let response = client.response("GET").unwrap();
+        let response = client.response("GET").expect("a response");
         assert_eq!((response.status, response.field("upgrade")), (101, Some("echo")), "{}", response.head);
-        let mut stream = client.stream().try_clone().unwrap();
+        let mut stream = client.stream().try_clone().expect("a descriptor");
         let sender = thread::spawn(move || {
-            send_pattern(&mut stream, 2_000_000).unwrap();
-            stream.shutdown(Shutdown::Write).unwrap();
+            send_pattern(&mut stream, 2_000_000).expect("the relay takes it");
+            stream.shutdown(Shutdown::Write).expect("an open connection");
         });
-        let back = client.rest().unwrap();
-        sender.join().unwrap();
+        let back = client.rest().expect("an orderly end");
+        sender.join().expect("no panic");
         assert_eq!(back.len(), 2_000_006);
         assert!(back.starts_with(b"first \x00\x01\x02"));
         stage.until_ended("client_closed", 1);
@@ -259,7 +259,7 @@ fn what_could_be_read_in_two_ways_is_refused_and_no_server_sees_it() {
         // Within a body: the server sees a request that never ends.
         let mut client = stage.open(lab);
         client.send("POST /cut HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5;a\nb\r\nhello\r\n0\r\n\r\nGET /smuggled");
-        assert_eq!(client.response("POST").unwrap().status, 400);
+        assert_eq!(client.response("POST").expect("a response").status, 400);
         let asked: BTreeSet<String> = stage.asked().into_iter().collect();
         assert_eq!(asked, BTreeSet::from(["GET /before".to_owned()]));
         stage.until_ended("bad_request", SMUGGLED.len() as u64 + 1);
@@ -277,10 +277,10 @@ fn slow_clients_have_so_much_time_for_a_head_and_any_for_a_body() {
         let mut silent = stage.open(lab);
         let mut slow = stage.open(lab);
         slow.send("GET / HTTP/1.1\r\nHos");
-        assert_eq!(slow.response("GET").unwrap().status, 408);
-        assert_eq!(slow.rest().unwrap(), b"");
+        assert_eq!(slow.response("GET").expect("a response").status, 408);
+        assert_eq!(slow.rest().expect("an orderly end"), b"");
         // One that has said nothing expects nothing.
-        assert_eq!(silent.rest().unwrap(), b"");
+        assert_eq!(silent.rest().expect("an orderly end"), b"");
         assert!(since.elapsed() >= Duration::from_millis(950), "{:?}", since.elapsed());
         stage.until_ended("head_timed_out", 2);
         // In pieces of one byte, head and body.
@@ -289,12 +289,10 @@ fn slow_clients_have_so_much_time_for_a_head_and_any_for_a_body() {
         for byte in format!("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 200\r\n\r\n{body}").bytes() {
             client.send([byte]);
         }
-        assert!(client.response("POST").unwrap().field("x-body").unwrap().starts_with("200 "));
+        assert!(client.response("POST").expect("a response").field("x-body").expect("told").starts_with("200 "));
         // Between two requests the idle timeout counts.
-        let paused = Instant::now();
-        while paused.elapsed() < Duration::from_millis(1200) {
-            thread::yield_now();
-        }
+        let silence = client.wait(Duration::from_millis(1200)).expect_err("nothing comes");
+        assert_eq!(silence.kind(), io::ErrorKind::WouldBlock);
         assert_eq!(client.get("/").status, 200);
         stage.relay.stop();
     });
@@ -314,7 +312,7 @@ fn a_response_that_is_cut_off_never_looks_whole() {
         // One that had not begun is another matter.
         let mut client = stage.open(lab);
         client.send("POST /drop HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx");
-        assert_eq!(client.response("POST").unwrap().status, 502);
+        assert_eq!(client.response("POST").expect("a response").status, 502);
         stage.relay.stop();
     });
 }
@@ -362,7 +360,7 @@ fn t_22_clients_come_back_by_their_cookie() {
             let mut client = stage.open(lab);
             let first = client.get("/");
             let home = server(first.text());
-            let cookie = first.field("set-cookie").expect("a cookie").split(';').next().unwrap().to_owned();
+            let cookie = first.field("set-cookie").expect("a cookie").split(';').next().expect("a part").to_owned();
             assert!(cookie.starts_with("SERVERID="), "{cookie}");
             assert!(!cookie.contains(&home) && !cookie.contains("10."), "{cookie} says where the server is");
             let fields = format!("Cookie: a=b; {cookie}\r\n");
@@ -441,12 +439,12 @@ fn a_drain_lets_responses_end_and_closes_what_is_idle() {
         sending.send("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhe");
         stage.relay.until("the request is there", |status| status.services[0].counters["requests"] == 3);
         stage.relay.terminate();
-        assert_eq!(idle.rest().unwrap(), b"");
+        assert_eq!(idle.rest().expect("an orderly end"), b"");
         sending.send("llo");
         for client in [&mut busy, &mut sending] {
-            let response = client.response("GET").unwrap();
+            let response = client.response("GET").expect("a response");
             assert_eq!((response.status, response.field("connection")), (200, Some("close")), "{}", response.head);
-            assert_eq!(client.rest().unwrap(), b"");
+            assert_eq!(client.rest().expect("an orderly end"), b"");
         }
         assert_eq!(stage.relay.wait(), Some(0));
     });
@@ -483,12 +481,12 @@ fn what_is_answered_before_the_body_is_read_reaches_the_client() {
             client.send("POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n");
             // As much as is taken.
             let _refused = send_pattern(&mut client.stream(), 900_000);
-            assert_eq!(client.response("POST").unwrap().text(), "large\n");
+            assert_eq!(client.response("POST").expect("a response").text(), "large\n");
         }
         // Our own limit, before and within a body.
         let mut client = stage.open(lab);
         client.send("POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 1000001\r\n\r\n");
-        assert_eq!(client.response("POST").unwrap().status, 413);
+        assert_eq!(client.response("POST").expect("a response").status, 413);
         stage.relay.stop();
     });
 }
