@@ -29,6 +29,7 @@ pub mod pki;
 pub mod roles;
 pub mod subject;
 pub mod trunk;
+pub mod web;
 pub mod wire;
 
 pub use bulk::{Bulk, Sum};

@@ -134,7 +134,7 @@ impl Worker {
 
     /// Ends those whose peers take too little of what buffers hold, while others wait for buffers.
     pub(super) fn end_slow(&mut self) -> io::Result<()> {
-        if self.unsealed.is_empty() && self.starved_records.is_empty() {
+        if self.unsealed.is_empty() && self.unsent.is_empty() && self.starved_records.is_empty() {
             self.slow_look = None;
             return Ok(());
         }
