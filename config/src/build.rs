@@ -267,6 +267,7 @@ fn limits(root: &Section) -> Option<model::Limits> {
         udp_sessions: section.number("udp_sessions").map(|sessions| sessions.value),
         persistence_entries: section.number("persistence_entries")?.value,
         buffers: section.number("buffers").map(|buffers| buffers.value),
+        tls_buffers: section.number("tls_buffers").map(|buffers| buffers.value),
         buffer_bytes: section.number("buffer_bytes")?.value,
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),

@@ -116,6 +116,8 @@ pub struct Limits {
     pub persistence_entries: u32,
     /// Receive buffers per worker, each `buffer_bytes` long; `None` = two for each connection, in at most an eighth of the memory.
     pub buffers: Option<u32>,
+    /// Buffers of each kind per worker for connections whose TLS is ended; `None` = as a sixteenth of the memory allows.
+    pub tls_buffers: Option<u32>,
     /// Bytes of one receive buffer.
     pub buffer_bytes: u32,
     /// Flows of the packet plane at the same time.

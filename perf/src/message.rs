@@ -18,6 +18,63 @@ pub const WINDOW_BYTES_MAX: usize = 256 * 1024;
 /// Seed of the sum in front of a header.
 const MAGIC: u64 = 0x5450_5731;
 
+/// How messages stand in the stream of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Framing {
+    /// One behind another.
+    #[default]
+    Bare,
+    /// As the body of an HTTP/1.1 request or response, for who relays nothing else.
+    Http,
+}
+
+/// The longest head that is written.
+const HEAD_BYTES: usize = 128;
+
+/// The longest head that is read in front of a body.
+const HEAD_BYTES_MAX: usize = 8 * 1024;
+
+/// What ends a head (RFC 9112 section 2.1).
+const HEAD_END: &[u8; 4] = b"\r\n\r\n";
+
+impl Framing {
+    /// Room that the head of a message takes at most.
+    pub fn head_bytes(self) -> usize {
+        match self {
+            Framing::Bare => 0,
+            Framing::Http => HEAD_BYTES,
+        }
+    }
+
+    /// What stands in front of a request.
+    pub fn request_head(self, request: &Header) -> String {
+        let end = if request.kind == Kind::Answer { "" } else { "Connection: close\r\n" };
+        let length = HEADER_BYTES + request.filler_bytes as usize;
+        match self {
+            Framing::Bare => String::new(),
+            Framing::Http => format!("POST / HTTP/1.1\r\nHost: origin\r\n{end}Content-Length: {length}\r\n\r\n"),
+        }
+    }
+
+    /// What stands in front of the answer to a request of this kind.
+    pub fn answer_head(self, request: Kind, answer: &Header) -> String {
+        let end = if request == Kind::Answer { "" } else { "Connection: close\r\n" };
+        let length = HEADER_BYTES + answer.filler_bytes as usize;
+        match self {
+            Framing::Bare => String::new(),
+            Framing::Http => format!("HTTP/1.1 200 OK\r\n{end}Content-Length: {length}\r\n\r\n"),
+        }
+    }
+
+    /// What stands in front of filler without end.
+    pub fn stream_head(self) -> &'static str {
+        match self {
+            Framing::Bare => "",
+            Framing::Http => "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+        }
+    }
+}
+
 /// What an origin is asked for, or what an answer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -141,6 +198,9 @@ fn pattern() -> &'static [u8] {
 /// Takes a message apart as it arrives, in whatever pieces.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader {
+    framing: Framing,
+    /// Bytes read of the head in front of a body, and how many of its end were met.
+    lead: Option<(usize, usize)>,
     head: [u8; HEADER_BYTES],
     head_filled: usize,
     filler: Filler,
@@ -160,18 +220,45 @@ pub enum Progress {
 
 impl Reader {
     /// Before the first byte of a message.
-    pub fn new() -> Reader {
-        Reader { head: [0; HEADER_BYTES], head_filled: 0, filler: Filler { position: 0 }, filler_left: 0 }
+    pub fn new(framing: Framing) -> Reader {
+        let lead = (framing == Framing::Http).then_some((0, 0));
+        Reader {
+            framing,
+            lead,
+            head: [0; HEADER_BYTES],
+            head_filled: 0,
+            filler: Filler { position: 0 },
+            filler_left: 0,
+        }
+    }
+
+    /// Passes over what stands in front of a message; how many bytes of the piece that is, `None` if it has no end.
+    pub fn pass_head(&mut self, piece: &[u8]) -> Option<usize> {
+        let Some((mut read, mut met)) = self.lead else { return Some(0) };
+        for (&byte, used) in piece.iter().zip(1..) {
+            read += 1;
+            met = match byte {
+                byte if byte == HEAD_END[met] => met + 1,
+                b'\r' => 1,
+                _ => 0,
+            };
+            if met == HEAD_END.len() {
+                self.lead = None;
+                return Some(used);
+            }
+        }
+        self.lead = Some((read, met));
+        (read <= HEAD_BYTES_MAX).then_some(piece.len())
     }
 
     /// Takes the next piece.
     pub fn take(&mut self, piece: &[u8]) -> Progress {
-        let mut used = 0;
+        let Some(mut used) = self.pass_head(piece) else { return Progress::Wrong };
         if self.head_filled < HEADER_BYTES {
-            let part = piece.len().min(HEADER_BYTES - self.head_filled);
-            self.head[self.head_filled..self.head_filled + part].copy_from_slice(&piece[..part]);
+            let part = (piece.len() - used).min(HEADER_BYTES - self.head_filled);
+            self.head[self.head_filled..self.head_filled + part].copy_from_slice(&piece[used..used + part]);
             self.head_filled += part;
-            used = part;
+            used += part;
             if self.head_filled < HEADER_BYTES {
                 return Progress::Partial;
             }
@@ -188,14 +275,14 @@ impl Reader {
             return Progress::Partial;
         }
         let Some(header) = Header::decode(&self.head) else { return Progress::Wrong };
-        *self = Reader::new();
+        *self = Reader::new(self.framing);
         Progress::Complete(header, used + part)
     }
 }
 
 impl Default for Reader {
     fn default() -> Reader {
-        Reader::new()
+        Reader::new(Framing::Bare)
     }
 }
 
@@ -214,7 +301,7 @@ mod tests {
     fn a_message_is_read_in_whatever_pieces() {
         let (header, bytes) = message(99, 5000);
         for piece in [1, 3, 23, 24, 25, 4096, 6000] {
-            let mut reader = Reader::new();
+            let mut reader = Reader::default();
             let pieces: Vec<&[u8]> = bytes.chunks(piece).collect();
             let (last, before) = pieces.split_last().unwrap();
             for piece in before {
@@ -225,12 +312,41 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_read_behind_its_head_in_whatever_pieces() {
+        let (header, bytes) = message(99, 50);
+        let request = Framing::Http.request_head(&header);
+        let answer = Framing::Http.answer_head(Kind::AnswerAndClose, &header);
+        assert!(request.len().max(answer.len()) + 8 <= HEAD_BYTES, "with the longest of lengths");
+        assert!(request.ends_with("\r\nContent-Length: 74\r\n\r\n") && answer.contains("\r\nConnection: close\r\n"));
+        let whole: Vec<u8> = [request.as_bytes(), &bytes, answer.as_bytes(), &bytes].concat();
+        for piece in [1, 3, 24, 60, 4096] {
+            let mut reader = Reader::new(Framing::Http);
+            let mut complete = 0;
+            for mut piece in whole.chunks(piece) {
+                while !piece.is_empty() {
+                    match reader.take(piece) {
+                        Progress::Complete(of, used) => {
+                            assert_eq!(of, header);
+                            complete += 1;
+                            piece = &piece[used..];
+                        }
+                        Progress::Partial => break,
+                        Progress::Wrong => panic!("{complete} complete"),
+                    }
+                }
+            }
+            assert_eq!(complete, 2);
+        }
+        assert_eq!(Reader::new(Framing::Http).take(&[b'x'; HEAD_BYTES_MAX + 1]), Progress::Wrong);
+    }
+
+    #[test]
     fn any_wrong_bit_is_seen() {
         let (_, bytes) = message(7, 200);
         for bit in 0..bytes.len() * 8 {
             let mut wrong = bytes.clone();
             wrong[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Reader::new().take(&wrong), Progress::Wrong, "bit {bit}");
+            assert_eq!(Reader::default().take(&wrong), Progress::Wrong, "bit {bit}");
         }
     }
 
@@ -250,7 +366,7 @@ mod tests {
         let (first, mut bytes) = message(1, 10);
         let (second, more) = message(2, 20);
         bytes.extend_from_slice(&more);
-        let mut reader = Reader::new();
+        let mut reader = Reader::default();
         assert_eq!(reader.take(&bytes), Progress::Complete(first, 34));
         assert_eq!(reader.take(&bytes[34..]), Progress::Complete(second, 44));
     }

@@ -16,6 +16,7 @@ use towpath_sys::socket::Transport;
 use crate::certificate::{Certificate, KeyKind};
 use crate::cpu::process_tree;
 use crate::lab::Host;
+use crate::message::Framing;
 
 /// Connections a subject has to be able to hold. Each takes two descriptors of the usual 20,000.
 const CONNECTIONS_MAX: u32 = 8_200;
@@ -40,6 +41,8 @@ pub enum Kind {
     Kernel,
     /// nginx, `stream`.
     Nginx,
+    /// nginx, `http`: it ends TLS and passes requests on.
+    NginxHttp,
     /// Whatever answers at an address across a real wire; not ours to start.
     Remote,
     /// Ourselves.
@@ -51,22 +54,30 @@ impl Kind {
     pub fn relays_datagrams(self) -> bool {
         match self {
             // haproxy#62: asked for since 2019; only its log forwarding and QUIC listen on UDP.
-            Kind::Haproxy | Kind::Hitch => false,
+            Kind::Haproxy | Kind::Hitch | Kind::NginxHttp => false,
             Kind::Kernel | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
         }
     }
 
     /// Whether it relays what is not TLS.
     pub fn relays_plain(self) -> bool {
-        self != Kind::Hitch
+        !matches!(self, Kind::Hitch | Kind::NginxHttp)
     }
 
     /// Whether it ends TLS, and speaks it to servers as well where that is asked for.
     pub fn ends_tls(self, reencrypts: bool) -> bool {
         match self {
-            Kind::Haproxy | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
+            Kind::Haproxy | Kind::Nginx | Kind::NginxHttp | Kind::Remote | Kind::Towpath => true,
             Kind::Hitch => !reencrypts,
             Kind::Kernel => false,
+        }
+    }
+
+    /// How messages have to stand in what it relays.
+    pub fn framing(self) -> Framing {
+        match self {
+            Kind::NginxHttp => Framing::Http,
+            Kind::Haproxy | Kind::Hitch | Kind::Kernel | Kind::Nginx | Kind::Remote | Kind::Towpath => Framing::Bare,
         }
     }
 }
@@ -210,7 +221,7 @@ impl std::fmt::Display for Missing {
             Missing::Unknown(name) => {
                 write!(
                     f,
-                    "`{name}` is no known subject: haproxy, hitch, kernel, nginx, towpath; haproxy and nginx with an optional buffer size, as in haproxy-256k"
+                    "`{name}` is no known subject: haproxy, hitch, kernel, nginx, nginx-http, towpath; haproxy and nginx with an optional buffer size, as in haproxy-256k"
                 )
             }
         }
@@ -223,7 +234,7 @@ impl Subject {
     /// Finds the program behind a name; `towpath` is where Towpath is expected.
     pub fn find(name: &str, towpath: &Path) -> Result<Subject, Missing> {
         let (base, buffer_kib) = match name.rsplit_once('-') {
-            None => (name, None),
+            None | Some((_, "http")) => (name, None),
             Some((base, size)) => {
                 let kib = size.strip_suffix('k').and_then(|digits| digits.parse::<u32>().ok());
                 (base, Some(kib.filter(|kib| (1..=65_536).contains(kib)).ok_or_else(|| Missing::Unknown(name.into()))?))
@@ -233,6 +244,7 @@ impl Subject {
             "haproxy" => Kind::Haproxy,
             "hitch" if buffer_kib.is_none() => Kind::Hitch,
             "nginx" => Kind::Nginx,
+            "nginx-http" => Kind::NginxHttp,
             "kernel" if buffer_kib.is_none() => Kind::Kernel,
             "towpath" if buffer_kib.is_none() => Kind::Towpath,
             _ => return Err(Missing::Unknown(name.to_owned())),
@@ -252,6 +264,7 @@ impl Subject {
                 }
                 program
             }
+            Kind::NginxHttp => in_path("nginx").ok_or_else(|| missing("install the Debian package nginx-core"))?,
             Kind::Remote => return Err(Missing::Unknown(name.to_owned())),
             Kind::Towpath if is_program(towpath) => towpath.to_owned(),
             Kind::Towpath => {
@@ -273,7 +286,7 @@ impl Subject {
     /// What the program says about its version.
     pub fn version(&self) -> String {
         let flag = match self.kind {
-            Kind::Haproxy | Kind::Nginx => "-v",
+            Kind::Haproxy | Kind::Nginx | Kind::NginxHttp => "-v",
             Kind::Hitch | Kind::Kernel | Kind::Towpath => "--version",
             Kind::Remote => return "unknown".into(),
         };
@@ -292,6 +305,7 @@ impl Subject {
             (Kind::Haproxy, None) => (include_str!("../peers/haproxy.cfg"), "# tune.bufsize: its default".into()),
             (Kind::Nginx, Some(kib)) => (include_str!("../peers/nginx.conf"), format!("proxy_buffer_size {kib}k;")),
             (Kind::Nginx, None) => (include_str!("../peers/nginx.conf"), "# proxy_buffer_size: its default".into()),
+            (Kind::NginxHttp, _) => (include_str!("../peers/nginx-http.conf"), String::new()),
             (Kind::Hitch, _) => (include_str!("../peers/hitch.conf"), String::new()),
             // Without a hook it translates and tracks nothing.
             (Kind::Kernel, _) if setting.is_routed => ("table {{ip}} relay {\n}\n", String::new()),
@@ -328,7 +342,7 @@ impl Subject {
                 "connections",
                 match self.kind {
                     // nginx counts both sides of a relayed connection.
-                    Kind::Nginx => (CONNECTIONS_MAX * 2 + 1000).to_string(),
+                    Kind::Nginx | Kind::NginxHttp => (CONNECTIONS_MAX * 2 + 1000).to_string(),
                     Kind::Haproxy | Kind::Hitch | Kind::Kernel | Kind::Remote | Kind::Towpath => {
                         CONNECTIONS_MAX.to_string()
                     }
@@ -371,7 +385,7 @@ impl Subject {
             Kind::Haproxy => include_str!("../peers/haproxy-tls.cfg"),
             Kind::Nginx => include_str!("../peers/nginx-tls.conf"),
             Kind::Towpath => include_str!("../peers/towpath-tls.toml"),
-            Kind::Hitch | Kind::Kernel | Kind::Remote => "",
+            Kind::Hitch | Kind::Kernel | Kind::NginxHttp | Kind::Remote => "",
         }
     }
 
@@ -381,6 +395,8 @@ impl Subject {
             Kind::Haproxy => " ssl verify none",
             Kind::Nginx => "proxy_ssl on;",
             Kind::Towpath => "verify_server = \"none\"\n",
+            // Of the scheme of its origins.
+            Kind::NginxHttp => "s",
             Kind::Hitch | Kind::Kernel | Kind::Remote => "",
         }
     }
@@ -411,7 +427,7 @@ impl Subject {
             Kind::Haproxy => command.arg("-db").arg("-f").arg(file.path()),
             Kind::Hitch => command.arg("--config").arg(file.path()),
             Kind::Kernel => command.arg("-f").arg(file.path()),
-            Kind::Nginx => command.args(["-e", "stderr", "-c"]).arg(file.path()),
+            Kind::Nginx | Kind::NginxHttp => command.args(["-e", "stderr", "-c"]).arg(file.path()),
             Kind::Remote => {
                 return Ok(Running { name: self.name.clone(), child: None, log, _files: Vec::new(), control: None });
             }
@@ -637,7 +653,7 @@ mod tests {
             let listen = "10.88.1.100:8443".parse().unwrap();
             Some(TlsSetting { listen, key: KeyKind::P256, reencrypts, pool_cpus: Vec::new() })
         };
-        for kind in [Kind::Haproxy, Kind::Hitch, Kind::Kernel, Kind::Nginx, Kind::Towpath] {
+        for kind in [Kind::Haproxy, Kind::Hitch, Kind::Kernel, Kind::Nginx, Kind::NginxHttp, Kind::Towpath] {
             for (buffer_kib, transport, pool, tls) in [
                 (None, Transport::Udp, None, None),
                 (Some(256), Transport::Tcp, None, tls(false)),
@@ -687,9 +703,17 @@ mod tests {
     #[test]
     fn a_name_says_program_and_buffer_size() {
         let nowhere = Path::new("/nonexistent");
-        for wrong in
-            ["squid", "haproxy-", "haproxy-256", "haproxy-0k", "hitch-64k", "towpath-256k", "kernel-64k", "nginx-fastk"]
-        {
+        for wrong in [
+            "squid",
+            "haproxy-",
+            "haproxy-256",
+            "haproxy-0k",
+            "hitch-64k",
+            "towpath-256k",
+            "kernel-64k",
+            "nginx-fastk",
+            "haproxy-http",
+        ] {
             assert!(matches!(Subject::find(wrong, nowhere), Err(Missing::Unknown(_))), "{wrong}");
         }
         let Err(Missing::Program { remedy, .. }) = Subject::find("towpath", nowhere) else { panic!("found") };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use towpath_perf::load::client::{self, Held};
 use towpath_perf::load::tls::{Tls, Version};
 use towpath_perf::load::{Pace, Plan, Security, Tally, Work, origin};
-use towpath_perf::message::{Filler, HEADER_BYTES, Header, Kind};
+use towpath_perf::message::{Filler, Framing, HEADER_BYTES, Header, Kind};
 use towpath_sys::socket::set_linger_reset;
 
 const EXCHANGES: Work = Work::KeepAlive { connections: 4, idle: 0, request_bytes: 128, answer_bytes: 20_000 };
@@ -196,6 +196,7 @@ fn plan(target: SocketAddr, work: Work) -> Plan {
         work,
         pace: Pace::Closed,
         security: Security::PLAIN,
+        framing: Framing::Bare,
         warm_up: Duration::from_millis(20),
         measure: Duration::from_millis(300),
         watch_cpus: vec![towpath_sys::host::available_cpus().unwrap()[0]],
@@ -276,6 +277,21 @@ fn work_over_tls_is_counted_and_handshakes_are_what_was_asked_for() {
         assert!(client::run_beside_origin(&beside, vec![listener], Vec::new()).unwrap().done > 0);
         let mut held = Held::open(target, 200, security.client).unwrap();
         held.prove().unwrap();
+    }
+}
+
+#[test]
+fn messages_are_bodies_of_http_where_that_is_asked_for() {
+    let tls = Some(Tls { version: Version::V13, resumes: false });
+    for security in [Security::PLAIN, Security { client: tls, origin: true }] {
+        for work in [EXCHANGES, LONG_MESSAGES, CONNECTIONS, LONG_CONNECTIONS, STREAMS] {
+            let listener = origin::listen(loopback()).unwrap();
+            let target = listener.local_addr().unwrap();
+            let plan = Plan { security, framing: Framing::Http, ..plan(target, work) };
+            let tally = client::run_beside_origin(&plan, vec![listener], Vec::new())
+                .unwrap_or_else(|error| panic!("{work:?} {security:?}: {error}"));
+            assert!(tally.done > 0 && tally.lost == 0, "{work:?}: {tally:?}");
+        }
     }
 }
 

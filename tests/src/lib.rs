@@ -25,6 +25,7 @@ pub mod deadline;
 pub mod lab;
 pub mod neighbour;
 pub mod origin;
+pub mod pki;
 pub mod roles;
 pub mod subject;
 pub mod trunk;

@@ -323,7 +323,7 @@ fn servers_see_the_pool_and_its_ports_come_back() {
         let vip = lab.vip(100);
         let pool = lab.snat(101);
         let keys = format!(
-            "protocol = \"udp\"\nidle_timeout = \"2s\"\nsource = {{ pool = [\"{pool}\"], ports = \"20000-20003\" }}"
+            "protocol = \"udp\"\nidle_timeout = \"5s\"\nsource = {{ pool = [\"{pool}\"], ports = \"20000-20003\" }}"
         );
         let _origin = Origin::udp(lab.server(1), STUN);
         let relay = subject!().start(lab.balancer(), &service("stun", vip, "3478", &keys, &ipv4(lab.servers())));

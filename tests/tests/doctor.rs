@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -12,7 +12,10 @@ use towpath_sys::ethtool::{Devices, Feature};
 use towpath_sys::link::{Route, default_destination};
 use towpath_sys::netns::Namespace;
 use towpath_sys::packet::{Direction, Tap};
-use towpath_tests::{Host, Origin, TestLab, Topology, in_lab, ipv4, packet_service, service, subject, who};
+use towpath_tests::pki::{Authority, Issued, NAME};
+use towpath_tests::{
+    Connection, Host, Origin, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service, subject, who,
+};
 
 /// What the doctor prints about a file, beside whatever runs on the balancer.
 struct Examined {
@@ -157,7 +160,7 @@ fn beside_a_daemon_it_sees_the_same_and_disturbs_nobody() {
             let daemon = subject!().start(lab.balancer(), &config);
             daemon.until_all_up();
             let vip = lab.free_vip(100);
-            let mut open = towpath_tests::Connection::open(lab.client(), (vip, 443)).expect("a connection");
+            let mut open = Connection::open(lab.client(), (vip, 443)).expect("a connection");
             open.greeting().expect("a greeting");
             let own = format!("[control]\nsocket = \"{}\"\n{config}", daemon.control().display());
             let examined = examine(lab.balancer(), &own);
@@ -446,5 +449,46 @@ fn limits_that_do_not_fit_are_found() {
         let _origin = Origin::tcp(lab.server(1), 443);
         let config = format!("[runtime]\nworkers = [4000]\n{}", full_nat(lab));
         examine(lab.balancer(), &config).assert_told("machine", "limits", "error", "");
+    });
+}
+
+/// RFC 5929 §4, as Windows has it: a logon is bound to the certificate that the client saw.
+#[test]
+fn servers_with_another_certificate_than_clients_see_are_found() {
+    in_lab(servers_with_another_certificate_than_clients_see_are_found, Topology::TwoArm, 2, |lab| {
+        let authority = Authority::new("authority");
+        let [seen, other] = [(); 2].map(|()| authority.issue(&[NAME]));
+        let serve = |host: &Host, issued: &Issued, arguments: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["s_server", "-accept", "443", "-rev", "-quiet"]).args(arguments);
+            command.arg("-cert").arg(&issued.chain).arg("-key").arg(&issued.key);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let server = host.spawn(command).expect("openssl is installed");
+            let at = (host.ipv4(), 443);
+            eventually("the server listens", || Connection::open(lab.balancer(), at).ok());
+            server
+        };
+        let tls = format!(
+            "application = \"exchange-2013\"\n[service.tls]\nmode = \"re-encrypt\"\nverify_server = \"none\"\n{}",
+            seen.table("[[service.tls.certificate]]")
+        );
+        let config = service("web", lab.vip(102), "443", &tls, &ipv4(lab.servers()));
+        let _first = serve(lab.server(1), &seen, &[]);
+        let second = serve(lab.server(2), &seen, &[]);
+        examine(lab.balancer(), &config).assert_well(&["servers", "extended-protection"]);
+
+        drop(second);
+        let second = serve(lab.server(2), &other, &[]);
+        let examined = examine(lab.balancer(), &config);
+        let found = examined.assert_told("web", "extended-protection", "warning", "");
+        assert!(found.contains("server-2") && found.contains("another certificate"), "{found}");
+
+        // What Windows Server 2012 R2 with an RSA certificate is like.
+        drop(second);
+        let _second = serve(lab.server(2), &seen, &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"]);
+        let examined = examine(lab.balancer(), &config);
+        let found = examined.assert_told("web", "extended-protection", "error", "");
+        assert!(found.contains("server-2") && found.contains("pass-through"), "{found}");
+        assert_eq!(examined.told().len(), 1, "{:#?}", examined.told());
     });
 }

@@ -1,17 +1,25 @@
 //! Services whose TLS is ended here, with the clients that there are: openssl, curl and rustls.
 
-#[path = "tls/pki.rs"]
-mod pki;
+#[path = "tls/amid.rs"]
+mod amid;
+#[path = "tls/clients.rs"]
+mod clients;
+#[path = "tls/pressure.rs"]
+mod pressure;
+#[path = "tls/storm.rs"]
+mod storm;
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
+use rustls::ClientConfig;
 use rustls::version::{TLS12, TLS13};
 use towpath_engine::status::ServiceStatus;
+use towpath_tests::pki::{NAME, Pki, ServerStream, Stream, open_for, open_with};
 use towpath_tests::{
     Bulk, Connection, Origin, PATIENCE, Subject, Sum, TestLab, Topology, eventually, in_lab, ipv4, subject,
 };
@@ -34,9 +42,15 @@ impl Stage {
     }
 
     fn set_as(lab: &TestLab, mode: &str, keys: &str, process: &str) -> Stage {
+        Stage::set_with(lab, "", mode, keys, process)
+    }
+
+    /// With keys of the service, of its TLS, and tables of the process.
+    fn set_with(lab: &TestLab, service: &str, mode: &str, keys: &str, process: &str) -> Stage {
         let (vip, pki) = (lab.vip(100), Pki::new());
         let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
         let config = pki.service(vip, mode, keys, &ipv4(lab.servers()));
+        let config = config.replace("[service.tls]", &format!("{service}\n[service.tls]"));
         let relay = subject!().start(lab.balancer(), &format!("{process}{config}"));
         Stage { relay, listener, vip, pki }
     }
@@ -97,11 +111,7 @@ fn openssl_and_curl_are_served() {
     in_lab(openssl_and_curl_are_served, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab);
         let answers = stage.listener.try_clone().expect("a descriptor");
-        thread::spawn(move || {
-            for server in answers.incoming().flatten() {
-                answer(server);
-            }
-        });
+        thread::spawn(move || answers.incoming().flatten().for_each(answer));
         let at = format!("{}:443", stage.vip);
         for version in ["-tls1_2", "-tls1_3"] {
             let mut command = Command::new("openssl");
@@ -274,12 +284,7 @@ fn a_stream_that_is_cut_off_is_told_apart_from_one_that_ends() {
 #[test]
 fn a_stream_that_the_idle_timeout_ends_looks_cut_off() {
     in_lab(a_stream_that_the_idle_timeout_ends_looks_cut_off, Topology::TwoArm, 1, |lab| {
-        let (vip, pki) = (lab.vip(100), Pki::new());
-        let listener = lab.server(1).run(|| TcpListener::bind("0.0.0.0:443")).expect("a thread").expect("a listener");
-        let config = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
-        let config = config.replace("[service.tls]", "idle_timeout = \"1s\"\n[service.tls]");
-        let relay = subject!().start(lab.balancer(), &format!("{ON_WORKERS}{config}"));
-        let stage = Stage { relay, listener, vip, pki };
+        let stage = Stage::set_with(lab, "idle_timeout = \"1s\"", "terminate", "", ON_WORKERS);
         let (mut client, mut server) = stage.open(lab);
         server.write_all(b"the first half").expect("taken");
         let mut heard = Vec::new();
@@ -543,7 +548,10 @@ fn a_name_without_a_certificate_is_refused_where_names_are_strict() {
         let config = stage.pki.client_config(&[&TLS13]);
         let error = open_for(&config, "www.example.net", lab.client(), (stage.vip, 443)).expect_err("refused");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
-        stage.ended(&[("handshake_unknown_name", 1)]);
+        let mut unnamed = ClientConfig::clone(&config);
+        unnamed.enable_sni = false;
+        open_with(&Arc::new(unnamed), lab.client(), (stage.vip, 443)).expect_err("refused");
+        stage.ended(&[("handshake_unknown_name", 2)]);
     });
 }
 

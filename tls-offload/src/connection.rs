@@ -11,9 +11,10 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
-use rustls::{ClientConfig, CommonState, Error, HandshakeKind, ServerConfig};
+use rustls::{ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion, ServerConfig};
 
 use crate::Fault;
+use crate::sealing::{self, Announcements};
 
 /// The longest record with its header: RFC 5246 §6.2.3, 2^14 + 2,048 bytes of ciphertext.
 pub const RECORD_BYTES_MAX: usize = 5 + 16_384 + 2_048;
@@ -23,12 +24,14 @@ const PLAINTEXT_BYTES_MAX: usize = 16_384;
 const SEALING_BYTES: usize = 32;
 /// What may have to leave before the next record: a key update, an alert (RFC 8446 §4.6.3).
 const REPLY_BYTES_MAX: usize = 1_024;
+/// The longest session ticket that waits for the next record; with certificates of clients they are longer.
+const TICKET_BYTES_MAX: usize = 512;
 /// Bytes that end our direction at most: an alert, and what had to leave before it.
-pub const CLOSE_BYTES_MAX: usize = 64 + REPLY_BYTES_MAX;
+pub const CLOSE_BYTES_MAX: usize = 64 + TICKET_BYTES_MAX + REPLY_BYTES_MAX;
 
 /// How many bytes `plain` bytes may need once they are sealed.
 pub const fn sealed_bytes_max(plain: usize) -> usize {
-    plain + (plain / PLAINTEXT_BYTES_MAX + 1) * SEALING_BYTES + REPLY_BYTES_MAX
+    plain + (plain / PLAINTEXT_BYTES_MAX + 1) * SEALING_BYTES + TICKET_BYTES_MAX + REPLY_BYTES_MAX
 }
 
 /// One TLS connection, towards a client or towards a real server.
@@ -38,6 +41,9 @@ pub struct Connection {
     early: Vec<u8>,
     /// What has to leave before the next record.
     reply: Vec<u8>,
+    /// A session ticket, sealed before anything in `reply`. It leaves with what leaves next: a send of its own would cost more than the ticket,
+    /// and who never reads would never let it go.
+    ticket: Vec<u8>,
     /// The peer has said that it sends no more.
     closed: bool,
     /// … and that was handed on.
@@ -119,6 +125,7 @@ impl Connection {
             role,
             early: Vec::new(),
             reply: Vec::new(),
+            ticket: Vec::new(),
             closed: false,
             closed_told: false,
             failed: false,
@@ -127,9 +134,9 @@ impl Connection {
     }
 
     /// Goes on with the handshake as far as `input` allows, takes off what it has used, and appends what must be sent to `output`: after a
-    /// failure an alert.
+    /// failure an alert. The ticket of TLS 1.3 is kept, for the first record that we seal.
     pub fn handshake(&mut self, input: &mut Vec<u8>, output: &mut Vec<u8>) -> Result<Step, Fault> {
-        let mut used = 0;
+        let (mut used, before) = (0, output.len());
         let result = loop {
             let met = self.step(&mut input[used..], |early, payload| early.extend_from_slice(payload));
             used += met.discard;
@@ -139,9 +146,18 @@ impl Connection {
                 Ok(Next::Closed) => self.closed = true,
                 Ok(Next::Dry) if self.state().is_handshaking() && self.closed => break Err(Fault::Protocol),
                 Ok(Next::Dry) if self.state().is_handshaking() => break Ok(Step::NeedsInput),
-                Ok(Next::Dry) => break Ok(Step::Complete),
+                Ok(Next::Dry) => {
+                    // What a server says behind the client's Finished is tickets (RFC 8446 §4.6.1).
+                    let is_ticket = matches!(self.role, Role::Server(_))
+                        && self.state().protocol_version() == Some(ProtocolVersion::TLSv1_3);
+                    if is_ticket && output.len() - before <= TICKET_BYTES_MAX {
+                        self.ticket = output[before..].to_vec();
+                        output.truncate(before);
+                    }
+                    break Ok(Step::Complete);
+                }
                 Err(error) => {
-                    let fault = self.fail(&error, &mut input[used..]);
+                    let fault = self.fail(&error);
                     output.append(&mut self.reply);
                     break Err(fault);
                 }
@@ -188,7 +204,7 @@ impl Connection {
                 Ok(Next::Dry) if self.reply.len() > REPLY_BYTES_MAX => return Err(Fault::Protocol),
                 Ok(Next::Dry) => break,
                 Err(error) => {
-                    let fault = self.fail(&error, &mut buffer[read.min(end)..end]);
+                    let fault = self.fail(&error);
                     if plain == 0 {
                         return Err(fault);
                     }
@@ -208,7 +224,13 @@ impl Connection {
     ///
     /// `out` has to have [`sealed_bytes_max`] of room.
     pub fn seal(&mut self, carry: &mut Vec<u8>, plain: &[u8], out: &mut [u8]) -> Result<usize, Fault> {
-        self.write(carry, out, |traffic, out| traffic.seal(plain, out))
+        if plain.len() > sealing::PLAIN_BYTES_MAX || !sealing::announces(self.state().negotiated_cipher_suite()) {
+            return self.write(carry, out, |traffic, out| traffic.seal(plain, out));
+        }
+        let mut records = [0; sealed_bytes_max(0) + sealing::ANNOUNCEMENTS_BYTES_MAX];
+        let announcements = Announcements::begin();
+        let written = self.write(carry, &mut records, |traffic, out| traffic.seal(plain, out))?;
+        announcements.seal(&records[..written], plain, out)
     }
 
     /// Ends our direction: writes a `close_notify`, behind what had to leave before; returns the bytes written.
@@ -225,12 +247,19 @@ impl Connection {
 
     /// What has to leave without waiting for the next record: an answer to the peer, or the alert after a failure. Empty, mostly.
     pub fn take_reply(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.reply)
+        let mut before = std::mem::take(&mut self.ticket);
+        before.append(&mut std::mem::take(&mut self.reply));
+        before
     }
 
     /// Whether there is something for [`Connection::take_early`].
     pub fn has_early(&self) -> bool {
         !self.early.is_empty() || (self.closed && !self.closed_told)
+    }
+
+    /// Bytes that it holds for [`Connection::take_early`].
+    pub fn early_bytes(&self) -> usize {
+        self.early.len()
     }
 
     /// Whether [`Connection::open`] has a failure to tell, whatever it is called with.
@@ -252,6 +281,11 @@ impl Connection {
     /// Whether the handshake has resumed an earlier session.
     pub fn is_resumed(&self) -> bool {
         self.state().handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    /// Whether the client was asked for another ClientHello (HelloRetryRequest, RFC 8446 §4.1.4), as far as is known while a full handshake lasts.
+    pub fn has_asked_again(&self) -> bool {
+        self.state().handshake_kind() == Some(HandshakeKind::FullWithHelloRetryRequest)
     }
 
     /// The certificates that the peer has shown, its own first.
@@ -283,10 +317,10 @@ impl Connection {
         }
     }
 
-    /// Brings the alert of a failure into `reply`, and lets rustls do nothing more.
-    fn fail(&mut self, error: &Error, input: &mut [u8]) -> Fault {
-        // What is queued comes out before anything else happens. Once only: rustls must not meet the same bytes twice.
-        let _failed = self.step(input, |_, _| {});
+    /// Brings the alert of a failure into `reply`, behind what was queued before it, and lets rustls do nothing more.
+    fn fail(&mut self, error: &Error) -> Fault {
+        // What is queued comes out before rustls looks at its input, of which it must not meet the same bytes twice: so there is none.
+        while self.state().wants_write() && self.step(&mut [], |_, _| {}).next.is_ok() {}
         self.failed = true;
         Fault::of(error)
     }
@@ -304,13 +338,13 @@ impl Connection {
                 Ok(Next::Again) => {}
                 Ok(Next::Closed) => self.closed = true,
                 Ok(Next::Dry) => break,
-                Err(error) => return Err(self.fail(&error, carry)),
+                Err(error) => return Err(self.fail(&error)),
             }
         }
-        let before = self.reply.len();
+        let reply = self.take_reply();
+        let before = reply.len();
         let (room, out) = out.split_at_mut_checked(before).ok_or(Fault::Internal)?;
-        room.copy_from_slice(&self.reply);
-        self.reply = Vec::new();
+        room.copy_from_slice(&reply);
         let written = match &mut self.role {
             Role::Client(client) => with_traffic(client.process_tls_records(carry), |traffic| write(traffic, out)),
             Role::Server(server) => with_traffic(server.process_tls_records(carry), |traffic| write(traffic, out)),

@@ -17,7 +17,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
-use crate::{Provider, Sha256};
+use crate::{Dates, Provider, Sha256, Validity};
 use chain::Sorted;
 
 pub use chain::Chain;
@@ -29,8 +29,7 @@ pub use material::{IdentityFiles, IdentityMaterial};
 pub struct Identity {
     certified: Arc<CertifiedKey>,
     names: Vec<String>,
-    not_before_s: i64,
-    not_after_s: i64,
+    dates: Dates,
     key_kind: KeyKind,
     chain: Chain,
     spare: Vec<String>,
@@ -59,26 +58,6 @@ pub enum Curve {
     P384,
     /// P-521.
     P521,
-}
-
-/// Where a moment lies relative to the dates of a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Validity {
-    /// The certificate has ended.
-    Expired {
-        /// Seconds since it did.
-        since_s: u64,
-    },
-    /// The certificate is yet to begin.
-    NotYet {
-        /// Seconds until it does.
-        in_s: u64,
-    },
-    /// Within the dates.
-    Valid {
-        /// Seconds until the certificate ends.
-        for_s: u64,
-    },
 }
 
 impl Identity {
@@ -126,8 +105,10 @@ impl Identity {
         let Sorted { certificates, chain, spare } = chain::sorted(&material.certificates, &parsed, place);
         let identity = Identity {
             names: names(leaf),
-            not_before_s: leaf.validity().not_before.timestamp(),
-            not_after_s: leaf.validity().not_after.timestamp(),
+            dates: Dates {
+                begin_s: leaf.validity().not_before.timestamp(),
+                end_s: leaf.validity().not_after.timestamp(),
+            },
             key_kind: key_kind(path, leaf)?,
             chain,
             spare,
@@ -144,23 +125,17 @@ impl Identity {
 
     /// First moment at which the certificate is valid, in Unix seconds.
     pub fn not_before_s(&self) -> i64 {
-        self.not_before_s
+        self.dates.begin_s
     }
 
     /// Last moment at which the certificate is valid, in Unix seconds.
     pub fn not_after_s(&self) -> i64 {
-        self.not_after_s
+        self.dates.end_s
     }
 
     /// Where `now_s` (Unix seconds) lies relative to the certificate's dates.
     pub fn validity(&self, now_s: i64) -> Validity {
-        if now_s < self.not_before_s {
-            Validity::NotYet { in_s: self.not_before_s.abs_diff(now_s) }
-        } else if now_s > self.not_after_s {
-            Validity::Expired { since_s: now_s.abs_diff(self.not_after_s) }
-        } else {
-            Validity::Valid { for_s: self.not_after_s.abs_diff(now_s) }
-        }
+        self.dates.validity(now_s)
     }
 
     /// Kind and size of the key.

@@ -3,6 +3,7 @@
 mod client_certs;
 mod connection;
 mod context;
+mod dates;
 mod fault;
 mod files;
 mod identity;
@@ -11,6 +12,7 @@ mod pfx;
 mod pool;
 mod provider;
 mod resolver;
+mod sealing;
 mod server_certs;
 mod sessions;
 mod tickets;
@@ -20,12 +22,13 @@ pub use connection::{CLOSE_BYTES_MAX, Connection, Handshake, Opened, RECORD_BYTE
 pub use context::{
     CipherPolicy, ClientContext, ClientSettings, ContextError, MinVersion, Resumption, ServerContext, ServerSettings,
 };
+pub use dates::{Dates, Validity, revocation_dates, staple_dates};
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
 pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
-pub use identity::{
-    Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Validity, fingerprint,
+pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, fingerprint};
+pub use pool::{
+    Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, Reclaimed, TlsPool, Work, WorkOutcome,
 };
-pub use pool::{Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, TlsPool, Work, WorkOutcome};
 pub use provider::Provider;
 pub use resolver::{ServedIdentity, SniMatch};
 pub use server_certs::{ServerVerification, Sha256};

@@ -77,6 +77,17 @@ pub struct Finished<W> {
     pub waited: Duration,
 }
 
+/// Work that was taken back before a thread had begun with it.
+#[derive(Debug)]
+pub struct Reclaimed<W> {
+    /// The work.
+    pub work: W,
+    /// What it was handed in as.
+    pub kind: HandshakeKind,
+    /// When it was handed in.
+    pub since: Instant,
+}
+
 /// Kept by who waits for work.
 #[derive(Debug)]
 pub struct Errand(Arc<AtomicBool>);
@@ -268,6 +279,16 @@ impl<W: Work> Hatch<W> {
         })?;
         self.outstanding -= 1;
         Some(finished)
+    }
+
+    /// Takes back what no thread has begun with, sessions to resume first, of each kind what has waited longest first.
+    pub fn reclaim(&mut self) -> Option<Reclaimed<W>> {
+        let shelf = &self.hall.shelves[self.worker];
+        let queues = [(HandshakeKind::Resumed, &shelf.resumed), (HandshakeKind::Full, &shelf.full)];
+        let (kind, Job { work, since, .. }) =
+            queues.into_iter().find_map(|(kind, queue)| Some((kind, queue.pop()?)))?;
+        self.outstanding -= 1;
+        Some(Reclaimed { work, kind, since })
     }
 
     /// Work handed in and not taken back.

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
+use rustls::pki_types::UnixTime;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::{ContextError, Curve, Identity, KeyKind};
+use crate::{ContextError, Curve, Identity, KeyKind, staple_dates};
 
 /// A certificate of a service.
 #[derive(Clone, Debug)]
 pub struct ServedIdentity {
     /// Chain and key.
     pub identity: Arc<Identity>,
-    /// An OCSP response about the certificate (DER, RFC 6960), shown to clients that ask for one (RFC 6066 §8).
+    /// An OCSP response about the certificate (DER, RFC 6960), shown to clients that ask for one (RFC 6066 §8) until it ends: clients refuse a
+    /// connection with one that has.
     pub staple: Option<Vec<u8>>,
 }
 
@@ -42,7 +44,36 @@ pub(crate) struct IdentityResolver {
     strict_sni: bool,
 }
 
-type Candidates = Vec<Arc<CertifiedKey>>;
+type Candidates = Vec<Arc<Shown>>;
+
+/// A certificate as clients are shown it.
+#[derive(Debug)]
+struct Shown {
+    certified: Arc<CertifiedKey>,
+    /// … without its staple once that has ended, in Unix seconds.
+    bare: Option<(i64, Arc<CertifiedKey>)>,
+}
+
+impl Shown {
+    fn of(served: &ServedIdentity) -> Shown {
+        let certified = served.identity.certified_key();
+        let Some(staple) = &served.staple else {
+            return Shown { certified: Arc::clone(certified), bare: None };
+        };
+        let stapled = CertifiedKey { ocsp: Some(staple.clone()), ..CertifiedKey::clone(certified) };
+        let bare = staple_dates(staple).map(|dates| (dates.end_s, Arc::clone(certified)));
+        Shown { certified: Arc::new(stapled), bare }
+    }
+
+    fn now(&self) -> Arc<CertifiedKey> {
+        self.at(|| i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX))
+    }
+
+    fn at(&self, now_s: impl Fn() -> i64) -> Arc<CertifiedKey> {
+        let ended = self.bare.as_ref().filter(|(end_s, _)| now_s() > *end_s);
+        Arc::clone(ended.map_or(&self.certified, |(_, bare)| bare))
+    }
+}
 
 impl IdentityResolver {
     pub(crate) fn new(identities: &[ServedIdentity], strict_sni: bool) -> Result<IdentityResolver, ContextError> {
@@ -52,18 +83,18 @@ impl IdentityResolver {
         let mut resolver =
             IdentityResolver { exact: HashMap::new(), wildcard: HashMap::new(), default: Vec::new(), strict_sni };
         for served in ranked {
-            let certified = certified(served);
+            let shown = Arc::new(Shown::of(served));
             for name in served.identity.names() {
                 let name = name.to_ascii_lowercase();
                 let (table, name) = match name.strip_prefix("*.") {
                     Some(parent) => (&mut resolver.wildcard, parent),
                     None => (&mut resolver.exact, name.as_str()),
                 };
-                table.entry(name.into()).or_default().push(Arc::clone(&certified));
+                table.entry(name.into()).or_default().push(Arc::clone(&shown));
             }
             // The RSA twin of a default ECDSA certificate is a default too.
             if served.identity.names() == first.identity.names() {
-                resolver.default.push(certified);
+                resolver.default.push(shown);
             }
         }
         Ok(resolver)
@@ -80,15 +111,15 @@ impl IdentityResolver {
     }
 
     /// The certificates that bear `name`, the exact ones first.
-    fn named(&self, name: &str) -> impl Iterator<Item = &Arc<CertifiedKey>> {
+    fn named(&self, name: &str) -> impl Iterator<Item = &Arc<Shown>> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         // A wildcard stands for one label (RFC 9525 §6.3).
         let wildcard = name.split_once('.').and_then(|(_, parent)| self.wildcard.get(parent));
         self.exact.get(name.as_str()).into_iter().chain(wildcard).flatten()
     }
 
-    fn choose(&self, server_name: Option<&str>, offered: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let fits = |certified: &&Arc<CertifiedKey>| certified.key.choose_scheme(offered).is_some();
+    fn choose(&self, server_name: Option<&str>, offered: &[SignatureScheme]) -> Option<&Shown> {
+        let fits = |shown: &&Arc<Shown>| shown.certified.key.choose_scheme(offered).is_some();
         let mut named = server_name.into_iter().flat_map(|name| self.named(name)).peekable();
         let has_name = named.peek().is_some();
         if !has_name && self.strict_sni {
@@ -96,13 +127,17 @@ impl IdentityResolver {
         }
         let first = if has_name { named.peek().copied() } else { self.default.first() };
         // With a signature that the client does not understand the handshake fails by its true cause.
-        named.find(fits).or_else(|| self.default.iter().find(fits).filter(|_| !has_name)).or(first).map(Arc::clone)
+        named
+            .find(fits)
+            .or_else(|| self.default.iter().find(fits).filter(|_| !has_name))
+            .or(first)
+            .map(|shown| &**shown)
     }
 }
 
 impl ResolvesServerCert for IdentityResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.choose(hello.server_name(), hello.signature_schemes())
+        self.choose(hello.server_name(), hello.signature_schemes()).map(Shown::now)
     }
 }
 
@@ -126,14 +161,6 @@ impl ResolvesClientCert for OneIdentity {
     }
 }
 
-fn certified(served: &ServedIdentity) -> Arc<CertifiedKey> {
-    let certified = served.identity.certified_key();
-    match &served.staple {
-        None => Arc::clone(certified),
-        Some(staple) => Arc::new(CertifiedKey { ocsp: Some(staple.clone()), ..CertifiedKey::clone(certified) }),
-    }
-}
-
 /// Cheapest first: an ECDSA P-256 signature is 18 times cheaper than one with RSA-2048.
 fn signature_cost(kind: KeyKind) -> (u8, usize) {
     match kind {
@@ -142,5 +169,22 @@ fn signature_cost(kind: KeyKind) -> (u8, usize) {
         KeyKind::Ecdsa(Curve::P384) => (2, 0),
         KeyKind::Rsa { bits } => (3, bits),
         KeyKind::Ecdsa(Curve::P521) => (4, 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+    use rustls::pki_types::PrivateKeyDer;
+
+    #[test]
+    fn a_staple_is_left_out_once_it_has_ended() {
+        let key = rcgen::KeyPair::generate().expect("made for this test").serialize_der();
+        let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.into())).expect("made for this test");
+        let bare = Arc::new(CertifiedKey::new(Vec::new(), key));
+        let stapled = CertifiedKey { ocsp: Some(vec![1]), ..CertifiedKey::clone(&bare) };
+        let shown = Shown { certified: Arc::new(stapled), bare: Some((1_000, bare)) };
+        assert!(shown.at(|| 1_000).ocsp.is_some() && shown.at(|| 1_001).ocsp.is_none());
     }
 }

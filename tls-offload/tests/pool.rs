@@ -115,6 +115,23 @@ fn sessions_to_resume_go_first_and_full_handshakes_do_not_starve() {
 }
 
 #[test]
+fn work_that_no_thread_has_begun_with_can_be_taken_back() {
+    let (pool, mut hatches, wakes) = start(&settings(1, 1, 8));
+    let hatch = &mut hatches[0];
+    let occupied = occupy(hatch, 1000);
+    for number in 0..2 {
+        assert!(hatch.submit(task(number, || panic!("not done there")), HandshakeKind::Full).is_ok());
+    }
+    assert!(hatch.submit(task(7, || panic!("not done there")), HandshakeKind::Resumed).is_ok());
+    let back: Vec<_> = std::iter::from_fn(|| hatch.reclaim()).map(|back| (back.work.number, back.kind)).collect();
+    assert_eq!(back, [(7, HandshakeKind::Resumed), (0, HandshakeKind::Full), (1, HandshakeKind::Full)]);
+    assert_eq!((hatch.outstanding(), pool.gauges().queued), (1, 0));
+    drop(occupied);
+    assert_eq!(take(hatch, &wakes, 1)[0].work.number, 1000, "what has begun comes back done");
+    assert_eq!(hatch.outstanding(), 0);
+}
+
+#[test]
 fn what_waits_too_long_comes_back_undone() {
     let mut settings = settings(1, 1, 8);
     settings.queue_deadline = Duration::ZERO;

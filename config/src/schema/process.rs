@@ -91,6 +91,16 @@ pub(super) static LIMITS: Table = Table {
              workers.",
         )
         .default("auto"),
+        key(
+            "tls_buffers",
+            Kind::Either(&[
+                Kind::Word(&[word("auto", "As a sixteenth of the memory allows, 64 at least and 8,192 at most.")]),
+                integer(16, 32_768, "buffers"),
+            ]),
+            "Buffers per worker for connections whose TLS is ended, of each kind: to receive into and to send from, 128 KiB and a little more each. One \
+             is held only while its bytes wait to be sent. Of records of which only a part has come, 128 KiB per buffer are kept beside them.",
+        )
+        .default("auto"),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
             .default("16384"),
     ],

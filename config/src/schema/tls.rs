@@ -66,7 +66,7 @@ pub static TLS: Table = Table {
             Kind::Tables(&CERTIFICATE, 64),
             "Certificates, for clients to be chosen by the name that they ask for (SNI) and by what they can verify; the first is for who asks for none.",
         ),
-        key("strict_sni", Kind::Bool, "Refuse clients that ask for a name that no certificate has.").default("false"),
+        key("strict_sni", Kind::Bool, "Refuse clients that ask for a name that no certificate has, or for none.").default("false"),
         key("min_version", Kind::Word(TLS_VERSIONS), "Oldest version accepted.")
             .described("`\"1.2\"`, with `ciphers = \"modern\"` `\"1.3\"`"),
         key(

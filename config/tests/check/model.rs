@@ -26,6 +26,7 @@ fn a_short_file_gets_the_documented_defaults() {
             udp_sessions: None,
             persistence_entries: 262_144,
             buffers: None,
+            tls_buffers: None,
             buffer_bytes: 16_384,
             flows: 1_048_576,
             fast_flows: None,
@@ -93,6 +94,7 @@ connections = 5000
 udp_sessions = 100
 persistence_entries = 200
 buffers = 64
+tls_buffers = 128
 buffer_bytes = 131072
 flows = 4096
 fast_flows = 2048
@@ -154,6 +156,7 @@ group = "shared"
             udp_sessions: Some(100),
             persistence_entries: 200,
             buffers: Some(64),
+            tls_buffers: Some(128),
             buffer_bytes: 131_072,
             flows: 4096,
             fast_flows: Some(2048),

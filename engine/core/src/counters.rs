@@ -87,6 +87,8 @@ counters!(
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
+        OutOfTlsBuffers = "out_of_tls_buffers", "Others waited for TLS buffers (limits.tls_buffers), and its peer took less than 64 kbit/s of what it held.";
+        OutOfTlsMemory = "out_of_tls_memory", "Parts of TLS records filled the room for them (limits.tls_buffers), and it had waited longest for the rest of its own.";
         NoServer = "no_server", "No real server was up and ready.";
         RequestCutOff = "request_cut_off", "HTTP: the client ended its stream amid a request.";
         ResponseCutOff = "response_cut_off", "HTTP: the real server's connection ended amid a response; the client's was reset.";

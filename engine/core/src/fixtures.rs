@@ -112,6 +112,7 @@ pub(crate) fn model() -> Model {
             udp_sessions: Some(1024),
             persistence_entries: 1024,
             buffers: Some(64),
+            tls_buffers: None,
             buffer_bytes: 16_384,
             flows: 1024,
             fast_flows: None,

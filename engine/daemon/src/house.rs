@@ -285,9 +285,9 @@ impl Truth {
         self.events.record(tone, event.subject(subject));
     }
 
-    /// Announces certificates that are about to end, and those that were renewed.
+    /// Announces certificates, revocation lists and OCSP responses that are about to end, and those that were renewed.
     pub(crate) fn announce_certificates(&mut self) {
-        for (tone, event) in self.expiry.turn(self.material.certificates(), unix_s()) {
+        for (tone, event) in self.expiry.turn(self.material.certificates(), self.material.dated(), unix_s()) {
             self.events.record(tone, event);
         }
     }

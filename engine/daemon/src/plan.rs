@@ -19,7 +19,7 @@ use crate::packets::claims;
 use crate::packets::fast::Readiness;
 use crate::preflight::HostFacts;
 use crate::shared::Inbox;
-use crate::worker::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES, RECORD_BUFFER_BYTES};
+use crate::worker::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES, RECORD_BUFFER_BYTES, kept_bytes_max};
 
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
@@ -113,7 +113,7 @@ const RECORD_BUFFERS: std::ops::RangeInclusive<u64> = 64..=8_192;
 const RECORDS_SHARE: u64 = 16;
 /// State of one leg with TLS, idle.
 const TLS_LEG_BYTES: u64 = 5 * 1024;
-/// State of one handshake under way, with a ClientHello of usual length.
+/// State of one handshake under way; what has been received of it is counted with the parts of records.
 const HANDSHAKE_BYTES: u64 = 16 * 1024;
 /// A flow in the large table, or in that of half-open ones, with its places in index and timers.
 const FLOW_BYTES: u64 = 128;
@@ -649,7 +649,7 @@ impl Needs {
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
         let tls_legs = tls_legs(model);
-        let record_buffers = if tls_legs > 0 { record_buffers(workers, input) } else { 0 };
+        let record_buffers = if tls_legs > 0 { record_buffers(model, workers, input) } else { 0 };
         // Both kinds are numbered together.
         let buffers = buffers.min(u32::from(u16::MAX - record_buffers));
         let http_buffers = if tls_legs == 0 && has_http(model) { buffers.min(OUTGOING_BUFFERS_MAX) as u16 } else { 0 };
@@ -665,6 +665,7 @@ impl Needs {
             share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
             share("TLS buffers", workers * u64::from(record_buffers) * RECORD_BUFFER_BYTES),
             share("HTTP buffers", workers * u64::from(http_buffers) * u64::from(OUTGOING_BYTES)),
+            share("parts of TLS records", workers * kept_bytes_max(record_buffers) as u64),
             share("TLS handshakes", handshakes * HANDSHAKE_BYTES),
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
             share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
@@ -816,9 +817,11 @@ fn has_http(model: &Model) -> bool {
 }
 
 /// Buffers of each kind for connections with TLS, of one worker.
-fn record_buffers(workers: u64, input: &PlanInput) -> u16 {
+fn record_buffers(model: &Model, workers: u64, input: &PlanInput) -> u16 {
     let affordable = input.memory_bytes / RECORDS_SHARE / workers / RECORD_BUFFER_BYTES;
-    u16::try_from(affordable.clamp(*RECORD_BUFFERS.start(), *RECORD_BUFFERS.end())).expect("clamped to 16 bits")
+    let derived = affordable.clamp(*RECORD_BUFFERS.start(), *RECORD_BUFFERS.end());
+    let buffers = model.limits.tls_buffers.map_or(derived, u64::from);
+    u16::try_from(buffers).expect("the key and the clamp have 16 bits")
 }
 
 /// Distinct (server, checked port) pairs; each may be under way at the same time.

@@ -13,6 +13,14 @@ use crate::errno::{Cause, check};
 /// (see [`crate::host::somaxconn`]).
 pub const BACKLOG: u32 = 4096;
 
+/// More than a receive queue holds (`net.ipv4.tcp_rmem` has 6 MiB at most, by default).
+const DISCARDED_BYTES_MAX: usize = 64 << 20;
+
+/// The beginning of `struct tcp_info` (include/uapi/linux/tcp.h), in words of eight bytes, …
+const TCP_INFO_WORDS: usize = 16;
+/// … of which `tcpi_bytes_acked` is this one.
+const ACKNOWLEDGED_WORD: usize = 15;
+
 /// `SO_DETACH_REUSEPORT_BPF` (include/uapi/asm-generic/socket.h), which libc lacks on some targets.
 const SO_DETACH_REUSEPORT_BPF: libc::c_int = 68;
 
@@ -258,6 +266,27 @@ pub fn peek(socket: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     usize::try_from(seen).map_err(|_| io::Error::last_os_error())
 }
 
+/// Drops what waits in the receive queue of a TCP connection: unread, it would make the close send a reset, which may take back what was sent
+/// last (RFC 1122 §4.2.2.13).
+pub fn discard_unread(socket: &impl AsFd) -> io::Result<()> {
+    let flags = libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    // SAFETY: with MSG_TRUNC, TCP drops the bytes and writes nothing through the pointer (tcp(7)).
+    let dropped = unsafe { libc::recv(socket.as_fd().as_raw_fd(), std::ptr::null_mut(), DISCARDED_BYTES_MAX, flags) };
+    usize::try_from(dropped).map(|_| ()).map_err(|_| io::Error::last_os_error())
+}
+
+/// Bytes that the peer of a TCP connection has acknowledged since its beginning (`tcpi_bytes_acked`, RFC 4898).
+pub fn acknowledged_bytes(socket: &impl AsFd) -> io::Result<u64> {
+    let mut info = [0u64; TCP_INFO_WORDS];
+    let mut length = size_of_val(&info) as libc::socklen_t;
+    let place = info.as_mut_ptr().cast();
+    // SAFETY: the pointers name `info` and its length, both outlive the call, and the kernel writes at most `length`.
+    check(unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
+    })?;
+    Ok(info[ACKNOWLEDGED_WORD])
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.
@@ -446,7 +475,7 @@ pub(crate) fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) ->
 mod tests {
     use super::*;
     use std::io::{Read, Write};
-    use std::net::{TcpStream, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
 
     fn loopback() -> SocketAddr {
@@ -503,6 +532,43 @@ mod tests {
         set_linger_reset(&client).unwrap();
         drop(client);
         assert_eq!(server.read(&mut [0; 1]).unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn what_a_peer_has_acknowledged_is_counted() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        let before = acknowledged_bytes(&client).unwrap();
+        client.write_all(&[7; 3_000]).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(server.read_to_end(&mut Vec::new()).unwrap(), 3_000);
+        // The end of the stream is read only once it was acknowledged, on this host.
+        let acknowledged = acknowledged_bytes(&client).unwrap() - before;
+        assert!((3_000..=3_001).contains(&acknowledged), "{acknowledged}");
+    }
+
+    #[test]
+    fn what_lies_unread_does_not_take_back_the_last_words() {
+        for discards in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, _) = listener.accept().unwrap();
+            client.write_all(&[7; 10_000]).unwrap();
+            crate::host::await_readable(&server, Duration::from_secs(10)).unwrap();
+            server.write_all(b"last words").unwrap();
+            shutdown_write(&server).unwrap();
+            if discards {
+                discard_unread(&server).unwrap();
+                assert_eq!(peek(&server, &mut [0; 1]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            }
+            drop(server);
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).unwrap();
+            assert_eq!(heard, b"last words");
+            // A reset behind the end of the stream shows as the socket's error only.
+            assert_eq!(client.take_error().unwrap().is_none(), discards);
+        }
     }
 
     #[test]

@@ -261,7 +261,7 @@ impl Callers {
             filler_bytes: self.request_filler,
             answer_filler_bytes: self.answer_filler,
         };
-        wire.say(slot, header)?;
+        wire.say(slot, &wire.framing.request_head(&header), header)?;
         if streams {
             wire.expect_stream(slot, tag);
         }

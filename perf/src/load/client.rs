@@ -14,6 +14,7 @@ use super::spin::Spin;
 use super::tls::Tls;
 use super::{Pace, Plan, Security, Tally, Work, recorded};
 use crate::cpu::{CpuTime, process_seconds};
+use crate::message::Framing;
 
 /// How long nothing may happen where something must: no connection answers, no request that is under way ends.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
@@ -38,7 +39,7 @@ pub fn run_beside_origin(plan: &Plan, listeners: Vec<TcpListener>, sockets: Vec<
         let message = "streams of bytes keep a rate only where their origin is beside the client";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let mut engine = Engine::for_work(plan.work, plan.security)?;
+    let mut engine = Engine::for_work(plan.work, plan.security, plan.framing)?;
     let tally = engine.answer_on(listeners, sockets).and_then(|()| drive(plan, &mut engine));
     let closed = engine.close();
     let tally = tally?;
@@ -61,7 +62,7 @@ impl Held {
         let (tell, proven) = channel();
         let thread = thread::Builder::new().name("held".to_owned()).spawn(move || {
             let work = Work::Hold { connections };
-            let mut engine = match Engine::for_work(work, Security { client: tls, origin: false }) {
+            let mut engine = match Engine::for_work(work, Security { client: tls, origin: false }, Framing::Bare) {
                 Ok(engine) => engine,
                 Err(error) => return drop(tell.send(Err(error))),
             };

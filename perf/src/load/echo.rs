@@ -20,7 +20,7 @@ pub(super) fn heard(wire: &mut Wire, number: usize, socket: &UdpSocket, completi
     if let Some(buffer) = completion.buffer() {
         if let Some(datagram) = wire.ring.datagram(buffer, completion.result()) {
             let payload = wire.ring.datagram_buffers().bytes(buffer, datagram.start, datagram.len);
-            let whole = matches!(Reader::new().take(payload), Progress::Complete(_, used) if used == payload.len());
+            let whole = matches!(Reader::default().take(payload), Progress::Complete(_, used) if used == payload.len());
             // An answer that cannot be sent is missed by its client.
             let _missed = match whole {
                 true => socket.send_to(payload, datagram.sender),

@@ -21,7 +21,7 @@ use super::spin::Spin;
 use super::tls::{self, sealed_bytes_max};
 use super::wire::{Listen, Role, SEALED_WINDOW_BYTES, Token, What, Wire};
 use super::{Security, Work, echo, origin};
-use crate::message::HEADER_BYTES;
+use crate::message::{Framing, HEADER_BYTES};
 
 /// Completions handled in one turn.
 const COMPLETIONS_MAX: usize = 1024;
@@ -77,11 +77,11 @@ pub(super) struct Engine {
 
 impl Engine {
     /// For clients, and for origins that answer them and nobody else.
-    pub(super) fn for_work(work: Work, security: Security) -> io::Result<Engine> {
-        // A message, and what TLS adds to it.
+    pub(super) fn for_work(work: Work, security: Security, framing: Framing) -> io::Result<Engine> {
+        // A message, and what HTTP and TLS add to it.
         let room_for = |message_bytes| match security {
-            Security::PLAIN => room_for(message_bytes),
-            _ => room_for_sealed(message_bytes),
+            Security::PLAIN => room_for(message_bytes + framing.head_bytes()),
+            _ => room_for_sealed(message_bytes + framing.head_bytes()),
         };
         let wire = match work {
             Work::Bulk { streams } => {
@@ -103,6 +103,7 @@ impl Engine {
             }
         };
         let mut engine = Engine::on(wire)?;
+        engine.wire.framing = framing;
         engine.wire.client_tls = security.client.map(tls::client_config).transpose()?;
         engine.wire.origin_tls = if security.origin { Some(tls::origin_config()?) } else { None };
         Ok(engine)

@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::cpu::CpuUse;
+use crate::message::Framing;
 use hdrhistogram::Histogram;
 use tls::Tls;
 
@@ -119,6 +120,8 @@ pub struct Plan {
     pub pace: Pace,
     /// By TLS or not.
     pub security: Security,
+    /// How messages stand in the streams of connections.
+    pub framing: Framing,
     /// Not counted, so that caches, connections and windows are as they stay. Begins when all connections that stay are open.
     pub warm_up: Duration,
     /// Counted.

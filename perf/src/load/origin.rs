@@ -79,7 +79,7 @@ pub(super) fn heard(wire: &mut Wire, slot: u32, heard: Heard) -> io::Result<()> 
         Heard::Message(_) | Heard::Filler(_) | Heard::Wrong if busy => wire.close(slot),
         Heard::Message(_) | Heard::Filler(_) | Heard::Wrong => {
             *then = Then::Ignore;
-            wire.say(slot, CORRUPT)?;
+            wire.say(slot, &wire.framing.answer_head(Kind::Answer, &CORRUPT), CORRUPT)?;
             wire.hear(slot, Listen::Many)
         }
     }
@@ -107,7 +107,7 @@ fn answer(wire: &mut Wire, slot: u32, request: Header) -> io::Result<()> {
         filler_bytes: request.answer_filler_bytes,
         answer_filler_bytes: 0,
     };
-    wire.say(slot, answer)?;
+    wire.say(slot, &wire.framing.answer_head(request.kind, &answer), answer)?;
     match request.kind {
         Kind::Answer => wire.hear(slot, Listen::Many),
         // Closed in the same submission.

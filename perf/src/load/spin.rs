@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use towpath_sys::ring::Ring;
 
-/// How long it waits awake before it sleeps.
-const SPIN_MAX: Duration = Duration::from_micros(200);
+/// How long it waits awake before it sleeps: longer than a subject takes for one signature.
+const SPIN_MAX: Duration = Duration::from_millis(2);
 
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 16;

@@ -16,7 +16,7 @@ use super::callers::Call;
 use super::gauge::Schedule;
 use super::origin::Then;
 use super::tls::{Channel, sealed_bytes_max};
-use crate::message::{Filler, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
+use crate::message::{Filler, Framing, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
 
 /// Connections that one thread carries at once.
 const CONNECTIONS_MAX: usize = 1 << SLOT_BITS;
@@ -201,6 +201,8 @@ pub(super) struct Wire {
     pub(super) origin_tls: Option<Arc<ServerConfig>>,
     /// Whether each handshake of a client has to resume a session, or must not; `None` where either will do.
     pub(super) must_resume: Option<bool>,
+    /// How messages stand in the streams of connections.
+    pub(super) framing: Framing,
     /// Ciphertext while it is opened.
     incoming: Vec<u8>,
     /// What leaves, while it is sealed: plaintext, and its records.
@@ -245,6 +247,7 @@ impl Wire {
             client_tls: None,
             origin_tls: None,
             must_resume: None,
+            framing: Framing::Bare,
             incoming: Vec::new(),
             spoken: Vec::new(),
             sealed: vec![0; out_bytes as usize],
@@ -325,7 +328,7 @@ impl Wire {
             socket,
             role,
             tls,
-            reader: Reader::new(),
+            reader: Reader::new(self.framing),
             stream: None,
             receiving: false,
             sending: 0,
@@ -448,33 +451,42 @@ impl Wire {
         self.open(slot).is_some_and(|connection| connection.sending > 0)
     }
 
-    /// Sends a message; nothing may be under way.
-    pub(super) fn say(&mut self, slot: u32, header: Header) -> io::Result<()> {
-        let token = self.token(What::Say, slot);
+    /// Sends a message behind its head, if it has one; nothing may be under way.
+    pub(super) fn say(&mut self, slot: u32, head: &str, header: Header) -> io::Result<()> {
+        let before = head.len() + HEADER_BYTES;
         let is_sealed = self.open(slot).is_some_and(|connection| connection.tls.is_some());
         let reserved = if is_sealed { sealed_bytes_max(self.out_bytes as usize) as u32 - self.out_bytes } else { 0 };
-        let room = self.out_bytes - reserved - HEADER_BYTES as u32;
+        let room = self.out_bytes - reserved - before as u32;
         let mut filler = Filler::of(header.tag);
         let part = header.filler_bytes.min(room).min(WINDOW_BYTES_MAX as u32);
         let (buffer, length) = if is_sealed {
             let mut spoken = std::mem::take(&mut self.spoken);
             spoken.clear();
+            spoken.extend_from_slice(head.as_bytes());
             spoken.extend_from_slice(&header.encode());
             spoken.extend_from_slice(filler.window(part as usize));
             let sealed = self.seal(slot, &spoken);
             self.spoken = spoken;
             sealed?
         } else {
-            (self.compose(&header, filler.window(part as usize))?, HEADER_BYTES as u32 + part)
+            (self.compose(head, &header, filler.window(part as usize))?, before as u32 + part)
         };
+        if let Some(connection) = self.open(slot) {
+            connection.rest = filler;
+            connection.rest_bytes = u64::from(header.filler_bytes - part);
+        }
+        self.send_first(slot, buffer, length)
+    }
+
+    /// Sends what a message begins with.
+    fn send_first(&mut self, slot: u32, buffer: u16, length: u32) -> io::Result<()> {
+        let token = self.token(What::Say, slot);
         let Wire { ring, places, pending, composed_bytes, .. } = self;
         let Some(connection) = places[slot as usize].connection.as_mut() else {
             release(ring, buffer);
             return Ok(());
         };
         connection.sending = length;
-        connection.rest = filler;
-        connection.rest_bytes = u64::from(header.filler_bytes - part);
         *composed_bytes += connection.sending;
         ring.send_outgoing(connection.socket.as_fd(), buffer, connection.sending, Token { buffer, ..token }.encode())?;
         *pending += 1;
@@ -487,9 +499,23 @@ impl Wire {
 
     /// Sends filler without end.
     pub(super) fn say_stream(&mut self, slot: u32, tag: u64) -> io::Result<()> {
+        let head = self.framing.stream_head();
         if let Some(connection) = self.open(slot) {
             connection.rest = Filler::of(tag);
             connection.rest_bytes = u64::MAX;
+        }
+        if !head.is_empty() {
+            let is_sealed = self.open(slot).is_some_and(|connection| connection.tls.is_some());
+            let (buffer, length) = if is_sealed {
+                self.seal(slot, head.as_bytes())?
+            } else {
+                let buffer = self.lease()?;
+                if let Some(buffers) = self.ring.outgoing_buffers() {
+                    buffers.write(buffer, 0, head.as_bytes());
+                }
+                (buffer, head.len() as u32)
+            };
+            return self.send_first(slot, buffer, length);
         }
         self.say_when_due(slot)
     }
@@ -559,7 +585,7 @@ impl Wire {
     /// Sends one datagram on a connected socket.
     pub(super) fn say_datagram(&mut self, flow: usize, socket: BorrowedFd<'_>, header: Header) -> io::Result<()> {
         let mut filler = Filler::of(header.tag);
-        let buffer = self.compose(&header, filler.window(header.filler_bytes as usize))?;
+        let buffer = self.compose("", &header, filler.window(header.filler_bytes as usize))?;
         let token = Token { buffer, ..Token::of(What::FlowSent, flow) };
         self.ring.send_outgoing(socket, buffer, HEADER_BYTES as u32 + header.filler_bytes, token.encode())?;
         self.pending += 1;
@@ -589,11 +615,13 @@ impl Wire {
     }
 
     /// A header and filler in a leased buffer, so that they leave in one piece.
-    fn compose(&mut self, header: &Header, filler: &[u8]) -> io::Result<u16> {
+    fn compose(&mut self, head: &str, header: &Header, filler: &[u8]) -> io::Result<u16> {
         let buffer = self.lease()?;
         let Some(buffers) = self.ring.outgoing_buffers() else { return Ok(buffer) };
-        buffers.write(buffer, 0, &header.encode());
-        buffers.write(buffer, HEADER_BYTES as u32, filler);
+        let start = head.len() as u32;
+        buffers.write(buffer, 0, head.as_bytes());
+        buffers.write(buffer, start, &header.encode());
+        buffers.write(buffer, start + HEADER_BYTES as u32, filler);
         Ok(buffer)
     }
 
@@ -721,6 +749,7 @@ impl Connection {
     /// Verifies a piece.
     fn take(&mut self, piece: &[u8]) -> Heard {
         if let Some(filler) = &mut self.stream {
+            let Some(piece) = self.reader.pass_head(piece).map(|head| &piece[head..]) else { return Heard::Wrong };
             return if filler.matches(piece) { Heard::Filler(piece.len()) } else { Heard::Wrong };
         }
         match self.reader.take(piece) {

@@ -11,6 +11,7 @@ use super::sample::{Reading, Sample, panicked};
 use super::stage::{Origin, Stage, explain};
 use super::{Case, Options, Unit};
 use crate::load::{Pace, Plan, Security, Tally, Work, client};
+use crate::message::Framing;
 use crate::peers::{Running, Subject};
 use crate::report::Phase;
 
@@ -112,6 +113,7 @@ fn shake_hands(
         work: Work::Handshake { concurrency },
         pace,
         security: Security { origin: false, ..case.security() },
+        framing: Framing::Bare,
         warm_up: options.warm_up,
         // Beyond those who are told of.
         measure: options.measure + options.warm_up,

@@ -40,6 +40,7 @@ use crate::certificate::KeyKind;
 use crate::load::tls::Tls;
 use crate::load::{Security, Work};
 use crate::machine::Machine;
+use crate::message::Framing;
 use crate::peers::{Kind, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
 pub use plane::{Cargo, FLOWS_MAX, InMemory, counted};
@@ -252,12 +253,12 @@ impl Course {
             Course::Isolation { .. } => kind.relays_plain(),
             // Others take two descriptors for each connection.
             Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
-            Course::Load { .. } | Course::Memory { .. } | Course::RoundTrip | Course::Snat { .. } => {
-                match self.transport() {
-                    Transport::Tcp => true,
-                    Transport::Udp => kind.relays_datagrams(),
-                }
-            }
+            // What is held is not asked by HTTP.
+            Course::Memory { .. } => kind.framing() == Framing::Bare,
+            Course::Load { .. } | Course::RoundTrip | Course::Snat { .. } => match self.transport() {
+                Transport::Tcp => true,
+                Transport::Udp => kind.relays_datagrams(),
+            },
         }
     }
 

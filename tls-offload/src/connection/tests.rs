@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, X25519};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
 
@@ -31,20 +33,40 @@ impl Draws {
 }
 
 fn configs(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    configs_with(versions, Provider::AwsLcRs.crypto())
+}
+
+/// The same with this cryptography of the client's.
+fn configs_with(
+    versions: &[&'static SupportedProtocolVersion],
+    of_client: CryptoProvider,
+) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
+    let (server, roots) = server_of(versions);
+    (server, client_of(of_client, versions, roots))
+}
+
+fn server_of(versions: &[&'static SupportedProtocolVersion]) -> (Arc<ServerConfig>, RootCertStore) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["one.test".to_owned()]).expect("made for this test");
-    let crypto = Arc::new(Provider::AwsLcRs.crypto());
     let key = PrivateKeyDer::Pkcs8(signing_key.serialize_der().into());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&crypto))
+    let server = ServerConfig::builder_with_provider(Arc::new(Provider::AwsLcRs.crypto()))
         .with_protocol_versions(versions)
         .expect("made for this test");
     let server =
         server.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("made for this test");
     let mut roots = RootCertStore::empty();
     roots.add(cert.der().clone()).expect("made for this test");
-    let client =
-        ClientConfig::builder_with_provider(crypto).with_protocol_versions(versions).expect("made for this test");
-    (Arc::new(server), Arc::new(client.with_root_certificates(roots).with_no_client_auth()))
+    (Arc::new(server), roots)
+}
+
+fn client_of(
+    crypto: CryptoProvider,
+    versions: &[&'static SupportedProtocolVersion],
+    roots: RootCertStore,
+) -> Arc<ClientConfig> {
+    let client = ClientConfig::builder_with_provider(Arc::new(crypto));
+    let client = client.with_protocol_versions(versions).expect("made for this test");
+    Arc::new(client.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn name() -> ServerName<'static> {
@@ -188,6 +210,29 @@ fn what_comes_with_the_end_of_the_handshake_is_not_lost() {
     }
 }
 
+/// Who has to know that the flight with the signature is still to come.
+#[test]
+fn a_client_that_guesses_the_group_wrong_is_asked_again() {
+    let ends = |of_client| {
+        let (server, client) = configs_with(VERSIONS[1], of_client);
+        let server = End::of(Connection::accept(server).expect("made for this test"));
+        (server, End::of(Connection::connect(client, name(), None).expect("made for this test")))
+    };
+    let mut draws = Draws(7);
+    let (mut server, mut client) = ends(Provider::AwsLcRs.crypto());
+    shake(&mut client, &mut server, &mut draws, 1_000);
+    assert!(!server.connection.has_asked_again() && !client.connection.has_asked_again());
+
+    // It sends a share of the first only, which the server lacks.
+    let groups = CryptoProvider { kx_groups: vec![MLKEM768, X25519], ..Provider::AwsLcRs.crypto() };
+    let (mut server, mut client) = ends(groups);
+    client.take(&[]).expect("made for this test");
+    carry(&mut client, &mut server, &mut draws, 1_000).expect("made for this test");
+    assert!(server.connection.has_asked_again() && !server.output.is_empty());
+    shake(&mut client, &mut server, &mut draws, 1_000);
+    assert!(server.connection.has_asked_again());
+}
+
 #[test]
 fn rustls_clients_are_understood_and_answered() {
     for versions in VERSIONS {
@@ -226,6 +271,55 @@ fn rustls_clients_are_understood_and_answered() {
     }
 }
 
+/// What another's client, of rustls' own suites, has read of these bytes.
+fn read_by(client: &mut ClientConnection, mut bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while !bytes.is_empty() {
+        client.read_tls(&mut bytes).expect("made for this test");
+        let available = client.process_new_packets().expect("made for this test").plaintext_bytes_to_read();
+        let before = plain.len();
+        plain.resize(before + available, 0);
+        client.reader().read_exact(&mut plain[before..]).expect("made for this test");
+    }
+    plain
+}
+
+fn flight_of(client: &mut ClientConnection) -> Vec<u8> {
+    let mut flight = Vec::new();
+    while client.wants_write() {
+        client.write_tls(&mut flight).expect("made for this test");
+    }
+    flight
+}
+
+#[test]
+fn records_of_any_length_and_suite_are_sealed_in_place_as_rustls_would() {
+    let draws = &mut Draws(77);
+    let (server_config, roots) = server_of(VERSIONS[1]);
+    for suite in aws_lc_rs::ALL_CIPHER_SUITES.iter().filter(|suite| suite.tls13().is_some()) {
+        let crypto = CryptoProvider { cipher_suites: vec![*suite], ..aws_lc_rs::default_provider() };
+        let mut client =
+            ClientConnection::new(client_of(crypto, VERSIONS[1], roots.clone()), name()).expect("made for this test");
+        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).expect("made for this test"));
+        while client.is_handshaking() || !server.complete {
+            server.take(&flight_of(&mut client)).expect("made for this test");
+            read_by(&mut client, &std::mem::take(&mut server.output));
+        }
+        assert!(sealing::announces(server.connection.state().negotiated_cipher_suite()));
+        let longest = sealing::PLAIN_BYTES_MAX;
+        for length in [1, 12, 16_383, 16_384, 16_385, 3 * 16_384, 131_072, longest, longest + 1] {
+            let said = draws.bytes(length);
+            server.seal(&said);
+            let sealed = std::mem::take(&mut server.output);
+            assert!(sealed.len() > said.len() && read_by(&mut client, &sealed) == said, "{suite:?} {length}");
+            // The answer to a key update leaves in front of the next record, which has the next key (RFC 8446 §4.6.3).
+            client.refresh_traffic_keys().expect("made for this test");
+            client.writer().write_all(b"?").expect("made for this test");
+            server.take(&flight_of(&mut client)).expect("made for this test");
+        }
+    }
+}
+
 #[test]
 fn what_is_not_tls_is_refused_with_an_alert() {
     let (server_config, _) = configs(VERSIONS[1]);
@@ -248,6 +342,22 @@ fn ends_with_nothing_in_common_say_so() {
     assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
     // protocol_version
     assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(70)));
+}
+
+/// The alert comes last, behind the rest of a flight that has begun.
+#[test]
+fn a_failure_in_the_middle_of_a_flight_is_told() {
+    for versions in VERSIONS {
+        let (mut server_config, client_config) = configs(versions);
+        Arc::make_mut(&mut server_config).alpn_protocols = vec![b"imap".to_vec()];
+        let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+        let mut client = End::of(Connection::connect(client_config, name(), Some(b"h2")).expect("made for this test"));
+        let draws = &mut Draws(1);
+        client.take(&[]).expect("made for this test");
+        assert_eq!(carry(&mut client, &mut server, draws, usize::MAX), Err(Fault::NothingShared));
+        // no_application_protocol
+        assert_eq!(carry(&mut server, &mut client, draws, usize::MAX), Err(Fault::Alert(120)), "{versions:?}");
+    }
 }
 
 #[test]

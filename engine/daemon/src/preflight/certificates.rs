@@ -1,4 +1,5 @@
-//! Certificates and keys that services name: whether they make identities, for how long, and who else may read them (T-37).
+//! Certificates and keys that services name: whether they make identities, for how long, and who else may read them (T-37). Of revocation lists and
+//! OCSP responses, for how long they are good.
 
 use std::collections::HashMap;
 use std::mem;
@@ -7,10 +8,10 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use towpath_config::model::{CertificateFiles, Model};
-use towpath_tls::{Chain, Identity, IdentityError, Validity};
+use towpath_tls::{Chain, Dates, FileError, Identity, IdentityError, Validity};
 
 use super::{Check, Finding, Severity};
-use crate::tls::{identity_files, provider};
+use crate::tls::{DatedKind, LAST_PART, dated_files, dates_of, identity_files, provider};
 
 /// A certificate that ends so soon is told: authorities renew a month before.
 const ENDS_SOON_S: u64 = 21 * 86_400;
@@ -22,6 +23,8 @@ pub struct Certificates {
     pub now_s: i64,
     /// By the files that they are in.
     pub read: HashMap<CertificateFiles, ReadIdentity>,
+    /// From when until when revocation lists and OCSP responses are good, by file; `None` where they do not say.
+    pub dated: HashMap<PathBuf, Result<Option<Dates>, Arc<FileError>>>,
 }
 
 /// One identity as its files say it.
@@ -47,12 +50,17 @@ impl Certificates {
                 }
             });
         }
-        Certificates { now_s: i64::try_from(now).unwrap_or(i64::MAX), read }
+        let mut dated = HashMap::new();
+        for (_, kind, path) in each_dated(model) {
+            dated.entry(path.to_path_buf()).or_insert_with(|| dates_of(kind, path).map_err(Arc::new));
+        }
+        Certificates { now_s: i64::try_from(now).unwrap_or(i64::MAX), read, dated }
     }
 
     /// What is wrong with them.
     pub(super) fn check(&self, model: &Model, findings: &mut Vec<Finding>) {
         self.check_hidden(model, findings);
+        self.check_dated(model, findings);
         for (service, files) in each(model) {
             let Some(read) = self.read.get(files) else { continue };
             let mut tell = |severity, path: &Path, message: String| {
@@ -75,6 +83,40 @@ impl Certificates {
                 Err(error) => tell(Severity::Error, error.path(), error.to_string()),
                 Ok(identity) => self.judge(identity, &files.file, &mut tell),
             }
+        }
+    }
+
+    /// Revocation lists and OCSP responses that have ended, or soon will.
+    fn check_dated(&self, model: &Model, findings: &mut Vec<Finding>) {
+        for (service, kind, path) in each_dated(model) {
+            let Some(read) = self.dated.get(path) else { continue };
+            let (shown, noun) = (path.display(), kind.noun());
+            let (severity, message) = match read {
+                Err(error) => (Severity::Error, error.to_string()),
+                Ok(None) => continue,
+                Ok(Some(dates)) => match dates.validity(self.now_s) {
+                    Validity::Expired { since_s } => {
+                        let message = format!("{shown}: this {noun} ended {} ago; {}", days(since_s), kind.remedy());
+                        (Severity::Warning, message)
+                    }
+                    Validity::NotYet { in_s } => {
+                        let message =
+                            format!("{shown}: this {noun} begins in {}; wait, or set this machine's clock", days(in_s));
+                        (Severity::Warning, message)
+                    }
+                    Validity::Valid { for_s } if for_s < dates.length_s() / LAST_PART => {
+                        (Severity::Warning, format!("{shown}: this {noun} ends in {}; {}", days(for_s), kind.remedy()))
+                    }
+                    Validity::Valid { .. } => continue,
+                },
+            };
+            findings.push(Finding {
+                severity,
+                check: Check::Certificates,
+                service: Some(service.to_owned()),
+                message,
+                file: Some(path.to_path_buf()),
+            });
         }
     }
 
@@ -170,6 +212,12 @@ impl Certificates {
 fn each(model: &Model) -> impl Iterator<Item = (&str, &CertificateFiles)> {
     let ended = model.services.iter().filter_map(|service| Some((service.name.as_str(), service.ended_tls()?)));
     ended.flat_map(|(name, tls)| tls.certificates.iter().chain(&tls.servers.identity).map(move |files| (name, files)))
+}
+
+/// Every file of a model whose content ends before certificates do, with the name of its service.
+fn each_dated(model: &Model) -> impl Iterator<Item = (&str, DatedKind, &Path)> {
+    let ended = model.services.iter().filter_map(|service| Some((service.name.as_str(), service.ended_tls()?)));
+    ended.flat_map(|(name, tls)| dated_files(tls).map(move |(kind, path)| (name, kind, path)))
 }
 
 /// "3 days", "5 hours".

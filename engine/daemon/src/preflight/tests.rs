@@ -1,8 +1,10 @@
 //! Findings by machine, without a machine; and what this machine says.
 
-use towpath_config::model::Protocol;
+use towpath_config::model::{ClientAuthorities, ClientCertificate, Protocol, Resumption, ServiceTls};
+use towpath_tls::Dates;
 
 use super::*;
+use crate::tls::fixtures::ended_tls;
 
 fn model(source: &str) -> Model {
     let text = format!(
@@ -356,4 +358,37 @@ fn this_machine_has_its_loopback_and_not_a_documentation_address() {
     assert_eq!(facts.usable, ips(&["127.0.0.1", "127.0.0.9"]));
     assert!(facts.kernel_sources.contains(&"127.0.0.1".parse::<IpAddr>().unwrap()));
     assert!(!facts.kernel_sources.contains(&"127.0.0.9".parse::<IpAddr>().unwrap()));
+}
+
+#[test]
+fn lists_and_responses_that_have_ended_are_told_with_what_follows() {
+    const DAY_S: i64 = 86_400;
+    let mut model = model(POOL);
+    let mut ended = ended_tls("mail.pem", Resumption::Off);
+    ended.certificates[0].staple = Some("mail.ocsp".into());
+    let crl = Some("list.pem".into());
+    ended.client_certificate = ClientCertificate::Require(ClientAuthorities { ca: "authority.pem".into(), crl });
+    model.services[0].tls = ServiceTls::Ended(Box::new(ended));
+    let week = Dates { begin_s: 0, end_s: 8 * DAY_S };
+    let told = |now_s| {
+        let dated = ["mail.ocsp", "list.pem"].map(|file| (file.into(), Ok(Some(week)))).into();
+        let certificates = Certificates { now_s, dated, ..Certificates::default() };
+        messages(&model, &HostFacts { certificates, ..facts() })
+    };
+    assert_eq!(told(5 * DAY_S), Vec::<String>::new());
+    assert_eq!(
+        told(7 * DAY_S),
+        [
+            "warning: service `front-end`: list.pem: this revocation list ends in 1 day; from its end on every client with a certificate is refused; \
+             put the next one there and reload",
+            "warning: service `front-end`: mail.ocsp: this OCSP response ends in 1 day; from its end on it is not sent; put the next one there and \
+             reload",
+        ]
+    );
+    assert!(
+        told(10 * DAY_S)[0].contains("list.pem: this revocation list ended 2 days ago; "),
+        "{:?}",
+        told(10 * DAY_S)
+    );
+    assert!(told(-DAY_S)[1].contains("mail.ocsp: this OCSP response begins in 1 day; wait, "), "{:?}", told(-DAY_S));
 }

@@ -1,19 +1,27 @@
-//! How long certificates are valid, and who is told in time.
+//! How long certificates, revocation lists and OCSP responses are good, and who is told in time.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-use towpath_tls::{Identity, Validity};
+use towpath_tls::{Dates, Identity, Validity};
 
 use crate::events::{Event, EventKind, Tone};
 use crate::status::CertificateStatus;
+use crate::tls::{DatedFile, DatedKind};
 
 const DAY_S: u64 = 86_400;
+/// Lists and OCSP responses are told when this part of their time is left: they are renewed in good time, or something is wrong.
+pub(crate) const LAST_PART: u64 = 4;
+
+const CERTIFICATE_REMEDY: &str = "put a new one into the files of tls.certificate and reload";
 
 /// How near the end of a certificate is, in the steps at which somebody is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
-    /// More than 30 days are left.
+    /// More than 30 days are left, or more than the last part.
     Calm,
+    /// In the last part of its time.
+    Soon,
     /// Within 30 days.
     Month,
     /// Within 7 days.
@@ -38,9 +46,20 @@ impl Stage {
         }
     }
 
+    /// The same of what lives for days.
+    fn of_file(dates: &Dates, validity: Validity) -> Stage {
+        match validity {
+            Validity::Expired { .. } => Stage::Expired,
+            Validity::NotYet { .. } => Stage::NotYet,
+            Validity::Valid { for_s } if for_s < dates.length_s() / LAST_PART => Stage::Soon,
+            Validity::Valid { .. } => Stage::Calm,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Stage::Calm => "valid",
+            Stage::Soon => "ends soon",
             Stage::Month => "ends within 30 days",
             Stage::Week => "ends within 7 days",
             Stage::Day => "ends within a day",
@@ -50,37 +69,55 @@ impl Stage {
     }
 }
 
-/// Remembers what was told about each certificate.
+/// Remembers what was told about each certificate and file.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
-    /// By service and place among its certificates; calm ones are left out.
-    told: HashMap<(String, usize), Stage>,
+    /// By service; calm ones are left out.
+    told: HashMap<(String, Ending), Stage>,
+}
+
+/// What ends, of one service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Ending {
+    /// The certificate at this place.
+    Certificate(usize),
+    File(DatedKind, PathBuf),
 }
 
 impl ExpiryWatch {
-    /// What is to be told at `now_s` (Unix seconds) about the certificates of all services, each with its name.
+    /// What is to be told at `now_s` (Unix seconds) about the certificates and files of all services, each with its name.
     pub(crate) fn turn<'c>(
         &mut self,
         certificates: impl Iterator<Item = (&'c str, usize, &'c Identity)>,
+        files: impl Iterator<Item = (&'c str, &'c DatedFile)>,
         now_s: i64,
     ) -> Vec<(Tone, Event)> {
         let mut events = Vec::new();
         let mut before = std::mem::take(&mut self.told);
-        for (service, place, identity) in certificates {
-            let validity = identity.validity(now_s);
-            let stage = Stage::of(validity);
-            let key = (service.to_owned(), place);
+        let mut note = |service: &str, ending, stage: Stage, subject: String, reason: String| {
+            let key = (service.to_owned(), ending);
             let was = before.remove(&key).unwrap_or(Stage::Calm);
             if stage != was {
                 let tone = if stage == Stage::Calm { Tone::Info } else { Tone::Warn };
-                let event = Event::now(EventKind::Certificate, was.label(), stage.label(), reason(validity))
-                    .services(vec![key.0.clone()])
-                    .subject(format!("certificate for {}", whom(identity)));
-                events.push((tone, event));
+                let event = Event::now(EventKind::Certificate, was.label(), stage.label(), reason);
+                events.push((tone, event.services(vec![key.0.clone()]).subject(subject)));
             }
             if stage != Stage::Calm {
                 self.told.insert(key, stage);
             }
+        };
+        for (service, place, identity) in certificates {
+            let validity = identity.validity(now_s);
+            let stage = Stage::of(validity);
+            let subject = format!("certificate for {}", whom(identity));
+            note(service, Ending::Certificate(place), stage, subject, reason(validity, stage, CERTIFICATE_REMEDY));
+        }
+        for (service, DatedFile { kind, path, dates }) in files {
+            let validity = dates.validity(now_s);
+            let stage = Stage::of_file(dates, validity);
+            let subject = format!("{} {}", kind.noun(), path.display());
+            let reason = reason(validity, stage, kind.remedy());
+            note(service, Ending::File(*kind, path.clone()), stage, subject, reason);
         }
         events
     }
@@ -103,15 +140,14 @@ fn whom(identity: &Identity) -> String {
     }
 }
 
-fn reason(validity: Validity) -> String {
-    const REMEDY: &str = "put a new one into the files of tls.certificate and reload";
+fn reason(validity: Validity, stage: Stage, remedy: &str) -> String {
     match validity {
-        Validity::Expired { since_s } => format!("for {}; {REMEDY}", time(since_s)),
+        Validity::Expired { since_s } => format!("for {}; {remedy}", time(since_s)),
         Validity::NotYet { in_s } => {
             format!("it begins in {}; until then use the one before, or set the clock", time(in_s))
         }
-        Validity::Valid { for_s } if Stage::of(validity) == Stage::Calm => format!("{} left", time(for_s)),
-        Validity::Valid { for_s } => format!("{} left; {REMEDY}", time(for_s)),
+        Validity::Valid { for_s } if stage == Stage::Calm => format!("{} left", time(for_s)),
+        Validity::Valid { for_s } => format!("{} left; {remedy}", time(for_s)),
     }
 }
 

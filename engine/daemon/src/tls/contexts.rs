@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use towpath_core::registry::Registry;
 use towpath_core::snapshot::{Snapshot, Target};
 use towpath_core::{RealServerId, ServiceId};
 use towpath_tls::{
-    ClientCertificates, ClientContext, ClientSettings, ClientTrust, ContextError, FileError, Identity, IdentityError,
-    IdentityFiles, MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings,
-    ServerVerification, TicketKeys, load_authorities, load_revocations, load_secret, load_staple,
+    ClientCertificates, ClientContext, ClientSettings, ClientTrust, ContextError, Dates, FileError, Identity,
+    IdentityError, IdentityFiles, MinVersion, Provider, SecretError, ServedIdentity, ServerContext, ServerSettings,
+    ServerVerification, TicketKeys, load_authorities, load_revocations, load_secret, load_staple, revocation_dates,
+    staple_dates,
 };
 
 /// Sessions of clients that a service with `resumption = "cache"` keeps: as many as HAProxy does by default.
@@ -103,9 +105,67 @@ pub struct TlsMaterial {
 struct ServiceMaterial {
     /// In the order of the file.
     certificates: Vec<Arc<Identity>>,
+    /// Files that end before those.
+    dated: Vec<DatedFile>,
     clients: ServerContext,
     handshake_timeout_ms: u64,
     servers: HashMap<Destination, ClientContext>,
+}
+
+/// A file of a service whose content ends.
+#[derive(Clone, Debug)]
+pub(crate) struct DatedFile {
+    pub(crate) kind: DatedKind,
+    pub(crate) path: PathBuf,
+    pub(crate) dates: Dates,
+}
+
+/// What ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum DatedKind {
+    /// What clients are judged by.
+    RevocationList,
+    /// What a certificate is shown with.
+    Staple,
+}
+
+impl DatedKind {
+    /// In the operator's words.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            DatedKind::RevocationList => "revocation list",
+            DatedKind::Staple => "OCSP response",
+        }
+    }
+
+    /// What is done about an end.
+    pub(crate) fn remedy(self) -> &'static str {
+        match self {
+            DatedKind::RevocationList => {
+                "from its end on every client with a certificate is refused; put the next one there and reload"
+            }
+            DatedKind::Staple => "from its end on it is not sent; put the next one there and reload",
+        }
+    }
+}
+
+/// The files of a service whose content ends, with what they hold.
+pub(crate) fn dated_files(ended: &EndedTls) -> impl Iterator<Item = (DatedKind, &Path)> {
+    let lists = match &ended.client_certificate {
+        ClientCertificate::None => None,
+        ClientCertificate::Request(authorities) | ClientCertificate::Require(authorities) => authorities.crl.as_deref(),
+    };
+    let staples = ended.certificates.iter().filter_map(|files| files.staple.as_deref());
+    let lists = lists.into_iter().map(|path| (DatedKind::RevocationList, path));
+    lists.chain(staples.map(|path| (DatedKind::Staple, path)))
+}
+
+/// From when until when what `path` holds is good; `None` where it does not say.
+pub(crate) fn dates_of(kind: DatedKind, path: &Path) -> Result<Option<Dates>, FileError> {
+    Ok(match kind {
+        DatedKind::RevocationList => revocation_dates(&load_revocations(path)?),
+        DatedKind::Staple => staple_dates(&load_staple(path)?),
+    })
 }
 
 /// What tells the members of one group apart.
@@ -146,6 +206,12 @@ impl TlsMaterial {
                 .enumerate()
                 .map(move |(place, identity)| (service.as_str(), place, &**identity))
         })
+    }
+
+    /// The files of all services whose content ends, each with its service.
+    pub(crate) fn dated(&self) -> impl Iterator<Item = (&str, &DatedFile)> {
+        let services = self.services.iter();
+        services.flat_map(|(service, material)| material.dated.iter().map(move |file| (service.as_str(), file)))
     }
 
     /// The contexts for `snapshot`, which was compiled from the model of this material.
@@ -279,9 +345,16 @@ impl<'m> Loader<'m> {
                 servers.insert(destination, ClientContext::new(&settings, before).map_err(context)?);
             }
         }
+        let dated = |(kind, path): (DatedKind, &Path)| {
+            // It was read just now; a file that was taken away since shows at the next reload.
+            let dates = dates_of(kind, path).ok()??;
+            Some(DatedFile { kind, path: path.to_path_buf(), dates })
+        };
+        let dated = dated_files(ended).filter_map(dated).collect();
         let certificates = clients.identities.iter().map(|served| Arc::clone(&served.identity)).collect();
         let clients = ServerContext::new(&clients, before.map(|before| &before.clients)).map_err(context)?;
-        Ok(ServiceMaterial { certificates, clients, handshake_timeout_ms: ended.handshake_timeout_ms, servers })
+        let handshake_timeout_ms = ended.handshake_timeout_ms;
+        Ok(ServiceMaterial { certificates, dated, clients, handshake_timeout_ms, servers })
     }
 
     fn identity(&mut self, service: &VirtualService, files: &'m CertificateFiles) -> Result<Arc<Identity>, TlsError> {

@@ -9,8 +9,10 @@ mod pool;
 pub use contexts::{ServiceTls, TlsContexts, TlsError, TlsErrors, TlsMaterial};
 pub use pool::PooledHandshake;
 
-pub(crate) use certificates::{ExpiryWatch, certificate_status};
-pub(crate) use contexts::{CACHED_SESSIONS_MAX, ciphers, identity_files, min_version, provider};
+pub(crate) use certificates::{ExpiryWatch, LAST_PART, certificate_status};
+pub(crate) use contexts::{
+    CACHED_SESSIONS_MAX, DatedFile, DatedKind, ciphers, dated_files, dates_of, identity_files, min_version, provider,
+};
 pub(crate) use pool::{HandshakePool, start_pool};
 
 #[cfg(test)]

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::{env, fs, process};
 
-use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+use rcgen::{
+    CertificateParams, CertificateRevocationListParams, CertifiedIssuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    SerialNumber, date_time_ymd,
+};
 use towpath_config::model::{ClientAuthorities, ClientCertificate, Model, Resumption, ServiceTls as Tls, VerifyServer};
 use towpath_core::compile;
 use towpath_core::health::HealthBoard;
@@ -259,7 +262,8 @@ fn somebody_is_told_in_time_once_and_again_when_it_is_renewed() {
     let end_s = material.certificates_of("owa")[0].not_after_s();
     let mut watch = ExpiryWatch::default();
     let mut told = |material: &TlsMaterial, now_s| {
-        let events = watch.turn(material.certificates().filter(|(service, ..)| *service == "owa"), now_s);
+        let events =
+            watch.turn(material.certificates().filter(|(service, ..)| *service == "owa"), material.dated(), now_s);
         assert!(events.iter().all(|(_, event)| event.kind == EventKind::Certificate));
         events.iter().map(|(tone, event)| (*tone, event.line())).collect::<Vec<_>>()
     };
@@ -279,4 +283,46 @@ fn somebody_is_told_in_time_once_and_again_when_it_is_renewed() {
     assert!(matches!(&lines[..], [(Tone::Info, told)] if told.contains("expired → valid: ")), "{lines:?}");
     let status = certificate_status(&renewed.certificates_of("owa")[0], end_s);
     assert_eq!((status.names.len(), status.seconds_left), (1, status.not_after_unix_seconds - end_s));
+}
+
+/// Past its end rustls refuses every client that comes with a certificate.
+#[test]
+fn somebody_is_told_before_a_revocation_list_ends() {
+    const DAY_S: i64 = 86_400;
+    let files = Files::new("lists");
+    files.certificate("mail.pem", 2100);
+    let mut model = model(&files, Resumption::Off);
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let list = CertificateRevocationListParams {
+        this_update: date_time_ymd(2024, 2, 1),
+        next_update: date_time_ymd(2024, 2, 9),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: Vec::new(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    let end_s = list.next_update.unix_timestamp();
+    let ca = files.write("authority.pem", authority.pem());
+    let crl = files.write("list.pem", list.signed_by(&authority).unwrap().pem().unwrap());
+    ended(&mut model, 0).client_certificate =
+        ClientCertificate::Require(ClientAuthorities { ca, crl: Some(crl.clone()) });
+    let material = TlsMaterial::load(&model, &TlsMaterial::default()).unwrap();
+    let mut watch = ExpiryWatch::default();
+    let mut told = |now_s| {
+        let events = watch.turn(std::iter::empty(), material.dated(), now_s);
+        events.iter().map(|(_, event)| event.line()).collect::<Vec<_>>()
+    };
+    let subject = format!("revocation list {} of owa: ", crl.display());
+    assert!(told(end_s - 3 * DAY_S).is_empty(), "of its eight days, more than two are left");
+    let lines = told(end_s - DAY_S);
+    let line =
+        format!("{subject}valid → ends soon: 1 day left; from its end on every client with a certificate is refused");
+    assert!(matches!(&lines[..], [told] if told.starts_with(&line)), "{line}: {lines:?}");
+    assert!(told(end_s).is_empty());
+    let lines = told(end_s + 3600);
+    let line = format!("{subject}ends soon → expired: for 1 hour; from its end on");
+    assert!(matches!(&lines[..], [told] if told.starts_with(&line)), "{line}: {lines:?}");
 }

@@ -18,12 +18,14 @@ use towpath_core::session::{Event, Session, Side};
 use towpath_sys::ring::{Completion, Received, Wait};
 use towpath_sys::socket::{self, Behind};
 use towpath_tls::{
-    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, SniMatch, Step, UNKNOWN_NAME_ALERT,
-    WorkOutcome,
+    Fault, Finished, Handshake, HandshakeKind, Hatch, INTERNAL_ERROR_ALERT, Reclaimed, SniMatch, Step,
+    UNKNOWN_NAME_ALERT, WorkOutcome,
 };
 
 use super::Worker;
+use super::relay::Relay;
 use super::secure::{CARRY_BYTES_MAX, FRONT_BYTES, Flight, TlsLeg, has_record};
+use super::slab::Slab;
 use super::token::{Key, Token};
 use crate::tls::PooledHandshake;
 
@@ -44,18 +46,31 @@ const ANSWER_WAIT: Duration = Duration::from_micros(200);
 const ANSWERS_MAX: Duration = Duration::from_millis(1);
 /// A pool that gives nothing back for so long finds no CPU: the workers leave it none.
 const POOL_STALLED_MS: u64 = 20;
+/// Handshakes that a worker takes back from such a pool in one breath.
+const RECLAIMED_AT_ONCE_MAX: usize = 256;
 /// The longest time that a step counts for: another program may have had the CPU meanwhile.
 const STEP_MAX: Duration = Duration::from_millis(2);
 /// After so many quick steps, a full handshake has its turn even if more of them wait.
 const QUICK_IN_A_ROW: u32 = 16;
 
-/// Handshakes whose next step waits for its turn, the longest waiting of each kind first.
+/// Places of handshakes that have gone meanwhile, passed over for one turn.
+const GONE_AT_ONCE_MAX: u32 = 1024;
+/// Fewer places than this are not looked through for those of handshakes that have gone.
+const SWEPT_FROM: usize = 1024;
+
+/// A leg whose next step waits for its turn.
+type Waiter = (Key, Side);
+
+/// Handshakes whose next step waits for its turn, the longest waiting of each kind first. Who goes leaves its place behind; of such there are never
+/// more than of those that wait, and [`SWEPT_FROM`].
 #[derive(Default)]
 pub(super) struct Waiting {
     /// Steps without a signature of ours: the last one, or a session to resume.
-    quick: VecDeque<(Key, Side)>,
-    full: VecDeque<(Key, Side)>,
+    quick: VecDeque<Waiter>,
+    full: VecDeque<Waiter>,
     quick_in_a_row: u32,
+    /// So many places are looked through.
+    swept_from: usize,
 }
 
 impl Waiting {
@@ -63,24 +78,54 @@ impl Waiting {
         self.quick.is_empty() && self.full.is_empty()
     }
 
-    fn push(&mut self, kind: HandshakeKind, key: Key, side: Side) {
-        match kind {
-            HandshakeKind::Full => self.full.push_back((key, side)),
-            HandshakeKind::Resumed => self.quick.push_back((key, side)),
+    /// Adds `waiter`; `waits` says who has not gone.
+    fn push(&mut self, kind: HandshakeKind, waiter: Waiter, waits: impl Fn(Waiter) -> bool) {
+        self.queue(kind).push_back(waiter);
+        if self.quick.len() + self.full.len() > self.swept_from.max(SWEPT_FROM) {
+            self.quick.retain(|waiter| waits(*waiter));
+            self.full.retain(|waiter| waits(*waiter));
+            self.swept_from = 2 * (self.quick.len() + self.full.len());
         }
     }
 
-    fn pop(&mut self) -> Option<(Key, Side)> {
-        let full_first = self.quick_in_a_row >= QUICK_IN_A_ROW;
-        if (!full_first || self.full.is_empty())
-            && let Some(next) = self.quick.pop_front()
-        {
-            self.quick_in_a_row = self.quick_in_a_row.saturating_add(1);
-            return Some(next);
+    /// Takes whose turn it is.
+    fn pop(&mut self, waits: impl Fn(Waiter) -> bool) -> Option<Waiter> {
+        let order = if self.quick_in_a_row >= QUICK_IN_A_ROW {
+            [HandshakeKind::Full, HandshakeKind::Resumed]
+        } else {
+            [HandshakeKind::Resumed, HandshakeKind::Full]
+        };
+        let mut gone = 0;
+        for kind in order {
+            while let Some(next) = self.queue(kind).pop_front() {
+                if waits(next) {
+                    self.quick_in_a_row = match kind {
+                        HandshakeKind::Full => 0,
+                        HandshakeKind::Resumed => self.quick_in_a_row.saturating_add(1),
+                    };
+                    return Some(next);
+                }
+                gone += 1;
+                if gone == GONE_AT_ONCE_MAX {
+                    return None;
+                }
+            }
         }
-        self.quick_in_a_row = 0;
-        self.full.pop_front()
+        None
     }
+
+    fn queue(&mut self, kind: HandshakeKind) -> &mut VecDeque<Waiter> {
+        match kind {
+            HandshakeKind::Full => &mut self.full,
+            HandshakeKind::Resumed => &mut self.quick,
+        }
+    }
+}
+
+/// Whether this leg still waits for its turn.
+fn waits(relays: &Slab<Relay>, (key, side): Waiter) -> bool {
+    let leg = relays.get(key).and_then(|relay| relay.tls[side.index()].as_ref());
+    leg.is_some_and(|leg| leg.queued.is_some())
 }
 
 /// How often a step is done while there is other traffic: one that comes during a step waits for its end, and nobody can shorten that. So the
@@ -131,7 +176,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(secured) = relay.service_tls.as_ref().map(Arc::clone) else { return Ok(()) };
         match secured.clients.accept() {
-            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection))),
+            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection, &self.kept))),
             Err(_) => return self.turn_away(key, Termination::SystemRefused),
         }
         let due = self.now + secured.handshake_timeout_ms;
@@ -148,7 +193,7 @@ impl Worker {
         };
         if let Some(buffer) = completion.buffer() {
             if let Received::Bytes(len) = received {
-                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize]);
+                leg.keep(&self.ring.record_mut(buffer)[FRONT_BYTES as usize..(FRONT_BYTES + len) as usize], self.now);
             }
             self.ring.recycle(buffer);
         }
@@ -157,7 +202,7 @@ impl Worker {
         }
         let kept_max = if leg.greeted { CARRY_BYTES_MAX } else { HELLO_RECEIVED_MAX };
         match received {
-            Received::Bytes(_) if leg.kept() > kept_max => self.shake_failed(key, from, Fault::Protocol),
+            Received::Bytes(_) if leg.kept_bytes() > kept_max => self.shake_failed(key, from, Fault::Protocol),
             Received::Bytes(_) => {
                 self.receive_record(key, from)?;
                 self.await_turn(key, from)
@@ -181,12 +226,14 @@ impl Worker {
         }
         let mut kind = HandshakeKind::Resumed;
         let greets = side == Side::Client && !leg.greeted;
-        if !greets && !has_record(&handshake.input) {
+        if (!greets || leg.asked_again) && !has_record(&handshake.input) {
             return Ok(());
         }
         if greets {
             kind = HandshakeKind::Full;
-            match peek(&handshake.input) {
+            // The name in a second ClientHello is that of the first (RFC 8446 §4.1.2), and other records may lie in front of it.
+            let peeked = if leg.asked_again { Peek::Foreign } else { peek(&handshake.input) };
+            match peeked {
                 Peek::Incomplete => return Ok(()),
                 // rustls has an alert for it.
                 Peek::Foreign => {}
@@ -207,16 +254,20 @@ impl Worker {
             }
         }
         leg.queued = Some(self.now);
-        self.waiting.push(kind, key, side);
+        self.wait_for_turn(kind, (key, side));
         Ok(())
+    }
+
+    fn wait_for_turn(&mut self, kind: HandshakeKind, waiter: Waiter) {
+        let relays = &self.relays;
+        self.waiting.push(kind, waiter, |waiter| waits(relays, waiter));
     }
 
     /// Whether the pool signs. Where it shares our CPU it does only beside other traffic, for that can interrupt it: alone we spare the way there
     /// and back. And not while we leave it no time: then handshakes have their share here.
     fn uses_pool(&self) -> bool {
-        let Some(hatch) = &self.hatch else { return false };
-        let is_stalled = || hatch.outstanding() > 0 && self.now.ms_since(self.pace.pool_moved) >= POOL_STALLED_MS;
-        !self.settings.pool_gives_way || (self.pace.has_others(self.now) && !is_stalled())
+        let gives_way = self.settings.pool_gives_way;
+        self.hatch.is_some() && (!gives_way || (self.pace.has_others(self.now) && !self.pool_is_stalled()))
     }
 
     /// Hands the step that signs to the pool.
@@ -224,6 +275,7 @@ impl Worker {
         let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
         let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
         let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
+        leg.away_bytes = input.capacity();
         if hatch.outstanding() == 0 {
             self.pace.pool_moved = self.now;
         }
@@ -247,14 +299,43 @@ impl Worker {
             // Its client has gone.
             let Some(leg) = leg else { continue };
             leg.errand = None;
+            leg.away_bytes = 0;
             input.append(&mut leg.late);
             leg.handshake = Some(Handshake { connection, input, output });
+            leg.note_kept(self.now);
             match (outcome, result) {
                 (WorkOutcome::Done, Some(result)) => self.step_done(key, Side::Client, result)?,
                 _ => self.refuse_handshake(key)?,
             }
         }
         Ok(())
+    }
+
+    /// Does here what a pool that finds no CPU has not begun.
+    pub(super) fn reclaim_from_pool(&mut self) -> io::Result<()> {
+        if !self.settings.pool_gives_way || !self.pool_is_stalled() {
+            return Ok(());
+        }
+        for _ in 0..RECLAIMED_AT_ONCE_MAX {
+            let Some(Reclaimed { work, kind, since }) = self.hatch.as_mut().and_then(Hatch::reclaim) else { break };
+            let PooledHandshake { token, connection, mut input, output, .. } = *work;
+            let Token::Connect(key) = Token::unpack(token) else { continue };
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            let Some(leg) = leg else { continue };
+            leg.errand = None;
+            leg.away_bytes = 0;
+            input.append(&mut leg.late);
+            leg.handshake = Some(Handshake { connection, input, output });
+            leg.note_kept(self.now);
+            leg.queued = Some(self.shared.at(since));
+            self.wait_for_turn(kind, (key, Side::Client));
+        }
+        Ok(())
+    }
+
+    fn pool_is_stalled(&self) -> bool {
+        let is_busy = self.hatch.as_ref().is_some_and(|hatch| hatch.outstanding() > 0);
+        is_busy && self.now.ms_since(self.pace.pool_moved) >= POOL_STALLED_MS
     }
 
     /// A handshake has waited too long, or there is no room for it to wait.
@@ -294,12 +375,13 @@ impl Worker {
     /// Does the next step of one handshake.
     fn shake_one(&mut self) -> io::Result<()> {
         for _ in 0..REFUSED_AT_ONCE_MAX {
-            let Some((key, side)) = self.waiting.pop() else { return Ok(()) };
+            let relays = &self.relays;
+            let Some((key, side)) = self.waiting.pop(|waiter| waits(relays, waiter)) else { return Ok(()) };
             let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
                 continue;
             };
             let (Some(since), Some(handshake)) = (leg.queued.take(), &mut leg.handshake) else { continue };
-            if side == Side::Client && self.now.ms_since(since) > self.settings.queue_deadline_ms {
+            if side == Side::Client && !leg.greeted && self.now.ms_since(since) > self.settings.queue_deadline_ms {
                 self.refuse_handshake(key)?;
                 continue;
             }
@@ -317,7 +399,15 @@ impl Worker {
         };
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
             leg.done = step == Step::Complete;
-            leg.greeted = true;
+            leg.kept.renew(self.now);
+            leg.note_kept(self.now);
+            let flight = leg.handshake.as_ref().filter(|handshake| !handshake.output.is_empty());
+            let asks_again = |handshake: &Handshake| !leg.asked_again && handshake.connection.has_asked_again();
+            match flight.filter(|_| !leg.greeted).map(asks_again) {
+                None => {}
+                Some(true) => leg.asked_again = true,
+                Some(false) => leg.greeted = true,
+            }
         }
         match self.send_flight(key, side)? {
             Flight::Sent => self.flight_sent(key, side, true),
@@ -370,12 +460,13 @@ impl Worker {
 
     /// A handshake has failed: its alert leaves first.
     fn shake_failed(&mut self, key: Key, side: Side, fault: Fault) -> io::Result<()> {
-        let alert = self
-            .relays
-            .get_mut(key)
-            .and_then(|relay| relay.tls[side.index()].as_mut()?.handshake.as_mut())
-            .map(|handshake| std::mem::take(&mut handshake.output))
-            .unwrap_or_default();
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut());
+        let alert = match leg.map(|leg| &mut leg.handshake) {
+            Some(Some(handshake)) => std::mem::take(&mut handshake.output),
+            // The pool has it, with a ClientHello: nothing is encrypted yet.
+            Some(None) => INTERNAL_ERROR_ALERT.to_vec(),
+            None => Vec::new(),
+        };
         self.tell_last(key, side, &alert);
         match side {
             Side::Client => self.turn_away(key, termination_of(fault)),
@@ -390,12 +481,13 @@ impl Worker {
         }
     }
 
-    /// Sends the last alert of a handshake, as far as the kernel takes it.
+    /// Sends the last alert of a handshake, as far as the kernel takes it. The leg is closed next.
     fn tell_last(&self, key: Key, side: Side, alert: &[u8]) {
         let Some(leg) = self.relays.get(key).and_then(|relay| relay.leg(side)) else { return };
         if !alert.is_empty() {
             let _ = socket::send_now(leg, alert, Behind::More);
             let _ = socket::shutdown_write(leg);
+            let _ = socket::discard_unread(leg);
         }
     }
 
@@ -408,8 +500,14 @@ impl Worker {
             errand.abandon();
         }
         let client = relay.into_client();
-        if matches!(termination, Termination::HandshakeLeft | Termination::HandshakeTimedOut | Termination::DrainEnded)
-        {
+        let silent = matches!(
+            termination,
+            Termination::HandshakeLeft
+                | Termination::HandshakeTimedOut
+                | Termination::DrainEnded
+                | Termination::OutOfTlsMemory
+        );
+        if silent {
             // Nothing is on its way that a reset could take back.
             let _ = socket::set_linger_reset(&client);
         }
@@ -439,10 +537,10 @@ impl Worker {
             self.give_up_server(key)?;
             return Ok(true);
         };
-        let mut leg = Box::new(TlsLeg::new(connection));
+        let mut leg = Box::new(TlsLeg::new(connection, &self.kept));
         leg.queued = Some(self.now);
         relay.tls[Side::Server.index()] = Some(leg);
-        self.waiting.push(HandshakeKind::Resumed, key, Side::Server);
+        self.wait_for_turn(HandshakeKind::Resumed, (key, Side::Server));
         self.receive_record(key, Side::Server)?;
         Ok(true)
     }
@@ -451,7 +549,11 @@ impl Worker {
     pub(super) fn give_up_server(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.server_handshake_failed = true;
-        self.shared.seat(self.id).service_page(relay.service().id).add(ServiceCounter::ServerHandshakesFailed, 1);
+        // Once, and not where it is given up because the client has left or the worker stops.
+        let given_up = relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.given_up);
+        if !given_up && !relay.is_ending() {
+            self.shared.seat(self.id).service_page(relay.service().id).add(ServiceCounter::ServerHandshakesFailed, 1);
+        }
         if let Some(leg) = &mut relay.tls[Side::Server.index()] {
             leg.given_up = true;
             leg.queued = None;
@@ -516,16 +618,47 @@ fn termination_of(fault: Fault) -> Termination {
 mod tests {
     use super::*;
 
+    fn waiter(index: u32) -> Waiter {
+        (Key { index, generation: 0 }, Side::Client)
+    }
+
     #[test]
     fn quick_steps_pass_full_ones_but_not_for_ever() {
         let mut waiting = Waiting::default();
-        let key = |index| Key { index, generation: 0 };
-        waiting.push(HandshakeKind::Full, key(1_000), Side::Client);
+        waiting.push(HandshakeKind::Full, waiter(1_000), |_| true);
         for index in 0..2 * QUICK_IN_A_ROW {
-            waiting.push(HandshakeKind::Resumed, key(index), Side::Client);
+            waiting.push(HandshakeKind::Resumed, waiter(index), |_| true);
         }
-        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop()).map(|(key, _)| key.index).collect();
+        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop(|_| true)).map(|(key, _)| key.index).collect();
         assert_eq!(order.iter().position(|index| *index == 1_000), Some(QUICK_IN_A_ROW as usize));
         assert!(waiting.is_empty() && order.len() == 1 + 2 * QUICK_IN_A_ROW as usize);
+    }
+
+    #[test]
+    fn who_has_gone_takes_no_turn_of_full_handshakes() {
+        let mut waiting = Waiting::default();
+        for index in 0..100 {
+            waiting.push(HandshakeKind::Full, waiter(index), |_| true);
+        }
+        waiting.push(HandshakeKind::Full, waiter(1_000), |_| true);
+        for index in 0..QUICK_IN_A_ROW + 1 {
+            waiting.push(HandshakeKind::Resumed, waiter(2_000 + index), |_| true);
+        }
+        let waits = |(key, _): Waiter| key.index >= 1_000;
+        let order: Vec<u32> = std::iter::from_fn(|| waiting.pop(waits)).map(|(key, _)| key.index).collect();
+        assert_eq!(order.iter().position(|index| *index == 1_000), Some(QUICK_IN_A_ROW as usize));
+        assert_eq!(order.len(), 2 + QUICK_IN_A_ROW as usize);
+    }
+
+    #[test]
+    fn places_of_those_that_have_gone_are_bounded() {
+        let (mut waiting, waiting_count) = (Waiting::default(), 3_000);
+        for index in 0..100 * waiting_count {
+            // Those of the first 3,000 wait, all others have gone at once.
+            waiting.push(HandshakeKind::Full, waiter(index), |(key, _)| key.index < waiting_count);
+        }
+        assert!(waiting.full.len() <= 2 * waiting_count as usize + SWEPT_FROM, "{}", waiting.full.len());
+        let live = std::iter::from_fn(|| waiting.pop(|(key, _)| key.index < waiting_count)).count();
+        assert_eq!(live, waiting_count as usize);
     }
 }

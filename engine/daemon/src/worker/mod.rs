@@ -12,6 +12,7 @@ mod http;
 mod lanes;
 mod packets;
 mod peek;
+mod pressure;
 mod pump;
 mod relay;
 mod secure;
@@ -49,6 +50,8 @@ use doors::Doors;
 use entrance::{Pace, Waiting};
 pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 use packets::{Left, Packets};
+use pressure::KeptBytes;
+pub(crate) use pressure::kept_bytes_max;
 use pump::Pipes;
 use relay::Relay;
 pub(crate) use secure::RECORD_BUFFER_BYTES;
@@ -170,6 +173,10 @@ struct Worker {
     unsent: VecDeque<(Key, Side)>,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
+    /// What connections with TLS keep of records of which only a part has come.
+    kept: KeptBytes,
+    /// When those are looked at next whose buffers others wait for, while somebody does.
+    slow_look: Option<Now>,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -242,6 +249,8 @@ impl Worker {
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
             output: Output::default(),
+            kept: KeptBytes::default(),
+            slow_look: None,
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -292,6 +301,7 @@ impl Worker {
             // The end of a stream together with its last bytes, so that they can leave together, too.
             let last = completions.next_if(|next| next.is_end_behind(&completion)).is_some();
             self.complete(completion, last)?;
+            self.bound_kept()?;
         }
         self.end_overdue_gathers()?;
         let all_fired = self.wheel.advance(self.now, TIMERS_MAX, fired);
@@ -302,6 +312,8 @@ impl Worker {
         self.feed_starved_records()?;
         self.seal_waiting()?;
         self.send_unsent()?;
+        self.end_slow()?;
+        self.reclaim_from_pool()?;
         self.shake()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
@@ -540,8 +552,8 @@ impl Worker {
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
         let gathers = self.gathers.next_due();
-        let due =
-            [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers].into_iter().flatten().min();
+        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers, self.slow_look];
+        let due = due.into_iter().flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
         let rest = self.pace.rest().filter(|_| !self.waiting.is_empty()).unwrap_or(SLEEP_MAX);

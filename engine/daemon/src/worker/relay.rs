@@ -20,6 +20,7 @@ use towpath_sys::socket::{self, Family};
 
 use super::http::Conversation;
 use super::peek::Looking;
+use super::pressure::SendWatch;
 use super::pump::Pump;
 use super::secure::TlsLeg;
 use super::token::{Key, Token};
@@ -65,6 +66,8 @@ pub(super) struct Relay {
     pub(super) client_name: Option<Box<str>>,
     /// The last connect failed by its handshake.
     pub(super) server_handshake_failed: bool,
+    /// Sends in flight that hold buffers of TLS, by the side that they write to.
+    pub(super) sends: [Option<SendWatch>; 2],
     /// Closed as soon as the ends of its streams have left.
     pub(super) closing: Option<Close>,
     /// In HTTP mode it has this in place of its session.
@@ -246,6 +249,7 @@ impl Worker {
             looking: None,
             client_name: None,
             server_handshake_failed: false,
+            sends: [None; 2],
             closing: None,
             http: None,
             pin: None,
@@ -374,7 +378,12 @@ impl Worker {
         // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a
         // client that is turned away for want of a descriptor has nothing in flight and frees its own at once.
         self.drive(key, Event::Connecting)?;
-        if let Some(server) = self.relays.get(key).and_then(|relay| relay.server.as_ref()) {
+        let relay = self.relays.get(key);
+        if relay.is_some_and(Relay::is_ending) {
+            // What the client had sent has ended it: a connect behind its own cancel would wait for a silent server.
+            return Ok(Err(Termination::ClientReset));
+        }
+        if let Some(server) = relay.and_then(|relay| relay.server.as_ref()) {
             self.ring.connect(server.as_fd(), destination, Token::Connect(key).pack())?;
         }
         Ok(Ok(()))
@@ -480,6 +489,9 @@ impl Worker {
 
     /// A send of `key` has completed.
     pub(super) fn sent(&mut self, key: Key, to: Side, result: i32) -> io::Result<()> {
+        if let Some(relay) = self.relays.get_mut(key) {
+            relay.sends[to.index()] = None;
+        }
         if result <= 0 {
             return self.drive(key, Event::SendFailed { to });
         }
@@ -628,6 +640,7 @@ impl Worker {
                     return self.send_sealed(key, to, chunk, last);
                 }
                 let range = relay.chunk_range(to.other(), chunk);
+                relay.sends[to.index()] = relay.is_secured().then(SendWatch::default);
                 let Some(leg) = relay.leg(to) else { return Ok(()) };
                 self.ring.send(leg.as_fd(), range, last, Token::Send(key, to).pack())?;
             }
@@ -792,7 +805,9 @@ impl Worker {
         for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
             let Some(leg) = leg else { continue };
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
-            if close.reset && !(truncated && tls.is_some()) {
+            if truncated && tls.is_some() {
+                let _ = socket::discard_unread(&leg);
+            } else if close.reset {
                 // A leg that cannot be reset is finished instead.
                 let _ = socket::set_linger_reset(&leg);
             }

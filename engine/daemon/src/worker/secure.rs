@@ -14,12 +14,13 @@ use towpath_sys::ring::{BufferRange, Completion, Received, RecordSettings};
 use towpath_sys::socket::{self, Behind};
 use towpath_tls::{CLOSE_BYTES_MAX, Connection, Errand, Handshake, RECORD_BYTES_MAX, sealed_bytes_max};
 
+use super::pressure::{Kept, KeptBytes, SendWatch};
 use super::relay::{Close, Relay};
 use super::token::{Key, Token};
 use super::{FED_MAX, Worker};
 
 /// Bytes that one receive may bring: a few records at a time cost less than one by one.
-const RECEIVED_MAX: u32 = 131_072;
+pub(super) const RECEIVED_MAX: u32 = 131_072;
 /// Room in front of them: for a part of a record that came before, and for its plaintext in front of that.
 pub(super) const FRONT_BYTES: u32 = (2 * RECORD_BYTES_MAX) as u32;
 /// Plaintext sealed for one send.
@@ -52,12 +53,18 @@ pub(super) struct TlsLeg {
     pub(super) shaking: bool,
     /// … but for the flight that is on its way.
     pub(super) done: bool,
-    /// The first step of its handshake was done.
+    /// The first flight of its handshake was made: with a client, the one that is signed.
     pub(super) greeted: bool,
+    /// The client was asked for another ClientHello; that flight follows.
+    pub(super) asked_again: bool,
     /// Its step is done by the pool.
     pub(super) errand: Option<Errand>,
+    /// Bytes that are away with it.
+    pub(super) away_bytes: usize,
     /// What was received meanwhile.
     pub(super) late: Vec<u8>,
+    /// How much of all that there is.
+    pub(super) kept: Kept,
     /// Since when its next step waits for its turn.
     pub(super) queued: Option<Now>,
     /// It is given up as soon as nothing is in flight (towards a real server).
@@ -98,14 +105,17 @@ enum What {
 pub(super) type Senders = Box<[Option<(Key, Side)>]>;
 
 impl TlsLeg {
-    pub(super) fn new(connection: Connection) -> TlsLeg {
+    pub(super) fn new(connection: Connection, kept: &KeptBytes) -> TlsLeg {
         TlsLeg {
             handshake: Some(Handshake::new(connection)),
             shaking: true,
             done: false,
             greeted: false,
+            asked_again: false,
             errand: None,
+            away_bytes: 0,
             late: Vec::new(),
+            kept: Kept::nothing(kept),
             queued: None,
             given_up: false,
             armed: false,
@@ -118,14 +128,34 @@ impl TlsLeg {
     }
 
     /// Keeps what was received of a handshake.
-    pub(super) fn keep(&mut self, bytes: &[u8]) {
+    pub(super) fn keep(&mut self, bytes: &[u8], now: Now) {
         let kept = self.handshake.as_mut().map_or(&mut self.late, |handshake| &mut handshake.input);
         kept.extend_from_slice(bytes);
+        self.note_kept(now);
     }
 
-    /// Bytes that are kept.
-    pub(super) fn kept(&self) -> usize {
-        self.handshake.as_ref().map_or(self.late.len(), |handshake| handshake.input.len())
+    /// Notes how much is kept.
+    pub(super) fn note_kept(&mut self, now: Now) {
+        let bytes = match &self.handshake {
+            Some(Handshake { connection, input, .. }) => input.capacity() + connection.early_bytes(),
+            None => self.away_bytes + self.late.capacity(),
+        };
+        self.kept.note(bytes, now);
+    }
+
+    /// Gives up what is kept: the connection ends.
+    pub(super) fn forget_kept(&mut self) {
+        self.late = Vec::new();
+        if let Some(handshake) = &mut self.handshake {
+            handshake.input = Vec::new();
+        }
+        self.broken = true;
+        self.kept.note(0, Now::default());
+    }
+
+    /// Bytes of a handshake that are kept.
+    pub(super) fn kept_bytes(&self) -> usize {
+        self.handshake.as_ref().map_or(self.away_bytes + self.late.len(), |handshake| handshake.input.len())
     }
 
     /// Whether a send is in flight.
@@ -191,7 +221,10 @@ impl Worker {
         let end = match completion.received() {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
-                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last: false });
+                // An end that has come already leaves with these bytes.
+                let leg = self.relays.get(key).and_then(|relay| relay.leg(from)).filter(|_| completion.more_waits());
+                let last = leg.is_some_and(|leg| matches!(socket::peek(leg, &mut [0]), Ok(0)));
+                return self.drive(key, Event::Received { from, buffer, len, full: false, more: false, last });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
             Received::End => ReceiveEnd::Fin,
@@ -224,6 +257,7 @@ impl Worker {
         if connection.has_early() || input.len() > RECORD_BYTES_MAX {
             // The session has had no buffer for what came before: it gets that first.
             input.extend_from_slice(&bytes[front..end]);
+            leg.note_kept(self.now);
             self.ring.recycle(buffer);
             return self.hand_on_carried(key, from);
         }
@@ -233,7 +267,11 @@ impl Worker {
         let opened = connection.open(bytes, start..end);
         if let Ok(opened) = &opened {
             *input = bytes[opened.rest.clone()].to_vec();
+            if opened.plain > 0 {
+                leg.kept.renew(self.now);
+            }
         }
+        leg.note_kept(self.now);
         self.hand_on(key, from, buffer, opened.map(|opened| (opened.plain as u32, opened.closed)))
     }
 
@@ -305,6 +343,8 @@ impl Worker {
                 None => Err(towpath_tls::Fault::Internal),
             }
         };
+        leg.kept.renew(self.now);
+        leg.note_kept(self.now);
         self.hand_on(key, from, buffer, opened)
     }
 
@@ -390,7 +430,9 @@ impl Worker {
             return self.drive(key, Event::SendFailed { to });
         };
         leg.sending = Some(Sealed { what: What::Plain(range.len), bytes });
-        self.send_outgoing(key, to, outgoing, bytes)
+        relay.sends[to.index()] = Some(SendWatch::default());
+        let is_end = leg.notified;
+        self.send_outgoing(key, to, outgoing, bytes, if is_end { Behind::More } else { Behind::Nothing })
     }
 
     /// Sends bytes of ours by a leg, plain or sealed: as many as one outgoing buffer takes.
@@ -405,7 +447,8 @@ impl Worker {
         let Some(leg) = &mut relay.tls[to.index()] else {
             let taken = bytes.len().min(room.len());
             room[..taken].copy_from_slice(&bytes[..taken]);
-            self.send_outgoing(key, to, outgoing, taken as u32)?;
+            relay.sends[to.index()] = Some(SendWatch::default());
+            self.send_outgoing(key, to, outgoing, taken as u32, Behind::Nothing)?;
             return Ok(Own::OnItsWay(taken as u32));
         };
         let plain = &bytes[..bytes.len().min(SEALED_AT_ONCE as usize)];
@@ -419,7 +462,8 @@ impl Worker {
             return Ok(Own::Failed);
         };
         leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
-        self.send_outgoing(key, to, outgoing, bytes)?;
+        relay.sends[to.index()] = Some(SendWatch::default());
+        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Own::OnItsWay(plain.len() as u32))
     }
 
@@ -430,12 +474,16 @@ impl Worker {
         Ok(())
     }
 
-    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32) -> io::Result<()> {
+    fn send_outgoing(&mut self, key: Key, to: Side, outgoing: u16, bytes: u32, behind: Behind) -> io::Result<()> {
         let Some(socket) = self.relays.get(key).and_then(|relay| relay.leg(to)) else {
             return self.free_outgoing(outgoing);
         };
         self.senders[usize::from(outgoing)] = Some((key, to));
-        self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, Token::Sealed(outgoing).pack())
+        let token = Token::Sealed(outgoing).pack();
+        match behind {
+            Behind::More => self.ring.send_outgoing_before(socket.as_fd(), outgoing, bytes, token),
+            Behind::Nothing => self.ring.send_outgoing(socket.as_fd(), outgoing, bytes, token),
+        }
     }
 
     /// An outgoing buffer was sent, or was not.
@@ -443,6 +491,7 @@ impl Worker {
         self.free_outgoing(outgoing)?;
         let Some((key, to)) = self.senders[usize::from(outgoing)].take() else { return Ok(()) };
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.sends[to.index()] = None;
         let Some(leg) = &mut relay.tls[to.index()] else { return self.sent(key, to, result) };
         let Some(Sealed { what, bytes }) = leg.sending.take() else { return Ok(()) };
         let whole = u32::try_from(result) == Ok(bytes);
@@ -488,7 +537,7 @@ impl Worker {
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[to.index()].as_mut()) {
             leg.sending = Some(Sealed { what: What::Flight, bytes });
         }
-        self.send_outgoing(key, to, outgoing, bytes)?;
+        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Flight::OnItsWay)
     }
 
@@ -543,7 +592,7 @@ impl Worker {
             Some(Some(outgoing)) => {
                 let bytes = (length - sent) as u32;
                 leg.sending = Some(Sealed { what: What::End, bytes });
-                self.send_outgoing(key, side, outgoing, bytes)?;
+                self.send_outgoing(key, side, outgoing, bytes, Behind::More)?;
                 Ok(true)
             }
         }
@@ -586,10 +635,11 @@ impl Worker {
     pub(super) fn seal_waiting(&mut self) -> io::Result<()> {
         for _ in 0..self.unsealed.len().min(FED_MAX) {
             let Some((key, to, chunk, last)) = self.unsealed.pop_front() else { break };
-            match self.relays.get(key) {
+            match self.relays.get(key).map(Relay::is_ending) {
                 None => {}
-                Some(relay) if relay.is_ending() => self.drive(key, Event::SendFailed { to })?,
-                Some(_) => self.send_sealed(key, to, chunk, last)?,
+                Some(true) => self.drive(key, Event::SendFailed { to })?,
+                Some(false) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
+                Some(false) => self.send_sealed(key, to, chunk, last)?,
             }
         }
         Ok(())
@@ -597,7 +647,11 @@ impl Worker {
 
     /// Whether something waits to be sealed and can be.
     pub(super) fn can_seal(&mut self) -> bool {
-        !self.unsealed.is_empty() && self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
+        !self.unsealed.is_empty() && self.has_outgoing()
+    }
+
+    fn has_outgoing(&mut self) -> bool {
+        self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
     }
 }
 

@@ -77,6 +77,8 @@ pub struct Completion {
     token: u64,
     result: i32,
     more: bool,
+    /// What is received from has more, or its end (IORING_CQE_F_SOCK_NONEMPTY).
+    waits: bool,
     buffer: Option<u16>,
     carries: u64,
 }
@@ -100,6 +102,11 @@ impl Completion {
     /// The buffer that was filled, held from now on, if the operation takes buffers.
     pub fn buffer(&self) -> Option<u16> {
         self.buffer
+    }
+
+    /// Whether more has come behind what was received, or the end of the stream: as of the receive, so what comes later is not in it.
+    pub fn more_waits(&self) -> bool {
+        self.waits
     }
 
     /// Whether this says that the stream has ended right behind what `earlier` brought.
@@ -386,9 +393,34 @@ impl Ring {
     /// # Panics
     /// If no outgoing buffers are reserved.
     pub fn send_outgoing(&mut self, socket: BorrowedFd<'_>, buffer: u16, len: u32, token: u64) -> io::Result<()> {
+        self.send_outgoing_with(socket, buffer, len, 0, token)
+    }
+
+    /// As [`Ring::send_outgoing`], for what the kernel may hold back until the next send, shutdown or close (`MSG_MORE`, send(2)).
+    ///
+    /// # Panics
+    /// If no outgoing buffers are reserved.
+    pub fn send_outgoing_before(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffer: u16,
+        len: u32,
+        token: u64,
+    ) -> io::Result<()> {
+        self.send_outgoing_with(socket, buffer, len, libc::MSG_MORE, token)
+    }
+
+    fn send_outgoing_with(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffer: u16,
+        len: u32,
+        more: i32,
+        token: u64,
+    ) -> io::Result<()> {
         let outgoing = self.outgoing.as_ref().expect("a buffer is reserved before it is leased");
         let address = outgoing.address(buffer, 0, len);
-        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL | more;
         self.push(opcode::Send::new(fd(socket), address, len).flags(flags).build(), token, CARRIES_NOTHING)
     }
 
@@ -514,6 +546,7 @@ impl Ring {
                 token: entry.user_data() & !(u64::MAX << CARRIES_SHIFT),
                 result: entry.result(),
                 more: cqueue::more(entry.flags()),
+                waits: cqueue::sock_nonempty(entry.flags()),
                 buffer,
                 carries,
             });
