@@ -1,9 +1,5 @@
 //! HTTP mode: requests and responses through the relay, with clients and servers that behave, and with those that do not.
 
-#[path = "tls/pki.rs"]
-#[allow(dead_code)]
-mod pki;
-
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
@@ -11,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pki::{NAME, Pki};
+use towpath_tests::pki::{NAME, Pki};
 use towpath_tests::web::{Request, WebClient, WebOrigin, pattern_told, send_pattern};
 use towpath_tests::{Connection, Host, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject};
 
