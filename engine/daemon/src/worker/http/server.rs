@@ -124,7 +124,8 @@ impl Worker {
         if !is_up {
             return self.dial_for_request(key, Termination::NoServer);
         }
-        let stays = same_place && is_member && (is_bound || (each == Some(BalanceEach::Connection) && self.may_stay(key)));
+        let stays =
+            same_place && is_member && (is_bound || (each == Some(BalanceEach::Connection) && self.may_stay(key)));
         if stays {
             return Ok(());
         }
