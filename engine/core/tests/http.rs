@@ -1,4 +1,4 @@
-//! HTTP/1.1 without I/O: the corpus of `tests/http`, exchanges by hand, and the fuzz target without a fuzzer.
+//! HTTP/1.1 without I/O: the corpus of `tests/http`, exchanges by hand, what nginx reads, and the fuzz target without a fuzzer.
 
 #![expect(
     clippy::disallowed_methods,
@@ -12,6 +12,10 @@ mod corpus;
 mod exchanges;
 #[path = "http/fuzz.rs"]
 mod fuzz;
+#[path = "http/identity.rs"]
+mod identity;
+#[path = "http/origins.rs"]
+mod origins;
 #[path = "http/pinning.rs"]
 mod pinning;
 #[path = "../../../fuzz/src/http.rs"]

@@ -51,26 +51,30 @@ const WORDS: [&[u8]; 26] = [
     SEPARATOR,
 ];
 
+/// What comes in, of this folder of the corpus.
+fn streams(folder: &str) -> Vec<Vec<u8>> {
+    let mut streams = Vec::new();
+    for (_, case) in ["refused", "passed"].iter().flat_map(|part| entries(&format!("{folder}/{part}"))) {
+        let files = fs::read_dir(case).expect("a folder").map(|file| file.expect("an entry").path());
+        let mut files: Vec<_> = files.filter(|file| file.file_name().is_some_and(|name| name != "out.http")).collect();
+        files.sort();
+        streams.extend(files.iter().map(|file| read(file)));
+    }
+    streams
+}
+
+/// What clients send, of the corpus.
+pub(crate) fn request_streams() -> Vec<Vec<u8>> {
+    streams("requests")
+}
+
 /// The corpus, each with what the other side would say.
 fn seeds() -> Vec<Vec<u8>> {
-    let mut streams: Vec<Vec<u8>> = Vec::new();
-    for folder in ["requests/refused", "responses/refused", "requests/passed", "responses/passed"] {
-        let requests = folder.starts_with("requests");
-        for (_, path) in entries(folder) {
-            for file in fs::read_dir(path).expect("a folder") {
-                let path = file.expect("an entry").path();
-                if path.file_name().is_some_and(|name| name == "out.http") {
-                    continue;
-                }
-                let bytes = read(&path);
-                streams.push(match requests {
-                    true => [&bytes, GET, SEPARATOR, OK, SEPARATOR, OK].concat(),
-                    false => [GET, GET, SEPARATOR, &bytes, SEPARATOR, OK].concat(),
-                });
-            }
-        }
-    }
-    streams.into_iter().enumerate().map(|(at, stream)| [&[at as u8], stream.as_slice()].concat()).collect()
+    let requests = request_streams().into_iter();
+    let requests = requests.map(|request| [&request, GET, SEPARATOR, OK, SEPARATOR, OK].concat());
+    let responses = streams("responses").into_iter();
+    let responses = responses.map(|response| [GET, GET, SEPARATOR, &response, SEPARATOR, OK].concat());
+    requests.chain(responses).enumerate().map(|(at, stream)| [&[at as u8], stream.as_slice()].concat()).collect()
 }
 
 #[test]
@@ -139,7 +143,7 @@ fn replay(name: &str, input: &[u8]) {
     }
 }
 
-fn change(input: &mut Vec<u8>, other: &[u8], random: &mut SplitMix64) {
+pub(crate) fn change(input: &mut Vec<u8>, other: &[u8], random: &mut SplitMix64) {
     let mut below = |end: usize| random.below(end as u64) as usize;
     let at = below(input.len().max(1)).min(input.len());
     let len = below(24).min(input.len() - at);
