@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use towpath_config::model::{Balance, Ports, Protocol, Source};
+use towpath_config::model::{Balance, HttpRoute, PathMatch, Ports, Protocol, Source};
 use towpath_config::{Checked, Model, check, read, reference, render};
 
 fn directory() -> PathBuf {
@@ -110,6 +110,31 @@ fn t_40_lync_2013_with_the_printed_director_address_clashes() {
         assert_eq!(clash.labels.len(), 1);
         assert!(clash.labels[0].location.line < clash.primary.line, "the label shows the first of both");
     }
+}
+
+#[test]
+fn exchange_2010_pins_what_must_come_back_and_nothing_else() {
+    let model = model("exchange-2010.toml");
+    let https = &model.services[0];
+    // requirements.md 3.4, by the path of each protocol.
+    let rows = [
+        ("/owa", true),
+        ("/rpc", true),
+        ("/microsoft-server-activesync", true),
+        ("/powershell", true),
+        ("/oab", false),
+        ("/autodiscover", false),
+    ];
+    for (path, pinned) in rows {
+        let of = |route: &HttpRoute| route.when.paths.contains(&PathMatch::Prefix(path.to_owned()));
+        let (_, group) = https.http_groups().find(|(route, _)| of(route)).expect(path);
+        assert_eq!(group.persistence.is_some(), pinned, "{path}");
+    }
+    let pinned = |name: &str| {
+        let service = model.services.iter().find(|service| service.name == name).expect(name);
+        service.persistence.is_some()
+    };
+    assert!(pinned("exchange-rpc") && !pinned("exchange-imap") && !pinned("exchange-pop3"));
 }
 
 #[test]
