@@ -138,6 +138,18 @@ fn exchange_2010_pins_what_must_come_back_and_nothing_else() {
 }
 
 #[test]
+fn exchange_2016_has_a_route_with_a_check_for_each_virtual_directory() {
+    let model = model("exchange-2016.toml");
+    let https = &model.services[0];
+    assert!(
+        https.http_groups().all(|(_, group)| model.groups[group.group].health.is_some() && group.persistence.is_none())
+    );
+    let groups: BTreeSet<usize> = https.http_groups().map(|(_, group)| group.group).collect();
+    assert_eq!((https.http_groups().count(), groups.len()), (9, 9));
+    assert!(model.services[1].http.as_ref().is_some_and(|http| http.redirect_to_https));
+}
+
+#[test]
 fn reference_is_what_the_schema_says() {
     let written =
         fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("reference.md")).expect("reference.md is there");
