@@ -130,7 +130,8 @@ fn shake(service: &ServiceTls, client: &ClientContext) -> (Connection, Connectio
             break;
         }
     }
-    // The ticket comes behind the handshake.
+    // The ticket comes behind the handshake, with what is said first.
+    to_client.append(&mut server.take_reply());
     let received = 0..to_client.len();
     client.open(&mut to_client, received).unwrap();
     (server, client)
