@@ -199,7 +199,12 @@ fn clients_of_the_exchange_example_see_the_certificate_of_the_servers() {
 fn the_other_ports_of_the_exchange_example_pass_through() {
     in_site(the_other_ports_of_the_exchange_example_pass_through, &NETWORKS, |site| {
         let installation = Installation::new(site);
-        for port in [80, 110, 143] {
+        // The web without TLS leads to the one with it.
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--output", "/dev/null", "--write-out", "%{redirect_url}"]);
+        command.args(["--resolve", &format!("{NAME}:80:{VIP}"), &format!("http://{NAME}/owa/auth.html")]);
+        assert_eq!(installation.said(command), format!("https://{NAME}/owa/auth.html"));
+        for port in [110, 143] {
             let greeting = visit_from(installation.desk(), ip("192.0.2.100"), SocketAddr::new(ip(VIP), port));
             assert!(SERVERS.iter().any(|(name, _)| *name == greeting.name), "{greeting:?}");
         }

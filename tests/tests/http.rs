@@ -386,6 +386,29 @@ fn t_22_clients_come_back_by_their_cookie() {
 }
 
 #[test]
+fn t_22_the_cookie_of_lync_mobility_is_on_every_response_that_lacks_it() {
+    in_lab(t_22_the_cookie_of_lync_mobility_is_on_every_response_that_lacks_it, Topology::TwoArm, 2, |lab| {
+        let stage = Stage::set(lab, "persistence = { by = \"cookie\", cookie = \"MS-WSMAN\" }\nhttp = {}");
+        let mut client = stage.open(lab);
+        let first = client.get("/");
+        let set = first.field("set-cookie").expect("a cookie").to_owned();
+        let lower = set.to_ascii_lowercase();
+        assert!(set.starts_with("MS-WSMAN="), "{set}");
+        for attribute in ["httponly", "expires", "max-age"] {
+            assert!(!lower.contains(attribute), "{set}");
+        }
+        let home = first.text().split(' ').next().map(str::to_owned);
+        let fields = format!("Cookie: {}\r\n", set.split(';').next().expect("a part"));
+        for _ in 0..4 {
+            let next = stage.open(lab).get_with("/", &fields);
+            assert_eq!(next.text().split(' ').next().map(str::to_owned), home);
+            assert_eq!(next.field("set-cookie"), Some(&*set), "{}", next.head);
+        }
+        stage.relay.stop();
+    });
+}
+
+#[test]
 fn connections_that_were_authenticated_are_never_another_client_s() {
     in_lab(connections_that_were_authenticated_are_never_another_client_s, Topology::TwoArm, 2, |lab| {
         let stage = Stage::set(lab, "balance = \"round-robin\"\nhttp = {}");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use towpath_config::model::{Balance, Ports, Protocol, Source};
+use towpath_config::model::{Balance, HttpRoute, PathMatch, Ports, Protocol, Source};
 use towpath_config::{Checked, Model, check, read, reference, render};
 
 fn directory() -> PathBuf {
@@ -110,6 +110,43 @@ fn t_40_lync_2013_with_the_printed_director_address_clashes() {
         assert_eq!(clash.labels.len(), 1);
         assert!(clash.labels[0].location.line < clash.primary.line, "the label shows the first of both");
     }
+}
+
+#[test]
+fn exchange_2010_pins_what_must_come_back_and_nothing_else() {
+    let model = model("exchange-2010.toml");
+    let https = &model.services[0];
+    // requirements.md 3.4, by the path of each protocol.
+    let rows = [
+        ("/owa", true),
+        ("/rpc", true),
+        ("/microsoft-server-activesync", true),
+        ("/powershell", true),
+        ("/oab", false),
+        ("/autodiscover", false),
+    ];
+    for (path, pinned) in rows {
+        let of = |route: &HttpRoute| route.when.paths.contains(&PathMatch::Prefix(path.to_owned()));
+        let (_, group) = https.http_groups().find(|(route, _)| of(route)).expect(path);
+        assert_eq!(group.persistence.is_some(), pinned, "{path}");
+    }
+    let pinned = |name: &str| {
+        let service = model.services.iter().find(|service| service.name == name).expect(name);
+        service.persistence.is_some()
+    };
+    assert!(pinned("exchange-rpc") && !pinned("exchange-imap") && !pinned("exchange-pop3"));
+}
+
+#[test]
+fn exchange_2016_has_a_route_with_a_check_for_each_virtual_directory() {
+    let model = model("exchange-2016.toml");
+    let https = &model.services[0];
+    assert!(
+        https.http_groups().all(|(_, group)| model.groups[group.group].health.is_some() && group.persistence.is_none())
+    );
+    let groups: BTreeSet<usize> = https.http_groups().map(|(_, group)| group.group).collect();
+    assert_eq!((https.http_groups().count(), groups.len()), (9, 9));
+    assert!(model.services[1].http.as_ref().is_some_and(|http| http.redirect_to_https));
 }
 
 #[test]

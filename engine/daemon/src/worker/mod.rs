@@ -169,14 +169,14 @@ struct Worker {
     unsealed: VecDeque<(Key, Side, Chunk, bool)>,
     /// By outgoing buffer.
     senders: Senders,
-    /// What connections with TLS keep of records of which only a part has come.
-    kept: KeptBytes,
-    /// When those are looked at next whose buffers others wait for, while somebody does.
-    slow_look: Option<Now>,
     /// Legs in HTTP mode that wait for a buffer to send from.
     unsent: VecDeque<(Key, Side)>,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
+    /// What connections with TLS keep of records of which only a part has come.
+    kept: KeptBytes,
+    /// When those are looked at next whose buffers others wait for, while somebody does.
+    slow_look: Option<Now>,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -246,11 +246,11 @@ impl Worker {
             pace: Pace::default(),
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
-            kept: KeptBytes::default(),
-            slow_look: None,
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
             output: Output::default(),
+            kept: KeptBytes::default(),
+            slow_look: None,
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -311,9 +311,9 @@ impl Worker {
         self.feed_starved()?;
         self.feed_starved_records()?;
         self.seal_waiting()?;
+        self.send_unsent()?;
         self.end_slow()?;
         self.reclaim_from_pool()?;
-        self.send_unsent()?;
         self.shake()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {

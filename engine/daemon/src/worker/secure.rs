@@ -444,10 +444,10 @@ impl Worker {
             self.free_outgoing(outgoing)?;
             return Ok(Own::Failed);
         };
-        relay.sends[to.index()] = Some(SendWatch::default());
         let Some(leg) = &mut relay.tls[to.index()] else {
             let taken = bytes.len().min(room.len());
             room[..taken].copy_from_slice(&bytes[..taken]);
+            relay.sends[to.index()] = Some(SendWatch::default());
             self.send_outgoing(key, to, outgoing, taken as u32, Behind::Nothing)?;
             return Ok(Own::OnItsWay(taken as u32));
         };
@@ -458,11 +458,11 @@ impl Worker {
         };
         let Ok(bytes) = sealed.map(|bytes| bytes as u32) else {
             leg.broken = true;
-            relay.sends[to.index()] = None;
             self.free_outgoing(outgoing)?;
             return Ok(Own::Failed);
         };
         leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
+        relay.sends[to.index()] = Some(SendWatch::default());
         self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Own::OnItsWay(plain.len() as u32))
     }

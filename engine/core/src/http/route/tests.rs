@@ -1,5 +1,8 @@
+use proptest::prelude::*;
+
 use super::*;
-use crate::http::stage::{Stage, get, request};
+use crate::http::rewrite::Scheme;
+use crate::http::stage::{Stage, get, ip, request, response};
 
 const ROUTED: &str = r#"
 group = "one"
@@ -176,5 +179,67 @@ fn maintenance_is_for_everybody_or_for_whom_nobody_serves() {
     for stage in [always, without_server] {
         let page = stage.rules().page_without_server().expect("a page");
         assert_eq!((&*page.body, page.retry_after.as_deref()), (b"<p>soon".as_slice(), Some("300")));
+    }
+}
+
+/// Segments of a path as a server resolves them, by a stack; `None` where it would not.
+fn resolved(path: &str) -> Option<Vec<String>> {
+    let mut plain = String::new();
+    let mut rest = path.chars();
+    while let Some(c) = rest.next() {
+        plain.push(match c {
+            '%' => char::from(u8::from_str_radix(rest.as_str().get(..2)?, 16).ok()?),
+            c => c,
+        });
+        if c == '%' {
+            rest.nth(1);
+        }
+    }
+    let mut stack: Vec<String> = Vec::new();
+    for segment in plain.split(['/', '\\']) {
+        match segment {
+            "" | "." => {}
+            ".." => drop(stack.pop()),
+            segment => stack.push(segment.to_ascii_lowercase()),
+        }
+    }
+    Some(stack)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) })]
+
+    #[test]
+    fn nothing_that_is_denied_is_served_by_another_name(path in r"(/|ecp|ECP|%65cp|%45%43p|\.\.|%2e|\.|%2f|%5C|x|ecpx){0,8}") {
+        let stage = Stage::new("group = \"one\"\n[service.http]\n[[service.http.filter]]\naction = \"deny\"\npath = [\"/ecp\"]\n");
+        let path = format!("/{path}");
+        let is_ecp = resolved(&path).expect("every escape is one").first().is_some_and(|first| first == "ecp");
+        let told = stage.goes("a", &path);
+        prop_assert_eq!(told.as_str(), if is_ecp { "deny 403" } else { "s1 s2" });
+    }
+
+    /// Whatever a client says, it is judged, pinned and told of without end or panic, and what is made of it is a head again.
+    #[test]
+    fn any_request_is_judged(target in "/[!-~]{0,40}", host in "[a-z.:]{0,12}", field in "[ -~]{0,60}", cookie in "[ -~]{0,60}") {
+        let text = format!(
+            "{ROUTED}[[service.http.filter]]\naction = \"deny\"\nparameter = \"*\"\npattern = \"<\"\n\
+             [[service.http.rewrite]]\nwhat = \"path\"\nmatch = \"/\"\nwith = \"/below\"\n"
+        );
+        let text = text.replacen("[service.http]", "persistence = { by = \"cookie\", fallback = \"source-ip\" }\n[service.http]", 1);
+        let stage = Stage::new(&text);
+        let fields = format!("Host: {host}\r\nUser-Agent: {field}\r\nX-Forwarded-For: {field}\r\nCookie: {cookie}\r\n");
+        let bytes = format!("GET {target} HTTP/1.1\r\n{fields}\r\n");
+        let limits = crate::http::HttpLimits { head_bytes_max: 32_768, body_bytes_max: 0 };
+        let Ok(Some((_, head))) = RequestHead::read(bytes.as_bytes(), &limits) else { return Ok(()) };
+        let verdict = stage.decide(&head, "203.0.113.1");
+        if let Verdict::Redirect { location, .. } = &verdict {
+            prop_assert!(location.starts_with("https://") && location.bytes().all(|byte| byte.is_ascii_graphic()));
+        }
+        let service = stage.service();
+        service.pin(&head, ip("203.0.113.1"));
+        let (_, after) = stage.asked(&head, "203.0.113.1", Scheme::Http);
+        let server = service.targets[0].server;
+        let edits = service.response_edits(&response(""), &after, server);
+        prop_assert!(edits.fields.len() <= 2);
     }
 }
