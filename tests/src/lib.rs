@@ -28,6 +28,7 @@ pub mod origin;
 pub mod roles;
 pub mod subject;
 pub mod trunk;
+pub mod web;
 pub mod wire;
 
 pub use bulk::{Bulk, Sum};

@@ -130,6 +130,15 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
     }
     text.push_str(&table.render(2, paint));
     text.push_str(&format!("  {}\n", traffic(service)));
+    if let Some(requests) = requests(service) {
+        text.push_str(&format!("  {requests}\n"));
+    }
+    for (what, reasons) in [("requests", &service.refused_requests), ("responses", &service.refused_responses)] {
+        let reasons: Vec<String> = counts(reasons.iter().map(|(label, &count)| (label.as_str(), count)));
+        if !reasons.is_empty() {
+            text.push_str(&format!("  refused {what}: {}\n", reasons.join(" · ")));
+        }
+    }
     let ended: Vec<String> = counts(service.terminations.iter().map(|(label, &count)| (label.as_str(), count)));
     for certificate in &service.certificates {
         text.push_str(&format!("  certificate {}\n", certificate_line(certificate, paint)));
@@ -138,6 +147,25 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
         text.push_str(&format!("  ended: {}\n", ended.join(" · ")));
     }
     text
+}
+
+/// What HTTP mode has counted; `None` where no request has come.
+fn requests(service: &ServiceStatus) -> Option<String> {
+    let counter = |label: &str| service.counters.get(label).copied().unwrap_or(0);
+    let shown = [
+        ("requests", "requests"),
+        ("2xx", "responses_2xx"),
+        ("3xx", "responses_3xx"),
+        ("4xx", "responses_4xx"),
+        ("5xx", "responses_5xx"),
+        ("answered here", "answered"),
+        ("denied", "denied"),
+        ("unserved", "unserved"),
+        ("tunnels", "tunnels"),
+    ];
+    let shown: Vec<(&str, u64)> = shown.map(|(word, label)| (word, counter(label))).into();
+    let any = shown.iter().any(|(_, count)| *count > 0);
+    any.then(|| counts(shown.into_iter()).join(" · "))
 }
 
 fn server_row(server: &ServerStatus) -> [Cell; 10] {
@@ -518,6 +546,8 @@ mod tests {
                 bytes_to_client: 1_250_000_000,
                 counters: BTreeMap::new(),
                 terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
+                refused_requests: BTreeMap::new(),
+                refused_responses: BTreeMap::new(),
                 certificates: Vec::new(),
                 servers: vec![server("FE-1", 31, HealthStatus::Up, ""), draining],
             }],

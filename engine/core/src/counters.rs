@@ -49,12 +49,23 @@ counters!(
         ServerHandshakesFull = "server_handshakes_full", "TLS handshakes with real servers that were completed in full.";
         ServerHandshakesResumed = "server_handshakes_resumed", "TLS handshakes with real servers that resumed a session.";
         ServerHandshakesFailed = "server_handshakes_failed", "TLS handshakes with real servers that failed; another server was tried.";
+        Requests = "requests", "HTTP: requests whose head was whole.";
+        Responses2xx = "responses_2xx", "HTTP: responses with a status of 200 to 299, as clients got them.";
+        Responses3xx = "responses_3xx", "HTTP: responses with a status of 300 to 399.";
+        Responses4xx = "responses_4xx", "HTTP: responses with a status of 400 to 499.";
+        Responses5xx = "responses_5xx", "HTTP: responses with a status of 500 or more.";
+        Answered = "answered", "HTTP: responses that no real server made: redirects, refusals, pages of ours.";
+        Denied = "denied", "HTTP: requests that a filter refused.";
+        Unserved = "unserved", "HTTP: requests that found no real server and were answered with 502, 503 or 504.";
+        Tunnels = "tunnels", "HTTP: connections that went over to another protocol (101).";
     }
 );
 
 counters!(
     /// Why a connection or UDP session ended: its termination code.
     Termination {
+        BadRequest = "bad_request", "HTTP: the client's request was refused; the reasons are counted apart.";
+        BadResponse = "bad_response", "HTTP: the real server's response was refused; the reasons are counted apart.";
         ClientClosed = "client_closed", "Both sides finished; the client sent its FIN first.";
         ClientReset = "client_reset", "The client reset the connection.";
         ClientTruncated = "client_truncated", "The client ended its connection without ending TLS: what it sent may be cut off.";
@@ -69,12 +80,17 @@ counters!(
         HandshakeRefused = "handshake_refused", "The TLS handshake waited longer than tls.queue_deadline, or its queue was full.";
         HandshakeTimedOut = "handshake_timed_out", "The client did not complete the TLS handshake within handshake_timeout.";
         HandshakeUnknownName = "handshake_unknown_name", "The client asked for a name that no certificate is for, with strict_sni.";
+        HeadTimedOut = "head_timed_out", "HTTP: the head of a request was not whole within head_timeout.";
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
+        KeepAliveEnded = "keep_alive_ended", "HTTP: the connection ended between two requests: as one side wanted it, by idle_timeout or for a drain.";
         OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";
         OutOfSourcePorts = "out_of_source_ports", "Every (source address, port) towards the real server was leased.";
         NoServer = "no_server", "No real server was up and ready.";
+        RequestCutOff = "request_cut_off", "HTTP: the client ended its stream amid a request.";
+        ResponseCutOff = "response_cut_off", "HTTP: the real server's connection ended amid a response; the client's was reset.";
+        ResponseTimedOut = "response_timed_out", "HTTP: the real server did not begin its response within response_timeout.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
         ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";
         ServerHandshakeFailed = "server_handshake_failed", "No real server completed a TLS handshake.";

@@ -405,6 +405,7 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         buffers: plan.buffers,
         buffer_bytes: plan.buffer_bytes,
         record_buffers: plan.record_buffers,
+        http_buffers: plan.http_buffers,
         queue_deadline_ms: plan.queue_deadline_ms,
         pool_gives_way: plan.pool_gives_way(),
         pipes_max: plan.pipes_per_worker,

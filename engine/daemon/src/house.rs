@@ -11,7 +11,7 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
-use towpath_core::http::{HttpMaterial, HttpSecret};
+use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::outbound::{OutboundLane, OutboundNat};
 use towpath_core::packet::DropReason;
 use towpath_core::plane::PlaneCounter;
@@ -503,6 +503,11 @@ impl House {
     }
 }
 
+/// What has happened at all, by label.
+fn seen(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u64> {
+    counts.filter(|(_, count)| *count > 0).map(|(label, count)| (label.to_owned(), count)).collect()
+}
+
 fn service_status(
     service: &Service,
     snapshot: &Snapshot,
@@ -543,6 +548,16 @@ fn service_status(
         bytes_to_client: counter(ServiceCounter::BytesToClient),
         counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), counter(c))).collect(),
         terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t))).collect(),
+        refused_requests: seen(
+            BadRequest::ALL
+                .iter()
+                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_requests(reason)).sum())),
+        ),
+        refused_responses: seen(
+            BadResponse::ALL
+                .iter()
+                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_responses(reason)).sum())),
+        ),
         certificates: truth
             .material
             .certificates_of(&service.name)

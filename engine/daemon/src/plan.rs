@@ -19,7 +19,7 @@ use crate::packets::claims;
 use crate::packets::fast::Readiness;
 use crate::preflight::HostFacts;
 use crate::shared::Inbox;
-use crate::worker::RECORD_BUFFER_BYTES;
+use crate::worker::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES, RECORD_BUFFER_BYTES};
 
 /// Most workers of a process: a worker id is one byte.
 pub const WORKERS_MAX: usize = 256;
@@ -171,6 +171,8 @@ pub struct Plan {
     pub buffer_bytes: u32,
     /// Buffers of one worker for connections with TLS; 0 where no service ends TLS.
     pub record_buffers: u16,
+    /// Buffers of one worker for what HTTP mode makes; 0 where no service is in HTTP mode, or those for TLS serve for it.
+    pub http_buffers: u16,
     /// TLS handshakes, and clients whose first bytes are waited for, at the same time.
     pub handshakes_max: u32,
     /// How long a handshake may wait for its turn, in milliseconds.
@@ -506,6 +508,7 @@ impl Plan {
             buffers_configured: model.limits.buffers.is_some(),
             buffer_bytes: model.limits.buffer_bytes,
             record_buffers: needs.record_buffers,
+            http_buffers: needs.http_buffers,
             handshakes_max: model.limits.handshakes,
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
@@ -613,6 +616,7 @@ struct Needs {
     pipes_per_worker: u32,
     buffers: u32,
     record_buffers: u16,
+    http_buffers: u16,
     /// Legs with TLS of one connection, at most.
     tls_legs: u64,
     tcp: Use,
@@ -648,6 +652,7 @@ impl Needs {
         let record_buffers = if tls_legs > 0 { record_buffers(workers, input) } else { 0 };
         // Both kinds are numbered together.
         let buffers = buffers.min(u32::from(u16::MAX - record_buffers));
+        let http_buffers = if tls_legs == 0 && has_http(model) { buffers.min(OUTGOING_BUFFERS_MAX) as u16 } else { 0 };
         let handshakes = if tls_legs > 0 { u64::from(limits.handshakes) } else { 0 };
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
         let fast = packets.filter(|packets| packets.fast.flows() > 0);
@@ -659,6 +664,7 @@ impl Needs {
             share("workers", workers * WORKER_BYTES),
             share("receive buffers", workers * u64::from(buffers) * u64::from(limits.buffer_bytes)),
             share("TLS buffers", workers * u64::from(record_buffers) * RECORD_BUFFER_BYTES),
+            share("HTTP buffers", workers * u64::from(http_buffers) * u64::from(OUTGOING_BYTES)),
             share("TLS handshakes", handshakes * HANDSHAKE_BYTES),
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
             share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
@@ -683,6 +689,7 @@ impl Needs {
             pipes_per_worker,
             buffers,
             record_buffers,
+            http_buffers,
             tls_legs,
             tcp,
             udp,
@@ -801,6 +808,11 @@ fn tls_legs(model: &Model) -> u64 {
         1 + u64::from(re_encrypts)
     });
     legs.max().unwrap_or(0)
+}
+
+/// Whether a service is in HTTP mode.
+fn has_http(model: &Model) -> bool {
+    model.services.iter().any(|service| service.http.is_some())
 }
 
 /// Buffers of each kind for connections with TLS, of one worker.

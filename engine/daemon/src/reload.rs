@@ -63,6 +63,14 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if let (None, Some(service)) = (old.services.iter().find(ends_tls), services.iter().find(ends_tls)) {
         changed.push(format!("tls.mode of service `{}` (the first that ends TLS)", service.name));
     }
+    // The same of buffers for what HTTP mode makes; those for TLS would do.
+    let needs_outgoing = |service: &&VirtualService| service.http.is_some() || ends_tls(service);
+    if let (None, Some(service)) = (old.services.iter().find(needs_outgoing), services.iter().find(needs_outgoing))
+        && service.http.is_some()
+        && !ends_tls(&service)
+    {
+        changed.push(format!("http of service `{}` (the first in HTTP mode)", service.name));
+    }
     let before = by_name(&old.services);
     let after = by_name(services);
     for name in before.keys().filter(|name| !after.contains_key(*name)) {

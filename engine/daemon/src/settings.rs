@@ -18,6 +18,8 @@ pub struct WorkerSettings {
     pub buffer_bytes: u32,
     /// Buffers of each kind for connections with TLS; 0 where no service ends TLS.
     pub record_buffers: u16,
+    /// Buffers for what HTTP mode makes; 0 where no service is in HTTP mode, or those for TLS serve for it.
+    pub http_buffers: u16,
     /// How long the next step of a handshake may wait for its turn.
     pub queue_deadline_ms: u64,
     /// The pool's threads run only while workers sleep.

@@ -22,9 +22,9 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
-use towpath_core::director::{self, Pick, Refusal, Tried};
+use towpath_core::director::{self, Client, Pick, Refusal, Tried};
 use towpath_core::loads::Loads;
-use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceTable, key_stripe};
+use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin};
 use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
@@ -165,16 +165,27 @@ impl Shared {
     /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
     pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
+        let pin = Pin::of_address(service, client.ip());
+        self.pick_pinned(service, Client { address: client.ip(), pin }, tried, now)
+    }
+
+    /// The same for a client that is to come back to a server by something else than its address.
+    pub fn pick_pinned(&self, service: &Service, client: Client, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
         let slot = &self.desks[service.place.index()];
         let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
         let mut desk = lock(desk);
         let Desk { balancer, no_persistence } = &mut *desk;
-        if service.persistence.is_none() {
-            return director::pick(service, balancer, no_persistence, &self.loads, client, tried, now);
-        }
-        let stripe = key_stripe(service, client.ip(), self.seed);
-        let mut table = lock(&self.persistence[stripe]);
-        director::pick(service, balancer, &mut table, &self.loads, client, tried, now)
+        let Pin::Key(_) = client.pin else {
+            return director::pick_pinned(service, balancer, no_persistence, &self.loads, client, tried, now);
+        };
+        let mut table = lock(&self.persistence[client.pin.stripe(self.seed)]);
+        director::pick_pinned(service, balancer, &mut table, &self.loads, client, tried, now)
+    }
+
+    /// The client with this key comes back to `server`, as a response of that server has said.
+    pub fn learn(&self, service: &Service, key: PersistenceKey, server: RealServerId, now: Now) {
+        let mut table = lock(&self.persistence[key.stripe(self.seed)]);
+        director::learn(service, &mut table, key, server, now);
     }
 
     /// The connection or session that [`Shared::pick`] counted has ended, or its connect has failed.

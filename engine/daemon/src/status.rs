@@ -88,6 +88,12 @@ pub struct ServiceStatus {
     pub counters: BTreeMap<String, u64>,
     /// How connections and sessions ended, by label.
     pub terminations: BTreeMap<String, u64>,
+    /// HTTP: requests that were refused, by reason; reasons that never were are left out.
+    #[serde(default)]
+    pub refused_requests: BTreeMap<String, u64>,
+    /// HTTP: the same of responses.
+    #[serde(default)]
+    pub refused_responses: BTreeMap<String, u64>,
     /// Its certificates in the order of the file; empty where TLS is not ended here.
     #[serde(default)]
     pub certificates: Vec<CertificateStatus>,

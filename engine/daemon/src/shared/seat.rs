@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCounter};
+use towpath_core::http::{BadRequest, BadResponse};
 use towpath_core::packet::DropReason;
 use towpath_core::plane::{PlaneCounter, PlaneCounts};
 use towpath_core::{Generation, RealServerId, ServiceId, WorkerId};
@@ -18,7 +19,7 @@ pub struct ServicePage {
 
 impl ServicePage {
     fn new() -> ServicePage {
-        ServicePage { cells: CounterPage::new(ServiceCounter::ALL.len() + Termination::ALL.len() + SLACK_CELLS) }
+        ServicePage { cells: CounterPage::new(bad_response_cell(BadResponse::ALL.len()) + SLACK_CELLS) }
     }
 
     /// Adds `n`. Only the seat's own worker may call this.
@@ -33,6 +34,16 @@ impl ServicePage {
         self.cells.add(ServiceCounter::ALL.len() + termination as usize, 1);
     }
 
+    /// Counts one refused request. Only the seat's own worker may call this.
+    pub fn count_bad_request(&self, reason: BadRequest) {
+        self.cells.add(bad_request_cell(reason as usize), 1);
+    }
+
+    /// Counts one refused response. Only the seat's own worker may call this.
+    pub fn count_bad_response(&self, reason: BadResponse) {
+        self.cells.add(bad_response_cell(reason as usize), 1);
+    }
+
     /// The value as of about now.
     pub fn read(&self, counter: ServiceCounter) -> u64 {
         self.cells.read(counter as usize)
@@ -41,6 +52,16 @@ impl ServicePage {
     /// How many ended so, as of about now.
     pub fn ended(&self, termination: Termination) -> u64 {
         self.cells.read(ServiceCounter::ALL.len() + termination as usize)
+    }
+
+    /// How many requests were refused so, as of about now.
+    pub fn bad_requests(&self, reason: BadRequest) -> u64 {
+        self.cells.read(bad_request_cell(reason as usize))
+    }
+
+    /// How many responses were refused so, as of about now.
+    pub fn bad_responses(&self, reason: BadResponse) -> u64 {
+        self.cells.read(bad_response_cell(reason as usize))
     }
 }
 
@@ -277,6 +298,14 @@ impl Seat {
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }
+}
+
+fn bad_request_cell(reason: usize) -> usize {
+    ServiceCounter::ALL.len() + Termination::ALL.len() + reason
+}
+
+fn bad_response_cell(reason: usize) -> usize {
+    bad_request_cell(BadRequest::ALL.len()) + reason
 }
 
 fn ring_cell(counter: RingCounter) -> usize {

@@ -8,6 +8,7 @@ mod datagram;
 mod doors;
 mod entrance;
 mod handoff;
+mod http;
 mod lanes;
 mod packets;
 mod peek;
@@ -28,6 +29,7 @@ use towpath_config::model::{AdminState, Poll};
 use towpath_core::client_hello::HELLO_BYTES_MAX;
 use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::fast_path::{FastMemory, FastSettings};
+use towpath_core::http::Output;
 use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side};
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
@@ -45,6 +47,7 @@ use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
 use entrance::{Pace, Waiting};
+pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 use packets::{Left, Packets};
 use pump::Pipes;
 use relay::Relay;
@@ -163,6 +166,10 @@ struct Worker {
     unsealed: VecDeque<(Key, Side, Chunk, bool)>,
     /// By outgoing buffer.
     senders: Senders,
+    /// Legs in HTTP mode that wait for a buffer to send from.
+    unsent: VecDeque<(Key, Side)>,
+    /// Scratch for what a turn of an exchange makes.
+    output: Output,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -190,7 +197,7 @@ impl Worker {
             return Err(io::Error::other(format!("the kernel does not let a thread run on CPU {cpu} alone")));
         }
         let buffers = u16::try_from(settings.buffers).unwrap_or(u16::MAX);
-        let ring = Ring::new(RingSettings {
+        let mut ring = Ring::new(RingSettings {
             entries: RING_ENTRIES,
             stream_buffers: buffers,
             stream_buffer_bytes: settings.buffer_bytes,
@@ -200,6 +207,10 @@ impl Worker {
         .map_err(|error| explain_ring(&error))?;
         let now = shared.now();
         let records = ring.records_count();
+        if settings.http_buffers > 0 {
+            ring.reserve_outgoing(settings.http_buffers, OUTGOING_BYTES)?;
+        }
+        let senders = ring.outgoing_buffers().map_or(0, |buffers| usize::from(buffers.count()));
         let InForce { snapshot, tls } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
@@ -228,7 +239,9 @@ impl Worker {
             pace: Pace::default(),
             starved_records: VecDeque::new(),
             unsealed: VecDeque::new(),
-            senders: vec![None; records].into_boxed_slice(),
+            senders: vec![None; senders].into_boxed_slice(),
+            unsent: VecDeque::new(),
+            output: Output::default(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -288,6 +301,7 @@ impl Worker {
         self.feed_starved()?;
         self.feed_starved_records()?;
         self.seal_waiting()?;
+        self.send_unsent()?;
         self.shake()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
@@ -302,6 +316,7 @@ impl Worker {
             && !self.can_feed()
             && !self.can_feed_records()
             && !self.can_seal()
+            && !self.can_send_unsent()
             && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
@@ -442,6 +457,7 @@ impl Worker {
         if self.stopping.is_none() {
             self.stopping = Some(self.shared.phase_since());
             self.close_doors()?;
+            self.drain_conversations()?;
         }
         if phase == Phase::Draining && self.now < self.drain_look {
             return Ok(());

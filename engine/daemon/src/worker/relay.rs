@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::{Refusal, Tried};
+use towpath_core::director::{Client, Refusal, Tried};
+use towpath_core::persistence::Pin;
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
@@ -17,6 +18,7 @@ use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
+use super::http::Conversation;
 use super::peek::Looking;
 use super::pump::Pump;
 use super::secure::TlsLeg;
@@ -65,6 +67,10 @@ pub(super) struct Relay {
     pub(super) server_handshake_failed: bool,
     /// Closed as soon as the ends of its streams have left.
     pub(super) closing: Option<Close>,
+    /// In HTTP mode it has this in place of its session.
+    pub(super) http: Option<Box<Conversation>>,
+    /// Whom the request at hand is to come back to.
+    pin: Option<Pin>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
 }
@@ -86,6 +92,10 @@ pub(super) struct Close {
 }
 
 impl Close {
+    pub(super) fn new(termination: Termination, reset: bool, used: PortUse) -> Close {
+        Close { termination, reset, used }
+    }
+
     /// The same without waiting for anybody.
     pub(super) fn at_once(self) -> Close {
         Close { reset: true, ..self }
@@ -93,7 +103,11 @@ impl Close {
 
     /// Whether both ends have finished their streams.
     pub(super) fn is_orderly(&self) -> bool {
-        !self.reset && matches!(self.termination, Termination::ClientClosed | Termination::ServerClosed)
+        let is_whole = matches!(
+            self.termination,
+            Termination::ClientClosed | Termination::ServerClosed | Termination::KeepAliveEnded
+        );
+        !self.reset && is_whole
     }
 }
 
@@ -113,7 +127,7 @@ impl Relay {
 
     /// Before the second send to the server, which could otherwise wait 40 ms for the acknowledgement of the first; many connections
     /// never come that far. Clients' legs have the option from the listener.
-    fn send_without_delay(&mut self) {
+    pub(super) fn send_without_delay(&mut self) {
         let Some(server) = &self.server else { return };
         match self.server_sends {
             ServerSends::None => self.server_sends = ServerSends::One,
@@ -138,7 +152,30 @@ impl Relay {
 
     /// Whether the end of its session is decided.
     pub(super) fn is_ending(&self) -> bool {
-        self.session.is_ending()
+        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_ending())
+    }
+
+    /// Where the client is.
+    pub(super) fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// The next request is served by this service, by a server that `pin` names if there is one.
+    pub(super) fn begin_request(&mut self, service: Arc<Service>, pin: Pin) {
+        (self.service, self.pin) = (service, Some(pin));
+        (self.tried, self.redispatches, self.leases_refused) = (Tried::new(), 0, 0);
+    }
+
+    /// Its server has failed the request at hand; says whether another may be tried.
+    pub(super) fn note_failed_server(&mut self) -> bool {
+        if self.redispatches >= self.service.redispatch {
+            return false;
+        }
+        self.redispatches += 1;
+        if let Some(server) = self.counted {
+            self.tried.insert(server);
+        }
+        true
     }
 
     /// From here on it is served by the servers behind a route of its service.
@@ -210,6 +247,8 @@ impl Worker {
             client_name: None,
             server_handshake_failed: false,
             closing: None,
+            http: None,
+            pin: None,
         });
         match (self.relays.insert(relay), wait_ms) {
             (Ok(key), Some(wait_ms)) => self.look(key, wait_ms),
@@ -229,6 +268,9 @@ impl Worker {
 
     /// A client has passed the entrance: its session begins.
     pub(super) fn begin(&mut self, key: Key) -> io::Result<()> {
+        if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
+            return self.converse(key);
+        }
         match self.dial(key)? {
             Ok(()) => {
                 self.arm_relay(key);
@@ -239,23 +281,16 @@ impl Worker {
     }
 
     /// Chooses a real server and starts the connect; the inner error ends the session.
-    fn dial(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+    pub(super) fn dial(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
         let mut failed = None;
         loop {
-            let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
-            let picked = self.shared.pick(&relay.service, relay.client_address, &relay.tried, self.now);
-            let pick = match picked {
-                Ok(pick) => pick,
+            let Some(relay) = self.relays.get(key) else { return Ok(Ok(())) };
+            match if relay.counted.is_some() { Ok(()) } else { self.choose(key) } {
+                Ok(()) => {}
                 // No server is left to try: what counts is how the tried ones failed.
                 Err(Refusal::NoServer) => return Ok(Err(failed.unwrap_or(Termination::NoServer))),
                 Err(refusal) => return Ok(Err(Termination::from(refusal))),
-            };
-            relay.counted = Some(pick.server);
-            if relay.redispatches > 0 {
-                self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
             }
-            let target = relay.service.target(pick.target).expect("the pick is from this very service");
-            relay.destination = target.destination(relay.service_port);
             match self.connect(key)? {
                 Ok(()) => return Ok(Ok(())),
                 // Another server's ports may be free.
@@ -266,6 +301,49 @@ impl Worker {
                 Err(termination) => return Ok(Err(termination)),
             }
         }
+    }
+
+    /// Chooses a real server, on which the connection is counted from now on.
+    pub(super) fn choose(&mut self, key: Key) -> Result<(), Refusal> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let (service, client) = (&relay.service, relay.client_address);
+        let pick = match relay.pin {
+            Some(pin) => {
+                let client = Client { address: client.ip(), pin };
+                self.shared.pick_pinned(service, client, &relay.tried, self.now)?
+            }
+            None => self.shared.pick(service, client, &relay.tried, self.now)?,
+        };
+        relay.counted = Some(pick.server);
+        if relay.redispatches > 0 {
+            self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
+        }
+        let target = relay.service.target(pick.target).expect("the pick is from this very service");
+        relay.destination = target.destination(relay.service_port);
+        Ok(())
+    }
+
+    /// The connection holds no place on its server any more.
+    pub(super) fn uncount(&mut self, key: Key) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        if let Some(server) = relay.counted.take() {
+            self.shared.close(relay.service.id, server);
+        }
+    }
+
+    /// Closes the server's leg, on which nothing is in flight.
+    pub(super) fn close_server_leg(&mut self, key: Key, used: PortUse) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        relay.tls[Side::Server.index()] = None;
+        relay.server_handshake_failed = false;
+        relay.server_sends = ServerSends::None;
+        let (server, lease) = (relay.server.take(), relay.lease.take());
+        let service = Arc::clone(&relay.service);
+        if let Some(server) = server {
+            self.ring.close(OwnedFd::from(server), Token::Nothing.pack())?;
+        }
+        self.return_lease(&service, lease, used);
+        Ok(())
     }
 
     /// Starts the connect to the chosen server from a leased source port, if the service leases them.
@@ -312,12 +390,12 @@ impl Worker {
         self.return_lease(&service, lease, PortUse::Lingering);
     }
 
-    fn may_try_another(&self, key: Key) -> bool {
+    pub(super) fn may_try_another(&self, key: Key) -> bool {
         self.relays.get(key).is_some_and(|relay| relay.redispatches < relay.service.redispatch)
     }
 
     /// Undoes what was counted and leased for the server at hand and remembers that it was tried.
-    fn leave_server(&mut self, key: Key, used: PortUse) {
+    pub(super) fn leave_server(&mut self, key: Key, used: PortUse) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.redispatches += 1;
         relay.server = None;
@@ -342,7 +420,7 @@ impl Worker {
             return self.server_reached(key);
         }
         let taken = Cause::of_errno(-result) == Cause::AddressTaken;
-        if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.session.is_ending() {
+        if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.is_ending() {
             self.lease_refused(key);
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
@@ -356,13 +434,13 @@ impl Worker {
     pub(super) fn server_reached(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.server_handshake_failed = false;
+        let seat = self.shared.seat(self.id);
         if !relay.opened {
             relay.opened = true;
-            let seat = self.shared.seat(self.id);
             seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
-            if let Some(server) = relay.counted {
-                seat.count_opened(server);
-            }
+        }
+        if let Some(server) = relay.counted {
+            seat.count_opened(server);
         }
         self.drive(key, Event::Connected)?;
         if let Some(termination) = self.lost_since_dialled(key) {
@@ -428,6 +506,9 @@ impl Worker {
 
     /// Gives `event` to the session of `key` and does what it asks for.
     pub(super) fn drive(&mut self, key: Key, event: Event) -> io::Result<()> {
+        if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
+            return self.heard(key, event);
+        }
         self.carry_out(key, |worker, ops| worker.tell(key, event, ops))
     }
 
@@ -463,7 +544,7 @@ impl Worker {
         relay.session.on(event, self.now, room, &mut self.chunks, ops);
     }
 
-    fn execute(&mut self, key: Key, op: Op, ops: &mut Vec<Op>) -> io::Result<()> {
+    pub(super) fn execute(&mut self, key: Key, op: Op, ops: &mut Vec<Op>) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         match op {
             Op::AcknowledgeNow(side) => {
@@ -624,12 +705,7 @@ impl Worker {
     }
 
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
-        let handshake = self.relays.get(key).is_some_and(|relay| relay.server_handshake_failed);
-        let failed = match (timed_out, handshake) {
-            (true, _) => Termination::ConnectTimedOut,
-            (false, true) => Termination::ServerHandshakeFailed,
-            (false, false) => Termination::ConnectFailed,
-        };
+        let failed = self.connect_failure(key, timed_out);
         let another = self.may_try_another(key);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
@@ -649,6 +725,16 @@ impl Worker {
             Err(termination) => self.tell(key, Event::End(termination), ops),
         }
         Ok(())
+    }
+
+    /// How a connect to a real server has failed.
+    pub(super) fn connect_failure(&self, key: Key, timed_out: bool) -> Termination {
+        let handshake = self.relays.get(key).is_some_and(|relay| relay.server_handshake_failed);
+        match (timed_out, handshake) {
+            (true, _) => Termination::ConnectTimedOut,
+            (false, true) => Termination::ServerHandshakeFailed,
+            (false, false) => Termination::ConnectFailed,
+        }
     }
 
     fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
@@ -730,13 +816,16 @@ impl Worker {
             // It has a deadline of its own.
             return;
         }
+        if relay.http.is_some() {
+            return self.arm_conversation(key);
+        }
         match relay.session.deadline() {
             Some(due) => self.wheel.arm(key.index, due),
             None => self.wheel.disarm(key.index),
         }
     }
 
-    fn room(&mut self, secured: bool) -> Room {
+    pub(super) fn room(&mut self, secured: bool) -> Room {
         let (free, count) = if secured {
             (self.ring.records_free(), self.ring.records_count())
         } else {

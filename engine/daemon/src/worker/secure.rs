@@ -393,6 +393,36 @@ impl Worker {
         self.send_outgoing(key, to, outgoing, bytes)
     }
 
+    /// Sends bytes of ours by a leg, plain or sealed: as many as one outgoing buffer takes.
+    pub(super) fn send_own(&mut self, key: Key, to: Side, bytes: &[u8]) -> io::Result<Own> {
+        let Some(buffers) = self.ring.outgoing_buffers() else { return Ok(Own::Failed) };
+        let Some(outgoing) = buffers.lease() else { return Ok(Own::NoBuffer) };
+        let room = buffers.bytes_mut(outgoing, 0, buffers.buffer_bytes());
+        let Some(relay) = self.relays.get_mut(key) else {
+            self.free_outgoing(outgoing)?;
+            return Ok(Own::Failed);
+        };
+        let Some(leg) = &mut relay.tls[to.index()] else {
+            let taken = bytes.len().min(room.len());
+            room[..taken].copy_from_slice(&bytes[..taken]);
+            self.send_outgoing(key, to, outgoing, taken as u32)?;
+            return Ok(Own::OnItsWay(taken as u32));
+        };
+        let plain = &bytes[..bytes.len().min(SEALED_AT_ONCE as usize)];
+        let sealed = match &mut leg.handshake {
+            Some(Handshake { connection, input, .. }) if !leg.broken => connection.seal(input, plain, room),
+            _ => Err(towpath_tls::Fault::Internal),
+        };
+        let Ok(bytes) = sealed.map(|bytes| bytes as u32) else {
+            leg.broken = true;
+            self.free_outgoing(outgoing)?;
+            return Ok(Own::Failed);
+        };
+        leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
+        self.send_outgoing(key, to, outgoing, bytes)?;
+        Ok(Own::OnItsWay(plain.len() as u32))
+    }
+
     fn free_outgoing(&mut self, outgoing: u16) -> io::Result<()> {
         if let Some(buffers) = self.ring.outgoing_buffers() {
             buffers.recycle(outgoing);
@@ -412,9 +442,8 @@ impl Worker {
     pub(super) fn sealed_sent(&mut self, outgoing: u16, result: i32) -> io::Result<()> {
         self.free_outgoing(outgoing)?;
         let Some((key, to)) = self.senders[usize::from(outgoing)].take() else { return Ok(()) };
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[to.index()].as_mut()) else {
-            return Ok(());
-        };
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let Some(leg) = &mut relay.tls[to.index()] else { return self.sent(key, to, result) };
         let Some(Sealed { what, bytes }) = leg.sending.take() else { return Ok(()) };
         let whole = u32::try_from(result) == Ok(bytes);
         leg.broken |= !whole;
@@ -527,6 +556,8 @@ impl Worker {
         }
         match relay.closing {
             Some(close) if !relay.is_ending_legs() => self.close_relay(key, close),
+            // A server that is left may be closed now.
+            None if relay.http.is_some() => self.advance(key),
             _ => Ok(()),
         }
     }
@@ -568,6 +599,17 @@ impl Worker {
     pub(super) fn can_seal(&mut self) -> bool {
         !self.unsealed.is_empty() && self.ring.outgoing_buffers().is_some_and(|buffers| buffers.free() > 0)
     }
+}
+
+/// What became of bytes of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Own {
+    /// The leg takes none any more.
+    Failed,
+    /// No outgoing buffer is free.
+    NoBuffer,
+    /// So many are being sent.
+    OnItsWay(u32),
 }
 
 /// How far a flight of a handshake is.

@@ -271,6 +271,15 @@ impl Ring {
         records.bytes_mut(id, 0, records.buffer_bytes())
     }
 
+    /// A range of a held stream or record buffer.
+    ///
+    /// # Panics
+    /// If it is not held, or the range leaves its buffer.
+    pub fn held(&self, range: BufferRange) -> &[u8] {
+        let (buffers, id) = group_of(&self.stream, self.records.as_ref(), range.buffer);
+        buffers.bytes(id, range.start, range.len)
+    }
+
     /// A range of a held stream or record buffer, and the whole of a leased outgoing buffer.
     ///
     /// # Panics

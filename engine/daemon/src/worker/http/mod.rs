@@ -1,0 +1,236 @@
+//! HTTP mode: a client's connection as a row of exchanges, each with the servers that its request is routed to.
+//!
+//! What requests and responses are is decided by [`Exchange`], which knows no sockets. Here are its legs: what was received and not taken yet
+//! (`Inlet`), what is to leave (`Outlet`), the real server at hand, and the times that count. Of each side at most one receive buffer is held and
+//! one is being sent; an idle connection holds none. A server's connection belongs to one client's connection, always.
+
+mod ends;
+mod flow;
+mod server;
+mod turn;
+
+use std::io;
+use std::sync::Arc;
+
+use towpath_core::Now;
+use towpath_core::counters::Termination;
+use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
+use towpath_core::persistence::Pin;
+use towpath_core::session::{Event, ReceiveEnd, Side};
+use towpath_core::snapshot::{Service, ServiceHttp};
+
+use super::Worker;
+use super::relay::Relay;
+use super::token::Key;
+use ends::Ending;
+use flow::{Inlet, Outlet, Receive, StreamEnd};
+pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
+use server::ServerState;
+
+/// How long acknowledgements wait for bytes that carry them, as in a relayed session.
+const ACK_DELAY_MS: u64 = 8;
+
+/// What HTTP mode knows of one client's connection.
+pub(super) struct Conversation {
+    exchange: Exchange,
+    /// The service that the client came to; the relay's own is the one whose servers serve the request at hand.
+    front: Arc<Service>,
+    stage: Stage,
+    /// By the side that is read.
+    inlets: [Inlet; 2],
+    /// By the side that is written.
+    outlets: [Outlet; 2],
+    server: ServerState,
+    ending: Option<Ending>,
+    /// What the exchange waited for when it was looked at last, …
+    waiting: Waiting,
+    /// … since when, or since the last byte of a body.
+    since: Now,
+    /// When the wheel's timer is due.
+    timer: Option<Now>,
+    /// Until when acknowledgements towards and from the server are held back; `None` once they are not.
+    acknowledge_at: Option<Now>,
+    /// Requests served so far.
+    served: u32,
+    /// The request at hand was sent by a connection that had served others.
+    kept_leg: bool,
+    /// How it went with the server that was left, if the request goes to another.
+    failed: Option<Termination>,
+    /// Why there was an answer of ours, if the connection ends with it.
+    answered_as: Option<Termination>,
+    /// Whom the request at hand is to come back to.
+    pin: Pin,
+    /// What the rules have to know of it when its response comes.
+    after: Option<AfterRequest>,
+}
+
+/// Where the request at hand is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// There is none, or its head is not whole.
+    Between,
+    /// Its server is being reached; then it is forwarded.
+    Routed,
+    /// Its head was forwarded.
+    Forwarded,
+    /// Both sides speak another protocol now.
+    Tunnel,
+}
+
+impl Conversation {
+    fn new(front: Arc<Service>, http: &ServiceHttp, now: Now) -> Conversation {
+        let config = http.rules.config();
+        let limits = HttpLimits { head_bytes_max: config.head_bytes_max, body_bytes_max: config.body_bytes_max };
+        let exchange = Exchange::new(limits);
+        let waiting = exchange.waiting();
+        Conversation {
+            exchange,
+            front,
+            stage: Stage::Between,
+            inlets: Default::default(),
+            outlets: Default::default(),
+            server: ServerState::Absent,
+            ending: None,
+            waiting,
+            since: now,
+            timer: None,
+            acknowledge_at: None,
+            served: 0,
+            kept_leg: false,
+            failed: None,
+            answered_as: None,
+            pin: Pin::Nobody,
+            after: None,
+        }
+    }
+
+    /// Whether the end of the connection is decided.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Whether every byte shows that it is alive; a head has so much time, however many bytes come.
+    fn is_transferring(&self) -> bool {
+        matches!(self.waiting, Waiting::Transfer | Waiting::Tunnel)
+    }
+
+    /// Whether no operation is in flight on this side.
+    fn is_quiet(&self, side: Side) -> bool {
+        self.inlets[side.index()].receive != Receive::Armed && !self.outlets[side.index()].is_sending()
+    }
+}
+
+impl Relay {
+    fn conversation(&mut self) -> Option<&mut Conversation> {
+        self.http.as_deref_mut()
+    }
+}
+
+impl Worker {
+    fn conversation(&mut self, key: Key) -> Option<&mut Conversation> {
+        self.relays.get_mut(key)?.conversation()
+    }
+
+    /// A client has passed the entrance of a service in HTTP mode.
+    pub(super) fn converse(&mut self, key: Key) -> io::Result<()> {
+        let now = self.now;
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let front = Arc::clone(relay.service());
+        let Some(http) = &front.http else { return Ok(()) };
+        relay.http = Some(Box::new(Conversation::new(Arc::clone(&front), http, now)));
+        self.advance(key)
+    }
+
+    /// Something has happened to a connection in HTTP mode.
+    pub(super) fn heard(&mut self, key: Key, event: Event) -> io::Result<()> {
+        let now = self.now;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        match event {
+            Event::Received { from, buffer, len, last, .. } => {
+                if conversation.is_transferring() {
+                    conversation.since = now;
+                }
+                let discards = conversation.is_discarding(from);
+                let inlet = &mut conversation.inlets[from.index()];
+                inlet.take(buffer, len, last);
+                if discards {
+                    inlet.held = None;
+                    self.ring.recycle(buffer);
+                }
+            }
+            Event::ReceiveEnded { from, end } => {
+                let inlet = &mut conversation.inlets[from.index()];
+                inlet.receive = Receive::Idle;
+                match end {
+                    ReceiveEnd::Cancelled => {}
+                    ReceiveEnd::NoBuffers => {
+                        inlet.receive = Receive::Starved;
+                        self.starve(key, from);
+                    }
+                    ReceiveEnd::Fin => inlet.end = Some(StreamEnd::Orderly),
+                    ReceiveEnd::Failed => inlet.end = Some(StreamEnd::Reset),
+                    ReceiveEnd::Truncated => inlet.end = Some(StreamEnd::Truncated),
+                    ReceiveEnd::Damaged => inlet.end = Some(StreamEnd::Damaged),
+                }
+            }
+            Event::BuffersFree(from) => {
+                let inlet = &mut conversation.inlets[from.index()];
+                if inlet.receive == Receive::Starved {
+                    inlet.receive = Receive::Idle;
+                }
+            }
+            Event::Sent { to, bytes } => {
+                // What leaves is a response, or the request whose response is waited for from then on.
+                if conversation.waiting != Waiting::Head {
+                    conversation.since = now;
+                }
+                self.left(key, to, bytes)?;
+            }
+            Event::SendFailed { to } => self.leaving_failed(key, to)?,
+            Event::Connected => self.server_there(key),
+            Event::ConnectFailed => self.server_missed(key)?,
+            Event::ConnectGivenUp(termination) => self.connect_given_up(key, termination)?,
+            Event::End(termination) => self.end_from_outside(key, termination)?,
+            Event::Tick => self.conversation_timer(key)?,
+            // Its bytes are read as they come.
+            Event::Connecting => return Ok(()),
+            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } | Event::Ready { .. } => return Ok(()),
+        }
+        self.advance(key)
+    }
+
+    /// Goes on as far as there is something to go on with, then waits for what comes next.
+    pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
+        while self.finish_parting(key)? || self.take_from_server(key)? || self.take_from_client(key)? {}
+        for from in Side::BOTH {
+            self.receive_next(key, from)?;
+        }
+        if self.follow_ending(key)? {
+            return Ok(());
+        }
+        self.arm_conversation(key);
+        Ok(())
+    }
+
+    /// The process stops: connections between two requests end now, the others with their next response.
+    pub(super) fn drain_conversations(&mut self) -> io::Result<()> {
+        let idle: Vec<Key> =
+            self.relays.iter().filter(|(_, relay)| relay.is_between_requests()).map(|(key, _)| key).collect();
+        for key in idle {
+            self.finish_conversation(key, Termination::KeepAliveEnded);
+            self.advance(key)?;
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Whether it is in HTTP mode, and nothing of a request is there.
+    fn is_between_requests(&self) -> bool {
+        self.http.as_ref().is_some_and(|conversation| {
+            conversation.ending.is_none()
+                && conversation.exchange.waiting() == Waiting::Request
+                && conversation.inlets[Side::Client.index()].held.is_none()
+        })
+    }
+}

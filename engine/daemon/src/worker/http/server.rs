@@ -1,0 +1,343 @@
+//! The real server of the request at hand: routed to, chosen, reached, kept for the next request or left.
+
+use std::io;
+use std::sync::Arc;
+
+use towpath_config::model::BalanceEach;
+use towpath_core::Now;
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::http::{Answer, Edits, Keep, Output, ServerLeg, Then};
+use towpath_core::http::{BadRequest, Page, Verdict};
+use towpath_core::session::Side;
+use towpath_core::snapshot::Service;
+
+use super::super::token::Key;
+use super::super::{PortUse, Worker};
+use super::flow::{Inlet, Outlet, StreamEnd};
+use super::{ACK_DELAY_MS, Stage};
+
+/// Where the connection to a real server is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum ServerState {
+    /// There is none.
+    Absent,
+    /// It is being opened.
+    Dialling {
+        since: Now,
+        /// connect_timeout is over.
+        expired: bool,
+    },
+    /// It is left as soon as nothing is in flight.
+    Parting(Next),
+    /// It is there.
+    Up {
+        /// It has had a request.
+        kept: bool,
+    },
+}
+
+/// What follows when a server was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The request at hand goes to the server that is chosen, or to another.
+    Dial,
+    /// Nothing.
+    Nothing,
+}
+
+impl ServerState {
+    /// A request is about to be sent.
+    pub(super) fn begin_request(&mut self) -> ServerLeg {
+        match std::mem::replace(self, ServerState::Up { kept: true }) {
+            ServerState::Up { kept: true } => ServerLeg::Kept,
+            _ => ServerLeg::Fresh,
+        }
+    }
+}
+
+impl Worker {
+    /// The head of a request is whole: who serves it?
+    pub(super) fn route(&mut self, key: Key) -> io::Result<()> {
+        self.count(key, ServiceCounter::Requests);
+        // The service as it is now.
+        let Some(front) = self.front_in_force(key) else {
+            return self.answer_ourselves(key, &Answer::of(503), Termination::NoServer);
+        };
+        let service_tls = self.tls.service(front.id).map(Arc::clone);
+        let Worker { relays, snapshot, .. } = self;
+        let Some(relay) = relays.get_mut(key) else { return Ok(()) };
+        let address = relay.client_address();
+        // Whatever servers the snapshot has, these are the contexts for them.
+        relay.service_tls = service_tls;
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
+        conversation.front = Arc::clone(&front);
+        let Some(http) = &front.http else { return Ok(()) };
+        conversation.stage = Stage::Routed;
+        match http.rules.decide(conversation.exchange.request(), address.ip(), front.place) {
+            Verdict::Serve(place) => {
+                let service = Arc::clone(snapshot.service(place).unwrap_or(&front));
+                self.serve(key, service)
+            }
+            Verdict::Redirect { status, location } => {
+                let fields = [("Location", location.as_bytes())];
+                self.answer_ourselves(key, &Answer::with(status, &fields), Termination::KeepAliveEnded)
+            }
+            Verdict::Answer(status) => self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded),
+            Verdict::Deny(status) => {
+                self.count(key, ServiceCounter::Denied);
+                self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded)
+            }
+            Verdict::Maintenance(page) => self.show(key, page, Termination::KeepAliveEnded),
+            Verdict::BadRequest(reason) => self.refuse_request(key, reason),
+        }
+    }
+
+    /// Answers with a page of the service's.
+    fn show(&mut self, key: Key, page: &Page, termination: Termination) -> io::Result<()> {
+        let retry_after = page.retry_after.as_deref().map(|text| ("Retry-After", text.as_bytes()));
+        let fields = retry_after.as_slice();
+        let answer = Answer { content_type: Page::CONTENT_TYPE, body: &page.body, ..Answer::with(503, fields) };
+        self.answer_ourselves(key, &answer, termination)
+    }
+
+    /// Answers a request that is refused.
+    pub(super) fn refuse_request(&mut self, key: Key, reason: BadRequest) -> io::Result<()> {
+        let Some(service) = self.relays.get(key).map(|relay| relay.service().id) else { return Ok(()) };
+        self.shared.seat(self.id).service_page(service).count_bad_request(reason);
+        self.answer_ourselves(key, &Answer::of(reason.status()), Termination::BadRequest)
+    }
+
+    /// Has the request at hand served by this service: by the server at hand, or by another.
+    fn serve(&mut self, key: Key, service: Arc<Service>) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let address = relay.client_address();
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
+        let pin = service.pin(conversation.exchange.request(), address.ip());
+        conversation.pin = pin;
+        let is_up = matches!(conversation.server, ServerState::Up { .. });
+        let is_bound = conversation.exchange.is_bound();
+        let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
+        let same_place = relay.service().place == service.place;
+        let before = relay.server();
+        let is_member = before.is_some_and(|server| service.target_of(server).is_some());
+        relay.begin_request(Arc::clone(&service), pin);
+        if !is_up {
+            return self.dial_for_request(key, Termination::NoServer);
+        }
+        let stays =
+            same_place && is_member && (is_bound || (each == Some(BalanceEach::Connection) && self.may_stay(key)));
+        if stays {
+            return Ok(());
+        }
+        // Without its own place taken, so that the server at hand may be chosen though it is full.
+        self.uncount(key);
+        match self.choose(key) {
+            Ok(()) => {
+                if same_place && self.relays.get(key).and_then(|relay| relay.server()) == before {
+                    return Ok(());
+                }
+                self.leave(key, Next::Dial)
+            }
+            Err(refusal) => {
+                self.leave(key, Next::Nothing)?;
+                self.unserved(key, Termination::from(refusal))
+            }
+        }
+    }
+
+    /// Whether the server at hand may get another request of a client that it has.
+    fn may_stay(&self, key: Key) -> bool {
+        let Some(relay) = self.relays.get(key) else { return false };
+        let target = relay.server().and_then(|server| Some(relay.service().target_of(server)?.1));
+        target.is_some_and(towpath_core::snapshot::Target::takes_new)
+    }
+
+    /// Chooses a server for the request at hand and starts the connect; if none is left to try, `failed` is how it went with the tried ones.
+    fn dial_for_request(&mut self, key: Key, failed: Termination) -> io::Result<()> {
+        let now = self.now;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        if matches!(conversation.server, ServerState::Parting(_)) {
+            conversation.server = ServerState::Parting(Next::Dial);
+            return Ok(());
+        }
+        conversation.server = ServerState::Dialling { since: now, expired: false };
+        match self.dial(key)? {
+            Ok(()) => Ok(()),
+            Err(Termination::NoServer) => self.connect_given_up(key, failed),
+            Err(termination) => self.connect_given_up(key, termination),
+        }
+    }
+
+    /// A connect could not be begun.
+    pub(super) fn connect_given_up(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        self.leave_server(key, PortUse::Over);
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        conversation.server = ServerState::Absent;
+        if conversation.ending.is_some() { Ok(()) } else { self.unserved(key, termination) }
+    }
+
+    /// The server is there, its handshake too: the request leaves with the next turn.
+    pub(super) fn server_there(&mut self, key: Key) {
+        let now = self.now;
+        let Some(conversation) = self.conversation(key) else { return };
+        conversation.server = ServerState::Up { kept: false };
+        conversation.acknowledge_at = Some(now + ACK_DELAY_MS);
+    }
+
+    /// The connect has failed: another server, or an answer that says so.
+    pub(super) fn server_missed(&mut self, key: Key) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let timed_out = matches!(conversation.server, ServerState::Dialling { expired: true, .. });
+        let is_ending = conversation.ending.is_some();
+        conversation.server = ServerState::Absent;
+        let another = !is_ending && self.may_try_another(key);
+        let failed = self.connect_failure(key, timed_out);
+        // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
+        self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
+        match (is_ending, another) {
+            (true, _) => Ok(()),
+            (false, true) => self.dial_for_request(key, failed),
+            (false, false) => self.unserved(key, failed),
+        }
+    }
+
+    /// Nobody serves the request at hand.
+    pub(super) fn unserved(&mut self, key: Key, why: Termination) -> io::Result<()> {
+        self.count(key, ServiceCounter::Unserved);
+        let front = self.conversation(key).map(|conversation| Arc::clone(&conversation.front));
+        let page = front.as_ref().and_then(|front| front.http.as_ref()?.rules.page_without_server());
+        match (why, page) {
+            (Termination::NoServer, Some(page)) => self.show(key, page, why),
+            (Termination::ConnectTimedOut, _) => self.answer_ourselves(key, &Answer::of(504), why),
+            (Termination::ConnectFailed | Termination::ServerHandshakeFailed, _) => {
+                self.answer_ourselves(key, &Answer::of(502), why)
+            }
+            _ => self.answer_ourselves(key, &Answer::of(503), why),
+        }
+    }
+
+    /// The server has gone before it answered, and the request may be sent again.
+    pub(super) fn retry(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
+        if !conversation.kept_leg {
+            if !relay.note_failed_server() {
+                self.part(key, Next::Nothing)?;
+                return self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset);
+            }
+            self.count(key, ServiceCounter::Redispatched);
+        }
+        if let Some(conversation) = self.conversation(key) {
+            conversation.stage = Stage::Routed;
+            conversation.failed = Some(Termination::ConnectFailed);
+        }
+        self.part(key, Next::Dial)
+    }
+
+    /// Leaves the server at hand, which is counted no more.
+    pub(super) fn part(&mut self, key: Key, next: Next) -> io::Result<()> {
+        self.uncount(key);
+        self.leave(key, next)
+    }
+
+    /// Leaves the server at hand as soon as nothing is in flight.
+    fn leave(&mut self, key: Key, next: Next) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        match conversation.server {
+            ServerState::Absent | ServerState::Dialling { .. } => return Ok(()),
+            ServerState::Parting(_) => {
+                conversation.server = ServerState::Parting(next);
+                return Ok(());
+            }
+            ServerState::Up { .. } => {}
+        }
+        conversation.server = ServerState::Parting(next);
+        let is_idle = conversation.outlets[Side::Server.index()].is_empty();
+        let was_quiet = conversation.is_quiet(Side::Server);
+        self.drop_held(key, Side::Server);
+        self.drop_waiting(key, Side::Server);
+        if is_idle && self.relays.get(key).is_some_and(|relay| relay.tls[Side::Server.index()].is_some()) {
+            self.finish_secured(key, Side::Server)?;
+        }
+        if !was_quiet {
+            self.cancel_side(key, Side::Server);
+        }
+        Ok(())
+    }
+
+    /// Closes the connection to a server that is left, once nothing is in flight there; says whether it did.
+    pub(super) fn finish_parting(&mut self, key: Key) -> io::Result<bool> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
+        let is_busy = relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending());
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
+        let ServerState::Parting(next) = conversation.server else { return Ok(false) };
+        if is_busy || !conversation.is_quiet(Side::Server) || conversation.is_stopping() {
+            return Ok(false);
+        }
+        let is_ending = conversation.ending.is_some();
+        let ended = conversation.inlets[Side::Server.index()].end == Some(StreamEnd::Orderly);
+        conversation.server = ServerState::Absent;
+        conversation.inlets[Side::Server.index()] = Inlet::default();
+        conversation.outlets[Side::Server.index()] = Outlet::default();
+        conversation.acknowledge_at = None;
+        self.close_server_leg(key, if ended { PortUse::Over } else { PortUse::Lingering })?;
+        if next == Next::Dial && !is_ending {
+            let failed = self.conversation(key).and_then(|conversation| conversation.failed.take());
+            self.dial_for_request(key, failed.unwrap_or(Termination::NoServer))?;
+        }
+        Ok(true)
+    }
+
+    /// Passes on the head of a response, changed as the rules want it.
+    pub(super) fn respond(&mut self, key: Key, output: &mut Output) -> Then {
+        let keep = self.keep(key);
+        let Some(relay) = self.relays.get_mut(key) else { return Then::Hold };
+        let service = Arc::clone(relay.service());
+        let server = relay.server();
+        let Some(conversation) = relay.http.as_deref_mut() else { return Then::Hold };
+        let response = conversation.exchange.response();
+        let status = response.status();
+        let edits = match (server, &conversation.after) {
+            (Some(server), Some(after)) => service.response_edits(response, after, server),
+            _ => Edits::default(),
+        };
+        if let (Some(server), Some(known)) = (server, service.learns(response)) {
+            self.shared.learn(&service, known, server, self.now);
+        }
+        let then = conversation.exchange.respond(&edits, keep, output);
+        self.count_response(key, status);
+        then
+    }
+
+    /// Whether the client's connection may go on behind the response at hand.
+    pub(super) fn keep(&self, key: Key) -> Keep {
+        let goes_on = self.stopping.is_none() && self.front_in_force(key).is_some();
+        if goes_on { Keep::Open } else { Keep::Close }
+    }
+
+    /// The service that the client came to, as the snapshot at hand has it; `None` where it is gone, or is not what it was to this client.
+    fn front_in_force(&self, key: Key) -> Option<Arc<Service>> {
+        let relay = self.relays.get(key)?;
+        let front = &relay.http.as_ref()?.front;
+        let newest = self.snapshot.service(front.place)?;
+        let is_same = newest.http.is_some() && newest.name == front.name;
+        let is_alike = self.tls.service(newest.id).is_some() == relay.is_secured();
+        (is_same && is_alike).then(|| Arc::clone(newest))
+    }
+
+    pub(super) fn count(&self, key: Key, counter: ServiceCounter) {
+        let Some(relay) = self.relays.get(key) else { return };
+        self.shared.seat(self.id).service_page(relay.service().id).add(counter, 1);
+    }
+
+    pub(super) fn count_response(&self, key: Key, status: u16) {
+        let counter = match status {
+            ..200 => return,
+            200..300 => ServiceCounter::Responses2xx,
+            300..400 => ServiceCounter::Responses3xx,
+            400..500 => ServiceCounter::Responses4xx,
+            _ => ServiceCounter::Responses5xx,
+        };
+        self.count(key, counter);
+    }
+}

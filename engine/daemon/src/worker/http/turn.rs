@@ -1,0 +1,308 @@
+//! One turn of the exchange: what a leg has brought goes in, what it makes of it leaves by the other leg.
+
+use std::io;
+
+use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::http::{
+    Answer, BadResponse, ClientEnd, Fate, Lost, Output, Scheme, ServerEnd, ServerLeg, Step, Then,
+};
+use towpath_core::session::{Chunk, Side};
+
+use super::super::Worker;
+use super::super::token::Key;
+use super::flow::{Source, StreamEnd, rest_of};
+use super::server::{Next, ServerState};
+use super::{Conversation, Stage};
+
+impl Conversation {
+    /// Whether what the client has sent is to be taken now.
+    fn takes_from_client(&self) -> bool {
+        let [to_client, to_server] = &self.outlets;
+        if self.ending.is_some() {
+            return false;
+        }
+        let is_up = matches!(self.server, ServerState::Up { .. });
+        match self.stage {
+            // Answers leave in their order.
+            Stage::Between => self.inlets[Side::Client.index()].has_news() && to_client.is_empty(),
+            Stage::Routed => is_up && to_server.is_empty(),
+            Stage::Forwarded | Stage::Tunnel => {
+                self.inlets[Side::Client.index()].has_news() && to_server.is_empty() && is_up
+            }
+        }
+    }
+
+    fn takes_from_server(&self) -> bool {
+        let is_up = matches!(self.server, ServerState::Up { .. });
+        let has_news = self.inlets[Side::Server.index()].has_news();
+        self.ending.is_none() && is_up && has_news && self.outlets[Side::Client.index()].is_empty()
+    }
+}
+
+impl Worker {
+    /// Takes what the client has sent, if it is its time; says whether that changed anything.
+    pub(super) fn take_from_client(&mut self, key: Key) -> io::Result<bool> {
+        let Some(conversation) = self.conversation(key) else { return Ok(false) };
+        if !conversation.takes_from_client() {
+            return Ok(false);
+        }
+        let inlet = &mut conversation.inlets[Side::Client.index()];
+        if inlet.held.is_none() && conversation.stage != Stage::Routed {
+            inlet.end_told = true;
+            return self.client_ended(key).map(|()| true);
+        }
+        if conversation.stage == Stage::Tunnel {
+            return self.pass_on(key, Side::Client).map(|()| true);
+        }
+        self.with_output(|worker, output| worker.client_turn(key, output))
+    }
+
+    /// The same of the server.
+    pub(super) fn take_from_server(&mut self, key: Key) -> io::Result<bool> {
+        let Some(conversation) = self.conversation(key) else { return Ok(false) };
+        if !conversation.takes_from_server() {
+            return Ok(false);
+        }
+        let inlet = &mut conversation.inlets[Side::Server.index()];
+        if inlet.held.is_none() {
+            inlet.end_told = true;
+            return self.server_ended(key).map(|()| true);
+        }
+        if conversation.stage == Stage::Tunnel {
+            return self.pass_on(key, Side::Server).map(|()| true);
+        }
+        self.with_output(|worker, output| worker.server_turn(key, output))
+    }
+
+    /// Lends the worker's output, empty, for one turn.
+    fn with_output<T>(&mut self, turn: impl FnOnce(&mut Worker, &mut Output) -> T) -> T {
+        let mut output = std::mem::take(&mut self.output);
+        output.clear();
+        let result = turn(self, &mut output);
+        self.output = output;
+        result
+    }
+
+    fn client_turn(&mut self, key: Key, output: &mut Output) -> io::Result<bool> {
+        let Worker { relays, ring, .. } = self;
+        let Some(relay) = relays.get_mut(key) else { return Ok(false) };
+        let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
+        let range = held.map(|chunk| relay.chunk_range(Side::Client, chunk));
+        let address = relay.client_address();
+        let scheme = if relay.tls[Side::Client.index()].is_some() { Scheme::Https } else { Scheme::Http };
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
+        if conversation.stage == Stage::Routed {
+            let leg = conversation.server.begin_request();
+            conversation.kept_leg = leg == ServerLeg::Kept;
+            let Some(http) = &conversation.front.http else { return Ok(false) };
+            let request = conversation.exchange.request();
+            let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.pin);
+            conversation.after = Some(after);
+            conversation.exchange.forward(&edits, leg, output);
+            conversation.stage = Stage::Forwarded;
+            conversation.inlets[Side::Client.index()].on_hold = false;
+        }
+        let input = range.map_or(&[][..], |range| ring.held(range));
+        let Step { consumed, then } = conversation.exchange.on_client(input, output);
+        self.end_turn(key, Side::Client, output, 0, consumed)?;
+        self.follow(key, Side::Client, then)?;
+        Ok(true)
+    }
+
+    fn server_turn(&mut self, key: Key, output: &mut Output) -> io::Result<bool> {
+        let mut base = 0;
+        loop {
+            let Worker { relays, ring, .. } = self;
+            let Some(relay) = relays.get_mut(key) else { return Ok(false) };
+            let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Server.index()].held);
+            let Some(range) = held.map(|chunk| relay.chunk_range(Side::Server, chunk)) else { return Ok(false) };
+            let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
+            let Step { consumed, then } = conversation.exchange.on_server(ring.held(rest_of(range, base)), output);
+            if then != Then::Respond {
+                self.end_turn(key, Side::Server, output, base, consumed)?;
+                self.follow(key, Side::Server, then)?;
+                return Ok(true);
+            }
+            base += consumed as u32;
+            let then = self.respond(key, output);
+            if then != Then::Read || base == range.len {
+                self.end_turn(key, Side::Server, output, base, 0)?;
+                self.follow(key, Side::Server, then)?;
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Passes what one side of a tunnel has sent on as it is.
+    fn pass_on(&mut self, key: Key, from: Side) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let chunk = conversation.inlets[from.index()].held.take();
+        conversation.outlets[from.other().index()].follow_with(chunk);
+        self.send_waiting(key, from.other())
+    }
+
+    /// What a turn has made leaves, and what it has taken is let go. Of the held bytes those before `base` were taken before.
+    fn end_turn(&mut self, key: Key, from: Side, output: &Output, base: u32, consumed: usize) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let inlet = &mut conversation.inlets[from.index()];
+        let Some(chunk) = inlet.held else {
+            return self.emit(key, from.other(), output, None).map(drop);
+        };
+        let taken = base + consumed as u32;
+        let exhausted = taken >= chunk.len;
+        let moved = self.emit(key, from.other(), output, Some(Source { chunk, base, exhausted }))?;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let inlet = &mut conversation.inlets[from.index()];
+        if !exhausted {
+            inlet.held = Some(Chunk { start: chunk.start + taken, len: chunk.len - taken, ..chunk });
+            return Ok(());
+        }
+        inlet.held = None;
+        if !moved {
+            self.ring.recycle(chunk.buffer);
+        }
+        Ok(())
+    }
+
+    /// Does what the exchange wants next.
+    fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        match then {
+            Then::Read => Ok(()),
+            Then::Hold => {
+                conversation.inlets[from.index()].on_hold = true;
+                Ok(())
+            }
+            Then::Route => self.route(key),
+            // It is not asked for outside of a turn of the server.
+            Then::Respond => Ok(()),
+            Then::Over => self.exchange_over(key),
+            Then::Tunnel => {
+                conversation.stage = Stage::Tunnel;
+                conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
+                self.count(key, ServiceCounter::Tunnels);
+                Ok(())
+            }
+            Then::BadRequest(reason) => self.refuse_request(key, reason),
+            Then::BadResponse(reason) => {
+                let Some(service) = self.relays.get(key).map(|relay| relay.service().id) else { return Ok(()) };
+                self.shared.seat(self.id).service_page(service).count_bad_response(reason);
+                self.answer_ourselves(key, &Answer::of(502), Termination::BadResponse)
+            }
+            Then::Unasked => {
+                let Some(service) = self.relays.get(key).map(|relay| relay.service().id) else { return Ok(()) };
+                self.shared.seat(self.id).service_page(service).count_bad_response(BadResponse::Unasked);
+                self.server_lost(key, ServerEnd::Broken)
+            }
+        }
+    }
+
+    /// Answers the request at hand ourselves; a response that has begun is cut off, as `termination`.
+    pub(super) fn answer_ourselves(
+        &mut self,
+        key: Key,
+        answer: &Answer<'_>,
+        termination: Termination,
+    ) -> io::Result<()> {
+        let keep = self.keep(key);
+        let mut output = Output::default();
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let answered = conversation.exchange.answer(answer, keep, &mut output);
+        if answered.is_err() {
+            self.cut_conversation(key, termination);
+            return Ok(());
+        }
+        conversation.answered_as = Some(termination);
+        self.count_response(key, answer.status);
+        self.count(key, ServiceCounter::Answered);
+        self.emit(key, Side::Client, &output, None)?;
+        self.exchange_over(key)
+    }
+
+    /// Request and response are through.
+    pub(super) fn exchange_over(&mut self, key: Key) -> io::Result<()> {
+        let now = self.now;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let after = conversation.exchange.renew();
+        conversation.stage = Stage::Between;
+        conversation.served = conversation.served.saturating_add(1);
+        conversation.since = now;
+        conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
+        // What a server says unasked belongs to no request.
+        let babbles = conversation.inlets[Side::Server.index()].held.is_some();
+        if after.server == Fate::Close || babbles {
+            self.part(key, Next::Nothing)?;
+        }
+        if after.client == Fate::Close {
+            self.finish_conversation(key, Termination::KeepAliveEnded);
+        } else if let Some(conversation) = self.conversation(key) {
+            conversation.answered_as = None;
+        }
+        Ok(())
+    }
+
+    /// Everything that the client sent is taken, and its stream has ended.
+    fn client_ended(&mut self, key: Key) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let end = conversation.inlets[Side::Client.index()].end.unwrap_or(StreamEnd::Reset);
+        let cut = match end {
+            StreamEnd::Damaged => Termination::TlsBroken,
+            StreamEnd::Reset => Termination::ClientReset,
+            StreamEnd::Truncated => Termination::ClientTruncated,
+            StreamEnd::Orderly if conversation.stage == Stage::Tunnel => return self.pass_end_on(key, Side::Client),
+            StreamEnd::Orderly => match conversation.exchange.client_ended() {
+                ClientEnd::Abort => Termination::RequestCutOff,
+                ClientEnd::Close => {
+                    self.finish_conversation(key, Termination::ClientClosed);
+                    return Ok(());
+                }
+                ClientEnd::Finish => return Ok(()),
+            },
+        };
+        self.cut_conversation(key, cut);
+        Ok(())
+    }
+
+    /// The same of the server.
+    fn server_ended(&mut self, key: Key) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let end = conversation.inlets[Side::Server.index()].end.unwrap_or(StreamEnd::Reset);
+        if conversation.stage == Stage::Tunnel {
+            return match end {
+                StreamEnd::Orderly => self.pass_end_on(key, Side::Server),
+                StreamEnd::Damaged => self.cut_off(key, Termination::TlsBroken),
+                StreamEnd::Reset => self.cut_off(key, Termination::ServerReset),
+                StreamEnd::Truncated => self.cut_off(key, Termination::ServerTruncated),
+            };
+        }
+        let how = if end == StreamEnd::Orderly { ServerEnd::Orderly } else { ServerEnd::Broken };
+        self.server_lost(key, how)
+    }
+
+    /// The server has gone, or is not to be used any more.
+    pub(super) fn server_lost(&mut self, key: Key, how: ServerEnd) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let mut output = Output::default();
+        let lost = conversation.exchange.server_ended(how, &mut output);
+        self.emit(key, Side::Client, &output, None)?;
+        match lost {
+            Lost::Idle => self.part(key, Next::Nothing),
+            Lost::Over => self.exchange_over(key),
+            Lost::Retry => self.retry(key),
+            Lost::Failed => {
+                self.part(key, Next::Nothing)?;
+                self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset)
+            }
+            Lost::Mirror => {
+                self.finish_conversation(key, Termination::ServerClosed);
+                Ok(())
+            }
+            Lost::Cut => self.cut_off(key, Termination::ResponseCutOff),
+        }
+    }
+
+    fn cut_off(&mut self, key: Key, termination: Termination) -> io::Result<()> {
+        self.cut_conversation(key, termination);
+        Ok(())
+    }
+}
