@@ -190,5 +190,5 @@ fn a_missing_program_is_named_with_what_to_do() {
     let output = towpath_perf(&["relay", "--towpath", "/nonexistent/towpath"]).output().unwrap();
     assert_failed(&output, &["/nonexistent/towpath", "cargo build --release", "--towpath"]);
     let output = towpath_perf(&["relay", "--towpath", "/bin/true", "--against", "squid"]).output().unwrap();
-    assert_failed(&output, &["squid", "haproxy, hitch, kernel, nginx, towpath"]);
+    assert_failed(&output, &["squid", "haproxy, hitch, kernel, nginx, nginx-http, towpath"]);
 }

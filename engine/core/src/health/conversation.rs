@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use towpath_config::model::{CheckKind, HttpCheck};
 
-use crate::http::{Edits, Exchange, HttpLimits, Keep, Lost, Output, Piece, ServerEnd, ServerLeg, Then};
+use crate::http::{Edits, Exchange, HttpLimits, Keep, Lost, Output, ServerEnd, ServerLeg, Then};
 
 /// Bytes of a body that are searched for the expected text.
 const BODY_BYTES_MAX: usize = 65_536;
@@ -89,7 +89,8 @@ impl Conversation {
     }
 }
 
-/// One request, as a client sends it through us: so a response is read here exactly as it is for clients.
+/// One request, as a client sends it through us: so a response is read here exactly as it is for clients. This one speaks HTTP/1.0, to which
+/// bodies go on without chunks.
 #[derive(Debug)]
 struct HttpTalk {
     check: HttpCheck,
@@ -106,7 +107,7 @@ impl HttpTalk {
         };
         let method = if check.get { "GET" } else { "HEAD" };
         let request = format!(
-            "{method} {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: towpath-check\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+            "{method} {} HTTP/1.0\r\nHost: {host}\r\nUser-Agent: towpath-check\r\nAccept: */*\r\n\r\n",
             check.path
         );
         let limits = HttpLimits { head_bytes_max: HEAD_BYTES_MAX, body_bytes_max: 0 };
@@ -124,7 +125,8 @@ impl HttpTalk {
         loop {
             let mut output = Output::default();
             let step = self.exchange.on_server(bytes, &mut output);
-            self.keep(bytes, &output);
+            output.copy_into(bytes, &mut self.body);
+            self.body.truncate(BODY_BYTES_MAX);
             bytes = &bytes[step.consumed..];
             match step.then {
                 Then::Respond => {
@@ -145,18 +147,6 @@ impl HttpTalk {
                 Then::Over => return self.over(),
                 Then::Tunnel | Then::Unasked => return Course::Failed("something else than a response".to_owned()),
                 _ => return self.found().unwrap_or(Course::More),
-            }
-        }
-    }
-
-    /// Keeps what of `input` is body.
-    fn keep(&mut self, input: &[u8], output: &Output) {
-        for piece in output.pieces() {
-            if let Piece::Passed(range) = piece
-                && let Some(part) = input.get(range.start as usize..range.end as usize)
-            {
-                let room = BODY_BYTES_MAX - self.body.len();
-                self.body.extend_from_slice(&part[..part.len().min(room)]);
             }
         }
     }
