@@ -103,6 +103,11 @@ impl Outlet {
         self.sending.is_some()
     }
 
+    /// Whether there is a receive buffer in it.
+    pub(super) fn holds_received(&self) -> bool {
+        self.behind.is_some() || matches!(self.sending, Some(Sending::Held(_)))
+    }
+
     /// A receive buffer follows what there is.
     pub(super) fn follow_with(&mut self, chunk: Option<Chunk>) {
         debug_assert!(self.behind.is_none(), "a leg is empty before more is taken for it");

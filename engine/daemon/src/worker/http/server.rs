@@ -274,6 +274,10 @@ impl Worker {
         if is_busy || !conversation.is_quiet(Side::Server) || conversation.is_stopping() {
             return Ok(false);
         }
+        // What it has sent lies where its leg has put it.
+        if conversation.outlets[Side::Client.index()].holds_received() {
+            return Ok(false);
+        }
         let is_ending = conversation.ending.is_some();
         let ended = conversation.inlets[Side::Server.index()].end == Some(StreamEnd::Orderly);
         conversation.server = ServerState::Absent;

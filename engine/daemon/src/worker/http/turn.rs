@@ -144,22 +144,21 @@ impl Worker {
     /// What a turn has made leaves, and what it has taken is let go. Of the held bytes those before `base` were taken before.
     fn end_turn(&mut self, key: Key, from: Side, output: &Output, base: u32, consumed: usize) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let inlet = &mut conversation.inlets[from.index()];
-        let Some(chunk) = inlet.held else {
+        // Taken out for as long as it is sent from: what ends the connection meanwhile gives back what it finds held.
+        let Some(chunk) = conversation.inlets[from.index()].held.take() else {
             return self.emit(key, from.other(), output, None).map(drop);
         };
         let taken = base + consumed as u32;
         let exhausted = taken >= chunk.len;
         let moved = self.emit(key, from.other(), output, Some(Source { chunk, base, exhausted }))?;
-        let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let inlet = &mut conversation.inlets[from.index()];
-        if !exhausted {
-            inlet.held = Some(Chunk { start: chunk.start + taken, len: chunk.len - taken, ..chunk });
-            return Ok(());
-        }
-        inlet.held = None;
-        if !moved {
-            self.ring.recycle(chunk.buffer);
+        let open = self.conversation(key).filter(|conversation| !conversation.is_stopping());
+        match open {
+            Some(conversation) if !exhausted => {
+                let rest = Chunk { start: chunk.start + taken, len: chunk.len - taken, ..chunk };
+                conversation.inlets[from.index()].held = Some(rest);
+            }
+            _ if moved => {}
+            _ => self.ring.recycle(chunk.buffer),
         }
         Ok(())
     }
