@@ -145,7 +145,7 @@ impl Worker {
         self.slow_look = Some(self.now + SLOW_LOOK_MS);
         // A worker that stood still itself judges nobody by that time.
         let stood_still = self.now.ms_since(due) > SLOW_LOOK_MS;
-        let sends = |relay: &Relay| !relay.is_ending() && relay.sends.iter().any(Option::is_some);
+        let sends = |relay: &Relay| !relay.is_given_up() && relay.sends.iter().any(Option::is_some);
         let senders: Vec<Key> = self.relays.iter().filter(|(_, relay)| sends(relay)).map(|(key, _)| key).collect();
         for key in senders {
             let Some(relay) = self.relays.get_mut(key) else { continue };

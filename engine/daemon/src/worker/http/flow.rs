@@ -8,8 +8,10 @@ use towpath_core::session::{Chunk, Room, Side};
 use towpath_sys::ring::BufferRange;
 
 use super::super::Worker;
+use super::super::pressure::SendWatch;
 use super::super::secure::Own;
 use super::super::token::{Key, Token};
+use super::Stage;
 use super::server::ServerState;
 
 /// Bytes of one buffer for what we make, where no connection has TLS.
@@ -230,11 +232,12 @@ impl Worker {
     }
 
     fn send_held(&mut self, key: Key, to: Side, chunk: Chunk) -> io::Result<()> {
-        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if relay.tls[to.index()].is_some() {
             return self.send_sealed(key, to, chunk, false);
         }
         let range = relay.chunk_range(to.other(), chunk);
+        relay.sends[to.index()] = relay.is_secured().then(SendWatch::default);
         let Some(leg) = relay.leg(to) else { return Ok(()) };
         self.ring.send(leg.as_fd(), range, false, Token::Send(key, to).pack())
     }
@@ -266,15 +269,21 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let outlet = &mut conversation.outlets[to.index()];
         let sending = outlet.sending.take();
-        if to == Side::Server && matches!(conversation.server, ServerState::Up { .. }) {
-            conversation.exchange.server_takes_no_more();
-        }
+        let (stage, is_up) = (conversation.stage, matches!(conversation.server, ServerState::Up { .. }));
         if let Some(Sending::Held(chunk)) = sending {
             self.ring.recycle(chunk.buffer);
         }
         self.drop_waiting(key, to);
-        if to == Side::Client {
-            self.cut_conversation(key, towpath_core::counters::Termination::ClientReset);
+        match (to, stage) {
+            (Side::Client, _) => self.cut_conversation(key, towpath_core::counters::Termination::ClientReset),
+            // The end of a request that has had its answer: no other one may follow it there.
+            (Side::Server, Stage::Between | Stage::Routed) if is_up => return self.server_lost_idle(key),
+            (Side::Server, _) if is_up => {
+                if let Some(conversation) = self.conversation(key) {
+                    conversation.exchange.server_takes_no_more();
+                }
+            }
+            (Side::Server, _) => {}
         }
         Ok(())
     }
@@ -303,6 +312,8 @@ impl Worker {
         for _ in 0..self.unsent.len().min(super::super::FED_MAX) {
             let Some((key, to)) = self.unsent.pop_front() else { break };
             self.send_waiting(key, to)?;
+            // It may have failed, and then nothing else may be in flight that would tell of it.
+            self.advance(key)?;
         }
         Ok(())
     }

@@ -144,6 +144,7 @@ impl Worker {
     /// Something has happened to a connection in HTTP mode.
     pub(super) fn heard(&mut self, key: Key, event: Event) -> io::Result<()> {
         let now = self.now;
+        self.note_relayed(key, event);
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match event {
             Event::Received { from, buffer, len, last, .. } => {

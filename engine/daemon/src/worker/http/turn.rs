@@ -285,7 +285,7 @@ impl Worker {
         let lost = conversation.exchange.server_ended(how, &mut output);
         self.emit(key, Side::Client, &output, None)?;
         match lost {
-            Lost::Idle => self.part(key, Next::Nothing),
+            Lost::Idle => self.server_lost_idle(key),
             Lost::Over => self.exchange_over(key),
             Lost::Retry => self.retry(key),
             Lost::Failed => {
@@ -298,6 +298,17 @@ impl Worker {
             }
             Lost::Cut => self.cut_off(key, Termination::ResponseCutOff),
         }
+    }
+
+    /// A server has gone that has answered all it was asked: nothing is lost, but a request that was to be sent to it goes by another connection.
+    pub(super) fn server_lost_idle(&mut self, key: Key) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        if conversation.stage != Stage::Routed {
+            return self.part(key, Next::Nothing);
+        }
+        // What is left of the request before is still on its way to a server that has answered it.
+        conversation.kept_leg = matches!(conversation.server, ServerState::Up { kept: true });
+        self.retry(key)
     }
 
     fn cut_off(&mut self, key: Key, termination: Termination) -> io::Result<()> {
