@@ -66,7 +66,7 @@ impl Kept {
     }
 
     /// Since when there is something.
-    fn since(&self) -> Option<Now> {
+    pub(super) fn since(&self) -> Option<Now> {
         (self.bytes > 0).then_some(self.since)
     }
 }
@@ -117,7 +117,10 @@ impl Worker {
         if self.kept.bytes() <= max {
             return Ok(());
         }
-        let since = |relay: &Relay| relay.tls.iter().flatten().filter_map(|leg| leg.kept.since()).min();
+        let since = |relay: &Relay| {
+            let stowed = relay.http.as_ref().and_then(|conversation| conversation.stowed_since());
+            relay.tls.iter().flatten().filter_map(|leg| leg.kept.since()).chain(stowed).min()
+        };
         let mut longest: Vec<(Now, Key)> =
             self.relays.iter().filter_map(|(key, relay)| Some((since(relay)?, key))).collect();
         longest.sort_unstable_by_key(|(since, _)| *since);

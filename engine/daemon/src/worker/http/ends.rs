@@ -52,6 +52,9 @@ impl Conversation {
             Some(_) => return false,
             None => {}
         }
+        if from == Side::Client && !self.stowed.is_empty() {
+            return false;
+        }
         if from == Side::Server && !matches!(self.server, ServerState::Up { .. }) {
             return false;
         }

@@ -116,6 +116,23 @@ impl Outlet {
         self.behind = chunk;
     }
 
+    /// Bytes of our own memory follow what there is.
+    pub(super) fn follow_with_copy(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.is_empty(), "a leg is empty before more is taken for it");
+        self.made = bytes;
+    }
+
+    /// Adds pieces of a turn whose input was `input`.
+    fn gather(&mut self, pieces: &[Piece], output: &Output, input: &[u8]) {
+        for piece in pieces {
+            let bytes = match piece {
+                Piece::Made(made) => &output.made()[made.start as usize..made.end as usize],
+                Piece::Passed(passed) => &input[passed.start as usize..passed.end as usize],
+            };
+            self.made.extend_from_slice(bytes);
+        }
+    }
+
     /// Whether everything has left.
     pub(super) fn is_empty(&self) -> bool {
         self.sending.is_none() && self.made.is_empty() && self.behind.is_none()
@@ -169,29 +186,28 @@ impl Worker {
         let direct = direct_rest(output, source);
         let pieces = output.pieces();
         let copied = if direct.is_some() { &pieces[..pieces.len() - 1] } else { pieces };
-        let range = source.map(|source| relay.chunk_range(to.other(), source.chunk));
+        let range = source.map(|source| rest_of(relay.chunk_range(to.other(), source.chunk), source.base));
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let outlet = &mut conversation.outlets[to.index()];
         if outlet.broken || pieces.is_empty() {
             return Ok(false);
         }
         debug_assert!(outlet.behind.is_none(), "a turn begins when its leg has sent what was before");
-        for piece in copied {
-            match piece {
-                Piece::Made(made) => {
-                    outlet.made.extend_from_slice(&output.made()[made.start as usize..made.end as usize])
-                }
-                Piece::Passed(passed) => {
-                    let (Some(range), Some(source)) = (range, source) else { continue };
-                    let bytes = self.ring.held(range);
-                    let (start, end) = (source.base + passed.start, source.base + passed.end);
-                    outlet.made.extend_from_slice(&bytes[start as usize..end as usize]);
-                }
-            }
-        }
+        outlet.gather(copied, output, range.map_or(&[][..], |range| self.ring.held(range)));
         outlet.behind = direct;
         self.send_waiting(key, to)?;
         Ok(direct.is_some())
+    }
+
+    /// Sends what a turn has made of bytes that lie in no buffer.
+    pub(super) fn emit_copied(&mut self, key: Key, to: Side, output: &Output, input: &[u8]) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let outlet = &mut conversation.outlets[to.index()];
+        if outlet.broken {
+            return Ok(());
+        }
+        outlet.gather(output.pieces(), output, input);
+        self.send_waiting(key, to)
     }
 
     /// Sends what waits for its turn on this leg, unless it sends already.
@@ -302,6 +318,9 @@ impl Worker {
     /// Drops what was received from this side and not taken.
     pub(super) fn drop_held(&mut self, key: Key, from: Side) {
         let Some(conversation) = self.conversation(key) else { return };
+        if from == Side::Client {
+            drop(conversation.stowed.take());
+        }
         if let Some(chunk) = conversation.inlets[from.index()].held.take() {
             self.ring.recycle(chunk.buffer);
         }

@@ -24,11 +24,9 @@ impl Conversation {
         let is_up = matches!(self.server, ServerState::Up { .. });
         match self.stage {
             // Answers leave in their order.
-            Stage::Between => self.inlets[Side::Client.index()].has_news() && to_client.is_empty(),
+            Stage::Between => self.client_has_news() && to_client.is_empty(),
             Stage::Routed => is_up && to_server.is_empty(),
-            Stage::Forwarded | Stage::Tunnel => {
-                self.inlets[Side::Client.index()].has_news() && to_server.is_empty() && is_up
-            }
+            Stage::Forwarded | Stage::Tunnel => self.client_has_news() && to_server.is_empty() && is_up,
         }
     }
 
@@ -47,7 +45,7 @@ impl Worker {
             return Ok(false);
         }
         let inlet = &mut conversation.inlets[Side::Client.index()];
-        if inlet.held.is_none() && conversation.stage != Stage::Routed {
+        if inlet.held.is_none() && conversation.stowed.is_empty() && conversation.stage != Stage::Routed {
             inlet.end_told = true;
             return self.client_ended(key).map(|()| true);
         }
@@ -102,9 +100,17 @@ impl Worker {
             conversation.stage = Stage::Forwarded;
             conversation.inlets[Side::Client.index()].on_hold = false;
         }
-        let input = range.map_or(&[][..], |range| ring.held(range));
-        let Step { consumed, then } = conversation.exchange.on_client(input, output);
-        self.end_turn(key, Side::Client, output, 0, consumed)?;
+        let stowed = conversation.stowed.take();
+        if stowed.is_empty() {
+            let input = range.map_or(&[][..], |range| ring.held(range));
+            let Step { consumed, then } = conversation.exchange.on_client(input, output);
+            self.end_turn(key, Side::Client, output, 0, consumed)?;
+            self.follow(key, Side::Client, then)?;
+            return Ok(true);
+        }
+        let Step { consumed, then } = conversation.exchange.on_client(&stowed, output);
+        self.emit_copied(key, Side::Server, output, &stowed)?;
+        self.stow_again(key, stowed, consumed);
         self.follow(key, Side::Client, then)?;
         Ok(true)
     }
@@ -136,8 +142,14 @@ impl Worker {
     /// Passes what one side of a tunnel has sent on as it is.
     fn pass_on(&mut self, key: Key, from: Side) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let chunk = conversation.inlets[from.index()].held.take();
-        conversation.outlets[from.other().index()].follow_with(chunk);
+        let stowed = if from == Side::Client { conversation.stowed.take() } else { Vec::new() };
+        let outlet = &mut conversation.outlets[from.other().index()];
+        if stowed.is_empty() {
+            let chunk = conversation.inlets[from.index()].held.take();
+            outlet.follow_with(chunk);
+        } else {
+            outlet.follow_with_copy(stowed);
+        }
         self.send_waiting(key, from.other())
     }
 
