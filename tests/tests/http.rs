@@ -1,5 +1,8 @@
 //! HTTP mode: requests and responses through the relay, with clients and servers that behave, and with those that do not.
 
+#[path = "http/legs.rs"]
+mod legs;
+
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown};

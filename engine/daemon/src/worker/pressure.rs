@@ -66,7 +66,7 @@ impl Kept {
     }
 
     /// Since when there is something.
-    fn since(&self) -> Option<Now> {
+    pub(super) fn since(&self) -> Option<Now> {
         (self.bytes > 0).then_some(self.since)
     }
 }
@@ -117,7 +117,10 @@ impl Worker {
         if self.kept.bytes() <= max {
             return Ok(());
         }
-        let since = |relay: &Relay| relay.tls.iter().flatten().filter_map(|leg| leg.kept.since()).min();
+        let since = |relay: &Relay| {
+            let stowed = relay.http.as_ref().and_then(|conversation| conversation.stowed_since());
+            relay.tls.iter().flatten().filter_map(|leg| leg.kept.since()).chain(stowed).min()
+        };
         let mut longest: Vec<(Now, Key)> =
             self.relays.iter().filter_map(|(key, relay)| Some((since(relay)?, key))).collect();
         longest.sort_unstable_by_key(|(since, _)| *since);
@@ -145,7 +148,7 @@ impl Worker {
         self.slow_look = Some(self.now + SLOW_LOOK_MS);
         // A worker that stood still itself judges nobody by that time.
         let stood_still = self.now.ms_since(due) > SLOW_LOOK_MS;
-        let sends = |relay: &Relay| !relay.is_ending() && relay.sends.iter().any(Option::is_some);
+        let sends = |relay: &Relay| !relay.is_given_up() && relay.sends.iter().any(Option::is_some);
         let senders: Vec<Key> = self.relays.iter().filter(|(_, relay)| sends(relay)).map(|(key, _)| key).collect();
         for key in senders {
             let Some(relay) = self.relays.get_mut(key) else { continue };

@@ -158,6 +158,11 @@ impl Relay {
         self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_ending())
     }
 
+    /// Whether nothing leaves any more. In HTTP mode a connection whose end is decided sends what there is for the client first.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_stopping())
+    }
+
     /// Where the client is.
     pub(super) fn client_address(&self) -> SocketAddr {
         self.client_address
@@ -544,15 +549,20 @@ impl Worker {
         result
     }
 
-    fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
-        let Some(relay) = self.relays.get(key) else { return };
-        let room = self.room(relay.is_secured());
-        let Some(relay) = self.relays.get_mut(key) else { return };
+    /// Notes what handshakes are to keep their distance from.
+    pub(super) fn note_relayed(&mut self, key: Key, event: Event) {
         if let Event::Ready { from } | Event::Received { from, .. } = event
-            && relay.is_seasoned()
+            && self.relays.get(key).is_some_and(Relay::is_seasoned)
         {
             self.pace.note_relayed(from, self.now);
         }
+    }
+
+    fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
+        self.note_relayed(key, event);
+        let Some(relay) = self.relays.get(key) else { return };
+        let room = self.room(relay.is_secured());
+        let Some(relay) = self.relays.get_mut(key) else { return };
         relay.session.on(event, self.now, room, &mut self.chunks, ops);
     }
 

@@ -635,7 +635,7 @@ impl Worker {
     pub(super) fn seal_waiting(&mut self) -> io::Result<()> {
         for _ in 0..self.unsealed.len().min(FED_MAX) {
             let Some((key, to, chunk, last)) = self.unsealed.pop_front() else { break };
-            match self.relays.get(key).map(Relay::is_ending) {
+            match self.relays.get(key).map(Relay::is_given_up) {
                 None => {}
                 Some(true) => self.drive(key, Event::SendFailed { to })?,
                 Some(false) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),

@@ -33,7 +33,7 @@ pub(super) enum Ending {
 
 impl Conversation {
     /// Whether nothing is waited for but operations in flight.
-    pub(super) fn is_stopping(&self) -> bool {
+    pub(in super::super) fn is_stopping(&self) -> bool {
         matches!(self.ending, Some(Ending::Stopping { .. }))
     }
 
@@ -51,6 +51,9 @@ impl Conversation {
             Some(Ending::Lingering(..)) => return from == Side::Client,
             Some(_) => return false,
             None => {}
+        }
+        if from == Side::Client && !self.stowed.is_empty() {
+            return false;
         }
         if from == Side::Server && !matches!(self.server, ServerState::Up { .. }) {
             return false;
@@ -147,7 +150,15 @@ impl Worker {
                 self.server_lost(key, ServerEnd::Broken)
             }
             Termination::DrainEnded => {
-                self.stop_conversation(key, termination, false);
+                let Some(conversation) = self.conversation(key) else { return Ok(()) };
+                // Where the end of the stream would be the end of a body, it must not look like one.
+                let amid = match conversation.stage {
+                    Stage::Tunnel => true,
+                    Stage::Forwarded => conversation.exchange.has_responded(),
+                    Stage::Between | Stage::Routed => false,
+                };
+                let reset = amid || !conversation.outlets[Side::Client.index()].is_empty();
+                self.stop_conversation(key, termination, reset);
                 Ok(())
             }
             _ => {

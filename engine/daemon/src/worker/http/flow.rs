@@ -8,8 +8,10 @@ use towpath_core::session::{Chunk, Room, Side};
 use towpath_sys::ring::BufferRange;
 
 use super::super::Worker;
+use super::super::pressure::SendWatch;
 use super::super::secure::Own;
 use super::super::token::{Key, Token};
+use super::Stage;
 use super::server::ServerState;
 
 /// Bytes of one buffer for what we make, where no connection has TLS.
@@ -103,10 +105,32 @@ impl Outlet {
         self.sending.is_some()
     }
 
+    /// Whether there is a receive buffer in it.
+    pub(super) fn holds_received(&self) -> bool {
+        self.behind.is_some() || matches!(self.sending, Some(Sending::Held(_)))
+    }
+
     /// A receive buffer follows what there is.
     pub(super) fn follow_with(&mut self, chunk: Option<Chunk>) {
         debug_assert!(self.behind.is_none(), "a leg is empty before more is taken for it");
         self.behind = chunk;
+    }
+
+    /// Bytes of our own memory follow what there is.
+    pub(super) fn follow_with_copy(&mut self, bytes: Vec<u8>) {
+        debug_assert!(self.is_empty(), "a leg is empty before more is taken for it");
+        self.made = bytes;
+    }
+
+    /// Adds pieces of a turn whose input was `input`.
+    fn gather(&mut self, pieces: &[Piece], output: &Output, input: &[u8]) {
+        for piece in pieces {
+            let bytes = match piece {
+                Piece::Made(made) => &output.made()[made.start as usize..made.end as usize],
+                Piece::Passed(passed) => &input[passed.start as usize..passed.end as usize],
+            };
+            self.made.extend_from_slice(bytes);
+        }
     }
 
     /// Whether everything has left.
@@ -162,29 +186,28 @@ impl Worker {
         let direct = direct_rest(output, source);
         let pieces = output.pieces();
         let copied = if direct.is_some() { &pieces[..pieces.len() - 1] } else { pieces };
-        let range = source.map(|source| relay.chunk_range(to.other(), source.chunk));
+        let range = source.map(|source| rest_of(relay.chunk_range(to.other(), source.chunk), source.base));
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let outlet = &mut conversation.outlets[to.index()];
         if outlet.broken || pieces.is_empty() {
             return Ok(false);
         }
         debug_assert!(outlet.behind.is_none(), "a turn begins when its leg has sent what was before");
-        for piece in copied {
-            match piece {
-                Piece::Made(made) => {
-                    outlet.made.extend_from_slice(&output.made()[made.start as usize..made.end as usize])
-                }
-                Piece::Passed(passed) => {
-                    let (Some(range), Some(source)) = (range, source) else { continue };
-                    let bytes = self.ring.held(range);
-                    let (start, end) = (source.base + passed.start, source.base + passed.end);
-                    outlet.made.extend_from_slice(&bytes[start as usize..end as usize]);
-                }
-            }
-        }
+        outlet.gather(copied, output, range.map_or(&[][..], |range| self.ring.held(range)));
         outlet.behind = direct;
         self.send_waiting(key, to)?;
         Ok(direct.is_some())
+    }
+
+    /// Sends what a turn has made of bytes that lie in no buffer.
+    pub(super) fn emit_copied(&mut self, key: Key, to: Side, output: &Output, input: &[u8]) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let outlet = &mut conversation.outlets[to.index()];
+        if outlet.broken {
+            return Ok(());
+        }
+        outlet.gather(output.pieces(), output, input);
+        self.send_waiting(key, to)
     }
 
     /// Sends what waits for its turn on this leg, unless it sends already.
@@ -225,11 +248,12 @@ impl Worker {
     }
 
     fn send_held(&mut self, key: Key, to: Side, chunk: Chunk) -> io::Result<()> {
-        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if relay.tls[to.index()].is_some() {
             return self.send_sealed(key, to, chunk, false);
         }
         let range = relay.chunk_range(to.other(), chunk);
+        relay.sends[to.index()] = relay.is_secured().then(SendWatch::default);
         let Some(leg) = relay.leg(to) else { return Ok(()) };
         self.ring.send(leg.as_fd(), range, false, Token::Send(key, to).pack())
     }
@@ -261,15 +285,21 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let outlet = &mut conversation.outlets[to.index()];
         let sending = outlet.sending.take();
-        if to == Side::Server && matches!(conversation.server, ServerState::Up { .. }) {
-            conversation.exchange.server_takes_no_more();
-        }
+        let (stage, is_up) = (conversation.stage, matches!(conversation.server, ServerState::Up { .. }));
         if let Some(Sending::Held(chunk)) = sending {
             self.ring.recycle(chunk.buffer);
         }
         self.drop_waiting(key, to);
-        if to == Side::Client {
-            self.cut_conversation(key, towpath_core::counters::Termination::ClientReset);
+        match (to, stage) {
+            (Side::Client, _) => self.cut_conversation(key, towpath_core::counters::Termination::ClientReset),
+            // The end of a request that has had its answer: no other one may follow it there.
+            (Side::Server, Stage::Between | Stage::Routed) if is_up => return self.server_lost_idle(key),
+            (Side::Server, _) if is_up => {
+                if let Some(conversation) = self.conversation(key) {
+                    conversation.exchange.server_takes_no_more();
+                }
+            }
+            (Side::Server, _) => {}
         }
         Ok(())
     }
@@ -288,6 +318,9 @@ impl Worker {
     /// Drops what was received from this side and not taken.
     pub(super) fn drop_held(&mut self, key: Key, from: Side) {
         let Some(conversation) = self.conversation(key) else { return };
+        if from == Side::Client {
+            drop(conversation.stowed.take());
+        }
         if let Some(chunk) = conversation.inlets[from.index()].held.take() {
             self.ring.recycle(chunk.buffer);
         }
@@ -298,6 +331,8 @@ impl Worker {
         for _ in 0..self.unsent.len().min(super::super::FED_MAX) {
             let Some((key, to)) = self.unsent.pop_front() else { break };
             self.send_waiting(key, to)?;
+            // It may have failed, and then nothing else may be in flight that would tell of it.
+            self.advance(key)?;
         }
         Ok(())
     }

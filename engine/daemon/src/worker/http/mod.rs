@@ -2,11 +2,12 @@
 //!
 //! What requests and responses are is decided by [`Exchange`], which knows no sockets. Here are its legs: what was received and not taken yet
 //! (`Inlet`), what is to leave (`Outlet`), the real server at hand, and the times that count. Of each side at most one receive buffer is held and
-//! one is being sent; an idle connection holds none. A server's connection belongs to one client's connection, always.
+//! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, always.
 
 mod ends;
 mod flow;
 mod server;
+mod stowed;
 mod turn;
 
 use std::io;
@@ -26,6 +27,7 @@ use ends::Ending;
 use flow::{Inlet, Outlet, Receive, StreamEnd};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 use server::ServerState;
+use stowed::Stowed;
 
 /// How long acknowledgements wait for bytes that carry them, as in a relayed session.
 const ACK_DELAY_MS: u64 = 8;
@@ -38,6 +40,8 @@ pub(super) struct Conversation {
     stage: Stage,
     /// By the side that is read.
     inlets: [Inlet; 2],
+    /// What the client has sent and what is not its time yet: a buffer is not held for it.
+    stowed: Stowed,
     /// By the side that is written.
     outlets: [Outlet; 2],
     server: ServerState,
@@ -78,7 +82,7 @@ enum Stage {
 }
 
 impl Conversation {
-    fn new(front: Arc<Service>, http: &ServiceHttp, now: Now) -> Conversation {
+    fn new(front: Arc<Service>, http: &ServiceHttp, stowed: Stowed, now: Now) -> Conversation {
         let config = http.rules.config();
         let limits = HttpLimits { head_bytes_max: config.head_bytes_max, body_bytes_max: config.body_bytes_max };
         let exchange = Exchange::new(limits);
@@ -88,6 +92,7 @@ impl Conversation {
             front,
             stage: Stage::Between,
             inlets: Default::default(),
+            stowed,
             outlets: Default::default(),
             server: ServerState::Absent,
             ending: None,
@@ -137,13 +142,15 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let front = Arc::clone(relay.service());
         let Some(http) = &front.http else { return Ok(()) };
-        relay.http = Some(Box::new(Conversation::new(Arc::clone(&front), http, now)));
+        let stowed = Stowed::nothing(relay.is_secured().then_some(&self.kept));
+        relay.http = Some(Box::new(Conversation::new(Arc::clone(&front), http, stowed, now)));
         self.advance(key)
     }
 
     /// Something has happened to a connection in HTTP mode.
     pub(super) fn heard(&mut self, key: Key, event: Event) -> io::Result<()> {
         let now = self.now;
+        self.note_relayed(key, event);
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match event {
             Event::Received { from, buffer, len, last, .. } => {
@@ -202,6 +209,7 @@ impl Worker {
     /// Goes on as far as there is something to go on with, then waits for what comes next.
     pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
         while self.finish_parting(key)? || self.take_from_server(key)? || self.take_from_client(key)? {}
+        self.stow(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;
         }
@@ -231,6 +239,7 @@ impl Relay {
             conversation.ending.is_none()
                 && conversation.exchange.waiting() == Waiting::Request
                 && conversation.inlets[Side::Client.index()].held.is_none()
+                && conversation.stowed.is_empty()
         })
     }
 }

@@ -221,11 +221,11 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         if !conversation.kept_leg {
+            // It is counted where the next one is chosen.
             if !relay.note_failed_server() {
                 self.part(key, Next::Nothing)?;
                 return self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset);
             }
-            self.count(key, ServiceCounter::Redispatched);
         }
         if let Some(conversation) = self.conversation(key) {
             conversation.stage = Stage::Routed;
@@ -259,7 +259,11 @@ impl Worker {
         if is_idle && self.relays.get(key).is_some_and(|relay| relay.tls[Side::Server.index()].is_some()) {
             self.finish_secured(key, Side::Server)?;
         }
-        if !was_quiet {
+        // Nobody waits for a server that does not even take the end.
+        let is_busy = self.relays.get(key).is_some_and(|relay| {
+            relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending())
+        });
+        if !was_quiet || is_busy {
             self.cancel_side(key, Side::Server);
         }
         Ok(())
@@ -272,6 +276,10 @@ impl Worker {
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let ServerState::Parting(next) = conversation.server else { return Ok(false) };
         if is_busy || !conversation.is_quiet(Side::Server) || conversation.is_stopping() {
+            return Ok(false);
+        }
+        // What it has sent lies where its leg has put it.
+        if conversation.outlets[Side::Client.index()].holds_received() {
             return Ok(false);
         }
         let is_ending = conversation.ending.is_some();

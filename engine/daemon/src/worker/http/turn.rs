@@ -24,11 +24,9 @@ impl Conversation {
         let is_up = matches!(self.server, ServerState::Up { .. });
         match self.stage {
             // Answers leave in their order.
-            Stage::Between => self.inlets[Side::Client.index()].has_news() && to_client.is_empty(),
+            Stage::Between => self.client_has_news() && to_client.is_empty(),
             Stage::Routed => is_up && to_server.is_empty(),
-            Stage::Forwarded | Stage::Tunnel => {
-                self.inlets[Side::Client.index()].has_news() && to_server.is_empty() && is_up
-            }
+            Stage::Forwarded | Stage::Tunnel => self.client_has_news() && to_server.is_empty() && is_up,
         }
     }
 
@@ -47,7 +45,7 @@ impl Worker {
             return Ok(false);
         }
         let inlet = &mut conversation.inlets[Side::Client.index()];
-        if inlet.held.is_none() && conversation.stage != Stage::Routed {
+        if inlet.held.is_none() && conversation.stowed.is_empty() && conversation.stage != Stage::Routed {
             inlet.end_told = true;
             return self.client_ended(key).map(|()| true);
         }
@@ -102,9 +100,17 @@ impl Worker {
             conversation.stage = Stage::Forwarded;
             conversation.inlets[Side::Client.index()].on_hold = false;
         }
-        let input = range.map_or(&[][..], |range| ring.held(range));
-        let Step { consumed, then } = conversation.exchange.on_client(input, output);
-        self.end_turn(key, Side::Client, output, 0, consumed)?;
+        let stowed = conversation.stowed.take();
+        if stowed.is_empty() {
+            let input = range.map_or(&[][..], |range| ring.held(range));
+            let Step { consumed, then } = conversation.exchange.on_client(input, output);
+            self.end_turn(key, Side::Client, output, 0, consumed)?;
+            self.follow(key, Side::Client, then)?;
+            return Ok(true);
+        }
+        let Step { consumed, then } = conversation.exchange.on_client(&stowed, output);
+        self.emit_copied(key, Side::Server, output, &stowed)?;
+        self.stow_again(key, stowed, consumed);
         self.follow(key, Side::Client, then)?;
         Ok(true)
     }
@@ -136,30 +142,35 @@ impl Worker {
     /// Passes what one side of a tunnel has sent on as it is.
     fn pass_on(&mut self, key: Key, from: Side) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let chunk = conversation.inlets[from.index()].held.take();
-        conversation.outlets[from.other().index()].follow_with(chunk);
+        let stowed = if from == Side::Client { conversation.stowed.take() } else { Vec::new() };
+        let outlet = &mut conversation.outlets[from.other().index()];
+        if stowed.is_empty() {
+            let chunk = conversation.inlets[from.index()].held.take();
+            outlet.follow_with(chunk);
+        } else {
+            outlet.follow_with_copy(stowed);
+        }
         self.send_waiting(key, from.other())
     }
 
     /// What a turn has made leaves, and what it has taken is let go. Of the held bytes those before `base` were taken before.
     fn end_turn(&mut self, key: Key, from: Side, output: &Output, base: u32, consumed: usize) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let inlet = &mut conversation.inlets[from.index()];
-        let Some(chunk) = inlet.held else {
+        // Taken out for as long as it is sent from: what ends the connection meanwhile gives back what it finds held.
+        let Some(chunk) = conversation.inlets[from.index()].held.take() else {
             return self.emit(key, from.other(), output, None).map(drop);
         };
         let taken = base + consumed as u32;
         let exhausted = taken >= chunk.len;
         let moved = self.emit(key, from.other(), output, Some(Source { chunk, base, exhausted }))?;
-        let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        let inlet = &mut conversation.inlets[from.index()];
-        if !exhausted {
-            inlet.held = Some(Chunk { start: chunk.start + taken, len: chunk.len - taken, ..chunk });
-            return Ok(());
-        }
-        inlet.held = None;
-        if !moved {
-            self.ring.recycle(chunk.buffer);
+        let open = self.conversation(key).filter(|conversation| !conversation.is_stopping());
+        match open {
+            Some(conversation) if !exhausted => {
+                let rest = Chunk { start: chunk.start + taken, len: chunk.len - taken, ..chunk };
+                conversation.inlets[from.index()].held = Some(rest);
+            }
+            _ if moved => {}
+            _ => self.ring.recycle(chunk.buffer),
         }
         Ok(())
     }
@@ -286,7 +297,7 @@ impl Worker {
         let lost = conversation.exchange.server_ended(how, &mut output);
         self.emit(key, Side::Client, &output, None)?;
         match lost {
-            Lost::Idle => self.part(key, Next::Nothing),
+            Lost::Idle => self.server_lost_idle(key),
             Lost::Over => self.exchange_over(key),
             Lost::Retry => self.retry(key),
             Lost::Failed => {
@@ -299,6 +310,17 @@ impl Worker {
             }
             Lost::Cut => self.cut_off(key, Termination::ResponseCutOff),
         }
+    }
+
+    /// A server has gone that has answered all it was asked: nothing is lost, but a request that was to be sent to it goes by another connection.
+    pub(super) fn server_lost_idle(&mut self, key: Key) -> io::Result<()> {
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        if conversation.stage != Stage::Routed {
+            return self.part(key, Next::Nothing);
+        }
+        // What is left of the request before is still on its way to a server that has answered it.
+        conversation.kept_leg = matches!(conversation.server, ServerState::Up { kept: true });
+        self.retry(key)
     }
 
     fn cut_off(&mut self, key: Key, termination: Termination) -> io::Result<()> {
