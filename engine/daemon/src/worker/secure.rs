@@ -148,6 +148,7 @@ impl TlsLeg {
         self.late = Vec::new();
         if let Some(handshake) = &mut self.handshake {
             handshake.input = Vec::new();
+            handshake.connection.give_up();
         }
         self.broken = true;
         self.kept.note(0, Now::default());
@@ -353,7 +354,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if let Some(leg) = &mut relay.tls[from.index()] {
             let carried = leg.handshake.as_ref().is_some_and(|Handshake { connection, input, .. }| {
-                connection.has_early() || connection.has_fault() || has_record(input)
+                connection.has_early() || connection.has_fault() || (connection.has_news(input) && has_record(input))
             });
             if !leg.shaking && carried {
                 return self.hand_on_carried(key, from);
@@ -373,6 +374,9 @@ impl Worker {
         self.flush_reply(key, from)?;
         if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) {
             leg.broken = true;
+            if let Some(handshake) = &mut leg.handshake {
+                handshake.connection.give_up();
+            }
         }
         self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Damaged })
     }
