@@ -345,7 +345,7 @@ impl Keys {
 
     fn seal(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
         let payload = OutboundChunks::Single(payload);
-        let plain = OutboundPlainMessage { typ, version: rustls::ProtocolVersion::TLSv1_2, payload };
+        let plain = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload };
         self.number += 1;
         self.encrypter.encrypt(plain, self.number - 1).expect("sealed").encode()
     }
