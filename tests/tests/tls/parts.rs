@@ -2,13 +2,14 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
 
 use rustls::crypto::cipher::{OutboundChunks, OutboundPlainMessage};
 use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConnection, ConnectionTrafficSecrets, ContentType, ProtocolVersion};
 use towpath_tests::pki::{NAME, open_with};
-use towpath_tests::{Connection, Subject, Topology, in_lab};
+use towpath_tests::{Connection, Subject, TestLab, Topology, eventually, in_lab};
 
 use crate::{ON_WORKERS, Stage};
 
@@ -22,7 +23,7 @@ fn breaths(relay: &Subject) -> u64 {
     relay.status().workers.iter().map(|worker| worker.counters["breaths"]).sum()
 }
 
-fn parts_of_a_first_flight(lab: &towpath_tests::TestLab, process: &str) {
+fn parts_of_a_first_flight(lab: &TestLab, process: &str) {
     let stage = Stage::set_as(lab, "terminate", "handshake_timeout = \"2s\"", process);
     let before = breaths(&stage.relay);
     let open = || Connection::open(lab.client(), (stage.vip, 443)).expect("the relay listens");
@@ -87,11 +88,22 @@ fn sealed(client: ClientConnection, contents: &[(ContentType, &[u8])]) -> Vec<Ve
     (first..).zip(contents).map(&mut seal).collect()
 }
 
-fn parts_of_messages(lab: &towpath_tests::TestLab, stage: &Stage, terminations: &[(&str, u64)]) {
+fn parts_of_messages(lab: &TestLab, stage: &Stage, terminations: &[(&str, u64)]) {
     let mut settings = (*stage.pki.client_config(&[&TLS13])).clone();
     settings.enable_secret_extraction = true;
-    let settings = std::sync::Arc::new(settings);
-    let open = || open_with(&settings, lab.client(), (stage.vip, 443)).expect("a handshake");
+    let settings = Arc::new(settings);
+    // The relay is through with the handshake, too, when it counts it.
+    let mut opened = 0;
+    let mut open = || {
+        let client = open_with(&settings, lab.client(), (stage.vip, 443)).expect("a handshake");
+        opened += 1;
+        let shaken = || {
+            let counters = stage.relay.service("web").counters;
+            counters["handshakes_full"] + counters["handshakes_resumed"]
+        };
+        eventually("the handshake is over", || (shaken() == opened).then_some(()));
+        client
+    };
     // One that sends a part and the rest later, one that goes on with something else, and one that goes on by octets.
     let before = breaths(&stage.relay);
     let rest = [0, 0, 1, 0];
@@ -105,8 +117,7 @@ fn parts_of_messages(lab: &towpath_tests::TestLab, stage: &Stage, terminations: 
         for record in &records {
             socket.write_all(record).expect("taken");
             // Somebody else is served between them.
-            let other = stage.pki.open(lab.client(), (stage.vip, 443)).expect("a handshake");
-            drop(other);
+            drop(open());
         }
         // No close_notify.
         socket.shutdown(Shutdown::Write).expect("our FIN");
@@ -121,6 +132,16 @@ fn parts_of_messages(lab: &towpath_tests::TestLab, stage: &Stage, terminations: 
 fn parts_of_messages_behind_the_handshake_cost_no_time() {
     in_lab(parts_of_messages_behind_the_handshake_cost_no_time, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab);
+        parts_of_messages(lab, &stage, &[("client_truncated", 11), ("tls_broken", 1)]);
+        stage.relay.stop();
+    });
+}
+
+/// The same legs carry HTTP mode.
+#[test]
+fn parts_of_messages_cost_http_mode_no_time() {
+    in_lab(parts_of_messages_cost_http_mode_no_time, Topology::TwoArm, 1, |lab| {
+        let stage = Stage::set_with(lab, "http = {}", "terminate", "", ON_WORKERS);
         parts_of_messages(lab, &stage, &[("client_truncated", 11), ("tls_broken", 1)]);
         stage.relay.stop();
     });
