@@ -4,6 +4,8 @@
 mod amid;
 #[path = "tls/clients.rs"]
 mod clients;
+#[path = "tls/parts.rs"]
+mod parts;
 #[path = "tls/pressure.rs"]
 mod pressure;
 #[path = "tls/storm.rs"]

@@ -52,6 +52,8 @@ pub struct Connection {
     failed: bool,
     /// … behind plaintext that was handed on; not told yet.
     fault: Option<Fault>,
+    /// So many bytes that rustls has seen and not used lie with the caller.
+    seen: usize,
 }
 
 enum Role {
@@ -130,6 +132,7 @@ impl Connection {
             closed_told: false,
             failed: false,
             fault: None,
+            seen: 0,
         }
     }
 
@@ -140,7 +143,7 @@ impl Connection {
         let result = loop {
             let met = self.step(&mut input[used..], |early, payload| early.extend_from_slice(payload));
             used += met.discard;
-            output.append(&mut self.reply);
+            output.append(&mut std::mem::take(&mut self.reply));
             match met.next {
                 Ok(Next::Again) => {}
                 Ok(Next::Closed) => self.closed = true,
@@ -158,7 +161,7 @@ impl Connection {
                 }
                 Err(error) => {
                     let fault = self.fail(&error);
-                    output.append(&mut self.reply);
+                    output.append(&mut std::mem::take(&mut self.reply));
                     break Err(fault);
                 }
             }
@@ -167,6 +170,7 @@ impl Connection {
         if input.is_empty() {
             *input = Vec::new();
         }
+        self.seen = input.len();
         result
     }
 
@@ -175,6 +179,15 @@ impl Connection {
     /// Plaintext is never longer than its record, so one [`RECORD_BYTES_MAX`] in front of `received` is room enough. After a failure
     /// [`Connection::take_reply`] has the alert. One behind plaintext is told by the next call: [`Connection::has_fault`].
     pub fn open(&mut self, buffer: &mut [u8], received: Range<usize>) -> Result<Opened, Fault> {
+        let opened = self.open_all(buffer, received);
+        match &opened {
+            Ok(opened) => self.seen = opened.rest.len(),
+            Err(_) => self.give_up(),
+        }
+        opened
+    }
+
+    fn open_all(&mut self, buffer: &mut [u8], received: Range<usize>) -> Result<Opened, Fault> {
         let Range { start: mut read, end } = received;
         let mut plain = 0;
         if let Some(fault) = self.fault.take() {
@@ -218,6 +231,18 @@ impl Connection {
         let rest = if self.closed { end..end } else { read..end };
         self.closed_told |= self.closed;
         Ok(Opened { plain, rest, closed: self.closed })
+    }
+
+    /// Whether `input`, which was received and not used, has bytes that rustls has not seen. Without them it has nothing to do, even where a whole
+    /// record lies there: one with a part of a message stays until the rest has come (RFC 8446 §5.1).
+    pub fn has_news(&self, input: &[u8]) -> bool {
+        input.len() > self.seen
+    }
+
+    /// Lets it fail, because bytes that it left with the caller are lost: rustls must meet no fewer than it has seen.
+    pub fn give_up(&mut self) {
+        self.failed = true;
+        self.early = Vec::new();
     }
 
     /// Seals `plain` into `out`, behind what had to leave before; returns the bytes written. `carry` is what was received and not opened.
@@ -341,6 +366,7 @@ impl Connection {
                 Err(error) => return Err(self.fail(&error)),
             }
         }
+        self.seen = carry.len();
         let reply = self.take_reply();
         let before = reply.len();
         let (room, out) = out.split_at_mut_checked(before).ok_or(Fault::Internal)?;

@@ -9,7 +9,7 @@ use rustls::pki_types::UnixTime;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use crate::{ContextError, Curve, Identity, KeyKind, staple_dates};
+use crate::{ContextError, Curve, Dates, Identity, KeyKind, Validity, staple_dates};
 
 /// A certificate of a service.
 #[derive(Clone, Debug)]
@@ -50,8 +50,8 @@ type Candidates = Vec<Arc<Shown>>;
 #[derive(Debug)]
 struct Shown {
     certified: Arc<CertifiedKey>,
-    /// … without its staple once that has ended, in Unix seconds.
-    bare: Option<(i64, Arc<CertifiedKey>)>,
+    /// … without its staple outside of the dates of that.
+    bare: Option<(Dates, Arc<CertifiedKey>)>,
 }
 
 impl Shown {
@@ -61,7 +61,7 @@ impl Shown {
             return Shown { certified: Arc::clone(certified), bare: None };
         };
         let stapled = CertifiedKey { ocsp: Some(staple.clone()), ..CertifiedKey::clone(certified) };
-        let bare = staple_dates(staple).map(|dates| (dates.end_s, Arc::clone(certified)));
+        let bare = staple_dates(staple).map(|dates| (dates, Arc::clone(certified)));
         Shown { certified: Arc::new(stapled), bare }
     }
 
@@ -70,8 +70,9 @@ impl Shown {
     }
 
     fn at(&self, now_s: impl Fn() -> i64) -> Arc<CertifiedKey> {
-        let ended = self.bare.as_ref().filter(|(end_s, _)| now_s() > *end_s);
-        Arc::clone(ended.map_or(&self.certified, |(_, bare)| bare))
+        let is_good = |dates: &Dates| matches!(dates.validity(now_s()), Validity::Valid { .. });
+        let bare = self.bare.as_ref().filter(|(dates, _)| !is_good(dates));
+        Arc::clone(bare.map_or(&self.certified, |(_, bare)| bare))
     }
 }
 
@@ -179,12 +180,13 @@ mod tests {
     use rustls::pki_types::PrivateKeyDer;
 
     #[test]
-    fn a_staple_is_left_out_once_it_has_ended() {
+    fn a_staple_is_left_out_before_it_begins_and_once_it_has_ended() {
         let key = rcgen::KeyPair::generate().expect("made for this test").serialize_der();
         let key = any_supported_type(&PrivateKeyDer::Pkcs8(key.into())).expect("made for this test");
         let bare = Arc::new(CertifiedKey::new(Vec::new(), key));
         let stapled = CertifiedKey { ocsp: Some(vec![1]), ..CertifiedKey::clone(&bare) };
-        let shown = Shown { certified: Arc::new(stapled), bare: Some((1_000, bare)) };
-        assert!(shown.at(|| 1_000).ocsp.is_some() && shown.at(|| 1_001).ocsp.is_none());
+        let shown = Shown { certified: Arc::new(stapled), bare: Some((Dates { begin_s: 500, end_s: 1_000 }, bare)) };
+        let has_staple = [499, 500, 1_000, 1_001].map(|now_s| shown.at(|| now_s).ocsp.is_some());
+        assert_eq!(has_staple, [false, true, true, false]);
     }
 }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::crypto::aws_lc_rs::kx_group::{MLKEM768, X25519};
+use rustls::crypto::cipher::{MessageEncrypter, OutboundChunks, OutboundPlainMessage};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{
+    ClientConfig, ClientConnection, ConnectionTrafficSecrets, ContentType, RootCertStore, ServerConfig,
+    SupportedCipherSuite, SupportedProtocolVersion, version,
+};
 
 use super::*;
 use crate::Provider;
@@ -182,6 +186,7 @@ fn whatever_is_said_arrives_as_it_was_however_it_is_cut() {
         carry(&mut server, &mut client, draws, piece_max).expect("made for this test");
         assert!(client.closed);
         assert!(server.plain == said && client.plain == answered, "seed {seed}");
+        assert_eq!(server.connection.reply.capacity() + client.connection.reply.capacity(), 0);
         assert!(server.carry.is_empty() && client.carry.is_empty());
     }
 }
@@ -318,6 +323,105 @@ fn records_of_any_length_and_suite_are_sealed_in_place_as_rustls_would() {
             server.take(&flight_of(&mut client)).expect("made for this test");
         }
     }
+}
+
+/// A client's keys, to seal records of any content with.
+struct Keys {
+    encrypter: Box<dyn MessageEncrypter>,
+    number: u64,
+}
+
+impl Keys {
+    fn of(suite: SupportedCipherSuite, (number, secrets): (u64, ConnectionTrafficSecrets)) -> Keys {
+        let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+        | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+        | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv }) = secrets
+        else {
+            panic!("a suite that nobody knows");
+        };
+        let suite = suite.tls13().expect("TLS 1.3");
+        Keys { encrypter: suite.aead_alg.encrypter(key, iv), number }
+    }
+
+    fn seal(&mut self, typ: ContentType, payload: &[u8]) -> Vec<u8> {
+        let payload = OutboundChunks::Single(payload);
+        let plain = OutboundPlainMessage { typ, version: ProtocolVersion::TLSv1_2, payload };
+        self.number += 1;
+        self.encrypter.encrypt(plain, self.number - 1).expect("sealed").encode()
+    }
+}
+
+/// A server, with the keys of its client, and what there is behind the next update of them.
+fn with_keys_of_client() -> (End, Keys, Keys) {
+    let (server, mut client) = configs(VERSIONS[1]);
+    Arc::make_mut(&mut client).enable_secret_extraction = true;
+    let mut server = End::of(Connection::accept(server).expect("made for this test"));
+    let mut client = End::of(Connection::connect(client, name(), None).expect("made for this test"));
+    shake(&mut client, &mut server, &mut Draws(5), usize::MAX);
+    let Role::Client(client) = client.connection.role else { panic!("a client") };
+    let (secrets, mut kernel) = client.dangerous_into_kernel_connection().expect("allowed");
+    let suite = kernel.negotiated_cipher_suite();
+    let next = kernel.update_tx_secret().expect("TLS 1.3");
+    (server, Keys::of(suite, secrets.tx), Keys::of(suite, next))
+}
+
+#[test]
+fn a_record_with_a_part_of_a_message_stays_until_the_rest_has_come() {
+    let (mut server, mut keys, mut next) = with_keys_of_client();
+    let part = keys.seal(ContentType::Handshake, &[24]);
+    server.open(&part).expect("it may be");
+    assert_eq!(server.carry.len(), part.len(), "a whole record");
+    assert!(!server.connection.has_news(&server.carry));
+    // What is said meanwhile changes nothing.
+    server.seal(b"from the server");
+    assert_eq!(server.carry.len(), part.len());
+    assert!(!server.connection.has_news(&server.carry));
+    assert!(server.connection.has_news(&[&server.carry[..], &[23]].concat()));
+
+    // key_update, of one octet: update_not_requested (RFC 8446 §4.6.3).
+    server.open(&keys.seal(ContentType::Handshake, &[0, 0, 1, 0])).expect("the rest");
+    assert!(server.carry.is_empty());
+    server.open(&next.seal(ContentType::ApplicationData, b"by the next key")).expect("a record");
+    assert_eq!(server.plain, b"by the next key");
+}
+
+#[test]
+fn a_handshake_whose_input_brings_nothing_waits_for_more() {
+    let (server_config, client_config) = configs(VERSIONS[0]);
+    for noise in [&[23][..], &[21, 3, 1, 0, 2], &[22, 3, 1, 64, 1]] {
+        let mut server = End::of(Connection::accept(Arc::clone(&server_config)).expect("made for this test"));
+        assert!(server.connection.has_news(noise));
+        server.take(noise).unwrap_or_else(|fault| panic!("nobody knows yet: {noise:?} {fault:?}"));
+        assert!(!server.connection.has_news(&server.carry) && server.carry == noise, "{noise:?}");
+    }
+    // A part of a ClientKeyExchange behind our flight.
+    let mut server = End::of(Connection::accept(server_config).expect("made for this test"));
+    let mut client = End::of(Connection::connect(client_config, name(), None).expect("made for this test"));
+    client.take(&[]).expect("made for this test");
+    carry(&mut client, &mut server, &mut Draws(1), usize::MAX).expect("made for this test");
+    server.take(&[22, 3, 3, 0, 4, 16, 0, 0, 66]).expect("nobody knows yet");
+    assert!(server.carry.len() == 9 && !server.connection.has_news(&server.carry));
+}
+
+#[test]
+fn one_whose_bytes_were_lost_fails() {
+    for opens in [true, false] {
+        let (mut server, mut keys, _) = with_keys_of_client();
+        server.open(&keys.seal(ContentType::Handshake, &[24])).expect("it may be");
+        server.carry = Vec::new();
+        server.connection.give_up();
+        if opens {
+            server.open(b"few").expect_err("it was given up");
+        }
+        let mut out = [0; CLOSE_BYTES_MAX];
+        server.connection.close_notify(&mut Vec::new(), &mut out).expect_err("it was given up");
+        assert!(!server.connection.has_early() && !server.connection.has_reply());
+    }
+    // A failure does not look at bytes that it was not given, either.
+    let (mut server, mut keys, _) = with_keys_of_client();
+    server.open(&keys.seal(ContentType::Handshake, &[24])).expect("it may be");
+    server.open(&keys.seal(ContentType::ApplicationData, b"amid a message")).expect_err("RFC 8446 §5.1");
+    server.open(b"few").expect_err("it has failed");
 }
 
 #[test]

@@ -96,6 +96,10 @@ impl ExpiryWatch {
         let mut before = std::mem::take(&mut self.told);
         let mut note = |service: &str, ending, stage: Stage, subject: String, reason: String| {
             let key = (service.to_owned(), ending);
+            // One file may be that of two certificates.
+            if self.told.contains_key(&key) {
+                return;
+            }
             let was = before.remove(&key).unwrap_or(Stage::Calm);
             if stage != was {
                 let tone = if stage == Stage::Calm { Tone::Info } else { Tone::Warn };

@@ -221,7 +221,8 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
         let Some(handshake) = &leg.handshake else { return Ok(()) };
-        if leg.queued.is_some() || leg.is_sending() {
+        // A step with what the last one has left lying would leave it lying again, breath after breath.
+        if leg.queued.is_some() || leg.is_sending() || !handshake.connection.has_news(&handshake.input) {
             return Ok(());
         }
         let mut kind = HandshakeKind::Resumed;

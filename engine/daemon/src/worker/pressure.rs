@@ -84,29 +84,30 @@ pub(super) struct SendWatch {
 }
 
 impl SendWatch {
-    /// Looks at it; says whether its peer takes too little.
-    fn look(&mut self, acknowledged: u64, now: Now) -> bool {
-        let Some((at, before)) = self.seen else {
-            self.seen = Some((now, acknowledged));
-            return false;
-        };
+    /// Looks at it; says how much its peer has taken, and since when, if that is too little.
+    fn look(&mut self, acknowledged: u64, now: Now) -> Option<(u64, Now)> {
+        let (at, before) = *self.seen.get_or_insert((now, acknowledged));
         if now.ms_since(at) < SLOW_MS {
-            return false;
+            return None;
+        }
+        let taken = acknowledged.saturating_sub(before);
+        if taken < SLOW_BYTES {
+            return Some((taken, at));
         }
         self.seen = Some((now, acknowledged));
-        acknowledged.saturating_sub(before) < SLOW_BYTES
+        None
     }
 }
 
 impl Relay {
-    /// Whether one of its sends takes too long, while others wait.
-    fn is_slow(&mut self, now: Now) -> bool {
-        Side::BOTH.into_iter().any(|to| {
+    /// The slowest of its sends that take too long: how much was taken, and since when.
+    fn slowness(&mut self, now: Now) -> Option<(u64, Now)> {
+        let looks = Side::BOTH.map(|to| {
             let acknowledged = self.leg(to).and_then(|leg| socket::acknowledged_bytes(leg).ok());
-            let watch = self.sends[to.index()].as_mut();
             // A leg that has failed says so by its send.
-            watch.zip(acknowledged).is_some_and(|(watch, acknowledged)| watch.look(acknowledged, now))
-        })
+            self.sends[to.index()].as_mut().zip(acknowledged).and_then(|(watch, taken)| watch.look(taken, now))
+        });
+        looks.into_iter().flatten().min()
     }
 }
 
@@ -135,7 +136,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends those whose peers take too little of what buffers hold, while others wait for buffers.
+    /// Ends those whose peers take least of what buffers hold, of those that take too little: as many as wait for buffers.
     pub(super) fn end_slow(&mut self) -> io::Result<()> {
         if self.unsealed.is_empty() && self.unsent.is_empty() && self.starved_records.is_empty() {
             self.slow_look = None;
@@ -146,18 +147,24 @@ impl Worker {
             return Ok(());
         }
         self.slow_look = Some(self.now + SLOW_LOOK_MS);
+        let starved = self.unsent.iter().chain(&self.starved_records).map(|(key, _)| *key);
+        let waiters = self.unsealed.iter().map(|(key, ..)| *key).chain(starved);
+        let waiting = waiters.filter(|key| self.relays.get(*key).is_some_and(|relay| !relay.is_ending())).count();
         // A worker that stood still itself judges nobody by that time.
         let stood_still = self.now.ms_since(due) > SLOW_LOOK_MS;
         let sends = |relay: &Relay| !relay.is_given_up() && relay.sends.iter().any(Option::is_some);
         let senders: Vec<Key> = self.relays.iter().filter(|(_, relay)| sends(relay)).map(|(key, _)| key).collect();
+        let mut slow: Vec<((u64, Now), Key)> = Vec::new();
         for key in senders {
             let Some(relay) = self.relays.get_mut(key) else { continue };
             if stood_still {
                 relay.sends.iter_mut().flatten().for_each(|watch| *watch = SendWatch::default());
             }
-            if relay.is_slow(self.now) {
-                self.drive(key, Event::End(Termination::OutOfTlsBuffers))?;
-            }
+            slow.extend(relay.slowness(self.now).map(|slowness| (slowness, key)));
+        }
+        slow.sort_unstable_by_key(|(slowness, _)| *slowness);
+        for (_, key) in slow.into_iter().take(waiting) {
+            self.drive(key, Event::End(Termination::OutOfTlsBuffers))?;
         }
         Ok(())
     }
@@ -188,9 +195,13 @@ mod tests {
     #[test]
     fn a_peer_is_slow_that_takes_less_than_64_kilobits_a_second() {
         let (mut watch, start) = (SendWatch::default(), Now::default());
-        assert!(!watch.look(1_000_000, start));
-        assert!(!watch.look(1_000_000, start + SLOW_MS - 1), "too early to say");
-        assert!(!watch.look(1_000_000 + SLOW_BYTES, start + SLOW_MS));
-        assert!(watch.look(1_000_000 + 2 * SLOW_BYTES - 1, start + 2 * SLOW_MS));
+        assert_eq!(watch.look(1_000_000, start), None);
+        assert_eq!(watch.look(1_000_000, start + SLOW_MS - 1), None, "too early to say");
+        assert_eq!(watch.look(1_000_000 + SLOW_BYTES, start + SLOW_MS), None);
+        let slow = watch.look(1_000_000 + 2 * SLOW_BYTES - 1, start + 2 * SLOW_MS);
+        assert_eq!(slow, Some((SLOW_BYTES - 1, start + SLOW_MS)));
+        // It stays so until it has caught up.
+        assert_eq!(watch.look(1_000_000 + 2 * SLOW_BYTES - 1, start + 3 * SLOW_MS), slow);
+        assert_eq!(watch.look(1_000_000 + 2 * SLOW_BYTES, start + 3 * SLOW_MS), None);
     }
 }

@@ -12,7 +12,7 @@ use towpath_core::counters::ServiceCounter;
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Side};
 use towpath_sys::ring::{BufferRange, Completion, Received, RecordSettings};
 use towpath_sys::socket::{self, Behind};
-use towpath_tls::{CLOSE_BYTES_MAX, Connection, Errand, Handshake, RECORD_BYTES_MAX, sealed_bytes_max};
+use towpath_tls::{CLOSE_BYTES_MAX, Connection, Errand, Fault, Handshake, RECORD_BYTES_MAX, sealed_bytes_max};
 
 use super::pressure::{Kept, KeptBytes, SendWatch};
 use super::relay::{Close, Relay};
@@ -148,6 +148,7 @@ impl TlsLeg {
         self.late = Vec::new();
         if let Some(handshake) = &mut self.handshake {
             handshake.input = Vec::new();
+            handshake.connection.give_up();
         }
         self.broken = true;
         self.kept.note(0, Now::default());
@@ -171,14 +172,12 @@ impl TlsLeg {
     }
 
     /// Our `close_notify`, if it may still be sent.
-    fn close_notify(&mut self, out: &mut [u8]) -> Option<usize> {
+    fn close_notify(&mut self, out: &mut [u8]) -> Option<Result<usize, Fault>> {
         if self.notified || self.broken || self.shaking || self.sending.is_some() {
             return None;
         }
         let Handshake { connection, input, .. } = self.handshake.as_mut()?;
-        let written = connection.close_notify(input, out);
-        self.broken |= written.is_err();
-        written.ok()
+        Some(connection.close_notify(input, out))
     }
 }
 
@@ -276,13 +275,7 @@ impl Worker {
     }
 
     /// Hands plaintext at the start of a held buffer on to the session, which waits for it.
-    fn hand_on(
-        &mut self,
-        key: Key,
-        from: Side,
-        buffer: u16,
-        opened: Result<(u32, bool), towpath_tls::Fault>,
-    ) -> io::Result<()> {
+    fn hand_on(&mut self, key: Key, from: Side, buffer: u16, opened: Result<(u32, bool), Fault>) -> io::Result<()> {
         let Ok((len, last)) = opened else {
             self.ring.recycle(buffer);
             return self.records_broken(key, from);
@@ -327,7 +320,7 @@ impl Worker {
                     room.copy_from_slice(&early);
                     Ok((early.len() as u32, closed))
                 }
-                None => Err(towpath_tls::Fault::Internal),
+                None => Err(Fault::Internal),
             }
         } else {
             let (start, end) = (RECORD_BYTES_MAX, RECORD_BYTES_MAX + input.len());
@@ -340,7 +333,7 @@ impl Worker {
                         (opened.plain as u32, opened.closed)
                     })
                 }
-                None => Err(towpath_tls::Fault::Internal),
+                None => Err(Fault::Internal),
             }
         };
         leg.kept.renew(self.now);
@@ -353,7 +346,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if let Some(leg) = &mut relay.tls[from.index()] {
             let carried = leg.handshake.as_ref().is_some_and(|Handshake { connection, input, .. }| {
-                connection.has_early() || connection.has_fault() || has_record(input)
+                connection.has_early() || connection.has_fault() || (connection.has_news(input) && has_record(input))
             });
             if !leg.shaking && carried {
                 return self.hand_on_carried(key, from);
@@ -370,9 +363,10 @@ impl Worker {
 
     /// A record was damaged or against the rules: the alert leaves, and everything ends once what came before is delivered.
     fn records_broken(&mut self, key: Key, from: Side) -> io::Result<()> {
-        self.flush_reply(key, from)?;
-        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) {
-            leg.broken = true;
+        self.end_sealing(key, from)?;
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut());
+        if let Some(handshake) = leg.and_then(|leg| leg.handshake.as_mut()) {
+            handshake.connection.give_up();
         }
         self.drive(key, Event::ReceiveEnded { from, end: ReceiveEnd::Damaged })
     }
@@ -422,13 +416,14 @@ impl Worker {
                     Ok(written + connection.close_notify(input, &mut room[written..])?)
                 })
             }
-            _ => Err(towpath_tls::Fault::Internal),
+            _ => Err(Fault::Internal),
         };
         let Ok(bytes) = sealed.map(|bytes| bytes as u32) else {
-            leg.broken = true;
             self.free_outgoing(outgoing)?;
+            self.end_sealing(key, to)?;
             return self.drive(key, Event::SendFailed { to });
         };
+        leg.note_kept(self.now);
         leg.sending = Some(Sealed { what: What::Plain(range.len), bytes });
         relay.sends[to.index()] = Some(SendWatch::default());
         let is_end = leg.notified;
@@ -454,17 +449,27 @@ impl Worker {
         let plain = &bytes[..bytes.len().min(SEALED_AT_ONCE as usize)];
         let sealed = match &mut leg.handshake {
             Some(Handshake { connection, input, .. }) if !leg.broken => connection.seal(input, plain, room),
-            _ => Err(towpath_tls::Fault::Internal),
+            _ => Err(Fault::Internal),
         };
         let Ok(bytes) = sealed.map(|bytes| bytes as u32) else {
-            leg.broken = true;
             self.free_outgoing(outgoing)?;
+            self.end_sealing(key, to)?;
             return Ok(Own::Failed);
         };
+        leg.note_kept(self.now);
         leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
         relay.sends[to.index()] = Some(SendWatch::default());
         self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
         Ok(Own::OnItsWay(plain.len() as u32))
+    }
+
+    /// Nothing is sealed any more: a record was damaged or against the rules. The alert leaves.
+    fn end_sealing(&mut self, key: Key, side: Side) -> io::Result<()> {
+        self.flush_reply(key, side)?;
+        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
+            leg.broken = true;
+        }
+        Ok(())
     }
 
     fn free_outgoing(&mut self, outgoing: u16) -> io::Result<()> {
@@ -561,7 +566,11 @@ impl Worker {
             return Ok(true);
         }
         let mut end = [0; CLOSE_BYTES_MAX];
-        let Some(length) = leg.close_notify(&mut end) else { return Ok(false) };
+        let length = match leg.close_notify(&mut end) {
+            Some(Ok(length)) => length,
+            Some(Err(_)) => return self.end_sealing(key, side).map(|()| false),
+            None => return Ok(false),
+        };
         let end = &end[..length];
         let Some(socket) = relay.leg(side) else { return Ok(false) };
         let sent = match socket::send_now(socket, end, Behind::More) {
@@ -633,15 +642,18 @@ impl Worker {
 
     /// What waited for a buffer to be sealed into.
     pub(super) fn seal_waiting(&mut self) -> io::Result<()> {
+        let mut waiting = Vec::new();
         for _ in 0..self.unsealed.len().min(FED_MAX) {
             let Some((key, to, chunk, last)) = self.unsealed.pop_front() else { break };
             match self.relays.get(key).map(Relay::is_given_up) {
                 None => {}
                 Some(true) => self.drive(key, Event::SendFailed { to })?,
-                Some(false) if !self.has_outgoing() => self.unsealed.push_back((key, to, chunk, last)),
+                Some(false) if !self.has_outgoing() => waiting.push((key, to, chunk, last)),
                 Some(false) => self.send_sealed(key, to, chunk, last)?,
             }
         }
+        // In the order in which they came.
+        waiting.into_iter().rev().for_each(|waiter| self.unsealed.push_front(waiter));
         Ok(())
     }
 
