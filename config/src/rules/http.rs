@@ -408,7 +408,9 @@ fn is_path(path: &At<&str>, report: &mut Report) {
 fn is_redirect(url: &At<&str>, report: &mut Report) {
     let text = url.value;
     let after_scheme = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let begins = text.starts_with('/') || after_scheme.is_some_and(|rest| !rest.is_empty());
+    // A browser takes `//name` for another host, and whoever asks would write that name.
+    let is_path = text.starts_with('/') && !text.starts_with("//") && !text.starts_with("/{");
+    let begins = is_path || after_scheme.is_some_and(|rest| !rest.is_empty());
     let rest = text.replace("{host}", "").replace("{uri}", "");
     let allowed = rest.bytes().all(|byte| (b'!'..=b'~').contains(&byte) && !b"\"<>\\^`{|}".contains(&byte));
     if !begins || !allowed {

@@ -15,10 +15,14 @@ use towpath_tests::{PATIENCE, Subject, TestLab, Topology, in_lab, ipv4, subject}
 const BODY_BYTES: u64 = 12_000;
 
 fn relay(lab: &TestLab, pki: &Pki, mode: &str, keys: &str) -> (Subject, Ipv4Addr) {
+    relay_with(lab, pki, mode, keys, "")
+}
+
+fn relay_with(lab: &TestLab, pki: &Pki, mode: &str, keys: &str, process: &str) -> (Subject, Ipv4Addr) {
     let vip = lab.vip(100);
     let text = pki.service(vip, mode, keys, &ipv4(lab.servers()));
     let text = text.replace("[service.tls]", "[service.http]\n[service.tls]");
-    (subject!().start(lab.balancer(), &format!("[tls]\nthreads = 0\n{text}")), vip)
+    (subject!().start(lab.balancer(), &format!("{process}[tls]\nthreads = 0\n{text}")), vip)
 }
 
 fn listen(lab: &TestLab) -> TcpListener {
@@ -127,6 +131,44 @@ fn an_answer_to_a_client_that_broke_its_connection_gives_its_buffer_back_once() 
             web.connections == 0 && web.terminations.values().sum::<u64>() == opened
         });
         // A worker that gave a buffer back twice would have taken the process with it.
+        relay.stop();
+    });
+}
+
+#[test]
+fn requests_before_their_time_hold_no_buffer() {
+    in_lab(requests_before_their_time_hold_no_buffer, Topology::TwoArm, 1, |lab| {
+        let (pki, listener) = (Pki::new(), listen(lab));
+        let few = "[runtime]\nworkers = [0]\n[limits]\ntls_buffers = 16\n";
+        let (relay, vip) = relay_with(lab, &pki, "terminate", "", few);
+        let ask = |client: &mut Stream, rest: &str| {
+            let requests = format!("GET / HTTP/1.1\r\nHost: web.test\r\n\r\n{rest}");
+            client.write_all(requests.as_bytes()).expect("the relay takes it");
+            let (mut server, _) = listener.accept().expect("a connection");
+            head_of(&mut server);
+            server
+        };
+        // More of them than there are buffers, each with the begin of a second request behind one that is not answered.
+        let mut waiting = Vec::new();
+        for _ in 0..40 {
+            let mut client = pki.open(lab.client(), (vip, 443)).expect("a handshake");
+            let server = ask(&mut client, "GET /second HTT");
+            waiting.push((client, server));
+        }
+        for (mut client, mut server) in waiting {
+            client.write_all(b"P/1.1\r\nHost: web.test\r\n\r\n").expect("the relay takes it");
+            for body in ["1", "2"] {
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n{body}");
+                server.write_all(answer.as_bytes()).expect("the relay takes it");
+                assert!(head_of(&mut client).starts_with("HTTP/1.1 200 "));
+                let mut come = [0];
+                client.read_exact(&mut come).expect("a body");
+                assert_eq!(&come, body.as_bytes());
+                if body == "1" {
+                    assert!(head_of(&mut server).starts_with("GET /second HTTP/1.1\r\n"));
+                }
+            }
+        }
         relay.stop();
     });
 }

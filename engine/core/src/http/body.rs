@@ -222,7 +222,7 @@ impl Body {
             for field in &fields {
                 let name = field.name.text(section);
                 let kept = field.known == Known::Other
-                    && !name.get(..11).is_some_and(|start| start.eq_ignore_ascii_case("x-forwarded"))
+                    && !fields::is_told_by_proxies(name.as_bytes())
                     && !NOT_IN_TRAILERS.iter().any(|other| name.eq_ignore_ascii_case(other));
                 if kept {
                     line(name, field.value.bytes(section), made);

@@ -398,6 +398,10 @@ impl Exchange {
         self.client_ended = true;
         self.client = Fate::Close;
         match &self.request {
+            // The server takes no more of the request, and may have answered it.
+            Request::Dropped if matches!(self.response, Response::Body(_) | Response::Head | Response::Whole(_)) => {
+                ClientEnd::Finish
+            }
             Request::Dropped => ClientEnd::Close,
             Request::Head if self.kept[Side::Client.index()].is_empty() => ClientEnd::Close,
             Request::Body(_) | Request::Head => ClientEnd::Abort,

@@ -26,6 +26,27 @@ pub(super) enum Known {
     Other,
 }
 
+/// Fields by which proxies tell servers about clients, or about what these have asked for, beside those that begin with `X-Forwarded-`.
+const TOLD_BY_PROXIES: [&str; 9] = [
+    "forwarded",
+    "front-end-https",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-host",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+];
+const FORWARDED_PREFIX: &str = "x-forwarded-";
+
+/// Whether servers take a field of this name for what a proxy says. CGI and its heirs make one name of `-` and `_`, so both are one here.
+pub(super) fn is_told_by_proxies(name: &[u8]) -> bool {
+    let alike = |(&own, other): (&u8, u8)| own.eq_ignore_ascii_case(&other) || (own == b'_' && other == b'-');
+    let begins = |known: &str| name.len() >= known.len() && name.iter().zip(known.bytes()).all(alike);
+    begins(FORWARDED_PREFIX) || TOLD_BY_PROXIES.iter().any(|known| name.len() == known.len() && begins(known))
+}
+
 impl Known {
     pub(super) fn of(name: &[u8]) -> Known {
         let known =

@@ -14,24 +14,6 @@ use crate::ids::{RealServerId, TargetIndex};
 use crate::persistence::Pin;
 use crate::snapshot::{Service, ServiceHttp};
 
-/// Headers by which proxies tell servers about clients, in both ways in which some servers read them: CGI makes one name of `-` and `_`.
-const TOLD_BY_PROXIES: [&str; 14] = [
-    "Forwarded",
-    "X-Forwarded-By",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Forwarded-Port",
-    "X-Forwarded-Proto",
-    "X-Forwarded-Server",
-    "X-Real-IP",
-    "X_Forwarded_By",
-    "X_Forwarded_For",
-    "X_Forwarded_Host",
-    "X_Forwarded_Port",
-    "X_Forwarded_Proto",
-    "X_Real_IP",
-];
-
 /// What a client came by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
@@ -106,10 +88,7 @@ impl HttpRules {
     /// Headers about the client: those of proxies that are trusted are kept and added to, anybody else's are left out.
     fn tell_of_client(&self, head: &RequestHead, client: IpAddr, scheme: Scheme, edits: &mut Edits<'_>) {
         let is_trusted = holds(&self.config().trusted, client);
-        if !is_trusted {
-            let came = |name: &&&str| head.values(name).next().is_some();
-            edits.fields.extend(TOLD_BY_PROXIES.iter().filter(came).map(|name| Edit::Remove { name }));
-        }
+        edits.untrusted = !is_trusted;
         let before = |name: &str| if is_trusted { joined(head.values(name)) } else { None };
         let host = head.host().filter(|host| !host.is_empty());
         let (x_forwarded, rfc7239) = match self.config().forwarded {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
-use super::fields::{Field, Known, is_token, is_value};
+use super::fields::{Field, Known, is_token, is_told_by_proxies, is_value};
 use super::head::{RequestHead, ResponseHead, is_authority};
 
 /// A change of the fields of a head.
@@ -38,6 +38,8 @@ pub struct Edits<'a> {
     pub target: Option<Cow<'a, str>>,
     /// Another host; only of requests.
     pub host: Option<Cow<'a, str>>,
+    /// Whoever sent it is no proxy that is trusted: what proxies tell of clients is left out, but for what is added here.
+    pub untrusted: bool,
     /// Removals and replacements act on the fields that came; what is added is added behind them, in order.
     pub fields: Vec<Edit<'a>>,
 }
@@ -102,7 +104,8 @@ fn rest(head: &[u8], fields: &[Field], edits: &Edits<'_>, frame: Frame, about: A
                 name.as_bytes().eq_ignore_ascii_case(field.name.bytes(head))
             }
         };
-        if passes && !edits.fields.iter().any(dropped) {
+        let told = edits.untrusted && is_told_by_proxies(field.name.bytes(head));
+        if passes && !told && !edits.fields.iter().any(dropped) {
             match field.plain_line(head) {
                 Some(line) => out.extend_from_slice(line),
                 None => line(field.name.text(head), field.value.bytes(head), out),

@@ -524,6 +524,7 @@ fn edits_change_heads_and_cannot_break_them() {
     let edits = Edits {
         target: Some("/new?q".into()),
         host: Some("b.example".into()),
+        untrusted: false,
         fields: vec![
             Edit::Remove { name: "X-Drop" },
             Edit::Replace { name: "x-forwarded-for", value: bytes("192.0.2.1") },
@@ -542,7 +543,7 @@ fn edits_change_heads_and_cannot_break_them() {
     for (target, host) in [("/a b", "b c"), ("x", "b\r\nX: 1"), ("/a\r\nX: 1", "b/c"), ("", "b@c")] {
         let mut hand = Hand::new();
         assert_eq!(hand.client(GET).0.then, Then::Route);
-        let edits = Edits { target: Some(target.into()), host: Some(host.into()), fields: vec![] };
+        let edits = Edits { target: Some(target.into()), host: Some(host.into()), ..Edits::default() };
         hand.exchange.forward(&edits, ServerLeg::Fresh, &mut hand.out);
         assert_eq!(hand.left(b""), FORWARDED);
     }

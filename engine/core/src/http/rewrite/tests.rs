@@ -15,13 +15,27 @@ fn servers_are_told_of_the_client_and_what_it_says_of_itself_is_dropped() {
         stage.asked(&head, "::ffff:203.0.113.1", Scheme::Https).0,
         x_forwarded("203.0.113.1", "https", "mail:81")
     );
-    let lies = "Host: mail\r\nx-forwarded-for: 10.0.0.1\r\nForwarded: for=10.0.0.1\r\nX_Forwarded_For: 10.0.0.1\r\nX-Real-Ip: 10.0.0.1\r\n";
-    let told = x_forwarded("203.0.113.1", "http", "mail");
-    let expected = format!("-Forwarded\n-X-Real-IP\n-X_Forwarded_For\n{told}");
-    assert_eq!(stage.asked(&get("/", lies), "203.0.113.1", Scheme::Http).0, expected);
-    let none = Stage::new("group = \"one\"\n[service.http]\nforwarded = \"none\"\n");
-    let expected = "-Forwarded\n-X-Forwarded-For\n-X-Real-IP\n-X_Forwarded_For";
-    assert_eq!(none.asked(&get("/", lies), "203.0.113.1", Scheme::Http).0, expected);
+    let lies = "Host: mail\r\nx-forwarded-for: 10.0.0.1\r\nForwarded: for=10.0.0.1\r\nX_Forwarded_For: 10.0.0.1\r\n\
+                X-Forwarded_For: 10.0.0.1\r\nx_forwarded-SSL: on\r\nX-Real-Ip: 10.0.0.1\r\nX_Real-IP: 10.0.0.1\r\n\
+                X-Original_URL: /admin\r\nFront-End-Https: on\r\nX-Forwarded: kept\r\n";
+    let none = "group = \"one\"\n[service.http]\nforwarded = \"none\"\n";
+    let written = |keys: &str| {
+        let (stage, head) = (Stage::new(keys), get("/", lies));
+        let client = SocketAddr::new("203.0.113.1".parse().expect("an address"), 1);
+        let (edits, _) = stage.rules().request_edits(&head, client, Scheme::Http, Pin::Nobody);
+        let mut out = Vec::new();
+        crate::http::write::request(&head, &edits, crate::http::write::Frame::Untold, &mut out);
+        String::from_utf8(out).expect("text")
+    };
+    assert_eq!(written(none), "GET / HTTP/1.1\r\nHost: mail\r\nX-Forwarded: kept\r\n\r\n");
+    assert_eq!(
+        written("group = \"one\"\n[service.http]\n"),
+        "GET / HTTP/1.1\r\nHost: mail\r\nX-Forwarded: kept\r\nX-Forwarded-For: 203.0.113.1\r\n\
+         X-Forwarded-Proto: http\r\nX-Forwarded-Host: mail\r\n\r\n"
+    );
+    // Of a proxy that is trusted it is passed on.
+    let trusting = format!("{none}trusted = [\"203.0.113.0/24\"]\n");
+    assert!(written(&trusting).contains("X-Forwarded_For: 10.0.0.1\r\n"));
 }
 
 #[test]

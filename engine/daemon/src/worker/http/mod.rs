@@ -188,7 +188,8 @@ impl Worker {
             }
             Event::Sent { to, bytes } => {
                 // What leaves is a response, or the request whose response is waited for from then on.
-                if conversation.waiting != Waiting::Head {
+                let is_waited_for = conversation.waiting == Waiting::Response && to == Side::Client;
+                if conversation.waiting != Waiting::Head && !is_waited_for {
                     conversation.since = now;
                 }
                 self.left(key, to, bytes)?;

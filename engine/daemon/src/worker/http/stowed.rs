@@ -68,9 +68,10 @@ impl Worker {
         if conversation.ending.is_some() || !before_time {
             return;
         }
-        debug_assert!(conversation.stowed.is_empty(), "nothing is received while something is stowed");
         inlet.held = None;
-        conversation.stowed.put(ring.held(range).to_vec(), *now);
+        let mut bytes = conversation.stowed.take();
+        bytes.extend_from_slice(ring.held(range));
+        conversation.stowed.put(bytes, *now);
         ring.recycle(chunk.buffer);
     }
 
