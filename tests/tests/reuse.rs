@@ -118,12 +118,38 @@ fn what_cannot_be_sent_again_begins_a_connection_of_its_own() {
         // One that may be is sent again, by a fresh connection, though another one waits.
         let mut getting = stage.open(lab);
         assert_eq!(getting.get("/drop-kept").text(), "server-1 2 0\n");
-        stage.until_waiting(2);
-        // A later request that may not: its client sees what it would have seen of a server's own connection.
+        // A later request that may not, over one that was good just now: its client sees what it would have seen of a server's own connection.
         post(&mut getting, "/drop-kept");
         assert_eq!(getting.rest().expect("an orderly end"), b"");
         stage.until_waiting(1);
         assert_eq!((stage.counter("resent"), stage.counter("server_dialled")), (1, 3));
+        stage.relay.stop();
+    });
+}
+
+#[test]
+fn one_whose_server_may_have_taken_a_body_for_a_request_is_nobody_s() {
+    in_lab(one_whose_server_may_have_taken_a_body_for_a_request_is_nobody_s, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let stage = Stage { relay: relay(lab, &config(lab, SAFE, "")), origins: Vec::new(), vip };
+        let doors = lab.server(1).run(|| std::net::TcpListener::bind("0.0.0.0:80")).expect("a host").expect("a port");
+        // It answers from the head, before the body has come, and keeps its connection.
+        let mut posting = stage.open(lab);
+        let smuggled = "GET /mine HTTP/1.1\r\nHost: a\r\n\r\n";
+        posting.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", smuggled.len()));
+        let (mut server, _) = doors.accept().expect("a connection");
+        server.write_all(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n").expect("taken");
+        assert_eq!(posting.response("POST").expect("an answer").status, 302);
+        posting.send(smuggled);
+        // The same of a method whose bodies servers pass over.
+        let mut getting = stage.open(lab);
+        getting.send(format!("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len()));
+        let (mut second, _) = doors.accept().expect("a connection");
+        second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").expect("taken");
+        assert_eq!(getting.response("GET").expect("an answer").status, 200);
+        let status = stage.relay.until("both are closed", |status| status.services[0].connections == 0);
+        let web = &status.services[0];
+        assert_eq!((web.servers[0].waiting, web.counters["server_idle_refused"]), (0, 2), "{web:?}");
         stage.relay.stop();
     });
 }

@@ -145,6 +145,18 @@ pub struct After {
     pub server: Fate,
     /// Whether anybody else may have the server's.
     pub binding: Binding,
+    /// Whether its server has surely read all of the request as that: one that answers before the end of a body may read the rest of it as a
+    /// request, and answer that to whoever comes next.
+    pub reading: Reading,
+}
+
+/// How a server has read the body of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// As ours is written.
+    Alike,
+    /// Nobody knows: it answered before the body was through, or the method is one whose bodies servers pass over (RFC 9110 §9.3.1).
+    Unknown,
 }
 
 /// The response has begun: it cannot be another one any more.
@@ -170,6 +182,7 @@ pub struct Exchange {
     client: Fate,
     server: Fate,
     binding: Binding,
+    reading: Reading,
     /// A response has gone through before.
     seasoned: bool,
 }
@@ -226,6 +239,7 @@ impl Exchange {
             client: Fate::Keep,
             server: Fate::Keep,
             binding: Binding::Free,
+            reading: Reading::Alike,
             seasoned: false,
         }
     }
@@ -281,6 +295,9 @@ impl Exchange {
         let body = Body::new(head.framing(), coding, allowed);
         self.request = if body.is_over() { Request::Over } else { Request::Body(body) };
         self.response = Response::Head;
+        let is_passed_over = matches!(head.method(), "DELETE" | "GET" | "HEAD" | "OPTIONS" | "TRACE");
+        let has_body = head.framing() != Framing::None;
+        self.reading = if is_passed_over && has_body { Reading::Unknown } else { Reading::Alike };
         self.leg = leg;
         self.server = Fate::Keep;
     }
@@ -491,8 +508,12 @@ impl Exchange {
     /// again unseen by the client, or the client has had a response before and knows what the end of a connection that was kept may mean
     /// (RFC 9112 §9.3.1). One that binds its connection is sent by one of its own.
     pub fn may_be_lent(&self) -> bool {
-        let is_resent = |head: &RequestHead| head.is_idempotent() && head.framing() == Framing::None;
-        !self.is_bound() && (self.seasoned || self.head.as_ref().is_some_and(is_resent))
+        !self.is_bound() && (self.seasoned || self.may_be_repeated())
+    }
+
+    /// Whether the request at hand can be sent again whatever becomes of it, unseen by its client.
+    pub fn may_be_repeated(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.is_idempotent() && head.framing() == Framing::None)
     }
 
     /// The exchange is over: what becomes of the connections. The next request may begin.
@@ -502,7 +523,7 @@ impl Exchange {
         if self.binding == Binding::Bound && forwarded || !matches!(self.request, Request::Over) {
             self.client = Fate::Close;
         }
-        let after = After { client: self.client, server, binding: self.binding };
+        let after = After { client: self.client, server, binding: self.binding, reading: self.reading };
         self.request = if self.client == Fate::Close { Request::Dropped } else { Request::Head };
         self.response = Response::Unasked;
         self.head = None;
@@ -510,6 +531,7 @@ impl Exchange {
         self.blank = Blank::None;
         self.body_begun = false;
         self.server = Fate::Keep;
+        self.reading = Reading::Alike;
         self.seasoned = true;
         after
     }
@@ -618,6 +640,9 @@ impl Exchange {
                 to_client.make(|made| write::response(&head, &Edits::default(), Frame::Untold, About::Nothing, made));
             }
             return Ok(None);
+        }
+        if !matches!(self.request, Request::Over) {
+            self.reading = Reading::Unknown;
         }
         self.response = Response::Whole(Box::new(head));
         Ok(Some(Then::Respond))

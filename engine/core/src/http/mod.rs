@@ -23,7 +23,9 @@ pub mod write;
 
 pub use answer::Answer;
 pub use cookie::{HttpSecret, ServerCookies};
-pub use exchange::{After, ClientEnd, Exchange, Fate, Keep, Lost, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting};
+pub use exchange::{
+    After, ClientEnd, Exchange, Fate, Keep, Lost, Reading, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting,
+};
 pub use head::{BadRequest, BadResponse, Framing, RequestHead, ResponseHead, Version};
 pub use output::{Output, Piece};
 pub use rewrite::{AfterRequest, Scheme};

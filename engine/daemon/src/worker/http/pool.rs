@@ -11,6 +11,7 @@ use towpath_config::model::{AdminState, BalanceEach, Reuse};
 use towpath_core::counters::ServiceCounter;
 use towpath_core::director::Refusal;
 use towpath_core::http::pinning::{Binding, Idle, Lent, Settled, Shared};
+use towpath_core::http::{After, Reading};
 use towpath_core::loads::Loads;
 use towpath_core::session::Side;
 use towpath_core::snapshot::{ServerHealth, Service, ServiceSource, Snapshot};
@@ -30,6 +31,8 @@ use crate::tls::TlsContexts;
 const LOOK_MS: u64 = 1_000;
 /// … and how many of them in one breath, about.
 const LOOKED_AT_ONCE: usize = 512;
+/// One that was used within this time is known to be good: no server waits for so short. Requests that cannot be sent again go by no other.
+const GOOD_MS: u64 = 1_000;
 
 /// What waits for the next client.
 #[derive(Default)]
@@ -205,8 +208,11 @@ impl Worker {
             let Some(relay) = self.relays.get(key) else { return Ok(None) };
             let Some(place) = relay.server().map(|server| (relay.service().id, server)) else { return Ok(None) };
             let Some(idle) = self.pool.idle.get_mut(&place) else { return Ok(None) };
+            let may_repeat = relay.http.as_deref().is_some_and(|conversation| conversation.exchange.may_be_repeated());
+            let now = self.now;
             let fits = |connection: &ServerConnection| {
-                connection.terms.as_deref().is_some_and(|terms| relay.would_dial(terms))
+                (may_repeat || now.ms_since(connection.since) < GOOD_MS)
+                    && connection.terms.as_deref().is_some_and(|terms| relay.would_dial(terms))
             };
             let Some(shared) = idle.remove_fitting(fits) else { return Ok(None) };
             if idle.is_empty() {
@@ -244,8 +250,9 @@ impl Worker {
     }
 
     /// The exchange over the server's leg is over, and the leg may go on: it stays with this client, or becomes anybody's.
-    pub(super) fn settle(&mut self, key: Key, binding: Binding) {
-        let Some(relay) = self.relays.get_mut(key) else { return };
+    pub(super) fn settle(&mut self, key: Key, after: After) -> io::Result<()> {
+        let binding = after.binding;
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let leg = match relay.legs.server.take() {
             ServerLeg::Lent(lent) if binding == Binding::Bound => match lent.settle(binding) {
                 Settled::Pinned(pinned) => ServerLeg::Pinned(pinned),
@@ -259,8 +266,13 @@ impl Worker {
             && is_lent
             && matches!(conversation.server, ServerState::Up { .. })
         {
+            if after.reading == Reading::Unknown {
+                self.count(key, ServiceCounter::ServerIdleRefused);
+                return self.part(key, Next::Nothing);
+            }
             conversation.server = ServerState::Settling;
         }
+        Ok(())
     }
 
     /// Lets a connection wait for the next client as soon as nothing of it is needed here; says whether it is gone from here.
@@ -350,7 +362,10 @@ impl Worker {
         }
         self.pool.idle.retain(|_, idle| !idle.is_empty());
         self.pool.look_at = match (self.pool.idle.is_empty(), self.pool.looked) {
-            (true, _) => None,
+            (true, _) => {
+                self.pool.looked = None;
+                None
+            }
             (false, Some(_)) => Some(now),
             (false, None) => Some(now + LOOK_MS),
         };
@@ -380,7 +395,7 @@ impl Worker {
         for shared in self.pool.sort_out(|_| true) {
             self.close_idle(shared, ServiceCounter::ServerIdleRetired, PortUse::Lingering)?;
         }
-        self.pool.look_at = None;
+        (self.pool.look_at, self.pool.looked) = (None, None);
         Ok(())
     }
 
@@ -431,6 +446,7 @@ impl Worker {
         if let Some(leg) = &mut connection.tls {
             leg.say_goodbye(&connection.socket);
         }
+        debug_assert!(connection.terms.is_some(), "what was shared was dialled on terms");
         let Some(terms) = connection.terms.take() else { return Ok(()) };
         self.close_server_connection(connection, &terms.service, used)
     }

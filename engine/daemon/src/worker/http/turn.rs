@@ -244,7 +244,7 @@ impl Worker {
         if after.server == Fate::Close || babbles {
             self.part(key, Next::Nothing)?;
         } else {
-            self.settle(key, after.binding);
+            self.settle(key, after)?;
         }
         if after.client == Fate::Close {
             self.finish_conversation(key, Termination::KeepAliveEnded);
