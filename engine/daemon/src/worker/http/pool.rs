@@ -142,7 +142,7 @@ impl Conversation {
 impl Relay {
     /// What a connection to the server at hand is dialled for.
     pub(in super::super) fn terms(&self) -> Option<Terms> {
-        let server = self.server()?;
+        let server = self.server().filter(|server| !self.tells_of_client(*server))?;
         let (client_name, client_alpn) = self.told_by_client(server);
         Some(Terms {
             service: self.service().clone(),
@@ -152,6 +152,11 @@ impl Relay {
             client_name: client_name.map(Box::from),
             client_alpn: client_alpn.map(Box::from),
         })
+    }
+
+    /// Whether a connection to this server begins with the client's address (PROXY protocol): that is nobody else's.
+    fn tells_of_client(&self, server: RealServerId) -> bool {
+        self.service().target_of(server).is_none_or(|(_, target)| target.proxy.is_some())
     }
 
     /// What the handshake with the server says of the client.
@@ -172,6 +177,7 @@ impl Relay {
         let told = (terms.client_name.as_deref(), terms.client_alpn.as_deref());
         self.service().id == terms.service.id
             && self.server() == Some(terms.server)
+            && !self.tells_of_client(terms.server)
             && self.destination() == terms.destination
             && same_tls
             && self.told_by_client(terms.server) == told
