@@ -11,3 +11,4 @@ pub mod peers;
 pub mod report;
 pub mod segment;
 pub mod suite;
+pub mod web;
