@@ -163,6 +163,9 @@ fn a_gigabyte_passes_each_way_in_little_memory() {
         assert_eq!(client.response("POST").expect("a response").field("x-body"), Some(&*pattern_told(GIGABYTE)));
         let more = stage.relay.memory_bytes().saturating_sub(before);
         assert!(more < 64 << 20, "{more} bytes more");
+        // Nearly all of it has passed through pipes, and the connection goes on.
+        assert_eq!((stage.counter("bulk"), stage.counter("bytes_to_client") > GIGABYTE), (2, true));
+        assert_eq!(client.get("/").text(), "server-1 0 3\n");
         stage.relay.stop();
     });
 }

@@ -461,13 +461,22 @@ impl Exchange {
         }
     }
 
+    /// Some of the client's may have been taken and have not left: the request cannot be sent again.
+    pub fn note_body_begun(&mut self) {
+        self.body_begun = true;
+    }
+
+    /// Whether the server has read all of the request at hand if it answers: there was nothing but a head.
+    pub fn asks_by_head(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.framing() == Framing::None)
+    }
+
     /// So many of these have left.
     pub fn passed(&mut self, from: Side, bytes: u64) -> Then {
         match (from, &mut self.request, &mut self.response) {
             (_, Request::Tunnel, _) => Then::Read,
             (Side::Client, Request::Body(body), _) => {
-                // Some may have been taken and not have left.
-                self.body_begun = true;
+                self.body_begun |= bytes > 0;
                 body.passed(bytes);
                 if body.is_over() {
                     self.request = Request::Over;

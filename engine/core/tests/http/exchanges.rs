@@ -157,6 +157,10 @@ fn a_request_of_which_some_may_have_passed_is_not_sent_again() {
     hand.client(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n");
     hand.forward(ServerLeg::Fresh);
     assert_eq!(hand.exchange.passed(Side::Client, 0), Then::Read);
+    assert!(!hand.exchange.asks_by_head());
+    assert_eq!(hand.ends(ServerEnd::Broken).0, Lost::Retry);
+    hand.forward(ServerLeg::Fresh);
+    hand.exchange.note_body_begun();
     assert_eq!(hand.ends(ServerEnd::Broken).0, Lost::Failed);
 }
 

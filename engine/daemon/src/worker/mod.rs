@@ -173,6 +173,8 @@ struct Worker {
     unsent: VecDeque<(Key, Side)>,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
+    /// Scratch for what of it lies in several places, empty between turns.
+    gathered: Vec<u8>,
     /// What connections with TLS keep of records of which only a part has come.
     kept: KeptBytes,
     /// When those are looked at next whose buffers others wait for, while somebody does.
@@ -249,6 +251,7 @@ impl Worker {
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
             output: Output::default(),
+            gathered: Vec::new(),
             kept: KeptBytes::default(),
             slow_look: None,
             stopping: None,

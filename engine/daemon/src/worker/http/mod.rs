@@ -4,6 +4,7 @@
 //! (`Inlet`), what is to leave (`Outlet`), the real server at hand, and the times that count. Of each side at most one receive buffer is held and
 //! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, always.
 
+mod bulk;
 mod ends;
 mod flow;
 mod server;
@@ -23,6 +24,7 @@ use towpath_core::snapshot::{Service, ServiceHttp};
 use super::Worker;
 use super::relay::Relay;
 use super::token::Key;
+use bulk::Bulk;
 use ends::Ending;
 use flow::{Inlet, Outlet, Receive, StreamEnd};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
@@ -44,6 +46,8 @@ pub(super) struct Conversation {
     stowed: Stowed,
     /// By the side that is written.
     outlets: [Outlet; 2],
+    /// By the side that is read.
+    bulk: [Bulk; 2],
     server: ServerState,
     ending: Option<Ending>,
     /// What the exchange waited for when it was looked at last, …
@@ -66,6 +70,8 @@ pub(super) struct Conversation {
     pin: Pin,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
+    /// The server at hand has read all that it was sent: it has answered behind it.
+    has_read: bool,
 }
 
 /// Where the request at hand is.
@@ -94,6 +100,7 @@ impl Conversation {
             inlets: Default::default(),
             stowed,
             outlets: Default::default(),
+            bulk: [Bulk::No; 2],
             server: ServerState::Absent,
             ending: None,
             waiting,
@@ -106,6 +113,7 @@ impl Conversation {
             answered_as: None,
             pin: Pin::Nobody,
             after: None,
+            has_read: false,
         }
     }
 
@@ -121,7 +129,8 @@ impl Conversation {
 
     /// Whether no operation is in flight on this side.
     fn is_quiet(&self, side: Side) -> bool {
-        self.inlets[side.index()].receive != Receive::Armed && !self.outlets[side.index()].is_sending()
+        let inlet = &self.inlets[side.index()];
+        inlet.receive != Receive::Armed && !self.outlets[side.index()].is_sending() && !self.awaits_for_bulk(side)
     }
 }
 
@@ -153,13 +162,13 @@ impl Worker {
         self.note_relayed(key, event);
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match event {
-            Event::Received { from, buffer, len, last, .. } => {
+            Event::Received { from, buffer, len, full, last, .. } => {
                 if conversation.is_transferring() {
                     conversation.since = now;
                 }
                 let discards = conversation.is_discarding(from);
                 let inlet = &mut conversation.inlets[from.index()];
-                inlet.take(buffer, len, last);
+                inlet.take(buffer, len, full, last);
                 if discards {
                     inlet.held = None;
                     self.ring.recycle(buffer);
@@ -202,14 +211,20 @@ impl Worker {
             Event::Tick => self.conversation_timer(key)?,
             // Its bytes are read as they come.
             Event::Connecting => return Ok(()),
-            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } | Event::Ready { .. } => return Ok(()),
+            Event::Ready { from } => conversation.note_ready(from),
+            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } => return Ok(()),
         }
         self.advance(key)
     }
 
     /// Goes on as far as there is something to go on with, then waits for what comes next.
     pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
-        while self.finish_parting(key)? || self.take_from_server(key)? || self.take_from_client(key)? {}
+        while self.finish_parting(key)?
+            || self.take_from_server(key)?
+            || self.take_from_client(key)?
+            || self.move_bulk(key, Side::Server)?
+            || self.move_bulk(key, Side::Client)?
+        {}
         self.stow(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;
