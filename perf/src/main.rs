@@ -23,6 +23,7 @@ enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
     Http(commands::Http),
+    Identity(commands::Identity),
     #[command(hide = true)]
     Instructions(commands::Instructions),
     Lab(commands::Lab),
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
         Action::Http(http) => http.run(),
+        Action::Identity(identity) => identity.run(),
         Action::Instructions(instructions) => instructions.run(),
         Action::Lab(lab) => lab.run(),
         Action::Origin { listen, tls: true, .. } => alone(&listen, "TLS", load::origin::serve_tls),
