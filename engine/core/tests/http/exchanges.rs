@@ -135,7 +135,7 @@ fn bytes_that_leave_as_they_are_may_pass_by_themselves() {
     assert_eq!(hand.exchange.passed(Side::Client, 30), Then::Hold);
     assert_eq!(hand.client(GET).0, step(0, Then::Hold));
     let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n";
-    hand.server(head);
+    assert_eq!(hand.server(head).0.then, Then::Respond);
     hand.respond();
     assert_eq!(hand.exchange.passes(Side::Server), 0, "a chunk's size is written anew");
     assert_eq!(hand.server(b"20\r\n0123"), (step(8, Then::Read), "20\r\n0123".into()));
@@ -154,7 +154,7 @@ fn bytes_that_leave_as_they_are_may_pass_by_themselves() {
 #[test]
 fn a_request_of_which_some_may_have_passed_is_not_sent_again() {
     let mut hand = Hand::new();
-    hand.client(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n");
+    assert_eq!(hand.client(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n").0.then, Then::Route);
     hand.forward(ServerLeg::Fresh);
     assert_eq!(hand.exchange.passed(Side::Client, 0), Then::Read);
     assert!(!hand.exchange.asks_by_head());

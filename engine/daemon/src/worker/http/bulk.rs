@@ -120,6 +120,9 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return Ok(true) };
         if bytes > 0 {
             conversation.since = now;
+            if let Some(notes) = &mut conversation.notes {
+                notes.count(from.other(), bytes as usize);
+            }
         }
         // What the pipe holds, or held, has left the client's stream.
         if from == Side::Client && matches!(stop, PumpStop::Budget | PumpStop::SinkFailed | PumpStop::SinkFull) {

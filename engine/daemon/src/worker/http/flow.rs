@@ -205,6 +205,9 @@ impl Worker {
         if outlet.broken || pieces.is_empty() {
             return Ok(false);
         }
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
+        }
         debug_assert!(outlet.behind.is_none(), "a turn begins when its leg has sent what was before");
         outlet.behind = direct;
         match copied {
@@ -230,6 +233,9 @@ impl Worker {
         if outlet.broken || output.is_empty() {
             return Ok(());
         }
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
+        }
         let mut gathered = std::mem::take(&mut self.gathered);
         gather(output.pieces(), output, input, &mut gathered);
         let sent = self.send_made(key, to, &gathered);
@@ -242,7 +248,7 @@ impl Worker {
     fn send_made(&mut self, key: Key, to: Side, bytes: &[u8]) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if to == Side::Server {
-            relay.send_without_delay();
+            relay.legs.send_without_delay();
         }
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         let outlet = &mut conversation.outlets[to.index()];
