@@ -79,13 +79,24 @@ pub(crate) enum DraftSource<'s> {
     Vip(Span),
 }
 
-/// `persistence.by`, and the section with its details.
+/// `persistence.by`
 #[derive(Clone, Debug)]
 pub(crate) enum Persists {
-    By(At<&'static str>),
+    /// Never empty.
+    By(Vec<At<&'static str>>),
     None,
     /// Something was wrong with it, and told.
     Unknown,
+}
+
+impl Persists {
+    /// The first of its kinds that `fits`.
+    pub(crate) fn kind(&self, fits: impl Fn(&str) -> bool) -> Option<&At<&'static str>> {
+        match self {
+            Persists::By(kinds) => kinds.iter().find(|kind| fits(kind.value)),
+            Persists::None | Persists::Unknown => None,
+        }
+    }
 }
 
 impl<'s> Draft<'s> {
@@ -331,12 +342,22 @@ pub(crate) fn persists(section: &Section) -> Persists {
     match section.table("persistence") {
         None if section.broken.contains(&"persistence") => Persists::Unknown,
         None => Persists::None,
-        Some(persistence) => match persistence.word("by") {
-            None => Persists::Unknown,
-            Some(At { value: "none", .. }) => Persists::None,
-            Some(by) => Persists::By(by),
+        Some(persistence) => match kinds(persistence) {
+            kinds if kinds.is_empty() => Persists::Unknown,
+            kinds if kinds.iter().all(|kind| kind.value == "none") => Persists::None,
+            kinds => Persists::By(kinds),
         },
     }
+}
+
+/// What makes a client, in the order of the file; empty where that is broken.
+pub(crate) fn kinds(persistence: &Section) -> Vec<At<&'static str>> {
+    let list = persistence.list("by").map_or(&[][..], |list| list.value);
+    let word = |item: &At<Value>| match item.value {
+        Value::Word(word) => Some(At { value: word, span: item.span.clone(), written: true }),
+        _ => None,
+    };
+    persistence.word("by").into_iter().chain(list.iter().filter_map(word)).collect()
 }
 
 fn source(section: &Section) -> DraftSource<'_> {

@@ -112,7 +112,7 @@ group = "web"
 path = ["/polls"]
 group = "web"
 balance = "round-robin"
-persistence = { by = "header", header = "X-User", fallback = "source-ip", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64 }
+persistence = { by = ["header", "source-ip"], header = "X-User", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64 }
 health = { check = "tcp", ports = 81 }
 idle_timeout = "2h"
 connect_timeout = "1s"
@@ -203,8 +203,7 @@ with = "/New"
         clients: RouteClients::Route,
         balance: Balance::RoundRobin,
         persistence: Some(Persistence {
-            by: PersistBy::Header("X-User".into()),
-            fallback: Fallback::SourceIp,
+            by: vec![PersistBy::Header("X-User".into()), PersistBy::SourceIp],
             timeout_ms: 3_600_000,
             ipv4_prefix: 24,
             ipv6_prefix: 64,
@@ -232,7 +231,7 @@ with = "/New"
     ];
     assert_eq!(changes, expected.iter().collect::<Vec<_>>());
     let cookie = InsertedCookie { name: "SERVERID".into(), set: CookieSet::Missing, http_only: true, secure: true };
-    assert_eq!(of_service.map(|rule| rule.by), Some(PersistBy::InsertedCookie(cookie)));
+    assert_eq!(of_service.map(|rule| rule.by), Some(vec![PersistBy::InsertedCookie(cookie)]));
 }
 
 #[test]
@@ -242,7 +241,7 @@ fn persistence_by_cookie_knows_the_one_of_lync_mobility() {
         model(&text(&lines, "")).services[0].persistence.clone().expect("a rule").by
     };
     let ours = |name: &str, set, http_only, secure| {
-        PersistBy::InsertedCookie(InsertedCookie { name: name.into(), set, http_only, secure })
+        vec![PersistBy::InsertedCookie(InsertedCookie { name: name.into(), set, http_only, secure })]
     };
     assert_eq!(by(""), ours("SERVERID", CookieSet::Missing, true, false));
     assert_eq!(by("cookie = \"MS-WSMAN\""), ours("MS-WSMAN", CookieSet::Always, false, false));
@@ -252,7 +251,7 @@ fn persistence_by_cookie_knows_the_one_of_lync_mobility() {
         by("cookie_set = \"always\", cookie_http_only = false"),
         ours("SERVERID", CookieSet::Always, false, false)
     );
-    assert_eq!(by("cookie = \"S\", cookie_mode = \"find\""), PersistBy::FoundCookie("S".into()));
+    assert_eq!(by("cookie = \"S\", cookie_mode = \"find\""), vec![PersistBy::FoundCookie("S".into())]);
 }
 
 #[test]
@@ -363,7 +362,14 @@ fn http_mode_goes_with_what_it_can_read() {
             &[("no-effect", "cookie_set")],
         ),
         ("persistence = { by = \"cookie\", cookie = \"a=b\" }".into(), "", &[("bad-name", "\"a=b\"")]),
-        ("persistence = { by = \"source-ip\", fallback = \"none\" }".into(), "", &[("no-effect", "fallback")]),
+        ("persistence = { by = [\"cookie\", \"source-ip\"], timeout = \"1h\" }".into(), "", &[]),
+        (
+            "persistence = { by = [\"source-ip\", \"cookie\"] }".into(),
+            "",
+            &[("no-effect", "\"cookie\"")],
+        ),
+        ("persistence = { by = \"sni\" }".into(), "", &[("needs-tls", "\"sni\"")]),
+        ("persistence = { by = \"sip-call-id\" }".into(), "", &[("conflicting-keys", "\"sip-call-id\"")]),
     ];
     for (lines, keys, told) in rows {
         let mut text = text(lines, keys);

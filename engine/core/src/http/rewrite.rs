@@ -11,7 +11,6 @@ use super::head::{RequestHead, ResponseHead};
 use super::route::HttpRules;
 use super::write::{Edit, Edits};
 use crate::ids::{RealServerId, TargetIndex};
-use crate::persistence::Pin;
 use crate::snapshot::{Service, ServiceHttp};
 
 /// What a client came by.
@@ -47,18 +46,17 @@ pub struct AfterRequest {
 const REWRITE_WORDS: usize = 4;
 
 impl HttpRules {
-    /// What is changed of a request on its way to a server, and what its response must know of it.
+    /// What is changed of a request on its way to a server, and what its response must know of it; `named` is the server that a cookie of ours names.
     pub fn request_edits(
         &self,
         head: &RequestHead,
         client: SocketAddr,
         scheme: Scheme,
-        pin: Pin,
+        named: Option<RealServerId>,
     ) -> (Edits<'_>, AfterRequest) {
         let client = client.ip().to_canonical();
         let mut edits = Edits::default();
         self.tell_of_client(head, client, scheme, &mut edits);
-        let named = if let Pin::Server(server) = pin { Some(server) } else { None };
         let mut after = AfterRequest { scheme, named, rewrites: [0; REWRITE_WORDS] };
         let mut looked = Looked::at(head, client);
         for (place, rewrite) in self.config().rewrites.iter().enumerate() {

@@ -1,4 +1,6 @@
 //! UDP on the stream plane: one session per client address and port, one connected socket towards its real server.
+//!
+//! Where clients are known by their SIP calls, each call of a client is a session: a proxy sends those of all its users from one port.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,12 +11,14 @@ use std::sync::Arc;
 use towpath_config::model::{AdminState, Protocol};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::Tried;
+use towpath_core::persistence::{Known, PersistenceKey, Seen};
+use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{ServerHealth, Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId};
 use towpath_sys::Cause;
-use towpath_sys::ring::Completion;
+use towpath_sys::ring::{Completion, Datagram};
 use towpath_sys::socket::{self, Family};
 
 use super::slab::Slab;
@@ -28,6 +32,8 @@ pub(super) struct DatagramSession {
     server: UdpSocket,
     service: Arc<Service>,
     counted: RealServerId,
+    /// The call that it carries, where calls are told apart.
+    call: Option<PersistenceKey>,
     lease: Option<SnatLease>,
     last_activity: Now,
     /// Its end, once decided: the receive in flight must complete first.
@@ -43,7 +49,7 @@ impl DatagramSession {
 /// The sessions of one worker; steering brings all datagrams of a client to the same worker.
 pub(super) struct Datagrams {
     pub(super) sessions: Slab<DatagramSession>,
-    by_client: HashMap<(u32, SocketAddr), Key>,
+    by_client: HashMap<(u32, SocketAddr, Option<PersistenceKey>), Key>,
 }
 
 impl Datagrams {
@@ -57,7 +63,7 @@ impl Worker {
     pub(super) fn datagram_arrived(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
         if let Some(buffer) = completion.buffer() {
             if let Some(datagram) = self.ring.datagram(buffer, completion.result())
-                && let Some(key) = self.session_of(index, datagram.sender)?
+                && let Some(key) = self.session_of(index, buffer, &datagram)?
             {
                 self.forward(key, buffer, datagram.start, datagram.len)?;
             }
@@ -131,12 +137,16 @@ impl Worker {
             return Ok(());
         }
         session.ending = Some(termination);
-        self.datagrams.by_client.remove(&(session.listener, session.client));
+        self.datagrams.by_client.remove(&(session.listener, session.client, session.call));
         self.ring.cancel_all(session.server.as_fd(), Token::Nothing.pack())
     }
 
-    fn session_of(&mut self, index: u32, client: SocketAddr) -> io::Result<Option<Key>> {
-        if let Some(&key) = self.datagrams.by_client.get(&(index, client)) {
+    fn session_of(&mut self, index: u32, buffer: u16, datagram: &Datagram) -> io::Result<Option<Key>> {
+        let client = datagram.sender;
+        let by_call = self.service_at(index).is_some_and(|service| service.knows_calls());
+        let called = if by_call { self.call_of(index, buffer, datagram) } else { None };
+        let call = called.map(|(call, _)| call);
+        if let Some(&key) = self.datagrams.by_client.get(&(index, client, call)) {
             return Ok(Some(key));
         }
         let Some((service, port)) = self.service_of_listener(index) else { return Ok(None) };
@@ -146,7 +156,7 @@ impl Worker {
             return Ok(None);
         }
         page.add(ServiceCounter::Accepted, 1);
-        let opened = self.open_datagram_session(index, client, &service, port)?;
+        let opened = self.open_datagram_session(index, client, called, &service, port)?;
         if let Err(termination) = opened {
             self.shared.gate(Protocol::Udp).leave();
             self.shared.seat(self.id).service_page(service.id).count_end(termination);
@@ -154,14 +164,28 @@ impl Worker {
         Ok(opened.ok())
     }
 
+    /// The call that a datagram belongs to, and what its client is known by with it.
+    fn call_of(&mut self, index: u32, buffer: u16, datagram: &Datagram) -> Option<(PersistenceKey, Known)> {
+        let (service, _) = self.service_of_listener(index)?;
+        let payload = self.ring.datagram_buffers().bytes(buffer, datagram.start, datagram.len);
+        let SipPeek::CallId(id) = sip::peek(payload) else { return None };
+        let seen = Seen { call_id: Some(id), ..Seen::of_address(datagram.sender.ip()) };
+        Some((service.call(id), service.known(&seen)))
+    }
+
     fn open_datagram_session(
         &mut self,
         listener: u32,
         client: SocketAddr,
+        called: Option<(PersistenceKey, Known)>,
         service: &Arc<Service>,
         port: u16,
     ) -> io::Result<Result<Key, Termination>> {
-        let pick = match self.shared.pick(service, client, &Tried::new(), self.now) {
+        let picked = match &called {
+            Some((_, known)) => self.shared.pick_known(service, client.ip(), known, &Tried::new(), self.now),
+            None => self.shared.pick(service, client, &Tried::new(), self.now),
+        };
+        let pick = match picked {
             Ok(pick) => pick,
             Err(refusal) => return Ok(Err(Termination::from(refusal))),
         };
@@ -174,12 +198,14 @@ impl Worker {
                 return Ok(Err(termination));
             }
         };
+        let call = called.map(|(call, _)| call);
         let session = Box::new(DatagramSession {
             listener,
             client,
             server,
             service: Arc::clone(service),
             counted: pick.server,
+            call,
             lease,
             last_activity: self.now,
             ending: None,
@@ -192,7 +218,7 @@ impl Worker {
                 return Ok(Err(Termination::OutOfConnections));
             }
         };
-        self.datagrams.by_client.insert((listener, client), key);
+        self.datagrams.by_client.insert((listener, client, call), key);
         let seat = self.shared.seat(self.id);
         seat.service_page(service.id).add(ServiceCounter::Opened, 1);
         seat.count_opened(pick.server);
@@ -266,6 +292,14 @@ impl Worker {
         };
         session.last_activity = self.now;
         let payload = buffer.map_or(&[][..], |buffer| self.ring.datagram_buffers().bytes(buffer, 0, len));
+        // A call that the server begins: what the client says to it is to find its way back.
+        if session.service.knows_calls()
+            && let SipPeek::CallId(id) = sip::peek(payload)
+            && let call = session.service.call(id)
+            && session.call != Some(call)
+        {
+            self.shared.learn(&session.service, call, session.counted, self.now);
+        }
         match listener.send_to(payload, session.client) {
             Ok(_) => {
                 page.add(ServiceCounter::DatagramsToClient, 1);
@@ -278,10 +312,10 @@ impl Worker {
     fn free_datagram_session(&mut self, key: Key, termination: Termination) -> io::Result<()> {
         self.wheel.disarm(self.datagram_timer_of(key));
         let Some(session) = self.datagrams.sessions.remove(key) else { return Ok(()) };
-        let DatagramSession { listener, client, server, service, counted, lease, .. } = *session;
+        let DatagramSession { listener, client, server, service, counted, call, lease, .. } = *session;
         // A newer session of the same client may have taken the entry.
-        if self.datagrams.by_client.get(&(listener, client)) == Some(&key) {
-            self.datagrams.by_client.remove(&(listener, client));
+        if self.datagrams.by_client.get(&(listener, client, call)) == Some(&key) {
+            self.datagrams.by_client.remove(&(listener, client, call));
         }
         let page = self.shared.seat(self.id).service_page(service.id);
         page.count_end(termination);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::http::stage::{Stage, get, request, response, shown};
+use crate::persistence::Pin;
 
 /// Lines with all that is told of the client by default.
 fn x_forwarded(client: &str, proto: &str, host: &str) -> String {
@@ -22,7 +23,7 @@ fn servers_are_told_of_the_client_and_what_it_says_of_itself_is_dropped() {
     let written = |keys: &str| {
         let (stage, head) = (Stage::new(keys), get("/", lies));
         let client = SocketAddr::new("203.0.113.1".parse().expect("an address"), 1);
-        let (edits, _) = stage.rules().request_edits(&head, client, Scheme::Http, Pin::Nobody);
+        let (edits, _) = stage.rules().request_edits(&head, client, Scheme::Http, None);
         let mut out = Vec::new();
         crate::http::write::request(&head, &edits, crate::http::write::Frame::Untold, &mut out);
         String::from_utf8(out).expect("text")
@@ -146,8 +147,7 @@ fn a_cookie_is_inserted_when_the_client_does_not_name_its_server() {
     assert_eq!(answer("", first, "Set-Cookie: PIN=x; Path=/\r\n"), "", "the server's own word");
     assert!(answer("", first, "Set-Cookie: PINS=x\r\n").starts_with("+Set-Cookie"));
     assert_eq!(answer("", RealServerId(999), ""), "", "a server that has gone");
-    let named = stage.pin(&cookie, "203.0.113.1");
-    assert_eq!(named, Pin::Server(first));
+    assert_eq!(stage.pin(&cookie, "203.0.113.1"), Pin::Server(first));
     assert_eq!(stage.pin("Cookie: PIN=x\r\n", "203.0.113.1"), Pin::Nobody);
     // The name of the server is under the secret, and of the address alone: the same in every group and at every start.
     let other = Stage::new("group = \"two\"\npersistence = { by = \"cookie\", cookie = \"PIN\" }\n[service.http]\n");

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::http::rewrite::Scheme;
-use crate::http::stage::{Stage, get, ip, request, response};
+use crate::http::stage::{Stage, get, request, response};
 
 const ROUTED: &str = r#"
 group = "one"
@@ -225,7 +225,7 @@ proptest! {
             "{ROUTED}[[service.http.filter]]\naction = \"deny\"\nparameter = \"*\"\npattern = \"<\"\n\
              [[service.http.rewrite]]\nwhat = \"path\"\nmatch = \"/\"\nwith = \"/below\"\n"
         );
-        let text = text.replacen("[service.http]", "persistence = { by = \"cookie\", fallback = \"source-ip\" }\n[service.http]", 1);
+        let text = text.replacen("[service.http]", "persistence = { by = [\"cookie\", \"source-ip\"] }\n[service.http]", 1);
         let stage = Stage::new(&text);
         let fields = format!("Host: {host}\r\nUser-Agent: {field}\r\nX-Forwarded-For: {field}\r\nCookie: {cookie}\r\n");
         let bytes = format!("GET {target} HTTP/1.1\r\n{fields}\r\n");
@@ -236,7 +236,6 @@ proptest! {
             prop_assert!(location.starts_with("https://") && location.bytes().all(|byte| byte.is_ascii_graphic()));
         }
         let service = stage.service();
-        service.pin(&head, ip("203.0.113.1"));
         let (_, after) = stage.asked(&head, "203.0.113.1", Scheme::Http);
         let server = service.targets[0].server;
         let edits = service.response_edits(&response(""), &after, server);

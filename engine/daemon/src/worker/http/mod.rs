@@ -13,12 +13,11 @@ mod turn;
 use std::io;
 use std::sync::Arc;
 
-use towpath_core::Now;
 use towpath_core::counters::Termination;
 use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
-use towpath_core::persistence::Pin;
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
+use towpath_core::{Now, RealServerId};
 
 use super::Worker;
 use super::relay::Relay;
@@ -62,8 +61,8 @@ pub(super) struct Conversation {
     failed: Option<Termination>,
     /// Why there was an answer of ours, if the connection ends with it.
     answered_as: Option<Termination>,
-    /// Whom the request at hand is to come back to.
-    pin: Pin,
+    /// The server that the client of the request at hand names by a cookie of ours.
+    named: Option<RealServerId>,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
 }
@@ -104,7 +103,7 @@ impl Conversation {
             kept_leg: false,
             failed: None,
             answered_as: None,
-            pin: Pin::Nobody,
+            named: None,
             after: None,
         }
     }

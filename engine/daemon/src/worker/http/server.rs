@@ -8,6 +8,7 @@ use towpath_core::Now;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::http::{Answer, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
+use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
 
@@ -111,16 +112,22 @@ impl Worker {
     fn serve(&mut self, key: Key, service: Arc<Service>) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let address = relay.client_address();
+        let relay_name = &relay.client_name;
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
-        let pin = service.pin(conversation.exchange.request(), address.ip());
-        conversation.pin = pin;
+        let seen = Seen {
+            request: Some(conversation.exchange.request()),
+            server_name: relay_name.as_deref(),
+            ..Seen::of_address(address.ip())
+        };
+        let known = service.known(&seen);
+        conversation.named = known.named();
         let is_up = matches!(conversation.server, ServerState::Up { .. });
         let is_bound = conversation.exchange.is_bound();
         let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
         let same_place = relay.service().place == service.place;
         let before = relay.server();
         let is_member = before.is_some_and(|server| service.target_of(server).is_some());
-        relay.begin_request(Arc::clone(&service), pin);
+        relay.begin_request(Arc::clone(&service), known);
         if !is_up {
             return self.dial_for_request(key, Termination::NoServer);
         }

@@ -94,7 +94,7 @@ impl Worker {
             conversation.kept_leg = leg == ServerLeg::Kept;
             let Some(http) = &conversation.front.http else { return Ok(false) };
             let request = conversation.exchange.request();
-            let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.pin);
+            let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.named);
             conversation.after = Some(after);
             conversation.exchange.forward(&edits, leg, output);
             conversation.stage = Stage::Forwarded;
