@@ -131,9 +131,14 @@ impl Worker {
         if !is_up {
             return self.dial_for_request(key, Termination::NoServer);
         }
-        let stays =
-            same_place && is_member && (is_bound || (each == Some(BalanceEach::Connection) && self.may_stay(key)));
-        if stays {
+        // A connection that stays where it is while its client names another server by the cookie would set it back with each response, and the
+        // client's other connections likewise.
+        let is_named = known.named().is_none_or(|named| Some(named) == before);
+        let may_stay = each == Some(BalanceEach::Connection) && is_named && self.may_stay(key);
+        if same_place && is_member && (is_bound || may_stay) {
+            if let Some(conversation) = self.conversation(key).filter(|_| !is_named) {
+                conversation.named = before;
+            }
             return Ok(());
         }
         // Without its own place taken, so that the server at hand may be chosen though it is full.
