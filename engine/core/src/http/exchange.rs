@@ -595,6 +595,11 @@ impl Exchange {
         if head.is_binding() {
             self.binding = Binding::Bound;
         }
+        // A server that ended an idle connection said so while our request was on its way (RFC 9110 §15.5.9): it answers no request, and this one
+        // goes by another connection where it may.
+        if head.status() == 408 && self.leg == ServerLeg::Kept && !self.body_begun && !head.is_keep_alive() {
+            return Ok(Some(Then::Unasked));
+        }
         if head.status() == 101 {
             if !request.is_upgrade() || !head.is_upgrade() {
                 return Err(BadResponse::UnaskedUpgrade);
