@@ -206,7 +206,8 @@ const WAYS: &[Word] = &[
 
 static FILTER: Table = Table {
     path: "service.http.filter",
-    doc: "Lets requests through or refuses them; the first that fits decides, and what fits none is let through. Every condition that is written must hold.",
+    doc: "Lets requests through or refuses them; the first that fits decides, and what fits none is let through. Every condition that is written must hold. \
+          A rule that denies also fits a path that does so when its escapes are resolved twice, and a method in lower case: some servers read them so.",
     keys: &[
         key("action", Kind::Word(&[word("allow", "Let through."), word("deny", "Answer `status`.")]), "What happens.")
             .required(),

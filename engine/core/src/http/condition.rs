@@ -13,15 +13,18 @@ pub(super) struct Looked<'a> {
     head: &'a RequestHead,
     client: IpAddr,
     path: Option<Result<Cow<'a, [u8]>, BadPath>>,
+    /// The path decoded once more, where that is another one.
+    again: Option<Option<Vec<u8>>>,
 }
 
-/// A path that servers may read in more than one way: an escape that is none, or one of a zero byte.
+/// A path that servers may read in more than one way: an escape that is none (`%u0065` of IIS, too) or one of a zero byte, and a dot segment with a
+/// parameter (`..;x`), which servers of Java follow and others take for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BadPath;
 
 impl<'a> Looked<'a> {
     pub(super) fn at(head: &'a RequestHead, client: IpAddr) -> Looked<'a> {
-        Looked { head, client: client.to_canonical(), path: None }
+        Looked { head, client: client.to_canonical(), path: None, again: None }
     }
 
     pub(super) fn head(&self) -> &'a RequestHead {
@@ -30,17 +33,55 @@ impl<'a> Looked<'a> {
 
     /// Whether every condition holds. A path is looked at only where the others do.
     pub(super) fn fits(&mut self, when: &RequestMatch) -> Result<bool, BadPath> {
-        let RequestMatch { hosts, paths, methods, header, from } = when;
-        let head = self.head;
-        let others = (methods.is_empty() || methods.iter().any(|method| method == head.method()))
-            && (from.is_empty() || holds(from, self.client))
-            && (hosts.is_empty() || head.host_name().is_some_and(|name| fits_host(hosts, name)))
-            && header.as_ref().is_none_or(|header| has_header(head, header));
-        if !others || paths.is_empty() {
-            return Ok(others);
+        let RequestMatch { paths, methods, .. } = when;
+        let by_method = methods.is_empty() || methods.iter().any(|method| method == self.head.method());
+        if !by_method || !self.fits_beside(when) {
+            return Ok(false);
+        }
+        if paths.is_empty() {
+            return Ok(true);
         }
         let path = self.path()?;
         Ok(paths.iter().any(|wanted| fits_path(wanted, path)))
+    }
+
+    /// Whether every condition of a rule that denies holds, as any server may read the request: escapes resolved twice as well, as some do in
+    /// spite of RFC 3986 §2.4, and methods in either case, which RFC 9110 §9.1 has differ.
+    pub(super) fn may_fit(&mut self, when: &RequestMatch) -> Result<bool, BadPath> {
+        let RequestMatch { paths, methods, .. } = when;
+        let method = self.head.method();
+        let by_method = methods.is_empty() || methods.iter().any(|wanted| wanted.eq_ignore_ascii_case(method));
+        if !by_method || !self.fits_beside(when) {
+            return Ok(false);
+        }
+        if paths.is_empty() {
+            return Ok(true);
+        }
+        let path = self.path()?;
+        if paths.iter().any(|wanted| fits_path(wanted, path)) {
+            return Ok(true);
+        }
+        let again = self.path_again()?;
+        Ok(again.is_some_and(|again| paths.iter().any(|wanted| fits_path(wanted, again))))
+    }
+
+    /// Whether every condition but those of method and path holds.
+    fn fits_beside(&self, when: &RequestMatch) -> bool {
+        let RequestMatch { hosts, header, from, .. } = when;
+        let head = self.head;
+        (from.is_empty() || holds(from, self.client))
+            && (hosts.is_empty() || head.host_name().is_some_and(|name| fits_host(hosts, name)))
+            && header.as_ref().is_none_or(|header| has_header(head, header))
+    }
+
+    fn path_again(&mut self) -> Result<Option<&[u8]>, BadPath> {
+        if self.again.is_none() {
+            let once = std::str::from_utf8(self.path()?).ok().filter(|path| path.contains('%'));
+            // What cannot be decoded again no server decodes.
+            let again = once.and_then(|path| decoded(path).ok()).map(Cow::into_owned);
+            self.again = Some(again);
+        }
+        Ok(self.again.as_ref().and_then(Option::as_deref))
     }
 
     /// The path after decoding.
@@ -114,6 +155,7 @@ pub(super) fn decoded(path: &str) -> Result<Cow<'_, [u8]>, BadPath> {
         // What ends with a slash or a dot segment is a folder.
         let is_last = segments.peek().is_none();
         match segment {
+            [b'.', b';', ..] | [b'.', b'.', b';', ..] => return Err(BadPath),
             b"" | b"." => {}
             b".." => out.truncate(out.iter().rposition(|byte| *byte == b'/').unwrap_or(0)),
             segment => {
@@ -171,12 +213,13 @@ mod tests {
             ("/a%5c..%5cecp", "/ecp"),
             ("/%2565cp", "/%65cp"),
             ("/x.y/.z/a..b/", "/x.y/.z/a..b/"),
+            ("/owa;x=..;/a..;b/...;", "/owa;x=..;/a..;b/...;"),
         ];
         for (path, wanted) in rows {
             let decoded = decoded(path).expect(path);
             assert_eq!(String::from_utf8_lossy(&decoded), wanted, "{path}");
         }
-        for path in ["/%", "/%1", "/%zz", "/%u0065cp", "/a%00b", "/%+1"] {
+        for path in ["/%", "/%1", "/%zz", "/%u0065cp", "/a%00b", "/%+1", "/a/..;/ecp", "/a/%2e%2e;x=1/ecp", "/.;/ecp"] {
             assert_eq!(decoded(path), Err(BadPath), "{path}");
         }
     }

@@ -242,3 +242,51 @@ proptest! {
         prop_assert!(edits.fields.len() <= 2);
     }
 }
+
+#[test]
+fn deny_rules_are_not_got_round_by_another_spelling() {
+    let stage = Stage::new(
+        "group = \"one\"\n[[service.http.filter]]\naction = \"deny\"\npath = [\"/ecp\"]\nstatus = 404\n\
+         [[service.http.filter]]\naction = \"deny\"\nmethod = [\"TRACE\"]\nstatus = 405\n",
+    );
+    let denied = [
+        "/ecp",
+        "/ECP/x",
+        "/%65cp",
+        "//ecp",
+        "/./ecp",
+        "/x/../ecp",
+        "/x/%2e%2e/ecp",
+        "/%5cecp",
+        "/x%5c..%5cecp",
+        "/%2565cp",
+        "/x/%252e%252e/ecp",
+        "/x%252f..%252fecp",
+        "/%255cecp",
+    ];
+    for path in denied {
+        assert_eq!(stage.goes("a", path), "deny 404", "{path}");
+    }
+    for path in ["/x/..;/ecp", "/x/..;a=b/ecp", "/%u0065cp", "/ecp%00", "/%c"] {
+        assert_eq!(stage.goes("a", path), "bad path_escape", "{path}");
+    }
+    // Names like it, and a percent sign that is one.
+    for path in ["/ecpx", "/x/ecp", "/100%25", "/100%25zz", "/ecp;x", "/x;..;/y"] {
+        assert_eq!(stage.goes("a", path), "s1 s2", "{path}");
+    }
+    for method in ["TRACE", "trace", "Trace"] {
+        let head = request(method, "/", "Host: a\r\n");
+        assert_eq!(stage.decide(&head, "203.0.113.1"), Verdict::Deny(405), "{method}");
+    }
+}
+
+#[test]
+fn nobody_is_led_to_a_place_without_a_name() {
+    let stage = Stage::new(
+        "group = \"one\"\n[[service.http.route]]\npath = [\"/a\"]\nredirect = \"https://{host}/b\"\n\
+         [[service.http.route]]\npath = [\"/c\"]\nredirect = \"https://other.example{uri}\"\n",
+    );
+    assert_eq!(stage.goes("", "/a"), "bad host_missing");
+    assert_eq!(stage.goes("mail:8080", "/a"), "302 https://mail/b");
+    assert_eq!(stage.goes("", "/c"), "302 https://other.example/c");
+}
