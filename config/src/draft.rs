@@ -303,7 +303,9 @@ fn fallback<T>(value: T, span: &Span) -> At<T> {
 fn members<'s>(section: &'s Section, groups: &[Group<'s>], report: &mut Report) -> Members<'s> {
     let own = section.written("server");
     let Some(group) = section.text("group") else {
+        let answers_alone = section.table("http").is_some_and(answers_alone);
         if own.is_none()
+            && !answers_alone
             && !section.broken.contains(&"group")
             && !section.broken.contains(&"server")
             && !report.incomplete
@@ -335,6 +337,15 @@ fn members<'s>(section: &'s Section, groups: &[Group<'s>], report: &mut Report) 
         report.error("unknown-group", &group.span, format!("no group is named \"{}\"", group.value)).hint(hint);
     }
     Members::Own(section.tables("server").iter().map(Server::new).collect())
+}
+
+/// Whether every request is answered or redirected here, so that there need be no server.
+pub(crate) fn answers_alone(http: &Section) -> bool {
+    let conditions = ["host", "path", "path_exact", "path_regex", "method", "header", "header_regex", "from"];
+    let fits_all = |route: &Section| conditions.iter().all(|key| route.written(key).is_none());
+    let routes = http.tables("route");
+    http.bool("redirect_to_https").is_some_and(|redirects| redirects.value)
+        || routes.iter().all(|route| route.written("group").is_none()) && routes.iter().any(fits_all)
 }
 
 /// The persistence of a service or route.

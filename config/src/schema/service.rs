@@ -146,7 +146,7 @@ pub static SERVICE: Table = Table {
         key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on."),
         key("log", Kind::Word(LOGGED), "Which connections get a line each.").described("`log.connections`"),
         key("template", Kind::Name, "Template whose settings this service takes over.").later(),
-        key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`."),
+        key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`; a service that answers or redirects every request itself needs neither."),
         key("health", Kind::Table(&HEALTH), "How servers are judged; replaces the group's."),
         key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers, when no group is named."),
     ],

@@ -284,6 +284,23 @@ fn routes_say_where_to() {
 }
 
 #[test]
+fn who_answers_every_request_needs_no_server() {
+    let alone =
+        |http: &str| format!("[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 80\n[service.http]\n{http}\n");
+    for http in [
+        "redirect_to_https = true",
+        "[[service.http.route]]\nredirect = \"https://a.example/\"",
+        "[[service.http.route]]\npath = [\"/a\"]\nstatus = 404\n[[service.http.route]]\nredirect = \"/a\"",
+    ] {
+        let model = model(&alone(http));
+        assert!(model.groups[model.services[0].group].servers.is_empty(), "{http}");
+    }
+    for http in ["", "[[service.http.route]]\npath = [\"/a\"]\nstatus = 404"] {
+        expect(&alone(http), &[("missing-key", "[[service]]")]);
+    }
+}
+
+#[test]
 fn conditions_are_what_requests_can_have() {
     let rows: &[(&str, &[(&str, &str)])] = &[
         ("host = [\"mail.example.org\", \"*.example.org\"]", &[]),
@@ -363,11 +380,7 @@ fn http_mode_goes_with_what_it_can_read() {
         ),
         ("persistence = { by = \"cookie\", cookie = \"a=b\" }".into(), "", &[("bad-name", "\"a=b\"")]),
         ("persistence = { by = [\"cookie\", \"source-ip\"], timeout = \"1h\" }".into(), "", &[]),
-        (
-            "persistence = { by = [\"source-ip\", \"cookie\"] }".into(),
-            "",
-            &[("no-effect", "\"cookie\"")],
-        ),
+        ("persistence = { by = [\"source-ip\", \"cookie\"] }".into(), "", &[("no-effect", "\"cookie\"")]),
         ("persistence = { by = \"sni\" }".into(), "", &[("needs-tls", "\"sni\"")]),
         ("persistence = { by = \"sip-call-id\" }".into(), "", &[("conflicting-keys", "\"sip-call-id\"")]),
     ];
