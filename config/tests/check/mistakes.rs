@@ -121,7 +121,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
-        ("ports = 80\nhttp = { reuse = \"safe\" }", "", "\"safe\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),

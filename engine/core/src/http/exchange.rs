@@ -487,6 +487,14 @@ impl Exchange {
         self.binding == Binding::Bound
     }
 
+    /// Whether the request at hand may be sent by a connection that has served others, which its server may close just now. Either it can be sent
+    /// again unseen by the client, or the client has had a response before and knows what the end of a connection that was kept may mean
+    /// (RFC 9112 §9.3.1). One that binds its connection is sent by one of its own.
+    pub fn may_be_lent(&self) -> bool {
+        let is_resent = |head: &RequestHead| head.is_idempotent() && head.framing() == Framing::None;
+        !self.is_bound() && (self.seasoned || self.head.as_ref().is_some_and(is_resent))
+    }
+
     /// The exchange is over: what becomes of the connections. The next request may begin.
     pub fn renew(&mut self) -> After {
         let server = if matches!(self.request, Request::Over) { self.server } else { Fate::Close };
