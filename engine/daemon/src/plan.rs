@@ -829,8 +829,11 @@ fn idle_connections(model: &Model) -> u64 {
         Reuse::Safe { idle_max, .. } => Some(idle_max),
     };
     let of = |service: &VirtualService| {
-        let ids: BTreeSet<_> =
-            model.groups_of(service).flat_map(|group| &group.servers).map(|server| (server.address, server.port)).collect();
+        let ids: BTreeSet<_> = model
+            .groups_of(service)
+            .flat_map(|group| &group.servers)
+            .map(|server| (server.address, server.port))
+            .collect();
         shares(service).map_or(0, |idle_max| ids.len() as u64 * u64::from(idle_max))
     };
     model.services.iter().map(of).sum()

@@ -63,6 +63,17 @@ pub(super) struct Client {
     asked: u64,
 }
 
+/// What a request says of who sends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    /// The last message of a logon, or the only one.
+    Answer,
+    /// The first message of NTLM.
+    Greeting,
+    /// Nothing of a logon.
+    Nothing,
+}
+
 /// An answer as it came.
 struct Answer {
     status: u16,
@@ -79,11 +90,13 @@ impl Client {
     /// Sends a request or two, and looks whose answers come.
     pub(super) fn act(&mut self, random: &mut SplitMix64, outcome: &mut Outcome) -> io::Result<()> {
         if self.connection.is_none() {
-            self.logon = if matches!(self.kind, Kind::Kerberos | Kind::NtlmAtOnce) { Logon::Wanted } else { Logon::None };
+            self.logon =
+                if matches!(self.kind, Kind::Kerberos | Kind::NtlmAtOnce) { Logon::Wanted } else { Logon::None };
             // Whoever is between has to take connections.
             self.connection = Some(BufReader::new(connect(self.target)?));
             outcome.client_connections += 1;
         }
+        let says = self.says();
         // A logon goes step by step.
         let is_settled = matches!(self.logon, Logon::None | Logon::Done);
         let together = if is_settled && random.below(PIPELINED_OF) == 0 { 2 } else { 1 };
@@ -112,7 +125,7 @@ impl Client {
                 continue;
             };
             match read_answer(connection) {
-                Ok(Some(answer)) => self.heard(&answer, &target, outcome),
+                Ok(Some(answer)) => self.heard(&answer, &target, says, outcome),
                 Ok(None) | Err(_) => {
                     outcome.closed += 1;
                     self.connection = None;
@@ -130,6 +143,14 @@ impl Client {
         self.asked += 1;
         let place = if random.below(3) == 0 { "public" } else { "private" };
         format!("/{place}/{}/{}", self.user, self.asked)
+    }
+
+    fn says(&self) -> Says {
+        match (self.kind, self.logon) {
+            (Kind::Anonymous | Kind::Basic, _) | (_, Logon::Done | Logon::None) => Says::Nothing,
+            (Kind::Kerberos, _) | (_, Logon::Challenged(_)) => Says::Answer,
+            (_, Logon::Wanted) => Says::Greeting,
+        }
     }
 
     fn request(&self, target: &str, posts: bool, random: &mut SplitMix64) -> Vec<u8> {
@@ -162,7 +183,7 @@ impl Client {
     }
 
     /// Whose answer is it?
-    fn heard(&mut self, answer: &Answer, target: &str, outcome: &mut Outcome) {
+    fn heard(&mut self, answer: &Answer, target: &str, says: Says, outcome: &mut Outcome) {
         if value(&answer.head, "connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
             self.connection = None;
         }
@@ -183,36 +204,28 @@ impl Client {
         }
         if answer.status == 401 {
             outcome.challenged += 1;
-            return self.challenged(answer, outcome);
+            return self.challenged(answer, says, outcome);
         }
         match whom {
             NOBODY => outcome.anonymous += 1,
             _ => outcome.own += 1,
         }
-        if matches!(self.logon, Logon::Wanted | Logon::Challenged(_)) {
+        if says == Says::Answer {
             self.logon = Logon::Done;
         }
     }
 
-    fn challenged(&mut self, answer: &Answer, outcome: &mut Outcome) {
+    fn challenged(&mut self, answer: &Answer, says: Says, outcome: &mut Outcome) {
         let scheme = if self.kind == Kind::Negotiate { "Negotiate " } else { "NTLM " };
         let challenge = values(&answer.head, "www-authenticate")
             .find_map(|offer| logon::read_challenge(offer.strip_prefix(scheme)?));
-        self.logon = match (self.logon, challenge) {
-            (Logon::Wanted, Some(challenge)) => Logon::Challenged(challenge),
-            (Logon::None, _) => Logon::Wanted,
-            (Logon::Done, _) => {
-                outcome.forgotten += 1;
-                Logon::Wanted
-            }
-            (Logon::Wanted | Logon::Challenged(_), _) => {
-                outcome.refused += 1;
-                Logon::Wanted
-            }
-        };
-        if matches!(self.kind, Kind::Anonymous | Kind::Basic) {
-            self.logon = Logon::None;
+        match (says, challenge) {
+            (Says::Greeting, Some(challenge)) => return self.logon = Logon::Challenged(challenge),
+            (Says::Greeting | Says::Answer, _) => outcome.refused += 1,
+            (Says::Nothing, _) if self.logon == Logon::Done => outcome.forgotten += 1,
+            (Says::Nothing, _) => {}
         }
+        self.logon = if matches!(self.kind, Kind::Anonymous | Kind::Basic) { Logon::None } else { Logon::Wanted };
     }
 }
 

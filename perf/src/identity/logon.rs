@@ -98,8 +98,7 @@ pub(super) fn read(text: &str) -> Option<Message> {
     match message.get(8)? {
         1 => Some(Message::Greeting),
         3 => {
-            let name: Vec<u16> =
-                part(36)?.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
+            let name: Vec<u16> = part(36)?.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
             Some(Message::Answer { user: String::from_utf16(&name).ok()?, proof: part(20)?.to_vec() })
         }
         _ => None,

@@ -203,7 +203,10 @@ mod tests {
         assert_eq!(names("towpath"), ["towpath-safe"]);
         assert_eq!(names("towpath-never"), ["towpath-never"]);
         for wrong in ["towpath-always", "squid", "nginx-safe", "haproxy-"] {
-            assert!(matches!(Subject::find(wrong, here), Err(Missing::Unknown(_) | Missing::Program { .. })), "{wrong}");
+            assert!(
+                matches!(Subject::find(wrong, here), Err(Missing::Unknown(_) | Missing::Program { .. })),
+                "{wrong}"
+            );
         }
     }
 }

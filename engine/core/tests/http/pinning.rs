@@ -87,7 +87,9 @@ fn only_what_has_seen_no_such_authentication_waits_for_the_next_client() {
 fn who_takes_one_gets_the_one_used_last_that_fits() {
     let mut idle = Idle::with_room(3);
     for connection in [("a", 1), ("b", 2), ("a", 3)] {
-        let Settled::Shared(shared) = Lent::new(connection).settle(Binding::Free) else { panic!("nobody has bound it") };
+        let Settled::Shared(shared) = Lent::new(connection).settle(Binding::Free) else {
+            panic!("nobody has bound it")
+        };
         assert!(idle.insert(shared).is_ok());
     }
     assert!(idle.remove_fitting(|(kind, _)| *kind == "c").is_none());

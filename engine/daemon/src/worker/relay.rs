@@ -370,9 +370,7 @@ impl Worker {
         let socket = TcpStream::from(socket);
         let shares = relay.http.as_deref().is_some_and(Conversation::shares);
         relay.legs.server = match if shares { relay.terms() } else { None } {
-            Some(terms) => {
-                ServerLeg::Lent(Lent::new(ServerConnection::new(socket, lease, Some(Box::new(terms)))))
-            }
+            Some(terms) => ServerLeg::Lent(Lent::new(ServerConnection::new(socket, lease, Some(Box::new(terms))))),
             None => ServerLeg::Pinned(Pinned::new(ServerConnection::new(socket, lease, None))),
         };
         // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a

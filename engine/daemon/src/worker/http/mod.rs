@@ -15,12 +15,12 @@ mod turn;
 use std::io;
 use std::sync::Arc;
 
-use towpath_core::{Now, RealServerId, ServiceId};
 use towpath_core::counters::Termination;
 use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
 use towpath_core::persistence::Pin;
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
+use towpath_core::{Now, RealServerId, ServiceId};
 
 use super::Worker;
 use super::relay::Relay;
@@ -220,7 +220,9 @@ impl Worker {
     pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
         while self.finish_parting(key)?
             || self.finish_settling(key)?
-            || self.take_from_server(key)? || self.take_from_client(key)? {}
+            || self.take_from_server(key)?
+            || self.take_from_client(key)?
+        {}
         self.stow(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;

@@ -13,7 +13,7 @@ use towpath_core::director::Refusal;
 use towpath_core::http::pinning::{Binding, Idle, Lent, Settled, Shared};
 use towpath_core::loads::Loads;
 use towpath_core::session::Side;
-use towpath_core::snapshot::{Service, ServerHealth, ServiceSource, Snapshot};
+use towpath_core::snapshot::{ServerHealth, Service, ServiceSource, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId};
 use towpath_sys::socket;
 
@@ -205,7 +205,9 @@ impl Worker {
             let Some(relay) = self.relays.get(key) else { return Ok(None) };
             let Some(place) = relay.server().map(|server| (relay.service().id, server)) else { return Ok(None) };
             let Some(idle) = self.pool.idle.get_mut(&place) else { return Ok(None) };
-            let fits = |connection: &ServerConnection| connection.terms.as_deref().is_some_and(|terms| relay.would_dial(terms));
+            let fits = |connection: &ServerConnection| {
+                connection.terms.as_deref().is_some_and(|terms| relay.would_dial(terms))
+            };
             let Some(shared) = idle.remove_fitting(fits) else { return Ok(None) };
             if idle.is_empty() {
                 self.pool.idle.remove(&place);
@@ -226,9 +228,13 @@ impl Worker {
         let Some(relay) = relays.get_mut(key) else { return false };
         let Some(conversation) = relay.http.as_deref() else { return false };
         let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
-        let Some((place, server)) = conversation.last.filter(|_| each == Some(BalanceEach::Connection)) else { return false };
+        let Some((place, server)) = conversation.last.filter(|_| each == Some(BalanceEach::Connection)) else {
+            return false;
+        };
         let service = std::sync::Arc::clone(relay.service());
-        let Some((_, target)) = service.target_of(server).filter(|(_, target)| target.takes_new()) else { return false };
+        let Some((_, target)) = service.target_of(server).filter(|(_, target)| target.takes_new()) else {
+            return false;
+        };
         let stays = service.place == place
             && shared.loads().try_open(service.id, service.max_connections, server, target.max_connections).is_ok();
         if stays {
@@ -331,7 +337,8 @@ impl Worker {
         for (place, idle) in self.pool.idle.range_mut((after, Unbounded)) {
             looked_at += idle.len();
             gone.append(&mut idle.sort_out(|connection| {
-                let timeout_ms = connection.terms.as_deref().and_then(|terms| room(&terms.service)).map_or(0, |(_, ms)| ms);
+                let timeout_ms =
+                    connection.terms.as_deref().and_then(|terms| room(&terms.service)).map_or(0, |(_, ms)| ms);
                 let waited_ms = now.ms_since(connection.since);
                 // One that is used all the time is looked at when it is taken.
                 waited_ms >= timeout_ms || (waited_ms >= LOOK_MS && !matches!(State::of(connection), State::Calm))
@@ -382,7 +389,9 @@ impl Worker {
     pub(in super::super) fn make_room(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
         let target = relay.server().and_then(|server| relay.service().target_of(server));
-        let Some((server, max)) = target.map(|(_, target)| (target.server, target.max_connections)) else { return Ok(()) };
+        let Some((server, max)) = target.map(|(_, target)| (target.server, target.max_connections)) else {
+            return Ok(());
+        };
         if max == 0 {
             return Ok(());
         }

@@ -273,9 +273,10 @@ impl Worker {
             self.finish_secured(key, Side::Server)?;
         }
         // Nobody waits for a server that does not even take the end.
-        let is_busy = self.relays.get(key).is_some_and(|relay| {
-            relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending())
-        });
+        let is_busy = self
+            .relays
+            .get(key)
+            .is_some_and(|relay| relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending()));
         if !was_quiet || is_busy {
             self.cancel_side(key, Side::Server);
         }
