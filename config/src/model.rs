@@ -13,7 +13,7 @@ use serde::Serialize;
 
 pub use http::{
     BalanceEach, Change, FilterAction, Forwarded, HeaderChange, HeaderMatch, Hsts, Http, HttpFilter, HttpRoute,
-    Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Rewrite, RouteClients, RouteGroup,
+    Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Reuse, Rewrite, RouteClients, RouteGroup,
     RouteSettings, RouteTo, Way,
 };
 pub use tls::{

@@ -86,7 +86,7 @@ impl Stage {
         assert_eq!(known(ours).named(), named.min_by_key(|(place, _)| *place).map(|(_, server)| server));
         let first = values(NAMES[1]).into_iter().next().filter(|value| !value.is_empty());
         assert_eq!(known(theirs) != Known::NOTHING, first.is_some());
-        assert!(matches!(known(theirs).decides(|_| false), Pin::Key(_) | Pin::Nobody));
+        assert!(matches!(known(theirs).decides(|_| false, |_| true), Pin::Key(_) | Pin::Nobody));
     }
 
     fn server_says(&self, set: &[u8]) {

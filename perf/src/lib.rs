@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod cpu;
 pub mod crowd;
+pub mod identity;
 pub mod lab;
 pub mod load;
 pub mod machine;

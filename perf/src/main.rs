@@ -21,6 +21,7 @@ struct Cli {
 enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
+    Identity(commands::Identity),
     #[command(hide = true)]
     Instructions(commands::Instructions),
     Lab(commands::Lab),
@@ -45,6 +46,7 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
+        Action::Identity(identity) => identity.run(),
         Action::Instructions(instructions) => instructions.run(),
         Action::Lab(lab) => lab.run(),
         Action::Origin { listen, tls: false } => origin(&listen),

@@ -283,6 +283,11 @@ impl Subject {
         Subject { name: target.to_string(), kind: Kind::Remote, buffer_kib: None, program: PathBuf::new() }
     }
 
+    /// Where it was found.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What the program says about its version.
     pub fn version(&self) -> String {
         let flag = match self.kind {

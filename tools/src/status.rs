@@ -133,6 +133,9 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
     if let Some(requests) = requests(service) {
         text.push_str(&format!("  {requests}\n"));
     }
+    if let Some(shared) = shared(service) {
+        text.push_str(&format!("  {shared}\n"));
+    }
     for (what, reasons) in [("requests", &service.refused_requests), ("responses", &service.refused_responses)] {
         let reasons: Vec<String> = counts(reasons.iter().map(|(label, &count)| (label.as_str(), count)));
         if !reasons.is_empty() {
@@ -166,6 +169,24 @@ fn requests(service: &ServiceStatus) -> Option<String> {
     let shown: Vec<(&str, u64)> = shown.map(|(word, label)| (word, counter(label))).into();
     let any = shown.iter().any(|(_, count)| *count > 0);
     any.then(|| counts(shown.into_iter()).join(" · "))
+}
+
+/// What has become of connections that clients share; `None` where they share none.
+fn shared(service: &ServiceStatus) -> Option<String> {
+    let counter = |label: &str| service.counters.get(label).copied().unwrap_or(0);
+    let waiting = service.servers.iter().map(|server| u64::from(server.waiting)).sum();
+    let shown = [
+        ("wait", waiting),
+        ("reused", counter("server_reused")),
+        ("dialled", counter("server_dialled")),
+        ("sent again", counter("resent")),
+        ("ended by servers", counter("server_idle_ended")),
+        ("timed out", counter("server_idle_timed_out")),
+        ("no room", counter("server_idle_refused")),
+        ("retired", counter("server_idle_retired")),
+    ];
+    let any = waiting > 0 || counter("server_reused") > 0;
+    any.then(|| format!("shared connections: {}", counts(shown.into_iter()).join(" · ")))
 }
 
 fn server_row(server: &ServerStatus) -> [Cell; 10] {
@@ -509,6 +530,7 @@ mod tests {
             reason: reason.to_owned(),
             health_seconds: 75,
             connections: 600,
+            waiting: 0,
             connections_max: 0,
             opened: 12_000,
         }

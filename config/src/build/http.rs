@@ -55,6 +55,13 @@ pub(super) fn service(
             "connection" => model::BalanceEach::Connection,
             _ => model::BalanceEach::Request,
         },
+        reuse: match section.word("reuse")?.value {
+            "safe" => model::Reuse::Safe {
+                idle_max: section.number("reuse_idle_max")?.value,
+                idle_timeout_ms: section.duration("reuse_idle_timeout")?.value,
+            },
+            _ => model::Reuse::Never,
+        },
         head_bytes_max: section.number("head_bytes_max")?.value,
         body_bytes_max: section.number("body_bytes_max")?.value,
         head_timeout_ms: section.duration("head_timeout")?.value,

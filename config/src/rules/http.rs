@@ -31,6 +31,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         needs_connections(service, http, report);
         readable(service, http, report);
         of_tls(service, http, report);
+        sharing(http, report);
         names(http, report);
         for route in http.tables("route") {
             conditions(route, report);
@@ -118,6 +119,20 @@ fn of_tls(service: &Service<'_>, http: &Section, report: &mut Report) {
             .error("wrong-protocol", &item.span, "HTTP/2 is not read here yet, and clients that may choose it do")
             .label(&http.span, "HTTP mode")
             .hint("use `alpn = [\"http/1.1\"]`, or remove it");
+    }
+}
+
+/// Keys about shared connections where there are none.
+fn sharing(http: &Section, report: &mut Report) {
+    if http.word("reuse").is_none_or(|reuse| reuse.value == "safe") {
+        return;
+    }
+    for key in ["reuse_idle_max", "reuse_idle_timeout"] {
+        if let Some(span) = http.written(key) {
+            report
+                .warning("no-effect", span, format!("`{key}` has no effect: clients share no connections"))
+                .hint("use `reuse = \"safe\"`, or remove it");
+        }
     }
 }
 

@@ -234,8 +234,8 @@ pub static PERSISTENCE: Table = Table {
         key(
             "by",
             Kind::Either(&[PERSIST_BY, Kind::List(&PERSIST_BY, KINDS_MAX)]),
-            "What makes a client. Of several, like `[\"cookie\", \"source-ip\"]`, the first that it shows leads it back, and its server is remembered under each; \
-             a client that shows none is balanced.",
+            "What makes a client. Of several, like `[\"cookie\", \"source-ip\"]`, the first that it shows leads it back; under the others its server is remembered where none is yet. \
+             A client that shows none is balanced.",
         )
         .required(),
         key(

@@ -120,7 +120,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
         ("log = \"errors\"", "", "\"errors\""),
-        ("ports = 80\nhttp = { reuse = \"safe\" }", "", "\"safe\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -434,6 +433,10 @@ fn what_makes_a_client_must_be_there_to_be_seen() {
 
 #[test]
 fn persistence_that_reads_requests_needs_http_mode() {
+    let old = service("persistence = { by = \"source-ip\", fallback = \"source-ip\" }", "");
+    expect(&old, &[("unknown-key", "fallback")]);
+    let told = towpath_config::render(&check("test.toml", &old).diagnostics, "test.toml", &old, false);
+    assert!(told.contains("by = [\"cookie\", \"source-ip\"]"), "{told}");
     for by in ["cookie", "header", "super-http", "super-http-and-source-ip"] {
         let place = format!("\"{by}\"");
         // E-08: cookies in TCP mode.

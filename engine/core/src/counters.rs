@@ -58,6 +58,13 @@ counters!(
         Denied = "denied", "HTTP: requests that a filter refused.";
         Unserved = "unserved", "HTTP: requests that found no real server and were answered with 502, 503 or 504.";
         Tunnels = "tunnels", "HTTP: connections that went over to another protocol (101).";
+        Resent = "resent", "HTTP: requests sent again, because the connection that they were sent by was closed without an answer.";
+        ServerDialled = "server_dialled", "HTTP: connections to real servers that were opened.";
+        ServerReused = "server_reused", "HTTP: requests sent by a connection to a real server that had served another client (`reuse`).";
+        ServerIdleEnded = "server_idle_ended", "HTTP: shared connections that their real server closed, or said something by, while they waited for a client.";
+        ServerIdleRefused = "server_idle_refused", "HTTP: shared connections closed because no more may wait (`reuse_idle_max`), or something was still under way on them.";
+        ServerIdleRetired = "server_idle_retired", "HTTP: shared connections closed while they waited, because their real server or service changed, its places were needed or the process stopped.";
+        ServerIdleTimedOut = "server_idle_timed_out", "HTTP: shared connections that waited for a client for reuse_idle_timeout.";
     }
 );
 
@@ -136,6 +143,13 @@ impl CounterPage {
     pub fn add(&self, index: usize, n: u64) {
         let cell = &self.cells[index];
         cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Changes cell `index`, which counts what there is now. Only the page's one writer may call this.
+    #[inline]
+    pub fn change(&self, index: usize, by: i32) {
+        let cell = &self.cells[index];
+        cell.store(cell.load(Ordering::Relaxed).saturating_add_signed(i64::from(by)), Ordering::Relaxed);
     }
 
     /// Raises cell `index` to `value` if it is lower. Only the page's one writer may call this.

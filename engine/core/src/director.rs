@@ -258,6 +258,19 @@ pub fn learn(
     }
 }
 
+/// The same where nothing is known under this key yet: what leads one client back is not to lead another one away, who has the same address, say.
+pub fn learn_if_absent(
+    service: &Service,
+    persistence: &mut PersistenceTable,
+    key: PersistenceKey,
+    server: RealServerId,
+    now: Now,
+) {
+    if let Some(rule) = &service.persistence {
+        persistence.record_if_absent(key, server, now + rule.timeout_ms, now);
+    }
+}
+
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

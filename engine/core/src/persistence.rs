@@ -149,17 +149,24 @@ impl Known {
         known
     }
 
-    /// Which of them leads it back: the first, but one that it only offers must be `remembered`.
-    pub fn decides(&self, mut remembered: impl FnMut(PersistenceKey) -> bool) -> Pin {
+    /// Which of them leads it back: the first, but one that it only offers must be `remembered`, and a server that it names must be one that `takes` it:
+    /// where it has gone, what else the client is known by may lead all of its requests to one other.
+    pub fn decides(
+        &self,
+        mut remembered: impl FnMut(PersistenceKey) -> bool,
+        mut takes: impl FnMut(RealServerId) -> bool,
+    ) -> Pin {
         let leads = |pin: &Pin| match pin {
-            Pin::Key(_) | Pin::Server(_) => true,
+            Pin::Key(_) => true,
             Pin::Nobody => false,
             Pin::Offered(key) => remembered(*key),
+            Pin::Server(server) => takes(*server),
         };
-        self.pins.iter().copied().find(leads).unwrap_or(Pin::Nobody)
+        let gone = self.named().map_or(Pin::Nobody, Pin::Server);
+        self.pins.iter().copied().find(leads).unwrap_or(gone)
     }
 
-    /// The keys under which the server that it gets is remembered.
+    /// The keys that it shows, under which the server that it gets may be remembered.
     pub fn keys(&self) -> impl Iterator<Item = PersistenceKey> {
         self.pins.iter().filter_map(|pin| if let Pin::Key(key) = pin { Some(*key) } else { None })
     }
@@ -171,6 +178,12 @@ impl Known {
 }
 
 impl Service {
+    /// Whether a client that comes back to this server may be sent there.
+    pub fn takes_back(&self, server: RealServerId) -> bool {
+        let target = self.target_of(server).map(|(_, target)| target);
+        self.persistence.as_ref().zip(target).is_some_and(|(rule, target)| target.takes_pinned(rule))
+    }
+
     /// What a client is known by that shows this.
     pub fn known(&self, seen: &Seen<'_>) -> Known {
         let Some(rule) = &self.persistence else { return Known::NOTHING };
@@ -305,6 +318,13 @@ impl PersistenceTable {
         self.buckets[bucket] = link;
         self.link_newest(link);
         self.len += 1;
+    }
+
+    /// The same where no entry of this client lives; one that does stays as it is.
+    pub fn record_if_absent(&mut self, key: PersistenceKey, server: RealServerId, expires: Now, now: Now) {
+        if self.lookup(key, now).is_none() {
+            self.record(key, server, expires, now);
+        }
     }
 
     /// Looks at the next `budget` entries in turn and removes those that have expired; how many that were. Keeps

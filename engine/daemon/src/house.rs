@@ -641,6 +641,7 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         reason: reason.to_string(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
+        waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
     }

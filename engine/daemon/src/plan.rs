@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 use thiserror::Error;
-use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, VirtualService, Workers};
+use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, Reuse, VirtualService, Workers};
 use towpath_core::WorkerId;
 use towpath_core::fast_path::FastShape;
 use towpath_core::plane::{HELD_BYTES_MAX, Plane as DataPlane, PlaneSettings, Strays};
@@ -54,6 +54,8 @@ const UDP_SESSIONS_AUTO_MIN: u32 = 16;
 const CONNECTION_BYTES: u64 = 1024;
 /// What the kernel holds for the two sockets of an idle connection (facts.md 1a: 17-19 KB for the four of both ends).
 const KERNEL_CONNECTION_BYTES: u64 = 9 * 1024;
+/// State of one connection to a real server that waits for the next client, its place in tables included; and what the kernel holds for it.
+const IDLE_CONNECTION_BYTES: u64 = 512 + KERNEL_CONNECTION_BYTES / 2;
 /// State of one UDP session, its place in tables and timers included.
 const UDP_SESSION_BYTES: u64 = 512;
 /// What the kernel holds for the one socket of an idle session.
@@ -653,6 +655,7 @@ impl Needs {
         // Both kinds are numbered together.
         let buffers = buffers.min(u32::from(u16::MAX - record_buffers));
         let http_buffers = if tls_legs == 0 && has_http(model) { buffers.min(OUTGOING_BUFFERS_MAX) as u16 } else { 0 };
+        let idle = workers * idle_connections(model);
         let handshakes = if tls_legs > 0 { u64::from(limits.handshakes) } else { 0 };
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
         let fast = packets.filter(|packets| packets.fast.flows() > 0);
@@ -670,6 +673,8 @@ impl Needs {
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
             share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
             share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
+            // With TLS towards servers a connection has two such legs, one of which waits with it.
+            share("waiting server connections", idle * (IDLE_CONNECTION_BYTES + tls_legs / 2 * TLS_LEG_BYTES)),
         ];
         fixed_memory.extend(packets.map_or_else(Vec::new, PacketsPlan::memory));
         fixed_memory.extend(handshakes::session_memory(model));
@@ -678,6 +683,7 @@ impl Needs {
                 share("process", PROCESS_DESCRIPTORS),
                 share("workers", workers * WORKER_DESCRIPTORS),
                 share("listeners", workers * sockets),
+                share("waiting server connections", idle),
                 share("packet rings", rings),
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
@@ -814,6 +820,23 @@ fn tls_legs(model: &Model) -> u64 {
 /// Whether a service is in HTTP mode.
 fn has_http(model: &Model) -> bool {
     model.services.iter().any(|service| service.http.is_some())
+}
+
+/// Connections to real servers that may wait for the next client, of one worker.
+fn idle_connections(model: &Model) -> u64 {
+    let shares = |service: &VirtualService| match service.http.as_ref()?.reuse {
+        Reuse::Never => None,
+        Reuse::Safe { idle_max, .. } => Some(idle_max),
+    };
+    let of = |service: &VirtualService| {
+        let ids: BTreeSet<_> = model
+            .groups_of(service)
+            .flat_map(|group| &group.servers)
+            .map(|server| (server.address, server.port))
+            .collect();
+        shares(service).map_or(0, |idle_max| ids.len() as u64 * u64::from(idle_max))
+    };
+    model.services.iter().map(of).sum()
 }
 
 /// Buffers of each kind for connections with TLS, of one worker.

@@ -169,8 +169,8 @@ impl Shared {
         self.pick_pinned(service, Client { address: client.ip(), pin }, tried, now)
     }
 
-    /// The same for a client that is known by something else than its address. Its server is remembered under all that it is known by; one that was
-    /// only full is not given up.
+    /// The same for a client that is known by something else than its address. Under what leads it back its server is remembered anew; under what else
+    /// it shows, only where nothing is: another client may show the same. A cookie of ours needs no memory, and one that was only full is not given up.
     pub fn pick_known(
         &self,
         service: &Service,
@@ -181,12 +181,14 @@ impl Shared {
     ) -> Result<Pick, Refusal> {
         let remembered =
             |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
-        let pin = known.decides(remembered);
+        let pin = known.decides(remembered, |server| service.takes_back(server));
         let pick = self.pick_pinned(service, Client { address: client, pin }, tried, now)?;
-        if pick.why != PickReason::Overflowed {
-            for key in known.keys().filter(|key| pin != Pin::Key(*key)) {
-                self.learn(service, key, pick.server, now);
-            }
+        if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
+            return Ok(pick);
+        }
+        for key in known.keys().filter(|key| pin != Pin::Key(*key)) {
+            let mut table = lock(&self.persistence[key.stripe(self.seed)]);
+            director::learn_if_absent(service, &mut table, key, pick.server, now);
         }
         Ok(pick)
     }

@@ -158,8 +158,11 @@ pub struct ServerStatus {
     pub reason: String,
     /// For how long, in seconds.
     pub health_seconds: u64,
-    /// Connections or sessions that the server holds now, over all services.
+    /// Connections or sessions that the server holds now, over all services; without those that wait.
     pub connections: u32,
+    /// Shared connections to it that wait for the next client.
+    #[serde(default)]
+    pub waiting: u32,
     /// Never more than so many; 0 = no limit.
     pub connections_max: u32,
     /// Connections or sessions opened on the server, over all services.

@@ -35,6 +35,8 @@ pub enum Then {
     BadRequest(BadRequest),
     /// The response is refused: close the server's connection, and [`Exchange::answer`] with 502; too late for that, the client is reset.
     BadResponse(BadResponse),
+    /// The server has ended its idle connection, and said so, while the request was on its way there: close it and tell by [`Exchange::server_ended`].
+    Crossed,
     /// Takes nothing more of this side now; what was not taken is given again, when the other side has moved on.
     Hold,
     /// Request and response are through: what there is leaves, then [`Exchange::renew`].
@@ -487,6 +489,14 @@ impl Exchange {
         self.binding == Binding::Bound
     }
 
+    /// Whether the request at hand may be sent by a connection that has served others, which its server may close just now. Either it can be sent
+    /// again unseen by the client, or the client has had a response before and knows what the end of a connection that was kept may mean
+    /// (RFC 9112 §9.3.1). One that binds its connection is sent by one of its own.
+    pub fn may_be_lent(&self) -> bool {
+        let is_resent = |head: &RequestHead| head.is_idempotent() && head.framing() == Framing::None;
+        !self.is_bound() && (self.seasoned || self.head.as_ref().is_some_and(is_resent))
+    }
+
     /// The exchange is over: what becomes of the connections. The next request may begin.
     pub fn renew(&mut self) -> After {
         let server = if matches!(self.request, Request::Over) { self.server } else { Fate::Close };
@@ -598,7 +608,7 @@ impl Exchange {
         // A server that ended an idle connection said so while our request was on its way (RFC 9110 §15.5.9): it answers no request, and this one
         // goes by another connection where it may.
         if head.status() == 408 && self.leg == ServerLeg::Kept && !self.body_begun && !head.is_keep_alive() {
-            return Ok(Some(Then::Unasked));
+            return Ok(Some(Then::Crossed));
         }
         if head.status() == 101 {
             if !request.is_upgrade() || !head.is_upgrade() {

@@ -89,7 +89,7 @@ impl Stage {
 
     /// What leads the client of a request with these fields back.
     pub(super) fn pin(&self, fields: &str, client: &str) -> Pin {
-        self.known(&get("/", &format!("Host: a\r\n{fields}")), client).decides(|_| false)
+        self.known(&get("/", &format!("Host: a\r\n{fields}")), client).decides(|_| false, |_| true)
     }
 }
 

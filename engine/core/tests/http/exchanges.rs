@@ -564,7 +564,7 @@ fn a_time_out_that_crosses_a_request_on_a_kept_connection_answers_nothing() {
     };
     let mut crossed = asked(ServerLeg::Kept);
     let (step, left) = crossed.server(TIMED_OUT);
-    assert_eq!((step.then, left.as_str()), (Then::Unasked, ""));
+    assert_eq!((step.then, left.as_str()), (Then::Crossed, ""));
     assert_eq!(crossed.ends(ServerEnd::Broken).0, Lost::Retry);
     assert_eq!(crossed.forward(ServerLeg::Fresh), FORWARDED);
     // A fresh connection has not been idle: there it is the answer. And a server that keeps the connection has ended nothing.

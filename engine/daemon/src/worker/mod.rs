@@ -10,6 +10,7 @@ mod entrance;
 mod handoff;
 mod http;
 mod lanes;
+mod legs;
 mod packets;
 mod peek;
 mod pressure;
@@ -48,6 +49,7 @@ use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
 use entrance::{Pace, Waiting};
+use http::ServerPool;
 pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 use packets::{Left, Packets};
 use pressure::KeptBytes;
@@ -171,6 +173,8 @@ struct Worker {
     senders: Senders,
     /// Legs in HTTP mode that wait for a buffer to send from.
     unsent: VecDeque<(Key, Side)>,
+    /// Connections to real servers that wait for the next client.
+    pool: ServerPool,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
     /// What connections with TLS keep of records of which only a part has come.
@@ -248,6 +252,7 @@ impl Worker {
             unsealed: VecDeque::new(),
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
+            pool: ServerPool::default(),
             output: Output::default(),
             kept: KeptBytes::default(),
             slow_look: None,
@@ -313,6 +318,7 @@ impl Worker {
         self.seal_waiting()?;
         self.send_unsent()?;
         self.end_slow()?;
+        self.look_at_idle()?;
         self.reclaim_from_pool()?;
         self.shake()?;
         self.wake_rested();
@@ -393,6 +399,7 @@ impl Worker {
                 self.follow_network()?;
                 self.follow_steering();
                 self.take_from_pool()?;
+                self.give_room()?;
                 self.follow_phase()
             }
         }
@@ -417,6 +424,7 @@ impl Worker {
         self.snapshot = newer.snapshot;
         self.tls = newer.tls;
         self.adopt_in_plane();
+        self.retire_idle()?;
         self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
@@ -470,6 +478,7 @@ impl Worker {
             self.stopping = Some(self.shared.phase_since());
             self.close_doors()?;
             self.drain_conversations()?;
+            self.close_all_idle()?;
         }
         if phase == Phase::Draining && self.now < self.drain_look {
             return Ok(());
@@ -552,8 +561,9 @@ impl Worker {
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
         let gathers = self.gathers.next_due();
-        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers, self.slow_look];
-        let due = due.into_iter().flatten().min();
+        let looks = [self.slow_look, self.pool.next_look()];
+        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers];
+        let due = due.into_iter().chain(looks).flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
         let rest = self.pace.rest().filter(|_| !self.waiting.is_empty()).unwrap_or(SLEEP_MAX);

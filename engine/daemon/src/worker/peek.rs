@@ -10,6 +10,7 @@ use std::sync::Arc;
 use towpath_config::model::{FirstBytes, PersistBy};
 use towpath_core::Now;
 use towpath_core::client_hello::{self, ClientHello, HostName, Peek, SessionId};
+use towpath_core::counters::Termination;
 use towpath_core::persistence::Seen;
 use towpath_core::server_hello::{self, SERVER_HELLO_BYTES_MAX, ServerPeek};
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Room, Session, Side};
@@ -20,6 +21,9 @@ use towpath_sys::socket;
 use super::Worker;
 use super::relay::Relay;
 use super::token::{Key, Token};
+
+/// Bytes of a message after which it is looked at, whether a line has ended or not.
+const HEARD_BYTES: usize = 512;
 
 /// Where a connection is whose first bytes tell where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +45,23 @@ pub(super) struct Hearing {
     /// It is waited for no longer than this.
     pub(super) due: Now,
     heard: Vec<u8>,
+    /// So much of it was looked at.
+    looked_at: usize,
+}
+
+impl Hearing {
+    /// Takes some more; says whether that tells all. It is read anew only where a line may have ended, or enough has come: a client may send single bytes.
+    fn hear(&mut self, bytes: &[u8]) -> bool {
+        let room = SIP_BYTES_MAX - self.heard.len();
+        let taken = bytes.get(..room).unwrap_or(bytes);
+        self.heard.extend_from_slice(taken);
+        let is_first = self.looked_at == 0;
+        if !is_first && !taken.contains(&b'\n') && self.heard.len() - self.looked_at < HEARD_BYTES {
+            return false;
+        }
+        self.looked_at = self.heard.len();
+        sip::peek(&self.heard) != SipPeek::Incomplete
+    }
 }
 
 /// A server's first bytes, as far as they have come.
@@ -65,7 +86,7 @@ impl Relay {
     /// Whether the first message tells what the client is known by, and only we can read it.
     pub(super) fn is_to_be_heard(&self) -> bool {
         let is_read = self.service().first_bytes.is_some_and(|(of, _)| of == FirstBytes::Sip);
-        is_read && self.known.is_none() && self.tls[Side::Client.index()].is_some()
+        is_read && self.known.is_none() && self.legs.tls(Side::Client).is_some()
     }
 
     /// What the first bytes tell of the client.
@@ -172,7 +193,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some((_, wait_ms)) = relay.service().first_bytes else { return self.begin_dialling(key) };
         let due = now + wait_ms;
-        relay.hearing = Some(Box::new(Hearing { due, heard: Vec::new() }));
+        relay.hearing = Some(Box::new(Hearing { due, heard: Vec::new(), looked_at: 0 }));
         self.wheel.arm(key.index, due);
         self.drive(key, Event::Connecting)
     }
@@ -191,15 +212,18 @@ impl Worker {
         {
             let range = relay.chunk_range(Side::Client, Chunk { buffer, start: 0, len });
             if let Some(hearing) = &mut relay.hearing {
-                let room = SIP_BYTES_MAX - hearing.heard.len();
-                let bytes = self.ring.held(range);
-                hearing.heard.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
-                is_last |= last || is_scarce || sip::peek(&hearing.heard) != SipPeek::Incomplete;
+                is_last |= hearing.hear(self.ring.held(range)) || last || is_scarce;
             }
         }
         self.tell_session(key, event)?;
-        let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        if is_last || relay.is_ending() { self.heard_enough(key) } else { Ok(()) }
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        if relay.is_ending() {
+            // Nobody waits for a server any more.
+            relay.hearing = None;
+            self.wheel.disarm(key.index);
+            return self.tell_session(key, Event::ConnectGivenUp(Termination::ClientReset));
+        }
+        if is_last { self.heard_enough(key) } else { Ok(()) }
     }
 
     /// The client's first message is there, or is waited for no longer: it gets a server.

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use towpath_config::model::Protocol;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Refusal, Tried};
+use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::{Known, Seen};
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
-use towpath_core::snapshot::{Service, ServiceSource};
+use towpath_core::snapshot::{Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId, VShard};
@@ -19,10 +20,10 @@ use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
 use super::http::Conversation;
+use super::legs::{Legs, ServerConnection, ServerLeg};
 use super::peek::{Greeting, Hearing, Looking};
 use super::pressure::SendWatch;
 use super::pump::Pump;
-use super::secure::TlsLeg;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
@@ -34,9 +35,8 @@ const GATHERED_UNSENT_MAX: u32 = 4 * GATHER_BYTES;
 /// One TCP connection through a worker.
 pub(super) struct Relay {
     pub(super) session: Session,
-    client: TcpStream,
+    pub(super) legs: Legs,
     client_address: SocketAddr,
-    server: Option<TcpStream>,
     service: Arc<Service>,
     service_port: u16,
     home: VShard,
@@ -46,9 +46,7 @@ pub(super) struct Relay {
     tried: Tried,
     redispatches: u8,
     leases_refused: u8,
-    lease: Option<SnatLease>,
     opened: bool,
-    server_sends: ServerSends,
     pumps: [Pump; 2],
     /// Numbers of the multishot receives that the paths hold.
     grants: [Option<u16>; 2],
@@ -56,8 +54,6 @@ pub(super) struct Relay {
     gathers: [Option<u8>; 2],
     /// TLS of the service, if it is ended here; a reload changes nothing of it.
     pub(super) service_tls: Option<Arc<ServiceTls>>,
-    /// Legs with TLS.
-    pub(super) tls: [Option<Box<TlsLeg>>; 2],
     /// The handshake with the client is under way, and is to be over by then. Until it is, the session knows nothing.
     pub(super) entrance: Option<Now>,
     /// Its first bytes are looked at, for the servers that they lead to. Until they are, the session knows nothing.
@@ -80,13 +76,6 @@ pub(super) struct Relay {
     pub(super) greeting: Option<Box<Greeting>>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
-}
-
-/// How often something has been sent to the server.
-enum ServerSends {
-    None,
-    One,
-    Many,
 }
 
 /// How a connection is closed.
@@ -132,24 +121,20 @@ impl Relay {
         self.opened
     }
 
-    /// Before the second send to the server, which could otherwise wait 40 ms for the acknowledgement of the first; many connections
-    /// never come that far. Clients' legs have the option from the listener.
-    pub(super) fn send_without_delay(&mut self) {
-        let Some(server) = &self.server else { return };
-        match self.server_sends {
-            ServerSends::None => self.server_sends = ServerSends::One,
-            ServerSends::One => {
-                self.server_sends = ServerSends::Many;
-                // A failure costs only the wait.
-                let _ = socket::set_nodelay(server);
-            }
-            ServerSends::Many => {}
-        }
-    }
-
     /// Whether its requests are to be served before handshakes of others: without TLS any, else those behind the first.
     fn is_seasoned(&self) -> bool {
-        !self.is_secured() || matches!(self.server_sends, ServerSends::Many)
+        !self.is_secured() || self.legs.is_seasoned()
+    }
+
+    /// A server serves it; says whether that is the first.
+    pub(super) fn note_opened(&mut self) -> bool {
+        !std::mem::replace(&mut self.opened, true)
+    }
+
+    /// It holds a place on this member of its service from here on.
+    pub(super) fn count_on(&mut self, target: &Target) {
+        self.counted = Some(target.server);
+        self.destination = target.destination(self.service_port);
     }
 
     /// Where its server is.
@@ -197,14 +182,11 @@ impl Relay {
 
     /// The client's leg alone.
     pub(super) fn into_client(self) -> TcpStream {
-        self.client
+        self.legs.client
     }
 
     pub(super) fn leg(&self, side: Side) -> Option<&TcpStream> {
-        match side {
-            Side::Client => Some(&self.client),
-            Side::Server => self.server.as_ref(),
-        }
+        self.legs.socket(side)
     }
 }
 
@@ -235,9 +217,8 @@ impl Worker {
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
         let relay = Box::new(Relay {
             session,
-            client,
+            legs: Legs::of(client),
             client_address,
-            server: None,
             service_port,
             home: vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32),
             service,
@@ -246,15 +227,12 @@ impl Worker {
             tried: Tried::new(),
             redispatches: 0,
             leases_refused: 0,
-            lease: None,
             opened: false,
-            server_sends: ServerSends::None,
             pumps: [Pump::default(), Pump::default()],
             grants: [None; 2],
             gathers: [None; 2],
             pumped: [0; 2],
             service_tls,
-            tls: [None, None],
             entrance: None,
             looking: None,
             client_name: None,
@@ -276,7 +254,7 @@ impl Worker {
                 }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
-                refuse(&relay.client);
+                refuse(&relay.legs.client);
                 Ok(())
             }
         }
@@ -354,20 +332,28 @@ impl Worker {
     /// Closes the server's leg, on which nothing is in flight.
     pub(super) fn close_server_leg(&mut self, key: Key, used: PortUse) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        relay.tls[Side::Server.index()] = None;
         relay.server_handshake_failed = false;
-        relay.server_sends = ServerSends::None;
-        let (server, lease) = (relay.server.take(), relay.lease.take());
+        let Some(connection) = relay.legs.server.take().end() else { return Ok(()) };
         let service = Arc::clone(&relay.service);
-        if let Some(server) = server {
-            self.ring.close(OwnedFd::from(server), Token::Nothing.pack())?;
-        }
-        self.return_lease(&service, lease, used);
+        self.close_server_connection(connection, &service, used)
+    }
+
+    /// Closes a connection to a real server, on which nothing is in flight.
+    pub(super) fn close_server_connection(
+        &mut self,
+        connection: ServerConnection,
+        service: &Service,
+        used: PortUse,
+    ) -> io::Result<()> {
+        let ServerConnection { socket, lease, .. } = connection;
+        self.ring.close(OwnedFd::from(socket), Token::Nothing.pack())?;
+        self.return_lease(service, lease, used);
         Ok(())
     }
 
     /// Starts the connect to the chosen server from a leased source port, if the service leases them.
     fn connect(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+        self.make_room(key)?;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
         let socket = match socket::tcp_socket(Family::of(relay.destination.ip())) {
             Ok(socket) => socket,
@@ -375,22 +361,29 @@ impl Worker {
         };
         // A failure costs a packet or two.
         let _ = socket::hold_acknowledgements(&socket);
+        let mut lease = None;
         if let ServiceSource::Pool(pool) = &relay.service.source {
             let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
-            let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
-            let source = lease.source();
-            relay.lease = Some(lease);
-            if let Err(error) = socket::bind_leased(&socket, source) {
+            let Ok(leased) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
+            if let Err(error) = socket::bind_leased(&socket, leased.source()) {
                 let taken = Cause::of(&error) == Cause::AddressTaken;
                 if taken && relay.leases_refused < LEASES_MAX {
-                    self.lease_refused(key);
+                    self.lease_refused(key, Some(leased));
                     return self.connect(key);
                 }
+                let service = Arc::clone(&relay.service);
+                self.return_lease(&service, Some(leased), PortUse::Over);
                 return Ok(Err(termination_of(&error)));
             }
+            lease = Some(leased);
         }
         let destination = relay.destination;
-        relay.server = Some(TcpStream::from(socket));
+        let socket = TcpStream::from(socket);
+        let shares = relay.http.as_deref().is_some_and(Conversation::shares);
+        relay.legs.server = match if shares { relay.terms() } else { None } {
+            Some(terms) => ServerLeg::Lent(Lent::new(ServerConnection::new(socket, lease, Some(Box::new(terms))))),
+            None => ServerLeg::Pinned(Pinned::new(ServerConnection::new(socket, lease, None))),
+        };
         // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a
         // client that is turned away for want of a descriptor has nothing in flight and frees its own at once.
         self.drive(key, Event::Connecting)?;
@@ -399,18 +392,17 @@ impl Worker {
             // What the client had sent has ended it: a connect behind its own cancel would wait for a silent server.
             return Ok(Err(Termination::ClientReset));
         }
-        if let Some(server) = relay.and_then(|relay| relay.server.as_ref()) {
+        if let Some(server) = relay.and_then(|relay| relay.leg(Side::Server)) {
             self.ring.connect(server.as_fd(), destination, Token::Connect(key).pack())?;
         }
         Ok(Ok(()))
     }
 
     /// Somebody else holds the leased port: it rests, the next one is tried.
-    fn lease_refused(&mut self, key: Key) {
+    fn lease_refused(&mut self, key: Key, lease: Option<SnatLease>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.leases_refused += 1;
         self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::SnatRetried, 1);
-        let lease = relay.lease.take();
         let service = Arc::clone(&relay.service);
         self.return_lease(&service, lease, PortUse::Lingering);
     }
@@ -423,13 +415,12 @@ impl Worker {
     pub(super) fn leave_server(&mut self, key: Key, used: PortUse) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.redispatches += 1;
-        relay.server = None;
         relay.server_handshake_failed = false;
         if let Some(server) = relay.counted.take() {
             relay.tried.insert(server);
             self.shared.close(relay.service.id, server);
         }
-        let lease = relay.lease.take();
+        let lease = relay.legs.server.take().end().and_then(|connection| connection.lease);
         let service = Arc::clone(&relay.service);
         self.return_lease(&service, lease, used);
     }
@@ -445,8 +436,9 @@ impl Worker {
             return self.server_reached(key);
         }
         let taken = Cause::of_errno(-result) == Cause::AddressTaken;
-        if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.is_ending() {
-            self.lease_refused(key);
+        if taken && relay.legs.has_lease() && relay.leases_refused < LEASES_MAX && !relay.is_ending() {
+            let lease = relay.legs.server.take().end().and_then(|connection| connection.lease);
+            self.lease_refused(key, lease);
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
                 Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
@@ -460,8 +452,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.server_handshake_failed = false;
         let seat = self.shared.seat(self.id);
-        if !relay.opened {
-            relay.opened = true;
+        if relay.note_opened() {
             seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
         }
         if let Some(server) = relay.counted {
@@ -622,7 +613,7 @@ impl Worker {
                 self.ring.await_ready(leg.as_fd(), Readiness::Writable, Token::Await(key, to.other()).pack())?;
             }
             Op::CancelAll(side) => {
-                if let Some(leg) = &mut relay.tls[side.index()] {
+                if let Some(leg) = relay.legs.tls_mut(side) {
                     leg.cancelling = true;
                     if side == Side::Server && leg.shaking {
                         return self.give_up_server(key);
@@ -633,7 +624,7 @@ impl Worker {
             }
             Op::CancelAwait(from) => self.ring.cancel_wait(Token::Await(key, from).pack(), Token::Nothing.pack())?,
             Op::CancelReceive(from) if relay.is_secured() => {
-                if let Some(leg) = &mut relay.tls[from.index()] {
+                if let Some(leg) = relay.legs.tls_mut(from) {
                     leg.cancelling = true;
                 }
                 self.ring.cancel_receive_records(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
@@ -645,7 +636,7 @@ impl Worker {
                 let used = if rest { PortUse::Lingering } else { PortUse::Over };
                 self.close_relay(key, Close { termination, reset, used })?;
             }
-            Op::FinishWriting(side) if relay.tls[side.index()].is_some() => self.finish_secured(key, side)?,
+            Op::FinishWriting(side) if relay.legs.tls(side).is_some() => self.finish_secured(key, side)?,
             Op::FinishWriting(side) => {
                 // Fails only when the leg is gone already, and then its receive says so.
                 if let Some(leg) = relay.leg(side) {
@@ -669,9 +660,9 @@ impl Worker {
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
             Op::Send { to, chunk, last } => {
                 if to == Side::Server {
-                    relay.send_without_delay();
+                    relay.legs.send_without_delay();
                 }
-                if relay.tls[to.index()].is_some() {
+                if relay.legs.tls(to).is_some() {
                     return self.send_sealed(key, to, chunk, last);
                 }
                 let range = relay.chunk_range(to.other(), chunk);
@@ -787,10 +778,12 @@ impl Worker {
 
     fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let Some(server) = relay.server.as_ref() else { return };
+        let (Some(client), Some(server)) = (relay.legs.socket(Side::Client), relay.legs.socket(Side::Server)) else {
+            return;
+        };
         let (source, sink, pump) = match from {
-            Side::Client => (&relay.client, server, &mut relay.pumps[0]),
-            Side::Server => (server, &relay.client, &mut relay.pumps[1]),
+            Side::Client => (client, server, &mut relay.pumps[0]),
+            Side::Server => (server, client, &mut relay.pumps[1]),
         };
         self.gathers.note_pump(&mut relay.pumped[from.index()], self.now);
         if pump.first_use() {
@@ -829,16 +822,19 @@ impl Worker {
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
         }
-        let Relay { client, server, service, counted, lease, tls, .. } = *relay;
+        let Relay { legs: Legs { client, client_tls, server }, service, counted, .. } = *relay;
         if let Some(server) = counted {
             self.shared.close(service.id, server);
         }
+        let (server, lease) = match server.end() {
+            Some(ServerConnection { socket, lease, tls, .. }) => (Some((socket, tls)), lease),
+            None => (None, None),
+        };
         let truncated = matches!(
             close.termination,
             Termination::ClientTruncated | Termination::ServerTruncated | Termination::TlsBroken
         );
-        for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
-            let Some(leg) = leg else { continue };
+        for (leg, tls) in [Some((client, client_tls)), server].into_iter().flatten() {
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
             if truncated && tls.is_some() {
                 let _ = socket::discard_unread(&leg);

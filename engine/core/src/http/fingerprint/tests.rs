@@ -79,11 +79,15 @@ fn what_a_client_is_known_by_keeps_the_order_of_the_rule() {
     let keys = |fields: &str| known(fields).keys().count();
     assert_eq!([keys(""), keys("Cookie: S=1\r\n"), keys("User-Agent: m\r\nCookie: S=1\r\n")], [1, 2, 3]);
     assert_eq!(keys("Authorization: Basic x\r\nUser-Agent: m\r\nCookie: S=1\r\n"), 4);
-    let first = |fields: &str| known(fields).decides(|_| true);
+    let first = |fields: &str| known(fields).decides(|_| true, |_| true);
     assert_eq!(first(""), Pin::of_address(stage.service(), ip(ONE)));
     assert_eq!(first("Cookie: S=1\r\n"), first("Cookie: S=1\r\nUser-Agent: m\r\n"), "the cookie goes before the agent");
     assert_ne!(first("Cookie: S=1\r\n"), first("Cookie: S=1\r\nAuthorization: Basic x\r\n"));
-    assert_eq!(Known::NOTHING.decides(|_| true), Pin::Nobody);
+    let (key, server) = (Pin::of_address(stage.service(), ip(ONE)), Pin::Server(stage.service().targets[0].server));
+    let by = |pins: [Pin; 2], takes: bool| Known::by(pins).decides(|_| true, |_| takes);
+    assert_eq!([by([server, key], true), by([server, key], false)], [server, key], "what has gone leads nobody");
+    assert_eq!(by([server, Pin::Nobody], false), server, "it is told that it was led elsewhere");
+    assert_eq!(Known::NOTHING.decides(|_| true, |_| true), Pin::Nobody);
 }
 
 #[test]

@@ -214,7 +214,7 @@ impl Worker {
     pub(super) fn send_waiting(&mut self, key: Key, to: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if to == Side::Server {
-            relay.send_without_delay();
+            relay.legs.send_without_delay();
         }
         let Some(outlet) = relay.http.as_deref_mut().map(|conversation| &mut conversation.outlets[to.index()]) else {
             return Ok(());
@@ -249,7 +249,7 @@ impl Worker {
 
     fn send_held(&mut self, key: Key, to: Side, chunk: Chunk) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        if relay.tls[to.index()].is_some() {
+        if relay.legs.tls(to).is_some() {
             return self.send_sealed(key, to, chunk, false);
         }
         let range = relay.chunk_range(to.other(), chunk);

@@ -2,10 +2,12 @@
 //!
 //! What requests and responses are is decided by [`Exchange`], which knows no sockets. Here are its legs: what was received and not taken yet
 //! (`Inlet`), what is to leave (`Outlet`), the real server at hand, and the times that count. Of each side at most one receive buffer is held and
-//! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, always.
+//! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, or is
+//! lent to it for an exchange (`pool`).
 
 mod ends;
 mod flow;
+mod pool;
 mod server;
 mod stowed;
 mod turn;
@@ -17,7 +19,7 @@ use towpath_core::counters::Termination;
 use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
-use towpath_core::{Now, RealServerId};
+use towpath_core::{Now, RealServerId, ServiceId};
 
 use super::Worker;
 use super::relay::Relay;
@@ -25,6 +27,7 @@ use super::token::Key;
 use ends::Ending;
 use flow::{Inlet, Outlet, Receive, StreamEnd};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
+pub(super) use pool::ServerPool;
 use server::ServerState;
 use stowed::Stowed;
 
@@ -57,6 +60,10 @@ pub(super) struct Conversation {
     served: u32,
     /// The request at hand was sent by a connection that had served others.
     kept_leg: bool,
+    /// The request at hand is not sent by one that others have used.
+    wants_fresh: bool,
+    /// Whose servers, and which of them, served the request before, where its connection may be somebody else's by now.
+    last: Option<(ServiceId, RealServerId)>,
     /// How it went with the server that was left, if the request goes to another.
     failed: Option<Termination>,
     /// Why there was an answer of ours, if the connection ends with it.
@@ -101,6 +108,8 @@ impl Conversation {
             acknowledge_at: None,
             served: 0,
             kept_leg: false,
+            wants_fresh: false,
+            last: None,
             failed: None,
             answered_as: None,
             named: None,
@@ -208,7 +217,11 @@ impl Worker {
 
     /// Goes on as far as there is something to go on with, then waits for what comes next.
     pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
-        while self.finish_parting(key)? || self.take_from_server(key)? || self.take_from_client(key)? {}
+        while self.finish_parting(key)?
+            || self.finish_settling(key)?
+            || self.take_from_server(key)?
+            || self.take_from_client(key)?
+        {}
         self.stow(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;

@@ -30,6 +30,8 @@ pub(super) enum ServerState {
     },
     /// It is left as soon as nothing is in flight.
     Parting(Next),
+    /// Its exchange is over, and it may be anybody's: as soon as nothing of it is needed here it waits for the next client.
+    Settling,
     /// It is there.
     Up {
         /// It has had a request.
@@ -121,6 +123,7 @@ impl Worker {
         };
         let known = service.known(&seen);
         conversation.named = known.named();
+        conversation.wants_fresh = false;
         let is_up = matches!(conversation.server, ServerState::Up { .. });
         let is_bound = conversation.exchange.is_bound();
         let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
@@ -129,11 +132,13 @@ impl Worker {
         let is_member = before.is_some_and(|server| service.target_of(server).is_some());
         relay.begin_request(Arc::clone(&service), known);
         if !is_up {
+            self.stay_with_last(key);
             return self.dial_for_request(key, Termination::NoServer);
         }
         // A connection that stays where it is while its client names another server by the cookie would set it back with each response, and the
         // client's other connections likewise.
-        let is_named = known.named().is_none_or(|named| Some(named) == before);
+        let named = known.named().filter(|named| service.takes_back(*named));
+        let is_named = named.is_none_or(|named| Some(named) == before);
         let may_stay = each == Some(BalanceEach::Connection) && is_named && self.may_stay(key);
         if same_place && is_member && (is_bound || may_stay) {
             if let Some(conversation) = self.conversation(key).filter(|_| !is_named) {
@@ -173,7 +178,12 @@ impl Worker {
             return Ok(());
         }
         conversation.server = ServerState::Dialling { since: now, expired: false };
-        match self.dial(key)? {
+        let dialled = match self.borrow(key)? {
+            Ok(true) => return Ok(()),
+            Ok(false) => self.dial(key)?,
+            Err(refusal) => Err(Termination::from(refusal)),
+        };
+        match dialled {
             Ok(()) => Ok(()),
             Err(Termination::NoServer) => self.connect_given_up(key, failed),
             Err(termination) => self.connect_given_up(key, termination),
@@ -194,6 +204,7 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return };
         conversation.server = ServerState::Up { kept: false };
         conversation.acknowledge_at = Some(now + ACK_DELAY_MS);
+        self.count(key, ServiceCounter::ServerDialled);
     }
 
     /// The connect has failed: another server, or an answer that says so.
@@ -242,7 +253,10 @@ impl Worker {
         if let Some(conversation) = self.conversation(key) {
             conversation.stage = Stage::Routed;
             conversation.failed = Some(Termination::ConnectFailed);
+            // The others that wait may have ended with that one.
+            conversation.wants_fresh = true;
         }
+        self.count(key, ServiceCounter::Resent);
         self.part(key, Next::Dial)
     }
 
@@ -261,20 +275,21 @@ impl Worker {
                 conversation.server = ServerState::Parting(next);
                 return Ok(());
             }
-            ServerState::Up { .. } => {}
+            ServerState::Settling | ServerState::Up { .. } => {}
         }
         conversation.server = ServerState::Parting(next);
         let is_idle = conversation.outlets[Side::Server.index()].is_empty();
         let was_quiet = conversation.is_quiet(Side::Server);
         self.drop_held(key, Side::Server);
         self.drop_waiting(key, Side::Server);
-        if is_idle && self.relays.get(key).is_some_and(|relay| relay.tls[Side::Server.index()].is_some()) {
+        if is_idle && self.relays.get(key).is_some_and(|relay| relay.legs.tls(Side::Server).is_some()) {
             self.finish_secured(key, Side::Server)?;
         }
         // Nobody waits for a server that does not even take the end.
-        let is_busy = self.relays.get(key).is_some_and(|relay| {
-            relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending())
-        });
+        let is_busy = self
+            .relays
+            .get(key)
+            .is_some_and(|relay| relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending()));
         if !was_quiet || is_busy {
             self.cancel_side(key, Side::Server);
         }
@@ -284,7 +299,7 @@ impl Worker {
     /// Closes the connection to a server that is left, once nothing is in flight there; says whether it did.
     pub(super) fn finish_parting(&mut self, key: Key) -> io::Result<bool> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
-        let is_busy = relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending());
+        let is_busy = relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending());
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let ServerState::Parting(next) = conversation.server else { return Ok(false) };
         if is_busy || !conversation.is_quiet(Side::Server) || conversation.is_stopping() {

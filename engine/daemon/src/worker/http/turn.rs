@@ -87,7 +87,7 @@ impl Worker {
         let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
         let range = held.map(|chunk| relay.chunk_range(Side::Client, chunk));
         let address = relay.client_address();
-        let scheme = if relay.tls[Side::Client.index()].is_some() { Scheme::Https } else { Scheme::Http };
+        let scheme = if relay.legs.tls(Side::Client).is_some() { Scheme::Https } else { Scheme::Http };
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         if conversation.stage == Stage::Routed {
             let leg = conversation.server.begin_request();
@@ -200,6 +200,7 @@ impl Worker {
                 self.shared.seat(self.id).service_page(service).count_bad_response(reason);
                 self.answer_ourselves(key, &Answer::of(502), Termination::BadResponse)
             }
+            Then::Crossed => self.server_lost(key, ServerEnd::Broken),
             Then::Unasked => {
                 let Some(service) = self.relays.get(key).map(|relay| relay.service().id) else { return Ok(()) };
                 self.shared.seat(self.id).service_page(service).count_bad_response(BadResponse::Unasked);
@@ -243,6 +244,8 @@ impl Worker {
         let babbles = conversation.inlets[Side::Server.index()].held.is_some();
         if after.server == Fate::Close || babbles {
             self.part(key, Next::Nothing)?;
+        } else {
+            self.settle(key, after.binding);
         }
         if after.client == Fate::Close {
             self.finish_conversation(key, Termination::KeepAliveEnded);
