@@ -291,6 +291,54 @@ fn each_call_of_a_proxy_has_a_server_over_udp_and_whoever_takes_part_in_it_the_s
     });
 }
 
+#[test]
+fn a_call_that_a_server_begins_goes_by_the_session_that_it_was_begun_by() {
+    in_lab(a_call_that_a_server_begins_goes_by_the_session_that_it_was_begun_by, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let at = SocketAddr::from((lab.server(1).ipv4(), 5060));
+        let server = lab.server(1).run(|| UdpSocket::bind(at)).expect("a thread").expect("a socket");
+        server.set_read_timeout(Some(PATIENCE)).expect("not zero");
+        let keys = format!("protocol = \"udp\"\n{ROUND_ROBIN}\npersistence = {{ by = \"sip-call-id\" }}");
+        let relay = subject!().start(lab.balancer(), &service("sip", vip, "5060", &keys, &ipv4(lab.servers())));
+        let phone = Agent::at(lab, lab.client().ipv4().into());
+        let mut buffer = [0; 2048];
+        let mut hear = |said: &str| {
+            phone.socket.send_to(said.as_bytes(), phone.vip).expect("our own kernel takes it");
+            let (length, from) = server.recv_from(&mut buffer).expect("a datagram");
+            assert_eq!(&buffer[..length], said.as_bytes());
+            from
+        };
+        let registered = hear(&sip("registration"));
+        server.send_to(sip("incoming").as_bytes(), registered).expect("the relay's port is open");
+        phone.socket.recv_from(&mut [0; 2048]).expect("the call");
+        let answer = "SIP/2.0 200 OK\r\nCall-ID: incoming\r\n\r\n";
+        assert_eq!(hear(answer), registered, "its server would not know the answer");
+        assert_ne!(hear(&sip("outgoing")), registered);
+        assert_eq!(relay.service("sip").connections, 2);
+        relay.stop();
+    });
+}
+
+#[test]
+fn one_client_does_not_take_every_session_by_its_calls() {
+    in_lab(one_client_does_not_take_every_session_by_its_calls, Topology::TwoArm, 2, |lab| {
+        let vip = lab.vip(100);
+        let _origins = [1, 2].map(|n| Origin::udp(lab.server(n), 5060));
+        let keys = format!("protocol = \"udp\"\n{ROUND_ROBIN}\npersistence = {{ by = \"sip-call-id\" }}");
+        let relay = subject!().start(lab.balancer(), &service("sip", vip, "5060", &keys, &ipv4(lab.servers())));
+        let flood = Agent::at(lab, lab.client().ipv4().into());
+        for number in 0..1_024 + 6 {
+            flood.ask(&sip(&format!("call-{number}")));
+        }
+        let status = relay.service("sip");
+        assert_eq!((status.connections, status.counters["datagrams_crowded"]), (1_025, 6));
+        // Another client has room.
+        Agent::at(lab, lab.client().ipv4().into()).ask(&sip("other"));
+        assert_eq!(relay.service("sip").connections, 1_026);
+        relay.stop();
+    });
+}
+
 /// Clients behind one address, …
 const CROWD: usize = 60;
 /// … and how often each comes.

@@ -198,6 +198,9 @@ impl Worker {
             return Ok(Some(key));
         }
         if call.is_some() && !self.datagrams.has_room(index, client) {
+            if let Some(service) = self.service_at(index) {
+                self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::DatagramsCrowded, 1);
+            }
             if let Some(&key) = self.datagrams.by_client.get(&(index, client, None)) {
                 return Ok(Some(key));
             }
