@@ -58,6 +58,7 @@ fn what_is_not_written_has_a_default() {
         trusted: Vec::new(),
         redirect_to_https: false,
         https_port: 443,
+        rewrite_location: false,
         hsts: None,
         maintenance: None,
         filters: Vec::new(),

@@ -1,12 +1,13 @@
 //! The real server of the request at hand: routed to, chosen, reached, kept for the next request or left.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
 use towpath_config::model::BalanceEach;
 use towpath_core::Now;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::http::{Answer, Edits, Keep, Output, ServerLeg, Then};
+use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
@@ -333,7 +334,13 @@ impl Worker {
         let response = conversation.exchange.response();
         let status = response.status();
         let edits = match (server, &conversation.after) {
-            (Some(server), Some(after)) => service.response_edits(response, after, server),
+            (Some(server), Some(after)) => {
+                let mut edits = service.response_edits(response, after, server);
+                if let Some(led) = service.location_for(conversation.exchange.request(), response, after, server) {
+                    edits.fields.push(Edit::Replace { name: "Location", value: Cow::Owned(led.into_bytes()) });
+                }
+                edits
+            }
             _ => Edits::default(),
         };
         if let (Some(server), Some(known)) = (server, service.learns(response)) {
