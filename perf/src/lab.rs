@@ -39,10 +39,8 @@ pub const SERVERS_MAX: usize = 64;
 
 /// What Linux comes with (Documentation/networking/ip-sysctl.rst), whatever this machine is set to: receive buffers of 32 MB let a few dozen
 /// streams take all memory that TCP may have.
-const TCP_SYSCTLS: [(&str, &str); 2] = [
-    ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
-    ("net.ipv4.tcp_wmem", "4096 16384 4194304"),
-];
+const TCP_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.tcp_rmem", "4096 131072 6291456"), ("net.ipv4.tcp_wmem", "4096 16384 4194304")];
 
 const CONGESTION_CONTROL: &str = "net.ipv4.tcp_congestion_control";
 /// Congestion controls, the best first, none of which paces by timers as BBR does. A namespace may have only what the machine allows everybody
