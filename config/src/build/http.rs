@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{health, networks, persistence, server};
+use super::{health, networks, persistence, proxy_to, server};
 use crate::decode::{Section, Value};
 use crate::draft::{Draft, Members, Service, balance};
 use crate::model::{self, RouteClients, RouteSettings};
@@ -103,6 +103,7 @@ fn group(
                 name: format!("{}: {name}", service.name.as_ref()?.value),
                 servers: draft.groups[named].servers.iter().map(server).collect::<Option<_>>()?,
                 health: health(Some(own)),
+                proxy_protocol: proxy_to(draft.groups[named].section),
             });
             groups.len() - 1
         }

@@ -98,6 +98,10 @@ counters!(
         OutOfTlsBuffers = "out_of_tls_buffers", "Others waited for TLS buffers (limits.tls_buffers), and its peer took less than 64 kbit/s of what it held.";
         OutOfTlsMemory = "out_of_tls_memory", "Parts of TLS records filled the room for them (limits.tls_buffers), and it had waited longest for the rest of its own.";
         NoServer = "no_server", "No real server was up and ready.";
+        ProxyInvalid = "proxy_invalid", "PROXY protocol: what came from a proxy of `proxy_protocol_from` did not begin with a header, or with a damaged one.";
+        ProxyLeft = "proxy_left", "PROXY protocol: the connection ended before its header was whole, as those of simple checks do.";
+        ProxyTimedOut = "proxy_timed_out", "PROXY protocol: the header was not whole within proxy_protocol_timeout.";
+        ProxyUntrusted = "proxy_untrusted", "PROXY protocol: the connection came from outside of proxy_protocol_from.";
         RequestCutOff = "request_cut_off", "HTTP: the client ended its stream amid a request.";
         ResponseCutOff = "response_cut_off", "HTTP: the real server's connection ended amid a response; the client's was reset.";
         ResponseTimedOut = "response_timed_out", "HTTP: the real server did not begin its response within response_timeout.";
@@ -122,6 +126,8 @@ counters!(
         Completions = "completions", "Completions taken from the ring.";
         Submissions = "submissions", "Operations submitted to the ring.";
         AcceptFailed = "accept_failed", "Accepts that failed for another reason than a missing descriptor.";
+        LogLines = "log_lines", "Lines given to the log.";
+        LogDropped = "log_dropped", "Lines that were not written because the log had fallen behind: its destination is too slow, or stands still.";
         BreathMaxMicroseconds = "breath_max_microseconds", "Longest turn of the loop since the start.";
     }
 );

@@ -35,6 +35,9 @@ pub struct Status {
     /// The threads that sign handshakes; `None` = the workers do, or no service ends TLS.
     #[serde(default)]
     pub handshake_pool: Option<HandshakePoolStatus>,
+    /// The access log; `None` = nothing is logged, nor was since the start.
+    #[serde(default)]
+    pub access_log: Option<AccessLogStatus>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
@@ -125,6 +128,19 @@ pub struct HandshakePoolStatus {
     pub queued: usize,
     /// Since the start: handshakes done, late, abandoned and refused because the queue was full; nanoseconds at work and of waiting.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// What became of lines on connections and requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLogStatus {
+    /// Lines that are written.
+    pub written: u64,
+    /// Lines that were dropped because the log had fallen behind; the workers count them, too.
+    pub dropped: u64,
+    /// Lines that the destination has refused.
+    pub failed: u64,
+    /// Why it takes none just now; `None` = it does.
+    pub trouble: Option<String>,
 }
 
 /// What health checks say about a server.

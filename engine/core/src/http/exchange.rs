@@ -264,6 +264,11 @@ impl Exchange {
         self.head.as_ref().expect("asked for between Then::Route and renew")
     }
 
+    /// The request at hand, if its head is whole.
+    pub fn known_request(&self) -> Option<&RequestHead> {
+        self.head.as_ref()
+    }
+
     /// Writes the head of the request, for a server that is there; again after [`Lost::Retry`], with edits for that one.
     pub fn forward(&mut self, edits: &Edits<'_>, leg: ServerLeg, to_server: &mut Output) {
         let Some(head) = &self.head else { return };

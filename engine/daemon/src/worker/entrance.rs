@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::Protocol;
 use towpath_core::Now;
+use towpath_core::access::Phase;
 use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::session::{Event, Session, Side};
@@ -497,6 +498,7 @@ impl Worker {
         self.wheel.disarm(key.index);
         let Some(relay) = self.relays.remove(key) else { return Ok(()) };
         self.shared.seat(self.id).service_page(relay.service().id).count_end(termination);
+        self.log_connection(&relay, termination, Phase::Request);
         if let Some(errand) = relay.legs.tls(Side::Client).and_then(|leg| leg.errand.as_ref()) {
             errand.abandon();
         }
@@ -507,6 +509,8 @@ impl Worker {
                 | Termination::HandshakeTimedOut
                 | Termination::DrainEnded
                 | Termination::OutOfTlsMemory
+                | Termination::ProxyInvalid
+                | Termination::ProxyTimedOut
         );
         if silent {
             // Nothing is on its way that a reset could take back.

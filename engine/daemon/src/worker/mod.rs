@@ -4,6 +4,7 @@
 //! One breath: read the clock → adopt a newer snapshot → bulk left over → packets → completions → timers → submit, and sleep until
 //! something completes or the next deadline comes.
 
+mod access;
 mod datagram;
 mod doors;
 mod entrance;
@@ -14,6 +15,7 @@ mod legs;
 mod packets;
 mod peek;
 mod pressure;
+mod proxy;
 mod pump;
 mod relay;
 mod secure;

@@ -5,24 +5,28 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use towpath_config::model::Protocol;
+use towpath_config::model::{Protocol, ProxyVersion};
+use towpath_core::access::Phase;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Refusal, Tried};
 use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::{Known, Seen};
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
-use towpath_core::snapshot::{Service, ServiceSource, Target};
+use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId, VShard};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
+use towpath_tls::Connection;
 
+use super::access::ConnectionNotes;
 use super::http::Conversation;
 use super::legs::{Legs, ServerConnection, ServerLeg};
 use super::peek::{Greeting, Hearing, Looking};
 use super::pressure::SendWatch;
+use super::proxy::Proxied;
 use super::pump::Pump;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
@@ -43,6 +47,8 @@ pub(super) struct Relay {
     /// The server that the connection is counted on.
     counted: Option<RealServerId>,
     destination: SocketAddr,
+    /// What it is told of the client first of all.
+    proxy_to: Option<ProxyVersion>,
     tried: Tried,
     redispatches: u8,
     leases_refused: u8,
@@ -74,6 +80,10 @@ pub(super) struct Relay {
     pub(super) hearing: Option<Box<Hearing>>,
     /// The session that its server hands out is waited for, where TLS passes through.
     pub(super) greeting: Option<Box<Greeting>>,
+    /// What a proxy in front has said.
+    proxied: Option<Box<Proxied>>,
+    /// For the access log, where there is one.
+    pub(super) notes: Option<Box<ConnectionNotes>>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
 }
@@ -137,6 +147,11 @@ impl Relay {
         self.destination = target.destination(self.service_port);
     }
 
+    /// What its server is told of the client first of all.
+    pub(super) fn proxy_to(&self) -> Option<ProxyVersion> {
+        self.proxy_to
+    }
+
     /// Where its server is.
     pub(super) fn destination(&self) -> SocketAddr {
         self.destination
@@ -155,6 +170,38 @@ impl Relay {
     /// Where the client is.
     pub(super) fn client_address(&self) -> SocketAddr {
         self.client_address
+    }
+
+    /// The proxy that has said where, if one has.
+    pub(super) fn proxy(&self) -> Option<SocketAddr> {
+        self.proxied.as_ref().map(|proxied| proxied.proxy)
+    }
+
+    /// A proxy has said where the client is.
+    pub(super) fn believe(&mut self, proxied: Proxied, client: SocketAddr) {
+        self.client_address = client;
+        self.proxied = Some(Box::new(proxied));
+    }
+
+    /// Where the client has connected to, as it knows it.
+    pub(super) fn vip(&self) -> SocketAddr {
+        let own = SocketAddr::new(self.service.vip, self.service_port);
+        self.proxied.as_ref().map_or(own, |proxied| proxied.destination)
+    }
+
+    /// The service that the client came to.
+    pub(super) fn front(&self) -> &Arc<Service> {
+        self.http.as_ref().map_or(&self.service, |conversation| conversation.front())
+    }
+
+    /// Servers tried in vain for the connection, or for its request at hand.
+    pub(super) fn redispatches(&self) -> u8 {
+        self.redispatches
+    }
+
+    /// TLS with the client, if it is at hand.
+    pub(super) fn client_connection(&self) -> Option<&Connection> {
+        Some(&self.legs.tls(Side::Client)?.handshake.as_ref()?.connection)
     }
 
     /// The next request is served by this service, by a server that its client is `known` to if there is one.
@@ -200,21 +247,31 @@ impl Worker {
             page.count_end(Termination::ClientReset);
             return Ok(());
         };
+        let heralded = service.heralded(client_address.ip());
+        if heralded == Heralded::Refused {
+            page.count_end(Termination::ProxyUntrusted);
+            refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::ProxyUntrusted);
+            return Ok(());
+        }
         if !self.shared.gate(Protocol::Tcp).try_enter() {
             page.count_end(Termination::OutOfConnections);
             refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::OutOfConnections);
             return Ok(());
         }
         let service_tls = self.tls.service(service.id).map(Arc::clone);
-        // In TLS that is ended here they come behind the handshake.
-        let wait_ms = service.first_bytes.map(|(_, wait_ms)| wait_ms).filter(|_| service_tls.is_none());
-        if (service_tls.is_some() || wait_ms.is_some()) && !self.shared.handshakes().try_enter() {
+        let has_first_bytes = service.first_bytes.is_some();
+        let has_entrance = service_tls.is_some() || has_first_bytes || heralded != Heralded::No;
+        if has_entrance && !self.shared.handshakes().try_enter() {
             page.count_end(Termination::OutOfHandshakes);
             self.shared.gate(Protocol::Tcp).leave();
             refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::OutOfHandshakes);
             return Ok(());
         }
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
+        let notes = ConnectionNotes::of(&service, self.now);
         let relay = Box::new(Relay {
             session,
             legs: Legs::of(client),
@@ -224,6 +281,7 @@ impl Worker {
             service,
             counted: None,
             destination: client_address,
+            proxy_to: None,
             tried: Tried::new(),
             redispatches: 0,
             leases_refused: 0,
@@ -243,25 +301,42 @@ impl Worker {
             known: None,
             hearing: None,
             greeting: None,
+            proxied: None,
+            notes,
         });
-        match (self.relays.insert(relay), wait_ms) {
-            (Ok(key), Some(wait_ms)) => self.look(key, wait_ms),
-            (Ok(key), None) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
-            (Ok(key), None) => self.begin(key),
+        match (self.relays.insert(relay), heralded) {
+            (Ok(key), Heralded::Within(timeout_ms)) => self.await_header(key, timeout_ms),
+            (Ok(key), _) => self.admit(key),
             (Err(relay), _) => {
-                if relay.is_secured() || wait_ms.is_some() {
+                if has_entrance {
                     self.shared.handshakes().leave();
                 }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
                 refuse(&relay.legs.client);
+                self.log_connection(&relay, Termination::OutOfConnections, Phase::Request);
                 Ok(())
             }
         }
     }
 
+    /// Who the client is, is known: its first bytes are looked at, its handshake begins, or it is served.
+    pub(super) fn admit(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        // In TLS that is ended here they come behind the handshake.
+        match relay.service.first_bytes.map(|(_, wait_ms)| wait_ms).filter(|_| !relay.is_secured()) {
+            Some(wait_ms) => self.look(key, wait_ms),
+            None if relay.is_secured() => self.enter(key),
+            None => self.begin(key),
+        }
+    }
+
     /// A client has passed the entrance: its session begins.
     pub(super) fn begin(&mut self, key: Key) -> io::Result<()> {
+        let now = self.now;
+        if let Some(notes) = self.relays.get_mut(key).and_then(|relay| relay.notes.as_deref_mut()) {
+            notes.enter(now);
+        }
         if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
             return self.converse(key);
         }
@@ -318,6 +393,8 @@ impl Worker {
         }
         let target = relay.service.target(pick.target).expect("the pick is from this very service");
         relay.destination = target.destination(relay.service_port);
+        relay.proxy_to = target.proxy;
+        self.note_chosen(key);
         Ok(())
     }
 
@@ -427,6 +504,9 @@ impl Worker {
 
     /// The connect of `key` has completed.
     pub(super) fn connected(&mut self, key: Key, result: i32) -> io::Result<()> {
+        if result == 0 && !self.tell_of_client(key) {
+            return self.drive(key, Event::ConnectFailed);
+        }
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if result == 0 {
             // One whose end is decided needs no handshake any more.
@@ -458,6 +538,7 @@ impl Worker {
         if let Some(server) = relay.counted {
             seat.count_opened(server);
         }
+        self.note_reached(key);
         self.drive(key, Event::Connected)?;
         if let Some(termination) = self.lost_since_dialled(key) {
             self.drive(key, Event::End(termination))?;
@@ -512,8 +593,8 @@ impl Worker {
     /// The timer of `key` has fired.
     pub(super) fn relay_timer(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        if let Some(Looking::Until { due, .. }) = relay.looking {
-            return self.looking_timer(key, due);
+        if let Some(Looking::Until { due, what, .. }) = relay.looking {
+            return self.looking_timer(key, due, what);
         }
         if let Some(due) = relay.entrance {
             return self.entrance_timer(key, due);
@@ -798,8 +879,11 @@ impl Worker {
         self.tell(key, Event::Pumped { from, bytes, stop }, ops);
     }
 
-    pub(super) fn count_bytes(&self, key: Key, to: Side, bytes: u64) {
-        let Some(relay) = self.relays.get(key) else { return };
+    pub(super) fn count_bytes(&mut self, key: Key, to: Side, bytes: u64) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        if let Some(notes) = &mut relay.notes {
+            notes.count(to, bytes);
+        }
         let counter = match to {
             Side::Client => ServiceCounter::BytesToClient,
             Side::Server => ServiceCounter::BytesFromClient,
@@ -821,6 +905,10 @@ impl Worker {
         page.count_end(close.termination);
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
+        }
+        if relay.notes.is_some() {
+            let phase = if relay.opened { Phase::Data } else { Phase::Connect };
+            self.log_connection(&relay, close.termination, phase);
         }
         let Relay { legs: Legs { client, client_tls, server }, service, counted, .. } = *relay;
         if let Some(server) = counted {

@@ -114,6 +114,10 @@ impl Worker {
         if conversation.is_stopping() {
             return;
         }
+        if conversation.notes.is_some() {
+            self.log_conversation_end(key, termination);
+        }
+        let Some(conversation) = self.conversation(key) else { return };
         conversation.ending = Some(Ending::Stopping { termination, reset });
         let (is_dialling, was_quiet) = (
             matches!(conversation.server, ServerState::Dialling { .. }),

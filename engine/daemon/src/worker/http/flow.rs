@@ -192,6 +192,9 @@ impl Worker {
         if outlet.broken || pieces.is_empty() {
             return Ok(false);
         }
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
+        }
         debug_assert!(outlet.behind.is_none(), "a turn begins when its leg has sent what was before");
         outlet.gather(copied, output, range.map_or(&[][..], |range| self.ring.held(range)));
         outlet.behind = direct;
@@ -205,6 +208,9 @@ impl Worker {
         let outlet = &mut conversation.outlets[to.index()];
         if outlet.broken {
             return Ok(());
+        }
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
         }
         outlet.gather(output.pieces(), output, input);
         self.send_waiting(key, to)

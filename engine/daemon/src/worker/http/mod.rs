@@ -16,12 +16,13 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_core::counters::Termination;
-use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
+use towpath_core::http::{AfterRequest, Exchange, HttpLimits, RequestHead, Waiting};
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
 use towpath_core::{Now, RealServerId, ServiceId};
 
 use super::Worker;
+use super::access::RequestNotes;
 use super::relay::Relay;
 use super::token::Key;
 use ends::Ending;
@@ -72,11 +73,13 @@ pub(super) struct Conversation {
     named: Option<RealServerId>,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
+    /// For the access log, where there is one.
+    pub(super) notes: Option<Box<RequestNotes>>,
 }
 
 /// Where the request at hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// There is none, or its head is not whole.
     Between,
     /// Its server is being reached; then it is forwarded.
@@ -114,7 +117,38 @@ impl Conversation {
             answered_as: None,
             named: None,
             after: None,
+            notes: None,
         }
+    }
+
+    /// The service that the client came to.
+    pub(super) fn front(&self) -> &Arc<Service> {
+        &self.front
+    }
+
+    /// Where the request at hand is.
+    pub(super) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Whether a server is being reached.
+    pub(super) fn is_dialling(&self) -> bool {
+        matches!(self.server, ServerState::Dialling { .. })
+    }
+
+    /// Whether a response has begun to leave.
+    pub(super) fn has_responded(&self) -> bool {
+        self.exchange.has_responded()
+    }
+
+    /// Whether nothing waits to leave for the client.
+    pub(super) fn has_sent_all(&self) -> bool {
+        self.outlets[Side::Client.index()].is_empty()
+    }
+
+    /// The request at hand, if its head is whole.
+    pub(super) fn known_request(&self) -> Option<&RequestHead> {
+        self.exchange.known_request()
     }
 
     /// Whether the end of the connection is decided.
@@ -151,7 +185,9 @@ impl Worker {
         let front = Arc::clone(relay.service());
         let Some(http) = &front.http else { return Ok(()) };
         let stowed = Stowed::nothing(relay.is_secured().then_some(&self.kept));
-        relay.http = Some(Box::new(Conversation::new(Arc::clone(&front), http, stowed, now)));
+        let mut conversation = Box::new(Conversation::new(Arc::clone(&front), http, stowed, now));
+        conversation.notes = relay.notes.is_some().then(Box::default);
+        relay.http = Some(conversation);
         self.advance(key)
     }
 
@@ -222,6 +258,7 @@ impl Worker {
             || self.take_from_server(key)?
             || self.take_from_client(key)?
         {}
+        self.settle_request(key);
         self.stow(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;

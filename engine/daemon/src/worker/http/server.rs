@@ -71,10 +71,14 @@ impl Worker {
         let Worker { relays, snapshot, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(()) };
         let address = relay.client_address();
+        let now = self.now;
         // Whatever servers the snapshot has, these are the contexts for them.
         relay.service_tls = service_tls;
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         conversation.front = Arc::clone(&front);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_head(now);
+        }
         let Some(http) = &front.http else { return Ok(()) };
         conversation.stage = Stage::Routed;
         match http.rules.decide(conversation.exchange.request(), address.ip(), front.place) {
@@ -89,6 +93,9 @@ impl Worker {
             Verdict::Answer(status) => self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded),
             Verdict::Deny(status) => {
                 self.count(key, ServiceCounter::Denied);
+                if let Some(notes) = self.conversation(key).and_then(|conversation| conversation.notes.as_deref_mut()) {
+                    notes.note_denied();
+                }
                 self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded)
             }
             Verdict::Maintenance(page) => self.show(key, page, Termination::KeepAliveEnded),
@@ -181,7 +188,10 @@ impl Worker {
         conversation.server = ServerState::Dialling { since: now, expired: false };
         let dialled = match self.borrow(key)? {
             Ok(true) => return Ok(()),
-            Ok(false) => self.dial(key)?,
+            Ok(false) => {
+                self.note_dialled(key);
+                self.dial(key)?
+            }
             Err(refusal) => Err(Termination::from(refusal)),
         };
         match dialled {
@@ -204,6 +214,9 @@ impl Worker {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return };
         conversation.server = ServerState::Up { kept: false };
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_connected(now);
+        }
         conversation.acknowledge_at = Some(now + ACK_DELAY_MS);
         self.count(key, ServiceCounter::ServerDialled);
     }
@@ -346,7 +359,11 @@ impl Worker {
         if let (Some(server), Some(known)) = (server, service.learns(response)) {
             self.shared.learn(&service, known, server, self.now);
         }
+        let before = output.len();
         let then = conversation.exchange.respond(&edits, keep, output);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_responded(self.now, status, output.len() - before);
+        }
         self.count_response(key, status);
         then
     }

@@ -82,8 +82,9 @@ impl Worker {
     }
 
     fn client_turn(&mut self, key: Key, output: &mut Output) -> io::Result<bool> {
-        let Worker { relays, ring, .. } = self;
+        let Worker { relays, ring, now, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(false) };
+        let redispatches = relay.redispatches();
         let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
         let range = held.map(|chunk| relay.chunk_range(Side::Client, chunk));
         let address = relay.client_address();
@@ -99,6 +100,13 @@ impl Worker {
             conversation.exchange.forward(&edits, leg, output);
             conversation.stage = Stage::Forwarded;
             conversation.inlets[Side::Client.index()].on_hold = false;
+            if let Some(notes) = &mut conversation.notes {
+                notes.note_forwarded(*now, redispatches);
+            }
+        } else if conversation.stage == Stage::Between
+            && let Some(notes) = &mut conversation.notes
+        {
+            notes.begin(*now);
         }
         let stowed = conversation.stowed.take();
         if stowed.is_empty() {
@@ -144,6 +152,10 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let stowed = if from == Side::Client { conversation.stowed.take() } else { Vec::new() };
         let outlet = &mut conversation.outlets[from.other().index()];
+        let held = conversation.inlets[from.index()].held.filter(|_| stowed.is_empty());
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(from.other(), held.map_or(stowed.len(), |chunk| chunk.len as usize));
+        }
         if stowed.is_empty() {
             let chunk = conversation.inlets[from.index()].held.take();
             outlet.follow_with(chunk);
@@ -216,7 +228,7 @@ impl Worker {
         answer: &Answer<'_>,
         termination: Termination,
     ) -> io::Result<()> {
-        let keep = self.keep(key);
+        let (keep, now) = (self.keep(key), self.now);
         let mut output = Output::default();
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let answered = conversation.exchange.answer(answer, keep, &mut output);
@@ -225,6 +237,12 @@ impl Worker {
             return Ok(());
         }
         conversation.answered_as = Some(termination);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_answer();
+            let is_head = conversation.exchange.known_request().is_some_and(|request| request.method() == "HEAD");
+            let body_bytes = if is_head { 0 } else { answer.body.len() };
+            notes.note_responded(now, answer.status, output.len().saturating_sub(body_bytes));
+        }
         self.count_response(key, answer.status);
         self.count(key, ServiceCounter::Answered);
         self.emit(key, Side::Client, &output, None)?;
@@ -234,6 +252,11 @@ impl Worker {
     /// Request and response are through.
     pub(super) fn exchange_over(&mut self, key: Key) -> io::Result<()> {
         let now = self.now;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        if conversation.notes.is_some() {
+            let termination = conversation.answered_as;
+            self.note_over(key, termination);
+        }
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let after = conversation.exchange.renew();
         conversation.stage = Stage::Between;
