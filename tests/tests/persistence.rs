@@ -223,6 +223,20 @@ fn connections_of_one_call_share_a_server_behind_tls_that_is_ended() {
             // In two records.
             assert_eq!(&led(&sip(&format!("call-{number}")), 50), home);
         }
+        // In so many records that nobody waits for the last: it has a server at once, that of its address.
+        let mut stream = open();
+        let text = sip("call-1");
+        for part in text.as_bytes().chunks(3) {
+            stream.write_all(part).expect("the relay takes it");
+            stream.flush().expect("the relay takes it");
+        }
+        let mut back = vec![0; text.len()];
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a greeting");
+        reader.read_exact(&mut back).expect("an echo");
+        assert_eq!(back, text.as_bytes());
+        drop(reader);
         // What is no SIP is known by its address.
         assert_eq!(led("hello\r\n", 2), homes[0]);
         // Who ends before a whole head, who goes away, and who waits while the process ends.
@@ -234,7 +248,7 @@ fn connections_of_one_call_share_a_server_behind_tls_that_is_ended() {
         assert!(back.ends_with("REGISTER sip:a SIP/2.0\r\n"), "{back}");
         drop(open());
         let _waits = open();
-        relay.until("both have come", |status| status.services[0].accepted == 16);
+        relay.until("both have come", |status| status.services[0].accepted == 17);
         relay.terminate();
         assert_eq!(relay.wait(), Some(0));
     });

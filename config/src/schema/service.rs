@@ -246,7 +246,7 @@ const PERSIST_BY: Kind = Kind::Word(&[
     ),
     word(
         "sip-call-id",
-        "The `Call-ID` of SIP, plain or in TLS that is ended here: over TCP that of a connection's first message, over UDP that of each datagram.",
+        "The `Call-ID` of SIP, plain or in TLS that is ended here: over TCP that of a connection's first message, which is waited for no longer than `tls.handshake_timeout`, over UDP that of each datagram.",
     ),
     word("sni", "The name that the client asks for by TLS, passed through or ended here."),
     word("source-ip", "The client's address."),

@@ -26,6 +26,9 @@ use super::token::{Key, Token};
 /// Bytes of a message after which it is looked at, whether a line has ended or not.
 const HEARD_BYTES: usize = 512;
 
+/// Pieces that a session takes in before it has a server: behind the last one it reads no more, so that nothing is to be waited for.
+const PIECES_MAX: u8 = 4;
+
 /// What first bytes are waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LookedFor {
@@ -59,20 +62,24 @@ pub(super) struct Hearing {
     heard: Vec<u8>,
     /// So much of it was looked at.
     looked_at: usize,
+    /// Pieces that it came in.
+    pieces: u8,
 }
 
 impl Hearing {
     /// Takes some more; says whether that tells all. It is read anew only where a line may have ended, or enough has come: a client may send single bytes.
     fn hear(&mut self, bytes: &[u8]) -> bool {
+        self.pieces += 1;
         let room = SIP_BYTES_MAX - self.heard.len();
         let taken = bytes.get(..room).unwrap_or(bytes);
         self.heard.extend_from_slice(taken);
         let is_first = self.looked_at == 0;
-        if !is_first && !taken.contains(&b'\n') && self.heard.len() - self.looked_at < HEARD_BYTES {
+        let is_last = self.pieces == PIECES_MAX;
+        if !is_first && !is_last && !taken.contains(&b'\n') && self.heard.len() - self.looked_at < HEARD_BYTES {
             return false;
         }
         self.looked_at = self.heard.len();
-        sip::peek(&self.heard) != SipPeek::Incomplete
+        is_last || sip::peek(&self.heard) != SipPeek::Incomplete
     }
 }
 
@@ -220,7 +227,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some((_, wait_ms)) = relay.service().first_bytes else { return self.begin_dialling(key) };
         let due = now + wait_ms;
-        relay.hearing = Some(Box::new(Hearing { due, heard: Vec::new(), looked_at: 0 }));
+        relay.hearing = Some(Box::new(Hearing { due, heard: Vec::new(), looked_at: 0, pieces: 0 }));
         self.wheel.arm(key.index, due);
         self.drive(key, Event::Connecting)
     }

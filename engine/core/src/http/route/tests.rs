@@ -264,6 +264,8 @@ fn deny_rules_are_not_got_round_by_another_spelling() {
         "/%2565cp/%25",
         "/x/%252e%252e;/ecp",
         "/ecp;x",
+        "/ecp%253bx",
+        "/x/%252e%252e%253b/ecp",
         "/ecp;x=1/y",
         "/x/%252e%252e/ecp",
         "/x%252f..%252fecp",
