@@ -89,7 +89,7 @@ fn curl(host: &Host, arguments: &[&str]) -> String {
     command.args(["--silent", "--show-error", "--max-time", "60"]).args(arguments);
     let output = host.run(|| command.output()).expect("a thread").expect("curl");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// The parts of a line of HAProxy's httplog, by its documented fields; panics where it is none.
@@ -298,7 +298,7 @@ fn every_common_end_of_a_request_has_its_letters() {
                 "[[group]]\nname = \"{name}\"\n[[group.server]]\nname = \"one\"\naddress = \"{server}\"\nport = {port}\n{more}\n"
             )
         };
-        let groups = group("closed", 82, "") + &group("halted", 80, "admin = \"halt\"");
+        let groups = group("closed", 82, "") + &group("halted", 84, "admin = \"halt\"");
         let web =
             service_to("web", vip, "[80]", "redispatch = 0\nconnect_timeout = \"1s\"\nidle_timeout = \"2s\"", &[])
                 + http

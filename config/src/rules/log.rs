@@ -27,6 +27,7 @@ fn destination(log: &Section, report: &mut Report) {
         if let Some(to) = log.word(key)
             && to.value == "syslog"
             && log.entry("syslog").is_none()
+            && !log.broken.contains(&"syslog")
         {
             report
                 .error("missing-key", &to.span, format!("`log.{key}` is \"syslog\", but no syslog server is named"))
@@ -34,15 +35,12 @@ fn destination(log: &Section, report: &mut Report) {
         }
     }
     // A word that is none would become a file of that name.
-    for (key, hint) in [
-        ("connections_to", "write \"stderr\", \"stdout\", \"syslog\", or a path from the root"),
-        ("syslog", "write an address with port like \"192.0.2.5:514\", or a path from the root"),
-    ] {
-        if let Some(path) = log.text(key)
-            && !path.value.starts_with('/')
-        {
-            report.error("relative-path", &path.span, format!("`log.{key}` is \"{}\"", path.value)).hint(hint);
-        }
+    if let Some(path) = log.text("connections_to")
+        && !path.value.starts_with('/')
+    {
+        report
+            .error("relative-path", &path.span, format!("`log.connections_to` is \"{}\"", path.value))
+            .hint("write \"stderr\", \"stdout\", \"syslog\", or a path from the root");
     }
     if let Some(path) = log.text("syslog")
         && path.value.len() > SOCKET_PATH_MAX

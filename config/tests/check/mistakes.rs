@@ -727,11 +727,11 @@ fn where_lines_on_connections_go_is_judged() {
     expect(&with("connections_to = \"/var/log/access.log\""), &[]);
     expect(&with("connections_to = \"stdout\""), &[]);
     expect(&with("connections_to = \"sdtout\""), &[("relative-path", "\"sdtout\"")]);
-    expect(&with("connections_to = \"\""), &[("empty-text", "\"\"")]);
+    expect(&with("connections_to = \"\""), &[("bad-text", "\"\"")]);
     expect(&with("connections_to = \"syslog\""), &[("missing-key", "\"syslog\"")]);
     expect(&with("connections_to = \"syslog\"\nsyslog = \"192.0.2.5:514\""), &[]);
     expect(&with("connections_to = \"syslog\"\nsyslog = \"/dev/log\""), &[]);
-    expect(&with("connections_to = \"syslog\"\nsyslog = \"192.0.2.5\""), &[("relative-path", "\"192.0.2.5\"")]);
+    expect(&with("connections_to = \"syslog\"\nsyslog = \"192.0.2.5\""), &[("bad-address", "\"192.0.2.5\"")]);
     let long = format!("\"/{}\"", "x".repeat(107));
     expect(&with(&format!("connections_to = \"syslog\"\nsyslog = {long}")), &[("too-long", &long)]);
     expect(&with("syslog = \"/dev/log\""), &[("no-effect", "syslog")]);
@@ -761,7 +761,7 @@ fn who_says_whose_a_connection_is_is_judged() {
     expect(&service(from, ""), &[]);
     expect(&service(&format!("{from}\nproxy_protocol_timeout = \"1s\"\nproxy_protocol_others = \"serve\""), ""), &[]);
     expect(&service("proxy_protocol_from = []", ""), &[("empty-list", "[]")]);
-    expect(&service("proxy_protocol_from = [\"192.0.2.300/24\"]", ""), &[("bad-address", "\"192.0.2.300/24\"")]);
+    expect(&service("proxy_protocol_from = [\"192.0.2.300/24\"]", ""), &[("bad-network", "\"192.0.2.300/24\"")]);
     expect(&service("proxy_protocol_from = [\"0.0.0.0/0\"]", ""), &[("trusts-everybody", "\"0.0.0.0/0\"")]);
     expect(&service("proxy_protocol_timeout = \"1s\"", ""), &[("no-effect", "proxy_protocol_timeout")]);
     expect(&service("proxy_protocol_others = \"serve\"", ""), &[("no-effect", "proxy_protocol_others")]);

@@ -189,6 +189,7 @@ impl Worker {
 
     /// Does what the exchange wants next.
     fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
+        let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match then {
             Then::Read => Ok(()),
@@ -202,6 +203,9 @@ impl Worker {
             Then::Over => self.exchange_over(key),
             Then::Tunnel => {
                 conversation.stage = Stage::Tunnel;
+                if let Some(notes) = &mut conversation.notes {
+                    notes.note_responded(now, 101, 0);
+                }
                 conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
                 self.count(key, ServiceCounter::Tunnels);
                 Ok(())
