@@ -12,3 +12,4 @@ pub mod peers;
 pub mod report;
 pub mod segment;
 pub mod suite;
+pub mod web;

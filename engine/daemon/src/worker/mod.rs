@@ -179,6 +179,8 @@ struct Worker {
     pool: ServerPool,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
+    /// Scratch for what of it lies in several places, empty between turns.
+    gathered: Vec<u8>,
     /// What connections with TLS keep of records of which only a part has come.
     kept: KeptBytes,
     /// When those are looked at next whose buffers others wait for, while somebody does.
@@ -256,6 +258,7 @@ impl Worker {
             unsent: VecDeque::new(),
             pool: ServerPool::default(),
             output: Output::default(),
+            gathered: Vec::new(),
             kept: KeptBytes::default(),
             slow_look: None,
             stopping: None,

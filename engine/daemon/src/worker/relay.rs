@@ -11,7 +11,7 @@ use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Refusal, Tried};
 use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::{Known, Seen};
-use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
+use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
@@ -53,7 +53,7 @@ pub(super) struct Relay {
     redispatches: u8,
     leases_refused: u8,
     opened: bool,
-    pumps: [Pump; 2],
+    pub(super) pumps: [Pump; 2],
     /// Numbers of the multishot receives that the paths hold.
     grants: [Option<u16>; 2],
     /// Numbers under which the paths gather.
@@ -124,6 +124,11 @@ impl Relay {
 
     pub(super) fn server(&self) -> Option<RealServerId> {
         self.counted
+    }
+
+    /// Whether bytes may go from one leg to the other as they are.
+    pub(super) fn has_plain_legs(&self) -> bool {
+        !self.is_secured()
     }
 
     /// Whether a server has accepted it.
@@ -628,6 +633,9 @@ impl Worker {
 
     /// Moves bulk bytes of the path that reads `from`, tells the session and does what it asks for.
     pub(super) fn pump_later(&mut self, key: Key, from: Side) -> io::Result<()> {
+        if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
+            return self.move_bulk_later(key, from);
+        }
         self.carry_out(key, |worker, ops| worker.pump(key, from, ops))
     }
 
@@ -858,10 +866,15 @@ impl Worker {
     }
 
     fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
-        let Some(relay) = self.relays.get_mut(key) else { return };
-        let (Some(client), Some(server)) = (relay.legs.socket(Side::Client), relay.legs.socket(Side::Server)) else {
-            return;
-        };
+        if let Some((bytes, stop)) = self.pump_bytes(key, from, u64::MAX) {
+            self.tell(key, Event::Pumped { from, bytes, stop }, ops);
+        }
+    }
+
+    /// Moves what can be moved now of the path that reads `from`, at most so many bytes; `None` if one of its legs is gone.
+    pub(super) fn pump_bytes(&mut self, key: Key, from: Side, max: u64) -> Option<(u64, PumpStop)> {
+        let relay = self.relays.get_mut(key)?;
+        let (client, server) = relay.legs.socket(Side::Client).zip(relay.legs.socket(Side::Server))?;
         let (source, sink, pump) = match from {
             Side::Client => (client, server, &mut relay.pumps[0]),
             Side::Server => (server, client, &mut relay.pumps[1]),
@@ -874,9 +887,9 @@ impl Worker {
                 let _ = socket::set_unsent_max(sink, UNSENT_BYTES_MAX);
             }
         }
-        let (bytes, stop) = pump.run(source, sink, &mut self.pipes);
+        let (bytes, stop) = pump.run(source, sink, &mut self.pipes, max);
         self.count_bytes(key, from.other(), bytes);
-        self.tell(key, Event::Pumped { from, bytes, stop }, ops);
+        Some((bytes, stop))
     }
 
     pub(super) fn count_bytes(&mut self, key: Key, to: Side, bytes: u64) {

@@ -449,7 +449,7 @@ impl Worker {
     }
 
     /// Sends bytes of ours by a leg, plain or sealed: as many as one outgoing buffer takes.
-    pub(super) fn send_own(&mut self, key: Key, to: Side, bytes: &[u8]) -> io::Result<Own> {
+    pub(super) fn send_own(&mut self, key: Key, to: Side, bytes: &[u8], behind: Behind) -> io::Result<Own> {
         let Some(buffers) = self.ring.outgoing_buffers() else { return Ok(Own::Failed) };
         let Some(outgoing) = buffers.lease() else { return Ok(Own::NoBuffer) };
         let room = buffers.bytes_mut(outgoing, 0, buffers.buffer_bytes());
@@ -461,7 +461,7 @@ impl Worker {
             let taken = bytes.len().min(room.len());
             room[..taken].copy_from_slice(&bytes[..taken]);
             relay.sends[to.index()] = Some(SendWatch::default());
-            self.send_outgoing(key, to, outgoing, taken as u32, Behind::Nothing)?;
+            self.send_outgoing(key, to, outgoing, taken as u32, behind)?;
             return Ok(Own::OnItsWay(taken as u32));
         };
         let plain = &bytes[..bytes.len().min(SEALED_AT_ONCE as usize)];
@@ -477,7 +477,7 @@ impl Worker {
         leg.note_kept(self.now);
         leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
         relay.sends[to.index()] = Some(SendWatch::default());
-        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
+        self.send_outgoing(key, to, outgoing, bytes, behind)?;
         Ok(Own::OnItsWay(plain.len() as u32))
     }
 

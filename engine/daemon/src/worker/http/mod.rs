@@ -5,6 +5,7 @@
 //! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, or is
 //! lent to it for an exchange (`pool`).
 
+mod bulk;
 mod ends;
 mod flow;
 mod pool;
@@ -25,6 +26,7 @@ use super::Worker;
 use super::access::RequestNotes;
 use super::relay::Relay;
 use super::token::Key;
+use bulk::Bulk;
 use ends::Ending;
 use flow::{Inlet, Outlet, Receive, StreamEnd};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
@@ -47,6 +49,8 @@ pub(super) struct Conversation {
     stowed: Stowed,
     /// By the side that is written.
     outlets: [Outlet; 2],
+    /// By the side that is read.
+    bulk: [Bulk; 2],
     server: ServerState,
     ending: Option<Ending>,
     /// What the exchange waited for when it was looked at last, …
@@ -73,6 +77,8 @@ pub(super) struct Conversation {
     named: Option<RealServerId>,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
+    /// The server at hand has read all that it was sent: it has answered behind it.
+    has_read: bool,
     /// For the access log, where there is one.
     pub(super) notes: Option<Box<RequestNotes>>,
 }
@@ -103,6 +109,7 @@ impl Conversation {
             inlets: Default::default(),
             stowed,
             outlets: Default::default(),
+            bulk: [Bulk::No; 2],
             server: ServerState::Absent,
             ending: None,
             waiting,
@@ -117,6 +124,7 @@ impl Conversation {
             answered_as: None,
             named: None,
             after: None,
+            has_read: false,
             notes: None,
         }
     }
@@ -163,7 +171,8 @@ impl Conversation {
 
     /// Whether no operation is in flight on this side.
     fn is_quiet(&self, side: Side) -> bool {
-        self.inlets[side.index()].receive != Receive::Armed && !self.outlets[side.index()].is_sending()
+        let inlet = &self.inlets[side.index()];
+        inlet.receive != Receive::Armed && !self.outlets[side.index()].is_sending() && !self.awaits_for_bulk(side)
     }
 }
 
@@ -197,13 +206,13 @@ impl Worker {
         self.note_relayed(key, event);
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match event {
-            Event::Received { from, buffer, len, last, .. } => {
+            Event::Received { from, buffer, len, full, last, .. } => {
                 if conversation.is_transferring() {
                     conversation.since = now;
                 }
                 let discards = conversation.is_discarding(from);
                 let inlet = &mut conversation.inlets[from.index()];
-                inlet.take(buffer, len, last);
+                inlet.take(buffer, len, full, last);
                 if discards {
                     inlet.held = None;
                     self.ring.recycle(buffer);
@@ -246,7 +255,8 @@ impl Worker {
             Event::Tick => self.conversation_timer(key)?,
             // Its bytes are read as they come.
             Event::Connecting => return Ok(()),
-            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } | Event::Ready { .. } => return Ok(()),
+            Event::Ready { from } => conversation.note_ready(from),
+            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } => return Ok(()),
         }
         self.advance(key)
     }
@@ -257,6 +267,8 @@ impl Worker {
             || self.finish_settling(key)?
             || self.take_from_server(key)?
             || self.take_from_client(key)?
+            || self.move_bulk(key, Side::Server)?
+            || self.move_bulk(key, Side::Client)?
         {}
         self.settle_request(key);
         self.stow(key);

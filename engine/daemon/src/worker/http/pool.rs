@@ -196,6 +196,7 @@ impl Worker {
         }
         let Some(conversation) = self.conversation(key) else { return Ok(Ok(false)) };
         conversation.server = ServerState::Up { kept: true };
+        conversation.inlets[Side::Server.index()].note_drained();
         Ok(Ok(true))
     }
 
@@ -289,6 +290,10 @@ impl Worker {
             self.part(key, Next::Nothing)?;
             return Ok(true);
         }
+        // Nothing is in a pipe between two requests; what is known of this server goes with it.
+        self.drop_bulk(key)?;
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let ServerLeg::Lent(mut lent) = relay.legs.server.take() else { return Ok(false) };
         lent.connection_mut().since = now;
         conversation.server = ServerState::Absent;

@@ -12,6 +12,7 @@ use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
+use towpath_sys::socket;
 
 use super::super::token::Key;
 use super::super::{PortUse, Worker};
@@ -214,6 +215,7 @@ impl Worker {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return };
         conversation.server = ServerState::Up { kept: false };
+        conversation.inlets[Side::Server.index()].note_drained();
         if let Some(notes) = &mut conversation.notes {
             notes.note_connected(now);
         }
@@ -329,12 +331,24 @@ impl Worker {
         conversation.inlets[Side::Server.index()] = Inlet::default();
         conversation.outlets[Side::Server.index()] = Outlet::default();
         conversation.acknowledge_at = None;
-        self.close_server_leg(key, if ended { PortUse::Over } else { PortUse::Lingering })?;
+        self.drop_bulk(key)?;
+        let used = if ended || self.forget_server(key) { PortUse::Over } else { PortUse::Lingering };
+        self.close_server_leg(key, used)?;
         if next == Next::Dial && !is_ending {
             let failed = self.conversation(key).and_then(|conversation| conversation.failed.take());
             self.dial_for_request(key, failed.unwrap_or(Termination::NoServer))?;
         }
         Ok(true)
+    }
+
+    /// Has the coming close of a plain leg to a server send a reset: whoever ends a stream first keeps its port for a minute (TIME_WAIT, RFC 9293
+    /// §3.6), of which a client per request leaves none after 64,000. Only where the server has read all that it was sent, of which a
+    /// reset would take back the rest. Says whether it will.
+    fn forget_server(&self, key: Key) -> bool {
+        let Some(relay) = self.relays.get(key) else { return false };
+        let is_plain = relay.legs.tls(Side::Server).is_none();
+        let may = is_plain && relay.http.as_ref().is_some_and(|conversation| conversation.has_read);
+        may && relay.leg(Side::Server).is_some_and(|leg| socket::set_linger_reset(leg).is_ok())
     }
 
     /// Passes on the head of a response, changed as the rules want it.

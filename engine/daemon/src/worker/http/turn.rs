@@ -93,6 +93,7 @@ impl Worker {
         if conversation.stage == Stage::Routed {
             let leg = conversation.server.begin_request();
             conversation.kept_leg = leg == ServerLeg::Kept;
+            conversation.has_read = false;
             let Some(http) = &conversation.front.http else { return Ok(false) };
             let request = conversation.exchange.request();
             let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.named);
@@ -188,7 +189,7 @@ impl Worker {
     }
 
     /// Does what the exchange wants next.
-    fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
+    pub(super) fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match then {
@@ -262,7 +263,11 @@ impl Worker {
             self.note_over(key, termination);
         }
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let (was_asked, asked_by_head) = (conversation.stage == Stage::Forwarded, conversation.exchange.asks_by_head());
         let after = conversation.exchange.renew();
+        if was_asked {
+            conversation.has_read = asked_by_head && after.server == Fate::Keep;
+        }
         conversation.stage = Stage::Between;
         conversation.served = conversation.served.saturating_add(1);
         conversation.since = now;
@@ -316,7 +321,9 @@ impl Worker {
                 StreamEnd::Truncated => self.cut_off(key, Termination::ServerTruncated),
             };
         }
-        let how = if end == StreamEnd::Orderly { ServerEnd::Orderly } else { ServerEnd::Broken };
+        // A failure that a send was told of is not told to the receive again.
+        let has_failed = conversation.outlets[Side::Server.index()].broken;
+        let how = if end == StreamEnd::Orderly && !has_failed { ServerEnd::Orderly } else { ServerEnd::Broken };
         self.server_lost(key, how)
     }
 
