@@ -74,9 +74,9 @@ impl Worker {
         }
         let service = relay.service();
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
-        let goes_on_waiting = service.routes.is_some() || relay.is_secured();
+        let has_entrance = relay.has_entrance();
         relay.session = session;
-        if !goes_on_waiting {
+        if !has_entrance {
             self.shared.handshakes().leave();
         }
         self.admit(key)

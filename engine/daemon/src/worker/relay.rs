@@ -148,6 +148,11 @@ impl Relay {
         self.destination = target.destination(self.service_port);
     }
 
+    /// Whether something is waited for between the accept and the choice of its server, for which it holds a place at the gate of handshakes.
+    pub(super) fn has_entrance(&self) -> bool {
+        has_entrance(&self.service, self.is_secured())
+    }
+
     /// What its server is told of the client first of all.
     pub(super) fn proxy_to(&self) -> Option<ProxyVersion> {
         self.proxy_to
@@ -262,8 +267,7 @@ impl Worker {
             return Ok(());
         }
         let service_tls = self.tls.service(service.id).map(Arc::clone);
-        let wait_ms = service.routes.as_ref().map(|routes| routes.wait_ms);
-        let has_entrance = service_tls.is_some() || wait_ms.is_some() || heralded != Heralded::No;
+        let has_entrance = has_entrance(&service, service_tls.is_some()) || heralded != Heralded::No;
         if has_entrance && !self.shared.handshakes().try_enter() {
             page.count_end(Termination::OutOfHandshakes);
             self.shared.gate(Protocol::Tcp).leave();
@@ -956,6 +960,11 @@ impl Worker {
         };
         if free * 2 > count { Room::Ample } else { Room::Scarce }
     }
+}
+
+/// Whether clients of this service have a handshake, or first bytes that are looked at; headers of proxies come before either.
+fn has_entrance(service: &Service, ends_tls: bool) -> bool {
+    ends_tls || service.routes.is_some()
 }
 
 /// Refuses a connection at once: a reset leaves no TIME_WAIT with us, and the client fails over without waiting.
