@@ -74,9 +74,9 @@ impl Worker {
         }
         let service = relay.service();
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
-        let has_entrance = relay.has_entrance();
+        let goes_on_waiting = service.first_bytes.is_some() || relay.is_secured();
         relay.session = session;
-        if !has_entrance {
+        if !goes_on_waiting {
             self.shared.handshakes().leave();
         }
         self.admit(key)
