@@ -24,6 +24,7 @@ pub mod write;
 pub use answer::Answer;
 pub use cookie::{HttpSecret, ServerCookies};
 pub use exchange::{After, ClientEnd, Exchange, Fate, Keep, Lost, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting};
+pub(crate) use fields::{is_token, is_value};
 pub use head::{BadRequest, BadResponse, Framing, RequestHead, ResponseHead, Version};
 pub use output::{Output, Piece};
 pub use rewrite::{AfterRequest, Scheme};
