@@ -55,6 +55,7 @@ pub(super) fn service(
             "connection" => model::BalanceEach::Connection,
             _ => model::BalanceEach::Request,
         },
+        http2: section.bool("http2")?.value,
         head_bytes_max: section.number("head_bytes_max")?.value,
         body_bytes_max: section.number("body_bytes_max")?.value,
         head_timeout_ms: section.duration("head_timeout")?.value,

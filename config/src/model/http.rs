@@ -13,6 +13,8 @@ use crate::pattern::Pattern;
 pub struct Http {
     /// What is balanced.
     pub balance_each: BalanceEach,
+    /// Whether clients may choose HTTP/2.
+    pub http2: bool,
     /// Longest request or response head.
     pub head_bytes_max: u32,
     /// Longest request body; 0 = no limit.

@@ -25,6 +25,13 @@ pub(super) static HTTP: Table = Table {
             "Whether clients share connections to servers.",
         )
         .default("never"),
+        key(
+            "http2",
+            Kind::Bool,
+            "Clients may choose HTTP/2 (by ALPN); servers are asked by HTTP/1.1. Who logs on by NTLM, Negotiate or Kerberos, which authenticate a connection, is \
+             told to come by HTTP/1.1: leave it off where all do.",
+        )
+        .default("false"),
         key("head_bytes_max", integer(1024, 262_144, "bytes"), "Longest request or response head.").default("32768"),
         key("body_bytes_max", integer(0, 1 << 40, "bytes"), "Longest request body; 0 = no limit.").default("0"),
         key("head_timeout", duration(SECOND, 5 * MINUTE), "How long a request head may take.").default("15s"),

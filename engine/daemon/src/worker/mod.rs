@@ -9,6 +9,7 @@ mod doors;
 mod entrance;
 mod handoff;
 mod http;
+mod http2;
 mod lanes;
 mod packets;
 mod peek;
@@ -49,6 +50,7 @@ use datagram::Datagrams;
 use doors::Doors;
 use entrance::{Pace, Waiting};
 pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
+use http2::Woken;
 use packets::{Left, Packets};
 use pressure::KeptBytes;
 pub(crate) use pressure::kept_bytes_max;
@@ -171,6 +173,8 @@ struct Worker {
     senders: Senders,
     /// Legs in HTTP mode that wait for a buffer to send from.
     unsent: VecDeque<(Key, Side)>,
+    /// Clients' connections of HTTP/2 whose streams have said something.
+    woken: Woken,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
     /// What connections with TLS keep of records of which only a part has come.
@@ -248,6 +252,7 @@ impl Worker {
             unsealed: VecDeque::new(),
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
+            woken: Woken::new(),
             output: Output::default(),
             kept: KeptBytes::default(),
             slow_look: None,
@@ -312,6 +317,7 @@ impl Worker {
         self.feed_starved_records()?;
         self.seal_waiting()?;
         self.send_unsent()?;
+        self.serve_woken()?;
         self.end_slow()?;
         self.reclaim_from_pool()?;
         self.shake()?;
@@ -329,6 +335,7 @@ impl Worker {
             && !self.can_feed_records()
             && !self.can_seal()
             && !self.can_send_unsent()
+            && self.woken.is_empty()
             && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
@@ -470,6 +477,7 @@ impl Worker {
             self.stopping = Some(self.shared.phase_since());
             self.close_doors()?;
             self.drain_conversations()?;
+            self.drain_hubs()?;
         }
         if phase == Phase::Draining && self.now < self.drain_look {
             return Ok(());

@@ -19,6 +19,7 @@ use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
 
 use super::http::Conversation;
+use super::http2::{Hub, Spoke};
 use super::peek::Looking;
 use super::pressure::SendWatch;
 use super::pump::Pump;
@@ -34,7 +35,8 @@ const GATHERED_UNSENT_MAX: u32 = 4 * GATHER_BYTES;
 /// One TCP connection through a worker.
 pub(super) struct Relay {
     pub(super) session: Session,
-    client: TcpStream,
+    /// `None` where the client's leg is memory: of a spoke.
+    client: Option<TcpStream>,
     client_address: SocketAddr,
     server: Option<TcpStream>,
     service: Arc<Service>,
@@ -72,6 +74,10 @@ pub(super) struct Relay {
     pub(super) closing: Option<Close>,
     /// In HTTP mode it has this in place of its session.
     pub(super) http: Option<Box<Conversation>>,
+    /// Where the client speaks HTTP/2, it has this in place of both.
+    pub(super) hub: Option<Box<Hub>>,
+    /// It serves streams of such a client.
+    pub(super) spoke: Option<Box<Spoke>>,
     /// Whom the request at hand is to come back to.
     pin: Option<Pin>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
@@ -115,6 +121,59 @@ impl Close {
 }
 
 impl Relay {
+    fn new(
+        client: Option<TcpStream>,
+        client_address: SocketAddr,
+        service: Arc<Service>,
+        service_port: u16,
+        home: VShard,
+        now: Now,
+    ) -> Relay {
+        Relay {
+            session: Session::connecting(now, service.connect_timeout_ms, service.idle_timeout_ms),
+            client,
+            client_address,
+            server: None,
+            service_port,
+            home,
+            service,
+            counted: None,
+            destination: client_address,
+            tried: Tried::new(),
+            redispatches: 0,
+            leases_refused: 0,
+            lease: None,
+            opened: false,
+            server_sends: ServerSends::None,
+            pumps: [Pump::default(), Pump::default()],
+            grants: [None; 2],
+            gathers: [None; 2],
+            pumped: [0; 2],
+            service_tls: None,
+            tls: [None, None],
+            entrance: None,
+            looking: None,
+            client_name: None,
+            server_handshake_failed: false,
+            sends: [None; 2],
+            closing: None,
+            http: None,
+            hub: None,
+            spoke: None,
+            pin: None,
+        }
+    }
+
+    /// One of the same client, for streams of its connection `hub`.
+    pub(super) fn spoke(hub: &Relay, service: Arc<Service>, spoke: Spoke, now: Now) -> Relay {
+        Relay {
+            service_tls: hub.service_tls.clone(),
+            client_name: hub.client_name.clone(),
+            spoke: Some(Box::new(spoke)),
+            ..Relay::new(None, hub.client_address, service, hub.service_port, hub.home, now)
+        }
+    }
+
     pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
     }
@@ -145,7 +204,7 @@ impl Relay {
 
     /// Whether its requests are to be served before handshakes of others: without TLS any, else those behind the first.
     fn is_seasoned(&self) -> bool {
-        !self.is_secured() || matches!(self.server_sends, ServerSends::Many)
+        !self.is_secured() || matches!(self.server_sends, ServerSends::Many) || self.hub.is_some()
     }
 
     /// Where its server is.
@@ -155,12 +214,20 @@ impl Relay {
 
     /// Whether the end of its session is decided.
     pub(super) fn is_ending(&self) -> bool {
-        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_ending())
+        match (&self.hub, &self.http) {
+            (Some(hub), _) => hub.is_ending(),
+            (None, Some(conversation)) => conversation.is_ending(),
+            (None, None) => self.session.is_ending(),
+        }
     }
 
     /// Whether nothing leaves any more. In HTTP mode a connection whose end is decided sends what there is for the client first.
     pub(super) fn is_given_up(&self) -> bool {
-        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_stopping())
+        match (&self.hub, &self.http) {
+            (Some(hub), _) => hub.is_stopping(),
+            (None, Some(conversation)) => conversation.is_stopping(),
+            (None, None) => self.session.is_ending(),
+        }
     }
 
     /// Where the client is.
@@ -192,13 +259,13 @@ impl Relay {
     }
 
     /// The client's leg alone.
-    pub(super) fn into_client(self) -> TcpStream {
+    pub(super) fn into_client(self) -> Option<TcpStream> {
         self.client
     }
 
     pub(super) fn leg(&self, side: Side) -> Option<&TcpStream> {
         match side {
-            Side::Client => Some(&self.client),
+            Side::Client => self.client.as_ref(),
             Side::Server => self.server.as_ref(),
         }
     }
@@ -227,38 +294,10 @@ impl Worker {
             refuse(&client);
             return Ok(());
         }
-        let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
-        let relay = Box::new(Relay {
-            session,
-            client,
-            client_address,
-            server: None,
-            service_port,
-            home: vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32),
-            service,
-            counted: None,
-            destination: client_address,
-            tried: Tried::new(),
-            redispatches: 0,
-            leases_refused: 0,
-            lease: None,
-            opened: false,
-            server_sends: ServerSends::None,
-            pumps: [Pump::default(), Pump::default()],
-            grants: [None; 2],
-            gathers: [None; 2],
-            pumped: [0; 2],
-            service_tls,
-            tls: [None, None],
-            entrance: None,
-            looking: None,
-            client_name: None,
-            server_handshake_failed: false,
-            sends: [None; 2],
-            closing: None,
-            http: None,
-            pin: None,
-        });
+        let home = vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32);
+        let relay =
+            Relay { service_tls, ..Relay::new(Some(client), client_address, service, service_port, home, self.now) };
+        let relay = Box::new(relay);
         match (self.relays.insert(relay), wait_ms) {
             (Ok(key), Some(wait_ms)) => self.look(key, wait_ms),
             (Ok(key), None) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
@@ -269,7 +308,7 @@ impl Worker {
                 }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
-                refuse(&relay.client);
+                relay.client.iter().for_each(refuse);
                 Ok(())
             }
         }
@@ -278,7 +317,7 @@ impl Worker {
     /// A client has passed the entrance: its session begins.
     pub(super) fn begin(&mut self, key: Key) -> io::Result<()> {
         if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
-            return self.converse(key);
+            return if self.speaks_http2(key) { self.open_hub(key) } else { self.converse(key) };
         }
         match self.dial(key)? {
             Ok(()) => {
@@ -523,8 +562,10 @@ impl Worker {
 
     /// Gives `event` to the session of `key` and does what it asks for.
     pub(super) fn drive(&mut self, key: Key, event: Event) -> io::Result<()> {
-        if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
-            return self.heard(key, event);
+        match self.relays.get(key) {
+            Some(relay) if relay.http.is_some() => return self.heard(key, event),
+            Some(relay) if relay.hub.is_some() => return self.heard_hub(key, event),
+            _ => {}
         }
         self.carry_out(key, |worker, ops| worker.tell(key, event, ops))
     }
@@ -762,10 +803,10 @@ impl Worker {
 
     fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let Some(server) = relay.server.as_ref() else { return };
+        let (Some(client), Some(server)) = (relay.client.as_ref(), relay.server.as_ref()) else { return };
         let (source, sink, pump) = match from {
-            Side::Client => (&relay.client, server, &mut relay.pumps[0]),
-            Side::Server => (server, &relay.client, &mut relay.pumps[1]),
+            Side::Client => (client, server, &mut relay.pumps[0]),
+            Side::Server => (server, client, &mut relay.pumps[1]),
         };
         self.gathers.note_pump(&mut relay.pumped[from.index()], self.now);
         if pump.first_use() {
@@ -804,6 +845,9 @@ impl Worker {
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
         }
+        if let Some(hub) = relay.spoke.as_ref().map(|spoke| spoke.hub()) {
+            self.spoke_closed(hub, key, close.termination);
+        }
         let Relay { client, server, service, counted, lease, tls, .. } = *relay;
         if let Some(server) = counted {
             self.shared.close(service.id, server);
@@ -812,7 +856,7 @@ impl Worker {
             close.termination,
             Termination::ClientTruncated | Termination::ServerTruncated | Termination::TlsBroken
         );
-        for (leg, tls) in [Some(client), server].into_iter().zip(tls) {
+        for (leg, tls) in [client, server].into_iter().zip(tls) {
             let Some(leg) = leg else { continue };
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
             if truncated && tls.is_some() {
@@ -843,6 +887,9 @@ impl Worker {
         }
         if relay.http.is_some() {
             return self.arm_conversation(key);
+        }
+        if relay.hub.is_some() {
+            return self.arm_hub(key);
         }
         match relay.session.deadline() {
             Some(due) => self.wheel.arm(key.index, due),

@@ -36,7 +36,7 @@ pub(super) struct Inlet {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Receive {
+pub(in super::super) enum Receive {
     /// In flight.
     Armed,
     /// Nothing in flight.
@@ -48,7 +48,7 @@ pub(super) enum Receive {
 
 /// How a stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StreamEnd {
+pub(in super::super) enum StreamEnd {
     /// Damaged or against the rules of TLS.
     Damaged,
     /// By its sender.
@@ -122,6 +122,16 @@ impl Outlet {
         self.made = bytes;
     }
 
+    /// Bytes of ours that wait.
+    pub(super) fn made_bytes(&self) -> usize {
+        self.made.len()
+    }
+
+    /// What was given to a hub is away; nobody tells of it.
+    pub(super) fn forget_sent(&mut self) {
+        self.sending = None;
+    }
+
     /// Adds pieces of a turn whose input was `input`.
     fn gather(&mut self, pieces: &[Piece], output: &Output, input: &[u8]) {
         for piece in pieces {
@@ -156,8 +166,14 @@ impl Worker {
         let secured = self.relays.get(key).is_some_and(|relay| relay.is_secured());
         let scarce = self.room(secured) == Room::Scarce;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let is_spoke = relay.is_spoke();
+        if is_spoke && from == Side::Client {
+            // Its hub stows what there is.
+            return Ok(());
+        }
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
-        let wanted = conversation.wants_more(from, scarce);
+        // For streams whose windows are closed nothing is read ahead.
+        let wanted = conversation.wants_more(from, scarce || is_spoke);
         let inlet = &mut conversation.inlets[from.index()];
         if !wanted || inlet.receive != Receive::Idle || inlet.held.is_some() || inlet.end.is_some() {
             return Ok(());
@@ -172,7 +188,7 @@ impl Worker {
     }
 
     /// Waits for a buffer to receive into.
-    pub(super) fn starve(&mut self, key: Key, from: Side) {
+    pub(in super::super) fn starve(&mut self, key: Key, from: Side) {
         let Some(relay) = self.relays.get(key) else { return };
         let starved = if relay.is_secured() { &mut self.starved_records } else { &mut self.starved };
         starved.push_back((key, from));
@@ -183,7 +199,7 @@ impl Worker {
     /// Sends what a turn has made, in its order; says whether the receive buffer goes with it.
     pub(super) fn emit(&mut self, key: Key, to: Side, output: &Output, source: Option<Source>) -> io::Result<bool> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
-        let direct = direct_rest(output, source);
+        let direct = if relay.is_spoke() && to == Side::Client { None } else { direct_rest(output, source) };
         let pieces = output.pieces();
         let copied = if direct.is_some() { &pieces[..pieces.len() - 1] } else { pieces };
         let range = source.map(|source| rest_of(relay.chunk_range(to.other(), source.chunk), source.base));
@@ -216,10 +232,19 @@ impl Worker {
         if to == Side::Server {
             relay.send_without_delay();
         }
+        let is_spoke = relay.is_spoke();
         let Some(outlet) = relay.http.as_deref_mut().map(|conversation| &mut conversation.outlets[to.index()]) else {
             return Ok(());
         };
         if outlet.sending.is_some() {
+            return Ok(());
+        }
+        if to == Side::Client && is_spoke {
+            let said = std::mem::take(&mut outlet.made);
+            let is_away = !said.is_empty() && self.pass_to_hub(key, &said);
+            if let Some(conversation) = self.conversation(key).filter(|_| is_away) {
+                conversation.outlets[to.index()].sending = Some(Sending::Made(0));
+            }
             return Ok(());
         }
         if !outlet.made.is_empty() {
@@ -330,6 +355,7 @@ impl Worker {
     pub(in super::super) fn send_unsent(&mut self) -> io::Result<()> {
         for _ in 0..self.unsent.len().min(super::super::FED_MAX) {
             let Some((key, to)) = self.unsent.pop_front() else { break };
+            self.waits_no_more(key);
             self.send_waiting(key, to)?;
             // It may have failed, and then nothing else may be in flight that would tell of it.
             self.advance(key)?;
