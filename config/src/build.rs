@@ -1,6 +1,7 @@
 //! From a draft without errors to the model.
 
 mod http;
+mod log;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
             name: group.name.as_ref()?.value.to_owned(),
             servers: group.servers.iter().map(server).collect::<Option<_>>()?,
             health: health(group.section.table("health")),
+            proxy_protocol: proxy_to(group.section),
         });
     }
     let mut services = Vec::with_capacity(draft.services.len());
@@ -39,6 +41,10 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
                     name: draft_service.name.as_ref()?.value.to_owned(),
                     servers: draft.servers(draft_service).iter().map(server).collect::<Option<_>>()?,
                     health: health(own_health),
+                    proxy_protocol: match &draft_service.members {
+                        Members::Group(index) => proxy_to(draft.groups[*index].section),
+                        Members::Own(_) => None,
+                    },
                 });
                 groups.len() - 1
             }
@@ -50,6 +56,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         limits: limits(draft.root)?,
         control: control(draft.root),
         tls: tls::pool(draft.root)?,
+        log: log::log(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,
@@ -108,8 +115,35 @@ fn service(
             Some(section) => Some(Box::new(http::service(section, service, draft, groups)?)),
             None => None,
         },
+        proxy_protocol: proxy_to(section).unwrap_or_default(),
+        proxy_from: proxy_from(section)?,
+        log: log::of_service(service, draft.root)?,
         group,
     })
+}
+
+/// `proxy_protocol` as far as it is written.
+fn proxy_to(section: &Section) -> Option<model::ProxyTo> {
+    section.word("proxy_protocol").map(|word| match word.value {
+        "v1" => model::ProxyTo::V1,
+        "v2" => model::ProxyTo::V2,
+        _ => model::ProxyTo::None,
+    })
+}
+
+/// The outer `None` means that something is missing, the inner that nobody speaks for clients.
+fn proxy_from(section: &Section) -> Option<Option<model::ProxyFrom>> {
+    if section.list("proxy_protocol_from").is_none() {
+        return Some(None);
+    }
+    Some(Some(model::ProxyFrom {
+        networks: networks(section, "proxy_protocol_from"),
+        timeout_ms: section.duration("proxy_protocol_timeout")?.value,
+        others: match section.word("proxy_protocol_others")?.value {
+            "serve" => model::ProxyOthers::Serve,
+            _ => model::ProxyOthers::Refuse,
+        },
+    }))
 }
 
 fn server(server: &Server<'_>) -> Option<model::Server> {
@@ -122,6 +156,7 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
         admin: server.admin.value,
         re_encrypt: server.section.bool("re_encrypt").map(|re_encrypt| re_encrypt.value),
         server_name: server.section.text("server_name").map(|name| name.value.to_ascii_lowercase()),
+        proxy_protocol: proxy_to(server.section),
     })
 }
 

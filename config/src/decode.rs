@@ -327,10 +327,11 @@ impl Decoder<'_> {
     }
 }
 
-/// Which of several kinds a value means: a word of a closed set first, then the first that takes its type.
+/// Which of several kinds a value means: a word of a closed set or a path from the root first, then the first that takes its type.
 fn choose(kinds: &'static [Kind], value: &DeValue<'_>) -> Option<&'static Kind> {
     let exact = kinds.iter().find(|kind| match (kind, value.as_str()) {
         (Kind::Word(words), Some(text)) => words.iter().any(|word| word.word == text),
+        (Kind::Path, Some(text)) => text.starts_with('/'),
         _ => false,
     });
     exact

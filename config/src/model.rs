@@ -3,6 +3,8 @@
 //! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
 
 mod http;
+mod log;
+mod proxy;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -13,9 +15,11 @@ use serde::Serialize;
 
 pub use http::{
     BalanceEach, Change, FilterAction, Forwarded, HeaderChange, HeaderMatch, Hsts, Http, HttpFilter, HttpRoute,
-    Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Rewrite, RouteClients, RouteGroup,
+    Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Reuse, Rewrite, RouteClients, RouteGroup,
     RouteSettings, RouteTo, Way,
 };
+pub use log::{Log, LogFormat, LogTo, Logged, LoggedQuery, Syslog};
+pub use proxy::{ProxyFrom, ProxyOthers, ProxyTo, ProxyVersion};
 pub use tls::{
     CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
     Resumption, ServerTls, ServiceTls, TlsPool, TlsProvider, TlsRoute, TlsVersion, VerifyServer,
@@ -35,6 +39,8 @@ pub struct Model {
     pub control: Control,
     /// TLS of the whole process.
     pub tls: TlsPool,
+    /// Lines about connections and requests.
+    pub log: Log,
     /// Static routes of the packet plane, beside the kernel's.
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
@@ -263,6 +269,8 @@ pub struct ServerGroup {
     pub servers: Vec<Server>,
     /// How members are judged up or down; `None` = always up.
     pub health: Option<Health>,
+    /// What they are told of clients, unless they say otherwise; `None` = as the service says.
+    pub proxy_protocol: Option<ProxyTo>,
 }
 
 /// `[[service.server]]` or `[[group.server]]`: membership of one RealServer in one group.
@@ -284,6 +292,8 @@ pub struct Server {
     pub re_encrypt: Option<bool>,
     /// See [`EndedTls::server_name`].
     pub server_name: Option<String>,
+    /// What it is told of clients; `None` = as its group or the service says, see [`VirtualService::proxy_version`].
+    pub proxy_protocol: Option<ProxyTo>,
 }
 
 /// The operator's word about a server.
@@ -344,6 +354,12 @@ pub struct VirtualService {
     pub tls: ServiceTls,
     /// HTTP mode; `None` = connections are relayed unread.
     pub http: Option<Box<Http>>,
+    /// What servers are told of clients, unless they or their group say otherwise.
+    pub proxy_protocol: ProxyTo,
+    /// Proxies in front that say who the client is; `None` = nobody does.
+    pub proxy_from: Option<ProxyFrom>,
+    /// Which of its connections and requests get a line.
+    pub log: Logged,
     /// Index into [`Model::groups`].
     pub group: usize,
 }
@@ -623,6 +639,11 @@ impl Model {
 }
 
 impl VirtualService {
+    /// What this member of a group is told of this service's clients.
+    pub fn proxy_version(&self, group: &ServerGroup, server: &Server) -> Option<ProxyVersion> {
+        server.proxy_protocol.or(group.proxy_protocol).unwrap_or(self.proxy_protocol).version()
+    }
+
     /// How TLS is ended here, if it is.
     pub fn ended_tls(&self) -> Option<&EndedTls> {
         match &self.tls {

@@ -5,12 +5,14 @@ pub(crate) mod health;
 mod hidden_client;
 mod http;
 mod layers;
+pub(crate) mod log;
 mod loops;
 mod names;
 mod network;
 mod outbound;
 mod persistence;
 mod process;
+mod proxy_protocol;
 mod servers;
 mod sockets;
 mod sources;
@@ -23,6 +25,7 @@ use crate::draft::Draft;
 /// Runs every rule. Each tells all it finds; none depends on another.
 pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     process::judge(draft, report);
+    log::judge(draft, report);
     network::judge(draft, report);
     names::judge(draft, report);
     sockets::judge(draft, report);
@@ -33,6 +36,7 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     layers::judge(draft, report);
     tls::judge(draft, report);
     http::judge(draft, report);
+    proxy_protocol::judge(draft, report);
     persistence::judge(draft, report);
     health::judge(draft, report);
     hidden_client::judge(draft, report);

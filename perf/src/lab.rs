@@ -37,13 +37,15 @@ mod site;
 /// The most servers a lab has: their numbers stay below those left for VIPs.
 pub const SERVERS_MAX: usize = 64;
 
-/// What Linux comes with (Documentation/networking/ip-sysctl.rst), whatever this machine is set to: BBR paces by timers, and receive
-/// buffers of 32 MB let a few dozen streams take all memory that TCP may have.
-const TCP_SYSCTLS: [(&str, &str); 3] = [
-    ("net.ipv4.tcp_congestion_control", "cubic"),
-    ("net.ipv4.tcp_rmem", "4096 131072 6291456"),
-    ("net.ipv4.tcp_wmem", "4096 16384 4194304"),
-];
+/// What Linux comes with (Documentation/networking/ip-sysctl.rst), whatever this machine is set to: receive buffers of 32 MB let a few dozen
+/// streams take all memory that TCP may have.
+const TCP_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.tcp_rmem", "4096 131072 6291456"), ("net.ipv4.tcp_wmem", "4096 16384 4194304")];
+
+const CONGESTION_CONTROL: &str = "net.ipv4.tcp_congestion_control";
+/// Congestion controls, the best first, none of which paces by timers as BBR does. A namespace may have only what the machine allows everybody
+/// (`net.ipv4.tcp_allowed_congestion_control`), and that need not name the first; Reno is always allowed (net/ipv4/tcp_cong.c).
+const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
 
 /// How the hosts are connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,6 +221,8 @@ impl Host {
         let namespace = Namespace::create().map_err(|error| told(&error, &format!("create host `{name}`")))?;
         let host = Host { name, number, namespace, ports: Vec::new() };
         TCP_SYSCTLS.iter().try_for_each(|(key, value)| host.set_sysctl(key, value))?;
+        let [best, always] = CONGESTION_CONTROLS;
+        host.set_sysctl(CONGESTION_CONTROL, best).or_else(|_| host.set_sysctl(CONGESTION_CONTROL, always))?;
         Ok(host)
     }
 
@@ -430,6 +434,18 @@ mod tests {
                 reaches(from, to, to.ipv4().into());
                 reaches(from, to, to.ipv6().into());
             }
+        }
+    }
+
+    #[test]
+    fn every_host_has_a_congestion_control_without_pacing() {
+        if ensure_privilege(every_host_has_a_congestion_control_without_pacing).unwrap() == Privilege::Delegated {
+            return;
+        }
+        let lab = Lab::build(Topology::OneArm, 1).unwrap();
+        for host in lab.hosts() {
+            let control = host.sysctl(CONGESTION_CONTROL).unwrap();
+            assert!(CONGESTION_CONTROLS.contains(&control.as_str()), "{}: {control}", host.name());
         }
     }
 

@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod cpu;
 pub mod crowd;
+pub mod identity;
 pub mod lab;
 pub mod load;
 pub mod machine;
@@ -11,3 +12,4 @@ pub mod peers;
 pub mod report;
 pub mod segment;
 pub mod suite;
+pub mod web;

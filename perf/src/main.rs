@@ -2,7 +2,8 @@
 
 mod commands;
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +22,8 @@ struct Cli {
 enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
+    Http(commands::Http),
+    Identity(commands::Identity),
     #[command(hide = true)]
     Instructions(commands::Instructions),
     Lab(commands::Lab),
@@ -32,6 +35,9 @@ enum Action {
         /// Answer over TLS, with a certificate that is made now; over TCP alone.
         #[arg(long)]
         tls: bool,
+        /// Answer as a web server, for the suite `http`; over TCP alone.
+        #[arg(long, conflicts_with = "tls")]
+        web: bool,
     },
     Packet(commands::Packet),
     Relay(commands::Relay),
@@ -45,10 +51,13 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
+        Action::Http(http) => http.run(),
+        Action::Identity(identity) => identity.run(),
         Action::Instructions(instructions) => instructions.run(),
         Action::Lab(lab) => lab.run(),
-        Action::Origin { listen, tls: false } => origin(&listen),
-        Action::Origin { listen, tls: true } => tls_origin(&listen),
+        Action::Origin { listen, tls: true, .. } => alone(&listen, "TLS", load::origin::serve_tls),
+        Action::Origin { listen, web: true, .. } => alone(&listen, "HTTP", load::origin::serve_web),
+        Action::Origin { listen, .. } => origin(&listen),
         Action::Packet(packet) => packet.run(),
         Action::Relay(relay) => relay.run(),
         Action::Report(report) => report.run(),
@@ -79,14 +88,19 @@ fn origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tls_origin(listen: &[SocketAddr]) -> anyhow::Result<()> {
+/// An origin of TCP alone.
+fn alone(
+    listen: &[SocketAddr],
+    what: &str,
+    serve: impl FnOnce(Vec<TcpListener>) -> io::Result<()>,
+) -> anyhow::Result<()> {
     towpath_sys::host::raise_nofile_limit()?;
     let mut listeners = Vec::new();
     for &address in listen {
         let listener = load::origin::listen(address)?;
-        println!("answering on {}, TLS", listener.local_addr()?);
+        println!("answering on {}, {what}", listener.local_addr()?);
         listeners.push(listener);
     }
-    load::origin::serve_tls(listeners)?;
+    serve(listeners)?;
     Ok(())
 }

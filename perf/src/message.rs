@@ -6,6 +6,8 @@
 
 use std::sync::OnceLock;
 
+use crate::web::{self, Lack, Visitor};
+
 /// Length of a header.
 pub const HEADER_BYTES: usize = 24;
 
@@ -26,6 +28,8 @@ pub enum Framing {
     Bare,
     /// As the body of an HTTP/1.1 request or response, for who relays nothing else.
     Http,
+    /// In requests of browsers and responses of web servers, in which a balancer of HTTP does its work; no streams.
+    Web(Visitor),
 }
 
 /// The longest head that is written.
@@ -43,16 +47,23 @@ impl Framing {
         match self {
             Framing::Bare => 0,
             Framing::Http => HEAD_BYTES,
+            Framing::Web(_) => web::HEAD_BYTES,
         }
     }
 
-    /// What stands in front of a request.
-    pub fn request_head(self, request: &Header) -> String {
+    /// Whether requests are nothing but their heads.
+    pub fn asks_by_head(self) -> bool {
+        matches!(self, Framing::Web(_))
+    }
+
+    /// What stands in front of a request, of a client that has got this cookie.
+    pub fn request_head(self, request: &Header, cookie: Option<&str>) -> String {
         let end = if request.kind == Kind::Answer { "" } else { "Connection: close\r\n" };
         let length = HEADER_BYTES + request.filler_bytes as usize;
         match self {
             Framing::Bare => String::new(),
             Framing::Http => format!("POST / HTTP/1.1\r\nHost: origin\r\n{end}Content-Length: {length}\r\n\r\n"),
+            Framing::Web(_) => web::request(request, cookie),
         }
     }
 
@@ -63,6 +74,7 @@ impl Framing {
         match self {
             Framing::Bare => String::new(),
             Framing::Http => format!("HTTP/1.1 200 OK\r\n{end}Content-Length: {length}\r\n\r\n"),
+            Framing::Web(_) => web::response(answer, request != Kind::Answer),
         }
     }
 
@@ -70,7 +82,7 @@ impl Framing {
     pub fn stream_head(self) -> &'static str {
         match self {
             Framing::Bare => "",
-            Framing::Http => "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+            Framing::Http | Framing::Web(_) => "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
         }
     }
 }
@@ -196,9 +208,12 @@ fn pattern() -> &'static [u8] {
 }
 
 /// Takes a message apart as it arrives, in whatever pieces.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Reader {
     framing: Framing,
+    /// Heads of [`Framing::Web`], and the length that the last one has told of its body.
+    pub(crate) web: web::HeadReader,
+    told: Option<u64>,
     /// Bytes read of the head in front of a body, and how many of its end were met.
     lead: Option<(usize, usize)>,
     head: [u8; HEADER_BYTES],
@@ -212,6 +227,8 @@ pub struct Reader {
 pub enum Progress {
     /// The message ends with the piece's byte of this number; the rest belongs to the next.
     Complete(Header, usize),
+    /// A balancer has not done to it what it is to do.
+    Lacks(Lack),
     /// More has to come.
     Partial,
     /// It is not what was sent.
@@ -221,10 +238,11 @@ pub enum Progress {
 impl Reader {
     /// Before the first byte of a message.
     pub fn new(framing: Framing) -> Reader {
-        let lead = (framing == Framing::Http).then_some((0, 0));
         Reader {
             framing,
-            lead,
+            web: web::HeadReader::new(framing == Framing::Web(Visitor::Returning)),
+            told: None,
+            lead: lead_of(framing),
             head: [0; HEADER_BYTES],
             head_filled: 0,
             filler: Filler { position: 0 },
@@ -253,7 +271,23 @@ impl Reader {
 
     /// Takes the next piece.
     pub fn take(&mut self, piece: &[u8]) -> Progress {
-        let Some(mut used) = self.pass_head(piece) else { return Progress::Wrong };
+        let mut used = match (self.framing, self.told) {
+            (Framing::Web(_), None) => match self.web.take(piece) {
+                Ok(None) => return Progress::Partial,
+                Ok(Some((used, web::Head::Request(header)))) => return Progress::Complete(header, used),
+                Ok(Some((used, web::Head::Response(length)))) => {
+                    self.told = Some(length);
+                    used
+                }
+                Err(web::Fault::Lacks(lack)) => return Progress::Lacks(lack),
+                Err(web::Fault::Wrong) => return Progress::Wrong,
+            },
+            (Framing::Web(_), Some(_)) => 0,
+            (Framing::Bare | Framing::Http, _) => match self.pass_head(piece) {
+                Some(used) => used,
+                None => return Progress::Wrong,
+            },
+        };
         if self.head_filled < HEADER_BYTES {
             let part = (piece.len() - used).min(HEADER_BYTES - self.head_filled);
             self.head[self.head_filled..self.head_filled + part].copy_from_slice(&piece[used..used + part]);
@@ -263,6 +297,9 @@ impl Reader {
                 return Progress::Partial;
             }
             let Some(header) = Header::decode(&self.head) else { return Progress::Wrong };
+            if self.told.is_some_and(|told| told != HEADER_BYTES as u64 + u64::from(header.filler_bytes)) {
+                return Progress::Wrong;
+            }
             self.filler = Filler::of(header.tag);
             self.filler_left = u64::from(header.filler_bytes);
         }
@@ -275,9 +312,14 @@ impl Reader {
             return Progress::Partial;
         }
         let Some(header) = Header::decode(&self.head) else { return Progress::Wrong };
-        *self = Reader::new(self.framing);
+        (self.lead, self.told, self.head_filled) = (lead_of(self.framing), None, 0);
         Progress::Complete(header, used + part)
     }
+}
+
+/// Before the first byte of what stands in front of a body.
+fn lead_of(framing: Framing) -> Option<(usize, usize)> {
+    (framing == Framing::Http).then_some((0, 0))
 }
 
 impl Default for Reader {
@@ -314,7 +356,7 @@ mod tests {
     #[test]
     fn a_body_is_read_behind_its_head_in_whatever_pieces() {
         let (header, bytes) = message(99, 50);
-        let request = Framing::Http.request_head(&header);
+        let request = Framing::Http.request_head(&header, None);
         let answer = Framing::Http.answer_head(Kind::AnswerAndClose, &header);
         assert!(request.len().max(answer.len()) + 8 <= HEAD_BYTES, "with the longest of lengths");
         assert!(request.ends_with("\r\nContent-Length: 74\r\n\r\n") && answer.contains("\r\nConnection: close\r\n"));
@@ -338,6 +380,24 @@ mod tests {
             assert_eq!(complete, 2);
         }
         assert_eq!(Reader::new(Framing::Http).take(&[b'x'; HEAD_BYTES_MAX + 1]), Progress::Wrong);
+    }
+
+    #[test]
+    fn a_response_is_read_with_its_head_in_whatever_pieces() {
+        let framing = Framing::Web(Visitor::Returning);
+        let (header, body) = message(99, 5000);
+        let head = framing.answer_head(Kind::Answer, &header).replace("\r\n\r\n", "\r\nSet-Cookie: SERVERID=a\r\n\r\n");
+        let whole = [head.as_bytes(), &body].concat();
+        for size in [1, 24, 300, 4096, 8192] {
+            let mut reader = Reader::new(framing);
+            let pieces: Vec<&[u8]> = whole.chunks(size).collect();
+            let (last, before) = pieces.split_last().unwrap();
+            before.iter().for_each(|piece| assert_eq!(reader.take(piece), Progress::Partial, "{size}"));
+            assert_eq!(reader.take(last), Progress::Complete(header, last.len()));
+            assert_eq!(reader.web.cookie.as_deref(), Some("a"));
+        }
+        let shorter = [head.replace("Content-Length: 50", "Content-Length: 40").as_bytes(), &body].concat();
+        assert_eq!(Reader::new(framing).take(&shorter), Progress::Wrong);
     }
 
     #[test]

@@ -27,6 +27,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// What is shown of a subject's log when it fails.
 const LOG_BYTES_MAX: usize = 4096;
 
+/// Connections to the server that nginx keeps, for the life of a turn.
+const NGINX_KEEPALIVE: &str = "keepalive 1024; keepalive_timeout 1h; keepalive_requests 1000000000;";
+
 /// Where Debian puts nginx's stream module.
 const NGINX_STREAM_MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
@@ -73,6 +76,14 @@ impl Kind {
         }
     }
 
+    /// Whether it balances HTTP; `nginx` is nginx's `http` there.
+    pub fn balances_http(self) -> bool {
+        match self {
+            Kind::Haproxy | Kind::Nginx | Kind::Remote | Kind::Towpath => true,
+            Kind::Hitch | Kind::Kernel | Kind::NginxHttp => false,
+        }
+    }
+
     /// How messages have to stand in what it relays.
     pub fn framing(self) -> Framing {
         match self {
@@ -115,6 +126,17 @@ impl Pool {
     }
 }
 
+/// Whose a connection to a server is that carries requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerConnections {
+    /// As each program has it by default. nginx keeps none by default: it keeps them for anybody here.
+    Default,
+    /// One client's connection has it, and takes it along.
+    Own,
+    /// Anybody's, from the first request of a client on.
+    Shared,
+}
+
 /// What and how a subject relays.
 #[derive(Clone, Debug)]
 pub struct Setting {
@@ -138,6 +160,8 @@ pub struct Setting {
     pub is_routed: bool,
     /// What it ends TLS with, if it does.
     pub tls: Option<TlsSetting>,
+    /// As a balancer of HTTP: whose its connections to the server are; `None`: it relays bytes.
+    pub http: Option<ServerConnections>,
 }
 
 /// How a subject ends TLS, beside what it relays as it comes.
@@ -283,6 +307,11 @@ impl Subject {
         Subject { name: target.to_string(), kind: Kind::Remote, buffer_kib: None, program: PathBuf::new() }
     }
 
+    /// Where it was found.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// What the program says about its version.
     pub fn version(&self) -> String {
         let flag = match self.kind {
@@ -298,20 +327,30 @@ impl Subject {
 
     /// The configuration it is started with.
     pub fn configuration(&self, setting: &Setting, places: &Places) -> String {
-        let (template, buffers) = match (self.kind, self.buffer_kib) {
-            (Kind::Haproxy, Some(kib)) => {
-                (include_str!("../peers/haproxy.cfg"), format!("tune.bufsize {}", u64::from(kib) * 1024))
-            }
-            (Kind::Haproxy, None) => (include_str!("../peers/haproxy.cfg"), "# tune.bufsize: its default".into()),
-            (Kind::Nginx, Some(kib)) => (include_str!("../peers/nginx.conf"), format!("proxy_buffer_size {kib}k;")),
-            (Kind::Nginx, None) => (include_str!("../peers/nginx.conf"), "# proxy_buffer_size: its default".into()),
-            (Kind::NginxHttp, _) => (include_str!("../peers/nginx-http.conf"), String::new()),
-            (Kind::Hitch, _) => (include_str!("../peers/hitch.conf"), String::new()),
+        let template = match (self.kind, setting.http) {
+            (Kind::Haproxy, None) => include_str!("../peers/haproxy.cfg"),
+            (Kind::Haproxy, Some(_)) => include_str!("../peers/haproxy-http.cfg"),
+            (Kind::Nginx, None) => include_str!("../peers/nginx.conf"),
+            (Kind::Nginx, Some(_)) => include_str!("../peers/nginx-web.conf"),
+            (Kind::NginxHttp, _) => include_str!("../peers/nginx-http.conf"),
+            (Kind::Hitch, _) => include_str!("../peers/hitch.conf"),
             // Without a hook it translates and tracks nothing.
-            (Kind::Kernel, _) if setting.is_routed => ("table {{ip}} relay {\n}\n", String::new()),
-            (Kind::Kernel, _) => (include_str!("../peers/kernel.nft"), String::new()),
+            (Kind::Kernel, _) if setting.is_routed => "table {{ip}} relay {\n}\n",
+            (Kind::Kernel, _) => include_str!("../peers/kernel.nft"),
             (Kind::Remote, _) => return String::new(),
-            (Kind::Towpath, _) => (include_str!("../peers/towpath.toml"), String::new()),
+            (Kind::Towpath, None) => include_str!("../peers/towpath.toml"),
+            (Kind::Towpath, Some(_)) => include_str!("../peers/towpath-http.toml"),
+        };
+        let buffers = match (self.kind, self.buffer_kib, setting.http) {
+            (Kind::Haproxy, Some(kib), _) => format!("tune.bufsize {}", u64::from(kib) * 1024),
+            (Kind::Haproxy, None, _) => "# tune.bufsize: its default".into(),
+            (Kind::Nginx, Some(kib), None) => format!("proxy_buffer_size {kib}k;"),
+            // As many as it has by default.
+            (Kind::Nginx, Some(kib), Some(_)) => {
+                format!("proxy_buffer_size {kib}k; proxy_buffers 8 {kib}k; proxy_busy_buffers_size {}k;", 2 * kib)
+            }
+            (Kind::Nginx, None, _) => "# proxy_buffer_size: its default".into(),
+            _ => String::new(),
         };
         let (protocol, nginx_transport, backlog) = match setting.transport {
             Transport::Tcp => ("tcp", "", " backlog=4096"),
@@ -322,7 +361,8 @@ impl Subject {
         let tls = setting.tls.as_ref();
         let values = [
             // First: what stands in it is filled in by those that follow.
-            ("tls", tls.map_or_else(String::new, |_| self.tls_template().to_owned())),
+            ("tls", tls.map_or_else(String::new, |_| self.tls_template(setting.http).to_owned())),
+            ("tls_scheme", if tls.is_some() { "s".into() } else { String::new() }),
             ("tls_listen", tls.map_or_else(String::new, |tls| tls.listen.to_string())),
             ("tls_mode", if tls.is_some_and(|tls| tls.reencrypts) { "re-encrypt".into() } else { "terminate".into() }),
             ("tls_port", tls.map_or_else(String::new, |tls| tls.listen.port().to_string())),
@@ -359,6 +399,7 @@ impl Subject {
             ("pid_file", places.pid.display().to_string()),
             ("plane", towpath_plane(setting)),
             ("protocol", protocol.to_owned()),
+            ("reuse", setting.http.map_or_else(String::new, |connections| self.reuse(connections).to_owned())),
             ("router", if setting.is_routed { "[router]\nenabled = true\n\n".into() } else { String::new() }),
             ("server", setting.server.to_string()),
             ("server_ip", setting.server.ip().to_string()),
@@ -375,17 +416,42 @@ impl Subject {
                 },
             ),
             ("transport", nginx_transport.to_owned()),
+            ("upstream_connection", if setting.http == Some(ServerConnections::Own) { "close" } else { "\"\"" }.into()),
+            (
+                "upstream_keepalive",
+                match setting.http {
+                    None | Some(ServerConnections::Own) => String::new(),
+                    Some(ServerConnections::Default | ServerConnections::Shared) => NGINX_KEEPALIVE.to_owned(),
+                },
+            ),
         ];
         values.iter().fold(template.to_owned(), |text, (key, value)| text.replace(&format!("{{{{{key}}}}}"), value))
     }
 
     /// What is added to the configuration where TLS is ended.
-    fn tls_template(&self) -> &'static str {
-        match self.kind {
-            Kind::Haproxy => include_str!("../peers/haproxy-tls.cfg"),
-            Kind::Nginx => include_str!("../peers/nginx-tls.conf"),
-            Kind::Towpath => include_str!("../peers/towpath-tls.toml"),
-            Kind::Hitch | Kind::Kernel | Kind::NginxHttp | Kind::Remote => "",
+    fn tls_template(&self, http: Option<ServerConnections>) -> &'static str {
+        match (self.kind, http) {
+            (Kind::Haproxy, None) => include_str!("../peers/haproxy-tls.cfg"),
+            (Kind::Haproxy, Some(_)) => include_str!("../peers/haproxy-http-tls.cfg"),
+            (Kind::Nginx, None) => include_str!("../peers/nginx-tls.conf"),
+            (Kind::Nginx, Some(_)) => include_str!("../peers/nginx-web-tls.conf"),
+            (Kind::Towpath, None) => include_str!("../peers/towpath-tls.toml"),
+            (Kind::Towpath, Some(_)) => include_str!("../peers/towpath-http-tls.toml"),
+            (Kind::Hitch | Kind::Kernel | Kind::NginxHttp | Kind::Remote, _) => "",
+        }
+    }
+
+    /// Its word for whose connections to servers are.
+    fn reuse(&self, connections: ServerConnections) -> &'static str {
+        match (self.kind, connections) {
+            (Kind::Haproxy, ServerConnections::Default) => "safe",
+            (Kind::Haproxy | Kind::Towpath, ServerConnections::Own) | (Kind::Towpath, ServerConnections::Default) => {
+                "never"
+            }
+            (Kind::Haproxy, ServerConnections::Shared) => "always",
+            (Kind::Towpath, ServerConnections::Shared) => "safe",
+            // nginx has none: see `upstream_keepalive`.
+            (Kind::Hitch | Kind::Kernel | Kind::Nginx | Kind::NginxHttp | Kind::Remote, _) => "",
         }
     }
 
@@ -633,6 +699,7 @@ mod tests {
             pool,
             is_routed: false,
             tls: None,
+            http: None,
         }
     }
 
@@ -659,11 +726,13 @@ mod tests {
                 (Some(256), Transport::Tcp, None, tls(false)),
                 (None, Transport::Tcp, pool(2), tls(true)),
             ] {
-                let setting = Setting { tls, ..setting(transport, pool) };
-                let text = subject(kind, buffer_kib).configuration(&setting, &places());
-                let left: Vec<&str> =
-                    text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
-                assert!(left.is_empty(), "{kind:?}: {left:?}");
+                for http in [None, Some(ServerConnections::Own), Some(ServerConnections::Shared)] {
+                    let setting = Setting { tls: tls.clone(), http, ..setting(transport, pool.clone()) };
+                    let text = subject(kind, buffer_kib).configuration(&setting, &places());
+                    let left: Vec<&str> =
+                        text.lines().filter(|line| line.contains("{{") && !line.starts_with('#')).collect();
+                    assert!(left.is_empty(), "{kind:?}: {left:?}");
+                }
             }
         }
         let text = subject(Kind::Nginx, None).configuration(&setting(Transport::Tcp, None), &places());
@@ -687,6 +756,23 @@ mod tests {
             towpath.contains("source = { pool = [\"10.88.2.101\", \"10.88.2.102\"], ports = \"20000-22999\" }"),
             "{towpath}"
         );
+    }
+
+    #[test]
+    fn connections_to_servers_are_whose_the_case_says_at_all() {
+        let text = |kind, connections| {
+            let setting = Setting { http: Some(connections), ..setting(Transport::Tcp, None) };
+            subject(kind, None).configuration(&setting, &places())
+        };
+        for (kind, default, own, shared) in [
+            (Kind::Haproxy, "http-reuse safe\n", "http-reuse never\n", "http-reuse always\n"),
+            (Kind::Nginx, "keepalive 1024;", "Connection close;", "keepalive 1024;"),
+            (Kind::Towpath, "reuse = \"never\"", "reuse = \"never\"", "reuse = \"safe\""),
+        ] {
+            assert!(text(kind, ServerConnections::Default).contains(default), "{kind:?}");
+            assert!(text(kind, ServerConnections::Own).contains(own), "{kind:?}");
+            assert!(text(kind, ServerConnections::Shared).contains(shared), "{kind:?}");
+        }
     }
 
     #[test]

@@ -207,6 +207,14 @@ pub fn is_refused(host: &Host, to: impl Into<SocketAddr>) -> bool {
     }
 }
 
+/// The same from one of the host's addresses.
+pub fn is_refused_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> bool {
+    match Connection::open_from(host, from, to) {
+        Ok(mut connection) => connection.is_ended(),
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
 fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if let Some(from) = from {

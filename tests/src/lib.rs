@@ -33,7 +33,7 @@ pub mod web;
 pub mod wire;
 
 pub use bulk::{Bulk, Sum};
-pub use client::{Connection, Greeting, ask_by_udp, is_refused, visit, visit_from, who, who_from};
+pub use client::{Connection, Greeting, ask_by_udp, is_refused, is_refused_from, visit, visit_from, who, who_from};
 pub use config::{ipv4, ipv6, packet_service, service, service_to};
 pub use deadline::{PATIENCE, eventually};
 pub use lab::{TestLab, in_lab, in_site};

@@ -323,6 +323,20 @@ impl Connection {
         self.state().alpn_protocol()
     }
 
+    /// The version agreed on, as OpenSSL calls it; empty before it is.
+    pub fn version(&self) -> &'static str {
+        match self.state().protocol_version() {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "",
+        }
+    }
+
+    /// The name of the cipher suite agreed on, as rustls has it; empty before it is.
+    pub fn cipher(&self) -> &'static str {
+        self.state().negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or_default()
+    }
+
     fn state(&self) -> &CommonState {
         match &self.role {
             Role::Client(client) => client,

@@ -254,6 +254,11 @@ impl ClientContext {
         Connection::connect(Arc::clone(&self.config), name, alpn)
     }
 
+    /// Whether the server is asked for the name that the client named, not for one of its own.
+    pub fn asks_for_clients_name(&self) -> bool {
+        self.name.is_none()
+    }
+
     /// The rustls settings.
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config

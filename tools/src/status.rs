@@ -10,8 +10,8 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    CertificateStatus, HandshakePoolStatus, HealthStatus, OutboundStatus, ServerStatus, ServiceState, ServiceStatus,
-    SourcePortsStatus, Status, Usage, WorkerStatus,
+    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, OutboundStatus, ServerStatus, ServiceState,
+    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
@@ -93,6 +93,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("handshakes", handshakes(status.handshake_pool.as_ref(), paint));
     section("lost frames", losses(&status.workers, paint));
     section("dropped frames", drops(&status.workers, paint));
+    section("access log", access_log(status.access_log.as_ref(), paint));
     section("limits", limits(status, paint));
     section("latest changes", events(&status.events, unix_ms, paint));
     text
@@ -133,6 +134,9 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
     if let Some(requests) = requests(service) {
         text.push_str(&format!("  {requests}\n"));
     }
+    if let Some(shared) = shared(service) {
+        text.push_str(&format!("  {shared}\n"));
+    }
     let refused = [
         ("requests", &service.refused_requests),
         ("responses", &service.refused_responses),
@@ -171,6 +175,24 @@ fn requests(service: &ServiceStatus) -> Option<String> {
     let shown: Vec<(&str, u64)> = shown.map(|(word, label)| (word, counter(label))).into();
     let any = shown.iter().any(|(_, count)| *count > 0);
     any.then(|| counts(shown.into_iter()).join(" · "))
+}
+
+/// What has become of connections that clients share; `None` where they share none.
+fn shared(service: &ServiceStatus) -> Option<String> {
+    let counter = |label: &str| service.counters.get(label).copied().unwrap_or(0);
+    let waiting = service.servers.iter().map(|server| u64::from(server.waiting)).sum();
+    let shown = [
+        ("wait", waiting),
+        ("reused", counter("server_reused")),
+        ("dialled", counter("server_dialled")),
+        ("sent again", counter("resent")),
+        ("ended by servers", counter("server_idle_ended")),
+        ("timed out", counter("server_idle_timed_out")),
+        ("no room", counter("server_idle_refused")),
+        ("retired", counter("server_idle_retired")),
+    ];
+    let any = waiting > 0 || counter("server_reused") > 0;
+    any.then(|| format!("shared connections: {}", counts(shown.into_iter()).join(" · ")))
 }
 
 fn server_row(server: &ServerStatus) -> [Cell; 10] {
@@ -328,6 +350,19 @@ fn certificate_line(certificate: &CertificateStatus, paint: Paint) -> String {
 }
 
 /// The threads that sign handshakes; nothing where workers do.
+fn access_log(log: Option<&AccessLogStatus>, paint: Paint) -> String {
+    let Some(AccessLogStatus { written, dropped, failed, trouble }) = log else { return String::new() };
+    let mut table =
+        Table::new([Cell::figure("written"), Cell::figure("dropped"), Cell::figure("failed"), Cell::word("trouble")]);
+    let lost = |count: u64| {
+        let cell = Cell::figure(thousands(count));
+        if count > 0 { cell.tinted(Tint::Yellow) } else { cell }
+    };
+    let trouble = Cell::word(trouble.as_deref().unwrap_or_default()).tinted(Tint::Yellow);
+    table.row([Cell::figure(thousands(*written)), lost(*dropped), lost(*failed), trouble]);
+    table.render(2, paint)
+}
+
 fn handshakes(pool: Option<&HandshakePoolStatus>, paint: Paint) -> String {
     let Some(pool) = pool else { return String::new() };
     let counter = |label: &str| pool.counters.get(label).copied().unwrap_or(0);
@@ -514,6 +549,7 @@ mod tests {
             reason: reason.to_owned(),
             health_seconds: 75,
             connections: 600,
+            waiting: 0,
             connections_max: 0,
             opened: 12_000,
         }
@@ -588,6 +624,7 @@ mod tests {
             }],
             neighbours: BTreeMap::new(),
             handshake_pool: None,
+            access_log: None,
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
@@ -674,6 +711,21 @@ latest changes
         ] {
             assert!(page.contains(line), "{line:?} is missing in\n{page}");
         }
+    }
+
+    #[test]
+    fn lines_that_are_lost_are_shown_with_the_reason() {
+        let mut page = page();
+        page.access_log = Some(AccessLogStatus {
+            written: 12_000,
+            dropped: 3,
+            failed: 0,
+            trouble: Some("No space left on device".to_owned()),
+        });
+        let page = render(&page, 0, Paint::Plain);
+        let section =
+            "access log\n  written  dropped  failed  trouble\n   12,000        3       0  No space left on device\n";
+        assert!(page.contains(section), "{page}");
     }
 
     #[test]

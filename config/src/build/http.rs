@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{health, networks, persistence, server};
+use super::{health, networks, persistence, proxy_to, server};
 use crate::decode::{Section, Value};
 use crate::draft::{Draft, Members, Service, balance};
 use crate::model::{self, RouteClients, RouteSettings};
@@ -56,6 +56,13 @@ pub(super) fn service(
             _ => model::BalanceEach::Request,
         },
         http2: section.bool("http2")?.value,
+        reuse: match section.word("reuse")?.value {
+            "safe" => model::Reuse::Safe {
+                idle_max: section.number("reuse_idle_max")?.value,
+                idle_timeout_ms: section.duration("reuse_idle_timeout")?.value,
+            },
+            _ => model::Reuse::Never,
+        },
         head_bytes_max: section.number("head_bytes_max")?.value,
         body_bytes_max: section.number("body_bytes_max")?.value,
         head_timeout_ms: section.duration("head_timeout")?.value,
@@ -96,6 +103,7 @@ fn group(
                 name: format!("{}: {name}", service.name.as_ref()?.value),
                 servers: draft.groups[named].servers.iter().map(server).collect::<Option<_>>()?,
                 health: health(Some(own)),
+                proxy_protocol: proxy_to(draft.groups[named].section),
             });
             groups.len() - 1
         }

@@ -15,6 +15,8 @@ pub struct Http {
     pub balance_each: BalanceEach,
     /// Whether clients may choose HTTP/2.
     pub http2: bool,
+    /// Whether clients share connections to servers.
+    pub reuse: Reuse,
     /// Longest request or response head.
     pub head_bytes_max: u32,
     /// Longest request body; 0 = no limit.
@@ -53,6 +55,21 @@ pub enum BalanceEach {
     Connection,
     /// Each request is balanced.
     Request,
+}
+
+/// `http.reuse`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reuse {
+    /// A connection to a server belongs to one connection of a client.
+    Never,
+    /// One that has never seen authentication of its connection may carry requests of several.
+    Safe {
+        /// So many may wait for the next request, of each real server and worker.
+        idle_max: u32,
+        /// How long one may wait.
+        idle_timeout_ms: u64,
+    },
 }
 
 /// `http.forwarded`

@@ -31,6 +31,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         needs_connections(service, http, report);
         readable(service, http, report);
         of_tls(service, http, report);
+        sharing(http, report);
         names(http, report);
         for route in http.tables("route") {
             conditions(route, report);
@@ -156,6 +157,20 @@ fn http2(service: &Service<'_>, http: &Section, report: &mut Report) {
                 "clients that speak HTTP/1.1 only, or have to for their logon, are kept out",
             )
             .hint("use `alpn = [\"h2\", \"http/1.1\"]`, or remove it");
+    }
+}
+
+/// Keys about shared connections where there are none.
+fn sharing(http: &Section, report: &mut Report) {
+    if http.word("reuse").is_none_or(|reuse| reuse.value == "safe") {
+        return;
+    }
+    for key in ["reuse_idle_max", "reuse_idle_timeout"] {
+        if let Some(span) = http.written(key) {
+            report
+                .warning("no-effect", span, format!("`{key}` has no effect: clients share no connections"))
+                .hint("use `reuse = \"safe\"`, or remove it");
+        }
     }
 }
 

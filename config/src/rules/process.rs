@@ -1,4 +1,4 @@
-//! `[limits]`, `[control]`, `[log]`.
+//! `[limits]`, `[control]`.
 
 use crate::diagnostic::Report;
 use crate::draft::Draft;
@@ -8,15 +8,6 @@ const SOCKET_PATH_MAX: usize = 107;
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     control(draft, report);
-    if let Some(log) = draft.root.table("log")
-        && let Some(to) = log.word("to")
-        && to.value == "syslog"
-        && log.entry("syslog").is_none()
-    {
-        report
-            .error("missing-key", &to.span, "`log.to` is \"syslog\", but no syslog server is named")
-            .hint("add `syslog = \"192.0.2.5:514\"`");
-    }
 }
 
 fn control(draft: &Draft<'_>, report: &mut Report) {

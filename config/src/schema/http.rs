@@ -20,7 +20,7 @@ pub(super) static HTTP: Table = Table {
             "reuse",
             Kind::Word(&[
                 word("never", "A connection to a server belongs to one connection of a client."),
-                later("safe", "One that has never seen a logon may carry requests of several clients."),
+                word("safe", "One that has never seen a logon of its connection (NTLM, Negotiate, Kerberos) may carry requests of several clients, one after the other."),
             ]),
             "Whether clients share connections to servers.",
         )
@@ -32,6 +32,18 @@ pub(super) static HTTP: Table = Table {
              told to come by HTTP/1.1: leave it off where all do.",
         )
         .default("false"),
+        key(
+            "reuse_idle_max",
+            integer(1, 4096, "connections"),
+            "Shared connections that may wait for the next request, of each real server and worker.",
+        )
+        .default("32"),
+        key(
+            "reuse_idle_timeout",
+            duration(SECOND, 60 * MINUTE),
+            "How long a shared connection may wait for the next request; best a little less than the servers themselves wait.",
+        )
+        .default("30s"),
         key("head_bytes_max", integer(1024, 262_144, "bytes"), "Longest request or response head.").default("32768"),
         key("body_bytes_max", integer(0, 1 << 40, "bytes"), "Longest request body; 0 = no limit.").default("0"),
         key("head_timeout", duration(SECOND, 5 * MINUTE), "How long a request head may take.").default("15s"),

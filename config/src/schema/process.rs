@@ -129,8 +129,8 @@ pub(super) static CONTROL: Table = Table {
 /// `log.connections` and `service.log`.
 pub(super) static LOGGED: &[Word] = &[
     word("none", "Only counters."),
-    later("errors", "One line per connection that ended badly."),
-    later("all", "One line per connection."),
+    word("errors", "Those that did not end as they should, and responses of 500 and more."),
+    word("all", "Every connection; in HTTP mode every request."),
 ];
 
 pub(super) static LOG: Table = Table {
@@ -163,8 +163,50 @@ pub(super) static LOG: Table = Table {
             "Where lines go.",
         )
         .default("stderr"),
-        key("syslog", Kind::Socket, "Syslog server.").later(),
-        key("connections", Kind::Word(LOGGED), "Which connections get a line each.").default("none"),
+        key(
+            "syslog",
+            Kind::Either(&[Kind::Socket, Kind::Path]),
+            "Syslog server (UDP, RFC 5424), or the path of this machine's socket, `\"/dev/log\"`, for `connections_to = \"syslog\"`.",
+        ),
+        key(
+            "connections",
+            Kind::Word(LOGGED),
+            "Which connections of the stream plane get a line each ([access log](access-log.md)); packets and UDP sessions have counters only.",
+        )
+        .default("none"),
+        key(
+            "connections_format",
+            Kind::Word(&[
+                word("combined", "The combined format of Apache and nginx; only for services in HTTP mode."),
+                word("haproxy", "That of HAProxy's `option httplog` and `option tcplog`."),
+                word("json", "An object a line, with everything that is known."),
+            ]),
+            "How such a line reads.",
+        )
+        .default("haproxy"),
+        key(
+            "connections_to",
+            Kind::Either(&[
+                Kind::Word(&[
+                    word("stderr", "Standard error."),
+                    word("stdout", "Standard output."),
+                    word("syslog", "The syslog of `syslog`."),
+                ]),
+                Kind::Path,
+            ]),
+            "Where such lines go: one of these words, or the path of a file that they are appended to. The file is opened anew when it was renamed or removed, and at a reload.",
+        )
+        .default("stderr"),
+        key(
+            "connections_query",
+            Kind::Word(&[
+                word("names", "The names of its parameters, with `*` for each value."),
+                word("none", "Nothing."),
+                word("whole", "All of it: passwords and tokens, too, where clients put them there."),
+            ]),
+            "What is written of the query of a request, and of `Referer`.",
+        )
+        .default("names"),
     ],
 };
 

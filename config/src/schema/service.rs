@@ -1,7 +1,7 @@
 //! Tables about services, their servers, and how both are judged.
 
 use super::{
-    DAY, HOUR, Kind, MINUTE, MS, SECOND, SERVERS_MAX, Table, duration, http, integer, key, later, process::LOGGED,
+    DAY, HOUR, Key, Kind, MINUTE, MS, SECOND, SERVERS_MAX, Table, duration, http, integer, key, later, process::LOGGED,
     tls::TLS, word,
 };
 
@@ -16,6 +16,16 @@ pub(super) const BALANCE: Kind = Kind::Word(&[
     word("weighted-least-connections", "Fewest connections per weight; ties rotate."),
     word("weighted-round-robin", "In turn, by weight, smoothly interleaved."),
 ]);
+
+const PROXY_PROTOCOL: Key = key(
+    "proxy_protocol",
+    Kind::Word(&[
+        word("none", "Nothing."),
+        word("v1", "A line of text: addresses and ports."),
+        word("v2", "The same in binary; where TLS is ended here also its version, cipher suite, name and protocol."),
+    ]),
+    "What servers are told of the client at the start of each connection (PROXY protocol). Health checks of the same port say that they are none.",
+);
 
 /// `[[service]]`
 pub static SERVICE: Table = Table {
@@ -144,7 +154,24 @@ pub static SERVICE: Table = Table {
             .described("the one whose network holds the VIP"),
         key("tls", Kind::Table(&TLS), "TLS of this service."),
         key("http", Kind::Table(&http::HTTP), "HTTP mode; its presence switches it on."),
-        key("log", Kind::Word(LOGGED), "Which connections get a line each.").described("`log.connections`"),
+        key("log", Kind::Word(LOGGED), "Which connections get a line each; stream plane and TCP only.").described("`log.connections`"),
+        key(
+            "proxy_protocol_from",
+            Kind::List(&Kind::Network, 256),
+            "Networks of proxies in front. What comes from there has to begin with a header of the PROXY protocol, version 1 or 2, and the client that it names counts for everything.",
+        )
+        .described("none"),
+        key("proxy_protocol_timeout", duration(100 * MS, MINUTE), "How long such a header may take.").default("3s"),
+        key(
+            "proxy_protocol_others",
+            Kind::Word(&[
+                word("refuse", "Their connections are reset."),
+                word("serve", "They are clients as any other; a header of theirs is bytes."),
+            ]),
+            "Clients from elsewhere, where `proxy_protocol_from` is given.",
+        )
+        .default("refuse"),
+        PROXY_PROTOCOL.described("`\"none\"`"),
         key("template", Kind::Name, "Template whose settings this service takes over.").later(),
         key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`."),
         key("health", Kind::Table(&HEALTH), "How servers are judged; replaces the group's."),
@@ -161,6 +188,7 @@ pub static GROUP: Table = Table {
         key("balance", BALANCE, "How services of this group choose, unless they say otherwise.")
             .default("weighted-least-connections"),
         key("health", Kind::Table(&HEALTH), "How servers are judged; without it they count as up."),
+        PROXY_PROTOCOL.described("the service's"),
         key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers.").required(),
     ],
 };
@@ -202,6 +230,7 @@ pub static SERVER: Table = Table {
         key("re_encrypt", Kind::Bool, "TLS towards this server, for services that end it.").described("by `tls.mode`"),
         key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.")
             .described("`tls.server_name`"),
+        PROXY_PROTOCOL.described("the group's, else the service's"),
     ],
 };
 

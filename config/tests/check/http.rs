@@ -50,6 +50,7 @@ fn what_is_not_written_has_a_default() {
     let expected = Http {
         balance_each: BalanceEach::Request,
         http2: false,
+        reuse: Reuse::Never,
         head_bytes_max: 32_768,
         body_bytes_max: 0,
         head_timeout_ms: 15_000,
@@ -75,7 +76,9 @@ fn every_key_reaches_the_model() {
     let lines = format!("tls = {{ mode = \"terminate\", {CERTIFICATE} }}\npersistence = {{ by = \"cookie\" }}");
     let keys = r#"
 balance_each = "connection"
-reuse = "never"
+reuse = "safe"
+reuse_idle_max = 7
+reuse_idle_timeout = "90s"
 http2 = true
 head_bytes_max = 1024
 body_bytes_max = 4096
@@ -158,6 +161,7 @@ with = "/New"
         (http.balance_each, http.head_bytes_max, http.body_bytes_max, http.head_timeout_ms, http.response_timeout_ms),
         (BalanceEach::Connection, 1024, 4096, 5_000, 120_000)
     );
+    assert_eq!(http.reuse, Reuse::Safe { idle_max: 7, idle_timeout_ms: 90_000 });
     assert_eq!((http.forwarded, http.trusted.as_slice()), (Forwarded::Both, &[(ip("10.0.0.0"), 8)][..]));
     assert_eq!(http.hsts, Some(Hsts { max_age_s: 86_400, subdomains: true, preload: true }));
     let file = PathBuf::from("/etc/towpath/soon.html");
@@ -360,6 +364,14 @@ fn http_mode_goes_with_what_it_can_read() {
         (ended(""), "hsts = { subdomains = true }", &[("missing-key", "{ subdomains = true }")]),
         (String::new(), "redirect_to_https = true\nmaintenance = { file = \"a\" }", &[("no-effect", "maintenance")]),
         (String::new(), "cookie_secret_file = \"a\"", &[("no-effect", "cookie_secret_file")]),
+        (String::new(), "reuse = \"always\"", &[("unknown-word", "\"always\"")]),
+        (String::new(), "reuse = \"safe\"\nreuse_idle_max = 0", &[("out-of-range", "0")]),
+        (String::new(), "reuse = \"safe\"\nreuse_idle_timeout = \"2h\"", &[("out-of-range", "\"2h\"")]),
+        (
+            String::new(),
+            "reuse_idle_max = 3\nreuse_idle_timeout = \"1m\"",
+            &[("no-effect", "reuse_idle_max"), ("no-effect", "reuse_idle_timeout")],
+        ),
         ("persistence = { by = \"cookie\" }".into(), "cookie_secret_file = \"a\"", &[]),
         (
             "persistence = { by = \"cookie\", cookie_secure = true, timeout = \"1h\" }".into(),

@@ -1,5 +1,6 @@
 //! One row per mistake: the file, and every diagnostic it gets.
 
+use towpath_config::model::ProxyVersion;
 use towpath_config::{Severity, check};
 
 use crate::{expect, service, told};
@@ -120,8 +121,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("persistence = { by = \"tls-session-id\" }", "", "\"tls-session-id\""),
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
-        ("log = \"errors\"", "", "\"errors\""),
-        ("ports = 80\nhttp = { reuse = \"safe\" }", "", "\"safe\""),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
         ("", "backup = true", "backup"),
@@ -678,6 +677,98 @@ fn process_wide_keys_are_judged() {
     expect(&with("[log]\nlevel = \"info\""), &[]);
     expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);
     expect(&with("[runtim]\n"), &[("unknown-key", "runtim")]);
+}
+
+#[test]
+fn where_lines_on_connections_go_is_judged() {
+    let with = |lines: &str| format!("[log]\n{lines}\n{}", service("", ""));
+    expect(&with("connections = \"all\""), &[]);
+    expect(&with("connections = \"everything\""), &[("unknown-word", "\"everything\"")]);
+    expect(&with("connections = true"), &[("wrong-type", "true")]);
+    expect(&with("connections_to = \"/var/log/access.log\""), &[]);
+    expect(&with("connections_to = \"stdout\""), &[]);
+    expect(&with("connections_to = \"sdtout\""), &[("relative-path", "\"sdtout\"")]);
+    expect(&with("connections_to = \"\""), &[("bad-text", "\"\"")]);
+    expect(&with("connections_to = \"syslog\""), &[("missing-key", "\"syslog\"")]);
+    expect(&with("connections_to = \"syslog\"\nsyslog = \"192.0.2.5:514\""), &[]);
+    expect(&with("connections_to = \"syslog\"\nsyslog = \"/dev/log\""), &[]);
+    expect(&with("connections_to = \"syslog\"\nsyslog = \"192.0.2.5\""), &[("bad-address", "\"192.0.2.5\"")]);
+    let long = format!("\"/{}\"", "x".repeat(107));
+    expect(&with(&format!("connections_to = \"syslog\"\nsyslog = {long}")), &[("too-long", &long)]);
+    expect(&with("syslog = \"/dev/log\""), &[("no-effect", "syslog")]);
+    expect(&with("connections_query = \"some\""), &[("unknown-word", "\"some\"")]);
+    expect(&with("connections_format = \"common\""), &[("unknown-word", "\"common\"")]);
+    // The combined format is for requests.
+    expect(&with("connections_format = \"combined\""), &[]);
+    let combined = "connections = \"all\"\nconnections_format = \"combined\"";
+    expect(&with(combined), &[("needs-http", "\"combined\"")]);
+    expect(&format!("[log]\n{combined}\n{}", service("log = \"none\"", "")), &[]);
+    expect(&format!("[log]\n{combined}\n{}", service("ports = [80]\nhttp = {}", "")), &[]);
+    // What has no connections of TCP has no lines.
+    expect(&service("log = \"all\"", ""), &[]);
+    expect(&service("log = \"every\"", ""), &[("unknown-word", "\"every\"")]);
+    expect(&service("protocol = \"udp\"\nlog = \"all\"", ""), &[("needs-stream-plane", "\"all\"")]);
+    expect(
+        &service("plane = \"packet\"\nsource = \"vip\"\nlog = \"errors\"", ""),
+        &[("needs-stream-plane", "\"errors\"")],
+    );
+    let packets = service("plane = \"packet\"\nsource = \"vip\"", "");
+    expect(&format!("[log]\nconnections = \"all\"\n{packets}"), &[]);
+}
+
+#[test]
+fn who_says_whose_a_connection_is_is_judged() {
+    let from = "proxy_protocol_from = [\"192.0.2.0/24\"]";
+    expect(&service(from, ""), &[]);
+    expect(&service(&format!("{from}\nproxy_protocol_timeout = \"1s\"\nproxy_protocol_others = \"serve\""), ""), &[]);
+    expect(&service("proxy_protocol_from = []", ""), &[("empty-list", "[]")]);
+    expect(&service("proxy_protocol_from = [\"192.0.2.300/24\"]", ""), &[("bad-network", "\"192.0.2.300/24\"")]);
+    expect(&service("proxy_protocol_from = [\"0.0.0.0/0\"]", ""), &[("trusts-everybody", "\"0.0.0.0/0\"")]);
+    expect(&service("proxy_protocol_timeout = \"1s\"", ""), &[("no-effect", "proxy_protocol_timeout")]);
+    expect(&service("proxy_protocol_others = \"serve\"", ""), &[("no-effect", "proxy_protocol_others")]);
+    let others = format!("{from}\nproxy_protocol_others = \"drop\"");
+    expect(&service(&others, ""), &[("unknown-word", "\"drop\"")]);
+    let timeout = format!("{from}\nproxy_protocol_timeout = \"2m\"");
+    expect(&service(&timeout, ""), &[("out-of-range", "\"2m\"")]);
+    for version in ["v1", "v2", "none"] {
+        let key = format!("proxy_protocol = \"{version}\"");
+        expect(&service(&key, &key), &[]);
+    }
+    expect(&service("proxy_protocol = \"v3\"", ""), &[("unknown-word", "\"v3\"")]);
+    expect(&service("", "proxy_protocol = 2"), &[("wrong-type", "2")]);
+    // Packets go on as they are.
+    for plane in ["protocol = \"udp\"", "plane = \"packet\"\nsource = \"vip\""] {
+        expect(&service(&format!("{plane}\n{from}"), ""), &[("needs-stream-plane", "proxy_protocol_from")]);
+        expect(&service(&format!("{plane}\nproxy_protocol = \"v1\""), ""), &[("needs-stream-plane", "\"v1\"")]);
+        expect(&service(plane, "proxy_protocol = \"v2\""), &[("needs-stream-plane", "\"v2\"")]);
+        expect(&service(&format!("{plane}\nproxy_protocol = \"none\""), ""), &[]);
+    }
+    let group = "[[group]]\nname = \"two\"\nproxy_protocol = \"v1\"\n[[group.server]]\nname = \"one\"\naddress = \"192.0.2.21\"\n";
+    let of_group = |lines: &str| {
+        format!("{group}[[service]]\nname = \"a\"\nvip = \"192.0.2.1\"\nports = 53\ngroup = \"two\"\n{lines}\n")
+    };
+    expect(&of_group(""), &[]);
+    expect(&of_group("protocol = \"udp\""), &[("needs-stream-plane", "\"v1\"")]);
+}
+
+#[test]
+fn a_server_is_told_of_clients_as_it_says_itself_else_its_group_else_the_service() {
+    let text = "[[group]]\nname = \"two\"\nproxy_protocol = \"v1\"\n\
+                [[group.server]]\nname = \"own\"\naddress = \"192.0.2.21\"\nproxy_protocol = \"none\"\n\
+                [[group.server]]\nname = \"groups\"\naddress = \"192.0.2.22\"\n\
+                [[service]]\nname = \"a\"\nvip = \"192.0.2.1\"\nports = 80\ngroup = \"two\"\nproxy_protocol = \"v2\"\n\
+                [[service]]\nname = \"b\"\nvip = \"192.0.2.1\"\nports = 81\nproxy_protocol = \"v2\"\n\
+                [[service.server]]\nname = \"services\"\naddress = \"192.0.2.23\"\n";
+    let model = check("test.toml", text).model.expect("a good file");
+    let versions: Vec<_> = model
+        .services
+        .iter()
+        .flat_map(|service| {
+            let group = &model.groups[service.group];
+            group.servers.iter().map(|server| service.proxy_version(group, server))
+        })
+        .collect();
+    assert_eq!(versions, [None, Some(ProxyVersion::V1), Some(ProxyVersion::V2)]);
 }
 
 #[test]

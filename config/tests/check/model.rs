@@ -67,6 +67,9 @@ fn a_short_file_gets_the_documented_defaults() {
         interface: None,
         tls: ServiceTls::PassThrough(PassThrough { routes: Vec::new(), handshake_timeout_ms: 10_000 }),
         http: None,
+        proxy_protocol: ProxyTo::None,
+        proxy_from: None,
+        log: Logged::None,
         group: 0,
     };
     assert_eq!(model.services, [expected]);
@@ -79,8 +82,10 @@ fn a_short_file_gets_the_documented_defaults() {
         admin: AdminState::Ready,
         re_encrypt: None,
         server_name: None,
+        proxy_protocol: None,
     };
-    assert_eq!(model.groups, [ServerGroup { name: "web".to_owned(), servers: vec![server], health: None }]);
+    let group = ServerGroup { name: "web".to_owned(), servers: vec![server], health: None, proxy_protocol: None };
+    assert_eq!(model.groups, [group]);
 }
 
 #[test]

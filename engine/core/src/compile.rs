@@ -123,7 +123,7 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            let key = check_key(service, server, health)?;
+            let key = check_key(service, group, server, health)?;
             // First what stays: old and new checks together may be more than the limit.
             if let Some(id) = next.check(&key) {
                 plans.entry(id).or_insert_with(|| plan(id, key));
@@ -134,7 +134,7 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            let key = check_key(service, server, health)?;
+            let key = check_key(service, group, server, health)?;
             let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
             plans.entry(id).or_insert_with(|| plan(id, key));
         }
@@ -322,6 +322,7 @@ fn service_of(
         place: place.place,
         pins: place.pins,
         name: service.name.clone(),
+        group: model.groups[place.group].name.clone(),
         vip: service.vip,
         ports,
         protocol: service.protocol,
@@ -341,6 +342,8 @@ fn service_of(
         routes: None,
         maglev,
         http,
+        proxy_from: service.proxy_from.clone().map(Arc::new),
+        log: service.log,
     })
 }
 
@@ -363,7 +366,7 @@ fn targets(
             });
         }
         let check = match &group.health {
-            Some(health) => Some(registry.check(&check_key(service, server, health)?)),
+            Some(health) => Some(registry.check(&check_key(service, group, server, health)?)),
             None => None,
         };
         let verdict = match check {
@@ -386,6 +389,7 @@ fn targets(
             port: server.port,
         });
         targets.push(Target {
+            proxy: service.proxy_version(group, server),
             server: id,
             name: server.name.clone(),
             address: server.address,
@@ -409,7 +413,12 @@ struct Verdict {
 }
 
 /// What is checked for `server` as a member of `service`: the ports given, else the port of its own, else the service's first.
-fn check_key(service: &VirtualService, server: &Server, health: &Health) -> Result<CheckKey, CompileError> {
+fn check_key(
+    service: &VirtualService,
+    group: &ServerGroup,
+    server: &Server,
+    health: &Health,
+) -> Result<CheckKey, CompileError> {
     let own = || server.port.or_else(|| service.sockets().next().map(|socket| socket.port()));
     let mut ports = match health.ports.is_empty() {
         false => health.ports.clone(),
@@ -420,7 +429,15 @@ fn check_key(service: &VirtualService, server: &Server, health: &Health) -> Resu
     }
     ports.sort_unstable();
     ports.dedup();
+    // Of ports that no client of the service comes to nobody knows what they expect.
+    let is_served = |port: u16| match server.port {
+        Some(own) => own == port,
+        None => service.sockets().any(|socket| socket.port() == port),
+    };
+    let heralded: Vec<u16> = ports.iter().copied().filter(|&port| is_served(port)).collect();
+    let proxy = service.proxy_version(group, server).filter(|_| !heralded.is_empty());
     Ok(CheckKey {
+        proxy: proxy.map(|version| (version, heralded)),
         address: server.address,
         vip: (service.forwarding == Forwarding::Dsr).then_some(service.vip),
         kind: health.check.clone(),
@@ -439,6 +456,7 @@ fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
         vip: key.vip,
         kind: key.kind,
         ports: key.ports,
+        proxy: key.proxy,
         interval_ms: key.interval_ms,
         timeout_ms: key.timeout_ms,
         rise: key.rise,

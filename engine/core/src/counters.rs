@@ -59,6 +59,13 @@ counters!(
         Unserved = "unserved", "HTTP: requests that found no real server and were answered with 502, 503 or 504.";
         Http2 = "http2", "HTTP/2: connections of clients that chose it.";
         Tunnels = "tunnels", "HTTP: connections that went over to another protocol (101).";
+        Resent = "resent", "HTTP: requests sent again, because the connection that they were sent by was closed without an answer.";
+        ServerDialled = "server_dialled", "HTTP: connections to real servers that were opened.";
+        ServerReused = "server_reused", "HTTP: requests sent by a connection to a real server that had served another client (`reuse`).";
+        ServerIdleEnded = "server_idle_ended", "HTTP: shared connections that their real server closed, or said something by, while they waited for a client.";
+        ServerIdleRefused = "server_idle_refused", "HTTP: shared connections closed because no more may wait (`reuse_idle_max`), or something was still under way on them.";
+        ServerIdleRetired = "server_idle_retired", "HTTP: shared connections closed while they waited, because their real server or service changed, its places were needed or the process stopped.";
+        ServerIdleTimedOut = "server_idle_timed_out", "HTTP: shared connections that waited for a client for reuse_idle_timeout.";
     }
 );
 
@@ -93,6 +100,10 @@ counters!(
         OutOfTlsBuffers = "out_of_tls_buffers", "Others waited for TLS buffers (limits.tls_buffers), and its peer took less than 64 kbit/s of what it held.";
         OutOfTlsMemory = "out_of_tls_memory", "Parts of TLS records filled the room for them (limits.tls_buffers), and it had waited longest for the rest of its own.";
         NoServer = "no_server", "No real server was up and ready.";
+        ProxyInvalid = "proxy_invalid", "PROXY protocol: what came from a proxy of `proxy_protocol_from` did not begin with a header, or with a damaged one.";
+        ProxyLeft = "proxy_left", "PROXY protocol: the connection ended before its header was whole, as those of simple checks do.";
+        ProxyTimedOut = "proxy_timed_out", "PROXY protocol: the header was not whole within proxy_protocol_timeout.";
+        ProxyUntrusted = "proxy_untrusted", "PROXY protocol: the connection came from outside of proxy_protocol_from.";
         RequestCutOff = "request_cut_off", "HTTP: the client ended its stream amid a request.";
         ResponseCutOff = "response_cut_off", "HTTP: the real server's connection ended amid a response; the client's was reset.";
         ResponseTimedOut = "response_timed_out", "HTTP: the real server did not begin its response within response_timeout.";
@@ -117,6 +128,8 @@ counters!(
         Completions = "completions", "Completions taken from the ring.";
         Submissions = "submissions", "Operations submitted to the ring.";
         AcceptFailed = "accept_failed", "Accepts that failed for another reason than a missing descriptor.";
+        LogLines = "log_lines", "Lines given to the log.";
+        LogDropped = "log_dropped", "Lines that were not written because the log had fallen behind: its destination is too slow, or stands still.";
         BreathMaxMicroseconds = "breath_max_microseconds", "Longest turn of the loop since the start.";
     }
 );
@@ -139,6 +152,13 @@ impl CounterPage {
     pub fn add(&self, index: usize, n: u64) {
         let cell = &self.cells[index];
         cell.store(cell.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Changes cell `index`, which counts what there is now. Only the page's one writer may call this.
+    #[inline]
+    pub fn change(&self, index: usize, by: i32) {
+        let cell = &self.cells[index];
+        cell.store(cell.load(Ordering::Relaxed).saturating_add_signed(i64::from(by)), Ordering::Relaxed);
     }
 
     /// Raises cell `index` to `value` if it is lower. Only the page's one writer may call this.

@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Model,
-    PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, Router, Runtime, Server, ServerGroup,
-    ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Log,
+    LogFormat, LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol,
+    ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -40,6 +40,7 @@ pub(crate) fn target(server: u16) -> Target {
         check: None,
         reason: Arc::from("no health check configured"),
         since: Now(0),
+        proxy: None,
     }
 }
 
@@ -55,6 +56,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         place: ServiceId(0),
         pins: ServiceId(0),
         name: "front-end".into(),
+        group: "front-end".into(),
         vip: "192.0.2.250".parse().unwrap(),
         ports: vec![443, 5061],
         protocol: Protocol::Tcp,
@@ -72,6 +74,8 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         next_hop: None,
         routes: None,
         http: None,
+        proxy_from: None,
+        log: Logged::None,
         maglev: match balance {
             Balance::Maglev => compile::maglev(&targets),
             _ => None,
@@ -129,6 +133,7 @@ pub(crate) fn model() -> Model {
             ticket_lifetime_ms: 43_200_000,
             ticket_key_file: None,
         },
+        log: Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr },
         routes: Vec::new(),
         router: Router::default(),
         outbound: Vec::new(),
@@ -145,6 +150,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         name: name.into(),
         servers: addresses.iter().map(|address| server(address, None)).collect(),
         health,
+        proxy_protocol: None,
     });
     let place = model.services.len();
     model.services.push(VirtualService {
@@ -169,6 +175,9 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         interface: None,
         tls: ServiceTls::PassThrough(PassThrough::default()),
         http: None,
+        proxy_protocol: ProxyTo::None,
+        proxy_from: None,
+        log: Logged::None,
         group: model.groups.len() - 1,
     });
 }
@@ -183,6 +192,7 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
         admin: AdminState::Ready,
         re_encrypt: None,
         server_name: None,
+        proxy_protocol: None,
     }
 }
 

@@ -7,8 +7,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::CheckKind;
+use towpath_config::model::{CheckKind, ProxyVersion};
 
+use crate::proxy_header;
 use crate::random::SplitMix64;
 use crate::snapshot::ServerHealth;
 use crate::time::Now;
@@ -47,6 +48,8 @@ pub struct CheckPlan {
     pub kind: CheckKind,
     /// Every one of these must answer; ascending, without duplicates, never empty.
     pub ports: Vec<u16>,
+    /// Those of them where clients come with a header of the PROXY protocol: a check says there that it is none.
+    pub proxy: Option<(ProxyVersion, Vec<u16>)>,
     /// Time between the starts of two checks.
     pub interval_ms: u64,
     /// A port that takes longer has failed.
@@ -58,6 +61,17 @@ pub struct CheckPlan {
 }
 
 impl CheckPlan {
+    /// What a connection to this port begins with, if anything.
+    pub fn herald(&self, port: u16) -> Vec<u8> {
+        let mut header = Vec::new();
+        if let Some((version, ports)) = &self.proxy
+            && ports.contains(&port)
+        {
+            proxy_header::local(*version, &mut header);
+        }
+        header
+    }
+
     /// The sockets to try, all of them each time.
     pub fn sockets(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         self.ports.iter().map(|&port| SocketAddr::new(self.vip.unwrap_or(self.address), port))

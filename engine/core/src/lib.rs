@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod balancer;
 pub mod client_hello;
 pub mod compile;
@@ -22,6 +23,7 @@ pub mod outbound;
 pub mod packet;
 pub mod persistence;
 pub mod plane;
+pub mod proxy_header;
 pub mod random;
 pub mod registry;
 pub mod router;

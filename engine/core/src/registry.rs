@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use towpath_config::model::CheckKind;
+use towpath_config::model::{CheckKind, ProxyVersion};
 
 use crate::health::{CHECKS_MAX, CheckId};
 use crate::ids::{RealServerId, ServiceId};
@@ -31,6 +31,7 @@ pub(crate) struct CheckKey {
     pub(crate) kind: CheckKind,
     /// Ascending, without duplicates.
     pub(crate) ports: Vec<u16>,
+    pub(crate) proxy: Option<(ProxyVersion, Vec<u16>)>,
     pub(crate) interval_ms: u64,
     pub(crate) timeout_ms: u64,
     pub(crate) rise: u16,

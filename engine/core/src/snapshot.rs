@@ -3,10 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Balance, Forwarding, Persistence, Plane, Protocol};
+use towpath_config::model::{
+    AdminState, Balance, Forwarding, Logged, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers, ProxyVersion,
+};
 
 use crate::health::CheckId;
-use crate::http::{HttpRules, ServerCookies};
+use crate::http::{HttpRules, ServerCookies, holds};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
 use crate::name_routes::NameRoutes;
@@ -80,6 +82,8 @@ pub struct Service {
     pub pins: ServiceId,
     /// Its name.
     pub name: String,
+    /// The name of the group of servers at this place.
+    pub group: String,
     /// The address that clients use.
     pub vip: IpAddr,
     /// The ports that clients use, ascending; empty = every port (packet plane).
@@ -118,6 +122,21 @@ pub struct Service {
     pub maglev: Option<Arc<MaglevTable>>,
     /// HTTP mode, of its own servers and of those behind its routes alike; `None` = connections are relayed unread.
     pub http: Option<ServiceHttp>,
+    /// Proxies in front that say who the client is.
+    pub proxy_from: Option<Arc<ProxyFrom>>,
+    /// Which of its connections and requests get a line.
+    pub log: Logged,
+}
+
+/// What a client has to say by the PROXY protocol before anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heralded {
+    /// Nothing.
+    No,
+    /// It comes from where nobody may.
+    Refused,
+    /// A header within so many milliseconds.
+    Within(u64),
 }
 
 /// HTTP mode of one place.
@@ -140,6 +159,17 @@ impl Service {
         places.sort_unstable();
         places.dedup();
         places
+    }
+
+    /// What a connection from this address has to begin with.
+    pub fn heralded(&self, from: IpAddr) -> Heralded {
+        let Some(proxies) = &self.proxy_from else { return Heralded::No };
+        let from = from.to_canonical();
+        match holds(&proxies.networks, from) {
+            true => Heralded::Within(proxies.timeout_ms),
+            false if proxies.others == ProxyOthers::Serve => Heralded::No,
+            false => Heralded::Refused,
+        }
     }
 
     /// The member at this place.
@@ -196,6 +226,8 @@ pub struct Target {
     pub reason: Arc<str>,
     /// Since when `health` is what it is; the origin of time when it never changed.
     pub since: Now,
+    /// What connections to it begin with: a header that tells of one client, so no other may have such a connection.
+    pub proxy: Option<ProxyVersion>,
 }
 
 impl Target {

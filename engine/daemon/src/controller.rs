@@ -21,6 +21,7 @@ use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
 
+use crate::access;
 use crate::control::ControlSocket;
 use crate::engine::ReloadError;
 use crate::house::House;
@@ -246,6 +247,9 @@ impl Turn {
         }
         let material = material.map_err(ReloadError::Tls)?;
         let http = http.map_err(ReloadError::Http)?;
+        if access::is_wanted(&model) {
+            access::check(&model.log).map_err(ReloadError::AccessLog)?;
+        }
         let current = self.house.shared.snapshot();
         let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
         let workers = wanted.unwrap_or(started.len());
@@ -259,6 +263,10 @@ impl Turn {
         let now = self.house.shared.now();
         let next = truth.take(model, material, http, steering, &current, now).map_err(ReloadError::Compile)?;
         let generation = next.snapshot.generation;
+        let access = Arc::clone(self.house.shared.access());
+        if let Err(error) = access.follow(truth.model(), self.house.shared.origin()) {
+            tracing::error!("access log: its thread could not be made: {error}; no lines are written");
+        }
         self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
         self.house.shared.publish(next);
         Ok(generation)

@@ -21,6 +21,7 @@ use towpath_core::{Generation, WorkerId};
 use towpath_sys::host;
 use towpath_sys::silence::Silence;
 
+use crate::access;
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
@@ -80,6 +81,9 @@ pub enum StartError {
     /// The control socket could not be opened.
     #[error("{0}")]
     Control(#[from] ControlError),
+    /// The access log cannot be written.
+    #[error("{0}")]
+    AccessLog(String),
     /// The machine could not be asked.
     #[error("the machine could not be asked about itself: {0}")]
     Host(#[source] io::Error),
@@ -124,6 +128,9 @@ pub enum StartError {
 /// Why a reload was refused. The configuration before it stays in force.
 #[derive(Debug, Error)]
 pub enum ReloadError {
+    /// The access log cannot be written.
+    #[error("{0}")]
+    AccessLog(String),
     /// The configuration cannot become a snapshot.
     #[error("{0}")]
     Compile(#[source] CompileError),
@@ -208,6 +215,9 @@ impl Engine {
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
         let material = TlsMaterial::load(&model, &TlsMaterial::default()).map_err(StartError::Tls)?;
         let http = http_files::load(&model, http_files::draw_secret()).map_err(StartError::Http)?;
+        if access::is_wanted(&model) {
+            access::check(&model.log).map_err(StartError::AccessLog)?;
+        }
         let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering))?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
@@ -265,6 +275,9 @@ impl Engine {
             watch: Mutex::new(watch),
             controller: Mutex::new(controller),
         };
+        let shared = &engine.house.shared;
+        let followed = shared.access().follow(engine.house.truth().model(), shared.origin());
+        followed.map_err(|source| StartError::System { what: "the access log's thread", source })?;
         // The controller bounds the wait itself, by the time of the first checks.
         let _ended = verdicts.recv();
         engine.start_workers(entrances, seed, options.on_breath)?;
@@ -310,6 +323,7 @@ impl Engine {
             // A panic does not come here: the worker's guard has aborted the process.
             let _ended = worker.join();
         }
+        self.house.shared.access().stop();
         drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.lock_controller().stop();
         match self.house.shared.lost_worker() {

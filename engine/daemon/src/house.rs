@@ -23,13 +23,14 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId};
 use towpath_tls::PoolGauges;
 
+use crate::access::AccessLogUse;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::status::{
-    HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState,
-    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
@@ -455,9 +456,17 @@ impl House {
             workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
+            access_log: self.access_log(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
+    }
+
+    fn access_log(&self) -> Option<AccessLogStatus> {
+        let AccessLogUse { written, failed, trouble } = self.shared.access().usage();
+        let sum = |counter| self.shared.seats().map(|seat| seat.read(counter)).sum::<u64>();
+        let (given, dropped) = (sum(WorkerCounter::LogLines), sum(WorkerCounter::LogDropped));
+        (given + dropped > 0).then_some(AccessLogStatus { written, dropped, failed, trouble })
     }
 
     fn limits(&self, snapshot: &Snapshot) -> LimitsStatus {
@@ -645,6 +654,7 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         reason: reason.to_string(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
+        waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
     }

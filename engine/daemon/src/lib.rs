@@ -2,6 +2,7 @@
 //!
 //! [`Engine::start`] takes a checked model and returns when every worker serves it.
 
+pub mod access;
 mod control;
 mod controller;
 pub mod doctor;

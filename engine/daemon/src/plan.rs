@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 use thiserror::Error;
-use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, VirtualService, Workers};
+use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, Reuse, VirtualService, Workers};
 use towpath_core::WorkerId;
 use towpath_core::fast_path::FastShape;
 use towpath_core::plane::{HELD_BYTES_MAX, Plane as DataPlane, PlaneSettings, Strays};
@@ -57,6 +57,8 @@ const KERNEL_CONNECTION_BYTES: u64 = 9 * 1024;
 /// State of a client's connection of HTTP/2 beside that: the table of fields (4 KiB as RFC 7541 counts it, and what its entries cost) and the streams. What
 /// it keeps of frames and bodies counts with parts of TLS records.
 const HTTP2_BYTES: u64 = 10 * 1024;
+/// State of one connection to a real server that waits for the next client, its place in tables included; and what the kernel holds for it.
+const IDLE_CONNECTION_BYTES: u64 = 512 + KERNEL_CONNECTION_BYTES / 2;
 /// State of one UDP session, its place in tables and timers included.
 const UDP_SESSION_BYTES: u64 = 512;
 /// What the kernel holds for the one socket of an idle session.
@@ -666,6 +668,7 @@ impl Needs {
         // Both kinds are numbered together.
         let buffers = buffers.min(u32::from(u16::MAX - record_buffers));
         let http_buffers = if tls_legs == 0 && has_http(model) { buffers.min(OUTGOING_BUFFERS_MAX) as u16 } else { 0 };
+        let idle = workers * idle_connections(model);
         let handshakes = if tls_legs > 0 { u64::from(limits.handshakes) } else { 0 };
         let rings = packets.map_or(0, |packets| workers * packets.arms.len() as u64 + PACKET_DESCRIPTORS);
         let fast = packets.filter(|packets| packets.fast.flows() > 0);
@@ -683,6 +686,8 @@ impl Needs {
             share("persistence", u64::from(limits.persistence_entries) * PERSISTENCE_ENTRY_BYTES),
             share("source ports", snat_maps(model, |_| true) as u64 * SNAT_MAP_BYTES + homes),
             share("pipes for bulk", workers * pipe_bytes(pipes_per_worker)),
+            // With TLS towards servers a connection has two such legs, one of which waits with it.
+            share("waiting server connections", idle * (IDLE_CONNECTION_BYTES + tls_legs / 2 * TLS_LEG_BYTES)),
         ];
         fixed_memory.extend(packets.map_or_else(Vec::new, PacketsPlan::memory));
         fixed_memory.extend(handshakes::session_memory(model));
@@ -691,6 +696,7 @@ impl Needs {
                 share("process", PROCESS_DESCRIPTORS),
                 share("workers", workers * WORKER_DESCRIPTORS),
                 share("listeners", workers * sockets),
+                share("waiting server connections", idle),
                 share("packet rings", rings),
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
@@ -835,6 +841,23 @@ fn has_http(model: &Model) -> bool {
 /// Whether clients of a service may choose HTTP/2.
 fn has_http2(model: &Model) -> bool {
     model.services.iter().any(|service| service.http.as_ref().is_some_and(|http| http.http2))
+}
+
+/// Connections to real servers that may wait for the next client, of one worker.
+fn idle_connections(model: &Model) -> u64 {
+    let shares = |service: &VirtualService| match service.http.as_ref()?.reuse {
+        Reuse::Never => None,
+        Reuse::Safe { idle_max, .. } => Some(idle_max),
+    };
+    let of = |service: &VirtualService| {
+        let ids: BTreeSet<_> = model
+            .groups_of(service)
+            .flat_map(|group| &group.servers)
+            .map(|server| (server.address, server.port))
+            .collect();
+        shares(service).map_or(0, |idle_max| ids.len() as u64 * u64::from(idle_max))
+    };
+    model.services.iter().map(of).sum()
 }
 
 /// Buffers of each kind for connections with TLS, of one worker.

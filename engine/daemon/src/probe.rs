@@ -41,12 +41,13 @@ pub(crate) async fn run(
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
         let (places, way, context, kind) = (Arc::clone(places), way.clone(), context.clone(), plan.kind.clone());
+        let herald = plan.herald(socket.port());
         ports.spawn(async move {
             let Ok(_place) = places.acquire_owned().await else {
                 return (socket.port(), Err("the process is ending".to_owned()));
             };
             let result = match (way, context) {
-                (Ok(way), Ok(context)) => ask(way.as_ref(), socket, &kind, context.as_deref(), limit).await,
+                (Ok(way), Ok(context)) => ask(way.as_ref(), socket, &herald, &kind, context.as_deref(), limit).await,
                 (Err(reason), _) | (_, Err(reason)) => Err(reason),
             };
             (socket.port(), result)
@@ -64,12 +65,13 @@ pub(crate) async fn run(
 async fn ask(
     way: Option<&stack::Way>,
     to: SocketAddr,
+    herald: &[u8],
     kind: &CheckKind,
     context: Option<&ClientContext>,
     limit: Duration,
 ) -> Result<(), String> {
     let mut waits_for = "answer";
-    match timeout(limit, ask_for_long(way, to, kind, context, &mut waits_for)).await {
+    match timeout(limit, ask_for_long(way, to, herald, kind, context, &mut waits_for)).await {
         Err(_) => Err(format!("no {waits_for} within {}", duration(limit))),
         Ok(result) => result,
     }
@@ -79,11 +81,15 @@ async fn ask(
 async fn ask_for_long(
     way: Option<&stack::Way>,
     to: SocketAddr,
+    herald: &[u8],
     kind: &CheckKind,
     context: Option<&ClientContext>,
     waits_for: &mut &'static str,
 ) -> Result<(), String> {
-    let stream = Stream::connect(way, to).await.map_err(|error| words(&error))?;
+    let mut stream = Stream::connect(way, to).await.map_err(|error| words(&error))?;
+    if !herald.is_empty() {
+        stream.send(herald).await.map_err(|error| words(&error))?;
+    }
     *waits_for = "TLS handshake";
     let mut stream = Secured::over(stream, context, to.ip()).await?;
     let mut send = Vec::new();
@@ -149,6 +155,7 @@ mod tests {
             vip: None,
             kind: CheckKind::Tcp,
             ports,
+            proxy: None,
             interval_ms: 1000,
             timeout_ms: 2000,
             rise: 1,

@@ -18,8 +18,21 @@ use crate::plan::{PacketsPlan, WORKERS_MAX};
 pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
-    let Model { runtime, limits, control, tls, routes, router, outbound, interfaces, groups: _, services, bridges } =
-        new;
+    let Model {
+        runtime,
+        limits,
+        control,
+        tls,
+        // Opened anew at each reload.
+        log: _,
+        routes,
+        router,
+        outbound,
+        interfaces,
+        groups: _,
+        services,
+        bridges,
+    } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
@@ -146,6 +159,9 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         max_connections: _,
         tls: _,
         http: _,
+        proxy_protocol: _,
+        proxy_from: _,
+        log: _,
         group: _,
     } = new;
     let differences = [

@@ -30,6 +30,7 @@ use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::host;
 
+use crate::access::AccessLog;
 use crate::tls::TlsContexts;
 
 pub use gate::Gate;
@@ -86,6 +87,7 @@ pub struct Shared {
     udp_sessions: Gate,
     handshakes: Gate,
     network: NetworkBoard,
+    access: Arc<AccessLog>,
     seed: u64,
     lost: OnceLock<WorkerId>,
     news: Notify,
@@ -156,6 +158,7 @@ impl Shared {
             udp_sessions: Gate::new(settings.udp_sessions_max),
             handshakes: Gate::new(settings.handshakes_max),
             network: NetworkBoard::default(),
+            access: Arc::new(AccessLog::new(settings.cpus.len())),
             seed: settings.seed,
             lost: OnceLock::new(),
             news: Notify::new(),
@@ -329,6 +332,11 @@ impl Shared {
     #[inline]
     pub fn handshakes(&self) -> &Gate {
         &self.handshakes
+    }
+
+    /// Where lines on connections and requests go.
+    pub fn access(&self) -> &Arc<AccessLog> {
+        &self.access
     }
 
     /// Connections and sessions per service and real server.

@@ -35,6 +35,9 @@ pub struct Status {
     /// The threads that sign handshakes; `None` = the workers do, or no service ends TLS.
     #[serde(default)]
     pub handshake_pool: Option<HandshakePoolStatus>,
+    /// The access log; `None` = nothing is logged, nor was since the start.
+    #[serde(default)]
+    pub access_log: Option<AccessLogStatus>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
@@ -130,6 +133,19 @@ pub struct HandshakePoolStatus {
     pub counters: BTreeMap<String, u64>,
 }
 
+/// What became of lines on connections and requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLogStatus {
+    /// Lines that are written.
+    pub written: u64,
+    /// Lines that were dropped because the log had fallen behind; the workers count them, too.
+    pub dropped: u64,
+    /// Lines that the destination has refused.
+    pub failed: u64,
+    /// Why it takes none just now; `None` = it does.
+    pub trouble: Option<String>,
+}
+
 /// What health checks say about a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -161,8 +177,11 @@ pub struct ServerStatus {
     pub reason: String,
     /// For how long, in seconds.
     pub health_seconds: u64,
-    /// Connections or sessions that the server holds now, over all services.
+    /// Connections or sessions that the server holds now, over all services; without those that wait.
     pub connections: u32,
+    /// Shared connections to it that wait for the next client.
+    #[serde(default)]
+    pub waiting: u32,
     /// Never more than so many; 0 = no limit.
     pub connections_max: u32,
     /// Connections or sessions opened on the server, over all services.

@@ -7,6 +7,8 @@ use std::mem;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::address::RawAddress;
@@ -151,16 +153,25 @@ pub fn memory() -> io::Result<Memory> {
 
 /// Waits until a descriptor has something to read or its peer is gone; `TimedOut` after `timeout`.
 pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    await_events(fd, libc::POLLIN, timeout)
+}
+
+/// Waits until a descriptor takes something or its peer is gone; `TimedOut` after `timeout`. A pipe that does takes 4,096 bytes (`PIPE_BUF`, pipe(7)).
+pub fn await_writable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
+    await_events(fd, libc::POLLOUT, timeout)
+}
+
+fn await_events(fd: &impl AsFd, events: libc::c_short, timeout: Duration) -> io::Result<()> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up: a remainder below a millisecond must not spin.
         let left_ms = libc::c_int::try_from(left.as_millis() + 1).unwrap_or(libc::c_int::MAX);
-        let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
         // SAFETY: the kernel reads and writes one pollfd, which outlives the call.
         match check(unsafe { libc::poll(&mut poll, 1, left_ms) }) {
             Ok(0) if Instant::now() >= deadline => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing to read within {timeout:?}")));
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing within {timeout:?}")));
             }
             Ok(0) => {}
             Ok(_) => return Ok(()),
@@ -168,6 +179,22 @@ pub fn await_readable(fd: &impl AsFd, timeout: Duration) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Opens a file to append to, made if it is not there (mode 640). A named pipe is not waited for: without a reader it is `ENXIO`, and a full one takes
+/// nothing.
+pub fn open_to_append(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+}
+
+/// Whether `error` says that nobody reads a named pipe.
+pub fn is_without_reader(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENXIO)
 }
 
 /// What CLOCK_MONOTONIC shows, in milliseconds: the clock of the kernel's programs, and that of `Instant`.

@@ -1,4 +1,4 @@
-//! `packet`, `relay`, `snat`, `tls`, `udp`: the suites.
+//! `http`, `packet`, `relay`, `snat`, `tls`, `udp`: the suites.
 
 use std::fs;
 use std::io;
@@ -19,6 +19,18 @@ use towpath_perf::suite::{self, Accounting, Case, Options, Pins, Place, Turn, Wa
 #[derive(Args)]
 pub(crate) struct Relay {
     /// Peers to measure beside Towpath: haproxy, kernel, nginx; haproxy and nginx with a buffer size if wanted, as in haproxy-256k.
+    #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
+    against: Vec<String>,
+    #[command(flatten)]
+    driven: Driven,
+    #[command(flatten)]
+    common: Common,
+}
+
+/// HTTP/1.1 balanced by one subject on one CPU: requests with cookie insertion, new connections, long responses.
+#[derive(Args)]
+pub(crate) struct Http {
+    /// Peers to measure beside Towpath: haproxy, nginx, with a buffer size if wanted, as in haproxy-256k.
     #[arg(long, value_delimiter = ',', value_name = "NAME,…", default_value = "haproxy,nginx")]
     against: Vec<String>,
     #[command(flatten)]
@@ -187,6 +199,17 @@ impl Relay {
         let subjects = self.driven.subjects(&self.common, &self.against)?;
         let cases = self.driven.cases(suite::relay::cases);
         self.common.measure("relay", &cases, self.driven.place(), subjects)
+    }
+}
+
+impl Http {
+    /// Does it.
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let subjects = self.driven.subjects(&self.common, &self.against)?;
+        if let Some(other) = subjects.iter().find(|subject| !subject.kind.balances_http()) {
+            bail!("{} balances no HTTP here; there are haproxy, nginx, towpath", other.name);
+        }
+        self.common.measure("http", &self.driven.cases(suite::http::cases), self.driven.place(), subjects)
     }
 }
 

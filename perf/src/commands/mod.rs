@@ -1,11 +1,13 @@
 //! The subcommands.
 
 mod compare;
+mod identity;
 mod lab;
 mod measure;
 mod report;
 
 pub(crate) use compare::Compare;
+pub(crate) use identity::Identity;
 pub(crate) use lab::Lab;
-pub(crate) use measure::{Instructions, Packet, Relay, Snat, Tls, Udp};
+pub(crate) use measure::{Http, Instructions, Packet, Relay, Snat, Tls, Udp};
 pub(crate) use report::Report;

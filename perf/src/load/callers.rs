@@ -9,6 +9,7 @@ use super::Work;
 use super::gauge::Gauge;
 use super::wire::{Heard, Said, Token, Wire};
 use crate::message::{HEADER_BYTES, Header, Kind};
+use crate::web::Lack;
 
 /// Connections that are opened or proven at a time: a burst of more would measure the length of accept queues.
 const PROOFS_MAX: usize = 128;
@@ -237,6 +238,7 @@ impl Callers {
             }
             (State::Resting, Heard::End) => return Err(ended("while nothing was asked")),
             (_, Heard::End) => return Err(ended("before its answer was complete")),
+            (_, Heard::Lacks(lack)) => return Err(corrupted(&lack.to_string())),
             (_, Heard::Filler(_) | Heard::Message(_) | Heard::Opened | Heard::Partial | Heard::Wrong) => {
                 return Err(corrupted("bytes arrived that were not sent"));
             }
@@ -258,10 +260,10 @@ impl Callers {
         let header = Header {
             kind: self.kind.filter(|_| state != State::Proving).unwrap_or(Kind::Answer),
             tag,
-            filler_bytes: self.request_filler,
+            filler_bytes: if wire.framing.asks_by_head() { 0 } else { self.request_filler },
             answer_filler_bytes: self.answer_filler,
         };
-        wire.say(slot, &wire.framing.request_head(&header), header)?;
+        wire.ask(slot, header)?;
         if streams {
             wire.expect_stream(slot, tag);
         }
@@ -270,7 +272,10 @@ impl Callers {
 
     fn check(&self, answer: Header, tag: u64) -> io::Result<()> {
         match answer.kind {
-            Kind::Corrupt => Err(corrupted("the origin got bytes that were not sent")),
+            Kind::Corrupt => match Lack::told_by(answer.tag) {
+                Some(lack) => Err(corrupted(&lack.to_string())),
+                None => Err(corrupted("the origin got bytes that were not sent")),
+            },
             Kind::Answer if answer.tag != tag => Err(corrupted("an answer to another request arrived")),
             Kind::Answer if answer.filler_bytes != self.answer_filler => {
                 Err(corrupted("an answer of another length than asked for arrived"))

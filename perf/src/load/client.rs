@@ -113,6 +113,9 @@ fn check(plan: &Plan) -> io::Result<()> {
         (_, Work::Handshake { .. }) if plan.security.client.is_some_and(|tls| tls.resumes) => {
             wrong("handshakes alone resume nothing".to_owned())
         }
+        (_, Work::Bulk { .. } | Work::Datagrams { .. }) if plan.framing.asks_by_head() => {
+            wrong("browsers ask for no streams and datagrams".to_owned())
+        }
         (_, Work::Datagrams { .. }) if plan.security != Security::PLAIN => wrong("datagrams go without TLS".to_owned()),
         // Bytes, kept to by the origin's kernel.
         (Pace::Open { per_second }, Work::Bulk { .. }) if per_second >= 1.0 => Ok(()),

@@ -8,7 +8,8 @@ use towpath_sys::socket::{ListenOptions, Transport, open_listener, set_receive_b
 use super::engine::Engine;
 use super::tls;
 use super::wire::{Heard, Listen, Said, Wire};
-use crate::message::{Header, Kind};
+use crate::message::{Framing, Header, Kind};
+use crate::web::Visitor;
 
 /// Asked of the kernel for datagrams that wait at an origin, in bytes, so that losses are the subject's; it grants less.
 const DATAGRAM_QUEUE_BYTES: u32 = 4 << 20;
@@ -32,6 +33,13 @@ pub fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
 /// Answers on these, on the calling thread, until it fails or the process ends.
 pub fn serve(listeners: Vec<TcpListener>, sockets: Vec<UdpSocket>) -> io::Result<()> {
     serve_with(Engine::for_origin()?, listeners, sockets)
+}
+
+/// As [`serve`], as a web server.
+pub fn serve_web(listeners: Vec<TcpListener>) -> io::Result<()> {
+    let mut engine = Engine::for_origin()?;
+    engine.wire.framing = Framing::Web(Visitor::New);
+    serve_with(engine, listeners, Vec::new())
 }
 
 /// As [`serve`], over TLS, with a certificate that is made now.
@@ -72,14 +80,19 @@ pub(super) fn heard(wire: &mut Wire, slot: u32, heard: Heard) -> io::Result<()> 
         Heard::End | Heard::Failed(_) => wire.close(slot),
         _ if *then == Then::Ignore => wire.hear(slot, Listen::Many),
         Heard::Message(request) if !busy => {
-            *then = if request.kind == Kind::Answer { Then::Listen } else { Then::Close };
-            answer(wire, slot, request)
+            let is_last = request.kind != Kind::Answer || wire.asks_for_end(slot);
+            let next = if is_last { Then::Close } else { Then::Listen };
+            if let Some(then) = wire.then(slot) {
+                *then = next;
+            }
+            answer(wire, slot, request, next)
         }
         Heard::Nothing | Heard::Opened | Heard::Partial => wire.hear(slot, Listen::Once),
-        Heard::Message(_) | Heard::Filler(_) | Heard::Wrong if busy => wire.close(slot),
-        Heard::Message(_) | Heard::Filler(_) | Heard::Wrong => {
+        Heard::Filler(_) | Heard::Lacks(_) | Heard::Message(_) | Heard::Wrong if busy => wire.close(slot),
+        Heard::Filler(_) | Heard::Lacks(_) | Heard::Message(_) | Heard::Wrong => {
             *then = Then::Ignore;
-            wire.say(slot, &wire.framing.answer_head(Kind::Answer, &CORRUPT), CORRUPT)?;
+            let corrupt = if let Heard::Lacks(lack) = heard { Header { tag: lack.tag(), ..CORRUPT } } else { CORRUPT };
+            wire.say(slot, &wire.framing.answer_head(Kind::Answer, &corrupt), corrupt)?;
             wire.hear(slot, Listen::Many)
         }
     }
@@ -97,7 +110,7 @@ pub(super) fn said(wire: &mut Wire, slot: u32, said: Said) -> io::Result<()> {
 /// Told to a client whose request did not arrive as it was sent.
 pub(super) const CORRUPT: Header = Header { kind: Kind::Corrupt, tag: 0, filler_bytes: 0, answer_filler_bytes: 0 };
 
-fn answer(wire: &mut Wire, slot: u32, request: Header) -> io::Result<()> {
+fn answer(wire: &mut Wire, slot: u32, request: Header, next: Then) -> io::Result<()> {
     if request.kind == Kind::Stream {
         return wire.say_stream(slot, request.tag);
     }
@@ -107,9 +120,10 @@ fn answer(wire: &mut Wire, slot: u32, request: Header) -> io::Result<()> {
         filler_bytes: request.answer_filler_bytes,
         answer_filler_bytes: 0,
     };
-    wire.say(slot, &wire.framing.answer_head(request.kind, &answer), answer)?;
-    match request.kind {
-        Kind::Answer => wire.hear(slot, Listen::Many),
+    let kind = if next == Then::Listen { Kind::Answer } else { Kind::AnswerAndClose };
+    wire.say(slot, &wire.framing.answer_head(kind, &answer), answer)?;
+    match next {
+        Then::Ignore | Then::Listen => wire.hear(slot, Listen::Many),
         // Closed in the same submission.
         _ if wire.leaves_in_one_piece(slot) => wire.close(slot),
         _ => Ok(()),

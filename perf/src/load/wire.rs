@@ -17,6 +17,7 @@ use super::gauge::Schedule;
 use super::origin::Then;
 use super::tls::{Channel, sealed_bytes_max};
 use crate::message::{Filler, Framing, HEADER_BYTES, Header, Progress, Reader, WINDOW_BYTES_MAX};
+use crate::web::Lack;
 
 /// Connections that one thread carries at once.
 const CONNECTIONS_MAX: usize = 1 << SLOT_BITS;
@@ -166,6 +167,8 @@ pub(super) enum Heard {
     Failed(io::Error),
     /// So many bytes of a stream, as they were sent.
     Filler(usize),
+    /// A message that a balancer of HTTP has not treated as it is to.
+    Lacks(Lack),
     /// A whole message, as it was sent.
     Message(Header),
     /// No bytes: no buffer was left for a moment.
@@ -203,6 +206,8 @@ pub(super) struct Wire {
     pub(super) must_resume: Option<bool>,
     /// How messages stand in the streams of connections.
     pub(super) framing: Framing,
+    /// What clients that return bring with them, once it is known.
+    cookie: Option<Box<str>>,
     /// Ciphertext while it is opened.
     incoming: Vec<u8>,
     /// What leaves, while it is sealed: plaintext, and its records.
@@ -248,6 +253,7 @@ impl Wire {
             origin_tls: None,
             must_resume: None,
             framing: Framing::Bare,
+            cookie: None,
             incoming: Vec::new(),
             spoken: Vec::new(),
             sealed: vec![0; out_bytes as usize],
@@ -398,9 +404,15 @@ impl Wire {
             let heard = match (completion.received(), completion.buffer()) {
                 (Received::Bytes(length), Some(buffer)) if connection.tls.is_some() => {
                     let piece = buffers.bytes(buffer, 0, length);
-                    return connection.take_sealed(piece, &mut self.incoming, self.must_resume);
+                    let heards = connection.take_sealed(piece, &mut self.incoming, self.must_resume);
+                    learn(&mut self.cookie, connection);
+                    return heards;
                 }
-                (Received::Bytes(length), Some(buffer)) => connection.take(buffers.bytes(buffer, 0, length)),
+                (Received::Bytes(length), Some(buffer)) => {
+                    let heard = connection.take(buffers.bytes(buffer, 0, length));
+                    learn(&mut self.cookie, connection);
+                    heard
+                }
                 (Received::End, _) => connection.end(),
                 (Received::NoBuffers | Received::Cancelled, _) => Heard::Nothing,
                 _ => Heard::Failed(io::Error::from_raw_os_error(-completion.result())),
@@ -449,6 +461,25 @@ impl Wire {
     /// Whether a message is still leaving.
     pub(super) fn is_sending(&mut self, slot: u32) -> bool {
         self.open(slot).is_some_and(|connection| connection.sending > 0)
+    }
+
+    /// Asks by a message, with what stands in front of it; nothing may be under way.
+    pub(super) fn ask(&mut self, slot: u32, request: Header) -> io::Result<()> {
+        let head = self.framing.request_head(&request, self.cookie.as_deref());
+        if !self.framing.asks_by_head() {
+            return self.say(slot, &head, request);
+        }
+        let brought_cookie = self.cookie.is_some();
+        if let Some(connection) = self.open(slot) {
+            connection.reader.web.brought_cookie = brought_cookie;
+            connection.rest_bytes = 0;
+        }
+        self.say_head(slot, &head)
+    }
+
+    /// Whether whoever has asked last wants the connection to end.
+    pub(super) fn asks_for_end(&mut self, slot: u32) -> bool {
+        self.open(slot).is_some_and(|connection| connection.reader.web.asks_for_end)
     }
 
     /// Sends a message behind its head, if it has one; nothing may be under way.
@@ -504,20 +535,22 @@ impl Wire {
             connection.rest = Filler::of(tag);
             connection.rest_bytes = u64::MAX;
         }
-        if !head.is_empty() {
-            let is_sealed = self.open(slot).is_some_and(|connection| connection.tls.is_some());
-            let (buffer, length) = if is_sealed {
-                self.seal(slot, head.as_bytes())?
-            } else {
-                let buffer = self.lease()?;
-                if let Some(buffers) = self.ring.outgoing_buffers() {
-                    buffers.write(buffer, 0, head.as_bytes());
-                }
-                (buffer, head.len() as u32)
-            };
-            return self.send_first(slot, buffer, length);
-        }
-        self.say_when_due(slot)
+        if head.is_empty() { self.say_when_due(slot) } else { self.say_head(slot, head) }
+    }
+
+    /// Sends a head with nothing behind it.
+    fn say_head(&mut self, slot: u32, head: &str) -> io::Result<()> {
+        let is_sealed = self.open(slot).is_some_and(|connection| connection.tls.is_some());
+        let (buffer, length) = if is_sealed {
+            self.seal(slot, head.as_bytes())?
+        } else {
+            let buffer = self.lease()?;
+            if let Some(buffers) = self.ring.outgoing_buffers() {
+                buffers.write(buffer, 0, head.as_bytes());
+            }
+            (buffer, head.len() as u32)
+        };
+        self.send_first(slot, buffer, length)
     }
 
     /// Takes note of what has left and sends what follows; `None` when its connection is closed.
@@ -694,6 +727,13 @@ impl Wire {
     }
 }
 
+/// Takes the first cookie that a client was given for all of them: there is one server.
+fn learn(cookie: &mut Option<Box<str>>, connection: &mut Connection) {
+    if cookie.is_none() {
+        *cookie = connection.reader.web.cookie.take();
+    }
+}
+
 /// Gives back the buffer of a message that has left.
 fn release(ring: &mut Ring, buffer: u16) {
     if let Some(buffers) = ring.outgoing_buffers() {
@@ -756,6 +796,7 @@ impl Connection {
             // Neither side sends a second message before it has an answer.
             Progress::Complete(header, used) if used == piece.len() => Heard::Message(header),
             Progress::Complete(..) | Progress::Wrong => Heard::Wrong,
+            Progress::Lacks(lack) => Heard::Lacks(lack),
             Progress::Partial => Heard::Partial,
         }
     }

@@ -1,7 +1,7 @@
-//! What the packet plane and TLS are meant to reach, beside what a report has of it.
+//! What the packet plane, TLS and HTTP mode are meant to reach, beside what a report has of it.
 
-use super::Report;
 use super::sheet;
+use super::{Better, Report};
 
 /// One figure and its bound.
 struct Target {
@@ -56,8 +56,8 @@ const PACKET: [Target; 13] = [
     own("at rest, % of a CPU", "idle-cpu", "busy", 1.0, Bound::AtMost(1.0)),
 ];
 
-/// Who ends TLS beside us.
-const TLS_PEERS: &[&str] = &["haproxy", "nginx"];
+/// Who ends TLS and balances HTTP beside us.
+const PEERS: &[&str] = &["haproxy", "nginx"];
 
 /// Those of the suite `tls`: one core, work per CPU-second.
 const TLS: [Target; 14] = [
@@ -77,8 +77,25 @@ const TLS: [Target; 14] = [
     own("the same, encrypted again, KB", "tls-idle-memory-reencrypt", "memory", 1e-3, Bound::AtMost(10.0)),
 ];
 
+/// Those of the suite `http`: one core, work per CPU-second, and the slowest 1 % at one rate for all.
+const HTTP: [Target; 9] = [
+    per_cpu("requests against the better peer", "http-keepalive-64c", 1.2),
+    per_cpu("requests against the better peer, steered", "http-keepalive-64c-steered", 1.2),
+    per_cpu("connections of one request against the better peer", "http-connect", 1.2),
+    per_cpu("connections of one request against the better peer, steered", "http-connect-steered", 1.2),
+    per_cpu("responses of 64 KB against the better peer", "http-64KB-64c", 1.2),
+    per_cpu("responses of 64 KB against the better peer, steered", "http-64KB-64c-steered", 1.2),
+    slowest("slowest 1 % of requests against the better peer", "http-keepalive-64c"),
+    slowest("slowest 1 % of connections of one request against the better peer", "http-connect"),
+    slowest("slowest 1 % of responses of 64 KB against the better peer", "http-64KB-64c"),
+];
+
+const fn slowest(what: &'static str, case: &'static str) -> Target {
+    ratio(what, case, "p99", PEERS, 1.0)
+}
+
 const fn per_cpu(what: &'static str, case: &'static str, at_least: f64) -> Target {
-    ratio(what, case, "efficiency-saturated", TLS_PEERS, at_least)
+    ratio(what, case, "efficiency-saturated", PEERS, at_least)
 }
 
 const fn own(what: &'static str, case: &'static str, metric: &'static str, scale: f64, bound: Bound) -> Target {
@@ -98,17 +115,25 @@ const fn ratio(
 impl Target {
     /// What the report has of it; none where it has not been measured, or not beside each of the others.
     fn figure(&self, report: &Report) -> Option<f64> {
-        let of = |subject: &str| {
+        let row_of = |subject: &str| {
             let is_it =
                 |row: &&super::Row| (&*row.case, &*row.metric, &*row.subject) == (self.case, self.metric, subject);
-            Some(report.rows.iter().find(is_it)?.median)
+            report.rows.iter().find(is_it)
         };
-        let own = of(report.subject())?;
+        let row = row_of(report.subject())?;
+        let own = row.median;
+        let ratio_to = |subject: &str| {
+            let other = row_of(subject)?.median;
+            Some(match Better::of(self.metric, &row.unit) {
+                Better::Higher => own / other,
+                Better::Lower => other / own,
+            })
+        };
         match self.of {
             Figure::Own(scale) => Some(own * scale),
             Figure::LeastRatio(versus) => versus
                 .iter()
-                .map(|other| Some(own / of(other)?))
+                .map(|other| ratio_to(other))
                 .try_fold(f64::INFINITY, |least, ratio: Option<f64>| Some(least.min(ratio?))),
         }
     }
@@ -135,6 +160,7 @@ impl Bound {
 pub(super) fn lines(report: &Report) -> Vec<[String; 4]> {
     let targets: &[Target] = match report.suite.as_str() {
         _ if report.rows.is_empty() => &[],
+        "http" => &HTTP,
         "packet" => &PACKET,
         "tls" => &TLS,
         _ => &[],
@@ -151,31 +177,35 @@ mod tests {
     use super::*;
     use crate::report::sample::sample;
 
-    fn report(figures: &[(&str, &str, &str, f64)]) -> Report {
+    fn report(suite: &str, figures: &[(&str, &str, &str, f64)]) -> Report {
         let template = sample();
         let rows = figures.iter().map(|&(case, metric, subject, median)| super::super::Row {
             case: case.into(),
             metric: metric.into(),
             subject: subject.into(),
             median,
+            unit: if metric == "p99" { "µs".into() } else { template.rows[0].unit.clone() },
             ..template.rows[0].clone()
         });
-        Report { suite: "packet".into(), rows: rows.collect(), ..template.clone() }
+        Report { suite: suite.into(), rows: rows.collect(), ..template.clone() }
     }
 
     #[test]
     fn what_is_met_and_what_is_missed_is_told_and_what_was_not_measured_is_left_out() {
         let keepalive = "keepalive-128B-64c-steered";
-        let report = report(&[
-            ("memory-full-nat-v4-10M", "memory", "towpath", 113.0),
-            ("round-trip-steered", "added-p50", "towpath", 33.1),
-            (keepalive, "efficiency-saturated", "towpath", 250.0),
-            (keepalive, "efficiency-saturated", "haproxy", 80.0),
-            (keepalive, "efficiency-saturated", "nginx", 125.0),
-            // Not beside the kernel: no ratio.
-            ("bulk-4-steered", "rate", "towpath", 20.0),
-            ("idle-cpu", "busy", "nginx", 0.1),
-        ]);
+        let report = report(
+            "packet",
+            &[
+                ("memory-full-nat-v4-10M", "memory", "towpath", 113.0),
+                ("round-trip-steered", "added-p50", "towpath", 33.1),
+                (keepalive, "efficiency-saturated", "towpath", 250.0),
+                (keepalive, "efficiency-saturated", "haproxy", 80.0),
+                (keepalive, "efficiency-saturated", "nginx", 125.0),
+                // Not beside the kernel: no ratio.
+                ("bulk-4-steered", "rate", "towpath", 20.0),
+                ("idle-cpu", "busy", "nginx", 0.1),
+            ],
+        );
         let told: Vec<(String, String)> =
             lines(&report).into_iter().map(|[what, _, _, verdict]| (what, verdict)).collect();
         let told: Vec<(&str, &str)> = told.iter().map(|(what, verdict)| (what.as_str(), verdict.as_str())).collect();
@@ -190,10 +220,23 @@ mod tests {
     }
 
     #[test]
+    fn of_a_latency_the_least_ratio_is_to_the_quickest() {
+        let case = "http-connect";
+        let of = |own| {
+            report("http", &[(case, "p99", "towpath", own), (case, "p99", "haproxy", 2.0), (case, "p99", "nginx", 3.0)])
+        };
+        let told = |own| lines(&of(own)).into_iter().map(|[.., figure, verdict]| (figure, verdict)).collect::<Vec<_>>();
+        assert_eq!(told(1.0), [("2.00".into(), "met".into())]);
+        assert_eq!(told(2.5), [("0.80".into(), "missed by 20 %".into())]);
+    }
+
+    #[test]
     fn every_target_is_a_case_of_the_suite() {
         let cases = crate::suite::packet::cases(&crate::suite::Accounting::ALL, &[1_000_000, 10_000_000]);
         assert!(PACKET.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
         let cases = crate::suite::tls::cases(&crate::suite::Accounting::ALL, crate::suite::tls::POOL_CPUS_MIN);
         assert!(TLS.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
+        let cases = crate::suite::http::cases(&crate::suite::Accounting::ALL);
+        assert!(HTTP.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
     }
 }

@@ -111,6 +111,7 @@ mod tests {
             plane: Plane::Packet,
             mode: Mode::USUAL,
             tls: None,
+            http: None,
             course: Course::Lease { addresses: 1 },
         };
         let samples = measure(&case, 1, Duration::from_millis(5)).unwrap();

@@ -78,7 +78,7 @@ impl Load<'_> {
             work: self.work,
             pace,
             security: self.case.security(),
-            framing: subject.kind.framing(),
+            framing: self.case.framing(subject.kind),
             warm_up: options.warm_up,
             measure: options.measure,
             watch_cpus: cpus.clone(),

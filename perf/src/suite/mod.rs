@@ -4,6 +4,7 @@
 //! from the samples of all rounds, rows and ratios, is the same for every suite.
 
 mod ceiling;
+pub mod http;
 mod idle;
 mod isolation;
 mod lease;
@@ -41,8 +42,9 @@ use crate::load::tls::Tls;
 use crate::load::{Security, Work};
 use crate::machine::Machine;
 use crate::message::Framing;
-use crate::peers::{Kind, Subject, forwarding_word};
+use crate::peers::{Kind, ServerConnections, Subject, forwarding_word};
 use crate::report::{Report, SCHEMA};
+use crate::web::Visitor;
 pub use plane::{Cargo, FLOWS_MAX, InMemory, counted};
 use sample::{Sample, panicked};
 use stage::Stage;
@@ -99,11 +101,27 @@ pub struct Case {
     pub mode: Mode,
     /// How clients and servers speak TLS to the subject, if they do.
     pub tls: Option<Terms>,
+    /// What is asked of the subject as a balancer of HTTP; `None`: it relays bytes.
+    pub http: Option<Web>,
     /// What is done.
     pub course: Course,
 }
 
+/// How HTTP is balanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// Whether clients come back with the cookie.
+    pub visitor: Visitor,
+    /// Whose connections to the server are.
+    pub connections: ServerConnections,
+}
+
 impl Case {
+    /// How messages have to stand in what such a subject relays.
+    fn framing(&self, kind: Kind) -> Framing {
+        self.http.map_or(kind.framing(), |web| Framing::Web(web.visitor))
+    }
+
     fn security(&self) -> Security {
         self.tls.map_or(Security::PLAIN, |terms| Security { client: Some(terms.client), origin: terms.reencrypts })
     }
@@ -163,6 +181,7 @@ fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str,
         plane,
         mode,
         tls: None,
+        http: None,
         course: course.clone(),
     };
     accountings.iter().flat_map(|&accounting| courses.iter().map(move |course| case(accounting, course))).collect()
@@ -424,7 +443,11 @@ fn subjects_of(case: &Case, options: &Options) -> Vec<usize> {
         // Others are transparent only with the kernel's help (TPROXY), which is another measurement.
         let keeps_clients = matches!(kind, Kind::Kernel | Kind::Remote | Kind::Towpath);
         let speaks = case.tls.map_or(kind.relays_plain(), |terms| kind.ends_tls(terms.reencrypts));
-        case.course.suits(kind) && speaks && (case.mode.forwarding == Forwarding::FullNat || keeps_clients)
+        let understands = case.http.is_none() || kind.balances_http();
+        case.course.suits(kind)
+            && speaks
+            && understands
+            && (case.mode.forwarding == Forwarding::FullNat || keeps_clients)
     };
     (0..options.subjects.len()).filter(|&number| suits(options.subjects[number].kind)).collect()
 }

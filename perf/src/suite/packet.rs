@@ -79,6 +79,7 @@ fn in_memory_case((forwarding, family, cargo): (Forwarding, Family, Cargo), flow
         plane: Plane::Packet,
         mode: Mode::USUAL,
         tls: None,
+        http: None,
         course: Course::InMemory(work),
     }
 }

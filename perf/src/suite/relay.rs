@@ -13,6 +13,7 @@ pub fn cases(accountings: &[Accounting]) -> Vec<Case> {
         plane: Plane::Stream,
         mode: Mode::USUAL,
         tls: None,
+        http: None,
         course: Course::Memory { few: 500, many: 7500 },
     };
     super::under(accountings, Plane::Stream, Mode::USUAL, &courses()).into_iter().chain([memory]).collect()

@@ -43,6 +43,7 @@ pub fn cases() -> Vec<Case> {
         plane: Plane::Stream,
         mode: Mode::USUAL,
         tls: None,
+        http: None,
         course: Course::Snat { addresses, ports: 20_000..=last_port },
     };
     vec![of(1, 22_999), of(2, 22_999), of(4, 21_799)]
@@ -57,6 +58,7 @@ pub fn scale_cases(connections: usize, addresses: u8) -> Vec<Case> {
         plane: Plane::Packet,
         mode: Mode::USUAL,
         tls: None,
+        http: None,
         course,
     };
     vec![

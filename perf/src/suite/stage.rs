@@ -106,6 +106,7 @@ impl Stage {
                 pool: None,
                 is_routed: false,
                 tls: None,
+                http: None,
             };
             return Ok(Stage { lab: None, setting });
         }
@@ -173,6 +174,7 @@ impl Stage {
                 reencrypts: terms.reencrypts,
                 pool_cpus: case.course.pool_cpus(options),
             }),
+            http: case.http.map(|web| web.connections),
         };
         let stage = Stage { lab: Some(lab), setting };
         if case.mode.is_routed {
@@ -232,6 +234,8 @@ impl Stage {
             command.arg("origin").arg(address.to_string()).stdin(Stdio::null()).stdout(Stdio::null());
             if case.security().origin {
                 command.arg("--tls");
+            } else if case.http.is_some() {
+                command.arg("--web");
             }
             let child = server.spawn_on(&options.pins.client, command)?;
             await_listening(server, address, Transport::Tcp, || Ok(()))

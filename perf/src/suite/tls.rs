@@ -31,6 +31,7 @@ pub fn cases(accountings: &[Accounting], cpus: usize) -> Vec<Case> {
         plane: Plane::Stream,
         mode: Mode::USUAL,
         tls: Some(terms),
+        http: None,
         course,
     };
     let loads = loads();

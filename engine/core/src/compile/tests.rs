@@ -292,6 +292,7 @@ fn servers_behind_a_route_have_a_place_and_a_check_of_their_own_and_count_for_th
         name: "web".into(),
         servers: vec![server(FE_2, Some(4443))],
         health: Some(tcp_check(&[])),
+        proxy_protocol: None,
     });
     let names = vec!["meet.example.org".to_owned(), "*.example.org".to_owned()];
     model.services[0].tls = ServiceTls::PassThrough(PassThrough {

@@ -9,6 +9,7 @@ fn plan(id: u32, ports: &[u16], interval_ms: u64) -> CheckPlan {
         vip: None,
         kind: CheckKind::Tcp,
         ports: ports.to_vec(),
+        proxy: None,
         interval_ms,
         timeout_ms: 3_000,
         rise: 2,

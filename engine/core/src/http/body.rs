@@ -104,6 +104,30 @@ impl Body {
         matches!(self.state, State::Over)
     }
 
+    /// Bytes that come next and leave as they are; 0 where each has to be looked at, or gets a frame.
+    pub(super) fn passes(&self) -> u64 {
+        match self.state {
+            State::Chunk { left } | State::Length { left } => left,
+            State::UntilClose if self.coding == Coding::Plain => u64::MAX,
+            State::ChunkEnd { .. } | State::ChunkSize { .. } | State::Over | State::Trailer(_) | State::UntilClose => 0,
+        }
+    }
+
+    /// So many of these have left without having been given to [`Body::take`].
+    pub(super) fn passed(&mut self, bytes: u64) {
+        let (State::Chunk { left } | State::Length { left }) = &mut self.state else { return };
+        *left = left.saturating_sub(bytes);
+        if *left == 0 {
+            self.end_stretch();
+        }
+    }
+
+    /// All bytes of a chunk, or of a body whose length is known, have come.
+    fn end_stretch(&mut self) {
+        let chunked = matches!(self.state, State::Chunk { .. });
+        self.state = if chunked { State::ChunkEnd { cr: false } } else { State::Over };
+    }
+
     /// The connection that it came by has ended in good order: whether the body may end here.
     pub(super) fn end(&mut self, out: &mut Output) -> bool {
         match self.state {
@@ -139,8 +163,7 @@ impl Body {
                     let len = rest.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                     *left -= len as u64;
                     if *left == 0 {
-                        let chunked = matches!(self.state, State::Chunk { .. });
-                        self.state = if chunked { State::ChunkEnd { cr: false } } else { State::Over };
+                        self.end_stretch();
                     }
                     out.pass(input, at, len);
                     at += len;

@@ -54,7 +54,7 @@ impl<'a> Looked<'a> {
 }
 
 /// Whether one of these networks holds the address; that must not be an IPv4 address in IPv6 dress.
-pub(super) fn holds(networks: &[(IpAddr, u8)], address: IpAddr) -> bool {
+pub(crate) fn holds(networks: &[(IpAddr, u8)], address: IpAddr) -> bool {
     networks.iter().any(|(network, prefix)| match (network, address) {
         (IpAddr::V4(network), IpAddr::V4(address)) => {
             let mask = u32::MAX.checked_shl(32_u32.saturating_sub(u32::from(*prefix))).unwrap_or(0);

@@ -52,6 +52,8 @@ pub struct ServerCookies {
     cookie: InsertedCookie,
     /// By place among the members.
     names: Vec<[u8; NAME_BYTES]>,
+    /// Values of `Set-Cookie` that name them.
+    lines: Vec<Box<[u8]>>,
     servers: Vec<RealServerId>,
 }
 
@@ -71,9 +73,11 @@ impl ServerCookies {
             }
             name
         };
+        let names: Vec<[u8; NAME_BYTES]> = targets.iter().map(name).collect();
         Some(Arc::new(ServerCookies {
             cookie: cookie.clone(),
-            names: targets.iter().map(name).collect(),
+            lines: names.iter().map(|name| line_of(cookie, name)).collect(),
+            names,
             servers: targets.iter().map(|target| target.server).collect(),
         }))
     }
@@ -90,21 +94,16 @@ impl ServerCookies {
     }
 
     /// The value of `Set-Cookie` that names the member at this place.
-    pub fn set(&self, target: TargetIndex) -> Option<Vec<u8>> {
-        let name = self.names.get(target.index())?;
-        let mut line = Vec::with_capacity(self.cookie.name.len() + NAME_BYTES + 32);
-        line.extend_from_slice(self.cookie.name.as_bytes());
-        line.push(b'=');
-        line.extend_from_slice(name);
-        line.extend_from_slice(b"; Path=/");
-        if self.cookie.http_only {
-            line.extend_from_slice(b"; HttpOnly");
-        }
-        if self.cookie.secure {
-            line.extend_from_slice(b"; Secure");
-        }
-        Some(line)
+    pub fn set(&self, target: TargetIndex) -> Option<&[u8]> {
+        self.lines.get(target.index()).map(|line| &**line)
     }
+}
+
+/// The value of `Set-Cookie` that sets this cookie so.
+fn line_of(cookie: &InsertedCookie, value: &[u8]) -> Box<[u8]> {
+    let http_only: &[u8] = if cookie.http_only { b"; HttpOnly" } else { b"" };
+    let secure: &[u8] = if cookie.secure { b"; Secure" } else { b"" };
+    [cookie.name.as_bytes(), b"=", value, b"; Path=/", http_only, secure].concat().into()
 }
 
 const HEXADECIMAL: &[u8; 16] = b"0123456789abcdef";
@@ -141,7 +140,7 @@ mod tests {
 
     fn value(cookies: &ServerCookies, place: u16) -> Vec<u8> {
         let set = cookies.set(TargetIndex(place)).unwrap();
-        set_value(&set, "SERVERID").unwrap().to_vec()
+        set_value(set, "SERVERID").unwrap().to_vec()
     }
 
     #[test]
@@ -156,7 +155,7 @@ mod tests {
         assert_eq!(own.server(&changed), None);
         assert_eq!(own.server(b""), None);
         assert_eq!(own.set(TargetIndex(3)), None);
-        let text = String::from_utf8(own.set(TargetIndex(0)).unwrap()).unwrap();
+        let text = String::from_utf8(own.set(TargetIndex(0)).unwrap().to_vec()).unwrap();
         assert!(text.starts_with("SERVERID=") && text.ends_with("; Path=/; HttpOnly"), "{text}");
     }
 

@@ -262,6 +262,11 @@ impl Exchange {
         self.head.as_ref().expect("asked for between Then::Route and renew")
     }
 
+    /// The request at hand, if its head is whole.
+    pub fn known_request(&self) -> Option<&RequestHead> {
+        self.head.as_ref()
+    }
+
     /// Writes the head of the request, for a server that is there; again after [`Lost::Retry`], with edits for that one.
     pub fn forward(&mut self, edits: &Edits<'_>, leg: ServerLeg, to_server: &mut Output) {
         let Some(head) = &self.head else { return };
@@ -451,6 +456,50 @@ impl Exchange {
         }
     }
 
+    /// Bytes of this side that come next and leave as they are: they need not be given here, if [`Exchange::passed`] is told of them.
+    pub fn passes(&self, from: Side) -> u64 {
+        match (from, &self.request, &self.response) {
+            (_, Request::Tunnel, _) => u64::MAX,
+            (Side::Client, Request::Body(body), _) if !self.is_body_held() => body.passes(),
+            (Side::Server, _, Response::Body(body)) => body.passes(),
+            _ => 0,
+        }
+    }
+
+    /// Some of the client's may have been taken and have not left: the request cannot be sent again.
+    pub fn note_body_begun(&mut self) {
+        self.body_begun = true;
+    }
+
+    /// Whether the server has read all of the request at hand if it answers: there was nothing but a head.
+    pub fn asks_by_head(&self) -> bool {
+        self.head.as_ref().is_some_and(|head| head.framing() == Framing::None)
+    }
+
+    /// So many of these have left.
+    pub fn passed(&mut self, from: Side, bytes: u64) -> Then {
+        match (from, &mut self.request, &mut self.response) {
+            (_, Request::Tunnel, _) => Then::Read,
+            (Side::Client, Request::Body(body), _) => {
+                self.body_begun |= bytes > 0;
+                body.passed(bytes);
+                if body.is_over() {
+                    self.request = Request::Over;
+                }
+                self.after_client()
+            }
+            (Side::Server, _, Response::Body(body)) => {
+                body.passed(bytes);
+                if !body.is_over() {
+                    return Then::Read;
+                }
+                self.response = Response::Over;
+                self.after_server()
+            }
+            _ => Then::Hold,
+        }
+    }
+
     /// What is waited for.
     pub fn waiting(&self) -> Waiting {
         match (&self.request, &self.response) {
@@ -481,10 +530,23 @@ impl Exchange {
         matches!(self.response, Response::Body(_) | Response::Over | Response::Tunnel)
     }
 
+    /// Whether the client's stream ends behind what was given out for it.
+    pub fn says_no_more(&self) -> bool {
+        self.is_over() && self.client == Fate::Close
+    }
+
     /// Whether its connection to the server was authenticated, or may have been: it stays with this client, takes all of its requests, and
     /// no other connection can do in its place.
     pub fn is_bound(&self) -> bool {
         self.binding == Binding::Bound
+    }
+
+    /// Whether the request at hand may be sent by a connection that has served others, which its server may close just now. Either it can be sent
+    /// again unseen by the client, or the client has had a response before and knows what the end of a connection that was kept may mean
+    /// (RFC 9112 §9.3.1). One that binds its connection is sent by one of its own.
+    pub fn may_be_lent(&self) -> bool {
+        let is_resent = |head: &RequestHead| head.is_idempotent() && head.framing() == Framing::None;
+        !self.is_bound() && (self.seasoned || self.head.as_ref().is_some_and(is_resent))
     }
 
     /// The exchange is over: what becomes of the connections. The next request may begin.

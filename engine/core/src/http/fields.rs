@@ -1,6 +1,7 @@
 //! The fields of a head or trailer section, by where they lie in its bytes.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::scan::{Fault, fault_of};
 use super::{CONNECTION_OPTIONS_MAX, HEADERS_MAX};
@@ -42,6 +43,10 @@ const FORWARDED_PREFIX: &str = "x-forwarded-";
 
 /// Whether servers take a field of this name for what a proxy says. CGI and its heirs make one name of `-` and `_`, so both are one here.
 pub(super) fn is_told_by_proxies(name: &[u8]) -> bool {
+    // Most fields are told apart by their first letter.
+    if !name.first().is_some_and(|first| matches!(first | 0x20, b'f' | b't' | b'x')) {
+        return false;
+    }
     let alike = |(&own, other): (&u8, u8)| own.eq_ignore_ascii_case(&other) || (own == b'_' && other == b'-');
     let begins = |known: &str| name.len() >= known.len() && name.iter().zip(known.bytes()).all(alike);
     begins(FORWARDED_PREFIX) || TOLD_BY_PROXIES.iter().any(|known| name.len() == known.len() && begins(known))
@@ -139,14 +144,14 @@ pub(super) struct Field {
 }
 
 impl Field {
-    /// The whole line, if it is written as we would write it.
-    pub(super) fn plain_line(self, head: &[u8]) -> Option<&[u8]> {
+    /// Where the whole line lies, if it is written as we would write it.
+    pub(super) fn plain_line(self, head: &[u8]) -> Option<Range<usize>> {
         let behind_name = (self.name.at + self.name.len) as usize;
         let end = (self.value.at + self.value.len) as usize;
         let is_plain = self.value.at as usize == behind_name + 2
             && head[behind_name..].starts_with(b": ")
             && head[end..].starts_with(b"\r\n");
-        is_plain.then(|| &head[self.name.at as usize..end + 2])
+        is_plain.then_some(self.name.at as usize..end + 2)
     }
 }
 
@@ -222,6 +227,12 @@ pub(super) fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
 }
 
+/// The values of the fields of this name, in order.
+pub(super) fn values<'a>(fields: &'a [Field], head: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> + Clone {
+    let named = move |field: &&Field| field.name.bytes(head).eq_ignore_ascii_case(name.as_bytes());
+    fields.iter().filter(named).map(|field| field.value.bytes(head))
+}
+
 /// The one value of `known`; `Err(())` where there are several.
 pub(super) fn only<'a>(fields: &[Field], known: Known, head: &'a [u8]) -> Result<Option<&'a [u8]>, ()> {
     let mut values = fields.iter().filter(|field| field.known == known).map(|field| field.value.bytes(head));
@@ -264,7 +275,8 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 
 /// Whether these bytes may be the value of a field (RFC 9110 §5.5).
 pub(crate) fn is_value(bytes: &[u8]) -> bool {
-    bytes.iter().all(|byte| matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
+    // Without an early end, so that many bytes are looked at together.
+    bytes.iter().fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
 }
 
 /// Whether these bytes may be the name of a field (RFC 9110 §5.6.2).

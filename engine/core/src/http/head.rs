@@ -264,7 +264,7 @@ impl RequestHead {
 
     /// The values of the fields of this name, in order.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> + Clone {
-        self.fields().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        fields::values(&self.fields, &self.bytes, name)
     }
 
     /// The version that it was sent with.
@@ -389,7 +389,7 @@ impl ResponseHead {
 
     /// The values of the fields of this name, in order.
     pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> + Clone {
-        self.fields().filter(move |(other, _)| other.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        fields::values(&self.fields, &self.bytes, name)
     }
 
     /// The version that it was sent with.
@@ -460,9 +460,9 @@ fn target_and_host(
     }
     let text = target.bytes(head);
     let path_len = text.iter().position(|byte| *byte == b'?').unwrap_or(text.len());
-    // A fragment is not sent (RFC 9110 §7.1), and a backslash is a slash to some servers.
-    let visible =
-        text.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#') && !text[..path_len].contains(&b'\\');
+    // A fragment is not sent (RFC 9110 §7.1), and a backslash is a slash to some servers. Without an early end many bytes are looked at together.
+    let visible = text.iter().fold(true, |all, byte| all & byte.is_ascii_graphic() & (*byte != b'#'))
+        && !text[..path_len].contains(&b'\\');
     if !visible {
         return Err(BadRequest::Target);
     }
@@ -509,7 +509,8 @@ pub(super) fn is_authority(authority: &[u8]) -> bool {
         }
     };
     // Sub-delims and percent-encoding of RFC 3986 are in no name of a host.
-    let named = host.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
+    let named =
+        host.iter().fold(true, |all, byte| all & (byte.is_ascii_alphanumeric() | matches!(byte, b'-' | b'.' | b'_')));
     let numbered = match port.strip_prefix(b":") {
         Some(digits) => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
         None => port.is_empty(),

@@ -22,6 +22,7 @@ mod stage;
 pub mod write;
 
 pub use answer::Answer;
+pub(crate) use condition::holds;
 pub use cookie::{HttpSecret, ServerCookies};
 pub use exchange::{After, ClientEnd, Exchange, Fate, Keep, Lost, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting};
 pub(crate) use fields::{is_token, is_value};

@@ -53,9 +53,19 @@ impl<C> Pinned<C> {
         Pinned(connection)
     }
 
-    /// The connection, to be used for its client, or closed.
-    pub fn connection(&mut self) -> &mut C {
+    /// The connection, to be looked at.
+    pub fn connection(&self) -> &C {
+        &self.0
+    }
+
+    /// The connection, to be used for its client.
+    pub fn connection_mut(&mut self) -> &mut C {
         &mut self.0
+    }
+
+    /// The connection, to be closed.
+    pub fn end(self) -> C {
+        self.0
     }
 }
 
@@ -69,9 +79,19 @@ impl<C> Lent<C> {
         Lent(connection)
     }
 
-    /// The connection, to be used for its client, or closed.
-    pub fn connection(&mut self) -> &mut C {
+    /// The connection, to be looked at.
+    pub fn connection(&self) -> &C {
+        &self.0
+    }
+
+    /// The connection, to be used for its client.
+    pub fn connection_mut(&mut self) -> &mut C {
         &mut self.0
+    }
+
+    /// The connection, to be closed.
+    pub fn end(self) -> C {
+        self.0
     }
 
     /// The exchange is over: the connection is anybody's again, or this client's for life.
@@ -100,6 +120,16 @@ impl<C> Shared<C> {
     /// For one client, until its exchange is over.
     pub fn lend(self) -> Lent<C> {
         Lent(self.0)
+    }
+
+    /// The connection, to be looked at.
+    pub fn connection(&self) -> &C {
+        &self.0
+    }
+
+    /// The connection, to be closed.
+    pub fn end(self) -> C {
+        self.0
     }
 }
 
@@ -130,9 +160,25 @@ impl<C> Idle<C> {
         self.waiting.pop_back()
     }
 
-    /// Takes out those that are gone or have waited too long.
-    pub fn retain(&mut self, mut keep: impl FnMut(&C) -> bool) {
-        self.waiting.retain(|shared| keep(&shared.0));
+    /// Of those that `fit`, the one that was used last.
+    pub fn remove_fitting(&mut self, fits: impl FnMut(&C) -> bool) -> Option<Shared<C>> {
+        let place = self.waiting.iter().map(|shared| &shared.0).rposition(fits)?;
+        self.waiting.remove(place)
+    }
+
+    /// The one that has waited longest, to make room.
+    pub fn remove_oldest(&mut self) -> Option<Shared<C>> {
+        self.waiting.pop_front()
+    }
+
+    /// Takes out, the oldest first, those that nobody is to have any more.
+    pub fn sort_out(&mut self, mut goes: impl FnMut(&C) -> bool) -> Vec<Shared<C>> {
+        let mut gone = Vec::new();
+        for _ in 0..self.waiting.len() {
+            let Some(shared) = self.waiting.pop_front() else { break };
+            if goes(&shared.0) { gone.push(shared) } else { self.waiting.push_back(shared) }
+        }
+        gone
     }
 
     /// How many wait.

@@ -9,7 +9,7 @@ use super::condition::{Looked, begins_with, decoded, holds};
 use super::cookie;
 use super::head::{RequestHead, ResponseHead};
 use super::route::HttpRules;
-use super::write::{Edit, Edits};
+use super::write::{Edit, Edits, decimal};
 use crate::ids::{RealServerId, TargetIndex};
 use crate::persistence::Pin;
 use crate::snapshot::{Service, ServiceHttp};
@@ -98,12 +98,12 @@ impl HttpRules {
             Forwarded::XForwarded => (true, false),
         };
         if x_forwarded {
-            set("X-Forwarded-For", appended(before("X-Forwarded-For"), &client.to_string()), edits);
+            set("X-Forwarded-For", appended(before("X-Forwarded-For"), written(client)), edits);
             if before("X-Forwarded-Proto").is_none() {
-                set("X-Forwarded-Proto", scheme.label().into(), edits);
+                set("X-Forwarded-Proto", Cow::Borrowed(scheme.label().as_bytes()), edits);
             }
             if let Some(host) = host.filter(|_| before("X-Forwarded-Host").is_none()) {
-                set("X-Forwarded-Host", host.into(), edits);
+                set("X-Forwarded-Host", Cow::Owned(host.into()), edits);
             }
         }
         if rfc7239 {
@@ -114,7 +114,7 @@ impl HttpRules {
             };
             let host = host.filter(|host| !host.contains(['"', '\\'])).map(|host| format!(";host=\"{host}\""));
             let own = format!("for={by};proto={}{}", scheme.label(), host.unwrap_or_default());
-            set("Forwarded", appended(before("Forwarded"), &own), edits);
+            set("Forwarded", appended(before("Forwarded"), own.into_bytes()), edits);
         }
     }
 }
@@ -132,7 +132,7 @@ impl Service {
         }
         let target = self.target_of(server).map(|(target, _)| target);
         if let Some(set) = target.and_then(|target| http.cookie_for(head, after, server, target)) {
-            edits.fields.push(Edit::Add { name: "Set-Cookie", value: Cow::Owned(set) });
+            edits.fields.push(Edit::Add { name: "Set-Cookie", value: Cow::Borrowed(set) });
             // A cache that several clients share would give one client's cookie to all.
             edits.fields.push(Edit::Add { name: "Cache-Control", value: Cow::Borrowed(b"private") });
         }
@@ -154,7 +154,7 @@ impl ServiceHttp {
         after: &AfterRequest,
         server: RealServerId,
         target: TargetIndex,
-    ) -> Option<Vec<u8>> {
+    ) -> Option<&[u8]> {
         let cookies = self.cookies.as_ref()?;
         let rule = cookies.cookie();
         let wanted = match rule.set {
@@ -169,9 +169,9 @@ impl ServiceHttp {
     }
 }
 
-fn set(name: &'static str, value: String, edits: &mut Edits<'_>) {
+fn set<'r>(name: &'static str, value: Cow<'r, [u8]>, edits: &mut Edits<'r>) {
     edits.fields.retain(|edit| !matches!(edit, Edit::Remove { name: other } if *other == name));
-    edits.fields.push(Edit::Replace { name, value: Cow::Owned(value.into_bytes()) });
+    edits.fields.push(Edit::Replace { name, value });
 }
 
 fn change_header<'r>(name: &'r str, to: &'r HeaderChange, fields: &mut Vec<Edit<'r>>) {
@@ -237,11 +237,24 @@ fn joined<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     (!all.is_empty()).then_some(all)
 }
 
-fn appended(before: Option<String>, own: &str) -> String {
-    match before {
-        Some(before) => format!("{before}, {own}"),
-        None => own.to_owned(),
+fn appended(before: Option<String>, own: Vec<u8>) -> Cow<'static, [u8]> {
+    Cow::Owned(match before {
+        Some(before) => [before.as_bytes(), b", ", &own].concat(),
+        None => own,
+    })
+}
+
+/// An address as text. One is in every request, so those of IPv4 do without the machinery of `Display`.
+fn written(address: IpAddr) -> Vec<u8> {
+    let IpAddr::V4(v4) = address else { return address.to_string().into_bytes() };
+    let mut text = Vec::with_capacity("255.255.255.255".len());
+    for (place, octet) in v4.octets().into_iter().enumerate() {
+        if place > 0 {
+            text.push(b'.');
+        }
+        decimal(u64::from(octet), &mut text);
     }
+    text
 }
 
 #[cfg(test)]

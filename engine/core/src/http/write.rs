@@ -1,7 +1,6 @@
 //! Heads written anew: what is passed on is what was understood, in one way to read it.
 
 use std::borrow::Cow;
-use std::io::Write;
 
 use super::fields::{Field, Known, is_token, is_told_by_proxies, is_value};
 use super::head::{RequestHead, ResponseHead, is_authority};
@@ -92,6 +91,8 @@ pub(super) fn response(head: &ResponseHead, edits: &Edits<'_>, frame: Frame, abo
 }
 
 fn rest(head: &[u8], fields: &[Field], edits: &Edits<'_>, frame: Frame, about: About, out: &mut Vec<u8>) {
+    // Lines that pass as they are and follow one another are copied together.
+    let mut run = 0..0;
     for field in fields {
         let passes = match field.known {
             Known::Host => false,
@@ -107,11 +108,16 @@ fn rest(head: &[u8], fields: &[Field], edits: &Edits<'_>, frame: Frame, about: A
         let told = edits.untrusted && is_told_by_proxies(field.name.bytes(head));
         if passes && !told && !edits.fields.iter().any(dropped) {
             match field.plain_line(head) {
-                Some(line) => out.extend_from_slice(line),
-                None => line(field.name.text(head), field.value.bytes(head), out),
+                Some(line) if line.start == run.end => run.end = line.end,
+                Some(line) => out.extend_from_slice(&head[std::mem::replace(&mut run, line)]),
+                None => {
+                    out.extend_from_slice(&head[std::mem::replace(&mut run, 0..0)]);
+                    line(field.name.text(head), field.value.bytes(head), out);
+                }
             }
         }
     }
+    out.extend_from_slice(&head[run]);
     for edit in &edits.fields {
         match edit {
             Edit::Add { name, value } | Edit::Replace { name, value } if may_be_added(name, value) => {
@@ -157,6 +163,30 @@ pub(super) fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
 }
 
 /// A number, decimal.
-pub(super) fn decimal(number: u64, out: &mut Vec<u8>) {
-    write!(out, "{number}").expect("memory takes everything");
+pub(super) fn decimal(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_full() {
+        for number in [0, 7, 10, 909, u64::from(u32::MAX), u64::MAX] {
+            let mut out = Vec::new();
+            decimal(number, &mut out);
+            assert_eq!(out, number.to_string().into_bytes());
+        }
+    }
 }

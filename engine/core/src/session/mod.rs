@@ -319,6 +319,11 @@ impl Session {
         }
     }
 
+    /// Whether bytes of this side wait to leave.
+    pub fn has_queued(&self, from: Side) -> bool {
+        !self.paths[from.index()].queue.is_empty()
+    }
+
     /// Whether the real server has accepted the connection.
     pub fn is_relaying(&self) -> bool {
         self.phase == Phase::Relaying

@@ -121,6 +121,50 @@ fn both_connections_serve_the_next_request() {
 }
 
 #[test]
+fn bytes_that_leave_as_they_are_may_pass_by_themselves() {
+    let mut hand = Hand::new();
+    assert_eq!(Side::BOTH.map(|from| hand.exchange.passes(from)), [0, 0]);
+    let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n";
+    assert_eq!(hand.client(post).0.then, Then::Route);
+    assert_eq!(hand.exchange.passes(Side::Client), 0, "nobody is there to take it");
+    hand.forward(ServerLeg::Fresh);
+    assert_eq!(Side::BOTH.map(|from| hand.exchange.passes(from)), [100, 0]);
+    assert_eq!(hand.client(b"0123456789").0, step(10, Then::Read));
+    assert_eq!(hand.exchange.passed(Side::Client, 60), Then::Read);
+    assert_eq!(hand.exchange.passes(Side::Client), 30);
+    assert_eq!(hand.exchange.passed(Side::Client, 30), Then::Hold);
+    assert_eq!(hand.client(GET).0, step(0, Then::Hold));
+    let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n20\r\n";
+    assert_eq!(hand.server(head).0.then, Then::Respond);
+    hand.respond();
+    assert_eq!(hand.exchange.passes(Side::Server), 0, "a chunk's size is written anew");
+    assert_eq!(hand.server(b"20\r\n0123"), (step(8, Then::Read), "20\r\n0123".into()));
+    assert_eq!(hand.exchange.passes(Side::Server), 28);
+    assert_eq!(hand.exchange.passed(Side::Server, 28), Then::Read);
+    assert_eq!(hand.exchange.passes(Side::Server), 0);
+    assert_eq!(hand.server(b"\r\n0\r\n\r\n").0.then, Then::Over);
+    assert_eq!(hand.over(), (Fate::Keep, Fate::Keep));
+    hand.asks(GET, ServerLeg::Kept);
+    hand.hears(b"HTTP/1.1 200 OK\r\nContent-Length: 40\r\n\r\n");
+    assert_eq!(hand.exchange.passed(Side::Server, 40), Then::Over);
+    assert!(!hand.exchange.says_no_more());
+    assert_eq!(hand.over(), (Fate::Keep, Fate::Keep));
+}
+
+#[test]
+fn a_request_of_which_some_may_have_passed_is_not_sent_again() {
+    let mut hand = Hand::new();
+    assert_eq!(hand.client(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n").0.then, Then::Route);
+    hand.forward(ServerLeg::Fresh);
+    assert_eq!(hand.exchange.passed(Side::Client, 0), Then::Read);
+    assert!(!hand.exchange.asks_by_head());
+    assert_eq!(hand.ends(ServerEnd::Broken).0, Lost::Retry);
+    hand.forward(ServerLeg::Fresh);
+    hand.exchange.note_body_begun();
+    assert_eq!(hand.ends(ServerEnd::Broken).0, Lost::Failed);
+}
+
+#[test]
 fn a_pipelined_request_stays_with_the_caller_until_the_one_before_is_over() {
     let mut hand = Hand::new();
     let two = [GET, GET].concat();

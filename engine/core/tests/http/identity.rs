@@ -98,8 +98,8 @@ enum Leg {
 impl Leg {
     fn connection(&mut self) -> &mut Connection {
         match self {
-            Leg::Lent(lent) => lent.connection(),
-            Leg::Pinned(pinned) => pinned.connection(),
+            Leg::Lent(lent) => lent.connection_mut(),
+            Leg::Pinned(pinned) => pinned.connection_mut(),
         }
     }
 }

@@ -73,12 +73,29 @@ fn only_what_has_seen_no_such_authentication_waits_for_the_next_client() {
     let mut idle = Idle::with_room(1);
     let Settled::Shared(shared) = Lent::new("free").settle(Binding::Free) else { panic!("nobody has bound it") };
     assert!(idle.insert(shared).is_ok());
-    let Settled::Pinned(mut pinned) = Lent::new("bound").settle(Binding::Bound) else { panic!("it is bound") };
+    let Settled::Pinned(pinned) = Lent::new("bound").settle(Binding::Bound) else { panic!("it is bound") };
     assert_eq!(*pinned.connection(), "bound");
     // There is room for one.
     let Settled::Shared(second) = Lent::new("second").settle(Binding::Free) else { panic!("nobody has bound it") };
-    let mut refused = idle.insert(second).expect_err("no room").lend();
+    let refused = idle.insert(second).expect_err("no room").lend();
     assert_eq!((*refused.connection(), idle.len()), ("second", 1));
     assert_eq!(*idle.remove().expect("it waits").lend().connection(), "free");
     assert!(idle.is_empty());
+}
+
+#[test]
+fn who_takes_one_gets_the_one_used_last_that_fits() {
+    let mut idle = Idle::with_room(3);
+    for connection in [("a", 1), ("b", 2), ("a", 3)] {
+        let Settled::Shared(shared) = Lent::new(connection).settle(Binding::Free) else {
+            panic!("nobody has bound it")
+        };
+        assert!(idle.insert(shared).is_ok());
+    }
+    assert!(idle.remove_fitting(|(kind, _)| *kind == "c").is_none());
+    assert_eq!(idle.remove_fitting(|(kind, _)| *kind == "a").map(|shared| shared.end()), Some(("a", 3)));
+    assert_eq!(idle.remove_oldest().map(|shared| *shared.connection()), Some(("a", 1)));
+    assert!(idle.sort_out(|(kind, _)| *kind == "a").is_empty());
+    let gone: Vec<_> = idle.sort_out(|(kind, _)| *kind == "b").into_iter().map(|shared| shared.end()).collect();
+    assert_eq!((gone.as_slice(), idle.is_empty()), (&[("b", 2)][..], true));
 }

@@ -522,6 +522,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                     vip: None,
                     kind: CheckKind::Tcp,
                     ports,
+                    proxy: None,
                     interval_ms: CONNECT_MS,
                     timeout_ms: CONNECT_MS,
                     rise: 1,

@@ -79,6 +79,24 @@ fn connections_are_derived_from_the_memory_where_that_is_less() {
 }
 
 #[test]
+fn shared_connections_have_their_descriptors_and_memory() {
+    let text = |reuse: &str| {
+        model(&format!(
+            "[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = [80]\n[service.http]\n{reuse}\n\
+             [[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n\
+             [[service.server]]\nname = \"two\"\naddress = \"192.0.2.12\"\n"
+        ))
+    };
+    let what = "waiting server connections";
+    let none = Plan::new(&text(""), &input(2, 20_000)).unwrap();
+    assert_eq!((amount(&none.descriptors, what), amount(&none.memory, what)), (0, 0));
+    let shared = Plan::new(&text("reuse = \"safe\"\nreuse_idle_max = 100"), &input(2, 20_000)).unwrap();
+    assert_eq!(amount(&shared.descriptors, what), 2 * 2 * 100, "two workers, two servers");
+    assert_eq!(amount(&shared.memory, what), 400 * IDLE_CONNECTION_BYTES);
+    assert_eq!(shared.connections.max, none.connections.max - 200, "they take the place of half as many connections");
+}
+
+#[test]
 fn a_configured_limit_that_cannot_fit_is_refused_with_both_ways_out() {
     let errors = Plan::new(&tcp_service("[limits]\nconnections = 20000"), &input(2, 20_000)).unwrap_err();
     let [PlanError::Descriptors { needed, nofile: 20_000, .. }] = &errors.0[..] else { panic!("{errors:?}") };

@@ -28,7 +28,7 @@ impl Stream {
         }
     }
 
-    async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Stream::Kernel(stream) => stream.write_all(bytes).await,
             Stream::Own(stack) => stack.send(bytes).await,

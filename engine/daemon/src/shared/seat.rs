@@ -144,6 +144,9 @@ pub struct Seat {
     worker: CounterPage,
     services: Box<[OnceLock<ServicePage>]>,
     opened: CounterPage,
+    idle: CounterPage,
+    /// A real server that another worker needs a place on, its id and one; 0 = none.
+    wanted_room: AtomicU32,
     packets: CounterPage,
     adopted: AtomicU64,
     moved: AtomicU64,
@@ -161,6 +164,8 @@ impl Seat {
             worker: CounterPage::new(WorkerCounter::ALL.len() + SLACK_CELLS),
             services: (0..services_max).map(|_| OnceLock::new()).collect(),
             opened: CounterPage::new(real_servers_max),
+            idle: CounterPage::new(real_servers_max),
+            wanted_room: AtomicU32::new(0),
             packets: CounterPage::new(
                 PlaneCounter::ALL.len() + RingCounter::ALL.len() + DropReason::ALL.len() + SLACK_CELLS,
             ),
@@ -219,6 +224,29 @@ impl Seat {
     /// Connections and sessions that this worker has opened on `server`.
     pub fn opened(&self, server: RealServerId) -> u64 {
         self.opened.read(server.index())
+    }
+
+    /// Counts shared connections to `server` that wait for the next client. Only the seat's own worker may call this.
+    #[inline]
+    pub fn note_idle(&self, server: RealServerId, change: i32) {
+        self.idle.change(server.index(), change);
+    }
+
+    /// Shared connections of this worker to `server` that wait for the next client.
+    pub fn idle(&self, server: RealServerId) -> u32 {
+        u32::try_from(self.idle.read(server.index())).unwrap_or(u32::MAX)
+    }
+
+    /// Asks the worker to close one of those. Of two that ask at once one has to ask again, with its next connection.
+    pub fn want_room(&self, server: RealServerId) {
+        self.wanted_room.store(u32::from(server.0) + 1, Ordering::Release);
+        self.wake();
+    }
+
+    /// What was asked for last. Only the seat's own worker may call this.
+    pub fn take_wanted_room(&self) -> Option<RealServerId> {
+        let wanted = self.wanted_room.swap(0, Ordering::AcqRel).checked_sub(1)?;
+        u16::try_from(wanted).ok().map(RealServerId)
     }
 
     /// The snapshot that the worker serves.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use towpath_config::model::Protocol;
 use towpath_core::Now;
+use towpath_core::access::Phase;
 use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::session::{Event, Session, Side};
@@ -124,7 +125,7 @@ impl Waiting {
 
 /// Whether this leg still waits for its turn.
 fn waits(relays: &Slab<Relay>, (key, side): Waiter) -> bool {
-    let leg = relays.get(key).and_then(|relay| relay.tls[side.index()].as_ref());
+    let leg = relays.get(key).and_then(|relay| relay.legs.tls(side));
     leg.is_some_and(|leg| leg.queued.is_some())
 }
 
@@ -176,7 +177,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(secured) = relay.service_tls.as_ref().map(Arc::clone) else { return Ok(()) };
         match secured.clients.accept() {
-            Ok(connection) => relay.tls[Side::Client.index()] = Some(Box::new(TlsLeg::new(connection, &self.kept))),
+            Ok(connection) => relay.legs.client_tls = Some(Box::new(TlsLeg::new(connection, &self.kept))),
             Err(_) => return self.turn_away(key, Termination::SystemRefused),
         }
         let due = self.now + secured.handshake_timeout_ms;
@@ -188,7 +189,7 @@ impl Worker {
     /// A receive of a leg whose handshake is under way has completed.
     pub(super) fn received_handshake(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
         let received = completion.received();
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(from)) else {
             return self.let_go(completion);
         };
         if let Some(buffer) = completion.buffer() {
@@ -219,7 +220,7 @@ impl Worker {
     fn await_turn(&mut self, key: Key, side: Side) -> io::Result<()> {
         let uses_pool = self.uses_pool();
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
+        let (Some(secured), Some(leg)) = (&relay.service_tls, relay.legs.tls_mut(side)) else { return Ok(()) };
         let Some(handshake) = &leg.handshake else { return Ok(()) };
         // A step with what the last one has left lying would leave it lying again, breath after breath.
         if leg.queued.is_some() || leg.is_sending() || !handshake.connection.has_news(&handshake.input) {
@@ -273,7 +274,7 @@ impl Worker {
 
     /// Hands the step that signs to the pool.
     fn hand_to_pool(&mut self, key: Key, kind: HandshakeKind) -> io::Result<()> {
-        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(Side::Client));
         let (Some(leg), Some(hatch)) = (leg, &mut self.hatch) else { return Ok(()) };
         let Some(Handshake { connection, input, output }) = leg.handshake.take() else { return Ok(()) };
         leg.away_bytes = input.capacity();
@@ -296,7 +297,7 @@ impl Worker {
             self.pace.pool_moved = self.now;
             let PooledHandshake { token, connection, mut input, output, result } = *work;
             let Token::Connect(key) = Token::unpack(token) else { continue };
-            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(Side::Client));
             // Its client has gone.
             let Some(leg) = leg else { continue };
             leg.errand = None;
@@ -321,7 +322,7 @@ impl Worker {
             let Some(Reclaimed { work, kind, since }) = self.hatch.as_mut().and_then(Hatch::reclaim) else { break };
             let PooledHandshake { token, connection, mut input, output, .. } = *work;
             let Token::Connect(key) = Token::unpack(token) else { continue };
-            let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[Side::Client.index()].as_mut());
+            let leg = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(Side::Client));
             let Some(leg) = leg else { continue };
             leg.errand = None;
             leg.away_bytes = 0;
@@ -378,7 +379,7 @@ impl Worker {
         for _ in 0..REFUSED_AT_ONCE_MAX {
             let relays = &self.relays;
             let Some((key, side)) = self.waiting.pop(|waiter| waits(relays, waiter)) else { return Ok(()) };
-            let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
+            let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side)) else {
                 continue;
             };
             let (Some(since), Some(handshake)) = (leg.queued.take(), &mut leg.handshake) else { continue };
@@ -398,7 +399,7 @@ impl Worker {
             Ok(step) => step,
             Err(fault) => return self.shake_failed(key, side, fault),
         };
-        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
+        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side)) {
             leg.done = step == Step::Complete;
             leg.kept.renew(self.now);
             leg.note_kept(self.now);
@@ -419,7 +420,7 @@ impl Worker {
 
     /// A flight has left, `whole` or not.
     pub(super) fn flight_sent(&mut self, key: Key, side: Side, whole: bool) -> io::Result<()> {
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side)) else {
             return Ok(());
         };
         if leg.given_up {
@@ -435,7 +436,7 @@ impl Worker {
     /// The handshake is over.
     fn shaken(&mut self, key: Key, side: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        let (Some(secured), Some(leg)) = (&relay.service_tls, &mut relay.tls[side.index()]) else { return Ok(()) };
+        let (Some(secured), Some(leg)) = (&relay.service_tls, relay.legs.tls_mut(side)) else { return Ok(()) };
         let Some(connection) = leg.handshake.as_ref().map(|handshake| &handshake.connection) else { return Ok(()) };
         let resumed = connection.is_resumed();
         if side == Side::Client && resumed && secured.clients.admits_resumed(connection.peer_certificates()).is_err() {
@@ -461,7 +462,7 @@ impl Worker {
 
     /// A handshake has failed: its alert leaves first.
     fn shake_failed(&mut self, key: Key, side: Side, fault: Fault) -> io::Result<()> {
-        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut());
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side));
         let alert = match leg.map(|leg| &mut leg.handshake) {
             Some(Some(handshake)) => std::mem::take(&mut handshake.output),
             // The pool has it, with a ClientHello: nothing is encrypted yet.
@@ -497,7 +498,8 @@ impl Worker {
         self.wheel.disarm(key.index);
         let Some(relay) = self.relays.remove(key) else { return Ok(()) };
         self.shared.seat(self.id).service_page(relay.service().id).count_end(termination);
-        if let Some(errand) = relay.tls[Side::Client.index()].as_ref().and_then(|leg| leg.errand.as_ref()) {
+        self.log_connection(&relay, termination, Phase::Request);
+        if let Some(errand) = relay.legs.tls(Side::Client).and_then(|leg| leg.errand.as_ref()) {
             errand.abandon();
         }
         let client = relay.into_client();
@@ -507,6 +509,8 @@ impl Worker {
                 | Termination::HandshakeTimedOut
                 | Termination::DrainEnded
                 | Termination::OutOfTlsMemory
+                | Termination::ProxyInvalid
+                | Termination::ProxyTimedOut
         );
         if let Some(client) = client {
             if silent {
@@ -533,7 +537,7 @@ impl Worker {
         let Some(context) = relay.server().and_then(|server| relay.service_tls.as_ref()?.towards(server)) else {
             return Ok(false);
         };
-        let client = relay.tls[Side::Client.index()].as_ref().and_then(|leg| leg.handshake.as_ref());
+        let client = relay.legs.tls(Side::Client).and_then(|leg| leg.handshake.as_ref());
         let alpn = client.and_then(|handshake| handshake.connection.alpn());
         let connection = context.connect(relay.client_name.as_deref(), alpn, relay.destination().ip());
         let Ok(connection) = connection else {
@@ -542,7 +546,9 @@ impl Worker {
         };
         let mut leg = Box::new(TlsLeg::new(connection, &self.kept));
         leg.queued = Some(self.now);
-        relay.tls[Side::Server.index()] = Some(leg);
+        if let Some(connection) = relay.legs.server.connection_mut() {
+            connection.tls = Some(leg);
+        }
         self.wait_for_turn(HandshakeKind::Resumed, (key, Side::Server));
         self.receive_record(key, Side::Server)?;
         Ok(true)
@@ -553,11 +559,11 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.server_handshake_failed = true;
         // Once, and not where it is given up because the client has left or the worker stops.
-        let given_up = relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.given_up);
+        let given_up = relay.legs.tls(Side::Server).is_some_and(|leg| leg.given_up);
         if !given_up && !relay.is_ending() {
             self.shared.seat(self.id).service_page(relay.service().id).add(ServiceCounter::ServerHandshakesFailed, 1);
         }
-        if let Some(leg) = &mut relay.tls[Side::Server.index()] {
+        if let Some(leg) = relay.legs.tls_mut(Side::Server) {
             leg.given_up = true;
             leg.queued = None;
         }
@@ -569,10 +575,12 @@ impl Worker {
 
     fn server_given_up(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        if relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending()) {
+        if relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending()) {
             return Ok(());
         }
-        relay.tls[Side::Server.index()] = None;
+        if let Some(connection) = relay.legs.server.connection_mut() {
+            connection.tls = None;
+        }
         self.drive(key, Event::ConnectFailed)
     }
 
@@ -582,7 +590,7 @@ impl Worker {
         for _ in 0..fed {
             let Some((key, from)) = self.starved_records.pop_front() else { break };
             let Some(relay) = self.relays.get(key) else { continue };
-            if relay.tls[from.index()].as_ref().is_some_and(|leg| leg.shaking) {
+            if relay.legs.tls(from).is_some_and(|leg| leg.shaking) {
                 self.receive_record(key, from)?;
             } else {
                 self.drive(key, Event::BuffersFree(from))?;

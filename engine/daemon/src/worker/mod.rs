@@ -4,6 +4,7 @@
 //! One breath: read the clock → adopt a newer snapshot → bulk left over → packets → completions → timers → submit, and sleep until
 //! something completes or the next deadline comes.
 
+mod access;
 mod datagram;
 mod doors;
 mod entrance;
@@ -11,9 +12,11 @@ mod handoff;
 mod http;
 mod http2;
 mod lanes;
+mod legs;
 mod packets;
 mod peek;
 mod pressure;
+mod proxy;
 mod pump;
 mod relay;
 mod secure;
@@ -49,6 +52,7 @@ use crate::tls::{PooledHandshake, TlsContexts};
 use datagram::Datagrams;
 use doors::Doors;
 use entrance::{Pace, Waiting};
+use http::ServerPool;
 pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 use http2::Woken;
 use packets::{Left, Packets};
@@ -175,8 +179,12 @@ struct Worker {
     unsent: VecDeque<(Key, Side)>,
     /// Clients' connections of HTTP/2 whose streams have said something.
     woken: Woken,
+    /// Connections to real servers that wait for the next client.
+    pool: ServerPool,
     /// Scratch for what a turn of an exchange makes.
     output: Output,
+    /// Scratch for what of it lies in several places, empty between turns.
+    gathered: Vec<u8>,
     /// What connections with TLS keep of records of which only a part has come.
     kept: KeptBytes,
     /// When those are looked at next whose buffers others wait for, while somebody does.
@@ -253,7 +261,9 @@ impl Worker {
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
             woken: Woken::new(),
+            pool: ServerPool::default(),
             output: Output::default(),
+            gathered: Vec::new(),
             kept: KeptBytes::default(),
             slow_look: None,
             stopping: None,
@@ -319,6 +329,7 @@ impl Worker {
         self.send_unsent()?;
         self.serve_woken()?;
         self.end_slow()?;
+        self.look_at_idle()?;
         self.reclaim_from_pool()?;
         self.shake()?;
         self.wake_rested();
@@ -400,6 +411,7 @@ impl Worker {
                 self.follow_network()?;
                 self.follow_steering();
                 self.take_from_pool()?;
+                self.give_room()?;
                 self.follow_phase()
             }
         }
@@ -424,6 +436,7 @@ impl Worker {
         self.snapshot = newer.snapshot;
         self.tls = newer.tls;
         self.adopt_in_plane();
+        self.retire_idle()?;
         self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
@@ -478,6 +491,7 @@ impl Worker {
             self.close_doors()?;
             self.drain_conversations()?;
             self.drain_hubs()?;
+            self.close_all_idle()?;
         }
         if phase == Phase::Draining && self.now < self.drain_look {
             return Ok(());
@@ -560,8 +574,9 @@ impl Worker {
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
         let gathers = self.gathers.next_due();
-        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers, self.slow_look];
-        let due = due.into_iter().flatten().min();
+        let looks = [self.slow_look, self.pool.next_look()];
+        let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers];
+        let due = due.into_iter().chain(looks).flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
         let sleep = due.map_or(SLEEP_MAX, |due| Duration::from_millis(due.ms_since(self.now) + 1));
         let rest = self.pace.rest().filter(|_| !self.waiting.is_empty()).unwrap_or(SLEEP_MAX);

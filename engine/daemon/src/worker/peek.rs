@@ -1,6 +1,6 @@
 //! Routes by name: a client's first bytes are looked at where they lie, in the kernel, before a real server is chosen (T-41).
 //!
-//! Nothing is read: whoever serves the client reads the bytes as they came.
+//! Nothing is read: whoever serves the client reads the bytes as they came. In the same way the header of a proxy in front is waited for ([`super::proxy`]).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,7 +15,16 @@ use towpath_sys::socket;
 use super::Worker;
 use super::token::{Key, Token};
 
-/// Where a connection is that has routes by name.
+/// What first bytes are waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LookedFor {
+    /// A header of the PROXY protocol.
+    Header,
+    /// The name that a route is by.
+    Name,
+}
+
+/// Where a connection is whose first bytes are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Looking {
     /// Its first bytes are waited for.
@@ -24,17 +33,23 @@ pub(super) enum Looking {
         due: Now,
         /// The socket is readable from so many bytes on.
         readable_from: u32,
+        /// What they are looked at for.
+        what: LookedFor,
     },
     /// They are waited for no longer; the wait has yet to end.
-    GivenUp,
+    GivenUp(LookedFor),
 }
 
 impl Worker {
     /// Waits for the first bytes of a client that was accepted.
     pub(super) fn look(&mut self, key: Key, timeout_ms: u64) -> io::Result<()> {
+        self.look_for(key, LookedFor::Name, timeout_ms)
+    }
+
+    pub(super) fn look_for(&mut self, key: Key, what: LookedFor, timeout_ms: u64) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let due = self.now + timeout_ms;
-        relay.looking = Some(Looking::Until { due, readable_from: 1 });
+        relay.looking = Some(Looking::Until { due, readable_from: 1, what });
         self.wheel.arm(key.index, due);
         self.await_bytes(key)
     }
@@ -48,21 +63,31 @@ impl Worker {
     pub(super) fn looked(&mut self, key: Key, looking: Looking) -> io::Result<()> {
         let Some(client) = self.relays.get(key).and_then(|relay| relay.leg(Side::Client)) else { return Ok(()) };
         let seen = socket::peek(client, &mut self.first_bytes).unwrap_or(0);
+        if let Looking::Until { what: LookedFor::Header, .. } | Looking::GivenUp(LookedFor::Header) = looking {
+            return self.header_seen(key, looking, seen);
+        }
         let verdict = peek(&self.first_bytes[..seen]);
-        if verdict == Peek::Incomplete && seen > 0 {
-            // Ready again with one byte more; at the end of the stream with none, and then no more are seen than now.
-            let more = seen as u32 + 1;
-            if let Looking::Until { due, readable_from } = looking
-                && readable_from < more
-                && socket::set_readable_from(client, more).is_ok()
-            {
-                if let Some(relay) = self.relays.get_mut(key) {
-                    relay.looking = Some(Looking::Until { due, readable_from: more });
-                }
-                return self.await_bytes(key);
-            }
+        if verdict == Peek::Incomplete && seen > 0 && self.looks_on(key, looking, seen)? {
+            return Ok(());
         }
         self.lead(key, verdict)
+    }
+
+    /// Goes on waiting, until there are more bytes than were `seen`; says whether there may be.
+    pub(super) fn looks_on(&mut self, key: Key, looking: Looking, seen: usize) -> io::Result<bool> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
+        let Some(client) = relay.leg(Side::Client) else { return Ok(false) };
+        // Ready again with one byte more; at the end of the stream with none, and then no more are seen than now.
+        let more = seen as u32 + 1;
+        if let Looking::Until { due, readable_from, what } = looking
+            && readable_from < more
+            && socket::set_readable_from(client, more).is_ok()
+        {
+            relay.looking = Some(Looking::Until { due, readable_from: more, what });
+            self.await_bytes(key)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Leads the client to the servers of the name that it asks for, else to the service's own.
@@ -88,13 +113,13 @@ impl Worker {
     }
 
     /// The time for a client's first bytes may be over: it goes to the service's own servers, which may be the ones to speak first.
-    pub(super) fn looking_timer(&mut self, key: Key, due: Now) -> io::Result<()> {
+    pub(super) fn looking_timer(&mut self, key: Key, due: Now, what: LookedFor) -> io::Result<()> {
         if self.now < due {
             self.wheel.arm(key.index, due);
             return Ok(());
         }
         if let Some(relay) = self.relays.get_mut(key) {
-            relay.looking = Some(Looking::GivenUp);
+            relay.looking = Some(Looking::GivenUp(what));
         }
         self.ring.cancel_wait(Token::Await(key, Side::Client).pack(), Token::Nothing.pack())
     }

@@ -11,6 +11,7 @@ use towpath_core::session::{Event, Side};
 use towpath_sys::socket;
 
 use super::relay::Relay;
+use super::secure::TlsLeg;
 use super::token::Key;
 use super::{Worker, secure};
 
@@ -121,7 +122,7 @@ impl Worker {
         let since = |relay: &Relay| {
             let stowed = relay.http.as_ref().and_then(|conversation| conversation.stowed_since());
             let hub = relay.hub.as_ref().and_then(|hub| hub.kept_since());
-            relay.tls.iter().flatten().filter_map(|leg| leg.kept.since()).chain(stowed).chain(hub).min()
+            relay.legs.each_tls().filter_map(|leg| leg.kept.since()).chain(stowed).chain(hub).min()
         };
         let mut longest: Vec<(Now, Key)> =
             self.relays.iter().filter_map(|(key, relay)| Some((since(relay)?, key))).collect();
@@ -130,8 +131,11 @@ impl Worker {
             if self.kept.bytes() <= max - max / GIVEN_UP_SHARE {
                 break;
             }
-            let legs = self.relays.get_mut(key).into_iter().flat_map(|relay| relay.tls.iter_mut().flatten());
-            legs.for_each(|leg| leg.forget_kept());
+            if let Some(relay) = self.relays.get_mut(key) {
+                for side in Side::BOTH {
+                    relay.legs.tls_mut(side).into_iter().for_each(TlsLeg::forget_kept);
+                }
+            }
             self.end_relay(key, Termination::OutOfTlsMemory)?;
         }
         Ok(())

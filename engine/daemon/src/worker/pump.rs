@@ -84,31 +84,33 @@ impl Pump {
         !std::mem::replace(&mut self.used, true)
     }
 
-    /// Moves what can be moved from `source` to `sink` now; returns the bytes delivered and why it stopped.
-    pub(super) fn run(&mut self, source: &impl AsFd, sink: &impl AsFd, pipes: &mut Pipes) -> (u64, PumpStop) {
+    /// Moves what can be moved from `source` to `sink` now, at most `max` bytes; returns the bytes delivered and why it stopped.
+    pub(super) fn run(&mut self, source: &impl AsFd, sink: &impl AsFd, pipes: &mut Pipes, max: u64) -> (u64, PumpStop) {
         let Some(mut lent) = self.lent.take().or_else(|| pipes.lend()) else {
             return (0, PumpStop::NoPipe);
         };
-        let (delivered, stop) = self.pass(&mut lent, source, sink);
+        let (delivered, stop) = self.pass(&mut lent, source, sink, max);
         match stop {
+            PumpStop::Budget if delivered == max => pipes.give_back(lent),
             PumpStop::Budget | PumpStop::SinkFull => self.lent = Some(lent),
             _ => pipes.give_back(lent),
         }
         (delivered, stop)
     }
 
-    /// Gives up whatever is in the pipe.
+    /// Gives up whatever is in the pipe; other legs may follow.
     pub(super) fn abandon(&mut self, pipes: &mut Pipes) {
+        (self.source_end, self.used) = (None, false);
         if let Some(lent) = self.lent.take() {
             pipes.give_back(lent);
         }
     }
 
-    fn pass(&mut self, lent: &mut Lent, source: &impl AsFd, sink: &impl AsFd) -> (u64, PumpStop) {
+    fn pass(&mut self, lent: &mut Lent, source: &impl AsFd, sink: &impl AsFd, max: u64) -> (u64, PumpStop) {
         let mut delivered = 0;
         loop {
             let mut dry = self.source_end;
-            let room = (lent.pipe.capacity() as u64).saturating_sub(lent.inside);
+            let room = (lent.pipe.capacity() as u64).saturating_sub(lent.inside).min(max - delivered - lent.inside);
             if dry.is_none() && room > 0 {
                 match lent.pipe.fill(source, room as usize) {
                     Ok(Filled::Bytes(bytes)) => {
@@ -132,7 +134,7 @@ impl Pump {
             if let Some(stop) = dry {
                 return (delivered, stop);
             }
-            if delivered >= TURN_BYTES {
+            if delivered >= TURN_BYTES.min(max) {
                 return (delivered, PumpStop::Budget);
             }
         }
@@ -190,8 +192,8 @@ mod tests {
         let (_server, sink) = pair();
         let mut pipes = Pipes::new(1);
         let mut pump = Pump::default();
-        assert_eq!(pump.run(&source, &sink, &mut pipes), (0, PumpStop::SourceEmpty));
-        assert_eq!(Pump::default().run(&source, &sink, &mut pipes), (0, PumpStop::SourceEmpty));
+        assert_eq!(pump.run(&source, &sink, &mut pipes, u64::MAX), (0, PumpStop::SourceEmpty));
+        assert_eq!(Pump::default().run(&source, &sink, &mut pipes, u64::MAX), (0, PumpStop::SourceEmpty));
         assert_eq!(opened(&pipes), [1, 0]);
     }
 
@@ -207,14 +209,14 @@ mod tests {
         let mut pump = Pump::default();
         let mut delivered = 0;
         loop {
-            let (bytes, stop) = pump.run(&source, &sink, &mut pipes);
+            let (bytes, stop) = pump.run(&source, &sink, &mut pipes, u64::MAX);
             delivered += bytes;
             if stop == PumpStop::SinkFull {
                 break;
             }
             std::thread::yield_now();
         }
-        assert_eq!(Pump::default().run(&source, &sink, &mut pipes), (0, PumpStop::NoPipe));
+        assert_eq!(Pump::default().run(&source, &sink, &mut pipes, u64::MAX), (0, PumpStop::NoPipe));
         let reader = std::thread::spawn(move || {
             let mut total = 0;
             let mut buffer = vec![0; 1 << 20];
@@ -226,7 +228,7 @@ mod tests {
             }
         });
         loop {
-            let (bytes, stop) = pump.run(&source, &sink, &mut pipes);
+            let (bytes, stop) = pump.run(&source, &sink, &mut pipes, u64::MAX);
             delivered += bytes;
             if stop == PumpStop::Fin {
                 break;

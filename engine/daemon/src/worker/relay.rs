@@ -5,25 +5,30 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use towpath_config::model::Protocol;
+use towpath_config::model::{Protocol, ProxyVersion};
+use towpath_core::access::Phase;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Client, Refusal, Tried};
+use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::Pin;
-use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, ReceiveEnd, Room, Session, Side};
-use towpath_core::snapshot::{Service, ServiceSource};
+use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd, Room, Session, Side};
+use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId, VShard};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
+use towpath_tls::Connection;
 
+use super::access::ConnectionNotes;
 use super::http::Conversation;
 use super::http2::{Hub, Spoke};
+use super::legs::{Legs, ServerConnection, ServerLeg};
 use super::peek::Looking;
 use super::pressure::SendWatch;
+use super::proxy::Proxied;
 use super::pump::Pump;
-use super::secure::TlsLeg;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
@@ -35,31 +40,27 @@ const GATHERED_UNSENT_MAX: u32 = 4 * GATHER_BYTES;
 /// One TCP connection through a worker.
 pub(super) struct Relay {
     pub(super) session: Session,
-    /// `None` where the client's leg is memory: of a spoke.
-    client: Option<TcpStream>,
+    pub(super) legs: Legs,
     client_address: SocketAddr,
-    server: Option<TcpStream>,
     service: Arc<Service>,
     service_port: u16,
     home: VShard,
     /// The server that the connection is counted on.
     counted: Option<RealServerId>,
     destination: SocketAddr,
+    /// What it is told of the client first of all.
+    proxy_to: Option<ProxyVersion>,
     tried: Tried,
     redispatches: u8,
     leases_refused: u8,
-    lease: Option<SnatLease>,
     opened: bool,
-    server_sends: ServerSends,
-    pumps: [Pump; 2],
+    pub(super) pumps: [Pump; 2],
     /// Numbers of the multishot receives that the paths hold.
     grants: [Option<u16>; 2],
     /// Numbers under which the paths gather.
     gathers: [Option<u8>; 2],
     /// TLS of the service, if it is ended here; a reload changes nothing of it.
     pub(super) service_tls: Option<Arc<ServiceTls>>,
-    /// Legs with TLS.
-    pub(super) tls: [Option<Box<TlsLeg>>; 2],
     /// The handshake with the client is under way, and is to be over by then. Until it is, the session knows nothing.
     pub(super) entrance: Option<Now>,
     /// Its first bytes are looked at, for the servers that they lead to. Until they are, the session knows nothing.
@@ -80,15 +81,12 @@ pub(super) struct Relay {
     pub(super) spoke: Option<Box<Spoke>>,
     /// Whom the request at hand is to come back to.
     pin: Option<Pin>,
+    /// What a proxy in front has said.
+    proxied: Option<Box<Proxied>>,
+    /// For the access log, where there is one.
+    pub(super) notes: Option<Box<ConnectionNotes>>,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
-}
-
-/// How often something has been sent to the server.
-enum ServerSends {
-    None,
-    One,
-    Many,
 }
 
 /// How a connection is closed.
@@ -122,7 +120,7 @@ impl Close {
 
 impl Relay {
     fn new(
-        client: Option<TcpStream>,
+        legs: Legs,
         client_address: SocketAddr,
         service: Arc<Service>,
         service_port: u16,
@@ -131,26 +129,23 @@ impl Relay {
     ) -> Relay {
         Relay {
             session: Session::connecting(now, service.connect_timeout_ms, service.idle_timeout_ms),
-            client,
+            legs,
             client_address,
-            server: None,
             service_port,
             home,
             service,
             counted: None,
             destination: client_address,
+            proxy_to: None,
             tried: Tried::new(),
             redispatches: 0,
             leases_refused: 0,
-            lease: None,
             opened: false,
-            server_sends: ServerSends::None,
             pumps: [Pump::default(), Pump::default()],
             grants: [None; 2],
             gathers: [None; 2],
             pumped: [0; 2],
             service_tls: None,
-            tls: [None, None],
             entrance: None,
             looking: None,
             client_name: None,
@@ -161,6 +156,8 @@ impl Relay {
             hub: None,
             spoke: None,
             pin: None,
+            proxied: None,
+            notes: None,
         }
     }
 
@@ -169,8 +166,10 @@ impl Relay {
         Relay {
             service_tls: hub.service_tls.clone(),
             client_name: hub.client_name.clone(),
+            proxied: hub.proxied.clone(),
+            notes: ConnectionNotes::of(&service, now),
             spoke: Some(Box::new(spoke)),
-            ..Relay::new(None, hub.client_address, service, hub.service_port, hub.home, now)
+            ..Relay::new(Legs::of(None), hub.client_address, service, hub.service_port, hub.home, now)
         }
     }
 
@@ -182,29 +181,35 @@ impl Relay {
         self.counted
     }
 
+    /// Whether bytes may go from one leg to the other as they are.
+    pub(super) fn has_plain_legs(&self) -> bool {
+        !self.is_secured()
+    }
+
     /// Whether a server has accepted it.
     pub(super) fn is_opened(&self) -> bool {
         self.opened
     }
 
-    /// Before the second send to the server, which could otherwise wait 40 ms for the acknowledgement of the first; many connections
-    /// never come that far. Clients' legs have the option from the listener.
-    pub(super) fn send_without_delay(&mut self) {
-        let Some(server) = &self.server else { return };
-        match self.server_sends {
-            ServerSends::None => self.server_sends = ServerSends::One,
-            ServerSends::One => {
-                self.server_sends = ServerSends::Many;
-                // A failure costs only the wait.
-                let _ = socket::set_nodelay(server);
-            }
-            ServerSends::Many => {}
-        }
-    }
-
     /// Whether its requests are to be served before handshakes of others: without TLS any, else those behind the first.
     fn is_seasoned(&self) -> bool {
-        !self.is_secured() || matches!(self.server_sends, ServerSends::Many) || self.hub.is_some()
+        !self.is_secured() || self.legs.is_seasoned() || self.hub.is_some()
+    }
+
+    /// A server serves it; says whether that is the first.
+    pub(super) fn note_opened(&mut self) -> bool {
+        !std::mem::replace(&mut self.opened, true)
+    }
+
+    /// It holds a place on this member of its service from here on.
+    pub(super) fn count_on(&mut self, target: &Target) {
+        self.counted = Some(target.server);
+        self.destination = target.destination(self.service_port);
+    }
+
+    /// What its server is told of the client first of all.
+    pub(super) fn proxy_to(&self) -> Option<ProxyVersion> {
+        self.proxy_to
     }
 
     /// Where its server is.
@@ -235,6 +240,38 @@ impl Relay {
         self.client_address
     }
 
+    /// The proxy that has said where, if one has.
+    pub(super) fn proxy(&self) -> Option<SocketAddr> {
+        self.proxied.as_ref().map(|proxied| proxied.proxy)
+    }
+
+    /// A proxy has said where the client is.
+    pub(super) fn believe(&mut self, proxied: Proxied, client: SocketAddr) {
+        self.client_address = client;
+        self.proxied = Some(Box::new(proxied));
+    }
+
+    /// Where the client has connected to, as it knows it.
+    pub(super) fn vip(&self) -> SocketAddr {
+        let own = SocketAddr::new(self.service.vip, self.service_port);
+        self.proxied.as_ref().map_or(own, |proxied| proxied.destination)
+    }
+
+    /// The service that the client came to.
+    pub(super) fn front(&self) -> &Arc<Service> {
+        self.http.as_ref().map_or(&self.service, |conversation| conversation.front())
+    }
+
+    /// Servers tried in vain for the connection, or for its request at hand.
+    pub(super) fn redispatches(&self) -> u8 {
+        self.redispatches
+    }
+
+    /// TLS with the client, if it is at hand.
+    pub(super) fn client_connection(&self) -> Option<&Connection> {
+        Some(&self.legs.tls(Side::Client)?.handshake.as_ref()?.connection)
+    }
+
     /// The next request is served by this service, by a server that `pin` names if there is one.
     pub(super) fn begin_request(&mut self, service: Arc<Service>, pin: Pin) {
         (self.service, self.pin) = (service, Some(pin));
@@ -260,14 +297,11 @@ impl Relay {
 
     /// The client's leg alone.
     pub(super) fn into_client(self) -> Option<TcpStream> {
-        self.client
+        self.legs.client
     }
 
     pub(super) fn leg(&self, side: Side) -> Option<&TcpStream> {
-        match side {
-            Side::Client => self.client.as_ref(),
-            Side::Server => self.server.as_ref(),
-        }
+        self.legs.socket(side)
     }
 }
 
@@ -281,41 +315,69 @@ impl Worker {
             page.count_end(Termination::ClientReset);
             return Ok(());
         };
+        let heralded = service.heralded(client_address.ip());
+        if heralded == Heralded::Refused {
+            page.count_end(Termination::ProxyUntrusted);
+            refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::ProxyUntrusted);
+            return Ok(());
+        }
         if !self.shared.gate(Protocol::Tcp).try_enter() {
             page.count_end(Termination::OutOfConnections);
             refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::OutOfConnections);
             return Ok(());
         }
         let service_tls = self.tls.service(service.id).map(Arc::clone);
         let wait_ms = service.routes.as_ref().map(|routes| routes.wait_ms);
-        if (service_tls.is_some() || wait_ms.is_some()) && !self.shared.handshakes().try_enter() {
+        let has_entrance = service_tls.is_some() || wait_ms.is_some() || heralded != Heralded::No;
+        if has_entrance && !self.shared.handshakes().try_enter() {
             page.count_end(Termination::OutOfHandshakes);
             self.shared.gate(Protocol::Tcp).leave();
             refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::OutOfHandshakes);
             return Ok(());
         }
         let home = vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32);
-        let relay =
-            Relay { service_tls, ..Relay::new(Some(client), client_address, service, service_port, home, self.now) };
+        let notes = ConnectionNotes::of(&service, self.now);
+        let relay = Relay {
+            service_tls,
+            notes,
+            ..Relay::new(Legs::of(Some(client)), client_address, service, service_port, home, self.now)
+        };
         let relay = Box::new(relay);
-        match (self.relays.insert(relay), wait_ms) {
-            (Ok(key), Some(wait_ms)) => self.look(key, wait_ms),
-            (Ok(key), None) if self.relays.get(key).is_some_and(Relay::is_secured) => self.enter(key),
-            (Ok(key), None) => self.begin(key),
+        match (self.relays.insert(relay), heralded) {
+            (Ok(key), Heralded::Within(timeout_ms)) => self.await_header(key, timeout_ms),
+            (Ok(key), _) => self.admit(key),
             (Err(relay), _) => {
-                if relay.is_secured() || wait_ms.is_some() {
+                if has_entrance {
                     self.shared.handshakes().leave();
                 }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
-                relay.client.iter().for_each(refuse);
+                relay.legs.client.iter().for_each(refuse);
+                self.log_connection(&relay, Termination::OutOfConnections, Phase::Request);
                 Ok(())
             }
         }
     }
 
+    /// Who the client is, is known: its first bytes are looked at, its handshake begins, or it is served.
+    pub(super) fn admit(&mut self, key: Key) -> io::Result<()> {
+        let Some(relay) = self.relays.get(key) else { return Ok(()) };
+        match relay.service.routes.as_ref().map(|routes| routes.wait_ms) {
+            Some(wait_ms) => self.look(key, wait_ms),
+            None if relay.is_secured() => self.enter(key),
+            None => self.begin(key),
+        }
+    }
+
     /// A client has passed the entrance: its session begins.
     pub(super) fn begin(&mut self, key: Key) -> io::Result<()> {
+        let now = self.now;
+        if let Some(notes) = self.relays.get_mut(key).and_then(|relay| relay.notes.as_deref_mut()) {
+            notes.enter(now);
+        }
         if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
             return if self.speaks_http2(key) { self.open_hub(key) } else { self.converse(key) };
         }
@@ -368,6 +430,8 @@ impl Worker {
         }
         let target = relay.service.target(pick.target).expect("the pick is from this very service");
         relay.destination = target.destination(relay.service_port);
+        relay.proxy_to = target.proxy;
+        self.note_chosen(key);
         Ok(())
     }
 
@@ -382,20 +446,28 @@ impl Worker {
     /// Closes the server's leg, on which nothing is in flight.
     pub(super) fn close_server_leg(&mut self, key: Key, used: PortUse) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        relay.tls[Side::Server.index()] = None;
         relay.server_handshake_failed = false;
-        relay.server_sends = ServerSends::None;
-        let (server, lease) = (relay.server.take(), relay.lease.take());
+        let Some(connection) = relay.legs.server.take().end() else { return Ok(()) };
         let service = Arc::clone(&relay.service);
-        if let Some(server) = server {
-            self.ring.close(OwnedFd::from(server), Token::Nothing.pack())?;
-        }
-        self.return_lease(&service, lease, used);
+        self.close_server_connection(connection, &service, used)
+    }
+
+    /// Closes a connection to a real server, on which nothing is in flight.
+    pub(super) fn close_server_connection(
+        &mut self,
+        connection: ServerConnection,
+        service: &Service,
+        used: PortUse,
+    ) -> io::Result<()> {
+        let ServerConnection { socket, lease, .. } = connection;
+        self.ring.close(OwnedFd::from(socket), Token::Nothing.pack())?;
+        self.return_lease(service, lease, used);
         Ok(())
     }
 
     /// Starts the connect to the chosen server from a leased source port, if the service leases them.
     fn connect(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
+        self.make_room(key)?;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
         let socket = match socket::tcp_socket(Family::of(relay.destination.ip())) {
             Ok(socket) => socket,
@@ -403,22 +475,29 @@ impl Worker {
         };
         // A failure costs a packet or two.
         let _ = socket::hold_acknowledgements(&socket);
+        let mut lease = None;
         if let ServiceSource::Pool(pool) = &relay.service.source {
             let leased = pool.lease(relay.destination, relay.home, &self.snapshot.steering, self.id);
-            let Ok(lease) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
-            let source = lease.source();
-            relay.lease = Some(lease);
-            if let Err(error) = socket::bind_leased(&socket, source) {
+            let Ok(leased) = leased else { return Ok(Err(Termination::OutOfSourcePorts)) };
+            if let Err(error) = socket::bind_leased(&socket, leased.source()) {
                 let taken = Cause::of(&error) == Cause::AddressTaken;
                 if taken && relay.leases_refused < LEASES_MAX {
-                    self.lease_refused(key);
+                    self.lease_refused(key, Some(leased));
                     return self.connect(key);
                 }
+                let service = Arc::clone(&relay.service);
+                self.return_lease(&service, Some(leased), PortUse::Over);
                 return Ok(Err(termination_of(&error)));
             }
+            lease = Some(leased);
         }
         let destination = relay.destination;
-        relay.server = Some(TcpStream::from(socket));
+        let socket = TcpStream::from(socket);
+        let shares = relay.http.as_deref().is_some_and(Conversation::shares);
+        relay.legs.server = match if shares { relay.terms() } else { None } {
+            Some(terms) => ServerLeg::Lent(Lent::new(ServerConnection::new(socket, lease, Some(Box::new(terms))))),
+            None => ServerLeg::Pinned(Pinned::new(ServerConnection::new(socket, lease, None))),
+        };
         // Submitted before the connect, so that bytes that are there already are at hand once the server is; and only now, so that a
         // client that is turned away for want of a descriptor has nothing in flight and frees its own at once.
         self.drive(key, Event::Connecting)?;
@@ -427,18 +506,17 @@ impl Worker {
             // What the client had sent has ended it: a connect behind its own cancel would wait for a silent server.
             return Ok(Err(Termination::ClientReset));
         }
-        if let Some(server) = relay.and_then(|relay| relay.server.as_ref()) {
+        if let Some(server) = relay.and_then(|relay| relay.leg(Side::Server)) {
             self.ring.connect(server.as_fd(), destination, Token::Connect(key).pack())?;
         }
         Ok(Ok(()))
     }
 
     /// Somebody else holds the leased port: it rests, the next one is tried.
-    fn lease_refused(&mut self, key: Key) {
+    fn lease_refused(&mut self, key: Key, lease: Option<SnatLease>) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.leases_refused += 1;
         self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::SnatRetried, 1);
-        let lease = relay.lease.take();
         let service = Arc::clone(&relay.service);
         self.return_lease(&service, lease, PortUse::Lingering);
     }
@@ -451,19 +529,21 @@ impl Worker {
     pub(super) fn leave_server(&mut self, key: Key, used: PortUse) {
         let Some(relay) = self.relays.get_mut(key) else { return };
         relay.redispatches += 1;
-        relay.server = None;
         relay.server_handshake_failed = false;
         if let Some(server) = relay.counted.take() {
             relay.tried.insert(server);
             self.shared.close(relay.service.id, server);
         }
-        let lease = relay.lease.take();
+        let lease = relay.legs.server.take().end().and_then(|connection| connection.lease);
         let service = Arc::clone(&relay.service);
         self.return_lease(&service, lease, used);
     }
 
     /// The connect of `key` has completed.
     pub(super) fn connected(&mut self, key: Key, result: i32) -> io::Result<()> {
+        if result == 0 && !self.tell_of_client(key) {
+            return self.drive(key, Event::ConnectFailed);
+        }
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if result == 0 {
             // One whose end is decided needs no handshake any more.
@@ -473,8 +553,9 @@ impl Worker {
             return self.server_reached(key);
         }
         let taken = Cause::of_errno(-result) == Cause::AddressTaken;
-        if taken && relay.lease.is_some() && relay.leases_refused < LEASES_MAX && !relay.is_ending() {
-            self.lease_refused(key);
+        if taken && relay.legs.has_lease() && relay.leases_refused < LEASES_MAX && !relay.is_ending() {
+            let lease = relay.legs.server.take().end().and_then(|connection| connection.lease);
+            self.lease_refused(key, lease);
             return match self.connect(key)? {
                 Ok(()) => Ok(()),
                 Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
@@ -488,13 +569,13 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.server_handshake_failed = false;
         let seat = self.shared.seat(self.id);
-        if !relay.opened {
-            relay.opened = true;
+        if relay.note_opened() {
             seat.service_page(relay.service.id).add(ServiceCounter::Opened, 1);
         }
         if let Some(server) = relay.counted {
             seat.count_opened(server);
         }
+        self.note_reached(key);
         self.drive(key, Event::Connected)?;
         if let Some(termination) = self.lost_since_dialled(key) {
             self.drive(key, Event::End(termination))?;
@@ -546,8 +627,8 @@ impl Worker {
     /// The timer of `key` has fired.
     pub(super) fn relay_timer(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        if let Some(Looking::Until { due, .. }) = relay.looking {
-            return self.looking_timer(key, due);
+        if let Some(Looking::Until { due, what, .. }) = relay.looking {
+            return self.looking_timer(key, due, what);
         }
         if let Some(due) = relay.entrance {
             return self.entrance_timer(key, due);
@@ -572,6 +653,9 @@ impl Worker {
 
     /// Moves bulk bytes of the path that reads `from`, tells the session and does what it asks for.
     pub(super) fn pump_later(&mut self, key: Key, from: Side) -> io::Result<()> {
+        if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
+            return self.move_bulk_later(key, from);
+        }
         self.carry_out(key, |worker, ops| worker.pump(key, from, ops))
     }
 
@@ -638,7 +722,7 @@ impl Worker {
                 self.ring.await_ready(leg.as_fd(), Readiness::Writable, Token::Await(key, to.other()).pack())?;
             }
             Op::CancelAll(side) => {
-                if let Some(leg) = &mut relay.tls[side.index()] {
+                if let Some(leg) = relay.legs.tls_mut(side) {
                     leg.cancelling = true;
                     if side == Side::Server && leg.shaking {
                         return self.give_up_server(key);
@@ -649,7 +733,7 @@ impl Worker {
             }
             Op::CancelAwait(from) => self.ring.cancel_wait(Token::Await(key, from).pack(), Token::Nothing.pack())?,
             Op::CancelReceive(from) if relay.is_secured() => {
-                if let Some(leg) = &mut relay.tls[from.index()] {
+                if let Some(leg) = relay.legs.tls_mut(from) {
                     leg.cancelling = true;
                 }
                 self.ring.cancel_receive_records(Token::Receive(key, from).pack(), Token::Nothing.pack())?;
@@ -661,7 +745,7 @@ impl Worker {
                 let used = if rest { PortUse::Lingering } else { PortUse::Over };
                 self.close_relay(key, Close { termination, reset, used })?;
             }
-            Op::FinishWriting(side) if relay.tls[side.index()].is_some() => self.finish_secured(key, side)?,
+            Op::FinishWriting(side) if relay.legs.tls(side).is_some() => self.finish_secured(key, side)?,
             Op::FinishWriting(side) => {
                 // Fails only when the leg is gone already, and then its receive says so.
                 if let Some(leg) = relay.leg(side) {
@@ -685,9 +769,9 @@ impl Worker {
             Op::Redispatch { timed_out } => self.redispatch(key, timed_out, ops)?,
             Op::Send { to, chunk, last } => {
                 if to == Side::Server {
-                    relay.send_without_delay();
+                    relay.legs.send_without_delay();
                 }
-                if relay.tls[to.index()].is_some() {
+                if relay.legs.tls(to).is_some() {
                     return self.send_sealed(key, to, chunk, last);
                 }
                 let range = relay.chunk_range(to.other(), chunk);
@@ -802,8 +886,15 @@ impl Worker {
     }
 
     fn pump(&mut self, key: Key, from: Side, ops: &mut Vec<Op>) {
-        let Some(relay) = self.relays.get_mut(key) else { return };
-        let (Some(client), Some(server)) = (relay.client.as_ref(), relay.server.as_ref()) else { return };
+        if let Some((bytes, stop)) = self.pump_bytes(key, from, u64::MAX) {
+            self.tell(key, Event::Pumped { from, bytes, stop }, ops);
+        }
+    }
+
+    /// Moves what can be moved now of the path that reads `from`, at most so many bytes; `None` if one of its legs is gone.
+    pub(super) fn pump_bytes(&mut self, key: Key, from: Side, max: u64) -> Option<(u64, PumpStop)> {
+        let relay = self.relays.get_mut(key)?;
+        let (client, server) = relay.legs.socket(Side::Client).zip(relay.legs.socket(Side::Server))?;
         let (source, sink, pump) = match from {
             Side::Client => (client, server, &mut relay.pumps[0]),
             Side::Server => (server, client, &mut relay.pumps[1]),
@@ -816,13 +907,16 @@ impl Worker {
                 let _ = socket::set_unsent_max(sink, UNSENT_BYTES_MAX);
             }
         }
-        let (bytes, stop) = pump.run(source, sink, &mut self.pipes);
+        let (bytes, stop) = pump.run(source, sink, &mut self.pipes, max);
         self.count_bytes(key, from.other(), bytes);
-        self.tell(key, Event::Pumped { from, bytes, stop }, ops);
+        Some((bytes, stop))
     }
 
-    pub(super) fn count_bytes(&self, key: Key, to: Side, bytes: u64) {
-        let Some(relay) = self.relays.get(key) else { return };
+    pub(super) fn count_bytes(&mut self, key: Key, to: Side, bytes: u64) {
+        let Some(relay) = self.relays.get_mut(key) else { return };
+        if let Some(notes) = &mut relay.notes {
+            notes.count(to, bytes);
+        }
         let counter = match to {
             Side::Client => ServiceCounter::BytesToClient,
             Side::Server => ServiceCounter::BytesFromClient,
@@ -848,16 +942,23 @@ impl Worker {
         if let Some(hub) = relay.spoke.as_ref().map(|spoke| spoke.hub()) {
             self.spoke_closed(hub, key, close.termination);
         }
-        let Relay { client, server, service, counted, lease, tls, .. } = *relay;
+        if relay.notes.is_some() {
+            let phase = if relay.opened { Phase::Data } else { Phase::Connect };
+            self.log_connection(&relay, close.termination, phase);
+        }
+        let Relay { legs: Legs { client, client_tls, server }, service, counted, .. } = *relay;
         if let Some(server) = counted {
             self.shared.close(service.id, server);
         }
+        let (server, lease) = match server.end() {
+            Some(ServerConnection { socket, lease, tls, .. }) => (Some((socket, tls)), lease),
+            None => (None, None),
+        };
         let truncated = matches!(
             close.termination,
             Termination::ClientTruncated | Termination::ServerTruncated | Termination::TlsBroken
         );
-        for (leg, tls) in [client, server].into_iter().zip(tls) {
-            let Some(leg) = leg else { continue };
+        for (leg, tls) in [client.map(|client| (client, client_tls)), server].into_iter().flatten() {
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
             if truncated && tls.is_some() {
                 let _ = socket::discard_unread(&leg);

@@ -5,6 +5,7 @@
 //! large buffers.
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use towpath_core::Now;
@@ -171,6 +172,23 @@ impl TlsLeg {
         connection.is_closed() || (self.notified && !self.heard_since && input.is_empty())
     }
 
+    /// Whether it may serve another client: its handshake is over, nothing is in flight, and nothing that has come is left.
+    pub(super) fn is_calm(&self) -> bool {
+        let Some(Handshake { connection, input, output }) = &self.handshake else { return false };
+        let is_quiet = !self.shaking && !self.armed && self.sending.is_none() && self.queued.is_none();
+        let is_open = !self.notified && !self.broken && !self.given_up && !connection.is_closed();
+        let is_drained = input.is_empty() && output.is_empty() && self.late.is_empty() && !connection.has_early();
+        is_quiet && is_open && is_drained && !connection.has_fault() && !connection.has_reply()
+    }
+
+    /// Sends our `close_notify`, as far as the kernel takes it: nothing is in flight, and the leg is closed next.
+    pub(super) fn say_goodbye(&mut self, socket: &TcpStream) {
+        let mut end = [0; CLOSE_BYTES_MAX];
+        if let Some(Ok(length)) = self.close_notify(&mut end) {
+            let _ = socket::send_now(socket, &end[..length], Behind::More);
+        }
+    }
+
     /// Our `close_notify`, if it may still be sent.
     fn close_notify(&mut self, out: &mut [u8]) -> Option<Result<usize, Fault>> {
         if self.notified || self.broken || self.shaking || self.sending.is_some() {
@@ -194,7 +212,7 @@ impl Worker {
     /// A receive of a connection with TLS has completed: by the leg with TLS, or by the plain one beside it.
     pub(super) fn received_record(&mut self, key: Key, from: Side, completion: &Completion) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return self.let_go(completion) };
-        let Some(leg) = &mut relay.tls[from.index()] else { return self.received_beside(key, from, completion) };
+        let Some(leg) = relay.legs.tls_mut(from) else { return self.received_beside(key, from, completion) };
         leg.armed = false;
         if leg.shaking {
             return self.received_handshake(key, from, completion);
@@ -243,7 +261,7 @@ impl Worker {
 
     /// Opens what a receive has brought and hands it on.
     fn open_records(&mut self, key: Key, from: Side, buffer: u16, len: u32) -> io::Result<()> {
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(from)) else {
             self.ring.recycle(buffer);
             return Ok(());
         };
@@ -281,7 +299,7 @@ impl Worker {
             return self.records_broken(key, from);
         };
         self.flush_reply(key, from)?;
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(from)) else {
             self.ring.recycle(buffer);
             return Ok(());
         };
@@ -303,7 +321,7 @@ impl Worker {
     /// Hands on what came before the session asked for it: behind the handshake, or while there was no buffer.
     fn hand_on_carried(&mut self, key: Key, from: Side) -> io::Result<()> {
         let buffer = self.ring.lease_record();
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(from)) else {
             if let Some(buffer) = buffer {
                 self.ring.recycle(buffer);
             }
@@ -344,7 +362,7 @@ impl Worker {
     /// The session wants what `from` sends: what is here already, or a receive.
     pub(super) fn receive_record(&mut self, key: Key, from: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        if let Some(leg) = &mut relay.tls[from.index()] {
+        if let Some(leg) = relay.legs.tls_mut(from) {
             let carried = leg.handshake.as_ref().is_some_and(|Handshake { connection, input, .. }| {
                 connection.has_early() || connection.has_fault() || (connection.has_news(input) && has_record(input))
             });
@@ -364,7 +382,7 @@ impl Worker {
     /// A record was damaged or against the rules: the alert leaves, and everything ends once what came before is delivered.
     fn records_broken(&mut self, key: Key, from: Side) -> io::Result<()> {
         self.end_sealing(key, from)?;
-        let leg = self.relays.get_mut(key).and_then(|relay| relay.tls[from.index()].as_mut());
+        let leg = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(from));
         if let Some(handshake) = leg.and_then(|leg| leg.handshake.as_mut()) {
             handshake.connection.give_up();
         }
@@ -374,7 +392,7 @@ impl Worker {
     /// Sends what TLS itself has to say, unless a record is on its way; then it goes with the next.
     fn flush_reply(&mut self, key: Key, side: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        let Some(leg) = relay.tls[side.index()].as_mut().filter(|leg| leg.sending.is_none() && !leg.broken) else {
+        let Some(leg) = relay.legs.tls_mut(side).filter(|leg| leg.sending.is_none() && !leg.broken) else {
             return Ok(());
         };
         let Some(Handshake { connection, .. }) = &mut leg.handshake else { return Ok(()) };
@@ -385,7 +403,7 @@ impl Worker {
         let sent = relay.leg(side).map(|socket| socket::send_now(socket, &reply, Behind::Nothing));
         // A peer that does not take a few bytes has not read for long.
         if !matches!(sent, Some(Ok(bytes)) if bytes == reply.len())
-            && let Some(leg) = &mut relay.tls[side.index()]
+            && let Some(leg) = relay.legs.tls_mut(side)
         {
             leg.broken = true;
         }
@@ -403,7 +421,7 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return self.free_outgoing(outgoing) };
         let source = relay.chunk_range(to.other(), chunk);
         let range = BufferRange { len: source.len.min(SEALED_AT_ONCE), ..source };
-        let Some(leg) = &mut relay.tls[to.index()] else { return self.free_outgoing(outgoing) };
+        let Some(leg) = relay.legs.tls_mut(to) else { return self.free_outgoing(outgoing) };
         let sealed = match &mut leg.handshake {
             Some(Handshake { connection, input, .. }) if !leg.broken => {
                 let (plain, room) = self.ring.source_and_outgoing(range, outgoing);
@@ -431,7 +449,7 @@ impl Worker {
     }
 
     /// Sends bytes of ours by a leg, plain or sealed: as many as one outgoing buffer takes.
-    pub(super) fn send_own(&mut self, key: Key, to: Side, bytes: &[u8]) -> io::Result<Own> {
+    pub(super) fn send_own(&mut self, key: Key, to: Side, bytes: &[u8], behind: Behind) -> io::Result<Own> {
         let Some(buffers) = self.ring.outgoing_buffers() else { return Ok(Own::Failed) };
         let Some(outgoing) = buffers.lease() else { return Ok(Own::NoBuffer) };
         let room = buffers.bytes_mut(outgoing, 0, buffers.buffer_bytes());
@@ -439,11 +457,11 @@ impl Worker {
             self.free_outgoing(outgoing)?;
             return Ok(Own::Failed);
         };
-        let Some(leg) = &mut relay.tls[to.index()] else {
+        let Some(leg) = relay.legs.tls_mut(to) else {
             let taken = bytes.len().min(room.len());
             room[..taken].copy_from_slice(&bytes[..taken]);
             relay.sends[to.index()] = Some(SendWatch::default());
-            self.send_outgoing(key, to, outgoing, taken as u32, Behind::Nothing)?;
+            self.send_outgoing(key, to, outgoing, taken as u32, behind)?;
             return Ok(Own::OnItsWay(taken as u32));
         };
         let plain = &bytes[..bytes.len().min(SEALED_AT_ONCE as usize)];
@@ -459,14 +477,14 @@ impl Worker {
         leg.note_kept(self.now);
         leg.sending = Some(Sealed { what: What::Plain(plain.len() as u32), bytes });
         relay.sends[to.index()] = Some(SendWatch::default());
-        self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
+        self.send_outgoing(key, to, outgoing, bytes, behind)?;
         Ok(Own::OnItsWay(plain.len() as u32))
     }
 
     /// Nothing is sealed any more: a record was damaged or against the rules. The alert leaves.
     fn end_sealing(&mut self, key: Key, side: Side) -> io::Result<()> {
         self.flush_reply(key, side)?;
-        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) {
+        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side)) {
             leg.broken = true;
         }
         Ok(())
@@ -497,7 +515,7 @@ impl Worker {
         let Some((key, to)) = self.senders[usize::from(outgoing)].take() else { return Ok(()) };
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         relay.sends[to.index()] = None;
-        let Some(leg) = &mut relay.tls[to.index()] else { return self.sent(key, to, result) };
+        let Some(leg) = relay.legs.tls_mut(to) else { return self.sent(key, to, result) };
         let Some(Sealed { what, bytes }) = leg.sending.take() else { return Ok(()) };
         let whole = u32::try_from(result) == Ok(bytes);
         leg.broken |= !whole;
@@ -519,7 +537,7 @@ impl Worker {
     /// Sends a flight of the handshake: at once as far as the kernel takes it, the rest from a buffer. Says whether all has left.
     pub(super) fn send_flight(&mut self, key: Key, to: Side) -> io::Result<Flight> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(Flight::Failed) };
-        let Some(leg) = &mut relay.tls[to.index()] else { return Ok(Flight::Failed) };
+        let Some(leg) = relay.legs.tls_mut(to) else { return Ok(Flight::Failed) };
         let output = leg.handshake.as_mut().map(|handshake| std::mem::take(&mut handshake.output)).unwrap_or_default();
         if output.is_empty() {
             return Ok(Flight::Sent);
@@ -539,7 +557,7 @@ impl Worker {
             Some(outgoing)
         });
         let (Some(outgoing), bytes) = (lent, rest.len() as u32) else { return Ok(Flight::Failed) };
-        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[to.index()].as_mut()) {
+        if let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(to)) {
             leg.sending = Some(Sealed { what: What::Flight, bytes });
         }
         self.send_outgoing(key, to, outgoing, bytes, Behind::Nothing)?;
@@ -561,7 +579,7 @@ impl Worker {
     /// Sends our `close_notify`, if it is still to be sent; says whether it is on its way, and the end of the stream with it.
     fn send_end(&mut self, key: Key, side: Side) -> io::Result<bool> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
-        let Some(leg) = &mut relay.tls[side.index()] else { return Ok(false) };
+        let Some(leg) = relay.legs.tls_mut(side) else { return Ok(false) };
         if matches!(leg.sending, Some(Sealed { what: What::End, .. })) {
             return Ok(true);
         }
@@ -585,7 +603,7 @@ impl Worker {
             buffers.write(outgoing, 0, &end[sent..]);
             Some(outgoing)
         });
-        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.tls[side.index()].as_mut()) else {
+        let Some(leg) = self.relays.get_mut(key).and_then(|relay| relay.legs.tls_mut(side)) else {
             return Ok(false);
         };
         match lent {
@@ -698,11 +716,11 @@ impl Relay {
     /// Where the bytes of a chunk that came from `from` lie.
     pub(super) fn chunk_range(&self, from: Side, chunk: Chunk) -> BufferRange {
         // Plaintext lies where its records were opened to, and what a plain leg received behind the front.
-        let front = if self.is_secured() && self.tls[from.index()].is_none() { FRONT_BYTES } else { 0 };
+        let front = if self.is_secured() && self.legs.tls(from).is_none() { FRONT_BYTES } else { 0 };
         BufferRange { buffer: chunk.buffer, start: front + chunk.start, len: chunk.len }
     }
 
     fn is_ending_legs(&self) -> bool {
-        self.tls.iter().flatten().any(|leg| matches!(leg.sending, Some(Sealed { what: What::End, .. })))
+        self.legs.each_tls().any(|leg| matches!(leg.sending, Some(Sealed { what: What::End, .. })))
     }
 }

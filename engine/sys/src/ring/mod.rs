@@ -35,6 +35,9 @@ const DATAGRAM_HEADER_BYTES: u32 = 16 + size_of::<libc::sockaddr_storage>() as u
 /// The largest UDP payload over IPv6 without jumbograms (RFC 8200 §4.5): 65,535 − 8.
 const DATAGRAM_PAYLOAD_MAX: u32 = 65_527;
 
+/// Waits before the first look (`IORING_RECVSEND_POLL_FIRST`, linux/io_uring.h, 5.19); the crate has no name for it.
+const POLL_FIRST: u16 = 1;
+
 /// The three highest bits of a token are ours: they say what a completion carries. Callers' tokens stay below.
 const CARRIES_SHIFT: u32 = 61;
 const CARRIES_NOTHING: u64 = 0;
@@ -357,9 +360,19 @@ impl Ring {
 
     /// Receives once into one stream buffer.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.receive_with(socket, 0, token)
+    }
+
+    /// As [`Ring::receive`], where nothing has come yet, most likely: looks only once something has, which spares a look in vain.
+    pub fn receive_later(&mut self, socket: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.receive_with(socket, POLL_FIRST, token)
+    }
+
+    fn receive_with(&mut self, socket: BorrowedFd<'_>, ioprio: u16, token: u64) -> io::Result<()> {
         // A null pointer with buffer selection: the kernel takes the address from the group.
         let entry = opcode::Recv::new(fd(socket), std::ptr::null_mut(), self.stream.buffer_bytes())
             .buf_group(STREAM_GROUP)
+            .ioprio(ioprio)
             .build()
             .flags(io_uring::squeue::Flags::BUFFER_SELECT);
         self.push(entry, token, CARRIES_STREAM_BUFFER)

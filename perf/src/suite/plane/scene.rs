@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Balance, Forwarding, Plane as PlaneKind, Protocol, SourcePool};
+use towpath_config::model::{AdminState, Balance, Forwarding, Logged, Plane as PlaneKind, Protocol, SourcePool};
 use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::flow::Direction;
@@ -197,6 +197,7 @@ impl Scene {
             check: None,
             reason: Arc::from("no health check configured"),
             since: Now(0),
+            proxy: None,
         };
         let targets: Vec<Target> = destinations.iter().enumerate().map(target).collect();
         let real_servers = targets.iter().map(|target| {
@@ -209,6 +210,7 @@ impl Scene {
             place: id,
             pins: id,
             name: "relay".into(),
+            group: "relay".into(),
             vip: self.vip().ip(),
             ports: vec![SERVICE_PORT],
             protocol: self.work.cargo.protocol(),
@@ -228,6 +230,8 @@ impl Scene {
             routes: None,
             maglev: None,
             http: None,
+            proxy_from: None,
+            log: Logged::None,
         };
         let snapshot = Snapshot {
             generation: Generation(1),

@@ -118,6 +118,10 @@ impl Worker {
         if conversation.is_stopping() {
             return;
         }
+        if conversation.notes.is_some() {
+            self.log_conversation_end(key, termination);
+        }
+        let Some(conversation) = self.conversation(key) else { return };
         conversation.ending = Some(Ending::Stopping { termination, reset });
         let (is_dialling, was_quiet) = (
             matches!(conversation.server, ServerState::Dialling { .. }),
@@ -193,7 +197,7 @@ impl Worker {
     /// Ends our stream on this side.
     pub(in super::super) fn finish_leg(&mut self, key: Key, side: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        if relay.tls[side.index()].is_some() {
+        if relay.legs.tls(side).is_some() {
             return self.finish_secured(key, side);
         }
         // Fails only when the leg is gone already, and then its receive says so.
@@ -208,6 +212,8 @@ impl Worker {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(true) };
         if let Some(Ending::Finishing(termination)) = conversation.ending {
+            self.finish_settling(key)?;
+            let Some(conversation) = self.conversation(key) else { return Ok(true) };
             // Nobody is to wait for a server that has nothing more to do.
             if matches!(conversation.server, ServerState::Up { .. }) {
                 self.part(key, Next::Nothing)?;

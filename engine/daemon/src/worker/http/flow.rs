@@ -1,11 +1,13 @@
 //! Bytes of the two legs: received into at most one buffer that waits, sent from at most one at a time.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
 use towpath_core::http::{Output, Piece};
 use towpath_core::session::{Chunk, Room, Side};
 use towpath_sys::ring::BufferRange;
+use towpath_sys::socket::Behind;
 
 use super::super::Worker;
 use super::super::pressure::SendWatch;
@@ -27,6 +29,8 @@ pub(super) struct Inlet {
     pub(super) receive: Receive,
     /// Received and not taken yet.
     pub(super) held: Option<Chunk>,
+    /// The last receive has left nothing behind, most likely.
+    drained: bool,
     /// The exchange takes nothing more before something else has happened.
     pub(super) on_hold: bool,
     /// How the stream has ended.
@@ -63,7 +67,7 @@ pub(in super::super) enum StreamEnd {
 #[derive(Default)]
 pub(super) struct Outlet {
     sending: Option<Sending>,
-    /// What we made and that waits for a buffer.
+    /// What we made and that waits, for a buffer or for what is being sent.
     made: Vec<u8>,
     /// The rest of a receive buffer that follows it.
     behind: Option<Chunk>,
@@ -81,14 +85,25 @@ enum Sending {
 }
 
 impl Inlet {
-    /// Keeps what was received, `last` if the stream has ended behind it.
-    pub(super) fn take(&mut self, buffer: u16, len: u32, last: bool) {
+    /// Keeps what was received, `last` if the stream has ended behind it; more waits, maybe, where the buffer is `full`.
+    pub(super) fn take(&mut self, buffer: u16, len: u32, full: bool, last: bool) {
         self.receive = Receive::Idle;
+        self.drained = !full;
         if last {
             self.end = Some(StreamEnd::Orderly);
         }
         debug_assert!(self.held.is_none(), "one receive at a time");
         self.held = Some(Chunk { buffer, start: 0, len });
+    }
+
+    /// Nothing more waits in the kernel, most likely.
+    pub(super) fn note_drained(&mut self) {
+        self.drained = true;
+    }
+
+    /// Whether more waits in the kernel, most likely.
+    pub(super) fn is_filling(&self) -> bool {
+        !self.drained
     }
 
     /// Whether something is there for the exchange.
@@ -132,15 +147,9 @@ impl Outlet {
         self.sending = None;
     }
 
-    /// Adds pieces of a turn whose input was `input`.
-    fn gather(&mut self, pieces: &[Piece], output: &Output, input: &[u8]) {
-        for piece in pieces {
-            let bytes = match piece {
-                Piece::Made(made) => &output.made()[made.start as usize..made.end as usize],
-                Piece::Passed(passed) => &input[passed.start as usize..passed.end as usize],
-            };
-            self.made.extend_from_slice(bytes);
-        }
+    /// Whether everything has left, and more may follow.
+    pub(super) fn takes_more(&self) -> bool {
+        self.is_empty() && !self.broken
     }
 
     /// Whether everything has left.
@@ -171,20 +180,24 @@ impl Worker {
             // Its hub stows what there is.
             return Ok(());
         }
+        let has_plain_legs = relay.has_plain_legs();
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
+        let is_bulk = has_plain_legs && conversation.has_bulk(from);
         // For streams whose windows are closed nothing is read ahead.
-        let wanted = conversation.wants_more(from, scarce || is_spoke);
+        let wanted = !is_bulk && conversation.wants_more(from, scarce || is_spoke);
         let inlet = &mut conversation.inlets[from.index()];
         if !wanted || inlet.receive != Receive::Idle || inlet.held.is_some() || inlet.end.is_some() {
             return Ok(());
         }
         // Before the receive, which may complete at once with what came with other records.
         inlet.receive = Receive::Armed;
+        let drained = inlet.drained;
         if secured {
             return self.receive_record(key, from);
         }
         let Some(leg) = relay.leg(from) else { return Ok(()) };
-        self.ring.receive(leg.as_fd(), Token::Receive(key, from).pack())
+        let token = Token::Receive(key, from).pack();
+        if drained { self.ring.receive_later(leg.as_fd(), token) } else { self.ring.receive(leg.as_fd(), token) }
     }
 
     /// Waits for a buffer to receive into.
@@ -208,10 +221,24 @@ impl Worker {
         if outlet.broken || pieces.is_empty() {
             return Ok(false);
         }
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
+        }
         debug_assert!(outlet.behind.is_none(), "a turn begins when its leg has sent what was before");
-        outlet.gather(copied, output, range.map_or(&[][..], |range| self.ring.held(range)));
         outlet.behind = direct;
-        self.send_waiting(key, to)?;
+        match copied {
+            [] => self.send_waiting(key, to)?,
+            // Nearly always: a head, maybe with a short body behind it.
+            [Piece::Made(made)] => self.send_made(key, to, bytes_of(made, output.made()))?,
+            pieces => {
+                let mut gathered = std::mem::take(&mut self.gathered);
+                gather(pieces, output, range.map_or(&[][..], |range| self.ring.held(range)), &mut gathered);
+                let sent = self.send_made(key, to, &gathered);
+                gathered.clear();
+                self.gathered = gathered;
+                sent?;
+            }
+        }
         Ok(direct.is_some())
     }
 
@@ -219,53 +246,75 @@ impl Worker {
     pub(super) fn emit_copied(&mut self, key: Key, to: Side, output: &Output, input: &[u8]) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let outlet = &mut conversation.outlets[to.index()];
-        if outlet.broken {
+        if outlet.broken || output.is_empty() {
             return Ok(());
         }
-        outlet.gather(output.pieces(), output, input);
-        self.send_waiting(key, to)
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(to, output.len());
+        }
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gather(output.pieces(), output, input, &mut gathered);
+        let sent = self.send_made(key, to, &gathered);
+        gathered.clear();
+        self.gathered = gathered;
+        sent
+    }
+
+    /// Sends bytes of ours behind what waits; what cannot leave now is kept.
+    fn send_made(&mut self, key: Key, to: Side, bytes: &[u8]) -> io::Result<()> {
+        let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        if to == Side::Server {
+            relay.legs.send_without_delay();
+        }
+        let to_hub = relay.is_spoke() && to == Side::Client;
+        let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
+        let outlet = &mut conversation.outlets[to.index()];
+        if outlet.sending.is_some() || !outlet.made.is_empty() {
+            outlet.made.extend_from_slice(bytes);
+            return Ok(());
+        }
+        if to_hub {
+            let is_away = self.pass_to_hub(key, bytes);
+            if let Some(conversation) = self.conversation(key).filter(|_| is_away) {
+                conversation.outlets[to.index()].sending = Some(Sending::Made(0));
+            }
+            return Ok(());
+        }
+        // The end of the stream leaves together with its last bytes.
+        let is_last = to == Side::Client && outlet.behind.is_none() && conversation.exchange.says_no_more();
+        let own = self.send_own(key, to, bytes, if is_last { Behind::More } else { Behind::Nothing })?;
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let outlet = &mut conversation.outlets[to.index()];
+        match own {
+            Own::Failed => return self.leaving_failed(key, to),
+            Own::NoBuffer => {
+                outlet.made.extend_from_slice(bytes);
+                self.unsent.push_back((key, to));
+            }
+            Own::OnItsWay(sent) => {
+                outlet.sending = Some(Sending::Made(sent));
+                outlet.made.extend_from_slice(&bytes[sent as usize..]);
+            }
+        }
+        Ok(())
     }
 
     /// Sends what waits for its turn on this leg, unless it sends already.
     pub(super) fn send_waiting(&mut self, key: Key, to: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         if to == Side::Server {
-            relay.send_without_delay();
+            relay.legs.send_without_delay();
         }
-        let is_spoke = relay.is_spoke();
         let Some(outlet) = relay.http.as_deref_mut().map(|conversation| &mut conversation.outlets[to.index()]) else {
             return Ok(());
         };
         if outlet.sending.is_some() {
             return Ok(());
         }
-        if to == Side::Client && is_spoke {
-            let said = std::mem::take(&mut outlet.made);
-            let is_away = !said.is_empty() && self.pass_to_hub(key, &said);
-            if let Some(conversation) = self.conversation(key).filter(|_| is_away) {
-                conversation.outlets[to.index()].sending = Some(Sending::Made(0));
-            }
-            return Ok(());
-        }
         if !outlet.made.is_empty() {
-            let mut made = std::mem::take(&mut outlet.made);
-            let own = self.send_own(key, to, &made)?;
-            let Some(conversation) = self.conversation(key) else { return Ok(()) };
-            let outlet = &mut conversation.outlets[to.index()];
-            match own {
-                Own::Failed => return self.leaving_failed(key, to),
-                Own::NoBuffer => {
-                    outlet.made = made;
-                    self.unsent.push_back((key, to));
-                }
-                Own::OnItsWay(sent) => {
-                    outlet.sending = Some(Sending::Made(sent));
-                    made.drain(..sent as usize);
-                    // Of an idle connection nothing is kept.
-                    outlet.made = if made.is_empty() { Vec::new() } else { made };
-                }
-            }
-            return Ok(());
+            // Of an idle connection nothing is kept: what is left is copied.
+            let made = std::mem::take(&mut outlet.made);
+            return self.send_made(key, to, &made);
         }
         let Some(chunk) = outlet.behind.take() else { return Ok(()) };
         outlet.sending = Some(Sending::Held(chunk));
@@ -274,7 +323,7 @@ impl Worker {
 
     fn send_held(&mut self, key: Key, to: Side, chunk: Chunk) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        if relay.tls[to.index()].is_some() {
+        if relay.legs.tls(to).is_some() {
             return self.send_sealed(key, to, chunk, false);
         }
         let range = relay.chunk_range(to.other(), chunk);
@@ -317,6 +366,9 @@ impl Worker {
         self.drop_waiting(key, to);
         match (to, stage) {
             (Side::Client, _) => self.cut_conversation(key, towpath_core::counters::Termination::ClientReset),
+            (Side::Server, Stage::Tunnel) => {
+                self.cut_conversation(key, towpath_core::counters::Termination::ServerReset);
+            }
             // The end of a request that has had its answer: no other one may follow it there.
             (Side::Server, Stage::Between | Stage::Routed) if is_up => return self.server_lost_idle(key),
             (Side::Server, _) if is_up => {
@@ -379,6 +431,20 @@ fn direct_rest(output: &Output, source: Option<Source>) -> Option<Chunk> {
         start: source.chunk.start + start,
         len,
     })
+}
+
+/// Appends pieces of a turn whose input was `input`.
+fn gather(pieces: &[Piece], output: &Output, input: &[u8], to: &mut Vec<u8>) {
+    for piece in pieces {
+        to.extend_from_slice(match piece {
+            Piece::Made(made) => bytes_of(made, output.made()),
+            Piece::Passed(passed) => bytes_of(passed, input),
+        });
+    }
+}
+
+fn bytes_of<'a>(range: &Range<u32>, whole: &'a [u8]) -> &'a [u8] {
+    &whole[range.start as usize..range.end as usize]
 }
 
 /// What a chunk's bytes are read by, in its order.

@@ -2,10 +2,13 @@
 //!
 //! What requests and responses are is decided by [`Exchange`], which knows no sockets. Here are its legs: what was received and not taken yet
 //! (`Inlet`), what is to leave (`Outlet`), the real server at hand, and the times that count. Of each side at most one receive buffer is held and
-//! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, always.
+//! one is being sent; a connection that is idle, or whose client has sent what is not its time yet, holds none. A server's connection belongs to one client's connection, or is
+//! lent to it for an exchange (`pool`).
 
+mod bulk;
 mod ends;
 mod flow;
+mod pool;
 mod server;
 mod stowed;
 mod turn;
@@ -13,21 +16,24 @@ mod turn;
 use std::io;
 use std::sync::Arc;
 
-use towpath_core::Now;
 use towpath_core::counters::Termination;
-use towpath_core::http::{AfterRequest, Exchange, HttpLimits, Waiting};
+use towpath_core::http::{AfterRequest, Exchange, HttpLimits, RequestHead, Waiting};
 use towpath_core::persistence::Pin;
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
+use towpath_core::{Now, RealServerId, ServiceId};
 
 use super::Worker;
+use super::access::RequestNotes;
 use super::relay::Relay;
 use super::token::Key;
+use bulk::Bulk;
 use ends::Ending;
 pub(super) use ends::LINGER_MS;
 use flow::{Inlet, Outlet};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 pub(super) use flow::{Receive, StreamEnd};
+pub(super) use pool::ServerPool;
 use server::ServerState;
 use stowed::Stowed;
 
@@ -46,6 +52,8 @@ pub(super) struct Conversation {
     stowed: Stowed,
     /// By the side that is written.
     outlets: [Outlet; 2],
+    /// By the side that is read.
+    bulk: [Bulk; 2],
     server: ServerState,
     ending: Option<Ending>,
     /// What the exchange waited for when it was looked at last, …
@@ -60,6 +68,10 @@ pub(super) struct Conversation {
     served: u32,
     /// The request at hand was sent by a connection that had served others.
     kept_leg: bool,
+    /// The request at hand is not sent by one that others have used.
+    wants_fresh: bool,
+    /// Whose servers, and which of them, served the request before, where its connection may be somebody else's by now.
+    last: Option<(ServiceId, RealServerId)>,
     /// How it went with the server that was left, if the request goes to another.
     failed: Option<Termination>,
     /// Why there was an answer of ours, if the connection ends with it.
@@ -68,11 +80,15 @@ pub(super) struct Conversation {
     pin: Pin,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
+    /// The server at hand has read all that it was sent: it has answered behind it.
+    has_read: bool,
+    /// For the access log, where there is one.
+    pub(super) notes: Option<Box<RequestNotes>>,
 }
 
 /// Where the request at hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     /// There is none, or its head is not whole.
     Between,
     /// Its server is being reached; then it is forwarded.
@@ -96,6 +112,7 @@ impl Conversation {
             inlets: Default::default(),
             stowed,
             outlets: Default::default(),
+            bulk: [Bulk::No; 2],
             server: ServerState::Absent,
             ending: None,
             waiting,
@@ -104,11 +121,45 @@ impl Conversation {
             acknowledge_at: None,
             served: 0,
             kept_leg: false,
+            wants_fresh: false,
+            last: None,
             failed: None,
             answered_as: None,
             pin: Pin::Nobody,
             after: None,
+            has_read: false,
+            notes: None,
         }
+    }
+
+    /// The service that the client came to.
+    pub(super) fn front(&self) -> &Arc<Service> {
+        &self.front
+    }
+
+    /// Where the request at hand is.
+    pub(super) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Whether a server is being reached.
+    pub(super) fn is_dialling(&self) -> bool {
+        matches!(self.server, ServerState::Dialling { .. })
+    }
+
+    /// Whether a response has begun to leave.
+    pub(super) fn has_responded(&self) -> bool {
+        self.exchange.has_responded()
+    }
+
+    /// Whether nothing waits to leave for the client.
+    pub(super) fn has_sent_all(&self) -> bool {
+        self.outlets[Side::Client.index()].is_empty()
+    }
+
+    /// The request at hand, if its head is whole.
+    pub(super) fn known_request(&self) -> Option<&RequestHead> {
+        self.exchange.known_request()
     }
 
     /// Whether the end of the connection is decided.
@@ -123,7 +174,8 @@ impl Conversation {
 
     /// Whether no operation is in flight on this side.
     fn is_quiet(&self, side: Side) -> bool {
-        self.inlets[side.index()].receive != Receive::Armed && !self.outlets[side.index()].is_sending()
+        let inlet = &self.inlets[side.index()];
+        inlet.receive != Receive::Armed && !self.outlets[side.index()].is_sending() && !self.awaits_for_bulk(side)
     }
 }
 
@@ -147,7 +199,9 @@ impl Worker {
         // What a spoke has is counted by its hub.
         let counts = relay.is_secured() && !relay.is_spoke();
         let stowed = Stowed::nothing(counts.then_some(&self.kept));
-        relay.http = Some(Box::new(Conversation::new(Arc::clone(&front), http, stowed, now)));
+        let mut conversation = Box::new(Conversation::new(Arc::clone(&front), http, stowed, now));
+        conversation.notes = relay.notes.is_some().then(Box::default);
+        relay.http = Some(conversation);
         self.advance(key)
     }
 
@@ -157,13 +211,13 @@ impl Worker {
         self.note_relayed(key, event);
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match event {
-            Event::Received { from, buffer, len, last, .. } => {
+            Event::Received { from, buffer, len, full, last, .. } => {
                 if conversation.is_transferring() {
                     conversation.since = now;
                 }
                 let discards = conversation.is_discarding(from);
                 let inlet = &mut conversation.inlets[from.index()];
-                inlet.take(buffer, len, last);
+                inlet.take(buffer, len, full, last);
                 if discards {
                     inlet.held = None;
                     self.ring.recycle(buffer);
@@ -206,7 +260,8 @@ impl Worker {
             Event::Tick => self.conversation_timer(key)?,
             // Its bytes are read as they come.
             Event::Connecting => return Ok(()),
-            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } | Event::Ready { .. } => return Ok(()),
+            Event::Ready { from } => conversation.note_ready(from),
+            Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } => return Ok(()),
         }
         self.advance(key)
     }
@@ -216,7 +271,14 @@ impl Worker {
         if self.relays.get(key).is_some_and(|relay| relay.hub.is_some()) {
             return self.advance_hub(key);
         }
-        while self.finish_parting(key)? || self.take_from_server(key)? || self.take_from_client(key)? {}
+        while self.finish_parting(key)?
+            || self.finish_settling(key)?
+            || self.take_from_server(key)?
+            || self.take_from_client(key)?
+            || self.move_bulk(key, Side::Server)?
+            || self.move_bulk(key, Side::Client)?
+        {}
+        self.settle_request(key);
         self.stow(key);
         self.note_taken(key);
         for from in Side::BOTH {

@@ -10,6 +10,7 @@ use towpath_core::http::{Answer, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
+use towpath_sys::socket;
 
 use super::super::token::Key;
 use super::super::{PortUse, Worker};
@@ -29,6 +30,8 @@ pub(super) enum ServerState {
     },
     /// It is left as soon as nothing is in flight.
     Parting(Next),
+    /// Its exchange is over, and it may be anybody's: as soon as nothing of it is needed here it waits for the next client.
+    Settling,
     /// It is there.
     Up {
         /// It has had a request.
@@ -67,10 +70,14 @@ impl Worker {
         let Worker { relays, snapshot, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(()) };
         let address = relay.client_address();
+        let now = self.now;
         // Whatever servers the snapshot has, these are the contexts for them.
         relay.service_tls = service_tls;
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         conversation.front = Arc::clone(&front);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_head(now);
+        }
         let Some(http) = &front.http else { return Ok(()) };
         conversation.stage = Stage::Routed;
         match http.rules.decide(conversation.exchange.request(), address.ip(), front.place) {
@@ -85,6 +92,9 @@ impl Worker {
             Verdict::Answer(status) => self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded),
             Verdict::Deny(status) => {
                 self.count(key, ServiceCounter::Denied);
+                if let Some(notes) = self.conversation(key).and_then(|conversation| conversation.notes.as_deref_mut()) {
+                    notes.note_denied();
+                }
                 self.answer_ourselves(key, &Answer::of(status), Termination::KeepAliveEnded)
             }
             Verdict::Maintenance(page) => self.show(key, page, Termination::KeepAliveEnded),
@@ -114,6 +124,7 @@ impl Worker {
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         let pin = service.pin(conversation.exchange.request(), address.ip());
         conversation.pin = pin;
+        conversation.wants_fresh = false;
         let is_up = matches!(conversation.server, ServerState::Up { .. });
         let is_bound = conversation.exchange.is_bound();
         let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
@@ -122,6 +133,7 @@ impl Worker {
         let is_member = before.is_some_and(|server| service.target_of(server).is_some());
         relay.begin_request(Arc::clone(&service), pin);
         if !is_up {
+            self.stay_with_last(key);
             return self.dial_for_request(key, Termination::NoServer);
         }
         let stays =
@@ -161,7 +173,15 @@ impl Worker {
             return Ok(());
         }
         conversation.server = ServerState::Dialling { since: now, expired: false };
-        match self.dial(key)? {
+        let dialled = match self.borrow(key)? {
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                self.note_dialled(key);
+                self.dial(key)?
+            }
+            Err(refusal) => Err(Termination::from(refusal)),
+        };
+        match dialled {
             Ok(()) => Ok(()),
             Err(Termination::NoServer) => self.connect_given_up(key, failed),
             Err(termination) => self.connect_given_up(key, termination),
@@ -181,7 +201,12 @@ impl Worker {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return };
         conversation.server = ServerState::Up { kept: false };
+        conversation.inlets[Side::Server.index()].note_drained();
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_connected(now);
+        }
         conversation.acknowledge_at = Some(now + ACK_DELAY_MS);
+        self.count(key, ServiceCounter::ServerDialled);
     }
 
     /// The connect has failed: another server, or an answer that says so.
@@ -230,7 +255,10 @@ impl Worker {
         if let Some(conversation) = self.conversation(key) {
             conversation.stage = Stage::Routed;
             conversation.failed = Some(Termination::ConnectFailed);
+            // The others that wait may have ended with that one.
+            conversation.wants_fresh = true;
         }
+        self.count(key, ServiceCounter::Resent);
         self.part(key, Next::Dial)
     }
 
@@ -249,20 +277,21 @@ impl Worker {
                 conversation.server = ServerState::Parting(next);
                 return Ok(());
             }
-            ServerState::Up { .. } => {}
+            ServerState::Settling | ServerState::Up { .. } => {}
         }
         conversation.server = ServerState::Parting(next);
         let is_idle = conversation.outlets[Side::Server.index()].is_empty();
         let was_quiet = conversation.is_quiet(Side::Server);
         self.drop_held(key, Side::Server);
         self.drop_waiting(key, Side::Server);
-        if is_idle && self.relays.get(key).is_some_and(|relay| relay.tls[Side::Server.index()].is_some()) {
+        if is_idle && self.relays.get(key).is_some_and(|relay| relay.legs.tls(Side::Server).is_some()) {
             self.finish_secured(key, Side::Server)?;
         }
         // Nobody waits for a server that does not even take the end.
-        let is_busy = self.relays.get(key).is_some_and(|relay| {
-            relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending())
-        });
+        let is_busy = self
+            .relays
+            .get(key)
+            .is_some_and(|relay| relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending()));
         if !was_quiet || is_busy {
             self.cancel_side(key, Side::Server);
         }
@@ -272,7 +301,7 @@ impl Worker {
     /// Closes the connection to a server that is left, once nothing is in flight there; says whether it did.
     pub(super) fn finish_parting(&mut self, key: Key) -> io::Result<bool> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
-        let is_busy = relay.tls[Side::Server.index()].as_ref().is_some_and(|leg| leg.armed || leg.is_sending());
+        let is_busy = relay.legs.tls(Side::Server).is_some_and(|leg| leg.armed || leg.is_sending());
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         let ServerState::Parting(next) = conversation.server else { return Ok(false) };
         if is_busy || !conversation.is_quiet(Side::Server) || conversation.is_stopping() {
@@ -288,12 +317,24 @@ impl Worker {
         conversation.inlets[Side::Server.index()] = Inlet::default();
         conversation.outlets[Side::Server.index()] = Outlet::default();
         conversation.acknowledge_at = None;
-        self.close_server_leg(key, if ended { PortUse::Over } else { PortUse::Lingering })?;
+        self.drop_bulk(key)?;
+        let used = if ended || self.forget_server(key) { PortUse::Over } else { PortUse::Lingering };
+        self.close_server_leg(key, used)?;
         if next == Next::Dial && !is_ending {
             let failed = self.conversation(key).and_then(|conversation| conversation.failed.take());
             self.dial_for_request(key, failed.unwrap_or(Termination::NoServer))?;
         }
         Ok(true)
+    }
+
+    /// Has the coming close of a plain leg to a server send a reset: whoever ends a stream first keeps its port for a minute (TIME_WAIT, RFC 9293
+    /// §3.6), of which a client per request leaves none after 64,000. Only where the server has read all that it was sent, of which a
+    /// reset would take back the rest. Says whether it will.
+    fn forget_server(&self, key: Key) -> bool {
+        let Some(relay) = self.relays.get(key) else { return false };
+        let is_plain = relay.legs.tls(Side::Server).is_none();
+        let may = is_plain && relay.http.as_ref().is_some_and(|conversation| conversation.has_read);
+        may && relay.leg(Side::Server).is_some_and(|leg| socket::set_linger_reset(leg).is_ok())
     }
 
     /// Passes on the head of a response, changed as the rules want it.
@@ -312,7 +353,11 @@ impl Worker {
         if let (Some(server), Some(known)) = (server, service.learns(response)) {
             self.shared.learn(&service, known, server, self.now);
         }
+        let before = output.len();
         let then = conversation.exchange.respond(&edits, keep, output);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_responded(self.now, status, output.len() - before);
+        }
         self.count_response(key, status);
         then
     }

@@ -83,17 +83,19 @@ impl Worker {
     }
 
     fn client_turn(&mut self, key: Key, output: &mut Output) -> io::Result<bool> {
-        let Worker { relays, ring, .. } = self;
+        let Worker { relays, ring, now, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(false) };
+        let redispatches = relay.redispatches();
         let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
         let range = held.map(|chunk| relay.chunk_range(Side::Client, chunk));
         let address = relay.client_address();
-        let by_tls = relay.tls[Side::Client.index()].is_some() || relay.is_spoke();
+        let by_tls = relay.legs.tls(Side::Client).is_some() || relay.is_spoke();
         let scheme = if by_tls { Scheme::Https } else { Scheme::Http };
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         if conversation.stage == Stage::Routed {
             let leg = conversation.server.begin_request();
             conversation.kept_leg = leg == ServerLeg::Kept;
+            conversation.has_read = false;
             let Some(http) = &conversation.front.http else { return Ok(false) };
             let request = conversation.exchange.request();
             let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.pin);
@@ -101,6 +103,13 @@ impl Worker {
             conversation.exchange.forward(&edits, leg, output);
             conversation.stage = Stage::Forwarded;
             conversation.inlets[Side::Client.index()].on_hold = false;
+            if let Some(notes) = &mut conversation.notes {
+                notes.note_forwarded(*now, redispatches);
+            }
+        } else if conversation.stage == Stage::Between
+            && let Some(notes) = &mut conversation.notes
+        {
+            notes.begin(*now);
         }
         let stowed = conversation.stowed.take();
         if stowed.is_empty() {
@@ -150,6 +159,10 @@ impl Worker {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let stowed = if from == Side::Client { conversation.stowed.take() } else { Vec::new() };
         let outlet = &mut conversation.outlets[from.other().index()];
+        let held = conversation.inlets[from.index()].held.filter(|_| stowed.is_empty());
+        if let Some(notes) = &mut conversation.notes {
+            notes.count(from.other(), held.map_or(stowed.len(), |chunk| chunk.len as usize));
+        }
         if stowed.is_empty() {
             let chunk = conversation.inlets[from.index()].held.take();
             outlet.follow_with(chunk);
@@ -182,10 +195,11 @@ impl Worker {
     }
 
     /// Does what the exchange wants next.
-    fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
+    pub(super) fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
         if then == Then::Route && self.is_logon_over_http2(key) {
             return self.require_http1(key);
         }
+        let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match then {
             Then::Read => Ok(()),
@@ -199,6 +213,9 @@ impl Worker {
             Then::Over => self.exchange_over(key),
             Then::Tunnel => {
                 conversation.stage = Stage::Tunnel;
+                if let Some(notes) = &mut conversation.notes {
+                    notes.note_responded(now, 101, 0);
+                }
                 conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
                 self.count(key, ServiceCounter::Tunnels);
                 Ok(())
@@ -224,7 +241,7 @@ impl Worker {
         answer: &Answer<'_>,
         termination: Termination,
     ) -> io::Result<()> {
-        let keep = self.keep(key);
+        let (keep, now) = (self.keep(key), self.now);
         let mut output = Output::default();
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let answered = conversation.exchange.answer(answer, keep, &mut output);
@@ -233,6 +250,12 @@ impl Worker {
             return Ok(());
         }
         conversation.answered_as = Some(termination);
+        if let Some(notes) = &mut conversation.notes {
+            notes.note_answer();
+            let is_head = conversation.exchange.known_request().is_some_and(|request| request.method() == "HEAD");
+            let body_bytes = if is_head { 0 } else { answer.body.len() };
+            notes.note_responded(now, answer.status, output.len().saturating_sub(body_bytes));
+        }
         self.count_response(key, answer.status);
         self.count(key, ServiceCounter::Answered);
         self.emit(key, Side::Client, &output, None)?;
@@ -243,7 +266,16 @@ impl Worker {
     pub(super) fn exchange_over(&mut self, key: Key) -> io::Result<()> {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        if conversation.notes.is_some() {
+            let termination = conversation.answered_as;
+            self.note_over(key, termination);
+        }
+        let Some(conversation) = self.conversation(key) else { return Ok(()) };
+        let (was_asked, asked_by_head) = (conversation.stage == Stage::Forwarded, conversation.exchange.asks_by_head());
         let after = conversation.exchange.renew();
+        if was_asked {
+            conversation.has_read = asked_by_head && after.server == Fate::Keep;
+        }
         conversation.stage = Stage::Between;
         conversation.served = conversation.served.saturating_add(1);
         conversation.since = now;
@@ -252,6 +284,8 @@ impl Worker {
         let babbles = conversation.inlets[Side::Server.index()].held.is_some();
         if after.server == Fate::Close || babbles {
             self.part(key, Next::Nothing)?;
+        } else {
+            self.settle(key, after.binding);
         }
         if after.client == Fate::Close {
             self.finish_conversation(key, Termination::KeepAliveEnded);
@@ -295,7 +329,9 @@ impl Worker {
                 StreamEnd::Truncated => self.cut_off(key, Termination::ServerTruncated),
             };
         }
-        let how = if end == StreamEnd::Orderly { ServerEnd::Orderly } else { ServerEnd::Broken };
+        // A failure that a send was told of is not told to the receive again.
+        let has_failed = conversation.outlets[Side::Server.index()].broken;
+        let how = if end == StreamEnd::Orderly && !has_failed { ServerEnd::Orderly } else { ServerEnd::Broken };
         self.server_lost(key, how)
     }
 

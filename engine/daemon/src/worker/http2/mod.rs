@@ -18,6 +18,7 @@ use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::http2::{BadStream, Connection, Http2Limits, Progress, Then};
 use towpath_core::session::{Chunk, Event, ReceiveEnd, Side};
 use towpath_core::snapshot::Service;
+use towpath_sys::socket::Behind;
 
 use super::Worker;
 use super::http::{Receive, StreamEnd};
@@ -128,7 +129,7 @@ impl Worker {
 
     /// Whether the client of this service in HTTP mode has chosen HTTP/2.
     pub(super) fn speaks_http2(&self, key: Key) -> bool {
-        let leg = self.relays.get(key).and_then(|relay| relay.tls[Side::Client.index()].as_ref());
+        let leg = self.relays.get(key).and_then(|relay| relay.legs.tls(Side::Client));
         leg.and_then(|leg| leg.handshake.as_ref()).is_some_and(|handshake| handshake.connection.alpn() == Some(ALPN))
     }
 
@@ -345,7 +346,7 @@ impl Worker {
         if out.is_empty() {
             return Ok(false);
         }
-        match self.send_own(key, Side::Client, &out)? {
+        match self.send_own(key, Side::Client, &out, Behind::Nothing)? {
             Own::Failed => {
                 self.cut_hub(key, Termination::ClientReset)?;
                 return Ok(false);

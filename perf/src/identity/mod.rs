@@ -1,0 +1,144 @@
+//! Whose answer is it? Clients of every kind of authentication, and a server that authenticates connections as IIS does with NTLM and Negotiate
+//! (MS-NTHT, RFC 4559 §6), with something between them that may share the connections to the server. Nobody may ever get an answer that was made for
+//! somebody else.
+
+mod client;
+mod logon;
+mod origin;
+mod subject;
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use towpath_core::random::SplitMix64;
+
+use client::{Client, KINDS};
+
+pub use origin::Origin;
+pub use subject::{Running, Sharing, Subject};
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Play {
+    /// Where clients connect to.
+    pub target: SocketAddr,
+    /// So many of them, of all kinds in equal parts.
+    pub clients: usize,
+    /// Requests of all of them together.
+    pub requests: u64,
+    /// Requests under way at the same time.
+    pub at_once: usize,
+    /// What they do, and in which order.
+    pub seed: u64,
+}
+
+/// What has become of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Requests that were sent.
+    pub requests: u64,
+    /// Answers made for somebody else: his name is in them.
+    pub foreign: u64,
+    /// Answers to another request than the one that was sent.
+    pub misplaced: u64,
+    /// Answers made for who asked, by name.
+    pub own: u64,
+    /// Answers made for nobody in particular.
+    pub anonymous: u64,
+    /// Answers that asked for a logon, or went on with one.
+    pub challenged: u64,
+    /// Of these, those to somebody who had logged on over this connection.
+    pub forgotten: u64,
+    /// Logons that were refused: their messages came by different connections.
+    pub refused: u64,
+    /// Connections that ended without an answer.
+    pub closed: u64,
+    /// Answers of whoever is between (500 and more).
+    pub failed: u64,
+    /// Requests that clients did not wait for.
+    pub abandoned: u64,
+    /// Connections of clients.
+    pub client_connections: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl Outcome {
+    fn add(&mut self, other: &Outcome) {
+        let pairs = [
+            (&mut self.requests, other.requests),
+            (&mut self.foreign, other.foreign),
+            (&mut self.misplaced, other.misplaced),
+            (&mut self.own, other.own),
+            (&mut self.anonymous, other.anonymous),
+            (&mut self.challenged, other.challenged),
+            (&mut self.forgotten, other.forgotten),
+            (&mut self.refused, other.refused),
+            (&mut self.closed, other.closed),
+            (&mut self.failed, other.failed),
+            (&mut self.abandoned, other.abandoned),
+            (&mut self.client_connections, other.client_connections),
+        ];
+        for (sum, more) in pairs {
+            *sum += more;
+        }
+    }
+
+    /// Answers that somebody else should have got, or nobody.
+    pub fn leaks(&self) -> u64 {
+        self.foreign + self.misplaced
+    }
+}
+
+impl Play {
+    /// Plays it, from the network of the thread that calls this; `progress` grows with the requests.
+    pub fn run(&self, progress: &AtomicU64) -> io::Result<Outcome> {
+        let threads = self.at_once.clamp(1, self.clients.max(1));
+        let start = Instant::now();
+        let mut outcome = Outcome::default();
+        let played: Vec<io::Result<Outcome>> = thread::scope(|scope| {
+            let part = |thread: usize| move || self.play(thread, threads, progress);
+            let parts: Vec<_> = (0..threads).map(|thread| scope.spawn(part(thread))).collect();
+            let ended = |part: thread::ScopedJoinHandle<'_, io::Result<Outcome>>| {
+                part.join().unwrap_or_else(|_| Err(io::Error::other("a thread of clients has panicked")))
+            };
+            parts.into_iter().map(ended).collect()
+        });
+        for part in played {
+            outcome.add(&part?);
+        }
+        outcome.seconds = start.elapsed().as_secs_f64();
+        Ok(outcome)
+    }
+
+    /// Every `threads`-th client, one after the other in random order.
+    fn play(&self, thread: usize, threads: usize, progress: &AtomicU64) -> io::Result<Outcome> {
+        let mut random = SplitMix64::new(self.seed ^ (thread as u64) << 32);
+        let mut clients: Vec<Client> = (thread..self.clients.max(threads))
+            .step_by(threads)
+            .map(|number| Client::new(number, KINDS[number % KINDS.len()], self.target))
+            .collect();
+        let mut outcome = Outcome::default();
+        while progress.fetch_add(1, Ordering::Relaxed) < self.requests {
+            let place = random.below(clients.len() as u64) as usize;
+            clients[place].act(&mut random, &mut outcome)?;
+        }
+        Ok(outcome)
+    }
+}
+
+/// Connects, for somebody who does not wait for ever.
+fn connect(target: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
