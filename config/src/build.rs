@@ -162,30 +162,29 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
 
 /// Of a service or a route. The outer `None` means that something is missing, the inner that clients are not pinned.
 fn persistence(section: &Section, service: &Service<'_>) -> Option<Option<model::Persistence>> {
-    let by = match persists(section) {
+    let kinds = match persists(section) {
         Persists::None => return Some(None),
         Persists::Unknown => return None,
-        Persists::By(by) => by,
+        Persists::By(kinds) => kinds,
     };
     let section = section.table("persistence")?;
-    let by = match by.value {
-        "cookie" if section.word("cookie_mode")?.value == "find" => {
-            model::PersistBy::FoundCookie(section.text("cookie")?.value.to_owned())
-        }
-        "cookie" => model::PersistBy::InsertedCookie(http::inserted_cookie(section, service)?),
-        "header" => model::PersistBy::Header(section.text("header")?.value.to_owned()),
-        "super-http" => model::PersistBy::SuperHttp,
-        "super-http-and-source-ip" => model::PersistBy::SuperHttpAndSourceIp,
-        // What is not available yet is carried out so; `run` refuses it before.
-        _ => model::PersistBy::SourceIp,
-    };
-    let fallback = match section.word("fallback")?.value {
-        "source-ip" => model::Fallback::SourceIp,
-        _ => model::Fallback::None,
+    let by = |kind: &str| {
+        Some(match kind {
+            "cookie" if section.word("cookie_mode")?.value == "find" => {
+                model::PersistBy::FoundCookie(section.text("cookie")?.value.to_owned())
+            }
+            "cookie" => model::PersistBy::InsertedCookie(http::inserted_cookie(section, service)?),
+            "header" => model::PersistBy::Header(section.text("header")?.value.to_owned()),
+            "sip-call-id" => model::PersistBy::SipCallId,
+            "sni" => model::PersistBy::Sni,
+            "super-http" => model::PersistBy::SuperHttp,
+            "super-http-and-source-ip" => model::PersistBy::SuperHttpAndSourceIp,
+            "tls-session-id" => model::PersistBy::TlsSessionId,
+            _ => model::PersistBy::SourceIp,
+        })
     };
     Some(Some(model::Persistence {
-        by,
-        fallback,
+        by: kinds.iter().map(|kind| by(kind.value)).collect::<Option<_>>()?,
         timeout_ms: section.duration("timeout")?.value,
         ipv4_prefix: section.number("ipv4_prefix")?.value,
         ipv6_prefix: section.number("ipv6_prefix")?.value,

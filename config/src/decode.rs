@@ -114,6 +114,10 @@ impl Decoder<'_> {
         };
         let near = nearest(name, table.keys.iter().map(|key| key.name));
         let finding = self.report.error("unknown-key", &span, format!("unknown key `{shown}` in {place}"));
+        if (table.path, name) == ("service.persistence", "fallback") {
+            finding.hint("name it behind the first, as in `by = [\"cookie\", \"source-ip\"]`");
+            return None;
+        }
         match near {
             Some(near) => finding.hint(format!("did you mean `{near}`?")),
             None => match homes(name) {

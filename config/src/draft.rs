@@ -79,13 +79,24 @@ pub(crate) enum DraftSource<'s> {
     Vip(Span),
 }
 
-/// `persistence.by`, and the section with its details.
+/// `persistence.by`
 #[derive(Clone, Debug)]
 pub(crate) enum Persists {
-    By(At<&'static str>),
+    /// Never empty.
+    By(Vec<At<&'static str>>),
     None,
     /// Something was wrong with it, and told.
     Unknown,
+}
+
+impl Persists {
+    /// The first of its kinds that `fits`.
+    pub(crate) fn kind(&self, fits: impl Fn(&str) -> bool) -> Option<&At<&'static str>> {
+        match self {
+            Persists::By(kinds) => kinds.iter().find(|kind| fits(kind.value)),
+            Persists::None | Persists::Unknown => None,
+        }
+    }
 }
 
 impl<'s> Draft<'s> {
@@ -292,7 +303,9 @@ fn fallback<T>(value: T, span: &Span) -> At<T> {
 fn members<'s>(section: &'s Section, groups: &[Group<'s>], report: &mut Report) -> Members<'s> {
     let own = section.written("server");
     let Some(group) = section.text("group") else {
+        let answers_alone = section.table("http").is_some_and(answers_alone);
         if own.is_none()
+            && !answers_alone
             && !section.broken.contains(&"group")
             && !section.broken.contains(&"server")
             && !report.incomplete
@@ -326,17 +339,36 @@ fn members<'s>(section: &'s Section, groups: &[Group<'s>], report: &mut Report) 
     Members::Own(section.tables("server").iter().map(Server::new).collect())
 }
 
+/// Whether every request is answered or redirected here, so that there need be no server.
+pub(crate) fn answers_alone(http: &Section) -> bool {
+    let conditions = ["host", "path", "path_exact", "path_regex", "method", "header", "header_regex", "from"];
+    let fits_all = |route: &Section| conditions.iter().all(|key| route.written(key).is_none());
+    let routes = http.tables("route");
+    http.bool("redirect_to_https").is_some_and(|redirects| redirects.value)
+        || routes.iter().all(|route| route.written("group").is_none()) && routes.iter().any(fits_all)
+}
+
 /// The persistence of a service or route.
 pub(crate) fn persists(section: &Section) -> Persists {
     match section.table("persistence") {
         None if section.broken.contains(&"persistence") => Persists::Unknown,
         None => Persists::None,
-        Some(persistence) => match persistence.word("by") {
-            None => Persists::Unknown,
-            Some(At { value: "none", .. }) => Persists::None,
-            Some(by) => Persists::By(by),
+        Some(persistence) => match kinds(persistence) {
+            kinds if kinds.is_empty() => Persists::Unknown,
+            kinds if kinds.iter().all(|kind| kind.value == "none") => Persists::None,
+            kinds => Persists::By(kinds),
         },
     }
+}
+
+/// What makes a client, in the order of the file; empty where that is broken.
+pub(crate) fn kinds(persistence: &Section) -> Vec<At<&'static str>> {
+    let list = persistence.list("by").map_or(&[][..], |list| list.value);
+    let word = |item: &At<Value>| match item.value {
+        Value::Word(word) => Some(At { value: word, span: item.span.clone(), written: true }),
+        _ => None,
+    };
+    persistence.word("by").into_iter().chain(list.iter().filter_map(word)).collect()
 }
 
 fn source(section: &Section) -> DraftSource<'_> {

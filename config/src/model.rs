@@ -458,10 +458,8 @@ pub enum Balance {
 /// `persistence`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Persistence {
-    /// What makes a client.
-    pub by: PersistBy,
-    /// A client whose request lacks what makes one.
-    pub fallback: Fallback,
+    /// What makes a client: the first that it shows leads it back. Never empty.
+    pub by: Vec<PersistBy>,
     /// Entry lifetime after the client's last new connection, in HTTP mode request.
     pub timeout_ms: u64,
     /// Prefix length that makes an IPv4 client (32 = each address its own).
@@ -472,22 +470,28 @@ pub struct Persistence {
     pub enter_draining: bool,
 }
 
-/// `persistence.by`; all but the first need HTTP mode.
+/// `persistence.by`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PersistBy {
-    /// The client's address.
-    SourceIp,
     /// A cookie of this name that the server sets.
     FoundCookie(String),
     /// A request header of this name.
     Header(String),
     /// A cookie of ours.
     InsertedCookie(InsertedCookie),
+    /// The `Call-ID` of SIP.
+    SipCallId,
+    /// The name that it asks for by TLS.
+    Sni,
+    /// The client's address.
+    SourceIp,
     /// `User-Agent` and `Authorization`.
     SuperHttp,
     /// The same, with the client's address.
     SuperHttpAndSourceIp,
+    /// The session that its server gave it, of TLS up to 1.2.
+    TlsSessionId,
 }
 
 /// A cookie of ours: it says which server, unreadably, and ends with the browser's session.
@@ -513,14 +517,13 @@ pub enum CookieSet {
     Missing,
 }
 
-/// `persistence.fallback`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fallback {
-    /// It is balanced.
-    None,
-    /// It is known by its address.
-    SourceIp,
+/// What the first bytes of a client are read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstBytes {
+    /// TLS that passes through.
+    ClientHello,
+    /// SIP, plain or in TLS that is ended here.
+    Sip,
 }
 
 /// `source`: the address that the real server sees.
@@ -667,6 +670,23 @@ impl VirtualService {
             RouteTo::Group(group) => Some((route, group)),
             RouteTo::Redirect { .. } | RouteTo::Status(_) => None,
         })
+    }
+
+    /// What its clients are to send before a real server is chosen, where nobody here ends TLS: it tells who they are, or which servers they are for.
+    pub fn first_bytes(&self) -> Option<FirstBytes> {
+        let by = |kind: PersistBy| self.persistence.iter().any(|rule| rule.by.contains(&kind));
+        if self.http.is_some() || self.protocol == Protocol::Udp {
+            return None;
+        }
+        match &self.tls {
+            _ if by(PersistBy::SipCallId) => Some(FirstBytes::Sip),
+            ServiceTls::PassThrough(tls)
+                if !tls.routes.is_empty() || by(PersistBy::Sni) || by(PersistBy::TlsSessionId) =>
+            {
+                Some(FirstBytes::ClientHello)
+            }
+            ServiceTls::Ended(_) | ServiceTls::PassThrough(_) => None,
+        }
     }
 
     /// How long the first bytes of a client are waited for, where they tell where it goes.

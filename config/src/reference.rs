@@ -105,6 +105,8 @@ fn value(kind: &Kind) -> String {
         }
         Kind::Either(kinds) => kinds.iter().map(value).collect::<Vec<_>>().join(" or "),
         Kind::Integer { min, max, unit } => format!("{min} to {max} {unit}"),
+        // Of the words before it.
+        Kind::List(Kind::Word(_), max) => format!("a list of up to {max} of them"),
         Kind::List(item, max) => format!("list of up to {max}: {}", value(item)),
         Kind::Name => "name".to_owned(),
         Kind::Network => "address/prefix".to_owned(),

@@ -332,7 +332,7 @@ impl<C: FnMut(usize) -> usize> Play<'_, C> {
                 self.said(Said::Tunnel);
                 self.ended = true;
             }
-            Then::Unasked => {
+            Then::Crossed | Then::Unasked => {
                 self.said(Said::Unasked);
                 self.server_ends();
             }

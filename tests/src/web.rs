@@ -23,8 +23,22 @@ pub struct WebOrigin {
     log: Arc<Log>,
 }
 
-#[derive(Default)]
+/// An answer of a server in its own way.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// Code and reason, like `401 Unauthorized`.
+    pub status: &'static str,
+    /// Fields, each with its line's end.
+    pub fields: String,
+    /// The body.
+    pub body: String,
+}
+
+/// How a server answers a request with this head, where it does not as any other.
+pub type Manners = dyn Fn(&str) -> Option<Reply> + Send + Sync;
+
 struct Log {
+    manners: Box<Manners>,
     requests: Mutex<Vec<Request>>,
     streams: Mutex<Vec<TcpStream>>,
     connections: AtomicUsize,
@@ -70,9 +84,29 @@ impl WebOrigin {
         port: u16,
         enter: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
     ) -> WebOrigin {
+        WebOrigin::start_like(host, port, enter, |_| None)
+    }
+
+    /// The same with manners of its own, like those of a product.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    #[track_caller]
+    pub fn start_like<S: Read + Write>(
+        host: &Host,
+        port: u16,
+        enter: impl Fn(TcpStream) -> io::Result<S> + Clone + Send + 'static,
+        manners: impl Fn(&str) -> Option<Reply> + Send + Sync + 'static,
+    ) -> WebOrigin {
         let bound = host.run(|| TcpListener::bind(("0.0.0.0", port))).and_then(|bound| bound);
         let listener = bound.unwrap_or_else(|error| panic!("web origin {} port {port}: {error}", host.name()));
-        let log = Arc::new(Log::default());
+        let log = Arc::new(Log {
+            manners: Box::new(manners),
+            requests: Mutex::default(),
+            streams: Mutex::default(),
+            connections: AtomicUsize::default(),
+        });
         let (doors, ledger, name) =
             (listener.try_clone().expect("a descriptor"), Arc::clone(&log), host.name().to_owned());
         thread::spawn(move || {
@@ -182,6 +216,10 @@ impl Talk<'_> {
         let mut body = format!("{} {} {}\n", self.name, self.number, self.served).into_bytes();
         let mut status = "200 OK".to_owned();
         let mut fields = String::new();
+        let own = (self.log.manners)(head);
+        if let Some(reply) = own {
+            (status, fields, body) = (reply.status.to_owned(), reply.fields, reply.body.into_bytes());
+        }
         match what {
             "bytes" => return self.send_bytes(stream, &told, number, method == "HEAD").map(|()| true),
             "chunks" => return send_chunks(stream, &told, number, true).map(|()| true),

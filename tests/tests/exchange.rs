@@ -76,6 +76,12 @@ impl Installation<'_> {
                 fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
                 fs::write(path, format!("{name}: {page}\n")).expect("a file");
             }
+            // What says of each virtual directory that it is well.
+            for directory in PAGES.map(|page| page.split('/').next().unwrap_or_default()).into_iter().chain(["rpc"]) {
+                let directory = pages.path().join(directory);
+                fs::create_dir_all(&directory).expect("a directory");
+                fs::write(directory.join("healthcheck.htm"), "200 OK<br/>\n").expect("a file");
+            }
             for (port, speaks) in [(443, "-WWW"), (993, "-rev"), (995, "-rev")] {
                 servers.push(serve(host, port, &certificate, speaks, pages.path()));
                 let at = SocketAddr::new(ip(address), port);

@@ -76,6 +76,7 @@ pub(super) fn service(
         trusted: networks(section, "trusted"),
         redirect_to_https: section.bool("redirect_to_https")?.value,
         https_port: section.number("https_port")?.value,
+        rewrite_location: section.bool("rewrite_location")?.value,
         hsts,
         maintenance,
         filters: section.tables("filter").iter().map(filter).collect::<Option<_>>()?,

@@ -33,6 +33,8 @@ pub struct Http {
     pub redirect_to_https: bool,
     /// Port of `https` in redirects.
     pub https_port: u16,
+    /// Whether servers' redirects to themselves, or away from the client's scheme, lead to what the client came to.
+    pub rewrite_location: bool,
     /// `Strict-Transport-Security`; `None` where TLS is not ended here.
     pub hsts: Option<Hsts>,
     /// A page for clients that no server serves.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::tls::{WINDOWS_AUTHENTICATION, Wildcard, host_name};
 use crate::decode::{At, Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::draft::{Draft, Persists, Server, Service};
+use crate::draft::{Draft, Server, Service, kinds};
 use crate::model::{Plane, Protocol};
 use crate::pattern::{Case, Extent, Pattern};
 
@@ -83,7 +83,7 @@ fn readable(service: &Service<'_>, http: &Section, report: &mut Report) {
             .hint("end TLS here and use `[[service.http.route]]` with `host`, or remove `http`");
     }
     // Persistence that reads requests tells the same of these ports.
-    let told = matches!(&service.persistence, Persists::By(by) if super::persistence::reads_requests(by.value));
+    let told = service.persistence.kind(super::persistence::reads_requests).is_some();
     if let Some((port, span)) = service.first_of([443, 4443]).filter(|_| !told && routes.is_none()) {
         report
             .error("unreadable-requests", &http.span, "HTTP mode reads requests, but TLS passes through")
@@ -343,7 +343,7 @@ fn secret(service: &Service<'_>, http: &Section, report: &mut Report) {
     let inserts = |section: &Section| {
         let persistence = section.table("persistence");
         persistence.is_some_and(|rule| {
-            rule.word("by").is_some_and(|by| by.value == "cookie")
+            kinds(rule).iter().any(|by| by.value == "cookie")
                 && rule.word("cookie_mode").is_none_or(|mode| mode.value == "insert")
         })
     };

@@ -172,7 +172,7 @@ fn one_port_for_many(service: &Service<'_>, servers: &[Server<'_>], report: &mut
 fn behind_another(draft: &Draft<'_>, report: &mut Report) {
     let mut pinned: HashMap<IpAddr, Vec<&Service<'_>>> = HashMap::new();
     for service in &draft.services {
-        let by_address = matches!(&service.persistence, Persists::By(by) if by.value == "source-ip");
+        let by_address = matches!(&service.persistence, Persists::By(kinds) if kinds.first().is_some_and(|kind| kind.value == "source-ip"));
         if let (true, Some(vip)) = (by_address, &service.vip) {
             pinned.entry(vip.value).or_default().push(service);
         }
@@ -193,7 +193,7 @@ fn behind_another(draft: &Draft<'_>, report: &mut Report) {
                             inner.title()
                         ),
                     );
-                    if let Persists::By(by) = &inner.persistence {
+                    if let Some(by) = inner.persistence.kind(|kind| kind == "source-ip") {
                         finding.label(&by.span, "persistence by source address");
                     }
                     finding.hint("name the real servers here, or do without persistence there");

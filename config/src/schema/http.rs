@@ -77,6 +77,13 @@ pub(super) static HTTP: Table = Table {
         )
         .default("false"),
         key("https_port", integer(1, 65_535, "port"), "Port of `https` in redirects.").default("443"),
+        key(
+            "rewrite_location",
+            Kind::Bool,
+            "`Location` of a server's response that names the server itself, or the client's host with the server's port or with `http` where the client came by `https`, \
+             becomes what the client came to.",
+        )
+        .default("false"),
         key("hsts", Kind::Table(&HSTS), "Browsers are told to come by `https` only (RFC 6797)."),
         key("maintenance", Kind::Table(&MAINTENANCE), "A page for clients that no server serves."),
         key("filter", Kind::Tables(&FILTER, 256), "Requests that are let through or refused, before anything else."),
@@ -225,7 +232,9 @@ const WAYS: &[Word] = &[
 
 static FILTER: Table = Table {
     path: "service.http.filter",
-    doc: "Lets requests through or refuses them; the first that fits decides, and what fits none is let through. Every condition that is written must hold.",
+    doc: "Lets requests through or refuses them; the first that fits decides, and what fits none is let through. Every condition that is written must hold. \
+          A rule that denies also fits a path that does so when its escapes are resolved twice or its segments lose their parameters (`;...`), and a method in lower case: \
+          some servers read them so.",
     keys: &[
         key("action", Kind::Word(&[word("allow", "Let through."), word("deny", "Answer `status`.")]), "What happens.")
             .required(),

@@ -173,7 +173,7 @@ pub static SERVICE: Table = Table {
         .default("refuse"),
         PROXY_PROTOCOL.described("`\"none\"`"),
         key("template", Kind::Name, "Template whose settings this service takes over.").later(),
-        key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`."),
+        key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`; a service that answers or redirects every request itself needs neither."),
         key("health", Kind::Table(&HEALTH), "How servers are judged; replaces the group's."),
         key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers, when no group is named."),
     ],
@@ -234,6 +234,27 @@ pub static SERVER: Table = Table {
     ],
 };
 
+/// Kinds that one `persistence.by` may name.
+const KINDS_MAX: usize = 4;
+
+const PERSIST_BY: Kind = Kind::Word(&[
+    word("cookie", "A cookie, inserted or found; needs HTTP mode."),
+    word("header", "A request header; needs HTTP mode."),
+    word(
+        "none",
+        "Every connection is balanced; in HTTP mode every request, unless `http.balance_each` says otherwise.",
+    ),
+    word(
+        "sip-call-id",
+        "The `Call-ID` of SIP, plain or in TLS that is ended here: over TCP that of a connection's first message, which is waited for no longer than `tls.handshake_timeout`, over UDP that of each datagram.",
+    ),
+    word("sni", "The name that the client asks for by TLS, passed through or ended here."),
+    word("source-ip", "The client's address."),
+    word("super-http", "`User-Agent` and `Authorization` together; needs HTTP mode."),
+    word("super-http-and-source-ip", "The same, with the client's address."),
+    word("tls-session-id", "The session that the server gave it, of TLS up to 1.2 that passes through."),
+]);
+
 /// `persistence`
 pub static PERSISTENCE: Table = Table {
     path: "service.persistence",
@@ -241,24 +262,11 @@ pub static PERSISTENCE: Table = Table {
     keys: &[
         key(
             "by",
-            Kind::Word(&[
-                word("cookie", "A cookie, inserted or found; needs HTTP mode."),
-                word("header", "A request header; needs HTTP mode."),
-                word("none", "Every connection is balanced; in HTTP mode every request, unless `http.balance_each` says otherwise."),
-                word("source-ip", "The client's address."),
-                word("super-http", "`User-Agent` and `Authorization` together; needs HTTP mode."),
-                word("super-http-and-source-ip", "The same, with the client's address."),
-                later("tls-session-id", "The TLS session."),
-            ]),
-            "What makes a client.",
+            Kind::Either(&[PERSIST_BY, Kind::List(&PERSIST_BY, KINDS_MAX)]),
+            "What makes a client. Of several, like `[\"cookie\", \"source-ip\"]`, the first that it shows leads it back; under the others its server is remembered where none is yet. \
+             A client that shows none is balanced.",
         )
         .required(),
-        key(
-            "fallback",
-            Kind::Word(&[word("none", "It is balanced."), word("source-ip", "It is known by its address.")]),
-            "A client whose request lacks the cookie, the header, or both headers of `super-http`.",
-        )
-        .default("none"),
         key(
             "timeout",
             duration(SECOND, 30 * DAY),

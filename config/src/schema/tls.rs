@@ -97,7 +97,7 @@ pub static TLS: Table = Table {
         key(
             "handshake_timeout",
             duration(100 * MS, 5 * MINUTE),
-            "How long a client may take for its handshake; with routes, how long its first bytes are waited for.",
+            "How long a client may take for its handshake, and how long its first bytes are waited for where they tell which server is its.",
         )
         .default("10s"),
         key(

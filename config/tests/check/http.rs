@@ -59,6 +59,7 @@ fn what_is_not_written_has_a_default() {
         trusted: Vec::new(),
         redirect_to_https: false,
         https_port: 443,
+        rewrite_location: false,
         hsts: None,
         maintenance: None,
         filters: Vec::new(),
@@ -117,7 +118,7 @@ group = "web"
 path = ["/polls"]
 group = "web"
 balance = "round-robin"
-persistence = { by = "header", header = "X-User", fallback = "source-ip", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64 }
+persistence = { by = ["header", "source-ip"], header = "X-User", timeout = "1h", ipv4_prefix = 24, ipv6_prefix = 64 }
 health = { check = "tcp", ports = 81 }
 idle_timeout = "2h"
 connect_timeout = "1s"
@@ -209,8 +210,7 @@ with = "/New"
         clients: RouteClients::Route,
         balance: Balance::RoundRobin,
         persistence: Some(Persistence {
-            by: PersistBy::Header("X-User".into()),
-            fallback: Fallback::SourceIp,
+            by: vec![PersistBy::Header("X-User".into()), PersistBy::SourceIp],
             timeout_ms: 3_600_000,
             ipv4_prefix: 24,
             ipv6_prefix: 64,
@@ -238,7 +238,7 @@ with = "/New"
     ];
     assert_eq!(changes, expected.iter().collect::<Vec<_>>());
     let cookie = InsertedCookie { name: "SERVERID".into(), set: CookieSet::Missing, http_only: true, secure: true };
-    assert_eq!(of_service.map(|rule| rule.by), Some(PersistBy::InsertedCookie(cookie)));
+    assert_eq!(of_service.map(|rule| rule.by), Some(vec![PersistBy::InsertedCookie(cookie)]));
 }
 
 #[test]
@@ -248,7 +248,7 @@ fn persistence_by_cookie_knows_the_one_of_lync_mobility() {
         model(&text(&lines, "")).services[0].persistence.clone().expect("a rule").by
     };
     let ours = |name: &str, set, http_only, secure| {
-        PersistBy::InsertedCookie(InsertedCookie { name: name.into(), set, http_only, secure })
+        vec![PersistBy::InsertedCookie(InsertedCookie { name: name.into(), set, http_only, secure })]
     };
     assert_eq!(by(""), ours("SERVERID", CookieSet::Missing, true, false));
     assert_eq!(by("cookie = \"MS-WSMAN\""), ours("MS-WSMAN", CookieSet::Always, false, false));
@@ -258,7 +258,7 @@ fn persistence_by_cookie_knows_the_one_of_lync_mobility() {
         by("cookie_set = \"always\", cookie_http_only = false"),
         ours("SERVERID", CookieSet::Always, false, false)
     );
-    assert_eq!(by("cookie = \"S\", cookie_mode = \"find\""), PersistBy::FoundCookie("S".into()));
+    assert_eq!(by("cookie = \"S\", cookie_mode = \"find\""), vec![PersistBy::FoundCookie("S".into())]);
 }
 
 #[test]
@@ -288,6 +288,23 @@ fn routes_say_where_to() {
     expect(&route(two), &[("duplicate-name", "\"a\"")]);
     let shadowed = "status = 404\n[[service.http.route]]\npath = [\"/a\"]\ngroup = \"web\"";
     expect(&route(shadowed), &[("no-effect", "[[service.http.route]]")]);
+}
+
+#[test]
+fn who_answers_every_request_needs_no_server() {
+    let alone =
+        |http: &str| format!("[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 80\n[service.http]\n{http}\n");
+    for http in [
+        "redirect_to_https = true",
+        "[[service.http.route]]\nredirect = \"https://a.example/\"",
+        "[[service.http.route]]\npath = [\"/a\"]\nstatus = 404\n[[service.http.route]]\nredirect = \"/a\"",
+    ] {
+        let model = model(&alone(http));
+        assert!(model.groups[model.services[0].group].servers.is_empty(), "{http}");
+    }
+    for http in ["", "[[service.http.route]]\npath = [\"/a\"]\nstatus = 404"] {
+        expect(&alone(http), &[("missing-key", "[[service]]")]);
+    }
 }
 
 #[test]
@@ -384,7 +401,10 @@ fn http_mode_goes_with_what_it_can_read() {
             &[("no-effect", "cookie_set")],
         ),
         ("persistence = { by = \"cookie\", cookie = \"a=b\" }".into(), "", &[("bad-name", "\"a=b\"")]),
-        ("persistence = { by = \"source-ip\", fallback = \"none\" }".into(), "", &[("no-effect", "fallback")]),
+        ("persistence = { by = [\"cookie\", \"source-ip\"], timeout = \"1h\" }".into(), "", &[]),
+        ("persistence = { by = [\"source-ip\", \"cookie\"] }".into(), "", &[("no-effect", "\"cookie\"")]),
+        ("persistence = { by = \"sni\" }".into(), "", &[("needs-tls", "\"sni\"")]),
+        ("persistence = { by = \"sip-call-id\" }".into(), "", &[("conflicting-keys", "\"sip-call-id\"")]),
     ];
     for (lines, keys, told) in rows {
         let mut text = text(lines, keys);

@@ -118,7 +118,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
     let rows: &[(&str, &str, &str)] = &[
         ("balance = \"least-load\"", "", "\"least-load\""),
         ("balance = \"response-time\"", "", "\"response-time\""),
-        ("persistence = { by = \"tls-session-id\" }", "", "\"tls-session-id\""),
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
@@ -397,7 +396,47 @@ fn an_address_is_leased_from_on_one_plane_only() {
 }
 
 #[test]
+fn what_makes_a_client_must_be_there_to_be_seen() {
+    const ENDED: &str = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
+    let weak = ("weak-persistence", "\"tls-session-id\"");
+    let rows: &[(&str, &str, &[(&str, &str)])] = &[
+        ("\"sni\"", "", &[]),
+        ("\"sni\"", ENDED, &[]),
+        ("[\"sni\", \"source-ip\"]", "", &[]),
+        ("\"sni\"", "plane = \"packet\"", &[("needs-stream-plane", "\"sni\"")]),
+        ("\"sni\"", "protocol = \"udp\"", &[("conflicting-keys", "\"sni\"")]),
+        ("\"tls-session-id\"", "", &[weak]),
+        ("[\"tls-session-id\", \"source-ip\"]", "", &[weak]),
+        ("\"tls-session-id\"", ENDED, &[("conflicting-keys", "\"tls-session-id\"")]),
+        ("\"tls-session-id\"", "plane = \"packet\"", &[("needs-stream-plane", "\"tls-session-id\"")]),
+        ("\"sip-call-id\"", "ports = 5060", &[]),
+        ("\"sip-call-id\"", "ports = 5060\nprotocol = \"udp\"", &[]),
+        ("\"sip-call-id\"", "ports = 5061", &[("unreadable-requests", "\"sip-call-id\"")]),
+        ("[\"sip-call-id\", \"sni\"]", "ports = 5060", &[("conflicting-keys", "\"sip-call-id\"")]),
+        ("[\"sip-call-id\", \"sni\"]", ENDED, &[]),
+        ("[\"none\", \"source-ip\"]", "", &[("conflicting-keys", "\"none\"")]),
+        ("[\"source-ip\", \"sni\"]", "", &[("no-effect", "\"sni\"")]),
+        ("[\"source-ip\", \"source-ip\"]", "", &[("duplicate-entry", "\"source-ip\"")]),
+        ("[]", "", &[("empty-list", "[]")]),
+        ("[\"sni\", \"sourceip\"]", "", &[("unknown-word", "\"sourceip\"")]),
+        ("\"session\"", "", &[("unknown-word", "\"session\"")]),
+    ];
+    for (by, lines, told) in rows {
+        expect(&service(&format!("persistence = {{ by = {by} }}\n{lines}"), ""), told);
+    }
+    let routed = service(
+        "ports = 5060\npersistence = { by = \"sip-call-id\" }\ntls.route = [{ names = [\"a.test\"], group = \"b\" }]",
+        "",
+    ) + "[[group]]\nname = \"b\"\n[[group.server]]\nname = \"c\"\naddress = \"192.0.2.9\"\n";
+    expect(&routed, &[("conflicting-keys", "\"sip-call-id\"")]);
+}
+
+#[test]
 fn persistence_that_reads_requests_needs_http_mode() {
+    let old = service("persistence = { by = \"source-ip\", fallback = \"source-ip\" }", "");
+    expect(&old, &[("unknown-key", "fallback")]);
+    let told = towpath_config::render(&check("test.toml", &old).diagnostics, "test.toml", &old, false);
+    assert!(told.contains("by = [\"cookie\", \"source-ip\"]"), "{told}");
     for by in ["cookie", "header", "super-http", "super-http-and-source-ip"] {
         let place = format!("\"{by}\"");
         // E-08: cookies in TCP mode.

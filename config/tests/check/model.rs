@@ -180,8 +180,7 @@ group = "shared"
     assert_eq!(first.application, Some(Application::Lync2013));
     assert_eq!(first.balance, Balance::Maglev, "from the group");
     let pinned = Persistence {
-        by: PersistBy::SourceIp,
-        fallback: Fallback::None,
+        by: vec![PersistBy::SourceIp],
         timeout_ms: 3_600_000,
         ipv4_prefix: 24,
         ipv6_prefix: 64,

@@ -1,4 +1,4 @@
-//! What a client says before anything is decided about it: the name that it asks for, and whether it hopes to resume a session.
+//! What a client says before anything is decided about it: the name that it asks for, and which session it hopes to resume.
 //!
 //! Looks at bytes and keeps none: they go to whoever serves the client as they came.
 
@@ -6,6 +6,9 @@ use std::fmt;
 
 /// Bytes of a stream in which a ClientHello must end, headers of records included; longer ones are [`Peek::Foreign`].
 pub const HELLO_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest session id (RFC 5246 §7.4.1.2).
+const SESSION_ID_MAX: usize = 32;
 
 /// Longest name of a host in text (RFC 1035 §2.3.4, without the dot of the root).
 const HOST_NAME_MAX: usize = 253;
@@ -17,8 +20,8 @@ const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const SESSION_TICKET: u16 = 35;
 const PRE_SHARED_KEY: u16 = 41;
-const SUPPORTED_VERSIONS: u16 = 43;
-const TLS_1_3: u16 = 0x0304;
+pub(crate) const SUPPORTED_VERSIONS: u16 = 43;
+pub(crate) const TLS_1_3: u16 = 0x0304;
 /// RFC 6066 §3.
 const HOST_NAME: u8 = 0;
 
@@ -44,6 +47,30 @@ pub struct ClientHello {
     pub server_name: Option<HostName>,
     /// Whether it shows a session that it would like to resume.
     pub offers_session: bool,
+    /// Whether it does so by a ticket; then its session id is made up (RFC 5077 §3.4).
+    pub offers_ticket: bool,
+    /// Its session id. Clients that know TLS 1.3 fill it for looks where they have none (RFC 8446 appendix D.4).
+    pub session: Option<SessionId>,
+}
+
+/// The id of a session of TLS up to 1.2, never empty (RFC 5246 §7.4.1.2).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SessionId {
+    bytes: [u8; SESSION_ID_MAX],
+    len: u8,
+}
+
+impl SessionId {
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SessionId({} bytes)", self.len)
+    }
 }
 
 /// The name of a host: letters in lower case, digits, `-`, `_`, and dots between labels.
@@ -86,7 +113,7 @@ impl fmt::Debug for HostName {
 /// STUN and plain text at the first byte. Pseudo-TLS of media relays is a ClientHello without a name.
 pub fn peek(bytes: &[u8]) -> Peek {
     let within = bytes.get(..HELLO_BYTES_MAX).unwrap_or(bytes);
-    match hello(&mut Stream { records: within, record_left: 0, hello_left: 4 }) {
+    match hello(&mut Stream::new(within)) {
         Ok(hello) => Peek::Hello(hello),
         Err(Stop::Odd) => Peek::Foreign,
         Err(Stop::Short) if bytes.len() >= HELLO_BYTES_MAX => Peek::Foreign,
@@ -96,23 +123,28 @@ pub fn peek(bytes: &[u8]) -> Peek {
 
 /// Why reading ends before the ClientHello does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stop {
+pub(crate) enum Stop {
     /// There is something else.
     Odd,
     /// There is nothing more.
     Short,
 }
 
-/// The bytes of the ClientHello, out of the records that carry them.
-struct Stream<'a> {
+/// The bytes of a ClientHello or ServerHello, out of the records that carry them.
+pub(crate) struct Stream<'a> {
     records: &'a [u8],
     /// Bytes until the record ends.
     record_left: usize,
-    /// Bytes until the ClientHello ends.
-    hello_left: usize,
+    /// Bytes until the message ends.
+    pub(crate) hello_left: usize,
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    /// From the beginning of the stream, where the header of a message follows.
+    pub(crate) fn new(records: &'a [u8]) -> Stream<'a> {
+        Stream { records, record_left: 0, hello_left: 4 }
+    }
+
     fn raw(&mut self) -> Result<u8, Stop> {
         let (&byte, rest) = self.records.split_first().ok_or(Stop::Short)?;
         self.records = rest;
@@ -132,7 +164,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    fn u8(&mut self) -> Result<u8, Stop> {
+    pub(crate) fn u8(&mut self) -> Result<u8, Stop> {
         self.hello_left = self.hello_left.checked_sub(1).ok_or(Stop::Odd)?;
         if self.record_left == 0 {
             self.record()?;
@@ -142,18 +174,28 @@ impl Stream<'_> {
         Ok(byte)
     }
 
-    fn u16(&mut self) -> Result<u16, Stop> {
+    pub(crate) fn u16(&mut self) -> Result<u16, Stop> {
         Ok(u16::from_be_bytes([self.u8()?, self.u8()?]))
     }
 
     /// A length, which must fit into what is left of `room`, and takes its own two bytes and itself from there.
-    fn length_within(&mut self, room: &mut usize) -> Result<usize, Stop> {
+    pub(crate) fn length_within(&mut self, room: &mut usize) -> Result<usize, Stop> {
         let length = usize::from(self.u16()?);
         *room = room.checked_sub(2 + length).ok_or(Stop::Odd)?;
         Ok(length)
     }
 
-    fn skip(&mut self, mut count: usize) -> Result<(), Stop> {
+    /// `None` where it is empty.
+    pub(crate) fn session_id(&mut self) -> Result<Option<SessionId>, Stop> {
+        let len = self.u8()?;
+        let mut id = SessionId { bytes: [0; SESSION_ID_MAX], len };
+        for byte in id.bytes.get_mut(..usize::from(len)).ok_or(Stop::Odd)? {
+            *byte = self.u8()?;
+        }
+        Ok((len > 0).then_some(id))
+    }
+
+    pub(crate) fn skip(&mut self, mut count: usize) -> Result<(), Stop> {
         self.hello_left = self.hello_left.checked_sub(count).ok_or(Stop::Odd)?;
         while count > 0 {
             if self.record_left == 0 {
@@ -182,11 +224,7 @@ fn hello(stream: &mut Stream<'_>) -> Result<ClientHello, Stop> {
         return Err(Stop::Odd);
     }
     stream.skip(1 + 32)?;
-    let session_id_len = usize::from(stream.u8()?);
-    if session_id_len > 32 {
-        return Err(Stop::Odd);
-    }
-    stream.skip(session_id_len)?;
+    let session = stream.session_id()?;
     let suites_len = usize::from(stream.u16()?);
     if suites_len < 2 || suites_len % 2 != 0 {
         return Err(Stop::Odd);
@@ -213,8 +251,8 @@ fn hello(stream: &mut Stream<'_>) -> Result<ClientHello, Stop> {
         }
     }
     // A session id alone is an offer only before TLS 1.3, which fills it for looks (RFC 8446 §4.1.2, appendix D.4).
-    let offers_session = seen.pre_shared_key || seen.ticket || session_id_len > 0 && !seen.tls_1_3;
-    Ok(ClientHello { server_name: seen.server_name, offers_session })
+    let offers_session = seen.pre_shared_key || seen.ticket || session.is_some() && !seen.tls_1_3;
+    Ok(ClientHello { server_name: seen.server_name, offers_session, offers_ticket: seen.ticket, session })
 }
 
 /// What is remembered of the extensions.

@@ -11,7 +11,7 @@ use towpath_config::model::{
 };
 
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
-use crate::http::{HttpMaterial, HttpRules};
+use crate::http::{HttpMaterial, HttpRules, HttpSecret};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
 use crate::name_routes::NameRoutes;
@@ -174,7 +174,7 @@ pub fn compile(
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
         let mut take = |name: &str| next.take_service(name).map_err(CompileError::TooManyServices);
         let mut places: Vec<Place<'_>> = Vec::new();
-        let mut routes = NameRoutes::new(service.first_bytes_wait_ms());
+        let mut routes = NameRoutes::default();
         for route in service.routes() {
             let place = take(&behind(service, &model.groups[route.group]))?;
             route.names.iter().for_each(|name| routes.insert(name, place));
@@ -188,12 +188,13 @@ pub fn compile(
                 places.push(place);
             }
         }
-        let rules =
-            service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, http.of(&service.name))));
+        let material = http.of(&service.name);
+        let secret = material.0;
+        let rules = service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, material)));
         places.push(Place { place: id, pins: id, group: service.group, route: None });
         for place in places {
             let targets = targets(service, &model.groups[place.group], &mut next, health, &mut snapshot)?;
-            let mut compiled = service_of(model, service, id, &place, targets, rules.as_ref(), snat)?;
+            let mut compiled = service_of(model, service, id, &place, targets, rules.as_ref(), secret, snat)?;
             if place.place == id && !service.routes().is_empty() {
                 compiled.routes = Some(Arc::new(std::mem::take(&mut routes)));
             }
@@ -291,6 +292,7 @@ fn service_of(
     place: &Place<'_>,
     targets: Vec<Target>,
     rules: Option<&Arc<HttpRules>>,
+    secret: HttpSecret,
     snat: &mut SnatBook,
 ) -> Result<Service, CompileError> {
     let balance = place.route.map_or(service.balance, |route| route.balance);
@@ -330,6 +332,8 @@ fn service_of(
         forwarding: service.forwarding,
         balance,
         persistence: persistence.clone(),
+        secret,
+        first_bytes: service.first_bytes().map(|of| (of, service.first_bytes_wait_ms())),
         idle_timeout_ms: place.route.map_or(service.idle_timeout_ms, |route| route.idle_timeout_ms),
         connect_timeout_ms: place.route.map_or(service.connect_timeout_ms, |route| route.connect_timeout_ms),
         drain_timeout_ms: service.drain_timeout_ms,

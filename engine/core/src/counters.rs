@@ -39,6 +39,7 @@ counters!(
         BytesToClient = "bytes_to_client", "Payload bytes relayed from real servers to clients.";
         DatagramsFromClient = "datagrams_from_client", "UDP datagrams relayed from clients to real servers.";
         DatagramsToClient = "datagrams_to_client", "UDP datagrams relayed from real servers to clients.";
+        DatagramsCrowded = "datagrams_crowded", "UDP datagrams of a SIP call beyond the 1,024 that one client's port has a session for: they went by its session beside calls.";
         DatagramsDropped = "datagrams_dropped", "UDP datagrams that the kernel refused to send on: its queue was full, or the port is closed.";
         Redispatched = "redispatched", "Connects that failed and were tried again on another real server.";
         SnatRetried = "snat_retried", "Leased source ports that the kernel refused; the next lease was tried.";

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use towpath_config::model::Persistence;
+
 use crate::balancer::{BalancerState, Candidates};
 use crate::counters::Termination;
 use crate::ids::{RealServerId, TargetIndex};
@@ -150,14 +152,15 @@ pub fn pick_pinned(
         let member = &service.targets[target.index()];
         loads.try_open(service.id, service.max_connections, member.server, member.max_connections)
     };
-    let entry = match (&service.persistence, client.pin) {
-        (Some(rule), Pin::Key(key)) => Some(Entry { key, expires: now + rule.timeout_ms }),
-        _ => None,
-    };
-    let named = match (&entry, client.pin) {
-        (Some(entry), _) => persistence.lookup(entry.key, now),
-        (None, Pin::Server(server)) => Some(server),
-        (None, _) => None,
+    let of_key = |key, rule: &Persistence| Some(Entry { key, expires: now + rule.timeout_ms });
+    let (entry, named) = match (&service.persistence, client.pin) {
+        (Some(rule), Pin::Key(key)) => (of_key(key, rule), persistence.lookup(key, now)),
+        (Some(rule), Pin::Offered(key)) => match persistence.lookup(key, now) {
+            Some(server) => (of_key(key, rule), Some(server)),
+            None => (None, None),
+        },
+        (_, Pin::Server(server)) => (None, Some(server)),
+        (_, Pin::Nobody) | (None, _) => (None, None),
     };
 
     let mut why = PickReason::Balanced;
@@ -252,6 +255,19 @@ pub fn learn(
 ) {
     if let Some(rule) = &service.persistence {
         persistence.record(key, server, now + rule.timeout_ms, now);
+    }
+}
+
+/// The same where nothing is known under this key yet: what leads one client back is not to lead another one away, who has the same address, say.
+pub fn learn_if_absent(
+    service: &Service,
+    persistence: &mut PersistenceTable,
+    key: PersistenceKey,
+    server: RealServerId,
+    now: Now,
+) {
+    if let Some(rule) = &service.persistence {
+        persistence.record_if_absent(key, server, now + rule.timeout_ms, now);
     }
 }
 

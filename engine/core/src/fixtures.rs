@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Fallback, FastPath, Forwarding, HandshakeThreads, Health, Limits, Log,
-    LogFormat, LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol,
-    ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Log, LogFormat,
+    LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, ProxyTo,
+    Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
 use crate::compile;
@@ -64,6 +64,8 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         forwarding: Forwarding::FullNat,
         balance,
         persistence: None,
+        secret: HttpSecret::new([7; 16]),
+        first_bytes: None,
         idle_timeout_ms: 1_800_000,
         connect_timeout_ms: 4_000,
         drain_timeout_ms: 30_000,
@@ -87,8 +89,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
 /// Persistence of half an hour by single addresses.
 pub(crate) fn half_an_hour() -> Persistence {
     Persistence {
-        by: PersistBy::SourceIp,
-        fallback: Fallback::None,
+        by: vec![PersistBy::SourceIp],
         timeout_ms: 1_800_000,
         ipv4_prefix: 32,
         ipv6_prefix: 128,

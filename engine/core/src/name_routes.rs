@@ -8,19 +8,12 @@ use crate::ids::ServiceId;
 /// Names and wildcards, each with the place of the servers behind it ([`crate::snapshot::Service::place`]).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NameRoutes {
-    /// How long a client's first bytes are waited for.
-    pub wait_ms: u64,
     exact: HashMap<Box<str>, ServiceId>,
     /// By what follows `*.`.
     wildcards: HashMap<Box<str>, ServiceId>,
 }
 
 impl NameRoutes {
-    /// Routes without a name yet.
-    pub fn new(wait_ms: u64) -> NameRoutes {
-        NameRoutes { wait_ms, ..NameRoutes::default() }
-    }
-
     /// Adds a name in lower case, or `*.` and a name for every name with one label more. The first route of a name stays.
     pub fn insert(&mut self, name: &str, place: ServiceId) {
         match name.strip_prefix("*.") {

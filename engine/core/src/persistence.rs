@@ -3,8 +3,10 @@
 use std::hash::Hasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use towpath_config::model::{Fallback, PersistBy, Persistence};
+use towpath_config::model::{PersistBy, Persistence};
 
+use crate::client_hello::SessionId;
+use crate::http::RequestHead;
 use crate::ids::{RealServerId, ServiceId};
 use crate::random::{hash_address, mix};
 use crate::snapshot::Service;
@@ -77,15 +79,17 @@ pub enum Pin {
     Key(PersistenceKey),
     /// None: it is balanced, and nothing is remembered.
     Nobody,
+    /// The one that its entry names, if it has one; else nothing is remembered: what the client shows may mean nothing.
+    Offered(PersistenceKey),
     /// This one: the client said so itself, by a cookie of ours. Nothing is remembered.
     Server(RealServerId),
 }
 
 impl Pin {
-    /// By the client's address alone: of a service that goes by it, or falls back to it.
+    /// By the client's address alone, where the service goes by it at all.
     pub fn of_address(service: &Service, client: IpAddr) -> Pin {
         match &service.persistence {
-            Some(rule) if rule.by == PersistBy::SourceIp || rule.fallback == Fallback::SourceIp => {
+            Some(rule) if rule.by.contains(&PersistBy::SourceIp) => {
                 Pin::Key(PersistenceKey::new(service.pins, client, rule))
             }
             _ => Pin::Nobody,
@@ -95,9 +99,128 @@ impl Pin {
     /// The stripe whose table [`crate::director::pick_pinned`] must be given; 0 where it looks at none.
     pub fn stripe(&self, seed: u64) -> usize {
         match self {
-            Pin::Key(key) => key.stripe(seed),
+            Pin::Key(key) | Pin::Offered(key) => key.stripe(seed),
             Pin::Nobody | Pin::Server(_) => 0,
         }
+    }
+}
+
+/// Most things that one rule knows clients by, as `persistence.by` may name.
+pub const KINDS_MAX: usize = 4;
+
+/// What was seen of a client before it gets a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// Its address.
+    pub address: IpAddr,
+    /// The `Call-ID` of its first SIP message.
+    pub call_id: Option<&'a [u8]>,
+    /// Its request, in HTTP mode.
+    pub request: Option<&'a RequestHead>,
+    /// The name that it has asked for by TLS.
+    pub server_name: Option<&'a str>,
+    /// The session that it offers by TLS that passes through.
+    pub session: Option<SessionId>,
+}
+
+impl Seen<'_> {
+    /// Nothing but its address.
+    pub fn of_address(address: IpAddr) -> Seen<'static> {
+        Seen { address, call_id: None, request: None, server_name: None, session: None }
+    }
+}
+
+/// What a client is known by, in the order of the rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    pins: [Pin; KINDS_MAX],
+}
+
+impl Known {
+    /// By nothing: it is balanced.
+    pub const NOTHING: Known = Known { pins: [Pin::Nobody; KINDS_MAX] };
+
+    /// By these; what is more than [`KINDS_MAX`] is left out.
+    pub fn by(found: impl IntoIterator<Item = Pin>) -> Known {
+        let mut known = Known::NOTHING;
+        for (place, pin) in known.pins.iter_mut().zip(found) {
+            *place = pin;
+        }
+        known
+    }
+
+    /// Which of them leads it back: the first, but one that it only offers must be `remembered`, and a server that it names must be one that `takes` it:
+    /// where it has gone, what else the client is known by may lead all of its requests to one other.
+    pub fn decides(
+        &self,
+        mut remembered: impl FnMut(PersistenceKey) -> bool,
+        mut takes: impl FnMut(RealServerId) -> bool,
+    ) -> Pin {
+        let leads = |pin: &Pin| match pin {
+            Pin::Key(_) => true,
+            Pin::Nobody => false,
+            Pin::Offered(key) => remembered(*key),
+            Pin::Server(server) => takes(*server),
+        };
+        let gone = self.named().map_or(Pin::Nobody, Pin::Server);
+        self.pins.iter().copied().find(leads).unwrap_or(gone)
+    }
+
+    /// The keys that it shows, under which the server that it gets may be remembered.
+    pub fn keys(&self) -> impl Iterator<Item = PersistenceKey> {
+        self.pins.iter().filter_map(|pin| if let Pin::Key(key) = pin { Some(*key) } else { None })
+    }
+
+    /// The server that it names by a cookie of ours.
+    pub fn named(&self) -> Option<RealServerId> {
+        self.pins.iter().find_map(|pin| if let Pin::Server(server) = pin { Some(*server) } else { None })
+    }
+}
+
+impl Service {
+    /// Whether a client that comes back to this server may be sent there.
+    pub fn takes_back(&self, server: RealServerId) -> bool {
+        let target = self.target_of(server).map(|(_, target)| target);
+        self.persistence.as_ref().zip(target).is_some_and(|(rule, target)| target.takes_pinned(rule))
+    }
+
+    /// What a client is known by that shows this.
+    pub fn known(&self, seen: &Seen<'_>) -> Known {
+        let Some(rule) = &self.persistence else { return Known::NOTHING };
+        Known::by(rule.by.iter().filter_map(|by| match by {
+            PersistBy::SipCallId => seen.call_id.map(|id| Pin::Key(self.call(id))),
+            PersistBy::Sni => seen.server_name.map(|name| Pin::Key(self.hashed(b'n', name.as_bytes()))),
+            PersistBy::SourceIp => Some(Pin::Key(PersistenceKey::new(self.pins, seen.address, rule))),
+            PersistBy::TlsSessionId => seen.session.map(|id| Pin::Offered(self.hashed(b't', id.as_bytes()))),
+            PersistBy::FoundCookie(_)
+            | PersistBy::Header(_)
+            | PersistBy::InsertedCookie(_)
+            | PersistBy::SuperHttp
+            | PersistBy::SuperHttpAndSourceIp => self.pin(by, seen.request?, seen.address),
+        }))
+    }
+
+    /// The client that is given this session by its server, if clients are known by theirs. `offered` is what it has shown itself: said back
+    /// beside a ticket it was made up and means nothing.
+    pub fn learns_session(&self, given: SessionId, offered: Option<SessionId>, ticket: bool) -> Option<PersistenceKey> {
+        let rule = self.persistence.as_ref()?;
+        let is_made_up = ticket && offered == Some(given);
+        let wanted = rule.by.contains(&PersistBy::TlsSessionId) && !is_made_up;
+        wanted.then(|| self.hashed(b't', given.as_bytes()))
+    }
+
+    /// Whether clients are known by their calls.
+    pub fn knows_calls(&self) -> bool {
+        self.persistence.as_ref().is_some_and(|rule| rule.by.contains(&PersistBy::SipCallId))
+    }
+
+    /// Whoever takes part in the call with this `Call-ID`.
+    pub fn call(&self, call_id: &[u8]) -> PersistenceKey {
+        self.hashed(b'i', call_id)
+    }
+
+    fn hashed(&self, purpose: u8, bytes: &[u8]) -> PersistenceKey {
+        PersistenceKey::of_fingerprint(self.pins, self.secret.hash(purpose, |hasher| hasher.write(bytes)))
     }
 }
 
@@ -195,6 +318,13 @@ impl PersistenceTable {
         self.buckets[bucket] = link;
         self.link_newest(link);
         self.len += 1;
+    }
+
+    /// The same where no entry of this client lives; one that does stays as it is.
+    pub fn record_if_absent(&mut self, key: PersistenceKey, server: RealServerId, expires: Now, now: Now) {
+        if self.lookup(key, now).is_none() {
+            self.record(key, server, expires, now);
+        }
     }
 
     /// Looks at the next `budget` entries in turn and removes those that have expired; how many that were. Keeps

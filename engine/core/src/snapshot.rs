@@ -4,11 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, Forwarding, Logged, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers, ProxyVersion,
+    AdminState, Balance, FirstBytes, Forwarding, Logged, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers,
+    ProxyVersion,
 };
 
 use crate::health::CheckId;
-use crate::http::{HttpRules, ServerCookies, holds};
+use crate::http::{HttpRules, HttpSecret, ServerCookies, holds};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::MaglevTable;
 use crate::name_routes::NameRoutes;
@@ -98,6 +99,10 @@ pub struct Service {
     pub balance: Balance,
     /// Whether a client comes back to its server.
     pub persistence: Option<Persistence>,
+    /// What clients are known by is hashed under it.
+    pub secret: HttpSecret,
+    /// What clients are to send before they get a server, and how long that is waited for.
+    pub first_bytes: Option<(FirstBytes, u64)>,
     /// A connection without a byte in either direction for this long is closed.
     pub idle_timeout_ms: u64,
     /// How long a connect to a server may take.

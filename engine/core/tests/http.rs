@@ -6,6 +6,10 @@
     reason = "the corpus lies in files, and fuzzing takes its time"
 )]
 
+#[path = "http/cookies.rs"]
+mod cookies;
+#[path = "../../../fuzz/src/cookies.rs"]
+mod cookies_target;
 #[path = "http/corpus.rs"]
 mod corpus;
 #[path = "http/exchanges.rs"]

@@ -628,6 +628,8 @@ fn service_state(targets: &[&Target]) -> ServiceState {
     use towpath_config::model::AdminState;
     let wanted = targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0).count();
     match targets.iter().filter(|target| target.takes_new()).count() {
+        // It answers by itself.
+        0 if targets.is_empty() => ServiceState::Up,
         0 => ServiceState::Down,
         taking if taking < wanted => ServiceState::Degraded,
         _ => ServiceState::Up,

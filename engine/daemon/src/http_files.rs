@@ -62,6 +62,28 @@ impl fmt::Display for HttpFileErrors {
     }
 }
 
+/// The same in words, for whoever starts nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpFileFault {
+    /// The service.
+    pub service: String,
+    /// The file.
+    pub file: PathBuf,
+    /// The key, the file, what is wrong with it and what to do.
+    pub message: String,
+}
+
+/// What is wrong with the files that HTTP mode names.
+pub(crate) fn faults(model: &Model) -> Vec<HttpFileFault> {
+    let errors = load(model, HttpSecret::new([0; 16])).err().map_or_else(Vec::new, |errors| errors.0);
+    let fault = |error: HttpFileError| HttpFileFault {
+        message: format!("http.{}: {}: {}", error.key, error.path.display(), error.problem),
+        service: error.service,
+        file: error.path,
+    };
+    errors.into_iter().map(fault).collect()
+}
+
 /// A secret of this process's own, from the hash keys of the standard library, which the system draws.
 pub(crate) fn draw_secret() -> HttpSecret {
     let keys = RandomState::new();
@@ -163,6 +185,10 @@ mod tests {
                 assert!(told.contains(part), "{part}: {told}");
             }
         }
+        let faults = faults(&model("cookie_secret_file = \"/nowhere\""));
+        let [fault] = &faults[..] else { panic!("{faults:?}") };
+        assert_eq!((fault.service.as_str(), fault.file.as_path()), ("web", Path::new("/nowhere")));
+        assert!(fault.message.starts_with("http.cookie_secret_file: /nowhere: "), "{}", fault.message);
         assert_ne!(draw_secret(), draw_secret());
     }
 }

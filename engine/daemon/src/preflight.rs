@@ -25,6 +25,7 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
+use crate::http_files::{self, HttpFileFault};
 pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
@@ -87,6 +88,8 @@ pub struct HostFacts {
     pub packets: Option<PacketFacts>,
     /// The certificates that services name.
     pub certificates: Certificates,
+    /// What is wrong with secrets and pages that HTTP mode names.
+    pub files: Vec<HttpFileFault>,
 }
 
 /// What preflight needs to know for the packet plane.
@@ -162,6 +165,7 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
+            files: http_files::faults(model),
         })
     }
 }
@@ -181,6 +185,13 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     }
     check_both_planes(model, &mut findings);
     facts.certificates.check(model, &mut findings);
+    findings.extend(facts.files.iter().map(|fault| Finding {
+        severity: Severity::Error,
+        check: Check::Files,
+        service: Some(fault.service.clone()),
+        message: fault.message.clone(),
+        file: Some(fault.file.clone()),
+    }));
     if let Some(packets) = &facts.packets {
         check_packets(model, packets, facts.cpus.len(), &mut findings);
         check_listeners(model, packets, &facts.kernel_sources, &mut findings);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, OutboundNat, ServerGroup, Source, SourcePool, VirtualService, Workers};
+use towpath_config::model::{Model, OutboundNat, Server, ServerGroup, Source, SourcePool, VirtualService, Workers};
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
@@ -215,33 +215,59 @@ pub(crate) fn member_changes(old: &Model, new: &Model) -> Vec<MemberChange> {
     for service in &new.services {
         let Some(was) = before.get(service.name.as_str()) else { continue };
         let mut note = |server: &str, change| {
-            changes.push(MemberChange { service: service.name.clone(), server: server.to_owned(), change });
+            let change = MemberChange { service: service.name.clone(), server: server.to_owned(), change };
+            // A server of several groups of the service is told of once.
+            if !changes.contains(&change) {
+                changes.push(change);
+            }
         };
-        let (old_group, new_group) = (&old.groups[was.group], &new.groups[service.group]);
-        for server in &new_group.servers {
-            let Some(old_server) = member(old_group, server.address, server.port) else {
-                note(&server.name, Change::Added);
-                continue;
-            };
-            if old_server.admin != server.admin {
-                let (from, to) = (crate::status::word(&old_server.admin), crate::status::word(&server.admin));
-                note(&server.name, Change::Admin { from, to });
+        for (old_group, new_group) in groups_of_both((old, was), (new, service)) {
+            let members = |group: Option<&ServerGroup>| group.map_or_else(Vec::new, |group| group.servers.clone());
+            let (old_members, new_members) = (members(old_group), members(new_group));
+            for server in &new_members {
+                let Some(old_server) = member(&old_members, server.address, server.port) else {
+                    note(&server.name, Change::Added);
+                    continue;
+                };
+                if old_server.admin != server.admin {
+                    let (from, to) = (crate::status::word(&old_server.admin), crate::status::word(&server.admin));
+                    note(&server.name, Change::Admin { from, to });
+                }
+                if old_server.weight != server.weight {
+                    note(&server.name, Change::Weight { from: old_server.weight, to: server.weight });
+                }
             }
-            if old_server.weight != server.weight {
-                note(&server.name, Change::Weight { from: old_server.weight, to: server.weight });
-            }
-        }
-        for server in &old_group.servers {
-            if member(new_group, server.address, server.port).is_none() {
-                note(&server.name, Change::Removed);
+            for server in &old_members {
+                if member(&new_members, server.address, server.port).is_none() {
+                    note(&server.name, Change::Removed);
+                }
             }
         }
     }
     changes
 }
 
-fn member(group: &ServerGroup, address: IpAddr, port: Option<u16>) -> Option<&towpath_config::model::Server> {
-    group.servers.iter().find(|server| server.address == address && server.port == port)
+/// The groups of a service before and after: its own, and those behind its routes by their names.
+fn groups_of_both<'m>(
+    (old, was): (&'m Model, &VirtualService),
+    (new, is): (&'m Model, &VirtualService),
+) -> Vec<(Option<&'m ServerGroup>, Option<&'m ServerGroup>)> {
+    let named = |model: &'m Model, service: &VirtualService, name: &str| {
+        model.groups_of(service).skip(1).find(|group| group.name == name)
+    };
+    let mut pairs = vec![(old.groups.get(was.group), new.groups.get(is.group))];
+    let mut seen: Vec<&str> = Vec::new();
+    for group in old.groups_of(was).skip(1).chain(new.groups_of(is).skip(1)) {
+        if !seen.contains(&group.name.as_str()) {
+            seen.push(&group.name);
+            pairs.push((named(old, was, &group.name), named(new, is, &group.name)));
+        }
+    }
+    pairs
+}
+
+fn member(servers: &[Server], address: IpAddr, port: Option<u16>) -> Option<&Server> {
+    servers.iter().find(|server| server.address == address && server.port == port)
 }
 
 #[cfg(test)]

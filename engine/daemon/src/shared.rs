@@ -13,7 +13,7 @@ mod network;
 mod seat;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -22,9 +22,9 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
-use towpath_core::director::{self, Client, Pick, Refusal, Tried};
+use towpath_core::director::{self, Client, Pick, PickReason, Refusal, Tried};
 use towpath_core::loads::Loads;
-use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin};
+use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin};
 use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
@@ -172,13 +172,37 @@ impl Shared {
         self.pick_pinned(service, Client { address: client.ip(), pin }, tried, now)
     }
 
-    /// The same for a client that is to come back to a server by something else than its address.
+    /// The same for a client that is known by something else than its address. Under what leads it back its server is remembered anew; under what else
+    /// it shows, only where nothing is: another client may show the same. A cookie of ours needs no memory, and one that was only full is not given up.
+    pub fn pick_known(
+        &self,
+        service: &Service,
+        client: IpAddr,
+        known: &Known,
+        tried: &Tried,
+        now: Now,
+    ) -> Result<Pick, Refusal> {
+        let remembered =
+            |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
+        let pin = known.decides(remembered, |server| service.takes_back(server));
+        let pick = self.pick_pinned(service, Client { address: client, pin }, tried, now)?;
+        if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
+            return Ok(pick);
+        }
+        for key in known.keys().filter(|key| pin != Pin::Key(*key)) {
+            let mut table = lock(&self.persistence[key.stripe(self.seed)]);
+            director::learn_if_absent(service, &mut table, key, pick.server, now);
+        }
+        Ok(pick)
+    }
+
+    /// The same for a client that is to come back to the server of this pin.
     pub fn pick_pinned(&self, service: &Service, client: Client, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
         let slot = &self.desks[service.place.index()];
         let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
         let mut desk = lock(desk);
         let Desk { balancer, no_persistence } = &mut *desk;
-        let Pin::Key(_) = client.pin else {
+        let (Pin::Key(_) | Pin::Offered(_)) = client.pin else {
             return director::pick_pinned(service, balancer, no_persistence, &self.loads, client, tried, now);
         };
         let mut table = lock(&self.persistence[client.pin.stripe(self.seed)]);

@@ -1,7 +1,7 @@
 //! Exchange (requirements.md 3.4 and 3.5).
 
 use crate::diagnostic::Report;
-use crate::draft::{Draft, Persists};
+use crate::draft::{Draft, Persists, answers_alone};
 use crate::model::Application;
 
 /// Ports of Exchange 2010 whose protocols must come back to their server.
@@ -14,7 +14,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         else {
             continue;
         };
-        if !matches!(service.persistence, Persists::None) {
+        if !matches!(service.persistence, Persists::None) || service.http.is_some_and(answers_alone) {
             continue;
         }
         for (port, what) in MUST {

@@ -129,7 +129,7 @@ fn mobility_cookie(service: &Service<'_>, report: &mut Report) {
     let lync_2010 = service.application.as_ref().is_some_and(|application| application.value == Application::Lync2010);
     let Some((_, port)) = service.first_of([4443, 8080]).filter(|_| lync_2010) else { return };
     match &service.persistence {
-        Persists::By(by) if by.value == "cookie" => {
+        Persists::By(kinds) if kinds.iter().any(|kind| kind.value == "cookie") => {
             if let Some(cookie) =
                 service.section.table("persistence").and_then(|persistence| persistence.text("cookie"))
                 && cookie.value != "MS-WSMAN"

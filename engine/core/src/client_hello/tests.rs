@@ -65,7 +65,30 @@ fn stream(session_id: &[u8], extensions: &[Vec<u8>]) -> Vec<u8> {
 
 fn hello(server_name: Option<&str>, offers_session: bool) -> Peek {
     let server_name = server_name.map(|name| HostName::new(name.as_bytes()).unwrap());
-    Peek::Hello(ClientHello { server_name, offers_session })
+    Peek::Hello(ClientHello { server_name, offers_session, ..ClientHello::default() })
+}
+
+/// What is told of a stream, but for the session itself.
+fn told(stream: &[u8]) -> Peek {
+    match peek(stream) {
+        Peek::Hello(hello) => Peek::Hello(ClientHello { offers_ticket: false, session: None, ..hello }),
+        other => other,
+    }
+}
+
+#[test]
+fn the_session_is_told_and_whether_a_ticket_stands_for_it() {
+    let ticket = extension_of(SESSION_TICKET, b"sealed");
+    let session = |stream: &[u8]| match peek(stream) {
+        Peek::Hello(hello) => (hello.session.map(|id| id.as_bytes().to_vec()), hello.offers_ticket),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(session(&stream(&[], &[])), (None, false));
+    assert_eq!(session(&stream(&[9; 32], &[])), (Some(vec![9; 32]), false));
+    assert_eq!(session(&stream(b"id", &[ticket])), (Some(b"id".to_vec()), true));
+    // Empty: the client would take one.
+    assert_eq!(session(&stream(b"id", &[extension_of(SESSION_TICKET, b"")])), (Some(b"id".to_vec()), false));
+    assert_eq!(peek(&stream(&[9; 33], &[])), Peek::Foreign);
 }
 
 #[test]
@@ -100,14 +123,14 @@ fn what_the_client_asks_for_is_told() {
         (&[1; 32], vec![versions.clone(), extension_of(PRE_SHARED_KEY, &[1, 2, 3])], None, true),
     ];
     for (session_id, extensions, server_name, offers_session) in rows {
-        let peeked = peek(&stream(session_id, extensions));
+        let peeked = told(&stream(session_id, extensions));
         assert_eq!(peeked, hello(*server_name, *offers_session), "{server_name:?} {extensions:?}");
     }
     // As SSL 3.0 and the first TLS had it.
-    assert_eq!(peek(&records(&message(&body(&[], None)), &[100])), hello(None, false));
+    assert_eq!(told(&records(&message(&body(&[], None)), &[100])), hello(None, false));
     // What follows it is no matter.
     let followed = [stream(&[], &[name("a.example")]), vec![0x17, 3, 3, 0, 1, 0]].concat();
-    assert_eq!(peek(&followed), hello(Some("a.example"), false));
+    assert_eq!(told(&followed), hello(Some("a.example"), false));
 }
 
 #[test]
@@ -149,7 +172,7 @@ fn t_41_pseudo_tls_is_a_hello_without_a_name() {
     pseudo.extend([0x5f; 32]);
     pseudo.extend([0, 0, 2, 0, 0x18, 1, 0]);
     assert_eq!(pseudo.len(), 50);
-    assert_eq!(peek(&pseudo), hello(None, false));
+    assert_eq!(told(&pseudo), hello(None, false));
 }
 
 #[test]
@@ -181,7 +204,7 @@ fn damage_is_told() {
 fn a_hello_that_does_not_end_within_the_bound_is_given_up() {
     let padding = extension_of(21, &[0; 12_000]);
     let long = message(&body(&[], Some(&[padding, name("a.example")])));
-    assert_eq!(peek(&records(&long, &[4_000])), hello(Some("a.example"), false));
+    assert_eq!(told(&records(&long, &[4_000])), hello(Some("a.example"), false));
     // The same in records of one byte each is six times as long.
     let torn = records(&long, &[1]);
     assert_eq!(peek(&torn[..HELLO_BYTES_MAX - 1]), Peek::Incomplete);
@@ -209,7 +232,7 @@ proptest! {
         for end in 0..bytes.len() {
             prop_assert_eq!(peek(&bytes[..end]), Peek::Incomplete);
         }
-        prop_assert_eq!(peek(&bytes), hello(Some(&server_name), resumes));
+        prop_assert_eq!(told(&bytes), hello(Some(&server_name), resumes));
     }
 
     #[test]

@@ -64,8 +64,7 @@ impl World {
             let service = &mut model.services[n];
             service.balance = METHODS[random.below(METHODS.len() as u64) as usize];
             service.max_connections = 16;
-            let rule =
-                towpath_config::model::Persistence { timeout_ms: 60_000, enter_draining: n == 0, ..half_an_hour() };
+            let rule = Persistence { timeout_ms: 60_000, enter_draining: n == 0, ..half_an_hour() };
             service.persistence = Some(rule);
         }
         // Few ids, so that released ones are given again.

@@ -145,7 +145,9 @@ impl HttpTalk {
                     return Course::Failed(format!("the response is refused: {}", reason.label()));
                 }
                 Then::Over => return self.over(),
-                Then::Tunnel | Then::Unasked => return Course::Failed("something else than a response".to_owned()),
+                Then::Crossed | Then::Tunnel | Then::Unasked => {
+                    return Course::Failed("something else than a response".to_owned());
+                }
                 _ => return self.found().unwrap_or(Course::More),
             }
         }

@@ -13,15 +13,18 @@ pub(super) struct Looked<'a> {
     head: &'a RequestHead,
     client: IpAddr,
     path: Option<Result<Cow<'a, [u8]>, BadPath>>,
+    /// Other paths that servers may read it as.
+    others: Option<Vec<Vec<u8>>>,
 }
 
-/// A path that servers may read in more than one way: an escape that is none, or one of a zero byte.
+/// A path that servers may read in more than one way: an escape that is none (`%u0065` of IIS, too) or one of a zero byte, and a dot segment with a
+/// parameter (`..;x`), which servers of Java follow and others take for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BadPath;
 
 impl<'a> Looked<'a> {
     pub(super) fn at(head: &'a RequestHead, client: IpAddr) -> Looked<'a> {
-        Looked { head, client: client.to_canonical(), path: None }
+        Looked { head, client: client.to_canonical(), path: None, others: None }
     }
 
     pub(super) fn head(&self) -> &'a RequestHead {
@@ -30,17 +33,66 @@ impl<'a> Looked<'a> {
 
     /// Whether every condition holds. A path is looked at only where the others do.
     pub(super) fn fits(&mut self, when: &RequestMatch) -> Result<bool, BadPath> {
-        let RequestMatch { hosts, paths, methods, header, from } = when;
-        let head = self.head;
-        let others = (methods.is_empty() || methods.iter().any(|method| method == head.method()))
-            && (from.is_empty() || holds(from, self.client))
-            && (hosts.is_empty() || head.host_name().is_some_and(|name| fits_host(hosts, name)))
-            && header.as_ref().is_none_or(|header| has_header(head, header));
-        if !others || paths.is_empty() {
-            return Ok(others);
+        let RequestMatch { paths, methods, .. } = when;
+        let by_method = methods.is_empty() || methods.iter().any(|method| method == self.head.method());
+        if !by_method || !self.fits_beside(when) {
+            return Ok(false);
+        }
+        if paths.is_empty() {
+            return Ok(true);
         }
         let path = self.path()?;
         Ok(paths.iter().any(|wanted| fits_path(wanted, path)))
+    }
+
+    /// Whether every condition of a rule that denies holds, as any server may read the request: escapes resolved twice as well, as some do in
+    /// spite of RFC 3986 §2.4, segments without their parameters (`/ecp;x`), as servers of Java have it, and methods in either case, which RFC 9110 §9.1 has differ.
+    pub(super) fn may_fit(&mut self, when: &RequestMatch) -> Result<bool, BadPath> {
+        let RequestMatch { paths, methods, .. } = when;
+        let method = self.head.method();
+        let by_method = methods.is_empty() || methods.iter().any(|wanted| wanted.eq_ignore_ascii_case(method));
+        if !by_method || !self.fits_beside(when) {
+            return Ok(false);
+        }
+        if paths.is_empty() {
+            return Ok(true);
+        }
+        let path = self.path()?;
+        if paths.iter().any(|wanted| fits_path(wanted, path)) {
+            return Ok(true);
+        }
+        let others = self.other_paths()?;
+        Ok(others.iter().any(|other| paths.iter().any(|wanted| fits_path(wanted, other))))
+    }
+
+    /// Whether every condition but those of method and path holds.
+    fn fits_beside(&self, when: &RequestMatch) -> bool {
+        let RequestMatch { hosts, header, from, .. } = when;
+        let head = self.head;
+        (from.is_empty() || holds(from, self.client))
+            && (hosts.is_empty() || head.host_name().is_some_and(|name| fits_host(hosts, name)))
+            && header.as_ref().is_none_or(|header| has_header(head, header))
+    }
+
+    /// What else a server may read the path as. There an escape that is none stays as it is, as lenient servers have it, and a zero byte is refused.
+    fn other_paths(&mut self) -> Result<&[Vec<u8>], BadPath> {
+        if self.others.is_none() {
+            let path = self.path()?;
+            let mut others = Vec::new();
+            if path.contains(&b';') {
+                others.push(resolved(path, Parameters::LeftOut));
+            }
+            if path.contains(&b'%') {
+                let again = unescaped_leniently(path);
+                if again.contains(&0) {
+                    return Err(BadPath);
+                }
+                others.push(resolved(&again, Parameters::Kept));
+                others.push(resolved(&again, Parameters::LeftOut));
+            }
+            self.others = Some(others);
+        }
+        Ok(self.others.as_deref().unwrap_or_default())
     }
 
     /// The path after decoding.
@@ -108,17 +160,37 @@ pub(super) fn decoded(path: &str) -> Result<Cow<'_, [u8]>, BadPath> {
         return Ok(Cow::Borrowed(bytes));
     }
     let plain = unescaped(bytes)?;
+    let is_odd = |segment: &[u8]| matches!(segment, [b'.', b';', ..] | [b'.', b'.', b';', ..]);
+    if plain.split(|byte| matches!(byte, b'/' | b'\\')).any(is_odd) {
+        return Err(BadPath);
+    }
+    Ok(Cow::Owned(resolved(&plain, Parameters::Kept)))
+}
+
+/// What becomes of what follows a `;` in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parameters {
+    Kept,
+    LeftOut,
+}
+
+/// A path without escapes as it is in the end: `\` is `/`, no empty segment and no dot segment.
+fn resolved(plain: &[u8], parameters: Parameters) -> Vec<u8> {
     let mut out: Vec<u8> = Vec::with_capacity(plain.len());
     let mut segments = plain.split(|byte| matches!(byte, b'/' | b'\\')).peekable();
     while let Some(segment) = segments.next() {
         // What ends with a slash or a dot segment is a folder.
         let is_last = segments.peek().is_none();
-        match segment {
+        let name = match parameters {
+            Parameters::Kept => segment,
+            Parameters::LeftOut => segment.split(|byte| *byte == b';').next().unwrap_or_default(),
+        };
+        match name {
             b"" | b"." => {}
             b".." => out.truncate(out.iter().rposition(|byte| *byte == b'/').unwrap_or(0)),
-            segment => {
+            name => {
                 out.push(b'/');
-                out.extend_from_slice(segment);
+                out.extend_from_slice(name);
                 continue;
             }
         }
@@ -126,7 +198,21 @@ pub(super) fn decoded(path: &str) -> Result<Cow<'_, [u8]>, BadPath> {
             out.push(b'/');
         }
     }
-    Ok(Cow::Owned(out))
+    out
+}
+
+/// An escape that is none stays as it is.
+fn unescaped_leniently(bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, after @ ..] = rest {
+        let digit = |place: usize| after.get(place).and_then(|digit| char::from(*digit).to_digit(16));
+        (rest, _) = match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => (&after[2..], out.push((high << 4 | low) as u8)),
+            (byte, _, _) => (after, out.push(*byte)),
+        };
+    }
+    out
 }
 
 fn unescaped(bytes: &[u8]) -> Result<Vec<u8>, BadPath> {
@@ -171,12 +257,13 @@ mod tests {
             ("/a%5c..%5cecp", "/ecp"),
             ("/%2565cp", "/%65cp"),
             ("/x.y/.z/a..b/", "/x.y/.z/a..b/"),
+            ("/owa;x=..;/a..;b/...;", "/owa;x=..;/a..;b/...;"),
         ];
         for (path, wanted) in rows {
             let decoded = decoded(path).expect(path);
             assert_eq!(String::from_utf8_lossy(&decoded), wanted, "{path}");
         }
-        for path in ["/%", "/%1", "/%zz", "/%u0065cp", "/a%00b", "/%+1"] {
+        for path in ["/%", "/%1", "/%zz", "/%u0065cp", "/a%00b", "/%+1", "/a/..;/ecp", "/a/%2e%2e;x=1/ecp", "/.;/ecp"] {
             assert_eq!(decoded(path), Err(BadPath), "{path}");
         }
     }

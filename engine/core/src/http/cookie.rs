@@ -28,7 +28,7 @@ impl HttpSecret {
     }
 
     /// SipHash-2-4 with 128 bits (Aumasson, Bernstein: a keyed hash for short messages); `purpose` keeps one use from speaking for another.
-    pub(super) fn hash(&self, purpose: u8, say: impl FnOnce(&mut SipHasher24)) -> Fingerprint {
+    pub(crate) fn hash(&self, purpose: u8, say: impl FnOnce(&mut SipHasher24)) -> Fingerprint {
         let mut hasher = SipHasher24::new_with_key(&self.0);
         purpose.hash(&mut hasher);
         say(&mut hasher);
@@ -64,7 +64,9 @@ impl ServerCookies {
         targets: &[Target],
         secret: &HttpSecret,
     ) -> Option<Arc<ServerCookies>> {
-        let PersistBy::InsertedCookie(cookie) = &rule?.by else { return None };
+        let inserted =
+            |by: &PersistBy| if let PersistBy::InsertedCookie(cookie) = by { Some(cookie.clone()) } else { None };
+        let cookie = rule?.by.iter().find_map(inserted)?;
         let name = |target: &Target| {
             let hash = secret.hash(b'c', |hasher| (target.address, target.port).hash(hasher));
             let mut name = [0; NAME_BYTES];
@@ -75,8 +77,8 @@ impl ServerCookies {
         };
         let names: Vec<[u8; NAME_BYTES]> = targets.iter().map(name).collect();
         Some(Arc::new(ServerCookies {
-            cookie: cookie.clone(),
-            lines: names.iter().map(|name| line_of(cookie, name)).collect(),
+            lines: names.iter().map(|name| line_of(&cookie, name)).collect(),
+            cookie,
             names,
             servers: targets.iter().map(|target| target.server).collect(),
         }))
@@ -133,7 +135,7 @@ mod tests {
 
     fn cookies(name: &str, secret: u8) -> Arc<ServerCookies> {
         let cookie = InsertedCookie { name: name.into(), set: CookieSet::Missing, http_only: true, secure: false };
-        let rule = Persistence { by: PersistBy::InsertedCookie(cookie), ..half_an_hour() };
+        let rule = Persistence { by: vec![PersistBy::InsertedCookie(cookie)], ..half_an_hour() };
         let targets = [target(1), target(2), Target { port: Some(443), ..target(2) }];
         ServerCookies::new(Some(&rule), &targets, &HttpSecret::new([secret; 16])).unwrap()
     }

@@ -35,6 +35,8 @@ pub enum Then {
     BadRequest(BadRequest),
     /// The response is refused: close the server's connection, and [`Exchange::answer`] with 502; too late for that, the client is reset.
     BadResponse(BadResponse),
+    /// The server has ended its idle connection, and said so, while the request was on its way there: close it and tell by [`Exchange::server_ended`].
+    Crossed,
     /// Takes nothing more of this side now; what was not taken is given again, when the other side has moved on.
     Hold,
     /// Request and response are through: what there is leaves, then [`Exchange::renew`].
@@ -656,6 +658,11 @@ impl Exchange {
         let Some(request) = &self.head else { return Ok(Some(Then::Unasked)) };
         if head.is_binding() {
             self.binding = Binding::Bound;
+        }
+        // A server that ended an idle connection said so while our request was on its way (RFC 9110 §15.5.9): it answers no request, and this one
+        // goes by another connection where it may.
+        if head.status() == 408 && self.leg == ServerLeg::Kept && !self.body_begun && !head.is_keep_alive() {
+            return Ok(Some(Then::Crossed));
         }
         if head.status() == 101 {
             if !request.is_upgrade() || !head.is_upgrade() {

@@ -3,7 +3,7 @@
 use std::hash::Hasher;
 use std::net::IpAddr;
 
-use towpath_config::model::{Fallback, PersistBy, Persistence};
+use towpath_config::model::PersistBy;
 
 use super::cookie;
 use super::head::{RequestHead, ResponseHead};
@@ -14,33 +14,30 @@ use crate::snapshot::{Service, ServiceHttp};
 const CHANGING: [&[u8]; 4] = [b"Digest", b"Kerberos", b"Negotiate", b"NTLM"];
 
 impl Service {
-    /// Which server the client of this request should come back to; of a service in HTTP mode.
-    pub fn pin(&self, head: &RequestHead, client: IpAddr) -> Pin {
-        let (Some(rule), Some(http)) = (&self.persistence, &self.http) else { return Pin::Nobody };
-        let by_fingerprint = |fingerprint| Pin::Key(PersistenceKey::of_fingerprint(self.pins, fingerprint));
-        let found = match &rule.by {
-            PersistBy::SourceIp => Some(Pin::Key(PersistenceKey::new(self.pins, client, rule))),
-            PersistBy::InsertedCookie(cookie) => http
-                .cookies
-                .as_ref()
-                .and_then(|servers| cookies(head, &cookie.name).find_map(|value| servers.server(value)))
-                .map(Pin::Server),
-            PersistBy::FoundCookie(name) => http.of_cookie(cookies(head, name).next()).map(by_fingerprint),
-            PersistBy::Header(name) => http.of_header(head, name).map(by_fingerprint),
-            PersistBy::SuperHttp => http.of_client(head, None).map(by_fingerprint),
-            PersistBy::SuperHttpAndSourceIp => http.of_client(head, Some(prefix(client, rule))).map(by_fingerprint),
+    /// What the client of this request is known by, if it shows that.
+    pub(crate) fn pin(&self, by: &PersistBy, head: &RequestHead, client: IpAddr) -> Option<Pin> {
+        let (rule, http) = (self.persistence.as_ref()?, self.http.as_ref()?);
+        let fingerprint = match by {
+            PersistBy::InsertedCookie(cookie) => {
+                let servers = http.cookies.as_ref()?;
+                return cookies(head, &cookie.name).find_map(|value| servers.server(value)).map(Pin::Server);
+            }
+            PersistBy::FoundCookie(name) => http.of_cookie(cookies(head, name).next()),
+            PersistBy::Header(name) => http.of_header(head, name),
+            PersistBy::SuperHttp => http.of_client(head, None),
+            PersistBy::SuperHttpAndSourceIp => http.of_client(head, Some(prefix(client, rule))),
+            PersistBy::SipCallId | PersistBy::Sni | PersistBy::SourceIp | PersistBy::TlsSessionId => None,
         };
-        match (found, rule.fallback) {
-            (Some(pin), _) => pin,
-            (None, Fallback::SourceIp) => Pin::Key(PersistenceKey::new(self.pins, client, rule)),
-            (None, Fallback::None) => Pin::Nobody,
-        }
+        fingerprint.map(|fingerprint| Pin::Key(PersistenceKey::of_fingerprint(self.pins, fingerprint)))
     }
 
     /// The client that this response makes known: the server has set the cookie which it is found by.
     pub fn learns(&self, head: &ResponseHead) -> Option<PersistenceKey> {
-        let Some(Persistence { by: PersistBy::FoundCookie(name), .. }) = &self.persistence else { return None };
-        let set = head.values("Set-Cookie").find_map(|field| cookie::set_value(field, name));
+        let found = self.persistence.as_ref()?.by.iter().find_map(|by| match by {
+            PersistBy::FoundCookie(name) => Some(name),
+            _ => None,
+        })?;
+        let set = head.values("Set-Cookie").find_map(|field| cookie::set_value(field, found));
         let fingerprint = self.http.as_ref()?.of_cookie(set)?;
         Some(PersistenceKey::of_fingerprint(self.pins, fingerprint))
     }

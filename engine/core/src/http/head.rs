@@ -26,7 +26,7 @@ counters!(
         LengthInvalid = "length_invalid", "Content-Length was not a plain decimal number, or too large.";
         LengthRepeated = "length_repeated", "There was more than one Content-Length.";
         ObsFold = "obs_fold", "A field went on in the next line.";
-        PathEscape = "path_escape", "The path had an escape that is none, or one of a zero byte, and filters or routes look at paths.";
+        PathEscape = "path_escape", "The path had an escape that is none, one of a zero byte, or a dot segment with a parameter (`..;`), and filters or routes look at paths.";
         RequestLine = "request_line", "The first line was not that of a request.";
         SpaceBeforeColon = "space_before_colon", "A space stood between the name of a field and its colon.";
         Target = "target", "The target was neither a path nor a URI, or had bytes that these do not have.";

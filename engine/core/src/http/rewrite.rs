@@ -11,7 +11,6 @@ use super::head::{RequestHead, ResponseHead};
 use super::route::HttpRules;
 use super::write::{Edit, Edits, decimal};
 use crate::ids::{RealServerId, TargetIndex};
-use crate::persistence::Pin;
 use crate::snapshot::{Service, ServiceHttp};
 
 /// What a client came by.
@@ -47,18 +46,17 @@ pub struct AfterRequest {
 const REWRITE_WORDS: usize = 4;
 
 impl HttpRules {
-    /// What is changed of a request on its way to a server, and what its response must know of it.
+    /// What is changed of a request on its way to a server, and what its response must know of it; `named` is the server that a cookie of ours names.
     pub fn request_edits(
         &self,
         head: &RequestHead,
         client: SocketAddr,
         scheme: Scheme,
-        pin: Pin,
+        named: Option<RealServerId>,
     ) -> (Edits<'_>, AfterRequest) {
         let client = client.ip().to_canonical();
         let mut edits = Edits::default();
         self.tell_of_client(head, client, scheme, &mut edits);
-        let named = if let Pin::Server(server) = pin { Some(server) } else { None };
         let mut after = AfterRequest { scheme, named, rewrites: [0; REWRITE_WORDS] };
         let mut looked = Looked::at(head, client);
         for (place, rewrite) in self.config().rewrites.iter().enumerate() {
@@ -143,6 +141,55 @@ impl Service {
             }
         }
         edits
+    }
+}
+
+impl Service {
+    /// Where a redirect of `server` leads as the client has to follow it: to what it came to, where the server means itself or has not seen by what
+    /// the client came; `None` = where it says.
+    pub fn location_for(
+        &self,
+        request: &RequestHead,
+        response: &ResponseHead,
+        after: &AfterRequest,
+        server: RealServerId,
+    ) -> Option<String> {
+        self.http.as_ref().filter(|http| http.rules.config().rewrite_location)?;
+        let (host, target) = (request.host().filter(|host| !host.is_empty())?, self.target_of(server)?.1);
+        let written = std::str::from_utf8(response.values("Location").next()?).ok()?;
+        let (is_plain, rest) = match (strip(written, "http://"), strip(written, "https://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            (None, None) => return None,
+        };
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (name, port) = parted(authority);
+        let of_server = |port: Option<u16>| match target.port {
+            Some(own) => port.unwrap_or(if is_plain { 80 } else { 443 }) == own,
+            None => true,
+        };
+        let is_itself = name.trim_matches(['[', ']']).parse() == Ok(target.address) && of_server(port);
+        let is_host = name.eq_ignore_ascii_case(parted(host).0);
+        // A server behind us knows neither the client's scheme nor the port that it came to.
+        let has_lost_tls =
+            is_plain && after.scheme == Scheme::Https && (port.is_none_or(|port| port == 80) || of_server(port));
+        let has_own_port = port.is_some() && port == target.port && port != parted(host).1;
+        let meant = is_itself || is_host && (has_lost_tls || has_own_port);
+        meant.then(|| format!("{}://{host}{path}", after.scheme.label()))
+    }
+}
+
+/// What follows a scheme, in whatever case that is.
+fn strip<'t>(text: &'t str, scheme: &str) -> Option<&'t str> {
+    let (start, rest) = text.split_at_checked(scheme.len())?;
+    start.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+/// Name and port of an authority; the name of an IPv6 address keeps its brackets.
+fn parted(authority: &str) -> (&str, Option<u16>) {
+    match authority.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => (name, port.parse().ok()),
+        _ => (authority, None),
     }
 }
 

@@ -161,11 +161,12 @@ impl HttpRules {
         let head = looked.head();
         for rule in &self.http.filters {
             let fits = rule.parameter.as_ref().is_none_or(|parameter| filter::fits(parameter, head.query()));
-            if fits && looked.fits(&rule.when)? {
-                match rule.action {
-                    FilterAction::Allow => break,
-                    FilterAction::Deny(status) => return Ok(Verdict::Deny(status)),
+            match rule.action {
+                FilterAction::Allow if fits && looked.fits(&rule.when)? => break,
+                FilterAction::Deny(status) if fits && looked.may_fit(&rule.when)? => {
+                    return Ok(Verdict::Deny(status));
                 }
+                FilterAction::Allow | FilterAction::Deny(_) => {}
             }
         }
         if self.http.redirect_to_https {
@@ -187,6 +188,10 @@ impl HttpRules {
             }
             return Ok(match &route.to {
                 RouteTo::Group(_) => Verdict::Serve(*place.unwrap_or(&own)),
+                // A place without a name is none.
+                RouteTo::Redirect { url, .. } if url.contains("{host}") && !has_host(head) => {
+                    Verdict::BadRequest(BadRequest::HostMissing)
+                }
                 RouteTo::Redirect { url, status } => {
                     Verdict::Redirect { status: *status, location: location(url, head) }
                 }
@@ -208,6 +213,10 @@ impl HttpRules {
         };
         Verdict::Redirect { status, location: format!("https://{name}{port}{}", uri(head)) }
     }
+}
+
+fn has_host(head: &RequestHead) -> bool {
+    head.host_name().is_some_and(|name| !name.is_empty())
 }
 
 /// Where `url` leads for this request.

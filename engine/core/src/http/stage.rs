@@ -10,7 +10,7 @@ use super::{HttpLimits, HttpMaterial, HttpRules, HttpSecret, ServiceMaterial, Ve
 use crate::compile::compile;
 use crate::health::HealthBoard;
 use crate::ids::{Generation, ServiceId};
-use crate::persistence::Pin;
+use crate::persistence::{Known, Pin, Seen};
 use crate::registry::Registry;
 use crate::snapshot::{Service, Snapshot};
 use crate::snat::{SnatBook, SnatLimits};
@@ -77,13 +77,19 @@ impl Stage {
 
     /// What the server of a request gets beside, one line each; and what its response must know.
     pub(super) fn asked(&self, head: &RequestHead, client: &str, scheme: Scheme) -> (String, AfterRequest) {
-        let pin = self.service().pin(head, ip(client));
-        let (edits, after) = self.rules().request_edits(head, SocketAddr::new(ip(client), 40_000), scheme, pin);
+        let known = self.known(head, client);
+        let (edits, after) =
+            self.rules().request_edits(head, SocketAddr::new(ip(client), 40_000), scheme, known.named());
         (shown(&edits), after)
     }
 
+    pub(super) fn known(&self, head: &RequestHead, client: &str) -> Known {
+        self.service().known(&Seen { request: Some(head), ..Seen::of_address(ip(client)) })
+    }
+
+    /// What leads the client of a request with these fields back.
     pub(super) fn pin(&self, fields: &str, client: &str) -> Pin {
-        self.service().pin(&get("/", &format!("Host: a\r\n{fields}")), ip(client))
+        self.known(&get("/", &format!("Host: a\r\n{fields}")), client).decides(|_| false, |_| true)
     }
 }
 

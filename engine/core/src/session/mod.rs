@@ -307,6 +307,13 @@ impl Session {
         self.phase = Phase::Connecting { since: now, expired: false };
     }
 
+    /// The time of the connect begins now: until here the client's first bytes were waited for.
+    pub fn restarts_connecting(&mut self, now: Now) {
+        if let Phase::Connecting { since, .. } = &mut self.phase {
+            *since = now;
+        }
+    }
+
     /// When [`Event::Tick`] is due; `None` when the session waits for operations to end.
     pub fn deadline(&self) -> Option<Now> {
         match self.phase {

@@ -597,3 +597,22 @@ fn edits_change_heads_and_cannot_break_them() {
 fn an_idle_connection_costs_its_state_alone() {
     assert!(size_of::<Exchange>() <= 384, "{} bytes", size_of::<Exchange>());
 }
+
+#[test]
+fn a_time_out_that_crosses_a_request_on_a_kept_connection_answers_nothing() {
+    const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let asked = |leg| {
+        let mut hand = Hand::seasoned();
+        hand.asks(GET, leg);
+        hand
+    };
+    let mut crossed = asked(ServerLeg::Kept);
+    let (step, left) = crossed.server(TIMED_OUT);
+    assert_eq!((step.then, left.as_str()), (Then::Crossed, ""));
+    assert_eq!(crossed.ends(ServerEnd::Broken).0, Lost::Retry);
+    assert_eq!(crossed.forward(ServerLeg::Fresh), FORWARDED);
+    // A fresh connection has not been idle: there it is the answer. And a server that keeps the connection has ended nothing.
+    assert_eq!(asked(ServerLeg::Fresh).server(TIMED_OUT).0.then, Then::Respond);
+    let kept = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(asked(ServerLeg::Kept).server(kept).0.then, Then::Respond);
+}

@@ -120,6 +120,7 @@ fn facts(text: &str) -> Facts {
             kernel_release: "6.18.0".to_owned(),
             packets: is_packet.then_some(packets),
             certificates: Certificates::default(),
+            files: Vec::new(),
         },
         links: tables.links.iter().map(of_link).collect(),
         tables,

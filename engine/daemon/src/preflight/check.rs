@@ -20,6 +20,8 @@ pub enum Check {
     ExtendedProtection,
     /// Whether the kernel carries open connections onwards.
     FastPath,
+    /// Secrets and pages that HTTP mode names.
+    Files,
     /// Clients of half-NAT whose replies would pass us by.
     HalfNat,
     /// Huge pages for the tables of flows.
@@ -60,13 +62,14 @@ pub enum Check {
 
 impl Check {
     /// All of them.
-    pub const ALL: [Check; 24] = [
+    pub const ALL: [Check; 25] = [
         Check::Addresses,
         Check::Capabilities,
         Check::Certificates,
         Check::DuplicateAddress,
         Check::ExtendedProtection,
         Check::FastPath,
+        Check::Files,
         Check::HalfNat,
         Check::HugePages,
         Check::Interrupts,
@@ -96,6 +99,7 @@ impl Check {
             Check::DuplicateAddress => "duplicate-address",
             Check::ExtendedProtection => "extended-protection",
             Check::FastPath => "fast-path",
+            Check::Files => "files",
             Check::HalfNat => "half-nat",
             Check::HugePages => "huge-pages",
             Check::Interrupts => "interrupts",

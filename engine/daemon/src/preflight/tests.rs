@@ -41,6 +41,7 @@ fn facts() -> HostFacts {
         kernel_release: "6.1.0-25-amd64".to_owned(),
         packets: None,
         certificates: Certificates::default(),
+        files: Vec::new(),
     }
 }
 

@@ -1,6 +1,9 @@
 //! UDP on the stream plane: one session per client address and port, one connected socket towards its real server.
+//!
+//! Where clients are known by their SIP calls, each call of a client is a session: a proxy sends those of all its users from one port.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,17 +12,23 @@ use std::sync::Arc;
 use towpath_config::model::{AdminState, Protocol};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::Tried;
+use towpath_core::persistence::{Known, PersistenceKey, Seen};
+use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{ServerHealth, Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId};
 use towpath_sys::Cause;
-use towpath_sys::ring::Completion;
+use towpath_sys::ring::{Completion, Datagram};
 use towpath_sys::socket::{self, Family};
 
 use super::slab::Slab;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
+
+/// Calls of one client's address and port that have a session each; what belongs to more of them goes by the one beside any call. Else a single client
+/// could take every session that there is.
+const CALLS_PER_CLIENT_MAX: u32 = 1024;
 
 /// One client's session.
 pub(super) struct DatagramSession {
@@ -28,6 +37,10 @@ pub(super) struct DatagramSession {
     server: UdpSocket,
     service: Arc<Service>,
     counted: RealServerId,
+    /// The call that it carries, where calls are told apart.
+    call: Option<PersistenceKey>,
+    /// Those that its server has begun by it: what the client says to them goes by it, too.
+    begun: Vec<PersistenceKey>,
     lease: Option<SnatLease>,
     last_activity: Now,
     /// Its end, once decided: the receive in flight must complete first.
@@ -43,12 +56,52 @@ impl DatagramSession {
 /// The sessions of one worker; steering brings all datagrams of a client to the same worker.
 pub(super) struct Datagrams {
     pub(super) sessions: Slab<DatagramSession>,
-    by_client: HashMap<(u32, SocketAddr), Key>,
+    by_client: HashMap<(u32, SocketAddr, Option<PersistenceKey>), Key>,
+    /// How many calls each client has there.
+    calls: HashMap<(u32, SocketAddr), u32>,
 }
 
 impl Datagrams {
     pub(super) fn new(sessions_max: u32) -> Datagrams {
-        Datagrams { sessions: Slab::new(sessions_max), by_client: HashMap::new() }
+        Datagrams { sessions: Slab::new(sessions_max), by_client: HashMap::new(), calls: HashMap::new() }
+    }
+
+    /// Whether this client may have one more call.
+    fn has_room(&self, listener: u32, client: SocketAddr) -> bool {
+        self.calls.get(&(listener, client)).is_none_or(|count| *count < CALLS_PER_CLIENT_MAX)
+    }
+
+    /// What this client says to this call, or beside any, goes by the session of `key`.
+    fn enter(&mut self, place: (u32, SocketAddr, Option<PersistenceKey>), key: Key) {
+        let (listener, client, call) = place;
+        if self.by_client.insert(place, key).is_none() && call.is_some() {
+            *self.calls.entry((listener, client)).or_default() += 1;
+        }
+    }
+
+    /// What was entered for the session of `key` is no more, unless another one has taken the place.
+    fn remove(&mut self, place: (u32, SocketAddr, Option<PersistenceKey>), key: Key) {
+        let (listener, client, call) = place;
+        if self.by_client.get(&place) != Some(&key) {
+            return;
+        }
+        self.by_client.remove(&place);
+        if let (Some(_), Entry::Occupied(mut count)) = (call, self.calls.entry((listener, client))) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// The same of all that was entered for it.
+    fn leave(&mut self, key: Key) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (listener, client, call) = (session.listener, session.client, session.call);
+        let begun = std::mem::take(&mut session.begun);
+        for call in std::iter::once(call).chain(begun.into_iter().map(Some)) {
+            self.remove((listener, client, call), key);
+        }
     }
 }
 
@@ -57,7 +110,7 @@ impl Worker {
     pub(super) fn datagram_arrived(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
         if let Some(buffer) = completion.buffer() {
             if let Some(datagram) = self.ring.datagram(buffer, completion.result())
-                && let Some(key) = self.session_of(index, datagram.sender)?
+                && let Some(key) = self.session_of(index, buffer, &datagram)?
             {
                 self.forward(key, buffer, datagram.start, datagram.len)?;
             }
@@ -131,14 +184,37 @@ impl Worker {
             return Ok(());
         }
         session.ending = Some(termination);
-        self.datagrams.by_client.remove(&(session.listener, session.client));
+        self.datagrams.leave(key);
+        let Some(session) = self.datagrams.sessions.get(key) else { return Ok(()) };
         self.ring.cancel_all(session.server.as_fd(), Token::Nothing.pack())
     }
 
-    fn session_of(&mut self, index: u32, client: SocketAddr) -> io::Result<Option<Key>> {
-        if let Some(&key) = self.datagrams.by_client.get(&(index, client)) {
+    fn session_of(&mut self, index: u32, buffer: u16, datagram: &Datagram) -> io::Result<Option<Key>> {
+        let client = datagram.sender;
+        let by_call = self.service_at(index).is_some_and(|service| service.knows_calls());
+        let called = if by_call { self.call_of(index, buffer, datagram) } else { None };
+        let call = called.map(|(call, _)| call);
+        if let Some(&key) = self.datagrams.by_client.get(&(index, client, call)) {
             return Ok(Some(key));
         }
+        if call.is_some() && !self.datagrams.has_room(index, client) {
+            if let Some(service) = self.service_at(index) {
+                self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::DatagramsCrowded, 1);
+            }
+            if let Some(&key) = self.datagrams.by_client.get(&(index, client, None)) {
+                return Ok(Some(key));
+            }
+            return self.open_session(index, client, None);
+        }
+        self.open_session(index, client, called)
+    }
+
+    fn open_session(
+        &mut self,
+        index: u32,
+        client: SocketAddr,
+        called: Option<(PersistenceKey, Known)>,
+    ) -> io::Result<Option<Key>> {
         let Some((service, port)) = self.service_of_listener(index) else { return Ok(None) };
         let page = self.shared.seat(self.id).service_page(service.id);
         if !self.shared.gate(Protocol::Udp).try_enter() {
@@ -146,7 +222,7 @@ impl Worker {
             return Ok(None);
         }
         page.add(ServiceCounter::Accepted, 1);
-        let opened = self.open_datagram_session(index, client, &service, port)?;
+        let opened = self.open_datagram_session(index, client, called, &service, port)?;
         if let Err(termination) = opened {
             self.shared.gate(Protocol::Udp).leave();
             self.shared.seat(self.id).service_page(service.id).count_end(termination);
@@ -154,14 +230,28 @@ impl Worker {
         Ok(opened.ok())
     }
 
+    /// The call that a datagram belongs to, and what its client is known by with it.
+    fn call_of(&mut self, index: u32, buffer: u16, datagram: &Datagram) -> Option<(PersistenceKey, Known)> {
+        let (service, _) = self.service_of_listener(index)?;
+        let payload = self.ring.datagram_buffers().bytes(buffer, datagram.start, datagram.len);
+        let SipPeek::CallId(id) = sip::peek(payload) else { return None };
+        let seen = Seen { call_id: Some(id), ..Seen::of_address(datagram.sender.ip()) };
+        Some((service.call(id), service.known(&seen)))
+    }
+
     fn open_datagram_session(
         &mut self,
         listener: u32,
         client: SocketAddr,
+        called: Option<(PersistenceKey, Known)>,
         service: &Arc<Service>,
         port: u16,
     ) -> io::Result<Result<Key, Termination>> {
-        let pick = match self.shared.pick(service, client, &Tried::new(), self.now) {
+        let picked = match &called {
+            Some((_, known)) => self.shared.pick_known(service, client.ip(), known, &Tried::new(), self.now),
+            None => self.shared.pick(service, client, &Tried::new(), self.now),
+        };
+        let pick = match picked {
             Ok(pick) => pick,
             Err(refusal) => return Ok(Err(Termination::from(refusal))),
         };
@@ -174,12 +264,15 @@ impl Worker {
                 return Ok(Err(termination));
             }
         };
+        let call = called.map(|(call, _)| call);
         let session = Box::new(DatagramSession {
             listener,
             client,
             server,
             service: Arc::clone(service),
             counted: pick.server,
+            call,
+            begun: Vec::new(),
             lease,
             last_activity: self.now,
             ending: None,
@@ -192,7 +285,7 @@ impl Worker {
                 return Ok(Err(Termination::OutOfConnections));
             }
         };
-        self.datagrams.by_client.insert((listener, client), key);
+        self.datagrams.enter((listener, client, call), key);
         let seat = self.shared.seat(self.id);
         seat.service_page(service.id).add(ServiceCounter::Opened, 1);
         seat.count_opened(pick.server);
@@ -258,6 +351,7 @@ impl Worker {
 
     /// Sends a server's datagram to the client; an empty one comes without a buffer.
     fn answer(&mut self, key: Key, buffer: Option<u16>, len: u32) {
+        self.note_call_begun(key, buffer, len);
         let Some(session) = self.datagrams.sessions.get_mut(key) else { return };
         let page = self.shared.seat(self.id).service_page(session.service.id);
         let Some(listener) = self.doors.datagram_socket(session.listener) else {
@@ -275,14 +369,33 @@ impl Worker {
         }
     }
 
+    /// A call that the server begins: what the client says to it is to find its way back, by the same session and from elsewhere.
+    fn note_call_begun(&mut self, key: Key, buffer: Option<u16>, len: u32) {
+        let Some(session) = self.datagrams.sessions.get(key).filter(|session| session.service.knows_calls()) else {
+            return;
+        };
+        let payload = buffer.map_or(&[][..], |buffer| self.ring.datagram_buffers().bytes(buffer, 0, len));
+        let SipPeek::CallId(id) = sip::peek(payload) else { return };
+        let call = session.service.call(id);
+        let place = (session.listener, session.client, Some(call));
+        if self.datagrams.by_client.contains_key(&place) || session.ending.is_some() {
+            return;
+        }
+        self.shared.learn(&session.service, call, session.counted, self.now);
+        if !self.datagrams.has_room(place.0, place.1) {
+            return;
+        }
+        self.datagrams.enter(place, key);
+        if let Some(session) = self.datagrams.sessions.get_mut(key) {
+            session.begun.push(call);
+        }
+    }
+
     fn free_datagram_session(&mut self, key: Key, termination: Termination) -> io::Result<()> {
         self.wheel.disarm(self.datagram_timer_of(key));
+        self.datagrams.leave(key);
         let Some(session) = self.datagrams.sessions.remove(key) else { return Ok(()) };
-        let DatagramSession { listener, client, server, service, counted, lease, .. } = *session;
-        // A newer session of the same client may have taken the entry.
-        if self.datagrams.by_client.get(&(listener, client)) == Some(&key) {
-            self.datagrams.by_client.remove(&(listener, client));
-        }
+        let DatagramSession { server, service, counted, lease, .. } = *session;
         let page = self.shared.seat(self.id).service_page(service.id);
         page.count_end(termination);
         page.add(ServiceCounter::Closed, 1);

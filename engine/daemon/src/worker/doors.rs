@@ -119,7 +119,12 @@ impl Worker {
         Ok(())
     }
 
-    /// The service behind a listener, as the snapshot at hand has it, and the port that clients use.
+    /// The service behind a listener, as the snapshot at hand has it.
+    pub(super) fn service_at(&self, index: u32) -> Option<&Arc<Service>> {
+        self.snapshot.service(self.doors.doors.get(index as usize)?.service)
+    }
+
+    /// The same, and the port that clients use.
     pub(super) fn service_of_listener(&self, index: u32) -> Option<(Arc<Service>, u16)> {
         let door = self.doors.doors.get(index as usize)?;
         let service = self.snapshot.service(door.service)?;

@@ -74,7 +74,7 @@ impl Worker {
         }
         let service = relay.service();
         let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
-        let goes_on_waiting = service.routes.is_some() || relay.is_secured();
+        let goes_on_waiting = service.first_bytes.is_some() || relay.is_secured();
         relay.session = session;
         if !goes_on_waiting {
             self.shared.handshakes().leave();

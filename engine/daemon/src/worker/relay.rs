@@ -8,9 +8,9 @@ use std::sync::Arc;
 use towpath_config::model::{Protocol, ProxyVersion};
 use towpath_core::access::Phase;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::{Client, Refusal, Tried};
+use towpath_core::director::{Refusal, Tried};
 use towpath_core::http::pinning::{Lent, Pinned};
-use towpath_core::persistence::Pin;
+use towpath_core::persistence::{Known, Seen};
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd, Room, Session, Side};
 use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
@@ -25,7 +25,7 @@ use super::access::ConnectionNotes;
 use super::http::Conversation;
 use super::http2::{Hub, Spoke};
 use super::legs::{Legs, ServerConnection, ServerLeg};
-use super::peek::Looking;
+use super::peek::{Greeting, Hearing, Looking};
 use super::pressure::SendWatch;
 use super::proxy::Proxied;
 use super::pump::Pump;
@@ -79,8 +79,12 @@ pub(super) struct Relay {
     pub(super) hub: Option<Box<Hub>>,
     /// It serves streams of such a client.
     pub(super) spoke: Option<Box<Spoke>>,
-    /// Whom the request at hand is to come back to.
-    pin: Option<Pin>,
+    /// What its client is known by; in HTTP mode that of the request at hand.
+    pub(super) known: Option<Known>,
+    /// Its first message is waited for, in TLS that is ended here; the session reads it, but has no server yet.
+    pub(super) hearing: Option<Box<Hearing>>,
+    /// The session that its server hands out is waited for, where TLS passes through.
+    pub(super) greeting: Option<Box<Greeting>>,
     /// What a proxy in front has said.
     proxied: Option<Box<Proxied>>,
     /// For the access log, where there is one.
@@ -155,7 +159,9 @@ impl Relay {
             http: None,
             hub: None,
             spoke: None,
-            pin: None,
+            known: None,
+            hearing: None,
+            greeting: None,
             proxied: None,
             notes: None,
         }
@@ -272,9 +278,9 @@ impl Relay {
         Some(&self.legs.tls(Side::Client)?.handshake.as_ref()?.connection)
     }
 
-    /// The next request is served by this service, by a server that `pin` names if there is one.
-    pub(super) fn begin_request(&mut self, service: Arc<Service>, pin: Pin) {
-        (self.service, self.pin) = (service, Some(pin));
+    /// The next request is served by this service, by a server that its client is `known` to if there is one.
+    pub(super) fn begin_request(&mut self, service: Arc<Service>, known: Known) {
+        (self.service, self.known) = (service, Some(known));
         (self.tried, self.redispatches, self.leases_refused) = (Tried::new(), 0, 0);
     }
 
@@ -329,8 +335,8 @@ impl Worker {
             return Ok(());
         }
         let service_tls = self.tls.service(service.id).map(Arc::clone);
-        let wait_ms = service.routes.as_ref().map(|routes| routes.wait_ms);
-        let has_entrance = service_tls.is_some() || wait_ms.is_some() || heralded != Heralded::No;
+        let has_first_bytes = service.first_bytes.is_some();
+        let has_entrance = service_tls.is_some() || has_first_bytes || heralded != Heralded::No;
         if has_entrance && !self.shared.handshakes().try_enter() {
             page.count_end(Termination::OutOfHandshakes);
             self.shared.gate(Protocol::Tcp).leave();
@@ -365,7 +371,8 @@ impl Worker {
     /// Who the client is, is known: its first bytes are looked at, its handshake begins, or it is served.
     pub(super) fn admit(&mut self, key: Key) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
-        match relay.service.routes.as_ref().map(|routes| routes.wait_ms) {
+        // In TLS that is ended here they come behind the handshake.
+        match relay.service.first_bytes.map(|(_, wait_ms)| wait_ms).filter(|_| !relay.is_secured()) {
             Some(wait_ms) => self.look(key, wait_ms),
             None if relay.is_secured() => self.enter(key),
             None => self.begin(key),
@@ -381,6 +388,14 @@ impl Worker {
         if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
             return if self.speaks_http2(key) { self.open_hub(key) } else { self.converse(key) };
         }
+        if self.relays.get(key).is_some_and(Relay::is_to_be_heard) {
+            return self.hear(key);
+        }
+        self.begin_dialling(key)
+    }
+
+    /// What is to be known of the client before is known.
+    pub(super) fn begin_dialling(&mut self, key: Key) -> io::Result<()> {
         match self.dial(key)? {
             Ok(()) => {
                 self.arm_relay(key);
@@ -416,14 +431,10 @@ impl Worker {
     /// Chooses a real server, on which the connection is counted from now on.
     pub(super) fn choose(&mut self, key: Key) -> Result<(), Refusal> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        let (service, client) = (&relay.service, relay.client_address);
-        let pick = match relay.pin {
-            Some(pin) => {
-                let client = Client { address: client.ip(), pin };
-                self.shared.pick_pinned(service, client, &relay.tried, self.now)?
-            }
-            None => self.shared.pick(service, client, &relay.tried, self.now)?,
-        };
+        let (service, client) = (&relay.service, relay.client_address.ip());
+        let server_name = relay.client_name.as_deref();
+        let known = relay.known.unwrap_or_else(|| service.known(&Seen { server_name, ..Seen::of_address(client) }));
+        let pick = self.shared.pick_known(service, client, &known, &relay.tried, self.now)?;
         relay.counted = Some(pick.server);
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
@@ -601,6 +612,9 @@ impl Worker {
             Received::Bytes(len) => {
                 let buffer = completion.buffer().expect("bytes of a stream arrive in a buffer");
                 let full = len == self.ring.stream_buffers().buffer_bytes();
+                if from == Side::Server {
+                    self.note_session_given(key, buffer, len);
+                }
                 return self.drive(key, Event::Received { from, buffer, len, full, more, last });
             }
             Received::Cancelled => ReceiveEnd::Cancelled,
@@ -633,6 +647,9 @@ impl Worker {
         if let Some(due) = relay.entrance {
             return self.entrance_timer(key, due);
         }
+        if let Some(due) = relay.hearing.as_ref().map(|hearing| hearing.due) {
+            return self.hearing_timer(key, due);
+        }
         if let Some(close) = relay.closing {
             return self.close_relay(key, close.at_once());
         }
@@ -648,6 +665,14 @@ impl Worker {
             Some(relay) if relay.hub.is_some() => return self.heard_hub(key, event),
             _ => {}
         }
+        if self.relays.get(key).is_some_and(|relay| relay.hearing.is_some()) {
+            return self.overhear(key, event);
+        }
+        self.tell_session(key, event)
+    }
+
+    /// The same of a session that has been looked at.
+    pub(super) fn tell_session(&mut self, key: Key, event: Event) -> io::Result<()> {
         self.carry_out(key, |worker, ops| worker.tell(key, event, ops))
     }
 

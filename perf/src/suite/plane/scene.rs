@@ -8,6 +8,7 @@ use towpath_config::model::{AdminState, Balance, Forwarding, Logged, Plane as Pl
 use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::flow::Direction;
+use towpath_core::http::HttpSecret;
 use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::{Family, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use towpath_core::persistence::PersistenceTable;
@@ -218,6 +219,8 @@ impl Scene {
             forwarding: self.work.forwarding,
             balance: Balance::LeastConnections,
             persistence: None,
+            secret: HttpSecret::new([7; 16]),
+            first_bytes: None,
             idle_timeout_ms: IDLE_TIMEOUT_MS,
             connect_timeout_ms: 4_000,
             drain_timeout_ms: 30_000,

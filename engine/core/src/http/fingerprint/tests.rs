@@ -1,9 +1,9 @@
 use super::*;
 use crate::balancer::BalancerState;
 use crate::director::{Client, PickReason, Tried, learn, pick_pinned};
-use crate::http::stage::{Stage, get, ip, response};
+use crate::http::stage::{Stage, ip, response};
 use crate::loads::PlainLoads;
-use crate::persistence::PersistenceTable;
+use crate::persistence::{Known, PersistenceTable};
 use crate::time::Now;
 
 const ONE: &str = "203.0.113.1";
@@ -61,14 +61,33 @@ fn the_address_counts_where_the_rule_or_its_fallback_says_so() {
     let fields = "User-Agent: m\r\n";
     assert_eq!(both.pin(fields, ONE), both.pin(fields, OTHER));
     assert_ne!(both.pin(fields, ONE), both.pin(fields, "203.0.114.1"));
-    let falls_back = stage("by = \"header\", fallback = \"source-ip\"");
+    let falls_back = stage("by = [\"header\", \"source-ip\"]");
     assert_eq!(falls_back.pin("", ONE), Pin::of_address(falls_back.service(), ip(ONE)));
     assert_ne!(falls_back.pin("", ONE), falls_back.pin("", OTHER));
     assert_eq!(falls_back.pin("Authorization: Basic x\r\n", ONE), falls_back.pin("Authorization: Basic x\r\n", OTHER));
-    let cookie = stage("by = \"cookie\", fallback = \"source-ip\"");
+    let cookie = stage("by = [\"cookie\", \"source-ip\"]");
     assert_eq!(cookie.pin("Cookie: SERVERID=forged\r\n", ONE), Pin::of_address(cookie.service(), ip(ONE)));
     let address = stage("by = \"source-ip\"");
     assert_eq!(address.pin(fields, ONE), Pin::of_address(address.service(), ip(ONE)));
+}
+
+#[test]
+fn what_a_client_is_known_by_keeps_the_order_of_the_rule() {
+    let stage =
+        stage("by = [\"header\", \"cookie\", \"super-http\", \"source-ip\"], cookie_mode = \"find\", cookie = \"S\"");
+    let known = |fields: &str| stage.known(&crate::http::stage::get("/", &format!("Host: a\r\n{fields}")), ONE);
+    let keys = |fields: &str| known(fields).keys().count();
+    assert_eq!([keys(""), keys("Cookie: S=1\r\n"), keys("User-Agent: m\r\nCookie: S=1\r\n")], [1, 2, 3]);
+    assert_eq!(keys("Authorization: Basic x\r\nUser-Agent: m\r\nCookie: S=1\r\n"), 4);
+    let first = |fields: &str| known(fields).decides(|_| true, |_| true);
+    assert_eq!(first(""), Pin::of_address(stage.service(), ip(ONE)));
+    assert_eq!(first("Cookie: S=1\r\n"), first("Cookie: S=1\r\nUser-Agent: m\r\n"), "the cookie goes before the agent");
+    assert_ne!(first("Cookie: S=1\r\n"), first("Cookie: S=1\r\nAuthorization: Basic x\r\n"));
+    let (key, server) = (Pin::of_address(stage.service(), ip(ONE)), Pin::Server(stage.service().targets[0].server));
+    let by = |pins: [Pin; 2], takes: bool| Known::by(pins).decides(|_| true, |_| takes);
+    assert_eq!([by([server, key], true), by([server, key], false)], [server, key], "what has gone leads nobody");
+    assert_eq!(by([server, Pin::Nobody], false), server, "it is told that it was led elsewhere");
+    assert_eq!(Known::NOTHING.decides(|_| true, |_| true), Pin::Nobody);
 }
 
 #[test]
@@ -117,6 +136,5 @@ fn a_named_server_serves_unless_it_cannot_and_nothing_is_remembered() {
     assert_eq!(pick(&service), (true, PickReason::Persistent));
     service.targets[1].health = crate::snapshot::ServerHealth::Down;
     assert_eq!(pick(&service), (false, PickReason::Repinned));
-    let head = get("/", "Host: a\r\n");
-    assert_eq!(service.pin(&head, ip(ONE)), Pin::Nobody);
+    assert_eq!(stage.pin("", ONE), Pin::Nobody);
 }

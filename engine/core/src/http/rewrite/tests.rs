@@ -1,5 +1,6 @@
 use super::*;
 use crate::http::stage::{Stage, get, request, response, shown};
+use crate::persistence::Pin;
 
 /// Lines with all that is told of the client by default.
 fn x_forwarded(client: &str, proto: &str, host: &str) -> String {
@@ -22,7 +23,7 @@ fn servers_are_told_of_the_client_and_what_it_says_of_itself_is_dropped() {
     let written = |keys: &str| {
         let (stage, head) = (Stage::new(keys), get("/", lies));
         let client = SocketAddr::new("203.0.113.1".parse().expect("an address"), 1);
-        let (edits, _) = stage.rules().request_edits(&head, client, Scheme::Http, Pin::Nobody);
+        let (edits, _) = stage.rules().request_edits(&head, client, Scheme::Http, None);
         let mut out = Vec::new();
         crate::http::write::request(&head, &edits, crate::http::write::Frame::Untold, &mut out);
         String::from_utf8(out).expect("text")
@@ -146,8 +147,7 @@ fn a_cookie_is_inserted_when_the_client_does_not_name_its_server() {
     assert_eq!(answer("", first, "Set-Cookie: PIN=x; Path=/\r\n"), "", "the server's own word");
     assert!(answer("", first, "Set-Cookie: PINS=x\r\n").starts_with("+Set-Cookie"));
     assert_eq!(answer("", RealServerId(999), ""), "", "a server that has gone");
-    let named = stage.pin(&cookie, "203.0.113.1");
-    assert_eq!(named, Pin::Server(first));
+    assert_eq!(stage.pin(&cookie, "203.0.113.1"), Pin::Server(first));
     assert_eq!(stage.pin("Cookie: PIN=x\r\n", "203.0.113.1"), Pin::Nobody);
     // The name of the server is under the secret, and of the address alone: the same in every group and at every start.
     let other = Stage::new("group = \"two\"\npersistence = { by = \"cookie\", cookie = \"PIN\" }\n[service.http]\n");
@@ -202,4 +202,44 @@ path = ["/owa"]
     assert_eq!(answer("/x", Scheme::Https, ""), format!("{hsts}\n-Server"));
     assert_eq!(answer("/x", Scheme::Https, "strict-transport-security: max-age=1\r\n"), "-Server");
     assert_eq!(answer("/x", Scheme::Http, ""), "-Server");
+}
+
+#[test]
+fn redirects_of_servers_lead_to_what_the_client_came_to() {
+    let stage = Stage::new("group = \"one\"\n[service.http]\nrewrite_location = true\n");
+    let service = stage.service();
+    let target = &service.targets[0];
+    assert_eq!((target.address.to_string().as_str(), target.port), ("10.0.0.1", Some(80)));
+    let led = |scheme, host: &str, location: &str| {
+        let head = get("/", &format!("Host: {host}\r\n"));
+        let (_, after) = stage.asked(&head, "203.0.113.1", scheme);
+        service.location_for(&head, &response(&format!("Location: {location}\r\n")), &after, target.server)
+    };
+    let rows = [
+        (Scheme::Https, "mail", "http://mail/owa?a=b#c", Some("https://mail/owa?a=b#c")),
+        (Scheme::Https, "mail", "HTTP://MAIL:80/owa", Some("https://mail/owa")),
+        (Scheme::Https, "mail:4443", "http://mail/owa", Some("https://mail:4443/owa")),
+        (Scheme::Http, "mail:8080", "http://mail:80/x", Some("http://mail:8080/x")),
+        (Scheme::Https, "mail", "http://10.0.0.1/owa", Some("https://mail/owa")),
+        (Scheme::Http, "mail", "http://10.0.0.1", Some("http://mail")),
+        // Elsewhere, or as it is meant.
+        (Scheme::Https, "mail", "https://mail/owa", None),
+        (Scheme::Http, "mail", "https://mail/owa", None),
+        (Scheme::Http, "mail", "http://mail/owa", None),
+        (Scheme::Https, "mail", "http://other/owa", None),
+        (Scheme::Https, "mail", "http://mail:8081/owa", None),
+        (Scheme::Https, "mail", "http://10.0.0.1:8081/", None),
+        (Scheme::Https, "mail", "http://10.0.0.2/", None),
+        (Scheme::Https, "mail", "/owa", None),
+        (Scheme::Https, "mail", "//mail/owa", None),
+        (Scheme::Https, "", "http://10.0.0.1/", None),
+    ];
+    for (scheme, host, location, wanted) in rows {
+        assert_eq!(led(scheme, host, location).as_deref(), wanted, "{host} {location}");
+    }
+    let silent = Stage::new("group = \"one\"\n[service.http]\n");
+    let head = get("/", "Host: mail\r\n");
+    let (_, after) = silent.asked(&head, "203.0.113.1", Scheme::Https);
+    let server = silent.service().targets[0].server;
+    assert_eq!(silent.service().location_for(&head, &response("Location: http://mail/\r\n"), &after, server), None);
 }

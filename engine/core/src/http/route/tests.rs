@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::http::rewrite::Scheme;
-use crate::http::stage::{Stage, get, ip, request, response};
+use crate::http::stage::{Stage, get, request, response};
 
 const ROUTED: &str = r#"
 group = "one"
@@ -225,7 +225,7 @@ proptest! {
             "{ROUTED}[[service.http.filter]]\naction = \"deny\"\nparameter = \"*\"\npattern = \"<\"\n\
              [[service.http.rewrite]]\nwhat = \"path\"\nmatch = \"/\"\nwith = \"/below\"\n"
         );
-        let text = text.replacen("[service.http]", "persistence = { by = \"cookie\", fallback = \"source-ip\" }\n[service.http]", 1);
+        let text = text.replacen("[service.http]", "persistence = { by = [\"cookie\", \"source-ip\"] }\n[service.http]", 1);
         let stage = Stage::new(&text);
         let fields = format!("Host: {host}\r\nUser-Agent: {field}\r\nX-Forwarded-For: {field}\r\nCookie: {cookie}\r\n");
         let bytes = format!("GET {target} HTTP/1.1\r\n{fields}\r\n");
@@ -236,10 +236,64 @@ proptest! {
             prop_assert!(location.starts_with("https://") && location.bytes().all(|byte| byte.is_ascii_graphic()));
         }
         let service = stage.service();
-        service.pin(&head, ip("203.0.113.1"));
         let (_, after) = stage.asked(&head, "203.0.113.1", Scheme::Http);
         let server = service.targets[0].server;
         let edits = service.response_edits(&response(""), &after, server);
         prop_assert!(edits.fields.len() <= 2);
     }
+}
+
+#[test]
+fn deny_rules_are_not_got_round_by_another_spelling() {
+    let stage = Stage::new(
+        "group = \"one\"\n[[service.http.filter]]\naction = \"deny\"\npath = [\"/ecp\"]\nstatus = 404\n\
+         [[service.http.filter]]\naction = \"deny\"\nmethod = [\"TRACE\"]\nstatus = 405\n",
+    );
+    let denied = [
+        "/ecp",
+        "/ECP/x",
+        "/%65cp",
+        "//ecp",
+        "/./ecp",
+        "/x/../ecp",
+        "/x/%2e%2e/ecp",
+        "/%5cecp",
+        "/x%5c..%5cecp",
+        "/%2565cp",
+        "/%ff/%252e%252e/%2565cp",
+        "/%2565cp/%25",
+        "/x/%252e%252e;/ecp",
+        "/ecp;x",
+        "/ecp%253bx",
+        "/x/%252e%252e%253b/ecp",
+        "/ecp;x=1/y",
+        "/x/%252e%252e/ecp",
+        "/x%252f..%252fecp",
+        "/%255cecp",
+    ];
+    for path in denied {
+        assert_eq!(stage.goes("a", path), "deny 404", "{path}");
+    }
+    for path in ["/x/..;/ecp", "/x/..;a=b/ecp", "/%u0065cp", "/ecp%00", "/%c", "/ecp%2500"] {
+        assert_eq!(stage.goes("a", path), "bad path_escape", "{path}");
+    }
+    // Names like it, and a percent sign that is one.
+    for path in ["/ecpx", "/x/ecp", "/100%25", "/100%25zz", "/ecpx;y", "/x;..;/y"] {
+        assert_eq!(stage.goes("a", path), "s1 s2", "{path}");
+    }
+    for method in ["TRACE", "trace", "Trace"] {
+        let head = request(method, "/", "Host: a\r\n");
+        assert_eq!(stage.decide(&head, "203.0.113.1"), Verdict::Deny(405), "{method}");
+    }
+}
+
+#[test]
+fn nobody_is_led_to_a_place_without_a_name() {
+    let stage = Stage::new(
+        "group = \"one\"\n[[service.http.route]]\npath = [\"/a\"]\nredirect = \"https://{host}/b\"\n\
+         [[service.http.route]]\npath = [\"/c\"]\nredirect = \"https://other.example{uri}\"\n",
+    );
+    assert_eq!(stage.goes("", "/a"), "bad host_missing");
+    assert_eq!(stage.goes("mail:8080", "/a"), "302 https://mail/b");
+    assert_eq!(stage.goes("", "/c"), "302 https://other.example/c");
 }

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use towpath_core::counters::Termination;
 use towpath_core::http::{AfterRequest, Exchange, HttpLimits, RequestHead, Waiting};
-use towpath_core::persistence::Pin;
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::snapshot::{Service, ServiceHttp};
 use towpath_core::{Now, RealServerId, ServiceId};
@@ -76,8 +75,8 @@ pub(super) struct Conversation {
     failed: Option<Termination>,
     /// Why there was an answer of ours, if the connection ends with it.
     answered_as: Option<Termination>,
-    /// Whom the request at hand is to come back to.
-    pin: Pin,
+    /// The server that the client of the request at hand names by a cookie of ours.
+    named: Option<RealServerId>,
     /// What the rules have to know of it when its response comes.
     after: Option<AfterRequest>,
     /// The server at hand has read all that it was sent: it has answered behind it.
@@ -125,7 +124,7 @@ impl Conversation {
             last: None,
             failed: None,
             answered_as: None,
-            pin: Pin::Nobody,
+            named: None,
             after: None,
             has_read: false,
             notes: None,

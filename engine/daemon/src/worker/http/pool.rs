@@ -233,6 +233,10 @@ impl Worker {
             return false;
         };
         let service = std::sync::Arc::clone(relay.service());
+        // Its client names another one by the cookie, as with a connection that is at hand.
+        if conversation.named.is_some_and(|named| named != server && service.takes_back(named)) {
+            return false;
+        }
         let Some((_, target)) = service.target_of(server).filter(|(_, target)| target.takes_new()) else {
             return false;
         };

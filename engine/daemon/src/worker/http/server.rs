@@ -1,13 +1,15 @@
 //! The real server of the request at hand: routed to, chosen, reached, kept for the next request or left.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
 use towpath_config::model::BalanceEach;
 use towpath_core::Now;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::http::{Answer, Edits, Keep, Output, ServerLeg, Then};
+use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
+use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
 use towpath_sys::socket;
@@ -121,9 +123,15 @@ impl Worker {
     fn serve(&mut self, key: Key, service: Arc<Service>) -> io::Result<()> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let address = relay.client_address();
+        let relay_name = &relay.client_name;
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
-        let pin = service.pin(conversation.exchange.request(), address.ip());
-        conversation.pin = pin;
+        let seen = Seen {
+            request: Some(conversation.exchange.request()),
+            server_name: relay_name.as_deref(),
+            ..Seen::of_address(address.ip())
+        };
+        let known = service.known(&seen);
+        conversation.named = known.named();
         conversation.wants_fresh = false;
         let is_up = matches!(conversation.server, ServerState::Up { .. });
         let is_bound = conversation.exchange.is_bound();
@@ -131,14 +139,20 @@ impl Worker {
         let same_place = relay.service().place == service.place;
         let before = relay.server();
         let is_member = before.is_some_and(|server| service.target_of(server).is_some());
-        relay.begin_request(Arc::clone(&service), pin);
+        relay.begin_request(Arc::clone(&service), known);
         if !is_up {
             self.stay_with_last(key);
             return self.dial_for_request(key, Termination::NoServer);
         }
-        let stays =
-            same_place && is_member && (is_bound || (each == Some(BalanceEach::Connection) && self.may_stay(key)));
-        if stays {
+        // A connection that stays where it is while its client names another server by the cookie would set it back with each response, and the
+        // client's other connections likewise.
+        let named = known.named().filter(|named| service.takes_back(*named));
+        let is_named = named.is_none_or(|named| Some(named) == before);
+        let may_stay = each == Some(BalanceEach::Connection) && is_named && self.may_stay(key);
+        if same_place && is_member && (is_bound || may_stay) {
+            if let Some(conversation) = self.conversation(key).filter(|_| !is_named) {
+                conversation.named = before;
+            }
             return Ok(());
         }
         // Without its own place taken, so that the server at hand may be chosen though it is full.
@@ -347,7 +361,13 @@ impl Worker {
         let response = conversation.exchange.response();
         let status = response.status();
         let edits = match (server, &conversation.after) {
-            (Some(server), Some(after)) => service.response_edits(response, after, server),
+            (Some(server), Some(after)) => {
+                let mut edits = service.response_edits(response, after, server);
+                if let Some(led) = service.location_for(conversation.exchange.request(), response, after, server) {
+                    edits.fields.push(Edit::Replace { name: "Location", value: Cow::Owned(led.into_bytes()) });
+                }
+                edits
+            }
             _ => Edits::default(),
         };
         if let (Some(server), Some(known)) = (server, service.learns(response)) {

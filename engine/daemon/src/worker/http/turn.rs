@@ -98,7 +98,7 @@ impl Worker {
             conversation.has_read = false;
             let Some(http) = &conversation.front.http else { return Ok(false) };
             let request = conversation.exchange.request();
-            let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.pin);
+            let (edits, after) = http.rules.request_edits(request, address, scheme, conversation.named);
             conversation.after = Some(after);
             conversation.exchange.forward(&edits, leg, output);
             conversation.stage = Stage::Forwarded;
@@ -226,6 +226,7 @@ impl Worker {
                 self.shared.seat(self.id).service_page(service).count_bad_response(reason);
                 self.answer_ourselves(key, &Answer::of(502), Termination::BadResponse)
             }
+            Then::Crossed => self.server_lost(key, ServerEnd::Broken),
             Then::Unasked => {
                 let Some(service) = self.relays.get(key).map(|relay| relay.service().id) else { return Ok(()) };
                 self.shared.seat(self.id).service_page(service).count_bad_response(BadResponse::Unasked);
