@@ -348,7 +348,8 @@ fn every_common_end_of_a_request_has_its_letters() {
         socket_reset(client);
         expect("a client that leaves amid its response", "CD", Some(200), Some("/bytes/100000000"));
         let client = open();
-        (&*client.stream())
+        client
+            .stream()
             .write_all(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf")
             .expect("an open connection");
         client.stream().shutdown(Shutdown::Write).expect("an open connection");

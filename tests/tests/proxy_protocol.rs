@@ -408,7 +408,7 @@ fn the_header_is_the_first_of_each_connection_and_nothing_of_it_is_the_clients()
         assert_eq!(String::from_utf8_lossy(&header), expected);
         server.write_all(b"220 hello\r\n").expect("an open connection");
         let mut said = [0; 11];
-        (&*client.stream()).read_exact(&mut said).expect("the server's word");
+        client.stream().read_exact(&mut said).expect("the server's word");
         // A header of the client's own is payload behind ours.
         client.stream().write_all(SAID.as_bytes()).expect("an open connection");
         client.stream().shutdown(Shutdown::Write).expect("an open connection");

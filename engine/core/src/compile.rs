@@ -285,6 +285,7 @@ fn http_place<'m>(
     Ok(Place { place, pins, group: group.group, route: Some(group) })
 }
 
+#[expect(clippy::too_many_arguments, reason = "everything that a place is made of")]
 fn service_of(
     model: &Model,
     service: &VirtualService,

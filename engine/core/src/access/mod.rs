@@ -180,6 +180,11 @@ impl Texts {
         kept
     }
 
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// One of them, if it was there.
     pub fn get(&self, text: Text) -> Option<&[u8]> {
         let index = text as usize;

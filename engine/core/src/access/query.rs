@@ -12,7 +12,11 @@ pub(super) fn without_secrets<'t>(target: &'t [u8], shown: LoggedQuery, mut put:
         Some(at) => (&without_fragment[..at], Some(&without_fragment[at + 1..])),
         None => (without_fragment, None),
     };
-    without_user(path, &mut put);
+    let mut put_path = |part: &'t [u8]| match shown {
+        LoggedQuery::Whole => put(part),
+        LoggedQuery::Names | LoggedQuery::None => without_parameters(part, &mut put),
+    };
+    without_user(path, &mut put_path);
     let Some(query) = query else { return };
     match shown {
         LoggedQuery::None => {}
@@ -38,6 +42,30 @@ pub(super) fn without_secrets<'t>(target: &'t [u8], shown: LoggedQuery, mut put:
             }
         }
     }
+}
+
+/// Hides the values of parameters within a path, as sessions of Java servers are: `;name=value` (RFC 3986 §3.3).
+fn without_parameters<'t>(path: &'t [u8], put: &mut impl FnMut(&'t [u8])) {
+    let mut rest = path;
+    while let Some(at) = rest.iter().position(|byte| *byte == b';') {
+        let end = rest[at..].iter().position(|byte| *byte == b'/').map_or(rest.len(), |end| at + end);
+        for (index, parameter) in rest[..end].split(|byte| *byte == b';').enumerate() {
+            match (index, parameter.iter().position(|byte| *byte == b'=')) {
+                (0, _) => put(parameter),
+                (_, Some(equals)) => {
+                    put(b";");
+                    put(&parameter[..=equals]);
+                    put(HIDDEN);
+                }
+                (_, None) => {
+                    put(b";");
+                    put(parameter);
+                }
+            }
+        }
+        rest = &rest[end..];
+    }
+    put(rest);
 }
 
 /// Leaves out what stands between `//` and `@` in front of the path (RFC 3986 §3.2.1).
@@ -82,6 +110,12 @@ mod tests {
             ("/mail/to@host", "/mail/to@host", "/mail/to@host", "/mail/to@host"),
             ("https://host/to@other", "https://host/to@other", "https://host/to@other", "https://host/to@other"),
             ("*", "*", "*", "*"),
+            (
+                "/a;jsessionid=secret;v/b;c=secret?d",
+                "/a;jsessionid=*;v/b;c=*?*",
+                "/a;jsessionid=*;v/b;c=*",
+                "/a;jsessionid=secret;v/b;c=secret?d",
+            ),
         ] {
             assert_eq!(put(target, LoggedQuery::Names), names);
             assert_eq!(put(target, LoggedQuery::None), none);

@@ -1,7 +1,7 @@
 //! What we say of our client to a real server.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use towpath_config::model::ProxyVersion;
 
@@ -81,7 +81,7 @@ pub fn local(version: ProxyVersion, out: &mut Vec<u8>) {
 /// One family for both: IPv4 beside IPv6 is told as what it is mapped to (RFC 4291 §2.5.5.2).
 fn family(address: IpAddr, is_v4: bool) -> IpAddr {
     match address {
-        IpAddr::V4(address) if !is_v4 => IpAddr::V6(Ipv6Addr::from(address.to_ipv6_mapped())),
+        IpAddr::V4(address) if !is_v4 => IpAddr::V6(address.to_ipv6_mapped()),
         address => address,
     }
 }

@@ -8,7 +8,7 @@ mod destination;
 mod writer;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Instant;
@@ -24,6 +24,8 @@ use writer::Writer;
 
 /// Records of one worker that wait: of a worker that serves 100,000 requests a second those of 80 ms.
 const RING_RECORDS: usize = 8192;
+/// Bytes of words in them at most: what clients say may be long. With the records themselves a worker holds 8 MiB at most.
+const RING_TEXT_BYTES: usize = 4 << 20;
 
 /// What workers and writer share.
 pub struct AccessLog {
@@ -42,7 +44,41 @@ pub struct AccessLog {
     thread: OnceLock<Thread>,
 }
 
-type Ring = ArrayQueue<Box<Record>>;
+struct Ring {
+    records: ArrayQueue<Box<Record>>,
+    /// Bytes of words in them.
+    text_bytes: AtomicUsize,
+}
+
+impl Ring {
+    fn new() -> Ring {
+        Ring { records: ArrayQueue::new(RING_RECORDS), text_bytes: AtomicUsize::new(0) }
+    }
+
+    fn push(&self, record: Box<Record>) -> bool {
+        let bytes = record.texts.bytes();
+        if self.text_bytes.load(Ordering::Relaxed) + bytes > RING_TEXT_BYTES {
+            return false;
+        }
+        // Before the push: the writer may take it at once.
+        self.text_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let is_taken = self.records.push(record).is_ok();
+        if !is_taken {
+            self.text_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_taken
+    }
+
+    fn pop(&self) -> Option<Box<Record>> {
+        let record = self.records.pop()?;
+        self.text_bytes.fetch_sub(record.texts.bytes(), Ordering::Relaxed);
+        Some(record)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+}
 
 /// Figures for status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,8 +111,7 @@ impl AccessLog {
     /// Gives a record of `worker` away; `false` = there was no room. Only that worker's thread may call this.
     #[inline]
     pub fn give(&self, worker: WorkerId, record: Box<Record>) -> bool {
-        let ring = self.rings[worker.index()].get_or_init(|| ArrayQueue::new(RING_RECORDS));
-        let is_taken = ring.push(record).is_ok();
+        let is_taken = self.rings[worker.index()].get_or_init(Ring::new).push(record);
         // Either the writer sees the record before it sleeps, or we see that it does.
         fence(Ordering::SeqCst);
         if self.is_asleep.load(Ordering::Relaxed) && self.is_asleep.swap(false, Ordering::AcqRel) {
