@@ -66,8 +66,10 @@ impl Stage {
 fn said(host: &Host, mut command: Command) -> String {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = host.spawn(command).expect("a command");
-    let mut said = String::new();
-    child.process().stdout.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    // openssl writes tickets as they are.
+    let mut said = Vec::new();
+    child.process().stdout.take().expect("a pipe").read_to_end(&mut said).expect("bytes");
+    let said = String::from_utf8_lossy(&said).into_owned();
     let status = child.process().wait().expect("an end");
     let mut complaint = String::new();
     child.process().stderr.take().expect("a pipe").read_to_string(&mut complaint).expect("text");
