@@ -332,6 +332,8 @@ fn limits(root: &Section) -> Option<model::Limits> {
         flows: section.number("flows")?.value,
         fast_flows: section.number("fast_flows").map(|flows| flows.value),
         handshakes: section.number("handshakes")?.value,
+        http2_streams: section.number("http2_streams")?.value,
+        http2_window: section.number("http2_window")?.value,
     })
 }
 

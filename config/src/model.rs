@@ -132,6 +132,10 @@ pub struct Limits {
     pub fast_flows: Option<u32>,
     /// TLS handshakes waiting or under way, and connections whose first bytes are waited for.
     pub handshakes: u32,
+    /// Streams of one client connection of HTTP/2 at the same time.
+    pub http2_streams: u32,
+    /// Bytes of a request body on one of them that may be here and not passed on.
+    pub http2_window: u32,
 }
 
 /// `[control]`

@@ -137,7 +137,12 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
     if let Some(shared) = shared(service) {
         text.push_str(&format!("  {shared}\n"));
     }
-    for (what, reasons) in [("requests", &service.refused_requests), ("responses", &service.refused_responses)] {
+    let refused = [
+        ("requests", &service.refused_requests),
+        ("responses", &service.refused_responses),
+        ("streams", &service.refused_streams),
+    ];
+    for (what, reasons) in refused {
         let reasons: Vec<String> = counts(reasons.iter().map(|(label, &count)| (label.as_str(), count)));
         if !reasons.is_empty() {
             text.push_str(&format!("  refused {what}: {}\n", reasons.join(" · ")));
@@ -584,6 +589,7 @@ mod tests {
                 terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
                 refused_requests: BTreeMap::new(),
                 refused_responses: BTreeMap::new(),
+                refused_streams: BTreeMap::new(),
                 certificates: Vec::new(),
                 servers: vec![server("FE-1", 31, HealthStatus::Up, ""), draining],
             }],

@@ -55,6 +55,7 @@ pub(super) fn service(
             "connection" => model::BalanceEach::Connection,
             _ => model::BalanceEach::Request,
         },
+        http2: section.bool("http2")?.value,
         reuse: match section.word("reuse")?.value {
             "safe" => model::Reuse::Safe {
                 idle_max: section.number("reuse_idle_max")?.value,

@@ -13,6 +13,8 @@ use crate::pattern::Pattern;
 pub struct Http {
     /// What is balanced.
     pub balance_each: BalanceEach,
+    /// Whether clients may choose HTTP/2.
+    pub http2: bool,
     /// Whether clients share connections to servers.
     pub reuse: Reuse,
     /// Longest request or response head.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::tls::{Wildcard, host_name};
+use super::tls::{WINDOWS_AUTHENTICATION, Wildcard, host_name};
 use crate::decode::{At, Section, Value};
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, Server, Service, kinds};
@@ -112,13 +112,51 @@ fn of_tls(service: &Service<'_>, http: &Section, report: &mut Report) {
             .warning("no-effect", span, "`http.https_port` has no effect: nothing is redirected to `https`")
             .hint("use `redirect_to_https = true`, or remove it");
     }
+    http2(service, http, report);
+    let http2 = http.bool("http2").is_some_and(|http2| http2.value);
     let speaks_h2 = |item: &&At<Value>| matches!(&item.value, Value::Text(protocol) if protocol == "h2");
-    let tls = service.section.table("tls").filter(|_| ended);
+    let tls = service.section.table("tls").filter(|_| ended && !http2);
     if let Some(item) = tls.and_then(|tls| tls.list("alpn")).and_then(|list| list.value.iter().find(speaks_h2)) {
         report
-            .error("wrong-protocol", &item.span, "HTTP/2 is not read here yet, and clients that may choose it do")
-            .label(&http.span, "HTTP mode")
-            .hint("use `alpn = [\"http/1.1\"]`, or remove it");
+            .error("wrong-protocol", &item.span, "HTTP/2 is not read here, and clients that may choose it do")
+            .label(&http.span, "HTTP mode, without `http2`")
+            .hint("use `http2 = true`; or remove \"h2\" here");
+    }
+}
+
+/// Whether HTTP/2 can be chosen, and what comes of it.
+fn http2(service: &Service<'_>, http: &Section, report: &mut Report) {
+    let Some(http2) = http.bool("http2").filter(|http2| http2.value) else { return };
+    if service.tls_mode.value == "pass-through" {
+        report
+            .warning("no-effect", &http2.span, "`http.http2` has no effect: clients choose HTTP/2 within TLS only")
+            .hint("end TLS here (`tls.mode`), or remove it");
+        return;
+    }
+    let product = service.application.as_ref().filter(|product| WINDOWS_AUTHENTICATION.contains(&product.value));
+    if let Some(product) = product {
+        report
+            .warning("wrong-protocol", &http2.span, "Windows authentication does not work over HTTP/2")
+            .label(&product.span, "its servers ask for HTTP/1.1, and so are clients, one connection later")
+            .hint("remove `http2`");
+    }
+    let alpn =
+        service.section.table("tls").filter(|tls| tls.written("alpn").is_some()).and_then(|tls| tls.list("alpn"));
+    let Some(alpn) = alpn else { return };
+    let names = |name: &str| alpn.value.iter().any(|item| matches!(&item.value, Value::Text(text) if text == name));
+    if !names("h2") {
+        report
+            .warning("no-effect", &http2.span, "`http.http2` has no effect: clients are not offered it")
+            .label(&alpn.span, "\"h2\" is missing")
+            .hint("use `alpn = [\"h2\", \"http/1.1\"]`, or remove it: that is what `http2` offers by itself");
+    } else if !names("http/1.1") {
+        report
+            .error(
+                "wrong-protocol",
+                &alpn.span,
+                "clients that speak HTTP/1.1 only, or have to for their logon, are kept out",
+            )
+            .hint("use `alpn = [\"h2\", \"http/1.1\"]`, or remove it");
     }
 }
 

@@ -181,7 +181,7 @@ fn versions(tls: &Section, report: &mut Report) {
 }
 
 /// Products whose servers authenticate connections, which HTTP/2 has no place for.
-const WINDOWS_AUTHENTICATION: [Application; 5] = [
+pub(super) const WINDOWS_AUTHENTICATION: [Application; 5] = [
     Application::Exchange2010,
     Application::Exchange2013,
     Application::Lync2010,

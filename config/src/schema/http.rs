@@ -26,6 +26,13 @@ pub(super) static HTTP: Table = Table {
         )
         .default("never"),
         key(
+            "http2",
+            Kind::Bool,
+            "Clients may choose HTTP/2 (by ALPN); servers are asked by HTTP/1.1. Who logs on by NTLM, Negotiate or Kerberos, which authenticate a connection, is \
+             told to come by HTTP/1.1: leave it off where all do.",
+        )
+        .default("false"),
+        key(
             "reuse_idle_max",
             integer(1, 4096, "connections"),
             "Shared connections that may wait for the next request, of each real server and worker.",

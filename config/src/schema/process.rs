@@ -101,6 +101,13 @@ pub(super) static LIMITS: Table = Table {
              is held only while its bytes wait to be sent. Of records of which only a part has come, 128 KiB per buffer are kept beside them.",
         )
         .default("auto"),
+        key("http2_streams", integer(1, 1000, "streams"), "Streams of one client connection of HTTP/2 at the same time.").default("100"),
+        key(
+            "http2_window",
+            integer(65_535, 16_777_216, "bytes"),
+            "Bytes of a request body on one stream of HTTP/2 that may be here and not passed on; a connection may have eight times as many.",
+        )
+        .default("262144"),
         key("handshakes", integer(1, 1_048_576, "handshakes"), "TLS handshakes waiting or under way.")
             .default("16384"),
     ],

@@ -49,6 +49,7 @@ fn ip(text: &str) -> IpAddr {
 fn what_is_not_written_has_a_default() {
     let expected = Http {
         balance_each: BalanceEach::Request,
+        http2: false,
         reuse: Reuse::Never,
         head_bytes_max: 32_768,
         body_bytes_max: 0,
@@ -79,6 +80,7 @@ balance_each = "connection"
 reuse = "safe"
 reuse_idle_max = 7
 reuse_idle_timeout = "90s"
+http2 = true
 head_bytes_max = 1024
 body_bytes_max = 4096
 head_timeout = "5s"
@@ -365,6 +367,13 @@ fn http_mode_goes_with_what_it_can_read() {
         ("ports = 443".into(), "", &[("unreadable-requests", "[service.http]")]),
         (format!("ports = 443\n{}", ended("")), "", &[]),
         (ended(", alpn = [\"h2\", \"http/1.1\"]"), "", &[("wrong-protocol", "\"h2\"")]),
+        (ended(", alpn = [\"h2\", \"http/1.1\"]"), "http2 = true", &[]),
+        (ended(", alpn = [\"http/1.1\"]"), "http2 = true", &[("no-effect", "true")]),
+        (ended(", alpn = [\"h2\"]"), "http2 = true", &[("wrong-protocol", "[\"h2\"]")]),
+        (ended(""), "http2 = true", &[]),
+        (ended(""), "http2 = 2", &[("wrong-type", "2")]),
+        (String::new(), "http2 = true", &[("no-effect", "true")]),
+        (format!("application = \"exchange-2013\"\n{}", ended("")), "http2 = true", &[("wrong-protocol", "true")]),
         (ended(""), "redirect_to_https = true", &[("endless-redirect", "true")]),
         (String::new(), "redirect_to_https = true\nhttps_port = 4443", &[]),
         (String::new(), "https_port = 4443", &[("no-effect", "https_port")]),

@@ -31,6 +31,8 @@ fn a_short_file_gets_the_documented_defaults() {
             flows: 1_048_576,
             fast_flows: None,
             handshakes: 16_384,
+            http2_streams: 100,
+            http2_window: 262_144,
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
@@ -104,6 +106,8 @@ buffer_bytes = 131072
 flows = 4096
 fast_flows = 2048
 handshakes = 512
+http2_streams = 50
+http2_window = 65535
 
 [control]
 socket = "none"
@@ -166,6 +170,8 @@ group = "shared"
             flows: 4096,
             fast_flows: Some(2048),
             handshakes: 512,
+            http2_streams: 50,
+            http2_window: 65_535,
         }
     );
     assert_eq!(model.control.socket, None);

@@ -32,7 +32,7 @@ pub(crate) use counters;
 counters!(
     /// Counted per worker and service.
     ServiceCounter {
-        Accepted = "accepted", "Connections or UDP sessions that clients opened.";
+        Accepted = "accepted", "Connections or UDP sessions that clients opened, and with HTTP/2 the ways that their streams take beside each other.";
         Opened = "opened", "Connections or UDP sessions that reached a real server.";
         Closed = "closed", "Opened connections or UDP sessions that have ended.";
         BytesFromClient = "bytes_from_client", "Payload bytes relayed from clients to real servers.";
@@ -58,6 +58,7 @@ counters!(
         Answered = "answered", "HTTP: responses that no real server made: redirects, refusals, pages of ours.";
         Denied = "denied", "HTTP: requests that a filter refused.";
         Unserved = "unserved", "HTTP: requests that found no real server and were answered with 502, 503 or 504.";
+        Http2 = "http2", "HTTP/2: connections of clients that chose it.";
         Tunnels = "tunnels", "HTTP: connections that went over to another protocol (101).";
         Resent = "resent", "HTTP: requests sent again, because the connection that they were sent by was closed without an answer.";
         ServerDialled = "server_dialled", "HTTP: connections to real servers that were opened.";
@@ -72,6 +73,7 @@ counters!(
 counters!(
     /// Why a connection or UDP session ended: its termination code.
     Termination {
+        BadFrames = "bad_frames", "HTTP/2: the client broke the rules of its connection, or did too much of something; the reasons are counted apart.";
         BadRequest = "bad_request", "HTTP: the client's request was refused; the reasons are counted apart.";
         BadResponse = "bad_response", "HTTP: the real server's response was refused; the reasons are counted apart.";
         ClientClosed = "client_closed", "Both sides finished; the client sent its FIN first.";
@@ -91,6 +93,7 @@ counters!(
         HeadTimedOut = "head_timed_out", "HTTP: the head of a request was not whole within head_timeout.";
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
         KeepAliveEnded = "keep_alive_ended", "HTTP: the connection ended between two requests: as one side wanted it, by idle_timeout or for a drain.";
+        LogonOverHttp2 = "logon_over_http2", "HTTP/2: a logon that authenticates the connection; the client was told to come by HTTP/1.1.";
         OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";

@@ -122,6 +122,8 @@ pub(crate) fn model() -> Model {
             flows: 1024,
             fast_flows: None,
             handshakes: 1024,
+            http2_streams: 100,
+            http2_window: 262_144,
         },
         control: Control { socket: None },
         tls: TlsPool {

@@ -14,6 +14,7 @@ mod fixtures;
 pub mod flow;
 pub mod health;
 pub mod http;
+pub mod http2;
 pub mod ids;
 pub mod loads;
 pub mod maglev;

@@ -420,6 +420,8 @@ fn worker_settings(plan: &Plan, seed: u64, worker: WorkerId) -> WorkerSettings {
         buffer_bytes: plan.buffer_bytes,
         record_buffers: plan.record_buffers,
         http_buffers: plan.http_buffers,
+        http2_streams: plan.http2_streams,
+        http2_window: plan.http2_window,
         queue_deadline_ms: plan.queue_deadline_ms,
         pool_gives_way: plan.pool_gives_way(),
         pipes_max: plan.pipes_per_worker,

@@ -12,6 +12,7 @@ use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
 use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
+use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};
 use towpath_core::packet::DropReason;
 use towpath_core::plane::PlaneCounter;
@@ -566,6 +567,11 @@ fn service_status(
             BadResponse::ALL
                 .iter()
                 .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_responses(reason)).sum())),
+        ),
+        refused_streams: seen(
+            BadStream::ALL
+                .iter()
+                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_streams(reason)).sum())),
         ),
         certificates: truth
             .material

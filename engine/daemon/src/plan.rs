@@ -54,6 +54,9 @@ const UDP_SESSIONS_AUTO_MIN: u32 = 16;
 const CONNECTION_BYTES: u64 = 1024;
 /// What the kernel holds for the two sockets of an idle connection (facts.md 1a: 17-19 KB for the four of both ends).
 const KERNEL_CONNECTION_BYTES: u64 = 9 * 1024;
+/// State of a client's connection of HTTP/2 beside that: the table of fields (4 KiB as RFC 7541 counts it, and what its entries cost) and the streams. What
+/// it keeps of frames and bodies counts with parts of TLS records.
+const HTTP2_BYTES: u64 = 10 * 1024;
 /// State of one connection to a real server that waits for the next client, its place in tables included; and what the kernel holds for it.
 const IDLE_CONNECTION_BYTES: u64 = 512 + KERNEL_CONNECTION_BYTES / 2;
 /// State of one UDP session, its place in tables and timers included.
@@ -175,6 +178,12 @@ pub struct Plan {
     pub record_buffers: u16,
     /// Buffers of one worker for what HTTP mode makes; 0 where no service is in HTTP mode, or those for TLS serve for it.
     pub http_buffers: u16,
+    /// Streams of one client connection of HTTP/2.
+    #[serde(skip)]
+    pub http2_streams: u32,
+    /// Bytes of a request body on one of them that may be here and not passed on.
+    #[serde(skip)]
+    pub http2_window: u32,
     /// TLS handshakes, and clients whose first bytes are waited for, at the same time.
     pub handshakes_max: u32,
     /// How long a handshake may wait for its turn, in milliseconds.
@@ -511,6 +520,8 @@ impl Plan {
             buffer_bytes: model.limits.buffer_bytes,
             record_buffers: needs.record_buffers,
             http_buffers: needs.http_buffers,
+            http2_streams: model.limits.http2_streams,
+            http2_window: model.limits.http2_window,
             handshakes_max: model.limits.handshakes,
             queue_deadline_ms: model.tls.queue_deadline_ms,
             pipes_per_worker: needs.pipes_per_worker,
@@ -621,6 +632,8 @@ struct Needs {
     http_buffers: u16,
     /// Legs with TLS of one connection, at most.
     tls_legs: u64,
+    /// What HTTP/2 takes of one connection.
+    http2_bytes: u64,
     tcp: Use,
     udp: Use,
 }
@@ -698,6 +711,7 @@ impl Needs {
             record_buffers,
             http_buffers,
             tls_legs,
+            http2_bytes: if has_http2(model) { HTTP2_BYTES } else { 0 },
             tcp,
             udp,
         }
@@ -738,6 +752,7 @@ impl Needs {
                 let by_memory = room
                     / (CONNECTION_BYTES
                         + self.tls_legs * TLS_LEG_BYTES
+                        + self.http2_bytes
                         + KERNEL_CONNECTION_BYTES
                         + self.workers * TIMER_BYTES);
                 if by_memory < by_descriptors {
@@ -763,6 +778,7 @@ impl Needs {
         let (connections, udp_sessions) = (u64::from(connections), u64::from(udp_sessions));
         shares.push(share("connections", connections * CONNECTION_BYTES));
         shares.push(share("TLS connections", connections * self.tls_legs * TLS_LEG_BYTES));
+        shares.push(share("HTTP/2 connections", connections * self.http2_bytes));
         shares.push(share("UDP sessions", udp_sessions * UDP_SESSION_BYTES));
         shares.push(share("timers", self.workers * (connections + udp_sessions) * TIMER_BYTES));
         shares.push(share(
@@ -820,6 +836,11 @@ fn tls_legs(model: &Model) -> u64 {
 /// Whether a service is in HTTP mode.
 fn has_http(model: &Model) -> bool {
     model.services.iter().any(|service| service.http.is_some())
+}
+
+/// Whether clients of a service may choose HTTP/2.
+fn has_http2(model: &Model) -> bool {
+    model.services.iter().any(|service| service.http.as_ref().is_some_and(|http| http.http2))
 }
 
 /// Connections to real servers that may wait for the next client, of one worker.

@@ -20,6 +20,10 @@ pub struct WorkerSettings {
     pub record_buffers: u16,
     /// Buffers for what HTTP mode makes; 0 where no service is in HTTP mode, or those for TLS serve for it.
     pub http_buffers: u16,
+    /// Streams of one client connection of HTTP/2.
+    pub http2_streams: u32,
+    /// Bytes of a request body on one of them that may be here and not passed on.
+    pub http2_window: u32,
     /// How long the next step of a handshake may wait for its turn.
     pub queue_deadline_ms: u64,
     /// The pool's threads run only while workers sleep.

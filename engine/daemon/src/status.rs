@@ -97,6 +97,9 @@ pub struct ServiceStatus {
     /// HTTP: the same of responses.
     #[serde(default)]
     pub refused_responses: BTreeMap<String, u64>,
+    /// HTTP/2: the same of streams, and of whole connections.
+    #[serde(default)]
+    pub refused_streams: BTreeMap<String, u64>,
     /// Its certificates in the order of the file; empty where TLS is not ended here.
     #[serde(default)]
     pub certificates: Vec<CertificateStatus>,

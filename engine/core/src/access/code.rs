@@ -58,12 +58,14 @@ pub fn letter(termination: Termination) -> u8 {
         | Termination::ServerReset
         | Termination::ServerTruncated => b'S',
         Termination::ConnectTimedOut | Termination::ResponseTimedOut => b's',
-        Termination::BadRequest
+        Termination::BadFrames
+        | Termination::BadRequest
         | Termination::BadResponse
         | Termination::HandshakeCertificate
         | Termination::HandshakeFailed
         | Termination::HandshakeNothingShared
         | Termination::HandshakeUnknownName
+        | Termination::LogonOverHttp2
         | Termination::ProxyInvalid
         | Termination::ProxyUntrusted
         | Termination::TlsBroken => b'P',

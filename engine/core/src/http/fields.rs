@@ -274,13 +274,13 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 }
 
 /// Whether these bytes may be the value of a field (RFC 9110 §5.5).
-pub(super) fn is_value(bytes: &[u8]) -> bool {
+pub(crate) fn is_value(bytes: &[u8]) -> bool {
     // Without an early end, so that many bytes are looked at together.
     bytes.iter().fold(true, |all, byte| all & matches!(byte, b'\t' | b' '..=0x7e | 0x80..))
 }
 
 /// Whether these bytes may be the name of a field (RFC 9110 §5.6.2).
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     !bytes.is_empty() && bytes.iter().all(allowed)
 }

@@ -27,6 +27,7 @@ pub use cookie::{HttpSecret, ServerCookies};
 pub use exchange::{
     After, ClientEnd, Exchange, Fate, Keep, Lost, Reading, ServerEnd, ServerLeg, Step, Then, TooLate, Waiting,
 };
+pub(crate) use fields::{is_token, is_value};
 pub use head::{BadRequest, BadResponse, Framing, RequestHead, ResponseHead, Version};
 pub use output::{Output, Piece};
 pub use rewrite::{AfterRequest, Scheme};

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCounter};
 use towpath_core::http::{BadRequest, BadResponse};
+use towpath_core::http2::BadStream;
 use towpath_core::packet::DropReason;
 use towpath_core::plane::{PlaneCounter, PlaneCounts};
 use towpath_core::{Generation, RealServerId, ServiceId, WorkerId};
@@ -19,7 +20,7 @@ pub struct ServicePage {
 
 impl ServicePage {
     fn new() -> ServicePage {
-        ServicePage { cells: CounterPage::new(bad_response_cell(BadResponse::ALL.len()) + SLACK_CELLS) }
+        ServicePage { cells: CounterPage::new(bad_stream_cell(BadStream::ALL.len()) + SLACK_CELLS) }
     }
 
     /// Adds `n`. Only the seat's own worker may call this.
@@ -44,6 +45,11 @@ impl ServicePage {
         self.cells.add(bad_response_cell(reason as usize), 1);
     }
 
+    /// Counts one refused stream or connection of HTTP/2. Only the seat's own worker may call this.
+    pub fn count_bad_stream(&self, reason: BadStream) {
+        self.cells.add(bad_stream_cell(reason as usize), 1);
+    }
+
     /// The value as of about now.
     pub fn read(&self, counter: ServiceCounter) -> u64 {
         self.cells.read(counter as usize)
@@ -62,6 +68,11 @@ impl ServicePage {
     /// How many responses were refused so, as of about now.
     pub fn bad_responses(&self, reason: BadResponse) -> u64 {
         self.cells.read(bad_response_cell(reason as usize))
+    }
+
+    /// How many streams and connections of HTTP/2 were refused so, as of about now.
+    pub fn bad_streams(&self, reason: BadStream) -> u64 {
+        self.cells.read(bad_stream_cell(reason as usize))
     }
 }
 
@@ -334,6 +345,10 @@ fn bad_request_cell(reason: usize) -> usize {
 
 fn bad_response_cell(reason: usize) -> usize {
     bad_request_cell(BadRequest::ALL.len()) + reason
+}
+
+fn bad_stream_cell(reason: usize) -> usize {
+    bad_response_cell(BadResponse::ALL.len()) + reason
 }
 
 fn ring_cell(counter: RingCounter) -> usize {

@@ -298,7 +298,7 @@ impl<'m> Loader<'m> {
             min_version: min_version(ended.min_version),
             ciphers: ciphers(ended.ciphers),
             post_quantum: pool.post_quantum,
-            alpn: ended.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect(),
+            alpn: protocols(service, ended),
             strict_sni: ended.strict_sni,
             resumption: match ended.resumption {
                 Resumption::Cache => towpath_tls::Resumption::Cache {
@@ -416,4 +416,11 @@ pub(crate) fn ciphers(policy: CipherPolicy) -> towpath_tls::CipherPolicy {
         CipherPolicy::Intermediate => towpath_tls::CipherPolicy::Intermediate,
         CipherPolicy::Modern => towpath_tls::CipherPolicy::Modern,
     }
+}
+/// What clients may choose from: what is written, or what HTTP/2 needs.
+fn protocols(service: &VirtualService, ended: &EndedTls) -> Vec<Vec<u8>> {
+    if ended.alpn.is_empty() && service.http.as_ref().is_some_and(|http| http.http2) {
+        return vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    }
+    ended.alpn.iter().map(|protocol| protocol.clone().into_bytes()).collect()
 }

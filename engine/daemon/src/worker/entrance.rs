@@ -512,11 +512,13 @@ impl Worker {
                 | Termination::ProxyInvalid
                 | Termination::ProxyTimedOut
         );
-        if silent {
-            // Nothing is on its way that a reset could take back.
-            let _ = socket::set_linger_reset(&client);
+        if let Some(client) = client {
+            if silent {
+                // Nothing is on its way that a reset could take back.
+                let _ = socket::set_linger_reset(&client);
+            }
+            self.drop_leg(client)?;
         }
-        self.drop_leg(client)?;
         self.shared.handshakes().leave();
         self.shared.gate(Protocol::Tcp).leave();
         Ok(())

@@ -109,20 +109,21 @@ impl ServerLeg {
 
 /// Both legs.
 pub(super) struct Legs {
-    pub(super) client: TcpStream,
+    /// `None` where it is memory: of a spoke.
+    pub(super) client: Option<TcpStream>,
     pub(super) client_tls: Option<Box<TlsLeg>>,
     pub(super) server: ServerLeg,
 }
 
 impl Legs {
     /// A client's, without a server.
-    pub(super) fn of(client: TcpStream) -> Legs {
+    pub(super) fn of(client: Option<TcpStream>) -> Legs {
         Legs { client, client_tls: None, server: ServerLeg::Absent }
     }
 
     pub(super) fn socket(&self, side: Side) -> Option<&TcpStream> {
         match side {
-            Side::Client => Some(&self.client),
+            Side::Client => self.client.as_ref(),
             Side::Server => self.server.connection().map(|connection| &connection.socket),
         }
     }

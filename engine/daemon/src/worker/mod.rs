@@ -10,6 +10,7 @@ mod doors;
 mod entrance;
 mod handoff;
 mod http;
+mod http2;
 mod lanes;
 mod legs;
 mod packets;
@@ -53,6 +54,7 @@ use doors::Doors;
 use entrance::{Pace, Waiting};
 use http::ServerPool;
 pub(crate) use http::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
+use http2::Woken;
 use packets::{Left, Packets};
 use pressure::KeptBytes;
 pub(crate) use pressure::kept_bytes_max;
@@ -175,6 +177,8 @@ struct Worker {
     senders: Senders,
     /// Legs in HTTP mode that wait for a buffer to send from.
     unsent: VecDeque<(Key, Side)>,
+    /// Clients' connections of HTTP/2 whose streams have said something.
+    woken: Woken,
     /// Connections to real servers that wait for the next client.
     pool: ServerPool,
     /// Scratch for what a turn of an exchange makes.
@@ -256,6 +260,7 @@ impl Worker {
             unsealed: VecDeque::new(),
             senders: vec![None; senders].into_boxed_slice(),
             unsent: VecDeque::new(),
+            woken: Woken::new(),
             pool: ServerPool::default(),
             output: Output::default(),
             gathered: Vec::new(),
@@ -322,6 +327,7 @@ impl Worker {
         self.feed_starved_records()?;
         self.seal_waiting()?;
         self.send_unsent()?;
+        self.serve_woken()?;
         self.end_slow()?;
         self.look_at_idle()?;
         self.reclaim_from_pool()?;
@@ -340,6 +346,7 @@ impl Worker {
             && !self.can_feed_records()
             && !self.can_seal()
             && !self.can_send_unsent()
+            && self.woken.is_empty()
             && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
@@ -483,6 +490,7 @@ impl Worker {
             self.stopping = Some(self.shared.phase_since());
             self.close_doors()?;
             self.drain_conversations()?;
+            self.drain_hubs()?;
             self.close_all_idle()?;
         }
         if phase == Phase::Draining && self.now < self.drain_look {

@@ -121,7 +121,8 @@ impl Worker {
         }
         let since = |relay: &Relay| {
             let stowed = relay.http.as_ref().and_then(|conversation| conversation.stowed_since());
-            relay.legs.each_tls().filter_map(|leg| leg.kept.since()).chain(stowed).min()
+            let hub = relay.hub.as_ref().and_then(|hub| hub.kept_since());
+            relay.legs.each_tls().filter_map(|leg| leg.kept.since()).chain(stowed).chain(hub).min()
         };
         let mut longest: Vec<(Now, Key)> =
             self.relays.iter().filter_map(|(key, relay)| Some((since(relay)?, key))).collect();

@@ -23,6 +23,7 @@ use towpath_tls::Connection;
 
 use super::access::ConnectionNotes;
 use super::http::Conversation;
+use super::http2::{Hub, Spoke};
 use super::legs::{Legs, ServerConnection, ServerLeg};
 use super::peek::{Greeting, Hearing, Looking};
 use super::pressure::SendWatch;
@@ -74,6 +75,10 @@ pub(super) struct Relay {
     pub(super) closing: Option<Close>,
     /// In HTTP mode it has this in place of its session.
     pub(super) http: Option<Box<Conversation>>,
+    /// Where the client speaks HTTP/2, it has this in place of both.
+    pub(super) hub: Option<Box<Hub>>,
+    /// It serves streams of such a client.
+    pub(super) spoke: Option<Box<Spoke>>,
     /// What its client is known by; in HTTP mode that of the request at hand.
     pub(super) known: Option<Known>,
     /// Its first message is waited for, in TLS that is ended here; the session reads it, but has no server yet.
@@ -118,6 +123,62 @@ impl Close {
 }
 
 impl Relay {
+    fn new(
+        legs: Legs,
+        client_address: SocketAddr,
+        service: Arc<Service>,
+        service_port: u16,
+        home: VShard,
+        now: Now,
+    ) -> Relay {
+        Relay {
+            session: Session::connecting(now, service.connect_timeout_ms, service.idle_timeout_ms),
+            legs,
+            client_address,
+            service_port,
+            home,
+            service,
+            counted: None,
+            destination: client_address,
+            proxy_to: None,
+            tried: Tried::new(),
+            redispatches: 0,
+            leases_refused: 0,
+            opened: false,
+            pumps: [Pump::default(), Pump::default()],
+            grants: [None; 2],
+            gathers: [None; 2],
+            pumped: [0; 2],
+            service_tls: None,
+            entrance: None,
+            looking: None,
+            client_name: None,
+            server_handshake_failed: false,
+            sends: [None; 2],
+            closing: None,
+            http: None,
+            hub: None,
+            spoke: None,
+            known: None,
+            hearing: None,
+            greeting: None,
+            proxied: None,
+            notes: None,
+        }
+    }
+
+    /// One of the same client, for streams of its connection `hub`.
+    pub(super) fn spoke(hub: &Relay, service: Arc<Service>, spoke: Spoke, now: Now) -> Relay {
+        Relay {
+            service_tls: hub.service_tls.clone(),
+            client_name: hub.client_name.clone(),
+            proxied: hub.proxied.clone(),
+            notes: ConnectionNotes::of(&service, now),
+            spoke: Some(Box::new(spoke)),
+            ..Relay::new(Legs::of(None), hub.client_address, service, hub.service_port, hub.home, now)
+        }
+    }
+
     pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
     }
@@ -138,7 +199,7 @@ impl Relay {
 
     /// Whether its requests are to be served before handshakes of others: without TLS any, else those behind the first.
     fn is_seasoned(&self) -> bool {
-        !self.is_secured() || self.legs.is_seasoned()
+        !self.is_secured() || self.legs.is_seasoned() || self.hub.is_some()
     }
 
     /// A server serves it; says whether that is the first.
@@ -164,12 +225,20 @@ impl Relay {
 
     /// Whether the end of its session is decided.
     pub(super) fn is_ending(&self) -> bool {
-        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_ending())
+        match (&self.hub, &self.http) {
+            (Some(hub), _) => hub.is_ending(),
+            (None, Some(conversation)) => conversation.is_ending(),
+            (None, None) => self.session.is_ending(),
+        }
     }
 
     /// Whether nothing leaves any more. In HTTP mode a connection whose end is decided sends what there is for the client first.
     pub(super) fn is_given_up(&self) -> bool {
-        self.http.as_ref().map_or(self.session.is_ending(), |conversation| conversation.is_stopping())
+        match (&self.hub, &self.http) {
+            (Some(hub), _) => hub.is_stopping(),
+            (None, Some(conversation)) => conversation.is_stopping(),
+            (None, None) => self.session.is_ending(),
+        }
     }
 
     /// Where the client is.
@@ -233,7 +302,7 @@ impl Relay {
     }
 
     /// The client's leg alone.
-    pub(super) fn into_client(self) -> TcpStream {
+    pub(super) fn into_client(self) -> Option<TcpStream> {
         self.legs.client
     }
 
@@ -275,40 +344,14 @@ impl Worker {
             self.log_refused(&service, client_address, service_port, Termination::OutOfHandshakes);
             return Ok(());
         }
-        let session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
+        let home = vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32);
         let notes = ConnectionNotes::of(&service, self.now);
-        let relay = Box::new(Relay {
-            session,
-            legs: Legs::of(client),
-            client_address,
-            service_port,
-            home: vshard_of_client(client_address.ip(), client_address.port(), self.settings.seed as u32),
-            service,
-            counted: None,
-            destination: client_address,
-            proxy_to: None,
-            tried: Tried::new(),
-            redispatches: 0,
-            leases_refused: 0,
-            opened: false,
-            pumps: [Pump::default(), Pump::default()],
-            grants: [None; 2],
-            gathers: [None; 2],
-            pumped: [0; 2],
+        let relay = Relay {
             service_tls,
-            entrance: None,
-            looking: None,
-            client_name: None,
-            server_handshake_failed: false,
-            sends: [None; 2],
-            closing: None,
-            http: None,
-            known: None,
-            hearing: None,
-            greeting: None,
-            proxied: None,
             notes,
-        });
+            ..Relay::new(Legs::of(Some(client)), client_address, service, service_port, home, self.now)
+        };
+        let relay = Box::new(relay);
         match (self.relays.insert(relay), heralded) {
             (Ok(key), Heralded::Within(timeout_ms)) => self.await_header(key, timeout_ms),
             (Ok(key), _) => self.admit(key),
@@ -318,7 +361,7 @@ impl Worker {
                 }
                 self.shared.gate(Protocol::Tcp).leave();
                 self.shared.seat(self.id).service_page(relay.service.id).count_end(Termination::OutOfConnections);
-                refuse(&relay.legs.client);
+                relay.legs.client.iter().for_each(refuse);
                 self.log_connection(&relay, Termination::OutOfConnections, Phase::Request);
                 Ok(())
             }
@@ -343,7 +386,7 @@ impl Worker {
             notes.enter(now);
         }
         if self.relays.get(key).is_some_and(|relay| relay.service.http.is_some()) {
-            return self.converse(key);
+            return if self.speaks_http2(key) { self.open_hub(key) } else { self.converse(key) };
         }
         if self.relays.get(key).is_some_and(Relay::is_to_be_heard) {
             return self.hear(key);
@@ -617,8 +660,10 @@ impl Worker {
 
     /// Gives `event` to the session of `key` and does what it asks for.
     pub(super) fn drive(&mut self, key: Key, event: Event) -> io::Result<()> {
-        if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
-            return self.heard(key, event);
+        match self.relays.get(key) {
+            Some(relay) if relay.http.is_some() => return self.heard(key, event),
+            Some(relay) if relay.hub.is_some() => return self.heard_hub(key, event),
+            _ => {}
         }
         if self.relays.get(key).is_some_and(|relay| relay.hearing.is_some()) {
             return self.overhear(key, event);
@@ -919,6 +964,9 @@ impl Worker {
         if relay.opened {
             page.add(ServiceCounter::Closed, 1);
         }
+        if let Some(hub) = relay.spoke.as_ref().map(|spoke| spoke.hub()) {
+            self.spoke_closed(hub, key, close.termination);
+        }
         if relay.notes.is_some() {
             let phase = if relay.opened { Phase::Data } else { Phase::Connect };
             self.log_connection(&relay, close.termination, phase);
@@ -935,7 +983,7 @@ impl Worker {
             close.termination,
             Termination::ClientTruncated | Termination::ServerTruncated | Termination::TlsBroken
         );
-        for (leg, tls) in [Some((client, client_tls)), server].into_iter().flatten() {
+        for (leg, tls) in [client.map(|client| (client, client_tls)), server].into_iter().flatten() {
             // With TLS the other end sees by itself that its stream was cut off, and loses nothing of it; nor does one that gets an alert.
             if truncated && tls.is_some() {
                 let _ = socket::discard_unread(&leg);
@@ -965,6 +1013,9 @@ impl Worker {
         }
         if relay.http.is_some() {
             return self.arm_conversation(key);
+        }
+        if relay.hub.is_some() {
+            return self.arm_hub(key);
         }
         match relay.session.deadline() {
             Some(due) => self.wheel.arm(key.index, due),

@@ -10,7 +10,7 @@ use towpath_core::session::{Op, Side};
 use towpath_core::snapshot::Service;
 use towpath_sys::socket;
 
-use super::super::relay::Close;
+use super::super::relay::{Close, Relay};
 use super::super::token::Key;
 use super::super::{PortUse, Worker};
 use super::flow::StreamEnd;
@@ -18,7 +18,10 @@ use super::server::{Next, ServerState};
 use super::{Conversation, Stage};
 
 /// How long a client may go on sending after its last response: what it sends is dropped, so that no reset takes the response back.
-const LINGER_MS: u64 = 2_000;
+pub(in super::super) const LINGER_MS: u64 = 2_000;
+
+/// How long a spoke waits for the next stream: the client's connection does without it, and its server has the place for others.
+const SPOKE_IDLE_MS: u64 = 10_000;
 
 /// The end of a connection, once it is decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +66,7 @@ impl Conversation {
     }
 
     /// When something has to happen if nothing else does.
-    fn deadline(&self, service: &Service) -> Option<Now> {
+    fn deadline(&self, service: &Service, is_spoke: bool) -> Option<Now> {
         let idle = self.since + service.idle_timeout_ms;
         match self.ending {
             Some(Ending::Finishing(_)) => return Some(idle),
@@ -75,6 +78,7 @@ impl Conversation {
             (ServerState::Dialling { expired: true, .. } | ServerState::Parting { .. }, _) => return None,
             (ServerState::Dialling { since, .. }, _) => *since + service.connect_timeout_ms,
             (_, Waiting::Head) => self.since + self.head_timeout_ms(),
+            (_, Waiting::Request) if is_spoke => idle.min(self.since + SPOKE_IDLE_MS),
             (_, Waiting::Request) if self.served == 0 => self.since + self.head_timeout_ms(),
             (_, Waiting::Response) => self.since + self.response_timeout_ms(service),
             (_, Waiting::Close | Waiting::Request | Waiting::Server | Waiting::Transfer | Waiting::Tunnel) => idle,
@@ -93,7 +97,7 @@ impl Conversation {
 
 impl Worker {
     /// Ends the connection as soon as what there is for the client has left.
-    pub(super) fn finish_conversation(&mut self, key: Key, termination: Termination) {
+    pub(in super::super) fn finish_conversation(&mut self, key: Key, termination: Termination) {
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return };
         if conversation.ending.is_some() {
@@ -105,7 +109,7 @@ impl Worker {
     }
 
     /// Ends the connection at once: who has got a part of something sees that it is one.
-    pub(super) fn cut_conversation(&mut self, key: Key, termination: Termination) {
+    pub(in super::super) fn cut_conversation(&mut self, key: Key, termination: Termination) {
         self.stop_conversation(key, termination, true);
     }
 
@@ -133,7 +137,14 @@ impl Worker {
     }
 
     /// Cancels what is in flight on this side; it completes all the same.
-    pub(super) fn cancel_side(&mut self, key: Key, side: Side) {
+    pub(in super::super) fn cancel_side(&mut self, key: Key, side: Side) {
+        if side == Side::Client && self.relays.get(key).is_some_and(Relay::is_spoke) {
+            // What its hub has of it is nobody's any more.
+            if let Some(conversation) = self.conversation(key) {
+                conversation.outlets[side.index()].forget_sent();
+            }
+            return;
+        }
         let mut ops = Vec::new();
         // Fails only with the ring itself, and then the next submission says so.
         let _ = self.execute(key, Op::CancelAll(side), &mut ops);
@@ -184,7 +195,7 @@ impl Worker {
     }
 
     /// Ends our stream on this side.
-    fn finish_leg(&mut self, key: Key, side: Side) -> io::Result<()> {
+    pub(in super::super) fn finish_leg(&mut self, key: Key, side: Side) -> io::Result<()> {
         let Some(relay) = self.relays.get(key) else { return Ok(()) };
         if relay.legs.tls(side).is_some() {
             return self.finish_secured(key, side);
@@ -213,8 +224,9 @@ impl Worker {
                 return Ok(false);
             }
             let client_ended = conversation.inlets[Side::Client.index()].end.is_some();
+            let is_spoke = self.relays.get(key).is_some_and(Relay::is_spoke);
             self.drop_held(key, Side::Client);
-            if client_ended {
+            if client_ended || is_spoke {
                 self.stop_conversation(key, termination, false);
             } else {
                 self.finish_leg(key, Side::Client)?;
@@ -249,7 +261,7 @@ impl Worker {
     pub(super) fn conversation_timer(&mut self, key: Key) -> io::Result<()> {
         let now = self.now;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
-        let service = Arc::clone(relay.service());
+        let (service, is_spoke) = (Arc::clone(relay.service()), relay.is_spoke());
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         conversation.timer = None;
         if conversation.acknowledge_at.is_some_and(|at| at <= now) {
@@ -260,7 +272,7 @@ impl Worker {
             }
         }
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
-        if conversation.deadline(&service).is_none_or(|due| now < due) {
+        if conversation.deadline(&service, is_spoke).is_none_or(|due| now < due) {
             return Ok(());
         }
         match (conversation.ending, &mut conversation.server, conversation.waiting) {
@@ -276,8 +288,11 @@ impl Worker {
             }
             (None, _, Waiting::Head) => self.answer_ourselves(key, &Answer::of(408), Termination::HeadTimedOut),
             (None, _, Waiting::Request) => {
-                let termination =
-                    if conversation.served == 0 { Termination::HeadTimedOut } else { Termination::KeepAliveEnded };
+                let termination = if conversation.served == 0 && !is_spoke {
+                    Termination::HeadTimedOut
+                } else {
+                    Termination::KeepAliveEnded
+                };
                 self.finish_conversation(key, termination);
                 Ok(())
             }
@@ -296,14 +311,14 @@ impl Worker {
     pub(in super::super) fn arm_conversation(&mut self, key: Key) {
         let now = self.now;
         let Some(relay) = self.relays.get_mut(key) else { return };
-        let service = Arc::clone(relay.service());
+        let (service, is_spoke) = (Arc::clone(relay.service()), relay.is_spoke());
         let Some(conversation) = relay.http.as_deref_mut() else { return };
         let waiting = conversation.exchange.waiting();
         if waiting != conversation.waiting {
             conversation.waiting = waiting;
             conversation.since = now;
         }
-        let Some(due) = conversation.deadline(&service) else { return };
+        let Some(due) = conversation.deadline(&service, is_spoke) else { return };
         if conversation.timer.is_none_or(|timer| due < timer) {
             conversation.timer = Some(due);
             self.wheel.arm(key.index, due);

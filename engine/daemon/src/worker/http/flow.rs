@@ -40,7 +40,7 @@ pub(super) struct Inlet {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Receive {
+pub(in super::super) enum Receive {
     /// In flight.
     Armed,
     /// Nothing in flight.
@@ -52,7 +52,7 @@ pub(super) enum Receive {
 
 /// How a stream has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum StreamEnd {
+pub(in super::super) enum StreamEnd {
     /// Damaged or against the rules of TLS.
     Damaged,
     /// By its sender.
@@ -137,6 +137,16 @@ impl Outlet {
         self.made = bytes;
     }
 
+    /// Bytes of ours that wait.
+    pub(super) fn made_bytes(&self) -> usize {
+        self.made.len()
+    }
+
+    /// What was given to a hub is away; nobody tells of it.
+    pub(super) fn forget_sent(&mut self) {
+        self.sending = None;
+    }
+
     /// Whether everything has left, and more may follow.
     pub(super) fn takes_more(&self) -> bool {
         self.is_empty() && !self.broken
@@ -165,10 +175,16 @@ impl Worker {
         let secured = self.relays.get(key).is_some_and(|relay| relay.is_secured());
         let scarce = self.room(secured) == Room::Scarce;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
+        let is_spoke = relay.is_spoke();
+        if is_spoke && from == Side::Client {
+            // Its hub stows what there is.
+            return Ok(());
+        }
         let has_plain_legs = relay.has_plain_legs();
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         let is_bulk = has_plain_legs && conversation.has_bulk(from);
-        let wanted = !is_bulk && conversation.wants_more(from, scarce);
+        // For streams whose windows are closed nothing is read ahead.
+        let wanted = !is_bulk && conversation.wants_more(from, scarce || is_spoke);
         let inlet = &mut conversation.inlets[from.index()];
         if !wanted || inlet.receive != Receive::Idle || inlet.held.is_some() || inlet.end.is_some() {
             return Ok(());
@@ -185,7 +201,7 @@ impl Worker {
     }
 
     /// Waits for a buffer to receive into.
-    pub(super) fn starve(&mut self, key: Key, from: Side) {
+    pub(in super::super) fn starve(&mut self, key: Key, from: Side) {
         let Some(relay) = self.relays.get(key) else { return };
         let starved = if relay.is_secured() { &mut self.starved_records } else { &mut self.starved };
         starved.push_back((key, from));
@@ -196,7 +212,7 @@ impl Worker {
     /// Sends what a turn has made, in its order; says whether the receive buffer goes with it.
     pub(super) fn emit(&mut self, key: Key, to: Side, output: &Output, source: Option<Source>) -> io::Result<bool> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(false) };
-        let direct = direct_rest(output, source);
+        let direct = if relay.is_spoke() && to == Side::Client { None } else { direct_rest(output, source) };
         let pieces = output.pieces();
         let copied = if direct.is_some() { &pieces[..pieces.len() - 1] } else { pieces };
         let range = source.map(|source| rest_of(relay.chunk_range(to.other(), source.chunk), source.base));
@@ -250,10 +266,18 @@ impl Worker {
         if to == Side::Server {
             relay.legs.send_without_delay();
         }
+        let to_hub = relay.is_spoke() && to == Side::Client;
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         let outlet = &mut conversation.outlets[to.index()];
         if outlet.sending.is_some() || !outlet.made.is_empty() {
             outlet.made.extend_from_slice(bytes);
+            return Ok(());
+        }
+        if to_hub {
+            let is_away = self.pass_to_hub(key, bytes);
+            if let Some(conversation) = self.conversation(key).filter(|_| is_away) {
+                conversation.outlets[to.index()].sending = Some(Sending::Made(0));
+            }
             return Ok(());
         }
         // The end of the stream leaves together with its last bytes.
@@ -383,6 +407,7 @@ impl Worker {
     pub(in super::super) fn send_unsent(&mut self) -> io::Result<()> {
         for _ in 0..self.unsent.len().min(super::super::FED_MAX) {
             let Some((key, to)) = self.unsent.pop_front() else { break };
+            self.waits_no_more(key);
             self.send_waiting(key, to)?;
             // It may have failed, and then nothing else may be in flight that would tell of it.
             self.advance(key)?;

@@ -28,8 +28,10 @@ use super::relay::Relay;
 use super::token::Key;
 use bulk::Bulk;
 use ends::Ending;
-use flow::{Inlet, Outlet, Receive, StreamEnd};
+pub(super) use ends::LINGER_MS;
+use flow::{Inlet, Outlet};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
+pub(super) use flow::{Receive, StreamEnd};
 pub(super) use pool::ServerPool;
 use server::ServerState;
 use stowed::Stowed;
@@ -193,7 +195,9 @@ impl Worker {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let front = Arc::clone(relay.service());
         let Some(http) = &front.http else { return Ok(()) };
-        let stowed = Stowed::nothing(relay.is_secured().then_some(&self.kept));
+        // What a spoke has is counted by its hub.
+        let counts = relay.is_secured() && !relay.is_spoke();
+        let stowed = Stowed::nothing(counts.then_some(&self.kept));
         let mut conversation = Box::new(Conversation::new(Arc::clone(&front), http, stowed, now));
         conversation.notes = relay.notes.is_some().then(Box::default);
         relay.http = Some(conversation);
@@ -263,6 +267,9 @@ impl Worker {
 
     /// Goes on as far as there is something to go on with, then waits for what comes next.
     pub(super) fn advance(&mut self, key: Key) -> io::Result<()> {
+        if self.relays.get(key).is_some_and(|relay| relay.hub.is_some()) {
+            return self.advance_hub(key);
+        }
         while self.finish_parting(key)?
             || self.finish_settling(key)?
             || self.take_from_server(key)?
@@ -272,6 +279,7 @@ impl Worker {
         {}
         self.settle_request(key);
         self.stow(key);
+        self.note_taken(key);
         for from in Side::BOTH {
             self.receive_next(key, from)?;
         }
@@ -280,6 +288,30 @@ impl Worker {
         }
         self.arm_conversation(key);
         Ok(())
+    }
+
+    /// Bytes have moved that its times count from.
+    pub(super) fn touch_conversation(&mut self, key: Key) {
+        let now = self.now;
+        if let Some(conversation) = self.conversation(key).filter(|conversation| conversation.is_transferring()) {
+            conversation.since = now;
+        }
+    }
+
+    /// Whether a spoke may serve another stream.
+    pub(super) fn is_idle(&self, key: Key) -> bool {
+        self.relays.get(key).is_some_and(|relay| {
+            let is_free = |conversation: &Conversation| {
+                // One whose server knows who the client is serves nothing else of it: other streams have other servers.
+                conversation.outlets[Side::Client.index()].is_empty() && !conversation.exchange.is_bound()
+            };
+            relay.is_between_requests() && relay.http.as_deref().is_some_and(is_free)
+        })
+    }
+
+    /// The same, or it ends.
+    pub(super) fn is_idle_or_ending(&self, key: Key) -> bool {
+        self.is_idle(key) || self.relays.get(key).is_none_or(Relay::is_ending)
     }
 
     /// The process stops: connections between two requests end now, the others with their next response.

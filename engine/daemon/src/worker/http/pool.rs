@@ -133,9 +133,15 @@ impl Conversation {
         room(&self.front).is_some() && !self.exchange.is_bound()
     }
 
-    /// Whether the request at hand may be sent by one that others have used.
-    fn may_borrow(&self) -> bool {
-        !self.wants_fresh && room(&self.front).is_some() && self.exchange.may_be_lent()
+    /// Whether the request at hand may be sent by one that others have used. Of a stream of HTTP/2 only one that can be sent again: its client has no
+    /// connection whose end could say that nobody knows what became of it.
+    fn may_borrow(&self, is_spoke: bool) -> bool {
+        let may_be_lent = if is_spoke {
+            !self.exchange.is_bound() && self.exchange.may_be_repeated()
+        } else {
+            self.exchange.may_be_lent()
+        };
+        !self.wants_fresh && room(&self.front).is_some() && may_be_lent
     }
 }
 
@@ -187,8 +193,8 @@ impl Relay {
 impl Worker {
     /// Has a server chosen for the request at hand and takes a connection to it that waits; says whether there was one.
     pub(super) fn borrow(&mut self, key: Key) -> io::Result<Result<bool, Refusal>> {
-        let Some(conversation) = self.conversation(key) else { return Ok(Ok(false)) };
-        if !conversation.may_borrow() {
+        let is_spoke = self.relays.get(key).is_some_and(Relay::is_spoke);
+        if !self.conversation(key).is_some_and(|conversation| conversation.may_borrow(is_spoke)) {
             return Ok(Ok(false));
         }
         if self.relays.get(key).is_some_and(|relay| relay.server().is_none())

@@ -391,10 +391,14 @@ impl Worker {
     /// The service that the client came to, as the snapshot at hand has it; `None` where it is gone, or is not what it was to this client.
     fn front_in_force(&self, key: Key) -> Option<Arc<Service>> {
         let relay = self.relays.get(key)?;
-        let front = &relay.http.as_ref()?.front;
+        self.in_force(&relay.http.as_ref()?.front, relay.is_secured())
+    }
+
+    /// The same of a service that clients have come to, by TLS or without.
+    pub(in super::super) fn in_force(&self, front: &Service, secured: bool) -> Option<Arc<Service>> {
         let newest = self.snapshot.service(front.place)?;
         let is_same = newest.http.is_some() && newest.name == front.name;
-        let is_alike = self.tls.service(newest.id).is_some() == relay.is_secured();
+        let is_alike = self.tls.service(newest.id).is_some() == secured;
         (is_same && is_alike).then(|| Arc::clone(newest))
     }
 

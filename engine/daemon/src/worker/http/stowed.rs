@@ -33,6 +33,13 @@ impl Stowed {
         std::mem::take(&mut self.bytes)
     }
 
+    /// Adds bytes behind those that are there.
+    fn add(&mut self, more: &[u8], now: Now) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.extend_from_slice(more);
+        self.put(bytes, now);
+    }
+
     fn put(&mut self, bytes: Vec<u8>, now: Now) {
         if let Some(kept) = &mut self.kept {
             kept.note(bytes.capacity(), now);
@@ -55,6 +62,20 @@ impl Conversation {
 }
 
 impl Worker {
+    /// Gives a spoke what its client has sent.
+    pub(in super::super) fn stow_for(&mut self, key: Key, bytes: &[u8]) {
+        let now = self.now;
+        if let Some(conversation) = self.conversation(key).filter(|conversation| conversation.ending.is_none()) {
+            conversation.stowed.add(bytes, now);
+        }
+    }
+
+    /// Bytes of the client that no server's leg has taken.
+    pub(in super::super) fn untaken_bytes(&self, key: Key) -> Option<usize> {
+        let conversation = self.relays.get(key)?.http.as_ref()?;
+        Some(conversation.stowed.bytes.len() + conversation.outlets[Side::Server.index()].made_bytes())
+    }
+
     /// Gives back the buffer with what the client has sent before its time. Bodies on their way to a server that is there keep theirs.
     pub(super) fn stow(&mut self, key: Key) {
         let Worker { relays, ring, now, .. } = self;

@@ -9,6 +9,7 @@ use towpath_core::http::{
 use towpath_core::session::{Chunk, Side};
 
 use super::super::Worker;
+use super::super::relay::Relay;
 use super::super::token::Key;
 use super::flow::{Source, StreamEnd, rest_of};
 use super::server::{Next, ServerState};
@@ -88,7 +89,8 @@ impl Worker {
         let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
         let range = held.map(|chunk| relay.chunk_range(Side::Client, chunk));
         let address = relay.client_address();
-        let scheme = if relay.legs.tls(Side::Client).is_some() { Scheme::Https } else { Scheme::Http };
+        let by_tls = relay.legs.tls(Side::Client).is_some() || relay.is_spoke();
+        let scheme = if by_tls { Scheme::Https } else { Scheme::Http };
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(false) };
         if conversation.stage == Stage::Routed {
             let leg = conversation.server.begin_request();
@@ -139,6 +141,10 @@ impl Worker {
                 return Ok(true);
             }
             base += consumed as u32;
+            if self.is_challenge_over_http2(key) {
+                self.require_http1(key)?;
+                return Ok(true);
+            }
             let then = self.respond(key, output);
             if then != Then::Read || base == range.len {
                 self.end_turn(key, Side::Server, output, base, 0)?;
@@ -190,6 +196,9 @@ impl Worker {
 
     /// Does what the exchange wants next.
     pub(super) fn follow(&mut self, key: Key, from: Side, then: Then) -> io::Result<()> {
+        if then == Then::Route && self.is_logon_over_http2(key) {
+            return self.require_http1(key);
+        }
         let now = self.now;
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         match then {
@@ -341,6 +350,11 @@ impl Worker {
                 self.part(key, Next::Nothing)?;
                 self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset)
             }
+            // A client of HTTP/2 does not see that a connection has ended, and could not know what of it may be sent again.
+            Lost::Mirror if self.relays.get(key).is_some_and(Relay::is_spoke) => {
+                self.part(key, Next::Nothing)?;
+                self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset)
+            }
             Lost::Mirror => {
                 self.finish_conversation(key, Termination::ServerClosed);
                 Ok(())
@@ -358,6 +372,19 @@ impl Worker {
         // What is left of the request before is still on its way to a server that has answered it.
         conversation.kept_leg = matches!(conversation.server, ServerState::Up { kept: true });
         self.retry(key)
+    }
+
+    /// Whether the response at hand wants the client of a stream to authenticate its connection.
+    fn is_challenge_over_http2(&self, key: Key) -> bool {
+        let status = |key| Some(self.relays.get(key)?.http.as_ref()?.exchange.response().status());
+        self.is_logon_over_http2(key) && matches!(status(key), Some(401 | 407))
+    }
+
+    /// Whether a stream of HTTP/2 has seen what authenticates a connection.
+    fn is_logon_over_http2(&self, key: Key) -> bool {
+        self.relays.get(key).is_some_and(|relay| {
+            relay.is_spoke() && relay.http.as_ref().is_some_and(|conversation| conversation.exchange.is_bound())
+        })
     }
 
     fn cut_off(&mut self, key: Key, termination: Termination) -> io::Result<()> {
