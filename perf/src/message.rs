@@ -373,7 +373,7 @@ mod tests {
                             piece = &piece[used..];
                         }
                         Progress::Partial => break,
-                        Progress::Wrong => panic!("{complete} complete"),
+                        Progress::Lacks(_) | Progress::Wrong => panic!("{complete} complete"),
                     }
                 }
             }

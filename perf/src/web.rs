@@ -187,7 +187,7 @@ impl HeadReader {
     }
 
     fn read(&mut self, bytes: &[u8]) -> Result<Option<(usize, Head)>, Fault> {
-        if bytes.starts_with(b"GET") { self.read_request(bytes) } else { self.read_response(bytes) }
+        if bytes.starts_with(b"H") { self.read_response(bytes) } else { self.read_request(bytes) }
     }
 
     fn read_request(&mut self, bytes: &[u8]) -> Result<Option<(usize, Head)>, Fault> {

@@ -399,7 +399,8 @@ fn an_address_is_leased_from_on_one_plane_only() {
 fn what_makes_a_client_must_be_there_to_be_seen() {
     const ENDED: &str = "tls = { mode = \"terminate\", certificate = [{ file = \"a.pem\", key = \"a.key\" }] }";
     let weak = ("weak-persistence", "\"tls-session-id\"");
-    let rows: &[(&str, &str, &[(&str, &str)])] = &[
+    type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+    let rows: &[Row<'_>] = &[
         ("\"sni\"", "", &[]),
         ("\"sni\"", ENDED, &[]),
         ("[\"sni\", \"source-ip\"]", "", &[]),

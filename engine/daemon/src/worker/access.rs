@@ -211,7 +211,7 @@ impl Worker {
             answer: Answered::ByServer,
             redispatches: relay.redispatches(),
             load: self.load_at_end(front, notes.server.as_ref()),
-            tls: tls_of(relay.client_connection()),
+            tls: tls_of(self.tls_of_client(relay)),
             request: is_http.then(Request::default),
             texts: texts_of(None, relay.client_name.as_deref()),
             service: Arc::clone(front),
@@ -392,12 +392,13 @@ impl Worker {
             redispatches: notes.redispatches,
             load: self.load_at_end(front, server.as_ref()),
             server,
-            tls: tls_of(relay.client_connection()),
+            tls: tls_of(self.tls_of_client(relay)),
             request: Some(Request {
                 status: notes.status,
                 head_bytes: notes.head_bytes,
                 is_read: head.is_some(),
                 version: match head.map(RequestHead::version) {
+                    _ if relay.is_spoke() => (2, 0),
                     Some(Version::Http10) => (1, 0),
                     _ => (1, 1),
                 },

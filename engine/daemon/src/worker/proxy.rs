@@ -10,6 +10,7 @@ use towpath_core::counters::Termination;
 use towpath_core::proxy_header::{About, AboutTls, BadHeader, Header, Said, V2_BYTES_MAX, read, write};
 use towpath_core::session::{Session, Side};
 use towpath_sys::socket::{self, Behind};
+use towpath_tls::Connection;
 
 use super::Worker;
 use super::peek::{LookedFor, Looking};
@@ -84,9 +85,9 @@ impl Worker {
 
     /// Tells a server that was just reached whose connection it is, if it is to know; says whether that has left.
     pub(super) fn tell_of_client(&mut self, key: Key) -> bool {
-        let Some(relay) = self.relays.get_mut(key) else { return true };
+        let Some(relay) = self.relays.get(key) else { return true };
         let Some(version) = relay.proxy_to().filter(|_| !relay.is_ending()) else { return true };
-        let tls = relay.client_connection().map(|connection| AboutTls {
+        let tls = self.tls_of_client(relay).map(|connection| AboutTls {
             version: connection.version(),
             cipher: connection.cipher(),
             has_certificate: connection.peer_certificates().is_some(),
@@ -96,6 +97,7 @@ impl Worker {
         let about = About { source: relay.client_address(), destination: relay.vip(), tls };
         let mut header = Vec::new();
         write(version, &about, &mut header);
+        let Some(relay) = self.relays.get_mut(key) else { return true };
         let follows = relay.speaks_first();
         if !follows {
             // What follows is not to wait for the acknowledgement.
@@ -105,6 +107,14 @@ impl Worker {
         let behind = if follows { Behind::More } else { Behind::Nothing };
         // The first bytes of a connection, and few: the kernel takes them, or the connection has failed.
         matches!(socket::send_now(server, &header, behind), Ok(sent) if sent == header.len())
+    }
+}
+
+impl Worker {
+    /// TLS with a client; where it is a stream of HTTP/2, that of the connection that brings it.
+    pub(super) fn tls_of_client<'a>(&'a self, relay: &'a Relay) -> Option<&'a Connection> {
+        let of_hub = || self.relays.get(relay.hub_of_spoke()?)?.client_connection();
+        relay.client_connection().or_else(of_hub)
     }
 }
 

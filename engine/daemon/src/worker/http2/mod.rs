@@ -421,4 +421,9 @@ impl Relay {
     pub(super) fn is_spoke(&self) -> bool {
         self.spoke.is_some()
     }
+
+    /// The connection that brings its stream, if it is a stream's.
+    pub(super) fn hub_of_spoke(&self) -> Option<Key> {
+        Some(self.spoke.as_ref()?.hub())
+    }
 }
