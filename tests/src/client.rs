@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
@@ -118,7 +119,7 @@ impl Connection {
 
     /// Ends the connection with a reset.
     pub fn reset(self) -> io::Result<()> {
-        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO))
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))
     }
 
     /// The socket.
@@ -149,7 +150,11 @@ pub fn who_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> String 
     ask(Connection::open_from(host, from, to)).unwrap_or_else(|error| panic!("{to} does not serve: {error}")).name
 }
 
-/// Asks by UDP from one of the host's addresses, where an origin answers with whom it sees and what it was sent.
+/// After so long without an answer a client of UDP asks again.
+const ASKED_AGAIN: Duration = Duration::from_secs(2);
+
+/// Asks by UDP from one of the host's addresses, where an origin answers with whom it sees and what it was sent. As every client of UDP it asks again
+/// where no answer comes: a datagram may be lost, on a busy machine by any queue on its way.
 ///
 /// # Panics
 ///
@@ -158,10 +163,17 @@ pub fn who_from(host: &Host, from: IpAddr, to: impl Into<SocketAddr>) -> String 
 pub fn ask_by_udp(host: &Host, from: IpAddr, to: impl Into<SocketAddr>, datagram: &[u8]) -> Greeting {
     let to = to.into();
     let socket = host.run(|| UdpSocket::bind((from, 0))).expect("a thread").expect("a socket");
-    socket.set_read_timeout(Some(PATIENCE)).expect("not zero");
-    socket.send_to(datagram, to).expect("our own kernel takes it");
+    socket.set_read_timeout(Some(ASKED_AGAIN)).expect("not zero");
     let mut answer = [0; 4096];
-    let (length, by) = socket.recv_from(&mut answer).unwrap_or_else(|error| panic!("{to}: {error}"));
+    let deadline = Instant::now() + PATIENCE;
+    let (length, by) = loop {
+        socket.send_to(datagram, to).expect("our own kernel takes it");
+        match socket.recv_from(&mut answer) {
+            Ok(answered) => break answered,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
+            Err(error) => panic!("{to}: {error}"),
+        }
+    };
     assert_eq!(by, to, "an answer leaves from the address and port that were asked");
     let line = answer.iter().position(|&byte| byte == b'\n').expect("a greeting") + 1;
     assert_eq!(&answer[line..length], datagram);
