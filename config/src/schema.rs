@@ -53,6 +53,8 @@ pub const SERVICES_MAX: usize = 1024;
 pub const GROUPS_MAX: usize = 1024;
 /// Servers of one group.
 pub const SERVERS_MAX: usize = 256;
+/// Program and arguments of one command.
+pub const COMMAND_WORDS_MAX: usize = 64;
 /// Longest text of any kind, in bytes.
 pub const TEXT_MAX: usize = 1024;
 /// Longest name, in characters.
@@ -120,6 +122,8 @@ pub enum Kind {
     Address,
     /// `true` or `false`.
     Bool,
+    /// A program, by its whole path, and its arguments.
+    Command,
     /// A time span within these bounds, in milliseconds.
     Duration {
         /// Shortest.

@@ -214,7 +214,10 @@ fn server_row(server: &ServerStatus) -> [Cell; 10] {
         Cell::figure(thousands(server.connections.into())),
         Cell::figure(maximum(server.connections_max)),
         Cell::figure(thousands(server.opened)),
-        Cell::word(&server.reason),
+        Cell::word(match &server.agent {
+            Some(agent) => format!("{}; agent: {agent}", server.reason),
+            None => server.reason.clone(),
+        }),
     ]
 }
 
@@ -547,6 +550,7 @@ mod tests {
             admin: "ready".to_owned(),
             health,
             reason: reason.to_owned(),
+            agent: None,
             health_seconds: 75,
             connections: 600,
             waiting: 0,

@@ -31,6 +31,8 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
+    /// What the agent of a server says about it.
+    Agent,
     /// The operator's word about a server.
     Admin,
     /// Whether a bridge leads back to itself.

@@ -62,9 +62,9 @@ impl fmt::Display for HttpFileErrors {
     }
 }
 
-/// The same in words, for whoever starts nothing.
+/// A file that is not what it should be, in words, for whoever starts nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpFileFault {
+pub struct FileFault {
     /// The service.
     pub service: String,
     /// The file.
@@ -74,9 +74,9 @@ pub struct HttpFileFault {
 }
 
 /// What is wrong with the files that HTTP mode names.
-pub(crate) fn faults(model: &Model) -> Vec<HttpFileFault> {
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
     let errors = load(model, HttpSecret::new([0; 16])).err().map_or_else(Vec::new, |errors| errors.0);
-    let fault = |error: HttpFileError| HttpFileFault {
+    let fault = |error: HttpFileError| FileFault {
         message: format!("http.{}: {}: {}", error.key, error.path.display(), error.problem),
         service: error.service,
         file: error.path,

@@ -3,6 +3,7 @@
 //! [`Engine::start`] takes a checked model and returns when every worker serves it.
 
 pub mod access;
+mod command;
 mod control;
 mod controller;
 pub mod doctor;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 pub mod reload;
+pub mod server_check;
 pub mod settings;
 pub mod shared;
 pub mod status;

@@ -25,7 +25,8 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
-use crate::http_files::{self, HttpFileFault};
+use crate::command;
+use crate::http_files::{self, FileFault};
 pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
@@ -88,8 +89,8 @@ pub struct HostFacts {
     pub packets: Option<PacketFacts>,
     /// The certificates that services name.
     pub certificates: Certificates,
-    /// What is wrong with secrets and pages that HTTP mode names.
-    pub files: Vec<HttpFileFault>,
+    /// What is wrong with secrets and pages that HTTP mode names, and with programs that checks run.
+    pub files: Vec<FileFault>,
 }
 
 /// What preflight needs to know for the packet plane.
@@ -165,7 +166,7 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
-            files: http_files::faults(model),
+            files: [http_files::faults(model), command::faults(model)].concat(),
         })
     }
 }
