@@ -10,6 +10,7 @@ use towpath_config::model::{
     ServerGroup, Source, SourcePool, VirtualService,
 };
 
+use crate::admin::Halted;
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::http::{HttpMaterial, HttpRules, HttpSecret};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -393,7 +394,7 @@ fn targets(
             address: server.address,
             port: server.port,
         });
-        targets.push(Target {
+        let mut target = Target {
             proxy: service.proxy_version(group, server),
             server: id,
             name: server.name.clone(),
@@ -402,11 +403,14 @@ fn targets(
             weight: server.weight,
             max_connections: server.max_connections,
             admin: server.admin,
+            halted: Halted::ByOperator,
             health: verdict.health,
             check: check.flatten(),
             reason: verdict.reason,
             since: verdict.since,
-        });
+        };
+        board.words.lay_over(&service.name, &mut target);
+        targets.push(target);
     }
     Ok(targets)
 }
