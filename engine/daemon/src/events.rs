@@ -41,6 +41,8 @@ pub enum EventKind {
     Certificate,
     /// The configuration in force.
     Configuration,
+    /// How far the drain of a server is.
+    Drain,
     /// A server's health.
     Health,
     /// Whether a server is a member.
@@ -134,7 +136,7 @@ impl Event {
     }
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 

@@ -115,7 +115,7 @@ pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Erran
         server: server.to_owned(),
         address: first.address,
         admin: crate::status::word(&first.admin),
-        health: HealthStatus::of(first.health),
+        health: first.health.into(),
         reason: first.reason.to_string(),
         passed: true,
         checks: Vec::with_capacity(plans.len()),

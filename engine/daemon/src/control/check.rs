@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 
 use super::answer::{Answer, json, problem};
-use super::route::Asked;
+use super::route::{Asked, read_body};
 use super::server::refuse;
 use crate::admin::Chosen;
 use crate::server_check::{self, Checked};
@@ -16,13 +18,21 @@ const SERVERS_MAX: usize = 128;
 /// What is given beyond the longest of the checks.
 const SLACK: Duration = Duration::from_secs(10);
 
+/// It takes no keys.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CheckBody {}
+
 /// Answers when all of them have ended.
-pub(super) async fn check(chosen: &Chosen, asked: &Asked<'_>) -> Answer {
+pub(super) async fn check(request: Request<Incoming>, chosen: &Chosen, asked: &Asked<'_>) -> Answer {
     let Asked { house, peer, socket, deadline } = asked;
     // Servers notice it, and commands run.
     if !peer.may_change(socket) {
         let message = format!("{peer} may look, but not have servers checked; that is for root, the owner and the group of the socket");
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
+    }
+    if let Err(answer) = read_body::<CheckBody>(request).await {
+        return answer;
     }
     let members = match house.members(chosen) {
         Ok(members) => members.members,
