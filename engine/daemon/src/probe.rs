@@ -1,6 +1,8 @@
-//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address or would
-//! look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
+//! One check of one server: a TCP connection to each of its ports, or an exchange of datagrams, from the address that the kernel picks; or, where the
+//! kernel has no address or would look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
 
+mod datagram;
+mod secrets;
 mod stack;
 mod stream;
 mod trust;
@@ -13,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use towpath_config::model::CheckKind;
-use towpath_core::health::{CheckPlan, CheckResult, Conversation, Course};
+use towpath_config::model::{Carrier, CheckKind};
+use towpath_core::health::{CheckPlan, CheckResult, Conversation, Course, Parties, Secrets};
 use towpath_core::http::ServerEnd;
 use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
@@ -34,21 +36,27 @@ pub(crate) async fn run(
 ) -> CheckResult {
     let limit = Duration::from_millis(plan.timeout_ms);
     let way = stack::way(network, plan).transpose();
-    let context = match &plan.kind {
-        CheckKind::Https(_, tls) | CheckKind::Tls(tls) => trust.context(tls).map(Some),
-        CheckKind::Http(_) | CheckKind::Smtp { .. } | CheckKind::Tcp => Ok(None),
-    };
+    let context = plan.kind.tls().map(|tls| trust.context(tls)).transpose();
+    let secrets = secrets::secrets(&plan.kind);
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
         let (places, way, context, kind) = (Arc::clone(places), way.clone(), context.clone(), plan.kind.clone());
+        let secrets = secrets.clone();
         let herald = plan.herald(socket.port());
         ports.spawn(async move {
             let Ok(_place) = places.acquire_owned().await else {
                 return (socket.port(), Err("the process is ending".to_owned()));
             };
-            let result = match (way, context) {
-                (Ok(way), Ok(context)) => ask(way.as_ref(), socket, &herald, &kind, context.as_deref(), limit).await,
-                (Err(reason), _) | (_, Err(reason)) => Err(reason),
+            let result = match (way, context, secrets) {
+                (Ok(way), Ok(context), Ok(secrets)) => match kind.carrier() {
+                    Carrier::Stream => {
+                        ask(way.as_ref(), socket, &herald, &kind, &secrets, context.as_deref(), limit).await
+                    }
+                    Carrier::Datagram | Carrier::Echo => {
+                        datagram::ask(way.as_ref(), socket, &kind, &secrets, limit).await
+                    }
+                },
+                (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => Err(reason),
             };
             (socket.port(), result)
         });
@@ -67,11 +75,12 @@ async fn ask(
     to: SocketAddr,
     herald: &[u8],
     kind: &CheckKind,
+    secrets: &Secrets,
     context: Option<&ClientContext>,
     limit: Duration,
 ) -> Result<(), String> {
     let mut waits_for = "answer";
-    match timeout(limit, ask_for_long(way, to, herald, kind, context, &mut waits_for)).await {
+    match timeout(limit, ask_for_long(way, to, herald, kind, secrets, context, &mut waits_for)).await {
         Err(_) => Err(format!("no {waits_for} within {}", duration(limit))),
         Ok(result) => result,
     }
@@ -83,6 +92,7 @@ async fn ask_for_long(
     to: SocketAddr,
     herald: &[u8],
     kind: &CheckKind,
+    secrets: &Secrets,
     context: Option<&ClientContext>,
     waits_for: &mut &'static str,
 ) -> Result<(), String> {
@@ -90,10 +100,12 @@ async fn ask_for_long(
     if !herald.is_empty() {
         stream.send(herald).await.map_err(|error| words(&error))?;
     }
+    let from = stream.from();
     *waits_for = "TLS handshake";
     let mut stream = Secured::over(stream, context, to.ip()).await?;
+    let parties = Parties { from, to, seed: crate::engine::system_seed(), secrets };
     let mut send = Vec::new();
-    let (mut conversation, mut course) = Conversation::begin(kind, to, &mut send);
+    let (mut conversation, mut course) = Conversation::begin(kind, &parties, &mut send);
     *waits_for = conversation.waits_for();
     let mut buffer = vec![0; if course == Course::More { READ_BYTES } else { 0 }];
     loop {

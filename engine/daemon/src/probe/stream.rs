@@ -28,6 +28,14 @@ impl Stream {
         }
     }
 
+    /// Our own address and port.
+    pub(super) fn from(&self) -> SocketAddr {
+        match self {
+            Stream::Kernel(stream) => stream.local_addr().unwrap_or(SocketAddr::new([0; 4].into(), 0)),
+            Stream::Own(stack) => stack.from(),
+        }
+    }
+
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Stream::Kernel(stream) => stream.write_all(bytes).await,
