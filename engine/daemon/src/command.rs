@@ -213,7 +213,12 @@ mod tests {
         CommandLine { program: "/bin/sh".into(), arguments: vec!["-c".to_owned(), script.to_owned()] }
     }
 
-    fn outcome(line: &CommandLine, environment: &[(&str, String)], input: &[u8], limit: Duration) -> io::Result<Outcome> {
+    fn outcome(
+        line: &CommandLine,
+        environment: &[(&str, String)],
+        input: &[u8],
+        limit: Duration,
+    ) -> io::Result<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(line, environment, input, limit))
     }
@@ -232,7 +237,10 @@ mod tests {
         assert_eq!(outcome(&missing, &[], b"", LONG).unwrap_err().kind(), io::ErrorKind::NotFound);
         // No shell splits or expands what it is told.
         let literal = CommandLine { program: "/bin/echo".into(), arguments: vec!["$HOME  *".to_owned()] };
-        assert_eq!(outcome(&literal, &[], b"", LONG).unwrap(), Outcome::Exited { status: 0, output: "$HOME  *\n".into() });
+        assert_eq!(
+            outcome(&literal, &[], b"", LONG).unwrap(),
+            Outcome::Exited { status: 0, output: "$HOME  *\n".into() }
+        );
     }
 
     #[test]
@@ -276,10 +284,10 @@ mod tests {
         let Outcome::Exited { status: 1, output } = ended else { panic!("{ended:?}") };
         assert_eq!(output.len(), OUTPUT_BYTES_MAX);
         assert!(outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX + 1], LONG).is_err());
-        assert_eq!(outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX], LONG).unwrap(), Outcome::Exited {
-            status: 0,
-            output: String::new()
-        });
+        assert_eq!(
+            outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX], LONG).unwrap(),
+            Outcome::Exited { status: 0, output: String::new() }
+        );
     }
 
     #[test]

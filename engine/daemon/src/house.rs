@@ -11,7 +11,9 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
-use towpath_core::health::{AgentChange, AgentReport, AgentState, CheckPlan, CheckResult, HealthBoard, HealthState, Pace};
+use towpath_core::health::{
+    AgentChange, AgentReport, AgentState, CheckPlan, CheckResult, HealthBoard, HealthState, Pace,
+};
 use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};

@@ -880,9 +880,8 @@ fn commands(model: &Model) -> u64 {
     let external = |group: &&ServerGroup| {
         group.health.as_ref().is_some_and(|health| matches!(health.check, CheckKind::External(_)))
     };
-    let runs = |group: &ServerGroup| {
-        group.servers.len() * group.health.as_ref().map_or(0, |health| health.ports.len().max(1))
-    };
+    let runs =
+        |group: &ServerGroup| group.servers.len() * group.health.as_ref().map_or(0, |health| health.ports.len().max(1));
     model.groups.iter().filter(external).map(runs).sum::<usize>() as u64
 }
 

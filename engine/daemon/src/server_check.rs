@@ -164,12 +164,18 @@ async fn check(plan: &CheckPlan, subject: &Subject, network: &Network) -> CheckR
 fn word(kind: &CheckKind) -> &'static str {
     match kind {
         CheckKind::Agent { .. } => "agent",
+        CheckKind::Dns(_) => "dns",
         CheckKind::External(_) => "external",
         CheckKind::Http(_) => "http",
         CheckKind::Https(..) => "https",
+        CheckKind::Ldap(_) => "ldap",
+        CheckKind::Ping => "ping",
+        CheckKind::Radius(_) => "radius",
         CheckKind::Sip(_) => "sip",
         CheckKind::Smtp { .. } => "smtp",
+        CheckKind::Stun { .. } => "stun",
         CheckKind::Tcp => "tcp",
         CheckKind::Tls(_) => "tls",
+        CheckKind::Udp(_) => "udp",
     }
 }

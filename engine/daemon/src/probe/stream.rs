@@ -33,11 +33,11 @@ impl Stream {
         }
     }
 
-    /// Our own end of it.
-    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+    /// Our own address and port.
+    pub(super) fn from(&self) -> SocketAddr {
         match self {
-            Stream::Kernel(stream) => stream.local_addr(),
-            Stream::Own(stack) => Ok(stack.local()),
+            Stream::Kernel(stream) => stream.local_addr().unwrap_or(SocketAddr::new([0; 4].into(), 0)),
+            Stream::Own(stack) => stack.from(),
         }
     }
 
@@ -120,7 +120,9 @@ impl Secured {
         let left_days = days_left(&presented);
         match left_days >= i64::from(check.days_left) {
             true => Ok(()),
-            false => Err(format!("TLS: the server's certificate ends in {left_days} days, expected {}", check.days_left)),
+            false => {
+                Err(format!("TLS: the server's certificate ends in {left_days} days, expected {}", check.days_left))
+            }
         }
     }
 

@@ -61,6 +61,17 @@ impl Trace {
         });
     }
 
+    /// One for another try at the same.
+    pub(super) fn beside(&self) -> Trace {
+        Trace { detail: self.detail, began: self.began, at: None, steps: Vec::new() }
+    }
+
+    /// Takes over how that try went.
+    pub(super) fn adopt(&mut self, other: Trace) {
+        self.at = other.at;
+        self.steps.extend(other.steps);
+    }
+
     /// All of them, and how long they took together.
     pub(super) fn finish(self) -> (Vec<Step>, u64) {
         (self.steps, micros(self.began.elapsed()))
@@ -87,10 +98,7 @@ mod tests {
         trace.failed("told already");
         let (steps, took_us) = trace.finish();
         let told: Vec<_> = steps.iter().map(|step| (step.step.as_str(), step.passed, step.detail.as_str())).collect();
-        assert_eq!(told, [
-            ("connect", true, "from 192.0.2.1:40000"),
-            ("greeting", false, "no greeting within 3 s")
-        ]);
+        assert_eq!(told, [("connect", true, "from 192.0.2.1:40000"), ("greeting", false, "no greeting within 3 s")]);
         assert!(steps[0].at_us + steps[0].took_us <= steps[1].at_us && steps[1].at_us + steps[1].took_us <= took_us);
 
         let mut trace = Trace::begin(Detail::Result);

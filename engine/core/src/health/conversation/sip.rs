@@ -6,7 +6,7 @@ use towpath_config::model::{CheckTransport, SipCheck};
 
 use crate::random::SplitMix64;
 
-use super::{Course, Parties, contains, ranges};
+use super::{Course, Parties, contains, ranges, shown};
 
 /// Longest head of a message; one of a stream that is longer is no answer to OPTIONS.
 const HEAD_BYTES_MAX: usize = 16_384;
@@ -30,7 +30,7 @@ pub(super) struct SipTalk {
 }
 
 impl SipTalk {
-    pub(super) fn begin(check: &SipCheck, parties: &Parties, send: &mut Vec<u8>) -> SipTalk {
+    pub(super) fn begin(check: &SipCheck, parties: &Parties<'_>, send: &mut Vec<u8>) -> SipTalk {
         let mut random = SplitMix64::new(parties.seed);
         let mut token = || format!("{:016x}", random.next_u64());
         let (branch, tag, call) = (format!("{COOKIE}{}", token()), token(), token());
@@ -105,8 +105,8 @@ impl SipTalk {
         Course::Failed("closed the connection without a response".to_owned())
     }
 
-    pub(super) fn heard(&self) -> String {
-        self.heard.clone()
+    pub(super) fn heard(&mut self) -> String {
+        std::mem::take(&mut self.heard)
     }
 
     /// A request of the server's own, a response to somebody else and a provisional one are passed over (RFC 3261 §17.1.3, §13.2.2.1).
@@ -115,7 +115,7 @@ impl SipTalk {
         if message.branch != Some(self.branch.as_str()) || message.method != Some("OPTIONS") {
             return Course::More;
         }
-        self.heard = format!("{status} {reason}").trim_end().to_owned();
+        self.heard = format!("{status} {}", shown(reason.as_bytes())).trim_end().to_owned();
         if status < 200 {
             return Course::More;
         }
@@ -229,7 +229,7 @@ fn branch(via: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Conversation;
+    use super::super::{Conversation, Secrets};
     use super::*;
     use towpath_config::model::CheckKind;
 
@@ -238,16 +238,18 @@ mod tests {
     const FROM: &str = "192.0.2.1:40000";
     const TO: &str = "192.0.2.31:5061";
 
-    fn parties(from: &str, to: &str) -> Parties {
+    static NO_SECRETS: Secrets = Secrets { secret: Vec::new(), password: Vec::new() };
+
+    fn parties(from: &str, to: &str) -> Parties<'static> {
         let socket = |text: &str| text.parse().expect("an address with port");
-        Parties { from: socket(from), to: socket(to), seed: 7 }
+        Parties { from: socket(from), to: socket(to), seed: 7, secrets: &NO_SECRETS }
     }
 
     fn sip(transport: CheckTransport) -> SipCheck {
         SipCheck { transport, tls: None, host: None, statuses: vec![(200, 399)], expect: None }
     }
 
-    fn begin(check: &SipCheck, parties: &Parties) -> (Conversation, String) {
+    fn begin(check: &SipCheck, parties: &Parties<'_>) -> (Conversation, String) {
         let mut send = Vec::new();
         let (conversation, course) = Conversation::begin(&CheckKind::Sip(check.clone()), parties, &mut send);
         assert_eq!(course, Course::More);
@@ -297,9 +299,10 @@ mod tests {
             for at_a_time in [1, 3, 1000] {
                 let (mut conversation, request) = begin(&check, &parties(FROM, TO));
                 // A keep-alive, a request of the server's own with a body, and a response to another request come first.
-                let mut stream = "\r\n\r\nOPTIONS sip:towpath@192.0.2.1 SIP/2.0\r\nVia: SIP/2.0/TCP x;branch=z9hG4bK1\r\n\
+                let mut stream =
+                    "\r\n\r\nOPTIONS sip:towpath@192.0.2.1 SIP/2.0\r\nVia: SIP/2.0/TCP x;branch=z9hG4bK1\r\n\
                      CSeq: 1 OPTIONS\r\nl: 4\r\n\r\nbody"
-                    .to_owned();
+                        .to_owned();
                 stream += &response(&request, "500 Not yours").replace("branch=z9hG4bK", "branch=z9hG4bKx");
                 stream += &response(&request, "500 Not yours").replace("CSeq: 1 OPTIONS", "CSeq: 1 INVITE");
                 stream.extend(statuses.iter().map(|status| response(&request, status)));
