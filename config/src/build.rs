@@ -2,6 +2,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -57,6 +58,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         control: control(draft.root),
         tls: tls::pool(draft.root)?,
         log: log::log(draft.root)?,
+        notify: notify::notify(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,
@@ -272,6 +274,13 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
         rise: section.number("rise")?.value,
         fall: section.number("fall")?.value,
     })
+}
+
+/// The words of a command.
+pub(crate) fn command_line(section: &Section, key: &str) -> Option<model::CommandLine> {
+    let words = section.list(key)?.value;
+    let mut words = words.iter().filter_map(|word| if let Value::Text(text) = &word.value { Some(text) } else { None });
+    Some(model::CommandLine { program: words.next()?.into(), arguments: words.cloned().collect() })
 }
 
 fn check_kind(section: &Section) -> Option<model::CheckKind> {

@@ -4,6 +4,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod proxy;
 mod tls;
 
@@ -19,6 +20,7 @@ pub use http::{
     RouteSettings, RouteTo, Way,
 };
 pub use log::{Log, LogFormat, LogTo, Logged, LoggedQuery, Syslog};
+pub use notify::{EventKind, Notify, Webhook};
 pub use proxy::{ProxyFrom, ProxyOthers, ProxyTo, ProxyVersion};
 pub use tls::{
     CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
@@ -41,6 +43,8 @@ pub struct Model {
     pub tls: TlsPool,
     /// Lines about connections and requests.
     pub log: Log,
+    /// Who is told when a state changes; `None` = nobody.
+    pub notify: Option<Notify>,
     /// Static routes of the packet plane, beside the kernel's.
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
@@ -582,6 +586,15 @@ pub struct Health {
     pub rise: u16,
     /// Consecutive failures that make a server down.
     pub fall: u16,
+}
+
+/// A program and its arguments; no shell comes near them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CommandLine {
+    /// Its whole path.
+    pub program: PathBuf,
+    /// What it is told.
+    pub arguments: Vec<String>,
 }
 
 /// `health.check`, with what it asks and expects.

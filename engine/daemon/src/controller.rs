@@ -71,6 +71,8 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
             runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            // A name server or a file system that somebody still waits for is no reason to stay.
+            runtime.shutdown_background();
         })?;
         Ok(Controller { commands, thread: Some(thread) })
     }
@@ -134,6 +136,7 @@ impl Turn {
         if let Some(control) = control {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
+        let receivers = self.house.notifier.serve();
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
@@ -162,6 +165,7 @@ impl Turn {
             // Published, but the workers are ending.
             let _nobody_waits = pending.reply.send(Ok(pending.generation));
         }
+        receivers.finish().await;
     }
 
     /// Lets the start go on once every check has a verdict that is published, or its time is over.

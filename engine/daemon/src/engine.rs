@@ -27,7 +27,7 @@ use crate::controller::Controller;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
-use crate::notify::notify;
+use crate::supervisor;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -283,7 +283,7 @@ impl Engine {
         engine.start_workers(entrances, seed, options.on_breath)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
-        notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
+        supervisor::tell(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
         Ok(engine)
     }
 
@@ -313,7 +313,7 @@ impl Engine {
             Stop::Now => (Phase::Ending, "asked to end now"),
         };
         if self.house.enter(phase, reason) {
-            notify("STOPPING=1");
+            supervisor::tell("STOPPING=1");
         }
     }
 

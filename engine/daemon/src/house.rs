@@ -25,6 +25,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
@@ -46,6 +47,7 @@ pub(crate) struct House {
     pub(crate) version: String,
     /// `None` = workers sign, or nobody has to.
     pool: Option<HandshakePool>,
+    pub(crate) notifier: Arc<Notifier>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
@@ -187,6 +189,7 @@ impl Truth {
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
             snapshot = compiled(&board)?;
         }
+        self.events.follow(model.notify.as_ref());
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
                 Change::Added => (EventKind::Membership, String::new(), "added".to_owned()),
@@ -381,9 +384,12 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
-        truth: Truth,
+        mut truth: Truth,
     ) -> House {
-        House { shared, plan, usable_cpus, version, pool, truth: Mutex::new(truth), changed: Notify::new() }
+        let notifier = Arc::new(Notifier::new(&version));
+        truth.events.notify_by(Arc::clone(&notifier));
+        truth.events.follow(truth.model.notify.as_ref());
+        House { shared, plan, usable_cpus, version, pool, notifier, truth: Mutex::new(truth), changed: Notify::new() }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -457,6 +463,7 @@ impl House {
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             access_log: self.access_log(),
+            notify: self.notifier.status(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }

@@ -3,6 +3,7 @@
 //! [`Engine::start`] takes a checked model and returns when every worker serves it.
 
 pub mod access;
+mod command;
 mod control;
 mod controller;
 pub mod doctor;
@@ -20,6 +21,7 @@ pub mod reload;
 pub mod settings;
 pub mod shared;
 pub mod status;
+mod supervisor;
 pub mod tls;
 pub mod worker;
 

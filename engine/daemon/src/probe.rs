@@ -19,7 +19,8 @@ use towpath_core::http::ServerEnd;
 use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
 
-use stream::{Secured, Stream};
+pub(crate) use stream::Secured;
+use stream::Stream;
 pub(crate) use trust::Trust;
 
 /// Bytes that are read of a server at a time.
@@ -121,7 +122,7 @@ async fn ask_for_long(
 }
 
 /// A cause in the words of an operator, without the number of the error.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
