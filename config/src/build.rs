@@ -270,9 +270,14 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
         check: check_kind(section)?,
         ports: section.ports("ports").map(|ports| ports.value).map_or_else(Vec::new, PortSet::list),
         interval_ms: section.duration("interval")?.value,
+        fast_interval_ms: section.duration("fast_interval").or_else(|| section.duration("interval"))?.value,
         timeout_ms: section.duration("timeout")?.value,
         rise: section.number("rise")?.value,
         fall: section.number("fall")?.value,
+        agent: section.number("agent_port").map(|port| model::Agent {
+            port: port.value,
+            send: section.text("agent_send").map(|line| line.value.to_owned()),
+        }),
     })
 }
 
@@ -288,7 +293,8 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
     let tls = || {
         let verify = section.bool("verify")?.value;
         let authorities = verify.then(|| text("ca").map(Into::into));
-        Some(model::TlsCheck { name: text("host"), authorities: authorities.flatten() })
+        let days_left = section.number("days_left")?.value;
+        Some(model::TlsCheck { name: text("host"), authorities: authorities.flatten(), days_left })
     };
     let http = || {
         Some(model::HttpCheck {
@@ -300,11 +306,28 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
         })
     };
     Some(match section.word("check")?.value {
+        "external" => model::CheckKind::External(command_line(section, "command")?),
         "http" => model::CheckKind::Http(http()?),
         "https" => model::CheckKind::Https(http()?, tls()?),
+        "sip" => model::CheckKind::Sip(model::SipCheck {
+            transport: transport(section).unwrap_or(model::CheckTransport::Tcp),
+            tls: if transport(section) == Some(model::CheckTransport::Tls) { Some(tls()?) } else { None },
+            host: text("host"),
+            statuses: statuses(section.text("status")?.value)?,
+            expect: text("expect"),
+        }),
         "smtp" => model::CheckKind::Smtp { expect: text("expect") },
         "tls" => model::CheckKind::Tls(tls()?),
         _ => model::CheckKind::Tcp,
+    })
+}
+
+/// What was written.
+fn transport(section: &Section) -> Option<model::CheckTransport> {
+    Some(match section.word("transport")?.value {
+        "tls" => model::CheckTransport::Tls,
+        "udp" => model::CheckTransport::Udp,
+        _ => model::CheckTransport::Tcp,
     })
 }
 

@@ -102,7 +102,9 @@ fn a_table_with_a_hole_is_told_where() {
     let cell = "others serve: `a.rs it_holds`";
     let row = |clients: &str| format!("| {clients} | {cell} | {cell} |\n");
     let rows = CLIENTS.map(row).concat();
-    let section = |event: &str| format!("\n## {event}\n\nWhat it is.\n\n| clients | stream plane | packet plane |\n|---|---|---|\n{rows}");
+    let section = |event: &str| {
+        format!("\n## {event}\n\nWhat it is.\n\n| clients | stream plane | packet plane |\n|---|---|---|\n{rows}")
+    };
     let whole = EVENTS.map(section).concat();
     let tests = BTreeMap::from([("a.rs".to_owned(), "#[test]\nfn it_holds() {\n}\n\nfn helper() {}\n".to_owned())]);
     assert_eq!(faults(&whole, &tests), Vec::<String>::new());
@@ -111,8 +113,16 @@ fn a_table_with_a_hole_is_told_where() {
         ("| stream plane |", "| plane |", "`A server refuses` does not have the columns of both planes"),
         ("| new |", "| fresh |", "`A server refuses` says nothing of new clients"),
         ("`a.rs it_holds` | ", "`it_holds` | ", "`A server refuses`, new clients, stream plane: no test"),
-        ("`a.rs it_holds` |\n", "`a.rs helper` |\n", "`A server refuses`, new clients, packet plane: a.rs has no test helper"),
-        ("`a.rs it_holds` |\n", "`b.rs it_holds` |\n", "`A server refuses`, new clients, packet plane: b.rs has no test it_holds"),
+        (
+            "`a.rs it_holds` |\n",
+            "`a.rs helper` |\n",
+            "`A server refuses`, new clients, packet plane: a.rs has no test helper",
+        ),
+        (
+            "`a.rs it_holds` |\n",
+            "`b.rs it_holds` |\n",
+            "`A server refuses`, new clients, packet plane: b.rs has no test it_holds",
+        ),
         ("`a.rs it_holds` |\n", "`a.rs it_holds` | x |\n", "`A server refuses`, new: 4 columns"),
     ] {
         assert_eq!(faults(&whole.replacen(from, to, 1), &tests), [told], "{from}");

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -168,7 +168,10 @@ fn command_and_webhook_hear_what_happens_together_in_one_message() {
         let expected = [1, 2].map(|n| (server(n), "down".to_owned()));
         assert_eq!(down, expected, "both went at once, and that they came up at the start is no news");
         let text = message.body["text"].as_str().expect("a text");
-        assert!(text.contains("server-1 (") && text.contains("of web: up → down: port 443: connection refused"), "{text}");
+        assert!(
+            text.contains("server-1 (") && text.contains("of web: up → down: port 443: connection refused"),
+            "{text}"
+        );
         assert_eq!(receiver.heard().len(), 1);
 
         let said = eventually("the command has heard it", || {
@@ -177,7 +180,8 @@ fn command_and_webhook_hear_what_happens_together_in_one_message() {
         });
         let (first, _) = said.split_once('\n').expect("lines");
         assert!(first.starts_with("2 ") && first.contains("up → down"), "{said}");
-        let body: Value = serde_json::from_str(said.lines().rfind(|line| line.starts_with('{')).expect("JSON")).expect("JSON");
+        let body: Value =
+            serde_json::from_str(said.lines().rfind(|line| line.starts_with('{')).expect("JSON")).expect("JSON");
         assert_eq!(events(&body).len(), 2);
 
         let _back = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
@@ -200,7 +204,8 @@ fn a_receiver_that_does_not_answer_holds_nobody_up_and_hears_it_later() {
         receiver.answers(SILENT);
         let vip = lab.vip(100);
         let keys = "events = \"health\"\nbatch = 0\ninterval = 0";
-        let notify = |timeout: &str| format!("webhook = \"http://{}/\"\n{keys}\ntimeout = \"{timeout}\"", receiver.address);
+        let notify =
+            |timeout: &str| format!("webhook = \"http://{}/\"\n{keys}\ntimeout = \"{timeout}\"", receiver.address);
         let mut first = Some(Origin::tcp(lab.server(1), 443));
         let _second = Origin::tcp(lab.server(2), 443);
         let mut relay = subject!().start(lab.balancer(), &config(lab, vip, &notify("60s")));
@@ -236,7 +241,9 @@ fn what_was_not_taken_comes_again_in_order() {
         until_health(&relay, 1, HealthStatus::Down);
         let failed = eventually("it is refused", || Some(told(&relay, "webhook")).filter(|told| told.failed > 0));
         assert_eq!((failed.delivered, failed.trouble.as_deref()), (0, Some("status 503")));
-        assert!(relay.log().contains(&format!("the webhook at {} did not take a message: status 503", receiver.address)));
+        assert!(
+            relay.log().contains(&format!("the webhook at {} did not take a message: status 503", receiver.address))
+        );
         let _back = Origin::tcp(lab.server(1), 443);
         until_health(&relay, 1, HealthStatus::Up);
         receiver.answers(200);

@@ -113,17 +113,15 @@ impl<'l> Stage<'l> {
 }
 
 fn text(lab: &TestLab, vip: Ipv4Addr, keys: &str, servers: &[(usize, &str)]) -> String {
-    let own = ["", "persistence = { by = \"source-ip\" }\n", "persistence = { by = \"source-ip\", enter_draining = true }\n"];
+    let own =
+        ["", "persistence = { by = \"source-ip\" }\n", "persistence = { by = \"source-ip\", enter_draining = true }\n"];
     let mut text = LIMITS.to_owned();
     for ((name, port), own) in ["web", "desk", "keep"].into_iter().zip(PORTS).zip(own) {
         text += &service(name, vip, &port.to_string(), &format!("balance = \"round-robin\"\n{keys}{own}"), &[]);
         for &(n, lines) in servers {
             let server = lab.server(n);
-            text += &format!(
-                "[[service.server]]\nname = \"{}\"\naddress = \"{}\"\n{lines}",
-                server.name(),
-                server.ipv4()
-            );
+            text +=
+                &format!("[[service.server]]\nname = \"{}\"\naddress = \"{}\"\n{lines}", server.name(), server.ipv4());
         }
     }
     text
@@ -154,9 +152,7 @@ fn refuses(lab: &TestLab, plane: Plane) {
             assert!(stage.redispatched() >= 2, "new clients and those who came back were sent on");
         }
         Plane::Packet => {
-            let refused = |opened: std::io::Result<Connection>| {
-                matches!(opened, Err(error) if error.kind() == ErrorKind::ConnectionRefused)
-            };
+            let refused = |opened: std::io::Result<Connection>| matches!(opened, Err(error) if error.kind() == ErrorKind::ConnectionRefused);
             let refusals = (0..4).filter(|_| refused(Connection::open(lab.client(), (stage.vip, NEW)))).count();
             assert_eq!(refusals, 2, "the server's own refusal reaches every second client");
             assert!(refused(Connection::open_from(lab.client(), pinned, (stage.vip, STICKY))));
@@ -215,11 +211,7 @@ fn is_silent(lab: &TestLab, plane: Plane) {
 
 #[test]
 fn a_silent_server_costs_new_and_returning_clients_connect_timeout_on_the_stream_plane() {
-    on(
-        a_silent_server_costs_new_and_returning_clients_connect_timeout_on_the_stream_plane,
-        Plane::Stream,
-        is_silent,
-    );
+    on(a_silent_server_costs_new_and_returning_clients_connect_timeout_on_the_stream_plane, Plane::Stream, is_silent);
 }
 
 #[test]
@@ -446,18 +438,10 @@ fn nobody_is_left(lab: &TestLab, plane: Plane) {
 
 #[test]
 fn without_a_server_clients_are_refused_and_connections_go_on_on_the_stream_plane() {
-    on(
-        without_a_server_clients_are_refused_and_connections_go_on_on_the_stream_plane,
-        Plane::Stream,
-        nobody_is_left,
-    );
+    on(without_a_server_clients_are_refused_and_connections_go_on_on_the_stream_plane, Plane::Stream, nobody_is_left);
 }
 
 #[test]
 fn without_a_server_clients_are_refused_and_connections_go_on_on_the_packet_plane() {
-    on(
-        without_a_server_clients_are_refused_and_connections_go_on_on_the_packet_plane,
-        Plane::Packet,
-        nobody_is_left,
-    );
+    on(without_a_server_clients_are_refused_and_connections_go_on_on_the_packet_plane, Plane::Packet, nobody_is_left);
 }

@@ -10,8 +10,8 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, NotifyStatus, OutboundStatus, ServerStatus, ServiceState,
-    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, NotifyStatus, OutboundStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
@@ -215,7 +215,10 @@ fn server_row(server: &ServerStatus) -> [Cell; 10] {
         Cell::figure(thousands(server.connections.into())),
         Cell::figure(maximum(server.connections_max)),
         Cell::figure(thousands(server.opened)),
-        Cell::word(&server.reason),
+        Cell::word(match &server.agent {
+            Some(agent) => format!("{}; agent: {agent}", server.reason),
+            None => server.reason.clone(),
+        }),
     ]
 }
 
@@ -579,6 +582,7 @@ mod tests {
             admin: "ready".to_owned(),
             health,
             reason: reason.to_owned(),
+            agent: None,
             health_seconds: 75,
             connections: 600,
             waiting: 0,

@@ -26,7 +26,10 @@ pub(super) fn notify(root: &Section) -> Option<Option<model::Notify>> {
         events: match (section.word("events"), section.list("events")) {
             (Some(word), _) => vec![event(word.value)?],
             (None, Some(words)) => {
-                let words = words.value.iter().filter_map(|word| if let Value::Word(word) = word.value { Some(word) } else { None });
+                let words = words
+                    .value
+                    .iter()
+                    .filter_map(|word| if let Value::Word(word) = word.value { Some(word) } else { None });
                 words.filter_map(event).collect()
             }
             (None, None) => EventKind::ALL.to_vec(),

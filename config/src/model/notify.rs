@@ -46,6 +46,8 @@ pub struct Webhook {
 pub enum EventKind {
     /// The operator's word about a server.
     Admin,
+    /// What the agent of a server says about it.
+    Agent,
     /// Whether a bridge leads back to itself.
     Bridge,
     /// How near the end of a certificate is.
@@ -64,8 +66,9 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them, in the order of their words.
-    pub const ALL: [EventKind; 8] = [
+    pub const ALL: [EventKind; 9] = [
         EventKind::Admin,
+        EventKind::Agent,
         EventKind::Bridge,
         EventKind::Certificate,
         EventKind::Configuration,
@@ -79,6 +82,7 @@ impl EventKind {
     pub const fn word(self) -> &'static str {
         match self {
             EventKind::Admin => "admin",
+            EventKind::Agent => "agent",
             EventKind::Bridge => "bridge",
             EventKind::Certificate => "certificate",
             EventKind::Configuration => "configuration",

@@ -48,7 +48,11 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             }
             if let Some(span) = notify.written("webhook_token_file") {
                 report
-                    .warning("plain-token", span, "whoever is on the way can read the token: the webhook is by plain HTTP")
+                    .warning(
+                        "plain-token",
+                        span,
+                        "whoever is on the way can read the token: the webhook is by plain HTTP",
+                    )
                     .label(&webhook.span, "not encrypted")
                     .hint("write `https://`");
             }
@@ -126,8 +130,7 @@ fn is_name(host: &str) -> bool {
             && !label.ends_with('-')
     };
     // What ends in a number is an address, or nothing (RFC 3986 §3.2.2, WHATWG URL).
-    let ends_in_number =
-        host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let ends_in_number = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
     match ends_in_number {
         true => host.parse::<Ipv4Addr>().is_ok(),
         false => host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(is_label),
@@ -140,7 +143,8 @@ mod tests {
 
     #[test]
     fn urls_are_taken_apart_or_refused_with_what_is_wrong() {
-        let parts = |url| webhook_parts(url).map(|parts| (parts.has_tls, parts.host, parts.port, parts.authority, parts.path));
+        let parts =
+            |url| webhook_parts(url).map(|parts| (parts.has_tls, parts.host, parts.port, parts.authority, parts.path));
         for (url, expected) in [
             ("https://hooks.example.org/towpath", (true, "hooks.example.org", 443, "hooks.example.org", "/towpath")),
             ("http://192.0.2.5:8080", (false, "192.0.2.5", 8080, "192.0.2.5:8080", "/")),

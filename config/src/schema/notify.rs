@@ -4,6 +4,7 @@ use super::{HOUR, Kind, MINUTE, MS, Table, duration, key, word};
 
 const EVENT: Kind = Kind::Word(&[
     word("admin", "The operator's word about a server."),
+    word("agent", "What the agent of a server says about it."),
     word("bridge", "A bridge leads back to itself, or does so no more."),
     word("certificate", "A certificate, revocation list or OCSP response is about to end, or was renewed."),
     word("configuration", "Another configuration is in force."),
@@ -53,4 +54,3 @@ pub(super) static NOTIFY: Table = Table {
             .default("10s"),
     ],
 };
-

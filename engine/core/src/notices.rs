@@ -57,14 +57,7 @@ impl<T> Message<T> {
 impl<T> Notices<T> {
     /// Nothing waits, and the first message may begin as soon as something does.
     pub fn new(rhythm: Rhythm) -> Notices<T> {
-        Notices {
-            rhythm,
-            waiting: VecDeque::new(),
-            dropped: 0,
-            free_at: Now(0),
-            failures: 0,
-            is_under_way: false,
-        }
+        Notices { rhythm, waiting: VecDeque::new(), dropped: 0, free_at: Now(0), failures: 0, is_under_way: false }
     }
 
     /// Another rhythm, from the next message on.

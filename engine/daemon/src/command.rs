@@ -14,8 +14,10 @@ use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::Receiver;
 use tokio::time::timeout;
-use towpath_config::model::CommandLine;
+use towpath_config::model::{CheckKind, CommandLine, Model};
 use towpath_sys::process::{Group, MemoryFile};
+
+use crate::http_files::FileFault;
 
 /// Bytes of its output that are kept; what comes behind is read and forgotten, so that nobody hangs who says much.
 const OUTPUT_BYTES_MAX: usize = 4_096;
@@ -149,6 +151,27 @@ pub(crate) fn first_line(output: &str) -> String {
     line.chars().filter(|character| !character.is_control()).collect()
 }
 
+/// What is wrong with the programs that health checks run.
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
+    let mut faults: Vec<FileFault> = Vec::new();
+    for service in &model.services {
+        for group in model.groups_of(service) {
+            let Some(CheckKind::External(line)) = group.health.as_ref().map(|health| &health.check) else { continue };
+            if faults.iter().any(|known| known.file == line.program) {
+                continue;
+            }
+            if let Err(problem) = judge(&line.program) {
+                faults.push(FileFault {
+                    service: Some(service.name.clone()),
+                    file: line.program.clone(),
+                    message: format!("health.command: {}: {problem}", line.program.display()),
+                });
+            }
+        }
+    }
+    faults
+}
+
 /// Whether this program can be run, and nobody else than its owner and root decide what it is: it runs with our rights.
 pub(crate) fn judge(program: &Path) -> Result<(), String> {
     let told = |error: io::Error| {
@@ -190,7 +213,12 @@ mod tests {
         CommandLine { program: "/bin/sh".into(), arguments: vec!["-c".to_owned(), script.to_owned()] }
     }
 
-    fn outcome(line: &CommandLine, environment: &[(&str, String)], input: &[u8], limit: Duration) -> io::Result<Outcome> {
+    fn outcome(
+        line: &CommandLine,
+        environment: &[(&str, String)],
+        input: &[u8],
+        limit: Duration,
+    ) -> io::Result<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(line, environment, input, limit))
     }
@@ -209,7 +237,10 @@ mod tests {
         assert_eq!(outcome(&missing, &[], b"", LONG).unwrap_err().kind(), io::ErrorKind::NotFound);
         // No shell splits or expands what it is told.
         let literal = CommandLine { program: "/bin/echo".into(), arguments: vec!["$HOME  *".to_owned()] };
-        assert_eq!(outcome(&literal, &[], b"", LONG).unwrap(), Outcome::Exited { status: 0, output: "$HOME  *\n".into() });
+        assert_eq!(
+            outcome(&literal, &[], b"", LONG).unwrap(),
+            Outcome::Exited { status: 0, output: "$HOME  *\n".into() }
+        );
     }
 
     #[test]
@@ -253,10 +284,10 @@ mod tests {
         let Outcome::Exited { status: 1, output } = ended else { panic!("{ended:?}") };
         assert_eq!(output.len(), OUTPUT_BYTES_MAX);
         assert!(outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX + 1], LONG).is_err());
-        assert_eq!(outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX], LONG).unwrap(), Outcome::Exited {
-            status: 0,
-            output: String::new()
-        });
+        assert_eq!(
+            outcome(&shell("true"), &[], &vec![0; INPUT_BYTES_MAX], LONG).unwrap(),
+            Outcome::Exited { status: 0, output: String::new() }
+        );
     }
 
     #[test]

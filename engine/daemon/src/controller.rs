@@ -31,6 +31,7 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
+use crate::probe::Detail;
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::tls::TlsMaterial;
@@ -367,16 +368,18 @@ impl Turn {
 
 /// Checks one server for ever: at once, then at its interval.
 async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaphore>) {
-    let mut schedule = CheckSchedule::new(plan.interval_ms, seed, house.shared.now());
+    let mut schedule = CheckSchedule::new(&plan, seed, house.shared.now());
     let mut trust = probe::Trust::default();
     loop {
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
         let network = house.shared.network().current();
-        let result = probe::run(&plan, &network, &places, &mut trust).await;
-        let health = house.judge(plan.id, result);
-        schedule.advance(started, health);
+        // As it is called now: a reload may have renamed it.
+        let subject = house.subject_of(plan.id);
+        let probed = probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
+        let pace = house.judge(plan.id, probed);
+        schedule.advance(started, pace);
     }
 }
 

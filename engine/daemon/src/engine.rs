@@ -27,7 +27,6 @@ use crate::controller::Controller;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
-use crate::supervisor;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -38,6 +37,7 @@ use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::status::Status;
+use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
 
@@ -283,7 +283,11 @@ impl Engine {
         engine.start_workers(entrances, seed, options.on_breath)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
-        supervisor::tell(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
+        supervisor::tell(&format!(
+            "READY=1\nSTATUS=listeners: {}, workers: {}",
+            plan.listeners.len(),
+            plan.workers.len()
+        ));
         Ok(engine)
     }
 

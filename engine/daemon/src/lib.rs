@@ -18,6 +18,7 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 pub mod reload;
+pub mod server_check;
 pub mod settings;
 pub mod shared;
 pub mod status;

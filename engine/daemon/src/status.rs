@@ -5,6 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use towpath_core::snapshot::ServerHealth;
+
 use crate::events::Event;
 
 /// The state of a running process.
@@ -178,6 +180,16 @@ pub enum HealthStatus {
     Up,
 }
 
+impl HealthStatus {
+    pub(crate) fn of(health: ServerHealth) -> HealthStatus {
+        match health {
+            ServerHealth::Down => HealthStatus::Down,
+            ServerHealth::Unknown => HealthStatus::Unknown,
+            ServerHealth::Up => HealthStatus::Up,
+        }
+    }
+}
+
 /// One server of one service.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -195,6 +207,9 @@ pub struct ServerStatus {
     pub health: HealthStatus,
     /// Why.
     pub reason: String,
+    /// What its agent says, in one line, and why it says nothing now; `None` = it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// For how long, in seconds.
     pub health_seconds: u64,
     /// Connections or sessions that the server holds now, over all services; without those that wait.

@@ -82,7 +82,9 @@ impl Health {
             fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }
         match told.costs.iter().find(|cost| cost.controller_percent >= self.goal) {
-            Some(cost) => bail!("{}: {:.2} % of a CPU, the goal is {} %", cost.kind, cost.controller_percent, self.goal),
+            Some(cost) => {
+                bail!("{}: {:.2} % of a CPU, the goal is {} %", cost.kind, cost.controller_percent, self.goal)
+            }
             None => Ok(()),
         }
     }

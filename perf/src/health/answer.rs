@@ -17,7 +17,8 @@ use crate::lab::Host;
 /// A check that says nothing for so long does not hold up the next one.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What every request is answered with.
-const PAGE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n200 OK";
+const PAGE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n200 OK";
 
 /// Answers checks of this kind at every address of the host, until the process ends.
 pub(super) fn answer(host: &Host, kind: CheckedBy, port: u16, answered: &Arc<AtomicU64>) -> io::Result<()> {

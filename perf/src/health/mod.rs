@@ -176,13 +176,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(
-        host: &Host,
-        towpath: &Path,
-        kind: CheckedBy,
-        rate: Rate,
-        addresses: &[Ipv4Addr],
-    ) -> io::Result<Daemon> {
+    fn start(host: &Host, towpath: &Path, kind: CheckedBy, rate: Rate, addresses: &[Ipv4Addr]) -> io::Result<Daemon> {
         let log = MemoryFile::create(b"")?;
         let file = MemoryFile::create(config(kind, rate, host.ipv4(), addresses).as_bytes())?;
         let mut command = Command::new(towpath);
@@ -276,7 +270,10 @@ mod tests {
     #[test]
     fn the_cost_is_a_share_of_one_cpu() {
         let cost = Cost::of(CheckedBy::Tcp, 500, Duration::from_secs(3), 30_000_000);
-        assert_eq!((cost.checks_per_minute, cost.controller_percent, cost.microseconds_per_check), (10_000.0, 1.0, 60.0));
+        assert_eq!(
+            (cost.checks_per_minute, cost.controller_percent, cost.microseconds_per_check),
+            (10_000.0, 1.0, 60.0)
+        );
         assert_eq!(Cost::of(CheckedBy::None, 0, Duration::from_secs(1), 0).microseconds_per_check, 0.0);
     }
 }

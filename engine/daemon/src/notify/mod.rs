@@ -7,18 +7,20 @@ mod message;
 mod webhook;
 
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify as Bell;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use towpath_config::model::{CommandLine, EventKind, Notify, Webhook};
+use towpath_config::model::{CommandLine, EventKind, Model, Notify, Webhook};
 use towpath_core::Now;
 use towpath_core::notices::{Message, Notices, Rhythm, Room};
 
 use crate::command::{self, Outcome};
 use crate::events::Event;
+use crate::http_files::FileFault;
 use crate::probe::words;
 use crate::status::NotifyStatus;
 use message::Sender;
@@ -204,6 +206,27 @@ impl Receivers {
             }
         }
     }
+}
+
+/// What is wrong with the program and the files that `[notify]` names.
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
+    let Some(notify) = &model.notify else { return Vec::new() };
+    let fault = |file: &Path, message: String| FileFault { service: None, file: file.to_path_buf(), message };
+    let mut faults = Vec::new();
+    if let Some(CommandLine { program, .. }) = &notify.command
+        && let Err(problem) = command::judge(program)
+    {
+        faults.push(fault(program, format!("notify.command: {}: {problem}", program.display())));
+    }
+    if let Some(webhook) = &notify.webhook {
+        if let (Some(file), Err(problem)) = (&webhook.authorities, webhook::context(webhook)) {
+            faults.push(fault(file, problem));
+        }
+        if let (Some(file), Err(problem)) = (&webhook.token_file, webhook::token(webhook)) {
+            faults.push(fault(file, problem));
+        }
+    }
+    faults
 }
 
 /// What nobody needs to be told: that the first check of a server has passed is what a start is like.

@@ -98,7 +98,8 @@ async fn prepare(webhook: &Webhook) -> Result<Ready, String> {
     prepared.await.unwrap_or_else(|_| Err("it could not be prepared".to_owned()))
 }
 
-fn context(webhook: &Webhook) -> Result<Option<ClientContext>, String> {
+/// What the handshake is made with; `None` = plain HTTP.
+pub(super) fn context(webhook: &Webhook) -> Result<Option<ClientContext>, String> {
     let Some(authorities) = &webhook.authorities else { return Ok(None) };
     let authorities = load_authorities(authorities).map_err(|error| format!("notify.webhook_ca: {error}"))?;
     let is_address = webhook.host.parse::<IpAddr>().is_ok();
@@ -116,7 +117,8 @@ fn context(webhook: &Webhook) -> Result<Option<ClientContext>, String> {
     ClientContext::new(&settings, None).map(Some).map_err(|error| format!("notify.webhook_ca: {error}"))
 }
 
-fn token(webhook: &Webhook) -> Result<Option<String>, String> {
+/// What the receiver knows us by.
+pub(super) fn token(webhook: &Webhook) -> Result<Option<String>, String> {
     let Some(path) = &webhook.token_file else { return Ok(None) };
     let told = |why: String| format!("notify.webhook_token_file: {}: {why}", path.display());
     let read = || -> io::Result<String> {

@@ -2,14 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use towpath_tls::{CLOSE_BYTES_MAX, ClientContext, Connection, Fault, RECORD_BYTES_MAX, Step, sealed_bytes_max};
+use towpath_config::model::TlsCheck;
+use towpath_tls::{
+    CLOSE_BYTES_MAX, ClientContext, Connection, Fault, Presented, RECORD_BYTES_MAX, Step, presented, sealed_bytes_max,
+};
 
 use super::stack::{self, Stack, Way};
 use super::{READ_BYTES, words};
 
+const DAY_S: i64 = 86_400;
 /// Longest handshake of a server, its certificates included.
 const HANDSHAKE_BYTES_MAX: usize = 262_144;
 
@@ -25,6 +30,14 @@ impl Stream {
         match way {
             None => Ok(Stream::Kernel(TcpStream::connect(to).await?)),
             Some(way) => Ok(Stream::Own(Box::new(stack::connect(way, to).await?))),
+        }
+    }
+
+    /// Our own end of it.
+    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+        match self {
+            Stream::Kernel(stream) => stream.local_addr(),
+            Stream::Own(stack) => Ok(stack.local()),
         }
     }
 
@@ -69,10 +82,7 @@ struct Tls {
 
 impl Secured {
     /// A connection of the kernel's, for others than checks. The outer error says that there is none, the inner that there is no TLS over it.
-    pub(crate) async fn open(
-        to: SocketAddr,
-        context: Option<&ClientContext>,
-    ) -> io::Result<Result<Secured, String>> {
+    pub(crate) async fn open(to: SocketAddr, context: Option<&ClientContext>) -> io::Result<Result<Secured, String>> {
         let stream = Stream::connect(None, to).await?;
         Ok(Secured::over(stream, context, to.ip()).await)
     }
@@ -108,6 +118,34 @@ impl Secured {
         let mut buffer = vec![0; RECORD_BYTES_MAX];
         buffer.append(&mut input);
         Ok(Secured { stream, tls: Some(Tls { connection, buffer, plain, has_ended }) })
+    }
+
+    /// Whether the server's certificate lasts as long as the check wants, beside what the handshake judges.
+    pub(super) fn judge(&self, check: &TlsCheck) -> Result<(), String> {
+        let Some(presented) = self.presented().filter(|_| check.days_left > 0) else { return Ok(()) };
+        let left_days = days_left(&presented);
+        match left_days >= i64::from(check.days_left) {
+            true => Ok(()),
+            false => {
+                Err(format!("TLS: the server's certificate ends in {left_days} days, expected {}", check.days_left))
+            }
+        }
+    }
+
+    /// What the handshake has agreed on, and whom the server says it is; empty without TLS.
+    pub(super) fn describe(&self) -> String {
+        let Some(tls) = &self.tls else { return String::new() };
+        let mut text = format!("{}, {}", tls.connection.version(), tls.connection.cipher());
+        if let Some(presented) = self.presented() {
+            let names = if presented.names.is_empty() { presented.subject.clone() } else { presented.names.join(", ") };
+            let left_days = days_left(&presented);
+            text.push_str(&format!("; certificate of {names}, by {}, {left_days} days left", presented.issuer));
+        }
+        text
+    }
+
+    fn presented(&self) -> Option<Presented> {
+        presented(self.tls.as_ref()?.connection.peer_certificates()?.first()?)
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -176,6 +214,12 @@ impl Tls {
         self.buffer.truncate(RECORD_BYTES_MAX + opened.rest.len());
         Ok(())
     }
+}
+
+/// Whole days until it ends; negative once it has.
+fn days_left(presented: &Presented) -> i64 {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    presented.dates.end_s.saturating_sub(now_s).div_euclid(DAY_S)
 }
 
 /// Why there is no TLS, in the words of an operator.

@@ -196,6 +196,8 @@ impl Scene {
             admin: AdminState::Ready,
             health: ServerHealth::Up,
             check: None,
+            agent: None,
+            in_maintenance: false,
             reason: Arc::from("no health check configured"),
             since: Now(0),
             proxy: None,
