@@ -1,8 +1,8 @@
 //! Programs of the operator's, run for a bounded time: no shell, an environment that says what it is to say and no more, bounded output, and an end
 //! that takes whatever they have started.
 
-use std::fs::{self, File};
-use std::io::{self, PipeReader};
+use std::fs;
+use std::io::{self, PipeReader, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -96,9 +96,10 @@ fn standard_input(input: &[u8]) -> io::Result<Stdio> {
     if input.len() > INPUT_BYTES_MAX {
         return Err(io::Error::other(format!("more than {INPUT_BYTES_MAX} bytes of input")));
     }
-    let file = MemoryFile::create(input)?;
-    // Opened anew, and so read from its start.
-    Ok(File::open(file.path())?.into())
+    // Not opened anew by its path, which in a PID namespace need not lead to us.
+    let mut file = MemoryFile::create(input)?.writer()?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// What a program says.
