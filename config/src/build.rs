@@ -7,7 +7,7 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service, persists};
@@ -437,5 +437,23 @@ fn control(root: &Section) -> model::Control {
     let section = root.table("control").unwrap_or(&defaults);
     let socket =
         section.text("socket").map(|socket| socket.value).filter(|socket| *socket != "none").map(PathBuf::from);
-    model::Control { socket }
+    let state_file = match (section.text("state_file"), &socket) {
+        (_, None) => None,
+        (Some(path), Some(_)) => Some(path.value).filter(|path| *path != "none").map(PathBuf::from),
+        (None, Some(socket)) => Some(state_beside(socket)),
+    };
+    model::Control { socket, state_file }
+}
+
+/// Where a daemon with this socket keeps its state. What is below /run is gone after a boot; another socket is that of a trial or of a second daemon,
+/// which must not take the state of the first.
+fn state_beside(socket: &Path) -> PathBuf {
+    match socket.file_stem().filter(|_| socket.starts_with("/run") || socket.starts_with("/var/run")) {
+        Some(name) => Path::new("/var/lib/towpath").join(name).with_extension("state"),
+        None => {
+            let mut path = socket.as_os_str().to_owned();
+            path.push(".state");
+            path.into()
+        }
+    }
 }

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use crate::diagnostic::{NOT_AVAILABLE, Report, Span};
 use crate::schema::{Availability, COMMAND_WORDS_MAX, Default, Key, Kind, NAME_MAX, ROOT, Table};
 
-pub(crate) use scalar::{duration_text, literal};
+pub(crate) use scalar::{duration, duration_text, literal};
 pub(crate) use value::{At, Entry, PortSet, Section, Value};
 
 /// Whether what is not available is told: not inside a table that as a whole is not.

@@ -147,6 +147,8 @@ pub struct Limits {
 pub struct Control {
     /// Path of the Unix socket; `None` = no control socket.
     pub socket: Option<PathBuf>,
+    /// What was said at run time is kept there; `None` = nowhere, so also without a socket.
+    pub state_file: Option<PathBuf>,
 }
 
 /// `[[route]]`

@@ -17,6 +17,7 @@ use towpath_engine::{FetchError, fetch_status};
 
 use crate::cli::{Exit, StatusArguments};
 use crate::paint::{Paint, Tint};
+use crate::server::shown::{admin_line, weight_line};
 use crate::table::{Cell, Table, span, thousands};
 
 /// Source addresses shown, the fullest first.
@@ -57,9 +58,10 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn exit_of(error: &FetchError) -> Exit {
+/// How a command ends that got no answer.
+pub(crate) fn exit_of(error: &FetchError) -> Exit {
     match error {
-        FetchError::Answer { .. } | FetchError::Malformed { .. } => Exit::Failed,
+        FetchError::Answer { .. } | FetchError::Malformed { .. } | FetchError::Refused { .. } => Exit::Failed,
         FetchError::NotReachable { .. } => Exit::Unreachable,
         FetchError::TimedOut { .. } => Exit::TimedOut,
     }
@@ -79,7 +81,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     );
     for service in &status.services {
         text.push('\n');
-        text.push_str(&render_service(service, paint));
+        text.push_str(&render_service(service, unix_ms, paint));
     }
     let mut section = |heading: &str, body: String| {
         if !body.is_empty() {
@@ -100,7 +102,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     text
 }
 
-fn render_service(service: &ServiceStatus, paint: Paint) -> String {
+fn render_service(service: &ServiceStatus, unix_ms: u64, paint: Paint) -> String {
     let state = match service.state {
         ServiceState::Down => paint.tint(Tint::Red, "○ down"),
         ServiceState::Degraded => paint.tint(Tint::Yellow, "◐ degraded"),
@@ -131,6 +133,13 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
         table.row(server_row(server));
     }
     text.push_str(&table.render(2, paint));
+    for server in &service.servers {
+        let admin = server.admin_said.as_ref().map(|said| admin_line(&server.admin, said, unix_ms));
+        let weight = server.weight_said.as_ref().map(|said| weight_line(said, unix_ms));
+        for line in [admin, weight].into_iter().flatten() {
+            text.push_str(&format!("  {}: {line}\n", server.name));
+        }
+    }
     text.push_str(&format!("  {}\n", traffic(service)));
     if let Some(requests) = requests(service) {
         text.push_str(&format!("  {requests}\n"));
@@ -570,6 +579,7 @@ fn bytes(count: u64) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use towpath_engine::admin::{AdminSaid, DrainStatus, ThenWord};
     use towpath_engine::events::EventKind;
     use towpath_engine::status::{LeavingServer, LimitsStatus};
 
@@ -580,11 +590,14 @@ mod tests {
             port: None,
             weight: 100,
             admin: "ready".to_owned(),
+            admin_said: None,
+            weight_said: None,
             health,
             reason: reason.to_owned(),
             agent: None,
             health_seconds: 75,
             connections: 600,
+            service_connections: 600,
             waiting: 0,
             connections_max: 0,
             opened: 12_000,
@@ -598,6 +611,13 @@ mod tests {
         let draining = ServerStatus {
             port: Some(8443),
             admin: "drain".to_owned(),
+            admin_said: Some(AdminSaid {
+                since_unix_ms: 952_000,
+                by: "root (uid 0, process 4711)".to_owned(),
+                reason: "patch day".to_owned(),
+                configured: "ready".to_owned(),
+                drain: Some(DrainStatus { deadline_in_ms: Some(240_000), until: 5, then: ThenWord::Halt, over: None }),
+            }),
             connections_max: 2000,
             ..server("FE-2", 32, HealthStatus::Down, "port 5061: connection refused")
         };
@@ -691,6 +711,7 @@ front-end  ◐ degraded  192.0.2.30 tcp 135, 443, 444, 5061-5063 · weighted-lea
   server  address          weight  admin  health         for  open    max  opened  reason
   FE-1    192.0.2.31          100  ready  ● up    1 min 15 s   600      -  12,000
   FE-2    192.0.2.32:8443     100  drain  ○ down  1 min 15 s   600  2,000  12,000  port 5061: connection refused
+  FE-2: drain for 1 min 0 s by root (uid 0, process 4711): patch day; over in 4 min 0 s or at 5 connections, then halted
   1,200 open · 24,003 accepted · 24,000 opened · 999 B from clients · 1.2 GB to clients
   ended: client_closed 22,797 · no_server 3
 
@@ -823,7 +844,10 @@ latest changes
         let path = PathBuf::from("/nowhere");
         let source = io::ErrorKind::NotFound.into();
         assert_eq!(exit_of(&FetchError::NotReachable { path: path.clone(), source }), Exit::Unreachable);
-        assert_eq!(exit_of(&FetchError::TimedOut { path: path.clone() }), Exit::TimedOut);
+        assert_eq!(
+            exit_of(&FetchError::TimedOut { path: path.clone(), limit: std::time::Duration::ZERO }),
+            Exit::TimedOut
+        );
         assert_eq!(exit_of(&FetchError::Answer { path, status: 500 }), Exit::Failed);
     }
 }

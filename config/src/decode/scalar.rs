@@ -326,6 +326,14 @@ fn time(text: &str, min_ms: u64, max_ms: u64) -> Result<Value, Refusal> {
     Err(refuse("wrong-unit", format!("has an unknown unit: \"{}\"", shorten(text)), hint))
 }
 
+/// A time span with its unit, in milliseconds.
+pub(crate) fn duration(text: &str) -> Option<u64> {
+    match time(text, 0, u64::MAX) {
+        Ok(Value::Duration(ms)) => Some(ms),
+        _ => None,
+    }
+}
+
 fn in_time(ms: Option<u64>, shown: String, min_ms: u64, max_ms: u64) -> Result<Value, Refusal> {
     match ms {
         Some(ms) if (min_ms..=max_ms).contains(&ms) => Ok(Value::Duration(ms)),

@@ -54,6 +54,8 @@ pub enum EventKind {
     Certificate,
     /// The configuration in force.
     Configuration,
+    /// How far the drain of a server is.
+    Drain,
     /// A server's health.
     Health,
     /// Whether a server is a member.
@@ -66,12 +68,13 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them, in the order of their words.
-    pub const ALL: [EventKind; 9] = [
+    pub const ALL: [EventKind; 10] = [
         EventKind::Admin,
         EventKind::Agent,
         EventKind::Bridge,
         EventKind::Certificate,
         EventKind::Configuration,
+        EventKind::Drain,
         EventKind::Health,
         EventKind::Membership,
         EventKind::Phase,
@@ -86,6 +89,7 @@ impl EventKind {
             EventKind::Bridge => "bridge",
             EventKind::Certificate => "certificate",
             EventKind::Configuration => "configuration",
+            EventKind::Drain => "drain",
             EventKind::Health => "health",
             EventKind::Membership => "membership",
             EventKind::Phase => "phase",

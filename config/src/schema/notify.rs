@@ -8,6 +8,7 @@ const EVENT: Kind = Kind::Word(&[
     word("bridge", "A bridge leads back to itself, or does so no more."),
     word("certificate", "A certificate, revocation list or OCSP response is about to end, or was renewed."),
     word("configuration", "Another configuration is in force."),
+    word("drain", "How far the drain of a server is."),
     word("health", "A server went down or came back; not its first check passed."),
     word("membership", "A server joined a service or left it."),
     word("phase", "The process drains or ends."),

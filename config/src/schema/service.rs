@@ -223,7 +223,7 @@ pub static SERVER: Table = Table {
                 word("halt", "Takes none and keeps none."),
                 word("ready", "Takes new connections."),
             ]),
-            "The operator's word.",
+            "The operator's word, until another one is said at run time (`towpath server`); a reload that changes it holds again.",
         )
         .default("ready"),
         key("backup", Kind::Bool, "Takes connections only when no other server can.").default("false").later(),
@@ -275,7 +275,7 @@ pub static PERSISTENCE: Table = Table {
         .default("30m"),
         key("ipv4_prefix", integer(1, 32, "bits"), "Prefix length that makes an IPv4 client.").default("32"),
         key("ipv6_prefix", integer(1, 128, "bits"), "Prefix length that makes an IPv6 client.").default("128"),
-        key("enter_draining", Kind::Bool, "A client with an entry or cookie may still enter a draining server.")
+        key("enter_draining", Kind::Bool, "A client with an entry or cookie may still enter a draining server, until its drain is over and it is halted.")
             .default("false"),
         key("cookie", Kind::Name, "Name of the cookie.").default("SERVERID"),
         key(

@@ -761,6 +761,13 @@ fn process_wide_keys_are_judged() {
     expect(&with("[runtime]\nfast_path = true"), &[("wrong-type", "true")]);
     expect(&with("[runtime]\nfast_path = \"on\""), &[("unknown-word", "\"on\"")]);
     expect(&with("[control]\nlisten = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
+    expect(&with("[control]\nstate_file = \"/var/lib/towpath/a.state\""), &[]);
+    expect(&with("[control]\nsocket = \"none\"\nstate_file = \"none\""), &[]);
+    let state = "\"/var/lib/towpath/a.state\"";
+    expect(&with(&format!("[control]\nsocket = \"none\"\nstate_file = {state}")), &[("no-effect", state)]);
+    expect(&with("[control]\nsocket = \"/a\"\nstate_file = \"/a\""), &[("duplicate-path", "\"/a\"")]);
+    expect(&with("[control]\nstate_file = 5"), &[("wrong-type", "5")]);
+    expect(&with("[control]\nstate_file = \"\""), &[("bad-text", "\"\"")]);
     expect(&with("[tls]\npost_quantum = true"), &[("no-effect", "tls")]);
     expect(&with("[log]\nlevel = \"info\""), &[]);
     expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);

@@ -36,6 +36,7 @@ fn a_short_file_gets_the_documented_defaults() {
         }
     );
     assert_eq!(model.control.socket.as_deref(), Some(Path::new("/run/towpath/control.sock")));
+    assert_eq!(model.control.state_file.as_deref(), Some(Path::new("/var/lib/towpath/control.state")));
     let tls = TlsPool {
         provider: TlsProvider::AwsLcRs,
         threads: HandshakeThreads::Auto,
@@ -174,7 +175,7 @@ group = "shared"
             http2_window: 65_535,
         }
     );
-    assert_eq!(model.control.socket, None);
+    assert_eq!((model.control.socket, model.control.state_file), (None, None));
     let first = &model.services[0];
     assert_eq!(first.ports, Ports::List(vec![443]));
     assert_eq!(first.application, Some(Application::Lync2013));

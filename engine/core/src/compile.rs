@@ -10,6 +10,7 @@ use towpath_config::model::{
     RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
+use crate::admin::Halted;
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
 use crate::http::{HttpMaterial, HttpRules, HttpSecret};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -407,6 +408,7 @@ fn targets(
             weight: server.weight,
             max_connections: server.max_connections,
             admin: server.admin,
+            halted: Halted::ByOperator,
             health: verdict.health,
             check: check.flatten(),
             agent,
@@ -414,6 +416,7 @@ fn targets(
             reason: verdict.reason,
             since: verdict.since,
         };
+        board.words.lay_over(&service.name, &mut target);
         if let Some(agent) = agent.and_then(|agent| board.agent(agent)) {
             agent.lay_over(&mut target);
         }

@@ -9,6 +9,7 @@ use towpath_config::model::{
     Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
+use crate::admin::Halted;
 use crate::compile;
 use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
@@ -36,6 +37,7 @@ pub(crate) fn target(server: u16) -> Target {
         weight: 100,
         max_connections: 0,
         admin: AdminState::Ready,
+        halted: Halted::ByOperator,
         health: ServerHealth::Up,
         check: None,
         agent: None,
@@ -127,7 +129,7 @@ pub(crate) fn model() -> Model {
             http2_streams: 100,
             http2_window: 262_144,
         },
-        control: Control { socket: None },
+        control: Control { socket: None, state_file: None },
         tls: TlsPool {
             provider: TlsProvider::AwsLcRs,
             threads: HandshakeThreads::Auto,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{CheckKind, ProxyVersion};
 
+use crate::admin::AdminWords;
 use crate::proxy_header;
 use crate::random::SplitMix64;
 use crate::snapshot::ServerHealth;
@@ -267,9 +268,11 @@ impl CheckSchedule {
     }
 }
 
-/// The verdicts about all checks that run: what [`crate::compile::compile`] reads.
+/// The verdicts about all checks that run, and what the operator has said beside the file: what [`crate::compile::compile`] reads.
 #[derive(Clone, Debug, Default)]
 pub struct HealthBoard {
+    /// The operator's words at run time.
+    pub words: AdminWords,
     rows: HashMap<CheckId, Row>,
     agents: HashMap<CheckId, Agent>,
 }

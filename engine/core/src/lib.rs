@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod admin;
 pub mod balancer;
 pub mod client_hello;
 pub mod compile;

@@ -8,6 +8,7 @@ use towpath_config::model::{
     ProxyVersion,
 };
 
+use crate::admin::Halted;
 use crate::health::CheckId;
 use crate::http::{HttpRules, HttpSecret, ServerCookies, holds};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -221,8 +222,10 @@ pub struct Target {
     pub weight: u16,
     /// Never more than this many connections on the server, over all services; 0 = no limit.
     pub max_connections: u32,
-    /// The operator's word.
+    /// The operator's word: what was said at run time, else the configuration's.
     pub admin: AdminState,
+    /// Where that is `halt`: who did it.
+    pub halted: Halted,
     /// What its check says.
     pub health: ServerHealth,
     /// The check that judges it; `None` = no health configured.

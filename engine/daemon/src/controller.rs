@@ -35,7 +35,7 @@ use crate::probe::Detail;
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::tls::TlsMaterial;
-use crate::{control, probe};
+use crate::{control, probe, state_file};
 
 /// Verdicts that come within this time of each other share one snapshot.
 const COALESCE_MS: u64 = 20;
@@ -43,6 +43,8 @@ const COALESCE_MS: u64 = 20;
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
 /// Time between rounds of housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
+/// Time between two looks at connections that drains wait for.
+const DRAIN_LOOK_MS: u64 = 100;
 /// Persistence entries per stripe that one round of housekeeping looks at.
 const SWEEP_BUDGET: usize = 64;
 /// Reloads waiting for their turn.
@@ -115,6 +117,8 @@ struct Turn {
     pending: Vec<Pending>,
     /// What the kernel is to steer by once the flows of this generation have moved.
     resteer: Option<(Generation, SteeringPrograms)>,
+    /// When drains are looked at; `None` = none is under way.
+    drains_at: Option<Instant>,
 }
 
 impl Turn {
@@ -130,6 +134,8 @@ impl Turn {
             judged: Some((judged, patience)),
             pending: Vec::new(),
             resteer: None,
+            // One of an earlier run may be.
+            drains_at: Some(Instant::now()),
         }
     }
 
@@ -138,6 +144,9 @@ impl Turn {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
         let receivers = self.house.notifier.serve();
+        tokio::spawn(state_file::keep(Arc::clone(&self.house)));
+        let version = self.house.truth().words_version();
+        self.house.keeper.note(version);
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
@@ -145,6 +154,7 @@ impl Turn {
             self.report_judged();
             let publish = at(self.publish_at);
             let patience = at(self.judged.as_ref().map(|(_, until)| *until));
+            let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
             tokio::select! {
                 command = inbox.recv() => match command {
@@ -156,12 +166,15 @@ impl Turn {
                     self.publish_at.get_or_insert(soon);
                 }
                 () = publish => self.publish(),
+                () = house.ordered.notified() => self.look_at_drains(),
+                () = drains => self.look_at_drains(),
                 () = house.shared.news().notified() => self.answer_pending(),
                 () = late => self.answer_pending(),
                 () = patience => {}
                 _ = housekeeping.tick() => self.keep_house(),
             }
         }
+        state_file::keep_last(&self.house);
         for pending in self.pending {
             // Published, but the workers are ending.
             let _nobody_waits = pending.reply.send(Ok(pending.generation));
@@ -178,6 +191,12 @@ impl Turn {
         }
         let _nobody_waits = judged.send(());
         self.judged = None;
+    }
+
+    /// Ends drains that are over, and looks again soon while others are not.
+    fn look_at_drains(&mut self) {
+        let is_under_way = self.house.end_drains();
+        self.drains_at = is_under_way.then(|| Instant::now() + Duration::from_millis(DRAIN_LOOK_MS));
     }
 
     /// Verdicts have changed: the same model, compiled again.
@@ -198,6 +217,9 @@ impl Turn {
             }
             Ok(generation) => {
                 self.match_probes();
+                // What was said may have given way.
+                let version = self.house.truth().words_version();
+                self.house.keeper.note(version);
                 let until = Instant::now() + Duration::from_millis(ADOPT_TIMEOUT_MS);
                 self.pending.push(Pending { generation, until, reply });
                 self.answer_pending();

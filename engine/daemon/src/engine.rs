@@ -22,6 +22,7 @@ use towpath_sys::host;
 use towpath_sys::silence::Silence;
 
 use crate::access;
+use crate::admin::unix_ms;
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
@@ -36,6 +37,7 @@ use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpu
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
+use crate::state_file;
 use crate::status::Status;
 use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
@@ -218,7 +220,8 @@ impl Engine {
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(StartError::AccessLog)?;
         }
-        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering))?;
+        let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
+        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use towpath_config::model::{Model, Protocol};
+use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{
@@ -26,15 +27,17 @@ use towpath_core::{Generation, Loads, Now, RealServerId};
 use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
+use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
+use crate::state_file::{self, StateKeeper};
 use crate::status::{
-    AccessLogStatus, HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus,
-    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState,
+    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
@@ -54,6 +57,10 @@ pub(crate) struct House {
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
+    /// An order was taken: drains are to be looked at.
+    pub(crate) ordered: Notify,
+    /// Where what was said at run time is kept.
+    pub(crate) keeper: StateKeeper,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -63,6 +70,8 @@ pub(crate) struct Truth {
     http: HttpMaterial,
     registry: Registry,
     board: HealthBoard,
+    /// How often what was said at run time has changed.
+    words_version: u64,
     checks: Vec<CheckPlan>,
     book: SnatBook,
     steering: Arc<SteeringTable>,
@@ -96,9 +105,15 @@ impl Truth {
         material: TlsMaterial,
         http: HttpMaterial,
         steering: Arc<SteeringTable>,
+        kept: state_file::Found,
     ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
         let mut board = HealthBoard::new();
+        let state_file::Found { words, trouble } = kept;
+        board.words = words;
+        let given_way = board.words.follow(&model);
+        // Before the first client: a deadline may have passed while nobody was here.
+        let ended = board.words.turn(Now(0), unix_ms(), |_| None);
         let mut book = SnatBook::new(SnatLimits::default());
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, Now(0));
@@ -110,6 +125,7 @@ impl Truth {
             http,
             registry,
             board,
+            words_version: 0,
             checks,
             book,
             steering,
@@ -122,6 +138,12 @@ impl Truth {
             expiry: ExpiryWatch::default(),
         };
         truth.learn(&snapshot);
+        truth.tell_kept(trouble);
+        truth.tell_given_way(&given_way);
+        truth.tell_ended(&ended);
+        if !(given_way.is_empty() && ended.is_empty()) {
+            truth.words_version += 1;
+        }
         let in_force = truth.with_tls(snapshot);
         Ok((truth, in_force))
     }
@@ -157,6 +179,40 @@ impl Truth {
         Ok(self.with_tls(snapshot))
     }
 
+    /// What was said at run time.
+    pub(crate) fn words(&self) -> &AdminWords {
+        &self.board.words
+    }
+
+    /// Which of them these are.
+    pub(crate) fn words_version(&self) -> u64 {
+        self.words_version
+    }
+
+    /// What comes after `generation` if these words hold; an error leaves what held before.
+    pub(crate) fn next_with(&mut self, words: AdminWords, generation: Generation) -> Result<InForce, CompileError> {
+        let before = std::mem::replace(&mut self.board.words, words);
+        let next = self.next(generation);
+        match &next {
+            Ok(_) => self.words_version += 1,
+            Err(_) => self.board.words = before,
+        }
+        next
+    }
+
+    /// Tells what holds from an earlier run, and what is wrong with the file that kept it.
+    fn tell_kept(&mut self, trouble: Option<String>) {
+        if let (Some(trouble), Some(path)) = (trouble, self.model.control.state_file.clone()) {
+            let reason = format!("{}: {trouble}; every server is as configured", path.display());
+            let event = Event::now(EventKind::Admin, "", "what was said at run time is lost", reason);
+            self.events.record(Tone::Warn, event);
+        }
+        let kept = self.words().iter().count();
+        if kept > 0 {
+            tracing::info!("what was said at run time before holds: servers: {kept}");
+        }
+    }
+
     /// The secret of HTTP mode for services that name none.
     pub(crate) fn http_secret(&self) -> HttpSecret {
         self.http.secret()
@@ -184,6 +240,7 @@ impl Truth {
         let mut board = self.board.clone();
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, now);
+        let given_way = board.words.follow(&model);
         let next = Generation(current.generation.0 + 1);
         let book = &mut self.book;
         let mut compiled = |board: &HealthBoard| {
@@ -224,6 +281,10 @@ impl Truth {
         self.material = Arc::new(material);
         self.http = http;
         self.learn(&snapshot);
+        if !given_way.is_empty() {
+            self.words_version += 1;
+            self.tell_given_way(&given_way);
+        }
         Ok(self.with_tls(snapshot))
     }
 
@@ -407,7 +468,19 @@ impl House {
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier));
         truth.events.follow(truth.model.notify.as_ref());
-        House { shared, plan, usable_cpus, version, pool, notifier, truth: Mutex::new(truth), changed: Notify::new() }
+        let keeper = StateKeeper::new(truth.model.control.state_file.clone());
+        House {
+            shared,
+            plan,
+            usable_cpus,
+            version,
+            pool,
+            notifier,
+            truth: Mutex::new(truth),
+            changed: Notify::new(),
+            ordered: Notify::new(),
+            keeper,
+        }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
@@ -577,7 +650,8 @@ fn service_status(
     let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
     let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
     let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
-    let servers: Vec<ServerStatus> = targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
+    let servers: Vec<ServerStatus> =
+        targets.iter().map(|target| server_status(service, target, truth, shared, now)).collect();
     ServiceStatus {
         name: service.name.clone(),
         state: service_state(&targets),
@@ -673,7 +747,8 @@ fn service_state(targets: &[&Target]) -> ServiceState {
     }
 }
 
-fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
+fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
+    let member = Member { service: service.name.clone(), address: target.address, port: target.port };
     // The snapshot knows what holds for new clients, the board the latest reason for it. A verdict that is not published yet is
     // not shown: whoever reads `down` may rely on it that no new snapshot is needed to keep clients away.
     let state = target.check.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
@@ -685,11 +760,14 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         port: target.port,
         weight: target.weight,
         admin: word(&target.admin),
-        health: HealthStatus::of(target.health),
+        admin_said: admin_said(truth, &member, now),
+        weight_said: weight_said(truth, &member),
+        health: target.health.into(),
         agent: target.agent.and_then(|agent| truth.board.agent(agent)).map(AgentState::line),
         reason: reason.to_string(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
+        service_connections: shared.loads().active_of(service.id, target.server),
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),

@@ -3,16 +3,24 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use towpath_config::model::CheckKind;
-use towpath_core::health::{CheckPlan, CheckResult};
+use towpath_core::health::{CheckId, CheckPlan, CheckResult};
+use towpath_core::plane::Network;
 
 use crate::house::House;
-use crate::probe::{self, Detail, Trust};
+use crate::probe::{self, Detail, Subject, Trust};
 use crate::status::HealthStatus;
+
+/// The answer of `POST …/check`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checked {
+    /// The servers that were chosen.
+    pub servers: Vec<ServerChecked>,
+}
 
 /// What is known of a server, and how its checks went just now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -78,90 +86,78 @@ pub struct Step {
     pub detail: String,
 }
 
-/// Why nothing was checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NotChecked {
-    /// There is no such service.
-    UnknownService,
-    /// The service has no such server.
-    UnknownServer,
-}
-
 /// What there is to run for one server.
-struct Errand {
+pub(crate) struct Errand {
     checked: ServerChecked,
-    plans: Vec<CheckPlan>,
+    plans: Vec<(CheckPlan, Subject)>,
+    network: Arc<Network>,
 }
 
-/// How long the checks of this server may take together.
-pub(crate) fn limit(house: &House, service: &str, server: &str) -> Duration {
-    let plans = errand(house, service, server).map_or_else(|_| Vec::new(), |errand| errand.plans);
-    Duration::from_millis(plans.iter().map(|plan| plan.timeout_ms).max().unwrap_or(0))
-}
-
-/// Runs them now, side by side.
-pub(crate) async fn run(house: &House, service: &str, server: &str) -> Result<ServerChecked, NotChecked> {
-    let Errand { mut checked, plans } = errand(house, service, server)?;
-    let network = house.shared.network().current();
-    let mut running = Vec::with_capacity(plans.len());
-    for plan in plans {
-        let (network, subject) = (Arc::clone(&network), house.subject_of(plan.id));
-        running.push(tokio::spawn(async move {
-            // Room of its own: it has to show what is wrong also when all others wait.
-            let places = Arc::new(Semaphore::new(plan.ports.len()));
-            let began = tokio::time::Instant::now();
-            let probed = probe::run(&plan, &network, &places, &mut Trust::default(), &subject, Detail::Steps).await;
-            let (passed, reason) = match (&probed.result, &probed.answer) {
-                (CheckResult::Passed, Some(Ok(_))) => (true, probed.heard()),
-                (CheckResult::Passed, _) => (true, String::new()),
-                (CheckResult::Failed(reason), _) => (false, reason.clone()),
-            };
-            CheckRun {
-                check: word(&plan.kind).to_owned(),
-                passed,
-                reason,
-                took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
-                ports: probed.ports,
-            }
-        }));
-    }
-    for run in running {
-        if let Ok(run) = run.await {
-            checked.passed &= run.passed;
-            checked.checks.push(run);
-        }
-    }
-    Ok(checked)
-}
-
-/// A server may stand in several groups of a service: each of their checks is run once.
-fn errand(house: &House, service: &str, server: &str) -> Result<Errand, NotChecked> {
+/// What is to be run for this server of this service, by their names. A server may stand in several groups of a service: each of their checks is run
+/// once.
+pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Errand> {
     let snapshot = house.shared.snapshot();
-    let truth = house.truth();
-    let mut places = snapshot.each_service().filter(|place| place.name == service).peekable();
-    places.peek().ok_or(NotChecked::UnknownService)?;
-    let targets: Vec<_> = places.flat_map(|place| &place.targets).filter(|target| target.name == server).collect();
-    let first = targets.first().ok_or(NotChecked::UnknownServer)?;
-    let mut wanted: Vec<_> = Vec::new();
-    for check in
-        targets.iter().filter_map(|target| target.check).chain(targets.iter().filter_map(|target| target.agent))
-    {
+    let of_service = snapshot.each_service().filter(|place| place.name == service);
+    let targets: Vec<_> = of_service.flat_map(|place| &place.targets).filter(|target| target.name == server).collect();
+    let first = targets.first()?;
+    let checks = targets.iter().filter_map(|target| target.check);
+    let agents = targets.iter().filter_map(|target| target.agent);
+    let mut wanted: Vec<CheckId> = Vec::new();
+    for check in checks.chain(agents) {
         if !wanted.contains(&check) {
             wanted.push(check);
         }
     }
-    let plan = |id| truth.checks().iter().find(|plan| plan.id == id).cloned();
+    let plan = |id| house.truth().checks().iter().find(|plan| plan.id == id).cloned();
+    let plans: Vec<_> = wanted.into_iter().filter_map(|id| Some((plan(id)?, house.subject_of(id)))).collect();
     let checked = ServerChecked {
         service: service.to_owned(),
         server: server.to_owned(),
         address: first.address,
         admin: crate::status::word(&first.admin),
-        health: HealthStatus::of(first.health),
+        health: first.health.into(),
         reason: first.reason.to_string(),
         passed: true,
-        checks: Vec::with_capacity(wanted.len()),
+        checks: Vec::with_capacity(plans.len()),
     };
-    Ok(Errand { checked, plans: wanted.into_iter().filter_map(plan).collect() })
+    Some(Errand { checked, plans, network: house.shared.network().current() })
+}
+
+impl Errand {
+    /// How long it may take.
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_millis(self.plans.iter().map(|(plan, _)| plan.timeout_ms).sum())
+    }
+
+    /// Runs it now, one check after the other: none is to disturb the other's times.
+    pub(crate) async fn run(self) -> ServerChecked {
+        let Errand { mut checked, plans, network } = self;
+        for (plan, subject) in plans {
+            let run = check(&plan, &subject, &network).await;
+            checked.passed &= run.passed;
+            checked.checks.push(run);
+        }
+        checked
+    }
+}
+
+async fn check(plan: &CheckPlan, subject: &Subject, network: &Network) -> CheckRun {
+    // Room of its own: it has to show what is wrong also when all others wait.
+    let places = Arc::new(Semaphore::new(plan.ports.len()));
+    let began = Instant::now();
+    let probed = probe::run(plan, network, &places, &mut Trust::default(), subject, Detail::Steps).await;
+    let (passed, reason) = match (&probed.result, &probed.answer) {
+        (CheckResult::Passed, Some(_)) => (true, probed.heard()),
+        (CheckResult::Passed, None) => (true, String::new()),
+        (CheckResult::Failed(reason), _) => (false, reason.clone()),
+    };
+    CheckRun {
+        check: word(&plan.kind).to_owned(),
+        passed,
+        reason,
+        took_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
+        ports: probed.ports,
+    }
 }
 
 /// As the file has it.

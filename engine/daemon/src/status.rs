@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use towpath_core::snapshot::ServerHealth;
 
+use crate::admin::{AdminSaid, WeightSaid};
 use crate::events::Event;
 
 /// The state of a running process.
@@ -180,8 +181,8 @@ pub enum HealthStatus {
     Up,
 }
 
-impl HealthStatus {
-    pub(crate) fn of(health: ServerHealth) -> HealthStatus {
+impl From<ServerHealth> for HealthStatus {
+    fn from(health: ServerHealth) -> HealthStatus {
         match health {
             ServerHealth::Down => HealthStatus::Down,
             ServerHealth::Unknown => HealthStatus::Unknown,
@@ -203,6 +204,12 @@ pub struct ServerStatus {
     pub weight: u16,
     /// `ready`, `drain` or `halt`.
     pub admin: String,
+    /// What was said at run time about its taking connections; `None` = the configuration's word holds.
+    #[serde(default)]
+    pub admin_said: Option<AdminSaid>,
+    /// The same about its weight.
+    #[serde(default)]
+    pub weight_said: Option<WeightSaid>,
     /// What its health check says.
     pub health: HealthStatus,
     /// Why.
@@ -214,6 +221,9 @@ pub struct ServerStatus {
     pub health_seconds: u64,
     /// Connections or sessions that the server holds now, over all services; without those that wait.
     pub connections: u32,
+    /// Of these, those of this service: what its drain waits for.
+    #[serde(default)]
+    pub service_connections: u32,
     /// Shared connections to it that wait for the next client.
     #[serde(default)]
     pub waiting: u32,
