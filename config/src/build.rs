@@ -2,6 +2,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -57,6 +58,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         control: control(draft.root),
         tls: tls::pool(draft.root)?,
         log: log::log(draft.root)?,
+        notify: notify::notify(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,

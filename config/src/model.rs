@@ -4,6 +4,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod proxy;
 mod tls;
 
@@ -19,6 +20,7 @@ pub use http::{
     RouteSettings, RouteTo, Way,
 };
 pub use log::{Log, LogFormat, LogTo, Logged, LoggedQuery, Syslog};
+pub use notify::{EventKind, Notify, Webhook};
 pub use proxy::{ProxyFrom, ProxyOthers, ProxyTo, ProxyVersion};
 pub use tls::{
     CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
@@ -41,6 +43,8 @@ pub struct Model {
     pub tls: TlsPool,
     /// Lines about connections and requests.
     pub log: Log,
+    /// Who is told when a state changes; `None` = nobody.
+    pub notify: Option<Notify>,
     /// Static routes of the packet plane, beside the kernel's.
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.

@@ -5,6 +5,7 @@
 
 mod http;
 mod network;
+mod notify;
 mod process;
 mod service;
 mod tls;
@@ -27,6 +28,7 @@ pub static ROOT: Table = Table {
         key("control", Kind::Table(&process::CONTROL), "Where the daemon answers the operator."),
         key("tls", Kind::Table(&tls::TLS_POOL), "TLS for the whole process: provider and handshake threads."),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
+        key("notify", Kind::Table(&notify::NOTIFY), "Who is told when a state changes."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),
         key(
             "interface",

@@ -854,6 +854,35 @@ fn where_lines_on_connections_go_is_judged() {
 }
 
 #[test]
+fn who_is_told_of_events_is_judged() {
+    let with = |lines: &str| format!("[notify]\n{lines}\n{}", service("", ""));
+    let hook = "webhook = \"https://hooks.example.org/towpath\"";
+    expect(&with(hook), &[]);
+    expect(&with("command = [\"/usr/local/bin/page\", \"lync\", \"lync\"]"), &[]);
+    expect(&with(""), &[("missing-key", "[notify]")]);
+    expect(&with("interval = \"1m\""), &[("missing-key", "[notify]")]);
+    expect(&with("command = \"/usr/local/bin/page\""), &[("wrong-type", "\"/usr/local/bin/page\"")]);
+    expect(&with("command = []"), &[("empty-list", "[]")]);
+    expect(&with("command = [\"page\"]"), &[("bad-command", "\"page\"")]);
+    expect(&with("webhook = \"hooks.example.org\""), &[("bad-url", "\"hooks.example.org\"")]);
+    expect(&with("webhook = \"https://me@hooks.example.org/\""), &[("bad-url", "\"https://me@hooks.example.org/\"")]);
+    expect(&with("webhook = 443"), &[("wrong-type", "443")]);
+    let plain = "webhook = \"http://192.0.2.5/x\"";
+    expect(&with(&format!("{plain}\nwebhook_ca = \"/etc/ca.pem\"")), &[("no-effect", "webhook_ca")]);
+    expect(&with(&format!("{plain}\nwebhook_token_file = \"/etc/t\"")), &[("plain-token", "webhook_token_file")]);
+    let page = "command = [\"/usr/local/bin/page\"]";
+    expect(&with(&format!("{page}\nwebhook_ca = \"/etc/ca.pem\"")), &[("no-effect", "webhook_ca")]);
+    expect(&with(&format!("{page}\nwebhook_token_file = \"/etc/t\"")), &[("no-effect", "webhook_token_file")]);
+    expect(&with(&format!("{page}\nevents = \"health\"")), &[]);
+    expect(&with(&format!("{page}\nevents = [\"health\", \"admin\"]")), &[]);
+    expect(&with(&format!("{page}\nevents = [\"health\", \"health\"]")), &[("duplicate-entry", "\"health\"")]);
+    expect(&with(&format!("{page}\nevents = \"weather\"")), &[("unknown-word", "\"weather\"")]);
+    expect(&with(&format!("{page}\nevents = []")), &[("empty-list", "[]")]);
+    expect(&with(&format!("{page}\nbatch = \"6m\"")), &[("out-of-range", "\"6m\"")]);
+    expect(&with(&format!("{page}\ntimeout = 0")), &[("out-of-range", "0")]);
+}
+
+#[test]
 fn who_says_whose_a_connection_is_is_judged() {
     let from = "proxy_protocol_from = [\"192.0.2.0/24\"]";
     expect(&service(from, ""), &[]);

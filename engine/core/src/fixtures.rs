@@ -138,6 +138,7 @@ pub(crate) fn model() -> Model {
             ticket_lifetime_ms: 43_200_000,
             ticket_key_file: None,
         },
+        notify: None,
         log: Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr },
         routes: Vec::new(),
         router: Router::default(),

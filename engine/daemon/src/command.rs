@@ -1,8 +1,8 @@
 //! Programs of the operator's, run for a bounded time: no shell, an environment that says what it is to say and no more, bounded output, and an end
 //! that takes whatever they have started.
 
-use std::fs::{self, File};
-use std::io::{self, PipeReader};
+use std::fs;
+use std::io::{self, PipeReader, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
@@ -24,7 +24,7 @@ const OUTPUT_BYTES_MAX: usize = 4_096;
 /// How long one that was killed may take to be gone; whoever hangs in the kernel is left to itself.
 const DEATH_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that a program may be handed on its standard input.
-const INPUT_BYTES_MAX: usize = 65_536;
+const INPUT_BYTES_MAX: usize = 1 << 20;
 /// Whom the kernel shows for users that a namespace does not have (`/proc/sys/kernel/overflowuid`, by default).
 const OVERFLOW_UID: u32 = 65_534;
 /// Where programs find others.
@@ -96,9 +96,10 @@ fn standard_input(input: &[u8]) -> io::Result<Stdio> {
     if input.len() > INPUT_BYTES_MAX {
         return Err(io::Error::other(format!("more than {INPUT_BYTES_MAX} bytes of input")));
     }
-    let file = MemoryFile::create(input)?;
-    // Opened anew, and so read from its start.
-    Ok(File::open(file.path())?.into())
+    // Not opened anew by its path, which in a PID namespace need not lead to us.
+    let mut file = MemoryFile::create(input)?.writer()?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 /// What a program says.
@@ -162,7 +163,7 @@ pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
             }
             if let Err(problem) = judge(&line.program) {
                 faults.push(FileFault {
-                    service: service.name.clone(),
+                    service: Some(service.name.clone()),
                     file: line.program.clone(),
                     message: format!("health.command: {}: {problem}", line.program.display()),
                 });

@@ -74,6 +74,8 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
             runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            // A name server or a file system that somebody still waits for is no reason to stay.
+            runtime.shutdown_background();
         })?;
         Ok(Controller { commands, thread: Some(thread) })
     }
@@ -141,6 +143,7 @@ impl Turn {
         if let Some(control) = control {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
+        let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
         self.house.keeper.note(version);
@@ -176,6 +179,7 @@ impl Turn {
             // Published, but the workers are ending.
             let _nobody_waits = pending.reply.send(Ok(pending.generation));
         }
+        receivers.finish().await;
     }
 
     /// Lets the start go on once every check has a verdict that is published, or its time is over.

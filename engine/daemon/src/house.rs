@@ -29,6 +29,7 @@ use towpath_tls::PoolGauges;
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
 use crate::reload::{Change, member_changes};
@@ -52,6 +53,7 @@ pub(crate) struct House {
     pub(crate) version: String,
     /// `None` = workers sign, or nobody has to.
     pool: Option<HandshakePool>,
+    pub(crate) notifier: Arc<Notifier>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
@@ -248,6 +250,7 @@ impl Truth {
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
             snapshot = compiled(&board)?;
         }
+        self.events.follow(model.notify.as_ref());
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
                 Change::Added => (EventKind::Membership, String::new(), "added".to_owned()),
@@ -460,8 +463,11 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
-        truth: Truth,
+        mut truth: Truth,
     ) -> House {
+        let notifier = Arc::new(Notifier::new(&version));
+        truth.events.notify_by(Arc::clone(&notifier));
+        truth.events.follow(truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
         House {
             shared,
@@ -469,6 +475,7 @@ impl House {
             usable_cpus,
             version,
             pool,
+            notifier,
             truth: Mutex::new(truth),
             changed: Notify::new(),
             ordered: Notify::new(),
@@ -559,6 +566,7 @@ impl House {
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             access_log: self.access_log(),
+            notify: self.notifier.status(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }

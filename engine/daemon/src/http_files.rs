@@ -65,8 +65,8 @@ impl fmt::Display for HttpFileErrors {
 /// A file that is not what it should be, in words, for whoever starts nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileFault {
-    /// The service.
-    pub service: String,
+    /// The service that names it; `None` = the process.
+    pub service: Option<String>,
     /// The file.
     pub file: PathBuf,
     /// The key, the file, what is wrong with it and what to do.
@@ -78,7 +78,7 @@ pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
     let errors = load(model, HttpSecret::new([0; 16])).err().map_or_else(Vec::new, |errors| errors.0);
     let fault = |error: HttpFileError| FileFault {
         message: format!("http.{}: {}: {}", error.key, error.path.display(), error.problem),
-        service: error.service,
+        service: Some(error.service),
         file: error.path,
     };
     errors.into_iter().map(fault).collect()

@@ -24,6 +24,7 @@ pub mod settings;
 pub mod shared;
 mod state_file;
 pub mod status;
+mod supervisor;
 pub mod tls;
 pub mod worker;
 

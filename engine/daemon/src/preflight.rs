@@ -27,6 +27,7 @@ use crate::plan::{Plan, PlanInput};
 
 use crate::command;
 use crate::http_files::{self, FileFault};
+use crate::notify;
 pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
@@ -166,7 +167,7 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
-            files: [http_files::faults(model), command::faults(model)].concat(),
+            files: [http_files::faults(model), command::faults(model), notify::faults(model)].concat(),
         })
     }
 }
@@ -189,7 +190,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     findings.extend(facts.files.iter().map(|fault| Finding {
         severity: Severity::Error,
         check: Check::Files,
-        service: Some(fault.service.clone()),
+        service: fault.service.clone(),
         message: fault.message.clone(),
         file: Some(fault.file.clone()),
     }));

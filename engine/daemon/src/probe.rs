@@ -24,7 +24,8 @@ use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
 
 use crate::server_check::PortRun;
-use stream::{Secured, Stream};
+pub(crate) use stream::Secured;
+use stream::Stream;
 pub(crate) use trace::Detail;
 use trace::Trace;
 pub(crate) use trust::Trust;
@@ -217,7 +218,7 @@ async fn ask_for_long(question: &Question<'_>, trace: &mut Trace) -> Result<Opti
 }
 
 /// A cause in the words of an operator, without the number of the error.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),

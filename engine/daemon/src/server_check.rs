@@ -10,7 +10,9 @@ use tokio::sync::Semaphore;
 use towpath_config::model::CheckKind;
 use towpath_core::health::{CheckId, CheckPlan, CheckResult};
 use towpath_core::plane::Network;
+use towpath_core::snapshot::Target;
 
+use crate::admin::MemberStatus;
 use crate::house::House;
 use crate::probe::{self, Detail, Subject, Trust};
 use crate::status::HealthStatus;
@@ -93,12 +95,12 @@ pub(crate) struct Errand {
     network: Arc<Network>,
 }
 
-/// What is to be run for this server of this service, by their names. A server may stand in several groups of a service: each of their checks is run
-/// once.
-pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Errand> {
+/// What is to be run for this member. A server may stand in several groups of a service: each of their checks is run once.
+pub(crate) fn errand(house: &House, member: &MemberStatus) -> Option<Errand> {
     let snapshot = house.shared.snapshot();
-    let of_service = snapshot.each_service().filter(|place| place.name == service);
-    let targets: Vec<_> = of_service.flat_map(|place| &place.targets).filter(|target| target.name == server).collect();
+    let is_it = |target: &&Target| target.address == member.address && target.port == member.port;
+    let of_service = snapshot.each_service().filter(|place| place.name == member.service);
+    let targets: Vec<_> = of_service.flat_map(|place| &place.targets).filter(is_it).collect();
     let first = targets.first()?;
     let checks = targets.iter().filter_map(|target| target.check);
     let agents = targets.iter().filter_map(|target| target.agent);
@@ -111,8 +113,8 @@ pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Erran
     let plan = |id| house.truth().checks().iter().find(|plan| plan.id == id).cloned();
     let plans: Vec<_> = wanted.into_iter().filter_map(|id| Some((plan(id)?, house.subject_of(id)))).collect();
     let checked = ServerChecked {
-        service: service.to_owned(),
-        server: server.to_owned(),
+        service: member.service.clone(),
+        server: member.server.clone(),
         address: first.address,
         admin: crate::status::word(&first.admin),
         health: first.health.into(),

@@ -45,8 +45,7 @@ pub(super) async fn check(request: Request<Incoming>, chosen: &Chosen, asked: &A
             format!("{} servers at once, at most {SERVERS_MAX} can be checked; name a service", members.len());
         return problem(StatusCode::BAD_REQUEST, "too_many", message);
     }
-    let errands: Vec<_> =
-        members.iter().filter_map(|member| server_check::errand(house, &member.service, &member.server)).collect();
+    let errands: Vec<_> = members.iter().filter_map(|member| server_check::errand(house, member)).collect();
     let longest = errands.iter().map(server_check::Errand::limit).max().unwrap_or_default();
     deadline.put_off(longest + SLACK);
     let mut running = JoinSet::new();

@@ -66,7 +66,7 @@ impl Stream {
 }
 
 /// A connection that is ready for what is to be said.
-pub(super) struct Secured {
+pub(crate) struct Secured {
     stream: Stream,
     tls: Option<Tls>,
 }
@@ -81,6 +81,12 @@ struct Tls {
 }
 
 impl Secured {
+    /// A connection of the kernel's, for others than checks. The outer error says that there is none, the inner that there is no TLS over it.
+    pub(crate) async fn open(to: SocketAddr, context: Option<&ClientContext>) -> io::Result<Result<Secured, String>> {
+        let stream = Stream::connect(None, to).await?;
+        Ok(Secured::over(stream, context, to.ip()).await)
+    }
+
     /// Makes the handshake, if there is a context for one; an error in the words of an operator.
     pub(super) async fn over(
         mut stream: Stream,
@@ -142,7 +148,7 @@ impl Secured {
         presented(self.tls.as_ref()?.connection.peer_certificates()?.first()?)
     }
 
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return self.stream.send(bytes).await };
         if bytes.is_empty() {
             return Ok(());
@@ -156,7 +162,7 @@ impl Secured {
     }
 
     /// 0 = the server has ended its stream, in good order.
-    pub(super) async fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    pub(crate) async fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.stream.receive(into).await };
         loop {
             if !tls.plain.is_empty() {
@@ -184,7 +190,7 @@ impl Secured {
         }
     }
 
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         if let Some(tls) = &mut self.tls {
             let mut sealed = vec![0; CLOSE_BYTES_MAX];
             let mut carry = tls.buffer.split_off(RECORD_BYTES_MAX);
