@@ -8,6 +8,7 @@ pub mod client_hello;
 pub mod compile;
 pub mod counters;
 pub mod director;
+pub mod eligible;
 pub mod fast_path;
 #[cfg(test)]
 mod fixtures;
@@ -21,6 +22,7 @@ pub mod maglev;
 pub mod name_routes;
 pub mod outbound;
 pub mod packet;
+pub mod passive;
 pub mod persistence;
 pub mod plane;
 pub mod proxy_header;

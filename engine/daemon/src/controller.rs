@@ -44,6 +44,8 @@ const ADOPT_TIMEOUT_MS: u64 = 5_000;
 const HOUSEKEEPING_MS: u64 = 1_000;
 /// Persistence entries per stripe that one round of housekeeping looks at.
 const SWEEP_BUDGET: usize = 64;
+/// Time between two looks at what clients meet at the servers, where that judges these.
+const PASSIVE_LOOK_MS: u64 = 500;
 /// Reloads waiting for their turn.
 const COMMANDS_MAX: usize = 8;
 
@@ -137,6 +139,7 @@ impl Turn {
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
+        let mut looks = tokio::time::interval(Duration::from_millis(PASSIVE_LOOK_MS));
         loop {
             self.report_judged();
             let publish = at(self.publish_at);
@@ -156,6 +159,7 @@ impl Turn {
                 () = late => self.answer_pending(),
                 () = patience => {}
                 _ = housekeeping.tick() => self.keep_house(),
+                _ = looks.tick() => house.look_at_clients(),
             }
         }
         for pending in self.pending {

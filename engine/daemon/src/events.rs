@@ -43,6 +43,8 @@ pub enum EventKind {
     Health,
     /// Whether a server is a member.
     Membership,
+    /// Whether what clients meet at a server takes it out.
+    Passive,
     /// Whether the process runs, drains or ends.
     Phase,
     /// How full a source address is towards a server.

@@ -146,6 +146,8 @@ mod tests {
 
     use towpath_core::health::CheckId;
 
+    use towpath_config::model::Damping;
+
     use super::*;
 
     fn plan(ports: Vec<u16>) -> CheckPlan {
@@ -160,6 +162,7 @@ mod tests {
             timeout_ms: 2000,
             rise: 1,
             fall: 1,
+            damping: Damping::OFF,
         }
     }
 

@@ -152,6 +152,8 @@ pub struct AccessLogStatus {
 pub enum HealthStatus {
     /// It takes no new clients: its check failed.
     Down,
+    /// Its check passes, but it went up and down too often: it takes clients only if nobody else can.
+    Held,
     /// No verdict yet: it takes no new clients.
     Unknown,
     /// Its check passed, or none is configured.
@@ -175,6 +177,13 @@ pub struct ServerStatus {
     pub health: HealthStatus,
     /// Why.
     pub reason: String,
+    /// `primary`, `backup` (one that serves because too few others can), `standby` (one that waits), or `fail-open` (used although it is not up,
+    /// because too few are).
+    #[serde(default)]
+    pub duty: String,
+    /// Ports of the service that are not up there, while others are.
+    #[serde(default)]
+    pub closed_ports: Vec<u16>,
     /// For how long, in seconds.
     pub health_seconds: u64,
     /// Connections or sessions that the server holds now, over all services; without those that wait.

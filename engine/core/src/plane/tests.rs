@@ -132,6 +132,8 @@ struct Clerk {
     refusal: Option<Refusal>,
     open: HashMap<(ServiceId, RealServerId), i64>,
     opened: usize,
+    /// Servers that a connection did not reach.
+    missed: Vec<RealServerId>,
     ends: Vec<Termination>,
     counters: HashMap<ServiceCounter, u64>,
 }
@@ -147,11 +149,12 @@ impl Clerk {
 }
 
 impl Desk for Clerk {
-    fn pick(&mut self, service: &Service, _: SocketAddr, _: Now) -> Result<Pick, Refusal> {
+    fn pick(&mut self, service: &Service, _: SocketAddr, port: u16, _: Now) -> Result<Pick, Refusal> {
         if let Some(refusal) = self.refusal {
             return Err(refusal);
         }
-        let takers: Vec<usize> = (0..service.targets.len()).filter(|&at| service.targets[at].takes_new()).collect();
+        let takes = |target: &Target| target.takes_new() && target.serves(port);
+        let takers: Vec<usize> = (0..service.targets.len()).filter(|&at| takes(&service.targets[at])).collect();
         let at = *takers.get(self.turn % takers.len().max(1)).ok_or(Refusal::NoServer)?;
         self.turn += 1;
         let server = service.targets[at].server;
@@ -175,6 +178,10 @@ impl Desk for Clerk {
 
     fn opened(&mut self, _: RealServerId) {
         self.opened += 1;
+    }
+
+    fn failed(&mut self, server: RealServerId) {
+        self.missed.push(server);
     }
 }
 

@@ -36,7 +36,7 @@ use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::fast_path::{FastMemory, FastSettings};
 use towpath_core::http::Output;
 use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side};
-use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
+use towpath_core::snapshot::{Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
 use towpath_core::{Generation, Now, WorkerId};
@@ -445,7 +445,8 @@ impl Worker {
 
     fn end_relays_of_lost_servers(&mut self) -> io::Result<()> {
         let loses = |service: &Service| {
-            service.targets.iter().any(|target| target.admin == AdminState::Halt || service.drops_flows_of(target))
+            let loses = |target: &Target| service.drops_flows_of(target) || target.lost_ports().next().is_some();
+            service.targets.iter().any(|target| target.admin == AdminState::Halt || loses(target))
         };
         if !self.snapshot.each_service().any(|service| loses(service)) {
             return Ok(());
@@ -465,7 +466,9 @@ impl Worker {
         match target.admin {
             AdminState::Halt => Some(Termination::ServerHalted),
             // One that is still being dialled goes to another server after connect_timeout.
-            _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
+            _ if relay.is_opened() && service.drops_flows_at(target, relay.service_port()) => {
+                Some(Termination::ServerDown)
+            }
             _ => None,
         }
     }
