@@ -355,7 +355,7 @@ pub(super) static PASSIVE: Table = Table {
         key(
             "server_errors",
             integer(0, 100, "percent"),
-            "Share of responses with a status of 500 or more from which on it is out; 0 = they do not matter. Needs HTTP mode.",
+            "Share of responses with a status of 500 or more, or that do not come within `http.response_timeout`, from which on it is out; 0 = they do not matter. Needs HTTP mode.",
         )
         .default("0"),
         key(

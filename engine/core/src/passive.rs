@@ -26,9 +26,9 @@ pub struct Met {
     pub opened: u64,
     /// Connects that it refused or did not answer, or whose TLS it failed.
     pub failed: u64,
-    /// Its responses in HTTP mode.
+    /// Its responses in HTTP mode, and those that did not come in time.
     pub responses: u64,
-    /// Of these, those with a status of 500 or more.
+    /// Of these, those with a status of 500 or more, and those that did not come.
     pub errors: u64,
 }
 

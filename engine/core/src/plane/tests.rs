@@ -727,6 +727,7 @@ fn a_server_that_refuses_is_told_to_the_client_and_not_held_against_it() {
     let back = at_server.reversed();
     let (_, _, to) = lab.server_sends(&back, &tcp(&back, RST | ACK, 0, 101, &[], b""));
     assert_eq!((to, lab.clerk.ends.clone()), (forward.reversed(), vec![Termination::ConnectFailed]));
+    assert_eq!(lab.clerk.missed, [RealServerId(0)]);
     // The next SYN may go elsewhere.
     lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
     assert_eq!((lab.clerk.connections(), lab.plane.half_open()), (1, 1));

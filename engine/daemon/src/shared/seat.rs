@@ -239,7 +239,7 @@ impl Seat {
         self.failed.add(server.index(), 1);
     }
 
-    /// Counts one response of `server` in HTTP mode. Only the seat's own worker may call this.
+    /// Counts one response of `server` in HTTP mode, or that none came in time (504). Only the seat's own worker may call this.
     #[inline]
     pub fn count_response(&self, server: RealServerId, status: u16) {
         self.responses.add(server.index(), 1);
