@@ -136,6 +136,9 @@ fn passive(service: &Service<'_>, health: &Section, report: &mut Report) {
             .hint("use `check = \"tcp\"`, or remove it");
         return;
     }
+    if ["connect_failures", "server_errors"].iter().any(|key| passive.broken.contains(key)) {
+        return;
+    }
     let share = |key| passive.integer(key).filter(|share| share.value > 0);
     if let Some(errors) = share("server_errors").filter(|_| service.http.is_none()) {
         report

@@ -61,7 +61,10 @@ fn what_goes_together_is_told_of_by_nothing() {
         ("ports = [80, 443]\nhealth = { check = \"tcp\", evict = \"port\", ports = 443 }", ""),
         ("health = { check = \"tcp\", evict = \"port\" }", "port = 8443"),
         ("health = { check = \"tcp\", passive = {} }", ""),
-        ("http = {}\nhealth = { check = \"tcp\", passive = { connect_failures = 0, server_errors = 20 } }", ""),
+        (
+            "ports = 80\nhttp = {}\nhealth = { check = \"tcp\", passive = { connect_failures = 0, server_errors = 20 } }",
+            "",
+        ),
         ("", "[[service.server]]\nname = \"two\"\naddress = \"192.0.2.22\"\nbackup = true"),
     ];
     for (lines, server) in rows {

@@ -119,7 +119,7 @@ socket = "none"
 [[group]]
 name = "shared"
 balance = "maglev"
-health = { check = "tcp", ports = [444, 5061], interval = "2s", timeout = 1500, rise = 4, fall = 5, evict = "group", flaps = 3, flap_window = "2m", flap_hold = "30s", passive = { connect_failures = 0, server_errors = 30, at_least = 50, window = "1m", hold = "5s" } }
+health = { check = "tcp", ports = [444, 5061], interval = "2s", timeout = 1500, rise = 4, fall = 5, evict = "group", flaps = 3, flap_window = "2m", flap_hold = "30s", passive = { connect_failures = 30, server_errors = 0, at_least = 50, window = "1m", hold = "5s" } }
 
 [[group.server]]
 name = "one"
@@ -145,7 +145,6 @@ connect_timeout = "500ms"
 drain_timeout = 0
 redispatch = 0
 panic_threshold = 40
-slow_start = "90s"
 max_connections = 4000
 source = { pool = ["2001:db8::5"], ports = "2048-4095", rest = "30s" }
 group = "shared"
@@ -156,6 +155,7 @@ vip = "2001:db8::10"
 ports = 3478
 protocol = "udp"
 balance = "round-robin"
+slow_start = "90s"
 source = "vip"
 health = { check = "none" }
 group = "shared"
@@ -197,7 +197,7 @@ group = "shared"
     let times = (first.idle_timeout_ms, first.connect_timeout_ms, first.drain_timeout_ms);
     assert_eq!(times, (86_400_000, 500, 0));
     assert_eq!((first.redispatch, first.max_connections, first.group), (0, 4000, 0));
-    assert_eq!((first.panic_threshold, first.slow_start_ms), (40, 90_000));
+    assert_eq!((first.panic_threshold, first.slow_start_ms), (40, 0));
     let address = "2001:db8::5".parse().expect("an address");
     assert_eq!(
         first.source,
@@ -220,8 +220,8 @@ group = "shared"
         evict: Evict::Group,
         damping: Damping { flaps: 3, window_ms: 120_000, hold_ms: 30_000 },
         passive: Some(Passive {
-            connect_failures: 0,
-            server_errors: 30,
+            connect_failures: 30,
+            server_errors: 0,
             at_least: 50,
             window_ms: 60_000,
             hold_ms: 5_000,
@@ -236,6 +236,7 @@ group = "shared"
         (second.protocol, second.balance, second.idle_timeout_ms),
         (Protocol::Udp, Balance::RoundRobin, 300_000)
     );
+    assert_eq!(second.slow_start_ms, 90_000);
     assert_eq!(
         second.source,
         Source::Pool(SourcePool {

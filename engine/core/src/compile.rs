@@ -455,17 +455,19 @@ fn targets(
                 servers: [other.to_owned(), server.name.clone()],
             });
         }
-        let Judged { mut verdict, mut checks, closed_ports } = judge(service, group, server, registry, judges.board)?;
+        let Judged { mut verdict, checks, closed_ports } = judge(service, group, server, registry, judges.board)?;
+        let (check, mut also) = match checks.split_first() {
+            Some((first, rest)) => (Some(*first), rest.to_vec()),
+            None => (None, Vec::new()),
+        };
         for eviction in judges.evictions.of(family, server) {
-            checks.extend(&eviction.checks);
+            also.extend(eviction.checks.iter().filter(|other| !checks.contains(other)));
             if let Some(down) = &eviction.down
                 && verdict.health != ServerHealth::Down
             {
                 verdict = down.clone();
             }
         }
-        let mut seen = HashSet::new();
-        checks.retain(|check| seen.insert(*check));
         place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
             id,
             name: server.name.clone(),
@@ -482,8 +484,8 @@ fn targets(
             max_connections: server.max_connections,
             admin: server.admin,
             health: verdict.health,
-            check: checks.first().copied(),
-            also: checks.get(1..).unwrap_or_default().into(),
+            check,
+            also: also.into(),
             reason: verdict.reason,
             since: verdict.since,
             returned: verdict.returned,

@@ -264,7 +264,7 @@ pub struct Target {
     pub admin: AdminState,
     /// What its check says.
     pub health: ServerHealth,
-    /// The check that judges it; `None` = no health configured.
+    /// The check of this service that judges it, the first if there are several; `None` = no health configured.
     pub check: Option<CheckId>,
     /// Why `health` is what it is, for status.
     pub reason: Arc<str>,
