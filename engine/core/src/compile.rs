@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup, RouteSettings,
-    Server, ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, CheckKind, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
+    RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
+use crate::admin::Halted;
 use crate::eligible;
 use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard, HealthState};
 use crate::http::{HttpMaterial, HttpRules, HttpSecret};
@@ -126,8 +127,9 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            for key in check_keys(service, group, server, health)? {
-                // First what stays: old and new checks together may be more than the limit.
+            let keys = check_keys(service, group, server, health)?;
+            // First what stays: old and new checks together may be more than the limit.
+            for key in keys.into_iter().chain(agent_key(server, health)) {
                 if let Some(id) = next.check(&key) {
                     plans.entry(id).or_insert_with(|| plan(id, key));
                 }
@@ -138,7 +140,8 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            for key in check_keys(service, group, server, health)? {
+            let keys = check_keys(service, group, server, health)?;
+            for key in keys.into_iter().chain(agent_key(server, health)) {
                 let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
                 plans.entry(id).or_insert_with(|| plan(id, key));
             }
@@ -474,7 +477,8 @@ fn targets(
             address: server.address,
             port: server.port,
         });
-        targets.push(Target {
+        let agent = group.health.as_ref().and_then(|health| registry.check(&agent_key(server, health)?));
+        let mut target = Target {
             proxy: service.proxy_version(group, server),
             server: id,
             name: server.name.clone(),
@@ -483,9 +487,12 @@ fn targets(
             weight: server.weight,
             max_connections: server.max_connections,
             admin: server.admin,
+            halted: Halted::ByOperator,
             health: verdict.health,
             check,
             also: also.into(),
+            agent,
+            in_maintenance: false,
             reason: verdict.reason,
             since: verdict.since,
             returned: verdict.returned,
@@ -493,7 +500,12 @@ fn targets(
             role: if server.backup { Role::Backup } else { Role::Primary },
             duty: Duty::Serving,
             fail_open: false,
-        });
+        };
+        judges.board.words.lay_over(&service.name, &mut target);
+        if let Some(agent) = agent.and_then(|agent| judges.board.agent(agent)) {
+            agent.lay_over(&mut target);
+        }
+        targets.push(target);
     }
     if let Some(rule) = group.health.as_ref().and_then(|health| health.passive) {
         let passive = &judges.board.passive;
@@ -661,11 +673,29 @@ fn check_key(
         kind: health.check.clone(),
         ports,
         interval_ms: health.interval_ms,
+        fast_interval_ms: health.fast_interval_ms,
         timeout_ms: health.timeout_ms,
         rise: health.rise,
         fall: health.fall,
         damping: health.damping,
     }
+}
+
+/// What its agent is asked, if it has one: always at its own address, for a VIP is no matter of the agent's.
+fn agent_key(server: &Server, health: &Health) -> Option<CheckKey> {
+    let agent = health.agent.as_ref()?;
+    Some(CheckKey {
+        proxy: None,
+        address: server.address,
+        vip: None,
+        kind: CheckKind::Agent { send: agent.send.clone() },
+        ports: vec![agent.port],
+        interval_ms: health.interval_ms,
+        fast_interval_ms: health.interval_ms,
+        timeout_ms: health.timeout_ms,
+        rise: 1,
+        fall: 1,
+    })
 }
 
 fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
@@ -677,6 +707,7 @@ fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
         ports: key.ports,
         proxy: key.proxy,
         interval_ms: key.interval_ms,
+        fast_interval_ms: key.fast_interval_ms,
         timeout_ms: key.timeout_ms,
         rise: key.rise,
         fall: key.fall,

@@ -168,7 +168,7 @@ impl Worker {
             let Some(service) = self.snapshot.service(session.service.id) else { continue };
             let Some((_, target)) = service.target_of(session.counted) else { continue };
             match target.admin {
-                AdminState::Halt => lost.push((key, Termination::ServerHalted)),
+                AdminState::Halt => lost.push((key, target.halted.termination())),
                 _ if service.drops_flows_at(target, session.port) => lost.push((key, Termination::ServerDown)),
                 _ => {}
             }
