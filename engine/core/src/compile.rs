@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, CheckKind, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
+    self, Balance, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
     RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
@@ -695,6 +695,7 @@ fn agent_key(server: &Server, health: &Health) -> Option<CheckKey> {
         timeout_ms: health.timeout_ms,
         rise: 1,
         fall: 1,
+        damping: Damping::OFF,
     })
 }
 
