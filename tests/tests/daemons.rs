@@ -681,8 +681,8 @@ fn nginx_answers_a_request_over_tls() {
         let authority = Authority::new("trusted");
         let issued = authority.issue(&[NAME]);
         let (host, ca) = (lab.server(1), authority.certificate());
-        let start = |port| nginx(host, port, Some((&issued.chain, &issued.key)));
-        let mut daemon = start(8443);
+        let serve = |port| nginx(host, port, Some((&issued.chain, &issued.key)));
+        let mut daemon = serve(8443);
         let check = format!(
             "check = \"https\", expect = \"fine\", host = \"{NAME}\", verify = true, ca = \"{}\"",
             ca.display()
@@ -691,7 +691,7 @@ fn nginx_answers_a_request_over_tls() {
         until_up(&relay, &mut daemon);
         daemon.kill();
         until_down(&relay, "port 8443: connection refused");
-        let mut daemon = start(8444);
+        let mut daemon = serve(8444);
         let between = Between::start(host, Over::Tcp, 8443);
         for spoil in [Spoil::All, Spoil::Time, Spoil::Half] {
             between.set(spoil);

@@ -120,8 +120,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("balance = \"response-time\"", "", "\"response-time\""),
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
-        ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
-        ("", "backup = true", "backup"),
         ("", "min_connections = 5", "min_connections"),
     ];
     for (lines, server, place) in rows {
@@ -646,6 +644,7 @@ fn checks_must_be_able_to_answer() {
         ("check = \"radius\", secret_file = \"/s\", transport = \"tcp\"", &[("no-effect", "transport")]),
         ("check = \"ping\"", &[]),
         ("check = \"ping\", ports = [7]", &[("no-effect", "ports")]),
+        ("check = \"ping\", evict = \"port\"", &[("conflicting-keys", "\"port\"")]),
         ("check = \"stun\", transport = \"tls\"", &[("bad-transport", "\"tls\"")]),
         ("check = \"udp\", send = \"hello\", expect_hex = \"FF 0a\", no_answer = \"passes\"", &[]),
         ("check = \"udp\", send_hex = \"f\"", &[("bad-hex", "\"f\"")]),

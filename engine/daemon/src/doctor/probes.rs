@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use towpath_config::model::{Carrier, CheckKind, Forwarding, Model, Ports, Protocol, VirtualService};
+use towpath_config::model::{Carrier, CheckKind, Damping, Forwarding, Model, Ports, Protocol, VirtualService};
 use towpath_core::health::{CheckId, CheckPlan, CheckResult, NO_PORT};
 use towpath_core::plane::Network;
 use towpath_sys::link::Link;
@@ -537,6 +537,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                     timeout_ms: CONNECT_MS,
                     rise: 1,
                     fall: 1,
+                    damping: Damping::OFF,
                 };
                 let places = Arc::clone(&places);
                 running.spawn(async move {
