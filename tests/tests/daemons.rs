@@ -297,7 +297,13 @@ enum Over {
 /// A service whose server-1 is checked so, at this port or at none.
 fn checked(lab: &TestLab, check: &str, port: Option<u16>) -> String {
     let port = port.map(|port| format!(", ports = [{port}]")).unwrap_or_default();
-    service("web", lab.free_vip(100), "443", &format!("health = {{ {check}{port}, {RHYTHM} }}"), &ipv4(&lab.servers()[..1]))
+    service(
+        "web",
+        lab.free_vip(100),
+        "443",
+        &format!("health = {{ {check}{port}, {RHYTHM} }}"),
+        &ipv4(&lab.servers()[..1]),
+    )
 }
 
 /// With this configuration, whose VIP the balancer gets.
@@ -563,8 +569,7 @@ fn dnsmasq_is_judged_by_what_it_answers() {
     in_lab(dnsmasq_is_judged_by_what_it_answers, Topology::TwoArm, 1, |lab| {
         let mut daemon = dnsmasq(lab.server(1), 53);
         let check = |keys: &str| checked(lab, &format!("check = \"dns\", {keys}"), Some(53));
-        let mut relay =
-            start(lab, &check("query = \"www.example.org\", expect = \"192.0.2.70\""));
+        let mut relay = start(lab, &check("query = \"www.example.org\", expect = \"192.0.2.70\""));
         until_down(&relay, "port 53: answers \"192.0.2.7\", expected \"192.0.2.70\"");
         // It forwards to nobody, so it refuses what it does not know.
         relay.reload(&check("query = \"other.example\", rcode = \"noerror,refused\"")).expect("a reload");
