@@ -107,8 +107,8 @@ fn evicted(draft: &Draft<'_>, service: &Service<'_>, health: &Section, report: &
         }
         ("port", _) if health.word("check").is_some_and(|check| check.value == "ping") => {
             report
-                .error("conflicting-keys", &evict.span, "a ping has no port that it could take away")
-                .hint("use `evict = \"service\"`, or another check");
+                .error("conflicting-keys", &evict.span, "an echo request asks no port, so none can be taken away")
+                .hint("use `evict = \"service\"`, or a check that asks ports");
         }
         ("port", _) => each_port(draft, service, health, &evict.span, report),
         _ => {}

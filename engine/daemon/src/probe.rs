@@ -79,16 +79,21 @@ pub(crate) async fn run(
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
         let (way, context, secrets, kind) = (way.clone(), context.clone(), secrets.clone(), plan.kind.clone());
-        let places = Arc::clone(if matches!(kind, CheckKind::External(_)) { &external::PLACES } else { places });
+        let places = Arc::clone(places);
         let herald = plan.herald(socket.port());
         let environment = external::environment(plan, socket, subject);
         ports.spawn(async move {
-            let place = places.acquire_owned().await;
             let mut trace = Trace::begin(detail);
-            let result = match (&kind, way, context, secrets) {
-                _ if place.is_err() => Err("the process is ending".to_owned()),
-                (CheckKind::External(line), ..) => external::ask(line, &environment, limit, &mut trace).await,
-                (_, Ok(way), Ok(context), Ok(secrets)) => {
+            let place = match &kind {
+                CheckKind::External(_) => external::place(limit, &mut trace).await,
+                _ => places.acquire_owned().await.map_err(|_closed| "the process is ending".to_owned()),
+            };
+            let result = match (&kind, way, context, secrets, place) {
+                (.., Err(reason)) => Err(reason),
+                (CheckKind::External(line), .., Ok(place)) => {
+                    external::ask(place, line, &environment, limit, &mut trace).await
+                }
+                (_, Ok(way), Ok(context), Ok(secrets), Ok(_place)) => {
                     let question = Question {
                         way: way.as_ref(),
                         to: socket,
@@ -103,7 +108,7 @@ pub(crate) async fn run(
                         Carrier::Datagram | Carrier::Echo => datagram::ask(&question, &mut trace).await.map(|()| None),
                     }
                 }
-                (_, Err(reason), ..) | (_, _, Err(reason), _) | (.., Err(reason)) => {
+                (_, Err(reason), ..) | (_, _, Err(reason), ..) | (_, _, _, Err(reason), _) => {
                     trace.enter("prepare");
                     Err(reason)
                 }

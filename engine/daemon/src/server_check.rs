@@ -2,8 +2,8 @@
 //! run by themselves.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
@@ -14,8 +14,12 @@ use towpath_core::snapshot::Target;
 
 use crate::admin::MemberStatus;
 use crate::house::House;
+use crate::plan::ORDERED_PROBES_MAX;
 use crate::probe::{self, Detail, Subject, Trust};
 use crate::status::HealthStatus;
+
+/// Room for all that is ordered: it has to show what is wrong also when all others wait.
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ORDERED_PROBES_MAX)));
 
 /// The answer of `POST …/check`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,11 +130,6 @@ pub(crate) fn errand(house: &House, member: &MemberStatus) -> Option<Errand> {
 }
 
 impl Errand {
-    /// How long it may take.
-    pub(crate) fn limit(&self) -> Duration {
-        Duration::from_millis(self.plans.iter().map(|(plan, _)| plan.timeout_ms).sum())
-    }
-
     /// Runs it now, one check after the other: none is to disturb the other's times.
     pub(crate) async fn run(self) -> ServerChecked {
         let Errand { mut checked, plans, network } = self;
@@ -144,10 +143,8 @@ impl Errand {
 }
 
 async fn check(plan: &CheckPlan, subject: &Subject, network: &Network) -> CheckRun {
-    // Room of its own: it has to show what is wrong also when all others wait.
-    let places = Arc::new(Semaphore::new(plan.ports.len()));
     let began = Instant::now();
-    let probed = probe::run(plan, network, &places, &mut Trust::default(), subject, Detail::Steps).await;
+    let probed = probe::run(plan, network, &PLACES, &mut Trust::default(), subject, Detail::Steps).await;
     let (passed, reason) = match (&probed.result, &probed.answer) {
         (CheckResult::Passed, Some(_)) => (true, probed.heard()),
         (CheckResult::Passed, None) => (true, String::new()),
