@@ -558,7 +558,7 @@ fn server_check_shows_each_step_with_its_time() {
             }
         };
         begins(&shown("tcp/server-1"), &["tcp connect: from US:"]);
-        begins(&shown("tls/*"), &["tls connect: from US:", "tls TLS handshake: TLSv1.3, TLS_"]);
+        begins(&shown("tls/*"), &["tls connect: from US:", "tls TLS handshake: TLSv1.3, TLS13_"]);
         assert!(shown("tls/*")[1].contains(&format!("certificate of {NAME}, by ")));
         begins(&shown("http/server-1"), &["http connect: from US:", "http response: status 204"]);
         begins(

@@ -44,7 +44,7 @@ pub(crate) enum Outcome {
 /// Runs a program and waits until it ends, no longer than `limit`; then it is killed, and in either case all that is left of its process group.
 /// Dropping what waits kills it, too. `place` is given back when it is gone, which may be later for one that hangs in the kernel.
 pub(crate) async fn run(
-    place: impl Send + 'static,
+    place: impl Send + Sync + 'static,
     line: &CommandLine,
     environment: &[(&str, String)],
     input: &[u8],

@@ -112,7 +112,7 @@ pub struct Group {
 }
 
 /// What is given back when the program has ended.
-struct Held(Option<Box<dyn Send>>);
+struct Held(Option<Box<dyn Send + Sync>>);
 
 impl std::fmt::Debug for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -123,7 +123,7 @@ impl std::fmt::Debug for Held {
 impl Group {
     /// Starts the program. `held` is dropped once it has ended: also one that is killed may hang in the kernel for as long as that likes, so that whoever
     /// bounds their number has to count it until then.
-    pub fn spawn(command: &mut Command, held: impl Send + 'static) -> io::Result<Group> {
+    pub fn spawn(command: &mut Command, held: impl Send + Sync + 'static) -> io::Result<Group> {
         let mut leader = command.process_group(0).spawn()?;
         match open_pidfd(leader.id()) {
             Ok(exit) => Ok(Group { leader: Some(leader), exit, held: Held(Some(Box::new(held))) }),
