@@ -133,8 +133,8 @@ pub struct Client {
 /// Picks the real server for a new connection of `client` and counts the connection.
 ///
 /// First the client's own server, if its pin names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
-/// the balancer chooses among the members that take new connections, are not in `tried` and have room. A success records or
-/// refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+/// the balancer chooses among the members that take new connections, are not in `tried` and have room, as long as there are any only among those with
+/// fewer connections than their `min_connections`. A success records or refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
 ///
 /// `state` belongs to this service, `persistence` is the stripe of this pin ([`Pin::stripe`]); for a
 /// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
@@ -217,6 +217,9 @@ pub fn pick_pinned(
         }
         candidates.insert(TargetIndex(place as u16));
     }
+    if service.has_minimums {
+        keep_below_minimum(service, &mut candidates, loads);
+    }
 
     while let Some(target) = state.choose(service, &candidates, loads, client.address) {
         match open(target) {
@@ -237,6 +240,20 @@ pub fn pick_pinned(
         }
     }
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
+}
+
+/// Leaves those that have not as many connections as they are to have before others get more, if there are any.
+fn keep_below_minimum(service: &Service, candidates: &mut Candidates, loads: &impl Loads) {
+    let mut below = Candidates::new();
+    for target in candidates.iter() {
+        let member = &service.targets[target.index()];
+        if loads.active(member.server) < member.min_connections {
+            below.insert(target);
+        }
+    }
+    if below.iter().next().is_some() {
+        *candidates = below;
+    }
 }
 
 /// The entry of a client, and until when it lives if it is written now.

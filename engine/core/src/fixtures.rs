@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Log, LogFormat,
-    LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, ProxyTo,
+    LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, ProxyTo,
     Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
@@ -34,6 +34,7 @@ pub(crate) fn target(server: u16) -> Target {
         address: IpAddr::V4(Ipv4Addr::from_bits(0xc000_0200 + u32::from(server))),
         port: None,
         weight: 100,
+        min_connections: 0,
         max_connections: 0,
         admin: AdminState::Ready,
         health: ServerHealth::Up,
@@ -72,6 +73,9 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         redispatch: 3,
         drop_on_failure: false,
         max_connections: 0,
+        queue: None,
+        overload: Overload::Silent,
+        has_minimums: false,
         source: ServiceSource::Interface,
         next_hop: None,
         routes: None,
@@ -170,6 +174,8 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         redispatch: 3,
         drop_on_failure: false,
         max_connections: 0,
+        queue: None,
+        overload: Overload::Silent,
         source: Source::Interface,
         next_hop: None,
         client_networks: Vec::new(),
@@ -189,6 +195,7 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
         address: address.parse().unwrap(),
         port,
         weight: 100,
+        min_connections: 0,
         max_connections: 0,
         admin: AdminState::Ready,
         re_encrypt: None,

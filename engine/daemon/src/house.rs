@@ -29,8 +29,8 @@ use crate::plan::Plan;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::status::{
-    AccessLogStatus, HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus,
-    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus,
+    ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
@@ -552,6 +552,7 @@ fn service_status(
         persistence_ms: service.persistence.as_ref().map(|rule| rule.timeout_ms),
         connections: shared.loads().service_active(service.id),
         connections_max: service.max_connections,
+        queue: queue_status(service, shared),
         accepted: counter(ServiceCounter::Accepted),
         opened: counter(ServiceCounter::Opened),
         bytes_from_client: counter(ServiceCounter::BytesFromClient),
@@ -581,6 +582,16 @@ fn service_status(
             .collect(),
         servers,
     }
+}
+
+/// Who waits for a place of this service.
+fn queue_status(service: &Service, shared: &Shared) -> Option<QueueStatus> {
+    let queue = service.queue?;
+    let places = std::iter::once(service.place).chain(service.places_behind());
+    let (waiting, longest_ms) = places
+        .map(|place| shared.queue(place))
+        .fold((0, 0), |(waiting, longest), (more, ms)| (waiting + more, longest.max(ms)));
+    Some(QueueStatus { waiting, max: queue.max, longest_ms, timeout_ms: queue.timeout_ms })
 }
 
 /// What hosts inside have opened by one `[[outbound_nat]]`, and how it ended.
@@ -657,6 +668,7 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
+        connections_min: target.min_connections,
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
     }

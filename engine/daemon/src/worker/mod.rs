@@ -18,6 +18,7 @@ mod peek;
 mod pressure;
 mod proxy;
 mod pump;
+mod queue;
 mod relay;
 mod secure;
 mod slab;
@@ -59,6 +60,7 @@ use packets::{Left, Packets};
 use pressure::KeptBytes;
 pub(crate) use pressure::kept_bytes_max;
 use pump::Pipes;
+use queue::Queued;
 use relay::Relay;
 pub(crate) use secure::RECORD_BUFFER_BYTES;
 use secure::{Senders, record_settings};
@@ -151,6 +153,8 @@ struct Worker {
     doors: Doors,
     packets: Option<Packets>,
     relays: Slab<Relay>,
+    /// Those that wait for a place on a server.
+    queued: Queued,
     datagrams: Datagrams,
     chunks: Chunks,
     multishots: Multishots<(Key, Side)>,
@@ -244,6 +248,7 @@ impl Worker {
                 packets
             }),
             relays: Slab::new(settings.connections_max),
+            queued: Queued::default(),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers) + records),
             multishots: Multishots::new(usize::from(buffers)),
@@ -412,6 +417,7 @@ impl Worker {
                 self.follow_steering();
                 self.take_from_pool()?;
                 self.give_room()?;
+                self.answer_calls()?;
                 self.follow_phase()
             }
         }
@@ -439,6 +445,7 @@ impl Worker {
         self.retire_idle()?;
         self.end_relays_of_lost_servers()?;
         self.end_datagrams_of_lost_servers()?;
+        self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
         Ok(())
     }
