@@ -217,11 +217,16 @@ pub fn pick_pinned(
         }
         candidates.insert(TargetIndex(place as u16));
     }
-    if service.has_minimums {
-        keep_below_minimum(service, &mut candidates, loads);
-    }
+    let mut others = if service.has_minimums { set_aside(service, &mut candidates, loads) } else { None };
 
-    while let Some(target) = state.choose(service, &candidates, loads, client.address) {
+    loop {
+        let Some(target) = state.choose(service, &candidates, loads, client.address) else {
+            match others.take() {
+                Some(those) => candidates = those,
+                None => break,
+            }
+            continue;
+        };
         match open(target) {
             Ok(()) => {
                 let server = service.targets[target.index()].server;
@@ -242,18 +247,17 @@ pub fn pick_pinned(
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
 }
 
-/// Leaves those that have not as many connections as they are to have before others get more, if there are any.
-fn keep_below_minimum(service: &Service, candidates: &mut Candidates, loads: &impl Loads) {
-    let mut below = Candidates::new();
+/// Leaves those that have not as many connections as they are to have before others get more, if there are any, and gives back the others.
+fn set_aside(service: &Service, candidates: &mut Candidates, loads: &impl Loads) -> Option<Candidates> {
+    let (mut below, mut others) = (Candidates::new(), Candidates::new());
     for target in candidates.iter() {
         let member = &service.targets[target.index()];
-        if loads.active(member.server) < member.min_connections {
-            below.insert(target);
-        }
+        let is_below = loads.active(member.server) < member.min_connections;
+        if is_below { below.insert(target) } else { others.insert(target) }
     }
-    if below.iter().next().is_some() {
-        *candidates = below;
-    }
+    below.iter().next()?;
+    *candidates = below;
+    Some(others)
 }
 
 /// The entry of a client, and until when it lives if it is written now.
