@@ -185,6 +185,7 @@ impl Worker {
     /// The timer of a client that waits has fired.
     pub(super) fn queue_timer(&mut self, key: Key) -> io::Result<()> {
         let now = self.now;
+        self.note_timer_fired(key);
         let due = self.relays.get(key).and_then(|relay| relay.waits.as_deref()).map(|waits| waits.due);
         if due.is_none_or(|due| due <= now) {
             return self.end_waiting(key, Termination::QueueTimedOut);
@@ -199,7 +200,7 @@ impl Worker {
     /// Sets the timer of a client that waits.
     pub(super) fn arm_waiting(&mut self, key: Key) {
         if self.relays.get(key).is_some_and(|relay| relay.http.is_some()) {
-            return self.rearm_conversation(key);
+            return self.arm_conversation(key);
         }
         let look = self.relays.get(key).and_then(|relay| relay.waits.as_deref()).map(|waits| waits.next_look(self.now));
         if let Some(look) = look {

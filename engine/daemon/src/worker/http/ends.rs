@@ -308,12 +308,11 @@ impl Worker {
         }
     }
 
-    /// Sets the timer, which has fired.
-    pub(in super::super) fn rearm_conversation(&mut self, key: Key) {
+    /// The timer is set no more.
+    pub(in super::super) fn note_timer_fired(&mut self, key: Key) {
         if let Some(conversation) = self.conversation(key) {
             conversation.timer = None;
         }
-        self.arm_conversation(key);
     }
 
     /// Sets the timer, if it is due earlier than it stands.

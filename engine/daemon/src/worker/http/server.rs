@@ -217,10 +217,8 @@ impl Worker {
 
     /// A server was chosen for a request that waited.
     pub(in super::super) fn dial_from_queue(&mut self, key: Key) -> io::Result<()> {
-        if let Some(conversation) = self.conversation(key) {
-            // The timer stands for the queue.
-            conversation.timer = None;
-        }
+        // It stands for the queue.
+        self.note_timer_fired(key);
         self.dial_for_request(key, Termination::NoServer)?;
         self.advance(key)
     }
