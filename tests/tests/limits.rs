@@ -170,7 +170,7 @@ fn requests_wait_and_who_finds_no_place_is_told_when_to_come_back() {
         let answer = refused.get("/");
         assert_eq!((answer.status, answer.field("retry-after")), (503, Some("7")));
         // The connection is none the worse for it; and those that wait are served though the first client keeps its connection.
-        for client in [&mut first, &mut others[0], &mut others[1]] {
+        for client in std::iter::once(&mut first).chain(&mut others) {
             assert_eq!(client.response("GET").expect("an answer").status, 200);
         }
         assert_eq!(refused.get("/fourth").status, 200);
@@ -224,9 +224,9 @@ fn streams_of_http2_wait_each_for_itself() {
     in_lab(streams_of_http2_wait_each_for_itself, Topology::TwoArm, 1, |lab| {
         let _origin = WebOrigin::start(lab.server(1), 443);
         let (pki, vip) = (Pki::new(), lab.vip(100));
-        let keys = "queue = 20\nqueue_timeout = \"60s\"";
-        let text = pki.service(vip, "terminate", keys, &ipv4(lab.servers()));
-        let text = text.replace("[service.tls]", "[service.http]\nhttp2 = true\n[service.tls]");
+        let text = pki.service(vip, "terminate", "", &ipv4(lab.servers()));
+        let keys = "queue = 20\nqueue_timeout = \"60s\"\n[service.http]\nhttp2 = true\n[service.tls]";
+        let text = text.replace("[service.tls]", keys);
         let text = text.replace("[[service.server]]", "[[service.server]]\nmax_connections = 2");
         let relay = subject!().start(lab.balancer(), &format!("[tls]\nthreads = 0\n{text}"));
         let mut curl = Command::new("curl");

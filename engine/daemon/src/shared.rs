@@ -129,7 +129,7 @@ struct Desk {
     balancer: BalancerState,
     /// Who waits for a place.
     queue: WaitingQueue,
-    /// The service as who asked last knew it, while somebody waits.
+    /// The service as whoever is first knew it when it asked last: what it may be called for. Who is first by now and has not asked since was called to.
     waited_for: Option<Arc<Service>>,
     /// Holds nothing: handed to the director for a service without persistence, which never looks into it.
     no_persistence: PersistenceTable,
@@ -253,8 +253,11 @@ impl Shared {
             let mut desk = lock(self.desk(service.place));
             let ticket = desk.queue.join(worker, max, now)?;
             self.waiting.insert(service.place);
-            desk.waited_for = Some(Arc::clone(service));
-            (ticket, desk.queue.is_first(ticket))
+            let is_first = desk.queue.is_first(ticket);
+            if is_first {
+                desk.waited_for = Some(Arc::clone(service));
+            }
+            (ticket, is_first)
         };
         if is_first {
             // A place that was given back before the queue was seen called nobody.
@@ -276,7 +279,7 @@ impl Shared {
             let (picked, called) = {
                 let mut desk = lock(self.desk(service.place));
                 let Desk { balancer, queue, waited_for, no_persistence } = &mut *desk;
-                if waited_for.as_ref().is_none_or(|known| !Arc::ptr_eq(known, service)) {
+                if queue.is_first(ticket) {
                     *waited_for = Some(Arc::clone(service));
                 }
                 let pick = || self.pick_at(balancer, no_persistence, service, client, &Tried::new(), now);

@@ -205,7 +205,7 @@ fn a_place_that_is_given_back_always_finds_who_waits() {
                 let id = WorkerId(worker as u8);
                 let from = client(worker).ip();
                 let known = service.known(&towpath_core::persistence::Seen::of_address(from));
-                let deadline = std::time::Instant::now() + Duration::from_secs(60);
+                let deadline = Instant::now() + Duration::from_secs(60);
                 for round in 0..ROUNDS {
                     let picked = match shared.pick(service, client(worker), &Tried::new(), shared.now()) {
                         Ok(pick) => Some(pick),
@@ -225,7 +225,7 @@ fn a_place_that_is_given_back_always_finds_who_waits() {
                                     {
                                         break pick;
                                     }
-                                    assert!(std::time::Instant::now() < deadline, "nobody has called for a free place");
+                                    assert!(Instant::now() < deadline, "nobody has called for a free place");
                                     thread::yield_now();
                                 })
                             }
