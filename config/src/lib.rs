@@ -91,6 +91,11 @@ pub fn check(file_name: &str, text: &str) -> Checked {
     Checked { file_name, model, diagnostics: report.finish(&lines), files }
 }
 
+/// A time span in the words of the file, as "30m" or "250ms", in milliseconds.
+pub fn duration_ms(text: &str) -> Option<u64> {
+    decode::duration(text)
+}
+
 /// Reads a file for [`check`], never more than [`FILE_BYTES_MAX`] and a byte: a longer one is told by `check`.
 ///
 /// A file that is not UTF-8 is `InvalidData`, with the line where it ends to be.

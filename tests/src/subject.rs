@@ -7,13 +7,15 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use towpath_engine::admin::{OrderBody, Ordered};
 use towpath_engine::status::{HealthStatus, ServerStatus, ServiceStatus};
-use towpath_engine::{Status, fetch_status};
+use towpath_engine::{FetchError, ServerPath, Status, fetch_status, order};
 use towpath_perf::lab::Child;
 
 use crate::{Host, PATIENCE, eventually, roles};
@@ -41,7 +43,8 @@ pub struct Subject {
     child: Child,
     /// Where it tells how it is; like a supervisor's, open for as long as it lives.
     _supervisor: UnixDatagram,
-    home: Home,
+    program: Program,
+    home: Arc<Home>,
 }
 
 /// How a program ended.
@@ -95,7 +98,7 @@ impl Program {
             let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
             arguments.extend(["--worker-cpus".into(), cpus.join(",").into()]);
         }
-        self.start_as(host, home, &arguments)
+        self.start_as(host, Arc::new(home), &arguments)
     }
 
     /// The same, but [`Subject::panic_a_worker`] lets its workers panic.
@@ -107,12 +110,14 @@ impl Program {
     pub fn start_to_panic(self, host: &Host, config: &str) -> Subject {
         let home = Home::create(config);
         let arguments = roles::panicking(&home.config(), &home.trigger()).map(OsStr::to_owned);
-        self.start_as(host, home, &arguments)
+        self.start_as(host, Arc::new(home), &arguments)
     }
 
     #[track_caller]
-    fn start_as(self, host: &Host, home: Home, arguments: &[OsString]) -> Subject {
+    fn start_as(self, host: &Host, home: Arc<Home>, arguments: &[OsString]) -> Subject {
         let config = home.text();
+        // One of a run before.
+        let _is_there = fs::remove_file(home.notify());
         let ready = UnixDatagram::bind(home.notify()).expect("a socket to hear READY on");
         ready.set_read_timeout(Some(LOOK_EVERY)).expect("LOOK_EVERY is not zero");
         let mut child = self.run(host, &home, arguments);
@@ -121,7 +126,7 @@ impl Program {
         loop {
             match ready.recv(&mut heard) {
                 Ok(length) if heard[..length].starts_with(b"READY=1") => {
-                    return Subject { child, _supervisor: ready, home };
+                    return Subject { child, _supervisor: ready, program: self, home };
                 }
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
@@ -328,6 +333,54 @@ impl Subject {
         eventually("an answer to SIGTERM", || (self.log().contains(" stopping: ") || !self.is_running()).then_some(()));
     }
 
+    /// Stops it as [`Subject::stop`], lets `meanwhile` happen, and starts it again with what it has left behind.
+    ///
+    /// # Panics
+    ///
+    /// When it does not end well or does not start.
+    #[track_caller]
+    pub fn restart(self, host: &Host, meanwhile: impl FnOnce()) -> Subject {
+        let (program, home) = (self.program, Arc::clone(&self.home));
+        self.stop();
+        meanwhile();
+        let arguments = home.arguments();
+        program.start_as(host, home, &arguments)
+    }
+
+    /// Gives an order about `SERVICE/SERVER`, `*` for every one; returns when every worker follows it.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    #[track_caller]
+    pub fn order(&self, servers: &str, verb: &str, body: &OrderBody) -> Ordered {
+        self.try_order(servers, verb, body).unwrap_or_else(|error| panic!("{verb} {servers}: {error}\n{}", self.log()))
+    }
+
+    /// The same, or why it is refused.
+    pub fn try_order(&self, servers: &str, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
+        let part = |name: &str| (name != "*").then(|| name.to_owned());
+        let (service, server) = servers.split_once('/').expect("a service and a server");
+        order(&self.home.control(), &ServerPath { service: part(service), server: part(server) }, verb, body)
+    }
+
+    /// Runs a command line of it (`server drain …`) against this one, with its socket added; returns when that has ended.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be run.
+    #[track_caller]
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        let mut command = self.program.command();
+        command.args(arguments).arg("--socket").arg(self.home.control());
+        command.output().expect("the program can be run")
+    }
+
+    /// The file that keeps what was said at run time.
+    pub fn state_file(&self) -> PathBuf {
+        self.home.state_file()
+    }
+
     /// What it has written to standard error so far.
     pub fn log(&self) -> String {
         self.home.log()
@@ -382,6 +435,11 @@ impl Home {
 
     fn control(&self) -> PathBuf {
         self.directory.path().join("control.sock")
+    }
+
+    /// Beside the socket, where that is not below /run.
+    fn state_file(&self) -> PathBuf {
+        self.directory.path().join("control.sock.state")
     }
 
     fn notify(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{cert, check, demo, doctor, reference, run, status};
+use crate::{cert, check, demo, doctor, reference, run, server, status};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ First steps:
   towpath run -c my.toml                balance until SIGTERM
   towpath doctor -c my.toml             what is wrong with machine and network, and the command that mends it
   towpath status                        what a running towpath does right now
+  towpath server drain web/FE-1         take a server out of service gently
 
 Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 4 warnings of the doctor · 5 daemon not reachable · 7 timeout";
 
@@ -70,6 +71,9 @@ enum Command {
     /// Show what a running towpath does: services, servers, connections, workers
     #[command(after_help = STATUS_HELP)]
     Status(StatusArguments),
+    /// Take servers out of service and back: ready, drain, halt, weight
+    #[command(subcommand, after_help = server::SERVER_HELP)]
+    Server(server::ServerCommand),
     /// See it work: three origins, a relay, real traffic, one origin stopped
     #[command(after_help = DEMO_HELP)]
     Demo(DemoArguments),
@@ -300,6 +304,7 @@ pub fn main() -> ExitCode {
         Command::Cert(command) => cert::cert(&command),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Server(command) => server::server(&command),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Reference => reference::reference(),
     };

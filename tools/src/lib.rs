@@ -1,4 +1,4 @@
-//! The command line of Towpath: run, check, cert, doctor, status, demo, reference.
+//! The command line of Towpath: run, check, cert, doctor, status, server, demo, reference.
 
 mod cert;
 mod check;
@@ -10,5 +10,6 @@ mod logging;
 mod paint;
 mod reference;
 mod run;
+mod server;
 mod status;
 mod table;

@@ -10,13 +10,14 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, OutboundStatus, ServerStatus, ServiceState,
-    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, NotifyStatus, OutboundStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
 use crate::cli::{Exit, StatusArguments};
 use crate::paint::{Paint, Tint};
+use crate::server::shown::{admin_line, weight_line};
 use crate::table::{Cell, Table, span, thousands};
 
 /// Source addresses shown, the fullest first.
@@ -57,9 +58,10 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn exit_of(error: &FetchError) -> Exit {
+/// How a command ends that got no answer.
+pub(crate) fn exit_of(error: &FetchError) -> Exit {
     match error {
-        FetchError::Answer { .. } | FetchError::Malformed { .. } => Exit::Failed,
+        FetchError::Answer { .. } | FetchError::Malformed { .. } | FetchError::Refused { .. } => Exit::Failed,
         FetchError::NotReachable { .. } => Exit::Unreachable,
         FetchError::TimedOut { .. } => Exit::TimedOut,
     }
@@ -79,7 +81,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     );
     for service in &status.services {
         text.push('\n');
-        text.push_str(&render_service(service, paint));
+        text.push_str(&render_service(service, unix_ms, paint));
     }
     let mut section = |heading: &str, body: String| {
         if !body.is_empty() {
@@ -94,12 +96,13 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("lost frames", losses(&status.workers, paint));
     section("dropped frames", drops(&status.workers, paint));
     section("access log", access_log(status.access_log.as_ref(), paint));
+    section("who is told of events", notify(&status.notify, paint));
     section("limits", limits(status, paint));
     section("latest changes", events(&status.events, unix_ms, paint));
     text
 }
 
-fn render_service(service: &ServiceStatus, paint: Paint) -> String {
+fn render_service(service: &ServiceStatus, unix_ms: u64, paint: Paint) -> String {
     let state = match service.state {
         ServiceState::Down => paint.tint(Tint::Red, "○ down"),
         ServiceState::Degraded => paint.tint(Tint::Yellow, "◐ degraded"),
@@ -130,6 +133,13 @@ fn render_service(service: &ServiceStatus, paint: Paint) -> String {
         table.row(server_row(server));
     }
     text.push_str(&table.render(2, paint));
+    for server in &service.servers {
+        let admin = server.admin_said.as_ref().map(|said| admin_line(&server.admin, said, unix_ms));
+        let weight = server.weight_said.as_ref().map(|said| weight_line(said, unix_ms));
+        for line in [admin, weight].into_iter().flatten() {
+            text.push_str(&format!("  {}: {line}\n", server.name));
+        }
+    }
     text.push_str(&format!("  {}\n", traffic(service)));
     if let Some(queue) = queue(service) {
         text.push_str(&format!("  {queue}\n"));
@@ -241,7 +251,10 @@ fn server_row(server: &ServerStatus) -> [Cell; 10] {
         Cell::figure(thousands(server.connections.into())),
         Cell::figure(maximum(server.connections_max)),
         Cell::figure(thousands(server.opened)),
-        Cell::word(&server.reason),
+        Cell::word(match &server.agent {
+            Some(agent) => format!("{}; agent: {agent}", server.reason),
+            None => server.reason.clone(),
+        }),
     ]
 }
 
@@ -376,7 +389,7 @@ fn certificate_line(certificate: &CertificateStatus, paint: Paint) -> String {
     format!("for {names}: {ends}")
 }
 
-/// The threads that sign handshakes; nothing where workers do.
+/// What became of its lines; nothing where none is wanted.
 fn access_log(log: Option<&AccessLogStatus>, paint: Paint) -> String {
     let Some(AccessLogStatus { written, dropped, failed, trouble }) = log else { return String::new() };
     let mut table =
@@ -390,6 +403,37 @@ fn access_log(log: Option<&AccessLogStatus>, paint: Paint) -> String {
     table.render(2, paint)
 }
 
+/// What became of messages; nothing where nobody is told.
+fn notify(receivers: &[NotifyStatus], paint: Paint) -> String {
+    if receivers.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([
+        Cell::word("receiver"),
+        Cell::figure("told"),
+        Cell::figure("waiting"),
+        Cell::figure("failed tries"),
+        Cell::figure("dropped"),
+        Cell::word("trouble"),
+    ]);
+    let lost = |count: u64| {
+        let cell = Cell::figure(thousands(count));
+        if count > 0 { cell.tinted(Tint::Yellow) } else { cell }
+    };
+    for NotifyStatus { receiver, delivered, failed, dropped, waiting, trouble } in receivers {
+        table.row([
+            Cell::word(receiver.clone()),
+            Cell::figure(thousands(*delivered)),
+            Cell::figure(thousands(*waiting)),
+            lost(*failed),
+            lost(*dropped),
+            Cell::word(trouble.as_deref().unwrap_or_default()).tinted(Tint::Yellow),
+        ]);
+    }
+    table.render(2, paint)
+}
+
+/// The threads that sign handshakes; nothing where workers do.
 fn handshakes(pool: Option<&HandshakePoolStatus>, paint: Paint) -> String {
     let Some(pool) = pool else { return String::new() };
     let counter = |label: &str| pool.counters.get(label).copied().unwrap_or(0);
@@ -562,6 +606,7 @@ fn bytes(count: u64) -> String {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use towpath_engine::admin::{AdminSaid, DrainStatus, ThenWord};
     use towpath_engine::events::EventKind;
     use towpath_engine::status::{LeavingServer, LimitsStatus};
 
@@ -572,10 +617,14 @@ mod tests {
             port: None,
             weight: 100,
             admin: "ready".to_owned(),
+            admin_said: None,
+            weight_said: None,
             health,
             reason: reason.to_owned(),
+            agent: None,
             health_seconds: 75,
             connections: 600,
+            service_connections: 600,
             waiting: 0,
             connections_min: 0,
             connections_max: 0,
@@ -590,6 +639,13 @@ mod tests {
         let draining = ServerStatus {
             port: Some(8443),
             admin: "drain".to_owned(),
+            admin_said: Some(AdminSaid {
+                since_unix_ms: 952_000,
+                by: "root (uid 0, process 4711)".to_owned(),
+                reason: "patch day".to_owned(),
+                configured: "ready".to_owned(),
+                drain: Some(DrainStatus { deadline_in_ms: Some(240_000), until: 5, then: ThenWord::Halt, over: None }),
+            }),
             connections_max: 2000,
             ..server("FE-2", 32, HealthStatus::Down, "port 5061: connection refused")
         };
@@ -654,6 +710,7 @@ mod tests {
             neighbours: BTreeMap::new(),
             handshake_pool: None,
             access_log: None,
+            notify: Vec::new(),
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
@@ -683,6 +740,7 @@ front-end  ◐ degraded  192.0.2.30 tcp 135, 443, 444, 5061-5063 · weighted-lea
   server  address          weight  admin  health         for  open    max  opened  reason
   FE-1    192.0.2.31          100  ready  ● up    1 min 15 s   600      -  12,000
   FE-2    192.0.2.32:8443     100  drain  ○ down  1 min 15 s   600  2,000  12,000  port 5061: connection refused
+  FE-2: drain for 1 min 0 s by root (uid 0, process 4711): patch day; over in 4 min 0 s or at 5 connections, then halted
   1,200 open · 24,003 accepted · 24,000 opened · 999 B from clients · 1.2 GB to clients
   ended: client_closed 22,797 · no_server 3
 
@@ -758,6 +816,24 @@ latest changes
     }
 
     #[test]
+    fn who_is_told_of_events_is_shown_with_what_is_wrong() {
+        let mut page = page();
+        assert!(!render(&page, 0, Paint::Plain).contains("who is told"));
+        page.notify = vec![NotifyStatus {
+            receiver: "webhook".to_owned(),
+            delivered: 1200,
+            failed: 2,
+            dropped: 0,
+            waiting: 3,
+            trouble: Some("status 503".to_owned()),
+        }];
+        let page = render(&page, 0, Paint::Plain);
+        let section = "who is told of events\n  receiver   told  waiting  failed tries  dropped  trouble\n  \
+                       webhook   1,200        3             2        0  status 503\n";
+        assert!(page.contains(section), "{page}");
+    }
+
+    #[test]
     fn what_rings_lose_is_shown_and_what_was_for_others_is_not() {
         let packets =
             [("frames", 9), ("received_foreign", 5), ("received_lost", 1), ("send_full", 1200), ("send_down", 0)];
@@ -797,7 +873,10 @@ latest changes
         let path = PathBuf::from("/nowhere");
         let source = io::ErrorKind::NotFound.into();
         assert_eq!(exit_of(&FetchError::NotReachable { path: path.clone(), source }), Exit::Unreachable);
-        assert_eq!(exit_of(&FetchError::TimedOut { path: path.clone() }), Exit::TimedOut);
+        assert_eq!(
+            exit_of(&FetchError::TimedOut { path: path.clone(), limit: std::time::Duration::ZERO }),
+            Exit::TimedOut
+        );
         assert_eq!(exit_of(&FetchError::Answer { path, status: 500 }), Exit::Failed);
     }
 }

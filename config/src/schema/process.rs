@@ -117,8 +117,15 @@ pub(super) static CONTROL: Table = Table {
     path: "control",
     doc: "Where the daemon answers the operator.",
     keys: &[
-        key("socket", Kind::Path, "Unix socket for `towpath status`; `\"none\"` opens none.")
+        key("socket", Kind::Path, "Unix socket for `towpath status` and `towpath server`; `\"none\"` opens none.")
             .default("/run/towpath/control.sock"),
+        key(
+            "state_file",
+            Kind::Path,
+            "Where what was said at run time (`towpath server`) is kept, so that it survives a restart; `\"none\"` keeps it nowhere. Of a daemon \
+             without a socket there is none.",
+        )
+        .described("of a socket below /run: `/var/lib/towpath/NAME.state` (`control.state`); else beside it, as `SOCKET.state`"),
         key("listen", Kind::Socket, "Address and port of the web page, the HTTP API and the metrics.").later(),
         key("certificate", Kind::Path, "Certificate chain (PEM) for `listen`.").later(),
         key("private_key", Kind::Path, "Private key (PEM) for `listen`.").later(),

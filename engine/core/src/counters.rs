@@ -117,6 +117,7 @@ counters!(
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
         ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";
         ServerHandshakeFailed = "server_handshake_failed", "No real server completed a TLS handshake.";
+        ServerDrained = "server_drained", "The drain of the real server was over, and it was to be halted then: its deadline had passed, or few enough connections were left.";
         ServerHalted = "server_halted", "The operator halted the real server.";
         ServerReset = "server_reset", "The real server reset the connection.";
         ServerTruncated = "server_truncated", "The real server ended its connection without ending TLS: what it sent may be cut off.";

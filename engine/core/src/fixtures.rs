@@ -9,6 +9,7 @@ use towpath_config::model::{
     Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
 };
 
+use crate::admin::Halted;
 use crate::compile;
 use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
@@ -37,8 +38,11 @@ pub(crate) fn target(server: u16) -> Target {
         min_connections: 0,
         max_connections: 0,
         admin: AdminState::Ready,
+        halted: Halted::ByOperator,
         health: ServerHealth::Up,
         check: None,
+        agent: None,
+        in_maintenance: false,
         reason: Arc::from("no health check configured"),
         since: Now(0),
         proxy: None,
@@ -129,7 +133,7 @@ pub(crate) fn model() -> Model {
             http2_streams: 100,
             http2_window: 262_144,
         },
-        control: Control { socket: None },
+        control: Control { socket: None, state_file: None },
         tls: TlsPool {
             provider: TlsProvider::AwsLcRs,
             threads: HandshakeThreads::Auto,
@@ -138,6 +142,7 @@ pub(crate) fn model() -> Model {
             ticket_lifetime_ms: 43_200_000,
             ticket_key_file: None,
         },
+        notify: None,
         log: Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr },
         routes: Vec::new(),
         router: Router::default(),
@@ -206,5 +211,14 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
 
 /// A TCP check of these ports: every 5 s, up after 2, down after 3.
 pub(crate) fn tcp_check(ports: &[u16]) -> Health {
-    Health { check: CheckKind::Tcp, ports: ports.to_vec(), interval_ms: 5_000, timeout_ms: 3_000, rise: 2, fall: 3 }
+    Health {
+        check: CheckKind::Tcp,
+        ports: ports.to_vec(),
+        interval_ms: 5_000,
+        fast_interval_ms: 5_000,
+        timeout_ms: 3_000,
+        rise: 2,
+        fall: 3,
+        agent: None,
+    }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+pub mod admin;
 pub mod balancer;
 pub mod client_hello;
 pub mod compile;
@@ -19,6 +20,7 @@ pub mod ids;
 pub mod loads;
 pub mod maglev;
 pub mod name_routes;
+pub mod notices;
 pub mod outbound;
 pub mod packet;
 pub mod persistence;

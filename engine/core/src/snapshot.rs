@@ -8,6 +8,7 @@ use towpath_config::model::{
     ProxyOthers, ProxyVersion, Queue,
 };
 
+use crate::admin::Halted;
 use crate::health::CheckId;
 use crate::http::{HttpRules, HttpSecret, ServerCookies, holds};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
@@ -229,12 +230,18 @@ pub struct Target {
     pub min_connections: u32,
     /// Never more than this many connections on the server, over all services; 0 = no limit.
     pub max_connections: u32,
-    /// The operator's word.
+    /// The operator's word: what was said at run time, else the configuration's.
     pub admin: AdminState,
+    /// Where that is `halt`: who did it.
+    pub halted: Halted,
     /// What its check says.
     pub health: ServerHealth,
     /// The check that judges it; `None` = no health configured.
     pub check: Option<CheckId>,
+    /// The agent whose word is laid over that, if it has one.
+    pub agent: Option<CheckId>,
+    /// Nobody enters, not even who is pinned to it: its agent says so.
+    pub in_maintenance: bool,
     /// Why `health` is what it is, for status.
     pub reason: Arc<str>,
     /// Since when `health` is what it is; the origin of time when it never changed.
@@ -271,7 +278,7 @@ impl Target {
             AdminState::Drain => persistence.enter_draining,
             AdminState::Halt => false,
         };
-        admitted && self.health == ServerHealth::Up
+        admitted && !self.in_maintenance && self.health == ServerHealth::Up
     }
 }
 

@@ -31,10 +31,11 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
+use crate::probe::Detail;
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::tls::TlsMaterial;
-use crate::{control, probe};
+use crate::{control, probe, state_file};
 
 /// Verdicts that come within this time of each other share one snapshot.
 const COALESCE_MS: u64 = 20;
@@ -42,6 +43,8 @@ const COALESCE_MS: u64 = 20;
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
 /// Time between rounds of housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
+/// Time between two looks at connections that drains wait for.
+const DRAIN_LOOK_MS: u64 = 100;
 /// Persistence entries per stripe that one round of housekeeping looks at.
 const SWEEP_BUDGET: usize = 64;
 /// Reloads waiting for their turn.
@@ -71,6 +74,8 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
             runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            // A name server or a file system that somebody still waits for is no reason to stay.
+            runtime.shutdown_background();
         })?;
         Ok(Controller { commands, thread: Some(thread) })
     }
@@ -112,6 +117,8 @@ struct Turn {
     pending: Vec<Pending>,
     /// What the kernel is to steer by once the flows of this generation have moved.
     resteer: Option<(Generation, SteeringPrograms)>,
+    /// When drains are looked at; `None` = none is under way.
+    drains_at: Option<Instant>,
 }
 
 impl Turn {
@@ -127,6 +134,8 @@ impl Turn {
             judged: Some((judged, patience)),
             pending: Vec::new(),
             resteer: None,
+            // One of an earlier run may be.
+            drains_at: Some(Instant::now()),
         }
     }
 
@@ -134,6 +143,10 @@ impl Turn {
         if let Some(control) = control {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
+        let receivers = self.house.notifier.serve();
+        tokio::spawn(state_file::keep(Arc::clone(&self.house)));
+        let version = self.house.truth().words_version();
+        self.house.keeper.note(version);
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
@@ -141,6 +154,7 @@ impl Turn {
             self.report_judged();
             let publish = at(self.publish_at);
             let patience = at(self.judged.as_ref().map(|(_, until)| *until));
+            let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
             tokio::select! {
                 command = inbox.recv() => match command {
@@ -152,16 +166,20 @@ impl Turn {
                     self.publish_at.get_or_insert(soon);
                 }
                 () = publish => self.publish(),
+                () = house.ordered.notified() => self.look_at_drains(),
+                () = drains => self.look_at_drains(),
                 () = house.shared.news().notified() => self.answer_pending(),
                 () = late => self.answer_pending(),
                 () = patience => {}
                 _ = housekeeping.tick() => self.keep_house(),
             }
         }
+        state_file::keep_last(&self.house);
         for pending in self.pending {
             // Published, but the workers are ending.
             let _nobody_waits = pending.reply.send(Ok(pending.generation));
         }
+        receivers.finish().await;
     }
 
     /// Lets the start go on once every check has a verdict that is published, or its time is over.
@@ -173,6 +191,12 @@ impl Turn {
         }
         let _nobody_waits = judged.send(());
         self.judged = None;
+    }
+
+    /// Ends drains that are over, and looks again soon while others are not.
+    fn look_at_drains(&mut self) {
+        let is_under_way = self.house.end_drains();
+        self.drains_at = is_under_way.then(|| Instant::now() + Duration::from_millis(DRAIN_LOOK_MS));
     }
 
     /// Verdicts have changed: the same model, compiled again.
@@ -193,6 +217,9 @@ impl Turn {
             }
             Ok(generation) => {
                 self.match_probes();
+                // What was said may have given way.
+                let version = self.house.truth().words_version();
+                self.house.keeper.note(version);
                 let until = Instant::now() + Duration::from_millis(ADOPT_TIMEOUT_MS);
                 self.pending.push(Pending { generation, until, reply });
                 self.answer_pending();
@@ -363,16 +390,18 @@ impl Turn {
 
 /// Checks one server for ever: at once, then at its interval.
 async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaphore>) {
-    let mut schedule = CheckSchedule::new(plan.interval_ms, seed, house.shared.now());
+    let mut schedule = CheckSchedule::new(&plan, seed, house.shared.now());
     let mut trust = probe::Trust::default();
     loop {
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
         let network = house.shared.network().current();
-        let result = probe::run(&plan, &network, &places, &mut trust).await;
-        let health = house.judge(plan.id, result);
-        schedule.advance(started, health);
+        // As it is called now: a reload may have renamed it.
+        let subject = house.subject_of(plan.id);
+        let probed = probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
+        let pace = house.judge(plan.id, probed);
+        schedule.advance(started, pace);
     }
 }
 

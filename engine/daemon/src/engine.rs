@@ -22,12 +22,12 @@ use towpath_sys::host;
 use towpath_sys::silence::Silence;
 
 use crate::access;
+use crate::admin::unix_ms;
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
-use crate::notify::notify;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -37,7 +37,9 @@ use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpu
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
+use crate::state_file;
 use crate::status::Status;
+use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
 
@@ -218,7 +220,8 @@ impl Engine {
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(StartError::AccessLog)?;
         }
-        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering))?;
+        let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
+        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
         let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
@@ -283,7 +286,11 @@ impl Engine {
         engine.start_workers(entrances, seed, options.on_breath)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
-        notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
+        supervisor::tell(&format!(
+            "READY=1\nSTATUS=listeners: {}, workers: {}",
+            plan.listeners.len(),
+            plan.workers.len()
+        ));
         Ok(engine)
     }
 
@@ -313,7 +320,7 @@ impl Engine {
             Stop::Now => (Phase::Ending, "asked to end now"),
         };
         if self.house.enter(phase, reason) {
-            notify("STOPPING=1");
+            supervisor::tell("STOPPING=1");
         }
     }
 

@@ -8,9 +8,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
 use towpath_config::model::{Model, Protocol};
+use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
-use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::health::{
+    AgentChange, AgentReport, AgentState, CheckPlan, CheckResult, HealthBoard, HealthState, Pace,
+};
 use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};
@@ -24,13 +27,17 @@ use towpath_core::{Generation, Loads, Now, RealServerId};
 use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
+use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::notify::Notifier;
 use crate::plan::Plan;
+use crate::probe::{Probed, Subject};
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
+use crate::state_file::{self, StateKeeper};
 use crate::status::{
-    AccessLogStatus, HandshakePoolStatus, HealthStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus,
-    ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
@@ -46,9 +53,14 @@ pub(crate) struct House {
     pub(crate) version: String,
     /// `None` = workers sign, or nobody has to.
     pool: Option<HandshakePool>,
+    pub(crate) notifier: Arc<Notifier>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
+    /// An order was taken: drains are to be looked at.
+    pub(crate) ordered: Notify,
+    /// Where what was said at run time is kept.
+    pub(crate) keeper: StateKeeper,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -58,6 +70,8 @@ pub(crate) struct Truth {
     http: HttpMaterial,
     registry: Registry,
     board: HealthBoard,
+    /// How often what was said at run time has changed.
+    words_version: u64,
     checks: Vec<CheckPlan>,
     book: SnatBook,
     steering: Arc<SteeringTable>,
@@ -78,6 +92,9 @@ pub(crate) struct Truth {
 #[derive(Clone, Debug, Default)]
 struct Judged {
     services: Vec<String>,
+    /// Its name.
+    name: String,
+    /// The same for people.
     server: String,
 }
 
@@ -88,9 +105,15 @@ impl Truth {
         material: TlsMaterial,
         http: HttpMaterial,
         steering: Arc<SteeringTable>,
+        kept: state_file::Found,
     ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
         let mut board = HealthBoard::new();
+        let state_file::Found { words, trouble } = kept;
+        board.words = words;
+        let given_way = board.words.follow(&model);
+        // Before the first client: a deadline may have passed while nobody was here.
+        let ended = board.words.turn(Now(0), unix_ms(), |_| None);
         let mut book = SnatBook::new(SnatLimits::default());
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, Now(0));
@@ -102,6 +125,7 @@ impl Truth {
             http,
             registry,
             board,
+            words_version: 0,
             checks,
             book,
             steering,
@@ -114,6 +138,12 @@ impl Truth {
             expiry: ExpiryWatch::default(),
         };
         truth.learn(&snapshot);
+        truth.tell_kept(trouble);
+        truth.tell_given_way(&given_way);
+        truth.tell_ended(&ended);
+        if !(given_way.is_empty() && ended.is_empty()) {
+            truth.words_version += 1;
+        }
         let in_force = truth.with_tls(snapshot);
         Ok((truth, in_force))
     }
@@ -138,9 +168,7 @@ impl Truth {
 
     /// Whether every check has come to a verdict.
     pub(crate) fn all_judged(&self) -> bool {
-        self.checks
-            .iter()
-            .all(|plan| self.board.state(plan.id).is_none_or(|state| state.health() != ServerHealth::Unknown))
+        self.checks.iter().all(|plan| self.board.is_judged(plan.id))
     }
 
     /// What comes after `generation`, with the verdicts as they are now.
@@ -149,6 +177,40 @@ impl Truth {
         let next = Generation(generation.0 + 1);
         let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), http, next)?;
         Ok(self.with_tls(snapshot))
+    }
+
+    /// What was said at run time.
+    pub(crate) fn words(&self) -> &AdminWords {
+        &self.board.words
+    }
+
+    /// Which of them these are.
+    pub(crate) fn words_version(&self) -> u64 {
+        self.words_version
+    }
+
+    /// What comes after `generation` if these words hold; an error leaves what held before.
+    pub(crate) fn next_with(&mut self, words: AdminWords, generation: Generation) -> Result<InForce, CompileError> {
+        let before = std::mem::replace(&mut self.board.words, words);
+        let next = self.next(generation);
+        match &next {
+            Ok(_) => self.words_version += 1,
+            Err(_) => self.board.words = before,
+        }
+        next
+    }
+
+    /// Tells what holds from an earlier run, and what is wrong with the file that kept it.
+    fn tell_kept(&mut self, trouble: Option<String>) {
+        if let (Some(trouble), Some(path)) = (trouble, self.model.control.state_file.clone()) {
+            let reason = format!("{}: {trouble}; every server is as configured", path.display());
+            let event = Event::now(EventKind::Admin, "", "what was said at run time is lost", reason);
+            self.events.record(Tone::Warn, event);
+        }
+        let kept = self.words().iter().count();
+        if kept > 0 {
+            tracing::info!("what was said at run time before holds: servers: {kept}");
+        }
     }
 
     /// The secret of HTTP mode for services that name none.
@@ -178,6 +240,7 @@ impl Truth {
         let mut board = self.board.clone();
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, now);
+        let given_way = board.words.follow(&model);
         let next = Generation(current.generation.0 + 1);
         let book = &mut self.book;
         let mut compiled = |board: &HealthBoard| {
@@ -187,6 +250,7 @@ impl Truth {
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
             snapshot = compiled(&board)?;
         }
+        self.events.follow(model.notify.as_ref());
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
                 Change::Added => (EventKind::Membership, String::new(), "added".to_owned()),
@@ -217,6 +281,10 @@ impl Truth {
         self.material = Arc::new(material);
         self.http = http;
         self.learn(&snapshot);
+        if !given_way.is_empty() {
+            self.words_version += 1;
+            self.tell_given_way(&given_way);
+        }
         Ok(self.with_tls(snapshot))
     }
 
@@ -307,12 +375,14 @@ impl Truth {
         self.judged.clear();
         for service in snapshot.each_service() {
             for target in &service.targets {
-                let Some(check) = target.check else { continue };
-                let judged = self.judged.entry(check).or_default();
-                if judged.services.last() != Some(&service.name) {
-                    judged.services.push(service.name.clone());
+                for check in [target.check, target.agent].into_iter().flatten() {
+                    let judged = self.judged.entry(check).or_default();
+                    if judged.services.last() != Some(&service.name) {
+                        judged.services.push(service.name.clone());
+                    }
+                    judged.name.clone_from(&target.name);
+                    judged.server = format!("server {} ({})", target.name, target.address);
                 }
-                judged.server = format!("server {} ({})", target.name, target.address);
             }
         }
     }
@@ -320,21 +390,33 @@ impl Truth {
     fn judge(&mut self, check: towpath_core::CheckId, result: CheckResult, now: Now) -> Judgement {
         let transition = self.board.on_result(check, result, now);
         if let Some(transition) = &transition {
-            let Judged { services, server } = self.judged.get(&check).cloned().unwrap_or_default();
+            let Judged { services, server, .. } = self.judged.get(&check).cloned().unwrap_or_default();
             let tone = if transition.to == ServerHealth::Down { Tone::Warn } else { Tone::Info };
             let (from, to) = (transition.from.label(), transition.to.label());
             let event = Event::now(EventKind::Health, from, to, &*transition.reason).services(services).subject(server);
             self.events.record(tone, event);
         }
         Judgement {
-            health: self.board.state(check).map_or(ServerHealth::Unknown, |state| state.health()),
+            pace: self.board.state(check).map_or(Pace::Steady, HealthState::pace),
             changed: transition.is_some(),
         }
+    }
+
+    /// Takes what an agent says, or why it says nothing. Only a new word of it is an event: shares come and go with every load.
+    fn hear(&mut self, agent: towpath_core::CheckId, answer: Result<AgentReport, String>, now: Now) -> Judgement {
+        let change = self.board.on_answer(agent, answer, now);
+        if let (AgentChange::Word(before), Some(state)) = (change, self.board.agent(agent)) {
+            let tone = if state.word() == "ready" { Tone::Info } else { Tone::Warn };
+            let Judged { services, server, .. } = self.judged.get(&agent).cloned().unwrap_or_default();
+            let event = Event::now(EventKind::Agent, before, state.word(), &**state.reason());
+            self.events.record(tone, event.services(services).subject(format!("agent of {server}")));
+        }
+        Judgement { pace: Pace::Steady, changed: change != AgentChange::Nothing }
     }
 }
 
 struct Judgement {
-    health: ServerHealth,
+    pace: Pace,
     changed: bool,
 }
 
@@ -381,22 +463,49 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
-        truth: Truth,
+        mut truth: Truth,
     ) -> House {
-        House { shared, plan, usable_cpus, version, pool, truth: Mutex::new(truth), changed: Notify::new() }
+        let notifier = Arc::new(Notifier::new(&version));
+        truth.events.notify_by(Arc::clone(&notifier));
+        truth.events.follow(truth.model.notify.as_ref());
+        let keeper = StateKeeper::new(truth.model.control.state_file.clone());
+        House {
+            shared,
+            plan,
+            usable_cpus,
+            version,
+            pool,
+            notifier,
+            truth: Mutex::new(truth),
+            changed: Notify::new(),
+            ordered: Notify::new(),
+            keeper,
+        }
     }
 
     pub(crate) fn truth(&self) -> MutexGuard<'_, Truth> {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the result of one check; says what the verdict is now, for the schedule of the next.
-    pub(crate) fn judge(&self, check: towpath_core::CheckId, result: CheckResult) -> ServerHealth {
-        let judgement = self.truth().judge(check, result, self.shared.now());
+    /// Takes how one check went; says how soon the next is wanted.
+    pub(crate) fn judge(&self, check: towpath_core::CheckId, probed: Probed) -> Pace {
+        let (mut truth, now) = (self.truth(), self.shared.now());
+        let judgement = match probed.answer {
+            Some(answer) => truth.hear(check, answer, now),
+            None => truth.judge(check, probed.result, now),
+        };
+        drop(truth);
         if judgement.changed {
             self.changed.notify_one();
         }
-        judgement.health
+        judgement.pace
+    }
+
+    /// Whom a check is about.
+    pub(crate) fn subject_of(&self, check: towpath_core::CheckId) -> Subject {
+        let truth = self.truth();
+        let Some(Judged { services, name, .. }) = truth.judged.get(&check) else { return Subject::default() };
+        Subject { server: name.clone(), services: services.clone() }
     }
 
     /// Moves to a later phase and notes it.
@@ -457,6 +566,7 @@ impl House {
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             access_log: self.access_log(),
+            notify: self.notifier.status(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -540,7 +650,8 @@ fn service_status(
     let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
     let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
     let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
-    let servers: Vec<ServerStatus> = targets.iter().map(|target| server_status(target, truth, shared, now)).collect();
+    let servers: Vec<ServerStatus> =
+        targets.iter().map(|target| server_status(service, target, truth, shared, now)).collect();
     ServiceStatus {
         name: service.name.clone(),
         state: service_state(&targets),
@@ -647,7 +758,8 @@ fn service_state(targets: &[&Target]) -> ServiceState {
     }
 }
 
-fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
+fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Shared, now: Now) -> ServerStatus {
+    let member = Member { service: service.name.clone(), address: target.address, port: target.port };
     // The snapshot knows what holds for new clients, the board the latest reason for it. A verdict that is not published yet is
     // not shown: whoever reads `down` may rely on it that no new snapshot is needed to keep clients away.
     let state = target.check.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
@@ -659,14 +771,14 @@ fn server_status(target: &Target, truth: &Truth, shared: &Shared, now: Now) -> S
         port: target.port,
         weight: target.weight,
         admin: word(&target.admin),
-        health: match target.health {
-            ServerHealth::Down => HealthStatus::Down,
-            ServerHealth::Unknown => HealthStatus::Unknown,
-            ServerHealth::Up => HealthStatus::Up,
-        },
+        admin_said: admin_said(truth, &member, now),
+        weight_said: weight_said(truth, &member),
+        health: target.health.into(),
+        agent: target.agent.and_then(|agent| truth.board.agent(agent)).map(AgentState::line),
         reason: reason.to_string(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
+        service_connections: shared.loads().active_of(service.id, target.server),
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_min: target.min_connections,
         connections_max: target.max_connections,

@@ -3,6 +3,8 @@
 //! [`Engine::start`] takes a checked model and returns when every worker serves it.
 
 pub mod access;
+pub mod admin;
+mod command;
 mod control;
 mod controller;
 pub mod doctor;
@@ -17,13 +19,18 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 pub mod reload;
+pub mod server_check;
 pub mod settings;
 pub mod shared;
+mod state_file;
 pub mod status;
+mod supervisor;
 pub mod tls;
 pub mod worker;
 
-pub use control::{ControlError, ControlSocket, FetchError, fetch_status};
+pub use control::{
+    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+};
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};
 pub use preflight::{Finding, HostFacts, Severity, check_host, preflight};

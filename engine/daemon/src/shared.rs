@@ -223,7 +223,26 @@ impl Shared {
             return Err(behind_others(service));
         }
         let Desk { balancer, no_persistence, .. } = &mut *desk;
-        self.pick_at(balancer, no_persistence, service, client, tried, now)
+        let picked = self.pick_at(balancer, no_persistence, service, client, tried, now);
+        drop(desk);
+        self.note_undone(service.id);
+        picked
+    }
+
+    /// Counts one more connection on this member without asking the balancer, if there is room and nobody waits for it; says whether it did.
+    pub fn reopen(&self, service: &Service, member: &Target) -> bool {
+        let opened = !self.is_waited_for(service.place)
+            && self.loads.try_open(service.id, service.max_connections, member.server, member.max_connections).is_ok();
+        self.note_undone(service.id);
+        opened
+    }
+
+    /// Who waits for a place of this service has missed the one that was taken and given back for want of a server.
+    #[inline]
+    fn note_undone(&self, service: ServiceId) {
+        if !self.waiting.is_empty() && loads::take_undone() {
+            self.call_who_waits(service, RealServerId::NOBODY);
+        }
     }
 
     fn pick_at(
@@ -287,6 +306,7 @@ impl Shared {
                 self.note_queue(service.place, &mut desk);
                 served
             };
+            self.note_undone(service.id);
             if let Some(next) = called {
                 self.seat(next).call(Call::Turn(service.place));
             }

@@ -5,6 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use towpath_core::snapshot::ServerHealth;
+
+use crate::admin::{AdminSaid, WeightSaid};
 use crate::events::Event;
 
 /// The state of a running process.
@@ -38,6 +41,9 @@ pub struct Status {
     /// The access log; `None` = nothing is logged, nor was since the start.
     #[serde(default)]
     pub access_log: Option<AccessLogStatus>,
+    /// Who is told of events; empty where nobody is.
+    #[serde(default)]
+    pub notify: Vec<NotifyStatus>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
@@ -162,6 +168,23 @@ pub struct AccessLogStatus {
     pub trouble: Option<String>,
 }
 
+/// What became of messages on events to one receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyStatus {
+    /// `command` or `webhook`.
+    pub receiver: String,
+    /// Events that were told.
+    pub delivered: u64,
+    /// Messages that were not taken; each try counts.
+    pub failed: u64,
+    /// Events that will never be told: too many waited, or the end had come.
+    pub dropped: u64,
+    /// Events that wait, without those that are just being told.
+    pub waiting: u64,
+    /// Why it takes none just now; `None` = it does.
+    pub trouble: Option<String>,
+}
+
 /// What health checks say about a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -172,6 +195,16 @@ pub enum HealthStatus {
     Unknown,
     /// Its check passed, or none is configured.
     Up,
+}
+
+impl From<ServerHealth> for HealthStatus {
+    fn from(health: ServerHealth) -> HealthStatus {
+        match health {
+            ServerHealth::Down => HealthStatus::Down,
+            ServerHealth::Unknown => HealthStatus::Unknown,
+            ServerHealth::Up => HealthStatus::Up,
+        }
+    }
 }
 
 /// One server of one service.
@@ -187,14 +220,26 @@ pub struct ServerStatus {
     pub weight: u16,
     /// `ready`, `drain` or `halt`.
     pub admin: String,
+    /// What was said at run time about its taking connections; `None` = the configuration's word holds.
+    #[serde(default)]
+    pub admin_said: Option<AdminSaid>,
+    /// The same about its weight.
+    #[serde(default)]
+    pub weight_said: Option<WeightSaid>,
     /// What its health check says.
     pub health: HealthStatus,
     /// Why.
     pub reason: String,
+    /// What its agent says, in one line, and why it says nothing now; `None` = it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// For how long, in seconds.
     pub health_seconds: u64,
     /// Connections or sessions that the server holds now, over all services; without those that wait.
     pub connections: u32,
+    /// Of these, those of this service: what its drain waits for.
+    #[serde(default)]
+    pub service_connections: u32,
     /// Shared connections to it that wait for the next client.
     #[serde(default)]
     pub waiting: u32,

@@ -109,7 +109,7 @@ fn a_missing_directory_is_made_one_level_deep() {
 }
 
 #[test]
-fn the_status_comes_over_the_socket_and_nothing_can_be_written() {
+fn the_status_comes_over_the_socket_and_is_read_only() {
     let scratch = Scratch::new("status");
     let engine = engine(&scratch.socket());
     let status = fetch_status(&scratch.socket()).unwrap();
@@ -132,6 +132,119 @@ fn the_status_comes_over_the_socket_and_nothing_can_be_written() {
     let error = fetch_status(&scratch.socket()).unwrap_err();
     assert!(matches!(error, FetchError::NotReachable { .. }), "{error}");
     assert!(error.to_string().contains("no daemon answers at"), "{error}");
+}
+
+/// The status line's code, and the code of the refusal.
+fn refusal(answer: &str) -> (u16, String) {
+    let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
+    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let json: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"));
+    assert!(json["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{answer}");
+    (code, json["error"]["code"].as_str().unwrap().to_owned())
+}
+
+fn post(path: &str, kind: &str, body: &str) -> String {
+    let length = body.len();
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}")
+}
+
+const JSON: &str = "application/json";
+
+#[test]
+fn what_is_asked_wrongly_is_refused_with_a_word_and_changes_nothing() {
+    let scratch = Scratch::new("refused");
+    let engine = engine(&scratch.socket());
+    let one = "/v1/services/web/servers/one";
+    let drain = format!("{one}/drain");
+    let large = format!("{{\"reason\":\"{}\"}}", "x".repeat(20_000));
+    let deep = "[".repeat(10_000);
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    for (request, status, code) in [
+        (post(&drain, "text/plain", "{}"), 415, "not_json"),
+        (post(&drain, "application/x-www-form-urlencoded", "reason=a"), 415, "not_json"),
+        (post(&drain, JSON, "{"), 400, "bad_body"),
+        (post(&drain, JSON, "\u{0}"), 400, "bad_body"),
+        (post(&drain, JSON, "{}{}"), 400, "bad_body"),
+        (post(&drain, JSON, &deep), 400, "bad_body"),
+        (post(&drain, JSON, r#"{"reson":"a"}"#), 400, "bad_body"),
+        (post(&drain, JSON, r#"{"until":-1}"#), 400, "bad_body"),
+        (post(&drain, JSON, r#"{"weight":1}"#), 400, "bad_order"),
+        (post(&drain, JSON, r#"{"reason":"a\nb"}"#), 400, "bad_order"),
+        (post(&drain, JSON, &large), 413, "too_large"),
+        (post(&format!("{one}/weight"), JSON, "{}"), 400, "bad_order"),
+        (post("/v1/services/mail/servers/one/drain", JSON, "{}"), 404, "no_such_service"),
+        (post("/v1/services/web/servers/two/drain", JSON, "{}"), 404, "no_such_server"),
+        (post("/v1/services/%2A/servers/%2A/halt", JSON, "{}"), 404, "no_such_service"),
+        (post("/v1/services/w%e/servers/one/halt", JSON, "{}"), 400, "bad_path"),
+        (post("/v1/services/web/servers/one/halt/now", JSON, "{}"), 404, "not_found"),
+        (post("/v2/services/web/servers/one/halt", JSON, "{}"), 404, "not_found"),
+        (post("/services/web/servers/one/halt", JSON, "{}"), 404, "not_found"),
+        (post("/v1/status", JSON, "{}"), 405, "method_not_allowed"),
+        (post(one, JSON, "{}"), 405, "method_not_allowed"),
+        (get(&drain), 405, "method_not_allowed"),
+        (get(&format!("{one}/restart")), 404, "not_found"),
+        (get("/v1/services/web/servers/two"), 404, "no_such_server"),
+        (get("/"), 404, "not_found"),
+        (get(&format!("/{}", "a/".repeat(100))), 400, "bad_path"),
+    ] {
+        let shown: String = request.chars().take(80).collect();
+        assert_eq!(refusal(&ask(&scratch.socket(), &request)), (status, code.to_owned()), "{shown}");
+    }
+    // A body that is longer than it says, and one that never comes.
+    let smuggled = post(&drain, JSON, "{}") + "POST /v1/services/web/servers/one/halt HTTP/1.1\r\n\r\n";
+    let answer = ask(&scratch.socket(), &smuggled.replace("/drain", "/ready"));
+    assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "one request, one answer: {answer}");
+    let status = engine.status();
+    assert_eq!(
+        (status.services[0].servers[0].admin.as_str(), &status.services[0].servers[0].admin_said),
+        ("ready", &None)
+    );
+    let state = scratch.0.join("control.sock.state");
+    assert!(fs::read_to_string(&state).map_or(true, |text| !text.contains("web")), "nothing was said");
+}
+
+#[test]
+fn an_order_is_in_force_and_written_down_when_it_is_answered() {
+    let scratch = Scratch::new("ordered");
+    let engine = engine(&scratch.socket());
+    let path = "/v1/services/*/servers/127.0.0.1:9";
+    let answer = ask(
+        &scratch.socket(),
+        &post(&format!("{path}/drain"), "application/json; charset=utf-8", r#"{"until":3,"reason":"a"}"#),
+    );
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\r\ncontent-type: application/json"), "{answer}");
+    let status = engine.status();
+    let drain = status.services[0].servers[0].admin_said.as_ref().and_then(|said| said.drain.as_ref()).unwrap();
+    assert_eq!((drain.until, drain.deadline_in_ms), (3, None));
+    assert!(status.workers.iter().all(|worker| worker.generation >= status.generation));
+    let state = fs::read_to_string(scratch.0.join("control.sock.state")).unwrap();
+    assert!(state.contains("\"state\": \"drain\""), "{state}");
+    let mode = fs::metadata(scratch.0.join("control.sock.state")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    // Without a body.
+    let answer = ask(&scratch.socket(), &format!("POST {path}/ready HTTP/1.1\r\nHost: x\r\n\r\n"));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(engine.status().services[0].servers[0].admin, "ready");
+    let shown = ask(&scratch.socket(), &format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+    assert!(shown.contains("\"service\":\"web\",\"server\":\"one\""), "{shown}");
+    engine.stop(Stop::Drain);
+    let late = ask(&scratch.socket(), &post(&format!("{path}/halt"), JSON, "{}"));
+    assert!(late.is_empty() || refusal(&late) == (409, "stopping".to_owned()), "{late}");
+}
+
+#[test]
+fn a_body_that_does_not_come_holds_nobody_up() {
+    let scratch = Scratch::new("slow");
+    let engine = engine(&scratch.socket());
+    let mut slow = UnixStream::connect(scratch.socket()).unwrap();
+    slow.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let head = "POST /v1/services/web/servers/one/halt HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{";
+    slow.write_all(head.as_bytes()).unwrap();
+    let answer = ask(&scratch.socket(), "GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let mut rest = Vec::new();
+    slow.read_to_end(&mut rest).unwrap();
+    assert_eq!(engine.status().services[0].servers[0].admin, "ready");
 }
 
 #[test]

@@ -17,6 +17,7 @@ pub mod neighbour;
 pub mod netns;
 pub mod packet;
 pub mod pages;
+pub mod peer;
 pub mod prefetch;
 pub mod privilege;
 pub mod process;

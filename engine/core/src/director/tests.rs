@@ -271,6 +271,10 @@ impl Loads for SharedLoads {
         self.servers[server.index()].load(Ordering::SeqCst)
     }
 
+    fn active_of(&self, _: ServiceId, _: RealServerId) -> u32 {
+        unreachable!("a pick does not ask what a drain waits for")
+    }
+
     fn try_open(
         &self,
         service: ServiceId,
@@ -305,6 +309,10 @@ struct StaleLoads(PlainLoads);
 impl Loads for StaleLoads {
     fn active(&self, _: RealServerId) -> u32 {
         0
+    }
+
+    fn active_of(&self, service: ServiceId, server: RealServerId) -> u32 {
+        self.0.active_of(service, server)
     }
 
     fn try_open(

@@ -216,7 +216,7 @@ impl Plane {
             }
             let member = self.snapshot.service(service).and_then(|service| service.target_of(server));
             let termination = match member {
-                Some((_, member)) if member.admin == AdminState::Halt => Termination::ServerHalted,
+                Some((_, member)) if member.admin == AdminState::Halt => member.halted.termination(),
                 _ => Termination::ServerDown,
             };
             if budget == 0 || !has_room(out) {

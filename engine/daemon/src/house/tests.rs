@@ -20,8 +20,14 @@ fn http() -> HttpMaterial {
 }
 
 fn first(model: Model) -> (Truth, Arc<Shared>) {
-    let (truth, snapshot) =
-        Truth::first(model, TlsMaterial::default(), http(), Arc::new(SteeringTable::even(1))).unwrap();
+    let (truth, snapshot) = Truth::first(
+        model,
+        TlsMaterial::default(),
+        http(),
+        Arc::new(SteeringTable::even(1)),
+        state_file::Found::default(),
+    )
+    .unwrap();
     let settings = SharedSettings {
         cpus: vec![0],
         services_max: 8,

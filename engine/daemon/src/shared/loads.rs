@@ -1,10 +1,22 @@
 //! How many connections each service and each real server carries now, counted by all workers together.
 
+use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_utils::CachePadded;
 use towpath_core::loads::{Full, Loads};
 use towpath_core::{RealServerId, ServiceId};
+
+thread_local! {
+    /// The thread has taken a place of a service and given it back, because the server had none.
+    static UNDONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the thread has held a place of a service for a moment, since it was asked last: somebody may have found the service full by that.
+pub(super) fn take_undone() -> bool {
+    UNDONE.take()
+}
 
 /// [`Loads`] over atomics: touched when a connection opens or closes, never per byte.
 ///
@@ -15,6 +27,8 @@ use towpath_core::{RealServerId, ServiceId};
 pub struct SharedLoads {
     services: Box<[CachePadded<AtomicU32>]>,
     servers: Box<[CachePadded<AtomicU32>]>,
+    /// By service, then by server: a row is made when a service opens its first connection (16 KiB, of which what is near its servers is touched).
+    members: Box<[OnceLock<Box<[AtomicU32]>>]>,
 }
 
 impl SharedLoads {
@@ -23,6 +37,7 @@ impl SharedLoads {
         SharedLoads {
             services: (0..services_max).map(|_| CachePadded::default()).collect(),
             servers: (0..real_servers_max).map(|_| CachePadded::default()).collect(),
+            members: (0..services_max).map(|_| OnceLock::new()).collect(),
         }
     }
 
@@ -30,11 +45,21 @@ impl SharedLoads {
     pub fn service_active(&self, service: ServiceId) -> u32 {
         self.services[service.index()].load(Ordering::Acquire)
     }
+
+    fn member(&self, service: ServiceId, server: RealServerId) -> &AtomicU32 {
+        let row =
+            self.members[service.index()].get_or_init(|| (0..self.servers.len()).map(|_| AtomicU32::new(0)).collect());
+        &row[server.index()]
+    }
 }
 
 impl Loads for SharedLoads {
     fn active(&self, server: RealServerId) -> u32 {
         self.servers[server.index()].load(Ordering::SeqCst)
+    }
+
+    fn active_of(&self, service: ServiceId, server: RealServerId) -> u32 {
+        self.members[service.index()].get().map_or(0, |row| row[server.index()].load(Ordering::Acquire))
     }
 
     fn try_open(
@@ -50,12 +75,15 @@ impl Loads for SharedLoads {
         }
         if !take_slot(&self.servers[server.index()], server_max) {
             give_back(&self.services[service.index()]);
+            UNDONE.set(true);
             return Err(Full::Server);
         }
+        self.member(service, server).fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
     fn close(&self, service: ServiceId, server: RealServerId) {
+        give_back(self.member(service, server));
         give_back(&self.servers[server.index()]);
         give_back(&self.services[service.index()]);
     }
@@ -90,8 +118,9 @@ mod tests {
         let loads = SharedLoads::new(1, 4);
         assert_eq!(loads.try_open(SERVICE, 0, SERVER, 1), Ok(()));
         assert_eq!(loads.try_open(SERVICE, 0, SERVER, 1), Err(Full::Server));
-        assert_eq!((loads.service_active(SERVICE), loads.active(SERVER)), (1, 1));
+        assert_eq!((loads.service_active(SERVICE), loads.active(SERVER), loads.active_of(SERVICE, SERVER)), (1, 1, 1));
         loads.close(SERVICE, SERVER);
+        assert_eq!(loads.active_of(SERVICE, SERVER), 0);
         assert_eq!((loads.service_active(SERVICE), loads.active(SERVER)), (0, 0));
     }
 

@@ -166,7 +166,7 @@ impl Worker {
             let Some(service) = self.snapshot.service(session.service.id) else { continue };
             let Some((_, target)) = service.target_of(session.counted) else { continue };
             match (target.admin, target.health) {
-                (AdminState::Halt, _) => lost.push((key, Termination::ServerHalted)),
+                (AdminState::Halt, _) => lost.push((key, target.halted.termination())),
                 (_, ServerHealth::Down) => lost.push((key, Termination::ServerDown)),
                 _ => {}
             }

@@ -444,6 +444,7 @@ impl Worker {
         self.adopt_in_plane();
         self.retire_idle()?;
         self.end_relays_of_lost_servers()?;
+        self.leave_draining_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
@@ -470,7 +471,7 @@ impl Worker {
         let service = self.snapshot.service(relay.service().place)?;
         let (_, target) = service.target_of(relay.server()?)?;
         match target.admin {
-            AdminState::Halt => Some(Termination::ServerHalted),
+            AdminState::Halt => Some(target.halted.termination()),
             // One that is still being dialled goes to another server after connect_timeout.
             _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
             _ => None,

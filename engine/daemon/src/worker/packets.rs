@@ -430,7 +430,7 @@ impl Desk for Counters<'_> {
         let termination = match termination {
             // A client that came while we drain: to it nobody is here.
             Termination::NoServer if !self.takes_new => return,
-            Termination::ServerHalted if !self.takes_new => Termination::DrainEnded,
+            Termination::ServerDrained | Termination::ServerHalted if !self.takes_new => Termination::DrainEnded,
             other => other,
         };
         self.seat.service_page(service).count_end(termination);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Balance, Forwarding, Logged, Overload, Plane as PlaneKind, Protocol, SourcePool};
+use towpath_core::admin::Halted;
 use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::flow::Direction;
@@ -195,8 +196,11 @@ impl Scene {
             min_connections: 0,
             max_connections: 0,
             admin: AdminState::Ready,
+            halted: Halted::ByOperator,
             health: ServerHealth::Up,
             check: None,
+            agent: None,
+            in_maintenance: false,
             reason: Arc::from("no health check configured"),
             since: Now(0),
             proxy: None,

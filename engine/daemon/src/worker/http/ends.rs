@@ -154,7 +154,7 @@ impl Worker {
     /// What reads for the process or the service ends the connection, or the use of its server.
     pub(super) fn end_from_outside(&mut self, key: Key, termination: Termination) -> io::Result<()> {
         match termination {
-            Termination::ServerDown | Termination::ServerHalted => {
+            Termination::ServerDown | Termination::ServerDrained | Termination::ServerHalted => {
                 let Some(conversation) = self.conversation(key) else { return Ok(()) };
                 if !matches!(conversation.server, ServerState::Up { .. }) {
                     return Ok(());
@@ -163,7 +163,7 @@ impl Worker {
                     self.cut_conversation(key, termination);
                     return Ok(());
                 }
-                self.server_lost(key, ServerEnd::Broken)
+                self.lose_server(key, ServerEnd::Broken, Some(termination))
             }
             Termination::DrainEnded => {
                 let Some(conversation) = self.conversation(key) else { return Ok(()) };

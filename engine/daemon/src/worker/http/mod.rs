@@ -16,10 +16,11 @@ mod turn;
 use std::io;
 use std::sync::Arc;
 
+use towpath_config::model::AdminState;
 use towpath_core::counters::Termination;
 use towpath_core::http::{AfterRequest, Exchange, HttpLimits, RequestHead, Waiting};
 use towpath_core::session::{Event, ReceiveEnd, Side};
-use towpath_core::snapshot::{Service, ServiceHttp};
+use towpath_core::snapshot::{Service, ServiceHttp, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId};
 
 use super::Worker;
@@ -33,7 +34,7 @@ use flow::{Inlet, Outlet};
 pub(crate) use flow::{OUTGOING_BUFFERS_MAX, OUTGOING_BYTES};
 pub(super) use flow::{Receive, StreamEnd};
 pub(super) use pool::ServerPool;
-use server::ServerState;
+use server::{Next, ServerState};
 use stowed::Stowed;
 
 /// How long acknowledgements wait for bytes that carry them, as in a relayed session.
@@ -328,6 +329,22 @@ impl Worker {
         self.is_idle(key) || self.relays.get(key).is_none_or(Relay::is_ending)
     }
 
+    /// Leaves servers that drain where a client has nothing under way there: else one that keeps its connection and asks nothing would hold the
+    /// drain up until `idle_timeout`.
+    pub(super) fn leave_draining_servers(&mut self) -> io::Result<()> {
+        let drains = |service: &Arc<Service>| service.targets.iter().any(|target| target.admin == AdminState::Drain);
+        if !self.snapshot.each_service().any(|service| service.http.is_some() && drains(service)) {
+            return Ok(());
+        }
+        let snapshot = Arc::clone(&self.snapshot);
+        let idle = self.relays.iter().filter(|(_, relay)| relay.idles_at_draining(&snapshot)).map(|(key, _)| key);
+        for key in idle.collect::<Vec<Key>>() {
+            self.part(key, Next::Nothing)?;
+            self.advance(key)?;
+        }
+        Ok(())
+    }
+
     /// The process stops: connections between two requests end now, the others with their next response.
     pub(super) fn drain_conversations(&mut self) -> io::Result<()> {
         let idle: Vec<Key> =
@@ -341,6 +358,15 @@ impl Worker {
 }
 
 impl Relay {
+    /// Whether it is between two requests, and its server, to which nothing binds it, is one that drains in this snapshot: the next request would
+    /// not go there.
+    fn idles_at_draining(&self, snapshot: &Snapshot) -> bool {
+        let Some(conversation) = self.http.as_deref().filter(|_| self.is_between_requests()) else { return false };
+        let is_free = matches!(conversation.server, ServerState::Up { .. }) && !conversation.exchange.is_bound();
+        let member = || snapshot.service(self.service().place)?.target_of(self.server()?);
+        is_free && member().is_some_and(|(_, target)| target.admin == AdminState::Drain)
+    }
+
     /// Whether it is in HTTP mode, and nothing of a request is there.
     fn is_between_requests(&self) -> bool {
         self.http.as_ref().is_some_and(|conversation| {

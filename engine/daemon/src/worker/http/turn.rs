@@ -339,6 +339,11 @@ impl Worker {
 
     /// The server has gone, or is not to be used any more.
     pub(super) fn server_lost(&mut self, key: Key, how: ServerEnd) -> io::Result<()> {
+        self.lose_server(key, how, None)
+    }
+
+    /// The same of a server that is `taken` away from outside: what of the client's ends with it ends by that.
+    pub(super) fn lose_server(&mut self, key: Key, how: ServerEnd, taken: Option<Termination>) -> io::Result<()> {
         let Some(conversation) = self.conversation(key) else { return Ok(()) };
         let mut output = Output::default();
         let lost = conversation.exchange.server_ended(how, &mut output);
@@ -349,18 +354,18 @@ impl Worker {
             Lost::Retry => self.retry(key),
             Lost::Failed => {
                 self.part(key, Next::Nothing)?;
-                self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset)
+                self.answer_ourselves(key, &Answer::of(502), taken.unwrap_or(Termination::ServerReset))
             }
             // A client of HTTP/2 does not see that a connection has ended, and could not know what of it may be sent again.
             Lost::Mirror if self.relays.get(key).is_some_and(Relay::is_spoke) => {
                 self.part(key, Next::Nothing)?;
-                self.answer_ourselves(key, &Answer::of(502), Termination::ServerReset)
+                self.answer_ourselves(key, &Answer::of(502), taken.unwrap_or(Termination::ServerReset))
             }
             Lost::Mirror => {
-                self.finish_conversation(key, Termination::ServerClosed);
+                self.finish_conversation(key, taken.unwrap_or(Termination::ServerClosed));
                 Ok(())
             }
-            Lost::Cut => self.cut_off(key, Termination::ResponseCutOff),
+            Lost::Cut => self.cut_off(key, taken.unwrap_or(Termination::ResponseCutOff)),
         }
     }
 

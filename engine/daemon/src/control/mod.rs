@@ -1,4 +1,14 @@
-//! The control socket: HTTP/1.1 and JSON over a Unix socket, read-only; and the client that the command line uses.
+//! The control socket: HTTP/1.1 and JSON over a Unix socket; and the client that the command line uses.
+//!
+//! What can be asked is in `route`. Everything that changes anything is a POST, which only root, the owner and the group of the socket may send, and
+//! an event with who, what, before and after.
+
+mod answer;
+mod check;
+mod client;
+mod peer;
+mod route;
+mod server;
 
 use std::convert::Infallible;
 use std::fs;
@@ -10,34 +20,30 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Full, Limited};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HOST};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, sleep_until};
 use towpath_sys::Cause;
 
 use crate::house::House;
 use crate::plan::CONTROL_CLIENTS_MAX;
-use crate::status::Status;
+use peer::Peer;
+use route::{Asked, Deadline};
+
+pub use answer::Problem;
+pub use client::{FetchError, ServerPath, fetch_members, fetch_status, order, post};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A client must have taken its answer by then.
+/// A client must have taken its answer by then, unless the route takes longer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait after an accept that failed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that a request may have before it is refused.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
-/// Bytes that an answer may have: 1,024 services with some hundred servers each.
-const STATUS_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// How long the command line waits for a status.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Owner and group may talk to us.
 const SOCKET_MODE: u32 = 0o660;
 
@@ -64,41 +70,6 @@ pub enum ControlError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-}
-
-/// Why no status came.
-#[derive(Debug, Error)]
-pub enum FetchError {
-    /// The daemon answered with something else than a status.
-    #[error("the daemon at {} answered {status}; is it of another version?", path.display())]
-    Answer {
-        /// The socket.
-        path: PathBuf,
-        /// Its answer.
-        status: u16,
-    },
-    /// The answer could not be read.
-    #[error("the daemon at {} sent something that is not a status ({reason}); is it of another version?", path.display())]
-    Malformed {
-        /// The socket.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// Nobody answers at the socket.
-    #[error("no daemon answers at {} ({source}); is it running (`towpath run`), and is this its control.socket?", path.display())]
-    NotReachable {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// No answer in time.
-    #[error("the daemon at {} took the connection but did not answer within {} s", path.display(), FETCH_TIMEOUT.as_secs())]
-    TimedOut {
-        /// The socket.
-        path: PathBuf,
     },
 }
 
@@ -178,6 +149,7 @@ pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
             return;
         }
     };
+    let path: Arc<Path> = file.path.as_path().into();
     let places = Arc::new(Semaphore::new(CONTROL_CLIENTS_MAX));
     let mut spare = spare_descriptor();
     loop {
@@ -192,15 +164,15 @@ pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
                 spare = spare.or_else(spare_descriptor);
             }
             Ok((stream, _)) => {
-                let house = Arc::clone(&house);
+                let (house, path) = (Arc::clone(&house), Arc::clone(&path));
                 if spare.is_none() {
                     // One at a time, so that the descriptor comes back to us.
-                    converse(stream, house).await;
+                    converse(stream, house, path).await;
                     spare = spare_descriptor();
                     continue;
                 }
                 tokio::spawn(async move {
-                    converse(stream, house).await;
+                    converse(stream, house, path).await;
                     drop(place);
                 });
             }
@@ -214,10 +186,23 @@ fn spare_descriptor() -> Option<fs::File> {
 }
 
 /// One request, one answer.
-async fn converse(stream: UnixStream, house: Arc<House>) {
+async fn converse(stream: UnixStream, house: Arc<House>, socket: Arc<Path>) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => Arc::new(peer),
+        Err(error) => return tracing::debug!("control socket: who is there cannot be told: {error}"),
+    };
+    let (deadline, mut moved) = Deadline::new(CONNECTION_TIMEOUT);
+    let deadline = Arc::new(deadline);
     let service = service_fn(move |request| {
-        let answer = answer(&request, &house);
-        async move { Ok::<_, Infallible>(answer) }
+        let (house, peer) = (Arc::clone(&house), Arc::clone(&peer));
+        let (socket, deadline) = (Arc::clone(&socket), Arc::clone(&deadline));
+        async move {
+            let asked = Asked { house: &house, peer: &peer, socket: &socket, deadline: &deadline };
+            let answer = route::answer(request, &asked).await;
+            // The client has its time to take it.
+            deadline.put_off(CONNECTION_TIMEOUT);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -225,68 +210,18 @@ async fn converse(stream: UnixStream, house: Arc<House>) {
         .max_buf_size(REQUEST_BYTES_MAX)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!("control socket: {error}"),
-        Err(_) => tracing::debug!("control socket: a client was too slow"),
-    }
-}
-
-fn answer(request: &Request<Incoming>, house: &House) -> Response<Full<Bytes>> {
-    match (request.uri().path(), request.method()) {
-        ("/status", &Method::GET) => match serde_json::to_vec(&house.status()) {
-            Ok(json) => respond(StatusCode::OK, "application/json", json),
-            Err(error) => {
-                respond(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", format!("{error}\n").into())
+    tokio::pin!(connection);
+    loop {
+        let until = *moved.borrow_and_update();
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!("control socket: {error}");
+                }
+                return;
             }
-        },
-        ("/status", _) => {
-            let mut response = respond(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "text/plain; charset=utf-8",
-                "this socket is read-only: GET /status\n".into(),
-            );
-            response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET"));
-            response
+            Ok(()) = moved.changed() => {}
+            () = sleep_until(until) => return tracing::debug!("control socket: a client was too slow"),
         }
-        _ => respond(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "not here; there is GET /status\n".into()),
     }
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
-    response
-}
-
-/// Asks the daemon at `path` for its status. Blocks for a few seconds at most; not to be called from an async task.
-pub fn fetch_status(path: &Path) -> Result<Status, FetchError> {
-    let unreachable = |source| FetchError::NotReachable { path: path.to_owned(), source };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unreachable)?;
-    runtime.block_on(async {
-        timeout(FETCH_TIMEOUT, fetch(path))
-            .await
-            .unwrap_or_else(|_| Err(FetchError::TimedOut { path: path.to_owned() }))
-    })
-}
-
-async fn fetch(path: &Path) -> Result<Status, FetchError> {
-    let unreachable = |source| FetchError::NotReachable { path: path.to_owned(), source };
-    let malformed = |reason: String| FetchError::Malformed { path: path.to_owned(), reason };
-    let stream = UnixStream::connect(path).await.map_err(unreachable)?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| malformed(e.to_string()))?;
-    let driver = tokio::spawn(connection);
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = hyper::Uri::from_static("/status");
-    request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("towpath"));
-    let response = sender.send_request(request).await.map_err(|e| malformed(e.to_string()))?;
-    if response.status() != StatusCode::OK {
-        return Err(FetchError::Answer { path: path.to_owned(), status: response.status().as_u16() });
-    }
-    let body =
-        Limited::new(response.into_body(), STATUS_BYTES_MAX).collect().await.map_err(|e| malformed(e.to_string()))?;
-    driver.abort();
-    serde_json::from_slice(&body.to_bytes()).map_err(|e| malformed(e.to_string()))
 }
