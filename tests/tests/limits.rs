@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown};
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -55,6 +55,7 @@ fn connections_wait_in_the_order_they_came_over_all_workers() {
         let mut holder = served(lab, vip);
         let mut waiting: Vec<Connection> = (1..=6).map(|place| line_up(lab, &relay, vip, place)).collect();
         assert!(is_refused(lab.client(), (vip, 443)), "as many wait as may");
+        holder.echo(b"whoever has a server keeps it").expect("an echo");
         let status = relay.until("time goes by", |status| queue(status).longest_ms > 0);
         let web = &status.services[0];
         assert_eq!((queue(&status).max, queue(&status).timeout_ms, web.connections), (6, 60_000, 1), "{web:?}");
@@ -138,14 +139,40 @@ fn a_server_that_returns_or_has_more_room_takes_from_the_queue() {
     });
 }
 
-/// A web service with these keys and those of its HTTP mode, before one server that takes one request at a time.
-fn web(lab: &TestLab, keys: &str, http: &str) -> (Ipv4Addr, Subject, WebOrigin) {
+/// Requests for `/held` are answered once it is opened.
+#[derive(Default)]
+struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let is_open = self.is_open.lock().expect("nobody panics with it");
+        drop(self.opened.wait_while(is_open, |is_open| !*is_open).expect("nobody panics with it"));
+    }
+
+    fn open(&self) {
+        *self.is_open.lock().expect("nobody panics with it") = true;
+        self.opened.notify_all();
+    }
+}
+
+/// A web service with these keys and those of its HTTP mode, before one server that takes so many requests at a time.
+fn web(lab: &TestLab, max: u32, keys: &str, http: &str) -> (Ipv4Addr, Subject, WebOrigin, Arc<Gate>) {
     let vip = lab.vip(100);
-    let origin = WebOrigin::start(lab.server(1), 80);
+    let gate = Arc::new(Gate::default());
+    let manners = Arc::clone(&gate);
+    let origin = WebOrigin::start_like(lab.server(1), 80, Ok, move |head| {
+        if head.contains(" /held") {
+            manners.pass();
+        }
+        None
+    });
     let keys = format!("{keys}\n[service.http]\n{http}");
     let text = service("web", vip, "80", &keys, &ipv4(lab.servers()));
-    let text = text.replace("[[service.server]]", "[[service.server]]\nmax_connections = 1");
-    (vip, subject!().start(lab.balancer(), &text), origin)
+    let text = text.replace("[[service.server]]", &format!("[[service.server]]\nmax_connections = {max}"));
+    (vip, subject!().start(lab.balancer(), &text), origin, gate)
 }
 
 fn open(lab: &TestLab, vip: Ipv4Addr) -> WebClient {
@@ -155,9 +182,9 @@ fn open(lab: &TestLab, vip: Ipv4Addr) -> WebClient {
 #[test]
 fn requests_wait_and_who_finds_no_place_is_told_when_to_come_back() {
     in_lab(requests_wait_and_who_finds_no_place_is_told_when_to_come_back, Topology::TwoArm, 1, |lab| {
-        let (vip, relay, origin) = web(lab, "queue = 2\nqueue_timeout = \"60s\"", "retry_after = \"7s\"");
+        let (vip, relay, origin, gate) = web(lab, 1, "queue = 2\nqueue_timeout = \"60s\"", "retry_after = \"7s\"");
         let mut first = open(lab, vip);
-        first.send("GET /slow/900 HTTP/1.1\r\nHost: a\r\n\r\n");
+        first.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n");
         relay.until("it is under way", |status| status.services[0].connections == 1);
         let mut others: Vec<WebClient> = Vec::new();
         for (place, path) in [(1, "/second"), (2, "/third")] {
@@ -169,6 +196,7 @@ fn requests_wait_and_who_finds_no_place_is_told_when_to_come_back() {
         let mut refused = open(lab, vip);
         let answer = refused.get("/");
         assert_eq!((answer.status, answer.field("retry-after")), (503, Some("7")));
+        gate.open();
         // The connection is none the worse for it; and those that wait are served though the first client keeps its connection.
         for client in std::iter::once(&mut first).chain(&mut others) {
             assert_eq!(client.response("GET").expect("an answer").status, 200);
@@ -176,7 +204,7 @@ fn requests_wait_and_who_finds_no_place_is_told_when_to_come_back() {
         assert_eq!(refused.get("/fourth").status, 200);
         let heads: Vec<String> = origin.requests().into_iter().map(|request| request.head).collect();
         let asked: Vec<&str> = heads.iter().filter_map(|head| head.split(' ').nth(1)).collect();
-        assert_eq!(asked, ["/slow/900", "/second", "/third", "/fourth"]);
+        assert_eq!(asked, ["/held", "/second", "/third", "/fourth"]);
         let web = relay.service("web");
         assert!(web.counters["queued"] >= 2 && web.counters["unserved"] == 1, "{web:?}");
         relay.stop();
@@ -187,13 +215,10 @@ fn requests_wait_and_who_finds_no_place_is_told_when_to_come_back() {
 fn a_request_that_waits_too_long_is_answered_and_one_whose_client_has_gone_is_not_sent() {
     let test = a_request_that_waits_too_long_is_answered_and_one_whose_client_has_gone_is_not_sent;
     in_lab(test, Topology::TwoArm, 1, |lab| {
-        let (vip, relay, origin) = web(lab, "queue = 4\nqueue_timeout = \"5s\"", "");
+        let (vip, relay, origin, gate) = web(lab, 1, "queue = 4\nqueue_timeout = \"8s\"", "");
         let mut first = open(lab, vip);
-        first.send("GET /slow/8000 HTTP/1.1\r\nHost: a\r\n\r\n");
+        first.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n");
         relay.until("it is under way", |status| status.services[0].connections == 1);
-        let mut waits = open(lab, vip);
-        waits.send("GET /late HTTP/1.1\r\nHost: a\r\n\r\n");
-        relay.until("it waits", |status| queue(status).waiting == 1);
         // One that has sent all it will, and one whose body is not even read on.
         for (place, request) in [
             "GET /gone HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
@@ -204,12 +229,14 @@ fn a_request_that_waits_too_long_is_answered_and_one_whose_client_has_gone_is_no
         {
             let mut client = open(lab, vip);
             client.send(request);
-            relay.until("one more waits", |status| status.services[0].counters["queued"] == place as u64 + 2);
+            relay.until("one more waits", |status| status.services[0].counters["queued"] == place as u64 + 1);
             drop(client);
             relay.until("it has left", |status| ended(&status.services[0], "queue_left") == place as u64 + 1);
         }
-        let answer = waits.response("GET").expect("an answer");
+        let mut waits = open(lab, vip);
+        let answer = waits.get("/late");
         assert_eq!((answer.status, answer.field("retry-after")), (503, Some("5")));
+        gate.open();
         assert_eq!(first.response("GET").expect("an answer").status, 200);
         // It may ask again by the same connection.
         assert_eq!(waits.get("/again").status, 200);
@@ -362,6 +389,66 @@ fn a_server_is_filled_to_its_minimum_first_on_either_plane() {
         let text = format!("[limits]\nflows = 16384\n{text}min_connections = 4\n");
         let relay = subject!().start(lab.balancer(), &text);
         fill(lab, vip);
+        relay.stop();
+    });
+}
+
+#[test]
+fn as_many_connections_that_do_nothing_give_way_as_requests_wait() {
+    in_lab(as_many_connections_that_do_nothing_give_way_as_requests_wait, Topology::TwoArm, 1, |lab| {
+        let (vip, relay, _origin, gate) = web(lab, 3, "queue = 9\nqueue_timeout = \"60s\"", "");
+        let mut idle: Vec<WebClient> = (0..3).map(|_| open(lab, vip)).collect();
+        idle.iter_mut().for_each(|client| assert_eq!(client.get("/").status, 200));
+        let mut busy: Vec<WebClient> = (0..3).map(|_| open(lab, vip)).collect();
+        busy.iter_mut().for_each(|client| client.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n"));
+        relay.until("all are under way at the same time", |status| {
+            let web = &status.services[0];
+            web.counters["queue_served"] == 3 && web.connections == 3 && queue(status).waiting == 0
+        });
+        gate.open();
+        busy.iter_mut().for_each(|client| assert_eq!(client.response("GET").expect("an answer").status, 200));
+        idle.iter_mut().for_each(|client| assert_eq!(client.get("/").status, 200));
+        relay.stop();
+    });
+}
+
+/// A client that has been there, and a service that is full of others since.
+const COMES_BACK: &str = "persistence = { by = \"source-ip\", timeout = \"30m\" }\nmax_connections = 1";
+
+#[test]
+fn who_comes_back_to_a_full_service_waits_as_anybody_on_the_stream_plane() {
+    in_lab(who_comes_back_to_a_full_service_waits_as_anybody_on_the_stream_plane, Topology::TwoArm, 2, |lab| {
+        let _origins = [1, 2].map(|number| Origin::tcp(lab.server(number), 443));
+        let (vip, text) = limited(lab, &format!("{COMES_BACK}\nqueue = 1\nqueue_timeout = \"60s\""), "");
+        let relay = subject!().start(lab.balancer(), &text);
+        let home = who(lab.client(), (vip, 443));
+        relay.until("it is over", |status| status.services[0].connections == 0);
+        let mut other = Connection::open_from(lab.client(), lab.second_client(120), (vip, 443)).expect("a connection");
+        other.greeting().expect("a server");
+        let mut back = line_up(lab, &relay, vip, 1);
+        assert!(is_refused(lab.client(), (vip, 443)), "the queue is full");
+        other.echo(b"goes on").expect("an echo");
+        drop(other);
+        assert_eq!(back.greeting().expect("its turn").name, home, "its entry is still there");
+        relay.stop();
+    });
+}
+
+#[test]
+fn who_comes_back_to_a_full_service_fares_as_anybody_on_the_packet_plane() {
+    in_lab(who_comes_back_to_a_full_service_fares_as_anybody_on_the_packet_plane, Topology::TwoArm, 2, |lab| {
+        let _origins = [1, 2].map(|number| Origin::tcp(lab.server(number), 443));
+        let (vip, relay) = packets(lab, &format!("overload = \"reset\"\n{COMES_BACK}"), "");
+        let home = who(lab.client(), (vip, 443));
+        relay.until("it is over", |status| status.services[0].connections == 0);
+        let mut other = Connection::open_from(lab.client(), lab.second_client(120), (vip, 443)).expect("a connection");
+        other.greeting().expect("a server");
+        let refused = Connection::open(lab.client(), (vip, 443)).expect_err("a reset");
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        other.echo(b"goes on").expect("an echo");
+        other.close().expect("an orderly end");
+        relay.until("it is over", |status| status.services[0].connections == 0);
+        assert_eq!(who(lab.client(), (vip, 443)), home, "its entry is still there");
         relay.stop();
     });
 }

@@ -119,7 +119,7 @@ pub static SERVICE: Table = Table {
         key(
             "queue",
             integer(0, 65_536, "clients"),
-            "How many clients may wait when every server, or the service, is at its `max_connections`: connections, in HTTP mode requests. First come, first served; servers behind a route have a queue of their own. 0 = none waits. Stream plane and TCP only.",
+            "How many clients may wait when every server, or the service, is at its `max_connections`: connections, in HTTP mode requests. First come, first served; servers behind a route have a queue of their own. In HTTP mode a client that ends its stream while its request waits is taken for gone. 0 = none waits. Stream plane and TCP only.",
         )
         .default("0"),
         key("queue_timeout", duration(10 * MS, 10 * MINUTE), "How long one may wait.").default("10s"),

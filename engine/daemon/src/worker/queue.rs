@@ -20,8 +20,10 @@ use crate::shared::Call;
 
 /// How often the kernel is asked whether a client is still there.
 const LOOK_MS: u64 = 1_000;
-/// Connections looked at for one that may be given up, per call.
+/// Connections looked at for those that may be given up, in one breath.
 const LOOKED_AT_ONCE: u32 = 512;
+/// Clients that leave the queue in one breath.
+const SERVED_AT_ONCE: usize = 64;
 
 /// A client that waits.
 #[derive(Debug)]
@@ -45,8 +47,10 @@ impl Waits {
 pub(super) struct Queued {
     /// In the order of their turns.
     by_place: BTreeMap<(ServiceId, Ticket), Key>,
-    /// Where the look for connections to give up goes on.
+    /// Where the look for connections to give up goes on, …
     looked: u32,
+    /// … and how many are still to be looked at, for places where one look was not enough.
+    looks: BTreeMap<ServiceId, u32>,
 }
 
 impl Queued {
@@ -75,12 +79,15 @@ impl Worker {
         let service = Arc::clone(relay.service());
         let is_full = matches!(refused, Termination::ServersFull | Termination::ServiceFull);
         let Some(queue) = service.queue.filter(|_| is_full) else { return Err(refused) };
-        let ticket =
-            self.shared.join(&service, self.id, now).map_err(|QueueFull| Termination::QueueFull)?;
+        // Of one that has waited before, and whose server then could not be reached, what is left of its time.
+        let due = *relay.queue_due.get_or_insert(now + queue.timeout_ms);
+        if due <= now {
+            return Err(Termination::QueueTimedOut);
+        }
+        let ticket = self.shared.join(&service, self.id, now).map_err(|QueueFull| Termination::QueueFull)?;
         // By the time that it has a turn, what had failed may be there again.
         relay.forget_tried();
-        relay.waits =
-            Some(Box::new(Waits { ticket, place: service.place, since: now, due: now + queue.timeout_ms }));
+        relay.waits = Some(Box::new(Waits { ticket, place: service.place, since: now, due }));
         self.queued.by_place.insert((service.place, ticket), key);
         self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::Queued, 1);
         if service.http.is_some() {
@@ -102,16 +109,19 @@ impl Worker {
 
     /// Serves those of this worker's clients whose turn it is, as long as there are places.
     fn serve_queued(&mut self, place: ServiceId) -> io::Result<()> {
-        while let Some((ticket, key)) = self.queued.first_of(place) {
+        for _ in 0..SERVED_AT_ONCE {
+            let Some((ticket, key)) = self.queued.first_of(place) else { return Ok(()) };
             if !self.is_still_there(key) {
                 self.left_queue(key)?;
                 continue;
             }
             if self.choose_waiting(key, ticket).is_err() {
-                break;
+                return Ok(());
             }
             self.served_from_queue(key)?;
         }
+        // The rest has its turn in the next breath.
+        self.shared.seat(self.id).call(Call::Turn(place));
         Ok(())
     }
 
@@ -214,7 +224,11 @@ impl Worker {
         let Some(client) = relay.leg(Side::Client) else { return true };
         match socket::peer_state(client) {
             Ok(PeerState::Open) => true,
-            Ok(PeerState::Finished) => relay.http.is_none() && relay.session.has_queued(Side::Client),
+            // What it has said may not be read yet, where buffers are scarce.
+            Ok(PeerState::Finished) => {
+                relay.http.is_none()
+                    && (relay.session.has_queued(Side::Client) || socket::peek(client, &mut [0]).is_ok_and(|seen| seen > 0))
+            }
             Ok(PeerState::Gone) | Err(_) => false,
         }
     }
@@ -243,18 +257,26 @@ impl Worker {
         Ok(())
     }
 
-    /// Somebody waits for a place that a connection in HTTP mode may hold between two requests: one is given up here, if there is one.
+    /// Clients wait for places that connections in HTTP mode may hold between two requests: as many as wait are given up here, if there are so many.
     fn give_up_idle(&mut self, place: ServiceId) -> io::Result<()> {
-        if !self.shared.is_waited_for(place) {
-            return Ok(());
-        }
         let slots = self.relays.slots();
-        for _ in 0..slots.min(LOOKED_AT_ONCE) {
+        let unseen = self.queued.looks.remove(&place).unwrap_or(slots);
+        let (mut wanted, _) = self.shared.queue(place);
+        let looked_at = unseen.min(LOOKED_AT_ONCE);
+        for _ in 0..looked_at {
+            if wanted == 0 {
+                return Ok(());
+            }
             self.queued.looked = (self.queued.looked + 1) % slots;
             let Some(key) = self.relays.key_at(self.queued.looked) else { continue };
             if self.holds_place_idly(key, place) {
-                return self.give_up_idle_server(key);
+                self.give_up_idle_server(key)?;
+                wanted -= 1;
             }
+        }
+        if unseen > looked_at && wanted > 0 {
+            self.queued.looks.insert(place, unseen - looked_at);
+            self.shared.seat(self.id).call(Call::Room(place));
         }
         Ok(())
     }

@@ -87,6 +87,8 @@ pub(super) struct Relay {
     pub(super) hearing: Option<Box<Hearing>>,
     /// It waits for a place on a server; the session has none yet.
     pub(super) waits: Option<Box<Waits>>,
+    /// Until when it may, once it has waited; in HTTP mode its request at hand.
+    pub(super) queue_due: Option<Now>,
     /// The session that its server hands out is waited for, where TLS passes through.
     pub(super) greeting: Option<Box<Greeting>>,
     /// What a proxy in front has said.
@@ -166,6 +168,7 @@ impl Relay {
             known: None,
             hearing: None,
             waits: None,
+            queue_due: None,
             greeting: None,
             proxied: None,
             notes: None,
@@ -287,6 +290,7 @@ impl Relay {
     pub(super) fn begin_request(&mut self, service: Arc<Service>, known: Known) {
         (self.service, self.known) = (service, Some(known));
         (self.tried, self.redispatches, self.leases_refused) = (Tried::new(), 0, 0);
+        self.queue_due = None;
     }
 
     /// Its server has failed the request at hand; says whether another may be tried.
