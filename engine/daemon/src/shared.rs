@@ -174,11 +174,18 @@ impl Shared {
         })
     }
 
-    /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
+    /// Chooses the server of a new connection to this port of the service and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
-    pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
+    pub fn pick(
+        &self,
+        service: &Service,
+        client: SocketAddr,
+        port: u16,
+        tried: &Tried,
+        now: Now,
+    ) -> Result<Pick, Refusal> {
         let pin = Pin::of_address(service, client.ip());
-        self.pick_pinned(service, Client { address: client.ip(), pin }, tried, now)
+        self.pick_pinned(service, Client { address: client.ip(), port, pin }, tried, now)
     }
 
     /// The same for a client that is known by something else than its address. Under what leads it back its server is remembered anew; under what else
@@ -187,17 +194,19 @@ impl Shared {
         &self,
         service: &Service,
         client: IpAddr,
+        port: u16,
         known: &Known,
         tried: &Tried,
         now: Now,
     ) -> Result<Pick, Refusal> {
-        self.pick_known_by(service, client, known, now, |client| self.pick_pinned(service, client, tried, now))
+        self.pick_known_by(service, client, port, known, now, |client| self.pick_pinned(service, client, tried, now))
     }
 
     fn pick_known_by(
         &self,
         service: &Service,
         client: IpAddr,
+        port: u16,
         known: &Known,
         now: Now,
         pick: impl FnOnce(Client) -> Result<Pick, Refusal>,
@@ -205,7 +214,7 @@ impl Shared {
         let remembered =
             |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
         let pin = known.decides(remembered, |server| service.takes_back(server));
-        let pick = pick(Client { address: client, pin })?;
+        let pick = pick(Client { address: client, port, pin })?;
         if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
             return Ok(pick);
         }
@@ -290,11 +299,12 @@ impl Shared {
         &self,
         service: &Arc<Service>,
         client: IpAddr,
+        port: u16,
         known: &Known,
         ticket: Ticket,
         now: Now,
     ) -> Result<Pick, Refusal> {
-        self.pick_known_by(service, client, known, now, |client| {
+        self.pick_known_by(service, client, port, known, now, |client| {
             let (picked, called) = {
                 let mut desk = lock(self.desk(service.place));
                 let Desk { balancer, queue, waited_for, no_persistence } = &mut *desk;
@@ -617,7 +627,7 @@ impl Shared {
 
 /// What a client is told that others wait before; where nobody can serve them all, it does not wait with them.
 fn behind_others(service: &Service) -> Refusal {
-    if service.targets.iter().any(Target::takes_new) { Refusal::ServersFull } else { Refusal::NoServer }
+    if service.targets.iter().any(|target| target.takes_new() || target.stands_by()) { Refusal::ServersFull } else { Refusal::NoServer }
 }
 
 /// The part of the process's seed that steers clients.

@@ -202,7 +202,7 @@ impl World {
             Ok(pick) => self.opened(service, from, &tried, &before, pick),
             Err(refusal) => {
                 assert_eq!(before.active_of_service(id), self.loads.active_of_service(id));
-                let full = |target: &crate::Target| self.loads.active(target.server) >= target.max_connections;
+                let full = |target: &Target| self.loads.active(target.server) >= target.max_connections;
                 let free = service
                     .targets
                     .iter()

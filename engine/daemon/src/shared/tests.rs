@@ -15,6 +15,8 @@ use towpath_core::steering::SteeringTable;
 use super::*;
 
 const THREADS: usize = 4;
+/// The one that clients come to.
+const PORT: u16 = 5061;
 
 /// The snapshot of one service `web` with these keys and servers `name = (weight, max_connections)`.
 fn snapshot(keys: &str, servers: &[(u16, u32)], generation: u64) -> Arc<Snapshot> {
@@ -70,7 +72,9 @@ fn pick_at_once(shared: &Shared, each: usize) -> Vec<Result<Pick, Refusal>> {
                 scope.spawn(move || {
                     barrier.wait();
                     (0..each)
-                        .map(|turn| shared.pick(service, client(thread * each + turn), &Tried::new(), shared.now()))
+                        .map(|turn| {
+                            shared.pick(service, client(thread * each + turn), PORT, &Tried::new(), shared.now())
+                        })
                         .collect::<Vec<_>>()
                 })
             })
@@ -120,9 +124,12 @@ fn a_persistent_client_finds_its_server_from_every_worker() {
     let snapshot = shared.snapshot();
     let service = snapshot.each_service().next().expect("one service");
     for number in 0..200 {
-        let first = shared.pick(service, client(number), &Tried::new(), shared.now()).expect("a server");
+        let first = shared.pick(service, client(number), PORT, &Tried::new(), shared.now()).expect("a server");
         let again = thread::scope(|scope| {
-            scope.spawn(|| shared.pick(service, client(number), &Tried::new(), shared.now())).join().expect("no panic")
+            scope
+                .spawn(|| shared.pick(service, client(number), PORT, &Tried::new(), shared.now()))
+                .join()
+                .expect("no panic")
         });
         assert_eq!(again.expect("a server").server, first.server);
     }
@@ -207,7 +214,7 @@ fn a_place_that_is_given_back_always_finds_who_waits() {
                 let known = service.known(&towpath_core::persistence::Seen::of_address(from));
                 let deadline = Instant::now() + Duration::from_secs(60);
                 for round in 0..ROUNDS {
-                    let picked = match shared.pick(service, client(worker), &Tried::new(), shared.now()) {
+                    let picked = match shared.pick(service, client(worker), 80, &Tried::new(), shared.now()) {
                         Ok(pick) => Some(pick),
                         Err(refusal) => {
                             assert_eq!(refusal, Refusal::ServersFull);
@@ -221,7 +228,7 @@ fn a_place_that_is_given_back_always_finds_who_waits() {
                                     let called = shared.seat(id).take_calls();
                                     if called.contains(&Call::Turn(service.place))
                                         && let Ok(pick) =
-                                            shared.pick_waiting(service, from, &known, ticket, shared.now())
+                                            shared.pick_waiting(service, from, 80, &known, ticket, shared.now())
                                     {
                                         break pick;
                                     }
@@ -250,7 +257,7 @@ fn nobody_is_served_before_those_who_wait() {
     let shared = shared(snapshot("queue = 2\nqueue_timeout = \"60s\"", &[(100, 1)], 1));
     let snapshot = shared.snapshot();
     let service = snapshot.each_service().next().expect("one service");
-    let pick = |number| shared.pick(service, client(number), &Tried::new(), shared.now());
+    let pick = |number| shared.pick(service, client(number), 80, &Tried::new(), shared.now());
     let holder = pick(1).expect("the only place");
     let [first, second] = [1, 2].map(|worker| shared.join(service, WorkerId(worker), shared.now()).expect("room"));
     assert!(shared.join(service, WorkerId(3), shared.now()).is_err());
@@ -262,7 +269,8 @@ fn nobody_is_served_before_those_who_wait() {
     assert_eq!(shared.seat(WorkerId(1)).take_calls(), [Call::Turn(service.place)]);
     assert!(shared.seat(WorkerId(2)).take_calls().is_empty());
     let known = |number| service.known(&towpath_core::persistence::Seen::of_address(client(number).ip()));
-    let wait = |number, ticket| shared.pick_waiting(service, client(number).ip(), &known(number), ticket, shared.now());
+    let wait =
+        |number, ticket| shared.pick_waiting(service, client(number).ip(), 80, &known(number), ticket, shared.now());
     assert_eq!(wait(2, second), Err(Refusal::ServersFull), "not its turn");
     let pick = wait(1, first).expect("its turn");
     assert_eq!(shared.seat(WorkerId(2)).take_calls(), [Call::Turn(service.place)], "there may be more");
