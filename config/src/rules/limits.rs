@@ -51,7 +51,11 @@ fn overload(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
             None => "remove `overload`: connections that find no place are reset; `queue` lets them wait",
         };
         report
-            .error("needs-packet-plane", span, "`overload` is for packets: on the stream plane the kernel has accepted the client")
+            .error(
+                "needs-packet-plane",
+                span,
+                "`overload` is for packets: on the stream plane the kernel has accepted the client",
+            )
             .label(&service.plane.span, "the plane")
             .hint(hint);
     } else if !has_limit(draft, service) && service.section.word("overload").is_some_and(|word| word.value == "reset") {

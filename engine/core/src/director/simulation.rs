@@ -241,7 +241,8 @@ impl World {
         let is_below = |target: &Target| before.active(target.server) < target.min_connections;
         let has_room = |target: &Target| before.active(target.server) < target.max_connections;
         let waits = |target: &Target| target.takes_new() && !tried.contains(target.server) && has_room(target);
-        if pick.why != PickReason::Persistent && service.targets.iter().any(|target| waits(target) && is_below(target)) {
+        if pick.why != PickReason::Persistent && service.targets.iter().any(|target| waits(target) && is_below(target))
+        {
             assert!(is_below(target), "a server got more while another had not its minimum");
         }
         let home = (id, from.ip());
@@ -346,8 +347,7 @@ impl World {
 
     fn time_out(&mut self) {
         let now = self.now;
-        let due: Vec<_> =
-            self.waiting.iter().filter(|(_, waiting)| waiting.due <= now).map(|(&key, _)| key).collect();
+        let due: Vec<_> = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now).map(|(&key, _)| key).collect();
         self.waited.timed_out += due.len() as u32;
         due.into_iter().for_each(|key| self.stop_waiting(key));
     }
