@@ -111,6 +111,7 @@ fn dnsmasq(host: &Host, port: u16) -> Daemon {
     Daemon::start(host, "dnsmasq", "dnsmasq-base", |_, command| {
         command.args(["-k", "-C", "/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file="]);
         command.args(["--address=/www.example.org/192.0.2.7", "--mx-host=example.org,mail.example.org,10"]);
+        command.args(["--host-record=mail.example.org,192.0.2.9", "--local=/example.org/"]);
         command.arg(format!("--port={port}"));
     })
 }
@@ -576,8 +577,8 @@ fn dnsmasq_is_judged_by_what_it_answers() {
         until_up(&relay, &mut daemon);
         relay.reload(&check("query = \"other.example\"")).expect("a reload");
         until_down(&relay, "port 53: answers REFUSED, expected NOERROR");
-        relay.reload(&check("query = \"www.example.org\", query_type = \"AAAA\"")).expect("a reload");
-        until_down(&relay, "port 53: has no AAAA record of \"www.example.org\"");
+        relay.reload(&check("query = \"mail.example.org\", query_type = \"AAAA\"")).expect("a reload");
+        until_down(&relay, "port 53: has no AAAA record of \"mail.example.org\"");
         relay.stop();
     });
 }
