@@ -416,12 +416,11 @@ fn control(root: &Section) -> model::Control {
 /// Where a daemon with this socket keeps its state. What is below /run is gone after a boot; another socket is that of a trial or of a second daemon,
 /// which must not take the state of the first.
 fn state_beside(socket: &Path) -> PathBuf {
-    match socket.file_stem().filter(|_| socket.starts_with("/run") || socket.starts_with("/var/run")) {
-        Some(name) => Path::new("/var/lib/towpath").join(name).with_extension("state"),
-        None => {
-            let mut path = socket.as_os_str().to_owned();
-            path.push(".state");
-            path.into()
-        }
-    }
+    let is_volatile = socket.starts_with("/run") || socket.starts_with("/var/run");
+    let mut path = match socket.file_stem().filter(|_| is_volatile) {
+        Some(name) => Path::new("/var/lib/towpath").join(name).into_os_string(),
+        None => socket.as_os_str().to_owned(),
+    };
+    path.push(".state");
+    path.into()
 }
