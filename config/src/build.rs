@@ -2,6 +2,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -57,6 +58,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         control: control(draft.root),
         tls: tls::pool(draft.root)?,
         log: log::log(draft.root)?,
+        notify: notify::notify(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,
         router: router(draft.root)?,
         outbound: draft.root.tables("outbound_nat").iter().map(outbound_nat).collect::<Option<_>>()?,
@@ -268,10 +270,22 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
         check: check_kind(section)?,
         ports: section.ports("ports").map(|ports| ports.value).map_or_else(Vec::new, PortSet::list),
         interval_ms: section.duration("interval")?.value,
+        fast_interval_ms: section.duration("fast_interval").or_else(|| section.duration("interval"))?.value,
         timeout_ms: section.duration("timeout")?.value,
         rise: section.number("rise")?.value,
         fall: section.number("fall")?.value,
+        agent: section.number("agent_port").map(|port| model::Agent {
+            port: port.value,
+            send: section.text("agent_send").map(|line| line.value.to_owned()),
+        }),
     })
+}
+
+/// The words of a command.
+pub(crate) fn command_line(section: &Section, key: &str) -> Option<model::CommandLine> {
+    let words = section.list(key)?.value;
+    let mut words = words.iter().filter_map(|word| if let Value::Text(text) = &word.value { Some(text) } else { None });
+    Some(model::CommandLine { program: words.next()?.into(), arguments: words.cloned().collect() })
 }
 
 fn check_kind(section: &Section) -> Option<model::CheckKind> {
@@ -279,7 +293,8 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
     let tls = || {
         let verify = section.bool("verify")?.value;
         let authorities = verify.then(|| text("ca").map(Into::into));
-        Some(model::TlsCheck { name: text("host"), authorities: authorities.flatten() })
+        let days_left = section.number("days_left")?.value;
+        Some(model::TlsCheck { name: text("host"), authorities: authorities.flatten(), days_left })
     };
     let http = || {
         Some(model::HttpCheck {
@@ -291,11 +306,28 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
         })
     };
     Some(match section.word("check")?.value {
+        "external" => model::CheckKind::External(command_line(section, "command")?),
         "http" => model::CheckKind::Http(http()?),
         "https" => model::CheckKind::Https(http()?, tls()?),
+        "sip" => model::CheckKind::Sip(model::SipCheck {
+            transport: transport(section).unwrap_or(model::CheckTransport::Tcp),
+            tls: if transport(section) == Some(model::CheckTransport::Tls) { Some(tls()?) } else { None },
+            host: text("host"),
+            statuses: statuses(section.text("status")?.value)?,
+            expect: text("expect"),
+        }),
         "smtp" => model::CheckKind::Smtp { expect: text("expect") },
         "tls" => model::CheckKind::Tls(tls()?),
         _ => model::CheckKind::Tcp,
+    })
+}
+
+/// What was written.
+fn transport(section: &Section) -> Option<model::CheckTransport> {
+    Some(match section.word("transport")?.value {
+        "tls" => model::CheckTransport::Tls,
+        "udp" => model::CheckTransport::Udp,
+        _ => model::CheckTransport::Tcp,
     })
 }
 

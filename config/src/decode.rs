@@ -7,7 +7,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{NOT_AVAILABLE, Report, Span};
-use crate::schema::{Availability, Default, Key, Kind, NAME_MAX, ROOT, Table};
+use crate::schema::{Availability, COMMAND_WORDS_MAX, Default, Key, Kind, NAME_MAX, ROOT, Table};
 
 pub(crate) use scalar::{duration, duration_text, literal};
 pub(crate) use value::{At, Entry, PortSet, Section, Value};
@@ -174,6 +174,7 @@ impl Decoder<'_> {
                 None
             }
             (Kind::Ports, DeValue::Array(items)) => self.ports(items.iter(), at, path),
+            (Kind::Command, DeValue::Array(items)) => self.command(items.iter(), at, path),
             (Kind::List(kind, max), DeValue::Array(items)) => self.list(items.iter(), kind, *max, at, path),
             (kind, inner) if kind.takes(inner) => self.scalar(inner, kind, &at, path),
             (kind, inner) => {
@@ -252,6 +253,43 @@ impl Decoder<'_> {
         (!list.is_empty()).then_some(Value::List(list))
     }
 
+    /// Unlike a list it may say the same twice.
+    fn command<'a, 'i: 'a>(
+        &mut self,
+        items: impl ExactSizeIterator<Item = &'a Spanned<DeValue<'i>>>,
+        at: Span,
+        path: &str,
+    ) -> Option<Value> {
+        let count = items.len();
+        if count == 0 {
+            self.report
+                .error("empty-list", &at, format!("`{path}` is empty"))
+                .hint("name the program by its whole path, then its arguments");
+            return None;
+        }
+        if count > COMMAND_WORDS_MAX {
+            let cause = format!("`{path}` has {count} entries, at most {COMMAND_WORDS_MAX} are allowed");
+            self.report.error("too-many", &at, cause).hint("let a script of yours call the program");
+            return None;
+        }
+        let mut words: Vec<At<Value>> = Vec::with_capacity(count);
+        for item in items {
+            let span = place(item, &at);
+            // One that is no text would shift the others.
+            let value = self.value(item, &Kind::Text, span.clone(), path)?;
+            if let (true, Value::Text(program)) = (words.is_empty(), &value)
+                && !program.starts_with('/')
+            {
+                self.report
+                    .error("bad-command", &span, format!("`{path}` names a program without its whole path: {value}"))
+                    .hint("write where it is, as in `[\"/usr/local/bin/check\", \"--fast\"]`; no shell looks for it, or splits words");
+                return None;
+            }
+            words.push(At { value, span, written: true });
+        }
+        Some(Value::List(words))
+    }
+
     fn ports<'a, 'i: 'a>(
         &mut self,
         items: impl ExactSizeIterator<Item = &'a Spanned<DeValue<'i>>>,
@@ -317,7 +355,7 @@ impl Decoder<'_> {
                     table.path.rsplit('.').next().unwrap_or(path)
                 ));
             }
-            ([.., Kind::List(..)], DeValue::String(_) | DeValue::Integer(_)) => {
+            ([.., Kind::Command | Kind::List(..)], DeValue::String(_) | DeValue::Integer(_)) => {
                 finding.hint("write it in brackets: [ ... ]");
             }
             (
@@ -373,6 +411,7 @@ fn example(key: &Key, table: &Table) -> String {
             words.iter().find(|word| word.availability == Availability::Now).map_or("", |word| word.word)
         ),
         Kind::Address => format!("`{} = \"192.0.2.10\"`", key.name),
+        Kind::Command => format!("`{} = [\"/usr/local/bin/check\"]`", key.name),
         Kind::Either(_) | Kind::Ports => format!("`{} = [443]`", key.name),
         Kind::List(Kind::Address, _) => format!("`{} = [\"192.0.2.10\"]`", key.name),
         _ => format!("`{} = ...`", key.name),

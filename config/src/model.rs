@@ -4,6 +4,7 @@
 
 mod http;
 mod log;
+mod notify;
 mod proxy;
 mod tls;
 
@@ -19,6 +20,7 @@ pub use http::{
     RouteSettings, RouteTo, Way,
 };
 pub use log::{Log, LogFormat, LogTo, Logged, LoggedQuery, Syslog};
+pub use notify::{EventKind, Notify, Webhook};
 pub use proxy::{ProxyFrom, ProxyOthers, ProxyTo, ProxyVersion};
 pub use tls::{
     CertificateFiles, CipherPolicy, ClientAuthorities, ClientCertificate, EndedTls, HandshakeThreads, PassThrough,
@@ -41,6 +43,8 @@ pub struct Model {
     pub tls: TlsPool,
     /// Lines about connections and requests.
     pub log: Log,
+    /// Who is told when a state changes; `None` = nobody.
+    pub notify: Option<Notify>,
     /// Static routes of the packet plane, beside the kernel's.
     pub routes: Vec<StaticRoute>,
     /// Whether packets that belong to no service are forwarded, and which.
@@ -578,22 +582,44 @@ pub struct Health {
     pub ports: Vec<u16>,
     /// Time between checks of one server.
     pub interval_ms: u64,
+    /// The same while its verdict is changing.
+    pub fast_interval_ms: u64,
     /// A check that takes longer has failed.
     pub timeout_ms: u64,
     /// Consecutive successes that make a server up.
     pub rise: u16,
     /// Consecutive failures that make a server down.
     pub fall: u16,
+    /// Who says, beside the check, how the server wants to be treated.
+    pub agent: Option<Agent>,
+}
+
+/// `health.agent_port`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Agent {
+    /// Where it answers.
+    pub port: u16,
+    /// The line that it is sent first.
+    pub send: Option<String>,
 }
 
 /// `health.check`, with what it asks and expects.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckKind {
+    /// An agent says how its server wants to be treated. Never a check of its own: [`Health::agent`] stands beside one.
+    Agent {
+        /// `health.agent_send`
+        send: Option<String>,
+    },
+    /// A command ends with status 0.
+    External(CommandLine),
     /// An HTTP request is answered as expected.
     Http(HttpCheck),
     /// The same over TLS.
     Https(HttpCheck, TlsCheck),
+    /// A SIP OPTIONS request is answered as expected.
+    Sip(SipCheck),
     /// An SMTP server greets, with this text if there is one, and answers EHLO.
     Smtp {
         /// `health.expect`
@@ -603,6 +629,57 @@ pub enum CheckKind {
     Tcp,
     /// A TLS handshake completes.
     Tls(TlsCheck),
+}
+
+impl CheckKind {
+    /// The handshake that comes before anything is said, if there is one.
+    pub fn tls(&self) -> Option<&TlsCheck> {
+        match self {
+            CheckKind::Https(_, tls) | CheckKind::Tls(tls) => Some(tls),
+            CheckKind::Sip(sip) => sip.tls.as_ref(),
+            CheckKind::Agent { .. }
+            | CheckKind::External(_)
+            | CheckKind::Http(_)
+            | CheckKind::Smtp { .. }
+            | CheckKind::Tcp => None,
+        }
+    }
+}
+
+/// A program and its arguments; no shell comes near them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct CommandLine {
+    /// Its whole path.
+    pub program: PathBuf,
+    /// What it is told.
+    pub arguments: Vec<String>,
+}
+
+/// The OPTIONS request of a check, and which response passes it (RFC 3261 §11).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct SipCheck {
+    /// What it is spoken over.
+    pub transport: CheckTransport,
+    /// The handshake, where that is TLS.
+    pub tls: Option<TlsCheck>,
+    /// `health.host`, the domain that is asked; `None` = the server's address and port.
+    pub host: Option<String>,
+    /// Status codes that pass, as ranges: ascending, apart, never empty.
+    pub statuses: Vec<(u16, u16)>,
+    /// What the response must contain.
+    pub expect: Option<String>,
+}
+
+/// `health.transport`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckTransport {
+    /// TCP.
+    Tcp,
+    /// TLS over TCP.
+    Tls,
+    /// UDP.
+    Udp,
 }
 
 /// The request of a check, and which response passes it.
@@ -627,6 +704,8 @@ pub struct TlsCheck {
     pub name: Option<String>,
     /// File (PEM) of the authorities that the server's certificate must come from; `None` = any certificate passes.
     pub authorities: Option<PathBuf>,
+    /// The certificate must be valid for so many more days; 0 = not asked.
+    pub days_left: u16,
 }
 
 impl Model {

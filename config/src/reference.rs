@@ -100,6 +100,7 @@ fn value(kind: &Kind) -> String {
     match kind {
         Kind::Address => "IP address".to_owned(),
         Kind::Bool => "`true`, `false`".to_owned(),
+        Kind::Command => "`[\"/path/of/program\", \"argument\", ...]`".to_owned(),
         Kind::Duration { min_ms, max_ms } => {
             format!("duration, `{}` to `{}`", duration_text(*min_ms), duration_text(*max_ms))
         }

@@ -9,6 +9,7 @@ pub(crate) mod log;
 mod loops;
 mod names;
 mod network;
+pub(crate) mod notify;
 mod outbound;
 mod persistence;
 mod process;
@@ -26,6 +27,7 @@ use crate::draft::Draft;
 pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     process::judge(draft, report);
     log::judge(draft, report);
+    notify::judge(draft, report);
     network::judge(draft, report);
     names::judge(draft, report);
     sockets::judge(draft, report);

@@ -5,6 +5,7 @@
 
 mod http;
 mod network;
+mod notify;
 mod process;
 mod service;
 mod tls;
@@ -27,6 +28,7 @@ pub static ROOT: Table = Table {
         key("control", Kind::Table(&process::CONTROL), "Where the daemon answers the operator."),
         key("tls", Kind::Table(&tls::TLS_POOL), "TLS for the whole process: provider and handshake threads."),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
+        key("notify", Kind::Table(&notify::NOTIFY), "Who is told when a state changes."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),
         key(
             "interface",
@@ -53,6 +55,8 @@ pub const SERVICES_MAX: usize = 1024;
 pub const GROUPS_MAX: usize = 1024;
 /// Servers of one group.
 pub const SERVERS_MAX: usize = 256;
+/// Program and arguments of one command.
+pub const COMMAND_WORDS_MAX: usize = 64;
 /// Longest text of any kind, in bytes.
 pub const TEXT_MAX: usize = 1024;
 /// Longest name, in characters.
@@ -120,6 +124,8 @@ pub enum Kind {
     Address,
     /// `true` or `false`.
     Bool,
+    /// A program, by its whole path, and its arguments.
+    Command,
     /// A time span within these bounds, in milliseconds.
     Duration {
         /// Shortest.

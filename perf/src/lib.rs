@@ -3,6 +3,7 @@
 pub mod certificate;
 pub mod cpu;
 pub mod crowd;
+pub mod health;
 pub mod identity;
 pub mod lab;
 pub mod load;

@@ -22,6 +22,7 @@ struct Cli {
 enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
+    Health(commands::Health),
     Http(commands::Http),
     Identity(commands::Identity),
     #[command(hide = true)]
@@ -51,6 +52,7 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
+        Action::Health(health) => health.run(),
         Action::Http(http) => http.run(),
         Action::Identity(identity) => identity.run(),
         Action::Instructions(instructions) => instructions.run(),

@@ -176,6 +176,31 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> Sha256 {
     digest(&SHA256, certificate).as_ref().try_into().unwrap_or_default()
 }
 
+/// What a peer says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Presented {
+    /// Names and addresses that its certificate is for.
+    pub names: Vec<String>,
+    /// Its distinguished name.
+    pub subject: String,
+    /// That of who has signed it.
+    pub issuer: String,
+    /// From when until when it is good.
+    pub dates: Dates,
+}
+
+/// Reads a certificate of a peer; `None` if it cannot be read.
+pub fn presented(certificate: &CertificateDer<'_>) -> Option<Presented> {
+    let (_, read) = X509Certificate::from_der(certificate).ok()?;
+    let validity = read.validity();
+    Some(Presented {
+        names: names(&read),
+        subject: read.subject().to_string(),
+        issuer: read.issuer().to_string(),
+        dates: Dates { begin_s: validity.not_before.timestamp(), end_s: validity.not_after.timestamp() },
+    })
+}
+
 /// Whom a certificate is for.
 fn whose(certificate: &X509Certificate<'_>) -> String {
     let names = names(certificate);

@@ -25,7 +25,9 @@ pub use context::{
 pub use dates::{Dates, Validity, revocation_dates, staple_dates};
 pub use fault::{Fault, INTERNAL_ERROR_ALERT, UNKNOWN_NAME_ALERT};
 pub use files::{FileError, FileProblem, load_authorities, load_revocations, load_secret, load_staple};
-pub use identity::{Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, fingerprint};
+pub use identity::{
+    Chain, Curve, Identity, IdentityError, IdentityFiles, IdentityMaterial, KeyKind, Presented, fingerprint, presented,
+};
 pub use pool::{
     Errand, Finished, HandshakeKind, Hatch, PoolGauges, PoolSettings, Reclaimed, TlsPool, Work, WorkOutcome,
 };

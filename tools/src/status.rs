@@ -10,8 +10,8 @@ use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
-    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, OutboundStatus, ServerStatus, ServiceState,
-    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+    AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, NotifyStatus, OutboundStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
@@ -96,6 +96,7 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     section("lost frames", losses(&status.workers, paint));
     section("dropped frames", drops(&status.workers, paint));
     section("access log", access_log(status.access_log.as_ref(), paint));
+    section("who is told of events", notify(&status.notify, paint));
     section("limits", limits(status, paint));
     section("latest changes", events(&status.events, unix_ms, paint));
     text
@@ -223,7 +224,10 @@ fn server_row(server: &ServerStatus) -> [Cell; 10] {
         Cell::figure(thousands(server.connections.into())),
         Cell::figure(maximum(server.connections_max)),
         Cell::figure(thousands(server.opened)),
-        Cell::word(&server.reason),
+        Cell::word(match &server.agent {
+            Some(agent) => format!("{}; agent: {agent}", server.reason),
+            None => server.reason.clone(),
+        }),
     ]
 }
 
@@ -358,7 +362,7 @@ fn certificate_line(certificate: &CertificateStatus, paint: Paint) -> String {
     format!("for {names}: {ends}")
 }
 
-/// The threads that sign handshakes; nothing where workers do.
+/// What became of its lines; nothing where none is wanted.
 fn access_log(log: Option<&AccessLogStatus>, paint: Paint) -> String {
     let Some(AccessLogStatus { written, dropped, failed, trouble }) = log else { return String::new() };
     let mut table =
@@ -372,6 +376,37 @@ fn access_log(log: Option<&AccessLogStatus>, paint: Paint) -> String {
     table.render(2, paint)
 }
 
+/// What became of messages; nothing where nobody is told.
+fn notify(receivers: &[NotifyStatus], paint: Paint) -> String {
+    if receivers.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new([
+        Cell::word("receiver"),
+        Cell::figure("told"),
+        Cell::figure("waiting"),
+        Cell::figure("failed tries"),
+        Cell::figure("dropped"),
+        Cell::word("trouble"),
+    ]);
+    let lost = |count: u64| {
+        let cell = Cell::figure(thousands(count));
+        if count > 0 { cell.tinted(Tint::Yellow) } else { cell }
+    };
+    for NotifyStatus { receiver, delivered, failed, dropped, waiting, trouble } in receivers {
+        table.row([
+            Cell::word(receiver.clone()),
+            Cell::figure(thousands(*delivered)),
+            Cell::figure(thousands(*waiting)),
+            lost(*failed),
+            lost(*dropped),
+            Cell::word(trouble.as_deref().unwrap_or_default()).tinted(Tint::Yellow),
+        ]);
+    }
+    table.render(2, paint)
+}
+
+/// The threads that sign handshakes; nothing where workers do.
 fn handshakes(pool: Option<&HandshakePoolStatus>, paint: Paint) -> String {
     let Some(pool) = pool else { return String::new() };
     let counter = |label: &str| pool.counters.get(label).copied().unwrap_or(0);
@@ -559,6 +594,7 @@ mod tests {
             weight_said: None,
             health,
             reason: reason.to_owned(),
+            agent: None,
             health_seconds: 75,
             connections: 600,
             service_connections: 600,
@@ -645,6 +681,7 @@ mod tests {
             neighbours: BTreeMap::new(),
             handshake_pool: None,
             access_log: None,
+            notify: Vec::new(),
             limits: LimitsStatus {
                 connections: Usage { used: 1200, max: 9936, refused: 0 },
                 udp_sessions: Usage { used: 0, max: 65_536, refused: 0 },
@@ -746,6 +783,24 @@ latest changes
         let page = render(&page, 0, Paint::Plain);
         let section =
             "access log\n  written  dropped  failed  trouble\n   12,000        3       0  No space left on device\n";
+        assert!(page.contains(section), "{page}");
+    }
+
+    #[test]
+    fn who_is_told_of_events_is_shown_with_what_is_wrong() {
+        let mut page = page();
+        assert!(!render(&page, 0, Paint::Plain).contains("who is told"));
+        page.notify = vec![NotifyStatus {
+            receiver: "webhook".to_owned(),
+            delivered: 1200,
+            failed: 2,
+            dropped: 0,
+            waiting: 3,
+            trouble: Some("status 503".to_owned()),
+        }];
+        let page = render(&page, 0, Paint::Plain);
+        let section = "who is told of events\n  receiver   told  waiting  failed tries  dropped  trouble\n  \
+                       webhook   1,200        3             2        0  status 503\n";
         assert!(page.contains(section), "{page}");
     }
 

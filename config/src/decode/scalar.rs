@@ -58,7 +58,7 @@ pub(crate) fn literal(kind: &Kind, text: &str) -> Option<Value> {
         Kind::Either(kinds) => kinds.iter().find_map(|kind| literal(kind, text)),
         Kind::Integer { .. } => from_number(text.parse().ok()?, kind, &(0..0)).ok(),
         Kind::Ports => from_number(text.parse().ok()?, kind, &(0..0)).ok(),
-        Kind::List(..) | Kind::Table(_) | Kind::Tables(..) => None,
+        Kind::Command | Kind::List(..) | Kind::Table(_) | Kind::Tables(..) => None,
         _ => from_text(text, kind, &(0..0)).ok(),
     }
 }
@@ -72,7 +72,7 @@ impl Kind {
             Kind::Integer { .. } => value.is_integer(),
             Kind::Duration { .. } => value.is_str() || value.is_integer(),
             Kind::Ports => value.is_str() || value.is_integer() || value.is_array(),
-            Kind::List(..) | Kind::Tables(..) => value.is_array(),
+            Kind::Command | Kind::List(..) | Kind::Tables(..) => value.is_array(),
             Kind::Table(_) => value.is_table(),
             Kind::Address
             | Kind::Name
@@ -90,6 +90,7 @@ impl Kind {
         match self {
             Kind::Address => "an IP address in quotes".to_owned(),
             Kind::Bool => "true or false".to_owned(),
+            Kind::Command => "a program and its arguments in brackets".to_owned(),
             Kind::Duration { .. } => "a duration like \"30m\" or plain milliseconds".to_owned(),
             Kind::Either(kinds) => super::list_or(kinds.iter().map(Kind::describe)),
             Kind::Integer { .. } => "a whole number".to_owned(),
@@ -171,9 +172,13 @@ fn from_text(text: &str, kind: &Kind, at: &Span) -> Result<Value, Refusal> {
             Ok(Value::Socket(socket))
         }
         Kind::Word(words) => choice(text, words),
-        Kind::Bool | Kind::Either(_) | Kind::Integer { .. } | Kind::List(..) | Kind::Table(_) | Kind::Tables(..) => {
-            Err(refuse("wrong-type", "does not take text", kind.describe()))
-        }
+        Kind::Bool
+        | Kind::Command
+        | Kind::Either(_)
+        | Kind::Integer { .. }
+        | Kind::List(..)
+        | Kind::Table(_)
+        | Kind::Tables(..) => Err(refuse("wrong-type", "does not take text", kind.describe())),
     }
 }
 

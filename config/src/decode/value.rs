@@ -237,9 +237,14 @@ impl Section {
     /// Visits every path that is written in this table and those below it.
     pub(crate) fn paths(&self, visit: &mut impl FnMut(&str, &Span)) {
         for (name, entry) in &self.entries {
-            let is_path = self.table.key(name).is_some_and(|key| matches!(key.kind, Kind::Path));
+            let kind = self.table.key(name).map(|key| key.kind);
             match &entry.value {
-                Value::Text(path) if is_path && entry.written => visit(path, &entry.at),
+                Value::Text(path) if matches!(kind, Some(Kind::Path)) && entry.written => visit(path, &entry.at),
+                Value::List(words) if matches!(kind, Some(Kind::Command)) => {
+                    if let Some(At { value: Value::Text(program), span, .. }) = words.first() {
+                        visit(program, span);
+                    }
+                }
                 Value::Table(section) => section.paths(visit),
                 Value::Tables(sections) => sections.iter().for_each(|section| section.paths(visit)),
                 _ => {}

@@ -25,7 +25,10 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
         let Some(health) = draft.health(service) else { continue };
         let (Some(protocol), Some(check)) = (&service.protocol, health.word("check")) else { continue };
-        let over_tcp = matches!(check.value, "tcp" | "tls" | "http" | "https" | "smtp" | "ldap");
+        let over_tcp = match check.value {
+            "sip" => health.word("transport").is_none_or(|transport| transport.value != "udp"),
+            kind => matches!(kind, "tcp" | "tls" | "http" | "https" | "smtp" | "ldap"),
+        };
         if protocol.value == Protocol::Udp
             && over_tcp
             && health.entry("ports").is_none()
@@ -41,7 +44,10 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
                     ),
                 )
                 .label(&protocol.span, format!("service {} is UDP", service.title()))
-                .hint("add `ports = [...]` with a TCP port of the server, or remove `health`");
+                .hint(match check.value {
+                    "sip" => "add `transport = \"udp\"`, or `ports = [...]` with a TCP port of the server",
+                    _ => "add `ports = [...]` with a TCP port of the server, or remove `health`",
+                });
         }
     }
 }
@@ -64,6 +70,7 @@ fn judge_one(health: &Section, report: &mut Report) {
             .label(there, text)
             .hint("keep `timeout` below `interval`");
     }
+    rhythm(health, report);
     if let Some(ports) = health.ports("ports")
         && PortSet::count(ports.value) > PORTS_MAX
     {
@@ -72,7 +79,48 @@ fn judge_one(health: &Section, report: &mut Report) {
             .hint("check the ports that tell most about the server");
     }
     request(health, report);
+    agent(health, report);
+    command(health, report);
     without_effect(health, report);
+}
+
+/// A verdict that changes is never looked at less often than one that stands.
+fn rhythm(health: &Section, report: &mut Report) {
+    if let (Some(fast), Some(interval)) = (health.duration("fast_interval"), health.duration("interval"))
+        && fast.value > interval.value
+    {
+        report
+            .error("bad-interval", &fast.span, "`health.fast_interval` is longer than the interval")
+            .label(&interval.span, if interval.written { "the interval" } else { "the interval is 5 s" })
+            .hint("keep it below `interval`, or remove it");
+    }
+}
+
+/// Who says what beside the check.
+fn agent(health: &Section, report: &mut Report) {
+    if let (Some(send), None) = (health.written("agent_send"), health.entry("agent_port"))
+        && !health.broken.contains(&"agent_port")
+    {
+        report.error("no-effect", send, "`health.agent_send` is said to nobody").hint("add `agent_port`, or remove it");
+    }
+    if let (Some(port), Some(check)) = (health.written("agent_port"), health.word("check"))
+        && check.value == "none"
+    {
+        report
+            .error("conflicting-keys", port, "an agent stands beside a check, and there is none")
+            .label(&check.span, "no check")
+            .hint("use `check = \"tcp\"`: an agent that has gone says nothing about its server");
+    }
+}
+
+/// What is run.
+fn command(health: &Section, report: &mut Report) {
+    let Some(check) = health.word("check") else { return };
+    if check.value == "external" && health.entry("command").is_none() && !health.broken.contains(&"command") {
+        report
+            .error("missing-key", &check.span, "an external check has nothing to run")
+            .hint("add `command = [\"/usr/local/bin/check\"]`, with the program's whole path and its arguments");
+    }
 }
 
 /// What is asked, and what has to come back.
@@ -84,12 +132,14 @@ fn request(health: &Section, report: &mut Report) {
             .error("bad-path", &path.span, format!("`health.path` is no path of a request: \"{}\"", path.value))
             .hint("begin with `/`; write other signs than those of ASCII, spaces and `#` as `%20` and so on");
     }
+    // RFC 3261 §21 has a class more than HTTP.
+    let highest = if health.word("check").is_some_and(|check| check.value == "sip") { 699 } else { 599 };
     if let Some(status) = health.text("status")
-        && statuses(status.value).is_none()
+        && !statuses(status.value).is_some_and(|ranges| ranges.last().is_some_and(|&(_, high)| high <= highest))
     {
         report
             .error("bad-status", &status.span, format!("`health.status` names no status codes: \"{}\"", status.value))
-            .hint("codes from 100 to 599 and ranges of them, as in `\"200-399,401\"`");
+            .hint(format!("codes from 100 to {highest} and ranges of them, as in `\"200-399,401\"`"));
     }
     if let Some(host) = health.text("host") {
         host_name(&host, Wildcard::Refused, "health.host", report);
@@ -116,7 +166,7 @@ pub(crate) fn statuses(text: &str) -> Option<Vec<(u16, u16)>> {
     let mut ranges = Vec::new();
     for part in text.split(',').map(str::trim) {
         let (low, high) = part.split_once('-').unwrap_or((part, part));
-        let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=599).contains(code));
+        let code = |text: &str| text.trim().parse().ok().filter(|code| (100..=699).contains(code));
         let (low, high): (u16, u16) = (code(low)?, code(high)?);
         if low > high {
             return None;
@@ -134,22 +184,35 @@ pub(crate) fn statuses(text: &str) -> Option<Vec<(u16, u16)>> {
     Some(apart)
 }
 
+/// Everything but `none`.
+const RUNNING: [&str; 12] =
+    ["dns", "external", "http", "https", "ldap", "ping", "radius", "sip", "smtp", "stun", "tcp", "tls"];
+
 fn without_effect(health: &Section, report: &mut Report) {
     let Some(check) = health.word("check") else { return };
-    let needs: [(&str, &[&str]); 11] = [
+    let is_sip_over_tls =
+        check.value == "sip" && health.word("transport").is_some_and(|transport| transport.value == "tls");
+    let needs: [(&str, &[&str]); 15] = [
+        ("command", &["external"]),
+        ("days_left", &["https", "tls"]),
+        ("transport", &["sip"]),
         ("method", &["http", "https"]),
         ("path", &["http", "https"]),
-        ("host", &["http", "https", "tls"]),
-        ("status", &["http", "https"]),
-        ("expect", &["http", "https", "smtp", "dns"]),
+        ("host", &["http", "https", "sip", "tls"]),
+        ("status", &["http", "https", "sip"]),
+        ("expect", &["http", "https", "sip", "smtp", "dns"]),
         ("verify", &["https", "tls"]),
         ("ca", &["https", "tls"]),
         ("secret_file", &["radius", "ldap"]),
         ("user", &["radius", "ldap"]),
-        ("ports", &["dns", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls"]),
-        ("interval", &["dns", "http", "https", "ldap", "ping", "radius", "sip", "smtp", "stun", "tcp", "tls"]),
+        ("ports", &["dns", "external", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls"]),
+        ("interval", &RUNNING),
+        ("fast_interval", &RUNNING),
     ];
     for (key, fitting) in needs {
+        if is_sip_over_tls && fitting.contains(&"tls") {
+            continue;
+        }
         if let Some(span) = health.written(key)
             && !fitting.contains(&check.value)
         {

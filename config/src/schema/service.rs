@@ -7,7 +7,7 @@ use super::{
 
 pub(super) const BALANCE: Kind = Kind::Word(&[
     word("least-connections", "Fewest connections; ties rotate."),
-    later("least-load", "Lowest load that the server itself reports (`health.load_port`)."),
+    later("least-load", "Lowest load that the server itself reports (`health.agent_port`)."),
     word("maglev", "Consistent hash of the client address (Maglev): few clients move when servers come and go."),
     word("random-of-two", "The less loaded of two drawn at random."),
     later("response-time", "Fastest answers."),
@@ -333,13 +333,14 @@ pub static HEALTH: Table = Table {
             "check",
             Kind::Word(&[
                 later("dns", "A DNS query is answered."),
+                word("external", "A command of yours ends with status 0."),
                 word("http", "An HTTP request is answered as expected."),
                 word("https", "The same over TLS."),
                 later("ldap", "An LDAP bind succeeds."),
                 word("none", "Always up."),
                 later("ping", "An echo request is answered."),
                 later("radius", "A RADIUS request is answered."),
-                later("sip", "A SIP OPTIONS request is answered."),
+                word("sip", "A SIP OPTIONS request is answered as expected."),
                 word("smtp", "An SMTP server greets and answers EHLO."),
                 later("stun", "A STUN binding request is answered."),
                 word("tcp", "A TCP connection is accepted."),
@@ -351,6 +352,12 @@ pub static HEALTH: Table = Table {
         key("ports", Kind::Ports, "Ports checked; each must answer. They need not be ports of the service.")
             .described("the server's port, else the first port of the service"),
         key("interval", duration(100 * MS, HOUR), "Time between checks of one server.").default("5s"),
+        key(
+            "fast_interval",
+            duration(100 * MS, HOUR),
+            "The same while the verdict is changing: after the first result that speaks against it, until it has changed or holds again.",
+        )
+        .described("`interval`"),
         key("timeout", duration(10 * MS, 5 * MINUTE), "A check that takes longer has failed.").default("3s"),
         key("rise", integer(1, 1000, "checks"), "Consecutive successes that make a server up.").default("2"),
         key("fall", integer(1, 1000, "checks"), "Consecutive failures that make a server down.").default("3"),
@@ -365,23 +372,40 @@ pub static HEALTH: Table = Table {
         )
         .default("service"),
         key(
-            "load_port",
+            "agent_port",
             integer(1, 65_535, "port"),
-            "Port where the server reports its load, for `balance = \"least-load\"`.",
+            "Port where an agent of the server says, beside the check, how it wants to be treated, in one line as HAProxy's agent check has it: `75%` of its weight, `maxconn:30`, `drain`, `maint` (nobody enters, what is open stays), `ready`, `down`, `up`. What it says holds until it says something else, also while it does not answer; of its word and the operator's the stronger one counts.",
+        ),
+        key("agent_send", Kind::Text, "Line that the agent is sent first.").described("nothing is sent"),
+        key(
+            "command",
+            Kind::Command,
+            "Program and arguments of `check = \"external\"`, run once per port without a shell, as the user of the daemon, and killed with all of its process group after `timeout`. Status 0 passes; the first line of its output is the reason. Its environment: `TOWPATH_ADDRESS`, `TOWPATH_PORT`, `TOWPATH_SERVER`, `TOWPATH_SERVICES`, `TOWPATH_VIP` (with `forwarding = \"dsr\"`), `TOWPATH_TIMEOUT_MS` and a plain `PATH`.",
+        ),
+        key(
+            "transport",
+            Kind::Word(&[
+                word("tcp", "TCP."),
+                word("tls", "TLS over TCP."),
+                word("udp", "UDP; asked again as RFC 3261 says until `timeout`."),
+            ]),
+            "What SIP is spoken over.",
         )
-        .later(),
+        .described("`\"tcp\"`"),
         key("method", Kind::Word(&[word("GET", "With a body."), word("HEAD", "Without a body.")]), "HTTP method.")
             .default("GET"),
         key("path", Kind::Text, "HTTP path and query.").default("/"),
-        key("host", Kind::Text, "HTTP Host header, and the TLS name.").described("the server's address"),
-        key("status", Kind::Text, "HTTP status codes that pass, e.g. `\"200-399,401\"`.").default("200-399"),
+        key("host", Kind::Text, "HTTP Host header, domain that SIP asks, and the TLS name.").described("the server's address"),
+        key("status", Kind::Text, "HTTP or SIP status codes that pass, e.g. `\"200-399,401\"`.").default("200-399"),
         key(
             "expect",
             Kind::Text,
-            "Text that must be in the HTTP body (its first 64 KiB) or the SMTP greeting, in the same case.",
+            "Text that must be in the HTTP body (its first 64 KiB), the SMTP greeting or the SIP response, in the same case.",
         )
         .described("anything"),
         key("verify", Kind::Bool, "Check the server's certificate: authority, dates and name.").default("false"),
+        key("days_left", integer(0, 3650, "days"), "The server's certificate must be valid for so many more days; 0 = not asked.")
+            .default("0"),
         key("ca", Kind::Path, "Authorities (PEM) for `verify`; read anew when the file changes.")
             .default("/etc/ssl/certs/ca-certificates.crt"),
         key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password."),

@@ -620,6 +620,54 @@ fn checks_must_be_able_to_answer() {
 }
 
 #[test]
+fn sip_external_and_agent_checks_are_judged() {
+    for (keys, told) in [
+        ("check = \"sip\"", &[][..]),
+        ("check = \"sip\", transport = \"udp\", host = \"example.org\", status = \"200,603\"", &[]),
+        ("check = \"sip\", transport = \"tls\", verify = true, ca = \"/ca.pem\", days_left = 7", &[]),
+        ("check = \"sip\", transport = \"sctp\"", &[("unknown-word", "\"sctp\"")]),
+        ("check = \"sip\", status = \"700\"", &[("bad-status", "\"700\"")]),
+        ("check = \"http\", status = \"603\"", &[("bad-status", "\"603\"")]),
+        ("check = \"sip\", verify = true", &[("no-effect", "verify")]),
+        ("check = \"sip\", days_left = 7", &[("no-effect", "days_left")]),
+        ("check = \"tcp\", transport = \"tcp\"", &[("no-effect", "transport")]),
+        ("check = \"https\", days_left = 4000", &[("out-of-range", "4000")]),
+        ("check = \"external\", command = [\"/bin/check\", \"-v\", \"-v\"], ports = [80, 81]", &[]),
+        ("check = \"external\"", &[("missing-key", "\"external\"")]),
+        ("check = \"external\", command = []", &[("empty-list", "[]")]),
+        ("check = \"external\", command = \"/bin/check -v\"", &[("wrong-type", "\"/bin/check -v\"")]),
+        ("check = \"external\", command = [\"check\"]", &[("bad-command", "\"check\"")]),
+        ("check = \"external\", command = [\"/bin/check\", 5]", &[("wrong-type", "5")]),
+        ("check = \"external\", command = [\"/bin/check\", \"a\\n\"]", &[("bad-text", "\"a\\n\"")]),
+        ("check = \"tcp\", command = [\"/bin/check\"]", &[("no-effect", "command")]),
+        ("check = \"tcp\", interval = \"10s\", fast_interval = \"1s\"", &[]),
+        ("check = \"tcp\", fast_interval = \"6s\"", &[("bad-interval", "\"6s\"")]),
+        ("check = \"none\", fast_interval = \"1s\"", &[("no-effect", "fast_interval")]),
+        ("check = \"tcp\", agent_port = 9999, agent_send = \"hello\"", &[]),
+        ("check = \"tcp\", agent_port = 0", &[("out-of-range", "0")]),
+        ("check = \"tcp\", agent_port = 0, agent_send = \"hello\"", &[("out-of-range", "0")]),
+        ("check = \"tcp\", agent_send = \"hello\"", &[("no-effect", "agent_send")]),
+        ("check = \"none\", agent_port = 9999", &[("conflicting-keys", "agent_port")]),
+        ("check = \"tcp\", load_port = 9999", &[("unknown-key", "load_port")]),
+    ] {
+        expect(&service(&format!("health = {{ {keys} }}"), ""), told);
+    }
+    let many = format!("command = [\"/bin/check\"{}]", ", \"a\"".repeat(64));
+    let list = &many["command = ".len()..];
+    expect(&service(&format!("health = {{ check = \"external\", {many} }}"), ""), &[("too-many", list)]);
+    // A UDP service is asked by UDP, or on a port that answers TCP.
+    let udp = "ports = [5060]\nprotocol = \"udp\"\n";
+    for (keys, told) in [
+        ("", &[("udp-check", "\"sip\"")][..]),
+        (", transport = \"tls\"", &[("udp-check", "\"sip\"")]),
+        (", transport = \"udp\"", &[]),
+        (", ports = 5061", &[]),
+    ] {
+        expect(&service(&format!("{udp}health = {{ check = \"sip\"{keys} }}"), ""), told);
+    }
+}
+
+#[test]
 fn mail_and_radius_servers_must_not_lose_the_client_unknowingly() {
     for (lines, server, place) in [
         ("ports = [25]", "", "25"),
@@ -761,6 +809,35 @@ fn where_lines_on_connections_go_is_judged() {
     );
     let packets = service("plane = \"packet\"\nsource = \"vip\"", "");
     expect(&format!("[log]\nconnections = \"all\"\n{packets}"), &[]);
+}
+
+#[test]
+fn who_is_told_of_events_is_judged() {
+    let with = |lines: &str| format!("[notify]\n{lines}\n{}", service("", ""));
+    let hook = "webhook = \"https://hooks.example.org/towpath\"";
+    expect(&with(hook), &[]);
+    expect(&with("command = [\"/usr/local/bin/page\", \"lync\", \"lync\"]"), &[]);
+    expect(&with(""), &[("missing-key", "[notify]")]);
+    expect(&with("interval = \"1m\""), &[("missing-key", "[notify]")]);
+    expect(&with("command = \"/usr/local/bin/page\""), &[("wrong-type", "\"/usr/local/bin/page\"")]);
+    expect(&with("command = []"), &[("empty-list", "[]")]);
+    expect(&with("command = [\"page\"]"), &[("bad-command", "\"page\"")]);
+    expect(&with("webhook = \"hooks.example.org\""), &[("bad-url", "\"hooks.example.org\"")]);
+    expect(&with("webhook = \"https://me@hooks.example.org/\""), &[("bad-url", "\"https://me@hooks.example.org/\"")]);
+    expect(&with("webhook = 443"), &[("wrong-type", "443")]);
+    let plain = "webhook = \"http://192.0.2.5/x\"";
+    expect(&with(&format!("{plain}\nwebhook_ca = \"/etc/ca.pem\"")), &[("no-effect", "webhook_ca")]);
+    expect(&with(&format!("{plain}\nwebhook_token_file = \"/etc/t\"")), &[("plain-token", "webhook_token_file")]);
+    let page = "command = [\"/usr/local/bin/page\"]";
+    expect(&with(&format!("{page}\nwebhook_ca = \"/etc/ca.pem\"")), &[("no-effect", "webhook_ca")]);
+    expect(&with(&format!("{page}\nwebhook_token_file = \"/etc/t\"")), &[("no-effect", "webhook_token_file")]);
+    expect(&with(&format!("{page}\nevents = \"health\"")), &[]);
+    expect(&with(&format!("{page}\nevents = [\"health\", \"admin\"]")), &[]);
+    expect(&with(&format!("{page}\nevents = [\"health\", \"health\"]")), &[("duplicate-entry", "\"health\"")]);
+    expect(&with(&format!("{page}\nevents = \"weather\"")), &[("unknown-word", "\"weather\"")]);
+    expect(&with(&format!("{page}\nevents = []")), &[("empty-list", "[]")]);
+    expect(&with(&format!("{page}\nbatch = \"6m\"")), &[("out-of-range", "\"6m\"")]);
+    expect(&with(&format!("{page}\ntimeout = 0")), &[("out-of-range", "0")]);
 }
 
 #[test]

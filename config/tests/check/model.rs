@@ -116,7 +116,7 @@ socket = "none"
 [[group]]
 name = "shared"
 balance = "maglev"
-health = { check = "tcp", ports = [444, 5061], interval = "2s", timeout = 1500, rise = 4, fall = 5 }
+health = { check = "tcp", ports = [444, 5061], interval = "2s", fast_interval = 500, timeout = 1500, rise = 4, fall = 5, agent_port = 9999 }
 
 [[group.server]]
 name = "one"
@@ -203,8 +203,16 @@ group = "shared"
         })
     );
     let group = &model.groups[0];
-    let health =
-        Health { check: CheckKind::Tcp, ports: vec![444, 5061], interval_ms: 2000, timeout_ms: 1500, rise: 4, fall: 5 };
+    let health = Health {
+        check: CheckKind::Tcp,
+        ports: vec![444, 5061],
+        interval_ms: 2000,
+        fast_interval_ms: 500,
+        timeout_ms: 1500,
+        rise: 4,
+        fall: 5,
+        agent: Some(Agent { port: 9999, send: None }),
+    };
     assert_eq!(group.health, Some(health));
     let one = &group.servers[0];
     assert_eq!((one.port, one.weight, one.max_connections, one.admin), (Some(8443), 7, 30, AdminState::Drain));
@@ -451,6 +459,7 @@ fn checks_have_what_they_ask_and_expect() {
     let tls = TlsCheck {
         name: Some("mail.example.org".to_owned()),
         authorities: Some("/etc/ssl/certs/ca-certificates.crt".into()),
+        days_left: 0,
     };
     assert_eq!(
         kind(
@@ -459,8 +468,21 @@ fn checks_have_what_they_ask_and_expect() {
         CheckKind::Https(http, tls.clone())
     );
     assert_eq!(kind("check = \"tls\", host = \"mail.example.org\", verify = true"), CheckKind::Tls(tls));
-    assert_eq!(kind("check = \"tls\""), CheckKind::Tls(TlsCheck { name: None, authorities: None }));
+    assert_eq!(kind("check = \"tls\""), CheckKind::Tls(TlsCheck { name: None, authorities: None, days_left: 0 }));
     assert_eq!(kind("check = \"smtp\", expect = \"ESMTP\""), CheckKind::Smtp { expect: Some("ESMTP".to_owned()) });
+    let mut sip =
+        SipCheck { transport: CheckTransport::Tcp, tls: None, host: None, statuses: vec![(200, 399)], expect: None };
+    assert_eq!(kind("check = \"sip\""), CheckKind::Sip(sip.clone()));
+    sip.transport = CheckTransport::Tls;
+    sip.tls = Some(TlsCheck { name: Some("example.org".to_owned()), authorities: None, days_left: 14 });
+    sip.host = Some("example.org".to_owned());
+    sip.statuses = vec![(200, 200), (401, 401)];
+    assert_eq!(
+        kind("check = \"sip\", transport = \"tls\", host = \"example.org\", status = \"401,200\", days_left = 14"),
+        CheckKind::Sip(sip)
+    );
+    let command = CommandLine { program: "/bin/check".into(), arguments: vec!["-v".to_owned(), "-v".to_owned()] };
+    assert_eq!(kind("check = \"external\", command = [\"/bin/check\", \"-v\", \"-v\"]"), CheckKind::External(command));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup, RouteSettings, Server,
-    ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, CheckKind, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
+    RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::admin::Halted;
@@ -126,8 +126,10 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
         for server in &group.servers {
             let key = check_key(service, group, server, health)?;
             // First what stays: old and new checks together may be more than the limit.
-            if let Some(id) = next.check(&key) {
-                plans.entry(id).or_insert_with(|| plan(id, key));
+            for key in [Some(key), agent_key(server, health)].into_iter().flatten() {
+                if let Some(id) = next.check(&key) {
+                    plans.entry(id).or_insert_with(|| plan(id, key));
+                }
             }
         }
     }
@@ -136,8 +138,10 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
             let key = check_key(service, group, server, health)?;
-            let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
-            plans.entry(id).or_insert_with(|| plan(id, key));
+            for key in [Some(key), agent_key(server, health)].into_iter().flatten() {
+                let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
+                plans.entry(id).or_insert_with(|| plan(id, key));
+            }
         }
     }
     let mut plans: Vec<CheckPlan> = plans.into_values().collect();
@@ -394,6 +398,7 @@ fn targets(
             address: server.address,
             port: server.port,
         });
+        let agent = group.health.as_ref().and_then(|health| registry.check(&agent_key(server, health)?));
         let mut target = Target {
             proxy: service.proxy_version(group, server),
             server: id,
@@ -406,10 +411,15 @@ fn targets(
             halted: Halted::ByOperator,
             health: verdict.health,
             check: check.flatten(),
+            agent,
+            in_maintenance: false,
             reason: verdict.reason,
             since: verdict.since,
         };
         board.words.lay_over(&service.name, &mut target);
+        if let Some(agent) = agent.and_then(|agent| board.agent(agent)) {
+            agent.lay_over(&mut target);
+        }
         targets.push(target);
     }
     Ok(targets)
@@ -452,9 +462,27 @@ fn check_key(
         kind: health.check.clone(),
         ports,
         interval_ms: health.interval_ms,
+        fast_interval_ms: health.fast_interval_ms,
         timeout_ms: health.timeout_ms,
         rise: health.rise,
         fall: health.fall,
+    })
+}
+
+/// What its agent is asked, if it has one: always at its own address, for a VIP is no matter of the agent's.
+fn agent_key(server: &Server, health: &Health) -> Option<CheckKey> {
+    let agent = health.agent.as_ref()?;
+    Some(CheckKey {
+        proxy: None,
+        address: server.address,
+        vip: None,
+        kind: CheckKind::Agent { send: agent.send.clone() },
+        ports: vec![agent.port],
+        interval_ms: health.interval_ms,
+        fast_interval_ms: health.interval_ms,
+        timeout_ms: health.timeout_ms,
+        rise: 1,
+        fall: 1,
     })
 }
 
@@ -467,6 +495,7 @@ fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
         ports: key.ports,
         proxy: key.proxy,
         interval_ms: key.interval_ms,
+        fast_interval_ms: key.fast_interval_ms,
         timeout_ms: key.timeout_ms,
         rise: key.rise,
         fall: key.fall,

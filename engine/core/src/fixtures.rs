@@ -40,6 +40,8 @@ pub(crate) fn target(server: u16) -> Target {
         halted: Halted::ByOperator,
         health: ServerHealth::Up,
         check: None,
+        agent: None,
+        in_maintenance: false,
         reason: Arc::from("no health check configured"),
         since: Now(0),
         proxy: None,
@@ -136,6 +138,7 @@ pub(crate) fn model() -> Model {
             ticket_lifetime_ms: 43_200_000,
             ticket_key_file: None,
         },
+        notify: None,
         log: Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr },
         routes: Vec::new(),
         router: Router::default(),
@@ -201,5 +204,14 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
 
 /// A TCP check of these ports: every 5 s, up after 2, down after 3.
 pub(crate) fn tcp_check(ports: &[u16]) -> Health {
-    Health { check: CheckKind::Tcp, ports: ports.to_vec(), interval_ms: 5_000, timeout_ms: 3_000, rise: 2, fall: 3 }
+    Health {
+        check: CheckKind::Tcp,
+        ports: ports.to_vec(),
+        interval_ms: 5_000,
+        fast_interval_ms: 5_000,
+        timeout_ms: 3_000,
+        rise: 2,
+        fall: 3,
+        agent: None,
+    }
 }

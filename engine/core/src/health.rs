@@ -1,5 +1,6 @@
 //! From the results of checks to up and down: who is checked, when next, and after how many results a server changes.
 
+mod agent;
 mod conversation;
 
 use std::collections::HashMap;
@@ -15,7 +16,8 @@ use crate::random::SplitMix64;
 use crate::snapshot::ServerHealth;
 use crate::time::Now;
 
-pub use conversation::{Conversation, Course};
+pub use agent::{AgentAdmin, AgentChange, AgentHealth, AgentReport, AgentState};
+pub use conversation::{Conversation, Course, Parties};
 
 /// Different checks at most, over all services. Each runs once however many services and workers use it.
 pub const CHECKS_MAX: usize = 8192;
@@ -53,6 +55,8 @@ pub struct CheckPlan {
     pub proxy: Option<(ProxyVersion, Vec<u16>)>,
     /// Time between the starts of two checks.
     pub interval_ms: u64,
+    /// The same while the verdict is changing.
+    pub fast_interval_ms: u64,
     /// A port that takes longer has failed.
     pub timeout_ms: u64,
     /// Consecutive successes that make it up.
@@ -62,6 +66,11 @@ pub struct CheckPlan {
 }
 
 impl CheckPlan {
+    /// Whether it asks an agent, whose word is laid over what a check says.
+    pub fn is_agent(&self) -> bool {
+        matches!(self.kind, CheckKind::Agent { .. })
+    }
+
     /// What a connection to this port begins with, if anything.
     pub fn herald(&self, port: u16) -> Vec<u8> {
         let mut header = Vec::new();
@@ -191,6 +200,26 @@ impl HealthState {
             ServerHealth::Down | ServerHealth::Unknown => (self.passed_in_a_row, self.rise),
         }
     }
+
+    /// How soon the next check is wanted.
+    pub fn pace(&self) -> Pace {
+        match self.health {
+            ServerHealth::Unknown => Pace::Unknown,
+            ServerHealth::Down | ServerHealth::Up if self.against().0 > 0 => Pace::Changing,
+            ServerHealth::Down | ServerHealth::Up => Pace::Steady,
+        }
+    }
+}
+
+/// Why a check comes when it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// The latest result speaks against the verdict.
+    Changing,
+    /// The verdict stands.
+    Steady,
+    /// There is no verdict.
+    Unknown,
 }
 
 fn bounded(reason: &str) -> Arc<str> {
@@ -205,17 +234,19 @@ fn bounded(reason: &str) -> Arc<str> {
 #[derive(Clone, Debug)]
 pub struct CheckSchedule {
     interval_ms: u64,
+    fast_interval_ms: u64,
     due: Now,
     random: SplitMix64,
 }
 
 impl CheckSchedule {
     /// A schedule whose first check is due within [`FIRST_CHECK_WINDOW_MS`] (or one interval, if shorter) of `now`.
-    pub fn new(interval_ms: u64, seed: u64, now: Now) -> CheckSchedule {
-        let interval_ms = interval_ms.max(1);
+    pub fn new(plan: &CheckPlan, seed: u64, now: Now) -> CheckSchedule {
+        let interval_ms = plan.interval_ms.max(1);
+        let fast_interval_ms = plan.fast_interval_ms.clamp(1, interval_ms);
         let mut random = SplitMix64::new(seed);
         let due = now + random.below(interval_ms.min(FIRST_CHECK_WINDOW_MS));
-        CheckSchedule { interval_ms, due, random }
+        CheckSchedule { interval_ms, fast_interval_ms, due, random }
     }
 
     /// When the next check starts.
@@ -223,12 +254,13 @@ impl CheckSchedule {
         self.due
     }
 
-    /// A check has started at `started`, the verdict being `health`: sets and returns when the next one is due,
+    /// A check has started at `started` and this follows from its result: sets and returns when the next one is due,
     /// `started` + interval ± 10 %. Without a verdict the interval is at most [`UNKNOWN_INTERVAL_MS`].
-    pub fn advance(&mut self, started: Now, health: ServerHealth) -> Now {
-        let interval_ms = match health {
-            ServerHealth::Unknown => self.interval_ms.min(UNKNOWN_INTERVAL_MS),
-            ServerHealth::Down | ServerHealth::Up => self.interval_ms,
+    pub fn advance(&mut self, started: Now, pace: Pace) -> Now {
+        let interval_ms = match pace {
+            Pace::Changing => self.fast_interval_ms,
+            Pace::Steady => self.interval_ms,
+            Pace::Unknown => self.fast_interval_ms.min(UNKNOWN_INTERVAL_MS),
         };
         let slack_ms = interval_ms / 10;
         self.due = started + (interval_ms - slack_ms) + self.random.below(2 * slack_ms + 1);
@@ -242,6 +274,13 @@ pub struct HealthBoard {
     /// The operator's words at run time.
     pub words: AdminWords,
     rows: HashMap<CheckId, Row>,
+    agents: HashMap<CheckId, Agent>,
+}
+
+#[derive(Clone, Debug)]
+struct Agent {
+    subject: Subject,
+    state: AgentState,
 }
 
 #[derive(Clone, Debug)]
@@ -265,8 +304,10 @@ impl HealthBoard {
     /// same address in place of a check that is gone. Then that verdict holds until the new counts change it, so that a new
     /// interval or another port takes no server out of service.
     pub fn adopt(&mut self, plans: &[CheckPlan], now: Now) {
+        self.adopt_agents(plans, now);
+        let plans: Vec<&CheckPlan> = plans.iter().filter(|plan| !plan.is_agent()).collect();
         let mut gone = std::mem::take(&mut self.rows);
-        for plan in plans {
+        for plan in &plans {
             if let Some(row) = gone.remove(&plan.id) {
                 self.rows.insert(plan.id, row);
             }
@@ -298,6 +339,36 @@ impl HealthBoard {
                 state.reason = before.reason.clone();
             }
             self.rows.insert(plan.id, Row { subject, state });
+        }
+    }
+
+    /// An agent is the one who answers at a port of an address; what it has said holds, however often it is asked from now on.
+    fn adopt_agents(&mut self, plans: &[CheckPlan], now: Now) {
+        let before = std::mem::take(&mut self.agents);
+        for plan in plans.iter().filter(|plan| plan.is_agent()) {
+            let subject: Subject = (plan.address, plan.kind.clone(), plan.ports.clone());
+            let known = before.get(&plan.id).or_else(|| before.values().find(|agent| agent.subject == subject));
+            let state = known.map_or_else(|| AgentState::new(now), |agent| agent.state.clone());
+            self.agents.insert(plan.id, Agent { subject, state });
+        }
+    }
+
+    /// Takes the answer of an agent, or why there is none. Of one that is gone it is ignored.
+    pub fn on_answer(&mut self, agent: CheckId, answer: Result<AgentReport, String>, now: Now) -> AgentChange {
+        self.agents.get_mut(&agent).map_or(AgentChange::Nothing, |agent| agent.state.on_answer(answer, now))
+    }
+
+    /// What is known of an agent.
+    pub fn agent(&self, agent: CheckId) -> Option<&AgentState> {
+        self.agents.get(&agent).map(|agent| &agent.state)
+    }
+
+    /// Whether this check has come to a verdict, or this agent was asked; also of one that is gone.
+    pub fn is_judged(&self, check: CheckId) -> bool {
+        match (self.state(check), self.agent(check)) {
+            (Some(state), _) => state.health() != ServerHealth::Unknown,
+            (None, Some(agent)) => agent.is_asked(),
+            (None, None) => true,
         }
     }
 

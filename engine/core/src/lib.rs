@@ -20,6 +20,7 @@ pub mod ids;
 pub mod loads;
 pub mod maglev;
 pub mod name_routes;
+pub mod notices;
 pub mod outbound;
 pub mod packet;
 pub mod persistence;

@@ -33,6 +33,7 @@ pub(crate) struct CheckKey {
     pub(crate) ports: Vec<u16>,
     pub(crate) proxy: Option<(ProxyVersion, Vec<u16>)>,
     pub(crate) interval_ms: u64,
+    pub(crate) fast_interval_ms: u64,
     pub(crate) timeout_ms: u64,
     pub(crate) rise: u16,
     pub(crate) fall: u16,

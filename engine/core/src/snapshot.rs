@@ -230,6 +230,10 @@ pub struct Target {
     pub health: ServerHealth,
     /// The check that judges it; `None` = no health configured.
     pub check: Option<CheckId>,
+    /// The agent whose word is laid over that, if it has one.
+    pub agent: Option<CheckId>,
+    /// Nobody enters, not even who is pinned to it: its agent says so.
+    pub in_maintenance: bool,
     /// Why `health` is what it is, for status.
     pub reason: Arc<str>,
     /// Since when `health` is what it is; the origin of time when it never changed.
@@ -266,7 +270,7 @@ impl Target {
             AdminState::Drain => persistence.enter_draining,
             AdminState::Halt => false,
         };
-        admitted && self.health == ServerHealth::Up
+        admitted && !self.in_maintenance && self.health == ServerHealth::Up
     }
 }
 

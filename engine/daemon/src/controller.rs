@@ -31,6 +31,7 @@ use crate::packets::facing::resolve;
 use crate::packets::steering::program;
 use crate::plan::PROBES_MAX;
 use crate::preflight::{HostFacts, Severity, preflight};
+use crate::probe::Detail;
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::tls::TlsMaterial;
@@ -73,6 +74,8 @@ impl Controller {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
             runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            // A name server or a file system that somebody still waits for is no reason to stay.
+            runtime.shutdown_background();
         })?;
         Ok(Controller { commands, thread: Some(thread) })
     }
@@ -140,6 +143,7 @@ impl Turn {
         if let Some(control) = control {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
+        let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
         self.house.keeper.note(version);
@@ -175,6 +179,7 @@ impl Turn {
             // Published, but the workers are ending.
             let _nobody_waits = pending.reply.send(Ok(pending.generation));
         }
+        receivers.finish().await;
     }
 
     /// Lets the start go on once every check has a verdict that is published, or its time is over.
@@ -385,16 +390,18 @@ impl Turn {
 
 /// Checks one server for ever: at once, then at its interval.
 async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaphore>) {
-    let mut schedule = CheckSchedule::new(plan.interval_ms, seed, house.shared.now());
+    let mut schedule = CheckSchedule::new(&plan, seed, house.shared.now());
     let mut trust = probe::Trust::default();
     loop {
         let wait_ms = schedule.due().ms_since(house.shared.now());
         sleep_until(Instant::now() + Duration::from_millis(wait_ms)).await;
         let started = house.shared.now();
         let network = house.shared.network().current();
-        let result = probe::run(&plan, &network, &places, &mut trust).await;
-        let health = house.judge(plan.id, result);
-        schedule.advance(started, health);
+        // As it is called now: a reload may have renamed it.
+        let subject = house.subject_of(plan.id);
+        let probed = probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
+        let pace = house.judge(plan.id, probed);
+        schedule.advance(started, pace);
     }
 }
 

@@ -28,7 +28,6 @@ use crate::controller::Controller;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
-use crate::notify::notify;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -40,6 +39,7 @@ use crate::settings::WorkerSettings;
 use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::state_file;
 use crate::status::Status;
+use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
 
@@ -286,7 +286,11 @@ impl Engine {
         engine.start_workers(entrances, seed, options.on_breath)?;
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
-        notify(&format!("READY=1\nSTATUS=listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len()));
+        supervisor::tell(&format!(
+            "READY=1\nSTATUS=listeners: {}, workers: {}",
+            plan.listeners.len(),
+            plan.workers.len()
+        ));
         Ok(engine)
     }
 
@@ -316,7 +320,7 @@ impl Engine {
             Stop::Now => (Phase::Ending, "asked to end now"),
         };
         if self.house.enter(phase, reason) {
-            notify("STOPPING=1");
+            supervisor::tell("STOPPING=1");
         }
     }
 

@@ -1,9 +1,14 @@
-//! What changed lately: a bounded list for status, and one log line each.
+//! What changed lately: a bounded list for status, one log line each, and word to who wants to be told ([`crate::notify`]).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+pub use towpath_config::model::EventKind;
+use towpath_config::model::Notify;
+
+use crate::notify::Notifier;
 
 /// Events that are kept; the oldest gives way.
 pub const EVENTS_MAX: usize = 256;
@@ -27,30 +32,6 @@ pub struct Event {
     pub reason: String,
 }
 
-/// What kind of state changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum EventKind {
-    /// The operator's word about a server.
-    Admin,
-    /// Whether a bridge leads back to itself.
-    Bridge,
-    /// How near the end of a certificate is.
-    Certificate,
-    /// The configuration in force.
-    Configuration,
-    /// How far the drain of a server is.
-    Drain,
-    /// A server's health.
-    Health,
-    /// Whether a server is a member.
-    Membership,
-    /// Whether the process runs, drains or ends.
-    Phase,
-    /// How full a source address is towards a server.
-    SourcePorts,
-}
-
 /// How much an event needs somebody's attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tone {
@@ -59,18 +40,35 @@ pub(crate) enum Tone {
 }
 
 /// The latest events, oldest first.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct EventLog {
     events: VecDeque<Event>,
+    /// Who has others told of them.
+    notifier: Option<Arc<Notifier>>,
 }
 
 impl EventLog {
-    /// Keeps and logs one event.
+    /// Has `notifier` tell others from now on.
+    pub(crate) fn notify_by(&mut self, notifier: Arc<Notifier>) {
+        self.notifier = Some(notifier);
+    }
+
+    /// Others are told by these settings from now on.
+    pub(crate) fn follow(&self, settings: Option<&Notify>) {
+        if let Some(notifier) = &self.notifier {
+            notifier.follow(settings);
+        }
+    }
+
+    /// Keeps and logs one event, and has others told of it.
     pub(crate) fn record(&mut self, tone: Tone, event: Event) {
         let line = event.line();
         match tone {
             Tone::Info => tracing::info!("{line}"),
             Tone::Warn => tracing::warn!("{line}"),
+        }
+        if let Some(notifier) = &self.notifier {
+            notifier.offer(&event);
         }
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();

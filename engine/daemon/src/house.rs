@@ -11,7 +11,9 @@ use towpath_config::model::{Model, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
-use towpath_core::health::{CheckPlan, CheckResult, HealthBoard};
+use towpath_core::health::{
+    AgentChange, AgentReport, AgentState, CheckPlan, CheckResult, HealthBoard, HealthState, Pace,
+};
 use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};
@@ -27,7 +29,9 @@ use towpath_tls::PoolGauges;
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::notify::Notifier;
 use crate::plan::Plan;
+use crate::probe::{Probed, Subject};
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -49,6 +53,7 @@ pub(crate) struct House {
     pub(crate) version: String,
     /// `None` = workers sign, or nobody has to.
     pool: Option<HandshakePool>,
+    pub(crate) notifier: Arc<Notifier>,
     truth: Mutex<Truth>,
     /// A verdict has changed: the next snapshot is due.
     pub(crate) changed: Notify,
@@ -87,6 +92,9 @@ pub(crate) struct Truth {
 #[derive(Clone, Debug, Default)]
 struct Judged {
     services: Vec<String>,
+    /// Its name.
+    name: String,
+    /// The same for people.
     server: String,
 }
 
@@ -160,9 +168,7 @@ impl Truth {
 
     /// Whether every check has come to a verdict.
     pub(crate) fn all_judged(&self) -> bool {
-        self.checks
-            .iter()
-            .all(|plan| self.board.state(plan.id).is_none_or(|state| state.health() != ServerHealth::Unknown))
+        self.checks.iter().all(|plan| self.board.is_judged(plan.id))
     }
 
     /// What comes after `generation`, with the verdicts as they are now.
@@ -244,6 +250,7 @@ impl Truth {
         if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
             snapshot = compiled(&board)?;
         }
+        self.events.follow(model.notify.as_ref());
         for change in member_changes(&self.model, &model) {
             let (kind, from, to) = match change.change {
                 Change::Added => (EventKind::Membership, String::new(), "added".to_owned()),
@@ -368,12 +375,14 @@ impl Truth {
         self.judged.clear();
         for service in snapshot.each_service() {
             for target in &service.targets {
-                let Some(check) = target.check else { continue };
-                let judged = self.judged.entry(check).or_default();
-                if judged.services.last() != Some(&service.name) {
-                    judged.services.push(service.name.clone());
+                for check in [target.check, target.agent].into_iter().flatten() {
+                    let judged = self.judged.entry(check).or_default();
+                    if judged.services.last() != Some(&service.name) {
+                        judged.services.push(service.name.clone());
+                    }
+                    judged.name.clone_from(&target.name);
+                    judged.server = format!("server {} ({})", target.name, target.address);
                 }
-                judged.server = format!("server {} ({})", target.name, target.address);
             }
         }
     }
@@ -381,21 +390,33 @@ impl Truth {
     fn judge(&mut self, check: towpath_core::CheckId, result: CheckResult, now: Now) -> Judgement {
         let transition = self.board.on_result(check, result, now);
         if let Some(transition) = &transition {
-            let Judged { services, server } = self.judged.get(&check).cloned().unwrap_or_default();
+            let Judged { services, server, .. } = self.judged.get(&check).cloned().unwrap_or_default();
             let tone = if transition.to == ServerHealth::Down { Tone::Warn } else { Tone::Info };
             let (from, to) = (transition.from.label(), transition.to.label());
             let event = Event::now(EventKind::Health, from, to, &*transition.reason).services(services).subject(server);
             self.events.record(tone, event);
         }
         Judgement {
-            health: self.board.state(check).map_or(ServerHealth::Unknown, |state| state.health()),
+            pace: self.board.state(check).map_or(Pace::Steady, HealthState::pace),
             changed: transition.is_some(),
         }
+    }
+
+    /// Takes what an agent says, or why it says nothing. Only a new word of it is an event: shares come and go with every load.
+    fn hear(&mut self, agent: towpath_core::CheckId, answer: Result<AgentReport, String>, now: Now) -> Judgement {
+        let change = self.board.on_answer(agent, answer, now);
+        if let (AgentChange::Word(before), Some(state)) = (change, self.board.agent(agent)) {
+            let tone = if state.word() == "ready" { Tone::Info } else { Tone::Warn };
+            let Judged { services, server, .. } = self.judged.get(&agent).cloned().unwrap_or_default();
+            let event = Event::now(EventKind::Agent, before, state.word(), &**state.reason());
+            self.events.record(tone, event.services(services).subject(format!("agent of {server}")));
+        }
+        Judgement { pace: Pace::Steady, changed: change != AgentChange::Nothing }
     }
 }
 
 struct Judgement {
-    health: ServerHealth,
+    pace: Pace,
     changed: bool,
 }
 
@@ -442,8 +463,11 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
-        truth: Truth,
+        mut truth: Truth,
     ) -> House {
+        let notifier = Arc::new(Notifier::new(&version));
+        truth.events.notify_by(Arc::clone(&notifier));
+        truth.events.follow(truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
         House {
             shared,
@@ -451,6 +475,7 @@ impl House {
             usable_cpus,
             version,
             pool,
+            notifier,
             truth: Mutex::new(truth),
             changed: Notify::new(),
             ordered: Notify::new(),
@@ -462,13 +487,25 @@ impl House {
         self.truth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the result of one check; says what the verdict is now, for the schedule of the next.
-    pub(crate) fn judge(&self, check: towpath_core::CheckId, result: CheckResult) -> ServerHealth {
-        let judgement = self.truth().judge(check, result, self.shared.now());
+    /// Takes how one check went; says how soon the next is wanted.
+    pub(crate) fn judge(&self, check: towpath_core::CheckId, probed: Probed) -> Pace {
+        let (mut truth, now) = (self.truth(), self.shared.now());
+        let judgement = match probed.answer {
+            Some(answer) => truth.hear(check, answer, now),
+            None => truth.judge(check, probed.result, now),
+        };
+        drop(truth);
         if judgement.changed {
             self.changed.notify_one();
         }
-        judgement.health
+        judgement.pace
+    }
+
+    /// Whom a check is about.
+    pub(crate) fn subject_of(&self, check: towpath_core::CheckId) -> Subject {
+        let truth = self.truth();
+        let Some(Judged { services, name, .. }) = truth.judged.get(&check) else { return Subject::default() };
+        Subject { server: name.clone(), services: services.clone() }
     }
 
     /// Moves to a later phase and notes it.
@@ -529,6 +566,7 @@ impl House {
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             access_log: self.access_log(),
+            notify: self.notifier.status(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
         }
@@ -725,6 +763,7 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
         admin_said: admin_said(truth, &member, now),
         weight_said: weight_said(truth, &member),
         health: target.health.into(),
+        agent: target.agent.and_then(|agent| truth.board.agent(agent)).map(AgentState::line),
         reason: reason.to_string(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),

@@ -62,11 +62,11 @@ impl fmt::Display for HttpFileErrors {
     }
 }
 
-/// The same in words, for whoever starts nothing.
+/// A file that is not what it should be, in words, for whoever starts nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HttpFileFault {
-    /// The service.
-    pub service: String,
+pub struct FileFault {
+    /// The service that names it; `None` = the process.
+    pub service: Option<String>,
     /// The file.
     pub file: PathBuf,
     /// The key, the file, what is wrong with it and what to do.
@@ -74,11 +74,11 @@ pub struct HttpFileFault {
 }
 
 /// What is wrong with the files that HTTP mode names.
-pub(crate) fn faults(model: &Model) -> Vec<HttpFileFault> {
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
     let errors = load(model, HttpSecret::new([0; 16])).err().map_or_else(Vec::new, |errors| errors.0);
-    let fault = |error: HttpFileError| HttpFileFault {
+    let fault = |error: HttpFileError| FileFault {
         message: format!("http.{}: {}: {}", error.key, error.path.display(), error.problem),
-        service: error.service,
+        service: Some(error.service),
         file: error.path,
     };
     errors.into_iter().map(fault).collect()

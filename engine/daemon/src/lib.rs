@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod admin;
+mod command;
 mod control;
 mod controller;
 pub mod doctor;
@@ -18,10 +19,12 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 pub mod reload;
+pub mod server_check;
 pub mod settings;
 pub mod shared;
 mod state_file;
 pub mod status;
+mod supervisor;
 pub mod tls;
 pub mod worker;
 

@@ -7,7 +7,9 @@ use std::ops::Range;
 
 use serde::Serialize;
 use thiserror::Error;
-use towpath_config::model::{Model, Plane as PlaneWord, Poll, Ports, Protocol, Reuse, VirtualService, Workers};
+use towpath_config::model::{
+    CheckKind, Model, Plane as PlaneWord, Poll, Ports, Protocol, Reuse, ServerGroup, VirtualService, Workers,
+};
 use towpath_core::WorkerId;
 use towpath_core::fast_path::FastShape;
 use towpath_core::plane::{HELD_BYTES_MAX, Plane as DataPlane, PlaneSettings, Strays};
@@ -29,6 +31,10 @@ pub const PIPES_PER_WORKER: u32 = 104;
 pub const LARGE_PIPES_PER_WORKER: u32 = 8;
 /// Ports that health checks connect to at the same time.
 pub const PROBES_MAX: usize = 256;
+/// Programs of health checks that run at the same time; others wait, and their time has not begun. Each may be an interpreter of tens of MiB.
+pub const COMMANDS_MAX: usize = 32;
+/// Both ends of its output, one of them twice while it starts, and who tells its end.
+const DESCRIPTORS_PER_COMMAND: u64 = 4;
 /// Clients that the control socket serves at the same time.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
@@ -701,6 +707,7 @@ impl Needs {
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
                 share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64) * probe_sockets),
+                share("commands of checks", commands(model).min(COMMANDS_MAX as u64) * DESCRIPTORS_PER_COMMAND),
                 share("control socket", control),
                 share("reserve", RESERVED_DESCRIPTORS),
             ],
@@ -868,11 +875,27 @@ fn record_buffers(model: &Model, workers: u64, input: &PlanInput) -> u16 {
     u16::try_from(buffers).expect("the key and the clamp have 16 bits")
 }
 
-/// Distinct (server, checked port) pairs; each may be under way at the same time.
+/// Runs of programs that checks may want at the same time.
+fn commands(model: &Model) -> u64 {
+    let external = |group: &&ServerGroup| {
+        group.health.as_ref().is_some_and(|health| matches!(health.check, CheckKind::External(_)))
+    };
+    let runs =
+        |group: &ServerGroup| group.servers.len() * group.health.as_ref().map_or(0, |health| health.ports.len().max(1));
+    model.groups.iter().filter(external).map(runs).sum::<usize>() as u64
+}
+
+/// Distinct (server, checked port) pairs, with those of agents; each may be under way at the same time.
 fn checked_ports(model: &Model) -> usize {
     let mut pairs = BTreeSet::new();
     for group in &model.groups {
         let Some(health) = &group.health else { continue };
+        if let Some(agent) = &health.agent {
+            pairs.extend(group.servers.iter().map(|server| (server.address, agent.port)));
+        }
+        if matches!(health.check, CheckKind::External(_)) {
+            continue;
+        }
         for server in &group.servers {
             let own = [server.port.unwrap_or(0)];
             let ports: &[u16] = if health.ports.is_empty() { &own } else { &health.ports };

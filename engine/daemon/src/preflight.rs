@@ -25,7 +25,9 @@ use crate::packets::fast::Readiness;
 use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
-use crate::http_files::{self, HttpFileFault};
+use crate::command;
+use crate::http_files::{self, FileFault};
+use crate::notify;
 pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
@@ -88,8 +90,8 @@ pub struct HostFacts {
     pub packets: Option<PacketFacts>,
     /// The certificates that services name.
     pub certificates: Certificates,
-    /// What is wrong with secrets and pages that HTTP mode names.
-    pub files: Vec<HttpFileFault>,
+    /// What is wrong with secrets and pages that HTTP mode names, and with programs that checks run.
+    pub files: Vec<FileFault>,
 }
 
 /// What preflight needs to know for the packet plane.
@@ -165,7 +167,7 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
-            files: http_files::faults(model),
+            files: [http_files::faults(model), command::faults(model), notify::faults(model)].concat(),
         })
     }
 }
@@ -188,7 +190,7 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     findings.extend(facts.files.iter().map(|fault| Finding {
         severity: Severity::Error,
         check: Check::Files,
-        service: Some(fault.service.clone()),
+        service: fault.service.clone(),
         message: fault.message.clone(),
         file: Some(fault.file.clone()),
     }));

@@ -1,8 +1,10 @@
 //! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address or would
 //! look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
 
+mod external;
 mod stack;
 mod stream;
+mod trace;
 mod trust;
 
 use std::io;
@@ -14,16 +16,50 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_config::model::CheckKind;
-use towpath_core::health::{CheckPlan, CheckResult, Conversation, Course};
+use towpath_core::health::{AgentReport, CheckPlan, CheckResult, Conversation, Course, Parties};
 use towpath_core::http::ServerEnd;
 use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
 
-use stream::{Secured, Stream};
+use crate::server_check::PortRun;
+pub(crate) use stream::Secured;
+use stream::Stream;
+pub(crate) use trace::Detail;
+use trace::Trace;
 pub(crate) use trust::Trust;
 
 /// Bytes that are read of a server at a time.
 const READ_BYTES: usize = 16_384;
+
+/// Whom a check is about, in the words of the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Subject {
+    pub(crate) server: String,
+    pub(crate) services: Vec<String>,
+}
+
+/// How a check went.
+pub(crate) struct Probed {
+    pub(crate) result: CheckResult,
+    /// Of an agent: what it says, or why there is no answer.
+    pub(crate) answer: Option<Result<AgentReport, String>>,
+    /// Its ports in their order; without steps unless they were wanted.
+    pub(crate) ports: Vec<PortRun>,
+}
+
+impl Probed {
+    /// What the last step has heard, in few words.
+    pub(crate) fn heard(&self) -> String {
+        self.ports.last().and_then(|port| port.steps.last()).map(|step| step.detail.clone()).unwrap_or_default()
+    }
+}
+
+/// One port, asked.
+struct Asked {
+    port: u16,
+    result: Result<Option<AgentReport>, String>,
+    run: PortRun,
+}
 
 /// Runs `plan` once: all its ports side by side, each within its timeout. `places` bounds the connections of all checks.
 pub(crate) async fn run(
@@ -31,34 +67,52 @@ pub(crate) async fn run(
     network: &Network,
     places: &Arc<Semaphore>,
     trust: &mut Trust,
-) -> CheckResult {
+    subject: &Subject,
+    detail: Detail,
+) -> Probed {
     let limit = Duration::from_millis(plan.timeout_ms);
     let way = stack::way(network, plan).transpose();
-    let context = match &plan.kind {
-        CheckKind::Https(_, tls) | CheckKind::Tls(tls) => trust.context(tls).map(Some),
-        CheckKind::Http(_) | CheckKind::Smtp { .. } | CheckKind::Tcp => Ok(None),
-    };
+    let context = plan.kind.tls().map(|tls| trust.context(tls)).transpose();
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
-        let (places, way, context, kind) = (Arc::clone(places), way.clone(), context.clone(), plan.kind.clone());
+        let (way, context, kind) = (way.clone(), context.clone(), plan.kind.clone());
+        let places = Arc::clone(if matches!(kind, CheckKind::External(_)) { &external::PLACES } else { places });
         let herald = plan.herald(socket.port());
+        let environment = external::environment(plan, socket, subject);
         ports.spawn(async move {
-            let Ok(_place) = places.acquire_owned().await else {
-                return (socket.port(), Err("the process is ending".to_owned()));
+            let place = places.acquire_owned().await;
+            let mut trace = Trace::begin(detail);
+            let result = match (&kind, way, context) {
+                _ if place.is_err() => Err("the process is ending".to_owned()),
+                (CheckKind::External(line), ..) => external::ask(line, &environment, limit, &mut trace).await,
+                (_, Ok(way), Ok(context)) => {
+                    ask(way.as_ref(), socket, &herald, &kind, context.as_deref(), limit, &mut trace).await
+                }
+                (_, Err(reason), _) | (_, _, Err(reason)) => {
+                    trace.enter("prepare");
+                    Err(reason)
+                }
             };
-            let result = match (way, context) {
-                (Ok(way), Ok(context)) => ask(way.as_ref(), socket, &herald, &kind, context.as_deref(), limit).await,
-                (Err(reason), _) | (_, Err(reason)) => Err(reason),
-            };
-            (socket.port(), result)
+            if let Err(reason) = &result {
+                trace.failed(reason);
+            }
+            let (steps, took_us) = trace.finish();
+            Asked { port: socket.port(), run: PortRun { socket, passed: result.is_ok(), took_us, steps }, result }
         });
     }
-    let mut results = Vec::with_capacity(plan.ports.len());
+    let mut asked: Vec<Asked> = Vec::with_capacity(plan.ports.len());
     while let Some(result) = ports.join_next().await {
         // A probe that panicked has no result, and a port without one has failed.
-        results.extend(result);
+        asked.extend(result);
     }
-    plan.judge(&results)
+    asked.sort_unstable_by_key(|asked| asked.port);
+    let results: Vec<_> = asked.iter().map(|asked| (asked.port, asked.result.clone().map(drop))).collect();
+    let answer = plan.is_agent().then(|| match asked.first().map(|asked| asked.result.clone()) {
+        Some(Ok(Some(report))) => Ok(report),
+        Some(Err(reason)) => Err(reason),
+        Some(Ok(None)) | None => Err("not asked".to_owned()),
+    });
+    Probed { result: plan.judge(&results), answer, ports: asked.into_iter().map(|asked| asked.run).collect() }
 }
 
 /// One port.
@@ -69,32 +123,55 @@ async fn ask(
     kind: &CheckKind,
     context: Option<&ClientContext>,
     limit: Duration,
-) -> Result<(), String> {
-    let mut waits_for = "answer";
-    match timeout(limit, ask_for_long(way, to, herald, kind, context, &mut waits_for)).await {
-        Err(_) => Err(format!("no {waits_for} within {}", duration(limit))),
+    trace: &mut Trace,
+) -> Result<Option<AgentReport>, String> {
+    match timeout(limit, ask_for_long(way, to, herald, kind, context, trace)).await {
+        Err(_) => {
+            let waits_for = trace.current().filter(|&step| step != CONNECT).unwrap_or("answer");
+            Err(format!("no {waits_for} within {}", duration(limit)))
+        }
         Ok(result) => result,
     }
 }
 
-/// The same without a limit; `waits_for` is what it was waiting for when somebody lost patience.
+/// The step that waits for an answer of whatever kind.
+const CONNECT: &str = "connect";
+
+/// The same without a limit; `trace` knows what it was waiting for when somebody lost patience.
 async fn ask_for_long(
     way: Option<&stack::Way>,
     to: SocketAddr,
     herald: &[u8],
     kind: &CheckKind,
     context: Option<&ClientContext>,
-    waits_for: &mut &'static str,
-) -> Result<(), String> {
+    trace: &mut Trace,
+) -> Result<Option<AgentReport>, String> {
+    trace.enter(CONNECT);
     let mut stream = Stream::connect(way, to).await.map_err(|error| words(&error))?;
+    let from = stream.local().map_err(|error| words(&error))?;
+    trace.done(|| match way {
+        Some(way) => format!("from {from} by {way}"),
+        None => format!("from {from}"),
+    });
     if !herald.is_empty() {
+        trace.enter("PROXY header");
         stream.send(herald).await.map_err(|error| words(&error))?;
+        trace.done(|| format!("{} bytes, says that nobody is behind it", herald.len()));
     }
-    *waits_for = "TLS handshake";
+    if context.is_some() {
+        trace.enter("TLS handshake");
+    }
     let mut stream = Secured::over(stream, context, to.ip()).await?;
+    if let Some(tls) = kind.tls() {
+        stream.judge(tls)?;
+        trace.done(|| stream.describe());
+    }
     let mut send = Vec::new();
-    let (mut conversation, mut course) = Conversation::begin(kind, to, &mut send);
-    *waits_for = conversation.waits_for();
+    let parties = Parties { from, to, seed: crate::engine::system_seed() };
+    let (mut conversation, mut course) = Conversation::begin(kind, &parties, &mut send);
+    if course == Course::More {
+        trace.enter(conversation.waits_for());
+    }
     let mut buffer = vec![0; if course == Course::More { READ_BYTES } else { 0 }];
     loop {
         // What a server no longer wants to hear it has answered already, or it answers nothing: the reading tells.
@@ -103,10 +180,12 @@ async fn ask_for_long(
         match course {
             Course::More => {}
             Course::Passed => {
+                trace.done(|| conversation.heard());
                 stream.close().await;
-                return Ok(());
+                return Ok(conversation.report());
             }
             Course::Failed(reason) => {
+                trace.failed(&reason);
                 stream.close().await;
                 return Err(reason);
             }
@@ -116,12 +195,16 @@ async fn ask_for_long(
             Ok(length) => conversation.received(&buffer[..length], &mut send),
             Err(error) => return Err(words(sent.as_ref().err().unwrap_or(&error))),
         };
-        *waits_for = conversation.waits_for();
+        let next = conversation.waits_for();
+        if course == Course::More && trace.current() != Some(next) {
+            trace.done(|| conversation.heard());
+            trace.enter(next);
+        }
     }
 }
 
 /// A cause in the words of an operator, without the number of the error.
-fn words(error: &io::Error) -> String {
+pub(crate) fn words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
@@ -157,6 +240,7 @@ mod tests {
             ports,
             proxy: None,
             interval_ms: 1000,
+            fast_interval_ms: 1000,
             timeout_ms: 2000,
             rise: 1,
             fall: 1,
@@ -165,7 +249,13 @@ mod tests {
 
     fn check(plan: &CheckPlan) -> CheckResult {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(plan, &Network::default(), &Arc::new(Semaphore::new(1)), &mut Trust::default()))
+        runtime.block_on(probe(plan, Detail::Result)).result
+    }
+
+    async fn probe(plan: &CheckPlan, detail: Detail) -> Probed {
+        let places = Arc::new(Semaphore::new(1));
+        let subject = Subject { server: "FE-1".to_owned(), services: vec!["front-end".to_owned(), "web".to_owned()] };
+        run(plan, &Network::default(), &places, &mut Trust::default(), &subject, detail).await
     }
 
     #[test]

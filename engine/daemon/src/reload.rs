@@ -32,6 +32,8 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
         groups: _,
         services,
         bridges,
+        // Whoever is told is told from now on.
+        notify: _,
     } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());

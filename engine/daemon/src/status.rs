@@ -41,6 +41,9 @@ pub struct Status {
     /// The access log; `None` = nothing is logged, nor was since the start.
     #[serde(default)]
     pub access_log: Option<AccessLogStatus>,
+    /// Who is told of events; empty where nobody is.
+    #[serde(default)]
+    pub notify: Vec<NotifyStatus>,
     /// What is limited, and how near the limit is.
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
@@ -149,6 +152,23 @@ pub struct AccessLogStatus {
     pub trouble: Option<String>,
 }
 
+/// What became of messages on events to one receiver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyStatus {
+    /// `command` or `webhook`.
+    pub receiver: String,
+    /// Events that were told.
+    pub delivered: u64,
+    /// Messages that were not taken; each try counts.
+    pub failed: u64,
+    /// Events that will never be told: too many waited, or the end had come.
+    pub dropped: u64,
+    /// Events that wait, without those that are just being told.
+    pub waiting: u64,
+    /// Why it takes none just now; `None` = it does.
+    pub trouble: Option<String>,
+}
+
 /// What health checks say about a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -194,6 +214,9 @@ pub struct ServerStatus {
     pub health: HealthStatus,
     /// Why.
     pub reason: String,
+    /// What its agent says, in one line, and why it says nothing now; `None` = it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<String>,
     /// For how long, in seconds.
     pub health_seconds: u64,
     /// Connections or sessions that the server holds now, over all services; without those that wait.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
@@ -96,6 +96,80 @@ impl Drop for Child {
         self.release = None;
         if let Some(warden) = self.warden.take() {
             let _ended = warden.join();
+        }
+    }
+}
+
+/// A program in a process group of its own, which ends whole: with what the program has started and left behind, unless that has left the group.
+///
+/// Nothing is done between fork and exec, so that the standard library can use `posix_spawn`: a fork would copy the page tables of all our memory.
+#[derive(Debug)]
+pub struct Group {
+    /// `None` once it is reaped: then its id, which is the group's, may be another's.
+    leader: Option<std::process::Child>,
+    exit: OwnedFd,
+}
+
+impl Group {
+    /// Starts the program.
+    pub fn spawn(command: &mut Command) -> io::Result<Group> {
+        let mut leader = command.process_group(0).spawn()?;
+        match open_pidfd(leader.id()) {
+            Ok(exit) => Ok(Group { leader: Some(leader), exit }),
+            Err(error) => {
+                // Both fail only for a process that has ended.
+                let _killed = leader.kill();
+                let _reaped = leader.wait();
+                Err(error)
+            }
+        }
+    }
+
+    /// Kills whoever of the group still lives. Waits for nobody.
+    pub fn kill(&self) -> io::Result<()> {
+        let Some(leader) = &self.leader else { return Ok(()) };
+        let group = libc::pid_t::try_from(leader.id()).map_err(io::Error::other)?;
+        // SAFETY: kill takes no pointer; the leader is not reaped yet, so that the id is still the group's own.
+        match check(unsafe { libc::kill(-group, libc::SIGKILL) }) {
+            Ok(_) => Ok(()),
+            // Nobody is left, or only who runs as another user by now.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::EPERM)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How the program has ended, if it has; what it left of its group is killed then, for later nobody knows it any more.
+    pub fn try_end(&mut self) -> io::Result<Option<ExitStatus>> {
+        if host::await_readable(&self.exit, Duration::ZERO).is_err() {
+            return Ok(None);
+        }
+        self.kill()?;
+        match self.leader.take() {
+            Some(mut leader) => leader.wait().map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Readable once the program has ended.
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.exit.as_fd()
+    }
+}
+
+impl AsRawFd for Group {
+    fn as_raw_fd(&self) -> RawFd {
+        self.exit.as_raw_fd()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _killed = self.kill();
+        if let Some(mut leader) = self.leader.take() {
+            // One that hangs in the kernel dies when that lets it go.
+            let _reaped = thread::Builder::new().name("reaper".into()).spawn(move || leader.wait());
         }
     }
 }

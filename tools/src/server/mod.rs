@@ -1,5 +1,6 @@
 //! `towpath server`: take servers out of service and back, at run time, over the daemon's Unix socket.
 
+mod check;
 mod select;
 pub(crate) mod shown;
 mod wait;
@@ -17,6 +18,7 @@ use towpath_engine::{fetch_members, order};
 use crate::cli::Exit;
 use crate::paint::Paint;
 use crate::status::{default_socket, exit_of};
+use check::{CHECK_HELP, CheckServerArguments, check};
 use select::Selector;
 use wait::{Patience, Waited, WaitsFor, wait};
 
@@ -35,6 +37,7 @@ Examples:
   towpath server weight web/FE-1 10                       a smaller share of new clients
   towpath server ready '*/FE-1'                           back again
   towpath server show 'web/*'                             who is in which state, since when and why
+  towpath server check web/FE-1                           its health check now, step by step
 
 Exit codes: 0 ok · 1 refused or failed · 2 usage · 5 daemon not reachable · 7 still waiting when --timeout was over (what was said holds)";
 
@@ -51,6 +54,9 @@ pub(crate) enum ServerCommand {
     Weight(WeightArguments),
     /// Show in which state servers are, since when and why
     Show(ShowArguments),
+    /// Run the checks of servers now, and show each step with its time
+    #[command(after_help = CHECK_HELP)]
+    Check(CheckServerArguments),
 }
 
 /// Which servers, and where the daemon is.
@@ -203,6 +209,7 @@ pub(crate) fn server(command: &ServerCommand) -> Result<Exit> {
             give("weight", std::slice::from_ref(servers), daemon, &body, None)
         }
         ServerCommand::Show(ShowArguments { addressed }) => show(addressed),
+        ServerCommand::Check(arguments) => check(arguments),
     }
 }
 

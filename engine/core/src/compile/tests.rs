@@ -1,11 +1,11 @@
 use std::net::IpAddr;
 
-use towpath_config::model::{AdminState, PassThrough, Protocol, ServiceTls, TlsRoute};
+use towpath_config::model::{AdminState, Agent, PassThrough, Persistence, Protocol, ServiceTls, TlsRoute};
 
 use super::*;
 use crate::client_hello::HostName;
-use crate::fixtures::{add_service, http_material, model, server, tcp_check};
-use crate::health::CheckResult;
+use crate::fixtures::{add_service, half_an_hour, http_material, model, server, tcp_check};
+use crate::health::{AgentReport, CheckResult};
 use crate::snat::SnatLimits;
 
 /// What the controller holds.
@@ -119,6 +119,44 @@ fn equal_checks_run_once_and_different_ones_apart() {
     assert!(check(0) != check(2) && check(0) != check(3) && check(4).is_none());
     let unchecked = &snapshot.service(ServiceId(4)).unwrap().targets[0];
     assert_eq!((unchecked.health, &*unchecked.reason), (ServerHealth::Up, "no health check configured"));
+}
+
+#[test]
+fn an_agent_is_asked_once_and_its_word_is_laid_over_every_membership() {
+    let with_agent = |ports: &[u16]| Health { agent: Some(Agent { port: 9_999, send: None }), ..tcp_check(ports) };
+    let mut model = model();
+    add_service(&mut model, "one", &[5061], &[FE_1, FE_2], Some(with_agent(&[5061])));
+    add_service(&mut model, "two", &[443], &[FE_1, FE_2], Some(with_agent(&[443])));
+    add_service(&mut model, "without", &[444], &[FE_1, FE_2], Some(tcp_check(&[444])));
+    let mut desk = Desk::new();
+    desk.compile(&model).unwrap();
+    for address in [FE_1, FE_2] {
+        desk.checked(&model, address, |_| true);
+    }
+    let plans = checks(&model, &mut desk.registry).unwrap();
+    let agents: Vec<&CheckPlan> = plans.iter().filter(|plan| plan.is_agent()).collect();
+    let asked: Vec<_> = agents.iter().map(|plan| (plan.address.to_string(), plan.ports.clone())).collect();
+    assert_eq!(asked, [(FE_1.to_owned(), vec![9_999]), (FE_2.to_owned(), vec![9_999])]);
+    let mut say = |line: &str| {
+        desk.board.on_answer(agents[0].id, AgentReport::parse(line.as_bytes()), Now(90));
+        desk.compile(&model).unwrap()
+    };
+    let said = say("drain 20%");
+    assert_eq!([0, 1, 2].map(|service| takers(&said, service).len()), [1, 1, 2]);
+    let weights = |service| said.service(ServiceId(service)).unwrap().targets.iter().map(|t| t.weight).collect::<Vec<_>>();
+    assert_eq!([weights(0), weights(1), weights(2)], [vec![20, 100], vec![20, 100], vec![100, 100]]);
+    let said = say("ready down");
+    let target = &said.service(ServiceId(1)).unwrap().targets[0];
+    assert_eq!((target.health, target.since, &*target.reason), (ServerHealth::Down, Now(90), "its agent says down"));
+    let said = say("up");
+    assert_eq!([0, 1, 2].map(|service| takers(&said, service).len()), [2, 2, 2]);
+    let pinned = said.service(ServiceId(0)).unwrap().targets[0].clone();
+    assert!(pinned.takes_pinned(&half_an_hour()));
+    let said = say("maint");
+    let entering = Persistence { enter_draining: true, ..half_an_hour() };
+    assert!(!said.service(ServiceId(0)).unwrap().targets[0].takes_pinned(&entering));
+    let said = say("drain");
+    assert!(said.service(ServiceId(0)).unwrap().targets[0].takes_pinned(&entering));
 }
 
 #[test]

@@ -1,10 +1,17 @@
 //! What a check says to a server and what it makes of the answers, once it is connected and any TLS handshake is over.
 
+mod agent;
+mod sip;
+
 use std::net::SocketAddr;
 
 use towpath_config::model::{CheckKind, HttpCheck};
 
 use crate::http::{Edits, Exchange, HttpLimits, Keep, Lost, Output, ServerEnd, ServerLeg, Then};
+
+use super::agent::AgentReport;
+use agent::AgentTalk;
+use sip::SipTalk;
 
 /// Bytes of a body that are searched for the expected text.
 const BODY_BYTES_MAX: usize = 65_536;
@@ -24,23 +31,41 @@ pub enum Course {
     Passed,
 }
 
+/// Who talks to whom.
+#[derive(Clone, Debug)]
+pub struct Parties {
+    /// Our own end.
+    pub from: SocketAddr,
+    /// The port that is checked.
+    pub to: SocketAddr,
+    /// What identifiers are made from: another one for each conversation.
+    pub seed: u64,
+}
+
 /// One check of one port, without I/O.
 #[derive(Debug)]
 pub struct Conversation(Talk);
 
 #[derive(Debug)]
 enum Talk {
+    Agent(AgentTalk),
     Http(Box<HttpTalk>),
-    Smtp(SmtpTalk),
     /// To be connected was all.
     Silent,
+    Sip(Box<SipTalk>),
+    Smtp(SmtpTalk),
 }
 
 impl Conversation {
-    /// Begins the check of the port `to`; what is to be sent first is appended to `send`.
-    pub fn begin(kind: &CheckKind, to: SocketAddr, send: &mut Vec<u8>) -> (Conversation, Course) {
+    /// Begins the check of a port; what is to be sent first is appended to `send`.
+    pub fn begin(kind: &CheckKind, parties: &Parties, send: &mut Vec<u8>) -> (Conversation, Course) {
+        let to = parties.to;
         match kind {
-            CheckKind::Tcp | CheckKind::Tls(_) => (Conversation(Talk::Silent), Course::Passed),
+            CheckKind::Agent { send: line } => {
+                (Conversation(Talk::Agent(AgentTalk::begin(line.as_deref(), send))), Course::More)
+            }
+            // A command speaks for itself.
+            CheckKind::External(_) | CheckKind::Tcp | CheckKind::Tls(_) => (Conversation(Talk::Silent), Course::Passed),
             CheckKind::Http(http) => {
                 let (talk, course) = HttpTalk::begin(http, to, 80, send);
                 (Conversation(Talk::Http(Box::new(talk))), course)
@@ -49,8 +74,12 @@ impl Conversation {
                 let (talk, course) = HttpTalk::begin(http, to, 443, send);
                 (Conversation(Talk::Http(Box::new(talk))), course)
             }
+            CheckKind::Sip(sip) => {
+                let talk = SipTalk::begin(sip, parties, send);
+                (Conversation(Talk::Sip(Box::new(talk))), Course::More)
+            }
             CheckKind::Smtp { expect } => {
-                let talk = SmtpTalk { expect: expect.clone(), reply: Vec::new(), greeted: false };
+                let talk = SmtpTalk { expect: expect.clone(), reply: Vec::new(), greeted: false, heard: String::new() };
                 (Conversation(Talk::Smtp(talk)), Course::More)
             }
         }
@@ -59,7 +88,9 @@ impl Conversation {
     /// The server has sent this. What is to be sent is appended to `send`.
     pub fn received(&mut self, bytes: &[u8], send: &mut Vec<u8>) -> Course {
         match &mut self.0 {
+            Talk::Agent(talk) => talk.received(bytes),
             Talk::Http(talk) => talk.received(bytes),
+            Talk::Sip(talk) => talk.received(bytes),
             Talk::Smtp(talk) => talk.received(bytes, send),
             Talk::Silent => Course::Passed,
         }
@@ -68,7 +99,9 @@ impl Conversation {
     /// The server has ended its stream: in good order, or torn.
     pub fn ended(&mut self, end: ServerEnd) -> Course {
         match &mut self.0 {
+            Talk::Agent(talk) => talk.ended(end),
             Talk::Http(talk) => talk.ended(end),
+            Talk::Sip(talk) => talk.ended(),
             Talk::Smtp(talk) if talk.greeted => {
                 Course::Failed("closed the connection before its answer to EHLO".into())
             }
@@ -81,10 +114,37 @@ impl Conversation {
     pub fn waits_for(&self) -> &'static str {
         match &self.0 {
             Talk::Http(talk) if talk.exchange.has_responded() => "end of the body",
-            Talk::Http(_) => "response",
+            Talk::Http(_) | Talk::Sip(_) => "response",
             Talk::Smtp(talk) if talk.greeted => "answer to EHLO",
             Talk::Smtp(_) => "greeting",
-            Talk::Silent => "answer",
+            Talk::Agent(_) | Talk::Silent => "answer",
+        }
+    }
+
+    /// What the server has said so far that counts, in few words; empty where it has said nothing.
+    pub fn heard(&self) -> String {
+        match &self.0 {
+            Talk::Agent(talk) => talk.heard(),
+            Talk::Http(talk) => talk.heard(),
+            Talk::Silent => String::new(),
+            Talk::Sip(talk) => talk.heard(),
+            Talk::Smtp(talk) => talk.heard.clone(),
+        }
+    }
+
+    /// Of a check over UDP: after how long the request is sent again, having been repeated so many times; `None` = never.
+    pub fn repeat_after_ms(&self, times: u32) -> Option<u64> {
+        match &self.0 {
+            Talk::Sip(talk) => talk.repeat_after_ms(times),
+            Talk::Agent(_) | Talk::Http(_) | Talk::Silent | Talk::Smtp(_) => None,
+        }
+    }
+
+    /// What an agent that was asked has said, once.
+    pub fn report(&mut self) -> Option<AgentReport> {
+        match &mut self.0 {
+            Talk::Agent(talk) => talk.report(),
+            Talk::Http(_) | Talk::Silent | Talk::Sip(_) | Talk::Smtp(_) => None,
         }
     }
 }
@@ -95,6 +155,8 @@ impl Conversation {
 struct HttpTalk {
     check: HttpCheck,
     exchange: Exchange,
+    /// Of the response, once it has come.
+    status: Option<u16>,
     body: Vec<u8>,
 }
 
@@ -111,7 +173,8 @@ impl HttpTalk {
             check.path
         );
         let limits = HttpLimits { head_bytes_max: HEAD_BYTES_MAX, body_bytes_max: 0 };
-        let mut talk = HttpTalk { check: check.clone(), exchange: Exchange::new(limits), body: Vec::new() };
+        let mut talk =
+            HttpTalk { check: check.clone(), exchange: Exchange::new(limits), status: None, body: Vec::new() };
         let mut output = Output::default();
         if talk.exchange.on_client(request.as_bytes(), &mut output).then != Then::Route {
             return (talk, Course::Failed(format!("no request can ask \"{host}\" for \"{}\"", check.path)));
@@ -131,6 +194,7 @@ impl HttpTalk {
             match step.then {
                 Then::Respond => {
                     let status = self.exchange.response().status();
+                    self.status = Some(status);
                     if !self.check.statuses.iter().any(|&(low, high)| (low..=high).contains(&status)) {
                         return Course::Failed(format!("status {status}, expected {}", ranges(&self.check.statuses)));
                     }
@@ -161,6 +225,14 @@ impl HttpTalk {
         }
         let is_full = self.body.len() == BODY_BYTES_MAX;
         is_full.then(|| Course::Failed(format!("\"{expect}\" is not in the first {BODY_BYTES_MAX} bytes of the body")))
+    }
+
+    fn heard(&self) -> String {
+        match self.status {
+            Some(status) if self.body.is_empty() => format!("status {status}"),
+            Some(status) => format!("status {status}, {} bytes of the body", self.body.len()),
+            None => String::new(),
+        }
     }
 
     fn over(&self) -> Course {
@@ -194,6 +266,8 @@ struct SmtpTalk {
     /// Lines of the reply at hand, and what there is of the next one.
     reply: Vec<u8>,
     greeted: bool,
+    /// The last line of the last reply.
+    heard: String,
 }
 
 impl SmtpTalk {
@@ -208,6 +282,8 @@ impl SmtpTalk {
             };
             let rest = self.reply.split_off(end);
             let reply = std::mem::replace(&mut self.reply, rest);
+            let last = reply.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+            self.heard = String::from_utf8_lossy(last).into_owned();
             let (what, wanted) = if self.greeted { ("EHLO", "250") } else { ("the connection", "220") };
             if !reply.starts_with(wanted.as_bytes()) {
                 let first = reply.split(|&byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();

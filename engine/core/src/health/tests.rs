@@ -11,6 +11,7 @@ fn plan(id: u32, ports: &[u16], interval_ms: u64) -> CheckPlan {
         ports: ports.to_vec(),
         proxy: None,
         interval_ms,
+        fast_interval_ms: interval_ms,
         timeout_ms: 3_000,
         rise: 2,
         fall: 3,
@@ -107,12 +108,18 @@ fn t_36_a_group_passes_only_if_every_port_does() {
 proptest! {
     #[test]
     fn checks_keep_within_a_tenth_of_their_interval(seed: u64, interval_ms in 1_u64..100_000, started in 0_u64..1 << 40) {
-        let mut schedule = CheckSchedule::new(interval_ms, seed, Now(started));
+        let fast_interval_ms = interval_ms / 3 + 1;
+        let plan = CheckPlan { fast_interval_ms, ..plan(0, &[80], interval_ms) };
+        let mut schedule = CheckSchedule::new(&plan, seed, Now(started));
         let first = schedule.due().ms_since(Now(started));
         prop_assert!(first < interval_ms.min(FIRST_CHECK_WINDOW_MS));
-        for health in [ServerHealth::Up, ServerHealth::Down, ServerHealth::Unknown] {
-            let interval_ms = if health == ServerHealth::Unknown { interval_ms.min(UNKNOWN_INTERVAL_MS) } else { interval_ms };
-            let due = schedule.advance(Now(started), health);
+        for pace in [Pace::Steady, Pace::Changing, Pace::Unknown] {
+            let interval_ms = match pace {
+                Pace::Changing => fast_interval_ms,
+                Pace::Steady => interval_ms,
+                Pace::Unknown => fast_interval_ms.min(UNKNOWN_INTERVAL_MS),
+            };
+            let due = schedule.advance(Now(started), pace);
             prop_assert_eq!(due, schedule.due());
             let gap = due.ms_since(Now(started));
             prop_assert!(gap * 10 >= interval_ms * 9 && gap * 10 <= interval_ms * 11, "{} of {}", gap, interval_ms);
@@ -121,14 +128,55 @@ proptest! {
 }
 
 #[test]
+fn checks_come_faster_only_while_a_verdict_is_changing() {
+    // (results: + passed, - failed; pace after each: u unknown, s steady, c changing)
+    let table = [("++++", "usss"), ("++-+--+---", "uscsccsccs"), ("---+++", "uuscss"), ("+-+-", "uuuu")];
+    for (results, paces) in table {
+        let mut state = HealthState::new(2, 3, Now(0));
+        let mut seen = String::new();
+        for result in results.chars() {
+            state.on_result(if result == '+' { CheckResult::Passed } else { failed("refused") }, Now(0));
+            seen.push(match state.pace() {
+                Pace::Changing => 'c',
+                Pace::Steady => 's',
+                Pace::Unknown => 'u',
+            });
+        }
+        assert_eq!(seen, paces, "{results}");
+    }
+}
+
+fn agent(id: u32, port: u16, interval_ms: u64) -> CheckPlan {
+    CheckPlan { kind: CheckKind::Agent { send: None }, ..plan(id, &[port], interval_ms) }
+}
+
+#[test]
+fn what_an_agent_has_said_outlives_a_new_interval_but_not_another_port() {
+    let mut board = HealthBoard::new();
+    board.adopt(&[plan(0, &[80], 5_000), agent(1, 9_999, 5_000)], Now(0));
+    assert!(!board.is_judged(CheckId(0)) && !board.is_judged(CheckId(1)) && board.is_judged(CheckId(7)));
+    assert_eq!(board.len(), 1, "an agent is no check");
+    let report = AgentReport::parse(b"drain").unwrap();
+    assert_eq!(board.on_answer(CheckId(1), Ok(report.clone()), Now(1)), AgentChange::Word("ready"));
+    assert!(board.is_judged(CheckId(1)));
+    assert_eq!(board.on_result(CheckId(1), failed("it is no check"), Now(1)), None);
+    let word = |board: &HealthBoard, id| board.agent(CheckId(id)).map(AgentState::word);
+    board.adopt(&[agent(2, 9_999, 1_000)], Now(10));
+    assert_eq!((word(&board, 1), word(&board, 2)), (None, Some("drain")));
+    assert_eq!(board.on_answer(CheckId(1), Ok(report), Now(11)), AgentChange::Nothing);
+    board.adopt(&[agent(3, 9_998, 1_000)], Now(20));
+    assert_eq!(word(&board, 3), Some("ready"));
+}
+
+#[test]
 fn checks_do_not_march_in_step_and_keep_their_interval_on_average() {
     let mut gaps: Vec<u64> = Vec::new();
     let mut firsts = std::collections::HashSet::new();
     for seed in 0..200 {
-        let mut schedule = CheckSchedule::new(5_000, seed, Now(0));
+        let mut schedule = CheckSchedule::new(&plan(0, &[80], 5_000), seed, Now(0));
         firsts.insert(schedule.due());
         let started = schedule.due();
-        gaps.push(schedule.advance(started, ServerHealth::Up).ms_since(started));
+        gaps.push(schedule.advance(started, Pace::Steady).ms_since(started));
     }
     assert!(firsts.len() > 100, "{} different starts", firsts.len());
     let mean = gaps.iter().sum::<u64>() / 200;

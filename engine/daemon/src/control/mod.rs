@@ -4,6 +4,7 @@
 //! an event with who, what, before and after.
 
 mod answer;
+mod check;
 mod client;
 mod peer;
 mod route;

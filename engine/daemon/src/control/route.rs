@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, json, not_allowed, problem};
 use super::peer::Peer;
-use super::server;
+use super::{check, server};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -75,6 +75,10 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
             Method::GET => server::show(asked.house, &chosen(&path)),
             _ => not_allowed("GET"),
         },
+        ["v1", "services", _, "servers", _, "check"] => match *request.method() {
+            Method::POST => check::check(request, &chosen(&path), asked).await,
+            _ => not_allowed("POST"),
+        },
         ["v1", "services", _, "servers", _, verb] => {
             let Some(verb) = server::Verb::of(verb) else { return not_here() };
             match *request.method() {
@@ -87,7 +91,7 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
 }
 
 fn not_here() -> Answer {
-    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt and /weight below it";
+    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
     problem(StatusCode::NOT_FOUND, "not_found", message)
 }
 

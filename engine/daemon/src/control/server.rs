@@ -94,7 +94,7 @@ async fn until_adopted(house: &House, generation: Generation) -> Option<String> 
     None
 }
 
-fn refuse(error: &OrderError) -> Answer {
+pub(super) fn refuse(error: &OrderError) -> Answer {
     let (status, code) = match error {
         OrderError::Bad(_) => (StatusCode::BAD_REQUEST, "bad_order"),
         OrderError::Compile(_) => (StatusCode::INTERNAL_SERVER_ERROR, "not_compiled"),

@@ -25,7 +25,7 @@ use super::frames::{Seen, Way, answers_only, echo, question, reset, syn, unfinis
 pub use shown::{NotShown, Shown};
 
 use crate::packets::arms::{holds, is_unknown_to_kernel, kernels_route};
-use crate::probe as health_probe;
+use crate::probe::{self as health_probe, Detail, Subject};
 
 /// How long answers are waited for in each of the two rounds.
 const ROUND: Duration = Duration::from_millis(1_000);
@@ -524,6 +524,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                     ports,
                     proxy: None,
                     interval_ms: CONNECT_MS,
+                    fast_interval_ms: CONNECT_MS,
                     timeout_ms: CONNECT_MS,
                     rise: 1,
                     fall: 1,
@@ -531,7 +532,10 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                 let places = Arc::clone(&places);
                 running.spawn(async move {
                     let mut trust = health_probe::Trust::default();
-                    let failure = match health_probe::run(&plan, &Network::default(), &places, &mut trust).await {
+                    let (network, subject) = (Network::default(), Subject::default());
+                    let probed =
+                        health_probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
+                    let failure = match probed.result {
                         CheckResult::Passed => None,
                         CheckResult::Failed(reason) => Some(reason),
                     };

@@ -5,6 +5,7 @@
 //! about addresses. Nobody has to know by which arm of a bridge a server is reached: each arm tries with its own MAC, and where the server is not,
 //! its address is asked for in vain. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
@@ -42,6 +43,8 @@ pub(super) struct Way {
     /// By which it may be: both arms of a bridge.
     links: Vec<Link>,
     mtu_bytes: usize,
+    /// What the file calls it.
+    name: String,
     /// The address to speak from, and the prefix length of the network whose hosts are asked for themselves.
     from: (IpAddr, u8),
     /// Who takes what is for others.
@@ -96,7 +99,17 @@ pub(super) fn way(network: &Network, plan: &CheckPlan) -> Option<Result<Way, Str
         return Some(Err(format!("interface {} is not there", port.name)));
     }
     let mtu_bytes = usize::try_from(port.mtu).unwrap_or(usize::MAX).min(9_216);
-    Some(Ok(Way { links, mtu_bytes, from, router, stand_in }))
+    Some(Ok(Way { links, mtu_bytes, name: port.name.clone(), from, router, stand_in }))
+}
+
+/// For people.
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.stand_in {
+            Some(StandIn { server, .. }) => write!(f, "{}, at {server}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
 }
 
 /// That of a port, while the interface is there.
@@ -158,6 +171,7 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     client: SocketHandle,
+    local: SocketAddr,
 }
 
 impl Stack {
@@ -184,12 +198,18 @@ impl Stack {
         let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = sockets.add(Socket::new(buffer(), buffer()));
-        Ok(Stack { wire: Some(wire), interface, sockets, client })
+        let local = SocketAddr::new(way.from.0, local_port);
+        Ok(Stack { wire: Some(wire), interface, sockets, client, local })
     }
 
     fn connect(&mut self, to: SocketAddr, local_port: u16) -> io::Result<()> {
         let client = self.sockets.get_mut::<Socket<'_>>(self.client);
         client.connect(self.interface.context(), to, local_port).map_err(io::Error::other)
+    }
+
+    /// Our own end of it.
+    pub(super) fn local(&self) -> SocketAddr {
+        self.local
     }
 
     fn state(&self) -> State {

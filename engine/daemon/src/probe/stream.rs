@@ -2,14 +2,19 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use towpath_tls::{CLOSE_BYTES_MAX, ClientContext, Connection, Fault, RECORD_BYTES_MAX, Step, sealed_bytes_max};
+use towpath_config::model::TlsCheck;
+use towpath_tls::{
+    CLOSE_BYTES_MAX, ClientContext, Connection, Fault, Presented, RECORD_BYTES_MAX, Step, presented, sealed_bytes_max,
+};
 
 use super::stack::{self, Stack, Way};
 use super::{READ_BYTES, words};
 
+const DAY_S: i64 = 86_400;
 /// Longest handshake of a server, its certificates included.
 const HANDSHAKE_BYTES_MAX: usize = 262_144;
 
@@ -25,6 +30,14 @@ impl Stream {
         match way {
             None => Ok(Stream::Kernel(TcpStream::connect(to).await?)),
             Some(way) => Ok(Stream::Own(Box::new(stack::connect(way, to).await?))),
+        }
+    }
+
+    /// Our own end of it.
+    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+        match self {
+            Stream::Kernel(stream) => stream.local_addr(),
+            Stream::Own(stack) => Ok(stack.local()),
         }
     }
 
@@ -53,7 +66,7 @@ impl Stream {
 }
 
 /// A connection that is ready for what is to be said.
-pub(super) struct Secured {
+pub(crate) struct Secured {
     stream: Stream,
     tls: Option<Tls>,
 }
@@ -68,6 +81,12 @@ struct Tls {
 }
 
 impl Secured {
+    /// A connection of the kernel's, for others than checks. The outer error says that there is none, the inner that there is no TLS over it.
+    pub(crate) async fn open(to: SocketAddr, context: Option<&ClientContext>) -> io::Result<Result<Secured, String>> {
+        let stream = Stream::connect(None, to).await?;
+        Ok(Secured::over(stream, context, to.ip()).await)
+    }
+
     /// Makes the handshake, if there is a context for one; an error in the words of an operator.
     pub(super) async fn over(
         mut stream: Stream,
@@ -101,7 +120,35 @@ impl Secured {
         Ok(Secured { stream, tls: Some(Tls { connection, buffer, plain, has_ended }) })
     }
 
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Whether the server's certificate lasts as long as the check wants, beside what the handshake judges.
+    pub(super) fn judge(&self, check: &TlsCheck) -> Result<(), String> {
+        let Some(presented) = self.presented().filter(|_| check.days_left > 0) else { return Ok(()) };
+        let left_days = days_left(&presented);
+        match left_days >= i64::from(check.days_left) {
+            true => Ok(()),
+            false => {
+                Err(format!("TLS: the server's certificate ends in {left_days} days, expected {}", check.days_left))
+            }
+        }
+    }
+
+    /// What the handshake has agreed on, and whom the server says it is; empty without TLS.
+    pub(super) fn describe(&self) -> String {
+        let Some(tls) = &self.tls else { return String::new() };
+        let mut text = format!("{}, {}", tls.connection.version(), tls.connection.cipher());
+        if let Some(presented) = self.presented() {
+            let names = if presented.names.is_empty() { presented.subject.clone() } else { presented.names.join(", ") };
+            let left_days = days_left(&presented);
+            text.push_str(&format!("; certificate of {names}, by {}, {left_days} days left", presented.issuer));
+        }
+        text
+    }
+
+    fn presented(&self) -> Option<Presented> {
+        presented(self.tls.as_ref()?.connection.peer_certificates()?.first()?)
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(tls) = &mut self.tls else { return self.stream.send(bytes).await };
         if bytes.is_empty() {
             return Ok(());
@@ -115,7 +162,7 @@ impl Secured {
     }
 
     /// 0 = the server has ended its stream, in good order.
-    pub(super) async fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    pub(crate) async fn receive(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.stream.receive(into).await };
         loop {
             if !tls.plain.is_empty() {
@@ -143,7 +190,7 @@ impl Secured {
         }
     }
 
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         if let Some(tls) = &mut self.tls {
             let mut sealed = vec![0; CLOSE_BYTES_MAX];
             let mut carry = tls.buffer.split_off(RECORD_BYTES_MAX);
@@ -167,6 +214,12 @@ impl Tls {
         self.buffer.truncate(RECORD_BYTES_MAX + opened.rest.len());
         Ok(())
     }
+}
+
+/// Whole days until it ends; negative once it has.
+fn days_left(presented: &Presented) -> i64 {
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    presented.dates.end_s.saturating_sub(now_s).div_euclid(DAY_S)
 }
 
 /// Why there is no TLS, in the words of an operator.

@@ -198,6 +198,8 @@ impl Scene {
             halted: Halted::ByOperator,
             health: ServerHealth::Up,
             check: None,
+            agent: None,
+            in_maintenance: false,
             reason: Arc::from("no health check configured"),
             since: Now(0),
             proxy: None,

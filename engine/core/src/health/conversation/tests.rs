@@ -4,6 +4,10 @@ use super::*;
 
 const TO: ([u8; 4], u16) = ([192, 0, 2, 31], 8080);
 
+fn parties(to: ([u8; 4], u16)) -> Parties {
+    Parties { from: ([192, 0, 2, 1], 40_000).into(), to: to.into(), seed: 7 }
+}
+
 fn http(get: bool, expect: Option<&str>) -> CheckKind {
     CheckKind::Http(HttpCheck {
         get,
@@ -21,7 +25,7 @@ fn smtp(expect: Option<&str>) -> CheckKind {
 /// The course of a check that gets these bytes, so many at a time, and then the end; and all that it has sent.
 fn check(kind: &CheckKind, answer: &str, at_a_time: usize) -> (Course, String) {
     let mut send = Vec::new();
-    let (mut conversation, mut course) = Conversation::begin(kind, TO.into(), &mut send);
+    let (mut conversation, mut course) = Conversation::begin(kind, &parties(TO), &mut send);
     for bytes in answer.as_bytes().chunks(at_a_time) {
         if course == Course::More {
             course = conversation.received(bytes, &mut send);
@@ -58,7 +62,7 @@ fn the_request_is_one_of_its_own_connection() {
     let (_, sent) = check(&CheckKind::Http(named.clone()), "", 1);
     assert!(sent.starts_with("HEAD ") && sent.contains("Host: mail.example.org:8080\r\n"), "{sent}");
     let mut send = Vec::new();
-    Conversation::begin(&CheckKind::Http(named), (TO.0, 80).into(), &mut send);
+    Conversation::begin(&CheckKind::Http(named), &parties((TO.0, 80)), &mut send);
     assert!(String::from_utf8(send).expect("text").contains("Host: mail.example.org\r\n"));
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 /// Sends `state` (such as `READY=1`) to the supervisor that started us, if one did. Failing is no reason to stop serving.
-pub(crate) fn notify(state: &str) {
+pub(crate) fn tell(state: &str) {
     let Some(address) = env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = send(&address, state) {
         tracing::warn!("the supervisor at NOTIFY_SOCKET={} was not told {state:?}: {error}", address.display());
@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn the_state_arrives_at_an_abstract_name_and_at_a_path() {
-        let name = format!("towpath-notify-{}", process::id());
+        let name = format!("towpath-supervisor-{}", process::id());
         let listener = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         send(&OsString::from(format!("@{name}")), "READY=1").unwrap();
         let mut buffer = [0; 64];
