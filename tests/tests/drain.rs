@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -357,6 +357,29 @@ fn udp_clients_stay_until_the_deadline_and_then_go_on_elsewhere() {
             assert!(over >= 1, "{plane}: {over} sessions were counted");
             relay.stop();
         }
+    });
+}
+
+#[test]
+fn who_came_before_a_drain_and_has_no_server_yet_gets_another_one() {
+    in_both(who_came_before_a_drain_and_has_no_server_yet_gets_another_one, |lab| {
+        let mut origins = [1, 2].map(|n| Some(Origin::tcp(lab.server(n), 443)));
+        let to = (vip(lab, "stream"), 443);
+        // Each waits for its first bytes, which may name whom it asks for.
+        let keys = "persistence = { by = \"sni\" }\ntls.handshake_timeout = \"1m\"";
+        let relay = start(lab, "stream", keys);
+        let mut early: Vec<Connection> =
+            (0..4).map(|_| Connection::open(lab.client(), to).expect("the relay listens")).collect();
+        relay.until("they are taken", |status| status.services[0].accepted >= 4);
+        relay.order("web/server-1", "drain", &OrderBody { then: Some(ThenWord::Halt), ..OrderBody::default() });
+        until_over(&relay);
+        origins[0] = None;
+        for connection in &mut early {
+            connection.stream().write_all(b"no TLS at all").expect("the relay takes it");
+            assert_eq!(connection.greeting().expect("a server").name, "server-2");
+        }
+        assert_eq!((relay.server("web", "server-1").opened, ended(&relay, "server_drained")), (0, 0));
+        relay.stop();
     });
 }
 

@@ -510,6 +510,9 @@ fn state_is_kept_where_it_outlives_a_boot_and_apart_from_that_of_other_daemons()
     for (keys, expected) in [
         ("socket = \"/run/towpath/test.2.sock\"", Some("/var/lib/towpath/test.2.state")),
         ("socket = \"/var/run/towpath.sock\"", Some("/var/lib/towpath/towpath.state")),
+        ("socket = \"/run/towpath-a/control.sock\"", Some("/var/lib/towpath/towpath-a--control.state")),
+        ("socket = \"/run/towpath-b/control.sock\"", Some("/var/lib/towpath/towpath-b--control.state")),
+        ("socket = \"/run/towpath/b/control.sock\"", Some("/var/lib/towpath/towpath--b--control.state")),
         ("socket = \"/tmp/a.sock\"", Some("/tmp/a.sock.state")),
         ("socket = \"/runner/a.sock\"", Some("/runner/a.sock.state")),
         ("socket = \"towpath.sock\"", Some("towpath.sock.state")),

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
-    RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients,
+    RouteGroup, RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::admin::Halted;

@@ -28,7 +28,9 @@ pub(super) async fn check(request: Request<Incoming>, chosen: &Chosen, asked: &A
     let Asked { house, peer, socket, deadline } = asked;
     // Servers notice it, and commands run.
     if !peer.may_change(socket) {
-        let message = format!("{peer} may look, but not have servers checked; that is for root, the owner and the group of the socket");
+        let message = format!(
+            "{peer} may look, but not have servers checked; that is for root, the owner and the group of the socket"
+        );
         return problem(StatusCode::FORBIDDEN, "forbidden", message);
     }
     if let Err(answer) = read_body::<CheckBody>(request).await {
@@ -39,7 +41,8 @@ pub(super) async fn check(request: Request<Incoming>, chosen: &Chosen, asked: &A
         Err(error) => return refuse(&error),
     };
     if members.len() > SERVERS_MAX {
-        let message = format!("{} servers at once, at most {SERVERS_MAX} can be checked; name a service", members.len());
+        let message =
+            format!("{} servers at once, at most {SERVERS_MAX} can be checked; name a service", members.len());
         return problem(StatusCode::BAD_REQUEST, "too_many", message);
     }
     let errands: Vec<_> =
