@@ -395,6 +395,10 @@ impl House {
         if !truth.words().is_draining() {
             return Ok(false);
         }
+        if shared.phase() != Phase::Running {
+            // What the end of the process cuts is no drain that was over.
+            return Ok(true);
+        }
         // Until then a worker may still give a draining server somebody new.
         let is_settled = shared.all_adopted(shared.generation());
         let mut words = truth.words().clone();
