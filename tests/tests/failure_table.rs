@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The events that the table must have, by their headings.
-const EVENTS: [&str; 9] = [
+const EVENTS: [&str; 11] = [
     "A server refuses",
     "A server is silent",
     "A server is slow",
@@ -15,6 +15,8 @@ const EVENTS: [&str; 9] = [
     "A server is removed",
     "A server returns",
     "No server is left",
+    "The service is at its limit",
+    "The queue is full",
 ];
 /// The rows of each.
 const CLIENTS: [&str; 3] = ["new", "persistent", "existing"];
