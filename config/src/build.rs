@@ -30,6 +30,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
             servers: group.servers.iter().map(server).collect::<Option<_>>()?,
             health: health(group.section.table("health")),
             proxy_protocol: proxy_to(group.section),
+            origin: None,
         });
     }
     let mut services = Vec::with_capacity(draft.services.len());
@@ -44,6 +45,10 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
                     health: health(own_health),
                     proxy_protocol: match &draft_service.members {
                         Members::Group(index) => proxy_to(draft.groups[*index].section),
+                        Members::Own(_) => None,
+                    },
+                    origin: match &draft_service.members {
+                        Members::Group(index) => Some(*index),
                         Members::Own(_) => None,
                     },
                 });
@@ -107,6 +112,8 @@ fn service(
         drain_timeout_ms: section.duration("drain_timeout")?.value,
         redispatch: section.number("redispatch")?.value,
         drop_on_failure: section.bool("drop_on_failure")?.value,
+        panic_threshold: section.number("panic_threshold")?.value,
+        slow_start_ms: section.duration("slow_start")?.value,
         max_connections: section.number("max_connections")?.value,
         source: source(service)?,
         next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
@@ -156,6 +163,7 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
         weight: server.weight.value,
         max_connections: server.max_connections.value,
         admin: server.admin.value,
+        backup: server.section.bool("backup")?.value,
         re_encrypt: server.section.bool("re_encrypt").map(|re_encrypt| re_encrypt.value),
         server_name: server.section.text("server_name").map(|name| name.value.to_ascii_lowercase()),
         proxy_protocol: proxy_to(server.section),
@@ -274,6 +282,27 @@ fn health(section: Option<&Section>) -> Option<model::Health> {
         timeout_ms: section.duration("timeout")?.value,
         rise: section.number("rise")?.value,
         fall: section.number("fall")?.value,
+        evict: match section.word("evict")?.value {
+            "group" => model::Evict::Group,
+            "port" => model::Evict::Port,
+            "server" => model::Evict::Server,
+            _ => model::Evict::Service,
+        },
+        damping: model::Damping {
+            flaps: section.number("flaps")?.value,
+            window_ms: section.duration("flap_window")?.value,
+            hold_ms: section.duration("flap_hold")?.value,
+        },
+        passive: match section.table("passive") {
+            Some(passive) => Some(model::Passive {
+                connect_failures: passive.number("connect_failures")?.value,
+                server_errors: passive.number("server_errors")?.value,
+                at_least: passive.number("at_least")?.value,
+                window_ms: passive.duration("window")?.value,
+                hold_ms: passive.duration("hold")?.value,
+            }),
+            None => None,
+        },
         agent: section.number("agent_port").map(|port| model::Agent {
             port: port.value,
             send: section.text("agent_send").map(|line| line.value.to_owned()),

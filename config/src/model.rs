@@ -277,6 +277,8 @@ pub struct ServerGroup {
     pub health: Option<Health>,
     /// What they are told of clients, unless they say otherwise; `None` = as the service says.
     pub proxy_protocol: Option<ProxyTo>,
+    /// Of a service that judges the servers of a `[[group]]` in its own way: that group, as an index into [`Model::groups`].
+    pub origin: Option<usize>,
 }
 
 /// `[[service.server]]` or `[[group.server]]`: membership of one RealServer in one group.
@@ -294,6 +296,8 @@ pub struct Server {
     pub max_connections: u32,
     /// The operator's word.
     pub admin: AdminState,
+    /// Whether it takes clients only when no other server can.
+    pub backup: bool,
     /// Whether services that end TLS go on with it towards this server; `None` = as they say, see [`EndedTls::re_encrypts`].
     pub re_encrypt: Option<bool>,
     /// See [`EndedTls::server_name`].
@@ -346,6 +350,10 @@ pub struct VirtualService {
     pub redispatch: u8,
     /// Whether connections to a server that goes down are reset at both ends; UDP always leaves such a server.
     pub drop_on_failure: bool,
+    /// Share of the servers, in percent, that must be up; below it backups join in, or checks are not believed. 0 = none.
+    pub panic_threshold: u8,
+    /// How long a server that comes back takes less than its share; 0 = not at all.
+    pub slow_start_ms: u64,
     /// Never more than this many connections at once; 0 = no limit.
     pub max_connections: u32,
     /// The address that the real server sees.
@@ -590,8 +598,60 @@ pub struct Health {
     pub rise: u16,
     /// Consecutive failures that make a server down.
     pub fall: u16,
+    /// What a failing check takes away.
+    pub evict: Evict,
+    /// When a server goes up and down too often.
+    pub damping: Damping,
+    /// What clients meet at a server; `None` = only checks judge.
+    pub passive: Option<Passive>,
     /// Who says, beside the check, how the server wants to be treated.
     pub agent: Option<Agent>,
+}
+
+/// `health.passive`: what clients meet at a server takes it out, whatever its checks say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Passive {
+    /// Share of connects that fail, in percent, from which on it is out; 0 = they do not matter.
+    pub connect_failures: u8,
+    /// Share of responses with a status of 500 or more, likewise.
+    pub server_errors: u8,
+    /// Fewer connects or responses within the window mean nothing.
+    pub at_least: u32,
+    /// How far back connects and responses are counted.
+    pub window_ms: u64,
+    /// How long it is out the first time.
+    pub hold_ms: u64,
+}
+
+/// `health.evict`: what a failing check takes away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Evict {
+    /// The server, from every service of its group.
+    Group,
+    /// The port of the server; each port is judged by itself.
+    Port,
+    /// Every server with its address, from every service.
+    Server,
+    /// The server, from the services that use the check.
+    #[default]
+    Service,
+}
+
+/// `health.flaps`, `flap_window` and `flap_hold`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Damping {
+    /// A server that went down so often within the window is held; 0 = never.
+    pub flaps: u16,
+    /// How long a time is remembered that it went down.
+    pub window_ms: u64,
+    /// How long it is held the first time.
+    pub hold_ms: u64,
+}
+
+impl Damping {
+    /// No server is held.
+    pub const OFF: Damping = Damping { flaps: 0, window_ms: 0, hold_ms: 0 };
 }
 
 /// `health.agent_port`
@@ -711,9 +771,14 @@ pub struct TlsCheck {
 impl Model {
     /// Every group of servers that a service has: its own first, then those behind its routes.
     pub fn groups_of(&self, service: &VirtualService) -> impl Iterator<Item = &ServerGroup> {
+        self.group_indices_of(service).map(|index| &self.groups[index])
+    }
+
+    /// The same as indices into [`Model::groups`].
+    pub fn group_indices_of(&self, service: &VirtualService) -> impl Iterator<Item = usize> {
         let by_name = service.routes().iter().map(|route| route.group);
-        let places: Vec<usize> = by_name.chain(service.http_groups().map(|(_, group)| group.group)).collect();
-        std::iter::once(service.group).chain(places).map(|place| &self.groups[place])
+        let behind: Vec<usize> = by_name.chain(service.http_groups().map(|(_, group)| group.group)).collect();
+        std::iter::once(service.group).chain(behind)
     }
 
     /// Every VLAN, with the link that it is on.

@@ -2,6 +2,8 @@
 
 #[path = "check/examples.rs"]
 mod examples;
+#[path = "check/failure.rs"]
+mod failure;
 #[path = "check/http.rs"]
 mod http;
 #[path = "check/limits.rs"]

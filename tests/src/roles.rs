@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -24,6 +24,8 @@ use crate::{Greeting, Host, PATIENCE, Program};
 const ORIGIN: &str = "--as-origin";
 /// The same for clients.
 const CROWD: &str = "--as-crowd";
+/// The same for clients that come back whenever their connection ends.
+const STORM: &str = "--as-storm";
 /// The same for a Towpath whose workers panic once its second argument is there.
 const PANICKING: &str = "--as-panicking";
 
@@ -42,6 +44,7 @@ pub fn play(arguments: &[String]) -> Option<ExitCode> {
         [role, name, addresses @ ..] if role == ORIGIN => play_origin(name, addresses),
         [role, config, trigger] if role == PANICKING => play_panicking(Path::new(config), PathBuf::from(trigger)),
         [role, to, from, clients] if role == CROWD => play_crowd(to, from, clients),
+        [role, to, from, clients, returns] if role == STORM => play_storm(to, from, clients, returns),
         _ => return None,
     };
     Some(match played {
@@ -137,6 +140,53 @@ impl Crowd {
     }
 }
 
+/// Clients in a process of their own that come back at once when their connection ends, and do so until they are served; killed when dropped.
+#[derive(Debug)]
+pub struct Storm {
+    _child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+/// How clients came back.
+#[derive(Clone, Copy, Debug)]
+pub struct Returned {
+    /// From the first end to the last one that was served again.
+    pub took: Duration,
+    /// Attempts that were refused or cut off on the way.
+    pub refused: usize,
+}
+
+impl Storm {
+    /// Opens so many connections and returns when all are served.
+    ///
+    /// # Panics
+    ///
+    /// When one is refused, or the process fails.
+    #[track_caller]
+    pub fn gather(program: Program, host: &Host, to: SocketAddr, clients: usize, returns: usize) -> Storm {
+        let mut command = program.command();
+        let from = IpAddr::from(host.ipv4());
+        let arguments = [to.to_string(), from.to_string(), clients.to_string(), returns.to_string()];
+        command.arg(STORM).args(arguments).stdin(Stdio::piped());
+        let (child, mut output) = spawn(host, command);
+        assert_eq!(heard(&mut output), format!("{clients} served"));
+        Storm { _child: child, output }
+    }
+
+    /// Waits until as many as were announced have lost their connection and are served again.
+    ///
+    /// # Panics
+    ///
+    /// When they are not, or the process fails.
+    #[track_caller]
+    pub fn returned(&mut self) -> Returned {
+        let told = heard(&mut self.output);
+        let (took_ms, refused) = told.split_once(' ').expect("two counts");
+        let took = Duration::from_millis(took_ms.parse().expect("milliseconds"));
+        Returned { took, refused: refused.parse().expect("a count") }
+    }
+}
+
 #[track_caller]
 fn spawn(host: &Host, mut command: Command) -> (Child, BufReader<ChildStdout>) {
     command.stdout(Stdio::piped());
@@ -195,6 +245,66 @@ fn play_crowd(to: &str, from: &str, clients: &str) -> io::Result<()> {
             }
         }
         say(&answered.to_string())
+    })
+}
+
+fn play_storm(to: &str, from: &str, clients: &str, returns: &str) -> io::Result<()> {
+    raise_descriptors()?;
+    let to: SocketAddr = to.parse().map_err(io::Error::other)?;
+    let from: IpAddr = from.parse().map_err(io::Error::other)?;
+    let clients: usize = clients.parse().map_err(io::Error::other)?;
+    let returns: usize = returns.parse().map_err(io::Error::other)?;
+    runtime()?.block_on(async {
+        let mut held = Vec::with_capacity(clients);
+        let mut connecting = JoinSet::new();
+        for _ in 0..clients {
+            while connecting.len() >= CONNECTING_MAX {
+                held.extend(connecting.join_next().await.transpose().map_err(io::Error::other)?.transpose()?);
+            }
+            connecting.spawn(greeted(from, to));
+        }
+        while let Some(joined) = connecting.join_next().await {
+            held.push(joined.map_err(io::Error::other)??);
+        }
+        say(&format!("{} served", held.len()))?;
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        for stream in held {
+            let tell = tell.clone();
+            tokio::spawn(async move {
+                let mut stream = stream;
+                loop {
+                    // A server that greets says nothing more by itself: this is the end, of whatever kind.
+                    let _whatever = stream.read(&mut [0; 64]).await;
+                    let lost = Instant::now();
+                    let mut refused = 0;
+                    stream = loop {
+                        match greeted(from, to).await {
+                            Ok(stream) => break stream,
+                            Err(_) => {
+                                refused += 1;
+                                tokio::time::sleep(LOOK_EVERY).await;
+                            }
+                        }
+                    };
+                    if tell.send((lost, Instant::now(), refused)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let mut refused = 0;
+        let mut first_lost: Option<Instant> = None;
+        let mut last_back = Instant::now();
+        for _ in 0..returns {
+            let Some((lost, back, times)) = told.recv().await else { break };
+            first_lost = Some(first_lost.map_or(lost, |first| first.min(lost)));
+            last_back = last_back.max(back);
+            refused += times;
+        }
+        let took = last_back.saturating_duration_since(first_lost.unwrap_or(last_back));
+        say(&format!("{} {refused}", took.as_millis()))?;
+        // Nobody writes there: its end is ours.
+        io::stdin().lock().read_to_end(&mut Vec::new()).map(|_| ())
     })
 }
 

@@ -225,16 +225,28 @@ fn server_row(server: &ServerStatus) -> [Cell; 10] {
         Cell::figure(maximum(server.connections_max)),
         Cell::figure(thousands(server.opened)),
         Cell::word(match &server.agent {
-            Some(agent) => format!("{}; agent: {agent}", server.reason),
-            None => server.reason.clone(),
+            Some(agent) => format!("{}; agent: {agent}", standing(server)),
+            None => standing(server),
         }),
     ]
+}
+
+/// Why its health is as it is, behind what part it has in the service if that is not the usual one.
+fn standing(server: &ServerStatus) -> String {
+    let part = match server.duty.as_str() {
+        "backup" => "serves as backup",
+        "standby" => "stands by",
+        "fail-open" => "used although it is not up",
+        _ => return server.reason.clone(),
+    };
+    format!("{part}: {}", server.reason)
 }
 
 /// The word for a verdict of a health check.
 pub(crate) fn health_word(health: HealthStatus) -> &'static str {
     match health {
         HealthStatus::Down => "down",
+        HealthStatus::Held => "held",
         HealthStatus::Unknown => "unknown",
         HealthStatus::Up => "up",
     }
@@ -594,6 +606,8 @@ mod tests {
             weight_said: None,
             health,
             reason: reason.to_owned(),
+            duty: "primary".to_owned(),
+            closed_ports: Vec::new(),
             agent: None,
             health_seconds: 75,
             connections: 600,

@@ -105,6 +105,7 @@ fn group(
                 servers: draft.groups[named].servers.iter().map(server).collect::<Option<_>>()?,
                 health: health(Some(own)),
                 proxy_protocol: proxy_to(draft.groups[named].section),
+                origin: Some(named),
             });
             groups.len() - 1
         }

@@ -60,6 +60,8 @@ pub enum EventKind {
     Health,
     /// Whether a server is a member.
     Membership,
+    /// Whether what clients meet at a server takes it out.
+    Passive,
     /// Whether the process runs, drains or ends.
     Phase,
     /// How full a source address is towards a server.
@@ -68,7 +70,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// All of them, in the order of their words.
-    pub const ALL: [EventKind; 10] = [
+    pub const ALL: [EventKind; 11] = [
         EventKind::Admin,
         EventKind::Agent,
         EventKind::Bridge,
@@ -77,6 +79,7 @@ impl EventKind {
         EventKind::Drain,
         EventKind::Health,
         EventKind::Membership,
+        EventKind::Passive,
         EventKind::Phase,
         EventKind::SourcePorts,
     ];
@@ -92,6 +95,7 @@ impl EventKind {
             EventKind::Drain => "drain",
             EventKind::Health => "health",
             EventKind::Membership => "membership",
+            EventKind::Passive => "passive",
             EventKind::Phase => "phase",
             EventKind::SourcePorts => "source-ports",
         }

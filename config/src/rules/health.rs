@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use super::tls::{Wildcard, host_name};
 use crate::decode::{PortSet, Section};
-use crate::diagnostic::Report;
-use crate::draft::Draft;
+use crate::diagnostic::{Report, Span};
+use crate::draft::{Draft, DraftPorts, Members, Service};
 use crate::model::Protocol;
 
 /// Ports of one check: each is a connection per server and interval.
@@ -24,6 +24,8 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     }
     for service in &draft.services {
         let Some(health) = draft.health(service) else { continue };
+        evicted(draft, service, health, report);
+        passive(service, health, report);
         let (Some(protocol), Some(check)) = (&service.protocol, health.word("check")) else { continue };
         let over_tcp = match check.value {
             "sip" => health.word("transport").is_none_or(|transport| transport.value != "udp"),
@@ -82,6 +84,87 @@ fn judge_one(health: &Section, report: &mut Report) {
     agent(health, report);
     command(health, report);
     without_effect(health, report);
+}
+
+/// What a failing check takes away, of this service.
+fn evicted(draft: &Draft<'_>, service: &Service<'_>, health: &Section, report: &mut Report) {
+    let Some(evict) = health.word("evict").filter(|evict| evict.written) else { return };
+    match (evict.value, &service.members) {
+        ("group", Members::Own(_)) => {
+            report
+                .error("conflicting-keys", &evict.span, "`evict = \"group\"` is for servers of a `[[group]]`")
+                .label(&service.section.span, format!("service {} has servers of its own", service.title()))
+                .hint("use `evict = \"service\"`, or `\"server\"` for every service that has one with this address");
+        }
+        ("port", _) => each_port(draft, service, health, &evict.span, report),
+        _ => {}
+    }
+}
+
+/// Of ports that are judged each by itself clients come to every one, and there is one at least.
+fn each_port(draft: &Draft<'_>, service: &Service<'_>, health: &Section, evict: &Span, report: &mut Report) {
+    let keeps_port = draft.servers(service).iter().any(|server| server.port.is_none());
+    let Some(ports) = health.ports("ports") else {
+        let all = match &service.ports {
+            Some(DraftPorts::All(span)) => Some(span),
+            Some(DraftPorts::Set(set)) if PortSet::count(set.value) > PORTS_MAX => Some(&set.span),
+            _ => None,
+        };
+        if let Some(all) = all.filter(|_| keeps_port) {
+            report
+                .error("too-many", evict, format!("each port is checked by itself, at most {PORTS_MAX} of them"))
+                .label(all, format!("the ports of service {}", service.title()))
+                .hint("name those that tell most about the server: `ports = [...]`");
+        }
+        return;
+    };
+    let served = |port: u16| {
+        service.port(port).is_some() && keeps_port
+            || draft.servers(service).iter().any(|server| server.port.as_ref().is_some_and(|own| own.value == port))
+    };
+    let stray = ports.value.ranges.iter().find(|range| (range.low..=range.high).any(|port| !served(port)));
+    if let (Some(range), true) = (stray, service.ports.is_some()) {
+        let port = (range.low..=range.high).find(|&port| !served(port)).unwrap_or(range.low);
+        report
+            .error(
+                "conflicting-keys",
+                &range.span,
+                format!("port {port} takes nothing away: no client of service {} comes to it", service.title()),
+            )
+            .label(evict, "a failing port is left, the server stays")
+            .hint("remove the port, or use `evict = \"service\"`");
+    }
+}
+
+/// `passive`, of this service.
+fn passive(service: &Service<'_>, health: &Section, report: &mut Report) {
+    let Some(passive) = health.table("passive") else { return };
+    if health.word("check").is_some_and(|check| check.value == "none") {
+        report
+            .error("conflicting-keys", &passive.span, "`health.passive` goes with a check, here is none")
+            .hint("use `check = \"tcp\"`, or remove it");
+        return;
+    }
+    if ["connect_failures", "server_errors"].iter().any(|key| passive.broken.contains(key)) {
+        return;
+    }
+    let share = |key| passive.integer(key).filter(|share| share.value > 0);
+    if let Some(errors) = share("server_errors").filter(|_| service.http.is_none()) {
+        report
+            .error("needs-http", &errors.span, "`server_errors` needs HTTP mode: else nobody reads the responses")
+            .label(&service.section.span, format!("service {} relays bytes", service.title()))
+            .hint("add `http = {}`, or remove it");
+    }
+    if let Some(protocol) = service.protocol.as_ref().filter(|protocol| protocol.value == Protocol::Udp) {
+        report
+            .error("conflicting-keys", &passive.span, "UDP tells nobody whether a server was reached")
+            .label(&protocol.span, format!("service {} is UDP", service.title()))
+            .hint("remove `passive`");
+    } else if share("server_errors").is_none() && share("connect_failures").is_none() {
+        report
+            .error("conflicting-keys", &passive.span, "`health.passive` looks at nothing")
+            .hint("set `connect_failures` or `server_errors` above 0, or remove it");
+    }
 }
 
 /// A verdict that changes is never looked at less often than one that stands.
@@ -190,6 +273,22 @@ const RUNNING: [&str; 12] =
 
 fn without_effect(health: &Section, report: &mut Report) {
     let Some(check) = health.word("check") else { return };
+    for key in ["evict", "flaps", "flap_window", "flap_hold"] {
+        if let Some(span) = health.written(key).filter(|_| check.value == "none") {
+            report
+                .warning("no-effect", span, format!("`health.{key}` has no effect with `check = \"none\"`"))
+                .hint("remove it");
+        }
+    }
+    for key in ["flap_window", "flap_hold"] {
+        if let Some(span) = health.written(key)
+            && health.integer("flaps").is_some_and(|flaps| flaps.value == 0)
+        {
+            report
+                .warning("no-effect", span, format!("`health.{key}` has no effect: no server is held (`flaps = 0`)"))
+                .hint("remove it");
+        }
+    }
     let is_sip_over_tls =
         check.value == "sip" && health.word("transport").is_some_and(|transport| transport.value == "tls");
     let needs: [(&str, &[&str]); 15] = [

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::decode::{Section, Value};
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, Service};
-use crate::model::{Forwarding, Plane, Protocol};
+use crate::model::{Balance, Forwarding, Plane, Protocol};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
@@ -14,6 +14,8 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             Plane::Packet => packet(draft, service, report),
         }
         failure(draft, service, report);
+        panic(draft, service, report);
+        slow_start(draft, service, report);
     }
 }
 
@@ -151,12 +153,47 @@ fn shares_network(root: &Section, one: IpAddr, other: IpAddr) -> bool {
         .any(|item| matches!(item.value, Value::Network(network) if network.holds(one) && network.holds(other)))
 }
 
+/// Whether nobody says when a server goes down.
+fn is_unchecked(draft: &Draft<'_>, service: &Service<'_>) -> bool {
+    draft.health(service).is_none_or(|health| health.word("check").is_some_and(|check| check.value == "none"))
+}
+
+fn panic(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    if let Some(span) = service.section.written("panic_threshold")
+        && service.section.integer("panic_threshold").is_some_and(|percent| percent.value > 0)
+        && is_unchecked(draft, service)
+    {
+        report
+            .warning("no-effect", span, "`panic_threshold` has no effect: without a check every server counts as up")
+            .hint("add `health = { check = \"tcp\" }`, or remove it");
+    }
+}
+
+/// A hash gives by clients, not by shares: one that grew would move clients with each step.
+fn slow_start(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    let Some(slow_start) = service.section.duration("slow_start").filter(|slow_start| slow_start.value > 0) else {
+        return;
+    };
+    let method = match service.balance(&draft.groups) {
+        Balance::Maglev => "maglev",
+        Balance::SourceHash => "source-hash",
+        _ => return,
+    };
+    report
+        .error(
+            "conflicting-keys",
+            &slow_start.span,
+            format!("`slow_start` does not go with `balance = \"{method}\"`: clients would move with each step"),
+        )
+        .hint("remove it, or use `balance = \"weighted-least-connections\"`");
+}
+
 fn failure(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     let Some(span) = service.section.written("drop_on_failure") else { return };
     if service.section.bool("drop_on_failure").is_none_or(|drops| !drops.value) {
         return;
     }
-    if draft.health(service).is_none_or(|health| health.word("check").is_some_and(|check| check.value == "none")) {
+    if is_unchecked(draft, service) {
         report
             .warning("no-effect", span, "`drop_on_failure` has no effect: nothing tells when a server goes down")
             .hint("add `health = { check = \"tcp\" }`");

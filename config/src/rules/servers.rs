@@ -67,6 +67,16 @@ fn group(servers: &[Server<'_>], header: &Span, report: &mut Report) {
             .warning("no-server", place, format!("{what}: nobody takes new connections"))
             .hint("leave at least one ready, with a weight");
     }
+    let backup = servers.first().filter(|_| servers.iter().all(is_backup));
+    if let Some(span) = backup.and_then(|first| first.section.written("backup")) {
+        report
+            .warning("no-effect", span, "all servers are backups: they serve as if none was")
+            .hint("leave one without `backup`");
+    }
+}
+
+fn is_backup(server: &Server<'_>) -> bool {
+    server.section.bool("backup").is_some_and(|backup| backup.value)
 }
 
 /// Admin state and limit belong to the real server, so every mention of it must agree.

@@ -11,6 +11,7 @@ const EVENT: Kind = Kind::Word(&[
     word("drain", "How far the drain of a server is."),
     word("health", "A server went down or came back; not its first check passed."),
     word("membership", "A server joined a service or left it."),
+    word("passive", "What clients meet at a server takes it out, or does so no more."),
     word("phase", "The process drains or ends."),
     word("source-ports", "A source address is nearly exhausted towards a server, or calm again."),
 ]);

@@ -104,6 +104,18 @@ pub static SERVICE: Table = Table {
         )
         .default("false"),
         key(
+            "panic_threshold",
+            integer(0, 100, "percent"),
+            "Share of its servers that must be up. Below it backups join in; where no backup is up, checks are not believed any more, and every server that is ready takes clients (fail open). 0 = never.",
+        )
+        .default("0"),
+        key(
+            "slow_start",
+            duration(0, HOUR),
+            "How long a server that comes back takes less than its share of new connections, at first a tenth of it; 0 = not at all.",
+        )
+        .default("0ms"),
+        key(
             "min_connections",
             integer(0, 16_777_216, "connections"),
             "Connections that are kept for this service; 0 = none.",
@@ -226,7 +238,12 @@ pub static SERVER: Table = Table {
             "The operator's word, until another one is said at run time (`towpath server`); a reload that changes it holds again.",
         )
         .default("ready"),
-        key("backup", Kind::Bool, "Takes connections only when no other server can.").default("false").later(),
+        key(
+            "backup",
+            Kind::Bool,
+            "Takes clients only while no other server is up and ready (or fewer than `panic_threshold`), and of a connection whose other servers all refused it. Servers that are only full do not count as gone. Clients leave it with their next connection.",
+        )
+        .default("false"),
         key("re_encrypt", Kind::Bool, "TLS towards this server, for services that end it.").described("by `tls.mode`"),
         key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.")
             .described("`tls.server_name`"),
@@ -324,6 +341,39 @@ pub static SOURCE: Table = Table {
     ],
 };
 
+/// `health.passive`
+pub(super) static PASSIVE: Table = Table {
+    path: "service.health.passive",
+    doc: "What clients meet at a server takes it out for a while, whatever its checks say; never more than half of the servers of a service at a time.",
+    keys: &[
+        key(
+            "connect_failures",
+            integer(0, 100, "percent"),
+            "Share of connects that the server refuses or does not answer, or whose TLS it fails, from which on it is out; 0 = they do not matter. Not for UDP.",
+        )
+        .default("50"),
+        key(
+            "server_errors",
+            integer(0, 100, "percent"),
+            "Share of responses with a status of 500 or more, or that do not come within `http.response_timeout`, from which on it is out; 0 = they do not matter. Needs HTTP mode.",
+        )
+        .default("0"),
+        key(
+            "at_least",
+            integer(1, 1_000_000, "connects or responses"),
+            "With fewer of them within `window` nothing happens.",
+        )
+        .default("10"),
+        key("window", duration(SECOND, HOUR), "How far back they are counted.").default("10s"),
+        key(
+            "hold",
+            duration(SECOND, DAY),
+            "How long it is out; twice as long with each further time, up to eight times.",
+        )
+        .default("30s"),
+    ],
+};
+
 /// `health`
 pub static HEALTH: Table = Table {
     path: "service.health",
@@ -364,13 +414,28 @@ pub static HEALTH: Table = Table {
         key(
             "evict",
             Kind::Word(&[
-                later("port", "The failing port only."),
-                later("server", "The server leaves every service that uses it."),
+                word("group", "The server leaves every service of the `[[group]]`, however these judge it."),
+                word("port", "The failing port only: each of `ports` is judged by itself, and a server takes clients at the others."),
+                word("server", "The server leaves every service that has one with its address."),
                 word("service", "The server leaves the services that use this check, with all their ports."),
             ]),
-            "What a failing check takes away.",
+            "What a failing check takes away. Of several checks that concern a server the worst counts.",
         )
         .default("service"),
+        key(
+            "flaps",
+            integer(0, 100, "times"),
+            "A server that has gone down so often within `flap_window` is held: its checks may pass, but for `flap_hold` it takes clients only if no other server can. 0 = never.",
+        )
+        .default("5"),
+        key("flap_window", duration(SECOND, DAY), "How long it is remembered that a server went down.").default("5m"),
+        key(
+            "flap_hold",
+            duration(100 * MS, DAY),
+            "How long a server is held that goes up and down; twice as long with each further time, up to eight times.",
+        )
+        .default("1m"),
+        key("passive", Kind::Table(&PASSIVE), "What clients meet at a server takes it out, too; without it only checks do."),
         key(
             "agent_port",
             integer(1, 65_535, "port"),

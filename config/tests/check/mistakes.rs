@@ -121,8 +121,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
         ("health = { check = \"ldap\" }", "", "\"ldap\""),
-        ("health = { check = \"tcp\", evict = \"server\" }", "", "\"server\""),
-        ("", "backup = true", "backup"),
         ("", "min_connections = 5", "min_connections"),
     ];
     for (lines, server, place) in rows {

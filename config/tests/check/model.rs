@@ -61,6 +61,8 @@ fn a_short_file_gets_the_documented_defaults() {
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        panic_threshold: 0,
+        slow_start_ms: 0,
         next_hop: None,
         client_networks: Vec::new(),
         max_connections: 0,
@@ -81,11 +83,13 @@ fn a_short_file_gets_the_documented_defaults() {
         weight: 100,
         max_connections: 0,
         admin: AdminState::Ready,
+        backup: false,
         re_encrypt: None,
         server_name: None,
         proxy_protocol: None,
     };
-    let group = ServerGroup { name: "web".to_owned(), servers: vec![server], health: None, proxy_protocol: None };
+    let group =
+        ServerGroup { name: "web".to_owned(), servers: vec![server], health: None, proxy_protocol: None, origin: None };
     assert_eq!(model.groups, [group]);
 }
 
@@ -116,7 +120,7 @@ socket = "none"
 [[group]]
 name = "shared"
 balance = "maglev"
-health = { check = "tcp", ports = [444, 5061], interval = "2s", fast_interval = 500, timeout = 1500, rise = 4, fall = 5, agent_port = 9999 }
+health = { check = "tcp", ports = [444, 5061], interval = "2s", fast_interval = 500, timeout = 1500, rise = 4, fall = 5, agent_port = 9999, evict = "group", flaps = 3, flap_window = "2m", flap_hold = "30s", passive = { connect_failures = 30, server_errors = 0, at_least = 50, window = "1m", hold = "5s" } }
 
 [[group.server]]
 name = "one"
@@ -129,6 +133,7 @@ admin = "drain"
 [[group.server]]
 name = "two"
 address = "2001:db8::22"
+backup = true
 
 [[service]]
 name = "first"
@@ -140,6 +145,7 @@ idle_timeout = "1d"
 connect_timeout = "500ms"
 drain_timeout = 0
 redispatch = 0
+panic_threshold = 40
 max_connections = 4000
 source = { pool = ["2001:db8::5"], ports = "2048-4095", rest = "30s" }
 group = "shared"
@@ -150,6 +156,7 @@ vip = "2001:db8::10"
 ports = 3478
 protocol = "udp"
 balance = "round-robin"
+slow_start = "90s"
 source = "vip"
 health = { check = "none" }
 group = "shared"
@@ -191,6 +198,7 @@ group = "shared"
     let times = (first.idle_timeout_ms, first.connect_timeout_ms, first.drain_timeout_ms);
     assert_eq!(times, (86_400_000, 500, 0));
     assert_eq!((first.redispatch, first.max_connections, first.group), (0, 4000, 0));
+    assert_eq!((first.panic_threshold, first.slow_start_ms), (40, 0));
     let address = "2001:db8::5".parse().expect("an address");
     assert_eq!(
         first.source,
@@ -211,16 +219,27 @@ group = "shared"
         timeout_ms: 1500,
         rise: 4,
         fall: 5,
+        evict: Evict::Group,
+        damping: Damping { flaps: 3, window_ms: 120_000, hold_ms: 30_000 },
+        passive: Some(Passive {
+            connect_failures: 30,
+            server_errors: 0,
+            at_least: 50,
+            window_ms: 60_000,
+            hold_ms: 5_000,
+        }),
         agent: Some(Agent { port: 9999, send: None }),
     };
     assert_eq!(group.health, Some(health));
     let one = &group.servers[0];
     assert_eq!((one.port, one.weight, one.max_connections, one.admin), (Some(8443), 7, 30, AdminState::Drain));
+    assert_eq!(group.servers.iter().map(|server| server.backup).collect::<Vec<_>>(), [false, true]);
     let second = &model.services[1];
     assert_eq!(
         (second.protocol, second.balance, second.idle_timeout_ms),
         (Protocol::Udp, Balance::RoundRobin, 300_000)
     );
+    assert_eq!(second.slow_start_ms, 90_000);
     assert_eq!(
         second.source,
         Source::Pool(SourcePool {
@@ -235,7 +254,7 @@ group = "shared"
     assert_eq!(model.groups.len(), 2);
     assert_eq!((second.group, model.groups[1].name.as_str()), (1, "second"));
     assert_eq!(model.groups[1].servers, group.servers);
-    assert_eq!(model.groups[1].health, None);
+    assert_eq!((&model.groups[1].health, model.groups[1].origin), (&None, Some(0)));
 }
 
 #[test]

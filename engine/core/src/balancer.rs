@@ -10,6 +10,7 @@ use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::Loads;
 use crate::random::{SplitMix64, hash_address, mix};
 use crate::snapshot::{REAL_SERVERS_MAX, Service, Target};
+use crate::time::Now;
 
 /// Seed of the hash for `source-hash`: fixed, so that every worker, restart and machine agrees about a client.
 const SOURCE_HASH_SEED: u64 = 0x746f_7770_6174_6801;
@@ -52,6 +53,11 @@ impl Candidates {
     #[inline]
     pub fn contains(&self, target: TargetIndex) -> bool {
         self.words[target.index() / 64] & (1 << (target.index() % 64)) != 0
+    }
+
+    /// Whether nobody is in.
+    pub fn is_empty(&self) -> bool {
+        self.words[..self.words_len].iter().all(|&word| word == 0)
     }
 
     /// The places, ascending.
@@ -98,6 +104,8 @@ pub struct BalancerState {
     /// Connections given so far.
     turns: u64,
     random: SplitMix64,
+    /// The time of the choice at hand: servers that came back grow into their share.
+    now: Now,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +120,13 @@ struct Seat {
 impl BalancerState {
     /// A balancer that has given nothing yet. `seed` decides the draws of random-of-two.
     pub fn new(seed: u64) -> BalancerState {
-        BalancerState { seats: Vec::new(), turns: 0, random: SplitMix64::new(seed) }
+        BalancerState { seats: Vec::new(), turns: 0, random: SplitMix64::new(seed), now: Now(0) }
+    }
+
+    /// What comes next happens at this time.
+    #[inline]
+    pub fn look_at(&mut self, now: Now) {
+        self.now = now;
     }
 
     /// The member that gets the next connection of `client`; `None` when there is no candidate. Changes no turn: that is
@@ -126,23 +140,26 @@ impl BalancerState {
     ) -> Option<TargetIndex> {
         self.seat(&service.targets);
         let targets = &service.targets;
+        let now = self.now;
         match service.balance {
-            Balance::LeastConnections => {
-                self.least(candidates, |target| Load::new(loads.active(member(targets, target).server), 1))
-            }
+            Balance::LeastConnections => self.least(candidates, |target| {
+                let member = member(targets, target);
+                Load::new(loads.active(member.server), service.ramp(member, now))
+            }),
             Balance::Maglev => match &service.maglev {
                 Some(table) => table.lookup(client, candidates),
                 None => source_hash(targets, candidates, client),
             },
-            Balance::RandomOfTwo => self.random_of_two(targets, candidates, loads),
-            Balance::RoundRobin => self.least(candidates, |_| Load::new(0, 1)),
+            Balance::RandomOfTwo => self.random_of_two(service, candidates, loads),
+            Balance::RoundRobin if !service.ramps(now) => self.least(candidates, |_| Load::new(0, 1)),
             Balance::SourceHash => source_hash(targets, candidates, client),
             Balance::WeightedLeastConnections => {
-                self.least(candidates, |target| Load::of(member(targets, target), loads))
+                self.least(candidates, |target| Load::of(service, member(targets, target), loads, now))
             }
-            Balance::WeightedRoundRobin => {
-                let owed =
-                    |target: TargetIndex| self.seats[target.index()].owed + i64::from(member(targets, target).weight);
+            Balance::RoundRobin | Balance::WeightedRoundRobin => {
+                let owed = |target: TargetIndex| {
+                    self.seats[target.index()].owed + turn_share(service, member(targets, target), now)
+                };
                 candidates.iter().reduce(|best, next| if owed(next) > owed(best) { next } else { best })
             }
         }
@@ -152,7 +169,7 @@ impl BalancerState {
     /// where the method has to know them all first, or one is full, or there is none.
     #[inline]
     pub fn choose_at_once(&mut self, service: &Service, tried: &Tried, loads: &impl Loads) -> Option<TargetIndex> {
-        let seated = self.seats.len() == service.targets.len() && tried.is_empty();
+        let seated = self.seats.len() == service.targets.len() && tried.is_empty() && !service.ramps(self.now);
         match service.balance {
             Balance::LeastConnections if seated => self.least_at_once::<true>(&service.targets, loads),
             Balance::RoundRobin if seated => self.least_at_once::<false>(&service.targets, loads),
@@ -172,6 +189,9 @@ impl BalancerState {
                 return None;
             }
             if target.takes_new() {
+                if !target.closed_ports.is_empty() {
+                    return None;
+                }
                 let is_limited = target.max_connections != 0;
                 let active = if BY_LOAD || is_limited { loads.active(target.server) } else { 0 };
                 if is_limited && active >= target.max_connections {
@@ -198,17 +218,20 @@ impl BalancerState {
     /// The connection that [`BalancerState::choose`] gave to `target` out of `candidates` was counted: its turn is over.
     pub fn taken(&mut self, service: &Service, candidates: &Candidates, target: TargetIndex) {
         self.taken_at_once(target);
-        if service.balance == Balance::WeightedRoundRobin {
-            self.owe(&service.targets, candidates, target);
+        match service.balance {
+            Balance::WeightedRoundRobin => self.owe(service, candidates, target),
+            Balance::RoundRobin if service.ramps(self.now) => self.owe(service, candidates, target),
+            _ => {}
         }
     }
 
     /// Smooth weighted round robin as in nginx (`ngx_http_upstream_get_peer`): every candidate is owed its weight more, the one
     /// that was served pays the sum. So each is served in proportion to its weight, as evenly spread as that can be.
-    fn owe(&mut self, targets: &[Target], candidates: &Candidates, served: TargetIndex) {
+    fn owe(&mut self, service: &Service, candidates: &Candidates, served: TargetIndex) {
+        let targets = &service.targets;
         let mut sum = 0;
         for target in candidates.iter() {
-            let weight = i64::from(member(targets, target).weight);
+            let weight = turn_share(service, member(targets, target), self.now);
             self.seats[target.index()].owed += weight;
             sum += weight;
         }
@@ -233,20 +256,16 @@ impl BalancerState {
 
     /// Two different candidates drawn by weight, of these the one with less load per weight, the first at a tie
     /// (Mitzenmacher: "The power of two choices in randomized load balancing", IEEE TPDS 2001).
-    fn random_of_two(
-        &mut self,
-        targets: &[Target],
-        candidates: &Candidates,
-        loads: &impl Loads,
-    ) -> Option<TargetIndex> {
-        let weight = |target: TargetIndex| u64::from(member(targets, target).weight);
+    fn random_of_two(&mut self, service: &Service, candidates: &Candidates, loads: &impl Loads) -> Option<TargetIndex> {
+        let (targets, now) = (&service.targets, self.now);
+        let weight = |target: TargetIndex| service.share_of(member(targets, target), now);
         let sum: u64 = candidates.iter().map(weight).sum();
         let first = drawn(candidates.iter(), weight, self.random.below(sum))?;
         let others = candidates.iter().filter(|&target| target != first);
         let Some(second) = drawn(others, weight, self.random.below(sum - weight(first))) else {
             return Some(first);
         };
-        let load = |target| Load::of(member(targets, target), loads);
+        let load = |target| Load::of(service, member(targets, target), loads, now);
         match load(second).compare(load(first)) {
             Ordering::Less => Some(second),
             Ordering::Equal | Ordering::Greater => Some(first),
@@ -279,6 +298,15 @@ fn member(targets: &[Target], target: TargetIndex) -> &Target {
     &targets[target.index()]
 }
 
+/// What a member is owed with each turn: by its weight, or where turns know none, by how far it has grown into its share.
+fn turn_share(service: &Service, member: &Target, now: Now) -> i64 {
+    let share = match service.balance {
+        Balance::RoundRobin => service.ramp(member, now),
+        _ => service.share_of(member, now),
+    };
+    share.cast_signed()
+}
+
 /// Connections per weight, counting the one to be given, so that of idle servers the heaviest is the least loaded.
 #[derive(Clone, Copy, Debug)]
 struct Load {
@@ -287,12 +315,12 @@ struct Load {
 }
 
 impl Load {
-    fn new(active: u32, weight: u16) -> Load {
-        Load { connections: u64::from(active) + 1, weight: u64::from(weight) }
+    fn new(active: u32, weight: u64) -> Load {
+        Load { connections: u64::from(active) + 1, weight }
     }
 
-    fn of(target: &Target, loads: &impl Loads) -> Load {
-        Load::new(loads.active(target.server), target.weight)
+    fn of(service: &Service, target: &Target, loads: &impl Loads, now: Now) -> Load {
+        Load::new(loads.active(target.server), service.share_of(target, now))
     }
 
     /// `a.connections / a.weight` against `b.connections / b.weight`, exactly.

@@ -6,12 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, CheckKind, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
+    self, Balance, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients, RouteGroup,
     RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::admin::Halted;
-use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard};
+use crate::eligible;
+use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard, HealthState};
 use crate::http::{HttpMaterial, HttpRules, HttpSecret};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
@@ -19,7 +20,9 @@ use crate::name_routes::NameRoutes;
 use crate::outbound::{Outbound, OutboundLane, OutboundNat, towards_anyone};
 use crate::registry::{CheckKey, Registry, RegistryFull};
 use crate::router::Router;
-use crate::snapshot::{RealServer, ServerHealth, Service, ServiceHttp, ServiceSource, Snapshot, Target};
+use crate::snapshot::{
+    ClosedPort, Duty, RealServer, Role, ServerHealth, Service, ServiceHttp, ServiceSource, Snapshot, Target,
+};
 use crate::snat::{Leased, SnatBook, SnatBookError, SnatPool};
 use crate::steering::SteeringTable;
 use crate::time::Now;
@@ -124,9 +127,9 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            let key = check_key(service, group, server, health)?;
+            let keys = check_keys(service, group, server, health)?;
             // First what stays: old and new checks together may be more than the limit.
-            for key in [Some(key), agent_key(server, health)].into_iter().flatten() {
+            for key in keys.into_iter().chain(agent_key(server, health)) {
                 if let Some(id) = next.check(&key) {
                     plans.entry(id).or_insert_with(|| plan(id, key));
                 }
@@ -137,8 +140,8 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
     for (service, group) in groups(model) {
         let Some(health) = &group.health else { continue };
         for server in &group.servers {
-            let key = check_key(service, group, server, health)?;
-            for key in [Some(key), agent_key(server, health)].into_iter().flatten() {
+            let keys = check_keys(service, group, server, health)?;
+            for key in keys.into_iter().chain(agent_key(server, health)) {
                 let id = next.take_check(&key).map_err(|_| CompileError::TooManyChecks)?;
                 plans.entry(id).or_insert_with(|| plan(id, key));
             }
@@ -154,7 +157,7 @@ pub fn checks(model: &Model, registry: &mut Registry) -> Result<Vec<CheckPlan>, 
 /// from `http`.
 ///
 /// A server is up if its check is up on every port of its group, or if no health is configured; without a verdict, and when
-/// [`checks`] was not asked about this model before, it is unknown.
+/// [`checks`] was not asked about this model before, it is unknown. What a check takes away that fails is its `evict`.
 pub fn compile(
     model: &Model,
     registry: &mut Registry,
@@ -166,6 +169,7 @@ pub fn compile(
 ) -> Result<Snapshot, CompileError> {
     let mut next = registry.clone();
     next.begin();
+    let evictions = Evictions::find(model, &next, health)?;
     let router = Arc::new(Router::new(&model.router));
     let mut snapshot = Snapshot {
         generation,
@@ -198,7 +202,8 @@ pub fn compile(
         let rules = service.http.as_ref().map(|rules| Arc::new(HttpRules::new(rules, http_places, material)));
         places.push(Place { place: id, pins: id, group: service.group, route: None });
         for place in places {
-            let targets = targets(service, &model.groups[place.group], &mut next, health, &mut snapshot)?;
+            let judges = Judges { board: health, evictions: &evictions };
+            let targets = targets(model, service, place.group, &mut next, &judges, &mut snapshot)?;
             let mut compiled = service_of(model, service, id, &place, targets, rules.as_ref(), secret, snat)?;
             if place.place == id && !service.routes().is_empty() {
                 compiled.routes = Some(Arc::new(std::mem::take(&mut routes)));
@@ -244,6 +249,73 @@ fn outbound_nat(
     };
     let [echo, tcp, udp] = Leased::ALL;
     Ok(OutboundNat::new(nat, [lane(echo)?, lane(tcp)?, lane(udp)?]))
+}
+
+/// Checks that take servers away from more than the services that use them.
+#[derive(Default)]
+struct Evictions {
+    /// `evict = "server"`.
+    of_addresses: HashMap<IpAddr, Eviction>,
+    /// `evict = "group"`: by `[[group]]`, address and port.
+    of_members: HashMap<(usize, IpAddr, Option<u16>), Eviction>,
+}
+
+#[derive(Default)]
+struct Eviction {
+    checks: Vec<CheckId>,
+    /// Of the first that has failed.
+    down: Option<Verdict>,
+}
+
+impl Evictions {
+    fn find(model: &Model, registry: &Registry, board: &HealthBoard) -> Result<Evictions, CompileError> {
+        let mut found = Evictions::default();
+        for service in &model.services {
+            for index in model.group_indices_of(service) {
+                let group = &model.groups[index];
+                let Some(health) = &group.health else { continue };
+                for server in &group.servers {
+                    let eviction = match health.evict {
+                        Evict::Port | Evict::Service => continue,
+                        Evict::Server => found.of_addresses.entry(server.address).or_default(),
+                        Evict::Group => {
+                            let member = (family(model, index), server.address, server.port);
+                            found.of_members.entry(member).or_default()
+                        }
+                    };
+                    eviction.learn(&check_keys(service, group, server, health)?, service, registry, board);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What concerns a member of this group.
+    fn of(&self, family: usize, server: &Server) -> impl Iterator<Item = &Eviction> {
+        let by_address = self.of_addresses.get(&server.address);
+        by_address.into_iter().chain(self.of_members.get(&(family, server.address, server.port)))
+    }
+}
+
+impl Eviction {
+    fn learn(&mut self, keys: &[CheckKey], service: &VirtualService, registry: &Registry, board: &HealthBoard) {
+        for check in keys.iter().filter_map(|key| registry.check(key)) {
+            if self.checks.contains(&check) {
+                continue;
+            }
+            self.checks.push(check);
+            let state = board.state(check).filter(|state| state.health() == ServerHealth::Down);
+            if let (None, Some(state)) = (&self.down, state) {
+                let reason = format!("{}, as service \"{}\" has found", state.reason(), service.name).into();
+                self.down = Some(Verdict { reason, ..Verdict::of(state) });
+            }
+        }
+    }
+}
+
+/// The `[[group]]` that the servers of this one are of; itself where there is none.
+fn family(model: &Model, group: usize) -> usize {
+    model.groups[group].origin.unwrap_or(group)
 }
 
 /// Each service with every group of servers that it has.
@@ -345,6 +417,8 @@ fn service_of(
         drain_timeout_ms: service.drain_timeout_ms,
         redispatch: service.redispatch,
         drop_on_failure: service.drop_on_failure,
+        slow_start_ms: service.slow_start_ms,
+        passive: model.groups[place.group].health.as_ref().and_then(|health| health.passive),
         max_connections: service.max_connections,
         source,
         next_hop: service.next_hop,
@@ -357,14 +431,23 @@ fn service_of(
     })
 }
 
-/// The members of `group` as targets of `service`; the snapshot learns them as real servers.
+/// What servers are judged by.
+struct Judges<'c> {
+    board: &'c HealthBoard,
+    evictions: &'c Evictions,
+}
+
+/// The members of a group as targets of `service`; the snapshot learns them as real servers.
 fn targets(
+    model: &Model,
     service: &VirtualService,
-    group: &ServerGroup,
+    group: usize,
     registry: &mut Registry,
-    board: &HealthBoard,
+    judges: &Judges<'_>,
     snapshot: &mut Snapshot,
 ) -> Result<Vec<Target>, CompileError> {
+    let family = family(model, group);
+    let group = &model.groups[group];
     let mut first: HashMap<RealServerId, &str> = HashMap::new();
     let mut targets = Vec::with_capacity(group.servers.len());
     for server in &group.servers {
@@ -375,23 +458,19 @@ fn targets(
                 servers: [other.to_owned(), server.name.clone()],
             });
         }
-        let check = match &group.health {
-            Some(health) => Some(registry.check(&check_key(service, group, server, health)?)),
-            None => None,
+        let Judged { mut verdict, checks, closed_ports } = judge(service, group, server, registry, judges.board)?;
+        let (check, mut also) = match checks.split_first() {
+            Some((first, rest)) => (Some(*first), rest.to_vec()),
+            None => (None, Vec::new()),
         };
-        let verdict = match check {
-            None => {
-                Verdict { health: ServerHealth::Up, reason: Arc::from("no health check configured"), since: Now(0) }
+        for eviction in judges.evictions.of(family, server) {
+            also.extend(eviction.checks.iter().filter(|other| !checks.contains(other)));
+            if let Some(down) = &eviction.down
+                && verdict.health != ServerHealth::Down
+            {
+                verdict = down.clone();
             }
-            Some(check) => check.and_then(|check| board.state(check)).map_or_else(
-                || Verdict {
-                    health: ServerHealth::Unknown,
-                    reason: Arc::from("no check has started yet"),
-                    since: Now(0),
-                },
-                |state| Verdict { health: state.health(), reason: state.reason().clone(), since: state.since() },
-            ),
-        };
+        }
         place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
             id,
             name: server.name.clone(),
@@ -410,44 +489,176 @@ fn targets(
             admin: server.admin,
             halted: Halted::ByOperator,
             health: verdict.health,
-            check: check.flatten(),
+            check,
+            also: also.into(),
             agent,
             in_maintenance: false,
             reason: verdict.reason,
             since: verdict.since,
+            returned: verdict.returned,
+            closed_ports,
+            role: if server.backup { Role::Backup } else { Role::Primary },
+            duty: Duty::Serving,
+            fail_open: false,
         };
-        board.words.lay_over(&service.name, &mut target);
-        if let Some(agent) = agent.and_then(|agent| board.agent(agent)) {
+        judges.board.words.lay_over(&service.name, &mut target);
+        if let Some(agent) = agent.and_then(|agent| judges.board.agent(agent)) {
             agent.lay_over(&mut target);
         }
         targets.push(target);
     }
+    if let Some(rule) = group.health.as_ref().and_then(|health| health.passive) {
+        let passive = &judges.board.passive;
+        for target in &mut targets {
+            target.returned = target.returned.max(passive.returned(target.server, &rule));
+        }
+        let out = |(place, target): (usize, &Target)| Some((place, passive.out(target.server, &rule)?.clone()));
+        let outs = targets.iter().enumerate().filter_map(out).collect();
+        eligible::put_out(&mut targets, outs);
+    }
+    eligible::settle(&mut targets, service.panic_threshold);
     Ok(targets)
 }
 
+#[derive(Clone)]
 struct Verdict {
     health: ServerHealth,
     reason: Arc<str>,
     since: Now,
+    /// When it came back, if it was down before.
+    returned: Option<Now>,
 }
 
-/// What is checked for `server` as a member of `service`: the ports given, else the port of its own, else the service's first.
-fn check_key(
+impl Verdict {
+    fn of(state: &HealthState) -> Verdict {
+        Verdict {
+            health: state.health(),
+            reason: state.reason().clone(),
+            since: state.since(),
+            returned: state.returned(),
+        }
+    }
+
+    fn unasked(health: ServerHealth, reason: &str) -> Verdict {
+        Verdict { health, reason: Arc::from(reason), since: Now(0), returned: None }
+    }
+
+    fn of_check(check: Option<CheckId>, board: &HealthBoard) -> Verdict {
+        check
+            .and_then(|check| board.state(check))
+            .map_or_else(|| Verdict::unasked(ServerHealth::Unknown, "no check has started yet"), Verdict::of)
+    }
+}
+
+/// What the checks of a service say about one of its members.
+struct Judged {
+    verdict: Verdict,
+    checks: Vec<CheckId>,
+    closed_ports: Arc<[ClosedPort]>,
+}
+
+fn judge(
+    service: &VirtualService,
+    group: &ServerGroup,
+    server: &Server,
+    registry: &Registry,
+    board: &HealthBoard,
+) -> Result<Judged, CompileError> {
+    let none = Arc::default();
+    let Some(health) = &group.health else {
+        let verdict = Verdict::unasked(ServerHealth::Up, "no health check configured");
+        return Ok(Judged { verdict, checks: Vec::new(), closed_ports: none });
+    };
+    let keys = check_keys(service, group, server, health)?;
+    let checks: Vec<CheckId> = keys.iter().filter_map(|key| registry.check(key)).collect();
+    if health.evict == Evict::Port {
+        let ports: Vec<(u16, Verdict)> = keys
+            .iter()
+            .flat_map(|key| key.ports.iter().map(|&port| (port, Verdict::of_check(registry.check(key), board))))
+            .collect();
+        let (verdict, closed_ports) = judge_ports(service, server, &ports);
+        return Ok(Judged { verdict, checks, closed_ports });
+    }
+    let verdict = Verdict::of_check(checks.first().copied(), board);
+    Ok(Judged { verdict, checks, closed_ports: none })
+}
+
+/// A server whose ports are judged each by itself: it is up while some port that clients come to is, or is not checked.
+fn judge_ports(service: &VirtualService, server: &Server, ports: &[(u16, Verdict)]) -> (Verdict, Arc<[ClosedPort]>) {
+    let is_served = |port: u16| match server.port {
+        Some(own) => own == port,
+        None => service.ports == Ports::All || service.sockets().any(|socket| socket.port() == port),
+    };
+    let judged: Vec<&(u16, Verdict)> = ports.iter().filter(|(port, _)| is_served(*port)).collect();
+    let served = match (server.port, &service.ports) {
+        (Some(_), _) => 1,
+        (None, Ports::List(ports)) => ports.len(),
+        (None, Ports::All) => usize::from(u16::MAX),
+    };
+    let shut = || judged.iter().filter(|(_, verdict)| verdict.health != ServerHealth::Up);
+    if shut().count() < served {
+        let latest = judged.iter().map(|(_, verdict)| verdict.since).max().unwrap_or_default();
+        let returned = judged.iter().filter_map(|(_, verdict)| verdict.returned).max();
+        let closed = shut().map(|(port, verdict)| ClosedPort { port: *port, health: verdict.health });
+        let closed: Vec<ClosedPort> = closed.collect();
+        let reason = match closed.is_empty() {
+            true => Arc::from("check passed"),
+            false => shut().map(|(_, verdict)| &*verdict.reason).collect::<Vec<_>>().join("; ").into(),
+        };
+        let verdict = Verdict { health: ServerHealth::Up, reason, since: latest, returned };
+        return (verdict, closed.into());
+    }
+    // None is left: it is as well as the best of them.
+    let rank = |health| match health {
+        ServerHealth::Up => 0,
+        ServerHealth::Held => 1,
+        ServerHealth::Unknown => 2,
+        ServerHealth::Down => 3,
+    };
+    let best = judged.iter().min_by_key(|(_, verdict)| rank(verdict.health));
+    let verdict = best.map_or_else(
+        || Verdict::unasked(ServerHealth::Up, "none of its ports is checked"),
+        |(_, verdict)| verdict.clone(),
+    );
+    (verdict, Arc::default())
+}
+
+/// What is checked for `server` as a member of `service`: the ports given, else the port of its own, else the service's first. Where each port is judged
+/// by itself there is a check for each, without ports given for all that clients come to. Never empty.
+fn check_keys(
     service: &VirtualService,
     group: &ServerGroup,
     server: &Server,
     health: &Health,
-) -> Result<CheckKey, CompileError> {
-    let own = || server.port.or_else(|| service.sockets().next().map(|socket| socket.port()));
+) -> Result<Vec<CheckKey>, CompileError> {
+    let own = || match server.port {
+        Some(port) => vec![port],
+        None if health.evict == Evict::Port => service.sockets().map(|socket| socket.port()).collect(),
+        None => service.sockets().next().map(|socket| socket.port()).into_iter().collect(),
+    };
     let mut ports = match health.ports.is_empty() {
         false => health.ports.clone(),
-        true => own().into_iter().collect(),
+        true => own(),
     };
     if ports.is_empty() {
         return Err(CompileError::NoCheckPort { service: service.name.clone(), server: server.name.clone() });
     }
     ports.sort_unstable();
     ports.dedup();
+    Ok(match health.evict {
+        Evict::Port => ports.into_iter().map(|port| check_key(service, group, server, health, vec![port])).collect(),
+        Evict::Group | Evict::Server | Evict::Service => vec![check_key(service, group, server, health, ports)],
+    })
+}
+
+/// One check of these ports.
+fn check_key(
+    service: &VirtualService,
+    group: &ServerGroup,
+    server: &Server,
+    health: &Health,
+    ports: Vec<u16>,
+) -> CheckKey {
     // Of ports that no client of the service comes to nobody knows what they expect.
     let is_served = |port: u16| match server.port {
         Some(own) => own == port,
@@ -455,7 +666,7 @@ fn check_key(
     };
     let heralded: Vec<u16> = ports.iter().copied().filter(|&port| is_served(port)).collect();
     let proxy = service.proxy_version(group, server).filter(|_| !heralded.is_empty());
-    Ok(CheckKey {
+    CheckKey {
         proxy: proxy.map(|version| (version, heralded)),
         address: server.address,
         vip: (service.forwarding == Forwarding::Dsr).then_some(service.vip),
@@ -466,7 +677,8 @@ fn check_key(
         timeout_ms: health.timeout_ms,
         rise: health.rise,
         fall: health.fall,
-    })
+        damping: health.damping,
+    }
 }
 
 /// What its agent is asked, if it has one: always at its own address, for a VIP is no matter of the agent's.
@@ -483,6 +695,7 @@ fn agent_key(server: &Server, health: &Health) -> Option<CheckKey> {
         timeout_ms: health.timeout_ms,
         rise: 1,
         fall: 1,
+        damping: Damping::OFF,
     })
 }
 
@@ -499,6 +712,7 @@ fn plan(id: CheckId, key: CheckKey) -> CheckPlan {
         timeout_ms: key.timeout_ms,
         rise: key.rise,
         fall: key.fall,
+        damping: key.damping,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::counters::Termination;
 use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::{Full, Loads};
 use crate::persistence::{PersistenceKey, PersistenceTable, Pin};
-use crate::snapshot::Service;
+use crate::snapshot::{Service, Target};
 use crate::time::Now;
 
 /// Real servers that a [`Tried`] remembers: as many as `redispatch` may be in a configuration.
@@ -75,7 +75,7 @@ pub struct Pick {
 pub enum PickReason {
     /// Nothing named a server for the client: the balancer chose.
     Balanced,
-    /// The client's server was at `max_connections`: the balancer chose another for this connection, the entry stays.
+    /// The client's server was at `max_connections`, or the port that the client came to was down there: the balancer chose another for this connection, the entry stays.
     Overflowed,
     /// The client came back to its server.
     Persistent,
@@ -105,7 +105,7 @@ impl From<Refusal> for Termination {
     }
 }
 
-/// [`pick_pinned`] for a client that is known by its address.
+/// [`pick_pinned`] for a client that is known by its address and came to the first port of the service.
 ///
 /// `persistence` is the stripe of this client ([`crate::persistence::key_stripe`]).
 pub fn pick(
@@ -118,7 +118,9 @@ pub fn pick(
     now: Now,
 ) -> Result<Pick, Refusal> {
     let pin = Pin::of_address(service, client.ip());
-    pick_pinned(service, state, persistence, loads, Client { address: client.ip(), pin }, tried, now)
+    let port = service.ports.first().copied().unwrap_or_default();
+    let client = Client { address: client.ip(), port, pin };
+    pick_pinned(service, state, persistence, loads, client, tried, now)
 }
 
 /// Who asks for a server.
@@ -126,6 +128,8 @@ pub fn pick(
 pub struct Client {
     /// Its address, for balancing by it.
     pub address: IpAddr,
+    /// The port of the service that it came to.
+    pub port: u16,
     /// The server that it should come back to.
     pub pin: Pin,
 }
@@ -133,8 +137,8 @@ pub struct Client {
 /// Picks the real server for a new connection of `client` and counts the connection.
 ///
 /// First the client's own server, if its pin names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
-/// the balancer chooses among the members that take new connections, are not in `tried` and have room. A success records or
-/// refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+/// the balancer chooses among the members that take new connections, serve the port, are not in `tried` and have room. If there is none, and none that is
+/// only full, it chooses among those that stand by. A success records or refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
 ///
 /// `state` belongs to this service, `persistence` is the stripe of this pin ([`Pin::stripe`]); for a
 /// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
@@ -163,6 +167,7 @@ pub fn pick_pinned(
         (_, Pin::Nobody) | (None, _) => (None, None),
     };
 
+    state.look_at(now);
     let mut why = PickReason::Balanced;
     let mut somebody_full = false;
     if let (Some(server), Some(rule)) = (named, &service.persistence) {
@@ -171,7 +176,8 @@ pub fn pick_pinned(
             && member.takes_pinned(rule)
             && !tried.contains(server)
         {
-            match open(target) {
+            let opened = if member.serves(client.port) { open(target) } else { Err(Full::Server) };
+            match opened {
                 Ok(()) => {
                     if let Some(entry) = &entry {
                         persistence.record(entry.key, server, entry.expires, now);
@@ -181,7 +187,7 @@ pub fn pick_pinned(
                 Err(Full::Service) => return Err(Refusal::ServiceFull),
                 Err(Full::Server) => {
                     why = PickReason::Overflowed;
-                    somebody_full = true;
+                    somebody_full = member.serves(client.port);
                 }
             }
         }
@@ -195,7 +201,7 @@ pub fn pick_pinned(
             Ok(()) => {
                 let server = service.targets[target.index()].server;
                 state.taken_at_once(target);
-                if let Some(entry) = &entry {
+                if let Some(entry) = entry.as_ref().filter(|_| why != PickReason::Overflowed) {
                     persistence.record(entry.key, server, entry.expires, now);
                 }
                 return Ok(Pick { target, server, why });
@@ -206,16 +212,9 @@ pub fn pick_pinned(
         }
     }
 
-    let mut candidates = Candidates::new();
-    for (place, member) in service.targets.iter().enumerate() {
-        if !member.takes_new() || tried.contains(member.server) {
-            continue;
-        }
-        if member.max_connections != 0 && loads.active(member.server) >= member.max_connections {
-            somebody_full = true;
-            continue;
-        }
-        candidates.insert(TargetIndex(place as u16));
+    let mut candidates = candidates(service, client.port, tried, loads, Target::takes_new, &mut somebody_full);
+    if candidates.is_empty() && !somebody_full {
+        candidates = self::candidates(service, client.port, tried, loads, Target::stands_by, &mut somebody_full);
     }
 
     while let Some(target) = state.choose(service, &candidates, loads, client.address) {
@@ -237,6 +236,29 @@ pub fn pick_pinned(
         }
     }
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
+}
+
+/// Who of those that `may` take clients is not in `tried`, serves the port and has room; notes whether somebody has none.
+fn candidates(
+    service: &Service,
+    port: u16,
+    tried: &Tried,
+    loads: &impl Loads,
+    may: impl Fn(&Target) -> bool,
+    somebody_full: &mut bool,
+) -> Candidates {
+    let mut candidates = Candidates::new();
+    for (place, member) in service.targets.iter().enumerate() {
+        if !may(member) || !member.serves(port) || tried.contains(member.server) {
+            continue;
+        }
+        if member.max_connections != 0 && loads.active(member.server) >= member.max_connections {
+            *somebody_full = true;
+            continue;
+        }
+        candidates.insert(TargetIndex(place as u16));
+    }
+    candidates
 }
 
 /// The entry of a client, and until when it lives if it is written now.

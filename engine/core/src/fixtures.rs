@@ -4,16 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, FastPath, Forwarding, HandshakeThreads, Health, Limits, Log, LogFormat,
-    LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports, Protocol, ProxyTo,
-    Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, Damping, Evict, FastPath, Forwarding, HandshakeThreads, Health, Limits,
+    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports,
+    Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService,
+    Workers,
 };
 
 use crate::admin::Halted;
 use crate::compile;
 use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
-use crate::snapshot::{ServerHealth, Service, ServiceSource, Target};
+use crate::snapshot::{Duty, Role, ServerHealth, Service, ServiceSource, Target};
 use crate::time::Now;
 
 /// Every method.
@@ -44,6 +45,12 @@ pub(crate) fn target(server: u16) -> Target {
         in_maintenance: false,
         reason: Arc::from("no health check configured"),
         since: Now(0),
+        also: Arc::default(),
+        closed_ports: Arc::default(),
+        role: Role::Primary,
+        duty: Duty::Serving,
+        fail_open: false,
+        returned: None,
         proxy: None,
     }
 }
@@ -75,6 +82,8 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        slow_start_ms: 0,
+        passive: None,
         max_connections: 0,
         source: ServiceSource::Interface,
         next_hop: None,
@@ -157,6 +166,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         servers: addresses.iter().map(|address| server(address, None)).collect(),
         health,
         proxy_protocol: None,
+        origin: None,
     });
     let place = model.services.len();
     model.services.push(VirtualService {
@@ -174,6 +184,8 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         drain_timeout_ms: 30_000,
         redispatch: 3,
         drop_on_failure: false,
+        panic_threshold: 0,
+        slow_start_ms: 0,
         max_connections: 0,
         source: Source::Interface,
         next_hop: None,
@@ -196,6 +208,7 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
         weight: 100,
         max_connections: 0,
         admin: AdminState::Ready,
+        backup: false,
         re_encrypt: None,
         server_name: None,
         proxy_protocol: None,
@@ -212,6 +225,9 @@ pub(crate) fn tcp_check(ports: &[u16]) -> Health {
         timeout_ms: 3_000,
         rise: 2,
         fall: 3,
+        evict: Evict::Service,
+        damping: Damping::OFF,
+        passive: None,
         agent: None,
     }
 }

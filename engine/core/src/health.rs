@@ -3,14 +3,15 @@
 mod agent;
 mod conversation;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{CheckKind, ProxyVersion};
+use towpath_config::model::{CheckKind, Damping, ProxyVersion};
 
 use crate::admin::AdminWords;
+use crate::passive::PassiveBoard;
 use crate::proxy_header;
 use crate::random::SplitMix64;
 use crate::snapshot::ServerHealth;
@@ -25,6 +26,10 @@ pub const CHECKS_MAX: usize = 8192;
 pub const FIRST_CHECK_WINDOW_MS: u64 = 500;
 /// While a server has no verdict it is checked at least this often, so that `rise` does not delay a start by whole intervals.
 pub const UNKNOWN_INTERVAL_MS: u64 = 500;
+/// Times that a server went down which are remembered at most: as many as `health.flaps` may be, and some more.
+pub const FALLS_MAX: usize = 128;
+/// A server is held up to two to the power of this times as long as the first time.
+const HOLD_DOUBLINGS_MAX: usize = 3;
 /// A reason longer than this is cut.
 pub const REASON_BYTES_MAX: usize = 200;
 
@@ -63,6 +68,8 @@ pub struct CheckPlan {
     pub rise: u16,
     /// Consecutive failures that make it down.
     pub fall: u16,
+    /// When it goes up and down too often.
+    pub damping: Damping,
 }
 
 impl CheckPlan {
@@ -127,10 +134,20 @@ pub struct Transition {
 ///
 /// It starts `Unknown`. From there `rise` successes in a row make it `Up` and `fall` failures in a row `Down`, whichever
 /// comes first; later the same counts change it back. One result of the other kind starts the count again.
+///
+/// One that goes down too often is `Held` in place of `Up` for a while ([`Damping`]; the idea is that of route flap damping, RFC 2439): what ends and
+/// moves connections with each change must not do so all the time.
 #[derive(Clone, Debug)]
 pub struct HealthState {
     rise: u16,
     fall: u16,
+    damping: Damping,
+    /// When it went down from up, within the window of the damping, oldest first; at most [`FALLS_MAX`].
+    falls: VecDeque<Now>,
+    /// Until when it is not up, whatever the results.
+    held_until: Option<Now>,
+    /// When it came up after it had been down.
+    returned: Option<Now>,
     health: ServerHealth,
     since: Now,
     reason: Arc<str>,
@@ -144,6 +161,10 @@ impl HealthState {
         HealthState {
             rise: rise.max(1),
             fall: fall.max(1),
+            damping: Damping::OFF,
+            falls: VecDeque::new(),
+            held_until: None,
+            returned: None,
             health: ServerHealth::Unknown,
             since: now,
             reason: Arc::from("no check has finished yet"),
@@ -152,35 +173,80 @@ impl HealthState {
         }
     }
 
+    /// The same with damping.
+    pub fn damped(self, damping: Damping) -> HealthState {
+        HealthState { damping, ..self }
+    }
+
     /// Takes one result; `Some` when the verdict changes.
     pub fn on_result(&mut self, result: CheckResult, now: Now) -> Option<Transition> {
+        let is_held = self.held_until.is_some_and(|until| now < until);
         let verdict = match result {
             CheckResult::Passed => {
                 self.failed_in_a_row = 0;
                 self.passed_in_a_row = self.passed_in_a_row.saturating_add(1);
-                (self.passed_in_a_row >= self.rise).then_some(ServerHealth::Up)
+                let risen = if is_held { ServerHealth::Held } else { ServerHealth::Up };
+                (self.passed_in_a_row >= self.rise).then_some(risen)
             }
             CheckResult::Failed(reason) => {
                 self.passed_in_a_row = 0;
                 self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
-                if self.health != ServerHealth::Up || self.failed_in_a_row >= self.fall {
+                let stays = matches!(self.health, ServerHealth::Held | ServerHealth::Up);
+                if !stays || self.failed_in_a_row >= self.fall {
                     self.reason = bounded(&reason);
                 }
                 (self.failed_in_a_row >= self.fall).then_some(ServerHealth::Down)
             }
         };
         let to = verdict.filter(|&verdict| verdict != self.health)?;
-        if to == ServerHealth::Up {
-            self.reason = Arc::from("check passed");
+        match to {
+            ServerHealth::Down => {
+                self.returned = None;
+                if self.health == ServerHealth::Up {
+                    self.note_fall(now);
+                }
+            }
+            ServerHealth::Held => {
+                let left_s = self.held_until.map_or(0, |until| until.ms_since(now).div_ceil(1000));
+                let falls = self.falls.len();
+                self.reason =
+                    format!("its check passes, but it went down {falls} times lately: held for {left_s} s").into();
+            }
+            ServerHealth::Up => {
+                self.reason = Arc::from("check passed");
+                self.returned = (self.health != ServerHealth::Unknown).then_some(now);
+                self.held_until = None;
+            }
+            ServerHealth::Unknown => {}
         }
         let from = std::mem::replace(&mut self.health, to);
         self.since = now;
         Some(Transition { from, to, reason: self.reason.clone(), at: now })
     }
 
+    /// It went down from up.
+    fn note_fall(&mut self, now: Now) {
+        let Damping { flaps, window_ms, hold_ms } = self.damping;
+        if flaps == 0 {
+            return;
+        }
+        while self.falls.len() == FALLS_MAX || self.falls.front().is_some_and(|&fall| now.ms_since(fall) > window_ms) {
+            self.falls.pop_front();
+        }
+        self.falls.push_back(now);
+        let Some(over) = self.falls.len().checked_sub(usize::from(flaps)) else { return };
+        let hold_ms = hold_ms.saturating_mul(1 << over.min(HOLD_DOUBLINGS_MAX));
+        self.held_until = Some(now + hold_ms);
+    }
+
     /// The verdict.
     pub fn health(&self) -> ServerHealth {
         self.health
+    }
+
+    /// When it came up again after it had been down; `None` while it is down, and where it has been up since its first verdict.
+    pub fn returned(&self) -> Option<Now> {
+        self.returned
     }
 
     /// When the verdict last changed; when it was created if it never did.
@@ -196,7 +262,7 @@ impl HealthState {
     /// Results in a row that speak against the verdict, and how many of them change it: "1 of 3 failed".
     pub fn against(&self) -> (u16, u16) {
         match self.health {
-            ServerHealth::Up => (self.failed_in_a_row, self.fall),
+            ServerHealth::Held | ServerHealth::Up => (self.failed_in_a_row, self.fall),
             ServerHealth::Down | ServerHealth::Unknown => (self.passed_in_a_row, self.rise),
         }
     }
@@ -205,8 +271,8 @@ impl HealthState {
     pub fn pace(&self) -> Pace {
         match self.health {
             ServerHealth::Unknown => Pace::Unknown,
-            ServerHealth::Down | ServerHealth::Up if self.against().0 > 0 => Pace::Changing,
-            ServerHealth::Down | ServerHealth::Up => Pace::Steady,
+            ServerHealth::Down | ServerHealth::Held | ServerHealth::Up if self.against().0 > 0 => Pace::Changing,
+            ServerHealth::Down | ServerHealth::Held | ServerHealth::Up => Pace::Steady,
         }
     }
 }
@@ -274,6 +340,8 @@ pub struct HealthBoard {
     /// The operator's words at run time.
     pub words: AdminWords,
     rows: HashMap<CheckId, Row>,
+    /// What clients meet.
+    pub passive: PassiveBoard,
     agents: HashMap<CheckId, Agent>,
 }
 
@@ -330,13 +398,16 @@ impl HealthBoard {
                 continue;
             }
             let subject = (plan.address, plan.kind.clone(), plan.ports.clone());
-            let mut state = HealthState::new(plan.rise, plan.fall, now);
+            let mut state = HealthState::new(plan.rise, plan.fall, now).damped(plan.damping);
             let before =
                 same_ports.get(&subject).or_else(|| Some(&same_address.get(&(plan.address, plan.kind.clone()))?.1));
             if let Some(before) = before {
                 state.health = before.health;
                 state.since = before.since;
                 state.reason = before.reason.clone();
+                state.falls = before.falls.clone();
+                state.held_until = before.held_until;
+                state.returned = before.returned;
             }
             self.rows.insert(plan.id, Row { subject, state });
         }

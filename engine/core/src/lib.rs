@@ -9,6 +9,7 @@ pub mod client_hello;
 pub mod compile;
 pub mod counters;
 pub mod director;
+pub mod eligible;
 pub mod fast_path;
 #[cfg(test)]
 mod fixtures;
@@ -23,6 +24,7 @@ pub mod name_routes;
 pub mod notices;
 pub mod outbound;
 pub mod packet;
+pub mod passive;
 pub mod persistence;
 pub mod plane;
 pub mod proxy_header;

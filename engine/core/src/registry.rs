@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use towpath_config::model::{CheckKind, ProxyVersion};
+use towpath_config::model::{CheckKind, Damping, ProxyVersion};
 
 use crate::health::{CHECKS_MAX, CheckId};
 use crate::ids::{RealServerId, ServiceId};
@@ -37,6 +37,7 @@ pub(crate) struct CheckKey {
     pub(crate) timeout_ms: u64,
     pub(crate) rise: u16,
     pub(crate) fall: u16,
+    pub(crate) damping: Damping,
 }
 
 /// A kind of id has run out.

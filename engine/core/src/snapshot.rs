@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, FirstBytes, Forwarding, Logged, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers,
+    AdminState, Balance, FirstBytes, Forwarding, Logged, Passive, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers,
     ProxyVersion,
 };
 
@@ -114,6 +114,10 @@ pub struct Service {
     pub redispatch: u8,
     /// Whether connections to a server that goes down are reset at both ends; UDP always leaves such a server.
     pub drop_on_failure: bool,
+    /// How long a server that comes back takes less than its share; 0 = not at all.
+    pub slow_start_ms: u64,
+    /// What clients meet at its servers takes these out.
+    pub passive: Option<Passive>,
     /// Never more than this many connections; 0 = no limit.
     pub max_connections: u32,
     /// Where source ports come from.
@@ -190,11 +194,46 @@ impl Service {
         Some((TargetIndex(place as u16), &self.targets[place]))
     }
 
-    /// Whether the connections and sessions of this member end because it is down.
+    /// Whether all connections and sessions of this member end because it is down.
     pub fn drops_flows_of(&self, member: &Target) -> bool {
-        member.health == ServerHealth::Down && (self.protocol == Protocol::Udp || self.drop_on_failure)
+        !member.is_trusted() && member.health == ServerHealth::Down && self.drops_flows()
+    }
+
+    /// Whether those to this port of the service do, be it the port alone that is down.
+    pub fn drops_flows_at(&self, member: &Target, port: u16) -> bool {
+        self.drops_flows_of(member) || self.drops_flows() && member.lost_ports().any(|lost| lost == port)
+    }
+
+    /// Whether connections leave what is down.
+    pub fn drops_flows(&self) -> bool {
+        self.protocol == Protocol::Udp || self.drop_on_failure
+    }
+
+    /// Whether some member takes less than its share at this time.
+    #[inline]
+    pub fn ramps(&self, now: Now) -> bool {
+        self.slow_start_ms > 0 && self.targets.iter().any(|member| self.ramp(member, now) < RAMP_FULL)
+    }
+
+    /// What part of its share `member` takes at this time, in thousandths.
+    pub fn ramp(&self, member: &Target, now: Now) -> u64 {
+        let Some(returned) = member.returned.filter(|_| self.slow_start_ms > 0) else { return RAMP_FULL };
+        let risen = u128::from(now.ms_since(returned)) * u128::from(RAMP_FULL) / u128::from(self.slow_start_ms);
+        u64::try_from(risen).unwrap_or(RAMP_FULL).clamp(RAMP_LEAST, RAMP_FULL)
+    }
+
+    /// The share of `member` in new connections at this time. Comparable with others of the same service only.
+    #[inline]
+    pub fn share_of(&self, member: &Target, now: Now) -> u64 {
+        let weight = u64::from(member.weight);
+        if self.slow_start_ms == 0 { weight } else { weight * self.ramp(member, now) }
     }
 }
+
+/// All of a share, in thousandths.
+const RAMP_FULL: u64 = 1_000;
+/// What a server that has just come back takes of its share: with less it would hardly be seen whether it can serve.
+const RAMP_LEAST: u64 = 100;
 
 /// Where the source address and port towards a real server come from.
 #[derive(Clone, Debug)]
@@ -228,7 +267,7 @@ pub struct Target {
     pub halted: Halted,
     /// What its check says.
     pub health: ServerHealth,
-    /// The check that judges it; `None` = no health configured.
+    /// The check of this service that judges it, the first if there are several; `None` = no health configured.
     pub check: Option<CheckId>,
     /// The agent whose word is laid over that, if it has one.
     pub agent: Option<CheckId>,
@@ -238,6 +277,18 @@ pub struct Target {
     pub reason: Arc<str>,
     /// Since when `health` is what it is; the origin of time when it never changed.
     pub since: Now,
+    /// Further checks that judge it: of single ports, or of services that take it away from this one as well (`health.evict`).
+    pub also: Arc<[CheckId]>,
+    /// Ports of it, as clients address them, that are not up though it is as a whole (`evict = "port"`), ascending.
+    pub closed_ports: Arc<[ClosedPort]>,
+    /// What it is there for.
+    pub role: Role,
+    /// Whether it is one's turn whose role is to wait for others to fail.
+    pub duty: Duty,
+    /// Whether it counts as up although it is not: too few are.
+    pub fail_open: bool,
+    /// When it came back, down or out of service before: its share grows from then on.
+    pub returned: Option<Now>,
     /// What connections to it begin with: a header that tells of one client, so no other may have such a connection.
     pub proxy: Option<ProxyVersion>,
 }
@@ -255,10 +306,44 @@ impl Target {
         SocketAddr::new(self.address, if any_port { 0 } else { destination.port() })
     }
 
-    /// Whether a client without a pin may be sent here: up, ready and of some weight.
+    /// Whether it counts as up.
+    #[inline]
+    pub fn is_trusted(&self) -> bool {
+        self.health == ServerHealth::Up || self.fail_open
+    }
+
+    /// Whether a client without a pin may be sent here: up, ready, of some weight, and on duty.
     #[inline]
     pub fn takes_new(&self) -> bool {
-        self.weight > 0 && self.health == ServerHealth::Up && self.admin == AdminState::Ready
+        self.duty == Duty::Serving && self.could_take_new()
+    }
+
+    /// Whether it may be sent here if all others have failed to take it.
+    #[inline]
+    pub fn stands_by(&self) -> bool {
+        self.duty == Duty::Standby && self.could_take_new()
+    }
+
+    #[inline]
+    fn could_take_new(&self) -> bool {
+        self.weight > 0 && self.is_trusted() && self.admin == AdminState::Ready
+    }
+
+    /// Whether it serves this port of the service as far as checks of single ports know.
+    #[inline]
+    pub fn serves(&self, port: u16) -> bool {
+        self.closed_ports.is_empty() || self.fail_open || self.closed_ports.iter().all(|closed| closed.port != port)
+    }
+
+    /// Ports of it that are down by themselves.
+    pub fn lost_ports(&self) -> impl Iterator<Item = u16> + '_ {
+        let closed = if self.fail_open { &[] } else { &*self.closed_ports };
+        closed.iter().filter(|closed| closed.health == ServerHealth::Down).map(|closed| closed.port)
+    }
+
+    /// Every check that judges it.
+    pub fn checks(&self) -> impl Iterator<Item = CheckId> + '_ {
+        self.check.into_iter().chain(self.also.iter().copied())
     }
 
     /// Whether a client pinned to it may still be sent here. A weight of 0 does not matter (as in HAProxy, where such a
@@ -270,8 +355,37 @@ impl Target {
             AdminState::Drain => persistence.enter_draining,
             AdminState::Halt => false,
         };
-        admitted && !self.in_maintenance && self.health == ServerHealth::Up
+        admitted && self.duty == Duty::Serving && !self.in_maintenance && self.is_trusted()
     }
+}
+
+/// A port of a server that is not up, while others are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedPort {
+    /// As clients address it.
+    pub port: u16,
+    /// Down, or without a verdict.
+    pub health: ServerHealth,
+}
+
+/// What a server is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// To serve.
+    #[default]
+    Primary,
+    /// To serve while no primary can (`backup`).
+    Backup,
+}
+
+/// Whose turn it is to serve, found out by [`crate::eligible::settle`] of all members together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duty {
+    /// It takes clients if it can.
+    #[default]
+    Serving,
+    /// It waits until others cannot.
+    Standby,
 }
 
 /// What health checks say about a server.
@@ -279,6 +393,8 @@ impl Target {
 pub enum ServerHealth {
     /// `fall` checks in a row failed.
     Down,
+    /// Its checks pass, but it has gone up and down too often: it takes clients only while nobody else can (`health.flaps`).
+    Held,
     /// No verdict yet: takes no new connections.
     Unknown,
     /// `rise` checks in a row succeeded, or no health is configured.
@@ -290,6 +406,7 @@ impl ServerHealth {
     pub fn label(self) -> &'static str {
         match self {
             ServerHealth::Down => "down",
+            ServerHealth::Held => "held",
             ServerHealth::Unknown => "unknown",
             ServerHealth::Up => "up",
         }

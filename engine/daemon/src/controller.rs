@@ -47,6 +47,8 @@ const HOUSEKEEPING_MS: u64 = 1_000;
 const DRAIN_LOOK_MS: u64 = 100;
 /// Persistence entries per stripe that one round of housekeeping looks at.
 const SWEEP_BUDGET: usize = 64;
+/// Time between two looks at what clients meet at the servers, where that judges these.
+const PASSIVE_LOOK_MS: u64 = 500;
 /// Reloads waiting for their turn.
 const COMMANDS_MAX: usize = 8;
 
@@ -150,6 +152,7 @@ impl Turn {
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
+        let mut looks = tokio::time::interval(Duration::from_millis(PASSIVE_LOOK_MS));
         loop {
             self.report_judged();
             let publish = at(self.publish_at);
@@ -172,6 +175,7 @@ impl Turn {
                 () = late => self.answer_pending(),
                 () = patience => {}
                 _ = housekeeping.tick() => self.keep_house(),
+                _ = looks.tick() => house.look_at_clients(),
             }
         }
         state_file::keep_last(&self.house);

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Add;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
-use towpath_config::model::{Model, Protocol};
+use towpath_config::model::{Model, Passive, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
@@ -18,9 +19,10 @@ use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};
 use towpath_core::packet::DropReason;
+use towpath_core::passive::{Met, PassiveChange};
 use towpath_core::plane::PlaneCounter;
 use towpath_core::registry::Registry;
-use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId};
@@ -375,9 +377,9 @@ impl Truth {
         self.judged.clear();
         for service in snapshot.each_service() {
             for target in &service.targets {
-                for check in [target.check, target.agent].into_iter().flatten() {
+                for check in target.checks().chain(target.agent) {
                     let judged = self.judged.entry(check).or_default();
-                    if judged.services.last() != Some(&service.name) {
+                    if !judged.services.contains(&service.name) {
                         judged.services.push(service.name.clone());
                     }
                     judged.name.clone_from(&target.name);
@@ -391,7 +393,10 @@ impl Truth {
         let transition = self.board.on_result(check, result, now);
         if let Some(transition) = &transition {
             let Judged { services, server, .. } = self.judged.get(&check).cloned().unwrap_or_default();
-            let tone = if transition.to == ServerHealth::Down { Tone::Warn } else { Tone::Info };
+            let tone = match transition.to {
+                ServerHealth::Down | ServerHealth::Held => Tone::Warn,
+                ServerHealth::Unknown | ServerHealth::Up => Tone::Info,
+            };
             let (from, to) = (transition.from.label(), transition.to.label());
             let event = Event::now(EventKind::Health, from, to, &*transition.reason).services(services).subject(server);
             self.events.record(tone, event);
@@ -412,6 +417,33 @@ impl Truth {
             self.events.record(tone, event.services(services).subject(format!("agent of {server}")));
         }
         Judgement { pace: Pace::Steady, changed: change != AgentChange::Nothing }
+    }
+}
+
+impl Truth {
+    /// Whether somebody is out, or is no more, from now on.
+    fn learn_met(&mut self, met: &HashMap<(RealServerId, Passive), Met>, snapshot: &Snapshot, now: Now) -> bool {
+        let changes = self.board.passive.look(met, now);
+        for PassiveChange { server, rule, out } in &changes {
+            let concerned = snapshot.each_service().filter(|service| service.passive.as_ref() == Some(rule));
+            let members = concerned.filter_map(|service| Some((&service.name, service.target_of(*server)?.1)));
+            let (mut services, mut subject) = (Vec::new(), String::new());
+            for (service, target) in members {
+                if !services.contains(service) {
+                    services.push(service.clone());
+                }
+                subject = format!("server {} ({})", target.name, target.address);
+            }
+            let (tone, from, to, reason) = match out {
+                Some(reason) => {
+                    (Tone::Warn, "in", "out", format!("{reason}, as long as half of the servers are up without it"))
+                }
+                None => (Tone::Info, "out", "in", "its time is over; what clients meet from now on decides".to_owned()),
+            };
+            let event = Event::now(EventKind::Passive, from, to, reason).services(services).subject(subject);
+            self.events.record(tone, event);
+        }
+        !changes.is_empty()
     }
 }
 
@@ -439,18 +471,20 @@ fn inherit_verdicts(
         let Some(before) = current.service(service.place) else { continue };
         for target in service.targets.iter().filter(|target| target.health == ServerHealth::Unknown) {
             let Some((_, was)) = before.target_of(target.server) else { continue };
-            let Some(plan) = target.check.and_then(|check| checks.iter().find(|plan| plan.id == check)) else {
-                continue;
-            };
-            let (result, times) = match was.health {
-                ServerHealth::Unknown => continue,
-                ServerHealth::Up => (CheckResult::Passed, plan.rise),
-                ServerHealth::Down => (CheckResult::Failed(was.reason.to_string()), plan.fall),
-            };
-            for _ in 0..times.max(1) {
-                board.on_result(plan.id, result.clone(), now);
+            let unjudged =
+                |plan: &&CheckPlan| board.state(plan.id).is_some_and(|state| state.health() == ServerHealth::Unknown);
+            let own = checks.iter().filter(|plan| target.checks().any(|check| check == plan.id));
+            for plan in own.filter(unjudged).cloned().collect::<Vec<_>>() {
+                let (result, times) = match was.health {
+                    ServerHealth::Unknown => continue,
+                    ServerHealth::Held | ServerHealth::Up => (CheckResult::Passed, plan.rise),
+                    ServerHealth::Down => (CheckResult::Failed(was.reason.to_string()), plan.fall),
+                };
+                for _ in 0..times.max(1) {
+                    board.on_result(plan.id, result.clone(), now);
+                }
+                inherited = Inherited::Some;
             }
-            inherited = Inherited::Some;
         }
     }
     inherited
@@ -506,6 +540,25 @@ impl House {
         let truth = self.truth();
         let Some(Judged { services, name, .. }) = truth.judged.get(&check) else { return Subject::default() };
         Subject { server: name.clone(), services: services.clone() }
+    }
+
+    /// Takes notice of what clients meet at servers, where that judges them.
+    pub(crate) fn look_at_clients(&self) {
+        let snapshot = self.shared.snapshot();
+        if snapshot.each_service().all(|service| service.passive.is_none()) {
+            return;
+        }
+        let mut met = HashMap::new();
+        for service in snapshot.each_service() {
+            let Some(rule) = service.passive else { continue };
+            for target in &service.targets {
+                let read = || self.shared.seats().map(|seat| seat.met(target.server)).fold(Met::default(), Met::add);
+                met.entry((target.server, rule)).or_insert_with(read);
+            }
+        }
+        if self.truth().learn_met(&met, &snapshot, self.shared.now()) {
+            self.changed.notify_one();
+        }
     }
 
     /// Moves to a later phase and notes it.
@@ -737,12 +790,14 @@ fn unix_s() -> i64 {
 /// A server that the operator drained, halted or gave no weight is not missed.
 fn service_state(targets: &[&Target]) -> ServiceState {
     use towpath_config::model::AdminState;
-    let wanted = targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0).count();
+    let wanted = || targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0);
     match targets.iter().filter(|target| target.takes_new()).count() {
         // It answers by itself.
         0 if targets.is_empty() => ServiceState::Up,
         0 => ServiceState::Down,
-        taking if taking < wanted => ServiceState::Degraded,
+        _ if wanted().any(|target| target.health != ServerHealth::Up || !target.closed_ports.is_empty()) => {
+            ServiceState::Degraded
+        }
         _ => ServiceState::Up,
     }
 }
@@ -751,7 +806,8 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
     let member = Member { service: service.name.clone(), address: target.address, port: target.port };
     // The snapshot knows what holds for new clients, the board the latest reason for it. A verdict that is not published yet is
     // not shown: whoever reads `down` may rely on it that no new snapshot is needed to keep clients away.
-    let state = target.check.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
+    let own = target.check.filter(|_| target.also.is_empty());
+    let state = own.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
     let reason = state.map_or(&target.reason, |state| state.reason());
     let before = truth.opened_before.get(&target.server).copied().unwrap_or(0);
     ServerStatus {
@@ -765,12 +821,24 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
         health: target.health.into(),
         agent: target.agent.and_then(|agent| truth.board.agent(agent)).map(AgentState::line),
         reason: reason.to_string(),
+        duty: duty_word(target).to_owned(),
+        closed_ports: target.closed_ports.iter().map(|closed| closed.port).collect(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),
         service_connections: shared.loads().active_of(service.id, target.server),
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
+    }
+}
+
+/// What part a server has in the service just now, as far as its health, role and the other servers decide.
+fn duty_word(target: &Target) -> &'static str {
+    match (target.role, target.duty) {
+        _ if target.fail_open => "fail-open",
+        (_, Duty::Standby) => "standby",
+        (Role::Backup, Duty::Serving) => "backup",
+        (Role::Primary, Duty::Serving) => "primary",
     }
 }
 

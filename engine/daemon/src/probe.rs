@@ -229,6 +229,8 @@ mod tests {
 
     use towpath_core::health::CheckId;
 
+    use towpath_config::model::Damping;
+
     use super::*;
 
     fn plan(ports: Vec<u16>) -> CheckPlan {
@@ -244,6 +246,7 @@ mod tests {
             timeout_ms: 2000,
             rise: 1,
             fall: 1,
+            damping: Damping::OFF,
         }
     }
 

@@ -156,6 +156,8 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         drain_timeout_ms: _,
         redispatch: _,
         drop_on_failure: _,
+        panic_threshold: _,
+        slow_start_ms: _,
         next_hop: _,
         client_networks: _,
         max_connections: _,

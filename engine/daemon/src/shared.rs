@@ -165,11 +165,18 @@ impl Shared {
         })
     }
 
-    /// Chooses the server of a new connection and counts it there, in one step per service: two workers never take the same
+    /// Chooses the server of a new connection to this port of the service and counts it there, in one step per service: two workers never take the same
     /// last place. Pair every `Ok` with [`Shared::close`].
-    pub fn pick(&self, service: &Service, client: SocketAddr, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
+    pub fn pick(
+        &self,
+        service: &Service,
+        client: SocketAddr,
+        port: u16,
+        tried: &Tried,
+        now: Now,
+    ) -> Result<Pick, Refusal> {
         let pin = Pin::of_address(service, client.ip());
-        self.pick_pinned(service, Client { address: client.ip(), pin }, tried, now)
+        self.pick_pinned(service, Client { address: client.ip(), port, pin }, tried, now)
     }
 
     /// The same for a client that is known by something else than its address. Under what leads it back its server is remembered anew; under what else
@@ -178,6 +185,7 @@ impl Shared {
         &self,
         service: &Service,
         client: IpAddr,
+        port: u16,
         known: &Known,
         tried: &Tried,
         now: Now,
@@ -185,7 +193,7 @@ impl Shared {
         let remembered =
             |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
         let pin = known.decides(remembered, |server| service.takes_back(server));
-        let pick = self.pick_pinned(service, Client { address: client, pin }, tried, now)?;
+        let pick = self.pick_pinned(service, Client { address: client, port, pin }, tried, now)?;
         if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
             return Ok(pick);
         }

@@ -175,6 +175,8 @@ pub struct NotifyStatus {
 pub enum HealthStatus {
     /// It takes no new clients: its check failed.
     Down,
+    /// Its check passes, but it went up and down too often: it takes clients only if nobody else can.
+    Held,
     /// No verdict yet: it takes no new clients.
     Unknown,
     /// Its check passed, or none is configured.
@@ -185,6 +187,7 @@ impl From<ServerHealth> for HealthStatus {
     fn from(health: ServerHealth) -> HealthStatus {
         match health {
             ServerHealth::Down => HealthStatus::Down,
+            ServerHealth::Held => HealthStatus::Held,
             ServerHealth::Unknown => HealthStatus::Unknown,
             ServerHealth::Up => HealthStatus::Up,
         }
@@ -214,6 +217,13 @@ pub struct ServerStatus {
     pub health: HealthStatus,
     /// Why.
     pub reason: String,
+    /// `primary`, `backup` (one that serves because too few others can), `standby` (one that waits), or `fail-open` (used although it is not up,
+    /// because too few are).
+    #[serde(default)]
+    pub duty: String,
+    /// Ports of the service that are not up there, while others are.
+    #[serde(default)]
+    pub closed_ports: Vec<u16>,
     /// What its agent says, in one line, and why it says nothing now; `None` = it has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,

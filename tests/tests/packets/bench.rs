@@ -356,7 +356,7 @@ impl TestDesk {
 }
 
 impl Desk for TestDesk {
-    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal> {
+    fn pick(&mut self, service: &Service, client: SocketAddr, _: u16, now: Now) -> Result<Pick, Refusal> {
         let tried = Tried::new();
         towpath_core::pick(service, &mut self.balancer, &mut self.persistence, &self.loads, client, &tried, now)
     }
@@ -374,4 +374,6 @@ impl Desk for TestDesk {
     }
 
     fn opened(&mut self, _server: RealServerId) {}
+
+    fn failed(&mut self, _server: RealServerId) {}
 }

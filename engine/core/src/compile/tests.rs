@@ -1,11 +1,12 @@
 use std::net::IpAddr;
 
-use towpath_config::model::{AdminState, Agent, PassThrough, Persistence, Protocol, ServiceTls, TlsRoute};
+use towpath_config::model::{AdminState, Agent, PassThrough, Passive, Persistence, Protocol, ServiceTls, TlsRoute};
 
 use super::*;
 use crate::client_hello::HostName;
 use crate::fixtures::{add_service, half_an_hour, http_material, model, server, tcp_check};
 use crate::health::{AgentReport, CheckResult};
+use crate::passive::Met;
 use crate::snat::SnatLimits;
 
 /// What the controller holds.
@@ -331,6 +332,7 @@ fn servers_behind_a_route_have_a_place_and_a_check_of_their_own_and_count_for_th
         servers: vec![server(FE_2, Some(4443))],
         health: Some(tcp_check(&[])),
         proxy_protocol: None,
+        origin: None,
     });
     let names = vec!["meet.example.org".to_owned(), "*.example.org".to_owned()];
     model.services[0].tls = ServiceTls::PassThrough(PassThrough {
@@ -359,4 +361,139 @@ fn servers_behind_a_route_have_a_place_and_a_check_of_their_own_and_count_for_th
     model.services[0].tls = ServiceTls::PassThrough(PassThrough::default());
     assert!(desk.compile(&model).unwrap().service(place).is_none());
     assert_eq!(desk.registry.gone_services().collect::<Vec<_>>(), [place]);
+}
+
+/// The farm of two servers behind three services: one that is checked at 5061 and evicts so, one that is checked at 443 by itself, and one that is not
+/// checked at all; the third has the servers by ports of their own.
+fn three_services(evict: Evict) -> Model {
+    let mut model = model();
+    let health = Health { evict, ..tcp_check(&[5061]) };
+    add_service(&mut model, "front-end", &[5061, 444], &[FE_1, FE_2], Some(health));
+    add_service(&mut model, "web", &[443], &[FE_1, FE_2], Some(tcp_check(&[443])));
+    add_service(&mut model, "other", &[80], &[FE_1, FE_2], None);
+    for server in &mut model.groups[2].servers {
+        server.port = Some(8080);
+    }
+    model
+}
+
+#[test]
+fn what_a_failing_check_takes_away_is_a_setting() {
+    let both = vec![format!("server {FE_1}"), format!("server {FE_2}")];
+    let second = vec![format!("server {FE_2}")];
+    for (evict, elsewhere) in [(Evict::Service, &both), (Evict::Server, &second)] {
+        let model = three_services(evict);
+        let mut desk = Desk::new();
+        desk.compile(&model).unwrap();
+        desk.checked(&model, FE_1, |port| port != 5061);
+        desk.checked(&model, FE_2, |_| true);
+        let snapshot = desk.compile(&model).unwrap();
+        assert_eq!(takers(&snapshot, 0), second, "{evict:?}");
+        for service in [1, 2] {
+            assert_eq!(takers(&snapshot, service), *elsewhere, "{evict:?}, service {service}");
+        }
+        let web = &snapshot.service(ServiceId(1)).unwrap().targets[0];
+        if evict == Evict::Server {
+            assert_eq!(&*web.reason, "port 5061: refused, as service \"front-end\" has found");
+            assert_eq!((web.checks().count(), web.since), (2, Now(77)));
+        }
+        // It comes back with the check that has taken it away.
+        desk.checked(&model, FE_1, |_| true);
+        assert_eq!(takers(&desk.compile(&model).unwrap(), 1), both, "{evict:?}");
+        // The check of the web service takes nothing away from the others.
+        desk.checked(&model, FE_1, |port| port != 443);
+        let snapshot = desk.compile(&model).unwrap();
+        assert_eq!(
+            (takers(&snapshot, 0), takers(&snapshot, 1)),
+            (both.iter().map(String::as_str).collect(), vec![&*second[0]])
+        );
+    }
+}
+
+#[test]
+fn a_check_without_a_verdict_takes_nobody_away_from_others() {
+    let model = three_services(Evict::Server);
+    let mut desk = Desk::new();
+    assert_eq!(takers(&desk.compile(&model).unwrap(), 2).len(), 2);
+}
+
+#[test]
+fn a_group_is_left_by_all_services_that_have_it_however_they_judge_it() {
+    let mut model = model();
+    let health = Health { evict: Evict::Group, ..tcp_check(&[5061]) };
+    add_service(&mut model, "front-end", &[5061], &[FE_1, FE_2], Some(health));
+    add_service(&mut model, "same group", &[443], &[], None);
+    add_service(&mut model, "judges by itself", &[444], &[FE_1, FE_2], Some(tcp_check(&[444])));
+    add_service(&mut model, "elsewhere", &[80], &[FE_1, FE_2], None);
+    model.services[1].group = 0;
+    model.groups[2].origin = Some(0);
+    let mut desk = Desk::new();
+    desk.compile(&model).unwrap();
+    desk.checked(&model, FE_1, |port| port != 5061);
+    desk.checked(&model, FE_2, |_| true);
+    let snapshot = desk.compile(&model).unwrap();
+    let taking: Vec<usize> = (0..4).map(|service| takers(&snapshot, service).len()).collect();
+    assert_eq!(taking, [1, 1, 1, 2]);
+}
+
+#[test]
+fn a_port_that_fails_is_left_alone() {
+    let mut model = model();
+    let health = Health { evict: Evict::Port, ..tcp_check(&[5061, 444]) };
+    add_service(&mut model, "front-end", &[443, 444, 5061], &[FE_1, FE_2], Some(health.clone()));
+    let mut desk = Desk::new();
+    let snapshot = desk.compile(&model).unwrap();
+    assert_eq!(checks(&model, &mut desk.registry).unwrap().len(), 4, "one a port and server");
+    let open = |snapshot: &Snapshot| {
+        let target = &snapshot.service(ServiceId(0)).unwrap().targets[0];
+        [443, 444, 5061].map(|port| target.takes_new() && target.serves(port))
+    };
+    assert_eq!(open(&snapshot), [true, false, false], "no verdict yet");
+    desk.checked(&model, FE_1, |port| port != 444);
+    desk.checked(&model, FE_2, |_| true);
+    let snapshot = desk.compile(&model).unwrap();
+    assert_eq!(open(&snapshot), [true, false, true]);
+    let target = &snapshot.service(ServiceId(0)).unwrap().targets[0];
+    assert_eq!((target.health, &*target.reason), (ServerHealth::Up, "port 444: refused"));
+    assert_eq!(target.lost_ports().collect::<Vec<_>>(), [444]);
+    // Where every port that clients come to is down, the server is.
+    model.services[0].ports = Ports::List(vec![444, 5061]);
+    desk.checked(&model, FE_1, |_| false);
+    let snapshot = desk.compile(&model).unwrap();
+    let target = &snapshot.service(ServiceId(0)).unwrap().targets[0];
+    assert_eq!((target.health, target.takes_new()), (ServerHealth::Down, false));
+    // Without ports given each port that clients come to is checked; a server of one port has that.
+    model.groups[0].health = Some(Health { ports: Vec::new(), ..health });
+    model.groups[0].servers[1].port = Some(8443);
+    let ports: Vec<u16> = checks(&model, &mut Registry::new()).unwrap().iter().map(|plan| plan.ports[0]).collect();
+    assert_eq!(ports, [444, 5061, 8443]);
+}
+
+#[test]
+fn what_clients_meet_takes_a_server_out_of_the_services_that_look_at_it() {
+    let rule = Passive { connect_failures: 50, server_errors: 0, at_least: 5, window_ms: 1_000, hold_ms: 1_000 };
+    let mut model = model();
+    add_service(
+        &mut model,
+        "looks",
+        &[5061],
+        &[FE_1, FE_2],
+        Some(Health { passive: Some(rule), ..tcp_check(&[5061]) }),
+    );
+    add_service(&mut model, "does not", &[5061], &[FE_1, FE_2], Some(tcp_check(&[5061])));
+    let mut desk = Desk::new();
+    desk.compile(&model).unwrap();
+    desk.checked(&model, FE_1, |_| true);
+    desk.checked(&model, FE_2, |_| true);
+    let snapshot = desk.compile(&model).unwrap();
+    let server = snapshot.service(ServiceId(0)).unwrap().targets[0].server;
+    let met = |failed: u64| HashMap::from([((server, rule), Met { failed, ..Met::default() })]);
+    assert!(desk.board.passive.look(&met(0), Now(100)).is_empty());
+    assert_eq!(desk.board.passive.look(&met(5), Now(200)).len(), 1);
+    let snapshot = desk.compile(&model).unwrap();
+    assert_eq!((takers(&snapshot, 0).len(), takers(&snapshot, 1).len()), (1, 2));
+    assert_eq!(desk.board.passive.look(&met(5), Now(1_200)).len(), 1);
+    let snapshot = desk.compile(&model).unwrap();
+    let target = &snapshot.service(ServiceId(0)).unwrap().targets[0];
+    assert!(target.takes_new() && target.returned == Some(Now(1_200)));
 }

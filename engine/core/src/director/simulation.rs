@@ -136,7 +136,7 @@ impl World {
             Ok(pick) => pick,
             Err(refusal) => {
                 assert_eq!(before, after);
-                let full = |target: &crate::Target| self.loads.active(target.server) >= target.max_connections;
+                let full = |target: &Target| self.loads.active(target.server) >= target.max_connections;
                 let free = service
                     .targets
                     .iter()

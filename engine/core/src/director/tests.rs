@@ -4,10 +4,11 @@ use proptest::prelude::*;
 use towpath_config::model::{AdminState, Balance, Persistence};
 
 use super::*;
+use crate::eligible;
 use crate::fixtures::{METHODS, client, half_an_hour, service, target, weighted};
 use crate::ids::ServiceId;
 use crate::loads::PlainLoads;
-use crate::snapshot::{ServerHealth, Target};
+use crate::snapshot::{ClosedPort, Role, ServerHealth, Target};
 
 const MINUTE_MS: u64 = 60_000;
 
@@ -384,4 +385,96 @@ fn services_on_several_threads_never_exceed_the_limit_of_a_shared_server() {
     assert_eq!(loads.highest.load(Ordering::SeqCst), 3);
     assert!(refused.load(Ordering::SeqCst) > 0);
     assert_eq!((loads.active(RealServerId(0)), loads.active(RealServerId(1))), (0, 0));
+}
+
+#[test]
+fn backups_serve_who_was_refused_by_all_others_and_never_who_finds_these_full() {
+    for balance in METHODS {
+        let mut stage = Stage::new(service(balance, weighted(&[100; 3])));
+        stage.service.targets[2].role = Role::Backup;
+        eligible::settle(&mut stage.service.targets, 0);
+        let served: Vec<u16> = (0..20).map(|n| stage.visit(client(n)).unwrap().0).collect();
+        assert!(served.iter().all(|&server| server != 2), "{balance:?}: {served:?}");
+        // Connects to both have failed.
+        stage.tried.insert(RealServerId(0));
+        stage.tried.insert(RealServerId(1));
+        assert_eq!(stage.visit(client(1)), Ok((2, PickReason::Balanced)), "{balance:?}");
+        stage.tried = Tried::new();
+        stage.service.targets.iter_mut().for_each(|target| target.max_connections = 1);
+        stage.pick(client(2)).unwrap();
+        stage.pick(client(3)).unwrap();
+        assert_eq!(stage.pick(client(4)), Err(Refusal::ServersFull), "{balance:?}");
+    }
+}
+
+#[test]
+fn clients_of_a_backup_go_back_when_another_can_serve() {
+    let mut stage = Stage::persistent(weighted(&[100; 2]), half_an_hour());
+    stage.service.targets[1].role = Role::Backup;
+    stage.service.targets[0].health = ServerHealth::Down;
+    eligible::settle(&mut stage.service.targets, 0);
+    assert_eq!(stage.visit(client(1)), Ok((1, PickReason::Balanced)));
+    assert_eq!(stage.visit(client(1)), Ok((1, PickReason::Persistent)));
+    stage.service.targets[0].health = ServerHealth::Up;
+    eligible::settle(&mut stage.service.targets, 0);
+    assert_eq!(stage.visit(client(1)), Ok((0, PickReason::Repinned)));
+    assert_eq!(stage.visit(client(1)), Ok((0, PickReason::Persistent)));
+}
+
+#[test]
+fn a_closed_port_sends_its_clients_elsewhere_and_their_entry_stays() {
+    for balance in METHODS {
+        let mut service = service(balance, weighted(&[100; 2]));
+        service.persistence = Some(half_an_hour());
+        let mut stage = Stage::new(service);
+        let (home, _) = stage.visit(client(1)).unwrap();
+        let closed = ClosedPort { port: 443, health: ServerHealth::Down };
+        stage.service.targets[usize::from(home)].closed_ports = [closed].into();
+        let mut pick_at = |port| {
+            let Stage { service, state, table, loads, tried, now } = &mut stage;
+            let asks = Client { address: client(1).ip(), port, pin: Pin::of_address(service, client(1).ip()) };
+            let pick = pick_pinned(service, state, table, &*loads, asks, tried, *now).unwrap();
+            loads.close(service.id, pick.server);
+            (pick.server.0, pick.why)
+        };
+        for _ in 0..3 {
+            assert_eq!(pick_at(443), (1 - home, PickReason::Overflowed), "{balance:?}");
+            assert_eq!(pick_at(5061), (home, PickReason::Persistent), "{balance:?}");
+        }
+        // Nor is anybody new sent there.
+        for n in 10..30 {
+            let Stage { service, state, table, loads, tried, now } = &mut stage;
+            let asks = Client { address: client(n).ip(), port: 443, pin: Pin::Nobody };
+            let pick = pick_pinned(service, state, table, &*loads, asks, tried, *now).unwrap();
+            assert_eq!(pick.server.0, 1 - home, "{balance:?}");
+        }
+    }
+}
+
+#[test]
+fn a_server_that_came_back_grows_into_its_share() {
+    const RISES: [Balance; 5] = [
+        Balance::LeastConnections,
+        Balance::RandomOfTwo,
+        Balance::RoundRobin,
+        Balance::WeightedLeastConnections,
+        Balance::WeightedRoundRobin,
+    ];
+    for balance in RISES {
+        let mut last = 0;
+        // (when, least and greatest share of 4,000 connections that stay open; its share of all is part / (part + 1))
+        for (at_ms, low, high) in
+            [(0, 300, 430), (30_000, 1_230, 1_450), (60_000, 1_900, 2_100), (90_000, 1_900, 2_100)]
+        {
+            let mut stage = Stage::new(service(balance, weighted(&[100; 2])));
+            stage.service.slow_start_ms = 60_000;
+            stage.service.targets[1].returned = Some(stage.now);
+            stage.now = stage.now + at_ms;
+            let served = (0..4_000).filter(|&n| stage.pick(client(n)).unwrap().0 == 1).count();
+            // Of two drawn by weight, with two both are drawn always, and the less loaded by its part wins.
+            assert!((low..=high).contains(&served), "{balance:?} after {at_ms} ms: {served}");
+            assert!(served + 100 > last, "{balance:?}");
+            last = served;
+        }
+    }
 }

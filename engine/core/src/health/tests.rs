@@ -15,6 +15,7 @@ fn plan(id: u32, ports: &[u16], interval_ms: u64) -> CheckPlan {
         timeout_ms: 3_000,
         rise: 2,
         fall: 3,
+        damping: Damping::OFF,
     }
 }
 
@@ -49,6 +50,7 @@ fn only_consecutive_results_change_a_verdict() {
             }
             seen.push(match state.health() {
                 ServerHealth::Down => 'D',
+                ServerHealth::Held => 'H',
                 ServerHealth::Unknown => 'u',
                 ServerHealth::Up => 'U',
             });
@@ -224,4 +226,68 @@ fn a_new_interval_or_port_takes_no_server_out_of_service() {
         assert_eq!(board.on_result(CheckId(2), failed("refused"), Now(at)), None);
     }
     assert!(board.on_result(CheckId(2), failed("refused"), Now(13)).is_some());
+}
+
+#[test]
+fn a_server_that_flaps_is_held_for_longer_each_time() {
+    let damping = Damping { flaps: 3, window_ms: 60_000, hold_ms: 10_000 };
+    let mut state = HealthState::new(1, 1, Now(0)).damped(damping);
+    let mut now = Now(0);
+    let mut after = |ms: u64, result: CheckResult| {
+        now = now + ms;
+        (state.on_result(result, now).map(|transition| transition.to), state.reason().to_string())
+    };
+    let up = |told: (Option<ServerHealth>, String)| assert_eq!(told.0, Some(ServerHealth::Up));
+    let down = |told: (Option<ServerHealth>, String)| assert_eq!(told.0, Some(ServerHealth::Down));
+    up(after(0, CheckResult::Passed));
+    for _ in 0..2 {
+        down(after(1_000, failed("refused")));
+        up(after(1_000, CheckResult::Passed));
+    }
+    // The third time within the window.
+    down(after(1_000, failed("refused")));
+    let (to, reason) = after(1_000, CheckResult::Passed);
+    assert_eq!(to, Some(ServerHealth::Held));
+    assert_eq!(reason, "its check passes, but it went down 3 times lately: held for 9 s");
+    // Held, it may go down as well, which is not one more time that it fell.
+    down(after(1_000, failed("refused")));
+    assert_eq!(after(1_000, CheckResult::Passed).0, Some(ServerHealth::Held));
+    assert_eq!(after(6_999, CheckResult::Passed).0, None);
+    up(after(1, CheckResult::Passed));
+    for hold_ms in [20_000, 40_000] {
+        down(after(1, failed("refused")));
+        assert_eq!(after(hold_ms - 1, CheckResult::Passed).0, Some(ServerHealth::Held));
+        up(after(1, CheckResult::Passed));
+    }
+    // Once the window has passed nothing is known of it.
+    down(after(60_001, failed("refused")));
+    up(after(1, CheckResult::Passed));
+}
+
+#[test]
+fn no_damping_holds_nobody_and_what_is_remembered_is_bounded() {
+    let mut never = HealthState::new(1, 1, Now(0));
+    let often = Damping { flaps: 100, window_ms: u64::MAX, hold_ms: u64::MAX };
+    let mut seldom = HealthState::new(1, 1, Now(0)).damped(often);
+    for n in 0..2_000 {
+        let result = if n % 2 == 0 { CheckResult::Passed } else { failed("refused") };
+        never.on_result(result.clone(), Now(n));
+        seldom.on_result(result, Now(n));
+        assert_ne!(never.health(), ServerHealth::Held);
+        assert!(seldom.falls.len() <= FALLS_MAX);
+    }
+    assert!(never.falls.is_empty());
+    seldom.on_result(CheckResult::Passed, Now(3_000));
+    assert_eq!(seldom.health(), ServerHealth::Held, "for ever, and without an overflow");
+}
+
+#[test]
+fn only_who_was_down_has_returned() {
+    let mut state = HealthState::new(1, 1, Now(0));
+    state.on_result(CheckResult::Passed, Now(5));
+    assert_eq!(state.returned(), None, "the first verdict");
+    state.on_result(failed("refused"), Now(6));
+    assert_eq!(state.returned(), None);
+    state.on_result(CheckResult::Passed, Now(7));
+    assert_eq!(state.returned(), Some(Now(7)));
 }

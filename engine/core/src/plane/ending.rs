@@ -10,7 +10,7 @@ use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::TcpState;
-use crate::flow::{Direction, Returns};
+use crate::flow::{Direction, FlowPath, Returns};
 use crate::packet::{DropReason, Ip, Mac};
 use crate::snapshot::ServiceSource;
 use crate::{Now, RealServerId, ServiceId};
@@ -173,6 +173,9 @@ impl Plane {
         };
         if is_alive {
             self.reset_who_is_known(now, stage, &ended, out);
+            if stage == Stage::HalfOpen && is_unanswered(ended.state.tcp().state()) {
+                desk.failed(ended.detail.server);
+            }
         }
         self.end(stage, ended, termination, desk);
     }
@@ -211,7 +214,8 @@ impl Plane {
             }
             let (Some(state), Some(detail)) = (table.state(id), table.detail(id)) else { continue };
             let (service, server) = (state.service(), detail.server);
-            if !detail.is_counted || !self.services.is_shunned(service, server) {
+            let is_shunned = |path: FlowPath| self.services.is_shunned(service, server, path.client.dst_port);
+            if !detail.is_counted || !table.path(id).is_some_and(is_shunned) {
                 continue;
             }
             let member = self.snapshot.service(service).and_then(|service| service.target_of(server));
@@ -291,6 +295,11 @@ impl Plane {
 /// Whether the resets of one more flow fit.
 fn has_room(out: &Outbox) -> bool {
     out.has_room(RESETS_MAX, RESETS_MAX * RESET_LEN_MAX)
+}
+
+/// Whether the server has not said anything: else it is the client that did not complete the handshake.
+fn is_unanswered(state: TcpState) -> bool {
+    !matches!(state, TcpState::SynAnswered | TcpState::SynCrossed)
 }
 
 fn tell_end(desk: &mut impl Desk, stage: Stage, service: ServiceId, server: RealServerId, termination: Termination) {

@@ -15,7 +15,7 @@ use crate::packet::straight::{Station, Straight};
 use crate::packet::{
     DropReason, Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, SynOptions, TcpFlags, Tuple, TupleV4,
 };
-use crate::{Now, ServiceId};
+use crate::{Now, RealServerId, ServiceId};
 
 /// Octets of IP and TCP headers without options: what an MTU leaves beside the maximum segment size.
 const fn headers_bytes(family: Family) -> u32 {
@@ -532,6 +532,13 @@ impl Plane {
                     (Direction::Reverse, Stage::HalfOpen) => Termination::ConnectFailed,
                     (Direction::Reverse, Stage::Established) => Termination::ServerReset,
                 };
+                if termination == Termination::ConnectFailed
+                    && let Some(detail) = self.flows.table(stage).detail(id)
+                    && detail.is_counted
+                    && detail.server != RealServerId::NOBODY
+                {
+                    turn.desk.failed(detail.server);
+                }
                 self.settle(found, termination, rule, turn.desk);
             }
             (Some(TcpEvent::Reopens), _) => {

@@ -204,11 +204,11 @@ pub enum Verdict {
 /// What the plane asks of, and tells to, whoever shares services and servers among the workers. Called when flows open and end; of packets only
 /// the counts, once for each run of packets of one service.
 pub trait Desk {
-    /// The real server of a new flow of `client`, counted as a connection until [`Desk::close`].
+    /// The real server of a new flow of `client` to this port of the service, counted as a connection until [`Desk::close`].
     ///
     /// # Errors
     /// Nobody serves it, and nothing is counted.
-    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal>;
+    fn pick(&mut self, service: &Service, client: SocketAddr, port: u16, now: Now) -> Result<Pick, Refusal>;
     /// The flow that a pick was for no longer counts.
     fn close(&mut self, service: ServiceId, server: RealServerId);
     /// Adds `n` to a counter of the service.
@@ -217,6 +217,8 @@ pub trait Desk {
     fn end(&mut self, service: ServiceId, termination: Termination);
     /// A flow reached this server: its handshake is complete, or its first datagram was answered.
     fn opened(&mut self, server: RealServerId);
+    /// A connection did not reach this server: it refused it, or did not answer within `connect_timeout`.
+    fn failed(&mut self, server: RealServerId);
     /// The cache line at this address is read soon. A hint to the processor where there is a way to give it, and nothing otherwise.
     #[inline(always)]
     fn prefetch(&self, _line: *const u8) {}

@@ -197,7 +197,9 @@ impl Plane {
             Ok(id) => {
                 self.services.find_flow(&ended.path);
                 // It may have missed the sweep here, and the one there.
-                if detail.is_counted && self.services.is_shunned(state.service(), detail.server) {
+                if detail.is_counted
+                    && self.services.is_shunned(state.service(), detail.server, ended.path.client.dst_port)
+                {
                     self.start_sweep();
                 }
                 if self.moved(stage, id).is_some() {

@@ -404,7 +404,7 @@ impl Plane {
         desk: &mut impl Desk,
     ) -> Result<(Pick, &'s Target), Refused> {
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
-        let refusal = match desk.pick(service, client.source(), now) {
+        let refusal = match desk.pick(service, client.source(), client.dst_port, now) {
             Ok(pick) => match service.target(pick.target).filter(|member| member.server == pick.server) {
                 Some(member) => return Ok((pick, member)),
                 None => {

@@ -219,8 +219,8 @@ pub(super) struct Services {
     left: ConfiguredSet<u128>,
     /// Of these, those that the walk under way has found a flow of.
     still: ConfiguredSet<u128>,
-    /// Members whose flows are to be ended.
-    shunned: HashSet<(ServiceId, RealServerId)>,
+    /// Members whose flows are to be ended; of a port of the service, or of all of them.
+    shunned: HashSet<(ServiceId, RealServerId, Option<u16>)>,
     /// Where leases are given back: one book for all pools.
     maps: Option<Arc<SnatMaps>>,
 }
@@ -258,11 +258,13 @@ impl Services {
         let mut shunned = HashSet::new();
         for service in snapshot.each_service().filter(|service| service.plane == Plane::Packet) {
             self.adopt_service(service);
-            let members = service
-                .targets
-                .iter()
-                .filter(|target| target.admin == AdminState::Halt || service.drops_flows_of(target));
-            shunned.extend(members.map(|target| (service.id, target.server)));
+            for target in &service.targets {
+                if target.admin == AdminState::Halt || service.drops_flows_of(target) {
+                    shunned.insert((service.id, target.server, None));
+                } else if service.drops_flows() {
+                    shunned.extend(target.lost_ports().map(|port| (service.id, target.server, Some(port))));
+                }
+            }
         }
         for lane in snapshot.outbound.each().flat_map(|nat| nat.lanes()) {
             if let Some(rule) = self.rules.get_mut(lane.id.index()) {
@@ -406,9 +408,9 @@ impl Services {
         !self.left.is_empty()
     }
 
-    /// Whether the flows of this member are to be ended.
-    pub(super) fn is_shunned(&self, service: ServiceId, server: RealServerId) -> bool {
-        self.shunned.contains(&(service, server))
+    /// Whether the flows of this member to this port of the service are to be ended.
+    pub(super) fn is_shunned(&self, service: ServiceId, server: RealServerId, port: u16) -> bool {
+        self.shunned.contains(&(service, server, None)) || self.shunned.contains(&(service, server, Some(port)))
     }
 
     /// Where leases are given back.

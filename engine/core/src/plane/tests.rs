@@ -132,6 +132,8 @@ struct Clerk {
     refusal: Option<Refusal>,
     open: HashMap<(ServiceId, RealServerId), i64>,
     opened: usize,
+    /// Servers that a connection did not reach.
+    missed: Vec<RealServerId>,
     ends: Vec<Termination>,
     counters: HashMap<ServiceCounter, u64>,
 }
@@ -147,11 +149,12 @@ impl Clerk {
 }
 
 impl Desk for Clerk {
-    fn pick(&mut self, service: &Service, _: SocketAddr, _: Now) -> Result<Pick, Refusal> {
+    fn pick(&mut self, service: &Service, _: SocketAddr, port: u16, _: Now) -> Result<Pick, Refusal> {
         if let Some(refusal) = self.refusal {
             return Err(refusal);
         }
-        let takers: Vec<usize> = (0..service.targets.len()).filter(|&at| service.targets[at].takes_new()).collect();
+        let takes = |target: &Target| target.takes_new() && target.serves(port);
+        let takers: Vec<usize> = (0..service.targets.len()).filter(|&at| takes(&service.targets[at])).collect();
         let at = *takers.get(self.turn % takers.len().max(1)).ok_or(Refusal::NoServer)?;
         self.turn += 1;
         let server = service.targets[at].server;
@@ -175,6 +178,10 @@ impl Desk for Clerk {
 
     fn opened(&mut self, _: RealServerId) {
         self.opened += 1;
+    }
+
+    fn failed(&mut self, server: RealServerId) {
+        self.missed.push(server);
     }
 }
 
@@ -720,6 +727,7 @@ fn a_server_that_refuses_is_told_to_the_client_and_not_held_against_it() {
     let back = at_server.reversed();
     let (_, _, to) = lab.server_sends(&back, &tcp(&back, RST | ACK, 0, 101, &[], b""));
     assert_eq!((to, lab.clerk.ends.clone()), (forward.reversed(), vec![Termination::ConnectFailed]));
+    assert_eq!(lab.clerk.missed, [RealServerId(0)]);
     // The next SYN may go elsewhere.
     lab.client_sends(&forward, &tcp(&forward, SYN, 100, 0, &[], b""));
     assert_eq!((lab.clerk.connections(), lab.plane.half_open()), (1, 1));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use towpath_config::model::{CheckKind, Forwarding, Model, Ports, Protocol, VirtualService};
+use towpath_config::model::{CheckKind, Damping, Forwarding, Model, Ports, Protocol, VirtualService};
 use towpath_core::health::{CheckId, CheckPlan, CheckResult};
 use towpath_core::plane::Network;
 use towpath_sys::link::Link;
@@ -528,6 +528,7 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
                     timeout_ms: CONNECT_MS,
                     rise: 1,
                     fall: 1,
+                    damping: Damping::OFF,
                 };
                 let places = Arc::clone(&places);
                 running.spawn(async move {

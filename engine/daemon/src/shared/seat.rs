@@ -9,6 +9,7 @@ use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCou
 use towpath_core::http::{BadRequest, BadResponse};
 use towpath_core::http2::BadStream;
 use towpath_core::packet::DropReason;
+use towpath_core::passive::Met;
 use towpath_core::plane::{PlaneCounter, PlaneCounts};
 use towpath_core::{Generation, RealServerId, ServiceId, WorkerId};
 use towpath_sys::event::EventFd;
@@ -144,6 +145,9 @@ pub struct Seat {
     worker: CounterPage,
     services: Box<[OnceLock<ServicePage>]>,
     opened: CounterPage,
+    failed: CounterPage,
+    responses: CounterPage,
+    errors: CounterPage,
     idle: CounterPage,
     /// A real server that another worker needs a place on, its id and one; 0 = none.
     wanted_room: AtomicU32,
@@ -164,6 +168,9 @@ impl Seat {
             worker: CounterPage::new(WorkerCounter::ALL.len() + SLACK_CELLS),
             services: (0..services_max).map(|_| OnceLock::new()).collect(),
             opened: CounterPage::new(real_servers_max),
+            failed: CounterPage::new(real_servers_max),
+            responses: CounterPage::new(real_servers_max),
+            errors: CounterPage::new(real_servers_max),
             idle: CounterPage::new(real_servers_max),
             wanted_room: AtomicU32::new(0),
             packets: CounterPage::new(
@@ -224,6 +231,32 @@ impl Seat {
     /// Connections and sessions that this worker has opened on `server`.
     pub fn opened(&self, server: RealServerId) -> u64 {
         self.opened.read(server.index())
+    }
+
+    /// Counts one connect to `server` that it refused or did not answer, or whose TLS it failed. Only the seat's own worker may call this.
+    #[inline]
+    pub fn count_failed(&self, server: RealServerId) {
+        self.failed.add(server.index(), 1);
+    }
+
+    /// Counts one response of `server` in HTTP mode, or that none came in time (504). Only the seat's own worker may call this.
+    #[inline]
+    pub fn count_response(&self, server: RealServerId, status: u16) {
+        self.responses.add(server.index(), 1);
+        if status >= 500 {
+            self.errors.add(server.index(), 1);
+        }
+    }
+
+    /// What clients have met at `server` by this worker.
+    pub fn met(&self, server: RealServerId) -> Met {
+        let at = server.index();
+        Met {
+            opened: self.opened.read(at),
+            failed: self.failed.read(at),
+            responses: self.responses.read(at),
+            errors: self.errors.read(at),
+        }
     }
 
     /// Counts shared connections to `server` that wait for the next client. Only the seat's own worker may call this.

@@ -15,6 +15,8 @@ use towpath_core::steering::SteeringTable;
 use super::*;
 
 const THREADS: usize = 4;
+/// The one that clients come to.
+const PORT: u16 = 5061;
 
 /// The snapshot of one service `web` with these keys and servers `name = (weight, max_connections)`.
 fn snapshot(keys: &str, servers: &[(u16, u32)], generation: u64) -> Arc<Snapshot> {
@@ -70,7 +72,9 @@ fn pick_at_once(shared: &Shared, each: usize) -> Vec<Result<Pick, Refusal>> {
                 scope.spawn(move || {
                     barrier.wait();
                     (0..each)
-                        .map(|turn| shared.pick(service, client(thread * each + turn), &Tried::new(), shared.now()))
+                        .map(|turn| {
+                            shared.pick(service, client(thread * each + turn), PORT, &Tried::new(), shared.now())
+                        })
                         .collect::<Vec<_>>()
                 })
             })
@@ -120,9 +124,12 @@ fn a_persistent_client_finds_its_server_from_every_worker() {
     let snapshot = shared.snapshot();
     let service = snapshot.each_service().next().expect("one service");
     for number in 0..200 {
-        let first = shared.pick(service, client(number), &Tried::new(), shared.now()).expect("a server");
+        let first = shared.pick(service, client(number), PORT, &Tried::new(), shared.now()).expect("a server");
         let again = thread::scope(|scope| {
-            scope.spawn(|| shared.pick(service, client(number), &Tried::new(), shared.now())).join().expect("no panic")
+            scope
+                .spawn(|| shared.pick(service, client(number), PORT, &Tried::new(), shared.now()))
+                .join()
+                .expect("no panic")
         });
         assert_eq!(again.expect("a server").server, first.server);
     }

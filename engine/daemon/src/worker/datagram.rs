@@ -14,7 +14,7 @@ use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::Tried;
 use towpath_core::persistence::{Known, PersistenceKey, Seen};
 use towpath_core::sip::{self, SipPeek};
-use towpath_core::snapshot::{ServerHealth, Service, ServiceSource};
+use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, RealServerId};
@@ -36,6 +36,8 @@ pub(super) struct DatagramSession {
     client: SocketAddr,
     server: UdpSocket,
     service: Arc<Service>,
+    /// The port of the service that the client came to.
+    port: u16,
     counted: RealServerId,
     /// The call that it carries, where calls are told apart.
     call: Option<PersistenceKey>,
@@ -165,9 +167,9 @@ impl Worker {
         for (key, session) in self.datagrams.sessions.iter() {
             let Some(service) = self.snapshot.service(session.service.id) else { continue };
             let Some((_, target)) = service.target_of(session.counted) else { continue };
-            match (target.admin, target.health) {
-                (AdminState::Halt, _) => lost.push((key, target.halted.termination())),
-                (_, ServerHealth::Down) => lost.push((key, Termination::ServerDown)),
+            match target.admin {
+                AdminState::Halt => lost.push((key, target.halted.termination())),
+                _ if service.drops_flows_at(target, session.port) => lost.push((key, Termination::ServerDown)),
                 _ => {}
             }
         }
@@ -248,8 +250,8 @@ impl Worker {
         port: u16,
     ) -> io::Result<Result<Key, Termination>> {
         let picked = match &called {
-            Some((_, known)) => self.shared.pick_known(service, client.ip(), known, &Tried::new(), self.now),
-            None => self.shared.pick(service, client, &Tried::new(), self.now),
+            Some((_, known)) => self.shared.pick_known(service, client.ip(), port, known, &Tried::new(), self.now),
+            None => self.shared.pick(service, client, port, &Tried::new(), self.now),
         };
         let pick = match picked {
             Ok(pick) => pick,
@@ -270,6 +272,7 @@ impl Worker {
             client,
             server,
             service: Arc::clone(service),
+            port,
             counted: pick.server,
             call,
             begun: Vec::new(),

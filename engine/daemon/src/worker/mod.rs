@@ -36,7 +36,7 @@ use towpath_core::counters::{Termination, WorkerCounter};
 use towpath_core::fast_path::{FastMemory, FastSettings};
 use towpath_core::http::Output;
 use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side};
-use towpath_core::snapshot::{Service, ServiceSource, Snapshot};
+use towpath_core::snapshot::{Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
 use towpath_core::{Generation, Now, WorkerId};
@@ -71,6 +71,8 @@ const RING_ENTRIES: u32 = 1024;
 const COMPLETIONS_MAX: usize = 512;
 /// Timers fired in one breath.
 const TIMERS_MAX: usize = 256;
+/// Connections that end in one breath because their server is lost: each costs some system calls, and the others wait for them.
+const LOST_MAX: usize = 64;
 /// Sessions that get buffers again in one breath.
 const FED_MAX: usize = 64;
 /// Buffers for datagrams: they are held only while one is passed on.
@@ -189,6 +191,8 @@ struct Worker {
     kept: KeptBytes,
     /// When those are looked at next whose buffers others wait for, while somebody does.
     slow_look: Option<Now>,
+    /// Connections that the snapshot at hand ends, as far as they have not ended yet.
+    lost: Vec<Key>,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -266,6 +270,7 @@ impl Worker {
             gathered: Vec::new(),
             kept: KeptBytes::default(),
             slow_look: None,
+            lost: Vec::new(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -304,6 +309,7 @@ impl Worker {
         }
         self.now = self.shared.at(start);
         self.adopt()?;
+        self.end_lost()?;
         self.follow_phase()?;
         // First, so that a path that has its turn among the completions gets no second one in the same breath.
         self.pump_rest()?;
@@ -347,6 +353,7 @@ impl Worker {
             && !self.can_seal()
             && !self.can_send_unsent()
             && self.woken.is_empty()
+            && self.lost.is_empty()
             && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
@@ -437,23 +444,31 @@ impl Worker {
         self.tls = newer.tls;
         self.adopt_in_plane();
         self.retire_idle()?;
-        self.end_relays_of_lost_servers()?;
+        self.find_lost();
         self.leave_draining_servers()?;
         self.end_datagrams_of_lost_servers()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
         Ok(())
     }
 
-    fn end_relays_of_lost_servers(&mut self) -> io::Result<()> {
+    /// Notes which connections the snapshot at hand ends. They end a few at a time: a server may have had half of all.
+    fn find_lost(&mut self) {
+        self.lost.clear();
         let loses = |service: &Service| {
-            service.targets.iter().any(|target| target.admin == AdminState::Halt || service.drops_flows_of(target))
+            let loses = |target: &Target| service.drops_flows_of(target) || target.lost_ports().next().is_some();
+            service.targets.iter().any(|target| target.admin == AdminState::Halt || loses(target))
         };
-        if !self.snapshot.each_service().any(|service| loses(service)) {
-            return Ok(());
+        if self.snapshot.each_service().any(|service| loses(service)) {
+            let lost = self.relays.iter().filter(|(_, relay)| self.lost_by(relay).is_some()).map(|(key, _)| key);
+            self.lost = lost.collect();
         }
-        let lost: Vec<(Key, Termination)> =
-            self.relays.iter().filter_map(|(key, relay)| Some((key, self.lost_by(relay)?))).collect();
-        for (key, termination) in lost {
+    }
+
+    /// Ends some of those.
+    fn end_lost(&mut self) -> io::Result<()> {
+        for _ in 0..self.lost.len().min(LOST_MAX) {
+            let Some(key) = self.lost.pop() else { break };
+            let Some(termination) = self.relays.get(key).and_then(|relay| self.lost_by(relay)) else { continue };
             self.drive(key, Event::End(termination))?;
         }
         Ok(())
@@ -466,7 +481,9 @@ impl Worker {
         match target.admin {
             AdminState::Halt => Some(target.halted.termination()),
             // One that is still being dialled goes to another server after connect_timeout.
-            _ if relay.is_opened() && service.drops_flows_of(target) => Some(Termination::ServerDown),
+            _ if relay.is_opened() && service.drops_flows_at(target, relay.service_port()) => {
+                Some(Termination::ServerDown)
+            }
             _ => None,
         }
     }

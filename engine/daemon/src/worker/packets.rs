@@ -411,11 +411,11 @@ pub(super) struct Counters<'w> {
 }
 
 impl Desk for Counters<'_> {
-    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal> {
+    fn pick(&mut self, service: &Service, client: SocketAddr, port: u16, now: Now) -> Result<Pick, Refusal> {
         if !self.takes_new {
             return Err(Refusal::NoServer);
         }
-        self.shared.pick(service, client, &Tried::new(), now)
+        self.shared.pick(service, client, port, &Tried::new(), now)
     }
 
     fn close(&mut self, service: ServiceId, server: RealServerId) {
@@ -438,6 +438,10 @@ impl Desk for Counters<'_> {
 
     fn opened(&mut self, server: RealServerId) {
         self.seat.count_opened(server);
+    }
+
+    fn failed(&mut self, server: RealServerId) {
+        self.seat.count_failed(server);
     }
 
     #[inline(always)]

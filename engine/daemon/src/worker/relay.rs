@@ -257,6 +257,11 @@ impl Relay {
         self.proxied = Some(Box::new(proxied));
     }
 
+    /// The port of the service that the client came to.
+    pub(super) fn service_port(&self) -> u16 {
+        self.service_port
+    }
+
     /// Where the client has connected to, as it knows it.
     pub(super) fn vip(&self) -> SocketAddr {
         let own = SocketAddr::new(self.service.vip, self.service_port);
@@ -434,7 +439,7 @@ impl Worker {
         let (service, client) = (&relay.service, relay.client_address.ip());
         let server_name = relay.client_name.as_deref();
         let known = relay.known.unwrap_or_else(|| service.known(&Seen { server_name, ..Seen::of_address(client) }));
-        let pick = self.shared.pick_known(service, client, &known, &relay.tried, self.now)?;
+        let pick = self.shared.pick_known(service, client, relay.service_port, &known, &relay.tried, self.now)?;
         relay.counted = Some(pick.server);
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
@@ -880,6 +885,7 @@ impl Worker {
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
         let failed = self.connect_failure(key, timed_out);
         let another = self.may_try_another(key);
+        self.note_missed(key);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         if !another {
@@ -898,6 +904,13 @@ impl Worker {
             Err(termination) => self.tell(key, Event::End(termination), ops),
         }
         Ok(())
+    }
+
+    /// The server at hand was not reached, by its own fault.
+    pub(super) fn note_missed(&self, key: Key) {
+        if let Some(server) = self.relays.get(key).and_then(|relay| relay.counted) {
+            self.shared.seat(self.id).count_failed(server);
+        }
     }
 
     /// How a connect to a real server has failed.

@@ -14,7 +14,7 @@ use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::{Family, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use towpath_core::persistence::PersistenceTable;
 use towpath_core::plane::{Desk, Network, PlaneSettings, Port, PortId, Strays};
-use towpath_core::snapshot::{RealServer, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Tried, WorkerId};
@@ -202,6 +202,12 @@ impl Scene {
             in_maintenance: false,
             reason: Arc::from("no health check configured"),
             since: Now(0),
+            also: Arc::default(),
+            closed_ports: Arc::default(),
+            role: Role::Primary,
+            duty: Duty::Serving,
+            fail_open: false,
+            returned: None,
             proxy: None,
         };
         let targets: Vec<Target> = destinations.iter().enumerate().map(target).collect();
@@ -230,6 +236,8 @@ impl Scene {
             drain_timeout_ms: 30_000,
             redispatch: 3,
             drop_on_failure: false,
+            slow_start_ms: 0,
+            passive: None,
             next_hop: None,
             max_connections: 0,
             source,
@@ -274,7 +282,7 @@ impl PlainDesk {
 }
 
 impl Desk for PlainDesk {
-    fn pick(&mut self, service: &Service, client: SocketAddr, now: Now) -> Result<Pick, Refusal> {
+    fn pick(&mut self, service: &Service, client: SocketAddr, _: u16, now: Now) -> Result<Pick, Refusal> {
         let tried = Tried::new();
         towpath_core::pick(service, &mut self.balancer, &mut self.persistence, &self.loads, client, &tried, now)
     }
@@ -288,6 +296,8 @@ impl Desk for PlainDesk {
     fn end(&mut self, _service: ServiceId, _termination: Termination) {}
 
     fn opened(&mut self, _server: RealServerId) {}
+
+    fn failed(&mut self, _server: RealServerId) {}
 
     /// As a worker of the daemon does.
     #[inline(always)]

@@ -97,7 +97,7 @@ fn a_cookie_of_the_server_is_learned_and_leads_back() {
     let (mut state, mut table) = (BalancerState::new(1), PersistenceTable::new(8, 1));
     let loads = PlainLoads::new(8, 8);
     let mut pick = |pin: Pin, table: &mut PersistenceTable| {
-        let client = Client { address: ip(ONE), pin };
+        let client = Client { address: ip(ONE), port: 443, pin };
         pick_pinned(service, &mut state, table, &loads, client, &Tried::new(), Now(0)).expect("a server")
     };
     let first = pick(stage.pin("", ONE), &mut table);
@@ -121,7 +121,7 @@ fn a_named_server_serves_unless_it_cannot_and_nothing_is_remembered() {
     let loads = PlainLoads::new(8, 8);
     let named = service.targets[1].server;
     let mut pick = |service: &Service| {
-        let client = Client { address: ip(ONE), pin: Pin::Server(named) };
+        let client = Client { address: ip(ONE), port: 443, pin: Pin::Server(named) };
         let pick =
             pick_pinned(service, &mut state, &mut table, &loads, client, &Tried::new(), Now(0)).expect("a server");
         assert!(table.is_empty());

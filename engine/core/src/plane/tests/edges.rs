@@ -125,6 +125,8 @@ fn repeats_do_not_put_off_the_end_of_a_handshake() {
         lab.now = lab.now + 700;
         lab.expire();
         assert_eq!((lab.plane.flows(), lab.clerk.ends.clone()), (0, vec![Termination::ConnectTimedOut]), "{answers}");
+        // Where the server has answered it is the client that did not go on.
+        assert_eq!(lab.clerk.missed.len(), usize::from(!answers), "{answers}");
     }
 }
 

@@ -297,6 +297,9 @@ impl Worker {
                 Ok(())
             }
             (None, _, Waiting::Response) => {
+                if let Some(server) = self.relays.get(key).and_then(|relay| relay.server()) {
+                    self.shared.seat(self.id).count_response(server, 504);
+                }
                 self.part(key, Next::Nothing)?;
                 self.answer_ourselves(key, &Answer::of(504), Termination::ResponseTimedOut)
             }

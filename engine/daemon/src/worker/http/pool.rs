@@ -14,7 +14,7 @@ use towpath_core::http::pinning::{Binding, Idle, Lent, Settled, Shared};
 use towpath_core::http::{After, Reading};
 use towpath_core::loads::Loads;
 use towpath_core::session::Side;
-use towpath_core::snapshot::{ServerHealth, Service, ServiceSource, Snapshot};
+use towpath_core::snapshot::{Service, ServiceSource, Snapshot, Target};
 use towpath_core::{Now, RealServerId, ServiceId};
 use towpath_sys::socket;
 
@@ -121,7 +121,7 @@ fn is_current(connection: &ServerConnection, snapshot: &Snapshot, tls: &TlsConte
         && room(newest).is_some()
         && room(newest) == room(&terms.service)
         && target.admin == AdminState::Ready
-        && target.health == ServerHealth::Up
+        && target.is_trusted()
         && target.destination(terms.destination.port()) == terms.destination
         && same_source
         && same_tls
@@ -255,7 +255,9 @@ impl Worker {
         if conversation.named.is_some_and(|named| named != server && service.takes_back(named)) {
             return false;
         }
-        let Some((_, target)) = service.target_of(server).filter(|(_, target)| target.takes_new()) else {
+        let port = relay.service_port();
+        let takes = |target: &Target| target.takes_new() && target.serves(port);
+        let Some((_, target)) = service.target_of(server).filter(|(_, target)| takes(target)) else {
             return false;
         };
         let stays = service.place == place

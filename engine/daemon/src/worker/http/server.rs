@@ -175,7 +175,7 @@ impl Worker {
     fn may_stay(&self, key: Key) -> bool {
         let Some(relay) = self.relays.get(key) else { return false };
         let target = relay.server().and_then(|server| Some(relay.service().target_of(server)?.1));
-        target.is_some_and(towpath_core::snapshot::Target::takes_new)
+        target.is_some_and(|target| target.takes_new() && target.serves(relay.service_port()))
     }
 
     /// Chooses a server for the request at hand and starts the connect; if none is left to try, `failed` is how it went with the tried ones.
@@ -231,6 +231,7 @@ impl Worker {
         conversation.server = ServerState::Absent;
         let another = !is_ending && self.may_try_another(key);
         let failed = self.connect_failure(key, timed_out);
+        self.note_missed(key);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         match (is_ending, another) {
@@ -379,6 +380,9 @@ impl Worker {
             notes.note_responded(self.now, status, output.len() - before);
         }
         self.count_response(key, status);
+        if let Some(server) = self.relays.get(key).and_then(|relay| relay.server()) {
+            self.shared.seat(self.id).count_response(server, status);
+        }
         then
     }
 
