@@ -202,7 +202,7 @@ fn is_silent(lab: &TestLab, plane: Plane) {
             eventually("it is led to its silent server", || (timed_out() > 0).then_some(()));
             assert!(!coming_back.is_finished(), "its entry leads it there again and again");
             // A check finds out what the client cannot; its next SYN after that is led elsewhere.
-            stage.keys = stage.keys.replace("interval = \"1h\"", "interval = \"100ms\", timeout = \"100ms\"");
+            stage.keys = stage.keys.replace("interval = \"1h\"", "interval = \"100ms\", timeout = \"1s\"");
             stage.reload(&[(1, ""), (2, "")]);
         }
         assert_eq!(coming_back.join().expect("it is served"), "server-2");
@@ -379,6 +379,7 @@ fn returns(lab: &TestLab, plane: Plane) {
     let stage = Stage::start(lab, plane, FAST_CHECK);
     let (mut on_first, mut on_second) = (stage.existing("server-1"), stage.existing("server-2"));
     let pinned = stage.pinned(STICKY, "server-1", 110);
+    let absent = stage.pinned(STICKY, "server-1", 120);
     checked[0] = None;
     stage.until(1, HealthStatus::Down);
     assert_eq!(stage.come_back(pinned, STICKY), "server-2");
@@ -387,6 +388,7 @@ fn returns(lab: &TestLab, plane: Plane) {
     assert_eq!(stage.new_clients(), names(&["server-1", "server-2"]));
     for _ in 0..3 {
         assert_eq!(stage.come_back(pinned, STICKY), "server-2", "nobody is moved a second time");
+        assert_eq!(stage.come_back(absent, STICKY), "server-1", "who was not there meanwhile has not been moved");
     }
     for connection in [&mut on_first, &mut on_second] {
         connection.echo(b"all the time").expect("connections that were open stay where they are");
@@ -431,10 +433,14 @@ fn nobody_is_left(lab: &TestLab, plane: Plane) {
     eventually("it is counted", || (stage.ended("no_server") == before + 1).then_some(()));
     existing.echo(b"still there").expect("what is open goes on");
 
-    checked[1] = Some(Origin::tcp(lab.server(2), CHECKED));
-    stage.until(2, HealthStatus::Up);
-    assert_eq!(stage.new_clients(), names(&["server-2"]));
-    assert_eq!(stage.come_back(pinned, STICKY), "server-2");
+    for n in [1, 2] {
+        checked[n - 1] = Some(Origin::tcp(lab.server(n), CHECKED));
+        stage.until(n, HealthStatus::Up);
+    }
+    assert_eq!(stage.new_clients(), names(&["server-1", "server-2"]));
+    for _ in 0..3 {
+        assert_eq!(stage.come_back(pinned, STICKY), "server-1", "its entry has stayed");
+    }
     stage.relay.stop();
 }
 
