@@ -304,7 +304,7 @@ async fn deliver(sender: &Sender, message: &Message<Arc<Event>>, way: &Way, limi
     match way {
         Way::Command(line) => {
             let environment = sender.environment(message, &text);
-            taken(command::run(line, &environment, &body, limit).await).map_err(Failure::NotNow)
+            taken(command::run((), line, &environment, &body, limit).await).map_err(Failure::NotNow)
         }
         Way::Webhook(webhook) => webhook::post(webhook, &body, limit).await,
     }
