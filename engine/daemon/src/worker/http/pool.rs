@@ -261,7 +261,7 @@ impl Worker {
             return false;
         };
         let stays = service.place == place
-            && shared.loads().try_open(service.id, service.max_connections, server, target.max_connections).is_ok();
+            && shared.reopen(&service, target);
         if stays {
             relay.count_on(target);
         }
