@@ -14,8 +14,6 @@ const EVENTS: [&str; 10] = [
     "A server is removed",
     "A server returns",
     "No server is left",
-    "The queue is full",
-    "The service is at its limit",
     "The service is at its limit",
     "The queue is full",
 ];
@@ -110,7 +108,6 @@ fn a_table_with_a_hole_is_told_where() {
     assert_eq!(faults(&whole, &tests), Vec::<String>::new());
     for (from, to, told) in [
         ("## A server is slow", "## A server is lazy", "`A server is slow` is missing"),
-        ("| clients | stream plane", "| clients | plane", "`A server is drained` does not have the columns of both planes"),
         ("| stream plane |", "| plane |", "`A server refuses` does not have the columns of both planes"),
         ("| new |", "| fresh |", "`A server refuses` says nothing of new clients"),
         ("`a.rs it_holds` | ", "`it_holds` | ", "`A server refuses`, new clients, stream plane: no test"),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use towpath_perf::health::{CheckedBy, Cost, Rate, measure};
+use towpath_perf::health::{CheckedBy, Cost, Goal, Rate, measure};
 use towpath_perf::lab::{Privilege, ensure_privilege};
 
 fn cost(kind: CheckedBy, rate: Rate, time: Duration) -> Cost {
@@ -25,5 +25,22 @@ fn checks_of_every_kind_are_counted_and_their_time_is_told() {
         assert!(cost.controller_seconds > 0.0 || kind == CheckedBy::None, "{cost:?}");
         assert!(cost.controller_percent < 100.0, "{cost:?}");
         assert_eq!(cost.checks > 0, kind != CheckedBy::None, "{cost:?}");
+    }
+}
+
+/// For a quiet machine: `cargo test --release -p towpath-tests --test health_cost -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes two minutes, and a machine that does nothing else"]
+fn ten_thousand_checks_a_minute_cost_less_than_two_percent_of_a_cpu() {
+    match ensure_privilege(ten_thousand_checks_a_minute_cost_less_than_two_percent_of_a_cpu) {
+        Ok(Privilege::Delegated) => return,
+        Ok(Privilege::Held) => {}
+        Err(error) => panic!("{error}"),
+    }
+    let rate = Rate { servers: 500, per_minute: 10_000 };
+    let costs = CheckedBy::ALL.map(|kind| cost(kind, rate, Duration::from_secs(15)));
+    costs.iter().for_each(|cost| println!("{cost:?}"));
+    for cost in costs {
+        assert_eq!(cost.against(2.0, rate), Goal::Met, "{cost:?}");
     }
 }
