@@ -7,7 +7,7 @@ use crate::model::{Plane, Protocol};
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     for service in &draft.services {
         queue(draft, service, report);
-        overload(service, report);
+        overload(draft, service, report);
     }
 }
 
@@ -32,15 +32,14 @@ fn queue(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
             .hint("remove `queue`: with `overload = \"silent\"` clients ask again by themselves; or use `plane = \"stream\"`");
         return;
     }
-    let limit = service.section.integer("max_connections").map_or(0, |max| max.value);
-    if limit == 0 && draft.all_servers(service).all(|server| server.max_connections.value == 0) {
+    if !has_limit(draft, service) {
         report
             .warning("no-effect", span, "`queue` has no effect: neither the service nor a server of it has a limit")
             .hint("set `max_connections` of the servers, or remove `queue`");
     }
 }
 
-fn overload(service: &Service<'_>, report: &mut Report) {
+fn overload(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     let Some(span) = service.section.written("overload") else { return };
     if service.is(Protocol::Udp) {
         report
@@ -52,8 +51,21 @@ fn overload(service: &Service<'_>, report: &mut Report) {
             None => "remove `overload`: connections that find no place are reset; `queue` lets them wait",
         };
         report
-            .error("needs-packet-plane", span, "`overload` is for packets: on the stream plane the kernel has accepted the client")
+            .error(
+                "needs-packet-plane",
+                span,
+                "`overload` is for packets: on the stream plane the kernel has accepted the client",
+            )
             .label(&service.plane.span, "the plane")
             .hint(hint);
+    } else if !has_limit(draft, service) && service.section.word("overload").is_some_and(|word| word.value == "reset") {
+        report
+            .warning("no-effect", span, "`overload` has no effect: neither the service nor a server of it has a limit")
+            .hint("set `max_connections` of the servers, or remove `overload`");
     }
+}
+
+fn has_limit(draft: &Draft<'_>, service: &Service<'_>) -> bool {
+    let limit = service.section.integer("max_connections").map_or(0, |max| max.value);
+    limit > 0 || draft.all_servers(service).any(|server| server.max_connections.value > 0)
 }

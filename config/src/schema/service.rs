@@ -234,7 +234,7 @@ pub static SERVER: Table = Table {
         key(
             "min_connections",
             integer(0, 16_777_216, "connections"),
-            "While it has fewer connections than this, over all services and workers, new clients go to it before servers that have theirs; 0 = off. Clients that come back to their server do so all the same.",
+            "While it has fewer connections than this, over all services and workers, new clients of this service go to it before servers that have theirs; 0 = off. Each service has its own word about it. Clients that come back to their server do so all the same.",
         )
         .default("0"),
         key(

@@ -553,7 +553,9 @@ fn a_queue_is_for_those_who_can_wait() {
     expect(&limited("queue = 5\nqueue_timeout = \"1h\""), &[("out-of-range", "\"1h\"")]);
     expect(&limited("overload = \"reset\""), &[("needs-packet-plane", "overload")]);
     expect(&limited("overload = \"reset\"\nports = 80\nhttp = {}"), &[("needs-packet-plane", "overload")]);
-    expect(&limited("overload = \"reset\"\nplane = \"packet\"\nsource = \"vip\""), &[]);
+    let packet = "overload = \"reset\"\nplane = \"packet\"\nsource = \"vip\"";
+    expect(&limited(packet), &[]);
+    expect(&service(packet, ""), &[("no-effect", "overload")]);
     expect(
         &limited("overload = \"reset\"\nplane = \"packet\"\nsource = \"vip\"\nprotocol = \"udp\""),
         &[("needs-tcp", "overload")],

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, Damping, Evict, FastPath, Forwarding, HandshakeThreads, Health, Limits,
-    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll, Ports,
-    Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService,
-    Workers,
+    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll,
+    Ports, Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider,
+    VirtualService, Workers,
 };
 
 use crate::admin::Halted;

@@ -187,7 +187,7 @@ impl World {
         let service = worker.service(id).expect("services stay");
         let from = client(self.random.below(40) as u32);
         if !self.queues[id.index()].is_empty() {
-            if service.targets.iter().any(crate::Target::takes_new) {
+            if service.targets.iter().any(Target::takes_new) {
                 self.join(id, number, from);
             }
             return;
@@ -238,10 +238,11 @@ impl World {
         }
         assert!(self.loads.active(pick.server) <= target.max_connections);
         assert!(after == before.active_of_service(id) + 1 && after <= service.max_connections);
-        let is_below = |target: &crate::Target| before.active(target.server) < target.min_connections;
-        let has_room = |target: &crate::Target| before.active(target.server) < target.max_connections;
-        let waits = |target: &crate::Target| target.takes_new() && !tried.contains(target.server) && has_room(target);
-        if pick.why != PickReason::Persistent && service.targets.iter().any(|target| waits(target) && is_below(target)) {
+        let is_below = |target: &Target| before.active(target.server) < target.min_connections;
+        let has_room = |target: &Target| before.active(target.server) < target.max_connections;
+        let waits = |target: &Target| target.takes_new() && !tried.contains(target.server) && has_room(target);
+        if pick.why != PickReason::Persistent && service.targets.iter().any(|target| waits(target) && is_below(target))
+        {
             assert!(is_below(target), "a server got more while another had not its minimum");
         }
         let home = (id, from.ip());
@@ -346,8 +347,7 @@ impl World {
 
     fn time_out(&mut self) {
         let now = self.now;
-        let due: Vec<_> =
-            self.waiting.iter().filter(|(_, waiting)| waiting.due <= now).map(|(&key, _)| key).collect();
+        let due: Vec<_> = self.waiting.iter().filter(|(_, waiting)| waiting.due <= now).map(|(&key, _)| key).collect();
         self.waited.timed_out += due.len() as u32;
         due.into_iter().for_each(|key| self.stop_waiting(key));
     }

@@ -227,7 +227,8 @@ impl Worker {
             // What it has said may not be read yet, where buffers are scarce.
             Ok(PeerState::Finished) => {
                 relay.http.is_none()
-                    && (relay.session.has_queued(Side::Client) || socket::peek(client, &mut [0]).is_ok_and(|seen| seen > 0))
+                    && (relay.session.has_queued(Side::Client)
+                        || socket::peek(client, &mut [0]).is_ok_and(|seen| seen > 0))
             }
             Ok(PeerState::Gone) | Err(_) => false,
         }

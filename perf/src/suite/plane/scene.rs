@@ -4,7 +4,9 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Balance, Forwarding, Logged, Overload, Plane as PlaneKind, Protocol, SourcePool};
+use towpath_config::model::{
+    AdminState, Balance, Forwarding, Logged, Overload, Plane as PlaneKind, Protocol, SourcePool,
+};
 use towpath_core::admin::Halted;
 use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};

@@ -5,13 +5,13 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_config::model::BalanceEach;
-use towpath_core::{Now, ServiceId};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
+use towpath_core::{Now, ServiceId};
 use towpath_sys::socket;
 
 use super::super::legs::ServerLeg as LegOfServer;
