@@ -525,10 +525,7 @@ fn a_real_server_is_one_wherever_it_stands() {
 #[test]
 fn servers_that_cannot_serve_are_told() {
     expect(&service("", "weight = 0"), &[("no-server", "0")]);
-    expect(
-        &service("", "min_connections = 9\nmax_connections = 5"),
-        &[("min-over-max", "9")],
-    );
+    expect(&service("", "min_connections = 9\nmax_connections = 5"), &[("min-over-max", "9")]);
     expect(
         &service("min_connections = 9\nmax_connections = 5", ""),
         &[("not-available", "min_connections"), ("min-over-max", "9")],
@@ -669,6 +666,7 @@ fn checks_must_be_able_to_answer() {
         ("check = \"radius\", secret_file = \"/s\", transport = \"tcp\"", &[("no-effect", "transport")]),
         ("check = \"ping\"", &[]),
         ("check = \"ping\", ports = [7]", &[("no-effect", "ports")]),
+        ("check = \"ping\", evict = \"port\"", &[("conflicting-keys", "\"port\"")]),
         ("check = \"stun\", transport = \"tls\"", &[("bad-transport", "\"tls\"")]),
         ("check = \"udp\", send = \"hello\", expect_hex = \"FF 0a\", no_answer = \"passes\"", &[]),
         ("check = \"udp\", send_hex = \"f\"", &[("bad-hex", "\"f\"")]),
