@@ -7,7 +7,8 @@ use towpath_perf::health::{CheckedBy, Cost, Goal, Rate, measure};
 use towpath_perf::lab::{Privilege, ensure_privilege};
 
 fn cost(kind: CheckedBy, rate: Rate, time: Duration) -> Cost {
-    measure(Path::new(env!("CARGO_BIN_EXE_subject")), kind, rate, time).unwrap_or_else(|error| panic!("{kind}: {error}"))
+    measure(Path::new(env!("CARGO_BIN_EXE_subject")), kind, rate, time)
+        .unwrap_or_else(|error| panic!("{kind}: {error}"))
 }
 
 #[test]

@@ -504,20 +504,12 @@ fn is_full(lab: &TestLab, plane: Plane) {
 
 #[test]
 fn a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_stream_plane() {
-    on(
-        a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_stream_plane,
-        Plane::Stream,
-        is_full,
-    );
+    on(a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_stream_plane, Plane::Stream, is_full);
 }
 
 #[test]
 fn a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_packet_plane() {
-    on(
-        a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_packet_plane,
-        Plane::Packet,
-        is_full,
-    );
+    on(a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_packet_plane, Plane::Packet, is_full);
 }
 
 #[test]
@@ -526,7 +518,7 @@ fn a_full_queue_turns_clients_away_and_keeps_who_waits_and_who_is_served() {
         let stage = Stage::start(lab, Plane::Stream, "max_connections = 1\nqueue = 1\nqueue_timeout = \"60s\"\n");
         let pinned = stage.pinned_alone("server-1");
         let mut existing = stage.served(None, NEW);
-        let mut returned = stage.served(Some(pinned), STICKY);
+        let returned = stage.served(Some(pinned), STICKY);
         let mut waiting = [(lab.client().ipv4().into(), NEW), (pinned, STICKY)]
             .map(|(from, port)| Connection::open_from(lab.client(), from, (stage.vip, port)).expect("it may wait"));
         stage.relay.until("they wait", |status| {
@@ -554,7 +546,7 @@ fn who_finds_no_place_on_the_packet_plane_waits_by_its_own_syn() {
         let stage = Stage::start(lab, Plane::Packet, "max_connections = 1\n");
         let pinned = stage.pinned_alone("server-1");
         let mut existing = stage.served(None, NEW);
-        let mut returned = stage.served(Some(pinned), STICKY);
+        let returned = stage.served(Some(pinned), STICKY);
         thread::scope(|scope| {
             let vip = stage.vip;
             let new = scope.spawn(move || who(lab.client(), (vip, NEW)));

@@ -297,7 +297,10 @@ mod tests {
         assert_eq!(against(CheckedBy::Tcp, 9_600), Goal::Met);
         assert_eq!(against(CheckedBy::Tcp, 9_400), Goal::RateMissed);
         assert_eq!(against(CheckedBy::None, 0), Goal::Met);
-        assert_eq!(Cost::of(CheckedBy::Tcp, 10_000, Duration::from_secs(60), 900_000_000).against(1.5, rate), Goal::Missed);
+        assert_eq!(
+            Cost::of(CheckedBy::Tcp, 10_000, Duration::from_secs(60), 900_000_000).against(1.5, rate),
+            Goal::Missed
+        );
     }
 
     #[test]

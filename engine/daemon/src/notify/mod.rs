@@ -209,7 +209,9 @@ impl Receivers {
             let stop = task.abort_handle();
             if timeout(left, task).await.is_err() {
                 stop.abort();
-                tracing::warn!("notify: the end did not wait for a receiver that does not answer; it was not told everything");
+                tracing::warn!(
+                    "notify: the end did not wait for a receiver that does not answer; it was not told everything"
+                );
             }
         }
     }
