@@ -187,7 +187,7 @@ mod tests {
         }
         let faults = faults(&model("cookie_secret_file = \"/nowhere\""));
         let [fault] = &faults[..] else { panic!("{faults:?}") };
-        assert_eq!((fault.service.as_str(), fault.file.as_path()), ("web", Path::new("/nowhere")));
+        assert_eq!((fault.service.as_deref(), fault.file.as_path()), (Some("web"), Path::new("/nowhere")));
         assert!(fault.message.starts_with("http.cookie_secret_file: /nowhere: "), "{}", fault.message);
         assert_ne!(draw_secret(), draw_secret());
     }

@@ -144,7 +144,8 @@ fn an_agent_is_asked_once_and_its_word_is_laid_over_every_membership() {
     };
     let said = say("drain 20%");
     assert_eq!([0, 1, 2].map(|service| takers(&said, service).len()), [1, 1, 2]);
-    let weights = |service| said.service(ServiceId(service)).unwrap().targets.iter().map(|t| t.weight).collect::<Vec<_>>();
+    let weights =
+        |service| said.service(ServiceId(service)).unwrap().targets.iter().map(|t| t.weight).collect::<Vec<_>>();
     assert_eq!([weights(0), weights(1), weights(2)], [vec![20, 100], vec![20, 100], vec![100, 100]]);
     let said = say("ready down");
     let target = &said.service(ServiceId(1)).unwrap().targets[0];
