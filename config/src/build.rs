@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service, persists};
 use crate::model;
-use crate::rules::health::statuses;
+use crate::rules::health::{hexadecimal, radius_answer, rcodes, statuses, transport};
 
 /// Ports leased at addresses of our own, unless the file says otherwise.
 pub(crate) const POOL_PORTS: (u16, u16) = (1024, u16::MAX);
@@ -334,29 +334,73 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
             expect: text("expect"),
         })
     };
-    Some(match section.word("check")?.value {
+    let octets = |plain, hex| match (text(plain), text(hex)) {
+        (Some(text), _) => Some(text.into_bytes()),
+        (None, Some(hex)) => hexadecimal(&hex),
+        (None, None) => None,
+    };
+    let check = section.word("check")?.value;
+    Some(match check {
         "external" => model::CheckKind::External(command_line(section, "command")?),
-        "http" => model::CheckKind::Http(http()?),
-        "https" => model::CheckKind::Https(http()?, tls()?),
         "sip" => model::CheckKind::Sip(model::SipCheck {
-            transport: transport(section).unwrap_or(model::CheckTransport::Tcp),
-            tls: if transport(section) == Some(model::CheckTransport::Tls) { Some(tls()?) } else { None },
+            transport: transport(section, check),
+            tls: match transport(section, check) {
+                model::CheckTransport::Tls => Some(tls()?),
+                model::CheckTransport::Tcp | model::CheckTransport::Udp => None,
+            },
             host: text("host"),
             statuses: statuses(section.text("status")?.value)?,
             expect: text("expect"),
         }),
+        "dns" => model::CheckKind::Dns(model::DnsCheck {
+            transport: transport(section, check),
+            query: text("query")?,
+            record: match section.word("query_type")?.value {
+                "AAAA" => model::DnsType::Aaaa,
+                "CNAME" => model::DnsType::Cname,
+                "MX" => model::DnsType::Mx,
+                "NS" => model::DnsType::Ns,
+                "PTR" => model::DnsType::Ptr,
+                "SOA" => model::DnsType::Soa,
+                "SRV" => model::DnsType::Srv,
+                "TXT" => model::DnsType::Txt,
+                _ => model::DnsType::A,
+            },
+            rcodes: rcodes(section.text("rcode")?.value)?,
+            expect: text("expect"),
+        }),
+        "http" => model::CheckKind::Http(http()?),
+        "https" => model::CheckKind::Https(http()?, tls()?),
+        "ldap" => model::CheckKind::Ldap(model::LdapCheck {
+            bind: match text("user") {
+                Some(user) => Some(model::LdapBind { user, secret_file: text("secret_file")?.into() }),
+                None => None,
+            },
+            expect: text("expect"),
+            tls: match transport(section, check) {
+                model::CheckTransport::Tls => Some(tls()?),
+                model::CheckTransport::Tcp | model::CheckTransport::Udp => None,
+            },
+        }),
+        "ping" => model::CheckKind::Ping,
+        "radius" => model::CheckKind::Radius(model::RadiusCheck {
+            secret_file: text("secret_file")?.into(),
+            user: text("user"),
+            password_file: text("password_file").map(Into::into),
+            expect: match text("expect") {
+                Some(expect) => radius_answer(&expect)?,
+                None => model::RadiusAnswer::Accept,
+            },
+        }),
         "smtp" => model::CheckKind::Smtp { expect: text("expect") },
+        "stun" => model::CheckKind::Stun { transport: transport(section, check) },
         "tls" => model::CheckKind::Tls(tls()?),
+        "udp" => model::CheckKind::Udp(model::UdpCheck {
+            send: octets("send", "send_hex").unwrap_or_default(),
+            expect: octets("expect", "expect_hex"),
+            silence_passes: section.word("no_answer")?.value == "passes",
+        }),
         _ => model::CheckKind::Tcp,
-    })
-}
-
-/// What was written.
-fn transport(section: &Section) -> Option<model::CheckTransport> {
-    Some(match section.word("transport")?.value {
-        "tls" => model::CheckTransport::Tls,
-        "udp" => model::CheckTransport::Udp,
-        _ => model::CheckTransport::Tcp,
     })
 }
 

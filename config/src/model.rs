@@ -667,6 +667,8 @@ pub struct Agent {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckKind {
+    /// A DNS query is answered as expected.
+    Dns(DnsCheck),
     /// An agent says how its server wants to be treated. Never a check of its own: [`Health::agent`] stands beside one.
     Agent {
         /// `health.agent_send`
@@ -680,30 +682,184 @@ pub enum CheckKind {
     Https(HttpCheck, TlsCheck),
     /// A SIP OPTIONS request is answered as expected.
     Sip(SipCheck),
+    /// An LDAP bind succeeds, and the root DSE is found.
+    Ldap(LdapCheck),
+    /// An echo request is answered; it has no ports.
+    Ping,
+    /// A RADIUS server answers, and knows the secret.
+    Radius(RadiusCheck),
     /// An SMTP server greets, with this text if there is one, and answers EHLO.
     Smtp {
         /// `health.expect`
         expect: Option<String>,
     },
+    /// A STUN binding request is answered.
+    Stun {
+        /// UDP or TCP.
+        transport: CheckTransport,
+    },
     /// A TCP connection is accepted.
     Tcp,
     /// A TLS handshake completes.
     Tls(TlsCheck),
+    /// A datagram is answered as expected.
+    Udp(UdpCheck),
+}
+
+/// What carries a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// UDP.
+    Datagram,
+    /// ICMP echo.
+    Echo,
+    /// TCP, with or without TLS.
+    Stream,
 }
 
 impl CheckKind {
-    /// The handshake that comes before anything is said, if there is one.
-    pub fn tls(&self) -> Option<&TlsCheck> {
+    /// What carries it.
+    pub fn carrier(&self) -> Carrier {
         match self {
-            CheckKind::Https(_, tls) | CheckKind::Tls(tls) => Some(tls),
-            CheckKind::Sip(sip) => sip.tls.as_ref(),
+            CheckKind::Ping => Carrier::Echo,
+            CheckKind::Radius(_) | CheckKind::Udp(_) => Carrier::Datagram,
+            CheckKind::Dns(DnsCheck { transport, .. }) | CheckKind::Stun { transport } => match transport {
+                CheckTransport::Udp => Carrier::Datagram,
+                CheckTransport::Tcp | CheckTransport::Tls => Carrier::Stream,
+            },
+            CheckKind::Sip(sip) if sip.transport == CheckTransport::Udp => Carrier::Datagram,
             CheckKind::Agent { .. }
             | CheckKind::External(_)
             | CheckKind::Http(_)
+            | CheckKind::Https(..)
+            | CheckKind::Ldap(_)
+            | CheckKind::Sip(_)
             | CheckKind::Smtp { .. }
-            | CheckKind::Tcp => None,
+            | CheckKind::Tcp
+            | CheckKind::Tls(_) => Carrier::Stream,
         }
     }
+
+    /// The handshake before anything else, if there is one.
+    pub fn tls(&self) -> Option<&TlsCheck> {
+        match self {
+            CheckKind::Https(_, tls) | CheckKind::Tls(tls) => Some(tls),
+            CheckKind::Ldap(ldap) => ldap.tls.as_ref(),
+            CheckKind::Sip(sip) => sip.tls.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// `health.transport`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckTransport {
+    /// TCP.
+    Tcp,
+    /// TLS over TCP.
+    Tls,
+    /// UDP.
+    Udp,
+}
+
+/// The query of a check, and which answer passes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct DnsCheck {
+    /// UDP or TCP.
+    pub transport: CheckTransport,
+    /// `health.query`
+    pub query: String,
+    /// `health.query_type`
+    pub record: DnsType,
+    /// Codes that pass, never empty; see [`RCODES`].
+    pub rcodes: Vec<u8>,
+    /// The data of one record of the answer.
+    pub expect: Option<String>,
+}
+
+/// `health.query_type`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum DnsType {
+    /// IPv4 addresses.
+    A,
+    /// IPv6 addresses.
+    Aaaa,
+    /// The canonical name.
+    Cname,
+    /// Mail exchangers.
+    Mx,
+    /// Name servers.
+    Ns,
+    /// The name of an address.
+    Ptr,
+    /// The start of authority.
+    Soa,
+    /// Services.
+    Srv,
+    /// Texts.
+    Txt,
+}
+
+/// Response codes of DNS by name (RFC 1035 section 4.1.1).
+pub const RCODES: [(&str, u8); 6] =
+    [("noerror", 0), ("formerr", 1), ("servfail", 2), ("nxdomain", 3), ("notimp", 4), ("refused", 5)];
+
+/// The bind and the search of a check.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct LdapCheck {
+    /// Who binds; `None` = anonymous.
+    pub bind: Option<LdapBind>,
+    /// What a line `attribute: value` of the root DSE must contain.
+    pub expect: Option<String>,
+    /// The handshake before; `None` = no TLS.
+    pub tls: Option<TlsCheck>,
+}
+
+/// A simple bind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct LdapBind {
+    /// `health.user`
+    pub user: String,
+    /// File with the password.
+    pub secret_file: PathBuf,
+}
+
+/// The request of a check, and which answer passes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct RadiusCheck {
+    /// File with the secret that the server has for us.
+    pub secret_file: PathBuf,
+    /// Who asks for access; `None` = the status is asked for.
+    pub user: Option<String>,
+    /// File with the user's password; one exactly with a user.
+    pub password_file: Option<PathBuf>,
+    /// Which answer to the user passes.
+    pub expect: RadiusAnswer,
+}
+
+/// Answers to an Access-Request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RadiusAnswer {
+    /// Access-Accept.
+    Accept,
+    /// One of them, or a challenge.
+    Any,
+    /// Access-Reject: of a user that nobody knows.
+    Reject,
+}
+
+/// The datagram of a check, and which answer passes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct UdpCheck {
+    /// What is sent; may be empty.
+    pub send: Vec<u8>,
+    /// What the answer must contain.
+    pub expect: Option<Vec<u8>>,
+    /// Whether no answer passes as long as nobody refuses.
+    pub silence_passes: bool,
 }
 
 /// A program and its arguments; no shell comes near them.
@@ -728,18 +884,6 @@ pub struct SipCheck {
     pub statuses: Vec<(u16, u16)>,
     /// What the response must contain.
     pub expect: Option<String>,
-}
-
-/// `health.transport`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckTransport {
-    /// TCP.
-    Tcp,
-    /// TLS over TCP.
-    Tls,
-    /// UDP.
-    Udp,
 }
 
 /// The request of a check, and which response passes it.

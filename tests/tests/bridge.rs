@@ -241,6 +241,41 @@ fn t_34_health_checks_reach_servers_behind_either_arm() {
 }
 
 #[test]
+fn t_34_datagrams_of_checks_reach_servers_behind_either_arm() {
+    in_lab(t_34_datagrams_of_checks_reach_servers_behind_either_arm, Topology::Bridged, 1, |lab| {
+        let ends = [lab.client(), lab.server(1)];
+        let v4 = [("near", IpAddr::from(ends[0].ipv4())), ("far", ends[1].ipv4().into())];
+        let v6 = [("near", IpAddr::from(ends[0].ipv6())), ("far", ends[1].ipv6().into())];
+        let vips = [IpAddr::from(lab.free_vip(100)), lab.free_vip6(100).into()];
+        let checks = ["check = \"ping\"", "check = \"udp\", ports = 514, no_answer = \"passes\""];
+        let services = checks.iter().zip(["443", "444"]).map(|(check, port)| {
+            let keys = format!(
+                "source = \"interface\"\nhealth = {{ {check}, interval = \"100ms\", timeout = \"500ms\", rise = 1, fall = 1 }}"
+            );
+            let name = |family: &str| format!("{family}-{port}");
+            packet_service(&name("old"), vips[0], port, &keys, &v4) + &packet_service(&name("new"), vips[1], port, &keys, &v6)
+        });
+        let listen =
+            |end: &towpath_tests::Host| end.run(|| UdpSocket::bind("[::]:514")).expect("a thread").expect("a socket");
+        let [_near, far] = ends.map(listen);
+        let relay = start(lab, &services.collect::<String>());
+        relay.until_all_up();
+        drop(far);
+        relay.until("nobody listens behind the other arm", |status| {
+            let servers = status.services.iter().flat_map(|service| &service.servers);
+            servers.filter(|server| server.reason == "port 514: connection refused").count() == 2
+        });
+        for name in ["old-443", "new-443"] {
+            assert_eq!(relay.server(name, "far").health, HealthStatus::Up, "{name} asks by echo");
+        }
+        for name in ["old-444", "new-444"] {
+            assert_eq!(relay.server(name, "near").health, HealthStatus::Up, "{name}");
+        }
+        relay.stop();
+    });
+}
+
+#[test]
 fn t_34_a_half_nat_server_answers_across_the_bridge() {
     in_lab(t_34_a_half_nat_server_answers_across_the_bridge, Topology::Bridged, 1, |lab| {
         // A client of another network on the same link, which the server reaches by its router: the client's host at its other address.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -16,7 +16,8 @@ use towpath_engine::status::HealthStatus;
 use towpath_perf::lab::Child;
 use towpath_tests::pki::{Authority, NAME};
 use towpath_tests::{
-    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject, visit, who,
+    Connection, Host, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject, visit,
+    who,
 };
 
 /// A service with this check of server-1, as often as can be.
@@ -223,7 +224,9 @@ fn answer_sip(stream: &mut TcpStream, response: &str) -> std::io::Result<()> {
 /// The headers that a response has from its request (RFC 3261 §8.2.6.2).
 fn kept(request: &[u8]) -> String {
     let request = String::from_utf8_lossy(request);
-    let kept = request.split("\r\n").filter(|line| ["Via:", "From:", "To:", "Call-ID:", "CSeq:"].iter().any(|n| line.starts_with(n)));
+    let kept = request
+        .split("\r\n")
+        .filter(|line| ["Via:", "From:", "To:", "Call-ID:", "CSeq:"].iter().any(|n| line.starts_with(n)));
     kept.map(|line| format!("{line}\r\n")).collect()
 }
 
@@ -245,7 +248,10 @@ fn sip_that_is_silent_slow_half_or_something_else_is_no_answer() {
                 "port 5060: status 486 Busy Here, expected 200-399",
             ),
             (
-                Manner::AnswersLate("SIP/2.0 200 OK\r\n@Content-Length: 0\r\n\r\n".to_owned(), Duration::from_millis(800)),
+                Manner::AnswersLate(
+                    "SIP/2.0 200 OK\r\n@Content-Length: 0\r\n\r\n".to_owned(),
+                    Duration::from_millis(800),
+                ),
                 "port 5060: no response within 600 ms",
             ),
         ] {
@@ -341,12 +347,12 @@ fn an_external_check_is_up_as_long_as_its_command_says_so() {
         program.becomes("echo; echo disk is full; exit 2");
         until_down(&relay, "web", "port 8080: status 2: disk is full");
         let pid = program.file("pid");
-        program.becomes(&format!("sleep 1000 & echo $! > {}; echo waiting; wait", pid.display()));
+        program.becomes(&format!("sleep 1000 & echo $! > {0}.new; mv {0}.new {0}; echo waiting; wait", pid.display()));
         until_down(&relay, "web", "port 8080: no end within 600 ms: waiting");
-        let sleeper = fs::read_to_string(&pid).expect("it has run");
+        let sleeper: u32 = fs::read_to_string(&pid).expect("it has run").trim().parse().expect("a number");
         program.becomes("exit 0");
         relay.until_all_up();
-        eventually("what it has started ends with it", || is_gone(sleeper.trim()).then_some(()));
+        eventually("what it has started ends with it", || is_gone(sleeper).then_some(()));
         fs::remove_file(program.path()).expect("our file");
         until_down(&relay, "web", "no such file or directory");
         program.becomes("exit 0");
@@ -356,8 +362,8 @@ fn an_external_check_is_up_as_long_as_its_command_says_so() {
 }
 
 /// Whether no such process runs any more; who has to reap it is not us.
-fn is_gone(pid: &str) -> bool {
-    let stat = fs::read_to_string(Path::new("/proc").join(pid).join("stat")).unwrap_or_default();
+fn is_gone(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
     matches!(state, None | Some('Z' | 'X'))
 }
@@ -375,7 +381,8 @@ fn a_command_that_others_can_change_is_not_run() {
 
 /// Two servers on either plane, with an agent on each; their agents' port is 9999.
 fn with_agents(lab: &TestLab, plane: &str, keys: &str) -> (Ipv4Addr, String) {
-    let health = "health = { check = \"tcp\", agent_port = 9999, interval = \"100ms\", timeout = \"1s\", rise = 1, fall = 1 }";
+    let health =
+        "health = { check = \"tcp\", agent_port = 9999, interval = \"100ms\", timeout = \"1s\", rise = 1, fall = 1 }";
     let (vip, plane) = match plane {
         "packet" => {
             let pool = format!("plane = \"packet\"\nsource = {{ pool = [\"{}\"] }}", lab.free_snat(101));
@@ -408,12 +415,15 @@ fn agents_are_believed(lab: &TestLab, plane: &str) {
     until("a third of its weight", &|server| server.weight == 33 && server.connections_max == 500);
     assert!((1..=3).contains(&share()));
     agents[0].now(says("drain # backup runs"));
-    until("it drains", &|server| server.admin == "drain" && server.agent.as_deref() == Some("drain, 33 %, at most 500 connections (backup runs)"));
+    until("it drains", &|server| {
+        server.admin == "drain" && server.agent.as_deref() == Some("drain, 33 %, at most 500 connections (backup runs)")
+    });
     assert_eq!(share(), 0);
     // What it has said holds while it is silent.
     agents[0].now(says(""));
     until("the agent says nothing", &|server| {
-        server.admin == "drain" && server.agent.as_ref().is_some_and(|agent| agent.ends_with("; the agent says nothing"))
+        server.admin == "drain"
+            && server.agent.as_ref().is_some_and(|agent| agent.ends_with("; the agent says nothing"))
     });
     agents[0].now(says("ready 100%"));
     until("it is back", &|server| server.admin == "ready" && server.weight == 100);
@@ -428,7 +438,9 @@ fn agents_are_believed(lab: &TestLab, plane: &str) {
         }
     }
     agents[0].now(says("stopped # disk full"));
-    until("it is down", &|server| server.health == HealthStatus::Down && server.reason == "its agent says down: disk full");
+    until("it is down", &|server| {
+        server.health == HealthStatus::Down && server.reason == "its agent says down: disk full"
+    });
     assert!(held[0].is_ended());
     assert_eq!(who(lab.client(), (vip, 443)), "server-2");
     agents[0].now(says("up"));
@@ -441,7 +453,9 @@ fn agents_are_believed(lab: &TestLab, plane: &str) {
         }
     };
     agents[0].now(says("maint"));
-    until("it is in maintenance", &|server| server.admin == "drain" && server.agent.as_ref().is_some_and(|agent| agent.starts_with("maint")));
+    until("it is in maintenance", &|server| {
+        server.admin == "drain" && server.agent.as_ref().is_some_and(|agent| agent.starts_with("maint"))
+    });
     assert_eq!(share(), 0);
     stays.echo(b"still here").expect("it is open");
     let events = relay.status().events;
@@ -450,7 +464,10 @@ fn agents_are_believed(lab: &TestLab, plane: &str) {
         .filter(|event| event.subject.as_ref().is_some_and(|subject| subject.starts_with("agent of server server-1")))
         .map(|event| (event.from.as_str(), event.to.as_str()))
         .collect();
-    assert_eq!(words, [("ready", "drain"), ("drain", "ready"), ("ready", "down"), ("down", "ready"), ("ready", "maint")]);
+    assert_eq!(
+        words,
+        [("ready", "drain"), ("drain", "ready"), ("ready", "down"), ("down", "ready"), ("ready", "maint")]
+    );
     relay.stop();
 }
 
@@ -470,8 +487,7 @@ fn a_verdict_that_changes_is_looked_at_more_often() {
         const INTERVAL: Duration = Duration::from_secs(2);
         let greets = || Manner::Says("220 mail\r\n250 OK\r\n".to_owned());
         let server = Speaker::start(lab.server(1), 2525, greets());
-        let health =
-            "health = { check = \"smtp\", interval = \"2s\", fast_interval = \"100ms\", timeout = \"1s\", rise = 2, fall = 3 }";
+        let health = "health = { check = \"smtp\", interval = \"2s\", fast_interval = \"100ms\", timeout = \"1s\", rise = 2, fall = 3 }";
         let config = service("web", lab.vip(100), "2525", health, &ipv4(lab.servers()));
         let relay = subject!().start(lab.balancer(), &config);
         relay.until_all_up();
@@ -535,21 +551,30 @@ fn server_check_shows_each_step_with_its_time() {
         let begins = |told: &[String], expected: &[&str]| {
             assert_eq!(told.len(), expected.len(), "{told:?}");
             for (step, expected) in told.iter().zip(expected) {
-                assert!(step.replace(&from, "connect: from US:").starts_with(expected), "{step} does not begin with {expected}");
+                assert!(
+                    step.replace(&from, "connect: from US:").starts_with(expected),
+                    "{step} does not begin with {expected}"
+                );
             }
         };
         begins(&shown("tcp/server-1"), &["tcp connect: from US:"]);
-        begins(&shown("tls/*"), &["tls connect: from US:", "tls TLS handshake: TLSv1.3, TLS_"]);
+        begins(&shown("tls/*"), &["tls connect: from US:", "tls TLS handshake: TLSv1.3, TLS13_"]);
         assert!(shown("tls/*")[1].contains(&format!("certificate of {NAME}, by ")));
         begins(&shown("http/server-1"), &["http connect: from US:", "http response: status 204"]);
-        begins(&shown("smtp/server-1"), &[
-            "smtp connect: from US:",
-            "smtp greeting: 220 mail ESMTP",
-            "agent connect: from US:",
-            "agent answer: up 50%",
-        ]);
+        begins(
+            &shown("smtp/server-1"),
+            &[
+                "smtp connect: from US:",
+                "smtp greeting: 220 mail ESMTP",
+                "agent connect: from US:",
+                "agent answer: up 50%",
+            ],
+        );
         begins(&shown("sip/server-1"), &["sip connect: from US:", "sip response: 200 OK"]);
-        begins(&shown("sips/server-1"), &["sip connect: from US:", "sip TLS handshake: TLSv1.3", "sip response: 200 OK"]);
+        begins(
+            &shown("sips/server-1"),
+            &["sip connect: from US:", "sip TLS handshake: TLSv1.3", "sip response: 200 OK"],
+        );
         begins(&shown("sip-udp/server-1"), &["sip socket: from ", "sip response: 200 OK"]);
         begins(&shown("external/server-1"), &["external command: status 0: all is well"]);
         begins(&shown("unchecked/server-1"), &[]);

@@ -8,11 +8,14 @@ mod frames;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use frames::{FrameClient, GET};
 use towpath_core::http2::ErrorCode;
-use towpath_tests::pki::Pki;
+use towpath_perf::identity::{Origin, Play, Target, basic, greeting};
+use towpath_tests::pki::{NAME, Pki};
 use towpath_tests::web::{Request, WebOrigin, pattern_told, send_pattern};
 use towpath_tests::{Host, Subject, TestLab, Topology, eventually, in_lab, ipv4, subject};
 
@@ -445,5 +448,93 @@ fn a_drain_lets_streams_end_and_opens_no_more() {
         assert_eq!(client.response(1).text(), "server-1 0 0\n");
         client.until_end();
         assert_eq!(stage.relay.wait(), Some(0));
+    });
+}
+
+/// Somebody who asks over HTTP/2 until `over`; returns how many answers were made for him, and how many of his logons were sent to HTTP/1.1.
+fn ask_over_http2(stage: (&Pki, &Host, Ipv4Addr), user: &str, over: &dyn Fn() -> bool) -> (u64, u64) {
+    let (pki, host, vip) = stage;
+    let (mut own, mut sent_away, mut asked) = (0, 0, 0);
+    while !over() {
+        let mut client = FrameClient::open(pki, host, vip);
+        client.open_window(0, 1 << 30);
+        // Three at a time: their answers come in any order.
+        for first in (1..30).step_by(6) {
+            let streams = [first, first + 2, first + 4];
+            let mut targets = Vec::new();
+            for stream in streams {
+                asked += 1;
+                let place = if asked % 3 == 0 { "public" } else { "private" };
+                let target = format!("/{place}/{user}/{asked}");
+                let says = if asked % 20 == 0 { format!("NTLM {}", greeting()) } else { basic(user) };
+                let fields = [(":path", target.as_str()), ("authorization", says.as_str())];
+                client.request(stream, &[&GET[..], &fields].concat(), true);
+                targets.push(target);
+            }
+            for (stream, target) in streams.into_iter().zip(targets) {
+                match client.end_of(stream) {
+                    Some(Ok(response)) if response.status == 200 => {
+                        let line = response.text().lines().next().unwrap_or_default();
+                        assert_eq!(line, format!("{user} {target}"));
+                        own += 1;
+                    }
+                    Some(Err(code)) if code == ErrorCode::Http11Required as u32 => sent_away += 1,
+                    // Its server has ended, or the connection.
+                    Some(Ok(response)) => assert!(response.status >= 500, "{response:?}"),
+                    Some(Err(_)) | None => {}
+                }
+            }
+        }
+    }
+    (own, sent_away)
+}
+
+#[test]
+fn identities_stay_apart_in_both_versions() {
+    in_lab(identities_stay_apart_in_both_versions, Topology::TwoArm, 1, |lab| {
+        let server = (lab.server(1).ipv4(), 443).into();
+        let origin = lab.server(1).run(|| Origin::listen(server, 11)).expect("a host").expect("a port");
+        let (pki, vip) = (Pki::new(), lab.vip(100));
+        let text = |idle_max: u32| {
+            let http =
+                format!("[service.http]\nhttp2 = true\nreuse = \"safe\"\nreuse_idle_max = {idle_max}\n[service.tls]");
+            let text = pki.service(vip, "terminate", "", &ipv4(lab.servers())).replace("[service.tls]", &http);
+            format!("[tls]\nthreads = 0\n{text}")
+        };
+        let mut relay = subject!().start(lab.balancer(), &text(16));
+        let name = NAME.try_into().expect("a name");
+        let target = Target { address: (vip, 443).into(), tls: Some((name, pki.client_config(rustls::ALL_VERSIONS))) };
+        let play = Play { target, clients: 120, requests: 6_000, at_once: 8, seed: 11 };
+        let progress = AtomicU64::new(0);
+        let over = || progress.load(Ordering::Relaxed) >= play.requests;
+        let (outcome, over_http2) = thread::scope(|scope| {
+            let played = scope.spawn(|| lab.client().run(|| play.run(&progress)).expect("a host").expect("clients"));
+            let ask = |number: u32| {
+                let (stage, over) = ((&pki, lab.client(), vip), &over);
+                scope.spawn(move || ask_over_http2(stage, &format!("streamer-{number}"), over))
+            };
+            let streamers: Vec<_> = (0..4).map(ask).collect();
+            // A reload for each thousand of requests, and one at once.
+            for (turn, due) in (0..play.requests).step_by(1_000).enumerate() {
+                eventually("requests", || (progress.load(Ordering::Relaxed) >= due).then_some(()));
+                relay.reload(&text(8 + turn as u32 % 8)).expect("accepted");
+            }
+            let outcome = played.join().expect("no panic");
+            let sum = |all: (u64, u64), one: (u64, u64)| (all.0 + one.0, all.1 + one.1);
+            let over_http2 = streamers.into_iter().map(|one| one.join().expect("no panic")).fold((0, 0), sum);
+            (outcome, over_http2)
+        });
+        assert_eq!(
+            (outcome.foreign, outcome.misplaced, outcome.forgotten, outcome.refused),
+            (0, 0, 0, 0),
+            "{outcome:?}"
+        );
+        // All of it has happened, and connections were shared.
+        assert!(over_http2.0 > 100 && over_http2.1 > 5, "{over_http2:?}");
+        assert!(outcome.own > play.requests / 4 && outcome.challenged > 0 && origin.logons() > 0, "{outcome:?}");
+        let web = relay.service("web");
+        let reused = web.counters["server_reused"];
+        assert!(reused > play.requests / 10 && origin.connections() < origin.requests() / 2, "{reused} {outcome:?}");
+        relay.stop();
     });
 }

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use towpath_engine::status::Status;
-use towpath_perf::identity::{Origin, Outcome, Play};
+use towpath_perf::identity::{Origin, Outcome, Play, Target};
 use towpath_tests::pki::{NAME, Pki};
 use towpath_tests::web::{WebClient, WebOrigin, by_connection};
 use towpath_tests::{Host, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject};
@@ -366,7 +366,8 @@ fn said(host: &Host, mut command: Command) -> Vec<u8> {
 
 /// Plays so many requests against a relay that shares connections and is reloaded meanwhile, with as many workers as there are CPUs.
 fn nobody_gets_what_is_somebody_else_s(lab: &TestLab, requests: u64, clients: usize) {
-    let (target, server) = ((lab.vip(100), 80).into(), (lab.server(1).ipv4(), 80).into());
+    let target = Target::plain((lab.vip(100), 80).into());
+    let server = (lab.server(1).ipv4(), 80).into();
     let origin = lab.server(1).run(|| Origin::listen(server, 7)).expect("a host").expect("a port");
     let text = |idle_max: u32| {
         let keys = format!("{SAFE}\nreuse_idle_max = {idle_max}");

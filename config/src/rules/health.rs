@@ -6,7 +6,7 @@ use super::tls::{Wildcard, host_name};
 use crate::decode::{PortSet, Section};
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, Members, Service};
-use crate::model::{Forwarding, Protocol};
+use crate::model::{CheckTransport, Forwarding, Protocol, RCODES, RadiusAnswer};
 
 /// Ports of one check: each is a connection per server and interval.
 const PORTS_MAX: usize = 64;
@@ -28,8 +28,8 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         passive(service, health, report);
         let (Some(protocol), Some(check)) = (&service.protocol, health.word("check")) else { continue };
         let over_tcp = match check.value {
-            "sip" => health.word("transport").is_none_or(|transport| transport.value != "udp"),
-            kind => matches!(kind, "tcp" | "tls" | "http" | "https" | "smtp" | "ldap"),
+            "dns" | "sip" | "stun" => transport(health, check.value) != CheckTransport::Udp,
+            value => matches!(value, "tcp" | "tls" | "http" | "https" | "smtp" | "ldap"),
         };
         if protocol.value == Protocol::Udp
             && over_tcp
@@ -83,6 +83,15 @@ fn judge_one(health: &Section, report: &mut Report) {
     request(health, report);
     agent(health, report);
     command(health, report);
+    match health.word("check").map_or("", |check| check.value) {
+        "dns" => dns(health, report),
+        "ldap" => ldap(health, report),
+        "radius" => radius(health, report),
+        "sip" => sip(health, report),
+        "stun" => transports(health, &["udp", "tcp"], report),
+        "udp" => datagram(health, report),
+        _ => {}
+    }
     without_effect(health, report);
 }
 
@@ -95,6 +104,11 @@ fn evicted(draft: &Draft<'_>, service: &Service<'_>, health: &Section, report: &
                 .error("conflicting-keys", &evict.span, "`evict = \"group\"` is for servers of a `[[group]]`")
                 .label(&service.section.span, format!("service {} has servers of its own", service.title()))
                 .hint("use `evict = \"service\"`, or `\"server\"` for every service that has one with this address");
+        }
+        ("port", _) if health.word("check").is_some_and(|check| check.value == "ping") => {
+            report
+                .error("conflicting-keys", &evict.span, "an echo request asks no port, so none can be taken away")
+                .hint("use `evict = \"service\"`, or a check that asks ports");
         }
         ("port", _) => each_port(draft, service, health, &evict.span, report),
         _ => {}
@@ -211,6 +225,166 @@ fn command(health: &Section, report: &mut Report) {
     }
 }
 
+/// Spoken over what, by `health.transport` or as the protocol usually is.
+pub(crate) fn transport(health: &Section, check: &str) -> CheckTransport {
+    match health.word("transport").map(|word| word.value) {
+        Some("tls") => CheckTransport::Tls,
+        Some("udp") => CheckTransport::Udp,
+        None if matches!(check, "dns" | "stun") => CheckTransport::Udp,
+        _ => CheckTransport::Tcp,
+    }
+}
+
+fn transports(health: &Section, allowed: &[&str], report: &mut Report) {
+    if let (Some(check), Some(word)) = (health.word("check"), health.word("transport"))
+        && !allowed.contains(&word.value)
+    {
+        let cause = format!("`check = \"{}\"` is not spoken over \"{}\"", check.value, word.value);
+        let hint = allowed.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ");
+        report.error("bad-transport", &word.span, cause).hint(format!("use {hint}"));
+    }
+}
+
+/// A key that the check cannot do without.
+fn needs(health: &Section, key: &str, why: &str, report: &mut Report) {
+    if health.entry(key).is_none() && !health.broken.contains(&key) {
+        report.error("missing-key", &health.span, format!("`health.{key}` is missing")).hint(why);
+    }
+}
+
+fn dns(health: &Section, report: &mut Report) {
+    transports(health, &["udp", "tcp"], report);
+    needs(health, "query", "add `query = \"example.org\"`, a name that the server answers for", report);
+    if let Some(query) = health.text("query") {
+        let bare = query.value.strip_suffix('.').unwrap_or(query.value);
+        let fits = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(|byte| byte.is_ascii_graphic());
+        if query.value != "." && (bare.len() > 253 || !bare.split('.').all(fits)) {
+            report
+                .error("bad-name", &query.span, format!("`health.query` is no name of DNS: \"{}\"", query.value))
+                .hint("labels of 1 to 63 ASCII signs with dots between them; names in other letters as `xn--...`");
+        }
+    }
+    if let Some(rcode) = health.text("rcode")
+        && rcodes(rcode.value).is_none()
+    {
+        let words = RCODES.map(|(word, _)| word).join(", ");
+        report
+            .error("bad-rcode", &rcode.span, format!("`health.rcode` names no answers of DNS: \"{}\"", rcode.value))
+            .hint(format!("one or more of {words}"));
+    }
+}
+
+fn ldap(health: &Section, report: &mut Report) {
+    transports(health, &["tcp", "tls"], report);
+    match (health.text("user"), health.text("secret_file")) {
+        (Some(user), _) => {
+            needs(health, "secret_file", "add the file with the user's password", report);
+            if transport(health, "ldap") == CheckTransport::Tcp {
+                report
+                    .warning("clear-password", &user.span, "each check sends the password of this user in clear text")
+                    .hint("add `transport = \"tls\"`, with the port of LDAP over TLS (636) in `ports`");
+            }
+        }
+        (None, Some(secret)) => {
+            report
+                .warning(
+                    "no-effect",
+                    &secret.span,
+                    "`health.secret_file` has no effect: an anonymous bind has no password",
+                )
+                .hint("add `user`, or remove it");
+        }
+        (None, None) => {}
+    }
+    if transport(health, "ldap") != CheckTransport::Tls {
+        without_tls(health, &["host", "verify", "ca", "days_left"], report);
+    }
+}
+
+/// SIP has a use for its host without TLS, too.
+fn sip(health: &Section, report: &mut Report) {
+    if transport(health, "sip") != CheckTransport::Tls {
+        without_tls(health, &["verify", "ca", "days_left"], report);
+    }
+}
+
+fn without_tls(health: &Section, keys: &[&str], report: &mut Report) {
+    for key in keys {
+        if let Some(span) = health.written(key) {
+            report
+                .warning("no-effect", span, format!("`health.{key}` has no effect without TLS"))
+                .hint("add `transport = \"tls\"`, or remove it");
+        }
+    }
+}
+
+fn radius(health: &Section, report: &mut Report) {
+    needs(health, "secret_file", "add the file with the secret that the server has for this machine", report);
+    match (health.text("user"), health.text("password_file")) {
+        (Some(_), _) => needs(health, "password_file", "add the file with the user's password", report),
+        (None, Some(password)) => {
+            report
+                .warning("no-effect", &password.span, "`health.password_file` has no effect without a user")
+                .hint("add `user`, or remove it");
+        }
+        (None, None) => {}
+    }
+    if let Some(expect) = health.text("expect") {
+        if radius_answer(expect.value).is_none() {
+            let cause = format!("no answer of RADIUS: \"{}\"", expect.value);
+            report.error("bad-answer", &expect.span, cause).hint("use \"accept\", \"reject\" or \"any\"");
+        } else if health.text("user").is_none() {
+            report
+                .warning(
+                    "no-effect",
+                    &expect.span,
+                    "`health.expect` has no effect: a server's status is one answer only",
+                )
+                .hint("add `user` and `password_file`, or remove it");
+        }
+    }
+}
+
+fn datagram(health: &Section, report: &mut Report) {
+    for (plain, hex) in [("send", "send_hex"), ("expect", "expect_hex")] {
+        let Some(written) = health.text(hex) else { continue };
+        if hexadecimal(written.value).is_none() {
+            report
+                .error("bad-hex", &written.span, format!("`health.{hex}` is not hexadecimal: \"{}\"", written.value))
+                .hint("two digits for each octet, as in `\"ff ff 00 10\"`");
+        }
+        if let Some(text) = health.text(plain) {
+            report
+                .error("conflicting-keys", &written.span, format!("`health.{hex}` says again what `{plain}` says"))
+                .label(&text.span, "as text")
+                .hint("keep one of the two");
+        }
+    }
+}
+
+/// The codes of a text like `noerror,nxdomain`.
+pub(crate) fn rcodes(text: &str) -> Option<Vec<u8>> {
+    let code =
+        |word: &str| RCODES.iter().find(|(name, _)| word.trim().eq_ignore_ascii_case(name)).map(|(_, code)| *code);
+    text.split(',').map(code).collect()
+}
+
+pub(crate) fn radius_answer(text: &str) -> Option<RadiusAnswer> {
+    match text {
+        "accept" => Some(RadiusAnswer::Accept),
+        "any" => Some(RadiusAnswer::Any),
+        "reject" => Some(RadiusAnswer::Reject),
+        _ => None,
+    }
+}
+
+/// The octets of a text like `ff 00 1a`.
+pub(crate) fn hexadecimal(text: &str) -> Option<Vec<u8>> {
+    let digits: Vec<u8> =
+        text.chars().filter(|sign| *sign != ' ').map(|sign| Some(sign.to_digit(16)? as u8)).collect::<Option<_>>()?;
+    digits.len().is_multiple_of(2).then(|| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
 /// What is asked, and what has to come back.
 fn request(health: &Section, report: &mut Report) {
     if let Some(path) = health.text("path")
@@ -273,8 +447,8 @@ pub(crate) fn statuses(text: &str) -> Option<Vec<(u16, u16)>> {
 }
 
 /// Everything but `none`.
-const RUNNING: [&str; 12] =
-    ["dns", "external", "http", "https", "ldap", "ping", "radius", "sip", "smtp", "stun", "tcp", "tls"];
+const RUNNING: [&str; 13] =
+    ["dns", "external", "http", "https", "ldap", "ping", "radius", "sip", "smtp", "stun", "tcp", "tls", "udp"];
 
 fn without_effect(health: &Section, report: &mut Report) {
     let Some(check) = health.word("check") else { return };
@@ -294,29 +468,32 @@ fn without_effect(health: &Section, report: &mut Report) {
                 .hint("remove it");
         }
     }
-    let is_sip_over_tls =
-        check.value == "sip" && health.word("transport").is_some_and(|transport| transport.value == "tls");
-    let needs: [(&str, &[&str]); 15] = [
+    let fitting: [(&str, &[&str]); 23] = [
         ("command", &["external"]),
-        ("days_left", &["https", "tls"]),
-        ("transport", &["sip"]),
+        ("days_left", &["https", "ldap", "sip", "tls"]),
+        ("fast_interval", &RUNNING),
         ("method", &["http", "https"]),
         ("path", &["http", "https"]),
-        ("host", &["http", "https", "sip", "tls"]),
+        ("host", &["http", "https", "ldap", "sip", "tls"]),
         ("status", &["http", "https", "sip"]),
-        ("expect", &["http", "https", "sip", "smtp", "dns"]),
-        ("verify", &["https", "tls"]),
-        ("ca", &["https", "tls"]),
-        ("secret_file", &["radius", "ldap"]),
-        ("user", &["radius", "ldap"]),
-        ("ports", &["dns", "external", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls"]),
+        ("expect", &["dns", "http", "https", "ldap", "radius", "sip", "smtp", "udp"]),
+        ("expect_hex", &["udp"]),
+        ("verify", &["https", "ldap", "sip", "tls"]),
+        ("ca", &["https", "ldap", "sip", "tls"]),
+        ("secret_file", &["ldap", "radius"]),
+        ("user", &["ldap", "radius"]),
+        ("password_file", &["radius"]),
+        ("transport", &["dns", "ldap", "sip", "stun"]),
+        ("query", &["dns"]),
+        ("query_type", &["dns"]),
+        ("rcode", &["dns"]),
+        ("send", &["udp"]),
+        ("send_hex", &["udp"]),
+        ("no_answer", &["udp"]),
+        ("ports", &["dns", "external", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls", "udp"]),
         ("interval", &RUNNING),
-        ("fast_interval", &RUNNING),
     ];
-    for (key, fitting) in needs {
-        if is_sip_over_tls && fitting.contains(&"tls") {
-            continue;
-        }
+    for (key, fitting) in fitting {
         if let Some(span) = health.written(key)
             && !fitting.contains(&check.value)
         {

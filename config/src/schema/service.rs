@@ -382,19 +382,20 @@ pub static HEALTH: Table = Table {
         key(
             "check",
             Kind::Word(&[
-                later("dns", "A DNS query is answered."),
+                word("dns", "A DNS query is answered as expected."),
                 word("external", "A command of yours ends with status 0."),
                 word("http", "An HTTP request is answered as expected."),
                 word("https", "The same over TLS."),
-                later("ldap", "An LDAP bind succeeds."),
+                word("ldap", "An LDAP bind succeeds, and the root DSE is found."),
                 word("none", "Always up."),
-                later("ping", "An echo request is answered."),
-                later("radius", "A RADIUS request is answered."),
+                word("ping", "An ICMP echo request is answered."),
+                word("radius", "A RADIUS server answers Status-Server, or lets a user in, and knows our secret."),
                 word("sip", "A SIP OPTIONS request is answered as expected."),
                 word("smtp", "An SMTP server greets and answers EHLO."),
-                later("stun", "A STUN binding request is answered."),
+                word("stun", "A STUN binding request is answered."),
                 word("tcp", "A TCP connection is accepted."),
                 word("tls", "A TLS handshake completes."),
+                word("udp", "A datagram is answered as expected."),
             ]),
             "What is done.",
         )
@@ -445,18 +446,8 @@ pub static HEALTH: Table = Table {
         key(
             "command",
             Kind::Command,
-            "Program and arguments of `check = \"external\"`, run once per port without a shell, as the user of the daemon, and killed with all of its process group after `timeout`. Status 0 passes; the first line of its output is the reason. Its environment: `TOWPATH_ADDRESS`, `TOWPATH_PORT`, `TOWPATH_SERVER`, `TOWPATH_SERVICES`, `TOWPATH_VIP` (with `forwarding = \"dsr\"`), `TOWPATH_TIMEOUT_MS` and a plain `PATH`.",
+            "Program and arguments of `check = \"external\"`, run once per port without a shell, as the user of the daemon and with its capabilities, and killed with all of its process group after `timeout`. Status 0 passes; the first line of its output is the reason. Its environment: `TOWPATH_ADDRESS`, `TOWPATH_PORT`, `TOWPATH_SERVER`, `TOWPATH_SERVICES`, `TOWPATH_VIP` (with `forwarding = \"dsr\"`), `TOWPATH_TIMEOUT_MS` and a plain `PATH`.",
         ),
-        key(
-            "transport",
-            Kind::Word(&[
-                word("tcp", "TCP."),
-                word("tls", "TLS over TCP."),
-                word("udp", "UDP; asked again as RFC 3261 says until `timeout`."),
-            ]),
-            "What SIP is spoken over.",
-        )
-        .described("`\"tcp\"`"),
         key("method", Kind::Word(&[word("GET", "With a body."), word("HEAD", "Without a body.")]), "HTTP method.")
             .default("GET"),
         key("path", Kind::Text, "HTTP path and query.").default("/"),
@@ -465,15 +456,61 @@ pub static HEALTH: Table = Table {
         key(
             "expect",
             Kind::Text,
-            "Text that must be in the HTTP body (its first 64 KiB), the SMTP greeting or the SIP response, in the same case.",
+            "Text that must be in the HTTP body (its first 64 KiB), the SMTP greeting, the SIP response, a line `attribute: value` of the LDAP root DSE or the datagram, in the same case. Of DNS, the data of one record of the answer (`192.0.2.7`, `10 mail.example.org`). Of RADIUS with a `user`: `accept`, `reject`, or `any` of them.",
         )
-        .described("anything"),
+        .described("anything; `accept`"),
         key("verify", Kind::Bool, "Check the server's certificate: authority, dates and name.").default("false"),
         key("days_left", integer(0, 3650, "days"), "The server's certificate must be valid for so many more days; 0 = not asked.")
             .default("0"),
         key("ca", Kind::Path, "Authorities (PEM) for `verify`; read anew when the file changes.")
             .default("/etc/ssl/certs/ca-certificates.crt"),
-        key("secret_file", Kind::Path, "File with the RADIUS secret or LDAP password."),
-        key("user", Kind::Text, "RADIUS user or LDAP name."),
+        key(
+            "secret_file",
+            Kind::Path,
+            "File with the RADIUS secret, or the LDAP password of `user`; read anew for each check, without the line end.",
+        ),
+        key("user", Kind::Text, "RADIUS user, or who LDAP binds as.").described("Status-Server; an anonymous bind"),
+        key("password_file", Kind::Path, "File with the RADIUS password of `user`; read likewise."),
+        key(
+            "transport",
+            Kind::Word(&[word("tcp", "TCP."), word("tls", "TLS over TCP."), word("udp", "UDP.")]),
+            "What DNS (`udp`, `tcp`), LDAP (`tcp`, `tls`), SIP (`tcp`, `tls`, `udp`) and STUN (`udp`, `tcp`) are spoken over.",
+        )
+        .described("`udp` for DNS and STUN, else `tcp`"),
+        key("query", Kind::Text, "Name that DNS is asked for."),
+        key(
+            "query_type",
+            Kind::Word(&[
+                word("A", "IPv4 addresses."),
+                word("AAAA", "IPv6 addresses."),
+                word("CNAME", "The canonical name."),
+                word("MX", "Mail exchangers."),
+                word("NS", "Name servers."),
+                word("PTR", "The name of an address."),
+                word("SOA", "The start of authority."),
+                word("SRV", "Services."),
+                word("TXT", "Texts."),
+            ]),
+            "Kind of record that DNS is asked for.",
+        )
+        .default("A"),
+        key(
+            "rcode",
+            Kind::Text,
+            "DNS answers that pass: `noerror` (with a record at least), `formerr`, `servfail`, `nxdomain`, `notimp`, `refused`, with commas between them.",
+        )
+        .default("noerror"),
+        key("send", Kind::Text, "Text of the datagram that `check = \"udp\"` sends.").described("an empty datagram"),
+        key("send_hex", Kind::Text, "The same in hexadecimal, as in `\"ff ff 00\"`."),
+        key("expect_hex", Kind::Text, "What the datagram must contain, in hexadecimal.").described("anything"),
+        key(
+            "no_answer",
+            Kind::Word(&[
+                word("fails", "Who does not answer within `timeout` has failed."),
+                word("passes", "Only who is refused (ICMP) or answers wrongly has failed: for servers that answer clients only. A host that is off passes, too."),
+            ]),
+            "What silence means to `check = \"udp\"`.",
+        )
+        .default("fails"),
     ],
 };

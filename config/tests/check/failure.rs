@@ -35,6 +35,7 @@ fn what_means_nothing_where_it_stands_is_told() {
     let rows: &[(&str, &str, &str, &str)] = &[
         ("health = { check = \"tcp\", evict = \"group\" }", "", "conflicting-keys", "\"group\""),
         ("health = { check = \"tcp\", evict = \"port\", ports = [443, 80] }", "", "conflicting-keys", "80"),
+        ("health = { check = \"ping\", evict = \"port\" }", "", "conflicting-keys", "\"port\""),
         ("ports = \"80-443\"\nhealth = { check = \"tcp\", evict = \"port\" }", "", "too-many", "\"port\""),
         ("health = { check = \"none\", evict = \"server\" }", "", "no-effect", "evict"),
         ("health = { check = \"none\", flaps = 3 }", "", "no-effect", "flaps"),

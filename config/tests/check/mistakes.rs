@@ -120,7 +120,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("balance = \"response-time\"", "", "\"response-time\""),
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
-        ("health = { check = \"ldap\" }", "", "\"ldap\""),
         ("", "min_connections = 5", "min_connections"),
     ];
     for (lines, server, place) in rows {
@@ -590,6 +589,15 @@ fn checks_must_be_able_to_answer() {
     let udp = "ports = [53]\nprotocol = \"udp\"\n";
     expect(&service(&format!("{udp}health = {{ check = \"tcp\" }}"), ""), &[("udp-check", "\"tcp\"")]);
     expect(&service(&format!("{udp}health = {{ check = \"tcp\", ports = [22] }}"), ""), &[]);
+    for (keys, transport, told) in [
+        ("check = \"dns\", query = \"a.b\"", "udp", &[][..]),
+        ("check = \"dns\", query = \"a.b\"", "tcp", &[("udp-check", "\"dns\"")]),
+        ("check = \"stun\"", "udp", &[]),
+        ("check = \"stun\"", "tcp", &[("udp-check", "\"stun\"")]),
+    ] {
+        expect(&service(&format!("{udp}health = {{ {keys}, transport = \"{transport}\" }}"), ""), told);
+    }
+    expect(&service(&format!("{udp}health = {{ check = \"radius\", secret_file = \"/s\" }}"), ""), &[]);
     // A check port need not be a port of the service.
     expect(&service("health = { check = \"tcp\", ports = [9999] }", ""), &[]);
     expect(
@@ -611,8 +619,42 @@ fn checks_must_be_able_to_answer() {
         ("check = \"http\", verify = true", &[("no-effect", "verify")]),
         ("check = \"smtp\", status = \"200\"", &[("no-effect", "status")]),
         ("check = \"https\", verify = true, ca = \"/ca.pem\", host = \"192.0.2.7\", status = \"200, 401-403\"", &[]),
+        ("check = \"ldap\"", &[]),
+        ("check = \"ldap\", secret_file = \"/p\"", &[("no-effect", "\"/p\"")]),
+        ("check = \"ldap\", user = \"cn=a\"", &[("missing-key", "KEYS"), ("clear-password", "\"cn=a\"")]),
+        ("check = \"ldap\", user = \"cn=a\", secret_file = \"/p\"", &[("clear-password", "\"cn=a\"")]),
+        ("check = \"ldap\", user = \"cn=a\", secret_file = \"/p\", transport = \"tls\", verify = true", &[]),
+        ("check = \"ldap\", verify = true", &[("no-effect", "verify")]),
+        ("check = \"ldap\", transport = \"udp\"", &[("bad-transport", "\"udp\"")]),
+        ("check = \"tcp\", transport = \"tls\"", &[("no-effect", "transport")]),
+        ("check = \"dns\"", &[("missing-key", "KEYS")]),
+        ("check = \"dns\", query = \".\", query_type = \"NS\"", &[]),
+        ("check = \"dns\", query = \"a..b\"", &[("bad-name", "\"a..b\"")]),
+        ("check = \"dns\", query = \"a.b\", query_type = \"ANY\"", &[("unknown-word", "\"ANY\"")]),
+        ("check = \"dns\", query = \"a.b\", rcode = \"ok\"", &[("bad-rcode", "\"ok\"")]),
+        ("check = \"dns\", query = \"a.b\", rcode = \"noerror, NXDOMAIN\", transport = \"tcp\"", &[]),
+        ("check = \"dns\", query = \"a.b\", transport = \"tls\"", &[("bad-transport", "\"tls\"")]),
+        ("check = \"radius\"", &[("missing-key", "KEYS")]),
+        ("check = \"radius\", secret_file = \"/s\"", &[]),
+        ("check = \"radius\", secret_file = \"/s\", user = \"u\"", &[("missing-key", "KEYS")]),
+        ("check = \"radius\", secret_file = \"/s\", user = \"u\", password_file = \"/p\", expect = \"reject\"", &[]),
+        ("check = \"radius\", secret_file = \"/s\", password_file = \"/p\"", &[("no-effect", "\"/p\"")]),
+        ("check = \"radius\", secret_file = \"/s\", expect = \"any\"", &[("no-effect", "\"any\"")]),
+        ("check = \"radius\", secret_file = \"/s\", expect = \"yes\"", &[("bad-answer", "\"yes\"")]),
+        ("check = \"radius\", secret_file = \"/s\", transport = \"tcp\"", &[("no-effect", "transport")]),
+        ("check = \"ping\"", &[]),
+        ("check = \"ping\", ports = [7]", &[("no-effect", "ports")]),
+        ("check = \"stun\", transport = \"tls\"", &[("bad-transport", "\"tls\"")]),
+        ("check = \"udp\", send = \"hello\", expect_hex = \"FF 0a\", no_answer = \"passes\"", &[]),
+        ("check = \"udp\", send_hex = \"f\"", &[("bad-hex", "\"f\"")]),
+        ("check = \"udp\", send = \"x\", send_hex = \"ff\"", &[("conflicting-keys", "\"ff\"")]),
+        ("check = \"tcp\", no_answer = \"passes\"", &[("no-effect", "no_answer")]),
+        ("check = \"http\", query = \"a.b\"", &[("no-effect", "query")]),
     ] {
-        expect(&service(&format!("health = {{ {keys} }}"), ""), told);
+        let whole = format!("{{ {keys} }}");
+        // A key that is missing is missed in the whole table.
+        let told: Vec<_> = told.iter().map(|&(code, at)| (code, if at == "KEYS" { &*whole } else { at })).collect();
+        expect(&service(&format!("health = {whole}"), ""), &told);
     }
     expect(&service("health = { check = \"tcp\", ports = \"1-65\" }", ""), &[("too-many", "\"1-65\"")]);
 }

@@ -502,4 +502,60 @@ fn checks_have_what_they_ask_and_expect() {
     );
     let command = CommandLine { program: "/bin/check".into(), arguments: vec!["-v".to_owned(), "-v".to_owned()] };
     assert_eq!(kind("check = \"external\", command = [\"/bin/check\", \"-v\", \"-v\"]"), CheckKind::External(command));
+    let dns = DnsCheck {
+        transport: CheckTransport::Udp,
+        query: "example.org".to_owned(),
+        record: DnsType::A,
+        rcodes: vec![0],
+        expect: None,
+    };
+    assert_eq!(kind("check = \"dns\", query = \"example.org\""), CheckKind::Dns(dns.clone()));
+    let other = DnsCheck {
+        transport: CheckTransport::Tcp,
+        record: DnsType::Srv,
+        rcodes: vec![0, 3],
+        expect: Some("0 5 5060 sip.example.org".to_owned()),
+        ..dns
+    };
+    assert_eq!(
+        kind(
+            "check = \"dns\", query = \"example.org\", query_type = \"SRV\", rcode = \"noerror,NXDOMAIN\", transport = \"tcp\", \
+             expect = \"0 5 5060 sip.example.org\""
+        ),
+        CheckKind::Dns(other)
+    );
+    assert_eq!(kind("check = \"ldap\""), CheckKind::Ldap(LdapCheck { bind: None, expect: None, tls: None }));
+    assert_eq!(
+        kind(
+            "check = \"ldap\", user = \"cn=check\", secret_file = \"/p\", transport = \"tls\", host = \"dc.example.org\", expect = \"isSynchronized: TRUE\""
+        ),
+        CheckKind::Ldap(LdapCheck {
+            bind: Some(LdapBind { user: "cn=check".to_owned(), secret_file: "/p".into() }),
+            expect: Some("isSynchronized: TRUE".to_owned()),
+            tls: Some(TlsCheck { name: Some("dc.example.org".to_owned()), authorities: None, days_left: 0 }),
+        })
+    );
+    assert_eq!(kind("check = \"ping\""), CheckKind::Ping);
+    assert_eq!(kind("check = \"stun\""), CheckKind::Stun { transport: CheckTransport::Udp });
+    let radius =
+        RadiusCheck { secret_file: "/s".into(), user: None, password_file: None, expect: RadiusAnswer::Accept };
+    assert_eq!(kind("check = \"radius\", secret_file = \"/s\""), CheckKind::Radius(radius.clone()));
+    let asks = RadiusCheck {
+        user: Some("u".to_owned()),
+        password_file: Some("/p".into()),
+        expect: RadiusAnswer::Reject,
+        ..radius
+    };
+    assert_eq!(
+        kind("check = \"radius\", secret_file = \"/s\", user = \"u\", password_file = \"/p\", expect = \"reject\""),
+        CheckKind::Radius(asks)
+    );
+    assert_eq!(
+        kind("check = \"udp\""),
+        CheckKind::Udp(UdpCheck { send: Vec::new(), expect: None, silence_passes: false })
+    );
+    assert_eq!(
+        kind("check = \"udp\", send_hex = \"FFff 0a\", expect = \"pong\", no_answer = \"passes\""),
+        CheckKind::Udp(UdpCheck { send: vec![0xff, 0xff, 10], expect: Some(b"pong".to_vec()), silence_passes: true })
+    );
 }

@@ -6,13 +6,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    self, Balance, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports, RouteClients,
-    RouteGroup, RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
+    self, Balance, Carrier, CheckKind, Damping, Evict, Forwarding, Health, HttpRoute, Model, Plane, Ports,
+    RouteClients, RouteGroup, RouteSettings, Server, ServerGroup, Source, SourcePool, VirtualService,
 };
 
 use crate::admin::Halted;
 use crate::eligible;
-use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard, HealthState};
+use crate::health::{CHECKS_MAX, CheckId, CheckPlan, HealthBoard, HealthState, NO_PORT};
 use crate::http::{HttpMaterial, HttpRules, HttpSecret};
 use crate::ids::{Generation, RealServerId, ServiceId, TargetIndex};
 use crate::maglev::{MaglevMember, MaglevTable};
@@ -645,9 +645,10 @@ fn check_keys(
         None if health.evict == Evict::Port => service.sockets().map(|socket| socket.port()).collect(),
         None => service.sockets().next().map(|socket| socket.port()).into_iter().collect(),
     };
-    let mut ports = match health.ports.is_empty() {
-        false => health.ports.clone(),
-        true => own(),
+    let mut ports = match (health.check.carrier(), health.ports.is_empty()) {
+        (Carrier::Echo, _) => vec![NO_PORT],
+        (_, false) => health.ports.clone(),
+        (_, true) => own(),
     };
     if ports.is_empty() {
         return Err(CompileError::NoCheckPort { service: service.name.clone(), server: server.name.clone() });
@@ -674,7 +675,8 @@ fn check_key(
         None => service.sockets().any(|socket| socket.port() == port),
     };
     let heralded: Vec<u16> = ports.iter().copied().filter(|&port| is_served(port)).collect();
-    let proxy = service.proxy_version(group, server).filter(|_| !heralded.is_empty());
+    let is_stream = health.check.carrier() == Carrier::Stream;
+    let proxy = service.proxy_version(group, server).filter(|_| is_stream && !heralded.is_empty());
     CheckKey {
         proxy: proxy.map(|version| (version, heralded)),
         address: server.address,

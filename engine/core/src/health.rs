@@ -18,7 +18,7 @@ use crate::snapshot::ServerHealth;
 use crate::time::Now;
 
 pub use agent::{AgentAdmin, AgentChange, AgentHealth, AgentReport, AgentState};
-pub use conversation::{Conversation, Course, Parties};
+pub use conversation::{Conversation, Course, Parties, Secrets};
 
 /// Different checks at most, over all services. Each runs once however many services and workers use it.
 pub const CHECKS_MAX: usize = 8192;
@@ -32,6 +32,8 @@ pub const FALLS_MAX: usize = 128;
 const HOLD_DOUBLINGS_MAX: usize = 3;
 /// A reason longer than this is cut.
 pub const REASON_BYTES_MAX: usize = 200;
+/// In the place of a port, of a check that has none: an echo request.
+pub const NO_PORT: u16 = 0;
 
 /// One check of one address with one set of parameters. Never given out twice by a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -54,7 +56,7 @@ pub struct CheckPlan {
     pub vip: Option<IpAddr>,
     /// What is done on each port.
     pub kind: CheckKind,
-    /// Every one of these must answer; ascending, without duplicates, never empty.
+    /// Every one of these must answer; ascending, without duplicates, never empty. [`NO_PORT`] alone for a check without any.
     pub ports: Vec<u16>,
     /// Those of them where clients come with a header of the PROXY protocol: a check says there that it is none.
     pub proxy: Option<(ProxyVersion, Vec<u16>)>,
@@ -100,6 +102,7 @@ impl CheckPlan {
         for &port in &self.ports {
             match results.iter().find(|(of, _)| *of == port) {
                 Some((_, Ok(()))) => {}
+                Some((_, Err(reason))) if port == NO_PORT => failures.push(reason.clone()),
                 Some((_, Err(reason))) => failures.push(format!("port {port}: {reason}")),
                 None => failures.push(format!("port {port}: not checked")),
             }

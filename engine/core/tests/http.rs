@@ -1,4 +1,4 @@
-//! HTTP/1.1 without I/O: the corpus of `tests/http`, exchanges by hand, what nginx reads, and the fuzz target without a fuzzer.
+//! HTTP/1.1 without I/O: the corpus of `tests/http`, exchanges by hand, what nginx and Apache read, and the fuzz target without a fuzzer.
 
 #![expect(
     clippy::disallowed_methods,

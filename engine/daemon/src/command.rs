@@ -42,8 +42,9 @@ pub(crate) enum Outcome {
 }
 
 /// Runs a program and waits until it ends, no longer than `limit`; then it is killed, and in either case all that is left of its process group.
-/// Dropping what waits kills it, too.
+/// Dropping what waits kills it, too. `place` is given back when it is gone, which may be later for one that hangs in the kernel.
 pub(crate) async fn run(
+    place: impl Send + Sync + 'static,
     line: &CommandLine,
     environment: &[(&str, String)],
     input: &[u8],
@@ -54,7 +55,7 @@ pub(crate) async fn run(
     command.args(&line.arguments).env_clear().env("PATH", PATH).current_dir("/");
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     command.stdin(standard_input(input)?).stdout(writer.try_clone()?).stderr(writer);
-    let group = Group::spawn(&mut command)?;
+    let group = Group::spawn(&mut command, place)?;
     // Our copies of the end that it writes to.
     drop(command);
     #[expect(
@@ -179,22 +180,24 @@ pub(crate) fn judge(program: &Path) -> Result<(), String> {
         let text = error.to_string();
         format!("{}; check the path", text.split(" (os error").next().unwrap_or_default().to_lowercase())
     };
-    let file = fs::metadata(program).map_err(told)?;
+    let real = fs::canonicalize(program).map_err(told)?;
+    let file = fs::metadata(&real).map_err(told)?;
     if !file.is_file() || file.permissions().mode() & 0o111 == 0 {
         return Err("it is no program; make it executable (`chmod 755`)".to_owned());
     }
     let us = fs::metadata("/proc/self").map_or(0, |own| own.uid());
     // In a user namespace, whoever is not of it: nobody in it is (user_namespaces(7), "Unmapped user and group IDs").
     let is_initial = fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.trim_end().ends_with("4294967295"));
-    let unmapped = if is_initial { us } else { OVERFLOW_UID };
-    // Directories count as well: who may rename there puts another program in its place, unless the sticky bit forbids it.
-    for (place, path) in program.ancestors().enumerate() {
+    let owners = [0, us, if is_initial { us } else { OVERFLOW_UID }];
+    // Directories count as well: who may rename there puts another program in its place, unless the sticky bit forbids it. Where it is a link, those of
+    // the link and of what it leads to.
+    let links = program.ancestors().skip(1);
+    for path in real.ancestors().chain(links) {
         let Ok(entry) = fs::metadata(path) else { continue };
         let mode = entry.permissions().mode();
-        let is_kept = place > 0 && mode & 0o1000 != 0;
-        let owners = [0, us, unmapped];
-        let others = (mode & 0o002 != 0 && !is_kept) || (mode & 0o020 != 0 && entry.gid() != 0 && !is_kept);
-        if others || !owners.contains(&entry.uid()) {
+        let is_kept = entry.is_dir() && mode & 0o1000 != 0;
+        let others = mode & 0o002 != 0 || (mode & 0o020 != 0 && entry.gid() != 0);
+        if (others && !is_kept) || !owners.contains(&entry.uid()) {
             return Err(format!(
                 "others than root can change {}, and it would run with our rights; `chown root: {0}` and `chmod go-w {0}`",
                 path.display()
@@ -221,7 +224,7 @@ mod tests {
         limit: Duration,
     ) -> io::Result<Outcome> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(run(line, environment, input, limit))
+        runtime.block_on(run((), line, environment, input, limit))
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -313,6 +316,15 @@ mod tests {
         mode(0o757);
         told("others than root can change");
         mode(0o755);
+        assert_eq!(judge(&program), Ok(()));
+        // Who may change where a link leads, may change the program.
+        let open = tempfile::tempdir().unwrap();
+        fs::set_permissions(open.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let real = open.path().join("real");
+        fs::rename(&program, &real).unwrap();
+        std::os::unix::fs::symlink(&real, &program).unwrap();
+        told("others than root can change");
+        fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(judge(&program), Ok(()));
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
         told("others than root can change");

@@ -249,7 +249,7 @@ impl Truth {
             compile::compile(&model, &mut registry, board, book, Arc::clone(&steering), &http, next)
         };
         let mut snapshot = compiled(&board)?;
-        if inherit_verdicts(&mut board, &checks, current, &snapshot, now) == Inherited::Some {
+        if inherit_verdicts(&mut board, &self.board, &checks, current, &snapshot, now) == Inherited::Some {
             snapshot = compiled(&board)?;
         }
         self.events.follow(model.notify.as_ref());
@@ -458,9 +458,10 @@ enum Inherited {
     Some,
 }
 
-/// Gives new checks of servers that stay the verdict that the server had.
+/// Gives new checks of servers that stay the verdict that the server's checks had, whatever was laid over it.
 fn inherit_verdicts(
     board: &mut HealthBoard,
+    board_before: &HealthBoard,
     checks: &[CheckPlan],
     current: &Snapshot,
     next: &Snapshot,
@@ -469,16 +470,24 @@ fn inherit_verdicts(
     let mut inherited = Inherited::None;
     for service in next.each_service() {
         let Some(before) = current.service(service.place) else { continue };
-        for target in service.targets.iter().filter(|target| target.health == ServerHealth::Unknown) {
+        for target in &service.targets {
             let Some((_, was)) = before.target_of(target.server) else { continue };
+            let states: Vec<_> = was.checks().filter_map(|check| board_before.state(check)).collect();
+            // Of a server that was not checked there is nobody to say more.
+            let best = states.iter().min_by_key(|state| match state.health() {
+                ServerHealth::Held | ServerHealth::Up => 0,
+                ServerHealth::Down => 1,
+                ServerHealth::Unknown => 2,
+            });
+            let (health, reason) = best.map_or((was.health, &was.reason), |state| (state.health(), state.reason()));
             let unjudged =
                 |plan: &&CheckPlan| board.state(plan.id).is_some_and(|state| state.health() == ServerHealth::Unknown);
             let own = checks.iter().filter(|plan| target.checks().any(|check| check == plan.id));
             for plan in own.filter(unjudged).cloned().collect::<Vec<_>>() {
-                let (result, times) = match was.health {
+                let (result, times) = match health {
                     ServerHealth::Unknown => continue,
                     ServerHealth::Held | ServerHealth::Up => (CheckResult::Passed, plan.rise),
-                    ServerHealth::Down => (CheckResult::Failed(was.reason.to_string()), plan.fall),
+                    ServerHealth::Down => (CheckResult::Failed(reason.to_string()), plan.fall),
                 };
                 for _ in 0..times.max(1) {
                     board.on_result(plan.id, result.clone(), now);

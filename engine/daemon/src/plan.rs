@@ -35,6 +35,8 @@ pub const PROBES_MAX: usize = 256;
 pub const COMMANDS_MAX: usize = 32;
 /// Both ends of its output, one of them twice while it starts, and who tells its end.
 const DESCRIPTORS_PER_COMMAND: u64 = 4;
+/// Ports that checks by order connect to at the same time, beside those.
+pub const ORDERED_PROBES_MAX: usize = 32;
 /// Clients that the control socket serves at the same time.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
@@ -706,7 +708,7 @@ impl Needs {
                 share("packet rings", rings),
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
-                share("health checks", (checked_ports(model) as u64).min(PROBES_MAX as u64) * probe_sockets),
+                share("health checks", (checked_ports(model) as u64).min((PROBES_MAX + ORDERED_PROBES_MAX) as u64) * probe_sockets),
                 share("commands of checks", commands(model).min(COMMANDS_MAX as u64) * DESCRIPTORS_PER_COMMAND),
                 share("control socket", control),
                 share("reserve", RESERVED_DESCRIPTORS),

@@ -1,7 +1,9 @@
-//! One check of one server: a TCP connection to each of its ports, from the address that the kernel picks; or, where the kernel has no address or would
-//! look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
+//! One check of one server: a TCP connection to each of its ports, or an exchange of datagrams, from the address that the kernel picks; or, where the
+//! kernel has no address or would look for the VIP elsewhere, by a [`stack`] of our own. Over it a TLS handshake and a [`Conversation`], as the check asks.
 
+mod datagram;
 mod external;
+mod secrets;
 mod stack;
 mod stream;
 mod trace;
@@ -15,8 +17,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use towpath_config::model::CheckKind;
-use towpath_core::health::{AgentReport, CheckPlan, CheckResult, Conversation, Course, Parties};
+use towpath_config::model::{Carrier, CheckKind};
+use towpath_core::health::{AgentReport, CheckPlan, CheckResult, Conversation, Course, Parties, Secrets};
 use towpath_core::http::ServerEnd;
 use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
@@ -73,22 +75,40 @@ pub(crate) async fn run(
     let limit = Duration::from_millis(plan.timeout_ms);
     let way = stack::way(network, plan).transpose();
     let context = plan.kind.tls().map(|tls| trust.context(tls)).transpose();
+    let secrets = secrets::secrets(&plan.kind);
     let mut ports = JoinSet::new();
     for socket in plan.sockets() {
-        let (way, context, kind) = (way.clone(), context.clone(), plan.kind.clone());
-        let places = Arc::clone(if matches!(kind, CheckKind::External(_)) { &external::PLACES } else { places });
+        let (way, context, secrets, kind) = (way.clone(), context.clone(), secrets.clone(), plan.kind.clone());
+        let places = Arc::clone(places);
         let herald = plan.herald(socket.port());
         let environment = external::environment(plan, socket, subject);
         ports.spawn(async move {
-            let place = places.acquire_owned().await;
             let mut trace = Trace::begin(detail);
-            let result = match (&kind, way, context) {
-                _ if place.is_err() => Err("the process is ending".to_owned()),
-                (CheckKind::External(line), ..) => external::ask(line, &environment, limit, &mut trace).await,
-                (_, Ok(way), Ok(context)) => {
-                    ask(way.as_ref(), socket, &herald, &kind, context.as_deref(), limit, &mut trace).await
+            let place = match &kind {
+                CheckKind::External(_) => external::place(limit, &mut trace).await,
+                _ => places.acquire_owned().await.map_err(|_closed| "the process is ending".to_owned()),
+            };
+            let result = match (&kind, way, context, secrets, place) {
+                (.., Err(reason)) => Err(reason),
+                (CheckKind::External(line), .., Ok(place)) => {
+                    external::ask(place, line, &environment, limit, &mut trace).await
                 }
-                (_, Err(reason), _) | (_, _, Err(reason)) => {
+                (_, Ok(way), Ok(context), Ok(secrets), Ok(_place)) => {
+                    let question = Question {
+                        way: way.as_ref(),
+                        to: socket,
+                        herald: &herald,
+                        kind: &kind,
+                        secrets: &secrets,
+                        context: context.as_deref(),
+                        limit,
+                    };
+                    match kind.carrier() {
+                        Carrier::Stream => ask(&question, &mut trace).await,
+                        Carrier::Datagram | Carrier::Echo => datagram::ask(&question, &mut trace).await.map(|()| None),
+                    }
+                }
+                (_, Err(reason), ..) | (_, _, Err(reason), ..) | (_, _, _, Err(reason), _) => {
                     trace.enter("prepare");
                     Err(reason)
                 }
@@ -115,20 +135,25 @@ pub(crate) async fn run(
     Probed { result: plan.judge(&results), answer, ports: asked.into_iter().map(|asked| asked.run).collect() }
 }
 
-/// One port.
-async fn ask(
-    way: Option<&stack::Way>,
+/// One port, and all that it is asked with.
+struct Question<'q> {
+    /// `None` = the kernel's.
+    way: Option<&'q stack::Way>,
     to: SocketAddr,
-    herald: &[u8],
-    kind: &CheckKind,
-    context: Option<&ClientContext>,
+    /// What a connection begins with.
+    herald: &'q [u8],
+    kind: &'q CheckKind,
+    secrets: &'q Secrets,
+    context: Option<&'q ClientContext>,
     limit: Duration,
-    trace: &mut Trace,
-) -> Result<Option<AgentReport>, String> {
-    match timeout(limit, ask_for_long(way, to, herald, kind, context, trace)).await {
+}
+
+/// Over a connection.
+async fn ask(question: &Question<'_>, trace: &mut Trace) -> Result<Option<AgentReport>, String> {
+    match timeout(question.limit, ask_for_long(question, trace)).await {
         Err(_) => {
             let waits_for = trace.current().filter(|&step| step != CONNECT).unwrap_or("answer");
-            Err(format!("no {waits_for} within {}", duration(limit)))
+            Err(format!("no {waits_for} within {}", duration(question.limit)))
         }
         Ok(result) => result,
     }
@@ -138,17 +163,11 @@ async fn ask(
 const CONNECT: &str = "connect";
 
 /// The same without a limit; `trace` knows what it was waiting for when somebody lost patience.
-async fn ask_for_long(
-    way: Option<&stack::Way>,
-    to: SocketAddr,
-    herald: &[u8],
-    kind: &CheckKind,
-    context: Option<&ClientContext>,
-    trace: &mut Trace,
-) -> Result<Option<AgentReport>, String> {
+async fn ask_for_long(question: &Question<'_>, trace: &mut Trace) -> Result<Option<AgentReport>, String> {
+    let &Question { way, to, herald, kind, secrets, context, limit: _ } = question;
     trace.enter(CONNECT);
     let mut stream = Stream::connect(way, to).await.map_err(|error| words(&error))?;
-    let from = stream.local().map_err(|error| words(&error))?;
+    let from = stream.from();
     trace.done(|| match way {
         Some(way) => format!("from {from} by {way}"),
         None => format!("from {from}"),
@@ -167,7 +186,7 @@ async fn ask_for_long(
         trace.done(|| stream.describe());
     }
     let mut send = Vec::new();
-    let parties = Parties { from, to, seed: crate::engine::system_seed() };
+    let parties = Parties { from, to, seed: crate::engine::system_seed(), secrets };
     let (mut conversation, mut course) = Conversation::begin(kind, &parties, &mut send);
     if course == Course::More {
         trace.enter(conversation.waits_for());

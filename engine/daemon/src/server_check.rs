@@ -2,18 +2,24 @@
 //! run by themselves.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use towpath_config::model::CheckKind;
 use towpath_core::health::{CheckId, CheckPlan, CheckResult};
 use towpath_core::plane::Network;
+use towpath_core::snapshot::Target;
 
+use crate::admin::MemberStatus;
 use crate::house::House;
+use crate::plan::ORDERED_PROBES_MAX;
 use crate::probe::{self, Detail, Subject, Trust};
 use crate::status::HealthStatus;
+
+/// Room for all that is ordered: it has to show what is wrong also when all others wait.
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(ORDERED_PROBES_MAX)));
 
 /// The answer of `POST …/check`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -93,12 +99,12 @@ pub(crate) struct Errand {
     network: Arc<Network>,
 }
 
-/// What is to be run for this server of this service, by their names. A server may stand in several groups of a service: each of their checks is run
-/// once.
-pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Errand> {
+/// What is to be run for this member. A server may stand in several groups of a service: each of their checks is run once.
+pub(crate) fn errand(house: &House, member: &MemberStatus) -> Option<Errand> {
     let snapshot = house.shared.snapshot();
-    let of_service = snapshot.each_service().filter(|place| place.name == service);
-    let targets: Vec<_> = of_service.flat_map(|place| &place.targets).filter(|target| target.name == server).collect();
+    let is_it = |target: &&Target| target.address == member.address && target.port == member.port;
+    let of_service = snapshot.each_service().filter(|place| place.name == member.service);
+    let targets: Vec<_> = of_service.flat_map(|place| &place.targets).filter(is_it).collect();
     let first = targets.first()?;
     let checks = targets.iter().filter_map(|target| target.check);
     let agents = targets.iter().filter_map(|target| target.agent);
@@ -111,8 +117,8 @@ pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Erran
     let plan = |id| house.truth().checks().iter().find(|plan| plan.id == id).cloned();
     let plans: Vec<_> = wanted.into_iter().filter_map(|id| Some((plan(id)?, house.subject_of(id)))).collect();
     let checked = ServerChecked {
-        service: service.to_owned(),
-        server: server.to_owned(),
+        service: member.service.clone(),
+        server: member.server.clone(),
         address: first.address,
         admin: crate::status::word(&first.admin),
         health: first.health.into(),
@@ -124,11 +130,6 @@ pub(crate) fn errand(house: &House, service: &str, server: &str) -> Option<Erran
 }
 
 impl Errand {
-    /// How long it may take.
-    pub(crate) fn limit(&self) -> Duration {
-        Duration::from_millis(self.plans.iter().map(|(plan, _)| plan.timeout_ms).sum())
-    }
-
     /// Runs it now, one check after the other: none is to disturb the other's times.
     pub(crate) async fn run(self) -> ServerChecked {
         let Errand { mut checked, plans, network } = self;
@@ -142,10 +143,8 @@ impl Errand {
 }
 
 async fn check(plan: &CheckPlan, subject: &Subject, network: &Network) -> CheckRun {
-    // Room of its own: it has to show what is wrong also when all others wait.
-    let places = Arc::new(Semaphore::new(plan.ports.len()));
     let began = Instant::now();
-    let probed = probe::run(plan, network, &places, &mut Trust::default(), subject, Detail::Steps).await;
+    let probed = probe::run(plan, network, &PLACES, &mut Trust::default(), subject, Detail::Steps).await;
     let (passed, reason) = match (&probed.result, &probed.answer) {
         (CheckResult::Passed, Some(_)) => (true, probed.heard()),
         (CheckResult::Passed, None) => (true, String::new()),
@@ -164,12 +163,18 @@ async fn check(plan: &CheckPlan, subject: &Subject, network: &Network) -> CheckR
 fn word(kind: &CheckKind) -> &'static str {
     match kind {
         CheckKind::Agent { .. } => "agent",
+        CheckKind::Dns(_) => "dns",
         CheckKind::External(_) => "external",
         CheckKind::Http(_) => "http",
         CheckKind::Https(..) => "https",
+        CheckKind::Ldap(_) => "ldap",
+        CheckKind::Ping => "ping",
+        CheckKind::Radius(_) => "radius",
         CheckKind::Sip(_) => "sip",
         CheckKind::Smtp { .. } => "smtp",
+        CheckKind::Stun { .. } => "stun",
         CheckKind::Tcp => "tcp",
         CheckKind::Tls(_) => "tls",
+        CheckKind::Udp(_) => "udp",
     }
 }

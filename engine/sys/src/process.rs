@@ -108,14 +108,25 @@ pub struct Group {
     /// `None` once it is reaped: then its id, which is the group's, may be another's.
     leader: Option<std::process::Child>,
     exit: OwnedFd,
+    held: Held,
+}
+
+/// What is given back when the program has ended.
+struct Held(Option<Box<dyn Send + Sync>>);
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Held").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Group {
-    /// Starts the program.
-    pub fn spawn(command: &mut Command) -> io::Result<Group> {
+    /// Starts the program. `held` is dropped once it has ended: also one that is killed may hang in the kernel for as long as that likes, so that whoever
+    /// bounds their number has to count it until then.
+    pub fn spawn(command: &mut Command, held: impl Send + Sync + 'static) -> io::Result<Group> {
         let mut leader = command.process_group(0).spawn()?;
         match open_pidfd(leader.id()) {
-            Ok(exit) => Ok(Group { leader: Some(leader), exit }),
+            Ok(exit) => Ok(Group { leader: Some(leader), exit, held: Held(Some(Box::new(held))) }),
             Err(error) => {
                 // Both fail only for a process that has ended.
                 let _killed = leader.kill();
@@ -168,8 +179,12 @@ impl Drop for Group {
     fn drop(&mut self) {
         let _killed = self.kill();
         if let Some(mut leader) = self.leader.take() {
+            let held = self.held.0.take();
             // One that hangs in the kernel dies when that lets it go.
-            let _reaped = thread::Builder::new().name("reaper".into()).spawn(move || leader.wait());
+            let _reaped = thread::Builder::new().name("reaper".into()).spawn(move || {
+                let _ended = leader.wait();
+                drop(held);
+            });
         }
     }
 }

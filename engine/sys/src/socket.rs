@@ -176,6 +176,82 @@ fn open_socket(family: Family, kind: libc::c_int) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// What an echo socket is read by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EchoForm {
+    /// Messages of ICMP as they are.
+    Message,
+    /// Packets of IPv4, the header included (raw(7)).
+    Packet,
+}
+
+/// A socket for echo requests to this host, connected to it. Sent and received are messages of ICMP; the kernel sees to the checksum of ICMPv6.
+///
+/// One without privileges, whose identifier is the kernel's, where the group of the process is in `net.ipv4.ping_group_range` (icmp(7)); else a raw one,
+/// which hears nothing but replies with `identifier`.
+///
+/// # Errors
+/// `PermissionDenied` where the process has neither the group nor CAP_NET_RAW.
+pub fn echo_socket(to: IpAddr, identifier: u16) -> io::Result<(OwnedFd, EchoForm)> {
+    let family = Family::of(to);
+    let protocol = match family {
+        Family::V4 => libc::IPPROTO_ICMP,
+        Family::V6 => libc::IPPROTO_ICMPV6,
+    };
+    let open = |kind: libc::c_int| {
+        let kind = kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        // SAFETY: socket takes no pointer.
+        check(unsafe { libc::socket(family.domain(), kind, protocol) }).map(own)
+    };
+    let (fd, form) = match open(libc::SOCK_DGRAM) {
+        Ok(fd) => (fd, EchoForm::Message),
+        Err(_) => {
+            let fd = open(libc::SOCK_RAW)?;
+            let (program, form) = match family {
+                Family::V4 => (replies_in_packets(identifier).to_vec(), EchoForm::Packet),
+                Family::V6 => (replies_alone(identifier).to_vec(), EchoForm::Message),
+            };
+            set_program(&fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
+            (fd, form)
+        }
+    };
+    connect(&fd, SocketAddr::new(to, 0))?;
+    Ok((fd, form))
+}
+
+/// Echo replies with this identifier, behind an IPv4 header of whatever length.
+fn replies_in_packets(identifier: u16) -> [(u16, u8, u8, u32); 7] {
+    [
+        (0xb1, 0, 0, 0),
+        (0x50, 0, 0, 0),
+        (0x15, 0, 3, 0),
+        (0x48, 0, 0, 4),
+        (0x15, 0, 1, identifier.into()),
+        (0x06, 0, 0, u32::MAX),
+        (0x06, 0, 0, 0),
+    ]
+}
+
+/// The same of ICMPv6, whose raw sockets see no IPv6 header.
+fn replies_alone(identifier: u16) -> [(u16, u8, u8, u32); 6] {
+    [
+        (0x30, 0, 0, 0),
+        (0x15, 0, 3, 129),
+        (0x28, 0, 0, 4),
+        (0x15, 0, 1, identifier.into()),
+        (0x06, 0, 0, u32::MAX),
+        (0x06, 0, 0, 0),
+    ]
+}
+
+/// Lets a socket of datagrams hear every error about them, also those that may pass, like a host that does not answer ARP (ip(7), IP_RECVERR).
+pub fn hear_errors(fd: &impl AsFd, family: Family) -> io::Result<()> {
+    match family {
+        Family::V4 => set_flag(fd, libc::IPPROTO_IP, libc::IP_RECVERR),
+        Family::V6 => set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
+    }
+}
+
 /// Binds a socket to an address and port.
 pub fn bind(fd: &impl AsFd, address: SocketAddr) -> io::Result<()> {
     let raw = RawAddress::from(address);

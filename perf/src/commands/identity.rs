@@ -13,7 +13,7 @@ use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use towpath_perf::identity::{Origin, Outcome, Play, Subject};
+use towpath_perf::identity::{Origin, Outcome, Play, Subject, Target};
 use towpath_perf::lab::{Lab, Topology};
 
 /// Where clients connect to, and where the server is.
@@ -129,7 +129,7 @@ impl Identity {
         let origin = lab.server(1).run(|| Origin::listen(server, self.seed))??;
         let mut running = subject.start(lab.balancer(), listen, server)?;
         let play = Play {
-            target: listen,
+            target: Target::plain(listen),
             clients: self.clients as usize,
             requests: self.requests,
             at_once: usize::from(self.at_once),

@@ -1,12 +1,11 @@
 //! A client with one connection at a time, and what it makes of the answers.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 
 use towpath_core::random::SplitMix64;
 
 use super::logon;
-use super::{Outcome, connect};
+use super::{Outcome, Stream, Target};
 
 /// Whom answers are made for that are made for nobody in particular.
 pub(super) const NOBODY: &str = "nobody";
@@ -57,8 +56,8 @@ enum Logon {
 pub(super) struct Client {
     user: String,
     kind: Kind,
-    target: SocketAddr,
-    connection: Option<BufReader<TcpStream>>,
+    target: Target,
+    connection: Option<BufReader<Stream>>,
     logon: Logon,
     asked: u64,
 }
@@ -82,7 +81,7 @@ struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(number: usize, kind: Kind, target: SocketAddr) -> Client {
+    pub(super) fn new(number: usize, kind: Kind, target: Target) -> Client {
         let user = format!("user-{number}");
         Client { user, kind, target, connection: None, logon: Logon::None, asked: 0 }
     }
@@ -93,7 +92,7 @@ impl Client {
             self.logon =
                 if matches!(self.kind, Kind::Kerberos | Kind::NtlmAtOnce) { Logon::Wanted } else { Logon::None };
             // Whoever is between has to take connections.
-            self.connection = Some(BufReader::new(connect(self.target)?));
+            self.connection = Some(BufReader::new(self.target.connect()?));
             outcome.client_connections += 1;
         }
         let says = self.says();
@@ -155,7 +154,7 @@ impl Client {
 
     fn request(&self, target: &str, posts: bool, random: &mut SplitMix64) -> Vec<u8> {
         let credentials = match (self.kind, self.logon) {
-            (Kind::Basic, _) => format!("Basic {}", logon::encode(format!("{}:secret", self.user).as_bytes())),
+            (Kind::Basic, _) => logon::basic(&self.user),
             (Kind::Kerberos, Logon::Wanted) => format!("Negotiate {}", logon::ticket(&self.user)),
             (Kind::Negotiate, Logon::Wanted) => format!("Negotiate {}", logon::greeting()),
             (Kind::Ntlm | Kind::NtlmAtOnce, Logon::Wanted) => format!("NTLM {}", logon::greeting()),
@@ -230,7 +229,7 @@ impl Client {
 }
 
 /// One answer; `None` at an orderly end.
-fn read_answer(reader: &mut BufReader<TcpStream>) -> io::Result<Option<Answer>> {
+fn read_answer(reader: &mut impl BufRead) -> io::Result<Option<Answer>> {
     let head = read_head(reader)?;
     if head.is_empty() {
         return Ok(None);

@@ -30,8 +30,13 @@ pub(super) fn proof(user: &str, challenge: &[u8; 8]) -> Vec<u8> {
     hmac::sign(&key, challenge).as_ref()[..PROOF_BYTES].to_vec()
 }
 
+/// What somebody says of himself with each request (RFC 7617 §2).
+pub fn basic(user: &str) -> String {
+    format!("Basic {}", encode(format!("{user}:secret").as_bytes()))
+}
+
 /// NEGOTIATE_MESSAGE.
-pub(super) fn greeting() -> String {
+pub fn greeting() -> String {
     let mut message = header(1);
     message.extend(FLAGS.to_le_bytes());
     message.extend([0; 16]);
@@ -112,7 +117,7 @@ fn header(kind: u32) -> Vec<u8> {
 }
 
 /// Base64 (RFC 4648 §4).
-pub(super) fn encode(bytes: &[u8]) -> String {
+fn encode(bytes: &[u8]) -> String {
     let group = |chunk: &[u8]| {
         let bits = chunk.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
         let digit = |place: usize| match place <= chunk.len() {

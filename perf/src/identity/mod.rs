@@ -7,28 +7,41 @@ mod logon;
 mod origin;
 mod subject;
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde::Serialize;
 use towpath_core::random::SplitMix64;
 
 use client::{Client, KINDS};
 
+pub use logon::{basic, greeting};
 pub use origin::Origin;
 pub use subject::{Running, Sharing, Subject};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Where clients connect to.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its address and port.
+    pub address: SocketAddr,
+    /// Whom it has to be, and what is spoken, where it is to be TLS.
+    pub tls: Option<(ServerName<'static>, Arc<ClientConfig>)>,
+}
+
 /// What is played.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Play {
     /// Where clients connect to.
-    pub target: SocketAddr,
+    pub target: Target,
     /// So many of them, of all kinds in equal parts.
     pub clients: usize,
     /// Requests of all of them together.
@@ -123,7 +136,7 @@ impl Play {
         let mut random = SplitMix64::new(self.seed ^ (thread as u64) << 32);
         let mut clients: Vec<Client> = (thread..self.clients.max(threads))
             .step_by(threads)
-            .map(|number| Client::new(number, KINDS[number % KINDS.len()], self.target))
+            .map(|number| Client::new(number, KINDS[number % KINDS.len()], self.target.clone()))
             .collect();
         let mut outcome = Outcome::default();
         while progress.fetch_add(1, Ordering::Relaxed) < self.requests {
@@ -134,11 +147,54 @@ impl Play {
     }
 }
 
-/// Connects, for somebody who does not wait for ever.
-fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    Ok(stream)
+/// A client's connection.
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(stream) => stream.read(bytes),
+            Stream::Tls(stream) => stream.read(bytes),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Plain(stream) => stream.write(bytes),
+            Stream::Tls(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Plain(stream) => stream.flush(),
+            Stream::Tls(stream) => stream.flush(),
+        }
+    }
+}
+
+impl Target {
+    /// A plain connection is all that is wanted.
+    pub fn plain(address: SocketAddr) -> Target {
+        Target { address, tls: None }
+    }
+
+    /// Connects, for somebody who does not wait for ever.
+    fn connect(&self) -> io::Result<Stream> {
+        let mut stream = TcpStream::connect_timeout(&self.address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        let Some((name, config)) = &self.tls else { return Ok(Stream::Plain(stream)) };
+        let mut tls = ClientConnection::new(Arc::clone(config), name.clone()).map_err(io::Error::other)?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut stream)?;
+        }
+        Ok(Stream::Tls(Box::new(StreamOwned::new(tls, stream))))
+    }
 }

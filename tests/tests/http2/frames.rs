@@ -103,6 +103,22 @@ impl FrameClient {
         self.read_until(|client| client.responses.get(&stream).filter(|response| response.whole).cloned())
     }
 
+    /// The whole response of this stream, or what it was reset by; `None` where neither will come.
+    pub(crate) fn end_of(&mut self, stream: u32) -> Option<Result<Response, u32>> {
+        loop {
+            if let Some(response) = self.responses.get(&stream).filter(|response| response.whole) {
+                return Some(Ok(response.clone()));
+            }
+            if let Some(code) = self.resets.get(&stream) {
+                return Some(Err(*code));
+            }
+            if self.ended || self.gone_away.iter().any(|(last, _)| *last < stream) {
+                return None;
+            }
+            self.read_frame();
+        }
+    }
+
     /// What this stream was reset by.
     #[track_caller]
     pub(crate) fn reset_of(&mut self, stream: u32) -> u32 {

@@ -93,12 +93,8 @@ fn heading(check: &CheckRun, paint: Paint) -> String {
 }
 
 fn steps(port: &PortRun, paint: Paint) -> String {
-    let mut table = Table::new([
-        Cell::word(port.socket.to_string()),
-        Cell::figure("at"),
-        Cell::figure("took"),
-        Cell::word(""),
-    ]);
+    let mut table =
+        Table::new([Cell::word(port.socket.to_string()), Cell::figure("at"), Cell::figure("took"), Cell::word("")]);
     for step in &port.steps {
         let name = format!("{} {}", if step.passed { "●" } else { "○" }, step.step);
         table.row([
@@ -147,10 +143,14 @@ mod tests {
                     passed: false,
                     reason: "port 5061: status 503 Busy, expected 200-399".to_owned(),
                     took_us: 1_234_567,
-                    ports: vec![port(5061, false, vec![
-                        step("connect", 0, 412, true, "from 192.0.2.1:40000"),
-                        step("response", 415, 1_234_000, false, "status 503 Busy, expected 200-399"),
-                    ])],
+                    ports: vec![port(
+                        5061,
+                        false,
+                        vec![
+                            step("connect", 0, 412, true, "from 192.0.2.1:40000"),
+                            step("response", 415, 1_234_000, false, "status 503 Busy, expected 200-399"),
+                        ],
+                    )],
                 },
                 CheckRun {
                     check: "agent".to_owned(),

@@ -57,11 +57,13 @@ impl AgentReport {
     /// Reads a line: words between blanks, tabs and commas in any order and case, then `#` and a reason.
     pub fn parse(line: &[u8]) -> Result<AgentReport, String> {
         let line = line.split(|byte| matches!(byte, b'\r' | b'\n' | 0)).next().unwrap_or_default();
-        let line = String::from_utf8_lossy(line);
+        // What it says goes to terminals.
+        let plain = |sign: char| if sign == '\t' { ' ' } else { sign };
+        let line: String = String::from_utf8_lossy(line).chars().map(plain).filter(|sign| !sign.is_control()).collect();
         let (words, reason) = line.split_once('#').unwrap_or((&line, ""));
         let mut report = AgentReport { reason: reason.trim().to_owned(), ..AgentReport::default() };
         let mut knows_any = false;
-        for word in words.split([' ', '\t', ',']).filter(|word| !word.is_empty()) {
+        for word in words.split([' ', ',']).filter(|word| !word.is_empty()) {
             match report.take(word) {
                 Some(()) => knows_any = true,
                 None => report.unknown = report.unknown.or_else(|| Some(word.to_owned())),

@@ -102,6 +102,8 @@ impl Plane {
     fn on_echo_reply<D: Desk>(&mut self, frame: &mut Frame<'_>, reply: &Parsed, turn: &mut Turn<'_, D>) -> Verdict {
         match self.forward_echo(frame, reply, turn) {
             Some(verdict) => verdict,
+            // We ask nobody but by a probe, which hears it by itself.
+            None if self.network.is_own(reply.tuple.dst) => Verdict::Pass,
             None => self.route_on(frame, reply, Known::Whole, turn),
         }
     }
@@ -116,6 +118,7 @@ impl Plane {
                 return verdict;
             }
             return match self.is_ours_alone(error.parsed.tuple.dst) {
+                true if self.network.is_probes(&answer) => Verdict::Pass,
                 true => Verdict::Drop(DropReason::IcmpErrorStray),
                 false => self.route_on(frame, &error.parsed, Known::ErrorAbout(&error.embedded), turn),
             };

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use towpath_config::model;
 
 use super::PortId;
-use crate::packet::{Family, Ip, Mac, PROTOCOL_TCP, Tuple};
+use crate::packet::{Family, Ip, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 
 /// Ports that probes of real servers speak from, at addresses of ports that we keep.
 pub const PROBE_PORTS: RangeInclusive<u16> = model::PROBE_PORTS.0..=model::PROBE_PORTS.1;
@@ -296,7 +296,8 @@ impl Network {
 
     /// Whether a packet answers a probe of our own.
     pub(super) fn is_probes(&self, tuple: &Tuple) -> bool {
-        tuple.protocol == PROTOCOL_TCP && PROBE_PORTS.contains(&tuple.dst_port) && self.is_own(tuple.dst)
+        let is_ours = matches!(tuple.protocol, PROTOCOL_TCP | PROTOCOL_UDP) && PROBE_PORTS.contains(&tuple.dst_port);
+        is_ours && self.is_own(tuple.dst)
     }
 
     /// The addresses of the ports that we keep.

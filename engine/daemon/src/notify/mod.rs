@@ -288,7 +288,7 @@ async fn deliver(sender: &Sender, message: &Message<Arc<Event>>, way: &Way, limi
     match way {
         Way::Command(line) => {
             let environment = sender.environment(message, &text);
-            taken(command::run(line, &environment, &body, limit).await)
+            taken(command::run((), line, &environment, &body, limit).await)
         }
         Way::Webhook(webhook) => webhook::post(webhook, &body, limit).await,
     }

@@ -55,7 +55,9 @@ pub fn claims(model: &Model, kernels: &[LinkAddress]) -> Vec<Claim> {
         }
     }
     for source in probe_sources(model, kernels) {
-        taken.entry((source, Protocol::Tcp)).or_default().insert(PROBE_PORTS.0..=PROBE_PORTS.1);
+        for key in [(source, Protocol::Tcp), (source, Protocol::Udp)] {
+            taken.entry(key).or_default().insert(PROBE_PORTS.0..=PROBE_PORTS.1);
+        }
     }
     for (_, pool) in outbound(model) {
         for key in pool.addresses.iter().flat_map(|&address| [(address, Protocol::Tcp), (address, Protocol::Udp)]) {
@@ -218,7 +220,12 @@ mod tests {
     fn answers_to_checks_by_the_vip_are_claimed_where_they_are_asked_from() {
         let health = "health = { check = \"tcp\", ports = [443] }";
         let dsr = format!("ports = 443\nplane = \"packet\"\nforwarding = \"dsr\"\n{health}");
-        let expected = [("192.0.2.2", 6, 61_000, 65_535), ("192.0.2.30", 6, 443, 443), ("192.0.2.30", 1, 0, 65_535)];
+        let expected = [
+            ("192.0.2.2", 6, 61_000, 65_535),
+            ("192.0.2.2", 17, 61_000, 65_535),
+            ("192.0.2.30", 6, 443, 443),
+            ("192.0.2.30", 1, 0, 65_535),
+        ];
         assert_eq!(
             claimed(&service("web", &dsr), &["192.0.2.2", "198.51.100.2"]),
             expected.map(|(ip, protocol, low, high)| (ip.to_owned(), protocol, low, high))

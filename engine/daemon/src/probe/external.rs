@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use towpath_config::model::{CheckKind, CommandLine};
 use towpath_core::health::{AgentReport, CheckPlan};
 
@@ -15,7 +16,7 @@ use super::trace::Trace;
 use super::{Subject, duration, words};
 
 /// The places of all of them.
-pub(super) static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(COMMANDS_MAX)));
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(COMMANDS_MAX)));
 
 /// What the program is told.
 pub(super) fn environment(plan: &CheckPlan, to: SocketAddr, subject: &Subject) -> Vec<(&'static str, String)> {
@@ -33,19 +34,33 @@ pub(super) fn environment(plan: &CheckPlan, to: SocketAddr, subject: &Subject) -
     environment
 }
 
-/// Runs it for one port.
+/// A place among those that run, waited for no longer than `limit`.
+pub(super) async fn place(limit: Duration, trace: &mut Trace) -> Result<OwnedSemaphorePermit, String> {
+    trace.enter("place");
+    match timeout(limit, Arc::clone(&PLACES).acquire_owned()).await {
+        Ok(Ok(place)) => Ok(place),
+        Ok(Err(_closed)) => Err("the process is ending".to_owned()),
+        Err(_late) => {
+            Err(format!("no place to run it within {}: {COMMANDS_MAX} others have not ended", duration(limit)))
+        }
+    }
+}
+
+/// Runs it for one port. Others may have changed who can change it.
 pub(super) async fn ask(
+    place: OwnedSemaphorePermit,
     line: &CommandLine,
     environment: &[(&str, String)],
     limit: Duration,
     trace: &mut Trace,
 ) -> Result<Option<AgentReport>, String> {
     trace.enter("command");
+    command::judge(&line.program).map_err(|problem| format!("{}: {problem}", line.program.display()))?;
     let with = |what: String, output: &str| match first_line(output) {
         line if line.is_empty() => what,
         line => format!("{what}: {line}"),
     };
-    match command::run(line, environment, &[], limit).await {
+    match command::run(place, line, environment, &[], limit).await {
         Ok(Outcome::Exited { status: 0, output }) => {
             trace.done(|| with("status 0".to_owned(), &output));
             Ok(None)

@@ -1,9 +1,11 @@
-//! A TCP client of our own (smoltcp), for real servers on VLANs and bridges: the kernel has no address there, so its sockets do not reach them
+//! A client of our own for TCP and datagrams (smoltcp), for real servers on VLANs and bridges: the kernel has no address there, so its sockets do not reach them
 //! (design.md 10.8). And for those that are asked for a VIP, as direct server return does: frames with the VIP go to the server's own MAC.
 //!
-//! Each connection has a stack and a packet socket to itself, which hears nothing else than what is for that connection, and what is asked and told
+//! Each check has a stack and a packet socket to itself, which hears nothing else than what is for that connection, and what is asked and told
 //! about addresses. Nobody has to know by which arm of a bridge a server is reached: each arm tries with its own MAC, and where the server is not,
 //! its address is asked for in vain. The plane leaves [`PROBE_PORTS`] of addresses that we keep alone.
+
+mod letters;
 
 use std::fmt;
 use std::io;
@@ -22,18 +24,22 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_core::health::CheckPlan;
-use towpath_core::packet::{ETHERNET_LEN, Family, Ip};
+use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, Packet, parse};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
 
 use crate::packets;
 use crate::packets::arms::holds;
+pub(super) use letters::Letters;
 
 /// Bytes of what a server says at once that are taken, in each direction.
 const BUFFER_BYTES: usize = 4_096;
 /// Where the sender's and the target's addresses lie in a frame with ARP (RFC 826).
 const ARP_SENDER: Range<usize> = ETHERNET_LEN + 14..ETHERNET_LEN + 18;
 const ARP_TARGET: Range<usize> = ETHERNET_LEN + 24..ETHERNET_LEN + 28;
+/// Codes of unreachable destinations (RFC 792, RFC 4443 section 3.1).
+const V4_PORT_UNREACHABLE: u8 = 3;
+const V6_PORT_UNREACHABLE: u8 = 4;
 /// How long the server may take to close its side once it has answered.
 const CLOSE_WITHIN: Duration = Duration::from_millis(200);
 
@@ -62,12 +68,19 @@ struct StandIn {
 
 /// What frames leave and come in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Link {
+pub(super) struct Link {
     /// The number of the interface.
     index: u32,
     tag: Option<Tag>,
     /// Our own there.
     mac: [u8; 6],
+}
+
+impl Way {
+    /// By which the server may be reached.
+    pub(super) fn links(&self) -> impl Iterator<Item = Link> + '_ {
+        self.links.iter().copied()
+    }
 }
 
 /// The way of this check in this network, where the kernel has none; an error in the words of an operator where nobody has one.
@@ -171,45 +184,28 @@ pub(super) struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
     client: SocketHandle,
-    local: SocketAddr,
+    from: SocketAddr,
 }
 
 impl Stack {
     /// `local_port`: the only one that it hears.
     fn open(link: Link, way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
         let hearing = Hearing::of_connection(link.index, local_port, to.port())?;
-        #[expect(
-            deprecated,
-            reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
-        )]
-        let hearing = AsyncFd::new(hearing)?;
-        let mut wire = Wire { hearing, link, mtu_bytes: way.mtu_bytes, stand_in: way.stand_in, read: Vec::new() };
-        let mut config = Config::new(EthernetAddress(link.mac).into());
-        config.random_seed = crate::engine::system_seed();
-        let mut interface = Interface::new(config, &mut wire, Instant::now());
-        interface.update_ip_addrs(|addresses| {
-            let _room_for_one = addresses.push(IpCidr::new(way.from.0.into(), way.from.1));
-        });
-        match way.router {
-            Some(IpAddr::V4(router)) => drop(interface.routes_mut().add_default_ipv4_route(router)),
-            Some(IpAddr::V6(router)) => drop(interface.routes_mut().add_default_ipv6_route(router)),
-            None => {}
-        }
+        let (wire, interface) = Wire::lay(hearing, link, way, to)?;
         let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = sockets.add(Socket::new(buffer(), buffer()));
-        let local = SocketAddr::new(way.from.0, local_port);
-        Ok(Stack { wire: Some(wire), interface, sockets, client, local })
+        Ok(Stack { wire: Some(wire), interface, sockets, client, from: SocketAddr::new(way.from.0, local_port) })
+    }
+
+    /// Our own address and port.
+    pub(super) fn from(&self) -> SocketAddr {
+        self.from
     }
 
     fn connect(&mut self, to: SocketAddr, local_port: u16) -> io::Result<()> {
         let client = self.sockets.get_mut::<Socket<'_>>(self.client);
         client.connect(self.interface.context(), to, local_port).map_err(io::Error::other)
-    }
-
-    /// Our own end of it.
-    pub(super) fn local(&self) -> SocketAddr {
-        self.local
     }
 
     fn state(&self) -> State {
@@ -294,11 +290,14 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // Closing a packet socket waits until no CPU looks at it any more, which takes milliseconds (net/packet/af_packet.c, packet_release).
-        let wire = self.wire.take();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let _closed = runtime.spawn_blocking(move || drop(wire));
-        }
+        retire(self.wire.take());
+    }
+}
+
+/// Closing a packet socket waits until no CPU looks at it any more, which takes milliseconds (net/packet/af_packet.c, packet_release).
+fn retire(wire: Option<Wire>) {
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let _closed = runtime.spawn_blocking(move || drop(wire));
     }
 }
 
@@ -308,8 +307,56 @@ struct Wire {
     link: Link,
     mtu_bytes: usize,
     stand_in: Option<StandIn>,
+    /// Who is asked, from which address.
+    between: (IpAddr, IpAddr),
+    /// What somebody has said about a packet of ours to the server.
+    refusal: Option<io::ErrorKind>,
     /// The frame that was read last.
     read: Vec<u8>,
+}
+
+impl Wire {
+    /// With it goes what speaks IP over it.
+    fn lay(hearing: Hearing, link: Link, way: &Way, to: SocketAddr) -> io::Result<(Wire, Interface)> {
+        #[expect(
+            deprecated,
+            reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
+        )]
+        let hearing = AsyncFd::new(hearing)?;
+        let mut wire = Wire {
+            hearing,
+            link,
+            mtu_bytes: way.mtu_bytes,
+            stand_in: way.stand_in,
+            between: (way.from.0, to.ip()),
+            refusal: None,
+            read: Vec::new(),
+        };
+        let mut config = Config::new(EthernetAddress(link.mac).into());
+        config.random_seed = crate::engine::system_seed();
+        let mut interface = Interface::new(config, &mut wire, Instant::now());
+        interface.update_ip_addrs(|addresses| {
+            let _room_for_one = addresses.push(IpCidr::new(way.from.0.into(), way.from.1));
+        });
+        match way.router {
+            Some(IpAddr::V4(router)) => drop(interface.routes_mut().add_default_ipv4_route(router)),
+            Some(IpAddr::V6(router)) => drop(interface.routes_mut().add_default_ipv6_route(router)),
+            None => {}
+        }
+        Ok((wire, interface))
+    }
+
+    /// An error about what we have sent to the server: smoltcp tells of none to a socket, and of those of routers that quote little nobody at all.
+    fn refusal(&self, frame: &[u8]) -> Option<io::ErrorKind> {
+        let Ok(Packet::IcmpError(error)) = parse(frame) else { return None };
+        let (src, dst) = (IpAddr::from(error.embedded.src), IpAddr::from(error.embedded.dst));
+        if error.kind != IcmpErrorKind::Unreachable || (src, dst) != self.between {
+            return None;
+        }
+        let code = *frame.get(usize::from(error.parsed.l4) + 1)?;
+        let is_port = code == if src.is_ipv4() { V4_PORT_UNREACHABLE } else { V6_PORT_UNREACHABLE };
+        Some(if is_port { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::HostUnreachable })
+    }
 }
 
 /// Leave to send one frame.
@@ -327,7 +374,7 @@ impl Device for Wire {
     type TxToken<'w> = Sending<'w>;
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        let Wire { hearing, link, stand_in, read, .. } = self;
+        let Wire { hearing, link, stand_in, read, .. } = &mut *self;
         loop {
             let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
                 let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
@@ -348,6 +395,8 @@ impl Device for Wire {
         if let Some(StandIn { vip, server }) = *stand_in {
             replace(read, ARP_SENDER, server, vip);
         }
+        self.refusal = self.refusal.or_else(|| self.refusal(&self.read));
+        let Wire { hearing, link, stand_in, read, .. } = self;
         Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link, stand_in: *stand_in }))
     }
 
@@ -362,6 +411,7 @@ impl Device for Wire {
         // Between virtual interfaces, that of what comes in may be unfinished.
         capabilities.checksum = ChecksumCapabilities::default();
         capabilities.checksum.tcp = Checksum::Tx;
+        capabilities.checksum.udp = Checksum::Tx;
         capabilities
     }
 }

@@ -15,6 +15,8 @@ use super::stack::{self, Stack, Way};
 use super::{READ_BYTES, words};
 
 const DAY_S: i64 = 86_400;
+/// Names of a certificate that are told.
+const NAMES_SHOWN: usize = 4;
 /// Longest handshake of a server, its certificates included.
 const HANDSHAKE_BYTES_MAX: usize = 262_144;
 
@@ -33,11 +35,11 @@ impl Stream {
         }
     }
 
-    /// Our own end of it.
-    pub(super) fn local(&self) -> io::Result<SocketAddr> {
+    /// Our own address and port.
+    pub(super) fn from(&self) -> SocketAddr {
         match self {
-            Stream::Kernel(stream) => stream.local_addr(),
-            Stream::Own(stack) => Ok(stack.local()),
+            Stream::Kernel(stream) => stream.local_addr().unwrap_or(SocketAddr::new([0; 4].into(), 0)),
+            Stream::Own(stack) => stack.from(),
         }
     }
 
@@ -122,7 +124,12 @@ impl Secured {
 
     /// Whether the server's certificate lasts as long as the check wants, beside what the handshake judges.
     pub(super) fn judge(&self, check: &TlsCheck) -> Result<(), String> {
-        let Some(presented) = self.presented().filter(|_| check.days_left > 0) else { return Ok(()) };
+        if check.days_left == 0 {
+            return Ok(());
+        }
+        let Some(presented) = self.presented() else {
+            return Err("TLS: the server's certificate cannot be read".to_owned());
+        };
         let left_days = days_left(&presented);
         match left_days >= i64::from(check.days_left) {
             true => Ok(()),
@@ -137,7 +144,13 @@ impl Secured {
         let Some(tls) = &self.tls else { return String::new() };
         let mut text = format!("{}, {}", tls.connection.version(), tls.connection.cipher());
         if let Some(presented) = self.presented() {
-            let names = if presented.names.is_empty() { presented.subject.clone() } else { presented.names.join(", ") };
+            let names = match presented.names.as_slice() {
+                [] => presented.subject.clone(),
+                names if names.len() > NAMES_SHOWN => {
+                    format!("{} and {} more", names[..NAMES_SHOWN].join(", "), names.len() - NAMES_SHOWN)
+                }
+                names => names.join(", "),
+            };
             let left_days = days_left(&presented);
             text.push_str(&format!("; certificate of {names}, by {}, {left_days} days left", presented.issuer));
         }

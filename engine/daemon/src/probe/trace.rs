@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use crate::server_check::Step;
 
+/// Characters of what came of a step that are told.
+const DETAIL_CHARACTERS_MAX: usize = 300;
+
 /// How much of a check is written down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Detail {
@@ -57,14 +60,35 @@ impl Trace {
             at_us: micros(since.duration_since(self.began)),
             took_us: micros(since.elapsed()),
             passed,
-            detail: detail(),
+            detail: shown(&detail()),
         });
+    }
+
+    /// One for another try at the same.
+    pub(super) fn beside(&self) -> Trace {
+        Trace { detail: self.detail, began: self.began, at: None, steps: Vec::new() }
+    }
+
+    /// Takes over how that try went.
+    pub(super) fn adopt(&mut self, other: Trace) {
+        self.at = other.at;
+        self.steps.extend(other.steps);
     }
 
     /// All of them, and how long they took together.
     pub(super) fn finish(self) -> (Vec<Step>, u64) {
         (self.steps, micros(self.began.elapsed()))
     }
+}
+
+/// What servers say goes to terminals: one line, without signs that those act on, and not more than a line.
+fn shown(text: &str) -> String {
+    let mut shown: String =
+        text.chars().take(DETAIL_CHARACTERS_MAX).map(|sign| if sign.is_control() { '.' } else { sign }).collect();
+    if text.chars().nth(DETAIL_CHARACTERS_MAX).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 fn micros(time: Duration) -> u64 {
@@ -89,6 +113,12 @@ mod tests {
         let told: Vec<_> = steps.iter().map(|step| (step.step.as_str(), step.passed, step.detail.as_str())).collect();
         assert_eq!(told, [("connect", true, "from 192.0.2.1:40000"), ("greeting", false, "no greeting within 3 s")]);
         assert!(steps[0].at_us + steps[0].took_us <= steps[1].at_us && steps[1].at_us + steps[1].took_us <= took_us);
+
+        let mut trace = Trace::begin(Detail::Steps);
+        trace.enter("greeting");
+        trace.done(|| format!("\x1b]52;{}", "x".repeat(1_000)));
+        let (steps, _) = trace.finish();
+        assert_eq!(steps[0].detail, format!(".]52;{}…", "x".repeat(DETAIL_CHARACTERS_MAX - 5)));
 
         let mut trace = Trace::begin(Detail::Result);
         trace.enter("connect");

@@ -1,5 +1,5 @@
 //! A socket that hears what stations ask and tell about their addresses, on every interface and VLAN, and asks itself; or on one interface, and
-//! beside that one connection.
+//! beside that one connection or exchange of datagrams.
 //!
 //! The first is not bound to an interface, so it outlives those that go and come. The kernel's own neighbours are not its business: for interfaces
 //! and VLANs on which the kernel has no address.
@@ -68,6 +68,36 @@ fn of_connection(own_port: u16, far_port: u16) -> [Instruction; 25] {
     ]
 }
 
+/// What is about neighbours, all of ICMP, and the datagrams of UDP between two ports: of IPv4 with whatever options, of IPv6 without extension headers.
+fn of_datagrams(own_port: u16, far_port: u16) -> [Instruction; 23] {
+    let (own, far) = (own_port.into(), far_port.into());
+    [
+        (0x30, 0, 0, 0xffff_f004),
+        (0x35, 20, 0, 3),
+        (0x28, 0, 0, 12),
+        (0x15, 17, 0, 0x0806),
+        (0x15, 0, 8, 0x0800),
+        (0x30, 0, 0, 23),
+        (0x15, 14, 0, 1),
+        (0x15, 0, 14, 17),
+        (0xb1, 0, 0, 14),
+        (0x48, 0, 0, 14),
+        (0x15, 0, 11, far),
+        (0x48, 0, 0, 16),
+        (0x15, 8, 9, own),
+        (0x15, 0, 8, 0x86dd),
+        (0x30, 0, 0, 20),
+        (0x15, 5, 0, 58),
+        (0x15, 0, 5, 17),
+        (0x28, 0, 0, 54),
+        (0x15, 0, 3, far),
+        (0x28, 0, 0, 56),
+        (0x15, 0, 1, own),
+        (0x06, 0, 0, u32::MAX),
+        (0x06, 0, 0, 0),
+    ]
+}
+
 /// The socket.
 #[derive(Debug)]
 pub struct Hearing {
@@ -102,6 +132,14 @@ impl Hearing {
     /// Likewise; `ENODEV` without such an interface.
     pub fn of_connection(interface: u32, own_port: u16, far_port: u16) -> io::Result<Hearing> {
         Hearing::by(&of_connection(own_port, far_port), interface, SEGMENT_BYTES_MAX)
+    }
+
+    /// The same for datagrams of UDP between two ports, and all messages of ICMP.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn of_datagrams(interface: u32, own_port: u16, far_port: u16) -> io::Result<Hearing> {
+        Hearing::by(&of_datagrams(own_port, far_port), interface, SEGMENT_BYTES_MAX)
     }
 
     /// `interface`: 0 for all.

@@ -3,7 +3,7 @@
 use crate::http::ServerEnd;
 
 use super::super::agent::{AgentReport, LINE_BYTES_MAX};
-use super::Course;
+use super::{Course, shown};
 
 #[derive(Debug, Default)]
 pub(super) struct AgentTalk {
@@ -45,7 +45,7 @@ impl AgentTalk {
 
     pub(super) fn heard(&self) -> String {
         let line = self.line.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
-        String::from_utf8_lossy(line).into_owned()
+        shown(line)
     }
 
     fn judge(&mut self) -> Course {

@@ -6,7 +6,7 @@ use towpath_config::model::{CheckTransport, SipCheck};
 
 use crate::random::SplitMix64;
 
-use super::{Course, Parties, contains, ranges};
+use super::{Course, Parties, contains, ranges, shown};
 
 /// Longest head of a message; one of a stream that is longer is no answer to OPTIONS.
 const HEAD_BYTES_MAX: usize = 16_384;
@@ -30,7 +30,7 @@ pub(super) struct SipTalk {
 }
 
 impl SipTalk {
-    pub(super) fn begin(check: &SipCheck, parties: &Parties, send: &mut Vec<u8>) -> SipTalk {
+    pub(super) fn begin(check: &SipCheck, parties: &Parties<'_>, send: &mut Vec<u8>) -> SipTalk {
         let mut random = SplitMix64::new(parties.seed);
         let mut token = || format!("{:016x}", random.next_u64());
         let (branch, tag, call) = (format!("{COOKIE}{}", token()), token(), token());
@@ -71,23 +71,24 @@ impl SipTalk {
 
     pub(super) fn received(&mut self, bytes: &[u8]) -> Course {
         if self.check.transport == CheckTransport::Udp {
-            // A datagram is a message whole, whatever its length says (RFC 3261 §18.3).
+            // A datagram is a message whole, whatever its length says (RFC 3261 §18.3). Anybody can send one: what is none of ours is passed over, and
+            // so are the keep-alives of RFC 5626 §4.4.
             return match Message::read(bytes) {
                 Read::Message(message, _) => self.judge(&message),
-                Read::Incomplete => Course::Failed("half a SIP message".to_owned()),
-                Read::Foreign => Course::Failed("something else than SIP".to_owned()),
+                Read::Foreign | Read::Incomplete => Course::More,
             };
         }
         self.received.extend_from_slice(bytes);
         loop {
             let received = std::mem::take(&mut self.received);
             match Message::read(&received) {
+                Read::Message(_, length) if received.len() < length => {
+                    self.received = received;
+                    return Course::More;
+                }
                 Read::Message(message, length) => match self.judge(&message) {
-                    Course::More if received.len() >= length => self.received = received[length..].to_vec(),
-                    course => {
-                        self.received = received;
-                        return course;
-                    }
+                    Course::More => self.received = received[length..].to_vec(),
+                    course => return course,
                 },
                 Read::Incomplete if received.len() >= HEAD_BYTES_MAX => {
                     return Course::Failed(format!("a SIP message with a head longer than {HEAD_BYTES_MAX} bytes"));
@@ -105,8 +106,8 @@ impl SipTalk {
         Course::Failed("closed the connection without a response".to_owned())
     }
 
-    pub(super) fn heard(&self) -> String {
-        self.heard.clone()
+    pub(super) fn heard(&mut self) -> String {
+        std::mem::take(&mut self.heard)
     }
 
     /// A request of the server's own, a response to somebody else and a provisional one are passed over (RFC 3261 §17.1.3, §13.2.2.1).
@@ -115,7 +116,7 @@ impl SipTalk {
         if message.branch != Some(self.branch.as_str()) || message.method != Some("OPTIONS") {
             return Course::More;
         }
-        self.heard = format!("{status} {reason}").trim_end().to_owned();
+        self.heard = format!("{status} {}", shown(reason.as_bytes())).trim_end().to_owned();
         if status < 200 {
             return Course::More;
         }
@@ -229,7 +230,7 @@ fn branch(via: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Conversation;
+    use super::super::{Conversation, Secrets};
     use super::*;
     use towpath_config::model::CheckKind;
 
@@ -238,16 +239,18 @@ mod tests {
     const FROM: &str = "192.0.2.1:40000";
     const TO: &str = "192.0.2.31:5061";
 
-    fn parties(from: &str, to: &str) -> Parties {
+    static NO_SECRETS: Secrets = Secrets { secret: Vec::new(), password: Vec::new() };
+
+    fn parties(from: &str, to: &str) -> Parties<'static> {
         let socket = |text: &str| text.parse().expect("an address with port");
-        Parties { from: socket(from), to: socket(to), seed: 7 }
+        Parties { from: socket(from), to: socket(to), seed: 7, secrets: &NO_SECRETS }
     }
 
     fn sip(transport: CheckTransport) -> SipCheck {
         SipCheck { transport, tls: None, host: None, statuses: vec![(200, 399)], expect: None }
     }
 
-    fn begin(check: &SipCheck, parties: &Parties) -> (Conversation, String) {
+    fn begin(check: &SipCheck, parties: &Parties<'_>) -> (Conversation, String) {
         let mut send = Vec::new();
         let (conversation, course) = Conversation::begin(&CheckKind::Sip(check.clone()), parties, &mut send);
         assert_eq!(course, Course::More);
@@ -321,6 +324,19 @@ mod tests {
     }
 
     #[test]
+    fn a_body_is_waited_for() {
+        let check = SipCheck { expect: Some("m=audio".into()), ..sip(CheckTransport::Tcp) };
+        let (mut conversation, request) = begin(&check, &parties(FROM, TO));
+        let body = "v=0\r\nm=audio 49170 RTP/AVP 0\r\n";
+        let head = response(&request, "200 OK").replace("Length: 0", &format!("Length: {}", body.len()));
+        let stream = format!("{head}{body}");
+        for byte in &stream.as_bytes()[..stream.len() - 1] {
+            assert_eq!(conversation.received(&[*byte], &mut Vec::new()), Course::More);
+        }
+        assert_eq!(conversation.received(b"\n", &mut Vec::new()), Course::Passed);
+    }
+
+    #[test]
     fn what_is_no_answer_is_told() {
         let tcp = sip(CheckTransport::Tcp);
         let told = |bytes: &[u8]| begin(&tcp, &parties(FROM, TO)).0.received(bytes, &mut Vec::new());
@@ -356,9 +372,9 @@ mod tests {
         let mut told = |bytes: &str| conversation.received(bytes.as_bytes(), &mut Vec::new());
         let whole = response(&request, "200 OK");
         assert_eq!(told(&whole.replace("z9hG4bK", "z9hG4bKx")), Course::More, "of another transaction");
-        assert_eq!(told(&whole[..whole.len() - 10]), Course::Failed("half a SIP message".to_owned()));
-        assert_eq!(told("pong"), Course::Failed("half a SIP message".to_owned()));
-        assert_eq!(told("pong\r\n\r\n"), Course::Failed("something else than SIP".to_owned()));
+        for other in [&whole[..whole.len() - 10], "pong", "pong\r\n\r\n", "\r\n\r\n", ""] {
+            assert_eq!(told(other), Course::More, "anybody can send {other:?}");
+        }
         // Its length may lie: nothing is behind it.
         assert_eq!(told(&whole.replace("Content-Length: 0", "Content-Length: 500")), Course::Passed);
     }

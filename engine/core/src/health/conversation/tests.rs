@@ -1,11 +1,13 @@
 //! Answers of servers, in one piece and octet by octet.
 
+use towpath_config::model::{RadiusAnswer, RadiusCheck, UdpCheck};
+
 use super::*;
 
 const TO: ([u8; 4], u16) = ([192, 0, 2, 31], 8080);
 
-fn parties(to: ([u8; 4], u16)) -> Parties {
-    Parties { from: ([192, 0, 2, 1], 40_000).into(), to: to.into(), seed: 7 }
+fn parties(secrets: &Secrets) -> Parties<'_> {
+    Parties { from: ([192, 0, 2, 1], 61_000).into(), to: TO.into(), seed: 1, secrets }
 }
 
 fn http(get: bool, expect: Option<&str>) -> CheckKind {
@@ -25,7 +27,7 @@ fn smtp(expect: Option<&str>) -> CheckKind {
 /// The course of a check that gets these bytes, so many at a time, and then the end; and all that it has sent.
 fn check(kind: &CheckKind, answer: &str, at_a_time: usize) -> (Course, String) {
     let mut send = Vec::new();
-    let (mut conversation, mut course) = Conversation::begin(kind, &parties(TO), &mut send);
+    let (mut conversation, mut course) = Conversation::begin(kind, &parties(&Secrets::default()), &mut send);
     for bytes in answer.as_bytes().chunks(at_a_time) {
         if course == Course::More {
             course = conversation.received(bytes, &mut send);
@@ -62,7 +64,9 @@ fn the_request_is_one_of_its_own_connection() {
     let (_, sent) = check(&CheckKind::Http(named.clone()), "", 1);
     assert!(sent.starts_with("HEAD ") && sent.contains("Host: mail.example.org:8080\r\n"), "{sent}");
     let mut send = Vec::new();
-    Conversation::begin(&CheckKind::Http(named), &parties((TO.0, 80)), &mut send);
+    let secrets = Secrets::default();
+    let usual = Parties { to: (TO.0, 80).into(), ..parties(&secrets) };
+    Conversation::begin(&CheckKind::Http(named), &usual, &mut send);
     assert!(String::from_utf8(send).expect("text").contains("Host: mail.example.org\r\n"));
 }
 
@@ -112,4 +116,52 @@ fn an_smtp_server_greets_answers_and_is_left_in_good_order() {
     expect(&smtp(None), "220 ready\r\n", Err("closed the connection before its answer to EHLO"));
     let (course, _) = check(&smtp(None), &"2".repeat(REPLY_BYTES_MAX), 1000);
     assert_eq!(course, Course::Failed("a reply longer than 16384 bytes".to_owned()));
+}
+
+#[test]
+fn what_a_server_says_is_shown_in_one_short_line() {
+    assert_eq!(shown(b"ready\x1b[2J\r\nnow\xff"), "ready.[2J..now\u{fffd}");
+    assert_eq!(shown(&[b'x'; 81]), format!("{}…", "x".repeat(80)));
+    expect(&smtp(None), "554 \x1b]0;gone\x07\r\n", Err("answers the connection with \"554 .]0;gone.\""));
+}
+
+#[test]
+fn datagrams_are_sent_again_and_streams_are_not() {
+    let begin = |kind: &CheckKind| Conversation::begin(kind, &parties(&Secrets::default()), &mut Vec::new()).0;
+    let waits = |kind: &CheckKind| (0..6).map(|times| begin(kind).repeat_after_ms(times)).collect::<Vec<_>>();
+    let doubling = [500, 1_000, 2_000, 4_000, 8_000, 8_000].map(Some);
+    assert_eq!(waits(&CheckKind::Ping), doubling);
+    assert_eq!(begin(&CheckKind::Ping).repeat_after_ms(u32::MAX), Some(8_000));
+    let radius = |user: Option<&str>| {
+        CheckKind::Radius(RadiusCheck {
+            secret_file: "/secret".into(),
+            user: user.map(str::to_owned),
+            password_file: None,
+            expect: RadiusAnswer::Accept,
+        })
+    };
+    assert_eq!(waits(&radius(Some("nemo")))[..3], [Some(2_000), Some(4_000), Some(8_000)]);
+    assert_eq!(waits(&radius(None)), [None; 6], "the next check asks anew");
+    assert_eq!(waits(&smtp(None)), [None; 6]);
+    let udp = |silence_passes| CheckKind::Udp(UdpCheck { send: Vec::new(), expect: None, silence_passes });
+    assert!(begin(&udp(true)).passes_in_silence() && !begin(&udp(false)).passes_in_silence());
+    assert!(!begin(&CheckKind::Ping).passes_in_silence());
+}
+
+#[test]
+fn a_datagram_is_searched_for_what_is_expected() {
+    let kind = |expect: Option<&[u8]>| {
+        let check = UdpCheck { send: b"ping".to_vec(), expect: expect.map(<[u8]>::to_vec), silence_passes: false };
+        CheckKind::Udp(check)
+    };
+    let answered = |kind: &CheckKind, answer: &[u8]| {
+        let mut send = Vec::new();
+        let (mut conversation, course) = Conversation::begin(kind, &parties(&Secrets::default()), &mut send);
+        assert_eq!((course, &*send), (Course::More, &b"ping"[..]));
+        conversation.received(answer, &mut send)
+    };
+    assert_eq!(answered(&kind(None), b""), Course::Passed);
+    assert_eq!(answered(&kind(Some(b"\xffpong")), b"a\xffpong."), Course::Passed);
+    let wrong = Course::Failed("answers \"pon\", without \"pong\"".to_owned());
+    assert_eq!(answered(&kind(Some(b"pong")), b"pon"), wrong);
 }
