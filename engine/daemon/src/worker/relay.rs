@@ -577,7 +577,8 @@ impl Worker {
                 Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
             };
         }
-        if matches!(Cause::of_errno(-result), Cause::PeerReset | Cause::Refused | Cause::TimedOut) {
+        let cause = Cause::of_errno(-result);
+        if matches!(cause, Cause::HostUnreachable | Cause::PeerReset | Cause::Refused | Cause::TimedOut) {
             self.note_missed(key);
         }
         self.drive(key, Event::ConnectFailed)
