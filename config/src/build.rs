@@ -115,6 +115,14 @@ fn service(
         panic_threshold: section.number("panic_threshold")?.value,
         slow_start_ms: section.duration("slow_start")?.value,
         max_connections: section.number("max_connections")?.value,
+        queue: match section.number("queue")?.value {
+            0 => None,
+            max => Some(model::Queue { max, timeout_ms: section.duration("queue_timeout")?.value }),
+        },
+        overload: match section.word("overload")?.value {
+            "reset" => model::Overload::Reset,
+            _ => model::Overload::Silent,
+        },
         source: source(service)?,
         next_hop: section.address("next_hop").map(|next_hop| next_hop.value),
         client_networks: networks(section, "client_networks"),
@@ -161,6 +169,7 @@ fn server(server: &Server<'_>) -> Option<model::Server> {
         address: server.address.as_ref()?.value,
         port: server.port.as_ref().map(|port| port.value),
         weight: server.weight.value,
+        min_connections: server.section.number("min_connections")?.value,
         max_connections: server.max_connections.value,
         admin: server.admin.value,
         backup: server.section.bool("backup")?.value,

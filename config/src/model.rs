@@ -292,6 +292,8 @@ pub struct Server {
     pub port: Option<u16>,
     /// Share of new connections relative to the other members, 0 to 65,535; 0 = none.
     pub weight: u16,
+    /// While it has fewer connections it gets the next one before others; 0 = off.
+    pub min_connections: u32,
     /// Never more than this many connections; 0 = no limit.
     pub max_connections: u32,
     /// The operator's word.
@@ -356,6 +358,10 @@ pub struct VirtualService {
     pub slow_start_ms: u64,
     /// Never more than this many connections at once; 0 = no limit.
     pub max_connections: u32,
+    /// Who may wait for a place; `None` = nobody.
+    pub queue: Option<Queue>,
+    /// What becomes of a TCP client on the packet plane that finds no place.
+    pub overload: Overload,
     /// The address that the real server sees.
     pub source: Source,
     /// Gateway of what goes back to clients, instead of the routes; not for those on a link of ours.
@@ -376,6 +382,26 @@ pub struct VirtualService {
     pub log: Logged,
     /// Index into [`Model::groups`].
     pub group: usize,
+}
+
+/// `queue`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    /// Clients that may wait, > 0.
+    pub max: u32,
+    /// How long each may.
+    pub timeout_ms: u64,
+}
+
+/// `overload`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overload {
+    /// It is reset.
+    Reset,
+    /// It gets no answer.
+    #[default]
+    Silent,
 }
 
 /// `ports`

@@ -5,6 +5,7 @@ pub(crate) mod health;
 mod hidden_client;
 mod http;
 mod layers;
+mod limits;
 pub(crate) mod log;
 mod loops;
 mod names;
@@ -36,6 +37,7 @@ pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     sources::judge(draft, report);
     outbound::judge(draft, report);
     layers::judge(draft, report);
+    limits::judge(draft, report);
     tls::judge(draft, report);
     http::judge(draft, report);
     proxy_protocol::judge(draft, report);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The events that the table must have, by their headings.
-const EVENTS: [&str; 8] = [
+const EVENTS: [&str; 10] = [
     "A server refuses",
     "A server is silent",
     "A server is slow",
@@ -14,6 +14,8 @@ const EVENTS: [&str; 8] = [
     "A server is removed",
     "A server returns",
     "No server is left",
+    "The service is at its limit",
+    "The queue is full",
 ];
 /// The rows of each.
 const CLIENTS: [&str; 3] = ["new", "persistent", "existing"];

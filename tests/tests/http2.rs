@@ -374,18 +374,18 @@ fn chunks_that_come_in_pieces_pass_as_they_come() {
     in_lab(chunks_that_come_in_pieces_pass_as_they_come, Topology::TwoArm, 1, |lab| {
         let bound = lab.server(1).run(|| std::net::TcpListener::bind("0.0.0.0:443"));
         let listener = bound.expect("a thread").expect("a listener");
-        std::thread::spawn(move || {
+        thread::spawn(move || {
             for mut server in listener.incoming().flatten() {
                 server.set_nodelay(true).expect("a socket");
                 let head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
                 for piece in [head, "5\r\n", "hello", "\r\n", "1\r\n!", "\r\n", "0\r\n", "\r\n"] {
                     // Each in a segment of its own, which nothing else shows.
-                    std::thread::sleep(Duration::from_millis(20));
+                    thread::sleep(Duration::from_millis(20));
                     if server.write_all(piece.as_bytes()).is_err() {
                         break;
                     }
                 }
-                std::thread::spawn(move || server.read_to_end(&mut Vec::new()));
+                thread::spawn(move || server.read_to_end(&mut Vec::new()));
             }
         });
         let (pki, vip) = (Pki::new(), lab.vip(100));

@@ -141,6 +141,9 @@ fn render_service(service: &ServiceStatus, unix_ms: u64, paint: Paint) -> String
         }
     }
     text.push_str(&format!("  {}\n", traffic(service)));
+    if let Some(queue) = queue(service) {
+        text.push_str(&format!("  {queue}\n"));
+    }
     if let Some(requests) = requests(service) {
         text.push_str(&format!("  {requests}\n"));
     }
@@ -166,6 +169,30 @@ fn render_service(service: &ServiceStatus, unix_ms: u64, paint: Paint) -> String
         text.push_str(&format!("  ended: {}\n", ended.join(" · ")));
     }
     text
+}
+
+/// Who waits for a place, and what became of those who did; `None` where nobody may.
+fn queue(service: &ServiceStatus) -> Option<String> {
+    let queue = service.queue.as_ref()?;
+    let counter = |label: &str| service.counters.get(label).copied().unwrap_or(0);
+    let ended = |label: &str| service.terminations.get(label).copied().unwrap_or(0);
+    let longest = match queue.waiting {
+        0 => String::new(),
+        _ => format!(", the first for {}", span(queue.longest_ms)),
+    };
+    let served = counter("queue_served");
+    let mean = counter("queue_waited_milliseconds").checked_div(served);
+    let shown = [
+        ("waited", counter("queued")),
+        ("served", served),
+        ("timed out", ended("queue_timed_out")),
+        ("left", ended("queue_left")),
+        ("found it full", ended("queue_full")),
+    ];
+    let waiting = format!("{} of {} wait{longest}", thousands(queue.waiting as u64), thousands(queue.max.into()));
+    let mean = mean.map(|ms| format!("{} on average", span(ms)));
+    let parts = std::iter::once(waiting).chain(counts(shown.into_iter())).chain(mean);
+    Some(format!("queue: {}", parts.collect::<Vec<_>>().join(" · ")))
 }
 
 /// What HTTP mode has counted; `None` where no request has come.
@@ -613,6 +640,7 @@ mod tests {
             connections: 600,
             service_connections: 600,
             waiting: 0,
+            connections_min: 0,
             connections_max: 0,
             opened: 12_000,
         }
@@ -651,6 +679,7 @@ mod tests {
                 persistence_ms: Some(1_800_000),
                 connections: 1200,
                 connections_max: 0,
+                queue: None,
                 accepted: 24_003,
                 opened: 24_000,
                 bytes_from_client: 999,

@@ -51,6 +51,7 @@ pub(super) fn service(
         None => None,
     };
     Some(model::Http {
+        retry_after_s: section.duration("retry_after")?.value / 1000,
         balance_each: match section.word("balance_each")?.value {
             "connection" => model::BalanceEach::Connection,
             _ => model::BalanceEach::Request,

@@ -37,6 +37,8 @@ pub struct Http {
     pub rewrite_location: bool,
     /// `Strict-Transport-Security`; `None` where TLS is not ended here.
     pub hsts: Option<Hsts>,
+    /// When clients that found no place are to come back.
+    pub retry_after_s: u64,
     /// A page for clients that no server serves.
     pub maintenance: Option<Maintenance>,
     /// The first that fits decides.

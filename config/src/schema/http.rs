@@ -86,6 +86,12 @@ pub(super) static HTTP: Table = Table {
         .default("false"),
         key("hsts", Kind::Table(&HSTS), "Browsers are told to come by `https` only (RFC 6797)."),
         key("maintenance", Kind::Table(&MAINTENANCE), "A page for clients that no server serves."),
+        key(
+            "retry_after",
+            duration(SECOND, DAY),
+            "When clients that found no place, or waited for one in vain, are to come back: `Retry-After` of their 503.",
+        )
+        .default("5s"),
         key("filter", Kind::Tables(&FILTER, 256), "Requests that are let through or refused, before anything else."),
         key("route", Kind::Tables(&ROUTE, 256), "Where requests go; the first that fits decides, else the service's own servers."),
         key("rewrite", Kind::Tables(&REWRITE, 256), "Changes of requests and responses; all that fit, in their order."),

@@ -125,9 +125,25 @@ pub static SERVICE: Table = Table {
         key(
             "max_connections",
             integer(0, 16_777_216, "connections"),
-            "Never more than this many connections at once; 0 = no limit.",
+            "Never more than this many connections at once, in HTTP mode requests, over all workers; 0 = no limit.",
         )
         .default("0"),
+        key(
+            "queue",
+            integer(0, 65_536, "clients"),
+            "How many clients may wait when every server, or the service, is at its `max_connections`: connections, in HTTP mode requests. First come, first served; servers behind a route have a queue of their own. In HTTP mode a client that ends its stream while its request waits is taken for gone. 0 = none waits. Stream plane and TCP only.",
+        )
+        .default("0"),
+        key("queue_timeout", duration(10 * MS, 10 * MINUTE), "How long one may wait.").default("10s"),
+        key(
+            "overload",
+            Kind::Word(&[
+                word("reset", "It is reset, and turns elsewhere at once if it can."),
+                word("silent", "It gets no answer, and asks again by itself (TCP: after 1 s, 3 s, 7 s) until there is room or it gives up."),
+            ]),
+            "What becomes of a TCP client that finds every server, or the service, at its `max_connections`; packet plane only. On the stream plane it is reset, in HTTP mode it is answered 503 with `http.retry_after`, after `queue`; UDP gets no answer.",
+        )
+        .default("silent"),
         key(
             "source",
             Kind::Either(&[
@@ -218,14 +234,13 @@ pub static SERVER: Table = Table {
         key(
             "min_connections",
             integer(0, 16_777_216, "connections"),
-            "Filled up to this many before others get theirs; 0 = off.",
+            "While it has fewer connections than this, over all services and workers, new clients of this service go to it before servers that have theirs; 0 = off. Each service has its own word about it. Clients that come back to their server do so all the same.",
         )
-        .default("0")
-        .later(),
+        .default("0"),
         key(
             "max_connections",
             integer(0, 16_777_216, "connections"),
-            "Never more than this many connections; 0 = no limit.",
+            "Never more than this many connections, in HTTP mode requests, over all services and workers; 0 = no limit.",
         )
         .default("0"),
         key(

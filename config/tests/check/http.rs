@@ -48,6 +48,7 @@ fn ip(text: &str) -> IpAddr {
 #[test]
 fn what_is_not_written_has_a_default() {
     let expected = Http {
+        retry_after_s: 5,
         balance_each: BalanceEach::Request,
         http2: false,
         reuse: Reuse::Never,

@@ -120,7 +120,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
         ("balance = \"response-time\"", "", "\"response-time\""),
         ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
-        ("", "min_connections = 5", "min_connections"),
     ];
     for (lines, server, place) in rows {
         let text = service(lines, server);
@@ -145,6 +144,8 @@ fn a_value_equal_to_the_default_is_no_warning() {
         ("", "backup = false"),
         ("", "min_connections = 0"),
         ("plane = \"stream\"", "admin = \"ready\""),
+        ("queue = 0", ""),
+        ("plane = \"packet\"\nsource = \"vip\"\noverload = \"silent\"", ""),
     ];
     for (lines, server) in rows {
         expect(&service(lines, server), &[]);
@@ -526,7 +527,7 @@ fn servers_that_cannot_serve_are_told() {
     expect(&service("", "weight = 0"), &[("no-server", "0")]);
     expect(
         &service("", "min_connections = 9\nmax_connections = 5"),
-        &[("not-available", "min_connections"), ("min-over-max", "9")],
+        &[("min-over-max", "9")],
     );
     expect(
         &service("min_connections = 9\nmax_connections = 5", ""),
@@ -536,6 +537,30 @@ fn servers_that_cannot_serve_are_told() {
     expect(&service("", "address = \"192.0.2.10\""), &[("loop", "\"192.0.2.10\"")]);
     expect(&service("", "address = \"192.0.2.10\"\nport = 443"), &[("loop", "\"192.0.2.10\"")]);
     expect(&service("", "address = \"192.0.2.10\"\nport = 8443"), &[]);
+}
+
+#[test]
+fn a_queue_is_for_those_who_can_wait() {
+    expect(&service("queue = 5", "max_connections = 9"), &[]);
+    expect(&service("queue = 5\nqueue_timeout = \"2s\"\nmax_connections = 9", "min_connections = 3"), &[]);
+    expect(&service("queue = 5", ""), &[("no-effect", "queue")]);
+    expect(&service("queue_timeout = \"2s\"", ""), &[("needs-queue", "queue_timeout")]);
+    expect(&service("queue = 0\nqueue_timeout = \"2s\"", ""), &[("needs-queue", "queue_timeout")]);
+    let limited = |keys: &str| service(&format!("{keys}\nmax_connections = 9"), "");
+    expect(&limited("queue = 5\nprotocol = \"udp\""), &[("needs-tcp", "queue")]);
+    expect(&limited("queue = 5\nplane = \"packet\"\nsource = \"vip\""), &[("needs-stream-plane", "queue")]);
+    expect(&limited("queue = 65537"), &[("out-of-range", "65537")]);
+    expect(&limited("queue = 5\nqueue_timeout = \"1h\""), &[("out-of-range", "\"1h\"")]);
+    expect(&limited("overload = \"reset\""), &[("needs-packet-plane", "overload")]);
+    expect(&limited("overload = \"reset\"\nports = 80\nhttp = {}"), &[("needs-packet-plane", "overload")]);
+    let packet = "overload = \"reset\"\nplane = \"packet\"\nsource = \"vip\"";
+    expect(&limited(packet), &[]);
+    expect(&service(packet, ""), &[("no-effect", "overload")]);
+    expect(
+        &limited("overload = \"reset\"\nplane = \"packet\"\nsource = \"vip\"\nprotocol = \"udp\""),
+        &[("needs-tcp", "overload")],
+    );
+    expect(&limited("ports = 80\nhttp = { retry_after = \"2d\" }"), &[("out-of-range", "\"2d\"")]);
 }
 
 #[test]

@@ -169,7 +169,8 @@ impl BalancerState {
     /// where the method has to know them all first, or one is full, or there is none.
     #[inline]
     pub fn choose_at_once(&mut self, service: &Service, tried: &Tried, loads: &impl Loads) -> Option<TargetIndex> {
-        let seated = self.seats.len() == service.targets.len() && tried.is_empty() && !service.ramps(self.now);
+        let is_plain = !service.has_minimums && !service.ramps(self.now);
+        let seated = self.seats.len() == service.targets.len() && tried.is_empty() && is_plain;
         match service.balance {
             Balance::LeastConnections if seated => self.least_at_once::<true>(&service.targets, loads),
             Balance::RoundRobin if seated => self.least_at_once::<false>(&service.targets, loads),

@@ -50,6 +50,9 @@ counters!(
         ServerHandshakesFull = "server_handshakes_full", "TLS handshakes with real servers that were completed in full.";
         ServerHandshakesResumed = "server_handshakes_resumed", "TLS handshakes with real servers that resumed a session.";
         ServerHandshakesFailed = "server_handshakes_failed", "TLS handshakes with real servers that failed; another server was tried.";
+        Queued = "queued", "Connections, and in HTTP mode requests, that waited for a place on a real server (`queue`).";
+        QueueServed = "queue_served", "Those that got one.";
+        QueueWaitedMilliseconds = "queue_waited_milliseconds", "How long these had waited, together.";
         Requests = "requests", "HTTP: requests whose head was whole.";
         Responses2xx = "responses_2xx", "HTTP: responses with a status of 200 to 299, as clients got them.";
         Responses3xx = "responses_3xx", "HTTP: responses with a status of 300 to 399.";
@@ -94,6 +97,9 @@ counters!(
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
         KeepAliveEnded = "keep_alive_ended", "HTTP: the connection ended between two requests: as one side wanted it, by idle_timeout or for a drain.";
         LogonOverHttp2 = "logon_over_http2", "HTTP/2: a logon that authenticates the connection; the client was told to come by HTTP/1.1.";
+        QueueFull = "queue_full", "Every place was taken, and as many clients waited for one as may (`queue`).";
+        QueueLeft = "queue_left", "The client went away while it waited for a place.";
+        QueueTimedOut = "queue_timed_out", "No place became free within queue_timeout.";
         OutOfConnections = "out_of_connections", "limits.connections or limits.udp_sessions was reached.";
         OutOfDescriptors = "out_of_descriptors", "The process had no file descriptor left.";
         OutOfHandshakes = "out_of_handshakes", "limits.handshakes was reached.";

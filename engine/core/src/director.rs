@@ -137,8 +137,9 @@ pub struct Client {
 /// Picks the real server for a new connection of `client` and counts the connection.
 ///
 /// First the client's own server, if its pin names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
-/// the balancer chooses among the members that take new connections, serve the port, are not in `tried` and have room. If there is none, and none that is
-/// only full, it chooses among those that stand by. A success records or refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+/// the balancer chooses among the members that take new connections, serve the port, are not in `tried` and have room, as long as there are any only among
+/// those with fewer connections than their `min_connections`. If there is none, and none that is only full, it chooses among those that stand by. A success
+/// records or refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
 ///
 /// `state` belongs to this service, `persistence` is the stripe of this pin ([`Pin::stripe`]); for a
 /// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
@@ -216,8 +217,16 @@ pub fn pick_pinned(
     if candidates.is_empty() && !somebody_full {
         candidates = self::candidates(service, client.port, tried, loads, Target::stands_by, &mut somebody_full);
     }
+    let mut others = if service.has_minimums { set_aside(service, &mut candidates, loads) } else { None };
 
-    while let Some(target) = state.choose(service, &candidates, loads, client.address) {
+    loop {
+        let Some(target) = state.choose(service, &candidates, loads, client.address) else {
+            match others.take() {
+                Some(those) => candidates = those,
+                None => break,
+            }
+            continue;
+        };
         match open(target) {
             Ok(()) => {
                 let server = service.targets[target.index()].server;
@@ -236,6 +245,19 @@ pub fn pick_pinned(
         }
     }
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
+}
+
+/// Leaves those that have not as many connections as they are to have before others get more, if there are any, and gives back the others.
+fn set_aside(service: &Service, candidates: &mut Candidates, loads: &impl Loads) -> Option<Candidates> {
+    let (mut below, mut others) = (Candidates::new(), Candidates::new());
+    for target in candidates.iter() {
+        let member = &service.targets[target.index()];
+        let is_below = loads.active(member.server) < member.min_connections;
+        if is_below { below.insert(target) } else { others.insert(target) }
+    }
+    below.iter().next()?;
+    *candidates = below;
+    Some(others)
 }
 
 /// Who of those that `may` take clients is not in `tried`, serves the port and has room; notes whether somebody has none.

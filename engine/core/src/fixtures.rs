@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, Damping, Evict, FastPath, Forwarding, HandshakeThreads, Health, Limits,
-    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, PassThrough, PersistBy, Persistence, Plane, Poll, Ports,
-    Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService,
-    Workers,
+    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll,
+    Ports, Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider,
+    VirtualService, Workers,
 };
 
 use crate::admin::Halted;
@@ -36,6 +36,7 @@ pub(crate) fn target(server: u16) -> Target {
         address: IpAddr::V4(Ipv4Addr::from_bits(0xc000_0200 + u32::from(server))),
         port: None,
         weight: 100,
+        min_connections: 0,
         max_connections: 0,
         admin: AdminState::Ready,
         halted: Halted::ByOperator,
@@ -86,6 +87,9 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
         slow_start_ms: 0,
         passive: None,
         max_connections: 0,
+        queue: None,
+        overload: Overload::Silent,
+        has_minimums: false,
         source: ServiceSource::Interface,
         next_hop: None,
         routes: None,
@@ -188,6 +192,8 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         panic_threshold: 0,
         slow_start_ms: 0,
         max_connections: 0,
+        queue: None,
+        overload: Overload::Silent,
         source: Source::Interface,
         next_hop: None,
         client_networks: Vec::new(),
@@ -207,6 +213,7 @@ pub(crate) fn server(address: &str, port: Option<u16>) -> Server {
         address: address.parse().unwrap(),
         port,
         weight: 100,
+        min_connections: 0,
         max_connections: 0,
         admin: AdminState::Ready,
         backup: false,

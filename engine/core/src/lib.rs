@@ -38,6 +38,7 @@ pub mod snapshot;
 pub mod snat;
 pub mod steering;
 pub mod time;
+pub mod waiting;
 pub mod wheel;
 
 pub use director::{Client, Pick, PickReason, Refusal, Tried, pick, pick_pinned};

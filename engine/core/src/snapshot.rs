@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, FirstBytes, Forwarding, Logged, Passive, Persistence, Plane, Protocol, ProxyFrom, ProxyOthers,
-    ProxyVersion,
+    AdminState, Balance, FirstBytes, Forwarding, Logged, Overload, Passive, Persistence, Plane, Protocol, ProxyFrom,
+    ProxyOthers, ProxyVersion, Queue,
 };
 
 use crate::admin::Halted;
@@ -120,6 +120,12 @@ pub struct Service {
     pub passive: Option<Passive>,
     /// Never more than this many connections; 0 = no limit.
     pub max_connections: u32,
+    /// Who may wait for a place; `None` = nobody.
+    pub queue: Option<Queue>,
+    /// What becomes of a client that finds no place, and none to wait in (packet plane, TCP).
+    pub overload: Overload,
+    /// Whether one of the members has `min_connections`.
+    pub has_minimums: bool,
     /// Where source ports come from.
     pub source: ServiceSource,
     /// Gateway of what goes back to clients, instead of the routes (packet plane); not for those on a link of ours.
@@ -260,6 +266,8 @@ pub struct Target {
     pub port: Option<u16>,
     /// Share of new connections relative to the other members; 0 = none (but clients pinned to it still come).
     pub weight: u16,
+    /// While the server has fewer connections, over all services, it gets the next one before members that have as many as they are to; 0 = it never does.
+    pub min_connections: u32,
     /// Never more than this many connections on the server, over all services; 0 = no limit.
     pub max_connections: u32,
     /// The operator's word: what was said at run time, else the configuration's.

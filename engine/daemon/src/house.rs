@@ -38,8 +38,8 @@ use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
 use crate::status::{
-    AccessLogStatus, HandshakePoolStatus, LeavingServer, LimitsStatus, OutboundStatus, ServerStatus, ServiceState,
-    ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus, ServerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 
@@ -725,6 +725,7 @@ fn service_status(
         persistence_ms: service.persistence.as_ref().map(|rule| rule.timeout_ms),
         connections: shared.loads().service_active(service.id),
         connections_max: service.max_connections,
+        queue: queue_status(service, shared),
         accepted: counter(ServiceCounter::Accepted),
         opened: counter(ServiceCounter::Opened),
         bytes_from_client: counter(ServiceCounter::BytesFromClient),
@@ -754,6 +755,16 @@ fn service_status(
             .collect(),
         servers,
     }
+}
+
+/// Who waits for a place of this service.
+fn queue_status(service: &Service, shared: &Shared) -> Option<QueueStatus> {
+    let queue = service.queue?;
+    let places = std::iter::once(service.place).chain(service.places_behind());
+    let (waiting, longest_ms) = places
+        .map(|place| shared.queue(place))
+        .fold((0, 0), |(waiting, longest), (more, ms)| (waiting + more, longest.max(ms)));
+    Some(QueueStatus { waiting, max: queue.max, longest_ms, timeout_ms: queue.timeout_ms })
 }
 
 /// What hosts inside have opened by one `[[outbound_nat]]`, and how it ended.
@@ -836,6 +847,7 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
         connections: shared.loads().active(target.server),
         service_connections: shared.loads().active_of(service.id, target.server),
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
+        connections_min: target.min_connections,
         connections_max: target.max_connections,
         opened: opened_ever(shared, target.server).saturating_sub(before),
     }

@@ -161,6 +161,8 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         next_hop: _,
         client_networks: _,
         max_connections: _,
+        queue: _,
+        overload: _,
         tls: _,
         http: _,
         proxy_protocol: _,

@@ -11,6 +11,7 @@ mod inbox;
 mod loads;
 mod network;
 mod seat;
+mod waiting;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -26,7 +27,8 @@ use towpath_core::director::{self, Client, Pick, PickReason, Refusal, Tried};
 use towpath_core::loads::Loads;
 use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin};
 use towpath_core::plane::Network;
-use towpath_core::snapshot::{Service, Snapshot};
+use towpath_core::snapshot::{Service, Snapshot, Target};
+use towpath_core::waiting::{self as waiting_for, QueueFull, Ticket, WaitingQueue};
 use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::host;
 
@@ -38,7 +40,8 @@ pub use guard::{WorkerGuard, worker_guard};
 pub use inbox::{HandedFrame, Inbox, Letter, Parcel};
 pub use loads::SharedLoads;
 pub use network::{NetworkBoard, SteeringPrograms};
-pub use seat::{RingCounter, Seat, ServicePage};
+pub use seat::{Call, RingCounter, Seat, ServicePage};
+use waiting::WaitingBoard;
 
 /// Bounds and seeds of the shared state; allocated at start.
 #[derive(Clone, Debug)]
@@ -82,6 +85,7 @@ pub struct Shared {
     desks: Box<[OnceLock<Mutex<Desk>>]>,
     persistence: Box<[Mutex<PersistenceTable>]>,
     loads: SharedLoads,
+    waiting: WaitingBoard,
     seats: Box<[CachePadded<Seat>]>,
     connections: Gate,
     udp_sessions: Gate,
@@ -123,6 +127,10 @@ pub struct PersistenceUse {
 /// What one service's decisions remember.
 struct Desk {
     balancer: BalancerState,
+    /// Who waits for a place.
+    queue: WaitingQueue,
+    /// The service as whoever is first knew it when it asked last: what it may be called for. Who is first by now and has not asked since was called to.
+    waited_for: Option<Arc<Service>>,
     /// Holds nothing: handed to the director for a service without persistence, which never looks into it.
     no_persistence: PersistenceTable,
 }
@@ -153,6 +161,7 @@ impl Shared {
                 .map(|stripe| Mutex::new(PersistenceTable::new(per_stripe, settings.seed.wrapping_add(stripe))))
                 .collect(),
             loads: SharedLoads::new(settings.services_max, settings.real_servers_max),
+            waiting: WaitingBoard::new(settings.services_max),
             seats,
             connections: Gate::new(settings.connections_max),
             udp_sessions: Gate::new(settings.udp_sessions_max),
@@ -190,10 +199,22 @@ impl Shared {
         tried: &Tried,
         now: Now,
     ) -> Result<Pick, Refusal> {
+        self.pick_known_by(service, client, port, known, now, |client| self.pick_pinned(service, client, tried, now))
+    }
+
+    fn pick_known_by(
+        &self,
+        service: &Service,
+        client: IpAddr,
+        port: u16,
+        known: &Known,
+        now: Now,
+        pick: impl FnOnce(Client) -> Result<Pick, Refusal>,
+    ) -> Result<Pick, Refusal> {
         let remembered =
             |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
         let pin = known.decides(remembered, |server| service.takes_back(server));
-        let pick = self.pick_pinned(service, Client { address: client, port, pin }, tried, now)?;
+        let pick = pick(Client { address: client, port, pin })?;
         if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
             return Ok(pick);
         }
@@ -204,17 +225,158 @@ impl Shared {
         Ok(pick)
     }
 
-    /// The same for a client that is to come back to the server of this pin.
+    /// The same for a client that is to come back to the server of this pin. While others wait nobody is served before them.
     pub fn pick_pinned(&self, service: &Service, client: Client, tried: &Tried, now: Now) -> Result<Pick, Refusal> {
-        let slot = &self.desks[service.place.index()];
-        let desk = slot.get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(service.place.0))));
-        let mut desk = lock(desk);
-        let Desk { balancer, no_persistence } = &mut *desk;
+        let mut desk = lock(self.desk(service.place));
+        if !desk.queue.is_empty() {
+            return Err(behind_others(service));
+        }
+        let Desk { balancer, no_persistence, .. } = &mut *desk;
+        let picked = self.pick_at(balancer, no_persistence, service, client, tried, now);
+        drop(desk);
+        self.note_undone(service.id);
+        picked
+    }
+
+    /// Counts one more connection on this member without asking the balancer, if there is room and nobody waits for it; says whether it did.
+    pub fn reopen(&self, service: &Service, member: &Target) -> bool {
+        let opened = !self.is_waited_for(service.place)
+            && self.loads.try_open(service.id, service.max_connections, member.server, member.max_connections).is_ok();
+        self.note_undone(service.id);
+        opened
+    }
+
+    /// Who waits for a place of this service has missed the one that was taken and given back for want of a server.
+    #[inline]
+    fn note_undone(&self, service: ServiceId) {
+        if !self.waiting.is_empty() && loads::take_undone() {
+            self.call_who_waits(service, RealServerId::NOBODY);
+        }
+    }
+
+    fn pick_at(
+        &self,
+        balancer: &mut BalancerState,
+        no_persistence: &mut PersistenceTable,
+        service: &Service,
+        client: Client,
+        tried: &Tried,
+        now: Now,
+    ) -> Result<Pick, Refusal> {
         let (Pin::Key(_) | Pin::Offered(_)) = client.pin else {
             return director::pick_pinned(service, balancer, no_persistence, &self.loads, client, tried, now);
         };
         let mut table = lock(&self.persistence[client.pin.stripe(self.seed)]);
         director::pick_pinned(service, balancer, &mut table, &self.loads, client, tried, now)
+    }
+
+    fn desk(&self, place: ServiceId) -> &Mutex<Desk> {
+        self.desks[place.index()].get_or_init(|| Mutex::new(Desk::new(self.seed ^ u64::from(place.0))))
+    }
+
+    /// A client of `worker` waits for a place from here on, if as many as may do not wait already. The worker is called if it is the first.
+    pub fn join(&self, service: &Arc<Service>, worker: WorkerId, now: Now) -> Result<Ticket, QueueFull> {
+        let max = service.queue.map_or(0, |queue| queue.max as usize);
+        let (ticket, is_first) = {
+            let mut desk = lock(self.desk(service.place));
+            let ticket = desk.queue.join(worker, max, now)?;
+            self.waiting.insert(service.place);
+            let is_first = desk.queue.is_first(ticket);
+            if is_first {
+                desk.waited_for = Some(Arc::clone(service));
+            }
+            (ticket, is_first)
+        };
+        if is_first {
+            // A place that was given back before the queue was seen called nobody.
+            self.seat(worker).call(Call::Turn(service.place));
+        }
+        Ok(ticket)
+    }
+
+    /// [`Shared::pick_known`] for a client that waits: if it is the first, and then it waits no more.
+    pub fn pick_waiting(
+        &self,
+        service: &Arc<Service>,
+        client: IpAddr,
+        port: u16,
+        known: &Known,
+        ticket: Ticket,
+        now: Now,
+    ) -> Result<Pick, Refusal> {
+        self.pick_known_by(service, client, port, known, now, |client| {
+            let (picked, called) = {
+                let mut desk = lock(self.desk(service.place));
+                let Desk { balancer, queue, waited_for, no_persistence } = &mut *desk;
+                if queue.is_first(ticket) {
+                    *waited_for = Some(Arc::clone(service));
+                }
+                let pick = || self.pick_at(balancer, no_persistence, service, client, &Tried::new(), now);
+                let served = queue.serve(ticket, pick);
+                self.note_queue(service.place, &mut desk);
+                served
+            };
+            self.note_undone(service.id);
+            if let Some(next) = called {
+                self.seat(next).call(Call::Turn(service.place));
+            }
+            picked
+        })
+    }
+
+    /// The client with this ticket waits no more.
+    pub fn leave(&self, place: ServiceId, ticket: Ticket) {
+        let called = {
+            let mut desk = lock(self.desk(place));
+            let called = desk.queue.leave(ticket);
+            self.note_queue(place, &mut desk);
+            called
+        };
+        if let Some(next) = called {
+            self.seat(next).call(Call::Turn(place));
+        }
+    }
+
+    fn note_queue(&self, place: ServiceId, desk: &mut Desk) {
+        if desk.queue.is_empty() {
+            self.waiting.remove(place);
+            desk.waited_for = None;
+        }
+    }
+
+    /// Whether somebody waits for this place.
+    #[inline]
+    pub fn is_waited_for(&self, place: ServiceId) -> bool {
+        self.waiting.holds(place)
+    }
+
+    /// How many wait for this place, and for how many milliseconds the first has.
+    pub fn queue(&self, place: ServiceId) -> (usize, u64) {
+        if !self.waiting.holds(place) {
+            return (0, 0);
+        }
+        let desk = lock(self.desk(place));
+        (desk.queue.len(), desk.queue.longest_ms(self.now()))
+    }
+
+    /// Has every worker give up connections to real servers that hold a place here and do nothing with it.
+    pub fn want_idle(&self, place: ServiceId) {
+        self.seats.iter().for_each(|seat| seat.call(Call::Room(place)));
+    }
+
+    /// A place of this service, and of this server, is free: whoever is first of those that may have it is told.
+    #[cold]
+    #[inline(never)]
+    fn call_who_waits(&self, service: ServiceId, server: RealServerId) {
+        for place in self.waiting.iter() {
+            let desk = lock(self.desk(place));
+            let may_have = |waited_for: &Arc<Service>| waiting_for::may_have(waited_for, service, server);
+            let called = desk.queue.first().filter(|_| desk.waited_for.as_ref().is_some_and(may_have));
+            drop(desk);
+            if let Some(worker) = called {
+                self.seat(worker).call(Call::Turn(place));
+            }
+        }
     }
 
     /// The client with this key comes back to `server`, as a response of that server has said.
@@ -226,6 +388,9 @@ impl Shared {
     /// The connection or session that [`Shared::pick`] counted has ended, or its connect has failed.
     pub fn close(&self, service: ServiceId, server: RealServerId) {
         self.loads.close(service, server);
+        if !self.waiting.is_empty() {
+            self.call_who_waits(service, server);
+        }
     }
 
     /// What is in force, if it is of another generation than `have`. One atomic load when it is not.
@@ -460,6 +625,11 @@ impl Shared {
     }
 }
 
+/// What a client is told that others wait before; where nobody can serve them all, it does not wait with them.
+fn behind_others(service: &Service) -> Refusal {
+    if service.targets.iter().any(|target| target.takes_new() || target.stands_by()) { Refusal::ServersFull } else { Refusal::NoServer }
+}
+
 /// The part of the process's seed that steers clients.
 pub(crate) fn steering_seed(seed: u64) -> u32 {
     (seed >> 32) as u32 ^ seed as u32
@@ -467,7 +637,12 @@ pub(crate) fn steering_seed(seed: u64) -> u32 {
 
 impl Desk {
     fn new(seed: u64) -> Desk {
-        Desk { balancer: BalancerState::new(seed), no_persistence: PersistenceTable::new(0, seed) }
+        Desk {
+            balancer: BalancerState::new(seed),
+            queue: WaitingQueue::new(),
+            waited_for: None,
+            no_persistence: PersistenceTable::new(0, seed),
+        }
     }
 }
 

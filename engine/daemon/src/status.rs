@@ -85,6 +85,9 @@ pub struct ServiceStatus {
     pub connections: u32,
     /// Never more than so many; 0 = no limit.
     pub connections_max: u32,
+    /// Who waits for a place; `None` where nobody may.
+    #[serde(default)]
+    pub queue: Option<QueueStatus>,
     /// Connections or sessions that clients opened.
     pub accepted: u64,
     /// Those that reached a server.
@@ -111,6 +114,19 @@ pub struct ServiceStatus {
     pub certificates: Vec<CertificateStatus>,
     /// Its servers in the order of the file.
     pub servers: Vec<ServerStatus>,
+}
+
+/// Clients of one service that wait for a place on a server, over its own servers and those behind its routes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Those that wait now.
+    pub waiting: usize,
+    /// So many may, of each queue.
+    pub max: u32,
+    /// For how long the one has that waits longest, in milliseconds.
+    pub longest_ms: u64,
+    /// And how long each may.
+    pub timeout_ms: u64,
 }
 
 /// One certificate of one service.
@@ -237,6 +253,9 @@ pub struct ServerStatus {
     /// Shared connections to it that wait for the next client.
     #[serde(default)]
     pub waiting: u32,
+    /// While it has fewer it gets the next one; 0 = off.
+    #[serde(default)]
+    pub connections_min: u32,
     /// Never more than so many; 0 = no limit.
     pub connections_max: u32,
     /// Connections or sessions opened on the server, over all services.

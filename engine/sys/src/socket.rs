@@ -363,6 +363,36 @@ pub fn acknowledged_bytes(socket: &impl AsFd) -> io::Result<u64> {
     Ok(info[ACKNOWLEDGED_WORD])
 }
 
+/// How far the peer of a TCP connection has ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Not at all.
+    Open,
+    /// It has finished its stream; what it sent before may lie unread.
+    Finished,
+    /// It has reset the connection, or the kernel has given it up.
+    Gone,
+}
+
+/// What the kernel knows of the peer of an accepted TCP connection that we have not finished (`tcpi_state`, include/net/tcp_states.h). Reads nothing.
+pub fn peer_state(socket: &impl AsFd) -> io::Result<PeerState> {
+    const TCP_ESTABLISHED: u8 = 1;
+    const TCP_SYN_RECV: u8 = 3;
+    const TCP_CLOSE_WAIT: u8 = 8;
+    let mut state = 0_u8;
+    let mut length = size_of_val(&state) as libc::socklen_t;
+    let place = std::ptr::from_mut(&mut state).cast();
+    // SAFETY: the pointers name `state`, the first field of `struct tcp_info`, and its length; both outlive the call, and the kernel writes at most `length`.
+    check(unsafe {
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &mut length)
+    })?;
+    Ok(match state {
+        TCP_ESTABLISHED | TCP_SYN_RECV => PeerState::Open,
+        TCP_CLOSE_WAIT => PeerState::Finished,
+        _ => PeerState::Gone,
+    })
+}
+
 /// Ends our direction; what is queued is still delivered, followed by a FIN.
 pub fn shutdown_write(fd: &impl AsFd) -> io::Result<()> {
     // SAFETY: shutdown takes no pointer; `fd` is open for the length of the call.
@@ -617,6 +647,22 @@ mod tests {
             assert!(std::time::Instant::now() < due, "it does not become so");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_peer_that_ends_is_seen_though_its_bytes_lie_unread() {
+        use std::io::Write;
+        let listener = open_listener(loopback(), Transport::Tcp, &ListenOptions::default()).unwrap();
+        let to = local_address(&listener).unwrap();
+        let mut peer = TcpStream::connect(to).unwrap();
+        let (accepted, _) = accept_one(&listener);
+        assert_eq!(peer_state(&accepted).unwrap(), PeerState::Open);
+        peer.write_all(b"unread").unwrap();
+        peer.shutdown(std::net::Shutdown::Write).unwrap();
+        eventually(|| peer_state(&accepted).unwrap() == PeerState::Finished);
+        set_linger_reset(&peer).unwrap();
+        drop(peer);
+        eventually(|| peer_state(&accepted).unwrap() == PeerState::Gone);
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub fn letter(termination: Termination) -> u8 {
         | Termination::HandshakeAlert
         | Termination::HandshakeLeft
         | Termination::ProxyLeft
+        | Termination::QueueLeft
         | Termination::RequestCutOff => b'C',
         Termination::HandshakeTimedOut
         | Termination::HeadTimedOut
@@ -57,7 +58,7 @@ pub fn letter(termination: Termination) -> u8 {
         | Termination::ServerHandshakeFailed
         | Termination::ServerReset
         | Termination::ServerTruncated => b'S',
-        Termination::ConnectTimedOut | Termination::ResponseTimedOut => b's',
+        Termination::ConnectTimedOut | Termination::QueueTimedOut | Termination::ResponseTimedOut => b's',
         Termination::BadFrames
         | Termination::BadRequest
         | Termination::BadResponse
@@ -76,6 +77,7 @@ pub fn letter(termination: Termination) -> u8 {
         | Termination::OutOfSourcePorts
         | Termination::OutOfTlsBuffers
         | Termination::OutOfTlsMemory
+        | Termination::QueueFull
         | Termination::ServersFull
         | Termination::ServiceFull => b'R',
         Termination::ServerDown => b'D',
@@ -103,7 +105,11 @@ fn implied(termination: Termination) -> Option<Phase> {
         | Termination::ProxyLeft
         | Termination::ProxyTimedOut
         | Termination::ProxyUntrusted => Some(Phase::Request),
-        Termination::ServersFull | Termination::ServiceFull => Some(Phase::Queue),
+        Termination::QueueFull
+        | Termination::QueueLeft
+        | Termination::QueueTimedOut
+        | Termination::ServersFull
+        | Termination::ServiceFull => Some(Phase::Queue),
         Termination::ConnectFailed
         | Termination::ConnectTimedOut
         | Termination::NoServer

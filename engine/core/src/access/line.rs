@@ -136,7 +136,7 @@ impl Line<'_> {
             }
             None => self.put(format_args!(" {wait}/{connect}/{total} {bytes} {first}{second}")),
         }
-        // Queues there are none: who finds no room is refused.
+        // How many were served before it while it waited is not counted; how long that was is in Tw.
         self.put(format_args!(
             " {}/{}/{}/{}/{} 0/0",
             load.process, load.service, load.service, load.server, record.redispatches

@@ -388,6 +388,48 @@ fn services_on_several_threads_never_exceed_the_limit_of_a_shared_server() {
 }
 
 #[test]
+fn members_are_filled_to_their_minimum_before_others_get_more() {
+    for balance in METHODS {
+        let mut service = service(balance, weighted(&[100; 3]));
+        (service.targets[1].min_connections, service.targets[2].min_connections) = (4, 2);
+        service.has_minimums = true;
+        let loads = PlainLoads::new(1, 3);
+        let mut state = BalancerState::new(1);
+        let mut table = PersistenceTable::new(0, 0);
+        let mut next = |n| {
+            pick(&service, &mut state, &mut table, &loads, client(n), &Tried::new(), Now(0)).map(|pick| pick.server.0)
+        };
+        let first: Vec<u16> = (0..6).map(|n| next(n).unwrap()).collect();
+        let given = |server| first.iter().filter(|&&to| to == server).count();
+        assert_eq!((given(0), given(1), given(2)), (0, 4, 2), "{balance:?}: {first:?}");
+        // From here on as ever; and once one falls below again, it is the next.
+        let more: Vec<u16> = (6..90).map(|n| next(n).unwrap()).collect();
+        assert!(more.contains(&0), "{balance:?}: {more:?}");
+        while loads.active(RealServerId(2)) >= 2 {
+            loads.close(ServiceId(0), RealServerId(2));
+        }
+        assert_eq!(next(90), Ok(2), "{balance:?}");
+    }
+}
+
+#[test]
+fn a_member_below_its_minimum_that_cannot_have_one_is_no_hindrance() {
+    let mut service = service(Balance::RoundRobin, weighted(&[100; 2]));
+    (service.targets[1].min_connections, service.targets[1].max_connections) = (1, 1);
+    service.has_minimums = true;
+    // Its only place was taken by another service since it was looked at.
+    let loads = StaleLoads(PlainLoads::new(2, 2));
+    loads.try_open(ServiceId(1), 0, RealServerId(1), 1).unwrap();
+    let mut state = BalancerState::new(1);
+    let mut table = PersistenceTable::new(0, 0);
+    let picked = pick(&service, &mut state, &mut table, &loads, client(1), &Tried::new(), Now(0));
+    assert_eq!(picked.map(|pick| pick.server), Ok(RealServerId(0)));
+    service.targets[1].health = ServerHealth::Down;
+    let picked = pick(&service, &mut state, &mut table, &loads, client(2), &Tried::new(), Now(0));
+    assert_eq!(picked.map(|pick| pick.server), Ok(RealServerId(0)));
+}
+
+#[test]
 fn backups_serve_who_was_refused_by_all_others_and_never_who_finds_these_full() {
     for balance in METHODS {
         let mut stage = Stage::new(service(balance, weighted(&[100; 3])));

@@ -105,8 +105,8 @@ counters!(
         ReversePath = "reverse_path", "A packet to be forwarded as it is that came in on an interface from which no route leads to its source.";
         RoutingHeader = "routing_header", "An IPv6 packet that has not reached its last destination.";
         RuleDenied = "rule_denied", "A packet to be forwarded as it is that a rule of the router denies, or none allows.";
-        ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset.";
-        ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset.";
+        ServersFull = "servers_full", "Every real server that is up was at max_connections; the client of a TCP connection is reset if `overload` says so.";
+        ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset if `overload` says so.";
         SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours; where packets are forwarded as they are, or any address of this host.";
         SpanningTree = "spanning_tree", "A frame of spanning tree on a bridge that does not let them pass.";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";

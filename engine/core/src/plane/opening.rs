@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::Forwarding;
+use towpath_config::model::{Forwarding, Overload};
 
 use super::bridge::Whose;
 use super::flows::{Detail, Found, OpenError, Stage, State};
@@ -364,7 +364,11 @@ impl Plane {
             Err((reason @ (DropReason::HalfOpenFull | DropReason::HalfOpenSource), _)) => Verdict::Drop(reason),
             Err((reason, termination)) => {
                 turn.desk.end(id, termination);
-                self.reset_sender(frame, packet, turn);
+                let is_full = matches!(reason, DropReason::ServersFull | DropReason::ServiceFull);
+                // Without an answer the client says the same again, after 1 s, 3 s, 7 s (RFC 6298 §2, §5.7): until there is room, or it gives up.
+                if !is_full || service.overload == Overload::Reset {
+                    self.reset_sender(frame, packet, turn);
+                }
                 Verdict::Drop(reason)
             }
         }

@@ -204,6 +204,7 @@ struct Setup {
     router: model::Router,
     outbound: Option<model::OutboundNat>,
     next_hop: Option<IpAddr>,
+    overload: model::Overload,
 }
 
 impl Setup {
@@ -236,6 +237,7 @@ impl Setup {
             router: model::Router::default(),
             outbound: None,
             next_hop: None,
+            overload: model::Overload::Silent,
         }
     }
 
@@ -250,6 +252,7 @@ impl Setup {
         service.forwarding = self.forwarding;
         service.idle_timeout_ms = 600_000;
         service.next_hop = self.next_hop;
+        service.overload = self.overload;
         service.source = ServiceSource::Client;
         if self.has_pool {
             let rule = SourcePool {
@@ -1170,7 +1173,15 @@ fn refusals_have_their_reasons() {
         lab.clerk.refusal = Some(refusal);
         let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &tcp(&forward, SYN, 1, 0, &[], b""));
         assert_eq!(lab.send(OUTSIDE, &mut syn), Verdict::Drop(reason));
-        assert_eq!((lab.clerk.ends.clone(), lab.out.len(), lab.dropped()), (vec![termination], 1, vec![reason]));
+        // Where there is no room now, the client is to ask again.
+        let resets = usize::from(refusal == Refusal::NoServer);
+        assert_eq!((lab.clerk.ends.clone(), lab.out.len(), lab.dropped()), (vec![termination], resets, vec![reason]));
+        let mut setup = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp);
+        setup.overload = model::Overload::Reset;
+        let mut lab = setup.lab();
+        lab.clerk.refusal = Some(refusal);
+        let mut syn = frame_of(OUTSIDE_MAC, ROUTER_MAC, &forward, &tcp(&forward, SYN, 1, 0, &[], b""));
+        assert_eq!((lab.send(OUTSIDE, &mut syn), lab.out.len()), (Verdict::Drop(reason), 1));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCounter};
 use towpath_core::http::{BadRequest, BadResponse};
@@ -134,6 +134,15 @@ impl RingCounter {
     }
 }
 
+/// What a worker is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Somebody waits for a place here; connections that hold one and do nothing are to be given up.
+    Room(ServiceId),
+    /// Its client is the first of those that wait for a place here, and there may be one.
+    Turn(ServiceId),
+}
+
 /// Cells of slack behind a small page, so that two workers' pages that lie side by side share no cache line.
 const SLACK_CELLS: usize = 16;
 
@@ -151,6 +160,8 @@ pub struct Seat {
     idle: CounterPage,
     /// A real server that another worker needs a place on, its id and one; 0 = none.
     wanted_room: AtomicU32,
+    /// What it was called for and has not heard yet, each once.
+    calls: Mutex<Vec<Call>>,
     packets: CounterPage,
     adopted: AtomicU64,
     moved: AtomicU64,
@@ -173,6 +184,7 @@ impl Seat {
             errors: CounterPage::new(real_servers_max),
             idle: CounterPage::new(real_servers_max),
             wanted_room: AtomicU32::new(0),
+            calls: Mutex::new(Vec::new()),
             packets: CounterPage::new(
                 PlaneCounter::ALL.len() + RingCounter::ALL.len() + DropReason::ALL.len() + SLACK_CELLS,
             ),
@@ -280,6 +292,22 @@ impl Seat {
     pub fn take_wanted_room(&self) -> Option<RealServerId> {
         let wanted = self.wanted_room.swap(0, Ordering::AcqRel).checked_sub(1)?;
         u16::try_from(wanted).ok().map(RealServerId)
+    }
+
+    /// Calls the worker, unless it is called for that already.
+    pub fn call(&self, call: Call) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        if calls.contains(&call) {
+            return;
+        }
+        calls.push(call);
+        drop(calls);
+        self.wake();
+    }
+
+    /// What it was called for. Only the seat's own worker may call this.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The snapshot that the worker serves.

@@ -197,6 +197,89 @@ fn a_worker_that_ends_unasked_takes_the_process_with_it() {
     assert_eq!(shared.lost_worker(), Some(WorkerId(1)), "the others were asked");
 }
 
+/// Everybody who waits is served, or leaves, whoever gives places back at the same moment: with one place for all, a single call that gets lost ends it.
+#[test]
+fn a_place_that_is_given_back_always_finds_who_waits() {
+    const ROUNDS: usize = 4_000;
+    let shared = shared(snapshot("queue = 100\nqueue_timeout = \"60s\"", &[(100, 1)], 1));
+    let snapshot = shared.snapshot();
+    let service = snapshot.each_service().next().expect("one service");
+    let served = std::sync::atomic::AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for worker in 0..THREADS {
+            let (shared, served) = (&shared, &served);
+            scope.spawn(move || {
+                let id = WorkerId(worker as u8);
+                let from = client(worker).ip();
+                let known = service.known(&towpath_core::persistence::Seen::of_address(from));
+                let deadline = Instant::now() + Duration::from_secs(60);
+                for round in 0..ROUNDS {
+                    let picked = match shared.pick(service, client(worker), 80, &Tried::new(), shared.now()) {
+                        Ok(pick) => Some(pick),
+                        Err(refusal) => {
+                            assert_eq!(refusal, Refusal::ServersFull);
+                            let ticket = shared.join(service, id, shared.now()).expect("room for all");
+                            if round % 7 == worker {
+                                shared.leave(service.place, ticket);
+                                None
+                            } else {
+                                Some(loop {
+                                    // As a worker does: only when it is called.
+                                    let called = shared.seat(id).take_calls();
+                                    if called.contains(&Call::Turn(service.place))
+                                        && let Ok(pick) =
+                                            shared.pick_waiting(service, from, 80, &known, ticket, shared.now())
+                                    {
+                                        break pick;
+                                    }
+                                    assert!(Instant::now() < deadline, "nobody has called for a free place");
+                                    thread::yield_now();
+                                })
+                            }
+                        }
+                    };
+                    if let Some(pick) = picked {
+                        assert_eq!(shared.loads().active(pick.server), 1);
+                        served.fetch_add(1, Ordering::Relaxed);
+                        shared.close(service.id, pick.server);
+                    }
+                }
+            });
+        }
+    });
+    assert!(served.load(Ordering::Relaxed) > ROUNDS * THREADS / 2);
+    assert_eq!((shared.queue(service.place), shared.is_waited_for(service.place)), ((0, 0), false));
+    assert_eq!(loads(&shared, 1), [0]);
+}
+
+#[test]
+fn nobody_is_served_before_those_who_wait() {
+    let shared = shared(snapshot("queue = 2\nqueue_timeout = \"60s\"", &[(100, 1)], 1));
+    let snapshot = shared.snapshot();
+    let service = snapshot.each_service().next().expect("one service");
+    let pick = |number| shared.pick(service, client(number), 80, &Tried::new(), shared.now());
+    let holder = pick(1).expect("the only place");
+    let [first, second] = [1, 2].map(|worker| shared.join(service, WorkerId(worker), shared.now()).expect("room"));
+    assert!(shared.join(service, WorkerId(3), shared.now()).is_err());
+    assert_eq!(shared.queue(service.place).0, 2);
+    // The first has to ask once more, for what was given back before it stood there.
+    assert_eq!(shared.seat(WorkerId(1)).take_calls(), [Call::Turn(service.place)]);
+    shared.close(service.id, holder.server);
+    assert_eq!(pick(4), Err(Refusal::ServersFull), "a newcomer goes behind");
+    assert_eq!(shared.seat(WorkerId(1)).take_calls(), [Call::Turn(service.place)]);
+    assert!(shared.seat(WorkerId(2)).take_calls().is_empty());
+    let known = |number| service.known(&towpath_core::persistence::Seen::of_address(client(number).ip()));
+    let wait =
+        |number, ticket| shared.pick_waiting(service, client(number).ip(), 80, &known(number), ticket, shared.now());
+    assert_eq!(wait(2, second), Err(Refusal::ServersFull), "not its turn");
+    let pick = wait(1, first).expect("its turn");
+    assert_eq!(shared.seat(WorkerId(2)).take_calls(), [Call::Turn(service.place)], "there may be more");
+    assert_eq!(wait(2, second), Err(Refusal::ServersFull), "there is not");
+    shared.close(service.id, pick.server);
+    shared.leave(service.place, second);
+    assert!(!shared.is_waited_for(service.place));
+}
+
 const PANIC: &str = "TOWPATH_TEST_PANIC";
 
 /// Design 10.11. The test runs itself as a child, because it has to die.

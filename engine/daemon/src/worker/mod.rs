@@ -18,6 +18,7 @@ mod peek;
 mod pressure;
 mod proxy;
 mod pump;
+mod queue;
 mod relay;
 mod secure;
 mod slab;
@@ -59,6 +60,7 @@ use packets::{Left, Packets};
 use pressure::KeptBytes;
 pub(crate) use pressure::kept_bytes_max;
 use pump::Pipes;
+use queue::Queued;
 use relay::Relay;
 pub(crate) use secure::RECORD_BUFFER_BYTES;
 use secure::{Senders, record_settings};
@@ -153,6 +155,8 @@ struct Worker {
     doors: Doors,
     packets: Option<Packets>,
     relays: Slab<Relay>,
+    /// Those that wait for a place on a server.
+    queued: Queued,
     datagrams: Datagrams,
     chunks: Chunks,
     multishots: Multishots<(Key, Side)>,
@@ -248,6 +252,7 @@ impl Worker {
                 packets
             }),
             relays: Slab::new(settings.connections_max),
+            queued: Queued::default(),
             datagrams: Datagrams::new(settings.udp_sessions_max),
             chunks: Chunks::new(usize::from(buffers) + records),
             multishots: Multishots::new(usize::from(buffers)),
@@ -419,6 +424,7 @@ impl Worker {
                 self.follow_steering();
                 self.take_from_pool()?;
                 self.give_room()?;
+                self.answer_calls()?;
                 self.follow_phase()
             }
         }
@@ -447,6 +453,7 @@ impl Worker {
         self.find_lost();
         self.leave_draining_servers()?;
         self.end_datagrams_of_lost_servers()?;
+        self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
         Ok(())
     }

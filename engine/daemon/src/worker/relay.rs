@@ -15,6 +15,7 @@ use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd
 use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
+use towpath_core::waiting::Ticket;
 use towpath_core::{Now, RealServerId, VShard};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
@@ -29,6 +30,7 @@ use super::peek::{Greeting, Hearing, Looking};
 use super::pressure::SendWatch;
 use super::proxy::Proxied;
 use super::pump::Pump;
+use super::queue::Waits;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
@@ -83,6 +85,10 @@ pub(super) struct Relay {
     pub(super) known: Option<Known>,
     /// Its first message is waited for, in TLS that is ended here; the session reads it, but has no server yet.
     pub(super) hearing: Option<Box<Hearing>>,
+    /// It waits for a place on a server; the session has none yet.
+    pub(super) waits: Option<Box<Waits>>,
+    /// Until when it may, once it has waited; in HTTP mode its request at hand.
+    pub(super) queue_due: Option<Now>,
     /// The session that its server hands out is waited for, where TLS passes through.
     pub(super) greeting: Option<Box<Greeting>>,
     /// What a proxy in front has said.
@@ -161,6 +167,8 @@ impl Relay {
             spoke: None,
             known: None,
             hearing: None,
+            waits: None,
+            queue_due: None,
             greeting: None,
             proxied: None,
             notes: None,
@@ -287,6 +295,7 @@ impl Relay {
     pub(super) fn begin_request(&mut self, service: Arc<Service>, known: Known) {
         (self.service, self.known) = (service, Some(known));
         (self.tried, self.redispatches, self.leases_refused) = (Tried::new(), 0, 0);
+        self.queue_due = None;
     }
 
     /// Its server has failed the request at hand; says whether another may be tried.
@@ -301,7 +310,12 @@ impl Relay {
         true
     }
 
-    /// From here on it is served by the servers behind a route of its service.
+    /// No server has been tried for what it waits with.
+    pub(super) fn forget_tried(&mut self) {
+        self.tried = Tried::new();
+    }
+
+    /// From here on it is served by the servers behind a route of its service, or by these as they are now.
     pub(super) fn led_to(&mut self, behind: Arc<Service>) {
         self.service = behind;
     }
@@ -406,7 +420,14 @@ impl Worker {
                 self.arm_relay(key);
                 Ok(())
             }
-            Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
+            Err(termination) => match self.wait_in_queue(key, termination) {
+                Ok(()) => {
+                    self.arm_waiting(key);
+                    // So that one that goes is noticed.
+                    self.drive(key, Event::Connecting)
+                }
+                Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
+            },
         }
     }
 
@@ -435,11 +456,25 @@ impl Worker {
 
     /// Chooses a real server, on which the connection is counted from now on.
     pub(super) fn choose(&mut self, key: Key) -> Result<(), Refusal> {
+        self.choose_by(key, None)
+    }
+
+    /// The same for one that waits, if it is its turn.
+    pub(super) fn choose_waiting(&mut self, key: Key, ticket: Ticket) -> Result<(), Refusal> {
+        self.choose_by(key, Some(ticket))
+    }
+
+    #[inline(always)]
+    fn choose_by(&mut self, key: Key, ticket: Option<Ticket>) -> Result<(), Refusal> {
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let (service, client) = (&relay.service, relay.client_address.ip());
         let server_name = relay.client_name.as_deref();
         let known = relay.known.unwrap_or_else(|| service.known(&Seen { server_name, ..Seen::of_address(client) }));
-        let pick = self.shared.pick_known(service, client, relay.service_port, &known, &relay.tried, self.now)?;
+        let port = relay.service_port;
+        let pick = match ticket {
+            None => self.shared.pick_known(service, client, port, &known, &relay.tried, self.now)?,
+            Some(ticket) => self.shared.pick_waiting(service, client, port, &known, ticket, self.now)?,
+        };
         relay.counted = Some(pick.server);
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
@@ -659,6 +694,9 @@ impl Worker {
         if let Some(due) = relay.hearing.as_ref().map(|hearing| hearing.due) {
             return self.hearing_timer(key, due);
         }
+        if relay.waits.is_some() {
+            return self.queue_timer(key);
+        }
         if let Some(close) = relay.closing {
             return self.close_relay(key, close.at_once());
         }
@@ -672,10 +710,9 @@ impl Worker {
         match self.relays.get(key) {
             Some(relay) if relay.http.is_some() => return self.heard(key, event),
             Some(relay) if relay.hub.is_some() => return self.heard_hub(key, event),
+            Some(relay) if relay.hearing.is_some() => return self.overhear(key, event),
+            Some(relay) if relay.waits.is_some() => return self.heard_in_queue(key, event),
             _ => {}
-        }
-        if self.relays.get(key).is_some_and(|relay| relay.hearing.is_some()) {
-            return self.overhear(key, event);
         }
         self.tell_session(key, event)
     }
@@ -905,7 +942,15 @@ impl Worker {
             }
             // No server is left to try: what counts is how the tried ones failed.
             Err(Termination::NoServer) => self.tell(key, Event::End(failed), ops),
-            Err(termination) => self.tell(key, Event::End(termination), ops),
+            Err(termination) => match self.wait_in_queue(key, termination) {
+                Ok(()) => {
+                    if let Some(relay) = self.relays.get_mut(key) {
+                        relay.session.redispatched(self.now);
+                    }
+                    self.arm_waiting(key);
+                }
+                Err(termination) => self.tell(key, Event::End(termination), ops),
+            },
         }
         Ok(())
     }
@@ -978,6 +1023,7 @@ impl Worker {
             return Ok(());
         }
         self.wheel.disarm(key.index);
+        self.leave_queue(key);
         Side::BOTH.into_iter().for_each(|from| self.stop_gathering(key, from));
         let Some(mut relay) = self.relays.remove(key) else { return Ok(()) };
         for pump in &mut relay.pumps {
@@ -1040,6 +1086,9 @@ impl Worker {
         }
         if relay.hub.is_some() {
             return self.arm_hub(key);
+        }
+        if relay.waits.is_some() {
+            return self.arm_waiting(key);
         }
         match relay.session.deadline() {
             Some(due) => self.wheel.arm(key.index, due),

@@ -24,6 +24,11 @@ impl<T> Slab<T> {
         (self.slots.len() - self.free.len()) as u32
     }
 
+    /// Slots there are, used or not.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
     /// Takes a slot for `value`; gives it back when all are taken.
     pub(super) fn insert(&mut self, value: Box<T>) -> Result<Key, Box<T>> {
         if let Some(index) = self.free.pop() {

@@ -4,7 +4,9 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Balance, Forwarding, Logged, Plane as PlaneKind, Protocol, SourcePool};
+use towpath_config::model::{
+    AdminState, Balance, Forwarding, Logged, Overload, Plane as PlaneKind, Protocol, SourcePool,
+};
 use towpath_core::admin::Halted;
 use towpath_core::balancer::BalancerState;
 use towpath_core::counters::{ServiceCounter, Termination};
@@ -193,6 +195,7 @@ impl Scene {
             address: destination.ip(),
             port: Some(destination.port()),
             weight: 100,
+            min_connections: 0,
             max_connections: 0,
             admin: AdminState::Ready,
             halted: Halted::ByOperator,
@@ -241,6 +244,9 @@ impl Scene {
             passive: None,
             next_hop: None,
             max_connections: 0,
+            queue: None,
+            overload: Overload::Silent,
+            has_minimums: false,
             source,
             targets,
             routes: None,

@@ -114,6 +114,7 @@ impl Worker {
     }
 
     fn stop_conversation(&mut self, key: Key, termination: Termination, reset: bool) {
+        self.leave_queue(key);
         let Some(conversation) = self.conversation(key) else { return };
         if conversation.is_stopping() {
             return;
@@ -310,6 +311,13 @@ impl Worker {
         }
     }
 
+    /// The timer is set no more.
+    pub(in super::super) fn note_timer_fired(&mut self, key: Key) {
+        if let Some(conversation) = self.conversation(key) {
+            conversation.timer = None;
+        }
+    }
+
     /// Sets the timer, if it is due earlier than it stands.
     pub(in super::super) fn arm_conversation(&mut self, key: Key) {
         let now = self.now;
@@ -321,7 +329,11 @@ impl Worker {
             conversation.waiting = waiting;
             conversation.since = now;
         }
-        let Some(due) = conversation.deadline(&service, is_spoke) else { return };
+        let due = match &relay.waits {
+            Some(waits) if conversation.ending.is_none() => Some(waits.next_look(now)),
+            _ => conversation.deadline(&service, is_spoke),
+        };
+        let Some(due) = due else { return };
         if conversation.timer.is_none_or(|timer| due < timer) {
             conversation.timer = Some(due);
             self.wheel.arm(key.index, due);

@@ -263,6 +263,12 @@ impl Worker {
             Event::Ready { from } => conversation.note_ready(from),
             Event::GatherLost(_) | Event::GrantLost(_) | Event::Pumped { .. } => return Ok(()),
         }
+        if let Event::Received { from: Side::Client, last: true, .. } | Event::ReceiveEnded { from: Side::Client, .. } =
+            event
+            && self.has_left_queue(key)
+        {
+            return self.left_queue(key);
+        }
         self.advance(key)
     }
 
@@ -289,6 +295,14 @@ impl Worker {
         }
         self.arm_conversation(key);
         Ok(())
+    }
+
+    /// Whether the client of a request that waits has ended its stream: nobody waits for the response any more, most likely.
+    fn has_left_queue(&self, key: Key) -> bool {
+        self.relays.get(key).is_some_and(|relay| {
+            let has_ended = |conversation: &Conversation| conversation.inlets[Side::Client.index()].end.is_some();
+            relay.waits.is_some() && relay.http.as_deref().is_some_and(has_ended)
+        })
     }
 
     /// Bytes have moved that its times count from.

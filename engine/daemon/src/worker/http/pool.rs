@@ -260,8 +260,7 @@ impl Worker {
         let Some((_, target)) = service.target_of(server).filter(|(_, target)| takes(target)) else {
             return false;
         };
-        let stays = service.place == place
-            && shared.loads().try_open(service.id, service.max_connections, server, target.max_connections).is_ok();
+        let stays = service.place == place && shared.reopen(&service, target);
         if stays {
             relay.count_on(target);
         }

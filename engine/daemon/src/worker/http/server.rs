@@ -5,15 +5,17 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_config::model::BalanceEach;
-use towpath_core::Now;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
 use towpath_core::snapshot::Service;
+use towpath_core::{Now, ServiceId};
 use towpath_sys::socket;
 
+use super::super::legs::ServerLeg as LegOfServer;
+use super::super::relay::Relay;
 use super::super::token::Key;
 use super::super::{PortUse, Worker};
 use super::flow::{Inlet, Outlet, StreamEnd};
@@ -166,7 +168,10 @@ impl Worker {
             }
             Err(refusal) => {
                 self.leave(key, Next::Nothing)?;
-                self.unserved(key, Termination::from(refusal))
+                match self.wait_in_queue(key, Termination::from(refusal)) {
+                    Ok(()) => Ok(()),
+                    Err(termination) => self.unserved(key, termination),
+                }
             }
         }
     }
@@ -198,8 +203,52 @@ impl Worker {
         match dialled {
             Ok(()) => Ok(()),
             Err(Termination::NoServer) => self.connect_given_up(key, failed),
-            Err(termination) => self.connect_given_up(key, termination),
+            Err(termination) => match self.wait_in_queue(key, termination) {
+                Ok(()) => {
+                    if let Some(conversation) = self.conversation(key) {
+                        conversation.server = ServerState::Absent;
+                    }
+                    Ok(())
+                }
+                Err(termination) => self.connect_given_up(key, termination),
+            },
         }
+    }
+
+    /// A server was chosen for a request that waited.
+    pub(in super::super) fn dial_from_queue(&mut self, key: Key) -> io::Result<()> {
+        // It stands for the queue.
+        self.note_timer_fired(key);
+        self.dial_for_request(key, Termination::NoServer)?;
+        self.advance(key)
+    }
+
+    /// Whether a client's connection holds a place here and does nothing with it: between two requests, of which the next may go to any server.
+    pub(in super::super) fn holds_place_idly(&self, key: Key, place: ServiceId) -> bool {
+        let Some(relay) = self.relays.get(key) else { return false };
+        relay.service().place == place && relay.is_between_requests() && self.may_part_idly(relay)
+    }
+
+    /// Whether nobody minds if its server is left between two requests.
+    fn may_part_idly(&self, relay: &Relay) -> bool {
+        let Some(conversation) = relay.http.as_deref() else { return false };
+        let each = conversation.front.http.as_ref().map(|http| http.rules.config().balance_each);
+        matches!(conversation.server, ServerState::Up { .. })
+            && each == Some(BalanceEach::Request)
+            && !conversation.exchange.is_bound()
+            && !matches!(relay.legs.server, LegOfServer::Lent(_))
+    }
+
+    /// Whether the exchange that is over leaves a place that somebody waits for.
+    pub(super) fn is_waited_for(&self, key: Key) -> bool {
+        let Some(relay) = self.relays.get(key) else { return false };
+        self.shared.is_waited_for(relay.service().place) && self.may_part_idly(relay)
+    }
+
+    /// Gives its server's place to others.
+    pub(in super::super) fn give_up_idle_server(&mut self, key: Key) -> io::Result<()> {
+        self.part(key, Next::Nothing)?;
+        self.advance(key)
     }
 
     /// A connect could not be begun.
@@ -242,15 +291,27 @@ impl Worker {
     }
 
     /// Nobody serves the request at hand.
-    pub(super) fn unserved(&mut self, key: Key, why: Termination) -> io::Result<()> {
+    pub(in super::super) fn unserved(&mut self, key: Key, why: Termination) -> io::Result<()> {
         self.count(key, ServiceCounter::Unserved);
         let front = self.conversation(key).map(|conversation| Arc::clone(&conversation.front));
-        let page = front.as_ref().and_then(|front| front.http.as_ref()?.rules.page_without_server());
+        let rules = front.as_ref().and_then(|front| Some(&front.http.as_ref()?.rules));
+        let page = rules.and_then(|rules| rules.page_without_server());
         match (why, page) {
             (Termination::NoServer, Some(page)) => self.show(key, page, why),
             (Termination::ConnectTimedOut, _) => self.answer_ourselves(key, &Answer::of(504), why),
             (Termination::ConnectFailed | Termination::ServerHandshakeFailed, _) => {
                 self.answer_ourselves(key, &Answer::of(502), why)
+            }
+            (
+                Termination::QueueFull
+                | Termination::QueueTimedOut
+                | Termination::ServersFull
+                | Termination::ServiceFull,
+                _,
+            ) => {
+                let seconds = rules.map_or(0, |rules| rules.config().retry_after_s).to_string();
+                let fields = [("Retry-After", seconds.as_bytes())];
+                self.answer_ourselves(key, &Answer::with(503, &fields), why)
             }
             _ => self.answer_ourselves(key, &Answer::of(503), why),
         }

@@ -283,7 +283,8 @@ impl Worker {
         conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
         // What a server says unasked belongs to no request.
         let babbles = conversation.inlets[Side::Server.index()].held.is_some();
-        if after.server == Fate::Close || babbles {
+        // Between two requests it would keep a place that others wait for.
+        if after.server == Fate::Close || babbles || self.is_waited_for(key) {
             self.part(key, Next::Nothing)?;
         } else {
             self.settle(key, after)?;
