@@ -25,7 +25,8 @@ pub fn settle(members: &mut [Target], panic_threshold: u8) {
             Role::Backup if is_any_up && !too_few => Duty::Standby,
             Role::Backup | Role::Primary => Duty::Serving,
         };
-        member.fail_open = panics && member.health != ServerHealth::Up;
+        // What a server says of itself is believed.
+        member.fail_open = panics && member.health != ServerHealth::Up && !member.in_maintenance;
     }
     if !members.iter().any(Target::takes_new) {
         for member in members.iter_mut().filter(|member| member.health == ServerHealth::Held) {
@@ -192,6 +193,10 @@ mod tests {
         members.iter_mut().for_each(|member| member.health = ServerHealth::Down);
         settle(&mut members, 10);
         assert!(members.iter().all(|member| member.fail_open));
+        // By its agent: what a server says of itself is believed.
+        members[0].in_maintenance = true;
+        settle(&mut members, 10);
+        assert_eq!(members.iter().map(|member| member.fail_open).collect::<Vec<_>>(), [false, true, true]);
         members[1].health = ServerHealth::Up;
         settle(&mut members, 10);
         assert!(members.iter().all(|member| !member.fail_open));

@@ -280,7 +280,7 @@ pub struct Target {
     pub check: Option<CheckId>,
     /// The agent whose word is laid over that, if it has one.
     pub agent: Option<CheckId>,
-    /// Nobody enters, not even who is pinned to it: its agent says so.
+    /// Nobody enters, not even who is pinned to it, nor when few servers are left: its agent says so.
     pub in_maintenance: bool,
     /// Why `health` is what it is, for status.
     pub reason: Arc<str>,

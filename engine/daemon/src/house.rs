@@ -472,14 +472,9 @@ fn inherit_verdicts(
         let Some(before) = current.service(service.place) else { continue };
         for target in &service.targets {
             let Some((_, was)) = before.target_of(target.server) else { continue };
-            let states: Vec<_> = was.checks().filter_map(|check| board_before.state(check)).collect();
             // Of a server that was not checked there is nobody to say more.
-            let best = states.iter().min_by_key(|state| match state.health() {
-                ServerHealth::Held | ServerHealth::Up => 0,
-                ServerHealth::Down => 1,
-                ServerHealth::Unknown => 2,
-            });
-            let (health, reason) = best.map_or((was.health, &was.reason), |state| (state.health(), state.reason()));
+            let own = was.check.and_then(|check| board_before.state(check));
+            let (health, reason) = own.map_or((was.health, &was.reason), |state| (state.health(), state.reason()));
             let unjudged =
                 |plan: &&CheckPlan| board.state(plan.id).is_some_and(|state| state.health() == ServerHealth::Unknown);
             let own = checks.iter().filter(|plan| target.checks().any(|check| check == plan.id));
@@ -532,6 +527,11 @@ impl House {
 
     /// Takes how one check went; says how soon the next is wanted.
     pub(crate) fn judge(&self, check: towpath_core::CheckId, probed: Probed) -> Pace {
+        if let Some(shortage) = &probed.shortage {
+            // Ours, not the server's: its verdict stays.
+            tracing::warn!("server {}: {shortage}; its verdict stays", self.subject_of(check).server);
+            return Pace::Steady;
+        }
         let (mut truth, now) = (self.truth(), self.shared.now());
         let judgement = match probed.answer {
             Some(answer) => truth.hear(check, answer, now),

@@ -13,7 +13,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use towpath_config::model::{Forwarding, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService};
+use towpath_config::model::{
+    CheckKind, Forwarding, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService,
+};
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
 use towpath_sys::silence::Silence;
@@ -433,6 +435,21 @@ fn check_probe_ways(model: &Model, facts: &PacketFacts, findings: &mut Vec<Findi
             arms::own_prefix(model, ip).is_none_or(|prefix| prefix < ours.destination.1)
                 && Some((ours.link, ours.gateway)) != way(&facts.tables.routes, ip)
         };
+        let is_external = group.health.as_ref().is_some_and(|health| matches!(health.check, CheckKind::External(_)));
+        let is_ours = |server: &&Server| arms::is_unknown_to_kernel(model, &facts.tables, server.address);
+        if let Some(server) = group.servers.iter().find(is_ours).filter(|_| is_external) {
+            findings.push(Finding {
+                severity: Severity::Warning,
+                check: Check::Routes,
+                service: Some(service.name.clone()),
+                message: format!(
+                    "server {} is on a VLAN or bridge that only the packet plane reaches: the command of its check has no way there; use a check \
+                     without a command",
+                    server.address
+                ),
+                file: None,
+            });
+        }
         let Some(server) = group.servers.iter().find(is_apart).filter(|_| group.health.is_some()) else { continue };
         let Some((_, Some(via))) = way(&routes, server.address) else { continue };
         findings.push(Finding {

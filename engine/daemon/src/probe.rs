@@ -24,6 +24,7 @@ use towpath_core::plane::Network;
 use towpath_tls::ClientContext;
 
 use crate::server_check::PortRun;
+use external::NoPlace;
 pub(crate) use stream::Secured;
 use stream::Stream;
 pub(crate) use trace::Detail;
@@ -45,6 +46,8 @@ pub(crate) struct Probed {
     pub(crate) result: CheckResult,
     /// Of an agent: what it says, or why there is no answer.
     pub(crate) answer: Option<Result<AgentReport, String>>,
+    /// We lack what it takes to ask: nothing is known of the server.
+    pub(crate) shortage: Option<String>,
     /// Its ports in their order; without steps unless they were wanted.
     pub(crate) ports: Vec<PortRun>,
 }
@@ -60,7 +63,24 @@ impl Probed {
 struct Asked {
     port: u16,
     result: Result<Option<AgentReport>, String>,
+    shortage: Option<String>,
     run: PortRun,
+}
+
+impl Asked {
+    fn new(
+        socket: SocketAddr,
+        result: Result<Option<AgentReport>, String>,
+        shortage: Option<String>,
+        mut trace: Trace,
+    ) -> Asked {
+        if let Err(reason) = &result {
+            trace.failed(reason);
+        }
+        let (steps, took_us) = trace.finish();
+        let run = PortRun { socket, passed: result.is_ok(), took_us, steps };
+        Asked { port: socket.port(), result, shortage, run }
+    }
 }
 
 /// Runs `plan` once: all its ports side by side, each within its timeout. `places` bounds the connections of all checks.
@@ -76,7 +96,7 @@ pub(crate) async fn run(
     let way = stack::way(network, plan).transpose();
     let context = plan.kind.tls().map(|tls| trust.context(tls)).transpose();
     let secrets = secrets::secrets(&plan.kind);
-    let mut ports = JoinSet::new();
+    let (mut ports, check) = (JoinSet::new(), plan.id);
     for socket in plan.sockets() {
         let (way, context, secrets, kind) = (way.clone(), context.clone(), secrets.clone(), plan.kind.clone());
         let places = Arc::clone(places);
@@ -84,16 +104,19 @@ pub(crate) async fn run(
         let environment = external::environment(plan, socket, subject);
         ports.spawn(async move {
             let mut trace = Trace::begin(detail);
-            let place = match &kind {
-                CheckKind::External(_) => external::place(limit, &mut trace).await,
-                _ => places.acquire_owned().await.map_err(|_closed| "the process is ending".to_owned()),
-            };
-            let result = match (&kind, way, context, secrets, place) {
-                (.., Err(reason)) => Err(reason),
-                (CheckKind::External(line), .., Ok(place)) => {
-                    external::ask(place, line, &environment, limit, &mut trace).await
-                }
-                (_, Ok(way), Ok(context), Ok(secrets), Ok(_place)) => {
+            if let CheckKind::External(line) = &kind {
+                let place = external::place((check, socket.port()), detail, limit, &mut trace).await;
+                let (result, shortage) = match place {
+                    Ok(place) => (external::ask(place, line, &environment, limit, &mut trace).await, None),
+                    Err(NoPlace::Hangs) => (Err("the run before has not ended".to_owned()), None),
+                    Err(NoPlace::Shortage(reason)) => (Err(reason.clone()), Some(reason)),
+                };
+                return Asked::new(socket, result, shortage, trace);
+            }
+            let place = places.acquire_owned().await;
+            let result = match (way, context, secrets) {
+                _ if place.is_err() => Err("the process is ending".to_owned()),
+                (Ok(way), Ok(context), Ok(secrets)) => {
                     let question = Question {
                         way: way.as_ref(),
                         to: socket,
@@ -108,16 +131,12 @@ pub(crate) async fn run(
                         Carrier::Datagram | Carrier::Echo => datagram::ask(&question, &mut trace).await.map(|()| None),
                     }
                 }
-                (_, Err(reason), ..) | (_, _, Err(reason), ..) | (_, _, _, Err(reason), _) => {
+                (Err(reason), ..) | (_, Err(reason), _) | (.., Err(reason)) => {
                     trace.enter("prepare");
                     Err(reason)
                 }
             };
-            if let Err(reason) = &result {
-                trace.failed(reason);
-            }
-            let (steps, took_us) = trace.finish();
-            Asked { port: socket.port(), run: PortRun { socket, passed: result.is_ok(), took_us, steps }, result }
+            Asked::new(socket, result, None, trace)
         });
     }
     let mut asked: Vec<Asked> = Vec::with_capacity(plan.ports.len());
@@ -132,7 +151,8 @@ pub(crate) async fn run(
         Some(Err(reason)) => Err(reason),
         Some(Ok(None)) | None => Err("not asked".to_owned()),
     });
-    Probed { result: plan.judge(&results), answer, ports: asked.into_iter().map(|asked| asked.run).collect() }
+    let shortage = asked.iter().find_map(|asked| asked.shortage.clone());
+    Probed { result: plan.judge(&results), answer, shortage, ports: asked.into_iter().map(|asked| asked.run).collect() }
 }
 
 /// One port, and all that it is asked with.

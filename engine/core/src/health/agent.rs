@@ -228,6 +228,7 @@ impl AgentState {
                 target.in_maintenance = self.admin == AgentAdmin::Maint;
             }
         }
+        target.in_maintenance |= self.health == AgentHealth::Down;
         if self.health == AgentHealth::Down && target.health != ServerHealth::Down {
             target.health = ServerHealth::Down;
             target.since = self.since;

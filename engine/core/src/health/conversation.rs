@@ -363,7 +363,7 @@ struct SmtpTalk {
     /// Lines of the reply at hand, and what there is of the next one.
     reply: Vec<u8>,
     greeted: bool,
-    /// The last line of the last reply.
+    /// The last line of each reply since it was told.
     heard: String,
 }
 
@@ -380,7 +380,10 @@ impl SmtpTalk {
             let rest = self.reply.split_off(end);
             let reply = std::mem::replace(&mut self.reply, rest);
             let last = reply.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
-            self.heard = shown(last);
+            if !self.heard.is_empty() {
+                self.heard.push_str("; ");
+            }
+            self.heard.push_str(&shown(last));
             let (what, wanted) = if self.greeted { ("EHLO", "250") } else { ("the connection", "220") };
             if !reply.starts_with(wanted.as_bytes()) {
                 let first = reply.split(|&byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
