@@ -528,14 +528,17 @@ fn control(root: &Section) -> model::Control {
 }
 
 /// Where a daemon with this socket keeps its state. What is below /run is gone after a boot; another socket is that of a trial or of a second daemon,
-/// which must not take the state of the first.
+/// which must not take the state of the first: so its whole path is in the name.
 fn state_beside(socket: &Path) -> PathBuf {
-    match socket.file_stem().filter(|_| socket.starts_with("/run") || socket.starts_with("/var/run")) {
-        Some(name) => Path::new("/var/lib/towpath").join(name).with_extension("state"),
-        None => {
-            let mut path = socket.as_os_str().to_owned();
-            path.push(".state");
-            path.into()
-        }
-    }
+    let below = ["/run", "/var/run"].iter().find_map(|volatile| socket.strip_prefix(volatile).ok());
+    let Some(below) = below else {
+        let mut path = socket.as_os_str().to_owned();
+        path.push(".state");
+        return path.into();
+    };
+    // Our own directory adds nothing.
+    let below = below.strip_prefix("towpath").ok().filter(|rest| rest.components().count() == 1).unwrap_or(below);
+    let parts: Vec<&str> = below.iter().filter_map(|part| part.to_str()).collect();
+    let name = parts.join("--");
+    Path::new("/var/lib/towpath").join(format!("{}.state", name.strip_suffix(".sock").unwrap_or(&name)))
 }

@@ -5,11 +5,12 @@ use std::fs;
 use std::path::Path;
 
 /// The events that the table must have, by their headings.
-const EVENTS: [&str; 10] = [
+const EVENTS: [&str; 11] = [
     "A server refuses",
     "A server is silent",
     "A server is slow",
     "A server is drained",
+    "A drain is over",
     "A server is halted",
     "A server is removed",
     "A server returns",

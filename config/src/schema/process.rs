@@ -125,7 +125,7 @@ pub(super) static CONTROL: Table = Table {
             "Where what was said at run time (`towpath server`) is kept, so that it survives a restart; `\"none\"` keeps it nowhere. Of a daemon \
              without a socket there is none.",
         )
-        .described("of a socket below /run: `/var/lib/towpath/NAME.state` (`control.state`); else beside it, as `SOCKET.state`"),
+        .described("of `/run/towpath/NAME.sock`: `/var/lib/towpath/NAME.state`; of another below /run, with its whole path as the name; else beside it, as `SOCKET.state`"),
         key("listen", Kind::Socket, "Address and port of the web page, the HTTP API and the metrics.").later(),
         key("certificate", Kind::Path, "Certificate chain (PEM) for `listen`.").later(),
         key("private_key", Kind::Path, "Private key (PEM) for `listen`.").later(),

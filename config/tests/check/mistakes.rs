@@ -525,10 +525,7 @@ fn a_real_server_is_one_wherever_it_stands() {
 #[test]
 fn servers_that_cannot_serve_are_told() {
     expect(&service("", "weight = 0"), &[("no-server", "0")]);
-    expect(
-        &service("", "min_connections = 9\nmax_connections = 5"),
-        &[("min-over-max", "9")],
-    );
+    expect(&service("", "min_connections = 9\nmax_connections = 5"), &[("min-over-max", "9")]);
     expect(
         &service("min_connections = 9\nmax_connections = 5", ""),
         &[("not-available", "min_connections"), ("min-over-max", "9")],

@@ -562,3 +562,23 @@ fn checks_have_what_they_ask_and_expect() {
         CheckKind::Udp(UdpCheck { send: vec![0xff, 0xff, 10], expect: Some(b"pong".to_vec()), silence_passes: true })
     );
 }
+
+#[test]
+fn state_is_kept_where_it_outlives_a_boot_and_apart_from_that_of_other_daemons() {
+    let kept = |keys: &str| model(&format!("[control]\n{keys}\n{}", service("", ""))).control.state_file;
+    for (keys, expected) in [
+        ("socket = \"/run/towpath/test.2.sock\"", Some("/var/lib/towpath/test.2.state")),
+        ("socket = \"/var/run/towpath.sock\"", Some("/var/lib/towpath/towpath.state")),
+        ("socket = \"/run/towpath-a/control.sock\"", Some("/var/lib/towpath/towpath-a--control.state")),
+        ("socket = \"/run/towpath-b/control.sock\"", Some("/var/lib/towpath/towpath-b--control.state")),
+        ("socket = \"/run/towpath/b/control.sock\"", Some("/var/lib/towpath/towpath--b--control.state")),
+        ("socket = \"/tmp/a.sock\"", Some("/tmp/a.sock.state")),
+        ("socket = \"/runner/a.sock\"", Some("/runner/a.sock.state")),
+        ("socket = \"towpath.sock\"", Some("towpath.sock.state")),
+        ("state_file = \"/srv/a.json\"", Some("/srv/a.json")),
+        ("state_file = \"none\"", None),
+        ("socket = \"none\"", None),
+    ] {
+        assert_eq!(kept(keys).as_deref(), expected.map(Path::new), "{keys}");
+    }
+}

@@ -3,19 +3,20 @@
 //! What an order is about and what it means is decided in core (`towpath_core::admin`); here servers are found by their names, the next snapshot is
 //! published, and who said what is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use towpath_config::model::AdminState;
-use towpath_core::Now;
 use towpath_core::admin::{
     self, ADMIN_REASON_BYTES_MAX, Configured, DRAIN_MS_MAX, Drain, DrainEnd, Ended, GaveWayTo, GivenWay, Member, Order,
     Said, Then,
 };
+use towpath_core::compile::CompileError;
 use towpath_core::loads::Loads;
 use towpath_core::snapshot::{Service, Snapshot, Target};
+use towpath_core::{Now, ServiceId, eligible};
 
 use crate::events::{Event, EventKind, Tone};
 use crate::house::{House, Truth};
@@ -194,6 +195,8 @@ pub struct MemberStatus {
     pub health: HealthStatus,
     /// Whether it takes new clients.
     pub takes_new: bool,
+    /// Whether it would if the others could not: a backup that waits.
+    pub stands_by: bool,
     /// Connections and sessions of this service that it holds.
     pub connections: u32,
     /// What was said about its taking connections.
@@ -249,7 +252,7 @@ pub(crate) enum OrderError {
     #[error("{0}")]
     Bad(String),
     #[error("{0}")]
-    Compile(#[from] towpath_core::compile::CompileError),
+    Compile(#[from] CompileError),
     #[error("no server \"{server}\"{}; there {}", .service.as_ref().map(|name| format!(" in service \"{name}\"")).unwrap_or_default(), there(.known))]
     NoSuchServer { service: Option<String>, server: String, known: Vec<String> },
     #[error("no service \"{service}\"; there {}", there(.known))]
@@ -378,18 +381,23 @@ impl House {
                     weight: standing.weight,
                     health: HealthStatus::from(target.health),
                     takes_new: target.takes_new(),
+                    stands_by: target.stands_by(),
                 })
             })
             .collect();
         Ok(MembersStatus { generation: snapshot.generation.0, members })
     }
 
-    /// Ends the drains that are over. Whether any is still under way.
-    pub(crate) fn end_drains(&self) -> bool {
+    /// Ends the drains that are over. Whether any is still under way; an error leaves all as they were.
+    pub(crate) fn end_drains(&self) -> Result<bool, CompileError> {
         let shared = &self.shared;
         let mut truth = self.truth();
         if !truth.words().is_draining() {
-            return false;
+            return Ok(false);
+        }
+        if shared.phase() != Phase::Running {
+            // What the end of the process cuts is no drain that was over.
+            return Ok(true);
         }
         // Until then a worker may still give a draining server somebody new.
         let is_settled = shared.all_adopted(shared.generation());
@@ -397,17 +405,13 @@ impl House {
         let count = |member: &Member| if is_settled { connections(&truth, shared, member) } else { None };
         let ended = words.turn(shared.now(), unix_ms(), count);
         if ended.is_empty() {
-            return true;
+            return Ok(true);
         }
-        match truth.next_with(words, shared.generation()) {
-            Ok(next) => {
-                truth.tell_ended(&ended);
-                shared.publish(next);
-            }
-            Err(error) => tracing::error!("a drain that is over could not be ended: {error}"),
-        }
+        let next = truth.next_with(words, shared.generation())?;
+        truth.tell_ended(&ended);
+        shared.publish(next);
         self.keeper.note(truth.words_version());
-        truth.words().is_draining()
+        Ok(truth.words().is_draining())
     }
 }
 
@@ -442,6 +446,7 @@ impl Truth {
 
     /// Tells of drains that are over.
     pub(crate) fn tell_ended(&mut self, ended: &[Ended]) {
+        let names = self.names_for(!ended.is_empty());
         for Ended { member, then, over } in ended {
             let (to, what) = match then {
                 Then::Halt => ("halt", "were ended"),
@@ -456,13 +461,14 @@ impl Truth {
             let cut = *then == Then::Halt && over.left > 0;
             let event = Event::now(EventKind::Drain, "drain", to, reason)
                 .services(vec![member.service.clone()])
-                .subject(self.subject_of(member));
+                .subject(subject_of(member, &names));
             self.record(if cut { Tone::Warn } else { Tone::Info }, event);
         }
     }
 
     /// Tells of words that gave way to the configuration.
     pub(crate) fn tell_given_way(&mut self, given_way: &[GivenWay]) {
+        let names = self.names_for(!given_way.is_empty());
         for GivenWay { member, to } in given_way {
             let reason = match to {
                 GaveWayTo::Configuration => {
@@ -474,17 +480,23 @@ impl Truth {
             };
             let event = Event::now(EventKind::Admin, "", "as configured", reason)
                 .services(vec![member.service.clone()])
-                .subject(self.subject_of(member));
+                .subject(subject_of(member, &names));
             self.record(Tone::Info, event);
         }
     }
 
-    fn subject_of(&self, member: &Member) -> String {
-        let known = admin::members(self.model()).into_iter().find(|(known, ..)| known == member);
-        match known {
-            Some((_, name, _)) => format!("server {name} ({})", place(member.address, member.port)),
-            None => format!("server {}", place(member.address, member.port)),
-        }
+    /// What the members are called, if that is needed.
+    fn names_for(&self, needed: bool) -> HashMap<Member, String> {
+        let members = if needed { admin::members(self.model()) } else { Vec::new() };
+        members.into_iter().map(|(member, name, _)| (member, name.to_owned())).collect()
+    }
+}
+
+fn subject_of(member: &Member, names: &HashMap<Member, String>) -> String {
+    let place = place(member.address, member.port);
+    match names.get(member) {
+        Some(name) => format!("server {name} ({place})"),
+        None => format!("server {place}"),
     }
 }
 
@@ -537,19 +549,31 @@ fn emptied(
     then: impl Fn(&Member, Configured) -> Configured,
 ) -> Vec<String> {
     let mut warnings = Vec::new();
-    let services: BTreeSet<_> =
-        members.iter().filter_map(|(member, ..)| truth.registry().service(&member.service)).collect();
-    for place in snapshot.each_service().filter(|place| services.contains(&place.id)) {
-        let would_take = |target: &Target| {
-            let about = members.iter().find(|(member, ..)| {
-                member.service == place.name && (member.address, member.port) == (target.address, target.port)
-            });
-            let Some((member, _, configured)) = about else { return target.takes_new() };
-            let Configured { admin, weight } = then(member, *configured);
-            Target { admin, weight, ..target.clone() }.takes_new()
-        };
-        let is_taken = place.targets.iter().any(Target::takes_new);
-        if is_taken && !place.targets.iter().any(would_take) {
+    let mut changed: HashMap<(ServiceId, IpAddr, Option<u16>), Configured> = HashMap::new();
+    for (member, _, configured) in members {
+        if let Some(service) = truth.registry().service(&member.service) {
+            changed.insert((service, member.address, member.port), then(member, *configured));
+        }
+    }
+    let thresholds: HashMap<&str, u8> =
+        truth.model().services.iter().map(|service| (service.name.as_str(), service.panic_threshold)).collect();
+    for place in snapshot.each_service().filter(|place| place.targets.iter().any(Target::takes_new)) {
+        let mut is_concerned = false;
+        let mut targets = place.targets.clone();
+        for target in &mut targets {
+            if let Some(&Configured { admin, weight }) = changed.get(&(place.id, target.address, target.port)) {
+                (target.admin, target.weight) = (admin, weight);
+                if let Some(agent) = target.agent.and_then(|agent| truth.agent(agent)) {
+                    agent.lay_over(target);
+                }
+                is_concerned = true;
+            }
+        }
+        if !is_concerned {
+            continue;
+        }
+        eligible::settle(&mut targets, thresholds.get(place.name.as_str()).copied().unwrap_or(0));
+        if !targets.iter().any(Target::takes_new) {
             let group = match place.place == place.id {
                 true => String::new(),
                 false => format!(", group {}", place.group),

@@ -121,6 +121,8 @@ struct Turn {
     resteer: Option<(Generation, SteeringPrograms)>,
     /// When drains are looked at; `None` = none is under way.
     drains_at: Option<Instant>,
+    /// Why the last look could not end what was over.
+    drain_trouble: Option<String>,
 }
 
 impl Turn {
@@ -138,6 +140,7 @@ impl Turn {
             resteer: None,
             // One of an earlier run may be.
             drains_at: Some(Instant::now()),
+            drain_trouble: None,
         }
     }
 
@@ -199,8 +202,17 @@ impl Turn {
 
     /// Ends drains that are over, and looks again soon while others are not.
     fn look_at_drains(&mut self) {
-        let is_under_way = self.house.end_drains();
-        self.drains_at = is_under_way.then(|| Instant::now() + Duration::from_millis(DRAIN_LOOK_MS));
+        let result = self.house.end_drains();
+        let pause_ms = if result.is_ok() { DRAIN_LOOK_MS } else { HOUSEKEEPING_MS };
+        let trouble = result.as_ref().err().map(ToString::to_string);
+        if trouble != self.drain_trouble
+            && let Some(error) = &trouble
+        {
+            tracing::error!("a drain that is over could not be ended: {error}");
+        }
+        self.drain_trouble = trouble;
+        let is_under_way = result.unwrap_or(true);
+        self.drains_at = is_under_way.then(|| Instant::now() + Duration::from_millis(pause_ms));
     }
 
     /// Verdicts have changed: the same model, compiled again.

@@ -181,6 +181,11 @@ impl Truth {
         Ok(self.with_tls(snapshot))
     }
 
+    /// What an agent says.
+    pub(crate) fn agent(&self, agent: towpath_core::CheckId) -> Option<&AgentState> {
+        self.board.agent(agent)
+    }
+
     /// What was said at run time.
     pub(crate) fn words(&self) -> &AdminWords {
         &self.board.words

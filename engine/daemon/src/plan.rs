@@ -708,7 +708,10 @@ impl Needs {
                 share("packet rings", rings),
                 share("fast path", fast),
                 share("pipes for bulk", pipes * DESCRIPTORS_PER_PIPE),
-                share("health checks", (checked_ports(model) as u64).min((PROBES_MAX + ORDERED_PROBES_MAX) as u64) * probe_sockets),
+                share(
+                    "health checks",
+                    (checked_ports(model) as u64).min((PROBES_MAX + ORDERED_PROBES_MAX) as u64) * probe_sockets,
+                ),
                 share("commands of checks", commands(model).min(COMMANDS_MAX as u64) * DESCRIPTORS_PER_COMMAND),
                 share("control socket", control),
                 share("reserve", RESERVED_DESCRIPTORS),

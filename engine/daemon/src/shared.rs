@@ -627,7 +627,11 @@ impl Shared {
 
 /// What a client is told that others wait before; where nobody can serve them all, it does not wait with them.
 fn behind_others(service: &Service) -> Refusal {
-    if service.targets.iter().any(|target| target.takes_new() || target.stands_by()) { Refusal::ServersFull } else { Refusal::NoServer }
+    if service.targets.iter().any(|target| target.takes_new() || target.stands_by()) {
+        Refusal::ServersFull
+    } else {
+        Refusal::NoServer
+    }
 }
 
 /// The part of the process's seed that steers clients.

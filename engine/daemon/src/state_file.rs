@@ -8,7 +8,7 @@ use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,12 +25,14 @@ use crate::admin::{DrainEndWord, DrainOverStatus, ThenWord, admin_of, unix_ms};
 use crate::house::House;
 use crate::status::word;
 
-/// Bytes of the file at most: some ten thousand members.
-const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Bytes of the file at most: some hundred thousand members, each with a reason as long as it may be.
+const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// The form of the file.
 const VERSION: u32 = 1;
 /// How long an order waits for its being written down.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What could not be written is tried again after so long.
+const RETRY: Duration = Duration::from_secs(60);
 
 /// Writes the file whenever something was said, one after the other.
 #[derive(Debug)]
@@ -38,12 +40,17 @@ pub(crate) struct StateKeeper {
     path: Option<PathBuf>,
     wanted: watch::Sender<u64>,
     saved: watch::Sender<Saved>,
+    /// One at a time: all write the same file beside it.
+    writing: Arc<Mutex<()>>,
 }
 
 /// How the file is.
 #[derive(Clone, Debug, Default)]
 struct Saved {
-    version: u64,
+    /// The version that was tried last.
+    tried: u64,
+    /// The version that is there.
+    written: u64,
     trouble: Option<String>,
 }
 
@@ -109,7 +116,12 @@ struct DrainText {
 
 impl StateKeeper {
     pub(crate) fn new(path: Option<PathBuf>) -> StateKeeper {
-        StateKeeper { path, wanted: watch::Sender::new(0), saved: watch::Sender::new(Saved::default()) }
+        StateKeeper {
+            path,
+            wanted: watch::Sender::new(0),
+            saved: watch::Sender::new(Saved::default()),
+            writing: Arc::default(),
+        }
     }
 
     /// What is said now is this version.
@@ -125,7 +137,7 @@ impl StateKeeper {
     pub(crate) async fn until_saved(&self, version: u64) -> Option<String> {
         let path = self.path.as_deref()?;
         let mut saved = self.saved.subscribe();
-        let written = timeout(SAVE_TIMEOUT, saved.wait_for(|saved| saved.version >= version)).await;
+        let written = timeout(SAVE_TIMEOUT, saved.wait_for(|saved| saved.tried >= version)).await;
         let trouble = match written {
             Ok(Ok(saved)) => saved.trouble.clone()?,
             Ok(Err(_)) => "the process is ending".to_owned(),
@@ -136,7 +148,8 @@ impl StateKeeper {
 
     fn tell(&self, version: u64, result: Result<(), String>) {
         let trouble = result.err();
-        let before = self.saved.send_replace(Saved { version, trouble: trouble.clone() });
+        let written = if trouble.is_none() { version } else { self.saved.borrow().written };
+        let before = self.saved.send_replace(Saved { tried: version, written, trouble: trouble.clone() });
         if trouble != before.trouble
             && let Some(path) = &self.path
         {
@@ -149,17 +162,32 @@ impl StateKeeper {
             }
         }
     }
+
+    fn is_written(&self, version: u64) -> bool {
+        self.saved.borrow().written >= version
+    }
 }
 
 /// Writes what is said whenever it changes, on a thread of its own: a slow disk holds nobody up.
 pub(crate) async fn keep(house: Arc<House>) {
     let Some(path) = house.keeper.path.clone() else { return };
     let mut wanted = house.keeper.wanted.subscribe();
-    while wanted.changed().await.is_ok() {
-        let (version, text) = text_now(&house);
-        let path = path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path, &text).map_err(|error| error.to_string())).await;
-        house.keeper.tell(version, written.unwrap_or_else(|_| Err("its thread has ended".to_owned())));
+    loop {
+        let version = *wanted.borrow_and_update();
+        if !house.keeper.is_written(version) {
+            let (version, text) = text_now(&house);
+            let (path, writing) = (path.clone(), Arc::clone(&house.keeper.writing));
+            let written = tokio::task::spawn_blocking(move || write_alone(&writing, &path, text)).await;
+            house.keeper.tell(version, written.unwrap_or_else(|_| Err("its thread has ended".to_owned())));
+        }
+        let changed = wanted.changed();
+        let ended = match house.keeper.is_written(version) {
+            true => changed.await.is_err(),
+            false => timeout(RETRY, changed).await.is_ok_and(|changed| changed.is_err()),
+        };
+        if ended {
+            return;
+        }
     }
 }
 
@@ -167,36 +195,44 @@ pub(crate) async fn keep(house: Arc<House>) {
 pub(crate) fn keep_last(house: &House) {
     let Some(path) = &house.keeper.path else { return };
     let (version, text) = text_now(house);
-    if house.keeper.saved.borrow().version < version {
-        house.keeper.tell(version, write(path, &text).map_err(|error| error.to_string()));
+    if !house.keeper.is_written(version) {
+        house.keeper.tell(version, write_alone(&house.keeper.writing, path, text));
     }
 }
 
-fn text_now(house: &House) -> (u64, Vec<u8>) {
+fn write_alone(writing: &Mutex<()>, path: &Path, text: Result<Vec<u8>, String>) -> Result<(), String> {
+    let _alone = writing.lock().unwrap_or_else(PoisonError::into_inner);
+    write(path, &text?).map_err(|error| error.to_string())
+}
+
+fn text_now(house: &House) -> (u64, Result<Vec<u8>, String>) {
     let truth = house.truth();
     (truth.words_version(), render(truth.words(), house.shared.now(), unix_ms()))
 }
 
-/// What was said before, if the file is there. One that is damaged is set aside.
+/// What was said before, if the file is there. One that is damaged or cannot be read is set aside, so that the next word is not written over it.
 pub(crate) fn read(path: &Path, unix_ms: u64) -> Found {
-    let text = match read_text(path) {
-        Ok(text) => text,
+    let what = match read_text(path) {
+        Ok(text) => match parse(&text, unix_ms) {
+            Ok(words) => return Found { words, trouble: None },
+            Err(reason) => format!("it is damaged ({reason})"),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Found::default(),
-        Err(error) => return Found { words: AdminWords::new(), trouble: Some(format!("it cannot be read: {error}")) },
-    };
-    let reason = match parse(&text, unix_ms) {
-        Ok(words) => return Found { words, trouble: None },
-        Err(reason) => reason,
+        Err(error) => format!("it cannot be read ({error})"),
     };
     let aside = beside(path, ".broken");
     let trouble = match fs::rename(path, &aside) {
-        Ok(()) => format!("it is damaged ({reason}) and was set aside as {}", aside.display()),
-        Err(error) => format!("it is damaged ({reason}) and could not be set aside: {error}"),
+        Ok(()) => format!("{what} and was set aside as {}", aside.display()),
+        Err(error) => format!("{what} and could not be set aside: {error}"),
     };
     Found { words: AdminWords::new(), trouble: Some(trouble) }
 }
 
 fn read_text(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe would hold the start up for ever.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
     let mut text = Vec::new();
     File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
     Ok(text)
@@ -261,7 +297,7 @@ fn said_text(said: &Said) -> SaidText {
     SaidText { unix_ms: said.unix_ms, by: said.by.clone(), reason: said.reason.clone() }
 }
 
-fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Vec<u8> {
+fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Result<Vec<u8>, String> {
     let drain_text = |drain: &Drain| DrainText {
         deadline_unix_ms: drain.deadline.map(|deadline| unix_ms + deadline.ms_since(now)),
         until: drain.until,
@@ -294,9 +330,13 @@ fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Vec<u8> {
             }),
         })
         .collect();
-    let mut text = serde_json::to_vec_pretty(&FileText { version: VERSION, members }).unwrap_or_default();
+    let mut text =
+        serde_json::to_vec_pretty(&FileText { version: VERSION, members }).map_err(|error| error.to_string())?;
     text.push(b'\n');
-    text
+    match text.len() as u64 > FILE_BYTES_MAX {
+        true => Err(format!("more than {FILE_BYTES_MAX} bytes, which nobody would read again; give shorter reasons")),
+        false => Ok(text),
+    }
 }
 
 /// Puts `text` in the place of the file, or leaves it as it is.
@@ -307,7 +347,12 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
         fs::create_dir(directory)?;
     }
     let new = beside(path, ".new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Never what somebody else has put there: a link would lead root to another file.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
     file.write_all(text)?;
     file.sync_all()?;
     fs::rename(&new, path)?;

@@ -207,6 +207,7 @@ mod tests {
             weight: 7,
             health: HealthStatus::Up,
             takes_new: false,
+            stands_by: false,
             connections: 3,
             admin_said: Some(AdminSaid { reason: String::new(), ..said(None) }),
             weight_said: Some(WeightSaid {

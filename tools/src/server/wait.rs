@@ -124,8 +124,13 @@ fn is_done(member: &MemberStatus, waits_for: WaitsFor) -> bool {
     match waits_for {
         WaitsFor::Drained => drain_is_over(member),
         WaitsFor::Empty => member.admin == "halt" && member.connections == 0,
-        WaitsFor::Taking => member.takes_new,
+        WaitsFor::Taking => takes_its_part(member),
     }
+}
+
+/// A backup that waits, and one without a weight, are as ready as they can be.
+fn takes_its_part(member: &MemberStatus) -> bool {
+    member.takes_new || (member.admin == "ready" && (member.stands_by || member.weight == 0))
 }
 
 /// One that was to be halted is done when that has happened to its connections.
@@ -182,6 +187,7 @@ mod tests {
             weight: 100,
             health: HealthStatus::Up,
             takes_new: admin == "ready",
+            stands_by: false,
             connections,
             admin_said: (admin != "ready").then(|| said(drain)),
             weight_said: None,
@@ -209,6 +215,9 @@ mod tests {
             (member("ready", 0, None), Empty, false, true),
             (member("ready", 0, None), Taking, true, false),
             (member("drain", 0, drain(Stay, false)), Taking, false, true),
+            (MemberStatus { takes_new: false, ..member("ready", 0, None) }, Taking, false, false),
+            (MemberStatus { takes_new: false, stands_by: true, ..member("ready", 0, None) }, Taking, true, false),
+            (MemberStatus { takes_new: false, weight: 0, ..member("ready", 0, None) }, Taking, true, false),
         ] {
             let found = (is_done(&member, waits_for), is_overruled(&member, waits_for));
             assert_eq!(found, (done, overruled), "{waits_for:?} {member:?}");

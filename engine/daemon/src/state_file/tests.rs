@@ -48,7 +48,7 @@ fn earlier(words: &AdminWords, ms: u64) -> AdminWords {
 fn what_is_written_is_read_and_deadlines_stay_where_they_are_in_the_calendar() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deeper").join("control.state");
-    write(&path, &render(&words(), Now(10_000), UNIX_MS)).unwrap();
+    write(&path, &render(&words(), Now(10_000), UNIX_MS).unwrap()).unwrap();
     // Read 20 s later, by a process that has just started.
     let found = read(&path, UNIX_MS + 20_000);
     assert_eq!(found.trouble, None);
@@ -71,7 +71,7 @@ fn a_file_that_is_not_there_says_nothing() {
 fn a_damaged_file_is_set_aside_and_told() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control.state");
-    let good = String::from_utf8(render(&words(), Now(0), UNIX_MS)).unwrap();
+    let good = String::from_utf8(render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     let damaged = [
         String::new(),
         "[]".to_owned(),
@@ -95,8 +95,33 @@ fn a_damaged_file_is_set_aside_and_told() {
 }
 
 #[test]
+fn what_is_no_file_is_set_aside_and_a_link_beside_it_leads_nowhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("control.state");
+    fs::create_dir(&path).unwrap();
+    assert!(read(&path, UNIX_MS).trouble.unwrap().contains("no regular file"));
+    let precious = directory.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    std::os::unix::fs::symlink(&precious, beside(&path, ".new")).unwrap();
+    write(&path, &render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    assert!(read(&path, UNIX_MS).trouble.is_none());
+}
+
+#[test]
+fn more_than_would_be_read_is_not_written() {
+    let mut words = AdminWords::new();
+    let reason = "\u{1}".repeat(256);
+    for number in 0..50_000u32 {
+        let member = Member { service: "s".into(), address: std::net::Ipv4Addr::from(number).into(), port: None };
+        words.say(&member, READY, Order::Halt, Said { reason: reason.clone(), ..said() }, Now(0));
+    }
+    assert!(render(&words, Now(0), UNIX_MS).unwrap_err().contains("give shorter reasons"));
+}
+
+#[test]
 fn what_somebody_has_edited_is_bounded() {
-    let text = String::from_utf8(render(&words(), Now(0), UNIX_MS)).unwrap();
+    let text = String::from_utf8(render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     let edited = text.replace("root (uid 0)", &("ö".repeat(200) + "\\n"));
     let words = parse(edited.as_bytes(), UNIX_MS).unwrap();
     let by = &words.of(&member(3, None)).unwrap().admin.as_ref().unwrap().said.by;

@@ -454,6 +454,24 @@ impl Worker {
         }
     }
 
+    /// Has a relayed connection without a server choose by the service as it is now: since it was accepted, or a server failed it, others may have been
+    /// drained, halted or gone down. One in HTTP mode does so with each request.
+    fn follow_service(&mut self, key: Key) {
+        let Worker { relays, snapshot, tls, .. } = self;
+        let Some(relay) = relays.get_mut(key).filter(|relay| relay.http.is_none() && relay.counted.is_none()) else {
+            return;
+        };
+        let Some(newest) = snapshot.service(relay.service.place) else { return };
+        let contexts = tls.service(newest.id);
+        let is_alike = newest.http.is_none() && contexts.is_some() == relay.service_tls.is_some();
+        let is_same =
+            (newest.id, &newest.name, &newest.group) == (relay.service.id, &relay.service.name, &relay.service.group);
+        if is_same && is_alike && !Arc::ptr_eq(newest, &relay.service) {
+            relay.service = Arc::clone(newest);
+            relay.service_tls = contexts.map(Arc::clone);
+        }
+    }
+
     /// Chooses a real server, on which the connection is counted from now on.
     pub(super) fn choose(&mut self, key: Key) -> Result<(), Refusal> {
         self.choose_by(key, None)
@@ -466,6 +484,9 @@ impl Worker {
 
     #[inline(always)]
     fn choose_by(&mut self, key: Key, ticket: Option<Ticket>) -> Result<(), Refusal> {
+        if ticket.is_none() {
+            self.follow_service(key);
+        }
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let (service, client) = (&relay.service, relay.client_address.ip());
         let server_name = relay.client_name.as_deref();

@@ -337,8 +337,9 @@ impl Worker {
             return Ok(());
         }
         let snapshot = Arc::clone(&self.snapshot);
-        let idle = self.relays.iter().filter(|(_, relay)| relay.idles_at_draining(&snapshot)).map(|(key, _)| key);
-        for key in idle.collect::<Vec<Key>>() {
+        let is_idle = |relay: &Relay| relay.is_between_requests() && relay.is_at_draining(&snapshot);
+        let idle: Vec<Key> = self.relays.iter().filter(|(_, relay)| is_idle(relay)).map(|(key, _)| key).collect();
+        for key in idle {
             self.part(key, Next::Nothing)?;
             self.advance(key)?;
         }
@@ -358,10 +359,9 @@ impl Worker {
 }
 
 impl Relay {
-    /// Whether it is between two requests, and its server, to which nothing binds it, is one that drains in this snapshot: the next request would
-    /// not go there.
-    fn idles_at_draining(&self, snapshot: &Snapshot) -> bool {
-        let Some(conversation) = self.http.as_deref().filter(|_| self.is_between_requests()) else { return false };
+    /// Whether its server, to which nothing binds it, is one that drains in this snapshot: the next request would not go there.
+    pub(super) fn is_at_draining(&self, snapshot: &Snapshot) -> bool {
+        let Some(conversation) = self.http.as_deref() else { return false };
         let is_free = matches!(conversation.server, ServerState::Up { .. }) && !conversation.exchange.is_bound();
         let member = || snapshot.service(self.service().place)?.target_of(self.server()?);
         is_free && member().is_some_and(|(_, target)| target.admin == AdminState::Drain)

@@ -283,8 +283,10 @@ impl Worker {
         conversation.inlets.iter_mut().for_each(|inlet| inlet.on_hold = false);
         // What a server says unasked belongs to no request.
         let babbles = conversation.inlets[Side::Server.index()].held.is_some();
-        // Between two requests it would keep a place that others wait for.
-        if after.server == Fate::Close || babbles || self.is_waited_for(key) {
+        // Its next request goes elsewhere, and until then a drain would wait for it; …
+        let drains = self.relays.get(key).is_some_and(|relay| relay.is_at_draining(&self.snapshot));
+        // … or it would keep a place that others wait for.
+        if after.server == Fate::Close || babbles || drains || self.is_waited_for(key) {
             self.part(key, Next::Nothing)?;
         } else {
             self.settle(key, after)?;
