@@ -255,8 +255,7 @@ fn t_34_datagrams_of_checks_reach_servers_behind_either_arm() {
             let name = |family: &str| format!("{family}-{port}");
             packet_service(&name("old"), vips[0], port, &keys, &v4) + &packet_service(&name("new"), vips[1], port, &keys, &v6)
         });
-        let listen =
-            |end: &towpath_tests::Host| end.run(|| UdpSocket::bind("[::]:514")).expect("a thread").expect("a socket");
+        let listen = |end: &Host| end.run(|| UdpSocket::bind("[::]:514")).expect("a thread").expect("a socket");
         let [_near, far] = ends.map(listen);
         let relay = start(lab, &services.collect::<String>());
         relay.until_all_up();

@@ -522,7 +522,7 @@ pub static HEALTH: Table = Table {
             "no_answer",
             Kind::Word(&[
                 word("fails", "Who does not answer within `timeout` has failed."),
-                word("passes", "Only who is refused (ICMP) or answers wrongly has failed: for servers that answer clients only. A host that is off passes, too."),
+                word("passes", "Only who is refused (ICMP) or answers wrongly has failed: for servers that answer nobody, like collectors of logs. Behind a router a host that is off passes, too."),
             ]),
             "What silence means to `check = \"udp\"`.",
         )

@@ -666,6 +666,7 @@ fn checks_must_be_able_to_answer() {
         ("check = \"radius\", secret_file = \"/s\", transport = \"tcp\"", &[("no-effect", "transport")]),
         ("check = \"ping\"", &[]),
         ("check = \"ping\", ports = [7]", &[("no-effect", "ports")]),
+        ("check = \"ping\", evict = \"port\"", &[("conflicting-keys", "\"port\"")]),
         ("check = \"stun\", transport = \"tls\"", &[("bad-transport", "\"tls\"")]),
         ("check = \"udp\", send = \"hello\", expect_hex = \"FF 0a\", no_answer = \"passes\"", &[]),
         ("check = \"udp\", send_hex = \"f\"", &[("bad-hex", "\"f\"")]),

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use towpath_config::model::{CheckKind, Damping, Forwarding, Model, Ports, Protocol, VirtualService};
-use towpath_core::health::{CheckId, CheckPlan, CheckResult};
+use towpath_config::model::{Carrier, CheckKind, Damping, Forwarding, Model, Ports, Protocol, VirtualService};
+use towpath_core::health::{CheckId, CheckPlan, CheckResult, NO_PORT};
 use towpath_core::plane::Network;
 use towpath_sys::link::Link;
 use towpath_sys::neighbour::Tables;
@@ -499,12 +499,21 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
     for (service, group) in groups {
         for server in &group.servers {
             let named = group.health.as_ref().map_or(&[][..], |health| health.ports.as_slice());
-            let own = socket_of(service, server.address, server.port).map(|socket| socket.port());
+            // Ports of datagrams know nothing of connections: there the check itself is made.
+            let kind = match &group.health {
+                Some(health) if health.check.carrier() != Carrier::Stream => health.check.clone(),
+                _ => CheckKind::Tcp,
+            };
+            let own = match kind.carrier() {
+                Carrier::Echo => Some(NO_PORT),
+                Carrier::Datagram => server.port.or_else(|| service.sockets().next().map(|socket| socket.port())),
+                Carrier::Stream => socket_of(service, server.address, server.port).map(|socket| socket.port()),
+            };
             let ports = if named.is_empty() { Vec::from_iter(own) } else { named.to_vec() };
             // What the kernel has no way to is told by that, and what is on a VLAN or a bridge only the daemon reaches.
             let is_near = server.address.is_loopback() || kernels_route(model, tables, server.address).is_some();
             if !ports.is_empty() && is_near {
-                wanted.push((service.name.clone(), server.name.clone(), server.address, ports));
+                wanted.push((service.name.clone(), server.name.clone(), server.address, kind, ports));
             }
         }
     }
@@ -514,13 +523,13 @@ fn connect(model: &Model, tables: &Tables) -> Vec<Tried> {
         let mut wanted = wanted.into_iter().take(QUESTIONS_MAX).enumerate();
         loop {
             while running.len() < CONNECTIONS_MAX
-                && let Some((place, (service, server, ip, ports))) = wanted.next()
+                && let Some((place, (service, server, ip, kind, ports))) = wanted.next()
             {
                 let plan = CheckPlan {
                     id: CheckId(0),
                     address: ip,
                     vip: None,
-                    kind: CheckKind::Tcp,
+                    kind,
                     ports,
                     proxy: None,
                     interval_ms: CONNECT_MS,

@@ -65,6 +65,10 @@ impl LdapTalk {
     pub(super) fn received(&mut self, bytes: &[u8], send: &mut Vec<u8>) -> Course {
         self.received.extend_from_slice(bytes);
         loop {
+            // Of something else, what follows is no length, and might never come.
+            if self.received.first().is_some_and(|&tag| tag != SEQUENCE) {
+                return Course::Failed(MALFORMED.to_owned());
+            }
             let message = match first_element(&self.received) {
                 Ok(Some((SEQUENCE, message, length))) => {
                     let message = message.to_vec();
