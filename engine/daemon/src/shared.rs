@@ -234,7 +234,7 @@ impl Shared {
         let Desk { balancer, no_persistence, .. } = &mut *desk;
         let picked = self.pick_at(balancer, no_persistence, service, client, tried, now);
         drop(desk);
-        self.note_undone(service.id);
+        self.note_undone(service.id, Some(service.place));
         picked
     }
 
@@ -242,15 +242,16 @@ impl Shared {
     pub fn reopen(&self, service: &Service, member: &Target) -> bool {
         let opened = !self.is_waited_for(service.place)
             && self.loads.try_open(service.id, service.max_connections, member.server, member.max_connections).is_ok();
-        self.note_undone(service.id);
+        self.note_undone(service.id, None);
         opened
     }
 
-    /// Who waits for a place of this service has missed the one that was taken and given back for want of a server.
+    /// Who waits for a place of this service has missed the one that was taken and given back for want of a server; but nobody at the place that `asked`
+    /// under its desk's lock: called for its own asking, it would ask for ever.
     #[inline]
-    fn note_undone(&self, service: ServiceId) {
+    fn note_undone(&self, service: ServiceId, asked: Option<ServiceId>) {
         if !self.waiting.is_empty() && loads::take_undone() {
-            self.call_who_waits(service, RealServerId::NOBODY);
+            self.call_who_waits(service, RealServerId::NOBODY, asked);
         }
     }
 
@@ -316,7 +317,7 @@ impl Shared {
                 self.note_queue(service.place, &mut desk);
                 served
             };
-            self.note_undone(service.id);
+            self.note_undone(service.id, Some(service.place));
             if let Some(next) = called {
                 self.seat(next).call(Call::Turn(service.place));
             }
@@ -367,8 +368,8 @@ impl Shared {
     /// A place of this service, and of this server, is free: whoever is first of those that may have it is told.
     #[cold]
     #[inline(never)]
-    fn call_who_waits(&self, service: ServiceId, server: RealServerId) {
-        for place in self.waiting.iter() {
+    fn call_who_waits(&self, service: ServiceId, server: RealServerId, but: Option<ServiceId>) {
+        for place in self.waiting.iter().filter(|place| but != Some(*place)) {
             let desk = lock(self.desk(place));
             let may_have = |waited_for: &Arc<Service>| waiting_for::may_have(waited_for, service, server);
             let called = desk.queue.first().filter(|_| desk.waited_for.as_ref().is_some_and(may_have));
@@ -389,7 +390,7 @@ impl Shared {
     pub fn close(&self, service: ServiceId, server: RealServerId) {
         self.loads.close(service, server);
         if !self.waiting.is_empty() {
-            self.call_who_waits(service, server);
+            self.call_who_waits(service, server, None);
         }
     }
 

@@ -69,13 +69,22 @@ impl Loads for SharedLoads {
         server: RealServerId,
         server_max: u32,
     ) -> Result<(), Full> {
+        // A look first, so that a place of the service is held in vain only where another thread comes in between. A client that is led back to a full
+        // server is no such race, and must not look like one to those who wait.
+        if is_full(&self.services[service.index()], service_max) {
+            return Err(Full::Service);
+        }
+        if is_full(&self.servers[server.index()], server_max) {
+            return Err(Full::Server);
+        }
         // Service first: its slot is given back when the server has none, so both count or neither does.
         if !take_slot(&self.services[service.index()], service_max) {
             return Err(Full::Service);
         }
         if !take_slot(&self.servers[server.index()], server_max) {
             give_back(&self.services[service.index()]);
-            UNDONE.set(true);
+            // Without a limit of the service nobody was refused by it.
+            UNDONE.set(service_max != 0);
             return Err(Full::Server);
         }
         self.member(service, server).fetch_add(1, Ordering::AcqRel);
@@ -96,6 +105,10 @@ fn take_slot(cell: &AtomicU32, max: u32) -> bool {
         if room { count.checked_add(1) } else { None }
     })
     .is_ok()
+}
+
+fn is_full(cell: &AtomicU32, max: u32) -> bool {
+    max != 0 && cell.load(Ordering::SeqCst) >= max
 }
 
 fn give_back(cell: &AtomicU32) {

@@ -252,6 +252,29 @@ fn a_place_that_is_given_back_always_finds_who_waits() {
     assert_eq!(loads(&shared, 1), [0]);
 }
 
+/// One that is led back to a full server is not called for its own asking, or its worker would ask without end.
+#[test]
+fn who_waits_for_its_own_full_server_is_called_once() {
+    let keys = "queue = 2\nqueue_timeout = \"60s\"\npersistence = { by = \"source-ip\", timeout = \"30m\" }";
+    for keys in [keys.to_owned(), format!("{keys}\nmax_connections = 9")] {
+        let shared = shared(snapshot(&keys, &[(100, 1)], 1));
+        let snapshot = shared.snapshot();
+        let service = snapshot.each_service().next().expect("one service");
+        let holder = shared.pick(service, client(1), 80, &Tried::new(), shared.now()).expect("the only place");
+        let ticket = shared.join(service, WorkerId(1), shared.now()).expect("room");
+        let called = || shared.seat(WorkerId(1)).take_calls();
+        assert_eq!(called(), [Call::Turn(service.place)]);
+        let from = client(1).ip();
+        let known = service.known(&towpath_core::persistence::Seen::of_address(from));
+        let wait = || shared.pick_waiting(service, from, 80, &known, ticket, shared.now());
+        assert_eq!(wait(), Err(Refusal::ServersFull));
+        assert!(called().is_empty(), "nothing has become free");
+        shared.close(service.id, holder.server);
+        assert_eq!(called(), [Call::Turn(service.place)]);
+        assert_eq!(wait().map(|pick| pick.server), Ok(holder.server));
+    }
+}
+
 #[test]
 fn nobody_is_served_before_those_who_wait() {
     let shared = shared(snapshot("queue = 2\nqueue_timeout = \"60s\"", &[(100, 1)], 1));
