@@ -18,6 +18,7 @@ use std::{env, fs};
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use target::{KINDS, answered, begin, kind};
+use towpath_config::model::{CheckKind, CheckTransport, DnsCheck, DnsType};
 use towpath_core::health::Course;
 use towpath_core::random::SplitMix64;
 
@@ -188,6 +189,46 @@ fn answers_of_dns_are_judged_by_code_and_data() {
         assert_eq!(answered(&kind(DNS_UDP), answer, 1), Course::More);
         expect(DNS_TCP, &framed(answer), "answers another query");
     }
+}
+
+/// The course of a query for records of `record`, which gets records of these types and data.
+fn resolved(record: DnsType, kind: u16, expect: Option<&str>, records: &[(u16, &[u8])]) -> Course {
+    let check = CheckKind::Dns(DnsCheck {
+        transport: CheckTransport::Udp,
+        query: "www.example.org".to_owned(),
+        record,
+        rcodes: vec![0],
+        expect: expect.map(str::to_owned),
+    });
+    let records: Vec<_> = records.iter().map(|(kind, data)| self::record(*kind, data)).collect();
+    let mut answer = dns([0x81, 0x80], &records);
+    // Behind the header and the name of the question.
+    answer[29..31].copy_from_slice(&kind.to_be_bytes());
+    answered(&check, &answer, 1)
+}
+
+#[test]
+fn an_alias_alone_is_no_address() {
+    let (alias, address) = ((5, MAIL), (1, &[192, 0, 2, 7][..]));
+    let nothing = Course::Failed("has no A record of \"www.example.org\"".to_owned());
+    assert_eq!(resolved(DnsType::A, 1, None, &[]), nothing);
+    assert_eq!(resolved(DnsType::A, 1, None, &[alias]), nothing);
+    assert_eq!(resolved(DnsType::A, 1, None, &[alias, address]), Course::Passed);
+    assert_eq!(resolved(DnsType::Cname, 5, None, &[alias]), Course::Passed);
+}
+
+#[test]
+fn a_long_text_is_expected_in_full_and_shown_in_part() {
+    let (first, second) = (format!("v=spf1 {}", "ip4:192.0.2.0/24 ".repeat(5)), "ip4:198.51.100.0/24 -all");
+    let string = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let data = [string(&first), string(second)].concat();
+    let whole = format!("{first}{second}");
+    assert!(whole.len() > 100, "longer than what a reason shows");
+    assert_eq!(resolved(DnsType::Txt, 16, Some(&whole), &[(16, &data)]), Course::Passed);
+    let other = format!("{first}-all");
+    let shown = &whole[..80];
+    let reason = format!("answers \"{shown}…\", expected \"{other}\"");
+    assert_eq!(resolved(DnsType::Txt, 16, Some(&other), &[(16, &data)]), Course::Failed(reason));
 }
 
 #[test]
