@@ -24,7 +24,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use towpath_core::health::CheckPlan;
-use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, Packet, parse};
+use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, PROTOCOL_TCP, Packet, Tuple, parse};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
 
@@ -191,11 +191,12 @@ impl Stack {
     /// `local_port`: the only one that it hears.
     fn open(link: Link, way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
         let hearing = Hearing::of_connection(link.index, local_port, to.port())?;
-        let (wire, interface) = Wire::lay(hearing, link, way, to)?;
+        let from = SocketAddr::new(way.from.0, local_port);
+        let (wire, interface) = Wire::lay(hearing, link, way, Tuple::new(from, to, PROTOCOL_TCP))?;
         let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = sockets.add(Socket::new(buffer(), buffer()));
-        Ok(Stack { wire: Some(wire), interface, sockets, client, from: SocketAddr::new(way.from.0, local_port) })
+        Ok(Stack { wire: Some(wire), interface, sockets, client, from })
     }
 
     /// Our own address and port.
@@ -307,8 +308,8 @@ struct Wire {
     link: Link,
     mtu_bytes: usize,
     stand_in: Option<StandIn>,
-    /// Who is asked, from which address.
-    between: (IpAddr, IpAddr),
+    /// As what our packets go to the server: an error about anything else is not about this check.
+    asked: Tuple,
     /// What somebody has said about a packet of ours to the server.
     refusal: Option<io::ErrorKind>,
     /// The frame that was read last.
@@ -317,7 +318,7 @@ struct Wire {
 
 impl Wire {
     /// With it goes what speaks IP over it.
-    fn lay(hearing: Hearing, link: Link, way: &Way, to: SocketAddr) -> io::Result<(Wire, Interface)> {
+    fn lay(hearing: Hearing, link: Link, way: &Way, asked: Tuple) -> io::Result<(Wire, Interface)> {
         #[expect(
             deprecated,
             reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
@@ -328,7 +329,7 @@ impl Wire {
             link,
             mtu_bytes: way.mtu_bytes,
             stand_in: way.stand_in,
-            between: (way.from.0, to.ip()),
+            asked,
             refusal: None,
             read: Vec::new(),
         };
@@ -349,12 +350,11 @@ impl Wire {
     /// An error about what we have sent to the server: smoltcp tells of none to a socket, and of those of routers that quote little nobody at all.
     fn refusal(&self, frame: &[u8]) -> Option<io::ErrorKind> {
         let Ok(Packet::IcmpError(error)) = parse(frame) else { return None };
-        let (src, dst) = (IpAddr::from(error.embedded.src), IpAddr::from(error.embedded.dst));
-        if error.kind != IcmpErrorKind::Unreachable || (src, dst) != self.between {
+        if error.kind != IcmpErrorKind::Unreachable || error.embedded != self.asked {
             return None;
         }
         let code = *frame.get(usize::from(error.parsed.l4) + 1)?;
-        let is_port = code == if src.is_ipv4() { V4_PORT_UNREACHABLE } else { V6_PORT_UNREACHABLE };
+        let is_port = code == if self.asked.src.is_v4() { V4_PORT_UNREACHABLE } else { V6_PORT_UNREACHABLE };
         Some(if is_port { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::HostUnreachable })
     }
 }

@@ -9,6 +9,7 @@ use smoltcp::socket::{icmp, udp};
 use smoltcp::time::Instant;
 use tokio::time::timeout;
 use towpath_config::model::Carrier;
+use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, Tuple};
 use towpath_sys::packet::Hearing;
 
 use super::{Link, Way, Wire, next_port, retire};
@@ -38,7 +39,14 @@ impl Letters {
         // Of an echo it is the identifier.
         let port = next_port();
         let hearing = Hearing::of_datagrams(link.index, port, to.port())?;
-        let (wire, interface) = Wire::lay(hearing, link, way, to)?;
+        let from = SocketAddr::new(way.from.0, port);
+        let asked = match (carrier, to) {
+            // Errors about an echo show the identifier as the port of who asks.
+            (Carrier::Echo, SocketAddr::V4(_)) => Tuple::new(from, SocketAddr::new(to.ip(), 0), PROTOCOL_ICMP),
+            (Carrier::Echo, SocketAddr::V6(_)) => Tuple::new(from, SocketAddr::new(to.ip(), 0), PROTOCOL_ICMPV6),
+            (Carrier::Datagram | Carrier::Stream, _) => Tuple::new(from, to, PROTOCOL_UDP),
+        };
+        let (wire, interface) = Wire::lay(hearing, link, way, asked)?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = match carrier {
             Carrier::Echo => {
@@ -56,7 +64,7 @@ impl Letters {
                 Client::Udp(sockets.add(socket))
             }
         };
-        Ok(Letters { wire: Some(wire), interface, sockets, client, from: SocketAddr::new(way.from.0, port), to })
+        Ok(Letters { wire: Some(wire), interface, sockets, client, from, to })
     }
 
     /// Our own address, and port or identifier.
