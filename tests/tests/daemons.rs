@@ -913,6 +913,18 @@ fn a_refusal_is_told_to_the_check_that_was_refused() {
     });
 }
 
+#[test]
+fn a_server_missing_on_a_vlan_does_not_pass_by_its_silence() {
+    in_lab(a_server_missing_on_a_vlan_does_not_pass_by_its_silence, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let gone = lab.free_snat(150).into();
+        let config = trunk(lab) + &on_a_vlan(lab, "gone", 0, "check = \"udp\", ports = [514]", gone);
+        let relay = subject!().start(lab.balancer(), &config);
+        until_all(&relay, HealthStatus::Down, "host unreachable");
+        relay.stop();
+    });
+}
+
 /// Gives a server an address without answering for it.
 fn have_silently(server: &Host, vip: Ipv4Addr) {
     for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {

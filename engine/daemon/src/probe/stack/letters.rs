@@ -85,6 +85,15 @@ impl Letters {
         self.step();
     }
 
+    /// Whether all of them are on their way: what waits for the server's hardware address is not.
+    pub(in crate::probe) fn have_left(&self) -> bool {
+        let waiting = match self.client {
+            Client::Echo(client) => self.sockets.get::<icmp::Socket<'_>>(client).send_queue(),
+            Client::Udp(client) => self.sockets.get::<udp::Socket<'_>>(client).send_queue(),
+        };
+        waiting == 0
+    }
+
     /// The next one that comes from the server. May be dropped while it waits.
     pub(in crate::probe) async fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         loop {
