@@ -925,6 +925,34 @@ fn a_server_missing_on_a_vlan_does_not_pass_by_its_silence() {
     });
 }
 
+#[test]
+fn a_flood_of_other_answers_does_not_hold_a_check_beyond_its_time() {
+    in_lab(a_flood_of_other_answers_does_not_hold_a_check_beyond_its_time, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let server = lab.server(1);
+        let socket = server.run(|| UdpSocket::bind(("0.0.0.0", 53))).expect("a thread").expect("a socket");
+        // Ends with the process.
+        let _runs = server.start(move || {
+            let mut question = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut question) {
+                // Of another number, for longer than the check has time.
+                question[0] ^= 1;
+                question[2] |= 0x80;
+                for _ in 0..500_000 {
+                    let _sent = socket.send_to(&question[..length], client);
+                }
+            }
+        });
+        let health = format!("health = {{ check = \"dns\", query = \"www.example.org\", ports = [53], {RHYTHM} }}");
+        let keys = format!("source = {{ pool = [\"{}\"] }}\n{health}", lab.free_snat(101));
+        let config =
+            trunk(lab) + &packet_service("web", lab.free_vip(100), "443", &keys, &[("server-1", server.ipv4().into())]);
+        let relay = subject!().start(lab.balancer(), &config);
+        until_all(&relay, HealthStatus::Down, "no answer within 500 ms");
+        relay.stop();
+    });
+}
+
 /// Gives a server an address without answering for it.
 fn have_silently(server: &Host, vip: Ipv4Addr) {
     for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {

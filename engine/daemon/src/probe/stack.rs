@@ -14,14 +14,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, consume_budget};
 use tokio::time::timeout;
 use towpath_core::health::CheckPlan;
 use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, PROTOCOL_TCP, Packet, Tuple, parse};
@@ -34,6 +34,8 @@ pub(super) use letters::Letters;
 
 /// Bytes of what a server says at once that are taken, in each direction.
 const BUFFER_BYTES: usize = 4_096;
+/// Frames that one step reads: a socket has room for as many datagrams.
+const FRAMES_PER_STEP: usize = 4;
 /// Where the sender's and the target's addresses lie in a frame with ARP (RFC 826).
 const ARP_SENDER: Range<usize> = ETHERNET_LEN + 14..ETHERNET_LEN + 18;
 const ARP_TARGET: Range<usize> = ETHERNET_LEN + 24..ETHERNET_LEN + 28;
@@ -216,12 +218,14 @@ impl Stack {
     /// Reads what has come and sends what is due.
     fn step(&mut self) {
         let Stack { wire: Some(wire), interface, sockets, .. } = self else { return };
-        let _changed = interface.poll(Instant::now(), wire, sockets);
+        step(interface, wire, sockets);
     }
 
     /// Returns when there is something to do.
     async fn wait(&mut self) -> io::Result<()> {
         let Stack { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
+        // What comes without end keeps it ready; others have their turn.
+        consume_budget().await;
         let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
         match timeout(due, wire.hearing.readable()).await {
             Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
@@ -293,6 +297,18 @@ impl Drop for Stack {
     fn drop(&mut self) {
         retire(self.wire.take());
     }
+}
+
+/// Reads some of what has come and sends what is due.
+fn step(interface: &mut Interface, wire: &mut Wire, sockets: &mut SocketSet<'_>) {
+    let now = Instant::now();
+    interface.poll_maintenance(now);
+    for _ in 0..FRAMES_PER_STEP {
+        if matches!(interface.poll_ingress_single(now, wire, sockets), PollIngressSingleResult::None) {
+            break;
+        }
+    }
+    while interface.poll_egress(now, wire, sockets) == PollResult::SocketStateChanged {}
 }
 
 /// Closing a packet socket waits until no CPU looks at it any more, which takes milliseconds (net/packet/af_packet.c, packet_release).
@@ -375,21 +391,23 @@ impl Device for Wire {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
         let Wire { hearing, link, stand_in, read, .. } = &mut *self;
-        loop {
-            let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
-                let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
-                let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
-                let is_ours = vlan(frame.tag) == vlan(link.tag);
-                read.clear();
-                read.extend_from_slice(frame.bytes);
-                Ok(is_ours)
-            });
-            match taken {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                // Of an interface that went down; what comes behind it is there.
-                Err(error) => tracing::debug!("probe: {error}"),
+        let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
+            let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
+            let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
+            let is_ours = vlan(frame.tag) == vlan(link.tag);
+            read.clear();
+            read.extend_from_slice(frame.bytes);
+            Ok(is_ours)
+        });
+        match taken {
+            Ok(true) => {}
+            // What comes behind it is there for the next step.
+            Ok(false) => return None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // Of an interface that went down; likewise.
+            Err(error) => {
+                tracing::debug!("probe: {error}");
+                return None;
             }
         }
         if let Some(StandIn { vip, server }) = *stand_in {

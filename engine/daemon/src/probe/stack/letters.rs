@@ -7,15 +7,16 @@ use std::time::Duration;
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{icmp, udp};
 use smoltcp::time::Instant;
+use tokio::task::consume_budget;
 use tokio::time::timeout;
 use towpath_config::model::Carrier;
 use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, Tuple};
 use towpath_sys::packet::Hearing;
 
-use super::{Link, Way, Wire, next_port, retire};
+use super::{FRAMES_PER_STEP, Link, Way, Wire, next_port, retire, step};
 
 /// Datagrams that wait in each direction, and the octets of all of them.
-const DATAGRAMS_MAX: usize = 4;
+const DATAGRAMS_MAX: usize = FRAMES_PER_STEP;
 const BUFFER_BYTES: usize = 16_384;
 
 /// What goes to one port of a server and comes from it, or what echoes.
@@ -127,12 +128,14 @@ impl Letters {
     /// Reads what has come and sends what is due.
     fn step(&mut self) {
         let Letters { wire: Some(wire), interface, sockets, .. } = self else { return };
-        let _changed = interface.poll(Instant::now(), wire, sockets);
+        step(interface, wire, sockets);
     }
 
     /// Returns when there is something to do.
     async fn wait(&mut self) -> io::Result<()> {
         let Letters { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
+        // What comes without end keeps it ready; others have their turn.
+        consume_budget().await;
         let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
         match timeout(due, wire.hearing.readable()).await {
             Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
