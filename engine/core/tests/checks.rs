@@ -276,6 +276,10 @@ fn answers_of_radius_must_prove_the_secret() {
     assert_eq!(conversation.waits_for(), "answer whose authenticator fits our secret");
     expect(STATUS, &right[..19], "answers with less than the header of RADIUS");
     expect(STATUS, &right[..30], "the answer is not as long as it says");
+    let foreign = right[1] ^ 1;
+    for answer in [&[][..], &[2], &[2, foreign], &[2, foreign, 0, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        assert_eq!(answered(&kind(STATUS), answer, 1), Course::More, "{answer:?} is not for us");
+    }
     expect(STATUS, &radius(STATUS, 2, b"\x12\x00", SECRET), "the answer ends amid an attribute");
     expect(STATUS, &radius(STATUS, 2, b"\x12\x09x", SECRET), "the answer ends amid an attribute");
     // What comes behind the packet is padding.
