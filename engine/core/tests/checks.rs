@@ -208,6 +208,21 @@ fn resolved(record: DnsType, kind: u16, expect: Option<&str>, records: &[(u16, &
 }
 
 #[test]
+fn a_name_of_dns_jumps_no_more_often_than_it_can_have_labels() {
+    // Behind header, question and the head of the first record lie pointers, each to the one before it.
+    let at = |number: usize| 45 + 2 * number;
+    let pointer = |to: usize| [0xc0 | (to >> 8) as u8, to as u8];
+    let answer = |count: usize| {
+        let chain: Vec<u8> =
+            (0..count).flat_map(|number| pointer(if number == 0 { 16 } else { at(number - 1) })).collect();
+        let name = [&[4, b'm', b'a', b'i', b'l'][..], &pointer(at(count - 1))].concat();
+        dns([0x81, 0x80], &[record(99, &chain), mx(10, &name)])
+    };
+    assert_eq!(answered(&kind(DNS_UDP), &answer(126), 1), Course::Passed);
+    expect(DNS_UDP, &answer(127), "a name of the answer leads in a circle");
+}
+
+#[test]
 fn an_alias_alone_is_no_address() {
     let (alias, address) = ((5, MAIL), (1, &[192, 0, 2, 7][..]));
     let nothing = Course::Failed("has no A record of \"www.example.org\"".to_owned());

@@ -11,6 +11,8 @@ use crate::random::SplitMix64;
 /// RFC 1035 section 2.3.4.
 const NAME_OCTETS_MAX: usize = 255;
 const LABEL_OCTETS_MAX: usize = 63;
+/// Labels of a name of 255 octets; a pointer for each of them is the most that makes sense.
+const JUMPS_MAX: u32 = 127;
 const HEADER_OCTETS: usize = 12;
 const CLASS_INTERNET: u16 = 1;
 /// What stands in the upper half of a label's length where the rest of the name is elsewhere.
@@ -237,17 +239,19 @@ impl<'m> Reader<'m> {
         Ok(u16::from_be_bytes([octets[0], octets[1]]))
     }
 
-    /// A name in full. Pointers lead backwards only, so that there is an end (RFC 1035 section 4.1.4: to a prior occurrence).
+    /// A name in full. Pointers lead backwards only, so that there is an end (RFC 1035 section 4.1.4: to a prior occurrence), and soon: an answer
+    /// may have thousands of names that share one long chain.
     fn name(&mut self) -> Result<Vec<u8>, Fault> {
         let mut name = Vec::new();
-        let (mut at, mut floor, mut behind) = (self.at, self.at, None);
+        let (mut at, mut floor, mut behind, mut jumps) = (self.at, self.at, None, 0);
         loop {
             let length = *self.message.get(at).ok_or(CUT)?;
             if length & POINTER == POINTER {
                 let low = *self.message.get(at + 1).ok_or(CUT)?;
                 behind.get_or_insert(at + 2);
                 let to = usize::from(u16::from_be_bytes([length & !POINTER, low]));
-                if to >= floor {
+                jumps += 1;
+                if to >= floor || jumps > JUMPS_MAX {
                     return Err("a name of the answer leads in a circle");
                 }
                 (at, floor) = (to, to);
