@@ -13,7 +13,7 @@ use towpath_tests::{Connection, Origin, Subject, TestLab, Topology, eventually, 
 
 /// So that a lab takes little memory.
 const LIMITS: &str = "[limits]\nflows = 16384\n";
-const FAST_CHECK: &str = "check = \"tcp\", interval = \"100ms\", timeout = \"1s\", rise = 1, fall = 1";
+const FAST_CHECK: &str = "check = \"tcp\", interval = \"100ms\", timeout = \"20s\", rise = 1, fall = 1";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plane {
@@ -450,7 +450,7 @@ on_both_planes!(
 fn who_refuses_clients_is_out(plane: Plane, lab: &TestLab) {
     let (vip, keys) = plane.vip(lab, 100);
     let keys = format!(
-        "{keys}balance = \"round-robin\"\n[service.health]\ncheck = \"tcp\"\nports = 444\ninterval = \"100ms\"\ntimeout = \"1s\"\nrise = 1\nfall = 1\n\
+        "{keys}balance = \"round-robin\"\n[service.health]\ncheck = \"tcp\"\nports = 444\ninterval = \"100ms\"\ntimeout = \"20s\"\nrise = 1\nfall = 1\n\
          passive = {{ at_least = 5, window = \"1m\", hold = \"1h\" }}"
     );
     let _second = Origin::tcp(lab.server(2), 443);

@@ -34,11 +34,9 @@ fn faults(table: &str, tests: &BTreeMap<String, String>) -> Vec<String> {
             faults.push(format!("`{heading}` is there twice"));
         }
     }
-    for event in EVENTS {
-        let Some(rows) = sections.get(event) else {
-            faults.push(format!("`{event}` is missing"));
-            continue;
-        };
+    let missing = EVENTS.iter().filter(|event| !sections.contains_key(*event));
+    faults.extend(missing.map(|event| format!("`{event}` is missing")));
+    for (event, rows) in sections {
         let rows: Vec<Vec<&str>> =
             rows.iter().map(|row| row.trim_matches('|').split('|').map(str::trim).collect()).collect();
         if rows.first().is_none_or(|head| head.get(1..) != Some(&PLANES[..])) {

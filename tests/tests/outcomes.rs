@@ -92,6 +92,24 @@ impl<'l> Stage<'l> {
         who_from(self.lab.client(), from, (self.vip, port))
     }
 
+    /// The same of the service `desk`, where only one client at a time is served.
+    fn pinned_alone(&self, server: &str) -> IpAddr {
+        let comes_back = |&from: &IpAddr| {
+            let name = self.come_back(from, STICKY);
+            self.relay.until("nobody is served", |status| status.services[1].connections == 0);
+            name == server
+        };
+        (110..118).map(|number| self.lab.second_client(number)).find(comes_back).expect("round robin reaches both")
+    }
+
+    /// A connection that is served, of this address of the client.
+    fn served(&self, from: Option<IpAddr>, port: u16) -> Connection {
+        let from = from.unwrap_or(self.lab.client().ipv4().into());
+        let mut connection = Connection::open_from(self.lab.client(), from, (self.vip, port)).expect("there is room");
+        connection.greeting().expect("a greeting");
+        connection
+    }
+
     /// Who serves some new clients.
     fn new_clients(&self) -> BTreeSet<String> {
         (0..4).map(|_| who(self.lab.client(), (self.vip, NEW))).collect()
@@ -202,7 +220,7 @@ fn is_silent(lab: &TestLab, plane: Plane) {
             eventually("it is led to its silent server", || (timed_out() > 0).then_some(()));
             assert!(!coming_back.is_finished(), "its entry leads it there again and again");
             // A check finds out what the client cannot; its next SYN after that is led elsewhere.
-            stage.keys = stage.keys.replace("interval = \"1h\"", "interval = \"100ms\", timeout = \"100ms\"");
+            stage.keys = stage.keys.replace("interval = \"1h\"", "interval = \"100ms\", timeout = \"1s\"");
             stage.reload(&[(1, ""), (2, "")]);
         }
         assert_eq!(coming_back.join().expect("it is served"), "server-2");
@@ -379,6 +397,7 @@ fn returns(lab: &TestLab, plane: Plane) {
     let stage = Stage::start(lab, plane, FAST_CHECK);
     let (mut on_first, mut on_second) = (stage.existing("server-1"), stage.existing("server-2"));
     let pinned = stage.pinned(STICKY, "server-1", 110);
+    let absent = stage.pinned(STICKY, "server-1", 120);
     checked[0] = None;
     stage.until(1, HealthStatus::Down);
     assert_eq!(stage.come_back(pinned, STICKY), "server-2");
@@ -387,6 +406,7 @@ fn returns(lab: &TestLab, plane: Plane) {
     assert_eq!(stage.new_clients(), names(&["server-1", "server-2"]));
     for _ in 0..3 {
         assert_eq!(stage.come_back(pinned, STICKY), "server-2", "nobody is moved a second time");
+        assert_eq!(stage.come_back(absent, STICKY), "server-1", "who was not there meanwhile has not been moved");
     }
     for connection in [&mut on_first, &mut on_second] {
         connection.echo(b"all the time").expect("connections that were open stay where they are");
@@ -431,10 +451,14 @@ fn nobody_is_left(lab: &TestLab, plane: Plane) {
     eventually("it is counted", || (stage.ended("no_server") == before + 1).then_some(()));
     existing.echo(b"still there").expect("what is open goes on");
 
-    checked[1] = Some(Origin::tcp(lab.server(2), CHECKED));
-    stage.until(2, HealthStatus::Up);
-    assert_eq!(stage.new_clients(), names(&["server-2"]));
-    assert_eq!(stage.come_back(pinned, STICKY), "server-2");
+    for n in [1, 2] {
+        checked[n - 1] = Some(Origin::tcp(lab.server(n), CHECKED));
+        stage.until(n, HealthStatus::Up);
+    }
+    assert_eq!(stage.new_clients(), names(&["server-1", "server-2"]));
+    for _ in 0..3 {
+        assert_eq!(stage.come_back(pinned, STICKY), "server-1", "its entry has stayed");
+    }
     stage.relay.stop();
 }
 
@@ -446,4 +470,98 @@ fn without_a_server_clients_are_refused_and_connections_go_on_on_the_stream_plan
 #[test]
 fn without_a_server_clients_are_refused_and_connections_go_on_on_the_packet_plane() {
     on(without_a_server_clients_are_refused_and_connections_go_on_on_the_packet_plane, Plane::Packet, nobody_is_left);
+}
+
+/// The service has as many connections as it may have, and no queue.
+fn is_full(lab: &TestLab, plane: Plane) {
+    let limit = match plane {
+        Plane::Stream => "max_connections = 1\n",
+        Plane::Packet => "max_connections = 1\noverload = \"reset\"\n",
+    };
+    let stage = Stage::start(lab, plane, limit);
+    let pinned = stage.pinned_alone("server-1");
+    let mut existing = stage.served(None, NEW);
+    let mut returned = stage.served(Some(pinned), STICKY);
+    let is_turned_away = |from: IpAddr, port: u16| match plane {
+        Plane::Stream => is_refused_from(lab.client(), from, (stage.vip, port)),
+        Plane::Packet => Connection::open_from(lab.client(), from, (stage.vip, port))
+            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused),
+    };
+    assert!(is_turned_away(lab.client().ipv4().into(), NEW));
+    assert!(is_turned_away(pinned, STICKY), "coming back gives no right to a place");
+    for name in ["web", "desk"] {
+        eventually("it is counted", || (stage.relay.service(name).terminations["service_full"] == 1).then_some(()));
+    }
+    existing.echo(b"undisturbed").expect("who is served goes on");
+    returned.echo(b"undisturbed").expect("who is served goes on");
+    existing.close().expect("an orderly end");
+    returned.close().expect("an orderly end");
+    stage.relay.until("there is room", |status| status.services.iter().all(|service| service.connections == 0));
+    assert!(names(&["server-1", "server-2"]).contains(&who(lab.client(), (stage.vip, NEW))));
+    assert_eq!(stage.come_back(pinned, STICKY), "server-1", "the entry has stayed");
+    stage.relay.stop();
+}
+
+#[test]
+fn a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_stream_plane() {
+    on(a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_stream_plane, Plane::Stream, is_full);
+}
+
+#[test]
+fn a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_packet_plane() {
+    on(a_service_at_its_limit_turns_clients_away_and_keeps_its_connections_on_the_packet_plane, Plane::Packet, is_full);
+}
+
+#[test]
+fn a_full_queue_turns_clients_away_and_keeps_who_waits_and_who_is_served() {
+    in_lab(a_full_queue_turns_clients_away_and_keeps_who_waits_and_who_is_served, Topology::TwoArm, 2, |lab| {
+        let stage = Stage::start(lab, Plane::Stream, "max_connections = 1\nqueue = 1\nqueue_timeout = \"60s\"\n");
+        let pinned = stage.pinned_alone("server-1");
+        let mut existing = stage.served(None, NEW);
+        let returned = stage.served(Some(pinned), STICKY);
+        let mut waiting = [(lab.client().ipv4().into(), NEW), (pinned, STICKY)]
+            .map(|(from, port)| Connection::open_from(lab.client(), from, (stage.vip, port)).expect("it may wait"));
+        stage.relay.until("they wait", |status| {
+            let waits = |place: usize| status.services[place].queue.as_ref().is_some_and(|queue| queue.waiting == 1);
+            waits(0) && waits(1)
+        });
+        assert!(is_refused(lab.client(), (stage.vip, NEW)));
+        assert!(is_refused_from(lab.client(), pinned, (stage.vip, STICKY)));
+        for name in ["web", "desk"] {
+            eventually("it is counted", || (stage.relay.service(name).terminations["queue_full"] == 1).then_some(()));
+        }
+        existing.echo(b"undisturbed").expect("who is served goes on");
+        existing.close().expect("an orderly end");
+        returned.close().expect("an orderly end");
+        let [new, back] = waiting.each_mut().map(|connection| connection.greeting().expect("its turn").name);
+        assert!(names(&["server-1", "server-2"]).contains(&new));
+        assert_eq!(back, "server-1", "the entry has stayed");
+        stage.relay.stop();
+    });
+}
+
+#[test]
+fn who_finds_no_place_on_the_packet_plane_waits_by_its_own_syn() {
+    in_lab(who_finds_no_place_on_the_packet_plane_waits_by_its_own_syn, Topology::TwoArm, 2, |lab| {
+        let stage = Stage::start(lab, Plane::Packet, "max_connections = 1\n");
+        let pinned = stage.pinned_alone("server-1");
+        let mut existing = stage.served(None, NEW);
+        let returned = stage.served(Some(pinned), STICKY);
+        thread::scope(|scope| {
+            let vip = stage.vip;
+            let new = scope.spawn(move || who(lab.client(), (vip, NEW)));
+            let back = scope.spawn(move || who_from(lab.client(), pinned, (vip, STICKY)));
+            for name in ["web", "desk"] {
+                let full = || stage.relay.service(name).terminations["service_full"];
+                eventually("it finds no place", || (full() > 0).then_some(()));
+            }
+            assert!(!new.is_finished() && !back.is_finished(), "nobody has answered them");
+            existing.echo(b"undisturbed").expect("who is served goes on");
+            existing.close().expect("an orderly end");
+            returned.close().expect("an orderly end");
+            new.join().expect("its next SYN is answered");
+            assert_eq!(back.join().expect("its next SYN is answered"), "server-1", "the entry has stayed");
+        });
+        stage.relay.stop();
+    });
 }

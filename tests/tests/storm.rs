@@ -20,7 +20,7 @@ fn they_all_come_back(lab: &TestLab, vip: Ipv4Addr, keys: &str) {
     let _origins = [1, 2, 3].map(|n| OriginProcess::start(subject!(), lab.server(n), &at(n)));
     let checked = [1, 2, 3].map(|n| Origin::tcp(lab.server(n), 444));
     let keys = format!(
-        "{keys}drop_on_failure = true\nhealth = {{ check = \"tcp\", ports = 444, interval = \"500ms\", timeout = \"5s\", rise = 1, fall = 1 }}"
+        "{keys}drop_on_failure = true\nhealth = {{ check = \"tcp\", ports = 444, interval = \"500ms\", timeout = \"20s\", rise = 1, fall = 1 }}"
     );
     let text = service("web", vip, "443", &keys, &ipv4(lab.servers()));
     let text = text.replacen("[[service.server]]", "[[service.server]]\nweight = 200", 1);

@@ -1,5 +1,6 @@
 //! The part of the model that is about telling others what has changed.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ pub struct Notify {
 }
 
 /// `notify.webhook` and what belongs to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, PartialEq, Eq, Serialize)]
 pub struct Webhook {
     /// A name, or an address without brackets.
     pub host: String,
@@ -32,12 +33,22 @@ pub struct Webhook {
     pub port: u16,
     /// The `Host` header: as written.
     pub authority: String,
-    /// Path and query, beginning with `/`. It may be a secret: chat systems know their users by it.
+    /// Path and query, beginning with `/`. It may be a secret, for chat systems know their users by it: never shown.
+    #[serde(skip)]
     pub path: String,
     /// Whose certificates are trusted; `None` = by plain HTTP.
     pub authorities: Option<PathBuf>,
     /// File with the token of `Authorization: Bearer`.
     pub token_file: Option<PathBuf>,
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Webhook { host, port, authority, path: _, authorities, token_file } = self;
+        let mut told = f.debug_struct("Webhook");
+        told.field("host", host).field("port", port).field("authority", authority);
+        told.field("authorities", authorities).field("token_file", token_file).finish_non_exhaustive()
+    }
 }
 
 /// `notify.events`, and what `towpath status` calls them: what kind of state changed.

@@ -6,7 +6,7 @@ use super::tls::{Wildcard, host_name};
 use crate::decode::{PortSet, Section};
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, Members, Service};
-use crate::model::{CheckTransport, Protocol, RCODES, RadiusAnswer};
+use crate::model::{CheckTransport, Forwarding, Protocol, RCODES, RadiusAnswer};
 
 /// Ports of one check: each is a connection per server and interval.
 const PORTS_MAX: usize = 64;
@@ -174,6 +174,11 @@ fn passive(service: &Service<'_>, health: &Section, report: &mut Report) {
             .error("conflicting-keys", &passive.span, "UDP tells nobody whether a server was reached")
             .label(&protocol.span, format!("service {} is UDP", service.title()))
             .hint("remove `passive`");
+    } else if let Some(forwarding) = service.forwarding.as_ref().filter(|_| service.forwarding() == Forwarding::Dsr) {
+        report
+            .error("conflicting-keys", &passive.span, "`passive` needs the answers of servers, which pass Towpath by")
+            .label(&forwarding.span, "direct server return")
+            .hint("remove it: there only checks can tell");
     } else if share("server_errors").is_none() && share("connect_failures").is_none() {
         report
             .error("conflicting-keys", &passive.span, "`health.passive` looks at nothing")

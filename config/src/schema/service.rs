@@ -112,7 +112,7 @@ pub static SERVICE: Table = Table {
         key(
             "slow_start",
             duration(0, HOUR),
-            "How long a server that comes back takes less than its share of new connections, at first a tenth of it; 0 = not at all.",
+            "How long a server that was down takes less than its share of new connections, at first a tenth of it; 0 = not at all.",
         )
         .default("0ms"),
         key(
@@ -359,7 +359,7 @@ pub static SOURCE: Table = Table {
 /// `health.passive`
 pub(super) static PASSIVE: Table = Table {
     path: "service.health.passive",
-    doc: "What clients meet at a server takes it out for a while, whatever its checks say; never more than half of the servers of a service at a time.",
+    doc: "What clients meet at a server takes it out for a while, whatever its checks say: it gets no new clients and keeps its connections. Never more than half of the servers of a service at a time; of what fails here (source ports, routes) nothing counts.",
     keys: &[
         key(
             "connect_failures",

@@ -44,6 +44,12 @@ fn what_means_nothing_where_it_stands_is_told() {
         (&passive("server_errors = 20"), "", "needs-http", "20"),
         (&passive("connect_failures = 0"), "", "conflicting-keys", "{ connect_failures = 0 }"),
         ("protocol = \"udp\"\nhealth = { check = \"tcp\", ports = 80, passive = {} }", "", "conflicting-keys", "{}"),
+        (
+            "plane = \"packet\"\nforwarding = \"dsr\"\nhealth = { check = \"tcp\", passive = {} }",
+            "",
+            "conflicting-keys",
+            "{}",
+        ),
         ("panic_threshold = 50", "", "no-effect", "panic_threshold"),
         ("balance = \"maglev\"\nslow_start = \"30s\"", "", "conflicting-keys", "\"30s\""),
         ("balance = \"source-hash\"\nslow_start = \"30s\"", "", "conflicting-keys", "\"30s\""),

@@ -263,8 +263,10 @@ struct Evictions {
 #[derive(Default)]
 struct Eviction {
     checks: Vec<CheckId>,
-    /// Of the first that has failed.
-    down: Option<Verdict>,
+    /// Of the first that has failed; else of the first that is held.
+    lost: Option<Verdict>,
+    /// When the last of them came back.
+    returned: Option<Now>,
 }
 
 impl Evictions {
@@ -304,10 +306,16 @@ impl Eviction {
                 continue;
             }
             self.checks.push(check);
-            let state = board.state(check).filter(|state| state.health() == ServerHealth::Down);
-            if let (None, Some(state)) = (&self.down, state) {
+            let Some(state) = board.state(check) else { continue };
+            self.returned = self.returned.max(state.returned());
+            let is_worse = match (state.health(), self.lost.as_ref().map(|lost| lost.health)) {
+                (ServerHealth::Down, known) => known != Some(ServerHealth::Down),
+                (ServerHealth::Held, known) => known.is_none(),
+                (ServerHealth::Unknown | ServerHealth::Up, _) => false,
+            };
+            if is_worse {
                 let reason = format!("{}, as service \"{}\" has found", state.reason(), service.name).into();
-                self.down = Some(Verdict { reason, ..Verdict::of(state) });
+                self.lost = Some(Verdict { reason, ..Verdict::of(state) });
             }
         }
     }
@@ -468,10 +476,10 @@ fn targets(
         };
         for eviction in judges.evictions.of(family, server) {
             also.extend(eviction.checks.iter().filter(|other| !checks.contains(other)));
-            if let Some(down) = &eviction.down
-                && verdict.health != ServerHealth::Down
-            {
-                verdict = down.clone();
+            match (&eviction.lost, verdict.health) {
+                (Some(lost), ServerHealth::Unknown | ServerHealth::Up) => verdict = lost.clone(),
+                (Some(lost), ServerHealth::Held) if lost.health == ServerHealth::Down => verdict = lost.clone(),
+                _ => verdict.returned = verdict.returned.max(eviction.returned),
             }
         }
         place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
@@ -503,6 +511,7 @@ fn targets(
             closed_ports,
             role: if server.backup { Role::Backup } else { Role::Primary },
             duty: Duty::Serving,
+            is_out: false,
             fail_open: false,
         };
         judges.board.words.lay_over(&service.name, &mut target);

@@ -35,8 +35,8 @@ pub fn settle(members: &mut [Target], panic_threshold: u8) {
     }
 }
 
-/// Takes out members at these places, for what clients have met there: one after the other as they were noticed, and no more than that at least half of the
-/// primaries that are wanted stay up. It is a guess, and what all servers fail at may be the clients' or our own doing. Comes before [`settle`].
+/// Takes out members at these places, for what clients have met there: one after the other as they were noticed, of those noticed together the
+/// first of the file, and no more than that at least half of the primaries that are wanted stay up. It is a guess, and what all servers fail at may be the clients' or our own doing. Comes before [`settle`].
 pub fn put_out(members: &mut [Target], mut outs: Vec<(usize, Out)>) {
     let is_wanted =
         |member: &Target| member.role == Role::Primary && member.admin == AdminState::Ready && member.weight > 0;
@@ -55,6 +55,7 @@ pub fn put_out(members: &mut [Target], mut outs: Vec<(usize, Out)>) {
             up -= 1;
         }
         (member.health, member.reason, member.since, member.returned) = (ServerHealth::Down, reason, since, None);
+        member.is_out = true;
     }
 }
 
@@ -68,8 +69,10 @@ fn is_lost(health: ServerHealth) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use towpath_config::model::Balance;
+
     use super::*;
-    use crate::fixtures::target;
+    use crate::fixtures::{service, target};
     use crate::time::Now;
 
     /// Members by letters: primaries U(p), D(own), H(eld), ?, R(etired: drained, up), 0 (weight 0, up); backups in lower case.
@@ -166,6 +169,17 @@ mod tests {
             let taking: String = members.iter().map(|member| if member.takes_new() { '+' } else { '-' }).collect();
             assert_eq!(taking, expected, "{letters}");
         }
+    }
+
+    #[test]
+    fn what_clients_met_ends_no_connection_and_a_check_does() {
+        let mut service = service(Balance::RoundRobin, members("UU"));
+        service.drop_on_failure = true;
+        put_out(&mut service.targets, vec![(0, Out { reason: "clients met errors".into(), since: Now(1) })]);
+        settle(&mut service.targets, 0);
+        assert!(!service.targets[0].takes_new() && !service.drops_flows_of(&service.targets[0]));
+        service.targets[1].health = ServerHealth::Down;
+        assert!(service.drops_flows_of(&service.targets[1]));
     }
 
     #[test]

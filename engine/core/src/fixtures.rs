@@ -50,6 +50,7 @@ pub(crate) fn target(server: u16) -> Target {
         closed_ports: Arc::default(),
         role: Role::Primary,
         duty: Duty::Serving,
+        is_out: false,
         fail_open: false,
         returned: None,
         proxy: None,

@@ -10,6 +10,8 @@ use crate::time::Now;
 pub const NOTICES_MAX: usize = 1024;
 /// What one message holds at most; the rest waits for the next.
 pub const MESSAGE_NOTICES_MAX: usize = 128;
+/// Shortest wait after a message that was not delivered.
+const RETRY_MIN_MS: u64 = 1_000;
 /// Longest wait after messages that were not delivered.
 pub const BACKOFF_MAX_MS: u64 = 5 * 60_000;
 
@@ -35,6 +37,8 @@ pub struct Notices<T> {
     free_at: Now,
     /// Messages in a row that were not delivered.
     failures: u32,
+    /// What the next message holds at most: less where the receiver has found one too much.
+    size_max: usize,
     is_under_way: bool,
 }
 
@@ -57,12 +61,27 @@ impl<T> Message<T> {
 impl<T> Notices<T> {
     /// Nothing waits, and the first message may begin as soon as something does.
     pub fn new(rhythm: Rhythm) -> Notices<T> {
-        Notices { rhythm, waiting: VecDeque::new(), dropped: 0, free_at: Now(0), failures: 0, is_under_way: false }
+        Notices {
+            rhythm,
+            waiting: VecDeque::new(),
+            dropped: 0,
+            free_at: Now(0),
+            failures: 0,
+            size_max: MESSAGE_NOTICES_MAX,
+            is_under_way: false,
+        }
     }
 
     /// Another rhythm, from the next message on.
     pub fn set_rhythm(&mut self, rhythm: Rhythm) {
         self.rhythm = rhythm;
+    }
+
+    /// The receiver is another now: what the one before did not take is tried as soon as it would be by now.
+    pub fn forgive(&mut self, now: Now) {
+        self.failures = 0;
+        self.size_max = MESSAGE_NOTICES_MAX;
+        self.free_at = self.free_at.min(now);
     }
 
     /// One more; says whether the oldest had to give way.
@@ -78,7 +97,7 @@ impl<T> Notices<T> {
             return None;
         }
         // One that fills a message has nobody to wait for.
-        let batched = match self.waiting.len() >= MESSAGE_NOTICES_MAX {
+        let batched = match self.waiting.len() >= self.size_max {
             true => Now(0),
             false => *first_at + self.rhythm.batch_ms,
         };
@@ -97,7 +116,7 @@ impl<T> Notices<T> {
             return None;
         }
         self.is_under_way = true;
-        let count = self.waiting.len().min(MESSAGE_NOTICES_MAX);
+        let count = self.waiting.len().min(self.size_max);
         let notices = self.waiting.drain(..count).collect();
         Some(Message { notices, dropped: std::mem::take(&mut self.dropped) })
     }
@@ -106,7 +125,24 @@ impl<T> Notices<T> {
     pub fn delivered(&mut self, now: Now) {
         self.is_under_way = false;
         self.failures = 0;
+        self.size_max = self.size_max.saturating_mul(2).min(MESSAGE_NOTICES_MAX);
         self.free_at = now + self.rhythm.interval_ms;
+    }
+
+    /// The receiver will never take the message that was taken: the next one holds half as much, for it may have been too long. A notice that it does
+    /// not want even alone is dropped. Says how many will never be told.
+    pub fn refused(&mut self, message: Message<T>, now: Now) -> Room {
+        let count = message.notices.len();
+        self.size_max = (count / 2).max(1);
+        if count > 1 {
+            self.failures = 0;
+            return self.failed(message, now);
+        }
+        self.dropped = self.dropped.saturating_add(message.dropped).saturating_add(1);
+        self.is_under_way = false;
+        self.failures = 0;
+        self.free_at = now + self.rhythm.interval_ms.max(RETRY_MIN_MS);
+        Room::Made(1)
     }
 
     /// The message that was taken has not arrived: what it held waits again, in front. The next try comes after twice the wait of the last, within
@@ -118,7 +154,7 @@ impl<T> Notices<T> {
             self.waiting.push_front(notice);
         }
         // Even where messages need not keep a distance, one that fails is not sent again at once.
-        let wait_ms = self.rhythm.interval_ms.max(1000);
+        let wait_ms = self.rhythm.interval_ms.max(RETRY_MIN_MS);
         let longest_ms = BACKOFF_MAX_MS.max(wait_ms);
         self.free_at = now + wait_ms.saturating_mul(1 << self.failures.min(16)).min(longest_ms);
         self.failures = self.failures.saturating_add(1);
@@ -200,6 +236,44 @@ mod tests {
         let message = notices.take(now + 10_000).unwrap();
         notices.failed(message, now + 10_000);
         assert_eq!(notices.due(), Some(now + 20_000), "one that arrived makes the next wait short again");
+    }
+
+    #[test]
+    fn what_is_too_long_comes_in_pieces_and_what_nobody_wants_holds_nothing_up() {
+        let mut notices = Notices::new(Rhythm { batch_ms: 0, interval_ms: 0 });
+        (0..5).for_each(|number| assert_eq!(notices.offer(number, Now(0)), Room::Enough));
+        // A receiver that takes two at most, and never the third.
+        let (mut heard, mut now, mut lost) = (Vec::new(), Now(0), 0);
+        while let Some(due) = notices.due() {
+            now = now.max(due);
+            let message = notices.take(now).unwrap();
+            if message.notices().len() > 2 || told(&message).contains(&2) {
+                if let Room::Made(count) = notices.refused(message, now) {
+                    lost += count;
+                }
+            } else {
+                heard.extend(told(&message));
+                notices.delivered(now);
+            }
+        }
+        assert_eq!((heard, lost), (vec![0, 1, 3, 4], 1));
+        assert!(now.0 < 10 * RETRY_MIN_MS, "{now:?}");
+    }
+
+    #[test]
+    fn another_receiver_does_not_wait_for_what_the_one_before_has_missed() {
+        let mut notices = Notices::new(RHYTHM);
+        notices.offer(1, Now(0));
+        let mut now = Now(2_000);
+        for _ in 0..6 {
+            let message = notices.take(now).unwrap();
+            notices.failed(message, now);
+            now = notices.due().unwrap();
+        }
+        let message = notices.take(now).unwrap();
+        notices.failed(message, now);
+        notices.forgive(now + 5);
+        assert_eq!(notices.due(), Some(now + 5));
     }
 
     #[test]

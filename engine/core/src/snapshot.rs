@@ -202,7 +202,8 @@ impl Service {
 
     /// Whether all connections and sessions of this member end because it is down.
     pub fn drops_flows_of(&self, member: &Target) -> bool {
-        !member.is_trusted() && member.health == ServerHealth::Down && self.drops_flows()
+        let is_lost = member.health == ServerHealth::Down && !member.is_out;
+        is_lost && !member.is_trusted() && self.drops_flows()
     }
 
     /// Whether those to this port of the service do, be it the port alone that is down.
@@ -293,6 +294,8 @@ pub struct Target {
     pub role: Role,
     /// Whether it is one's turn whose role is to wait for others to fail.
     pub duty: Duty,
+    /// Whether it is down by what clients met alone: a guess, which ends no connection.
+    pub is_out: bool,
     /// Whether it counts as up although it is not: too few are.
     pub fail_open: bool,
     /// When it came back, down or out of service before: its share grows from then on.

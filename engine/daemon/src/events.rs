@@ -48,8 +48,10 @@ pub(crate) struct EventLog {
 }
 
 impl EventLog {
-    /// Has `notifier` tell others from now on.
-    pub(crate) fn notify_by(&mut self, notifier: Arc<Notifier>) {
+    /// Has `notifier` tell others by these settings, of what is kept already, too.
+    pub(crate) fn notify_by(&mut self, notifier: Arc<Notifier>, settings: Option<&Notify>) {
+        notifier.follow(settings);
+        self.events.iter().for_each(|event| notifier.offer(event));
         self.notifier = Some(notifier);
     }
 

@@ -509,8 +509,7 @@ impl House {
         mut truth: Truth,
     ) -> House {
         let notifier = Arc::new(Notifier::new(&version));
-        truth.events.notify_by(Arc::clone(&notifier));
-        truth.events.follow(truth.model.notify.as_ref());
+        truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
         House {
             shared,

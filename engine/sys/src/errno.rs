@@ -17,6 +17,8 @@ pub(crate) fn check_length(result: libc::ssize_t) -> io::Result<usize> {
 pub enum Cause {
     /// Bind or connect: that address and port are taken; another lease may work (`EADDRINUSE`, `EADDRNOTAVAIL`).
     AddressTaken,
+    /// The peer's host does not answer on its network, or a router says so (`EHOSTUNREACH`, `EHOSTDOWN`).
+    HostUnreachable,
     /// A signal came first, or nothing is there yet: try again (`EINTR`, `EAGAIN`, `EINPROGRESS`).
     NotYet,
     /// Anything else.
@@ -31,7 +33,7 @@ pub enum Cause {
     Refused,
     /// The peer did not answer in time (`ETIMEDOUT`).
     TimedOut,
-    /// There is no way to the peer (`EHOSTUNREACH`, `ENETUNREACH`, `EHOSTDOWN`, `ENETDOWN`).
+    /// There is no way to the peer's network (`ENETUNREACH`, `ENETDOWN`).
     Unreachable,
 }
 
@@ -46,7 +48,8 @@ impl Cause {
             libc::ECONNRESET | libc::ECONNABORTED | libc::EPIPE => Cause::PeerReset,
             libc::ECONNREFUSED => Cause::Refused,
             libc::ETIMEDOUT => Cause::TimedOut,
-            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN => Cause::Unreachable,
+            libc::EHOSTUNREACH | libc::EHOSTDOWN => Cause::HostUnreachable,
+            libc::ENETUNREACH | libc::ENETDOWN => Cause::Unreachable,
             _ => Cause::Other,
         }
     }

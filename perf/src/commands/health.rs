@@ -10,7 +10,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
-use towpath_perf::health::{CheckedBy, Cost, Rate, measure};
+use towpath_perf::health::{CheckedBy, Cost, Goal, Rate, measure};
 
 /// What health checks cost Towpath's controller, by kind of check: so many a minute, of servers that are all well, beside no traffic.
 #[derive(Args)]
@@ -76,21 +76,27 @@ impl Health {
             costs.push(cost.with_context(|| kind.to_string())?);
         }
         let told = Told { servers: self.servers, rate_per_minute: self.rate, goal_percent: self.goal, costs };
-        println!("{}", table(&told));
+        println!("{}", table(&told, rate));
         if let Some(file) = &self.json {
             let text = serde_json::to_string_pretty(&told).context("the result")?;
             fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }
-        match told.costs.iter().find(|cost| cost.controller_percent >= self.goal) {
-            Some(cost) => {
-                bail!("{}: {:.2} % of a CPU, the goal is {} %", cost.kind, cost.controller_percent, self.goal)
+        for cost in &told.costs {
+            match cost.against(self.goal, rate) {
+                Goal::Met => {}
+                Goal::Missed => {
+                    bail!("{}: {:.2} % of a CPU, the goal is {} %", cost.kind, cost.controller_percent, self.goal)
+                }
+                Goal::RateMissed => {
+                    bail!("{}: only {:.0} of {} checks a minute", cost.kind, cost.checks_per_minute, self.rate)
+                }
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 }
 
-fn table(told: &Told) -> Table {
+fn table(told: &Told, rate: Rate) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(["check", "checks/min", "% of a CPU", "µs per check", "goal"]);
     for cost in &told.costs {
@@ -99,7 +105,12 @@ fn table(told: &Told) -> Table {
             format!("{:.0}", cost.checks_per_minute),
             format!("{:.2}", cost.controller_percent),
             format!("{:.0}", cost.microseconds_per_check),
-            if cost.controller_percent < told.goal_percent { "met" } else { "missed" }.to_owned(),
+            match cost.against(told.goal_percent, rate) {
+                Goal::Met => "met",
+                Goal::Missed => "missed",
+                Goal::RateMissed => "too few checks",
+            }
+            .to_owned(),
         ]);
     }
     for column in table.column_iter_mut().skip(1) {

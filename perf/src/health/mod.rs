@@ -29,6 +29,8 @@ const FIRST_PORT: u16 = 10_000;
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often it is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(50);
+/// Of the checks that were asked for, the share that there must be: intervals vary by a tenth, around what they should be.
+const RATE_SHARE_MIN: f64 = 0.95;
 /// The thread that checks.
 const CONTROLLER: &str = "controller";
 
@@ -129,7 +131,28 @@ pub struct Cost {
     pub microseconds_per_check: f64,
 }
 
+/// How a cost compares with what it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Less.
+    Met,
+    /// As much, or more.
+    Missed,
+    /// There were not as many checks as were asked for: nothing is known.
+    RateMissed,
+}
+
 impl Cost {
+    /// Against so many percent of a CPU, where it is what was asked for.
+    pub fn against(&self, percent: f64, rate: Rate) -> Goal {
+        let least = rate.per_minute as f64 * RATE_SHARE_MIN;
+        match self.controller_percent < percent {
+            _ if self.kind != CheckedBy::None && self.checks_per_minute < least => Goal::RateMissed,
+            true => Goal::Met,
+            false => Goal::Missed,
+        }
+    }
+
     fn of(kind: CheckedBy, checks: u64, elapsed: Duration, run_ns: u64) -> Cost {
         let seconds = elapsed.as_secs_f64().max(0.001);
         let controller_seconds = run_ns as f64 / 1e9;
@@ -265,6 +288,19 @@ mod tests {
             assert_eq!(model.groups.iter().all(|group| group.health.is_some()), kind != CheckedBy::None);
         }
         assert_eq!(CheckedBy::find("smoke"), None);
+    }
+
+    #[test]
+    fn a_goal_is_not_met_by_fewer_checks() {
+        let rate = Rate { servers: 500, per_minute: 10_000 };
+        let against = |kind, checks| Cost::of(kind, checks, Duration::from_secs(60), 600_000_000).against(1.5, rate);
+        assert_eq!(against(CheckedBy::Tcp, 9_600), Goal::Met);
+        assert_eq!(against(CheckedBy::Tcp, 9_400), Goal::RateMissed);
+        assert_eq!(against(CheckedBy::None, 0), Goal::Met);
+        assert_eq!(
+            Cost::of(CheckedBy::Tcp, 10_000, Duration::from_secs(60), 900_000_000).against(1.5, rate),
+            Goal::Missed
+        );
     }
 
     #[test]

@@ -173,7 +173,9 @@ impl Plane {
         };
         if is_alive {
             self.reset_who_is_known(now, stage, &ended, out);
-            if stage == Stage::HalfOpen && is_unanswered(ended.state.tcp().state()) {
+            // What a server answers directly is not seen here.
+            let is_seen = ended.path.returns == Returns::Here;
+            if stage == Stage::HalfOpen && is_seen && is_unanswered(ended.state.tcp().state()) {
                 desk.failed(ended.detail.server);
             }
         }

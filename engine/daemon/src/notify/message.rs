@@ -40,7 +40,7 @@ impl Sender {
         if message.dropped > 0 {
             lines.push(format!("{}: {} earlier events are not told", self.host, message.dropped));
         }
-        lines.extend(message.notices().map(|event| format!("{}: {}", self.host, event.line())));
+        lines.extend(message.notices().map(|event| format!("{}: {}", self.host, plain(&event.line()))));
         lines.join("\n")
     }
 
@@ -59,6 +59,11 @@ impl Sender {
             ("TOWPATH_TEXT", cut(text).to_owned()),
         ]
     }
+}
+
+/// Without what ends a line, or a variable of an environment: reasons may have words of servers in them.
+fn plain(line: &str) -> String {
+    line.replace(char::is_control, " ")
 }
 
 /// As much of it as a command gets, by whole characters.
@@ -111,5 +116,6 @@ mod tests {
         assert_eq!(cut("up → down"), "up → down");
         let long = "x".repeat(ENVIRONMENT_BYTES_MAX - 1) + "→ down";
         assert_eq!(cut(&long), "x".repeat(ENVIRONMENT_BYTES_MAX - 1));
+        assert_eq!(plain("says a\0b\r\n\x1b[1m"), "says a b   [1m");
     }
 }

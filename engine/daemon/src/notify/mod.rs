@@ -50,7 +50,7 @@ impl Receiver {
 }
 
 /// How a receiver is reached.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Way {
     Command(CommandLine),
     Webhook(Webhook),
@@ -110,8 +110,15 @@ impl Notifier {
             state.line = match (way, settings) {
                 (Some(way), Some(notify)) => {
                     let rhythm = Rhythm { batch_ms: notify.batch_ms, interval_ms: notify.interval_ms };
-                    let mut notices = state.line.take().map_or_else(|| Notices::new(rhythm), |line| line.notices);
+                    let (before, mut notices) = match state.line.take() {
+                        Some(line) => (Some(line.way), line.notices),
+                        None => (None, Notices::new(rhythm)),
+                    };
                     notices.set_rhythm(rhythm);
+                    // What an operator has mended shows at once. A file may have been mended under the same name.
+                    if before.as_ref() != Some(&way) || state.trouble.is_some() {
+                        notices.forgive(self.now());
+                    }
                     let limit = Duration::from_millis(notify.timeout_ms);
                     Some(Line { way, events: notify.events.clone(), limit, notices })
                 }
@@ -202,7 +209,9 @@ impl Receivers {
             let stop = task.abort_handle();
             if timeout(left, task).await.is_err() {
                 stop.abort();
-                tracing::warn!("notify: the end did not wait for what was still to be told");
+                tracing::warn!(
+                    "notify: the end did not wait for a receiver that does not answer; it was not told everything"
+                );
             }
         }
     }
@@ -281,14 +290,23 @@ fn next_turn(desk: &Desk, now: Now) -> Turn {
     }
 }
 
+/// Why a message was not taken, in the words of an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Another time it may be.
+    NotNow(String),
+    /// It never will be: there is something in it.
+    Refused(String),
+}
+
 /// Hands one message over.
-async fn deliver(sender: &Sender, message: &Message<Arc<Event>>, way: &Way, limit: Duration) -> Result<(), String> {
+async fn deliver(sender: &Sender, message: &Message<Arc<Event>>, way: &Way, limit: Duration) -> Result<(), Failure> {
     let text = sender.text(message);
-    let body = sender.body(message, &text)?;
+    let body = sender.body(message, &text).map_err(Failure::Refused)?;
     match way {
         Way::Command(line) => {
             let environment = sender.environment(message, &text);
-            taken(command::run((), line, &environment, &body, limit).await)
+            taken(command::run((), line, &environment, &body, limit).await).map_err(Failure::NotNow)
         }
         Way::Webhook(webhook) => webhook::post(webhook, &body, limit).await,
     }
@@ -315,7 +333,7 @@ fn settle(
     receiver: Receiver,
     message: Message<Arc<Event>>,
     way: &Way,
-    result: Result<(), String>,
+    result: Result<(), Failure>,
     now: Now,
 ) {
     let mut state = desk.lock();
@@ -330,7 +348,8 @@ fn settle(
                 line.notices.delivered(now);
             }
         }
-        Err(reason) => {
+        Err(failure) => {
+            let (Failure::NotNow(reason) | Failure::Refused(reason)) = failure.clone();
             state.failed += 1;
             // Told once, and again when it is another reason.
             if state.trouble.as_ref() != Some(&reason) {
@@ -339,10 +358,16 @@ fn settle(
             }
             let is_ending = state.is_ending;
             let lost = match &mut state.line {
-                Some(line) if !is_ending => match line.notices.failed(message, now) {
-                    Room::Enough => 0,
-                    Room::Made(lost) => lost as u64,
-                },
+                Some(line) if !is_ending => {
+                    let room = match failure {
+                        Failure::NotNow(_) => line.notices.failed(message, now),
+                        Failure::Refused(_) => line.notices.refused(message, now),
+                    };
+                    match room {
+                        Room::Enough => 0,
+                        Room::Made(lost) => lost as u64,
+                    }
+                }
                 // A reload has taken the receiver away meanwhile, or it is too late for another try.
                 _ => count,
             };

@@ -14,6 +14,7 @@ use towpath_tls::{
     CipherPolicy, ClientContext, ClientSettings, MinVersion, Provider, ServerVerification, load_authorities,
 };
 
+use super::Failure;
 use crate::probe::{Secured, words};
 
 /// Addresses of a name that are tried, one after the other.
@@ -32,33 +33,38 @@ struct Ready {
 }
 
 /// Sends `body`, and hears whether it was taken; an error in the words of an operator.
-pub(super) async fn post(webhook: &Webhook, body: &[u8], limit: Duration) -> Result<(), String> {
-    match timeout(limit, post_for_long(webhook, body)).await {
-        Err(_) => Err(format!("no answer within {} ms", limit.as_millis())),
+pub(super) async fn post(webhook: &Webhook, body: &[u8], limit: Duration) -> Result<(), Failure> {
+    match timeout(limit, post_for_long(webhook, body, limit)).await {
+        Err(_) => Err(Failure::NotNow(format!("no answer within {} ms", limit.as_millis()))),
         Ok(result) => result,
     }
 }
 
-async fn post_for_long(webhook: &Webhook, body: &[u8]) -> Result<(), String> {
-    let Ready { addresses, context, token } = prepare(webhook).await?;
+async fn post_for_long(webhook: &Webhook, body: &[u8], limit: Duration) -> Result<(), Failure> {
+    let Ready { mut addresses, context, token } = prepare(webhook).await.map_err(Failure::NotNow)?;
     let head = head(webhook, token.as_deref(), body.len());
-    let mut last = Err(format!("{} has no address", webhook.host));
-    for address in addresses.into_iter().take(ADDRESSES_MAX) {
+    let mut last = format!("{} has no address", webhook.host);
+    addresses.truncate(ADDRESSES_MAX);
+    // A part of the time for each: the first may be one of a family that leads nowhere.
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(1).max(1);
+    for address in addresses {
         // What has been said once is not said to another address: it may have been taken.
-        match Secured::open(address, context.as_ref()).await {
-            Ok(stream) => {
-                let mut stream = stream?;
+        match timeout(share, Secured::open(address, context.as_ref())).await {
+            Err(_) => last = format!("{address}: no connection within {} ms", share.as_millis()),
+            Ok(Ok(stream)) => {
+                let mut stream = stream.map_err(Failure::NotNow)?;
                 let said = converse(&mut stream, &head, body).await;
                 stream.close().await;
                 return said;
             }
-            Err(error) => last = Err(format!("{address}: {}", words(&error))),
+            Ok(Err(error)) => last = format!("{address}: {}", words(&error)),
         }
     }
-    last
+    Err(Failure::NotNow(last))
 }
 
-async fn converse(stream: &mut Secured, head: &str, body: &[u8]) -> Result<(), String> {
+async fn converse(stream: &mut Secured, head: &str, body: &[u8]) -> Result<(), Failure> {
+    let not_now = |reason: &str| Err(Failure::NotNow(reason.to_owned()));
     let mut sent = stream.send(head.as_bytes()).await;
     if sent.is_ok() {
         sent = stream.send(body).await;
@@ -68,17 +74,17 @@ async fn converse(stream: &mut Secured, head: &str, body: &[u8]) -> Result<(), S
     loop {
         match answer(&response) {
             Answer::Status(200..300) => return Ok(()),
-            Answer::Status(status) => return Err(format!("status {status}")),
-            Answer::NotHttp => return Err("the answer is not HTTP".to_owned()),
-            Answer::Incomplete if response.len() > RESPONSE_BYTES_MAX => {
-                return Err("the answer has no end".to_owned());
-            }
+            // There is something in the message: it is too long, say (RFC 9110 §15.5.1, §15.5.14, §15.5.21).
+            Answer::Status(status @ (400 | 413 | 422)) => return Err(Failure::Refused(format!("status {status}"))),
+            Answer::Status(status) => return not_now(&format!("status {status}")),
+            Answer::NotHttp => return not_now("the answer is not HTTP"),
+            Answer::Incomplete if response.len() > RESPONSE_BYTES_MAX => return not_now("the answer has no end"),
             Answer::Incomplete => {}
         }
         match stream.receive(&mut buffer).await {
-            Ok(0) => return Err("closed the connection without an answer".to_owned()),
+            Ok(0) => return not_now("closed the connection without an answer"),
             Ok(length) => response.extend_from_slice(&buffer[..length]),
-            Err(error) => return Err(words(sent.as_ref().err().unwrap_or(&error))),
+            Err(error) => return not_now(&words(sent.as_ref().err().unwrap_or(&error))),
         }
     }
 }

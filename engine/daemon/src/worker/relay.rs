@@ -633,6 +633,10 @@ impl Worker {
                 Err(termination) => self.drive(key, Event::ConnectGivenUp(termination)),
             };
         }
+        let cause = Cause::of_errno(-result);
+        if matches!(cause, Cause::HostUnreachable | Cause::PeerReset | Cause::Refused | Cause::TimedOut) {
+            self.note_missed(key);
+        }
         self.drive(key, Event::ConnectFailed)
     }
 
@@ -943,7 +947,7 @@ impl Worker {
     fn redispatch(&mut self, key: Key, timed_out: bool, ops: &mut Vec<Op>) -> io::Result<()> {
         let failed = self.connect_failure(key, timed_out);
         let another = self.may_try_another(key);
-        self.note_missed(key);
+        self.note_missed_late(key, timed_out);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         if !another {
@@ -976,6 +980,13 @@ impl Worker {
     pub(super) fn note_missed(&self, key: Key) {
         if let Some(server) = self.relays.get(key).and_then(|relay| relay.counted) {
             self.shared.seat(self.id).count_failed(server);
+        }
+    }
+
+    /// The same once it did not answer in time, or failed the handshake of TLS; what we lacked ourselves is not its fault.
+    pub(super) fn note_missed_late(&self, key: Key, timed_out: bool) {
+        if timed_out || self.relays.get(key).is_some_and(|relay| relay.server_handshake_failed) {
+            self.note_missed(key);
         }
     }
 

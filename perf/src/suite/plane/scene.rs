@@ -209,6 +209,7 @@ impl Scene {
             closed_ports: Arc::default(),
             role: Role::Primary,
             duty: Duty::Serving,
+            is_out: false,
             fail_open: false,
             returned: None,
             proxy: None,

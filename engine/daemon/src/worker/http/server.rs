@@ -280,7 +280,7 @@ impl Worker {
         conversation.server = ServerState::Absent;
         let another = !is_ending && self.may_try_another(key);
         let failed = self.connect_failure(key, timed_out);
-        self.note_missed(key);
+        self.note_missed_late(key, timed_out);
         // A server that refused has forgotten the port; to one that stayed silent a SYN may still be under way.
         self.leave_server(key, if timed_out { PortUse::Lingering } else { PortUse::Over });
         match (is_ending, another) {
