@@ -881,6 +881,78 @@ fn datagrams_of_checks_reach_servers_on_a_vlan() {
     });
 }
 
+/// A service, by number, whose server on the second VLAN passes such a check by its silence.
+fn on_a_vlan(lab: &TestLab, name: &str, number: u8, check: &str, server: IpAddr) -> String {
+    let keys = format!(
+        "source = {{ pool = [\"{}\"] }}\nhealth = {{ {check}, no_answer = \"passes\", {RHYTHM} }}",
+        lab.free_snat(101)
+    );
+    packet_service(name, lab.free_vip(100), &(443 + u16::from(number)).to_string(), &keys, &[("server-1", server)])
+}
+
+#[test]
+fn a_refusal_is_told_to_the_check_that_was_refused() {
+    in_lab(a_refusal_is_told_to_the_check_that_was_refused, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let server = lab.server(1);
+        // Each datagram to a closed port is refused, not one in a second (icmp(7)).
+        server.set_sysctl("net.ipv4.icmp_ratelimit", "0").expect("a sysctl");
+        let _hears = server.run(|| UdpSocket::bind(("0.0.0.0", 515))).expect("a thread").expect("a socket");
+        let config = trunk(lab)
+            + &on_a_vlan(lab, "closed", 0, "check = \"udp\", ports = [514]", server.ipv4().into())
+            + &on_a_vlan(lab, "open", 1, "check = \"udp\", ports = [515]", server.ipv4().into());
+        let relay = subject!().start(lab.balancer(), &config);
+        // Its checks last for half a second each, in which others are refused several times.
+        relay.until("one port is refused for as long as the other one is up", |status| {
+            let of = |name: &str| status.services.iter().find(|service| service.name == name).map(|s| &s.servers[0]);
+            let (Some(closed), Some(open)) = (of("closed"), of("open")) else { return false };
+            let is_refused = closed.health == HealthStatus::Down && closed.reason.contains("connection refused");
+            is_refused && closed.health_seconds >= 3 && open.health == HealthStatus::Up && open.health_seconds >= 3
+        });
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_server_missing_on_a_vlan_does_not_pass_by_its_silence() {
+    in_lab(a_server_missing_on_a_vlan_does_not_pass_by_its_silence, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let gone = lab.free_snat(150).into();
+        let config = trunk(lab) + &on_a_vlan(lab, "gone", 0, "check = \"udp\", ports = [514]", gone);
+        let relay = subject!().start(lab.balancer(), &config);
+        until_all(&relay, HealthStatus::Down, "host unreachable");
+        relay.stop();
+    });
+}
+
+#[test]
+fn a_flood_of_other_answers_does_not_hold_a_check_beyond_its_time() {
+    in_lab(a_flood_of_other_answers_does_not_hold_a_check_beyond_its_time, Topology::TwoArm, 1, |lab| {
+        let _wire = Trunk::lay(lab);
+        let server = lab.server(1);
+        let socket = server.run(|| UdpSocket::bind(("0.0.0.0", 53))).expect("a thread").expect("a socket");
+        // Ends with the process.
+        let _runs = server.start(move || {
+            let mut question = [0; 512];
+            while let Ok((length, client)) = socket.recv_from(&mut question) {
+                // Of another number, for longer than the check has time.
+                question[0] ^= 1;
+                question[2] |= 0x80;
+                for _ in 0..500_000 {
+                    let _sent = socket.send_to(&question[..length], client);
+                }
+            }
+        });
+        let health = format!("health = {{ check = \"dns\", query = \"www.example.org\", ports = [53], {RHYTHM} }}");
+        let keys = format!("source = {{ pool = [\"{}\"] }}\n{health}", lab.free_snat(101));
+        let config =
+            trunk(lab) + &packet_service("web", lab.free_vip(100), "443", &keys, &[("server-1", server.ipv4().into())]);
+        let relay = subject!().start(lab.balancer(), &config);
+        until_all(&relay, HealthStatus::Down, "no answer within 500 ms");
+        relay.stop();
+    });
+}
+
 /// Gives a server an address without answering for it.
 fn have_silently(server: &Host, vip: Ipv4Addr) {
     for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {

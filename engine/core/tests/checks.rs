@@ -18,6 +18,7 @@ use std::{env, fs};
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use target::{KINDS, answered, begin, kind};
+use towpath_config::model::{CheckKind, CheckTransport, DnsCheck, DnsType};
 use towpath_core::health::Course;
 use towpath_core::random::SplitMix64;
 
@@ -190,6 +191,61 @@ fn answers_of_dns_are_judged_by_code_and_data() {
     }
 }
 
+/// The course of a query for records of `record`, which gets records of these types and data.
+fn resolved(record: DnsType, kind: u16, expect: Option<&str>, records: &[(u16, &[u8])]) -> Course {
+    let check = CheckKind::Dns(DnsCheck {
+        transport: CheckTransport::Udp,
+        query: "www.example.org".to_owned(),
+        record,
+        rcodes: vec![0],
+        expect: expect.map(str::to_owned),
+    });
+    let records: Vec<_> = records.iter().map(|(kind, data)| self::record(*kind, data)).collect();
+    let mut answer = dns([0x81, 0x80], &records);
+    // Behind the header and the name of the question.
+    answer[29..31].copy_from_slice(&kind.to_be_bytes());
+    answered(&check, &answer, 1)
+}
+
+#[test]
+fn a_name_of_dns_jumps_no_more_often_than_it_can_have_labels() {
+    // Behind header, question and the head of the first record lie pointers, each to the one before it.
+    let at = |number: usize| 45 + 2 * number;
+    let pointer = |to: usize| [0xc0 | (to >> 8) as u8, to as u8];
+    let answer = |count: usize| {
+        let chain: Vec<u8> =
+            (0..count).flat_map(|number| pointer(if number == 0 { 16 } else { at(number - 1) })).collect();
+        let name = [&[4, b'm', b'a', b'i', b'l'][..], &pointer(at(count - 1))].concat();
+        dns([0x81, 0x80], &[record(99, &chain), mx(10, &name)])
+    };
+    assert_eq!(answered(&kind(DNS_UDP), &answer(126), 1), Course::Passed);
+    expect(DNS_UDP, &answer(127), "a name of the answer leads in a circle");
+}
+
+#[test]
+fn an_alias_alone_is_no_address() {
+    let (alias, address) = ((5, MAIL), (1, &[192, 0, 2, 7][..]));
+    let nothing = Course::Failed("has no A record of \"www.example.org\"".to_owned());
+    assert_eq!(resolved(DnsType::A, 1, None, &[]), nothing);
+    assert_eq!(resolved(DnsType::A, 1, None, &[alias]), nothing);
+    assert_eq!(resolved(DnsType::A, 1, None, &[alias, address]), Course::Passed);
+    assert_eq!(resolved(DnsType::Cname, 5, None, &[alias]), Course::Passed);
+}
+
+#[test]
+fn a_long_text_is_expected_in_full_and_shown_in_part() {
+    let (first, second) = (format!("v=spf1 {}", "ip4:192.0.2.0/24 ".repeat(5)), "ip4:198.51.100.0/24 -all");
+    let string = |text: &str| [&[text.len() as u8], text.as_bytes()].concat();
+    let data = [string(&first), string(second)].concat();
+    let whole = format!("{first}{second}");
+    assert!(whole.len() > 100, "longer than what a reason shows");
+    assert_eq!(resolved(DnsType::Txt, 16, Some(&whole), &[(16, &data)]), Course::Passed);
+    let other = format!("{first}-all");
+    let shown = &whole[..80];
+    let reason = format!("answers \"{shown}…\", expected \"{other}\"");
+    assert_eq!(resolved(DnsType::Txt, 16, Some(&other), &[(16, &data)]), Course::Failed(reason));
+}
+
 #[test]
 fn answers_of_ldap_are_judged_by_their_results_and_the_root_dse() {
     let bound = ldap(1, 0x61, &result(0, ""));
@@ -235,6 +291,10 @@ fn answers_of_radius_must_prove_the_secret() {
     assert_eq!(conversation.waits_for(), "answer whose authenticator fits our secret");
     expect(STATUS, &right[..19], "answers with less than the header of RADIUS");
     expect(STATUS, &right[..30], "the answer is not as long as it says");
+    let foreign = right[1] ^ 1;
+    for answer in [&[][..], &[2], &[2, foreign], &[2, foreign, 0, 99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]] {
+        assert_eq!(answered(&kind(STATUS), answer, 1), Course::More, "{answer:?} is not for us");
+    }
     expect(STATUS, &radius(STATUS, 2, b"\x12\x00", SECRET), "the answer ends amid an attribute");
     expect(STATUS, &radius(STATUS, 2, b"\x12\x09x", SECRET), "the answer ends amid an attribute");
     // What comes behind the packet is padding.

@@ -30,6 +30,7 @@ use crate::plan::{Plan, PlanInput};
 use crate::command;
 use crate::http_files::{self, FileFault};
 use crate::notify;
+use crate::probe::secrets;
 pub use certificates::{Certificates, ReadIdentity};
 pub use check::Check;
 pub use listeners::Listener;
@@ -92,7 +93,7 @@ pub struct HostFacts {
     pub packets: Option<PacketFacts>,
     /// The certificates that services name.
     pub certificates: Certificates,
-    /// What is wrong with secrets and pages that HTTP mode names, and with programs that checks run.
+    /// What is wrong with secrets and pages that HTTP mode names, and with programs and secrets of checks.
     pub files: Vec<FileFault>,
 }
 
@@ -169,7 +170,8 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
-            files: [http_files::faults(model), command::faults(model), notify::faults(model)].concat(),
+            files: [http_files::faults(model), command::faults(model), secrets::faults(model), notify::faults(model)]
+                .concat(),
         })
     }
 }

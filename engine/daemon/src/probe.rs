@@ -3,7 +3,7 @@
 
 mod datagram;
 mod external;
-mod secrets;
+pub(crate) mod secrets;
 mod stack;
 mod stream;
 mod trace;

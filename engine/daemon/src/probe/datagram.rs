@@ -26,8 +26,10 @@ const IPV4_BYTES_MIN: usize = 20;
 enum Heard {
     /// The server or somebody on the way to it has spoken.
     Answer(Result<(), String>),
-    /// Nobody has.
-    Nothing(Result<(), String>),
+    /// Nobody has: what that means.
+    Silence(Result<(), String>),
+    /// Nothing has left, and why.
+    Unsent(String),
 }
 
 /// Runs the check once, within its limit.
@@ -42,8 +44,10 @@ pub(super) async fn ask(question: &Question<'_>, trace: &mut Trace) -> Result<()
         };
         trace.done(|| format!("from {}", letters.from()));
         let heard = exchange(letters, to, kind, secrets, until, limit, trace).await;
-        let (Heard::Answer(result) | Heard::Nothing(result)) = heard;
-        return result;
+        return match heard {
+            Heard::Answer(result) | Heard::Silence(result) => result,
+            Heard::Unsent(reason) => Err(reason),
+        };
     };
     trace.done(|| format!("by {way}"));
     // Both arms of a bridge: only the one that the server is behind has an answer.
@@ -57,23 +61,24 @@ pub(super) async fn ask(question: &Question<'_>, trace: &mut Trace) -> Result<()
                     let letters = Letters::Own(Box::new(letters));
                     exchange(letters, to, &kind, &secrets, until, limit, &mut trace).await
                 }
-                Err(error) => Heard::Nothing(Err(words(&error))),
+                Err(error) => Heard::Unsent(words(&error)),
             };
             (heard, trace)
         });
     }
-    let mut silence = (Err("no way to the server".to_owned()), None);
+    let (mut silence, mut unsent) = (None, (Err("no way to the server".to_owned()), None));
     while let Some(tried) = tries.join_next().await {
         match tried {
             Ok((Heard::Answer(result), tried)) => {
                 trace.adopt(tried);
                 return result;
             }
-            Ok((Heard::Nothing(result), tried)) => silence = (result, Some(tried)),
-            Err(error) => silence = (Err(error.to_string()), None),
+            Ok((Heard::Silence(result), tried)) => silence = Some((result, Some(tried))),
+            Ok((Heard::Unsent(reason), tried)) => unsent = (Err(reason), Some(tried)),
+            Err(error) => unsent = (Err(error.to_string()), None),
         }
     }
-    let (result, tried) = silence;
+    let (result, tried) = silence.unwrap_or(unsent);
     if let Some(tried) = tried {
         trace.adopt(tried);
     }
@@ -104,7 +109,9 @@ async fn exchange(
         }
         let again = conversation.repeat_after_ms(times).map(|ms| Instant::now() + Duration::from_millis(ms));
         let patience = again.map_or(until, |again| again.min(until));
+        // Once at least: what has come in time counts, however late we look.
         while let Ok(received) = timeout_at(patience, letters.receive(&mut buffer)).await {
+            tokio::task::consume_budget().await;
             let answer = match received {
                 Ok(answer) => answer,
                 Err(error) => return Heard::Answer(Err(words(&error))),
@@ -118,9 +125,16 @@ async fn exchange(
                 }
                 Course::Failed(reason) => return Heard::Answer(Err(reason)),
             }
+            // Whoever sends faster than we read would be heard for ever: a time limit asks first for what is there.
+            if Instant::now() >= patience {
+                break;
+            }
         }
         if Instant::now() >= until {
-            return Heard::Nothing(match conversation.passes_in_silence() {
+            if !letters.have_left() {
+                return Heard::Unsent("host unreachable".to_owned());
+            }
+            return Heard::Silence(match conversation.passes_in_silence() {
                 true => {
                     trace.done(|| format!("nobody has refused it within {}", duration(limit)));
                     Ok(())
@@ -185,6 +199,14 @@ impl Letters {
                 letters.send(datagram);
                 Ok(())
             }
+        }
+    }
+
+    /// Whether what was sent is on its way, as far as is known: of the kernel's a host that does not answer for its address comes as an error.
+    fn have_left(&self) -> bool {
+        match self {
+            Letters::Kernel { .. } => true,
+            Letters::Own(letters) => letters.have_left(),
         }
     }
 

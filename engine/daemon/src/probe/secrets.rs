@@ -2,24 +2,56 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use towpath_config::model::{CheckKind, RadiusCheck};
+use towpath_config::model::{CheckKind, Model, RadiusCheck};
 use towpath_core::health::Secrets;
+
+use crate::http_files::FileFault;
 
 /// A secret or password is shorter.
 const SECRET_BYTES_MAX: u64 = 4_096;
 
-/// What this kind needs; an error in the words of an operator.
-pub(super) fn secrets(kind: &CheckKind) -> Result<Secrets, String> {
-    let (secret, password) = match kind {
+/// What is wrong with the files that health checks name.
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
+    let mut faults: Vec<FileFault> = Vec::new();
+    for service in &model.services {
+        let kinds = model.groups_of(service).filter_map(|group| Some(&group.health.as_ref()?.check));
+        for (key, path) in kinds.map(files).flat_map(|(secret, password)| {
+            [("secret_file", secret), ("password_file", password)]
+                .into_iter()
+                .filter_map(|(key, path)| Some((key, path?)))
+        }) {
+            if faults.iter().any(|known| known.file == *path) {
+                continue;
+            }
+            if let Err(problem) = content(path) {
+                faults.push(FileFault {
+                    service: Some(service.name.clone()),
+                    file: path.clone(),
+                    message: format!("health.{key}: {}: {problem}; check the path and who may read it", path.display()),
+                });
+            }
+        }
+    }
+    faults
+}
+
+/// Those of the secret and the password.
+fn files(kind: &CheckKind) -> (Option<&PathBuf>, Option<&PathBuf>) {
+    match kind {
         CheckKind::Ldap(ldap) => (ldap.bind.as_ref().map(|bind| &bind.secret_file), None),
         CheckKind::Radius(RadiusCheck { secret_file, password_file, .. }) => {
             (Some(secret_file), password_file.as_ref())
         }
         _ => (None, None),
-    };
-    let content = |key: &str, path: Option<&std::path::PathBuf>| match path {
+    }
+}
+
+/// What this kind needs; an error in the words of an operator.
+pub(super) fn secrets(kind: &CheckKind) -> Result<Secrets, String> {
+    let (secret, password) = files(kind);
+    let content = |key: &str, path: Option<&PathBuf>| match path {
         Some(path) => content(path).map_err(|reason| format!("health.{key}: {}: {reason}", path.display())),
         None => Ok(Vec::new()),
     };
@@ -53,6 +85,30 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_told_once_with_its_key() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("secret");
+        std::fs::write(&path, b"xyzzy5461\n").expect("a file");
+        let faults_of = |secret: &str| {
+            let service = |name: &str, port: u16| {
+                format!(
+                    "[[service]]\nname = \"{name}\"\nvip = \"192.0.2.10\"\nports = [{port}]\nhealth = {{ check = \"radius\", ports = [1812], \
+                     secret_file = \"{secret}\", user = \"nemo\", password_file = \"{}\" }}\n[[service.server]]\nname = \"one\"\n\
+                     address = \"192.0.2.21\"\n",
+                    path.display()
+                )
+            };
+            let text = service("first", 80) + &service("second", 81);
+            faults(&towpath_config::check("test.toml", &text).model.expect("no errors"))
+        };
+        assert_eq!(faults_of(&path.display().to_string()), []);
+        let faults = faults_of("/nowhere");
+        let [fault] = &faults[..] else { panic!("{faults:?}") };
+        assert_eq!((fault.service.as_deref(), fault.file.as_path()), (Some("first"), Path::new("/nowhere")));
+        assert!(fault.message.starts_with("health.secret_file: /nowhere: "), "{}", fault.message);
+    }
 
     #[test]
     fn a_secret_is_its_files_line() {

@@ -14,17 +14,17 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetAddress, IpCidr};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, consume_budget};
 use tokio::time::timeout;
 use towpath_core::health::CheckPlan;
-use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, Packet, parse};
+use towpath_core::packet::{ETHERNET_LEN, Family, IcmpErrorKind, Ip, PROTOCOL_TCP, Packet, Tuple, parse};
 use towpath_core::plane::{Keeper, Network, PROBE_PORTS, PortId};
 use towpath_sys::packet::{Hearing, Tag};
 
@@ -34,6 +34,8 @@ pub(super) use letters::Letters;
 
 /// Bytes of what a server says at once that are taken, in each direction.
 const BUFFER_BYTES: usize = 4_096;
+/// Frames that one step reads: a socket has room for as many datagrams.
+const FRAMES_PER_STEP: usize = 4;
 /// Where the sender's and the target's addresses lie in a frame with ARP (RFC 826).
 const ARP_SENDER: Range<usize> = ETHERNET_LEN + 14..ETHERNET_LEN + 18;
 const ARP_TARGET: Range<usize> = ETHERNET_LEN + 24..ETHERNET_LEN + 28;
@@ -191,11 +193,12 @@ impl Stack {
     /// `local_port`: the only one that it hears.
     fn open(link: Link, way: &Way, to: SocketAddr, local_port: u16) -> io::Result<Stack> {
         let hearing = Hearing::of_connection(link.index, local_port, to.port())?;
-        let (wire, interface) = Wire::lay(hearing, link, way, to)?;
+        let from = SocketAddr::new(way.from.0, local_port);
+        let (wire, interface) = Wire::lay(hearing, link, way, Tuple::new(from, to, PROTOCOL_TCP))?;
         let buffer = || SocketBuffer::new(vec![0; BUFFER_BYTES]);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = sockets.add(Socket::new(buffer(), buffer()));
-        Ok(Stack { wire: Some(wire), interface, sockets, client, from: SocketAddr::new(way.from.0, local_port) })
+        Ok(Stack { wire: Some(wire), interface, sockets, client, from })
     }
 
     /// Our own address and port.
@@ -215,12 +218,14 @@ impl Stack {
     /// Reads what has come and sends what is due.
     fn step(&mut self) {
         let Stack { wire: Some(wire), interface, sockets, .. } = self else { return };
-        let _changed = interface.poll(Instant::now(), wire, sockets);
+        step(interface, wire, sockets);
     }
 
     /// Returns when there is something to do.
     async fn wait(&mut self) -> io::Result<()> {
         let Stack { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
+        // What comes without end keeps it ready; others have their turn.
+        consume_budget().await;
         let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
         match timeout(due, wire.hearing.readable()).await {
             Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
@@ -294,6 +299,18 @@ impl Drop for Stack {
     }
 }
 
+/// Reads some of what has come and sends what is due.
+fn step(interface: &mut Interface, wire: &mut Wire, sockets: &mut SocketSet<'_>) {
+    let now = Instant::now();
+    interface.poll_maintenance(now);
+    for _ in 0..FRAMES_PER_STEP {
+        if matches!(interface.poll_ingress_single(now, wire, sockets), PollIngressSingleResult::None) {
+            break;
+        }
+    }
+    while interface.poll_egress(now, wire, sockets) == PollResult::SocketStateChanged {}
+}
+
 /// Closing a packet socket waits until no CPU looks at it any more, which takes milliseconds (net/packet/af_packet.c, packet_release).
 fn retire(wire: Option<Wire>) {
     if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -307,8 +324,8 @@ struct Wire {
     link: Link,
     mtu_bytes: usize,
     stand_in: Option<StandIn>,
-    /// Who is asked, from which address.
-    between: (IpAddr, IpAddr),
+    /// As what our packets go to the server: an error about anything else is not about this check.
+    asked: Tuple,
     /// What somebody has said about a packet of ours to the server.
     refusal: Option<io::ErrorKind>,
     /// The frame that was read last.
@@ -317,7 +334,7 @@ struct Wire {
 
 impl Wire {
     /// With it goes what speaks IP over it.
-    fn lay(hearing: Hearing, link: Link, way: &Way, to: SocketAddr) -> io::Result<(Wire, Interface)> {
+    fn lay(hearing: Hearing, link: Link, way: &Way, asked: Tuple) -> io::Result<(Wire, Interface)> {
         #[expect(
             deprecated,
             reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
@@ -328,7 +345,7 @@ impl Wire {
             link,
             mtu_bytes: way.mtu_bytes,
             stand_in: way.stand_in,
-            between: (way.from.0, to.ip()),
+            asked,
             refusal: None,
             read: Vec::new(),
         };
@@ -349,12 +366,11 @@ impl Wire {
     /// An error about what we have sent to the server: smoltcp tells of none to a socket, and of those of routers that quote little nobody at all.
     fn refusal(&self, frame: &[u8]) -> Option<io::ErrorKind> {
         let Ok(Packet::IcmpError(error)) = parse(frame) else { return None };
-        let (src, dst) = (IpAddr::from(error.embedded.src), IpAddr::from(error.embedded.dst));
-        if error.kind != IcmpErrorKind::Unreachable || (src, dst) != self.between {
+        if error.kind != IcmpErrorKind::Unreachable || error.embedded != self.asked {
             return None;
         }
         let code = *frame.get(usize::from(error.parsed.l4) + 1)?;
-        let is_port = code == if src.is_ipv4() { V4_PORT_UNREACHABLE } else { V6_PORT_UNREACHABLE };
+        let is_port = code == if self.asked.src.is_v4() { V4_PORT_UNREACHABLE } else { V6_PORT_UNREACHABLE };
         Some(if is_port { io::ErrorKind::ConnectionRefused } else { io::ErrorKind::HostUnreachable })
     }
 }
@@ -375,21 +391,23 @@ impl Device for Wire {
 
     fn receive(&mut self, _now: Instant) -> Option<(Received<'_>, Sending<'_>)> {
         let Wire { hearing, link, stand_in, read, .. } = &mut *self;
-        loop {
-            let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
-                let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
-                let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
-                let is_ours = vlan(frame.tag) == vlan(link.tag);
-                read.clear();
-                read.extend_from_slice(frame.bytes);
-                Ok(is_ours)
-            });
-            match taken {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                // Of an interface that went down; what comes behind it is there.
-                Err(error) => tracing::debug!("probe: {error}"),
+        let taken = hearing.try_io_mut(Interest::READABLE, |hearing| {
+            let Some(frame) = hearing.take()? else { return Err(io::ErrorKind::WouldBlock.into()) };
+            let vlan = |tag: Option<Tag>| tag.and_then(Tag::vlan);
+            let is_ours = vlan(frame.tag) == vlan(link.tag);
+            read.clear();
+            read.extend_from_slice(frame.bytes);
+            Ok(is_ours)
+        });
+        match taken {
+            Ok(true) => {}
+            // What comes behind it is there for the next step.
+            Ok(false) => return None,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            // Of an interface that went down; likewise.
+            Err(error) => {
+                tracing::debug!("probe: {error}");
+                return None;
             }
         }
         if let Some(StandIn { vip, server }) = *stand_in {

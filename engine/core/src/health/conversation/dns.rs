@@ -11,6 +11,8 @@ use crate::random::SplitMix64;
 /// RFC 1035 section 2.3.4.
 const NAME_OCTETS_MAX: usize = 255;
 const LABEL_OCTETS_MAX: usize = 63;
+/// Labels of a name of 255 octets; a pointer for each of them is the most that makes sense.
+const JUMPS_MAX: u32 = 127;
 const HEADER_OCTETS: usize = 12;
 const CLASS_INTERNET: u16 = 1;
 /// What stands in the upper half of a label's length where the rest of the name is elsewhere.
@@ -98,7 +100,8 @@ impl DnsTalk {
             return Some(Course::Passed);
         }
         Some(match &self.check.expect {
-            None if answer.records.is_empty() && !answer.is_cut => {
+            // An alias whose target the resolver does not find is no record of the type.
+            None if !answer.has_wanted && !answer.is_cut => {
                 Course::Failed(format!("has no {} record of \"{}\"", word(self.check.record), self.check.query))
             }
             None => Course::Passed,
@@ -107,7 +110,10 @@ impl DnsTalk {
                 Course::Failed(format!("\"{expect}\" is not in the part of the answer that fits a datagram"))
             }
             Some(expect) => {
-                let records = answer.records.first().map_or("nothing".to_owned(), |first| format!("\"{first}\""));
+                let records = answer
+                    .records
+                    .first()
+                    .map_or_else(|| "nothing".to_owned(), |first| format!("\"{}\"", shown(first.as_bytes())));
                 Course::Failed(format!("answers {records}, expected \"{expect}\""))
             }
         })
@@ -176,6 +182,8 @@ struct Answer {
     rcode: u8,
     /// There is more than fits.
     is_cut: bool,
+    /// Whether one of them is of the type that was asked for.
+    has_wanted: bool,
     /// The data of each record of the answer section, as a zone file has it.
     records: Vec<String>,
 }
@@ -198,16 +206,19 @@ fn read(message: &[u8], name: &[u8], record: u16) -> Result<Answer, Fault> {
             return Err("the answer repeats another question");
         }
     }
-    let mut records = Vec::new();
+    let (mut has_wanted, mut records) = (false, Vec::new());
     for _ in 0..answers {
         match reader.record() {
-            Ok(text) => records.push(text),
+            Ok((kind, text)) => {
+                has_wanted |= kind == record;
+                records.push(text);
+            }
             // What does not fit a datagram may be left out amid a record by old servers.
             Err(_) if is_cut => break,
             Err(fault) => return Err(fault),
         }
     }
-    Ok(Answer { rcode, is_cut, records })
+    Ok(Answer { rcode, is_cut, has_wanted, records })
 }
 
 /// Where a message is read. Every step takes at least one octet of at most 65,535.
@@ -228,17 +239,19 @@ impl<'m> Reader<'m> {
         Ok(u16::from_be_bytes([octets[0], octets[1]]))
     }
 
-    /// A name in full. Pointers lead backwards only, so that there is an end (RFC 1035 section 4.1.4: to a prior occurrence).
+    /// A name in full. Pointers lead backwards only, so that there is an end (RFC 1035 section 4.1.4: to a prior occurrence), and soon: an answer
+    /// may have thousands of names that share one long chain.
     fn name(&mut self) -> Result<Vec<u8>, Fault> {
         let mut name = Vec::new();
-        let (mut at, mut floor, mut behind) = (self.at, self.at, None);
+        let (mut at, mut floor, mut behind, mut jumps) = (self.at, self.at, None, 0);
         loop {
             let length = *self.message.get(at).ok_or(CUT)?;
             if length & POINTER == POINTER {
                 let low = *self.message.get(at + 1).ok_or(CUT)?;
                 behind.get_or_insert(at + 2);
                 let to = usize::from(u16::from_be_bytes([length & !POINTER, low]));
-                if to >= floor {
+                jumps += 1;
+                if to >= floor || jumps > JUMPS_MAX {
                     return Err("a name of the answer leads in a circle");
                 }
                 (at, floor) = (to, to);
@@ -260,8 +273,8 @@ impl<'m> Reader<'m> {
         }
     }
 
-    /// The data of one resource record (RFC 1035 section 4.1.3).
-    fn record(&mut self) -> Result<String, Fault> {
+    /// Type and data of one resource record (RFC 1035 section 4.1.3).
+    fn record(&mut self) -> Result<(u16, String), Fault> {
         self.name()?;
         let kind = self.u16()?;
         self.take(6)?;
@@ -271,7 +284,7 @@ impl<'m> Reader<'m> {
         let text = self.data(kind, data);
         // Records follow each other by their lengths, whatever a name in one of them says.
         self.at = end;
-        text
+        Ok((kind, text?))
     }
 
     fn data(&mut self, kind: u16, data: &[u8]) -> Result<String, Fault> {
@@ -290,7 +303,7 @@ impl<'m> Reader<'m> {
                     all.extend_from_slice(string);
                     rest = behind;
                 }
-                shown(&all)
+                String::from_utf8_lossy(&all).into_owned()
             }
             // RFC 3597 section 5.
             _ => format!("\\# {}", data.len()),

@@ -104,6 +104,10 @@ impl RadiusTalk {
     }
 
     pub(super) fn received(&mut self, datagram: &[u8]) -> Course {
+        // RFC 2865 section 3: silently discarded. Whoever guesses our port has to guess this as well.
+        if datagram.get(1) != Some(&self.id) {
+            return Course::More;
+        }
         let Some((header, _)) = datagram.split_first_chunk::<HEADER_OCTETS>() else {
             return Course::Failed("answers with less than the header of RADIUS".to_owned());
         };
@@ -113,9 +117,6 @@ impl RadiusTalk {
         else {
             return Course::Failed("the answer is not as long as it says".to_owned());
         };
-        if header[1] != self.id {
-            return Course::More;
-        }
         match self.judge(packet, header[0]) {
             // RFC 2865 section 3: silently discarded, it may be anybody's.
             None => {

@@ -7,14 +7,16 @@ use std::time::Duration;
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::{icmp, udp};
 use smoltcp::time::Instant;
+use tokio::task::consume_budget;
 use tokio::time::timeout;
 use towpath_config::model::Carrier;
+use towpath_core::packet::{PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_UDP, Tuple};
 use towpath_sys::packet::Hearing;
 
-use super::{Link, Way, Wire, next_port, retire};
+use super::{FRAMES_PER_STEP, Link, Way, Wire, next_port, retire, step};
 
 /// Datagrams that wait in each direction, and the octets of all of them.
-const DATAGRAMS_MAX: usize = 4;
+const DATAGRAMS_MAX: usize = FRAMES_PER_STEP;
 const BUFFER_BYTES: usize = 16_384;
 
 /// What goes to one port of a server and comes from it, or what echoes.
@@ -38,7 +40,14 @@ impl Letters {
         // Of an echo it is the identifier.
         let port = next_port();
         let hearing = Hearing::of_datagrams(link.index, port, to.port())?;
-        let (wire, interface) = Wire::lay(hearing, link, way, to)?;
+        let from = SocketAddr::new(way.from.0, port);
+        let asked = match (carrier, to) {
+            // Errors about an echo show the identifier as the port of who asks.
+            (Carrier::Echo, SocketAddr::V4(_)) => Tuple::new(from, SocketAddr::new(to.ip(), 0), PROTOCOL_ICMP),
+            (Carrier::Echo, SocketAddr::V6(_)) => Tuple::new(from, SocketAddr::new(to.ip(), 0), PROTOCOL_ICMPV6),
+            (Carrier::Datagram | Carrier::Stream, _) => Tuple::new(from, to, PROTOCOL_UDP),
+        };
+        let (wire, interface) = Wire::lay(hearing, link, way, asked)?;
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
         let client = match carrier {
             Carrier::Echo => {
@@ -56,7 +65,7 @@ impl Letters {
                 Client::Udp(sockets.add(socket))
             }
         };
-        Ok(Letters { wire: Some(wire), interface, sockets, client, from: SocketAddr::new(way.from.0, port), to })
+        Ok(Letters { wire: Some(wire), interface, sockets, client, from, to })
     }
 
     /// Our own address, and port or identifier.
@@ -75,6 +84,15 @@ impl Letters {
             }
         };
         self.step();
+    }
+
+    /// Whether all of them are on their way: what waits for the server's hardware address is not.
+    pub(in crate::probe) fn have_left(&self) -> bool {
+        let waiting = match self.client {
+            Client::Echo(client) => self.sockets.get::<icmp::Socket<'_>>(client).send_queue(),
+            Client::Udp(client) => self.sockets.get::<udp::Socket<'_>>(client).send_queue(),
+        };
+        waiting == 0
     }
 
     /// The next one that comes from the server. May be dropped while it waits.
@@ -110,12 +128,14 @@ impl Letters {
     /// Reads what has come and sends what is due.
     fn step(&mut self) {
         let Letters { wire: Some(wire), interface, sockets, .. } = self else { return };
-        let _changed = interface.poll(Instant::now(), wire, sockets);
+        step(interface, wire, sockets);
     }
 
     /// Returns when there is something to do.
     async fn wait(&mut self) -> io::Result<()> {
         let Letters { wire: Some(wire), interface, sockets, .. } = self else { return Ok(()) };
+        // What comes without end keeps it ready; others have their turn.
+        consume_budget().await;
         let due = interface.poll_delay(Instant::now(), sockets).map_or(Duration::from_secs(1), Duration::from);
         match timeout(due, wire.hearing.readable()).await {
             Ok(ready) => ready.map(|mut ready| ready.retain_ready()),
