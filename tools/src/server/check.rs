@@ -95,8 +95,7 @@ fn heading(check: &CheckRun, paint: Paint) -> String {
 fn steps(port: &PortRun, paint: Paint) -> String {
     // A ping has no port.
     let asked = if port.socket.port() == 0 { port.socket.ip().to_string() } else { port.socket.to_string() };
-    let mut table =
-        Table::new([Cell::word(asked), Cell::figure("at"), Cell::figure("took"), Cell::word("")]);
+    let mut table = Table::new([Cell::word(asked), Cell::figure("at"), Cell::figure("took"), Cell::word("")]);
     for step in &port.steps {
         let name = format!("{} {}", if step.passed { "●" } else { "○" }, step.step);
         table.row([

@@ -121,7 +121,7 @@ mod tests {
     fn a_program_that_hangs_takes_one_place_and_only_its_own_check_waits() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let limit = Duration::from_secs(60);
-        let mut ask = |check, port, detail| {
+        let ask = |check, port, detail| {
             runtime.block_on(place((CheckId(check), port), detail, limit, &mut Trace::begin(detail)))
         };
         let hangs = ask(900, 80, Detail::Result);

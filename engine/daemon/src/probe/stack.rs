@@ -326,6 +326,8 @@ struct Wire {
     stand_in: Option<StandIn>,
     /// As what our packets go to the server: an error about anything else is not about this check.
     asked: Tuple,
+    /// Whether one of them has left: what waits for the server's hardware address has not.
+    has_asked: bool,
     /// What somebody has said about a packet of ours to the server.
     refusal: Option<io::ErrorKind>,
     /// The frame that was read last.
@@ -346,6 +348,7 @@ impl Wire {
             mtu_bytes: way.mtu_bytes,
             stand_in: way.stand_in,
             asked,
+            has_asked: false,
             refusal: None,
             read: Vec::new(),
         };
@@ -363,6 +366,12 @@ impl Wire {
         Ok((wire, interface))
     }
 
+    /// The frame that was read last, and leave to send one.
+    fn split(&mut self) -> (&[u8], Sending<'_>) {
+        let Wire { hearing, link, stand_in, asked, has_asked, read, .. } = self;
+        (read, Sending { hearing: hearing.get_ref(), link: *link, stand_in: *stand_in, asked: *asked, has_asked })
+    }
+
     /// An error about what we have sent to the server: smoltcp tells of none to a socket, and of those of routers that quote little nobody at all.
     fn refusal(&self, frame: &[u8]) -> Option<io::ErrorKind> {
         let Ok(Packet::IcmpError(error)) = parse(frame) else { return None };
@@ -375,11 +384,22 @@ impl Wire {
     }
 }
 
+/// Whether this is a packet of `asked`, or part of one, and nothing about neighbours.
+fn asks(frame: &[u8], asked: &Tuple) -> bool {
+    match parse(frame) {
+        Ok(Packet::Echo(parsed) | Packet::Transport(parsed)) => parsed.tuple == *asked,
+        Ok(Packet::Fragment(_)) => true,
+        _ => false,
+    }
+}
+
 /// Leave to send one frame.
 struct Sending<'w> {
     hearing: &'w Hearing,
     link: Link,
     stand_in: Option<StandIn>,
+    asked: Tuple,
+    has_asked: &'w mut bool,
 }
 
 /// A frame that has come.
@@ -414,12 +434,12 @@ impl Device for Wire {
             replace(read, ARP_SENDER, server, vip);
         }
         self.refusal = self.refusal.or_else(|| self.refusal(&self.read));
-        let Wire { hearing, link, stand_in, read, .. } = self;
-        Some((Received(read), Sending { hearing: hearing.get_ref(), link: *link, stand_in: *stand_in }))
+        let (read, sending) = self.split();
+        Some((Received(read), sending))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<Sending<'_>> {
-        Some(Sending { hearing: self.hearing.get_ref(), link: self.link, stand_in: self.stand_in })
+        Some(self.split().1)
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -456,8 +476,9 @@ impl TxToken for Sending<'_> {
             replace(&mut frame, ARP_TARGET, vip, server);
         }
         // What is lost here is sent again, as what is lost on the way.
-        if let Err(error) = self.hearing.send(self.link.index, self.link.tag, &frame) {
-            tracing::debug!("probe: {error}");
+        match self.hearing.send(self.link.index, self.link.tag, &frame) {
+            Ok(()) => *self.has_asked = *self.has_asked || asks(&frame, &self.asked),
+            Err(error) => tracing::debug!("probe: {error}"),
         }
         written
     }

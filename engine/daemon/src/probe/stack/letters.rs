@@ -86,13 +86,9 @@ impl Letters {
         self.step();
     }
 
-    /// Whether all of them are on their way: what waits for the server's hardware address is not.
+    /// Whether one of them has: the server's hardware address was found.
     pub(in crate::probe) fn have_left(&self) -> bool {
-        let waiting = match self.client {
-            Client::Echo(client) => self.sockets.get::<icmp::Socket<'_>>(client).send_queue(),
-            Client::Udp(client) => self.sockets.get::<udp::Socket<'_>>(client).send_queue(),
-        };
-        waiting == 0
+        self.wire.as_ref().is_some_and(|wire| wire.has_asked)
     }
 
     /// The next one that comes from the server. May be dropped while it waits.
