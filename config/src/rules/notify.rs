@@ -130,7 +130,8 @@ fn is_name(host: &str) -> bool {
             && !label.ends_with('-')
     };
     // What ends in a number is an address, or nothing (RFC 3986 §3.2.2, WHATWG URL).
-    let ends_in_number = host.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let ends_in_number =
+        host.rsplit('.').next().is_some_and(|last| !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()));
     match ends_in_number {
         true => host.parse::<Ipv4Addr>().is_ok(),
         false => host.len() <= 253 && host.strip_suffix('.').unwrap_or(host).split('.').all(is_label),

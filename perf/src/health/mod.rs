@@ -252,13 +252,17 @@ impl Daemon {
 fn config(kind: CheckedBy, rate: Rate, vip: Ipv4Addr, addresses: &[Ipv4Addr]) -> String {
     let mut text = "[control]\nsocket = \"none\"\n[runtime]\nworkers = [0]\n".to_owned();
     let mut left = rate.servers;
+    let interval_ms = rate.interval_ms();
+    let rhythm = match kind {
+        CheckedBy::None => String::new(),
+        _ => format!(", interval = {interval_ms}, timeout = {}, rise = 2, fall = 3", (interval_ms - 1).min(2_000)),
+    };
     for port in rate.ports() {
         let _ = write!(
             text,
             "[[service]]\nname = \"service-{port}\"\nvip = \"{vip}\"\nports = {port}\n\
-             health = {{ {}, interval = {}, timeout = \"2s\", rise = 2, fall = 3 }}\n",
-            kind.keys(),
-            rate.interval_ms()
+             health = {{ {}{rhythm} }}\n",
+            kind.keys()
         );
         for address in addresses.iter().take(left) {
             let _ = write!(text, "[[service.server]]\nname = \"server-{address}\"\naddress = \"{address}\"\n");

@@ -163,6 +163,10 @@ pub(super) async fn read_body<T: DeserializeOwned>(request: Request<Incoming>) -
         Err(error) => return Err(problem(StatusCode::BAD_REQUEST, "bad_body", error.to_string())),
     };
     let text = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
+    // A list of no values would do for an object without required keys.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(problem(StatusCode::BAD_REQUEST, "bad_body", "the body is no JSON object"));
+    }
     serde_json::from_slice(&text).map_err(|error| problem(StatusCode::BAD_REQUEST, "bad_body", error.to_string()))
 }
 

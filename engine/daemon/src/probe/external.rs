@@ -57,7 +57,8 @@ struct Turn((CheckId, u16));
 
 impl Turn {
     fn begin(of: (CheckId, u16)) -> Option<Turn> {
-        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(of).then_some(Turn(of))
+        // Made only where it has begun: its end takes the lock again.
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).insert(of).then(|| Turn(of))
     }
 }
 
