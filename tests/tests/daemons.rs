@@ -513,7 +513,7 @@ fn freeradius_lets_a_user_in_or_not() {
 }
 
 /// The server has failed instead.
-fn servfail(answer: &mut Vec<u8>) {
+fn servfail(answer: &mut [u8]) {
     answer[3] = answer[3] & 0xf0 | 2;
 }
 
@@ -528,7 +528,7 @@ fn dnsmasq_answers_a_query_by_udp() {
                 port: 53,
                 start: dnsmasq,
                 silent: "no answer",
-                wrong: (servfail, "answers SERVFAIL, expected NOERROR"),
+                wrong: (|answer| servfail(answer), "answers SERVFAIL, expected NOERROR"),
                 half: "the answer ends amid a record",
                 ended: "",
             },

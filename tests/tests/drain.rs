@@ -596,7 +596,7 @@ fn a_client_that_keeps_its_connection_and_asks_nothing_does_not_hold_up_a_drain(
         let relay = subject!()
             .start(lab.balancer(), &(LIMITS.to_owned() + &service("web", to.0, "80", keys, &ipv4(lab.servers()))));
         let mut clients: Vec<WebClient> = (0..4).map(|_| WebClient::open(lab.client(), to)).collect();
-        let homes: BTreeSet<String> = clients.iter_mut().map(|client| home_of(client)).collect();
+        let homes: BTreeSet<String> = clients.iter_mut().map(home_of).collect();
         assert_eq!(homes.len(), 2, "{homes:?}");
         // One that is under way is not cut.
         let mut busy = loop {

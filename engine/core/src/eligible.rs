@@ -154,7 +154,8 @@ mod tests {
     #[test]
     fn clients_take_out_half_of_the_servers_at_most_and_the_first_noticed_first() {
         let out = |place, since| (place, Out { reason: "clients met errors".into(), since: Now(since) });
-        let table: [(&str, Vec<(usize, Out)>, &str); 6] = [
+        type Case = (&'static str, Vec<(usize, Out)>, &'static str);
+        let table: [Case; 6] = [
             ("U", vec![out(0, 1)], "+"),
             ("UU", vec![out(0, 1)], "-+"),
             ("UU", vec![out(0, 2), out(1, 1)], "+-"),

@@ -203,8 +203,11 @@ fn element(tag: u8, content: &[u8]) -> Vec<u8> {
     element
 }
 
-/// Tag, content and whole length of the first element; `None`: more is needed.
-fn first_element(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Fault> {
+/// Tag, content and whole length.
+type Element<'a> = (u8, &'a [u8], usize);
+
+/// The first element; `None`: more is needed.
+fn first_element(bytes: &[u8]) -> Result<Option<Element<'_>>, Fault> {
     let [tag, length, rest @ ..] = bytes else { return Ok(None) };
     let (length, octets) = match length {
         0..=0x7f => (usize::from(*length), 0),
