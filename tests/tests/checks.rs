@@ -22,7 +22,7 @@ use towpath_tests::{
 
 /// A service with this check of server-1, as often as can be.
 fn checked(lab: &TestLab, vip: Ipv4Addr, port: u16, health: &str) -> String {
-    let rhythm = "interval = \"100ms\", timeout = \"2s\", rise = 1, fall = 1";
+    let rhythm = "interval = \"100ms\", timeout = \"2s\", rise = 1, fall = 1, flaps = 0";
     let keys = format!("health = {{ {health}, {rhythm} }}");
     service("web", vip, &port.to_string(), &keys, &ipv4(&lab.servers()[..1]))
 }

@@ -24,7 +24,7 @@ use towpath_tests::{
 
 /// Long enough for a loaded machine to answer at least sometimes, short enough to wait for it to pass.
 const TIMEOUT: Duration = Duration::from_millis(500);
-const RHYTHM: &str = "interval = \"100ms\", timeout = \"500ms\", rise = 1, fall = 1";
+const RHYTHM: &str = "interval = \"100ms\", timeout = \"500ms\", rise = 1, fall = 1, flaps = 0";
 const SECRET: &str = "xyzzy5461";
 const PASSWORD: &str = "arctangent";
 /// A query for the IPv4 addresses of www.example.org, and one of the addresses.
