@@ -1,7 +1,9 @@
 //! Tells others of events: a command, a webhook. Nobody waits for them: an event is put into a bounded queue, and one task per receiver makes messages of
 //! what is there and delivers them, at their own pace.
 //!
-//!     EventLog::record → Notifier::offer → Notices (core) → deliver → command::run, or webhook::post
+//! ```text
+//! EventLog::record → Notifier::offer → Notices (core) → deliver → command::run, or webhook::post
+//! ```
 
 mod message;
 mod webhook;
