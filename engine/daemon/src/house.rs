@@ -34,6 +34,7 @@ use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
+use crate::questions::Turns;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -63,6 +64,8 @@ pub(crate) struct House {
     pub(crate) ordered: Notify,
     /// Where what was said at run time is kept.
     pub(crate) keeper: StateKeeper,
+    /// Who may ask the workers something now.
+    pub(crate) turns: Turns,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -522,6 +525,7 @@ impl House {
             changed: Notify::new(),
             ordered: Notify::new(),
             keeper,
+            turns: Turns::default(),
         }
     }
 

@@ -4,22 +4,27 @@
 
 pub mod access;
 pub mod admin;
+pub mod capture;
 mod command;
 mod control;
 mod controller;
 pub mod doctor;
 mod engine;
 pub mod events;
+pub mod explain;
 mod house;
 pub mod http_files;
 pub mod listen;
 mod notify;
 pub mod packets;
+pub mod persistence;
 pub mod plan;
 pub mod preflight;
 mod probe;
+pub mod questions;
 pub mod reload;
 pub mod server_check;
+pub mod sessions;
 pub mod settings;
 pub mod shared;
 mod state_file;
@@ -29,7 +34,8 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_file, fetch_members, fetch_status, get, order,
+    post,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

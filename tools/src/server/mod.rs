@@ -74,10 +74,10 @@ pub(crate) struct Addressed {
 pub(crate) struct Daemon {
     /// Unix socket of the daemon: `control.socket` of its file
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
-    socket: PathBuf,
+    pub(crate) socket: PathBuf,
     /// Print JSON on standard output
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// What goes with every order.
@@ -293,14 +293,15 @@ fn show(addressed: &Addressed) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)?;
     Ok(())
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+/// A time, as people write it.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let ms = towpath_config::duration_ms(text);
     ms.map(Duration::from_millis).ok_or_else(|| "write a number with its unit, as 90s, 10m or 2h".to_owned())
 }

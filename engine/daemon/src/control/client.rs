@@ -117,6 +117,26 @@ pub fn post<T: DeserializeOwned>(
     call(path, Method::POST, uri, serde_json::to_vec(body).map_err(malformed)?, limit)
 }
 
+/// Asks a route of the API and waits so long for its answer. `query` holds pairs of key and value, not escaped.
+pub fn get<T: DeserializeOwned>(
+    path: &Path,
+    uri: &str,
+    query: &[(&str, String)],
+    limit: Duration,
+) -> Result<T, FetchError> {
+    let pairs: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
+    let mark = if pairs.is_empty() { "" } else { "?" };
+    call(path, Method::GET, &format!("{uri}{mark}{}", pairs.join("&")), Vec::new(), limit)
+}
+
+/// Sends `body` to a route of the API that answers with a file.
+pub fn fetch_file(path: &Path, uri: &str, body: &impl Serialize, limit: Duration) -> Result<Vec<u8>, FetchError> {
+    let malformed =
+        |error: serde_json::Error| FetchError::Malformed { path: path.to_owned(), reason: error.to_string() };
+    let body = serde_json::to_vec(body).map_err(malformed)?;
+    Ok(call_for_bytes(path, Method::POST, uri, body, limit)?.to_vec())
+}
+
 fn call<T: DeserializeOwned>(
     path: &Path,
     method: Method,
@@ -124,14 +144,19 @@ fn call<T: DeserializeOwned>(
     body: Vec<u8>,
     limit: Duration,
 ) -> Result<T, FetchError> {
+    let body = call_for_bytes(path, method, uri, body, limit)?;
+    serde_json::from_slice(&body)
+        .map_err(|error| FetchError::Malformed { path: path.to_owned(), reason: error.to_string() })
+}
+
+fn call_for_bytes(path: &Path, method: Method, uri: &str, body: Vec<u8>, limit: Duration) -> Result<Bytes, FetchError> {
     let unreachable = |source| FetchError::NotReachable { path: path.to_owned(), source };
-    let malformed = |reason: String| FetchError::Malformed { path: path.to_owned(), reason };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unreachable)?;
     let late = || FetchError::TimedOut { path: path.to_owned(), limit };
     let asking = async { timeout(limit, ask(path, method, uri, body)).await.unwrap_or_else(|_| Err(late())) };
     let (status, body) = runtime.block_on(asking)?;
     if status == StatusCode::OK {
-        return serde_json::from_slice(&body).map_err(|error| malformed(error.to_string()));
+        return Ok(body);
     }
     Err(match serde_json::from_slice::<Refused>(&body) {
         Ok(Refused { error: problem }) => FetchError::Refused { status: status.as_u16(), problem },

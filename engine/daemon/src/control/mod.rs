@@ -4,11 +4,16 @@
 //! an event with who, what, before and after.
 
 mod answer;
+mod capture;
 mod check;
 mod client;
+mod explain;
 mod peer;
+mod persistence;
+mod query;
 mod route;
 mod server;
+mod sessions;
 
 use std::convert::Infallible;
 use std::fs;
@@ -34,7 +39,7 @@ use peer::Peer;
 use route::{Asked, Deadline};
 
 pub use answer::Problem;
-pub use client::{FetchError, ServerPath, fetch_members, fetch_status, order, post};
+pub use client::{FetchError, ServerPath, fetch_file, fetch_members, fetch_status, get, order, post};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, json, not_allowed, problem};
 use super::peer::Peer;
-use super::{check, server};
+use super::{capture, check, explain, persistence, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -71,6 +71,34 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
             Method::GET => json(StatusCode::OK, &asked.house.status()),
             _ => not_allowed("GET"),
         },
+        ["v1", "sessions"] => match *request.method() {
+            Method::GET => sessions::list(request, asked).await,
+            _ => not_allowed("GET"),
+        },
+        ["v1", "sessions", "kill"] => match *request.method() {
+            Method::POST => sessions::kill(request, asked).await,
+            _ => not_allowed("POST"),
+        },
+        ["v1", "flow"] => match *request.method() {
+            Method::GET => sessions::flow(request, asked).await,
+            _ => not_allowed("GET"),
+        },
+        ["v1", "explain"] => match *request.method() {
+            Method::GET => explain::explain(request, asked).await,
+            _ => not_allowed("GET"),
+        },
+        ["v1", "persistence"] => match *request.method() {
+            Method::GET => persistence::list(request, asked).await,
+            _ => not_allowed("GET"),
+        },
+        ["v1", "persistence", "clear"] => match *request.method() {
+            Method::POST => persistence::clear(request, asked).await,
+            _ => not_allowed("POST"),
+        },
+        ["v1", "capture"] => match *request.method() {
+            Method::POST => capture::capture(request, asked).await,
+            _ => not_allowed("POST"),
+        },
         ["v1", "services", _, "servers", _] => match *request.method() {
             Method::GET => server::show(asked.house, &chosen(&path)),
             _ => not_allowed("GET"),
@@ -91,7 +119,7 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
 }
 
 fn not_here() -> Answer {
-    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
+    let message = "not here; there are GET of /v1/status, /v1/sessions, /v1/flow, /v1/explain, /v1/persistence and /v1/services/SERVICE/servers/SERVER, POST of /ready, /drain, /halt, /weight and /check below it, of /v1/sessions/kill, /v1/persistence/clear and /v1/capture";
     problem(StatusCode::NOT_FOUND, "not_found", message)
 }
 
