@@ -11,7 +11,7 @@ use towpath_engine::capture::{CAPTURE_FRAMES_MAX, CAPTURE_SECONDS_MAX, CaptureBo
 use towpath_engine::fetch_file;
 
 use crate::cli::Exit;
-use crate::server::Daemon;
+use crate::daemon::Daemon;
 use crate::sessions::failed;
 
 /// What an answer takes beside the capture.
@@ -77,7 +77,7 @@ pub(crate) fn capture(arguments: &CaptureArguments) -> Result<Exit> {
         snap_bytes: *snap as usize,
     };
     let limit = Duration::from_secs(*seconds) + SLACK;
-    let file = match fetch_file(&daemon.socket, "/v1/capture", &body, limit) {
+    let file = match fetch_file(&daemon.endpoint()?, "/v1/capture", &body, limit) {
         Ok(file) => file,
         Err(error) => return Ok(failed(&error)),
     };

@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use towpath_engine::explain::{CandidateStatus, ExplanationStatus};
-use towpath_engine::get;
+use towpath_engine::query;
 
 use crate::cli::Exit;
+use crate::daemon::Daemon;
 use crate::paint::{Paint, Tint};
-use crate::server::{Daemon, print_json};
+use crate::server::print_json;
 use crate::sessions::failed;
 use crate::table::{Cell, Table};
 
@@ -60,7 +61,7 @@ pub(crate) struct ExplainArguments {
 /// Asks and prints.
 pub(crate) fn explain(arguments: &ExplainArguments) -> Result<Exit> {
     let ExplainArguments { client, service, port, name, method, host, path, header, daemon } = arguments;
-    let mut query = vec![("client", client.clone()), ("service", service.clone())];
+    let mut said = vec![("client", client.clone()), ("service", service.clone())];
     let words = [
         ("port", port.map(|port| port.to_string())),
         ("name", name.clone()),
@@ -68,9 +69,9 @@ pub(crate) fn explain(arguments: &ExplainArguments) -> Result<Exit> {
         ("host", host.clone()),
         ("path", path.clone()),
     ];
-    query.extend(words.into_iter().filter_map(|(key, value)| Some((key, value?))));
-    query.extend(header.iter().map(|header| ("header", header.clone())));
-    let explanation: ExplanationStatus = match get(&daemon.socket, "/v1/explain", &query, LIMIT) {
+    said.extend(words.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    said.extend(header.iter().map(|header| ("header", header.clone())));
+    let explanation: ExplanationStatus = match query(&daemon.endpoint()?, "/v1/explain", &said, LIMIT) {
         Ok(explanation) => explanation,
         Err(error) => return Ok(failed(&error)),
     };

@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use towpath_engine::persistence::{ClearBody, ClearedStatus, EntriesStatus, EntryStatus, PersistenceQuery};
-use towpath_engine::{get, post};
+use towpath_engine::{post, query};
 
 use crate::cli::Exit;
+use crate::daemon::Daemon;
 use crate::paint::Paint;
-use crate::server::{Daemon, print_json};
+use crate::server::print_json;
 use crate::sessions::{failed, warn};
 use crate::table::{Cell, Table, counted, span};
 
@@ -110,8 +111,8 @@ fn list(arguments: &ListArguments) -> Result<Exit> {
         ("key", key),
         ("limit", limit.map(|limit| limit.to_string())),
     ];
-    let query: Vec<(&str, String)> = words.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    let found: EntriesStatus = match get(&daemon.socket, "/v1/persistence", &query, LIMIT) {
+    let said: Vec<(&str, String)> = words.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    let found: EntriesStatus = match query(&daemon.endpoint()?, "/v1/persistence", &said, LIMIT) {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };
@@ -133,7 +134,7 @@ fn list(arguments: &ListArguments) -> Result<Exit> {
 fn clear(arguments: &ClearArguments) -> Result<Exit> {
     let ClearArguments { filter, all, reason, dry_run, daemon } = arguments;
     let body = ClearBody { entries: filter.query(None), all: *all, reason: reason.clone(), dry_run: *dry_run };
-    let cleared: ClearedStatus = match post(&daemon.socket, "/v1/persistence/clear", &body, LIMIT) {
+    let cleared: ClearedStatus = match post(&daemon.endpoint()?, "/v1/persistence/clear", &body, LIMIT) {
         Ok(cleared) => cleared,
         Err(error) => return Ok(failed(&error)),
     };

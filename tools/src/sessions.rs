@@ -8,11 +8,12 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use towpath_engine::questions::Transport;
 use towpath_engine::sessions::{FlowStatus, KillBody, KilledStatus, SessionStatus, SessionsQuery, SessionsStatus};
-use towpath_engine::{FetchError, get, post};
+use towpath_engine::{FetchError, post, query};
 
 use crate::cli::Exit;
+use crate::daemon::Daemon;
 use crate::paint::{Paint, Tint};
-use crate::server::{Daemon, print_json, span as time};
+use crate::server::{print_json, span as time};
 use crate::status::exit_of;
 use crate::table::{Cell, Table, counted, span};
 
@@ -160,7 +161,7 @@ pub(crate) fn sessions(command: &SessionsCommand) -> Result<Exit> {
 }
 
 fn list(filter: &Filter, daemon: &Daemon) -> Result<Exit> {
-    let found: SessionsStatus = match get(&daemon.socket, "/v1/sessions", &pairs(&filter.query(&[])), LIMIT) {
+    let found: SessionsStatus = match query(&daemon.endpoint()?, "/v1/sessions", &pairs(&filter.query(&[])), LIMIT) {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };
@@ -182,7 +183,7 @@ fn list(filter: &Filter, daemon: &Daemon) -> Result<Exit> {
 fn kill(arguments: &KillArguments) -> Result<Exit> {
     let KillArguments { ids, filter, all, reason, dry_run, daemon } = arguments;
     let body = KillBody { sessions: filter.query(ids), all: *all, reason: reason.clone(), dry_run: *dry_run };
-    let killed: KilledStatus = match post(&daemon.socket, "/v1/sessions/kill", &body, LIMIT) {
+    let killed: KilledStatus = match post(&daemon.endpoint()?, "/v1/sessions/kill", &body, LIMIT) {
         Ok(killed) => killed,
         Err(error) => return Ok(failed(&error)),
     };
@@ -214,9 +215,9 @@ pub(crate) fn flow(arguments: &FlowArguments) -> Result<Exit> {
             return Ok(Exit::Usage);
         }
     };
-    let mut query = vec![("one", one.to_string()), ("other", other.to_string())];
-    query.extend(protocol.map(|protocol| ("protocol", protocol)));
-    let found: FlowStatus = match get(&daemon.socket, "/v1/flow", &query, LIMIT) {
+    let mut said = vec![("one", one.to_string()), ("other", other.to_string())];
+    said.extend(protocol.map(|protocol| ("protocol", protocol)));
+    let found: FlowStatus = match query(&daemon.endpoint()?, "/v1/flow", &said, LIMIT) {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };

@@ -17,6 +17,7 @@ pub mod http_files;
 pub mod listen;
 mod notify;
 pub mod packets;
+mod page;
 pub mod persistence;
 pub mod plan;
 pub mod preflight;
@@ -34,8 +35,9 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_file, fetch_members, fetch_status, get, order,
-    post,
+    AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
+    fetch_members, fetch_status, get, order, post, query,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 
 use super::answer::{Answer, file};
 use super::route::{Asked, read_body};
-use super::sessions::{refuse, refuse_change};
+use super::sessions::refuse;
 use crate::capture::{CAPTURE_SECONDS_MAX, CaptureBody};
 
 /// What an answer takes beside the capture: 32 MiB over the network.
@@ -17,15 +17,12 @@ const CONTENT_TYPE: &str = "application/x-pcapng";
 
 /// Answers when the capture is over.
 pub(super) async fn capture(request: Request<Incoming>, asked: &Asked<'_>) -> Answer {
-    if let Some(answer) = refuse_change(asked, "capture frames") {
-        return answer;
-    }
     let body: CaptureBody = match read_body(request).await {
         Ok(body) => body,
         Err(answer) => return answer,
     };
     asked.deadline.put_off(Duration::from_secs(body.seconds.min(CAPTURE_SECONDS_MAX)) + SLACK);
-    match asked.house.capture(&body, &asked.peer.to_string()).await {
+    match asked.house.capture(&body, &asked.who.to_string()).await {
         Ok(captured) => file(CONTENT_TYPE, captured),
         Err(error) => refuse(&error),
     }

@@ -12,7 +12,7 @@ use super::sessions::refuse;
 use crate::explain::{self, ExplainQuery};
 
 /// What would become of a new connection.
-pub(super) async fn explain(request: Request<Incoming>, asked: &Asked<'_>) -> Answer {
+pub(super) fn explain(request: Request<Incoming>, asked: &Asked<'_>) -> Answer {
     let query = match explain_query(&request) {
         Ok(query) => query,
         Err(answer) => return answer,

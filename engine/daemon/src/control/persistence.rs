@@ -8,7 +8,7 @@ use hyper::{Request, StatusCode};
 use super::answer::{Answer, json};
 use super::query::Query;
 use super::route::{Asked, read_body};
-use super::sessions::{refuse, refuse_change};
+use super::sessions::refuse;
 use crate::persistence::{ClearBody, PersistenceQuery};
 
 /// A walk over a few million entries, with others in between.
@@ -29,15 +29,12 @@ pub(super) async fn list(request: Request<Incoming>, asked: &Asked<'_>) -> Answe
 
 /// Forgets some.
 pub(super) async fn clear(request: Request<Incoming>, asked: &Asked<'_>) -> Answer {
-    if let Some(answer) = refuse_change(asked, "clear persistence") {
-        return answer;
-    }
     let body: ClearBody = match read_body(request).await {
         Ok(body) => body,
         Err(answer) => return answer,
     };
     asked.deadline.put_off(WALK_TIMEOUT);
-    match asked.house.clear_persistence(&body, &asked.peer.to_string()).await {
+    match asked.house.clear_persistence(&body, &asked.who.to_string()).await {
         Ok(cleared) => json(StatusCode::OK, &cleared),
         Err(error) => refuse(&error),
     }
