@@ -7,7 +7,7 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{cert, check, demo, doctor, reference, run, server, status};
+use crate::{cert, check, demo, doctor, reference, role, run, server, status};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,9 @@ enum Command {
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
+    /// Serve, or stand by for a second machine: for a notify script of keepalived
+    #[command(after_help = role::ROLE_HELP)]
+    Role(role::RoleArguments),
     /// See it work: three origins, a relay, real traffic, one origin stopped
     #[command(after_help = DEMO_HELP)]
     Demo(DemoArguments),
@@ -305,6 +308,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Server(command) => server::server(&command),
+        Command::Role(arguments) => role::role(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Reference => reference::reference(),
     };

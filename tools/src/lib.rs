@@ -9,6 +9,7 @@ mod file;
 mod logging;
 mod paint;
 mod reference;
+mod role;
 mod run;
 mod server;
 mod status;

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 pub mod reload;
+pub mod role;
 pub mod server_check;
 pub mod settings;
 pub mod shared;
@@ -29,7 +30,8 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_role, fetch_status, order, post,
+    take_role,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

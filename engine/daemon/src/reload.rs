@@ -169,6 +169,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         proxy_from: _,
         log: _,
         group: _,
+        sorry: _,
     } = new;
     let differences = [
         ("vip", *vip != old.vip),

@@ -80,6 +80,16 @@ pub(crate) struct Daemon {
     json: bool,
 }
 
+impl Daemon {
+    pub(crate) fn socket(&self) -> &std::path::Path {
+        &self.socket
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+}
+
 /// What goes with every order.
 #[derive(Args, Debug)]
 pub(crate) struct Spoken {

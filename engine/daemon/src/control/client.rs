@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::answer::{Problem, Refused};
 use super::route::escape;
 use crate::admin::{MembersStatus, OrderBody, Ordered};
+use crate::role::{RoleBody, RoleChanged, RoleStatus};
 use crate::status::Status;
 
 /// Bytes that an answer may have: 1,024 services with some hundred servers each.
@@ -103,6 +104,16 @@ pub fn fetch_members(path: &Path, servers: &ServerPath) -> Result<MembersStatus,
 /// Gives an order (`ready`, `drain`, `halt`, `weight`) about servers. Returns when every worker follows it.
 pub fn order(path: &Path, servers: &ServerPath, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
     post(path, &servers.uri(verb), body, ORDER_TIMEOUT)
+}
+
+/// Asks for the role of the machine. Blocks as [`fetch_status`].
+pub fn fetch_role(path: &Path) -> Result<RoleStatus, FetchError> {
+    call(path, Method::GET, "/v1/role", Vec::new(), FETCH_TIMEOUT)
+}
+
+/// Gives the machine a role. Returns when every worker follows it.
+pub fn take_role(path: &Path, body: &RoleBody) -> Result<RoleChanged, FetchError> {
+    post(path, "/v1/role", body, ORDER_TIMEOUT)
 }
 
 /// Sends `body` to a route of the API and waits so long for its answer.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, json, not_allowed, problem};
 use super::peer::Peer;
-use super::{check, server};
+use super::{check, role, server};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -70,6 +70,11 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
         ["status"] | ["v1", "status"] => match *request.method() {
             Method::GET => json(StatusCode::OK, &asked.house.status()),
             _ => not_allowed("GET"),
+        },
+        ["v1", "role"] => match *request.method() {
+            Method::GET => role::show(asked),
+            Method::POST => role::change(request, asked).await,
+            _ => not_allowed("GET, POST"),
         },
         ["v1", "services", _, "servers", _] => match *request.method() {
             Method::GET => server::show(asked.house, &chosen(&path)),
