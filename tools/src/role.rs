@@ -9,7 +9,7 @@ use towpath_engine::role::{RoleBody, RoleChanged, RoleStatus, RoleText};
 use towpath_engine::{FetchError, fetch_role, take_role};
 
 use crate::cli::Exit;
-use crate::server::Daemon;
+use crate::daemon::Daemon;
 use crate::status::exit_of;
 use crate::table::span;
 
@@ -63,10 +63,10 @@ pub(crate) fn role(arguments: &RoleArguments) -> Result<Exit> {
         Role::Standby => RoleText::Standby,
     });
     match role {
-        None => tell(fetch_role(daemon.socket()), daemon, |status| shown(status, unix_ms())),
+        None => tell(fetch_role(&daemon.endpoint()?), daemon, |status| shown(status, unix_ms())),
         Some(role) => {
             let body = RoleBody { role, reason: reason.clone() };
-            tell(take_role(daemon.socket(), &body), daemon, done)
+            tell(take_role(&daemon.endpoint()?, &body), daemon, done)
         }
     }
 }
@@ -80,7 +80,7 @@ fn tell<T: Serialize>(answer: Result<T, FetchError>, daemon: &Daemon, text: impl
         }
     };
     let mut out = io::stdout().lock();
-    if daemon.is_json() {
+    if daemon.json {
         serde_json::to_writer_pretty(&mut out, &answer)?;
         writeln!(out)?;
     } else {
