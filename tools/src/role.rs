@@ -16,7 +16,8 @@ use crate::table::span;
 pub(crate) const ROLE_HELP: &str = "\
 Of two machines with the same VIPs one is active, the other stands by: it answers no ARP and no neighbour solicitation for VIPs and SNAT addresses and
 sends nothing on the packet plane; its listeners and health checks are ready. Who becomes active announces its addresses. What is said holds until
-something else is said, here or in the file (`runtime.role`), and survives a restart. Connections do not move with the role.
+something else is said, here or in the file (`runtime.role`), and survives a restart; only \"active\" does not survive a start of the machine, whose twin
+serves by then. Write role = \"standby\" into both files. Connections do not move with the role.
 
 With keepalived:
   vrrp_instance towpath {

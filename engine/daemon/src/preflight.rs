@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use towpath_config::model::{
-    CheckKind, Forwarding, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService,
+    CheckKind, Forwarding, MachineRole, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService,
 };
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
@@ -182,8 +182,10 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     check_kernel(facts, &mut findings);
     for service in &model.services {
         // Those of two machines move between them.
-        if model.runtime.role.is_none() {
-            check_addresses(service, facts, &mut findings);
+        match model.runtime.role {
+            None => check_addresses(service, Severity::Error, facts, &mut findings),
+            Some(MachineRole::Active) => check_addresses(service, Severity::Warning, facts, &mut findings),
+            Some(MachineRole::Standby) => {}
         }
         if let Source::Pool(pool) = &service.source {
             check_pool_ports(Some(service), "source address", pool, facts, &mut findings);
@@ -253,14 +255,14 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
     }
 }
 
-fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut Vec<Finding>) {
+fn check_addresses(service: &VirtualService, severity: Severity, facts: &HostFacts, findings: &mut Vec<Finding>) {
     // On the packet plane addresses belong to Towpath; the kernel may have them as well.
     if service.plane == Plane::Packet {
         return;
     }
     if !facts.usable.contains(&service.vip) {
         findings.push(Finding {
-            severity: Severity::Error,
+            severity,
             check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
@@ -271,7 +273,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
     for &ip in pool.addresses.iter().filter(|&&ip| ip != service.vip && !facts.usable.contains(&ip)) {
         let prefix = if ip.is_ipv4() { 32 } else { 128 };
         findings.push(Finding {
-            severity: Severity::Error,
+            severity,
             check: Check::Addresses,
             service: Some(service.name.clone()),
             message: format!(

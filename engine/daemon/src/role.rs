@@ -178,7 +178,10 @@ pub(crate) async fn announce(house: Arc<House>) {
         if addresses.is_empty() {
             return;
         }
-        let told = tokio::task::spawn_blocking(move || tell_links(&addresses)).await;
+        let shared = Arc::clone(&house.shared);
+        // A turn that is under way is not taken back when the role changes.
+        let may = move || shared.snapshot().role == MachineRole::Active;
+        let told = tokio::task::spawn_blocking(move || tell_links(&addresses, may)).await;
         if let Ok(Err(error)) = told {
             let hint = match error.kind() {
                 io::ErrorKind::PermissionDenied => " (it takes CAP_NET_RAW); keepalived does it when it adds them",
@@ -199,14 +202,17 @@ fn addresses(model: &Model) -> BTreeSet<IpAddr> {
     model.services.iter().flat_map(|service| of(&service.source).into_iter().chain([service.vip])).collect()
 }
 
-/// Announces those of them that the kernel has on an Ethernet.
-fn tell_links(addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+/// Announces those of them that the kernel has on an Ethernet, as long as it `may`.
+fn tell_links(addresses: &BTreeSet<IpAddr>, may: impl Fn() -> bool) -> io::Result<()> {
     let tables = Neighbours::open()?.tables()?;
     let socket = Hearing::open()?;
     for own in tables.addresses.iter().filter(|own| addresses.contains(&own.ip)) {
         let Some(link) = tables.links.iter().find(|link| link.index == own.link && link.up && link.ethernet) else {
             continue;
         };
+        if !may() {
+            return Ok(());
+        }
         let Ok(mac) = <[u8; 6]>::try_from(link.hardware_address.as_slice()) else { continue };
         match socket.send(link.index, None, &announcement(Mac(mac), own.ip.into())) {
             // Its cable was pulled since: nobody is there to be told.

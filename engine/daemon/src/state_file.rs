@@ -77,6 +77,9 @@ struct RoleWordText {
     role: RoleText,
     /// What the configuration said then.
     configured: Option<RoleText>,
+    /// Of the start of the machine in which it was said.
+    #[serde(default)]
+    boot: String,
     #[serde(flatten)]
     said: SaidText,
 }
@@ -259,7 +262,9 @@ fn parse(text: &[u8], unix_ms: u64) -> Result<AdminWords, String> {
         return Err(format!("its version is {}, not {VERSION}", file.version));
     }
     let mut words = AdminWords::new();
-    if let Some(RoleWordText { role, configured, said }) = file.role {
+    // After a crash of the machine its twin serves: nobody is active by what was said before.
+    let is_stale = |word: &RoleWordText| word.role == RoleText::Active && word.boot != boot();
+    if let Some(RoleWordText { role, configured, said, .. }) = file.role.filter(|word| !is_stale(word)) {
         words.restore_role(RoleWord { role: role.into(), over: configured.map(MachineRole::from), said: said.into() });
     }
     for MemberText { service, address, port, admin, weight } in file.members {
@@ -348,6 +353,7 @@ fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Result<Vec<u8>, String>
     let role = words.role_word().map(|word| RoleWordText {
         role: word.role.into(),
         configured: word.over.map(RoleText::from),
+        boot: boot(),
         said: said_text(&word.said),
     });
     let file = FileText { version: VERSION, role, members };
@@ -357,6 +363,11 @@ fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Result<Vec<u8>, String>
         true => Err(format!("more than {FILE_BYTES_MAX} bytes, which nobody would read again; give shorter reasons")),
         false => Ok(text),
     }
+}
+
+/// Names this start of the machine (random(4)); empty where the kernel does not say.
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 /// Puts `text` in the place of the file, or leaves it as it is.

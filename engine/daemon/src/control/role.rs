@@ -11,7 +11,7 @@ use super::answer::{Answer, json, problem};
 use super::route::{Asked, read_body};
 use super::server::{ADOPT_TIMEOUT, refuse, until_adopted};
 use crate::admin::unix_ms;
-use crate::role::RoleBody;
+use crate::role::{RoleBody, RoleText};
 
 /// The role that holds.
 pub(super) fn show(asked: &Asked<'_>) -> Answer {
@@ -36,7 +36,13 @@ pub(super) async fn change(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
     };
     deadline.put_off(2 * ADOPT_TIMEOUT + Duration::from_secs(1));
     // Silence first: the other machine speaks as soon as this is answered.
-    changed.warnings.extend(until_adopted(house, Generation(changed.generation)).await);
+    match until_adopted(house, Generation(changed.generation)).await {
+        Some(late) if changed.after == RoleText::Standby => {
+            let message = format!("{late}, so this machine is not silent; the role stays said, ask again");
+            return problem(StatusCode::SERVICE_UNAVAILABLE, "not_everywhere", message);
+        }
+        late => changed.warnings.extend(late),
+    }
     changed.warnings.extend(house.keeper.until_saved(version).await);
     json(StatusCode::OK, &changed)
 }
