@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Protocol};
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::Tried;
+use towpath_core::director::{PickReason, Tried};
 use towpath_core::persistence::{Known, PersistenceKey, Seen};
 use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{Service, ServiceSource};
@@ -297,6 +297,9 @@ impl Worker {
             Ok(pick) => pick,
             Err(refusal) => return Ok(Err(Termination::from(refusal))),
         };
+        if pick.why == PickReason::Consoled {
+            self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::Consoled, 1);
+        }
         let target = service.target(pick.target).expect("the pick is from this very service");
         let destination = target.destination(port);
         let (server, lease) = match self.connect_datagram(service, client, destination) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use towpath_config::model::{Protocol, ProxyVersion};
 use towpath_core::access::Phase;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::{Refusal, Tried};
+use towpath_core::director::{PickReason, Refusal, Tried};
 use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::{Known, Seen};
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd, Room, Session, Side};
@@ -515,6 +515,9 @@ impl Worker {
         };
         relay.counted = Some(pick.server);
         relay.why = Some(pick.why);
+        if pick.why == PickReason::Consoled {
+            self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Consoled, 1);
+        }
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
         }
