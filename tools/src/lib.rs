@@ -9,6 +9,7 @@ mod file;
 mod logging;
 mod paint;
 mod reference;
+mod reload;
 mod run;
 mod server;
 mod status;

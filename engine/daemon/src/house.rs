@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Add;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use towpath_config::model::{Model, Passive, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
@@ -30,11 +31,13 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
+use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
-use crate::reload::{Change, member_changes};
+use crate::listen::{Opening, openings};
+use crate::reload::{Change, ServiceChange, member_changes, service_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
 use crate::status::{
@@ -63,6 +66,10 @@ pub(crate) struct House {
     pub(crate) ordered: Notify,
     /// Where what was said at run time is kept.
     pub(crate) keeper: StateKeeper,
+    /// The file that reloads read; `None` = the configuration was no file's.
+    pub(crate) config: Option<PathBuf>,
+    /// How the controller is asked for a reload.
+    pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -77,6 +84,8 @@ pub(crate) struct Truth {
     checks: Vec<CheckPlan>,
     book: SnatBook,
     steering: Arc<SteeringTable>,
+    /// What clients come to on the stream plane.
+    openings: Arc<[Opening]>,
     events: EventLog,
     /// The services and members that each check judges, for events.
     judged: HashMap<towpath_core::CheckId, Judged>,
@@ -131,6 +140,7 @@ impl Truth {
             checks,
             book,
             steering,
+            openings: Arc::default(),
             events: EventLog::default(),
             judged: HashMap::new(),
             known: HashMap::new(),
@@ -140,6 +150,7 @@ impl Truth {
             expiry: ExpiryWatch::default(),
         };
         truth.learn(&snapshot);
+        truth.open_to();
         truth.tell_kept(trouble);
         truth.tell_given_way(&given_way);
         truth.tell_ended(&ended);
@@ -152,7 +163,20 @@ impl Truth {
 
     fn with_tls(&self, snapshot: Snapshot) -> InForce {
         let tls = self.material.contexts(&self.registry, &snapshot);
-        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls) }
+        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls), openings: Arc::clone(&self.openings) }
+    }
+
+    /// Keeps the list of what clients come to as long as it says the same: workers compare no further.
+    fn open_to(&mut self) {
+        let now = openings(&self.model, |name| self.registry.service(name));
+        if now != *self.openings {
+            self.openings = now.into();
+        }
+    }
+
+    /// What clients come to on the stream plane.
+    pub(crate) fn openings(&self) -> &Arc<[Opening]> {
+        &self.openings
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -241,6 +265,7 @@ impl Truth {
         http: HttpMaterial,
         steering: Arc<SteeringTable>,
         current: &Snapshot,
+        by: &str,
         now: Now,
     ) -> Result<InForce, CompileError> {
         let mut registry = self.registry.clone();
@@ -272,7 +297,11 @@ impl Truth {
                 .subject(format!("server {}", change.server));
             self.events.record(Tone::Info, event);
         }
-        let reason = format!("generation {next}");
+        for ServiceChange { service, change } in service_changes(&self.model, &model) {
+            let event = Event::now(EventKind::Configuration, "", change, "").subject(format!("service {service}"));
+            self.events.record(Tone::Info, event.services(vec![service]));
+        }
+        let reason = format!("generation {next}, by {by}");
         self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
         let (before, after) = (self.steering.workers(), steering.workers());
         if before != after {
@@ -288,6 +317,7 @@ impl Truth {
         self.material = Arc::new(material);
         self.http = http;
         self.learn(&snapshot);
+        self.open_to();
         if !given_way.is_empty() {
             self.words_version += 1;
             self.tell_given_way(&given_way);
@@ -506,6 +536,7 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
+        config: Option<PathBuf>,
         mut truth: Truth,
     ) -> House {
         let notifier = Arc::new(Notifier::new(&version));
@@ -522,6 +553,8 @@ impl House {
             changed: Notify::new(),
             ordered: Notify::new(),
             keeper,
+            config,
+            commands: OnceLock::new(),
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod admin;
 mod command;
+pub mod config_file;
 mod control;
 mod controller;
 pub mod doctor;
@@ -29,8 +30,10 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_plan, fetch_status, order,
+    order_reload, post,
 };
+pub use controller::Reloaded;
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};
 pub use preflight::{Finding, HostFacts, Severity, check_host, preflight};

@@ -3,19 +3,65 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, OutboundNat, Server, ServerGroup, Source, SourcePool, VirtualService, Workers};
+use towpath_config::model::{
+    Limits, Model, OutboundNat, Plane, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
+};
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
 use crate::packets::arms::Arm;
-use crate::plan::{PacketsPlan, WORKERS_MAX};
+use crate::packets::claims::claims;
+use crate::plan::{PacketsPlan, Plan, WORKERS_MAX};
+
+/// What a process was started with, as far as a reload is bound by it.
+#[derive(Clone, Copy, Debug)]
+pub struct Started<'a> {
+    /// The CPU of each worker.
+    pub cpus: &'a [usize],
+    /// Those that workers could have had, see [`workers_wanted`].
+    pub usable: &'a [usize],
+    /// What was allocated.
+    pub room: Room,
+}
+
+/// What was allocated for the stream plane; 0 = nothing, because no service needed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// TCP connections.
+    pub connections: u32,
+    /// UDP sessions.
+    pub udp_sessions: u32,
+    /// TLS handshakes.
+    pub handshakes: u32,
+}
+
+impl Room {
+    /// What `plan` allocates.
+    pub fn of(plan: &Plan) -> Room {
+        Room {
+            connections: plan.connections.max,
+            udp_sessions: plan.udp_sessions.max,
+            handshakes: plan.handshakes_max,
+        }
+    }
+
+    /// What is admitted by `plan` where so much was allocated.
+    pub fn within(self, plan: &Plan) -> Room {
+        let wanted = Room::of(plan);
+        Room {
+            connections: wanted.connections.min(self.connections),
+            udp_sessions: wanted.udp_sessions.min(self.udp_sessions),
+            handshakes: wanted.handshakes.min(self.handshakes),
+        }
+    }
+}
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
-/// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
-/// taken while running, the rules of the router, the networks of `[[outbound_nat]]`, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
-/// For `usable` see [`workers_wanted`].
-pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
+/// Services of the stream plane, servers, their weights and admin states, health, balance, persistence, timeouts, the rules of the router, the networks
+/// of `[[outbound_nat]]`, limits up to what was allocated, and how many of the workers take part can be taken while running. What the kernel is told of
+/// the packet plane, and allocations, cannot.
+pub fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
     let Model {
@@ -35,7 +81,7 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
         // Whoever is told is told from now on.
         notify: _,
     } = new;
-    if workers_wanted(&runtime.workers, started, usable).is_none() {
+    if workers_wanted(&runtime.workers, started.cpus, started.usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
     if runtime.poll != old.runtime.poll {
@@ -44,9 +90,7 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if runtime.fast_path != old.runtime.fast_path {
         changed.push("runtime.fast_path".to_owned());
     }
-    if limits != &old.limits {
-        changed.push("limits".to_owned());
-    }
+    changed.extend(fixed_limits(&old.limits, limits, started.room));
     if routes != &old.routes {
         changed.push("route".to_owned());
     }
@@ -88,18 +132,74 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     }
     let before = by_name(&old.services);
     let after = by_name(services);
-    for name in before.keys().filter(|name| !after.contains_key(*name)) {
-        changed.push(format!("service `{name}` (removed)"));
+    let is_packets = |service: &VirtualService| service.plane == Plane::Packet;
+    for (name, _) in before.iter().filter(|(name, service)| is_packets(service) && !after.contains_key(*name)) {
+        changed.push(format!("service `{name}` (removed from the packet plane)"));
     }
     for service in services {
         match before.get(service.name.as_str()) {
-            None => changed.push(format!("service `{}` (added)", service.name)),
-            Some(old) => changed.extend(
+            None if is_packets(service) => {
+                changed.push(format!("service `{}` (added to the packet plane)", service.name));
+            }
+            Some(old) if is_packets(old) || is_packets(service) => changed.extend(
                 fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{}`", service.name)),
             ),
+            None | Some(_) => {}
+        }
+    }
+    // A listener where the packet plane leases, or leased around one, is another claim.
+    if changed.is_empty() && claims(old, &[]) != claims(new, &[]) {
+        changed.push("a port of the stream plane at an address that the packet plane leases from".to_owned());
+    }
+    let relays = |protocol: Protocol| {
+        let over = |service: &&VirtualService| service.plane == Plane::Stream && service.protocol == protocol;
+        services.iter().find(over)
+    };
+    for (protocol, room, word) in
+        [(Protocol::Tcp, started.room.connections, "TCP"), (Protocol::Udp, started.room.udp_sessions, "UDP")]
+    {
+        if room == 0
+            && let Some(service) = relays(protocol)
+        {
+            changed.push(format!("service `{}` (the first over {word} on the stream plane)", service.name));
         }
     }
     changed
+}
+
+/// The limits that differ and cannot be taken: memory is allocated at the start.
+fn fixed_limits(old: &Limits, new: &Limits, room: Room) -> Vec<String> {
+    let Limits {
+        connections,
+        udp_sessions,
+        persistence_entries,
+        buffers,
+        tls_buffers,
+        buffer_bytes,
+        flows,
+        fast_flows,
+        handshakes,
+        http2_streams,
+        http2_window,
+    } = new;
+    let differences = [
+        ("persistence_entries", *persistence_entries != old.persistence_entries),
+        ("buffers", *buffers != old.buffers),
+        ("tls_buffers", *tls_buffers != old.tls_buffers),
+        ("buffer_bytes", *buffer_bytes != old.buffer_bytes),
+        ("flows", *flows != old.flows),
+        ("fast_flows", *fast_flows != old.fast_flows),
+        ("http2_streams", *http2_streams != old.http2_streams),
+        ("http2_window", *http2_window != old.http2_window),
+    ];
+    let fixed = differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| format!("limits.{key}"));
+    let raised = [
+        ("connections", *connections, old.connections, room.connections),
+        ("udp_sessions", *udp_sessions, old.udp_sessions, room.udp_sessions),
+        ("handshakes", Some(*handshakes), Some(old.handshakes), room.handshakes),
+    ];
+    let raised = raised.into_iter().filter(|(_, new, old, room)| new != old && new.is_some_and(|new| new > *room));
+    fixed.chain(raised.map(|(key, .., room)| format!("limits.{key} (memory is allocated for {room})"))).collect()
 }
 
 /// How many of the workers that were `started`, each on its CPU, are to take part: the first ones. `None`: others are wanted.
@@ -275,6 +375,10 @@ fn groups_of_both<'m>(
 fn member(servers: &[Server], address: IpAddr, port: Option<u16>) -> Option<&Server> {
     servers.iter().find(|server| server.address == address && server.port == port)
 }
+
+pub mod changes;
+
+pub(crate) use changes::{ServiceChange, planned_changes, service_changes};
 
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use thiserror::Error;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -18,6 +19,8 @@ use tokio::time::timeout;
 use super::answer::{Problem, Refused};
 use super::route::escape;
 use crate::admin::{MembersStatus, OrderBody, Ordered};
+use crate::controller::Reloaded;
+use crate::reload::changes::ReloadPlan;
 use crate::status::Status;
 
 /// Bytes that an answer may have: 1,024 services with some hundred servers each.
@@ -26,6 +29,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for an order, which is published to the workers and written down first.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for a reload, before which the machine is asked and every file is read.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why no answer came.
 #[derive(Debug, Error)]
@@ -103,6 +108,19 @@ pub fn fetch_members(path: &Path, servers: &ServerPath) -> Result<MembersStatus,
 /// Gives an order (`ready`, `drain`, `halt`, `weight`) about servers. Returns when every worker follows it.
 pub fn order(path: &Path, servers: &ServerPath, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
     post(path, &servers.uri(verb), body, ORDER_TIMEOUT)
+}
+
+/// Has the daemon take its file as it is now. Returns when every worker serves it.
+pub fn order_reload(path: &Path) -> Result<Reloaded, FetchError> {
+    post(path, "/v1/reload", &json!({}), RELOAD_TIMEOUT)
+}
+
+/// Asks what a reload would change: of the daemon's own file, or of one with this name and text.
+pub fn fetch_plan(path: &Path, file: Option<(&str, &str)>) -> Result<ReloadPlan, FetchError> {
+    match file {
+        None => call(path, Method::GET, "/v1/plan", Vec::new(), RELOAD_TIMEOUT),
+        Some((name, text)) => post(path, "/v1/plan", &json!({ "name": name, "text": text }), RELOAD_TIMEOUT),
+    }
 }
 
 /// Sends `body` to a route of the API and waits so long for its answer.

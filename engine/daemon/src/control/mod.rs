@@ -7,6 +7,7 @@ mod answer;
 mod check;
 mod client;
 mod peer;
+mod reload;
 mod route;
 mod server;
 
@@ -34,7 +35,7 @@ use peer::Peer;
 use route::{Asked, Deadline};
 
 pub use answer::Problem;
-pub use client::{FetchError, ServerPath, fetch_members, fetch_status, order, post};
+pub use client::{FetchError, ServerPath, fetch_members, fetch_plan, fetch_status, order, order_reload, post};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

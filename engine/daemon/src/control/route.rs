@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::answer::{Answer, json, not_allowed, problem};
 use super::peer::Peer;
-use super::{check, server};
+use super::{check, reload, server};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -71,6 +71,15 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
             Method::GET => json(StatusCode::OK, &asked.house.status()),
             _ => not_allowed("GET"),
         },
+        ["v1", "plan"] => match *request.method() {
+            Method::GET => reload::plan(asked).await,
+            Method::POST => reload::plan_of(request, asked).await,
+            _ => not_allowed("GET, POST"),
+        },
+        ["v1", "reload"] => match *request.method() {
+            Method::POST => reload::reload(request, asked).await,
+            _ => not_allowed("POST"),
+        },
         ["v1", "services", _, "servers", _] => match *request.method() {
             Method::GET => server::show(asked.house, &chosen(&path)),
             _ => not_allowed("GET"),
@@ -91,7 +100,7 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
 }
 
 fn not_here() -> Answer {
-    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
+    let message = "not here; there are GET /v1/status, GET and POST of /v1/plan, POST /v1/reload, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
     problem(StatusCode::NOT_FOUND, "not_found", message)
 }
 
@@ -149,15 +158,20 @@ pub(super) fn escape(name: &str) -> String {
 /// The body of a request as JSON; without one, what `{}` says. A page of a browser cannot send JSON to another site without asking it first, so the type
 /// is insisted on.
 pub(super) async fn read_body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
+    read_body_of(request, BODY_BYTES_MAX).await
+}
+
+/// The same of one that may have so many bytes.
+pub(super) async fn read_body_of<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Answer> {
     let (head, body) = request.into_parts();
     if !body.is_end_stream() && !is_json(&head.headers) {
         let message = "a body is JSON; send it with `Content-Type: application/json`";
         return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
     }
-    let bytes = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    let bytes = match Limited::new(body, max).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            let message = format!("a body has at most {BODY_BYTES_MAX} bytes");
+            let message = format!("a body has at most {max} bytes");
             return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
         }
         Err(error) => return Err(problem(StatusCode::BAD_REQUEST, "bad_body", error.to_string())),

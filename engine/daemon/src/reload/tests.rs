@@ -48,32 +48,84 @@ fn edited(from: &str, to: &str) -> Model {
     model(&BASE.replacen(from, to, 1))
 }
 
+/// Room for both protocols on the stream plane.
+const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024 };
+
+fn refused_by_name(old: &Model, new: &Model, cpus: &[usize], usable: &[usize]) -> Vec<String> {
+    needs_restart(old, new, &Started { cpus, usable, room: ROOM })
+}
+
 #[test]
-fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
+fn what_workers_and_allocations_hang_on_is_refused_by_name() {
     let cases = [
         ("workers = [0]", "workers = [1]", "runtime.workers"),
         ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
         ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
-        ("udp_sessions = 100", "udp_sessions = 200", "limits"),
+        ("udp_sessions = 100", "udp_sessions = 200", "limits.udp_sessions (memory is allocated for 150)"),
+        ("udp_sessions = 100", "flows = 9000\nudp_sessions = 100", "limits.flows"),
+        ("udp_sessions = 100", "buffers = 64\nudp_sessions = 100", "limits.buffers"),
         ("a.sock", "b.sock", "control"),
         ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
-        ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
-        ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
-        ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
     ];
     let old = model(BASE);
     for (from, to, expected) in cases {
-        assert_eq!(needs_restart(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
+        assert_eq!(refused_by_name(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
     }
 }
 
 #[test]
-fn a_service_with_another_name_is_one_removed_and_one_added() {
-    let renamed = edited("name = \"web\"", "name = \"site\"");
+fn services_of_the_packet_plane_take_a_restart_and_those_of_the_stream_plane_do_not() {
+    let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
+    let (stream, packet) = (model(BASE), packets(BASE));
+    let renamed = BASE.replacen("name = \"web\"", "name = \"site\"", 1);
+    assert_eq!(refused_by_name(&stream, &model(&renamed), &[0], &[0]), Vec::<String>::new());
     assert_eq!(
-        needs_restart(&model(BASE), &renamed, &[0], &[0]),
-        ["service `web` (removed)", "service `site` (added)"]
+        refused_by_name(&packet, &packets(&renamed), &[0], &[0]),
+        ["service `web` (removed from the packet plane)", "service `site` (added to the packet plane)"]
     );
+    let cases = [
+        ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
+        ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
+    ];
+    for (from, to, expected) in cases {
+        let edited = BASE.replacen(from, to, 1);
+        assert_eq!(refused_by_name(&stream, &model(&edited), &[0], &[0]), Vec::<String>::new(), "{to}");
+        assert_eq!(refused_by_name(&packet, &packets(&edited), &[0], &[0]), [expected], "{to}");
+    }
+    assert_eq!(refused_by_name(&stream, &packet, &[0], &[0]), ["plane of service `web`"]);
+}
+
+#[test]
+fn a_listener_amid_ports_that_the_packet_plane_leases_takes_a_restart() {
+    let text = BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1);
+    let other = "\n[[service]]\nname = \"relayed\"\nvip = \"192.0.2.5\"\nports = PORT\n[[service.server]]\nname = \"one\"\n\
+                 address = \"192.0.2.11\"\n";
+    let with = |port: &str| model(&format!("{text}{}", other.replace("PORT", port)));
+    assert_eq!(
+        refused_by_name(&with("22"), &with("8080"), &[0], &[0]),
+        ["a port of the stream plane at an address that the packet plane leases from"]
+    );
+    assert_eq!(refused_by_name(&with("22"), &with("23"), &[0], &[0]), Vec::<String>::new());
+}
+
+#[test]
+fn the_first_service_of_a_protocol_has_no_room() {
+    let over_udp = BASE.replacen("ports = [80]", "ports = [80]\nprotocol = \"udp\"", 1);
+    let (tcp, udp) = (model(BASE), model(&over_udp));
+    let by = |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room });
+    assert_eq!(by(ROOM), Vec::<String>::new());
+    let without = Room { udp_sessions: 0, ..ROOM };
+    let refused = by(without);
+    assert!(refused.contains(&"service `web` (the first over UDP on the stream plane)".to_owned()), "{refused:?}");
+}
+
+#[test]
+fn limits_are_taken_up_to_what_was_allocated() {
+    let lower = edited("udp_sessions = 100", "udp_sessions = 50\nconnections = 1000\nhandshakes = 10");
+    assert_eq!(refused_by_name(&model(BASE), &lower, &[0], &[0]), Vec::<String>::new());
+    let higher = edited("udp_sessions = 100", "udp_sessions = 150\nconnections = 1001");
+    let refused = refused_by_name(&model(BASE), &higher, &[0], &[0]);
+    assert_eq!(refused, ["limits.connections (memory is allocated for 1000)"]);
 }
 
 #[test]
@@ -92,7 +144,7 @@ fn servers_health_balance_persistence_timeouts_and_limits_are_taken() {
     for (from, to) in cases {
         let new = edited(from, to);
         assert_ne!(new, old, "{to} changes the model");
-        assert_eq!(needs_restart(&old, &new, &[0], &[0]), Vec::<String>::new(), "{to}");
+        assert_eq!(refused_by_name(&old, &new, &[0], &[0]), Vec::<String>::new(), "{to}");
     }
 }
 
@@ -167,7 +219,7 @@ fn workers_as_a_start_would_choose_them_must_be_those_that_were_started() {
         assert_eq!(workers_wanted(&Workers::Auto, started, &[2, 3]), None, "{started:?}");
     }
     let auto = edited("workers = [0]", "workers = \"auto\"");
-    assert_eq!(needs_restart(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
+    assert_eq!(refused_by_name(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
 }
 
 #[test]
@@ -177,8 +229,8 @@ fn how_tls_is_ended_is_taken_once_a_service_ends_it() {
     ended.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/mail.pem", Resumption::Tickets)));
     let mut other = plain.clone();
     other.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/other.pem", Resumption::Cache)));
-    assert_eq!(needs_restart(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
+    assert_eq!(refused_by_name(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
     for (old, new) in [(&ended, &other), (&ended, &plain)] {
-        assert_eq!(needs_restart(old, new, &[0], &[0]), Vec::<String>::new());
+        assert_eq!(refused_by_name(old, new, &[0], &[0]), Vec::<String>::new());
     }
 }

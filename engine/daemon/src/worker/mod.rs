@@ -40,7 +40,7 @@ use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side}
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
-use towpath_core::{Generation, Now, WorkerId};
+use towpath_core::{Generation, Now, ServiceId, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
@@ -143,6 +143,14 @@ enum PortUse {
     Lingering,
 }
 
+/// A service that a reload has taken out: what is open of it may finish.
+#[derive(Clone, Copy, Debug)]
+struct GoneService {
+    service: ServiceId,
+    /// When what is left of it ends.
+    due: Now,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     id: WorkerId,
@@ -197,6 +205,8 @@ struct Worker {
     slow_look: Option<Now>,
     /// Connections that the snapshot at hand ends, as far as they have not ended yet.
     lost: Vec<Key>,
+    /// Services that a reload has taken out, as far as somebody may still be served by them.
+    gone: Vec<GoneService>,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -238,12 +248,12 @@ impl Worker {
             ring.reserve_outgoing(settings.http_buffers, OUTGOING_BYTES)?;
         }
         let senders = ring.outgoing_buffers().map_or(0, |buffers| usize::from(buffers.count()));
-        let InForce { snapshot, tls } = shared.in_force();
+        let InForce { snapshot, tls, openings } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
             ring,
             now,
-            doors: Doors::new(entrances.listeners)?,
+            doors: Doors::new(entrances.listeners, openings)?,
             packets: settings.plane.map(|plane| {
                 let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
                 if let Some((memory, settings)) = entrances.fast {
@@ -276,6 +286,7 @@ impl Worker {
             kept: KeptBytes::default(),
             slow_look: None,
             lost: Vec::new(),
+            gone: Vec::new(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -316,6 +327,8 @@ impl Worker {
         self.adopt()?;
         self.end_lost()?;
         self.follow_phase()?;
+        self.close_left_doors()?;
+        self.end_gone()?;
         // First, so that a path that has its turn among the completions gets no second one in the same breath.
         self.pump_rest()?;
         self.follow_steering();
@@ -446,8 +459,10 @@ impl Worker {
     /// Serves the newest snapshot from here on.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
-        self.snapshot = newer.snapshot;
-        self.tls = newer.tls;
+        let before = std::mem::replace(&mut self.snapshot, newer.snapshot);
+        let tls_before = std::mem::replace(&mut self.tls, newer.tls);
+        self.find_gone(&before);
+        self.follow_openings(newer.openings, &before, &tls_before)?;
         self.adopt_in_plane();
         self.retire_idle()?;
         self.find_lost();
@@ -455,6 +470,47 @@ impl Worker {
         self.end_datagrams_of_lost_servers()?;
         self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
+        Ok(())
+    }
+
+    /// Notes which services of `before` the snapshot at hand has no more, and which are there again.
+    fn find_gone(&mut self, before: &Snapshot) {
+        let Worker { snapshot, gone, now, .. } = self;
+        gone.retain(|gone| snapshot.service(gone.service).is_none());
+        let left = before.each_service().filter(|service| service.place == service.id);
+        for service in left.filter(|service| snapshot.service(service.id).is_none()) {
+            gone.push(GoneService { service: service.id, due: *now + service.drain_timeout_ms });
+        }
+    }
+
+    /// Ends what has had the drain timeout of its service since that was taken out.
+    fn end_gone(&mut self) -> io::Result<()> {
+        let now = self.now;
+        let over: Vec<ServiceId> =
+            self.gone.iter().filter(|gone| gone.due <= now).map(|gone| gone.service).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let is_over = |service: &Service| over.contains(&service.id);
+        let relays = self.relays.iter().filter(|(_, relay)| is_over(relay.service()));
+        let relays: Vec<Key> = relays.map(|(key, _)| key).collect();
+        let sessions = self.datagrams.sessions.iter().filter(|(_, session)| is_over(session.service()));
+        let sessions: Vec<Key> = sessions.map(|(key, _)| key).collect();
+        for key in relays {
+            self.end_relay(key, Termination::DrainEnded)?;
+        }
+        for key in sessions {
+            self.end_datagram_session(key, Termination::DrainEnded)?;
+        }
+        let Worker { gone, doors, .. } = self;
+        gone.retain_mut(|gone| {
+            // Somebody may still come in by a listener that leaves.
+            let stays = gone.due > now || doors.has_left_of(gone.service);
+            if gone.due <= now {
+                gone.due = now + DRAIN_LOOK_MS;
+            }
+            stays
+        });
         Ok(())
     }
 
@@ -599,7 +655,8 @@ impl Worker {
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
         let gathers = self.gathers.next_due();
-        let looks = [self.slow_look, self.pool.next_look()];
+        let gone = self.gone.iter().map(|gone| gone.due).min();
+        let looks = [self.slow_look, self.pool.next_look(), self.doors.next_look(), gone];
         let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers];
         let due = due.into_iter().chain(looks).flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.
