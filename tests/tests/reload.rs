@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use towpath_tests::{
-    Connection, Greeting, Origin, PATIENCE, TestLab, Topology, eventually, in_lab, ipv4, service, subject, who,
+    Connection, Greeting, Origin, PATIENCE, TestLab, Topology, eventually, in_lab, ipv4, ipv6, packet_service, service,
+    subject, who,
 };
 
 #[test]
@@ -151,6 +152,100 @@ fn change_services(lab: &TestLab, rounds: usize) {
 /// Whether somebody has this address and port, on the host of the calling thread.
 fn is_bound(ip: IpAddr, port: u16) -> bool {
     TcpListener::bind((ip, port)).is_err()
+}
+
+#[test]
+fn packet_services_come_and_go_and_no_flow_notices() {
+    in_lab(packet_services_come_and_go_and_no_flow_notices, Topology::TwoArm, 1, |lab| change_packet_services(lab, 6));
+}
+
+#[test]
+#[ignore = "a thousand reloads take a while"]
+fn packet_services_come_and_go_a_thousand_times() {
+    in_lab(packet_services_come_and_go_a_thousand_times, Topology::TwoArm, 1, |lab| change_packet_services(lab, 334));
+}
+
+/// Adds, widens and removes a service of the packet plane, with its addresses, again and again, beside one that is busy.
+fn change_packet_services(lab: &TestLab, rounds: usize) {
+    let (web, shop, shop6) = (lab.free_vip(100), lab.free_vip(110), lab.free_vip6(0x110));
+    let _origins = [443, 80, 8080].map(|port| Origin::tcp(lab.server(1), port));
+    let (servers, servers6) = (ipv4(lab.servers()), ipv6(lab.servers()));
+    let limits = "[limits]\nflows = 16384\n";
+    let pool = |number| format!("source = {{ pool = [\"{}\"] }}\ndrain_timeout = \"1m\"", lab.free_snat(number));
+    let without = format!("{limits}{}", packet_service("web", web, "443", &pool(101), &servers));
+    let with = |ports: &str| {
+        let six = packet_service("shop6", shop6, "80", "source = \"vip\"", &servers6);
+        format!("{without}{}{six}", packet_service("shop", shop, ports, &pool(103), &servers))
+    };
+    let mut relay = subject!().start_on(lab.balancer(), &without, &[0, 0]);
+    let mut before = Connection::open(lab.client(), (web, 443)).expect("it is served");
+    before.greeting().expect("a greeting");
+    let over = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                who(lab.client(), (web, 443));
+                served.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let _ends = OnDrop(|| over.store(true, Ordering::Release));
+        let mut flat = 0;
+        for round in 0..rounds {
+            let since = served.load(Ordering::Acquire);
+            relay.reload(&with("80")).expect("one is added");
+            let mut shopping = Connection::open(lab.client(), (shop, 80)).expect("it is served");
+            shopping.greeting().expect("it is served");
+            assert_eq!(who(lab.client(), (shop6, 80)), "server-1");
+            relay.reload(&with("[80, 8080]")).expect("it has one more port");
+            assert_eq!(who(lab.client(), (shop, 8080)), "server-1");
+            shopping.echo(b"where I was").expect("it goes on");
+            relay.reload(&without).expect("it is taken out");
+            shopping.echo(b"to the end").expect("it may finish");
+            assert_eq!(relay.status().services.len(), 1);
+            before.echo(b"undisturbed").expect("the old connection goes on");
+            shopping.close().expect("a clean end");
+            eventually("others are served meanwhile", || (served.load(Ordering::Acquire) > since).then_some(()));
+            if round == rounds / 3 {
+                flat = relay.memory_bytes();
+            }
+        }
+        let memory = relay.memory_bytes();
+        assert!(memory <= flat + flat / 20, "{memory} bytes after {flat} bytes at a third of the way");
+    });
+    before.close().expect("a clean end");
+    relay.stop();
+}
+
+#[test]
+fn flows_of_a_service_that_is_gone_end_after_its_drain_timeout_and_its_address_is_free() {
+    in_lab(flows_of_a_service_that_is_gone_end_after_its_drain_timeout_and_its_address_is_free, Topology::TwoArm, 1, |lab| {
+        let (web, shop) = (lab.free_vip(100), lab.vip(110));
+        let _origins = [443, 80].map(|port| Origin::tcp(lab.server(1), port));
+        let servers = ipv4(lab.servers());
+        let keys = |number, more| format!("source = {{ pool = [\"{}\"] }}\n{more}", lab.free_snat(number));
+        let without =
+            format!("[limits]\nflows = 16384\n{}", packet_service("web", web, "443", &keys(101, ""), &servers));
+        let gone = packet_service("shop", shop, "80", &keys(103, "drain_timeout = \"300ms\""), &servers);
+        let mut relay = subject!().start(lab.balancer(), &format!("{without}{gone}"));
+        // An address of the kernel, whose port is kept from it.
+        let kernels = lab.balancer().run(|| TcpListener::bind((shop, 80))).expect("a thread").expect("a free port");
+        let mut left = Connection::open(lab.client(), (shop, 80)).expect("it is served");
+        let mut stays = Connection::open(lab.client(), (web, 443)).expect("it is served");
+        left.greeting().expect("a greeting");
+        stays.greeting().expect("a greeting");
+        relay.reload(&without).expect("taken out");
+        eventually("its connection is ended", || left.is_ended().then_some(()));
+        stays.echo(b"not mine").expect("the other goes on");
+        // What it claimed is the kernel's again.
+        let accepting = thread::spawn(move || kernels.accept().map(|(_, from)| from.ip()));
+        let client = eventually("the kernel hears clients", || {
+            Connection::open(lab.client(), (shop, 80)).ok().filter(|_| accepting.is_finished())
+        });
+        drop(client);
+        assert_eq!(accepting.join().expect("no panic").expect("a client"), IpAddr::from(lab.client().ipv4()));
+        relay.stop();
+    });
 }
 
 #[test]

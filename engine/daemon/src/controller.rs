@@ -21,6 +21,7 @@ use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
+use towpath_sys::packet::Instruction;
 use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
 
 use crate::access;
@@ -31,7 +32,8 @@ use crate::http_files;
 use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
 use crate::packets::arms;
 use crate::packets::facing::resolve;
-use crate::packets::steering::program;
+use crate::packets::claims::{claims, services};
+use crate::packets::steering::{program, rules};
 use crate::plan::{PROBES_MAX, Plan, PlanInput};
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::probe::Detail;
@@ -308,10 +310,11 @@ impl Turn {
         let current = shared.snapshot();
         let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
         let workers = workers_wanted(&model.runtime.workers, &started, &house.usable_cpus).unwrap_or(started.len());
+        let leaving = truth.leaving().after(truth.model(), &model, shared.now());
         let (steering, programs) = match workers == current.steering.workers() {
             true => (Arc::clone(&current.steering), None),
             false => {
-                let (steering, programs) = self.remap(&model, &current, workers)?;
+                let (steering, programs) = self.remap(&leaving.with(&model), &current, workers)?;
                 (steering, Some(programs))
             }
         };
@@ -328,10 +331,22 @@ impl Turn {
                 return Err(ReloadError::Listen(errors));
             }
         };
-        let next = match truth.take(model, tls, http, steering, &current, by, shared.now()) {
+        let (served_before, served_next) = (truth.served().into_owned(), leaving.with(&model).into_owned());
+        // First, so that no flow is opened where the kernel answers, too. What goes is still claimed, for its flows.
+        let fanout = match self.claim(&served_before, &served_next, &steering) {
+            Ok(fanout) => fanout,
+            Err(error) => {
+                give_back();
+                return Err(error);
+            }
+        };
+        let next = match truth.take(model, tls, http, Arc::clone(&steering), &current, by, shared.now()) {
             Ok(next) => next,
             Err(error) => {
                 give_back();
+                if let Err(error) = self.claim(&served_next, &served_before, &current.steering) {
+                    tracing::error!("{error}");
+                }
                 return Err(ReloadError::Compile(error));
             }
         };
@@ -349,7 +364,68 @@ impl Turn {
         shared.gate(Protocol::Udp).resize(room.udp_sessions);
         shared.handshakes().resize(room.handshakes);
         shared.publish(next);
+        self.steer_by(fanout, &steering);
         Ok((generation, changes))
+    }
+
+    /// Has the kernel leave to the packet plane what `next` claims where it is other than `before`; returns the program that steers what comes there.
+    fn claim(
+        &self,
+        before: &Model,
+        next: &Model,
+        steering: &SteeringTable,
+    ) -> Result<Option<Vec<Instruction>>, ReloadError> {
+        let Some(network) = &self.house.network else { return Ok(None) };
+        let is_same = claims(before, &[]) == claims(next, &[]) && rules(before)? == rules(next)?;
+        let homes = |model: &Model| -> Vec<_> {
+            services(model).map(|service| (service.vip, service.interface.clone())).collect()
+        };
+        if is_same && homes(before) == homes(next) {
+            return Ok(None);
+        }
+        if self.resteer.is_some() {
+            return Err(ReloadError::Moving);
+        }
+        let program = program(next, steering, self.house.shared.steering_seed())?;
+        network.follow(next.clone(), program.clone()).map_err(ReloadError::Packets)?;
+        Ok(Some(program))
+    }
+
+    /// Steers what comes to the packet plane by another program, if there is one, and tells the neighbours where our addresses are.
+    fn steer_by(&self, fanout: Option<Vec<Instruction>>, steering: &SteeringTable) {
+        let (Some(fanout), Some(network)) = (fanout, &self.house.network) else { return };
+        let shared = &self.house.shared;
+        // While flows move, it comes with the move. Where there is one worker, nothing chooses among them.
+        if self.resteer.is_none() && self.house.plan.workers.len() > 1 {
+            let reuseport = reuseport_program(steering, shared.steering_seed()).into_iter().map(Into::into).collect();
+            shared.publish_steering(SteeringPrograms { fanout, reuseport });
+        }
+        network.announce();
+    }
+
+    /// Services of the packet plane that have left and had their time end, and are forgotten when they have no flow any more.
+    fn let_go(&mut self) {
+        let house = Arc::clone(&self.house);
+        let shared = &house.shared;
+        let mut truth = house.truth();
+        // While flows move, in a moment.
+        if truth.leaving().is_empty() || self.resteer.is_some() {
+            return;
+        }
+        let before = truth.served().into_owned();
+        if !truth.turn_leaving(shared) {
+            return;
+        }
+        let steering = Arc::clone(&shared.snapshot().steering);
+        match truth.next(shared.generation()) {
+            Ok(next) => shared.publish(next),
+            Err(error) => return tracing::error!("a service that has left could not be ended: {error}"),
+        }
+        match self.claim(&before, &truth.served(), &steering) {
+            Ok(fanout) => self.steer_by(fanout, &steering),
+            // Claimed for longer than it has to be: with the next change it is not.
+            Err(error) => tracing::warn!("what a service has left is still kept from the kernel: {error}"),
+        }
     }
 
     /// What taking a model would change, and whether it could be taken; nothing is.
@@ -380,7 +456,7 @@ impl Turn {
         let plan = &self.house.plan;
         let started: Vec<usize> = plan.workers.iter().map(|worker| worker.cpu).collect();
         let room = Room::of(plan);
-        let bound = Started { cpus: &started, usable: &self.house.usable_cpus, room };
+        let bound = Started { cpus: &started, usable: &self.house.usable_cpus, room, leaving: truth.leaving() };
         let changed = needs_restart(truth.model(), model, &bound);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
@@ -491,6 +567,7 @@ impl Turn {
 
     fn keep_house(&mut self) {
         self.house.shared.sweep_persistence(SWEEP_BUDGET);
+        self.let_go();
         let snapshot = self.house.shared.snapshot();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);

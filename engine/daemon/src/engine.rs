@@ -160,6 +160,9 @@ pub enum ReloadError {
     /// Changes that only a restart can take, each by name.
     #[error("changed, but cannot be taken while running: {}; restart to apply", .0.join(", "))]
     NeedsRestart(Vec<String>),
+    /// The kernel does not leave to the packet plane what it is to carry.
+    #[error("packet plane: {0}")]
+    Packets(#[source] KernelError),
     /// What is to be admitted does not fit into what was allocated.
     #[error("{0}")]
     Plan(#[source] PlanErrors),
@@ -297,7 +300,8 @@ impl Engine {
             .collect();
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, options.config, truth));
+        let (watch, network) = watch.unzip();
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, options.config, network, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;

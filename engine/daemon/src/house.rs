@@ -1,5 +1,6 @@
 //! The controller's own state: the model in force, who is called what, verdicts, events; and how they read as a status.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +34,9 @@ use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::leaving::Leaving;
 use crate::notify::Notifier;
+use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
 use crate::listen::{Opening, openings};
@@ -68,6 +71,8 @@ pub(crate) struct House {
     pub(crate) keeper: StateKeeper,
     /// The file that reloads read; `None` = the configuration was no file's.
     pub(crate) config: Option<PathBuf>,
+    /// By whom the kernel is told what the packet plane claims; `None` = there is none.
+    pub(crate) network: Option<NetworkOrders>,
     /// How the controller is asked for a reload.
     pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
 }
@@ -75,6 +80,8 @@ pub(crate) struct House {
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
 pub(crate) struct Truth {
     model: Model,
+    /// What of earlier models still has flows on the packet plane.
+    leaving: Leaving,
     material: Arc<TlsMaterial>,
     http: HttpMaterial,
     registry: Registry,
@@ -132,6 +139,7 @@ impl Truth {
         let snapshot = compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), &http, first)?;
         let mut truth = Truth {
             model,
+            leaving: Leaving::default(),
             material: Arc::new(material),
             http,
             registry,
@@ -199,10 +207,37 @@ impl Truth {
 
     /// What comes after `generation`, with the verdicts as they are now.
     pub(crate) fn next(&mut self, generation: Generation) -> Result<InForce, CompileError> {
-        let Truth { model, http, registry, board, book, steering, .. } = self;
+        let Truth { model, leaving, http, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
-        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), http, next)?;
+        let mut snapshot =
+            compile::compile(&leaving.with(model), registry, board, book, Arc::clone(steering), http, next)?;
+        mark_leaving(&mut snapshot, leaving, registry);
         Ok(self.with_tls(snapshot))
+    }
+
+    /// What is served: the file's model, and what of earlier ones still has flows on the packet plane.
+    pub(crate) fn served(&self) -> Cow<'_, Model> {
+        self.leaving.with(&self.model)
+    }
+
+    /// What of earlier models still has flows on the packet plane.
+    pub(crate) fn leaving(&self) -> &Leaving {
+        &self.leaving
+    }
+
+    /// Ends what has left and had its time, and forgets what has no flow any more. Whether the next snapshot is another.
+    pub(crate) fn turn_leaving(&mut self, shared: &Shared) -> bool {
+        if self.leaving.is_empty() {
+            return false;
+        }
+        // Before all workers know that it leaves, one may still open a flow.
+        let all_know = shared.all_adopted(shared.generation());
+        let Truth { leaving, registry, .. } = self;
+        let is_empty = |name: &str| {
+            let active = registry.service(name).map_or(0, |id| shared.loads().service_active(id));
+            all_know && active == 0
+        };
+        leaving.turn(shared.now(), is_empty)
     }
 
     /// What an agent says.
@@ -274,9 +309,14 @@ impl Truth {
         board.adopt(&checks, now);
         let given_way = board.words.follow(&model);
         let next = Generation(current.generation.0 + 1);
+        let leaving = self.leaving.after(&self.model, &model, now);
+        let served = leaving.with(&model);
         let book = &mut self.book;
         let mut compiled = |board: &HealthBoard| {
-            compile::compile(&model, &mut registry, board, book, Arc::clone(&steering), &http, next)
+            let mut snapshot =
+                compile::compile(&served, &mut registry, board, book, Arc::clone(&steering), &http, next)?;
+            mark_leaving(&mut snapshot, &leaving, &registry);
+            Ok(snapshot)
         };
         let mut snapshot = compiled(&board)?;
         if inherit_verdicts(&mut board, &self.board, &checks, current, &snapshot, now) == Inherited::Some {
@@ -309,7 +349,9 @@ impl Truth {
             self.events
                 .record(Tone::Info, Event::now(EventKind::Configuration, from, to, "clients move with their flows"));
         }
+        drop(served);
         self.steering = steering;
+        self.leaving = leaving;
         self.model = model;
         self.registry = registry;
         self.board = board;
@@ -482,6 +524,15 @@ impl Truth {
     }
 }
 
+/// Nobody new comes to what has left.
+fn mark_leaving(snapshot: &mut Snapshot, leaving: &Leaving, registry: &Registry) {
+    for id in leaving.names().filter_map(|name| registry.service(name)) {
+        if let Some(service) = snapshot.services.get_mut(id.index()).and_then(Option::as_mut) {
+            Arc::make_mut(service).is_leaving = true;
+        }
+    }
+}
+
 struct Judgement {
     pace: Pace,
     changed: bool,
@@ -537,6 +588,7 @@ impl House {
         version: String,
         pool: Option<HandshakePool>,
         config: Option<PathBuf>,
+        network: Option<NetworkOrders>,
         mut truth: Truth,
     ) -> House {
         let notifier = Arc::new(Notifier::new(&version));
@@ -554,6 +606,7 @@ impl House {
             ordered: Notify::new(),
             keeper,
             config,
+            network,
             commands: OnceLock::new(),
         }
     }
@@ -647,6 +700,23 @@ impl House {
                 })
             })
             .collect();
+        // A service that has left has servers that none of the file's may have.
+        let of_file: HashSet<(IpAddr, Option<u16>)> = truth
+            .model
+            .groups
+            .iter()
+            .flat_map(|group| &group.servers)
+            .map(|server| (server.address, server.port))
+            .collect();
+        for server in truth.leaving.servers().filter(|server| !of_file.contains(&(server.address, server.port))) {
+            let Some(id) = truth.registry.server(server.address, server.port) else { continue };
+            let connections = shared.loads().active(id);
+            let is_told = leaving.iter().any(|told| (told.address, told.port) == (server.address, server.port));
+            if connections > 0 && !is_told {
+                let (name, address, port) = (server.name.clone(), server.address, server.port);
+                leaving.push(LeavingServer { name, address, port, connections });
+            }
+        }
         leaving.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             version: self.version.clone(),

@@ -13,6 +13,7 @@ mod engine;
 pub mod events;
 mod house;
 pub mod http_files;
+mod leaving;
 pub mod listen;
 mod notify;
 pub mod packets;

@@ -1,27 +1,30 @@
 //! What a reload may change, by comparing two models; pure.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use towpath_config::model::{
-    Limits, Model, OutboundNat, Plane, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
+    Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
 };
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
+use crate::leaving::Leaving;
 use crate::packets::arms::Arm;
-use crate::packets::claims::claims;
+use crate::packets::claims::{self, carries_packets};
 use crate::plan::{PacketsPlan, Plan, WORKERS_MAX};
 
 /// What a process was started with, as far as a reload is bound by it.
 #[derive(Clone, Copy, Debug)]
-pub struct Started<'a> {
+pub(crate) struct Started<'a> {
     /// The CPU of each worker.
     pub cpus: &'a [usize],
     /// Those that workers could have had, see [`workers_wanted`].
     pub usable: &'a [usize],
     /// What was allocated.
     pub room: Room,
+    /// What of earlier models still has flows on the packet plane.
+    pub(crate) leaving: &'a Leaving,
 }
 
 /// What was allocated for the stream plane; 0 = nothing, because no service needed it.
@@ -33,6 +36,8 @@ pub struct Room {
     pub udp_sessions: u32,
     /// TLS handshakes.
     pub handshakes: u32,
+    /// Whether there is a packet plane.
+    pub packets: bool,
 }
 
 impl Room {
@@ -42,6 +47,7 @@ impl Room {
             connections: plan.connections.max,
             udp_sessions: plan.udp_sessions.max,
             handshakes: plan.handshakes_max,
+            packets: plan.packets.is_some(),
         }
     }
 
@@ -52,16 +58,17 @@ impl Room {
             connections: wanted.connections.min(self.connections),
             udp_sessions: wanted.udp_sessions.min(self.udp_sessions),
             handshakes: wanted.handshakes.min(self.handshakes),
+            packets: self.packets,
         }
     }
 }
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
-/// Services of the stream plane, servers, their weights and admin states, health, balance, persistence, timeouts, the rules of the router, the networks
-/// of `[[outbound_nat]]`, limits up to what was allocated, and how many of the workers take part can be taken while running. What the kernel is told of
-/// the packet plane, and allocations, cannot.
-pub fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<String> {
+/// Services that come and go, where those of the stream plane are reached, more ports and addresses of those of the packet plane, servers, their weights
+/// and admin states, health, balance, persistence, timeouts, the rules of the router, the networks of `[[outbound_nat]]`, limits up to what was allocated,
+/// and how many of the workers take part can be taken while running. Allocations cannot, nor what would take addresses and ports from open flows.
+pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
     let Model {
@@ -133,22 +140,28 @@ pub fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<Str
     let before = by_name(&old.services);
     let after = by_name(services);
     let is_packets = |service: &VirtualService| service.plane == Plane::Packet;
-    for (name, _) in before.iter().filter(|(name, service)| is_packets(service) && !after.contains_key(*name)) {
-        changed.push(format!("service `{name}` (removed from the packet plane)"));
-    }
     for service in services {
-        match before.get(service.name.as_str()) {
-            None if is_packets(service) => {
-                changed.push(format!("service `{}` (added to the packet plane)", service.name));
+        let name = &service.name;
+        // Who leaves and comes back has flows that were opened by what it was.
+        match before.get(name.as_str()).copied().or_else(|| started.leaving.find(name)) {
+            None if is_packets(service) && !started.room.packets => {
+                changed.push(format!("service `{name}` (the first on the packet plane)"));
             }
-            Some(old) if is_packets(old) || is_packets(service) => changed.extend(
-                fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{}`", service.name)),
-            ),
+            Some(old) if is_packets(old) || is_packets(service) => changed
+                .extend(fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{name}`"))),
             None | Some(_) => {}
         }
     }
-    // A listener where the packet plane leases, or leased around one, is another claim.
-    if changed.is_empty() && claims(old, &[]) != claims(new, &[]) {
+    if !carries_packets(new) && carries_packets(old) {
+        changed.push("the last service on the packet plane (removed)".to_owned());
+    }
+    let served = started.leaving.with(old);
+    changed.extend(
+        changes_plane(&served.services, services)
+            .into_iter()
+            .map(|name| format!("service `{name}` (its address and port are those of one on the other plane)")),
+    );
+    if listens_amid_leases(&served, new) {
         changed.push("a port of the stream plane at an address that the packet plane leases from".to_owned());
     }
     let relays = |protocol: Protocol| {
@@ -165,6 +178,38 @@ pub fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<Str
         }
     }
     changed
+}
+
+/// Services of `new` that clients come to where they came to one of `old` on the other plane: the kernel would hear those of both, or of none.
+fn changes_plane<'m>(old: &[VirtualService], new: &'m [VirtualService]) -> Vec<&'m str> {
+    let meet = |one: &VirtualService, other: &VirtualService| match (&one.ports, &other.ports) {
+        (Ports::List(one), Ports::List(other)) => one.iter().any(|port| other.contains(port)),
+        (Ports::All, _) | (_, Ports::All) => true,
+    };
+    let met = |service: &VirtualService| {
+        let at = |old: &&VirtualService| (old.vip, old.protocol) == (service.vip, service.protocol);
+        // By its own name it is told as a change of the plane.
+        let others = old.iter().filter(|old| old.name != service.name && old.plane != service.plane);
+        others.filter(at).any(|old| meet(old, service))
+    };
+    new.iter().filter(|service| met(service)).map(|service| service.name.as_str()).collect()
+}
+
+/// Whether a listener comes or goes amid ports that the packet plane leases, which are claimed around it.
+fn listens_amid_leases(old: &Model, new: &Model) -> bool {
+    let listeners = |model: &Model| -> BTreeSet<(Protocol, SocketAddr)> {
+        let stream = model.services.iter().filter(|service| service.plane == Plane::Stream);
+        stream.flat_map(|service| service.sockets().map(|socket| (service.protocol, socket))).collect()
+    };
+    let leases = |model: &Model, socket: &SocketAddr| {
+        let pools = claims::services(model).filter_map(claims::pool);
+        let mut pools = pools.chain(claims::outbound(model).map(|(_, pool)| pool));
+        pools.any(|pool| {
+            pool.addresses.contains(&socket.ip()) && (pool.port_low..=pool.port_high).contains(&socket.port())
+        })
+    };
+    let (before, after) = (listeners(old), listeners(new));
+    before.symmetric_difference(&after).any(|(_, socket)| leases(old, socket) || leases(new, socket))
 }
 
 /// The limits that differ and cannot be taken: memory is allocated at the start.
@@ -272,7 +317,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
     } = new;
     let differences = [
         ("vip", *vip != old.vip),
-        ("ports", *ports != old.ports),
+        ("ports", !keeps_ports(&old.ports, ports)),
         ("protocol", *protocol != old.protocol),
         ("plane", *plane != old.plane),
         ("forwarding", *forwarding != old.forwarding),
@@ -282,13 +327,23 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
 }
 
-/// Whether nothing is leased that was not claimed at the start. Servers may come and go on either side of an interface.
+/// Whether every port of flows that are open stays one of the service.
+fn keeps_ports(old: &Ports, new: &Ports) -> bool {
+    match (old, new) {
+        (Ports::List(old), Ports::List(new)) => old.iter().all(|port| new.contains(port)),
+        (old, new) => old == new,
+    }
+}
+
+/// Whether every address that flows have leased from stays one of the pool. Servers may come and go on either side of an interface.
 fn keeps_source(old: &Source, new: &Source) -> bool {
     match (old, new) {
-        (Source::Pool(old), Source::Pool(new)) if !(old.towards.is_empty() && new.towards.is_empty()) => {
-            let is_claimed = |address: &IpAddr| old.addresses.contains(address);
+        (Source::Pool(old), Source::Pool(new)) => {
+            let is_facing = |pool: &SourcePool| !pool.towards.is_empty();
+            let stays = |address: &IpAddr| new.addresses.contains(address);
             let ports = |pool: &SourcePool| (pool.port_low, pool.port_high, pool.rest_ms);
-            new.addresses.iter().all(is_claimed) && ports(old) == ports(new)
+            let keeps = is_facing(old) == is_facing(new) || old.addresses == new.addresses;
+            keeps && old.addresses.iter().all(stays) && ports(old) == ports(new)
         }
         (old, new) => old == new,
     }

@@ -49,10 +49,10 @@ fn edited(from: &str, to: &str) -> Model {
 }
 
 /// Room for both protocols on the stream plane.
-const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024 };
+const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024, packets: true };
 
 fn refused_by_name(old: &Model, new: &Model, cpus: &[usize], usable: &[usize]) -> Vec<String> {
-    needs_restart(old, new, &Started { cpus, usable, room: ROOM })
+    needs_restart(old, new, &Started { cpus, usable, room: ROOM, leaving: &Leaving::default() })
 }
 
 #[test]
@@ -74,25 +74,49 @@ fn what_workers_and_allocations_hang_on_is_refused_by_name() {
 }
 
 #[test]
-fn services_of_the_packet_plane_take_a_restart_and_those_of_the_stream_plane_do_not() {
+fn services_come_and_go_and_where_packets_go_stays() {
     let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
     let (stream, packet) = (model(BASE), packets(BASE));
+    let none = Vec::<String>::new();
     let renamed = BASE.replacen("name = \"web\"", "name = \"site\"", 1);
-    assert_eq!(refused_by_name(&stream, &model(&renamed), &[0], &[0]), Vec::<String>::new());
-    assert_eq!(
-        refused_by_name(&packet, &packets(&renamed), &[0], &[0]),
-        ["service `web` (removed from the packet plane)", "service `site` (added to the packet plane)"]
-    );
+    assert_eq!(refused_by_name(&stream, &model(&renamed), &[0], &[0]), none);
+    assert_eq!(refused_by_name(&packet, &packets(&renamed), &[0], &[0]), none);
     let cases = [
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
         ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
     ];
     for (from, to, expected) in cases {
         let edited = BASE.replacen(from, to, 1);
-        assert_eq!(refused_by_name(&stream, &model(&edited), &[0], &[0]), Vec::<String>::new(), "{to}");
+        assert_eq!(refused_by_name(&stream, &model(&edited), &[0], &[0]), none, "{to}");
         assert_eq!(refused_by_name(&packet, &packets(&edited), &[0], &[0]), [expected], "{to}");
     }
-    assert_eq!(refused_by_name(&stream, &packet, &[0], &[0]), ["plane of service `web`"]);
+    let wider = BASE.replacen("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.5\", \"192.0.2.6\"]", 1);
+    assert_eq!(refused_by_name(&packet, &packets(&wider), &[0], &[0]), none);
+    let more = |ports: &str| model(&BASE.replacen("ports = [80]", &format!("ports = {ports}\nplane = \"packet\""), 1));
+    assert_eq!(refused_by_name(&packet, &more("[80, 81]"), &[0], &[0]), none);
+    assert_eq!(refused_by_name(&more("[80, 81]"), &packet, &[0], &[0]), ["ports of service `web`"]);
+    let refused = refused_by_name(&stream, &packet, &[0], &[0]);
+    assert!(refused.contains(&"plane of service `web`".to_owned()), "{refused:?}");
+    let refused = refused_by_name(&stream, &packets(&renamed), &[0], &[0]);
+    assert_eq!(refused, ["service `site` (its address and port are those of one on the other plane)"]);
+    let without = Room { packets: false, ..ROOM };
+    let started = Started { cpus: &[0], usable: &[0], room: without, leaving: &Leaving::default() };
+    let refused = needs_restart(&stream, &packets(&renamed), &started);
+    assert!(refused.contains(&"service `site` (the first on the packet plane)".to_owned()), "{refused:?}");
+}
+
+#[test]
+fn who_comes_back_while_it_has_flows_is_what_it_was() {
+    let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
+    let other = "\n[[service]]\nname = \"other\"\nvip = \"192.0.2.7\"\nports = 80\nplane = \"packet\"\nsource = \"vip\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
+    let (both, one) = (model(&format!("{}{other}", BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1))), packets(BASE));
+    let leaving = Leaving::default().after(&both, &one, towpath_core::Now(0));
+    let started = Started { cpus: &[0], usable: &[0], room: ROOM, leaving: &leaving };
+    assert_eq!(needs_restart(&one, &both, &started), Vec::<String>::new());
+    let mut moved = both.clone();
+    moved.services[1].vip = "192.0.2.8".parse().unwrap();
+    assert_eq!(needs_restart(&one, &moved, &started), ["vip of service `other`"]);
 }
 
 #[test]
@@ -112,7 +136,7 @@ fn a_listener_amid_ports_that_the_packet_plane_leases_takes_a_restart() {
 fn the_first_service_of_a_protocol_has_no_room() {
     let over_udp = BASE.replacen("ports = [80]", "ports = [80]\nprotocol = \"udp\"", 1);
     let (tcp, udp) = (model(BASE), model(&over_udp));
-    let by = |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room });
+    let by = |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() });
     assert_eq!(by(ROOM), Vec::<String>::new());
     let without = Room { udp_sessions: 0, ..ROOM };
     let refused = by(without);
