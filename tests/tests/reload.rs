@@ -1,11 +1,12 @@
 //! Changes while it runs.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::process::Output;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use towpath_tests::web::WebOrigin;
 use towpath_tests::{
     Connection, Greeting, Origin, PATIENCE, TestLab, Topology, eventually, in_lab, ipv4, ipv6, packet_service, service,
     subject, who,
@@ -91,7 +92,7 @@ fn t_08_a_broken_file_changes_nothing_and_is_told_with_its_places() {
 
 #[test]
 fn services_come_go_and_move_and_no_connection_notices() {
-    in_lab(services_come_go_and_move_and_no_connection_notices, Topology::TwoArm, 2, |lab| change_services(lab, 12));
+    in_lab(services_come_go_and_move_and_no_connection_notices, Topology::TwoArm, 2, |lab| change_services(lab, 24));
 }
 
 #[test]
@@ -105,7 +106,9 @@ fn change_services(lab: &TestLab, rounds: usize) {
     let (web, shop) = (lab.vip(100), lab.vip(101));
     let _origins = [443, 80, 8080].map(|port| Origin::tcp(lab.server(1), port));
     let servers = ipv4(&lab.servers()[..1]);
-    let without = service("web", web, "443", "", &servers);
+    // Few, so that all are touched soon: a buffer takes memory when it is used first.
+    let limits = "[limits]\nconnections = 200\nbuffers = 64\n";
+    let without = format!("{limits}{}", service("web", web, "443", "", &servers));
     let with = |ports: &str| format!("{without}{}", service("shop", shop, ports, "", &servers));
     let mut relay = subject!().start_on(lab.balancer(), &without, &[0, 0]);
     let mut before = Connection::open(lab.client(), (web, 443)).expect("the relay listens");
@@ -173,10 +176,9 @@ fn change_packet_services(lab: &TestLab, rounds: usize) {
     let limits = "[limits]\nflows = 16384\n";
     let pool = |number| format!("source = {{ pool = [\"{}\"] }}\ndrain_timeout = \"1m\"", lab.free_snat(number));
     let without = format!("{limits}{}", packet_service("web", web, "443", &pool(101), &servers));
-    let with = |ports: &str| {
-        let six = packet_service("shop6", shop6, "80", "source = \"vip\"", &servers6);
-        format!("{without}{}{six}", packet_service("shop", shop, ports, &pool(103), &servers))
-    };
+    let six = packet_service("shop6", shop6, "80", "source = \"vip\"", &servers6);
+    let with = format!("{without}{}{six}", packet_service("shop", shop, "80", &pool(103), &servers));
+    let beside = format!("{with}{}", packet_service("beside", shop, "8080", &pool(103), &servers));
     let mut relay = subject!().start_on(lab.balancer(), &without, &[0, 0]);
     let mut before = Connection::open(lab.client(), (web, 443)).expect("it is served");
     before.greeting().expect("a greeting");
@@ -193,14 +195,14 @@ fn change_packet_services(lab: &TestLab, rounds: usize) {
         let mut flat = 0;
         for round in 0..rounds {
             let since = served.load(Ordering::Acquire);
-            relay.reload(&with("80")).expect("one is added");
+            relay.reload(&with).expect("two are added");
             let mut shopping = Connection::open(lab.client(), (shop, 80)).expect("it is served");
             shopping.greeting().expect("it is served");
             assert_eq!(who(lab.client(), (shop6, 80)), "server-1");
-            relay.reload(&with("[80, 8080]")).expect("it has one more port");
+            relay.reload(&beside).expect("there is one more at its address");
             assert_eq!(who(lab.client(), (shop, 8080)), "server-1");
             shopping.echo(b"where I was").expect("it goes on");
-            relay.reload(&without).expect("it is taken out");
+            relay.reload(&without).expect("they are taken out");
             shopping.echo(b"to the end").expect("it may finish");
             assert_eq!(relay.status().services.len(), 1);
             before.echo(b"undisturbed").expect("the old connection goes on");
@@ -219,33 +221,38 @@ fn change_packet_services(lab: &TestLab, rounds: usize) {
 
 #[test]
 fn flows_of_a_service_that_is_gone_end_after_its_drain_timeout_and_its_address_is_free() {
-    in_lab(flows_of_a_service_that_is_gone_end_after_its_drain_timeout_and_its_address_is_free, Topology::TwoArm, 1, |lab| {
-        let (web, shop) = (lab.free_vip(100), lab.vip(110));
-        let _origins = [443, 80].map(|port| Origin::tcp(lab.server(1), port));
-        let servers = ipv4(lab.servers());
-        let keys = |number, more| format!("source = {{ pool = [\"{}\"] }}\n{more}", lab.free_snat(number));
-        let without =
-            format!("[limits]\nflows = 16384\n{}", packet_service("web", web, "443", &keys(101, ""), &servers));
-        let gone = packet_service("shop", shop, "80", &keys(103, "drain_timeout = \"300ms\""), &servers);
-        let mut relay = subject!().start(lab.balancer(), &format!("{without}{gone}"));
-        // An address of the kernel, whose port is kept from it.
-        let kernels = lab.balancer().run(|| TcpListener::bind((shop, 80))).expect("a thread").expect("a free port");
-        let mut left = Connection::open(lab.client(), (shop, 80)).expect("it is served");
-        let mut stays = Connection::open(lab.client(), (web, 443)).expect("it is served");
-        left.greeting().expect("a greeting");
-        stays.greeting().expect("a greeting");
-        relay.reload(&without).expect("taken out");
-        eventually("its connection is ended", || left.is_ended().then_some(()));
-        stays.echo(b"not mine").expect("the other goes on");
-        // What it claimed is the kernel's again.
-        let accepting = thread::spawn(move || kernels.accept().map(|(_, from)| from.ip()));
-        let client = eventually("the kernel hears clients", || {
-            Connection::open(lab.client(), (shop, 80)).ok().filter(|_| accepting.is_finished())
-        });
-        drop(client);
-        assert_eq!(accepting.join().expect("no panic").expect("a client"), IpAddr::from(lab.client().ipv4()));
-        relay.stop();
-    });
+    in_lab(
+        flows_of_a_service_that_is_gone_end_after_its_drain_timeout_and_its_address_is_free,
+        Topology::TwoArm,
+        1,
+        |lab| {
+            let (web, shop) = (lab.free_vip(100), lab.vip(110));
+            let _origins = [443, 80].map(|port| Origin::tcp(lab.server(1), port));
+            let servers = ipv4(lab.servers());
+            let keys = |number, more| format!("source = {{ pool = [\"{}\"] }}\n{more}", lab.free_snat(number));
+            let without =
+                format!("[limits]\nflows = 16384\n{}", packet_service("web", web, "443", &keys(101, ""), &servers));
+            let gone = |ports| packet_service("shop", shop, ports, &keys(103, "drain_timeout = \"300ms\""), &servers);
+            let mut relay = subject!().start(lab.balancer(), &format!("{without}{}", gone("80")));
+            // An address of the kernel, whose port is kept from it.
+            let kernels = lab.balancer().run(|| TcpListener::bind((shop, 80))).expect("a thread").expect("a free port");
+            let mut left = Connection::open(lab.client(), (shop, 80)).expect("it is served");
+            let mut stays = Connection::open(lab.client(), (web, 443)).expect("it is served");
+            left.greeting().expect("a greeting");
+            stays.greeting().expect("a greeting");
+            relay.reload(&format!("{without}{}", gone("[80, 8080]"))).expect("one port more");
+            left.echo(b"where I was").expect("it goes on");
+            relay.reload(&without).expect("taken out");
+            eventually("its connection is ended", || left.is_ended().then_some(()));
+            stays.echo(b"not mine").expect("the other goes on");
+            // What it claimed is the kernel's again.
+            let client = eventually("the kernel hears clients", || Connection::open(lab.client(), (shop, 80)).ok());
+            let (_, from) = kernels.accept().expect("a client of the kernel's");
+            assert_eq!(from.ip(), IpAddr::from(lab.client().ipv4()));
+            drop(client);
+            relay.stop();
+        },
+    );
 }
 
 #[test]
@@ -304,10 +311,12 @@ fn a_udp_session_lives_on_without_its_service_and_with_it_again() {
         let _tcp = Origin::tcp(lab.server(1), 443);
         let _udp = Origin::udp(lab.server(1), 3478);
         let servers = ipv4(lab.servers());
-        let without = service("web", web, "443", "", &servers) + &service("dns", web, "3478", "protocol = "udp"", &servers);
-        let with = format!("{without}{}", service("stun", stun, "3478", "protocol = "udp"", &servers));
+        let without =
+            service("web", web, "443", "", &servers) + &service("dns", web, "3478", "protocol = \"udp\"", &servers);
+        let with = format!("{without}{}", service("stun", stun, "3478", "protocol = \"udp\"", &servers));
         let mut relay = subject!().start_on(lab.balancer(), &with, &[0, 0]);
-        let client = lab.client().run(|| UdpSocket::bind((lab.client().ipv4(), 0))).expect("a thread").expect("a socket");
+        let client =
+            lab.client().run(|| UdpSocket::bind((lab.client().ipv4(), 0))).expect("a thread").expect("a socket");
         client.set_read_timeout(Some(PATIENCE)).expect("not zero");
         client.connect((stun, 3478)).expect("our own kernel takes it");
         let ask = || {
@@ -331,13 +340,45 @@ fn a_udp_session_lives_on_without_its_service_and_with_it_again() {
 }
 
 #[test]
+fn the_first_service_in_http_mode_comes_and_goes_between_two_requests() {
+    in_lab(the_first_service_in_http_mode_comes_and_goes_between_two_requests, Topology::TwoArm, 1, |lab| {
+        let (web, shop) = (lab.vip(100), lab.vip(101));
+        let _origins = (Origin::tcp(lab.server(1), 443), WebOrigin::start(lab.server(1), 80));
+        let servers = ipv4(lab.servers());
+        let without = service("web", web, "443", "", &servers);
+        let with = format!("{without}{}", service("shop", shop, "80", "http = {}", &servers));
+        let mut relay = subject!().start_on(lab.balancer(), &without, &[0, 0]);
+        relay.reload(&with).expect("one is added");
+        let mut client = Connection::open(lab.client(), (shop, 80)).expect("it listens");
+        let mut ask = || {
+            client.stream().write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").expect("it takes requests");
+            let mut head = Vec::new();
+            while head.last().is_none_or(|line: &String| line != "\r\n") {
+                head.push(client.line().expect("a head"));
+            }
+            let has = |field: &str| {
+                head.iter().find_map(|line| line.to_ascii_lowercase().strip_prefix(field).map(str::to_owned))
+            };
+            let length: usize = has("content-length: ").map_or(0, |length| length.trim().parse().expect("a length"));
+            client.stream().read_exact(&mut vec![0; length]).expect("a body");
+            (head[0].clone(), has("connection: ").is_some_and(|options| options.contains("close")))
+        };
+        assert_eq!(ask(), ("HTTP/1.1 200 OK\r\n".to_owned(), false));
+        relay.reload(&without).expect("it is taken out");
+        assert_eq!(ask(), ("HTTP/1.1 200 OK\r\n".to_owned(), true), "served to the end, and told so");
+        assert!(client.is_ended());
+        relay.stop();
+    });
+}
+
+#[test]
 fn a_service_that_is_gone_ends_what_is_left_of_it_after_its_drain_timeout() {
     in_lab(a_service_that_is_gone_ends_what_is_left_of_it_after_its_drain_timeout, Topology::TwoArm, 1, |lab| {
         let (web, shop) = (lab.vip(100), lab.vip(101));
         let _origins = [443, 80].map(|port| Origin::tcp(lab.server(1), port));
         let servers = ipv4(lab.servers());
         let without = service("web", web, "443", "", &servers);
-        let with = format!("{without}{}", service("shop", shop, "80", "drain_timeout = "300ms"", &servers));
+        let with = format!("{without}{}", service("shop", shop, "80", "drain_timeout = \"300ms\"", &servers));
         let mut relay = subject!().start(lab.balancer(), &with);
         let mut left = Connection::open(lab.client(), (shop, 80)).expect("it listens");
         let mut stays = Connection::open(lab.client(), (web, 443)).expect("it listens");
@@ -347,7 +388,11 @@ fn a_service_that_is_gone_ends_what_is_left_of_it_after_its_drain_timeout() {
         eventually("its connection is ended", || left.is_ended().then_some(()));
         stays.echo(b"not mine").expect("the other goes on");
         let status = relay.until("nothing is left", |status| status.leaving.is_empty());
-        assert!(status.events.iter().any(|event| event.subject == "service shop" && event.to == "removed"), "{:?}", status.events);
+        assert!(
+            status.events.iter().any(|event| event.subject.as_deref() == Some("service shop") && event.to == "removed"),
+            "{:?}",
+            status.events
+        );
         relay.stop();
     });
 }
@@ -367,17 +412,21 @@ fn plan_and_reload_tell_what_changes_and_every_reason_why_not() {
         before.greeting().expect("a greeting");
         let taken = lab.balancer().run(|| TcpListener::bind((web, 8443))).expect("a thread").expect("a free port");
         let cases = [
-            (good.replace("ports", "prots"), vec!["`ports`", "missing"]),
+            (good.replace("ports", "prots"), vec!["unknown key `prots`", "did you mean `ports`"]),
             (format!("[limits]\nflows = 5000\n{good}"), vec!["limits.flows", "restart"]),
             (format!("[limits]\nconnections = 4000000\n{good}"), vec!["limits.connections (memory is allocated for"]),
-            (good.replace(&web.to_string(), &foreign.to_string()), vec!["is not an address of this host", "ip address add"]),
+            (
+                good.replace(&web.to_string(), &foreign.to_string()),
+                vec!["is not an address of this host", "ip address add"],
+            ),
             (good.replace("443", "[443, 8443]"), vec!["listen tcp", ":8443", "another process has this port"]),
         ];
         for (text, told) in &cases {
             relay.write(text);
             for command in ["plan", "reload"] {
                 let output = relay.command(&[command]);
-                let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+                let said =
+                    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
                 assert_eq!(output.status.code(), Some(3), "{command}: {said}");
                 told.iter().for_each(|told| assert!(said.contains(told), "{command}: {told} is missing in\n{said}"));
             }
@@ -403,7 +452,8 @@ fn plan_and_reload_tell_what_changes_and_every_reason_why_not() {
 
         // Another file than the daemon's own.
         let other = tempfile::NamedTempFile::new().expect("a temporary file");
-        std::fs::write(other.path(), format!("[control]\nsocket = \"{}\"\n{with}", relay.control().display())).expect("written");
+        std::fs::write(other.path(), format!("[control]\nsocket = \"{}\"\n{with}", relay.control().display()))
+            .expect("written");
         let path = other.path().to_str().expect("a path of ours");
         let planned = text_of(&relay.command(&["plan", "-c", path]));
         assert!(planned.contains(&format!("+ service shop: added: {shop} tcp 80\n")), "{planned}");

@@ -21,8 +21,8 @@ use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
-use towpath_sys::packet::Instruction;
 use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
+use towpath_sys::packet::Instruction;
 
 use crate::access;
 use crate::control::ControlSocket;
@@ -31,14 +31,16 @@ use crate::house::{House, Truth};
 use crate::http_files;
 use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
 use crate::packets::arms;
-use crate::packets::facing::resolve;
 use crate::packets::claims::{claims, services};
+use crate::packets::facing::resolve;
 use crate::packets::steering::{program, rules};
 use crate::plan::{PROBES_MAX, Plan, PlanInput};
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::probe::Detail;
 use crate::reload::changes::{PlannedChange, ReloadPlan};
-use crate::reload::{Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted};
+use crate::reload::{
+    Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted,
+};
 use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
 use crate::tls::TlsMaterial;
 use crate::{control, probe, state_file};
@@ -303,7 +305,8 @@ impl Turn {
         let materials = Materials::load(&house, &model);
         let mut truth = house.truth();
         let model = resolve(model, Some(truth.model()));
-        let changes = planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
+        let changes =
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         let room = self.judge(&truth, &model)?;
         let Materials { tls, http } = materials?;
         let shared = &house.shared;
@@ -413,8 +416,12 @@ impl Turn {
             return;
         }
         let before = truth.served().into_owned();
+        let names: Vec<String> = truth.leaving().names().map(str::to_owned).collect();
         if !truth.turn_leaving(shared) {
             return;
+        }
+        for name in names.iter().filter(|name| truth.leaving().find(name).is_none()) {
+            tracing::info!("service {name} has no flow left; its addresses and ports are free");
         }
         let steering = Arc::clone(&shared.snapshot().steering);
         match truth.next(shared.generation()) {
@@ -434,7 +441,8 @@ impl Turn {
         let materials = Materials::load(&house, &model);
         let truth = house.truth();
         let model = resolve(model, Some(truth.model()));
-        let changes = planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
+        let changes =
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         // What is wrong with files the judgement says with its place.
         let unfit = self.judge(&truth, &model).err().or(materials.err());
         let refusals = [unfit, self.probe_openings(&truth, &model).err().map(ReloadError::Listen)];
@@ -617,8 +625,11 @@ fn open_connections(house: &House, truth: &Truth, service: &str, server: Option<
     let Some(server) = server else { return loads.service_active(id).into() };
     let snapshot = house.shared.snapshot();
     let places = snapshot.each_service().filter(|place| place.id == id);
-    let mut ids: Vec<RealServerId> =
-        places.flat_map(|place| &place.targets).filter(|target| target.name == server).map(|target| target.server).collect();
+    let mut ids: Vec<RealServerId> = places
+        .flat_map(|place| &place.targets)
+        .filter(|target| target.name == server)
+        .map(|target| target.server)
+        .collect();
     ids.sort_unstable();
     ids.dedup();
     ids.into_iter().map(|server| u64::from(loads.active_of(id, server))).sum()

@@ -25,8 +25,8 @@ use towpath_sys::silence::Silence;
 
 use crate::access;
 use crate::admin::unix_ms;
-use crate::control::{ControlError, ControlSocket};
 use crate::config_file::{self, Accepted, RefusedReload};
+use crate::control::{ControlError, ControlSocket};
 use crate::controller::{Controller, Reloaded};
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
@@ -301,7 +301,8 @@ impl Engine {
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
         let (watch, network) = watch.unzip();
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, options.config, network, truth));
+        let house =
+            Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, options.config, network, truth));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), control, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;

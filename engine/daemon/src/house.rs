@@ -35,11 +35,11 @@ use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::leaving::Leaving;
+use crate::listen::{Opening, openings};
 use crate::notify::Notifier;
 use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
-use crate::listen::{Opening, openings};
 use crate::reload::{Change, ServiceChange, member_changes, service_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -312,7 +312,7 @@ impl Truth {
         let leaving = self.leaving.after(&self.model, &model, now);
         let served = leaving.with(&model);
         let book = &mut self.book;
-        let mut compiled = |board: &HealthBoard| {
+        let mut compiled = |board: &HealthBoard| -> Result<Snapshot, CompileError> {
             let mut snapshot =
                 compile::compile(&served, &mut registry, board, book, Arc::clone(&steering), &http, next)?;
             mark_leaving(&mut snapshot, &leaving, &registry);

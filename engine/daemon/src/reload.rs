@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_config::model::{
-    Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
+    Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService,
+    Workers,
 };
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
 use crate::leaving::Leaving;
 use crate::packets::arms::Arm;
-use crate::packets::claims::{self, carries_packets};
+use crate::packets::claims;
 use crate::plan::{PacketsPlan, Plan, WORKERS_MAX};
 
 /// What a process was started with, as far as a reload is bound by it.
@@ -38,6 +39,8 @@ pub struct Room {
     pub handshakes: u32,
     /// Whether there is a packet plane.
     pub packets: bool,
+    /// Whether there are buffers and threads for TLS.
+    pub tls: bool,
 }
 
 impl Room {
@@ -48,6 +51,7 @@ impl Room {
             udp_sessions: plan.udp_sessions.max,
             handshakes: plan.handshakes_max,
             packets: plan.packets.is_some(),
+            tls: plan.record_buffers > 0,
         }
     }
 
@@ -59,6 +63,7 @@ impl Room {
             udp_sessions: wanted.udp_sessions.min(self.udp_sessions),
             handshakes: wanted.handshakes.min(self.handshakes),
             packets: self.packets,
+            tls: self.tls,
         }
     }
 }
@@ -125,20 +130,12 @@ pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> 
         changed.push("bridge".to_owned());
     }
     // Threads and buffers for handshakes are allocated at the start, where a service needs them.
-    let ends_tls = |service: &&VirtualService| service.ended_tls().is_some();
-    if let (None, Some(service)) = (old.services.iter().find(ends_tls), services.iter().find(ends_tls)) {
+    if !started.room.tls
+        && let Some(service) = services.iter().find(|service| service.ended_tls().is_some())
+    {
         changed.push(format!("tls.mode of service `{}` (the first that ends TLS)", service.name));
     }
-    // The same of buffers for what HTTP mode makes; those for TLS would do.
-    let needs_outgoing = |service: &&VirtualService| service.http.is_some() || ends_tls(service);
-    if let (None, Some(service)) = (old.services.iter().find(needs_outgoing), services.iter().find(needs_outgoing))
-        && service.http.is_some()
-        && !ends_tls(&service)
-    {
-        changed.push(format!("http of service `{}` (the first in HTTP mode)", service.name));
-    }
     let before = by_name(&old.services);
-    let after = by_name(services);
     let is_packets = |service: &VirtualService| service.plane == Plane::Packet;
     for service in services {
         let name = &service.name;
@@ -151,9 +148,6 @@ pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> 
                 .extend(fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{name}`"))),
             None | Some(_) => {}
         }
-    }
-    if !carries_packets(new) && carries_packets(old) {
-        changed.push("the last service on the packet plane (removed)".to_owned());
     }
     let served = started.leaving.with(old);
     changed.extend(
@@ -186,7 +180,14 @@ fn changes_plane<'m>(old: &[VirtualService], new: &'m [VirtualService]) -> Vec<&
         (Ports::List(one), Ports::List(other)) => one.iter().any(|port| other.contains(port)),
         (Ports::All, _) | (_, Ports::All) => true,
     };
+    let reached = |service: &VirtualService| {
+        (service.name.clone(), service.plane, service.vip, service.protocol, service.ports.clone())
+    };
     let met = |service: &VirtualService| {
+        // What the file has always had at one address of both planes stays as it is.
+        if old.iter().any(|was| reached(was) == reached(service)) {
+            return false;
+        }
         let at = |old: &&VirtualService| (old.vip, old.protocol) == (service.vip, service.protocol);
         // By its own name it is told as a change of the plane.
         let others = old.iter().filter(|old| old.name != service.name && old.plane != service.plane);

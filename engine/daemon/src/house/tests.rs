@@ -48,8 +48,9 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 /// Publishes `model` and lets the one worker adopt it.
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
     let steering = Arc::new(SteeringTable::even(1));
-    let next =
-        truth.take(model, TlsMaterial::default(), http(), steering, &shared.snapshot(), "a test", shared.now()).unwrap();
+    let next = truth
+        .take(model, TlsMaterial::default(), http(), steering, &shared.snapshot(), "a test", shared.now())
+        .unwrap();
     shared.publish(next.clone());
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
 }

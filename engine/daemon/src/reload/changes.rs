@@ -289,7 +289,9 @@ fn leaves_of_service(service: &VirtualService) -> Leaves {
         // An index into the file's groups, which are compared by themselves.
         fields.remove("group");
         // What the kernel has chosen for each server is not the file's.
-        if let Some(pool) = fields.get_mut("source").and_then(|source| source.get_mut("pool")).and_then(Value::as_object_mut) {
+        if let Some(pool) =
+            fields.get_mut("source").and_then(|source| source.get_mut("pool")).and_then(Value::as_object_mut)
+        {
             pool.remove("towards");
         }
         // Packets of the stream plane are not forwarded, and say nothing of how.

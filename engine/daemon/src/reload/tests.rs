@@ -49,7 +49,7 @@ fn edited(from: &str, to: &str) -> Model {
 }
 
 /// Room for both protocols on the stream plane.
-const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024, packets: true };
+const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024, packets: true, tls: true };
 
 fn refused_by_name(old: &Model, new: &Model, cpus: &[usize], usable: &[usize]) -> Vec<String> {
     needs_restart(old, new, &Started { cpus, usable, room: ROOM, leaving: &Leaving::default() })
@@ -110,7 +110,10 @@ fn who_comes_back_while_it_has_flows_is_what_it_was() {
     let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
     let other = "\n[[service]]\nname = \"other\"\nvip = \"192.0.2.7\"\nports = 80\nplane = \"packet\"\nsource = \"vip\"\n\
                  [[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
-    let (both, one) = (model(&format!("{}{other}", BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1))), packets(BASE));
+    let (both, one) = (
+        model(&format!("{}{other}", BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1))),
+        packets(BASE),
+    );
     let leaving = Leaving::default().after(&both, &one, towpath_core::Now(0));
     let started = Started { cpus: &[0], usable: &[0], room: ROOM, leaving: &leaving };
     assert_eq!(needs_restart(&one, &both, &started), Vec::<String>::new());
@@ -136,7 +139,8 @@ fn a_listener_amid_ports_that_the_packet_plane_leases_takes_a_restart() {
 fn the_first_service_of_a_protocol_has_no_room() {
     let over_udp = BASE.replacen("ports = [80]", "ports = [80]\nprotocol = \"udp\"", 1);
     let (tcp, udp) = (model(BASE), model(&over_udp));
-    let by = |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() });
+    let by =
+        |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() });
     assert_eq!(by(ROOM), Vec::<String>::new());
     let without = Room { udp_sessions: 0, ..ROOM };
     let refused = by(without);
@@ -253,8 +257,10 @@ fn how_tls_is_ended_is_taken_once_a_service_ends_it() {
     ended.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/mail.pem", Resumption::Tickets)));
     let mut other = plain.clone();
     other.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/other.pem", Resumption::Cache)));
-    assert_eq!(refused_by_name(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
-    for (old, new) in [(&ended, &other), (&ended, &plain)] {
+    let leaving = Leaving::default();
+    let without = Started { cpus: &[0], usable: &[0], room: Room { tls: false, ..ROOM }, leaving: &leaving };
+    assert_eq!(needs_restart(&plain, &ended, &without), ["tls.mode of service `web` (the first that ends TLS)"]);
+    for (old, new) in [(&ended, &other), (&ended, &plain), (&plain, &ended)] {
         assert_eq!(refused_by_name(old, new, &[0], &[0]), Vec::<String>::new());
     }
 }

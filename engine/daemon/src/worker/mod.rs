@@ -461,6 +461,7 @@ impl Worker {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
         let before = std::mem::replace(&mut self.snapshot, newer.snapshot);
         let tls_before = std::mem::replace(&mut self.tls, newer.tls);
+        self.reserve_for_http();
         self.find_gone(&before);
         self.follow_openings(newer.openings, &before, &tls_before)?;
         self.adopt_in_plane();
@@ -471,6 +472,20 @@ impl Worker {
         self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
         Ok(())
+    }
+
+    /// The first service in HTTP mode needs buffers for what is made here; those for TLS would do.
+    fn reserve_for_http(&mut self) {
+        if self.ring.outgoing_buffers().is_some() || self.snapshot.each_service().all(|service| service.http.is_none())
+        {
+            return;
+        }
+        let count = self.settings.buffers.min(OUTGOING_BUFFERS_MAX) as u16;
+        match self.ring.reserve_outgoing(count, OUTGOING_BYTES) {
+            Ok(()) => self.senders = vec![None; usize::from(count)].into_boxed_slice(),
+            // Its clients are refused, and it is tried again with the next generation.
+            Err(error) => tracing::error!("worker {}: no memory for HTTP mode: {error}", self.id),
+        }
     }
 
     /// Notes which services of `before` the snapshot at hand has no more, and which are there again.
@@ -486,8 +501,7 @@ impl Worker {
     /// Ends what has had the drain timeout of its service since that was taken out.
     fn end_gone(&mut self) -> io::Result<()> {
         let now = self.now;
-        let over: Vec<ServiceId> =
-            self.gone.iter().filter(|gone| gone.due <= now).map(|gone| gone.service).collect();
+        let over: Vec<ServiceId> = self.gone.iter().filter(|gone| gone.due <= now).map(|gone| gone.service).collect();
         if over.is_empty() {
             return Ok(());
         }
