@@ -10,9 +10,10 @@ use towpath_engine::reload::changes::{PlannedChange, ReloadPlan};
 use towpath_engine::{FetchError, fetch_plan, order_reload};
 
 use crate::cli::Exit;
+use crate::daemon::Daemon;
 use crate::file::ConfigFile;
 use crate::paint::{Paint, Tint};
-use crate::status::{default_socket, exit_of};
+use crate::status::exit_of;
 use crate::table::counted;
 
 pub(crate) const RELOAD_HELP: &str = "\
@@ -40,7 +41,7 @@ Exit codes: 0 a reload would take it · 1 failed · 2 usage · 3 it would not ·
 #[derive(Args, Debug)]
 pub(crate) struct ReloadArguments {
     #[command(flatten)]
-    daemon: Asked,
+    daemon: Daemon,
 }
 
 /// Arguments of `towpath plan`.
@@ -50,30 +51,18 @@ pub(crate) struct PlanArguments {
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    daemon: Asked,
-}
-
-/// Where the daemon is, and how its answer is shown.
-#[derive(Args, Debug)]
-struct Asked {
-    /// Unix socket of the daemon: `control.socket` of its file
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
-    socket: PathBuf,
-    /// Print JSON on standard output
-    #[arg(long)]
-    json: bool,
+    daemon: Daemon,
 }
 
 /// Has the daemon take its file.
 pub(crate) fn reload(arguments: &ReloadArguments) -> Result<Exit> {
-    let Asked { socket, json } = &arguments.daemon;
-    let reloaded = match order_reload(socket) {
+    let reloaded = match order_reload(&arguments.daemon.endpoint()?) {
         Ok(reloaded) => reloaded,
         Err(error) => return refused(&error),
     };
     reloaded.warnings.iter().for_each(|warning| eprintln!("warning: {}", warning.trim_end()));
     let mut out = io::stdout().lock();
-    if *json {
+    if arguments.daemon.json {
         print_json(&mut out, &reloaded)?;
         return Ok(Exit::Done);
     }
@@ -84,15 +73,17 @@ pub(crate) fn reload(arguments: &ReloadArguments) -> Result<Exit> {
 
 /// Shows what a reload would change.
 pub(crate) fn plan(arguments: &PlanArguments) -> Result<Exit> {
-    let Asked { socket, json } = &arguments.daemon;
     let file = arguments.config.as_deref().map(ConfigFile::read).transpose()?;
-    let plan = match fetch_plan(socket, file.as_ref().map(|file| (file.name.as_str(), file.text.as_str()))) {
+    let plan = match fetch_plan(
+        &arguments.daemon.endpoint()?,
+        file.as_ref().map(|file| (file.name.as_str(), file.text.as_str())),
+    ) {
         Ok(plan) => plan,
         Err(error) => return refused(&error),
     };
     let exit = if plan.refusals.is_empty() { Exit::Done } else { Exit::ConfigErrors };
     let mut out = io::stdout().lock();
-    match *json {
+    match arguments.daemon.json {
         true => print_json(&mut out, &plan)?,
         false => write!(out, "{}", plan_text(&plan, Paint::on(&io::stdout())))?,
     }

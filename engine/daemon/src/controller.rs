@@ -25,7 +25,7 @@ use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
 use towpath_sys::packet::Instruction;
 
 use crate::access;
-use crate::control::ControlSocket;
+use crate::control::{Access, Entrance};
 use crate::engine::ReloadError;
 use crate::house::{House, Truth};
 use crate::http_files;
@@ -93,7 +93,7 @@ impl Controller {
     /// Starts the thread; `judged` hears once every check has a verdict, or once the first checks' time is over.
     pub(crate) fn start(
         house: Arc<House>,
-        control: Option<ControlSocket>,
+        entrance: Entrance,
         seed: u64,
         judged: Sender<()>,
     ) -> io::Result<Controller> {
@@ -101,7 +101,7 @@ impl Controller {
         let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
         })?;
@@ -146,6 +146,7 @@ impl Pending {
 struct Materials {
     tls: TlsMaterial,
     http: HttpMaterial,
+    control: Option<Access>,
 }
 
 impl Materials {
@@ -157,7 +158,8 @@ impl Materials {
         };
         let tls = TlsMaterial::load(model, &before).map_err(ReloadError::Tls)?;
         let http = http_files::load(model, secret).map_err(ReloadError::Http)?;
-        Ok(Materials { tls, http })
+        let control = Access::load(model).map_err(ReloadError::Control)?;
+        Ok(Materials { tls, http, control })
     }
 }
 
@@ -197,10 +199,8 @@ impl Turn {
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, control: Option<ControlSocket>) {
-        if let Some(control) = control {
-            tokio::spawn(control::serve(control, Arc::clone(&self.house)));
-        }
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance) {
+        control::serve(entrance, &self.house);
         let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
@@ -308,7 +308,7 @@ impl Turn {
         let changes =
             planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         let room = self.judge(&truth, &model)?;
-        let Materials { tls, http } = materials?;
+        let Materials { tls, http, control } = materials?;
         let shared = &house.shared;
         let current = shared.snapshot();
         let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -355,7 +355,7 @@ impl Turn {
         };
         let generation = next.snapshot.generation;
         doorways.enter(reserved.fresh.iter().map(Opening::doorway));
-        doorways.hand(listeners);
+        doorways.hand(generation, listeners);
         let stays: BTreeSet<Doorway> = truth.openings().iter().map(Opening::doorway).collect();
         doorways.leave(before.iter().map(Opening::doorway).filter(|doorway| !stays.contains(doorway)));
         let access = Arc::clone(shared.access());
@@ -366,6 +366,7 @@ impl Turn {
         shared.gate(Protocol::Tcp).resize(room.connections);
         shared.gate(Protocol::Udp).resize(room.udp_sessions);
         shared.handshakes().resize(room.handshakes);
+        house.guard.follow(control);
         shared.publish(next);
         self.steer_by(fanout, &steering);
         Ok((generation, changes))

@@ -32,6 +32,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
+use crate::control::Guard;
 use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::leaving::Leaving;
@@ -75,6 +76,15 @@ pub(crate) struct House {
     pub(crate) network: Option<NetworkOrders>,
     /// How the controller is asked for a reload.
     pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
+    /// Who may come by `control.listen`.
+    pub(crate) guard: Guard,
+}
+
+/// What a house is asked and reloaded by.
+pub(crate) struct Origin {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) network: Option<NetworkOrders>,
+    pub(crate) guard: Guard,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -149,7 +159,7 @@ impl Truth {
             book,
             steering,
             openings: Arc::default(),
-            events: EventLog::default(),
+            events: EventLog::new(unix_ms()),
             judged: HashMap::new(),
             known: HashMap::new(),
             opened_before: HashMap::new(),
@@ -193,6 +203,11 @@ impl Truth {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// What changed lately.
+    pub(crate) fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// The checks that run for this model.
@@ -587,10 +602,10 @@ impl House {
         usable_cpus: Vec<usize>,
         version: String,
         pool: Option<HandshakePool>,
-        config: Option<PathBuf>,
-        network: Option<NetworkOrders>,
         mut truth: Truth,
+        origin: Origin,
     ) -> House {
+        let Origin { config, network, guard } = origin;
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
@@ -608,6 +623,7 @@ impl House {
             config,
             network,
             commands: OnceLock::new(),
+            guard,
         }
     }
 

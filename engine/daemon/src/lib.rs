@@ -17,6 +17,7 @@ mod leaving;
 pub mod listen;
 mod notify;
 pub mod packets;
+mod page;
 pub mod plan;
 pub mod preflight;
 mod probe;
@@ -31,8 +32,9 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_plan, fetch_status, order,
-    order_reload, post,
+    AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_members,
+    fetch_plan, fetch_status, get, order, order_reload, post,
 };
 pub use controller::Reloaded;
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use towpath_config::model::{
-    Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source, SourcePool, VirtualService,
-    Workers,
+    Control, ControlListen, Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source,
+    SourcePool, VirtualService, Workers,
 };
 use towpath_core::steering::VSHARDS;
 
@@ -68,6 +68,21 @@ impl Room {
     }
 }
 
+/// What is bound at the start, of `[control]`; users, certificates and the page are taken.
+fn control_bound(old: &Control, new: &Control) -> impl Iterator<Item = &'static str> {
+    // Taken apart, so that a field that is added later must be judged here.
+    let Control { socket, group, state_file, listen } = new;
+    let address = |listen: &Option<ControlListen>| listen.as_ref().map(|listen| listen.address);
+    let changed = [
+        ("control.socket", socket != &old.socket),
+        ("control.group", group != &old.group),
+        // The one beside the socket goes with it.
+        ("control.state_file", state_file != &old.state_file && socket == &old.socket),
+        ("control.listen", address(listen) != address(&old.listen)),
+    ];
+    changed.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key)
+}
+
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
 /// Services that come and go, where those of the stream plane are reached, more ports and addresses of those of the packet plane, servers, their weights
@@ -117,9 +132,7 @@ pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> 
     if leases(outbound) != leases(&old.outbound) {
         changed.push("outbound_nat (added, removed, or of another source)".to_owned());
     }
-    if control != &old.control {
-        changed.push("control".to_owned());
-    }
+    changed.extend(control_bound(&old.control, control).map(str::to_owned));
     if tls != &old.tls {
         changed.push("tls".to_owned());
     }

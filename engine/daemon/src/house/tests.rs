@@ -108,6 +108,7 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
             http(),
             Arc::new(SteeringTable::even(1)),
             &shared.snapshot(),
+            "a test",
             shared.now(),
         )
         .unwrap();

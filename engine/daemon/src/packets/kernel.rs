@@ -181,6 +181,11 @@ impl Kernel {
         addresses(&self.model).into_iter().map(Ip::from).collect()
     }
 
+    /// Whose claims are claimed, and the program that interfaces are opened with.
+    pub fn followed(&self) -> (Model, Vec<Instruction>) {
+        (self.model.clone(), self.program.clone())
+    }
+
     /// Claims what `model` claims, on the same arms; where that fails, everything is as it was. Interfaces that come again are opened with `program`.
     pub fn follow(&mut self, model: Model, program: Vec<Instruction>) -> Result<(), KernelError> {
         let claims = claims(&model, &self.kernels);

@@ -28,7 +28,7 @@ const RETRY_MS: u64 = 1_000;
 /// Orders that wait for their turn.
 const ORDERS_MAX: usize = 8;
 /// How long whoever gives one waits for it to be done: a transaction of nftables.
-const FOLLOW_MS: u64 = 5_000;
+const FOLLOW_MS: u64 = 2_000;
 /// Time between two confirmations of the neighbours that are sent to.
 const CONFIRM_MS: u64 = 10_000;
 
@@ -158,13 +158,21 @@ impl Turn {
                 self.publish();
             }
             Order::Follow { model, program, reply } => {
+                let (model_before, program_before) = self.kernel.get_ref().followed();
                 let followed = self.kernel.get_mut().follow(*model, program);
                 if followed.is_ok()
                     && let Some(neighbours) = &mut self.neighbours
                 {
                     neighbours.follow(self.kernel.get_ref().ours());
                 }
-                let _nobody_waits = reply.send(followed);
+                let is_taken = followed.is_ok();
+                // Whoever waited too long has refused what it was for.
+                if reply.send(followed).is_err()
+                    && is_taken
+                    && let Err(error) = self.kernel.get_mut().follow(model_before, program_before)
+                {
+                    tracing::error!("{error}");
+                }
             }
         }
     }

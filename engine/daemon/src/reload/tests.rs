@@ -64,12 +64,34 @@ fn what_workers_and_allocations_hang_on_is_refused_by_name() {
         ("udp_sessions = 100", "udp_sessions = 200", "limits.udp_sessions (memory is allocated for 150)"),
         ("udp_sessions = 100", "flows = 9000\nudp_sessions = 100", "limits.flows"),
         ("udp_sessions = 100", "buffers = 64\nudp_sessions = 100", "limits.buffers"),
-        ("a.sock", "b.sock", "control"),
+        ("a.sock", "b.sock", "control.socket"),
+        ("/a.sock\"", "/a.sock\"\nstate_file = \"/a.state\"", "control.state_file"),
+        ("/a.sock\"", "/a.sock\"\ngroup = \"none\"", "control.group"),
         ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
     ];
     let old = model(BASE);
     for (from, to, expected) in cases {
         assert_eq!(refused_by_name(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
+    }
+}
+
+#[test]
+fn users_and_the_page_are_taken_and_another_address_is_not() {
+    let token = |digit: &str| digit.repeat(64);
+    let with = |address: &str, more: &str, token: &str| {
+        edited(
+            "/a.sock\"",
+            &format!(
+                "/a.sock\"\nlisten = \"{address}\"\n{more}\n[[control.user]]\nname = \"alice\"\nrole = \"admin\"\ntoken_hash = \"sha256:{token}\""
+            ),
+        )
+    };
+    let old = with("127.0.0.1:9443", "", &token("0"));
+    let taken = with("127.0.0.1:9443", "page = \"off\"\nsession_timeout = \"2h\"", &token("1"));
+    assert!(refused_by_name(&old, &taken, &[0], &[0]).is_empty());
+    for other in [with("127.0.0.1:9444", "", &token("0")), model(BASE)] {
+        assert_eq!(refused_by_name(&old, &other, &[0], &[0]), ["control.listen"]);
+        assert_eq!(refused_by_name(&other, &old, &[0], &[0]), ["control.listen"]);
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use towpath_config::model::Protocol;
-use towpath_core::WorkerId;
+use towpath_core::{Generation, WorkerId};
 
 use super::lock;
 use crate::listen::{Listener, Opening};
@@ -50,7 +50,7 @@ pub(crate) struct Reserved {
 pub struct DoorBoard {
     workers: usize,
     sockets: Mutex<BTreeMap<Doorway, Sockets>>,
-    handed: Mutex<Vec<(WorkerId, Listener)>>,
+    handed: Mutex<Vec<(Generation, WorkerId, Listener)>>,
 }
 
 impl DoorBoard {
@@ -95,17 +95,18 @@ impl DoorBoard {
         }
     }
 
-    /// Gives each worker its listeners; the n-th list is worker n's. They take them with the next generation.
-    pub(crate) fn hand(&self, listeners: Vec<Vec<Listener>>) {
+    /// Gives each worker its listeners; the n-th list is worker n's. They take them with this generation, which knows whose they are.
+    pub(crate) fn hand(&self, generation: Generation, listeners: Vec<Vec<Listener>>) {
         let mut handed = lock(&self.handed);
         for (list, worker) in listeners.into_iter().zip(0u8..) {
-            handed.extend(list.into_iter().map(|listener| (WorkerId(worker), listener)));
+            handed.extend(list.into_iter().map(|listener| (generation, WorkerId(worker), listener)));
         }
     }
 
-    /// The listeners that were handed to this worker.
-    pub(crate) fn take(&self, worker: WorkerId) -> Vec<Listener> {
-        lock(&self.handed).extract_if(.., |(to, _)| *to == worker).map(|(_, listener)| listener).collect()
+    /// The listeners that were handed to this worker up to this generation.
+    pub(crate) fn take(&self, worker: WorkerId, generation: Generation) -> Vec<Listener> {
+        let is_its = |(since, to, _): &mut (Generation, WorkerId, Listener)| *to == worker && *since <= generation;
+        lock(&self.handed).extract_if(.., is_its).map(|(.., listener)| listener).collect()
     }
 
     /// This worker needs its socket no more. Whether it was the last one that did, so that all are to close theirs.
@@ -177,6 +178,16 @@ mod tests {
         assert_eq!(board.reserve(&[opening(80)]).closing, [doorway]);
         board.closed(&doorway);
         assert_eq!(board.reserve(&[opening(80)]).fresh, [opening(80)]);
+    }
+
+    #[test]
+    fn a_worker_may_say_again_what_a_refused_reload_has_made_of_no_account() {
+        let (board, doorway) = board(80);
+        board.leave([doorway]);
+        assert!(!board.ready(ONE, &doorway));
+        board.leave(board.reserve(&[opening(80)]).back);
+        assert!(!board.ready(OTHER, &doorway));
+        assert!(board.ready(ONE, &doorway));
     }
 
     #[test]

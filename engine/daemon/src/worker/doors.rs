@@ -224,7 +224,7 @@ impl Worker {
         if Arc::ptr_eq(&openings, &self.doors.openings) {
             return Ok(());
         }
-        let handed = self.shared.doorways().take(self.id);
+        let handed = self.shared.doorways().take(self.id, self.snapshot.generation);
         if self.stopping.is_some() {
             // Closed with the others.
             return Ok(());
@@ -295,6 +295,12 @@ impl Worker {
             }
             (Some(_), _) => {
                 leaving.look_at = None;
+                if shared.doorways().ready(*id, &door.doorway) {
+                    shared.wake_all();
+                }
+            }
+            // Said once more: a reload that was refused may have had it back in between.
+            (None, _) if !leaving.is_closing => {
                 if shared.doorways().ready(*id, &door.doorway) {
                     shared.wake_all();
                 }

@@ -507,9 +507,11 @@ impl Worker {
         }
         let is_over = |service: &Service| over.contains(&service.id);
         let relays = self.relays.iter().filter(|(_, relay)| is_over(relay.service()));
-        let relays: Vec<Key> = relays.map(|(key, _)| key).collect();
+        // A few at a time: each costs some system calls, and the others wait for them.
+        let relays: Vec<Key> = relays.map(|(key, _)| key).take(LOST_MAX).collect();
         let sessions = self.datagrams.sessions.iter().filter(|(_, session)| is_over(session.service()));
-        let sessions: Vec<Key> = sessions.map(|(key, _)| key).collect();
+        let sessions: Vec<Key> = sessions.map(|(key, _)| key).take(LOST_MAX).collect();
+        let is_more = relays.len().max(sessions.len()) == LOST_MAX;
         for key in relays {
             self.end_relay(key, Termination::DrainEnded)?;
         }
@@ -519,9 +521,9 @@ impl Worker {
         let Worker { gone, doors, .. } = self;
         gone.retain_mut(|gone| {
             // Somebody may still come in by a listener that leaves.
-            let stays = gone.due > now || doors.has_left_of(gone.service);
+            let stays = gone.due > now || is_more || doors.has_left_of(gone.service);
             if gone.due <= now {
-                gone.due = now + DRAIN_LOOK_MS;
+                gone.due = now + if is_more { 1 } else { DRAIN_LOOK_MS };
             }
             stays
         });
