@@ -249,6 +249,11 @@ impl Subject {
         })
     }
 
+    /// Writes a new configuration and tells it nothing.
+    pub fn write(&self, config: &str) {
+        self.home.write(config);
+    }
+
     /// Lets it open only so many descriptors more than it has now.
     ///
     /// # Panics

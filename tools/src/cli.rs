@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::daemon::Daemon;
 use crate::{
-    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, role, run,
-    server, sessions, status,
+    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, reload,
+    role, run, server, sessions, status,
 };
 
 /// How a command ended; scripts depend on these numbers.
@@ -49,6 +49,7 @@ First steps:
   towpath doctor -c my.toml             what is wrong with machine and network, and the command that mends it
   towpath status                        what a running towpath does right now
   towpath server drain web/FE-1         take a server out of service gently
+  towpath plan                          what a reload of the changed file would do
 
 Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 4 warnings of the doctor · 5 daemon not reachable · 7 timeout";
 
@@ -83,6 +84,12 @@ enum Command {
     /// Show what a running towpath does: services, servers, connections, workers
     #[command(after_help = STATUS_HELP)]
     Status(StatusArguments),
+    /// Show what a reload would change, and what becomes of the connections that are open
+    #[command(after_help = reload::PLAN_HELP)]
+    Plan(reload::PlanArguments),
+    /// Have a running towpath take its file as it is now, without losing a connection
+    #[command(after_help = reload::RELOAD_HELP)]
+    Reload(reload::ReloadArguments),
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
@@ -127,12 +134,12 @@ const STYLES: Styles = Styles::styled()
 const RUN_HELP: &str = "\
 Signals:
   SIGTERM, SIGINT   take no new connections, let the open ones finish up to drain_timeout; a second one ends at once
-  SIGHUP            read the file again and take over servers, weights and admin states; with an error nothing changes
+  SIGHUP            read the file again and take it over, as `towpath reload` does; with an error nothing changes
 
 Examples:
   towpath run                           serve /etc/towpath/towpath.toml
   towpath run -c my.toml --log debug    say more
-  kill -HUP $(pidof towpath)            after changing the file
+  towpath plan && towpath reload        after changing the file
 
 Exit codes: 0 ended as told · 1 failed · 2 usage · 3 configuration errors, or features that are not available yet";
 
@@ -341,6 +348,8 @@ pub fn main() -> ExitCode {
         Command::Limits(arguments) => limits::limits(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
+        Command::Plan(arguments) => reload::plan(&arguments),
+        Command::Reload(arguments) => reload::reload(&arguments),
         Command::Server(command) => server::server(&command),
         Command::Sessions(command) => sessions::sessions(&command),
         Command::Flow(arguments) => sessions::flow(&arguments),

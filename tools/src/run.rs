@@ -1,16 +1,15 @@
 //! `towpath run`: check, start, then serve until a signal ends it.
 
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use towpath_config::{Checked, Model};
-use towpath_engine::{Engine, Outcome, StartOptions, Stop};
+use towpath_engine::config_file::{Accepted, Purpose, RefusedReload, Style, accept};
+use towpath_engine::{Engine, Outcome, Reloaded, StartOptions, Stop};
 use tracing::{error, info, warn};
 
 use crate::cli::{Exit, RunArguments};
@@ -22,21 +21,29 @@ use crate::table::{counted, span};
 /// Serves what the file says. Returns when the engine has ended.
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let file = ConfigFile::read(&arguments.config)?;
-    let accepted = accept(&file, Purpose::Start, Paint::on(&io::stderr()));
-    tell(accepted.text());
-    let Accepted::Model { model, .. } = accepted else { return Ok(Exit::ConfigErrors) };
+    let style = if Paint::on(&io::stderr()) == Paint::Colour { Style::Colour } else { Style::Plain };
+    let model = match accept(&file.name, &file.text, Purpose::Start, style) {
+        Ok(Accepted { model, warnings }) => {
+            tell(warnings.as_deref().unwrap_or_default());
+            model
+        }
+        Err(rejected) => {
+            tell(&rejected.text);
+            return Ok(Exit::ConfigErrors);
+        }
+    };
     logging::install(arguments.log);
     // Before anything is opened: a signal that comes during the start waits until someone can act on it.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot install signal handlers")?;
     let handle = signals.handle();
 
-    let drain = longest_drain(&model);
     // Its text names the causes already; as a chain they would be told twice.
-    let options = StartOptions { cpus: arguments.worker_cpus.clone(), ..StartOptions::default() };
+    let config = Some(arguments.config.clone());
+    let options = StartOptions { cpus: arguments.worker_cpus.clone(), config, ..StartOptions::default() };
     let engine = Engine::start(*model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
     let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
-    let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), drain, stopping: false };
+    let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), stopping: false };
     let attending = thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || attendant.attend(signals))
@@ -76,84 +83,10 @@ fn tell(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// What a file is checked for.
-#[derive(Clone, Copy)]
-enum Purpose {
-    Start,
-    Reload,
-}
-
-impl Purpose {
-    /// What a refusal means.
-    fn refusal(self) -> &'static str {
-        match self {
-            Purpose::Start => "nothing is started; correct the lines named above",
-            Purpose::Reload => "nothing is changed; correct the lines named above",
-        }
-    }
-}
-
-/// The verdict on a file, with the text for the operator.
-enum Accepted {
-    Model { model: Box<Model>, warnings: String },
-    Refused(String),
-}
-
-impl Accepted {
-    fn text(&self) -> &str {
-        match self {
-            Accepted::Model { warnings, .. } => warnings,
-            Accepted::Refused(reasons) => reasons,
-        }
-    }
-}
-
-/// Checks a file for running: what `check` only warns about because no code carries it out yet is refused here.
-fn accept(file: &ConfigFile, purpose: Purpose, paint: Paint) -> Accepted {
-    let checked = towpath_config::check(&file.name, &file.text);
-    let mut text = towpath_config::render(&checked.diagnostics, &file.name, &file.text, paint == Paint::Colour);
-    let unavailable = checked.unavailable().count();
-    let Checked { model, diagnostics, .. } = checked;
-    match model {
-        None => {
-            let errors =
-                diagnostics.iter().filter(|diagnostic| diagnostic.severity == towpath_config::Severity::Error).count();
-            let _ = writeln!(text, "{}: {}; {}", file.name, counted(errors, "error"), purpose.refusal());
-            Accepted::Refused(text)
-        }
-        Some(_) if unavailable > 0 => {
-            let _ = writeln!(
-                text,
-                "{}: {} not available yet, and run refuses what check only warns about; {}",
-                file.name,
-                if unavailable == 1 { "one setting is".to_owned() } else { format!("{unavailable} settings are") },
-                purpose.refusal()
-            );
-            Accepted::Refused(text)
-        }
-        Some(model) => Accepted::Model { model: Box::new(model), warnings: text },
-    }
-}
-
-/// The longest time that connections may take to finish, and the service that allows it.
-struct Drain {
-    timeout_ms: u64,
-    service: String,
-}
-
-fn longest_drain(model: &Model) -> Drain {
-    let longest = model.services.iter().max_by_key(|service| service.drain_timeout_ms);
-    longest.map_or(Drain { timeout_ms: 0, service: String::new() }, |service| Drain {
-        timeout_ms: service.drain_timeout_ms,
-        service: service.name.clone(),
-    })
-}
-
 /// Acts on signals while the engine runs.
 struct Attendant {
     engine: Arc<Engine>,
     config: PathBuf,
-    drain: Drain,
     stopping: bool,
 }
 
@@ -169,7 +102,7 @@ impl Attendant {
                 }
                 _ => {
                     self.stopping = true;
-                    info!("{}", draining(self.open(), &self.drain));
+                    info!("{}", draining(self.open(), self.engine.longest_drain()));
                     self.engine.stop(Stop::Drain);
                 }
             }
@@ -180,49 +113,33 @@ impl Attendant {
         self.engine.status().workers.iter().map(|worker| worker.sessions as usize).sum()
     }
 
-    fn reload(&mut self) {
-        match reload(&self.engine, &self.config) {
-            Ok(reloaded) => {
-                tell(&reloaded.warnings);
-                self.drain = reloaded.drain;
-                info!("SIGHUP: {} is in effect, generation {}", self.config.display(), reloaded.generation);
+    fn reload(&self) {
+        match self.engine.reload_file("SIGHUP") {
+            Ok(Reloaded { generation, warnings, .. }) => {
+                warnings.iter().for_each(|warning| tell(warning));
+                info!("SIGHUP: {} is in effect, generation {generation}", self.config.display());
             }
-            Err(reasons) => {
-                tell(&format!("{}\n", reasons.trim_end()));
+            Err(refused) => {
+                let named = match &refused {
+                    RefusedReload::Engine(error) => format!("{}: {error}", self.config.display()),
+                    other => other.to_string(),
+                };
+                tell(&format!("{}\n", named.trim_end()));
                 error!("SIGHUP: nothing was changed; the configuration in effect stays");
             }
         }
     }
 }
 
-fn draining(open: usize, drain: &Drain) -> String {
+fn draining(open: usize, longest: Option<(String, u64)>) -> String {
     if open == 0 {
         return "stopping: no connection is open".to_owned();
     }
+    let (service, timeout_ms) = longest.unwrap_or_default();
     format!(
         "stopping: no new connections; {} may finish for up to {} (drain_timeout of {}), a second signal closes them at once",
         counted(open, "connection"),
-        span(drain.timeout_ms),
-        drain.service
+        span(timeout_ms),
+        service
     )
-}
-
-/// What a reload brought.
-struct Reloaded {
-    generation: String,
-    drain: Drain,
-    warnings: String,
-}
-
-/// Takes over the file as it is now, or says why not.
-fn reload(engine: &Engine, config: &Path) -> Result<Reloaded, String> {
-    let file = ConfigFile::read(config).map_err(|error| format!("error: {error:#}"))?;
-    match accept(&file, Purpose::Reload, Paint::on(&io::stderr())) {
-        Accepted::Refused(reasons) => Err(reasons),
-        Accepted::Model { model, warnings } => {
-            let drain = longest_drain(&model);
-            let generation = engine.reload(*model).map_err(|error| format!("{}: {error}", file.name))?;
-            Ok(Reloaded { generation: generation.to_string(), drain, warnings })
-        }
-    }
 }

@@ -407,6 +407,7 @@ fn service_of(
         _ => None,
     };
     Ok(Service {
+        is_leaving: false,
         id,
         place: place.place,
         pins: place.pins,

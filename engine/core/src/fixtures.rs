@@ -65,6 +65,7 @@ pub(crate) fn weighted(weights: &[u16]) -> Vec<Target> {
 /// A service on port 5061 with these members.
 pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
     Service {
+        is_leaving: false,
         id: ServiceId(0),
         place: ServiceId(0),
         pins: ServiceId(0),

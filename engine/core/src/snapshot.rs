@@ -136,6 +136,8 @@ pub struct Service {
     pub targets: Vec<Target>,
     /// Which clients go to other servers, by the name that they ask for.
     pub routes: Option<Arc<NameRoutes>>,
+    /// A reload has taken it out: it is here for the flows that it still has, and nobody new comes to it (packet plane).
+    pub is_leaving: bool,
     /// Present when `balance` is Maglev.
     pub maglev: Option<Arc<MaglevTable>>,
     /// HTTP mode, of its own servers and of those behind its routes alike; `None` = connections are relayed unread.

@@ -2,38 +2,47 @@
 //!
 //! One thread, not pinned, apart from the workers: whatever it waits for, they go on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::sync::mpsc::{Sender, SyncSender};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as async_mpsc;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
-use towpath_config::model::{MachineRole, Model};
-use towpath_core::CheckId;
-use towpath_core::Generation;
+use towpath_config::model::{MachineRole, Model, Protocol, Workers};
 use towpath_core::health::{CheckPlan, CheckSchedule};
+use towpath_core::http::HttpMaterial;
+use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
+use towpath_core::{CheckId, Generation};
+use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
+use towpath_sys::packet::Instruction;
 
 use crate::access;
 use crate::control::{Access, Entrance};
 use crate::engine::ReloadError;
-use crate::house::House;
+use crate::house::{House, Truth};
 use crate::http_files;
+use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
 use crate::packets::arms;
+use crate::packets::claims::{claims, services};
 use crate::packets::facing::resolve;
-use crate::packets::steering::program;
-use crate::plan::PROBES_MAX;
+use crate::packets::steering::{program, rules};
+use crate::plan::{PROBES_MAX, Plan, PlanInput};
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::probe::Detail;
-use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
-use crate::shared::SteeringPrograms;
+use crate::reload::changes::{PlannedChange, ReloadPlan};
+use crate::reload::{
+    Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted,
+};
+use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
 use crate::tls::TlsMaterial;
 use crate::{control, probe, role, state_file};
 
@@ -41,6 +50,8 @@ use crate::{control, probe, role, state_file};
 const COALESCE_MS: u64 = 20;
 /// How long a reload waits for the workers before it reports which one is late.
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
+/// How long a reload waits for listeners that close while it wants them: their workers have only to come by.
+const CLOSING_MS: u64 = 1_000;
 /// Time between rounds of housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
 /// Time between two looks at connections that drains wait for.
@@ -53,9 +64,24 @@ const PASSIVE_LOOK_MS: u64 = 500;
 const COMMANDS_MAX: usize = 8;
 
 /// What others ask of the controller.
-enum Command {
-    Reload { model: Box<Model>, reply: SyncSender<Result<Generation, ReloadError>> },
+pub(crate) enum Command {
+    /// What taking a model would change.
+    Look { model: Box<Model>, reply: oneshot::Sender<ReloadPlan> },
+    /// A model is to be taken, as somebody wants.
+    Reload { model: Box<Model>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
+    /// The end.
     Stop,
+}
+
+/// What a reload has brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// The generation in force.
+    pub generation: u64,
+    /// What it changed.
+    pub changes: Vec<PlannedChange>,
+    /// What the file is warned of, and what is late.
+    pub warnings: Vec<String>,
 }
 
 /// The controller's thread, as others hold it.
@@ -73,6 +99,7 @@ impl Controller {
         judged: Sender<()>,
     ) -> io::Result<Controller> {
         let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
+        let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
             runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance));
@@ -83,12 +110,12 @@ impl Controller {
     }
 
     /// Hands a model over and waits until it is in force or refused.
-    pub(crate) fn reload(&self, model: Model) -> Result<Generation, ReloadError> {
-        let (reply, answer) = mpsc::sync_channel(1);
+    pub(crate) fn reload(&self, model: Model, by: String) -> Result<Reloaded, ReloadError> {
+        let (reply, answer) = oneshot::channel();
         self.commands
-            .blocking_send(Command::Reload { model: Box::new(model), reply })
+            .blocking_send(Command::Reload { model: Box::new(model), by, reply })
             .map_err(|_| ReloadError::Stopping)?;
-        answer.recv().unwrap_or(Err(ReloadError::Stopping))
+        answer.blocking_recv().unwrap_or(Err(ReloadError::Stopping))
     }
 
     /// Ends the thread; the control socket is gone afterwards.
@@ -105,7 +132,36 @@ impl Controller {
 struct Pending {
     generation: Generation,
     until: Instant,
-    reply: SyncSender<Result<Generation, ReloadError>>,
+    changes: Vec<PlannedChange>,
+    reply: oneshot::Sender<Result<Reloaded, ReloadError>>,
+}
+
+impl Pending {
+    fn answer(self, warnings: Vec<String>) {
+        let Pending { generation, changes, reply, .. } = self;
+        let _nobody_waits = reply.send(Ok(Reloaded { generation: generation.0, changes, warnings }));
+    }
+}
+
+/// What a model names and the reload reads.
+struct Materials {
+    tls: TlsMaterial,
+    http: HttpMaterial,
+    control: Option<Access>,
+}
+
+impl Materials {
+    /// Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
+    fn load(house: &House, model: &Model) -> Result<Materials, ReloadError> {
+        let (before, secret) = {
+            let truth = house.truth();
+            (Arc::clone(truth.material()), truth.http_secret())
+        };
+        let tls = TlsMaterial::load(model, &before).map_err(ReloadError::Tls)?;
+        let http = http_files::load(model, secret).map_err(ReloadError::Http)?;
+        let control = Access::load(model).map_err(ReloadError::Control)?;
+        Ok(Materials { tls, http, control })
+    }
 }
 
 /// What the controller's loop keeps between its turns.
@@ -169,7 +225,10 @@ impl Turn {
             let late = at(self.pending.iter().map(|pending| pending.until).min());
             tokio::select! {
                 command = inbox.recv() => match command {
-                    Some(Command::Reload { model, reply }) => self.reload(*model, reply),
+                    Some(Command::Reload { model, by, reply }) => self.reload(*model, &by, reply),
+                    Some(Command::Look { model, reply }) => {
+                        let _nobody_waits = reply.send(self.look_at(*model));
+                    }
                     Some(Command::Stop) | None => break,
                 },
                 () = house.changed.notified() => {
@@ -192,7 +251,7 @@ impl Turn {
         state_file::keep_last(&self.house);
         for pending in self.pending {
             // Published, but the workers are ending.
-            let _nobody_waits = pending.reply.send(Ok(pending.generation));
+            pending.answer(Vec::new());
         }
         receivers.finish().await;
     }
@@ -248,44 +307,199 @@ impl Turn {
         }
     }
 
-    fn reload(&mut self, model: Model, reply: SyncSender<Result<Generation, ReloadError>>) {
-        match self.take(model) {
+    fn reload(&mut self, model: Model, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
+        match self.take(model, by) {
             Err(error) => {
                 tracing::warn!("reload refused: {error}");
                 let _nobody_waits = reply.send(Err(error));
             }
-            Ok(generation) => {
+            Ok((generation, changes)) => {
                 self.match_probes();
                 self.look_at_role();
                 // What was said may have given way.
                 let version = self.house.truth().words_version();
                 self.house.keeper.note(version);
                 let until = Instant::now() + Duration::from_millis(ADOPT_TIMEOUT_MS);
-                self.pending.push(Pending { generation, until, reply });
+                self.pending.push(Pending { generation, until, changes, reply });
                 self.answer_pending();
             }
         }
     }
 
-    fn take(&mut self, model: Model) -> Result<Generation, ReloadError> {
-        let (before, secret) = {
-            let truth = self.house.truth();
-            (Arc::clone(truth.material()), truth.http_secret())
-        };
-        // Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
-        let material = TlsMaterial::load(&model, &before);
-        let http = http_files::load(&model, secret);
-        let control = Access::load(&model);
-        let mut truth = self.house.truth();
+    /// Makes a model the truth, or says why it stays as it was.
+    fn take(&mut self, model: Model, by: &str) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
+        let house = Arc::clone(&self.house);
+        let materials = Materials::load(&house, &model);
+        let mut truth = house.truth();
         let model = resolve(model, Some(truth.model()));
-        let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
-        let changed = needs_restart(truth.model(), &model, &started, &self.house.usable_cpus);
+        let changes =
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
+        let room = self.judge(&truth, &model)?;
+        let Materials { tls, http, control } = materials?;
+        let shared = &house.shared;
+        let current = shared.snapshot();
+        let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
+        let workers = workers_wanted(&model.runtime.workers, &started, &house.usable_cpus).unwrap_or(started.len());
+        let leaving = truth.leaving().after(truth.model(), &model, shared.now());
+        let (steering, programs) = match workers == current.steering.workers() {
+            true => (Arc::clone(&current.steering), None),
+            false => {
+                let (steering, programs) = self.remap(&leaving.with(&model), &current, workers)?;
+                (steering, Some(programs))
+            }
+        };
+        let before = Arc::clone(truth.openings());
+        // Numbers are given when the model is taken.
+        let wanted = openings(&model, |name| Some(truth.registry().service(name).unwrap_or(ServiceId(0))));
+        let doorways = shared.doorways();
+        let reserved = reserve(doorways, &wanted)?;
+        let give_back = || doorways.leave(reserved.back.iter().copied());
+        let listeners = match open_all(&reserved.fresh, started.len(), &steering, shared.steering_seed()) {
+            Ok(listeners) => listeners,
+            Err(errors) => {
+                give_back();
+                return Err(ReloadError::Listen(errors));
+            }
+        };
+        let (served_before, served_next) = (truth.served().into_owned(), leaving.with(&model).into_owned());
+        // First, so that no flow is opened where the kernel answers, too. What goes is still claimed, for its flows.
+        let fanout = match self.claim(&served_before, &served_next, &steering) {
+            Ok(fanout) => fanout,
+            Err(error) => {
+                give_back();
+                return Err(error);
+            }
+        };
+        let next = match truth.take(model, tls, http, Arc::clone(&steering), &current, by, shared.now()) {
+            Ok(next) => next,
+            Err(error) => {
+                give_back();
+                if let Err(error) = self.claim(&served_next, &served_before, &current.steering) {
+                    tracing::error!("{error}");
+                }
+                return Err(ReloadError::Compile(error));
+            }
+        };
+        let generation = next.snapshot.generation;
+        doorways.enter(reserved.fresh.iter().map(Opening::doorway));
+        doorways.hand(generation, listeners);
+        let stays: BTreeSet<Doorway> = truth.openings().iter().map(Opening::doorway).collect();
+        doorways.leave(before.iter().map(Opening::doorway).filter(|doorway| !stays.contains(doorway)));
+        let access = Arc::clone(shared.access());
+        if let Err(error) = access.follow(truth.model(), shared.origin()) {
+            tracing::error!("access log: its thread could not be made: {error}; no lines are written");
+        }
+        self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
+        shared.gate(Protocol::Tcp).resize(room.connections);
+        shared.gate(Protocol::Udp).resize(room.udp_sessions);
+        shared.handshakes().resize(room.handshakes);
+        house.guard.follow(control);
+        shared.publish(next);
+        self.steer_by(fanout, &steering);
+        Ok((generation, changes))
+    }
+
+    /// Has the kernel leave to the packet plane what `next` claims where it is other than `before`; returns the program that steers what comes there.
+    fn claim(
+        &self,
+        before: &Model,
+        next: &Model,
+        steering: &SteeringTable,
+    ) -> Result<Option<Vec<Instruction>>, ReloadError> {
+        let Some(network) = &self.house.network else { return Ok(None) };
+        let is_same = claims(before, &[]) == claims(next, &[]) && rules(before)? == rules(next)?;
+        let homes = |model: &Model| -> Vec<_> {
+            services(model).map(|service| (service.vip, service.interface.clone())).collect()
+        };
+        if is_same && homes(before) == homes(next) {
+            return Ok(None);
+        }
+        if self.resteer.is_some() {
+            return Err(ReloadError::Moving);
+        }
+        let program = program(next, steering, self.house.shared.steering_seed())?;
+        network.follow(next.clone(), program.clone()).map_err(ReloadError::Packets)?;
+        Ok(Some(program))
+    }
+
+    /// Steers what comes to the packet plane by another program, if there is one, and tells the neighbours where our addresses are.
+    fn steer_by(&self, fanout: Option<Vec<Instruction>>, steering: &SteeringTable) {
+        let (Some(fanout), Some(network)) = (fanout, &self.house.network) else { return };
+        let shared = &self.house.shared;
+        // While flows move, it comes with the move. Where there is one worker, nothing chooses among them.
+        if self.resteer.is_none() && self.house.plan.workers.len() > 1 {
+            let reuseport = reuseport_program(steering, shared.steering_seed()).into_iter().map(Into::into).collect();
+            shared.publish_steering(SteeringPrograms { fanout, reuseport });
+        }
+        network.announce();
+    }
+
+    /// Services of the packet plane that have left and had their time end, and are forgotten when they have no flow any more.
+    fn let_go(&mut self) {
+        let house = Arc::clone(&self.house);
+        let shared = &house.shared;
+        let mut truth = house.truth();
+        // While flows move, in a moment.
+        if truth.leaving().is_empty() || self.resteer.is_some() {
+            return;
+        }
+        let before = truth.served().into_owned();
+        let names: Vec<String> = truth.leaving().names().map(str::to_owned).collect();
+        if !truth.turn_leaving(shared) {
+            return;
+        }
+        for name in names.iter().filter(|name| truth.leaving().find(name).is_none()) {
+            tracing::info!("service {name} has no flow left; its addresses and ports are free");
+        }
+        let steering = Arc::clone(&shared.snapshot().steering);
+        match truth.next(shared.generation()) {
+            Ok(next) => shared.publish(next),
+            Err(error) => return tracing::error!("a service that has left could not be ended: {error}"),
+        }
+        match self.claim(&before, &truth.served(), &steering) {
+            Ok(fanout) => self.steer_by(fanout, &steering),
+            // Claimed for longer than it has to be: with the next change it is not.
+            Err(error) => tracing::warn!("what a service has left is still kept from the kernel: {error}"),
+        }
+    }
+
+    /// What taking a model would change, and whether it could be taken; nothing is.
+    fn look_at(&self, model: Model) -> ReloadPlan {
+        let house = Arc::clone(&self.house);
+        let materials = Materials::load(&house, &model);
+        let truth = house.truth();
+        let model = resolve(model, Some(truth.model()));
+        let changes =
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
+        // What is wrong with files the judgement says with its place.
+        let unfit = self.judge(&truth, &model).err().or(materials.err());
+        let refusals = [unfit, self.probe_openings(&truth, &model).err().map(ReloadError::Listen)];
+        let refusals = refusals.into_iter().flatten().flat_map(|error| error.reasons()).collect();
+        ReloadPlan { generation: house.shared.generation().0, changes, refusals }
+    }
+
+    /// Whether what is to be opened for a model can be.
+    fn probe_openings(&self, truth: &Truth, model: &Model) -> Result<(), ListenErrors> {
+        let open: BTreeSet<Doorway> = truth.openings().iter().map(Opening::doorway).collect();
+        let mut wanted = openings(model, |_| Some(ServiceId(0)));
+        let doorways = self.house.shared.doorways();
+        wanted.retain(|opening| !open.contains(&opening.doorway()) && !doorways.has(&opening.doorway()));
+        probe_all(&wanted)
+    }
+
+    /// Judges what a model wants of a process that runs; returns what is admitted by it.
+    fn judge(&self, truth: &Truth, model: &Model) -> Result<Room, ReloadError> {
+        let plan = &self.house.plan;
+        let started: Vec<usize> = plan.workers.iter().map(|worker| worker.cpu).collect();
+        let room = Room::of(plan);
+        let bound = Started { cpus: &started, usable: &self.house.usable_cpus, room, leaving: truth.leaving() };
+        let changed = needs_restart(truth.model(), model, &bound);
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
-        let mut facts = HostFacts::gather(&model).map_err(ReloadError::Host)?;
-        if let (Some(planned), Some(packets)) = (&self.house.plan.packets, &mut facts.packets) {
-            let (needed, _) = arms::needed(&model, &packets.tables);
+        let mut facts = HostFacts::gather(model).map_err(ReloadError::Host)?;
+        if let (Some(planned), Some(packets)) = (&plan.packets, &mut facts.packets) {
+            let (needed, _) = arms::needed(model, &packets.tables);
             let changed = new_interfaces(&planned.arms, &arms::describe(&needed));
             if !changed.is_empty() {
                 return Err(ReloadError::NeedsRestart(changed));
@@ -301,45 +515,27 @@ impl Turn {
         }
         if let Some(packets) = &mut facts.packets {
             // An interface that is down just now is no mistake of the new configuration, which must not have to wait for it.
-            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model(), &model)) {
+            for way in packets.missing.extract_if(.., |way| way.concerns(truth.model(), model)) {
                 tracing::warn!("reload goes on although at this time {}", way.message());
             }
         }
         facts.cpus.clone_from(&started);
-        // What this process holds already is in its plan, and limits do not change here.
-        facts.memory_bytes = facts.memory_bytes.saturating_add(self.house.plan.memory_total());
-        let mut findings = preflight(&model, &facts);
+        // What this process holds already is in its plan.
+        facts.memory_bytes = facts.memory_bytes.saturating_add(plan.memory_total());
+        let mut findings = preflight(model, &facts);
         findings.retain(|finding| finding.severity == Severity::Error);
         if !findings.is_empty() {
             return Err(ReloadError::Preflight(findings));
         }
-        let material = material.map_err(ReloadError::Tls)?;
-        let http = http.map_err(ReloadError::Http)?;
-        let control = control.map_err(ReloadError::Control)?;
-        if access::is_wanted(&model) {
+        // By what the start found: memory that others have taken since is no reason to admit fewer.
+        let mut of_all = model.clone();
+        of_all.runtime.workers = Workers::Cpus(started);
+        let input = PlanInput { nofile: plan.nofile, memory_bytes: plan.memory_available, ..PlanInput::of(&facts) };
+        let next = Plan::new(&of_all, &input).map_err(ReloadError::Plan)?;
+        if access::is_wanted(model) {
             access::check(&model.log).map_err(ReloadError::AccessLog)?;
         }
-        let current = self.house.shared.snapshot();
-        let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
-        let workers = wanted.unwrap_or(started.len());
-        let (steering, programs) = match workers == current.steering.workers() {
-            true => (Arc::clone(&current.steering), None),
-            false => {
-                let (steering, programs) = self.remap(&model, &current, workers)?;
-                (steering, Some(programs))
-            }
-        };
-        let now = self.house.shared.now();
-        let next = truth.take(model, material, http, steering, &current, now).map_err(ReloadError::Compile)?;
-        let generation = next.snapshot.generation;
-        self.house.guard.follow(control);
-        let access = Arc::clone(self.house.shared.access());
-        if let Err(error) = access.follow(truth.model(), self.house.shared.origin()) {
-            tracing::error!("access log: its thread could not be made: {error}; no lines are written");
-        }
-        self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
-        self.house.shared.publish(next);
-        Ok(generation)
+        Ok(room.within(&next))
     }
 
     /// The table for so many workers, and the programs that go with it. One move at a time: a worker waits for flows of one other only.
@@ -381,30 +577,33 @@ impl Turn {
         self.steer();
         let now = Instant::now();
         let shared = &self.house.shared;
-        self.pending.retain(|pending| {
-            let adopted = shared.all_adopted(pending.generation);
-            let moved = shared.all_moved(pending.generation);
-            if !(adopted && moved) && now < pending.until {
-                return true;
-            }
-            if adopted && !moved {
-                tracing::warn!("generation {}: flows still move between workers", pending.generation);
+        let is_over = |pending: &mut Pending| {
+            let done = shared.all_adopted(pending.generation) && shared.all_moved(pending.generation);
+            done || now >= pending.until
+        };
+        for pending in self.pending.extract_if(.., is_over) {
+            let generation = pending.generation;
+            let adopted = shared.all_adopted(generation);
+            let mut warnings = Vec::new();
+            if adopted && !shared.all_moved(generation) {
+                warnings.push(format!("generation {generation}: flows still move between workers"));
             }
             if !adopted {
                 let late: Vec<String> = shared
                     .seats()
-                    .filter(|seat| !seat.ended() && seat.adopted() < pending.generation)
+                    .filter(|seat| !seat.ended() && seat.adopted() < generation)
                     .map(|seat| seat.id().to_string())
                     .collect();
-                tracing::warn!("generation {}: worker {} does not serve it yet", pending.generation, late.join(", "));
+                warnings.push(format!("generation {generation}: worker {} does not serve it yet", late.join(", ")));
             }
-            let _nobody_waits = pending.reply.send(Ok(pending.generation));
-            false
-        });
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            pending.answer(warnings);
+        }
     }
 
     fn keep_house(&mut self) {
         self.house.shared.sweep_persistence(SWEEP_BUDGET);
+        self.let_go();
         let snapshot = self.house.shared.snapshot();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
@@ -429,6 +628,39 @@ impl Turn {
             self.probes.entry(id).or_insert_with(|| tokio::spawn(watch(house, plan, seed, places)).abort_handle());
         }
     }
+}
+
+/// Finds what is to be opened. What closes just now is closed a moment later: its workers have nothing more to wait for.
+fn reserve(doorways: &DoorBoard, wanted: &[Opening]) -> Result<Reserved, ReloadError> {
+    let until = Instant::now() + Duration::from_millis(CLOSING_MS);
+    loop {
+        let reserved = doorways.reserve(wanted);
+        if reserved.closing.is_empty() {
+            return Ok(reserved);
+        }
+        doorways.leave(reserved.back.iter().copied());
+        if Instant::now() >= until {
+            return Err(ReloadError::Closing(reserved.closing.iter().map(|(_, address)| *address).collect()));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What a service has open, or has with one of its servers.
+fn open_connections(house: &House, truth: &Truth, service: &str, server: Option<&str>) -> u64 {
+    let Some(id) = truth.registry().service(service) else { return 0 };
+    let loads = house.shared.loads();
+    let Some(server) = server else { return loads.service_active(id).into() };
+    let snapshot = house.shared.snapshot();
+    let places = snapshot.each_service().filter(|place| place.id == id);
+    let mut ids: Vec<RealServerId> = places
+        .flat_map(|place| &place.targets)
+        .filter(|target| target.name == server)
+        .map(|target| target.server)
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into_iter().map(|server| u64::from(loads.active_of(id, server))).sum()
 }
 
 /// Checks one server for ever: at once, then at its interval.

@@ -4,6 +4,8 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -23,11 +25,12 @@ use towpath_sys::silence::Silence;
 
 use crate::access;
 use crate::admin::unix_ms;
+use crate::config_file::{self, Accepted, RefusedReload};
 use crate::control::{Access, AccessError, ControlError, ControlListener, ControlSocket, Entrance, Guard};
-use crate::controller::Controller;
-use crate::house::{House, Truth};
+use crate::controller::{Controller, Reloaded};
+use crate::house::{House, Origin, Truth};
 use crate::http_files::{self, HttpFileErrors};
-use crate::listen::{ListenErrors, open_all, openings};
+use crate::listen::{ListenErrors, Opening, open_all};
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -60,6 +63,8 @@ pub struct StartOptions {
     /// The CPUs that workers may use, one of them as often as it is named; `None` = those that the process may use, as it should be outside of
     /// tests.
     pub cpus: Option<Vec<usize>>,
+    /// The file that the configuration was read from: what a reload by order reads. `None` = there is none.
+    pub config: Option<PathBuf>,
 }
 
 impl Default for StartOptions {
@@ -69,6 +74,7 @@ impl Default for StartOptions {
             seed: None,
             descriptors_elsewhere: 0,
             cpus: None,
+            config: None,
             on_breath: None,
         }
     }
@@ -133,6 +139,9 @@ pub enum ReloadError {
     /// The access log cannot be written.
     #[error("{0}")]
     AccessLog(String),
+    /// Listeners of an earlier reload close where this one wants some.
+    #[error("{}: closed by the last reload, and not yet by every worker; reload again in a moment", lines(.0))]
+    Closing(Vec<SocketAddr>),
     /// The configuration cannot become a snapshot.
     #[error("{0}")]
     Compile(#[source] CompileError),
@@ -145,12 +154,21 @@ pub enum ReloadError {
     /// Files that HTTP mode names.
     #[error("{0}")]
     Http(#[source] HttpFileErrors),
+    /// Listeners that could not be opened.
+    #[error("{0}")]
+    Listen(#[source] ListenErrors),
     /// Another number of workers while flows still move because of the last one.
     #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
     Moving,
     /// Changes that only a restart can take, each by name.
     #[error("changed, but cannot be taken while running: {}; restart to apply", .0.join(", "))]
     NeedsRestart(Vec<String>),
+    /// The kernel does not leave to the packet plane what it is to carry.
+    #[error("packet plane: {0}")]
+    Packets(#[source] KernelError),
+    /// What is to be admitted does not fit into what was allocated.
+    #[error("{0}")]
+    Plan(#[source] PlanErrors),
     /// The machine does not fit the configuration.
     #[error("{}", lines(.0))]
     Preflight(Vec<Finding>),
@@ -176,6 +194,20 @@ pub enum ReloadError {
         /// Flows that they can hold.
         flows_max: u64,
     },
+}
+
+impl ReloadError {
+    /// Each reason by itself.
+    pub fn reasons(&self) -> Vec<String> {
+        match self {
+            ReloadError::NeedsRestart(changed) => {
+                changed.iter().map(|what| format!("{what}: cannot be taken while running; restart to apply")).collect()
+            }
+            ReloadError::Preflight(findings) => findings.iter().map(ToString::to_string).collect(),
+            ReloadError::Listen(errors) => errors.0.iter().map(ToString::to_string).collect(),
+            other => vec![other.to_string()],
+        }
+    }
 }
 
 /// How a process is asked to end.
@@ -225,8 +257,7 @@ impl Engine {
         }
         let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
         let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
-        let openings = openings(truth.model(), |name| truth.registry().service(name));
-        let listeners = open_all(&openings, &steering, steering_seed(seed))?;
+        let listeners = open_all(truth.openings(), plan.workers.len(), &steering, steering_seed(seed))?;
         let control = &truth.model().control;
         let guard = Guard::new(Access::load(truth.model()).map_err(ControlError::Access)?);
         let entrance = Entrance {
@@ -236,6 +267,7 @@ impl Engine {
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
         let shared = Arc::new(shared);
+        shared.doorways().enter(truth.openings().iter().map(Opening::doorway));
         let (pool, hatches) = start_pool(truth.model(), &plan, &shared)
             .map_err(|source| StartError::System { what: "the threads for handshakes", source })?;
         let (kernel, ports) = match &plan.packets {
@@ -276,7 +308,9 @@ impl Engine {
             .collect();
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, guard));
+        let (watch, network) = watch.unzip();
+        let origin = Origin { config: options.config, network, guard };
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, origin));
         let (judged, verdicts) = mpsc::channel();
         let controller = Controller::start(Arc::clone(&house), entrance, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
@@ -312,13 +346,32 @@ impl Engine {
         self.house.status()
     }
 
-    /// Takes a new configuration: servers, weights, admin states, health, balance, persistence, timeouts and how many workers
-    /// take part. Whatever else changed is refused by name. Returns when every worker serves it and no flow has to move any more.
+    /// Takes a new configuration; what cannot be taken while running is refused by name. Returns when every worker serves it and no
+    /// flow has to move any more.
     pub fn reload(&self, model: Model) -> Result<Generation, ReloadError> {
+        self.take(model, "this process").map(|reloaded| Generation(reloaded.generation))
+    }
+
+    /// The same with the file that this was started with, as it is now and as `by` wants.
+    pub fn reload_file(&self, by: &str) -> Result<Reloaded, RefusedReload> {
+        let Accepted { model, warnings } = config_file::of_house(&self.house)?;
+        let mut reloaded = self.take(*model, by).map_err(RefusedReload::Engine)?;
+        reloaded.warnings.splice(0..0, warnings);
+        Ok(reloaded)
+    }
+
+    fn take(&self, model: Model, by: &str) -> Result<Reloaded, ReloadError> {
         if self.house.shared.phase() != Phase::Running {
             return Err(ReloadError::Stopping);
         }
-        self.lock_controller().reload(model)
+        self.lock_controller().reload(model, by.to_owned())
+    }
+
+    /// The service whose connections have most time to finish when the process stops, with that in milliseconds.
+    pub fn longest_drain(&self) -> Option<(String, u64)> {
+        let truth = self.house.truth();
+        let longest = truth.model().services.iter().max_by_key(|service| service.drain_timeout_ms)?;
+        Some((longest.name.clone(), longest.drain_timeout_ms))
     }
 
     /// Asks the process to end; see [`Engine::wait`]. [`Stop::Now`] after [`Stop::Drain`] ends the drain.

@@ -1,13 +1,15 @@
 //! The controller's own state: the model in force, who is called what, verdicts, events; and how they read as a status.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Add;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use towpath_config::model::{Model, Passive, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
@@ -31,12 +33,16 @@ use towpath_tls::PoolGauges;
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::control::Guard;
+use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::leaving::Leaving;
+use crate::listen::{Opening, openings};
 use crate::notify::Notifier;
+use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
 use crate::questions::Turns;
-use crate::reload::{Change, member_changes};
+use crate::reload::{Change, ServiceChange, member_changes, service_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
 use crate::status::{
@@ -67,13 +73,28 @@ pub(crate) struct House {
     pub(crate) keeper: StateKeeper,
     /// Who may ask the workers something now.
     pub(crate) turns: Turns,
+    /// The file that reloads read; `None` = the configuration was no file's.
+    pub(crate) config: Option<PathBuf>,
+    /// By whom the kernel is told what the packet plane claims; `None` = there is none.
+    pub(crate) network: Option<NetworkOrders>,
+    /// How the controller is asked for a reload.
+    pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
     /// Who may come by `control.listen`.
+    pub(crate) guard: Guard,
+}
+
+/// What a house is asked and reloaded by.
+pub(crate) struct Origin {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) network: Option<NetworkOrders>,
     pub(crate) guard: Guard,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
 pub(crate) struct Truth {
     model: Model,
+    /// What of earlier models still has flows on the packet plane.
+    leaving: Leaving,
     material: Arc<TlsMaterial>,
     http: HttpMaterial,
     registry: Registry,
@@ -83,6 +104,8 @@ pub(crate) struct Truth {
     checks: Vec<CheckPlan>,
     book: SnatBook,
     steering: Arc<SteeringTable>,
+    /// What clients come to on the stream plane.
+    openings: Arc<[Opening]>,
     events: EventLog,
     /// The services and members that each check judges, for events.
     judged: HashMap<towpath_core::CheckId, Judged>,
@@ -131,6 +154,7 @@ impl Truth {
         let snapshot = compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), &http, first)?;
         let mut truth = Truth {
             model,
+            leaving: Leaving::default(),
             material: Arc::new(material),
             http,
             registry,
@@ -139,6 +163,7 @@ impl Truth {
             checks,
             book,
             steering,
+            openings: Arc::default(),
             events: EventLog::new(unix_ms()),
             judged: HashMap::new(),
             known: HashMap::new(),
@@ -150,6 +175,7 @@ impl Truth {
         };
         truth.board.words.note_returns(&truth.model, Now(0));
         truth.learn(&snapshot);
+        truth.open_to();
         truth.tell_kept(trouble);
         truth.tell_given_way(&given_way);
         truth.tell_ended(&ended);
@@ -162,7 +188,20 @@ impl Truth {
 
     fn with_tls(&self, snapshot: Snapshot) -> InForce {
         let tls = self.material.contexts(&self.registry, &snapshot);
-        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls) }
+        InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls), openings: Arc::clone(&self.openings) }
+    }
+
+    /// Keeps the list of what clients come to as long as it says the same: workers compare no further.
+    fn open_to(&mut self) {
+        let now = openings(&self.model, |name| self.registry.service(name));
+        if now != *self.openings {
+            self.openings = now.into();
+        }
+    }
+
+    /// What clients come to on the stream plane.
+    pub(crate) fn openings(&self) -> &Arc<[Opening]> {
+        &self.openings
     }
 
     pub(crate) fn model(&self) -> &Model {
@@ -190,9 +229,11 @@ impl Truth {
 
     /// What comes after `generation`, with the verdicts as they are now.
     pub(crate) fn next(&mut self, generation: Generation) -> Result<InForce, CompileError> {
-        let Truth { model, http, registry, board, book, steering, .. } = self;
+        let Truth { model, leaving, http, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
-        let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), http, next)?;
+        let mut snapshot =
+            compile::compile(&leaving.with(model), registry, board, book, Arc::clone(steering), http, next)?;
+        mark_leaving(&mut snapshot, leaving, registry);
         self.announce_sorry(&snapshot);
         Ok(self.with_tls(snapshot))
     }
@@ -225,6 +266,31 @@ impl Truth {
             let event = Event::now(EventKind::Health, from, to, reason);
             self.events.record(tone, event.services(vec![place.name.clone()]).subject(subject));
         }
+    }
+
+    /// What is served: the file's model, and what of earlier ones still has flows on the packet plane.
+    pub(crate) fn served(&self) -> Cow<'_, Model> {
+        self.leaving.with(&self.model)
+    }
+
+    /// What of earlier models still has flows on the packet plane.
+    pub(crate) fn leaving(&self) -> &Leaving {
+        &self.leaving
+    }
+
+    /// Ends what has left and had its time, and forgets what has no flow any more. Whether the next snapshot is another.
+    pub(crate) fn turn_leaving(&mut self, shared: &Shared) -> bool {
+        if self.leaving.is_empty() {
+            return false;
+        }
+        // Before all workers know that it leaves, one may still open a flow.
+        let all_know = shared.all_adopted(shared.generation());
+        let Truth { leaving, registry, .. } = self;
+        let is_empty = |name: &str| {
+            let active = registry.service(name).map_or(0, |id| shared.loads().service_active(id));
+            all_know && active == 0
+        };
+        leaving.turn(shared.now(), is_empty)
     }
 
     /// What an agent says.
@@ -293,6 +359,7 @@ impl Truth {
         http: HttpMaterial,
         steering: Arc<SteeringTable>,
         current: &Snapshot,
+        by: &str,
         now: Now,
     ) -> Result<InForce, CompileError> {
         let mut registry = self.registry.clone();
@@ -302,9 +369,14 @@ impl Truth {
         let given_way = board.words.follow(&model);
         board.words.note_returns(&model, now);
         let next = Generation(current.generation.0 + 1);
+        let leaving = self.leaving.after(&self.model, &model, now);
+        let served = leaving.with(&model);
         let book = &mut self.book;
-        let mut compiled = |board: &HealthBoard| {
-            compile::compile(&model, &mut registry, board, book, Arc::clone(&steering), &http, next)
+        let mut compiled = |board: &HealthBoard| -> Result<Snapshot, CompileError> {
+            let mut snapshot =
+                compile::compile(&served, &mut registry, board, book, Arc::clone(&steering), &http, next)?;
+            mark_leaving(&mut snapshot, &leaving, &registry);
+            Ok(snapshot)
         };
         let mut snapshot = compiled(&board)?;
         if inherit_verdicts(&mut board, &self.board, &checks, current, &snapshot, now) == Inherited::Some {
@@ -325,7 +397,11 @@ impl Truth {
                 .subject(format!("server {}", change.server));
             self.events.record(Tone::Info, event);
         }
-        let reason = format!("generation {next}");
+        for ServiceChange { service, change } in service_changes(&self.model, &model) {
+            let event = Event::now(EventKind::Configuration, "", change, "").subject(format!("service {service}"));
+            self.events.record(Tone::Info, event.services(vec![service]));
+        }
+        let reason = format!("generation {next}, by {by}");
         self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
         let (before, after) = (self.steering.workers(), steering.workers());
         if before != after {
@@ -338,7 +414,9 @@ impl Truth {
             let event = Event::now(EventKind::Admin, word(&role_before), word(&role), "the configuration says so");
             self.events.record(Tone::Info, event.subject("role of this machine".to_owned()));
         }
+        drop(served);
         self.steering = steering;
+        self.leaving = leaving;
         self.model = model;
         self.registry = registry;
         self.board = board;
@@ -348,6 +426,7 @@ impl Truth {
         self.sorry.retain(|place| snapshot.service(*place).is_some());
         self.announce_sorry(&snapshot);
         self.learn(&snapshot);
+        self.open_to();
         if !given_way.is_empty() {
             self.words_version += 1;
             self.tell_given_way(&given_way);
@@ -512,6 +591,15 @@ impl Truth {
     }
 }
 
+/// Nobody new comes to what has left.
+fn mark_leaving(snapshot: &mut Snapshot, leaving: &Leaving, registry: &Registry) {
+    for id in leaving.names().filter_map(|name| registry.service(name)) {
+        if let Some(service) = snapshot.services.get_mut(id.index()).and_then(Option::as_mut) {
+            Arc::make_mut(service).is_leaving = true;
+        }
+    }
+}
+
 struct Judgement {
     pace: Pace,
     changed: bool,
@@ -567,8 +655,9 @@ impl House {
         version: String,
         pool: Option<HandshakePool>,
         mut truth: Truth,
-        guard: Guard,
+        origin: Origin,
     ) -> House {
+        let Origin { config, network, guard } = origin;
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
@@ -584,6 +673,9 @@ impl House {
             ordered: Notify::new(),
             keeper,
             turns: Turns::default(),
+            config,
+            network,
+            commands: OnceLock::new(),
             guard,
         }
     }
@@ -677,6 +769,23 @@ impl House {
                 })
             })
             .collect();
+        // A service that has left has servers that none of the file's may have.
+        let of_file: HashSet<(IpAddr, Option<u16>)> = truth
+            .model
+            .groups
+            .iter()
+            .flat_map(|group| &group.servers)
+            .map(|server| (server.address, server.port))
+            .collect();
+        for server in truth.leaving.servers().filter(|server| !of_file.contains(&(server.address, server.port))) {
+            let Some(id) = truth.registry.server(server.address, server.port) else { continue };
+            let connections = shared.loads().active(id);
+            let is_told = leaving.iter().any(|told| (told.address, told.port) == (server.address, server.port));
+            if connections > 0 && !is_told {
+                let (name, address, port) = (server.name.clone(), server.address, server.port);
+                leaving.push(LeavingServer { name, address, port, connections });
+            }
+        }
         leaving.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             version: self.version.clone(),

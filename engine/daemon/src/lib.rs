@@ -6,6 +6,7 @@ pub mod access;
 pub mod admin;
 pub mod capture;
 mod command;
+pub mod config_file;
 mod control;
 mod controller;
 pub mod doctor;
@@ -14,6 +15,7 @@ pub mod events;
 pub mod explain;
 mod house;
 pub mod http_files;
+mod leaving;
 pub mod listen;
 mod notify;
 pub mod packets;
@@ -38,8 +40,9 @@ pub mod worker;
 pub use control::{
     AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
     EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
-    fetch_members, fetch_role, fetch_status, get, order, post, query, take_role,
+    fetch_members, fetch_plan, fetch_role, fetch_status, get, order, order_reload, post, query, take_role,
 };
+pub use controller::Reloaded;
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};
 pub use preflight::{Finding, HostFacts, Severity, check_host, preflight};

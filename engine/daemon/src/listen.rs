@@ -11,6 +11,8 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
 use towpath_sys::socket::{self, Binding, Family, ListenOptions, ReusePort, Transport};
 
+use crate::shared::Doorway;
+
 /// Bytes that may wait to leave on a leg, besides those on their way: more would only hide for how long a slow client or server makes
 /// the other side wait, and take kernel memory (tcp_mem) from all others; a fast one is served from less.
 pub(crate) const UNSENT_BYTES_MAX: u32 = 256 * 1024;
@@ -45,6 +47,13 @@ pub struct Opening {
     pub binding: Binding,
 }
 
+impl Opening {
+    /// What tells its sockets from others, whoever's they are.
+    pub fn doorway(&self) -> Doorway {
+        (self.protocol, self.address)
+    }
+}
+
 /// A listener that could not be opened: cause and next step.
 #[derive(Debug)]
 pub struct ListenError {
@@ -76,11 +85,15 @@ pub fn openings(model: &Model, mut id_of: impl FnMut(&str) -> Option<ServiceId>)
     openings
 }
 
-/// Opens each of `openings` once per worker and lets `table` steer clients to them; the n-th list belongs to worker n.
+/// Opens each of `openings` once for each of so many workers and lets `table` steer clients to them; the n-th list belongs to worker n.
 ///
 /// Either every listener is open at the end or none is.
-pub fn open_all(openings: &[Opening], table: &SteeringTable, seed: u32) -> Result<Vec<Vec<Listener>>, ListenErrors> {
-    let workers = table.workers();
+pub fn open_all(
+    openings: &[Opening],
+    workers: usize,
+    table: &SteeringTable,
+    seed: u32,
+) -> Result<Vec<Vec<Listener>>, ListenErrors> {
     let program: Vec<(u16, u8, u8, u32)> =
         reuseport_program(table, seed).into_iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect();
     let mut per_worker: Vec<Vec<Listener>> = (0..workers).map(|_| Vec::with_capacity(openings.len())).collect();
@@ -104,12 +117,26 @@ pub fn open_all(openings: &[Opening], table: &SteeringTable, seed: u32) -> Resul
     if errors.is_empty() { Ok(per_worker) } else { Err(ListenErrors(errors)) }
 }
 
-/// One socket per worker, in worker order: the steering program answers with an index into this order.
-fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)]) -> io::Result<Vec<OwnedFd>> {
-    let transport = match opening.protocol {
+/// Whether each of `openings` could be opened just now; nothing is.
+pub(crate) fn probe_all(openings: &[Opening]) -> Result<(), ListenErrors> {
+    let refused = |opening: &Opening| {
+        let source = refuse_shared(opening.address, transport(opening.protocol)).err()?;
+        Some(ListenError { opening: opening.clone(), source })
+    };
+    let errors: Vec<ListenError> = openings.iter().filter_map(refused).collect();
+    if errors.is_empty() { Ok(()) } else { Err(ListenErrors(errors)) }
+}
+
+fn transport(protocol: Protocol) -> Transport {
+    match protocol {
         Protocol::Tcp => Transport::Tcp,
         Protocol::Udp => Transport::Udp,
-    };
+    }
+}
+
+/// One socket per worker, in worker order: the steering program answers with an index into this order.
+fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)]) -> io::Result<Vec<OwnedFd>> {
+    let transport = transport(opening.protocol);
     let options = |reuse_port| ListenOptions {
         reuse_port,
         hold_acknowledgements: true,
@@ -229,7 +256,7 @@ mod tests {
         let free: Vec<TcpListener> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let openings: Vec<Opening> = free.iter().map(|l| opening(l.local_addr().unwrap(), Protocol::Tcp)).collect();
         drop(free);
-        let lists = open_all(&openings, &SteeringTable::even(3), 7).unwrap();
+        let lists = open_all(&openings, 3, &SteeringTable::even(2), 7).unwrap();
         assert_eq!(lists.len(), 3);
         for list in &lists {
             let addresses: Vec<_> = list.iter().map(|l| l.address).collect();
@@ -248,11 +275,12 @@ mod tests {
             opening(foreign, Protocol::Tcp),
         ];
         for workers in [1, 2] {
-            let errors = open_all(&openings, &SteeringTable::even(workers), 7).unwrap_err();
+            let errors = open_all(&openings, workers, &SteeringTable::even(workers), 7).unwrap_err();
             assert_eq!(errors.0.len(), 3, "{errors}");
             // One that may come later is listened on already.
             let later = Opening { binding: Binding::Free, ..opening(foreign, Protocol::Tcp) };
-            assert_eq!(open_all(&[later], &SteeringTable::even(workers), 7).unwrap().len(), workers);
+            assert_eq!(open_all(&[later], workers, &SteeringTable::even(workers), 7).unwrap().len(), workers);
+            assert_eq!(probe_all(&openings).unwrap_err().to_string(), errors.to_string());
             let text = errors.to_string();
             assert!(text.contains("another process has this port"), "{text}");
             assert!(
@@ -271,7 +299,7 @@ mod tests {
         for (transport, protocol) in [(Transport::Tcp, Protocol::Tcp), (Transport::Udp, Protocol::Udp)] {
             let other = socket::open_listener(any, transport, &options).unwrap();
             let address = socket::local_address(&other).unwrap();
-            let errors = open_all(&[opening(address, protocol)], &SteeringTable::even(2), 7).unwrap_err();
+            let errors = open_all(&[opening(address, protocol)], 2, &SteeringTable::even(2), 7).unwrap_err();
             assert_eq!(errors.0[0].source.kind(), io::ErrorKind::AddrInUse);
         }
     }

@@ -1,16 +1,72 @@
 //! What a reload may change, by comparing two models; pure.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 
 use towpath_config::model::{
-    Control, ControlListen, Model, OutboundNat, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
+    Control, ControlListen, Limits, Model, OutboundNat, Plane, Ports, Protocol, Server, ServerGroup, Source,
+    SourcePool, VirtualService, Workers,
 };
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
+use crate::leaving::Leaving;
 use crate::packets::arms::Arm;
-use crate::plan::{PacketsPlan, WORKERS_MAX};
+use crate::packets::claims;
+use crate::plan::{PacketsPlan, Plan, WORKERS_MAX};
+
+/// What a process was started with, as far as a reload is bound by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Started<'a> {
+    /// The CPU of each worker.
+    pub cpus: &'a [usize],
+    /// Those that workers could have had, see [`workers_wanted`].
+    pub usable: &'a [usize],
+    /// What was allocated.
+    pub room: Room,
+    /// What of earlier models still has flows on the packet plane.
+    pub(crate) leaving: &'a Leaving,
+}
+
+/// What was allocated for the stream plane; 0 = nothing, because no service needed it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// TCP connections.
+    pub connections: u32,
+    /// UDP sessions.
+    pub udp_sessions: u32,
+    /// TLS handshakes.
+    pub handshakes: u32,
+    /// Whether there is a packet plane.
+    pub packets: bool,
+    /// Whether there are buffers and threads for TLS.
+    pub tls: bool,
+}
+
+impl Room {
+    /// What `plan` allocates.
+    pub fn of(plan: &Plan) -> Room {
+        Room {
+            connections: plan.connections.max,
+            udp_sessions: plan.udp_sessions.max,
+            handshakes: plan.handshakes_max,
+            packets: plan.packets.is_some(),
+            tls: plan.record_buffers > 0,
+        }
+    }
+
+    /// What is admitted by `plan` where so much was allocated.
+    pub fn within(self, plan: &Plan) -> Room {
+        let wanted = Room::of(plan);
+        Room {
+            connections: wanted.connections.min(self.connections),
+            udp_sessions: wanted.udp_sessions.min(self.udp_sessions),
+            handshakes: wanted.handshakes.min(self.handshakes),
+            packets: self.packets,
+            tls: self.tls,
+        }
+    }
+}
 
 /// What is bound at the start, of `[control]`; users, certificates and the page are taken.
 fn control_bound(old: &Control, new: &Control) -> impl Iterator<Item = &'static str> {
@@ -29,10 +85,10 @@ fn control_bound(old: &Control, new: &Control) -> impl Iterator<Item = &'static 
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
-/// Servers, their weights and admin states, health, balance, persistence, timeouts and connection limits of services can be
-/// taken while running, the rules of the router, the networks of `[[outbound_nat]]`, and how many of the workers that were `started`, each on its CPU, take part. What listeners and allocations hang on cannot.
-/// For `usable` see [`workers_wanted`].
-pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usize]) -> Vec<String> {
+/// Services that come and go, where those of the stream plane are reached, more ports and addresses of those of the packet plane, servers, their weights
+/// and admin states, health, balance, persistence, timeouts, the rules of the router, the networks of `[[outbound_nat]]`, limits up to what was allocated,
+/// and how many of the workers take part can be taken while running. Allocations cannot, nor what would take addresses and ports from open flows.
+pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> Vec<String> {
     let mut changed = Vec::new();
     // Taken apart, so that a field that is added later must be judged here.
     let Model {
@@ -52,7 +108,7 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
         // Whoever is told is told from now on.
         notify: _,
     } = new;
-    if workers_wanted(&runtime.workers, started, usable).is_none() {
+    if workers_wanted(&runtime.workers, started.cpus, started.usable).is_none() {
         changed.push("runtime.workers".to_owned());
     }
     if runtime.poll != old.runtime.poll {
@@ -61,9 +117,7 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if runtime.fast_path != old.runtime.fast_path {
         changed.push("runtime.fast_path".to_owned());
     }
-    if limits != &old.limits {
-        changed.push("limits".to_owned());
-    }
+    changed.extend(fixed_limits(&old.limits, limits, started.room));
     if routes != &old.routes {
         changed.push("route".to_owned());
     }
@@ -89,32 +143,122 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
         changed.push("bridge".to_owned());
     }
     // Threads and buffers for handshakes are allocated at the start, where a service needs them.
-    let ends_tls = |service: &&VirtualService| service.ended_tls().is_some();
-    if let (None, Some(service)) = (old.services.iter().find(ends_tls), services.iter().find(ends_tls)) {
+    if !started.room.tls
+        && let Some(service) = services.iter().find(|service| service.ended_tls().is_some())
+    {
         changed.push(format!("tls.mode of service `{}` (the first that ends TLS)", service.name));
     }
-    // The same of buffers for what HTTP mode makes; those for TLS would do.
-    let needs_outgoing = |service: &&VirtualService| service.http.is_some() || ends_tls(service);
-    if let (None, Some(service)) = (old.services.iter().find(needs_outgoing), services.iter().find(needs_outgoing))
-        && service.http.is_some()
-        && !ends_tls(&service)
-    {
-        changed.push(format!("http of service `{}` (the first in HTTP mode)", service.name));
-    }
     let before = by_name(&old.services);
-    let after = by_name(services);
-    for name in before.keys().filter(|name| !after.contains_key(*name)) {
-        changed.push(format!("service `{name}` (removed)"));
-    }
+    let is_packets = |service: &VirtualService| service.plane == Plane::Packet;
     for service in services {
-        match before.get(service.name.as_str()) {
-            None => changed.push(format!("service `{}` (added)", service.name)),
-            Some(old) => changed.extend(
-                fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{}`", service.name)),
-            ),
+        let name = &service.name;
+        // Who leaves and comes back has flows that were opened by what it was.
+        match before.get(name.as_str()).copied().or_else(|| started.leaving.find(name)) {
+            None if is_packets(service) && !started.room.packets => {
+                changed.push(format!("service `{name}` (the first on the packet plane)"));
+            }
+            Some(old) if is_packets(old) || is_packets(service) => changed
+                .extend(fixed_fields(old, service).into_iter().map(|field| format!("{field} of service `{name}`"))),
+            None | Some(_) => {}
+        }
+    }
+    let served = started.leaving.with(old);
+    changed.extend(
+        changes_plane(&served.services, services)
+            .into_iter()
+            .map(|name| format!("service `{name}` (its address and port are those of one on the other plane)")),
+    );
+    if listens_amid_leases(&served, new) {
+        changed.push("a port of the stream plane at an address that the packet plane leases from".to_owned());
+    }
+    let relays = |protocol: Protocol| {
+        let over = |service: &&VirtualService| service.plane == Plane::Stream && service.protocol == protocol;
+        services.iter().find(over)
+    };
+    for (protocol, room, word) in
+        [(Protocol::Tcp, started.room.connections, "TCP"), (Protocol::Udp, started.room.udp_sessions, "UDP")]
+    {
+        if room == 0
+            && let Some(service) = relays(protocol)
+        {
+            changed.push(format!("service `{}` (the first over {word} on the stream plane)", service.name));
         }
     }
     changed
+}
+
+/// Services of `new` that clients come to where they came to one of `old` on the other plane: the kernel would hear those of both, or of none.
+fn changes_plane<'m>(old: &[VirtualService], new: &'m [VirtualService]) -> Vec<&'m str> {
+    let meet = |one: &VirtualService, other: &VirtualService| match (&one.ports, &other.ports) {
+        (Ports::List(one), Ports::List(other)) => one.iter().any(|port| other.contains(port)),
+        (Ports::All, _) | (_, Ports::All) => true,
+    };
+    let reached = |service: &VirtualService| {
+        (service.name.clone(), service.plane, service.vip, service.protocol, service.ports.clone())
+    };
+    let met = |service: &VirtualService| {
+        // What the file has always had at one address of both planes stays as it is.
+        if old.iter().any(|was| reached(was) == reached(service)) {
+            return false;
+        }
+        let at = |old: &&VirtualService| (old.vip, old.protocol) == (service.vip, service.protocol);
+        // By its own name it is told as a change of the plane.
+        let others = old.iter().filter(|old| old.name != service.name && old.plane != service.plane);
+        others.filter(at).any(|old| meet(old, service))
+    };
+    new.iter().filter(|service| met(service)).map(|service| service.name.as_str()).collect()
+}
+
+/// Whether a listener comes or goes amid ports that the packet plane leases, which are claimed around it.
+fn listens_amid_leases(old: &Model, new: &Model) -> bool {
+    let listeners = |model: &Model| -> BTreeSet<(Protocol, SocketAddr)> {
+        let stream = model.services.iter().filter(|service| service.plane == Plane::Stream);
+        stream.flat_map(|service| service.sockets().map(|socket| (service.protocol, socket))).collect()
+    };
+    let leases = |model: &Model, socket: &SocketAddr| {
+        let pools = claims::services(model).filter_map(claims::pool);
+        let mut pools = pools.chain(claims::outbound(model).map(|(_, pool)| pool));
+        pools.any(|pool| {
+            pool.addresses.contains(&socket.ip()) && (pool.port_low..=pool.port_high).contains(&socket.port())
+        })
+    };
+    let (before, after) = (listeners(old), listeners(new));
+    before.symmetric_difference(&after).any(|(_, socket)| leases(old, socket) || leases(new, socket))
+}
+
+/// The limits that differ and cannot be taken: memory is allocated at the start.
+fn fixed_limits(old: &Limits, new: &Limits, room: Room) -> Vec<String> {
+    let Limits {
+        connections,
+        udp_sessions,
+        persistence_entries,
+        buffers,
+        tls_buffers,
+        buffer_bytes,
+        flows,
+        fast_flows,
+        handshakes,
+        http2_streams,
+        http2_window,
+    } = new;
+    let differences = [
+        ("persistence_entries", *persistence_entries != old.persistence_entries),
+        ("buffers", *buffers != old.buffers),
+        ("tls_buffers", *tls_buffers != old.tls_buffers),
+        ("buffer_bytes", *buffer_bytes != old.buffer_bytes),
+        ("flows", *flows != old.flows),
+        ("fast_flows", *fast_flows != old.fast_flows),
+        ("http2_streams", *http2_streams != old.http2_streams),
+        ("http2_window", *http2_window != old.http2_window),
+    ];
+    let fixed = differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| format!("limits.{key}"));
+    let raised = [
+        ("connections", *connections, old.connections, room.connections),
+        ("udp_sessions", *udp_sessions, old.udp_sessions, room.udp_sessions),
+        ("handshakes", Some(*handshakes), Some(old.handshakes), room.handshakes),
+    ];
+    let raised = raised.into_iter().filter(|(_, new, old, room)| new != old && new.is_some_and(|new| new > *room));
+    fixed.chain(raised.map(|(key, .., room)| format!("limits.{key} (memory is allocated for {room})"))).collect()
 }
 
 /// How many of the workers that were `started`, each on its CPU, are to take part: the first ones. `None`: others are wanted.
@@ -188,7 +332,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
     } = new;
     let differences = [
         ("vip", *vip != old.vip),
-        ("ports", *ports != old.ports),
+        ("ports", !keeps_ports(&old.ports, ports)),
         ("protocol", *protocol != old.protocol),
         ("plane", *plane != old.plane),
         ("forwarding", *forwarding != old.forwarding),
@@ -198,13 +342,23 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
     differences.into_iter().filter_map(|(field, differs)| differs.then_some(field)).collect()
 }
 
-/// Whether nothing is leased that was not claimed at the start. Servers may come and go on either side of an interface.
+/// Whether every port of flows that are open stays one of the service.
+fn keeps_ports(old: &Ports, new: &Ports) -> bool {
+    match (old, new) {
+        (Ports::List(old), Ports::List(new)) => old.iter().all(|port| new.contains(port)),
+        (old, new) => old == new,
+    }
+}
+
+/// Whether every address that flows have leased from stays one of the pool. Servers may come and go on either side of an interface.
 fn keeps_source(old: &Source, new: &Source) -> bool {
     match (old, new) {
-        (Source::Pool(old), Source::Pool(new)) if !(old.towards.is_empty() && new.towards.is_empty()) => {
-            let is_claimed = |address: &IpAddr| old.addresses.contains(address);
+        (Source::Pool(old), Source::Pool(new)) => {
+            let is_facing = |pool: &SourcePool| !pool.towards.is_empty();
+            let stays = |address: &IpAddr| new.addresses.contains(address);
             let ports = |pool: &SourcePool| (pool.port_low, pool.port_high, pool.rest_ms);
-            new.addresses.iter().all(is_claimed) && ports(old) == ports(new)
+            let keeps = is_facing(old) == is_facing(new) || old.addresses == new.addresses;
+            keeps && old.addresses.iter().all(stays) && ports(old) == ports(new)
         }
         (old, new) => old == new,
     }
@@ -291,6 +445,10 @@ fn groups_of_both<'m>(
 fn member(servers: &[Server], address: IpAddr, port: Option<u16>) -> Option<&Server> {
     servers.iter().find(|server| server.address == address && server.port == port)
 }
+
+pub mod changes;
+
+pub(crate) use changes::{ServiceChange, planned_changes, service_changes};
 
 #[cfg(test)]
 mod tests;

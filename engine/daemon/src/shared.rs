@@ -5,6 +5,7 @@
 //! Lock order, outermost first: one service's desk, one persistence stripe. The snapshot's lock is never held together with
 //! another. No thread ever holds two desks or two stripes.
 
+mod doorways;
 mod gate;
 mod guard;
 mod inbox;
@@ -34,8 +35,11 @@ use towpath_core::{Generation, Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::host;
 
 use crate::access::AccessLog;
+use crate::listen::Opening;
 use crate::tls::TlsContexts;
 
+pub(crate) use doorways::Reserved;
+pub use doorways::{DoorBoard, Doorway};
 pub use gate::Gate;
 pub use guard::{WorkerGuard, worker_guard};
 pub use inbox::{HandedFrame, Inbox, Letter, Parcel};
@@ -92,6 +96,7 @@ pub struct Shared {
     udp_sessions: Gate,
     handshakes: Gate,
     network: NetworkBoard,
+    doorways: DoorBoard,
     access: Arc<AccessLog>,
     seed: u64,
     lost: OnceLock<WorkerId>,
@@ -105,12 +110,14 @@ pub struct InForce {
     pub snapshot: Arc<Snapshot>,
     /// What handshakes are done with.
     pub tls: Arc<TlsContexts>,
+    /// What clients come to on the stream plane. The same list as long as it says the same.
+    pub openings: Arc<[Opening]>,
 }
 
 impl From<Arc<Snapshot>> for InForce {
-    /// A generation in which no service ends TLS.
+    /// A generation in which no service ends TLS, and nobody listens.
     fn from(snapshot: Arc<Snapshot>) -> InForce {
-        InForce { snapshot, tls: Arc::default() }
+        InForce { snapshot, tls: Arc::default(), openings: Arc::default() }
     }
 }
 
@@ -168,6 +175,7 @@ impl Shared {
             udp_sessions: Gate::new(settings.udp_sessions_max),
             handshakes: Gate::new(settings.handshakes_max),
             network: NetworkBoard::default(),
+            doorways: DoorBoard::new(settings.cpus.len()),
             access: Arc::new(AccessLog::new(settings.cpus.len())),
             seed: settings.seed,
             lost: OnceLock::new(),
@@ -438,6 +446,11 @@ impl Shared {
         self.wake_all();
     }
 
+    /// Which sockets clients come in by.
+    pub fn doorways(&self) -> &DoorBoard {
+        &self.doorways
+    }
+
     /// The network of the packet plane.
     pub fn network(&self) -> &NetworkBoard {
         &self.network
@@ -657,7 +670,8 @@ impl Shared {
         self.news.notify_one();
     }
 
-    fn wake_all(&self) {
+    /// Has every worker look at what all of them share.
+    pub(crate) fn wake_all(&self) {
         for seat in &self.seats {
             seat.wake();
         }

@@ -201,13 +201,37 @@ fn a_reload_that_needs_a_restart_is_refused_by_name_and_changes_nothing() {
     let before = text(port, "", &[("one", one.address, "")]);
     let engine = Engine::start(model(&before), StartOptions::default()).unwrap();
     let generation = engine.status().generation;
-    let after = text(free_port(), "", &[("one", one.address, "weight = 1")]);
+    let after = text(port, "", &[("one", one.address, "weight = 1")]).replacen("[limits]", "[limits]\nflows = 5000", 1);
     let error = engine.reload(model(&after)).unwrap_err();
-    assert!(matches!(&error, ReloadError::NeedsRestart(what) if what == &["ports of service `web`"]), "{error}");
+    assert!(matches!(&error, ReloadError::NeedsRestart(what) if what == &["limits.flows"]), "{error}");
     assert!(error.to_string().ends_with("restart to apply"), "{error}");
     let status = engine.status();
     assert_eq!((status.generation, status.services[0].servers[0].weight), (generation, 100));
     assert_eq!(once(port), "one");
+}
+
+#[test]
+fn a_reload_moves_a_listener_and_keeps_connections() {
+    let (one, port, other) = (Origin::start("one", loopback()), free_port(), free_port());
+    let engine = Engine::start(model(&text(port, "", &[("one", one.address, "")])), StartOptions::default()).unwrap();
+    let mut kept = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    assert_eq!(ask(&mut kept), "one");
+    engine.reload(model(&text(other, "", &[("one", one.address, "")]))).unwrap();
+    assert_eq!(once(other), "one");
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_millis(50)).is_ok() {
+        assert!(Instant::now() < deadline, "still listening");
+    }
+    assert_eq!(ask(&mut kept), "one", "an old connection still works");
+    // Somebody else who has the port is told, and nothing is changed.
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let taken = text(taken.local_addr().unwrap().port(), "", &[("one", one.address, "")]);
+    let generation = engine.status().generation;
+    let error = engine.reload(model(&taken)).unwrap_err();
+    assert!(matches!(&error, ReloadError::Listen(_)), "{error}");
+    assert!(error.to_string().contains("another process has this port"), "{error}");
+    assert_eq!(engine.status().generation, generation);
+    assert_eq!(once(other), "one");
 }
 
 #[test]

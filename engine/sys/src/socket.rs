@@ -518,6 +518,26 @@ pub fn attach_reuseport_program(fd: &impl AsFd, program: &[(u16, u8, u8, u32)]) 
     set_program(fd, libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, program)
 }
 
+/// Has a listening TCP socket take no new clients, while those whose handshake is under way still come through: the program sees each segment from its TCP
+/// header on (`net/ipv4/tcp_ipv4.c`, `tcp_filter`), and drops those with SYN and without ACK (RFC 9293 §3.1). Who knocks tries again a second later.
+pub fn refuse_newcomers(listener: &impl AsFd) -> io::Result<()> {
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    const FLAGS_AT: u32 = 13;
+    // BPF_LD | BPF_B | BPF_ABS, BPF_ALU | BPF_AND | BPF_K, BPF_JMP | BPF_JEQ | BPF_K, BPF_RET | BPF_K.
+    let program =
+        [(0x30, 0, 0, FLAGS_AT), (0x54, 0, 0, SYN | ACK), (0x15, 0, 1, SYN), (0x06, 0, 0, 0), (0x06, 0, 0, u32::MAX)];
+    set_program(listener, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+}
+
+/// Undoes [`refuse_newcomers`]; nothing to undo is no error.
+pub fn admit_newcomers(listener: &impl AsFd) -> io::Result<()> {
+    match set_flag(listener, libc::SOL_SOCKET, libc::SO_DETACH_FILTER) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
 /// Takes the program of the group away: the kernel's own hash chooses again.
 pub fn detach_reuseport_program(fd: &impl AsFd) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, SO_DETACH_REUSEPORT_BPF)
@@ -740,6 +760,26 @@ mod tests {
             assert_eq!(receiver.recv(&mut [0; 1]).unwrap(), 1);
         }
         detach_reuseport_program(&sockets[0]).unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_refuses_newcomers_keeps_those_who_are_there() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let listener = open_listener(any, Transport::Tcp, &ListenOptions::default()).unwrap();
+        let address = local_address(&listener).unwrap();
+        let waits = std::net::TcpStream::connect(address).unwrap();
+        refuse_newcomers(&listener).unwrap();
+        let refused = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
+        assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let (taken, peer) = accept(&listener).unwrap().expect("who had come before");
+        assert_eq!(peer, waits.local_addr().unwrap());
+        let mut taken = std::net::TcpStream::from(taken);
+        std::io::Write::write_all(&mut taken, b"x").unwrap();
+        assert_eq!(std::io::Read::read(&mut &waits, &mut [0; 1]).unwrap(), 1);
+        for _ in 0..2 {
+            admit_newcomers(&listener).unwrap();
+        }
+        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
     }
 
     #[test]

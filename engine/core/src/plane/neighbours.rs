@@ -114,6 +114,11 @@ impl Neighbours {
         Neighbours { entries, schedule, known_max, asked: 0, ours, counts: NeighbourCounts::default() }
     }
 
+    /// These are VIPs and SNAT addresses from here on.
+    pub fn follow(&mut self, ours: BTreeSet<Ip>) {
+        self.ours = ours;
+    }
+
     /// Has a neighbour asked for that somebody has packets for; nothing happens if it is known, or asked for already.
     pub fn want(&mut self, now: Now, network: &Network, port: PortId, ip: Ip) {
         let key = (network.segment(port), ip);

@@ -291,11 +291,11 @@ impl Services {
         if let Some(ways) = self.ways.get_mut(service.id.index()) {
             *ways = service.targets.iter().map(|member| Way::new(service, member)).collect();
         }
-        if service.ports.is_empty() {
-            self.by_socket.insert(key(vip, None, protocol), service.id);
-        }
-        for &port in &service.ports {
-            self.by_socket.insert(key(vip, Some(port), protocol), service.id);
+        // Another may have its sockets by now.
+        if !service.is_leaving {
+            let every_port = service.ports.is_empty().then_some(None);
+            let ports = service.ports.iter().map(|&port| Some(port)).chain(every_port);
+            self.by_socket.extend(ports.map(|port| (key(vip, port, protocol), service.id)));
         }
         self.ours.insert(address_key(vip));
         let servers = service.targets.iter().map(|target| address_key(target.address.into()));

@@ -14,6 +14,7 @@ use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -28,6 +29,8 @@ use super::answer::{Problem, Refused};
 use super::guard::read_token;
 use super::route::escape;
 use crate::admin::{MembersStatus, OrderBody, Ordered};
+use crate::controller::Reloaded;
+use crate::reload::changes::ReloadPlan;
 use crate::role::{RoleBody, RoleChanged, RoleStatus};
 use crate::status::Status;
 
@@ -37,6 +40,8 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for an order, which is published to the workers and written down first.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for a reload, before which the machine is asked and every file is read.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where a daemon is asked.
 #[derive(Clone, Debug)]
@@ -253,6 +258,19 @@ pub fn fetch_role(at: &Endpoint) -> Result<RoleStatus, FetchError> {
 /// Gives the machine a role. Returns when every worker follows it.
 pub fn take_role(at: &Endpoint, body: &RoleBody) -> Result<RoleChanged, FetchError> {
     post(at, "/v1/role", body, ORDER_TIMEOUT)
+}
+
+/// Has the daemon take its file as it is now. Returns when every worker serves it.
+pub fn order_reload(at: &Endpoint) -> Result<Reloaded, FetchError> {
+    post(at, "/v1/reload", &json!({}), RELOAD_TIMEOUT)
+}
+
+/// Asks what a reload would change: of the daemon's own file, or of one with this name and text.
+pub fn fetch_plan(at: &Endpoint, file: Option<(&str, &str)>) -> Result<ReloadPlan, FetchError> {
+    match file {
+        None => get(at, "/v1/plan", RELOAD_TIMEOUT),
+        Some((name, text)) => post(at, "/v1/plan", &json!({ "name": name, "text": text }), RELOAD_TIMEOUT),
+    }
 }
 
 /// Sends `body` to a route of the API and waits so long for its answer.

@@ -19,6 +19,7 @@ mod listener;
 mod peer;
 mod persistence;
 mod query;
+mod reload;
 mod role;
 mod route;
 mod server;
@@ -53,8 +54,8 @@ use route::{Deadline, Door};
 pub use answer::Problem;
 pub use certs::{CertificateRow, Certificates};
 pub use client::{
-    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_role, fetch_status, get, order,
-    post, query, take_role,
+    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_plan, fetch_role, fetch_status,
+    get, order, order_reload, post, query, take_role,
 };
 pub use events::EventsPage;
 pub use guard::AccessError;

@@ -20,7 +20,7 @@ use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
 use super::server::Verb;
-use super::{capture, certs, check, events, explain, files, limits, persistence, role, server, sessions};
+use super::{capture, certs, check, events, explain, files, limits, persistence, reload, role, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -79,6 +79,9 @@ pub(super) enum Action {
     Order(Verb),
     Persistence,
     Role,
+    Plan,
+    PlanOf,
+    Reload,
     Routes,
     SayRole,
     Servers,
@@ -121,6 +124,10 @@ static ROUTES: &[Route] = &[
     change("/v1/persistence/clear", ControlRole::Operator, Action::ClearPersistence),
     see("/v1/role", Action::Role),
     change("/v1/role", ControlRole::Operator, Action::SayRole),
+    // Files are read for it, and the machine is asked. One of the caller's may name files that only the daemon can read.
+    Route { method: Method::GET, path: "/v1/plan", role: ControlRole::Operator, action: Action::Plan },
+    change("/v1/plan", ControlRole::Operator, Action::PlanOf),
+    change("/v1/reload", ControlRole::Operator, Action::Reload),
     see("/v1/services/{}/servers/{}", Action::Servers),
     // Servers notice it, and commands run.
     change("/v1/services/{}/servers/{}/check", ControlRole::Operator, Action::Check),
@@ -160,6 +167,9 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
         Action::Persistence => persistence::list(request, asked).await,
         Action::Role => role::show(asked),
         Action::SayRole => role::change(request, asked).await,
+        Action::Plan => reload::plan(asked).await,
+        Action::PlanOf => reload::plan_of(request, asked).await,
+        Action::Reload => reload::reload(request, asked).await,
         Action::Routes => json(StatusCode::OK, &routes()),
         Action::Servers => server::show(house, &chosen(path)),
         Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),
@@ -394,15 +404,20 @@ pub(super) fn escape(name: &str) -> String {
 /// The body of a request as JSON; without one, what `{}` says. A page of a browser cannot send JSON to another site without asking it first, so the type
 /// is insisted on.
 pub(super) async fn read_body<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T, Answer> {
+    read_body_of(request, BODY_BYTES_MAX).await
+}
+
+/// The same of one that may have so many bytes.
+pub(super) async fn read_body_of<T: DeserializeOwned>(request: Request<Incoming>, max: usize) -> Result<T, Answer> {
     let (head, body) = request.into_parts();
     if !body.is_end_stream() && !is_json(&head.headers) {
         let message = "a body is JSON; send it with `Content-Type: application/json`";
         return Err(problem(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
     }
-    let bytes = match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    let bytes = match Limited::new(body, max).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            let message = format!("a body has at most {BODY_BYTES_MAX} bytes");
+            let message = format!("a body has at most {max} bytes");
             return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message));
         }
         Err(error) => return Err(problem(StatusCode::BAD_REQUEST, "bad_body", error.to_string())),

@@ -47,8 +47,9 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 
 /// Publishes `model` and lets the one worker adopt it.
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
+    let steering = Arc::new(SteeringTable::even(1));
     let next = truth
-        .take(model, TlsMaterial::default(), http(), Arc::new(SteeringTable::even(1)), &shared.snapshot(), shared.now())
+        .take(model, TlsMaterial::default(), http(), steering, &shared.snapshot(), "a test", shared.now())
         .unwrap();
     shared.publish(next.clone());
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
@@ -107,6 +108,7 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
             http(),
             Arc::new(SteeringTable::even(1)),
             &shared.snapshot(),
+            "a test",
             shared.now(),
         )
         .unwrap();

@@ -133,6 +133,8 @@ pub fn lacks_source(service: &VirtualService, server: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::leaving::Leaving;
+    use crate::reload::{Room, Started, needs_restart};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -209,6 +211,8 @@ mod tests {
         assert_eq!(pool(&fewer).towards.len(), 1);
         let back = resolve_by(model(), Some(&fewer), no_link, near);
         assert_eq!(pool(&back), pool(&both));
-        assert_eq!(crate::reload::needs_restart(&fewer, &back, &[0], &[0]), Vec::<String>::new());
+        let room = Room { connections: 1, udp_sessions: 1, handshakes: 1, packets: true, tls: true };
+        let started = Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() };
+        assert_eq!(needs_restart(&fewer, &back, &started), Vec::<String>::new());
     }
 }

@@ -11,7 +11,7 @@ use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Network, PortId};
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{Changes, LinkAddress, Neighbours, Tables};
-use towpath_sys::packet::{self, Hearing, Instruction, PacketPort, RingSettings};
+use towpath_sys::packet::{self, Hearing, Instruction, Memberships, PacketPort, RingSettings};
 use towpath_sys::silence::{Claim, Silence};
 
 use super::arms::{Arm, servers};
@@ -51,7 +51,6 @@ pub enum KernelError {
 
 /// Rings, silence and view. Dropping it lets the kernel speak again; the rings are the workers'.
 pub struct Kernel {
-    /// As it was at the start: what claims depend on takes a restart to change.
     model: Model,
     view: Neighbours,
     tables: Tables,
@@ -67,6 +66,8 @@ pub struct Kernel {
     /// The addresses that the kernel had when the claims were made.
     kernels: Vec<LinkAddress>,
     groups: Vec<[u8; 6]>,
+    /// By what groups are joined that were not known when the arms were opened.
+    later_groups: Option<Memberships>,
     program: Vec<Instruction>,
     workers: usize,
     /// A port that could not be opened again is tried again.
@@ -149,6 +150,7 @@ impl Kernel {
             claims,
             kernels,
             groups,
+            later_groups: None,
             program,
             workers,
             missing: BTreeSet::new(),
@@ -177,6 +179,49 @@ impl Kernel {
     /// Addresses that the packet plane answers for.
     pub fn ours(&self) -> BTreeSet<Ip> {
         addresses(&self.model).into_iter().map(Ip::from).collect()
+    }
+
+    /// Whose claims are claimed, and the program that interfaces are opened with.
+    pub fn followed(&self) -> (Model, Vec<Instruction>) {
+        (self.model.clone(), self.program.clone())
+    }
+
+    /// Claims what `model` claims, on the same arms; where that fails, everything is as it was. Interfaces that come again are opened with `program`.
+    pub fn follow(&mut self, model: Model, program: Vec<Instruction>) -> Result<(), KernelError> {
+        let claims = claims(&model, &self.kernels);
+        let groups = addresses(&model).into_iter().filter_map(solicited_group);
+        // Those that are no longer wanted bring a few frames more.
+        let new: BTreeSet<[u8; 6]> = groups.filter(|group| !self.groups.contains(group)).collect();
+        self.join(&new)?;
+        if claims != self.claims || !self.is_silent {
+            self.silence(&claims)?;
+        }
+        let arm = |arm: &KnownArm| Arm { name: arm.name.clone(), index: arm.index, mtu_bytes: arm.mtu_bytes };
+        let arms: Vec<Arm> = self.arms.iter().map(arm).collect();
+        self.file = FileNetwork::new(&model, &arms);
+        self.groups.extend(new);
+        (self.claims, self.is_silent) = (claims, true);
+        (self.model, self.program) = (model, program);
+        Ok(())
+    }
+
+    fn join(&mut self, groups: &BTreeSet<[u8; 6]>) -> Result<(), KernelError> {
+        if groups.is_empty() {
+            return Ok(());
+        }
+        let failed = |name: &str| {
+            let name = name.to_owned();
+            move |source| KernelError::Interface { name, source }
+        };
+        let memberships = match &mut self.later_groups {
+            Some(memberships) => memberships,
+            none => none.insert(Memberships::open().map_err(KernelError::Hearing)?),
+        };
+        let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
+        for arm in self.arms.iter().filter(there) {
+            groups.iter().try_for_each(|&group| memberships.join(arm.index, group)).map_err(failed(&arm.name))?;
+        }
+        Ok(())
     }
 
     /// What the kernel says has changed, without waiting.
@@ -277,14 +322,20 @@ impl Kernel {
     }
 
     fn silence_again(&mut self) {
+        let claims = std::mem::take(&mut self.claims);
+        let silenced = self.silence(&claims);
+        self.claims = claims;
+        self.is_silent = silenced.is_ok();
+        if let Err(error) = silenced {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn silence(&mut self, claims: &[Claim]) -> Result<(), KernelError> {
         let there = |arm: &&KnownArm| self.tables.links.iter().any(|link| link.name == arm.name);
         let names: Vec<&str> = self.arms.iter().filter(there).map(|arm| arm.name.as_str()).collect();
         let mute: Vec<&str> = mute(&self.arms, &self.file).filter(there).map(|arm| arm.name.as_str()).collect();
-        let silenced = self.silence.replace(&names, &mute, &self.claims);
-        self.is_silent = silenced.is_ok();
-        if let Err(error) = silenced {
-            tracing::error!("{}", KernelError::Silence(error));
-        }
+        self.silence.replace(&names, &mute, claims).map_err(KernelError::Silence)
     }
 }
 

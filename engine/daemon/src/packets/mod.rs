@@ -12,4 +12,4 @@ pub mod view;
 mod watch;
 
 pub(crate) use neighbours::way;
-pub(crate) use watch::NetworkWatch;
+pub(crate) use watch::{NetworkOrders, NetworkWatch};

@@ -40,6 +40,11 @@ impl Neighbourhood {
         })
     }
 
+    /// These are VIPs and SNAT addresses from here on.
+    pub(crate) fn follow(&mut self, ours: BTreeSet<Ip>) {
+        self.table.follow(ours);
+    }
+
     /// Who is known.
     pub(crate) fn known(&self) -> impl Iterator<Item = (PortId, Ip, Mac)> + '_ {
         self.table.known()

@@ -3,16 +3,19 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self as std_mpsc, SyncSender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
+use towpath_config::model::Model;
 use towpath_core::WorkerId;
 use towpath_core::plane::Keeper;
+use towpath_sys::packet::Instruction;
 
-use super::kernel::Kernel;
+use super::kernel::{Kernel, KernelError};
 use super::neighbours::Neighbourhood;
 use crate::shared::Shared;
 
@@ -22,6 +25,10 @@ const LOOK_COALESCE_MS: u64 = 2;
 const PUBLISH_MS: u64 = 20;
 /// Time between two looks at what could not be opened again, and after an error.
 const RETRY_MS: u64 = 1_000;
+/// Orders that wait for their turn.
+const ORDERS_MAX: usize = 8;
+/// How long whoever gives one waits for it to be done: a transaction of nftables.
+const FOLLOW_MS: u64 = 2_000;
 /// Time between two confirmations of the neighbours that are sent to.
 const CONFIRM_MS: u64 = 10_000;
 
@@ -33,7 +40,7 @@ pub(crate) struct NetworkWatch {
 
 impl NetworkWatch {
     /// Publishes the network as it is and starts the thread.
-    pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<NetworkWatch> {
+    pub(crate) fn start(shared: Arc<Shared>, kernel: Kernel) -> io::Result<(NetworkWatch, NetworkOrders)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         // Here, where an error still ends the start: in the thread it would only let the kernel speak while we serve.
         let (registered, neighbours) = {
@@ -53,10 +60,41 @@ impl NetworkWatch {
         };
         turn.publish();
         let (stop, stopped) = oneshot::channel();
+        let (orders, inbox) = mpsc::channel(ORDERS_MAX);
         let thread = thread::Builder::new().name("network".to_owned()).spawn(move || {
-            runtime.block_on(turn.run(stopped));
+            runtime.block_on(turn.run(stopped, inbox));
         })?;
-        Ok(NetworkWatch { stop: Some(stop), thread: Some(thread) })
+        Ok((NetworkWatch { stop: Some(stop), thread: Some(thread) }, NetworkOrders(orders)))
+    }
+}
+
+/// What the thread is told to do.
+enum Order {
+    /// Say where our addresses are.
+    Announce,
+    /// Claim what this model claims.
+    Follow { model: Box<Model>, program: Vec<Instruction>, reply: SyncSender<Result<(), KernelError>> },
+}
+
+/// How the thread is told to do something.
+#[derive(Debug)]
+pub(crate) struct NetworkOrders(mpsc::Sender<Order>);
+
+impl NetworkOrders {
+    /// Has the kernel leave to us what `model` claims, and interfaces that are opened anew steer by `program`; returns when it does.
+    pub(crate) fn follow(&self, model: Model, program: Vec<Instruction>) -> Result<(), KernelError> {
+        let (reply, answer) = std_mpsc::sync_channel(1);
+        let silent = |text: &str| KernelError::Silence(io::Error::other(text.to_owned()));
+        let order = Order::Follow { model: Box::new(model), program, reply };
+        self.0.try_send(order).map_err(|_| silent("the network's thread has no time for it"))?;
+        let patience = Duration::from_millis(FOLLOW_MS);
+        answer.recv_timeout(patience).unwrap_or_else(|_| Err(silent("the network's thread does not answer")))
+    }
+
+    /// Has the neighbours told where our addresses are.
+    pub(crate) fn announce(&self) {
+        // Where it has no time they are told with the next change.
+        let _is_busy = self.0.try_send(Order::Announce);
     }
 }
 
@@ -84,7 +122,7 @@ struct Turn {
 }
 
 impl Turn {
-    async fn run(mut self, mut stopped: oneshot::Receiver<()>) {
+    async fn run(mut self, mut stopped: oneshot::Receiver<()>, mut orders: mpsc::Receiver<Order>) {
         let mut retry = tokio::time::interval(Duration::from_millis(RETRY_MS));
         let mut confirm = tokio::time::interval(Duration::from_millis(CONFIRM_MS));
         let shared = Arc::clone(&self.shared);
@@ -92,6 +130,7 @@ impl Turn {
             let (look_at, publish_at, ask_at) = (self.look_at, self.publish_at, self.next_question());
             tokio::select! {
                 _ = &mut stopped => break,
+                Some(order) = orders.recv() => self.obey(order),
                 changed = changed(&mut self.kernel) => {
                     let wait_ms = changed.map_or_else(unread, |()| LOOK_COALESCE_MS);
                     let soon = Instant::now() + Duration::from_millis(wait_ms);
@@ -107,6 +146,32 @@ impl Turn {
                     if self.kernel.get_ref().is_incomplete() {
                         self.look();
                     }
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Announce => {
+                self.shared.network().ask_for_announcement();
+                self.publish();
+            }
+            Order::Follow { model, program, reply } => {
+                let (model_before, program_before) = self.kernel.get_ref().followed();
+                let followed = self.kernel.get_mut().follow(*model, program);
+                if followed.is_ok()
+                    && let Some(neighbours) = &mut self.neighbours
+                {
+                    neighbours.follow(self.kernel.get_ref().ours());
+                }
+                let is_taken = followed.is_ok();
+                // Whoever waited too long has refused what it was for.
+                if reply.send(followed).is_err()
+                    && is_taken
+                    && let Err(error) = self.kernel.get_mut().follow(model_before, program_before)
+                {
+                    tracing::error!("{error}");
                 }
             }
         }

@@ -48,24 +48,30 @@ fn edited(from: &str, to: &str) -> Model {
     model(&BASE.replacen(from, to, 1))
 }
 
+/// Room for both protocols on the stream plane.
+const ROOM: Room = Room { connections: 1000, udp_sessions: 150, handshakes: 1024, packets: true, tls: true };
+
+fn refused_by_name(old: &Model, new: &Model, cpus: &[usize], usable: &[usize]) -> Vec<String> {
+    needs_restart(old, new, &Started { cpus, usable, room: ROOM, leaving: &Leaving::default() })
+}
+
 #[test]
-fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
+fn what_workers_and_allocations_hang_on_is_refused_by_name() {
     let cases = [
         ("workers = [0]", "workers = [1]", "runtime.workers"),
         ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
         ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
-        ("udp_sessions = 100", "udp_sessions = 200", "limits"),
+        ("udp_sessions = 100", "udp_sessions = 200", "limits.udp_sessions (memory is allocated for 150)"),
+        ("udp_sessions = 100", "flows = 9000\nudp_sessions = 100", "limits.flows"),
+        ("udp_sessions = 100", "buffers = 64\nudp_sessions = 100", "limits.buffers"),
         ("a.sock", "b.sock", "control.socket"),
         ("/a.sock\"", "/a.sock\"\nstate_file = \"/a.state\"", "control.state_file"),
         ("/a.sock\"", "/a.sock\"\ngroup = \"none\"", "control.group"),
         ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
-        ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
-        ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
-        ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
     ];
     let old = model(BASE);
     for (from, to, expected) in cases {
-        assert_eq!(needs_restart(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
+        assert_eq!(refused_by_name(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
     }
 }
 
@@ -82,20 +88,94 @@ fn users_and_the_page_are_taken_and_another_address_is_not() {
     };
     let old = with("127.0.0.1:9443", "", &token("0"));
     let taken = with("127.0.0.1:9443", "page = \"off\"\nsession_timeout = \"2h\"", &token("1"));
-    assert!(needs_restart(&old, &taken, &[0], &[0]).is_empty());
+    assert!(refused_by_name(&old, &taken, &[0], &[0]).is_empty());
     for other in [with("127.0.0.1:9444", "", &token("0")), model(BASE)] {
-        assert_eq!(needs_restart(&old, &other, &[0], &[0]), ["control.listen"]);
-        assert_eq!(needs_restart(&other, &old, &[0], &[0]), ["control.listen"]);
+        assert_eq!(refused_by_name(&old, &other, &[0], &[0]), ["control.listen"]);
+        assert_eq!(refused_by_name(&other, &old, &[0], &[0]), ["control.listen"]);
     }
 }
 
 #[test]
-fn a_service_with_another_name_is_one_removed_and_one_added() {
-    let renamed = edited("name = \"web\"", "name = \"site\"");
-    assert_eq!(
-        needs_restart(&model(BASE), &renamed, &[0], &[0]),
-        ["service `web` (removed)", "service `site` (added)"]
+fn services_come_and_go_and_where_packets_go_stays() {
+    let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
+    let (stream, packet) = (model(BASE), packets(BASE));
+    let none = Vec::<String>::new();
+    let renamed = BASE.replacen("name = \"web\"", "name = \"site\"", 1);
+    assert_eq!(refused_by_name(&stream, &model(&renamed), &[0], &[0]), none);
+    assert_eq!(refused_by_name(&packet, &packets(&renamed), &[0], &[0]), none);
+    let cases = [
+        ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
+        ("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.6\"]", "source of service `web`"),
+    ];
+    for (from, to, expected) in cases {
+        let edited = BASE.replacen(from, to, 1);
+        assert_eq!(refused_by_name(&stream, &model(&edited), &[0], &[0]), none, "{to}");
+        assert_eq!(refused_by_name(&packet, &packets(&edited), &[0], &[0]), [expected], "{to}");
+    }
+    let wider = BASE.replacen("pool = [\"192.0.2.5\"]", "pool = [\"192.0.2.5\", \"192.0.2.6\"]", 1);
+    assert_eq!(refused_by_name(&packet, &packets(&wider), &[0], &[0]), none);
+    let more = |ports: &str| model(&BASE.replacen("ports = [80]", &format!("ports = {ports}\nplane = \"packet\""), 1));
+    assert_eq!(refused_by_name(&packet, &more("[80, 81]"), &[0], &[0]), none);
+    assert_eq!(refused_by_name(&more("[80, 81]"), &packet, &[0], &[0]), ["ports of service `web`"]);
+    let refused = refused_by_name(&stream, &packet, &[0], &[0]);
+    assert!(refused.contains(&"plane of service `web`".to_owned()), "{refused:?}");
+    let refused = refused_by_name(&stream, &packets(&renamed), &[0], &[0]);
+    assert_eq!(refused, ["service `site` (its address and port are those of one on the other plane)"]);
+    let without = Room { packets: false, ..ROOM };
+    let started = Started { cpus: &[0], usable: &[0], room: without, leaving: &Leaving::default() };
+    let refused = needs_restart(&stream, &packets(&renamed), &started);
+    assert!(refused.contains(&"service `site` (the first on the packet plane)".to_owned()), "{refused:?}");
+}
+
+#[test]
+fn who_comes_back_while_it_has_flows_is_what_it_was() {
+    let packets = |text: &str| model(&text.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1));
+    let other = "\n[[service]]\nname = \"other\"\nvip = \"192.0.2.7\"\nports = 80\nplane = \"packet\"\nsource = \"vip\"\n\
+                 [[service.server]]\nname = \"one\"\naddress = \"192.0.2.11\"\n";
+    let (both, one) = (
+        model(&format!("{}{other}", BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1))),
+        packets(BASE),
     );
+    let leaving = Leaving::default().after(&both, &one, towpath_core::Now(0));
+    let started = Started { cpus: &[0], usable: &[0], room: ROOM, leaving: &leaving };
+    assert_eq!(needs_restart(&one, &both, &started), Vec::<String>::new());
+    let mut moved = both.clone();
+    moved.services[1].vip = "192.0.2.8".parse().unwrap();
+    assert_eq!(needs_restart(&one, &moved, &started), ["vip of service `other`"]);
+}
+
+#[test]
+fn a_listener_amid_ports_that_the_packet_plane_leases_takes_a_restart() {
+    let text = BASE.replacen("ports = [80]", "ports = [80]\nplane = \"packet\"", 1);
+    let other = "\n[[service]]\nname = \"relayed\"\nvip = \"192.0.2.5\"\nports = PORT\n[[service.server]]\nname = \"one\"\n\
+                 address = \"192.0.2.11\"\n";
+    let with = |port: &str| model(&format!("{text}{}", other.replace("PORT", port)));
+    assert_eq!(
+        refused_by_name(&with("22"), &with("8080"), &[0], &[0]),
+        ["a port of the stream plane at an address that the packet plane leases from"]
+    );
+    assert_eq!(refused_by_name(&with("22"), &with("23"), &[0], &[0]), Vec::<String>::new());
+}
+
+#[test]
+fn the_first_service_of_a_protocol_has_no_room() {
+    let over_udp = BASE.replacen("ports = [80]", "ports = [80]\nprotocol = \"udp\"", 1);
+    let (tcp, udp) = (model(BASE), model(&over_udp));
+    let by =
+        |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() });
+    assert_eq!(by(ROOM), Vec::<String>::new());
+    let without = Room { udp_sessions: 0, ..ROOM };
+    let refused = by(without);
+    assert!(refused.contains(&"service `web` (the first over UDP on the stream plane)".to_owned()), "{refused:?}");
+}
+
+#[test]
+fn limits_are_taken_up_to_what_was_allocated() {
+    let lower = edited("udp_sessions = 100", "udp_sessions = 50\nconnections = 1000\nhandshakes = 10");
+    assert_eq!(refused_by_name(&model(BASE), &lower, &[0], &[0]), Vec::<String>::new());
+    let higher = edited("udp_sessions = 100", "udp_sessions = 150\nconnections = 1001");
+    let refused = refused_by_name(&model(BASE), &higher, &[0], &[0]);
+    assert_eq!(refused, ["limits.connections (memory is allocated for 1000)"]);
 }
 
 #[test]
@@ -114,7 +194,7 @@ fn servers_health_balance_persistence_timeouts_and_limits_are_taken() {
     for (from, to) in cases {
         let new = edited(from, to);
         assert_ne!(new, old, "{to} changes the model");
-        assert_eq!(needs_restart(&old, &new, &[0], &[0]), Vec::<String>::new(), "{to}");
+        assert_eq!(refused_by_name(&old, &new, &[0], &[0]), Vec::<String>::new(), "{to}");
     }
 }
 
@@ -189,7 +269,7 @@ fn workers_as_a_start_would_choose_them_must_be_those_that_were_started() {
         assert_eq!(workers_wanted(&Workers::Auto, started, &[2, 3]), None, "{started:?}");
     }
     let auto = edited("workers = [0]", "workers = \"auto\"");
-    assert_eq!(needs_restart(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
+    assert_eq!(refused_by_name(&model(BASE), &auto, &[0], &[0, 1]), ["runtime.workers"]);
 }
 
 #[test]
@@ -199,8 +279,10 @@ fn how_tls_is_ended_is_taken_once_a_service_ends_it() {
     ended.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/mail.pem", Resumption::Tickets)));
     let mut other = plain.clone();
     other.services[0].tls = ServiceTls::Ended(Box::new(ended_tls("/etc/other.pem", Resumption::Cache)));
-    assert_eq!(needs_restart(&plain, &ended, &[0], &[0]), ["tls.mode of service `web` (the first that ends TLS)"]);
-    for (old, new) in [(&ended, &other), (&ended, &plain)] {
-        assert_eq!(needs_restart(old, new, &[0], &[0]), Vec::<String>::new());
+    let leaving = Leaving::default();
+    let without = Started { cpus: &[0], usable: &[0], room: Room { tls: false, ..ROOM }, leaving: &leaving };
+    assert_eq!(needs_restart(&plain, &ended, &without), ["tls.mode of service `web` (the first that ends TLS)"]);
+    for (old, new) in [(&ended, &other), (&ended, &plain), (&plain, &ended)] {
+        assert_eq!(refused_by_name(old, new, &[0], &[0]), Vec::<String>::new());
     }
 }

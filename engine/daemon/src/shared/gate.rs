@@ -7,7 +7,7 @@ use crossbeam_utils::CachePadded;
 /// A number of places, all alike. Whoever enters leaves again.
 #[derive(Debug)]
 pub struct Gate {
-    max: u32,
+    max: AtomicU32,
     inside: CachePadded<AtomicU32>,
     refused: CachePadded<AtomicU64>,
 }
@@ -15,14 +15,20 @@ pub struct Gate {
 impl Gate {
     /// A gate with `max` places; with 0 nobody enters.
     pub fn new(max: u32) -> Gate {
-        Gate { max, inside: CachePadded::default(), refused: CachePadded::default() }
+        Gate { max: AtomicU32::new(max), inside: CachePadded::default(), refused: CachePadded::default() }
+    }
+
+    /// Has so many places from now on. Where more are inside, nobody enters until they have left.
+    pub(crate) fn resize(&self, max: u32) {
+        self.max.store(max, Ordering::Release);
     }
 
     /// Takes a place; `false` (and counted) when all are taken.
     pub fn try_enter(&self) -> bool {
+        let max = self.max();
         let entered = self
             .inside
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |inside| (inside < self.max).then(|| inside + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |inside| (inside < max).then(|| inside + 1))
             .is_ok();
         if !entered {
             self.refused.fetch_add(1, Ordering::Relaxed);
@@ -43,7 +49,7 @@ impl Gate {
 
     /// Places in all.
     pub fn max(&self) -> u32 {
-        self.max
+        self.max.load(Ordering::Relaxed)
     }
 
     /// How often nobody could enter.

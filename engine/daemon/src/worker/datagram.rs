@@ -108,6 +108,11 @@ impl Datagrams {
         Datagrams { sessions: Slab::new(sessions_max), by_client: HashMap::new(), calls: HashMap::new() }
     }
 
+    /// Whether a session came in by this listener.
+    pub(super) fn any_of(&self, listener: u32) -> bool {
+        self.sessions.iter().any(|(_, session)| session.listener == listener)
+    }
+
     /// Whether this client may have one more call.
     fn has_room(&self, listener: u32, client: SocketAddr) -> bool {
         self.calls.get(&(listener, client)).is_none_or(|count| *count < CALLS_PER_CLIENT_MAX)
@@ -259,6 +264,10 @@ impl Worker {
     ) -> io::Result<Option<Key>> {
         let Some((service, port)) = self.service_of_listener(index) else { return Ok(None) };
         let page = self.shared.seat(self.id).service_page(service.id);
+        if self.is_leaving(index) {
+            page.count_end(Termination::NoServer);
+            return Ok(None);
+        }
         if !self.shared.gate(Protocol::Udp).try_enter() {
             page.count_end(Termination::OutOfConnections);
             return Ok(None);

@@ -1,15 +1,19 @@
 //! The listeners of a worker: accepting, receiving, running out of descriptors, closing without losing a client.
+//!
+//! One that no service has any more *leaves*: it takes nobody new, those who have come in by it are served as by its last service, and it closes
+//! together with those of the other workers ([`DoorBoard`](crate::shared::DoorBoard)).
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::mem;
 use std::net::UdpSocket;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use towpath_config::model::Protocol;
 use towpath_core::counters::{Termination, WorkerCounter};
-use towpath_core::snapshot::Service;
+use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, ServiceId};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Received};
@@ -17,26 +21,44 @@ use towpath_sys::socket;
 
 use super::Worker;
 use super::token::Token;
-use crate::listen::Listener;
+use crate::listen::{Listener, Opening};
+use crate::shared::Doorway;
+use crate::tls::{ServiceTls, TlsContexts};
 
 /// How long a listener waits after the process ran out of descriptors or a receive failed.
 const PAUSE_MS: u64 = 10;
 /// Clients refused in one go while there are no descriptors.
 const REFUSED_AT_ONCE_MAX: usize = 64;
+/// How long a listener that leaves waits for handshakes that are under way: one answer of ours that is lost is sent again within this time (RFC 6298 §2.1).
+const HANDSHAKES_MS: u64 = 1200;
+/// Time between two looks whether a UDP listener that leaves still has sessions.
+const SESSIONS_LOOK_MS: u64 = 100;
 
 /// One listener and whether the ring watches it.
 struct Door {
     service: ServiceId,
-    port: u16,
+    doorway: Doorway,
     socket: DoorSocket,
     /// An accept or receive is in flight.
     armed: bool,
     /// Not to be armed before this time.
     paused_until: Option<Now>,
+    /// No service has it any more.
+    leaving: Option<Box<Leaving>>,
+}
+
+/// What a listener is that leaves.
+struct Leaving {
+    /// Its last service, and how TLS with its clients begins; `None` where this worker has never served it.
+    last: Option<(Arc<Service>, Option<Arc<ServiceTls>>)>,
+    /// When it is looked at next; `None` = it is known to be needed no more.
+    look_at: Option<Now>,
+    /// Its operations are cancelled.
+    is_closing: bool,
 }
 
 enum DoorSocket {
-    Stream(std::os::fd::OwnedFd),
+    Stream(OwnedFd),
     Datagram(UdpSocket),
     Closed,
 }
@@ -44,26 +66,26 @@ enum DoorSocket {
 /// Every listener of one worker.
 pub(super) struct Doors {
     doors: Vec<Door>,
+    /// The list of what clients come to that it follows.
+    openings: Arc<[Opening]>,
+    /// How many leave.
+    leaving: usize,
     /// A descriptor kept back, so that a client can be accepted and refused when there is no other.
     reserve: Option<File>,
 }
 
 impl Doors {
-    pub(super) fn new(listeners: Vec<Listener>) -> io::Result<Doors> {
-        let doors = listeners
-            .into_iter()
-            .map(|listener| Door {
-                service: listener.service,
-                port: listener.port,
-                socket: match listener.protocol {
-                    Protocol::Tcp => DoorSocket::Stream(listener.socket),
-                    Protocol::Udp => DoorSocket::Datagram(UdpSocket::from(listener.socket)),
-                },
-                armed: false,
-                paused_until: None,
-            })
-            .collect();
-        Ok(Doors { doors, reserve: Some(reserve()?) })
+    pub(super) fn new(listeners: Vec<Listener>, openings: Arc<[Opening]>) -> io::Result<Doors> {
+        let doors = listeners.into_iter().map(Door::new).collect();
+        Ok(Doors { doors, openings, leaving: 0, reserve: Some(reserve()?) })
+    }
+
+    /// One more; it takes the place of one that has closed.
+    fn insert(&mut self, door: Door) {
+        match self.doors.iter_mut().find(|old| matches!(old.socket, DoorSocket::Closed) && !old.armed) {
+            Some(place) => *place = door,
+            None => self.doors.push(door),
+        }
     }
 
     /// The socket of a UDP listener, unless it is closed.
@@ -95,13 +117,50 @@ impl Doors {
     pub(super) fn next_due(&self) -> Option<Now> {
         self.doors.iter().filter_map(|door| door.paused_until).min()
     }
+
+    /// When the first that leaves is looked at.
+    pub(super) fn next_look(&self) -> Option<Now> {
+        if self.leaving == 0 {
+            return None;
+        }
+        self.doors.iter().filter_map(|door| door.leaving.as_ref()?.look_at).min()
+    }
+
+    /// Whether one leaves whose last service this is.
+    pub(super) fn has_left_of(&self, service: ServiceId) -> bool {
+        self.leaving > 0 && self.doors.iter().any(|door| door.leaving.is_some() && door.service == service)
+    }
+}
+
+impl Door {
+    fn new(listener: Listener) -> Door {
+        Door {
+            service: listener.service,
+            doorway: (listener.protocol, listener.address),
+            socket: match listener.protocol {
+                Protocol::Tcp => DoorSocket::Stream(listener.socket),
+                Protocol::Udp => DoorSocket::Datagram(UdpSocket::from(listener.socket)),
+            },
+            armed: false,
+            paused_until: None,
+            leaving: None,
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.leaving.as_ref().is_some_and(|leaving| leaving.is_closing)
+    }
+
+    fn port(&self) -> u16 {
+        self.doorway.1.port()
+    }
 }
 
 impl Worker {
     /// Watches every listener that is open, not watched and not paused.
     pub(super) fn arm_doors(&mut self) -> io::Result<()> {
         for (door, index) in self.doors.doors.iter_mut().zip(0u32..) {
-            if door.armed || door.paused_until.is_some_and(|until| until > self.now) {
+            if door.armed || door.is_closing() || door.paused_until.is_some_and(|until| until > self.now) {
                 continue;
             }
             door.paused_until = None;
@@ -119,16 +178,160 @@ impl Worker {
         Ok(())
     }
 
-    /// The service behind a listener, as the snapshot at hand has it.
+    /// The service behind a listener, as the snapshot at hand has it; of one that leaves, as it was last.
     pub(super) fn service_at(&self, index: u32) -> Option<&Arc<Service>> {
-        self.snapshot.service(self.doors.doors.get(index as usize)?.service)
+        let door = self.doors.doors.get(index as usize)?;
+        match &door.leaving {
+            Some(leaving) => leaving.last.as_ref().map(|(service, _)| service),
+            None => self.snapshot.service(door.service),
+        }
     }
 
     /// The same, and the port that clients use.
     pub(super) fn service_of_listener(&self, index: u32) -> Option<(Arc<Service>, u16)> {
+        let port = self.doors.doors.get(index as usize)?.port();
+        Some((Arc::clone(self.service_at(index)?), port))
+    }
+
+    /// How TLS with clients of a listener begins.
+    fn tls_of_listener(&self, index: u32) -> Option<Arc<ServiceTls>> {
         let door = self.doors.doors.get(index as usize)?;
-        let service = self.snapshot.service(door.service)?;
-        Some((Arc::clone(service), door.port))
+        match &door.leaving {
+            Some(leaving) => leaving.last.as_ref()?.1.clone(),
+            None => self.tls.service(door.service).map(Arc::clone),
+        }
+    }
+
+    /// Whether a listener leaves: who has no session by it gets none.
+    pub(super) fn is_leaving(&self, index: u32) -> bool {
+        self.doors.doors.get(index as usize).is_some_and(|door| door.leaving.is_some())
+    }
+
+    /// A client has come in by a listener.
+    fn welcome(&mut self, index: u32, socket: OwnedFd) -> io::Result<()> {
+        let Some((service, port)) = self.service_of_listener(index) else { return Ok(()) };
+        let service_tls = self.tls_of_listener(index);
+        self.open_relay(socket, service, service_tls, port)
+    }
+
+    /// Listens to what the generation at hand has clients come to, from here on; `before` is what was served until now.
+    pub(super) fn follow_openings(
+        &mut self,
+        openings: Arc<[Opening]>,
+        before: &Snapshot,
+        tls_before: &TlsContexts,
+    ) -> io::Result<()> {
+        if Arc::ptr_eq(&openings, &self.doors.openings) {
+            return Ok(());
+        }
+        let handed = self.shared.doorways().take(self.id, self.snapshot.generation);
+        if self.stopping.is_some() {
+            // Closed with the others.
+            return Ok(());
+        }
+        handed.into_iter().for_each(|listener| self.doors.insert(Door::new(listener)));
+        let services: HashMap<Doorway, ServiceId> =
+            openings.iter().map(|opening| (opening.doorway(), opening.service)).collect();
+        self.doors.openings = openings;
+        self.doors.leaving = 0;
+        for door in self.doors.doors.iter_mut().filter(|door| !matches!(door.socket, DoorSocket::Closed)) {
+            match services.get(&door.doorway) {
+                Some(&service) => {
+                    door.service = service;
+                    if door.leaving.take().is_some()
+                        && let DoorSocket::Stream(listener) = &door.socket
+                        && let Err(error) = socket::admit_newcomers(listener)
+                    {
+                        tracing::error!("listener {}: it cannot take new clients again: {error}", door.doorway.1);
+                    }
+                }
+                None => {
+                    self.doors.leaving += 1;
+                    let wait_ms = match &door.socket {
+                        DoorSocket::Stream(_) => HANDSHAKES_MS,
+                        DoorSocket::Datagram(_) | DoorSocket::Closed => 0,
+                    };
+                    let look_at = Some(self.now + wait_ms);
+                    if let Some(leaving) = &mut door.leaving {
+                        // Once more: it may have been wanted in between.
+                        leaving.look_at = look_at;
+                        continue;
+                    }
+                    let tls = || tls_before.service(door.service).map(Arc::clone);
+                    let last = before.service(door.service).map(|service| (Arc::clone(service), tls()));
+                    door.leaving = Some(Box::new(Leaving { last, look_at, is_closing: false }));
+                    if let DoorSocket::Stream(listener) = &door.socket
+                        && let Err(error) = socket::refuse_newcomers(listener)
+                    {
+                        // Then who knocks at the last moment is reset.
+                        tracing::debug!("listener {}: it cannot refuse new clients: {error}", door.doorway.1);
+                    }
+                }
+            }
+        }
+        self.arm_doors()
+    }
+
+    /// Closes the listeners that leave and that nobody needs any more.
+    pub(super) fn close_left_doors(&mut self) -> io::Result<()> {
+        if self.doors.leaving == 0 || self.stopping.is_some() {
+            return Ok(());
+        }
+        for index in 0..self.doors.doors.len() {
+            self.close_left_door(index)?;
+        }
+        Ok(())
+    }
+
+    fn close_left_door(&mut self, index: usize) -> io::Result<()> {
+        let Worker { doors, datagrams, shared, ring, id, now, .. } = self;
+        let door = &mut doors.doors[index];
+        let Some(leaving) = &mut door.leaving else { return Ok(()) };
+        match (leaving.look_at, &door.socket) {
+            (Some(look_at), _) if look_at > *now => return Ok(()),
+            (Some(_), DoorSocket::Datagram(_)) if datagrams.any_of(index as u32) => {
+                leaving.look_at = Some(*now + SESSIONS_LOOK_MS);
+                return Ok(());
+            }
+            (Some(_), _) => {
+                leaving.look_at = None;
+                if shared.doorways().ready(*id, &door.doorway) {
+                    shared.wake_all();
+                }
+            }
+            // Said once more: a reload that was refused may have had it back in between.
+            (None, _) if !leaving.is_closing => {
+                if shared.doorways().ready(*id, &door.doorway) {
+                    shared.wake_all();
+                }
+            }
+            (None, _) => {}
+        }
+        if !leaving.is_closing {
+            if !shared.doorways().is_closing(&door.doorway) {
+                return Ok(());
+            }
+            leaving.is_closing = true;
+            door.paused_until = None;
+            let socket = match &door.socket {
+                DoorSocket::Stream(socket) => socket.as_fd(),
+                DoorSocket::Datagram(socket) => socket.as_fd(),
+                DoorSocket::Closed => return Ok(()),
+            };
+            ring.cancel_all(socket, Token::Nothing.pack())?;
+        }
+        // Until its last operation has ended that may still bring somebody.
+        if door.armed {
+            return Ok(());
+        }
+        self.empty_accept_queue(index)?;
+        let door = &mut self.doors.doors[index];
+        door.socket = DoorSocket::Closed;
+        door.leaving = None;
+        self.doors.leaving -= 1;
+        let doorway = self.doors.doors[index].doorway;
+        self.shared.doorways().closed(&doorway);
+        Ok(())
     }
 
     /// An accept has completed.
@@ -136,11 +339,9 @@ impl Worker {
         let goes_on = completion.more();
         self.doors.doors[index as usize].armed = goes_on;
         match completion.into_descriptor() {
-            Ok(socket) => {
-                if let Some((service, port)) = self.service_of_listener(index) {
-                    self.open_relay(socket, service, port)?;
-                }
-            }
+            Ok(socket) => self.welcome(index, socket)?,
+            // Cancelled.
+            Err(_) if self.doors.doors[index as usize].is_closing() => {}
             Err(errno) => match Cause::of_errno(errno) {
                 Cause::OutOfDescriptors => self.refuse_waiting(index),
                 // The client gave up between SYN and accept: nothing was lost.
@@ -154,12 +355,18 @@ impl Worker {
         if goes_on {
             return Ok(());
         }
+        if self.doors.doors[index as usize].is_closing() {
+            return self.close_left_door(index as usize);
+        }
         self.rearm_unless_stopping()
     }
 
     /// A receive on a UDP listener has ended with `completion`.
     pub(super) fn listen_again(&mut self, index: u32, completion: &Completion) -> io::Result<()> {
         self.doors.doors[index as usize].armed = false;
+        if self.doors.doors[index as usize].is_closing() {
+            return self.close_left_door(index as usize);
+        }
         // Missing buffers are there again with the next submission; what else fails may fail again at once.
         if matches!(completion.received(), Received::Failed) {
             self.pause(index);
@@ -195,9 +402,7 @@ impl Worker {
         for _ in 0..=socket::BACKLOG {
             let DoorSocket::Stream(listener) = &self.doors.doors[index].socket else { break };
             let Ok(Some((socket, _))) = socket::accept(listener) else { break };
-            if let Some((service, port)) = self.service_of_listener(index as u32) {
-                self.open_relay(socket, service, port)?;
-            }
+            self.welcome(index as u32, socket)?;
         }
         Ok(())
     }
@@ -227,10 +432,11 @@ impl Worker {
     }
 
     fn pause(&mut self, index: u32) {
-        if self.stopping.is_some() {
+        let door = &mut self.doors.doors[index as usize];
+        if self.stopping.is_some() || door.is_closing() {
             return;
         }
-        self.doors.doors[index as usize].paused_until = Some(self.now + PAUSE_MS);
+        door.paused_until = Some(self.now + PAUSE_MS);
     }
 }
 
@@ -241,7 +447,6 @@ fn reserve() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpStream;
-    use std::os::fd::OwnedFd;
     use std::time::Duration;
 
     use towpath_sys::host::await_readable;
@@ -256,15 +461,13 @@ mod tests {
         let first = open_listener(any, Transport::Tcp, &options).unwrap();
         let address = socket::local_address(&first).unwrap();
         let second = open_listener(address, Transport::Tcp, &options).unwrap();
-        let door = |socket| Door {
-            service: ServiceId(0),
-            port: address.port(),
-            socket: DoorSocket::Stream(socket),
-            armed: false,
-            paused_until: None,
+        let door = |socket| {
+            let (service, protocol) = (ServiceId(0), Protocol::Tcp);
+            Door::new(Listener { service, port: address.port(), protocol, socket, address })
         };
         let no_socket = OwnedFd::from(File::open("/dev/null").unwrap());
-        let doors = Doors { doors: vec![door(no_socket), door(first)], reserve: None };
+        let doors =
+            Doors { doors: vec![door(no_socket), door(first)], openings: Arc::default(), leaving: 0, reserve: None };
         // Always the second.
         assert!(doors.steer(&[(0x06, 0, 0, 1)]).is_err());
         for _ in 0..16 {

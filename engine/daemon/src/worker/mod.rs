@@ -42,7 +42,7 @@ use towpath_core::session::{Chunk, Chunks, Event, Gathers, Multishots, Op, Side}
 use towpath_core::snapshot::{Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
-use towpath_core::{Generation, Now, WorkerId};
+use towpath_core::{Generation, Now, ServiceId, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
@@ -146,6 +146,14 @@ enum PortUse {
     Lingering,
 }
 
+/// A service that a reload has taken out: what is open of it may finish.
+#[derive(Clone, Copy, Debug)]
+struct GoneService {
+    service: ServiceId,
+    /// When what is left of it ends.
+    due: Now,
+}
+
 struct Worker {
     shared: Arc<Shared>,
     id: WorkerId,
@@ -202,6 +210,8 @@ struct Worker {
     lost: Vec<Key>,
     /// Questions about its sessions that it is about to answer.
     walks: Walks,
+    /// Services that a reload has taken out, as far as somebody may still be served by them.
+    gone: Vec<GoneService>,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -243,12 +253,12 @@ impl Worker {
             ring.reserve_outgoing(settings.http_buffers, OUTGOING_BYTES)?;
         }
         let senders = ring.outgoing_buffers().map_or(0, |buffers| usize::from(buffers.count()));
-        let InForce { snapshot, tls } = shared.in_force();
+        let InForce { snapshot, tls, openings } = shared.in_force();
         let timers = settings.connections_max as usize + settings.udp_sessions_max as usize;
         let mut worker = Worker {
             ring,
             now,
-            doors: Doors::new(entrances.listeners)?,
+            doors: Doors::new(entrances.listeners, openings)?,
             packets: settings.plane.map(|plane| {
                 let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
                 if let Some((memory, settings)) = entrances.fast {
@@ -282,6 +292,7 @@ impl Worker {
             slow_look: None,
             lost: Vec::new(),
             walks: Walks::default(),
+            gone: Vec::new(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -322,6 +333,8 @@ impl Worker {
         self.adopt()?;
         self.end_lost()?;
         self.follow_phase()?;
+        self.close_left_doors()?;
+        self.end_gone()?;
         // First, so that a path that has its turn among the completions gets no second one in the same breath.
         self.pump_rest()?;
         self.follow_steering();
@@ -455,8 +468,11 @@ impl Worker {
     /// Serves the newest snapshot from here on.
     fn adopt(&mut self) -> io::Result<()> {
         let Some(newer) = self.shared.newer_than(self.snapshot.generation) else { return Ok(()) };
-        self.snapshot = newer.snapshot;
-        self.tls = newer.tls;
+        let before = std::mem::replace(&mut self.snapshot, newer.snapshot);
+        let tls_before = std::mem::replace(&mut self.tls, newer.tls);
+        self.reserve_for_http();
+        self.find_gone(&before);
+        self.follow_openings(newer.openings, &before, &tls_before)?;
         self.adopt_in_plane();
         self.retire_idle()?;
         self.find_lost();
@@ -464,6 +480,62 @@ impl Worker {
         self.end_datagrams_of_lost_servers()?;
         self.requeue()?;
         self.shared.report_adopted(self.id, self.snapshot.generation);
+        Ok(())
+    }
+
+    /// The first service in HTTP mode needs buffers for what is made here; those for TLS would do.
+    fn reserve_for_http(&mut self) {
+        if self.ring.outgoing_buffers().is_some() || self.snapshot.each_service().all(|service| service.http.is_none())
+        {
+            return;
+        }
+        let count = self.settings.buffers.min(OUTGOING_BUFFERS_MAX) as u16;
+        match self.ring.reserve_outgoing(count, OUTGOING_BYTES) {
+            Ok(()) => self.senders = vec![None; usize::from(count)].into_boxed_slice(),
+            // Its clients are refused, and it is tried again with the next generation.
+            Err(error) => tracing::error!("worker {}: no memory for HTTP mode: {error}", self.id),
+        }
+    }
+
+    /// Notes which services of `before` the snapshot at hand has no more, and which are there again.
+    fn find_gone(&mut self, before: &Snapshot) {
+        let Worker { snapshot, gone, now, .. } = self;
+        gone.retain(|gone| snapshot.service(gone.service).is_none());
+        let left = before.each_service().filter(|service| service.place == service.id);
+        for service in left.filter(|service| snapshot.service(service.id).is_none()) {
+            gone.push(GoneService { service: service.id, due: *now + service.drain_timeout_ms });
+        }
+    }
+
+    /// Ends what has had the drain timeout of its service since that was taken out.
+    fn end_gone(&mut self) -> io::Result<()> {
+        let now = self.now;
+        let over: Vec<ServiceId> = self.gone.iter().filter(|gone| gone.due <= now).map(|gone| gone.service).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let is_over = |service: &Service| over.contains(&service.id);
+        let relays = self.relays.iter().filter(|(_, relay)| is_over(relay.service()));
+        // A few at a time: each costs some system calls, and the others wait for them.
+        let relays: Vec<Key> = relays.map(|(key, _)| key).take(LOST_MAX).collect();
+        let sessions = self.datagrams.sessions.iter().filter(|(_, session)| is_over(session.service()));
+        let sessions: Vec<Key> = sessions.map(|(key, _)| key).take(LOST_MAX).collect();
+        let is_more = relays.len().max(sessions.len()) == LOST_MAX;
+        for key in relays {
+            self.end_relay(key, Termination::DrainEnded)?;
+        }
+        for key in sessions {
+            self.end_datagram_session(key, Termination::DrainEnded)?;
+        }
+        let Worker { gone, doors, .. } = self;
+        gone.retain_mut(|gone| {
+            // Somebody may still come in by a listener that leaves.
+            let stays = gone.due > now || is_more || doors.has_left_of(gone.service);
+            if gone.due <= now {
+                gone.due = now + if is_more { 1 } else { DRAIN_LOOK_MS };
+            }
+            stays
+        });
         Ok(())
     }
 
@@ -608,7 +680,8 @@ impl Worker {
         let drain = self.stopping.map(|_| self.drain_look);
         let packets = self.packets.as_ref().and_then(Packets::next_due);
         let gathers = self.gathers.next_due();
-        let looks = [self.slow_look, self.pool.next_look()];
+        let gone = self.gone.iter().map(|gone| gone.due).min();
+        let looks = [self.slow_look, self.pool.next_look(), self.doors.next_look(), gone];
         let due = [self.wheel.next_due(), self.doors.next_due(), rested, drain, packets, gathers];
         let due = due.into_iter().chain(looks).flatten().min();
         // One millisecond more: a clock that rounds down must have passed the deadline when we wake.

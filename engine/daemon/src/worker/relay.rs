@@ -349,7 +349,13 @@ impl Relay {
 
 impl Worker {
     /// A client's connection was accepted on a listener of `service`.
-    pub(super) fn open_relay(&mut self, socket: OwnedFd, service: Arc<Service>, service_port: u16) -> io::Result<()> {
+    pub(super) fn open_relay(
+        &mut self,
+        socket: OwnedFd,
+        service: Arc<Service>,
+        service_tls: Option<Arc<ServiceTls>>,
+        service_port: u16,
+    ) -> io::Result<()> {
         let page = self.shared.seat(self.id).service_page(service.id);
         page.add(ServiceCounter::Accepted, 1);
         let client = TcpStream::from(socket);
@@ -370,7 +376,6 @@ impl Worker {
             self.log_refused(&service, client_address, service_port, Termination::OutOfConnections);
             return Ok(());
         }
-        let service_tls = self.tls.service(service.id).map(Arc::clone);
         let has_first_bytes = service.first_bytes.is_some();
         let has_entrance = service_tls.is_some() || has_first_bytes || heralded != Heralded::No;
         if has_entrance && !self.shared.handshakes().try_enter() {

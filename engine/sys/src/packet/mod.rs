@@ -2,6 +2,7 @@
 
 mod copies;
 mod hearing;
+mod memberships;
 mod offload;
 mod port;
 mod ports;
@@ -14,6 +15,7 @@ mod tap;
 mod tests;
 
 pub use hearing::{HeardFrame, Hearing};
+pub use memberships::Memberships;
 pub use offload::{Offload, PartialChecksum, SegmentKind, Segments};
 pub use port::{Instruction, PacketPort, PortState, RingSettings, RxCounts, open};
 pub use ports::{BATCH_MAX, PacketPorts, ReceivedFrame, TxCounts};

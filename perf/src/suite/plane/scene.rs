@@ -221,6 +221,7 @@ impl Scene {
         });
         let real_servers = real_servers.collect();
         let service = Service {
+            is_leaving: false,
             id,
             place: id,
             pins: id,

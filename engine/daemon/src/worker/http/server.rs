@@ -67,16 +67,19 @@ impl Worker {
     pub(super) fn route(&mut self, key: Key) -> io::Result<()> {
         self.count(key, ServiceCounter::Requests);
         // The service as it is now.
-        let Some(front) = self.front_in_force(key) else {
+        let in_force = self.front_in_force(key);
+        let newer_tls = in_force.as_ref().map(|front| self.tls.service(front.id).map(Arc::clone));
+        let Some(front) = in_force.or_else(|| self.front_that_is_gone(key)) else {
             return self.answer_ourselves(key, &Answer::of(503), Termination::NoServer);
         };
-        let service_tls = self.tls.service(front.id).map(Arc::clone);
         let Worker { relays, snapshot, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(()) };
         let address = relay.client_address();
         let now = self.now;
         // Whatever servers the snapshot has, these are the contexts for them.
-        relay.service_tls = service_tls;
+        if let Some(service_tls) = newer_tls {
+            relay.service_tls = service_tls;
+        }
         let Some(conversation) = relay.http.as_deref_mut() else { return Ok(()) };
         conversation.front = Arc::clone(&front);
         if let Some(notes) = &mut conversation.notes {
@@ -86,8 +89,11 @@ impl Worker {
         conversation.stage = Stage::Routed;
         match http.rules.decide(conversation.exchange.request(), address.ip(), front.place) {
             Verdict::Serve(place) => {
-                let service = Arc::clone(snapshot.service(place).unwrap_or(&front));
-                self.serve(key, service)
+                let service = snapshot.service(place).filter(|service| service.name == front.name);
+                match service.or((place == front.place).then_some(&front)).map(Arc::clone) {
+                    Some(service) => self.serve(key, service),
+                    None => self.answer_ourselves(key, &Answer::of(503), Termination::NoServer),
+                }
             }
             Verdict::Redirect { status, location } => {
                 let fields = [("Location", location.as_bytes())];
@@ -461,7 +467,14 @@ impl Worker {
         self.in_force(&relay.http.as_ref()?.front, relay.is_secured())
     }
 
-    /// The same of a service that clients have come to, by TLS or without.
+    /// The service that the client came to, where a reload has taken it out: the request that is here is served as before, and is the last.
+    fn front_that_is_gone(&self, key: Key) -> Option<Arc<Service>> {
+        let front = &self.relays.get(key)?.http.as_ref()?.front;
+        let is_there = self.snapshot.service(front.place).is_some_and(|service| service.name == front.name);
+        (!is_there).then(|| Arc::clone(front))
+    }
+
+    /// The same as it is in force, of a service that clients have come to, by TLS or without.
     pub(in super::super) fn in_force(&self, front: &Service, secured: bool) -> Option<Arc<Service>> {
         let newest = self.snapshot.service(front.place)?;
         let is_same = newest.http.is_some() && newest.name == front.name;
