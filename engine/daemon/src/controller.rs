@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::TcpListener;
 use std::sync::mpsc::{Sender, SyncSender};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
@@ -23,9 +24,11 @@ use towpath_core::steering::program::reuseport_program;
 
 use crate::access;
 use crate::control::ControlSocket;
+use crate::daemon_log;
 use crate::engine::ReloadError;
 use crate::house::House;
 use crate::http_files;
+use crate::metrics::MetricsServer;
 use crate::packets::arms;
 use crate::packets::facing::resolve;
 use crate::packets::steering::program;
@@ -69,13 +72,14 @@ impl Controller {
     pub(crate) fn start(
         house: Arc<House>,
         control: Option<ControlSocket>,
+        metrics: Option<TcpListener>,
         seed: u64,
         judged: Sender<()>,
     ) -> io::Result<Controller> {
         let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, control, metrics));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
         })?;
@@ -123,6 +127,7 @@ struct Turn {
     drains_at: Option<Instant>,
     /// Why the last look could not end what was over.
     drain_trouble: Option<String>,
+    metrics: MetricsServer,
 }
 
 impl Turn {
@@ -141,13 +146,21 @@ impl Turn {
             // One of an earlier run may be.
             drains_at: Some(Instant::now()),
             drain_trouble: None,
+            metrics: MetricsServer::default(),
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, control: Option<ControlSocket>) {
+    async fn run(
+        mut self,
+        mut inbox: async_mpsc::Receiver<Command>,
+        control: Option<ControlSocket>,
+        metrics: Option<TcpListener>,
+    ) {
         if let Some(control) = control {
             tokio::spawn(control::serve(control, Arc::clone(&self.house)));
         }
+        let settings = self.house.truth().model().metrics.clone();
+        self.metrics.follow(&settings, metrics, &self.house);
         let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
@@ -293,6 +306,7 @@ impl Turn {
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(ReloadError::AccessLog)?;
         }
+        let metrics = self.metrics.prepare(&model.metrics).map_err(ReloadError::Metrics)?;
         let current = self.house.shared.snapshot();
         let wanted = workers_wanted(&model.runtime.workers, &started, &self.house.usable_cpus);
         let workers = wanted.unwrap_or(started.len());
@@ -310,6 +324,8 @@ impl Turn {
         if let Err(error) = access.follow(truth.model(), self.house.shared.origin()) {
             tracing::error!("access log: its thread could not be made: {error}; no lines are written");
         }
+        self.metrics.follow(&truth.model().metrics, metrics, &self.house);
+        daemon_log::follow(&truth.model().log.own);
         self.resteer = programs.map(|programs| (generation, programs)).or(self.resteer.take());
         self.house.shared.publish(next);
         Ok(generation)

@@ -25,9 +25,11 @@ use crate::access;
 use crate::admin::unix_ms;
 use crate::control::{ControlError, ControlSocket};
 use crate::controller::Controller;
+use crate::daemon_log;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
 use crate::listen::{ListenErrors, open_all, openings};
+use crate::metrics;
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -92,6 +94,9 @@ pub enum StartError {
     /// Files that HTTP mode names.
     #[error("{0}")]
     Http(#[source] HttpFileErrors),
+    /// The listener for metrics could not be opened.
+    #[error("{0}")]
+    Metrics(String),
     /// Listeners that could not be opened.
     #[error("{0}")]
     Listen(#[from] ListenErrors),
@@ -142,6 +147,9 @@ pub enum ReloadError {
     /// Files that HTTP mode names.
     #[error("{0}")]
     Http(#[source] HttpFileErrors),
+    /// The listener for metrics cannot be opened.
+    #[error("{0}")]
+    Metrics(String),
     /// Another number of workers while flows still move because of the last one.
     #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
     Moving,
@@ -220,6 +228,8 @@ impl Engine {
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(StartError::AccessLog)?;
         }
+        let metrics = metrics::bind(&model.metrics).map_err(StartError::Metrics)?;
+        daemon_log::follow(&model.log.own);
         let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
         let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
@@ -270,7 +280,7 @@ impl Engine {
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
         let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth));
         let (judged, verdicts) = mpsc::channel();
-        let controller = Controller::start(Arc::clone(&house), control, seed, judged)
+        let controller = Controller::start(Arc::clone(&house), control, metrics, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
         let engine = Engine {
             house,

@@ -34,6 +34,8 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
         bridges,
         // Whoever is told is told from now on.
         notify: _,
+        // Another listener is opened, the old one closed.
+        metrics: _,
     } = new;
     if workers_wanted(&runtime.workers, started, usable).is_none() {
         changed.push("runtime.workers".to_owned());

@@ -11,11 +11,12 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::answer::{Answer, json, not_allowed, problem};
+use super::answer::{Answer, json, not_allowed, problem, text};
 use super::peer::Peer;
 use super::{check, server};
 use crate::admin::Chosen;
 use crate::house::House;
+use crate::metrics;
 
 /// Bytes that the body of a request may have.
 pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -71,6 +72,10 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
             Method::GET => json(StatusCode::OK, &asked.house.status()),
             _ => not_allowed("GET"),
         },
+        ["metrics"] | ["v1", "metrics"] => match *request.method() {
+            Method::GET => text(metrics::CONTENT_TYPE, metrics::render(&asked.house.status())),
+            _ => not_allowed("GET"),
+        },
         ["v1", "services", _, "servers", _] => match *request.method() {
             Method::GET => server::show(asked.house, &chosen(&path)),
             _ => not_allowed("GET"),
@@ -91,7 +96,7 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
 }
 
 fn not_here() -> Answer {
-    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
+    let message = "not here; there are GET /v1/status, GET /v1/metrics, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
     problem(StatusCode::NOT_FOUND, "not_found", message)
 }
 

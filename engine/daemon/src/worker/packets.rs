@@ -68,6 +68,8 @@ pub(super) struct Packets {
     drained: usize,
     /// Flows whose time is up, or whose server was halted.
     overdue: Left,
+    /// Frames were moved since somebody asked.
+    has_moved: bool,
 }
 
 /// More may be there at once.
@@ -112,6 +114,7 @@ impl Packets {
             was_polled: false,
             drained: 0,
             overdue: Left::Nothing,
+            has_moved: false,
         }
     }
 
@@ -137,6 +140,7 @@ impl Packets {
                 return Left::Nothing;
             }
             self.move_batch(now, count, desk);
+            self.has_moved = true;
             self.note_soon(now);
         }
         Left::Something
@@ -394,6 +398,11 @@ impl Worker {
         }
         packets.plane.adopt_snapshot(Arc::new(snapshot));
         packets.overdue = Left::Something;
+    }
+
+    /// Whether frames were moved since the last call.
+    pub(super) fn take_has_moved(&mut self) -> bool {
+        self.packets.as_mut().is_some_and(|packets| std::mem::take(&mut packets.has_moved))
     }
 
     /// Whether flows are to be ended that still are there.
