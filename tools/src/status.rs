@@ -1,4 +1,4 @@
-//! `towpath status`: what a running towpath does, asked over its Unix socket.
+//! `towpath status`: what a running towpath does, asked over its Unix socket or by its `control.listen`.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ pub(crate) fn default_socket() -> PathBuf {
 
 /// Asks and prints.
 pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
-    let status = match fetch_status(&arguments.socket) {
+    let status = match fetch_status(&arguments.daemon.endpoint()?) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error}");
@@ -48,7 +48,7 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
     let stdout = io::stdout();
     let paint = Paint::on(&stdout);
     let mut out = stdout.lock();
-    if arguments.json {
+    if arguments.daemon.json {
         serde_json::to_writer_pretty(&mut out, &status)?;
         writeln!(out)?;
     } else {
@@ -62,7 +62,7 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
 pub(crate) fn exit_of(error: &FetchError) -> Exit {
     match error {
         FetchError::Answer { .. } | FetchError::Malformed { .. } | FetchError::Refused { .. } => Exit::Failed,
-        FetchError::NotReachable { .. } => Exit::Unreachable,
+        FetchError::NotReachable { .. } | FetchError::NotTrusted { .. } => Exit::Unreachable,
         FetchError::TimedOut { .. } => Exit::TimedOut,
     }
 }
@@ -599,7 +599,7 @@ fn ports(all: &[u16]) -> String {
     runs.join(", ")
 }
 
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["KB", "MB", "GB", "TB", "PB"];
     if count < 1000 {
         return format!("{count} B");
@@ -740,6 +740,7 @@ mod tests {
                 descriptors: Usage { used: 2431, max: 20_000, refused: 0 },
             },
             events: vec![Event {
+                id: 1,
                 unix_ms: 1_000_000,
                 kind: EventKind::Health,
                 services: vec!["front-end".to_owned()],
@@ -893,13 +894,10 @@ latest changes
 
     #[test]
     fn scripts_can_tell_why_no_status_came() {
-        let path = PathBuf::from("/nowhere");
+        let at = || "/nowhere".to_owned();
         let source = io::ErrorKind::NotFound.into();
-        assert_eq!(exit_of(&FetchError::NotReachable { path: path.clone(), source }), Exit::Unreachable);
-        assert_eq!(
-            exit_of(&FetchError::TimedOut { path: path.clone(), limit: std::time::Duration::ZERO }),
-            Exit::TimedOut
-        );
-        assert_eq!(exit_of(&FetchError::Answer { path, status: 500 }), Exit::Failed);
+        assert_eq!(exit_of(&FetchError::NotReachable { at: at(), key: "control.socket", source }), Exit::Unreachable);
+        assert_eq!(exit_of(&FetchError::TimedOut { at: at(), limit: std::time::Duration::ZERO }), Exit::TimedOut);
+        assert_eq!(exit_of(&FetchError::Answer { at: at(), status: 500 }), Exit::Failed);
     }
 }

@@ -17,6 +17,9 @@ pub const EVENTS_MAX: usize = 256;
 /// One change of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
+    /// Its number among those of this run of the process, from 1.
+    #[serde(default)]
+    pub id: u64,
     /// When, in milliseconds since 1970.
     pub unix_ms: u64,
     /// What kind of state changed.
@@ -44,16 +47,43 @@ pub(crate) enum Tone {
 }
 
 /// The latest events, oldest first.
-#[derive(Default)]
 pub(crate) struct EventLog {
+    /// Tells this run of the process from others.
+    run: u64,
+    /// Number of the last one.
+    last: u64,
     events: VecDeque<Event>,
     /// How many there were, by kind.
     totals: BTreeMap<String, u64>,
+    /// One more has come.
+    news: Arc<tokio::sync::Notify>,
     /// Who has others told of them.
     notifier: Option<Arc<Notifier>>,
 }
 
 impl EventLog {
+    /// Empty, for this run of the process.
+    pub(crate) fn new(run: u64) -> EventLog {
+        EventLog {
+            run,
+            last: 0,
+            events: VecDeque::new(),
+            totals: BTreeMap::new(),
+            news: Arc::default(),
+            notifier: None,
+        }
+    }
+
+    /// Which run this is, and its last event.
+    pub(crate) fn reached(&self) -> (u64, u64) {
+        (self.run, self.last)
+    }
+
+    /// Wakes who waits for the next one.
+    pub(crate) fn news(&self) -> Arc<tokio::sync::Notify> {
+        Arc::clone(&self.news)
+    }
+
     /// Has `notifier` tell others by these settings, of what is kept already, too.
     pub(crate) fn notify_by(&mut self, notifier: Arc<Notifier>, settings: Option<&Notify>) {
         notifier.follow(settings);
@@ -70,6 +100,8 @@ impl EventLog {
 
     /// Keeps and logs one event, and has others told of it.
     pub(crate) fn record(&mut self, tone: Tone, event: Event) {
+        self.last += 1;
+        let event = Event { id: self.last, ..event };
         let line = event.line();
         match tone {
             Tone::Info => tracing::info!("{line}"),
@@ -83,6 +115,7 @@ impl EventLog {
             self.events.pop_front();
         }
         self.events.push_back(event);
+        self.news.notify_waiters();
     }
 
     /// How many there were since the start, by kind; also kinds of which there was none.
@@ -107,6 +140,7 @@ impl Event {
         reason: impl Into<String>,
     ) -> Event {
         Event {
+            id: 0,
             unix_ms: unix_ms(),
             kind,
             services: Vec::new(),
@@ -173,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_oldest_event_gives_way() {
-        let mut log = EventLog::default();
+        let mut log = EventLog::new(1);
         for number in 0..EVENTS_MAX + 3 {
             log.record(Tone::Info, Event::now(EventKind::Health, "up", number.to_string(), ""));
         }
@@ -207,7 +241,7 @@ mod tests {
 
     #[test]
     fn events_are_counted_by_kind_also_where_there_was_none() {
-        let mut log = EventLog::default();
+        let mut log = EventLog::new(1);
         for _ in 0..EVENTS_MAX + 1 {
             log.record(Tone::Info, Event::now(EventKind::Health, "up", "down", ""));
         }

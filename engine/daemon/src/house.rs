@@ -30,6 +30,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
+use crate::control::Guard;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
@@ -65,6 +66,8 @@ pub(crate) struct House {
     pub(crate) ordered: Notify,
     /// Where what was said at run time is kept.
     pub(crate) keeper: StateKeeper,
+    /// Who may come by `control.listen`.
+    pub(crate) guard: Guard,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -135,7 +138,7 @@ impl Truth {
             checks,
             book,
             steering,
-            events: EventLog::default(),
+            events: EventLog::new(unix_ms()),
             judged: HashMap::new(),
             known: HashMap::new(),
             met_before: HashMap::new(),
@@ -166,6 +169,11 @@ impl Truth {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// What changed lately.
+    pub(crate) fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// The checks that run for this model.
@@ -523,6 +531,7 @@ impl House {
         version: String,
         pool: Option<HandshakePool>,
         mut truth: Truth,
+        guard: Guard,
     ) -> House {
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
@@ -538,6 +547,7 @@ impl House {
             changed: Notify::new(),
             ordered: Notify::new(),
             keeper,
+            guard,
         }
     }
 

@@ -17,6 +17,7 @@ pub mod listen;
 pub mod metrics;
 mod notify;
 pub mod packets;
+mod page;
 pub mod plan;
 pub mod preflight;
 mod probe;
@@ -33,7 +34,9 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+    AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_members,
+    fetch_status, get, order, post,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};
