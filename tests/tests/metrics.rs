@@ -14,7 +14,7 @@ use towpath_engine::metrics::{Kind, families, render};
 use towpath_tests::pki::{Pki, open_with};
 use towpath_tests::web::{WebClient, WebOrigin};
 use towpath_tests::{
-    Exposition, Host, Origin, PATIENCE, Subject, Topology, in_lab, ipv4, packet_service, service, subject, visit,
+    Exposition, Host, Origin, PATIENCE, Subject, Topology, eventually, in_lab, ipv4, packet_service, service, subject, visit,
 };
 
 /// What the listener answers to this request: status and body; `None` = it closes without a word.
@@ -142,10 +142,13 @@ fn a_collector_sees_what_clients_did_and_reloads_change_no_counter() {
 
         // Elsewhere from now on, with all that was counted.
         relay.reload(&config(second, &client_network)).expect("a good file");
-        let after = scrape(lab.client(), second);
+        let generation = relay.status().generation as f64;
+        // One that was written just before is given again.
+        let after = eventually("the page is of this generation", || {
+            Some(scrape(lab.client(), second)).filter(|seen| seen.value("towpath_generation", &[]) == generation)
+        });
         assert_eq!(after.value("towpath_service_requests_total", &web_label), 3.0);
         assert_eq!(after.value("towpath_service_first_byte_seconds_count", &echo_label), 2.0);
-        assert_eq!(after.value("towpath_generation", &[]), relay.status().generation as f64);
         assert_eq!(ask(lab.client(), first, GET), None, "the old listener is closed");
         // Where it cannot be, nothing changes.
         let refused = relay.reload(&config("192.0.2.77:9464".parse().expect("an address"), &client_network));

@@ -32,6 +32,7 @@ use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
 use crate::control::Guard;
 use crate::events::{Event, EventKind, EventLog, Tone};
+use crate::metrics::Latest;
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
@@ -68,6 +69,8 @@ pub(crate) struct House {
     pub(crate) keeper: StateKeeper,
     /// Who may come by `control.listen`.
     pub(crate) guard: Guard,
+    /// What who collects metrics gets.
+    pub(crate) metrics: Latest,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -548,6 +551,7 @@ impl House {
             ordered: Notify::new(),
             keeper,
             guard,
+            metrics: Latest::new(),
         }
     }
 

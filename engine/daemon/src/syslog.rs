@@ -17,6 +17,8 @@ use towpath_sys::host;
 
 /// How long a syslog server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Of one that talks, so often before each message.
+const READS_MAX: usize = 16;
 
 /// Who speaks (RFC 5424 §6.2.1), and what kind of message it is (MSGID, §6.2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +159,7 @@ impl Sender {
 /// What a server has sent is of no interest, but that it has closed is: what is written then is lost without a word.
 fn is_open(mut stream: &TcpStream) -> Result<(), Refused> {
     let mut said = [0; 256];
-    loop {
+    for _ in 0..READS_MAX {
         match io::Read::read(&mut stream, &mut said) {
             Ok(0) => return Err(Refused::Gone(io::ErrorKind::ConnectionReset.into())),
             Ok(_) => {}
@@ -166,6 +168,7 @@ fn is_open(mut stream: &TcpStream) -> Result<(), Refused> {
             Err(error) => return Err(Refused::Gone(error)),
         }
     }
+    Ok(())
 }
 
 fn push(mut stream: &TcpStream, frame: &[u8], sent: &mut usize, wait: Duration) -> Result<(), Refused> {

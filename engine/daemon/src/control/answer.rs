@@ -32,8 +32,8 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
 }
 
 /// `body` as what it is.
-pub(super) fn text(kind: &'static str, body: String) -> Answer {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+pub(super) fn text(kind: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -136,7 +136,7 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
             (Ok(_), Door::Network(visit)) => house.guard.log_out(who, visit),
             (Ok(_), Door::Socket { .. }) => json(StatusCode::OK, &serde_json::json!({})),
         },
-        Action::Metrics => text(metrics::CONTENT_TYPE, metrics::render(&house.status())),
+        Action::Metrics => text(metrics::CONTENT_TYPE, metrics::here(house).await),
         Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
         Action::Routes => json(StatusCode::OK, &routes()),
         Action::Servers => server::show(house, &chosen(path)),

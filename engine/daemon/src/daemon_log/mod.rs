@@ -7,6 +7,7 @@ mod style;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,14 +26,16 @@ use style::{Line, severity};
 const LINES_MAX: usize = 1024;
 /// How long one message is offered to syslog.
 const SYSLOG_WAIT: Duration = Duration::from_millis(100);
-/// How long a syslog is left alone that could not be opened, or has gone.
+/// How long a syslog is left alone that could not be opened, or has gone; each time twice as long, …
 const REOPEN: Duration = Duration::from_secs(1);
-/// How long an error is waited for until it is written: the process may end by it.
-const ERROR_WAIT: Duration = Duration::from_millis(200);
+/// … up to this: one that lets a connect wait holds up all lines meanwhile.
+const REOPEN_MAX: Duration = Duration::from_secs(60);
 /// How long the end waits for what is to be written.
 const FINISH_WAIT: Duration = Duration::from_secs(2);
 
 static LOG: OnceLock<Arc<DaemonLog>> = OnceLock::new();
+/// The least urgent level that is told, as [`rank`] has it: asked by every place that might tell something.
+static TOLD: AtomicU8 = AtomicU8::new(0);
 
 struct DaemonLog {
     reader: Reader,
@@ -84,6 +87,7 @@ pub fn start(reader: Reader, level: Option<LevelFilter>) -> io::Result<()> {
     let writer = Arc::clone(&log);
     let thread = thread::Builder::new().name("log".to_owned()).spawn(move || Writer::new(writer).run())?;
     *lock(&log.thread) = Some(thread);
+    TOLD.store(rank(level.unwrap_or(LevelFilter::INFO)), Ordering::Relaxed);
     // A second start goes on with the first one's.
     let _first = LOG.set(log);
     Ok(())
@@ -92,6 +96,9 @@ pub fn start(reader: Reader, level: Option<LevelFilter>) -> io::Result<()> {
 /// Tells by these settings from now on.
 pub(crate) fn follow(settings: &OwnLog) {
     let Some(log) = LOG.get() else { return };
+    if log.level.is_none() {
+        TOLD.store(rank(filter_of(settings.level)), Ordering::Relaxed);
+    }
     let mut desk = lock(&log.desk);
     if desk.settings != *settings {
         settings.clone_into(&mut desk.settings);
@@ -102,9 +109,19 @@ pub(crate) fn follow(settings: &OwnLog) {
 
 /// Whether lines of this level are told.
 pub fn is_told(level: Level) -> bool {
-    let Some(log) = LOG.get() else { return false };
-    let filter = log.level.unwrap_or_else(|| filter_of(lock(&log.desk).settings.level));
-    level <= filter
+    rank(LevelFilter::from_level(level)) <= TOLD.load(Ordering::Relaxed)
+}
+
+/// 0 = nothing.
+fn rank(filter: LevelFilter) -> u8 {
+    match filter {
+        LevelFilter::OFF => 0,
+        LevelFilter::ERROR => 1,
+        LevelFilter::WARN => 2,
+        LevelFilter::INFO => 3,
+        LevelFilter::DEBUG => 4,
+        _ => 5,
+    }
 }
 
 fn filter_of(level: LogLevel) -> LevelFilter {
@@ -116,7 +133,7 @@ fn filter_of(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Tells one line, or counts it if the same was told just now. Waits for nobody, but for errors until they are written, for a moment.
+/// Tells one line, or counts it if the same was told just now. Waits for nobody.
 pub fn tell(level: Level, text: &str) {
     let Some(log) = LOG.get() else { return };
     let line = Line::new(level, unix_ms(), text);
@@ -130,11 +147,8 @@ pub fn tell(level: Level, text: &str) {
         return;
     }
     desk.push(line);
-    let number = desk.put;
+    drop(desk);
     log.news.notify_one();
-    if level == Level::ERROR {
-        let _in_time = log.progress.wait_timeout_while(desk, ERROR_WAIT, |desk| desk.written < number);
-    }
 }
 
 /// Writes what there is and ends. What is told afterwards is not.
@@ -179,6 +193,8 @@ struct Writer {
     edition: u64,
     syslog: Option<Sender>,
     reopen_at: Instant,
+    /// How long it is left alone the next time.
+    reopen_after: Duration,
     /// It was said that syslog takes nothing.
     is_troubled: bool,
     out: Vec<u8>,
@@ -192,6 +208,7 @@ impl Writer {
             edition: 0,
             syslog: None,
             reopen_at: Instant::now(),
+            reopen_after: REOPEN,
             is_troubled: false,
             out: Vec::new(),
         }
@@ -227,7 +244,8 @@ impl Writer {
             if desk.edition != self.edition {
                 self.edition = desk.edition;
                 if self.settings.syslog != desk.settings.syslog {
-                    (self.syslog, self.is_troubled, self.reopen_at) = (None, false, Instant::now());
+                    (self.syslog, self.is_troubled) = (None, false);
+                    (self.reopen_at, self.reopen_after) = (Instant::now(), REOPEN);
                 }
                 self.settings.clone_from(&desk.settings);
             }
@@ -284,7 +302,7 @@ impl Writer {
             self.syslog = match Sender::open(to, Source::Daemon) {
                 Ok(sender) => Some(sender),
                 Err(error) => {
-                    self.reopen_at = Instant::now() + REOPEN;
+                    self.leave_alone();
                     return Err(error);
                 }
             };
@@ -293,7 +311,10 @@ impl Writer {
         let text = line.text.replace('\n', " · ");
         let message = Message { severity: severity(line.level), unix_ms: line.unix_ms, text: text.as_bytes() };
         let refused = match sender.send(&message, SYSLOG_WAIT) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.reopen_after = REOPEN;
+                return Ok(());
+            }
             Err(refused) => refused,
         };
         let can_go_on = sender.give_up();
@@ -304,9 +325,14 @@ impl Writer {
         };
         if is_gone || !can_go_on {
             self.syslog = None;
-            self.reopen_at = Instant::now() + REOPEN;
+            self.leave_alone();
         }
         Err(error)
+    }
+
+    fn leave_alone(&mut self) {
+        self.reopen_at = Instant::now() + self.reopen_after;
+        self.reopen_after = (2 * self.reopen_after).min(REOPEN_MAX);
     }
 
     fn write_here(&mut self, line: &Line) {

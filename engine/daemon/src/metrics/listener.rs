@@ -14,15 +14,16 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use towpath_config::model::Metrics;
 
+use super::latest::beside;
 use crate::house::House;
 use crate::plan::METRICS_CLIENTS_MAX;
 
 /// A client must have sent its request by then.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(2);
 /// And have taken its answer by then: Prometheus itself gives up after ten.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long to wait after an accept that failed.
@@ -35,7 +36,7 @@ pub(crate) fn bind(settings: &Metrics) -> Result<Option<StdTcpListener>, String>
     let Some(listen) = settings.listen else { return Ok(None) };
     open(listen).map(Some).map_err(|error| {
         let next = match error.kind() {
-            io::ErrorKind::AddrInUse => "another process, or a service here, listens there; name another port",
+            io::ErrorKind::AddrInUse => "another process, a service here, or this listener at the address that it has now, uses that port; name another one",
             io::ErrorKind::AddrNotAvailable => "this address is not on this host; add it, or name another",
             _ => "name another address or port",
         };
@@ -162,21 +163,20 @@ async fn answer(request: Request<Incoming>, house: Arc<House>) -> Response<Full<
     }
     let is_head = request.method() == Method::HEAD;
     drop(request);
-    // With a thousand services it takes a while, and health checks run on this thread.
-    match spawn_blocking(move || super::render(&house.status())).await {
-        Ok(text) if is_head => {
+    match beside(&house).await {
+        Some(text) if is_head => {
             let mut answer = plain(StatusCode::OK, "");
             answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(super::CONTENT_TYPE));
             answer.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
             answer
         }
-        Ok(text) => {
+        Some(text) => {
             let mut answer = plain(StatusCode::OK, text);
             answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(super::CONTENT_TYPE));
             answer
         }
         // The process ends.
-        Err(_) => plain(StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n"),
+        None => plain(StatusCode::SERVICE_UNAVAILABLE, "the process is ending\n"),
     }
 }
 

@@ -4,6 +4,7 @@
 //! bounded by the configuration and by closed sets, each of which has a table in `config/metrics.md`.
 
 mod family;
+mod latest;
 mod listener;
 mod page;
 mod sheet;
@@ -23,6 +24,7 @@ use crate::status::{
 };
 pub use family::{Family, Kind, families};
 use family::{Reading, latency_name, of_plane, of_service, of_worker};
+pub(crate) use latest::{Latest, here};
 pub(crate) use listener::{MetricsServer, bind};
 pub use page::page;
 use sheet::{Sheet, Value};

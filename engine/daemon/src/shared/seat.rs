@@ -26,7 +26,7 @@ impl ServicePage {
     /// Counters of it.
     pub(super) const CELLS: usize = bad_stream_cell(BadStream::ALL.len());
 
-    fn new() -> ServicePage {
+    pub(super) fn new() -> ServicePage {
         ServicePage { cells: CounterPage::new(Self::CELLS + SLACK_CELLS), latencies: OnceLock::new() }
     }
 

@@ -72,3 +72,29 @@ impl ServiceSum {
         self.cells.get(index).copied().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_that_is_given_on_begins_at_nothing() {
+        let page = ServicePage::new();
+        let sum = |page: &ServicePage| ServiceSum {
+            cells: page.cells().collect(),
+            latencies: std::array::from_fn(|at| page.measured(Latency::ALL[at])),
+        };
+        page.add(ServiceCounter::Accepted, 7);
+        page.count_end(Termination::NoServer);
+        page.measure(Latency::Queue, 300);
+        let before = sum(&page);
+        assert_eq!(before.clone().since(&before).read(ServiceCounter::Accepted), 0);
+        page.add(ServiceCounter::Accepted, 2);
+        page.count_bad_request(BadRequest::BareLf);
+        page.measure(Latency::Queue, 70);
+        let after = sum(&page).since(&before);
+        let counts = [after.read(ServiceCounter::Accepted), after.ended(Termination::NoServer), after.bad_requests(BadRequest::BareLf)];
+        assert_eq!(counts, [2, 0, 1]);
+        assert_eq!((after.measured(Latency::Queue).count(), after.measured(Latency::Queue).sum_us), (1, 70));
+    }
+}
