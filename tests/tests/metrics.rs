@@ -14,7 +14,8 @@ use towpath_engine::metrics::{Kind, families, render};
 use towpath_tests::pki::{Pki, open_with};
 use towpath_tests::web::{WebClient, WebOrigin};
 use towpath_tests::{
-    Exposition, Host, Origin, PATIENCE, Subject, Topology, eventually, in_lab, ipv4, packet_service, service, subject, visit,
+    Exposition, Host, Origin, PATIENCE, Subject, Topology, eventually, in_lab, ipv4, packet_service, service, subject,
+    visit,
 };
 
 /// What the listener answers to this request: status and body; `None` = it closes without a word.

@@ -150,12 +150,7 @@ impl Turn {
         }
     }
 
-    async fn run(
-        mut self,
-        mut inbox: async_mpsc::Receiver<Command>,
-        entrance: Entrance,
-        metrics: Option<TcpListener>,
-    ) {
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance, metrics: Option<TcpListener>) {
         control::serve(entrance, &self.house);
         let settings = self.house.truth().model().metrics.clone();
         self.metrics.follow(&settings, metrics, &self.house);

@@ -93,7 +93,11 @@ mod tests {
         page.count_bad_request(BadRequest::BareLf);
         page.measure(Latency::Queue, 70);
         let after = sum(&page).since(&before);
-        let counts = [after.read(ServiceCounter::Accepted), after.ended(Termination::NoServer), after.bad_requests(BadRequest::BareLf)];
+        let counts = [
+            after.read(ServiceCounter::Accepted),
+            after.ended(Termination::NoServer),
+            after.bad_requests(BadRequest::BareLf),
+        ];
         assert_eq!(counts, [2, 0, 1]);
         assert_eq!((after.measured(Latency::Queue).count(), after.measured(Latency::Queue).sum_us), (1, 70));
     }
