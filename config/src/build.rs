@@ -3,6 +3,7 @@
 mod control;
 mod http;
 mod log;
+mod metrics;
 mod notify;
 mod tls;
 
@@ -62,6 +63,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
         limits: limits(draft.root)?,
         control: control::control(draft.root)?,
         tls: tls::pool(draft.root)?,
+        metrics: metrics::metrics(draft.root),
         log: log::log(draft.root)?,
         notify: notify::notify(draft.root)?,
         routes: draft.root.tables("route").iter().map(route).collect::<Option<_>>()?,

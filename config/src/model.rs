@@ -5,6 +5,7 @@
 mod control;
 mod http;
 mod log;
+mod metrics;
 mod notify;
 mod proxy;
 mod tls;
@@ -23,7 +24,8 @@ pub use http::{
     Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Reuse, Rewrite, RouteClients, RouteGroup,
     RouteSettings, RouteTo, Way,
 };
-pub use log::{Log, LogFormat, LogTo, Logged, LoggedQuery, Syslog};
+pub use log::{Log, LogFormat, LogLevel, LogTo, Logged, LoggedQuery, OwnFormat, OwnLog, Syslog, SyslogTransport};
+pub use metrics::Metrics;
 pub use notify::{EventKind, Notify, Webhook};
 pub use proxy::{ProxyFrom, ProxyOthers, ProxyTo, ProxyVersion};
 pub use tls::{
@@ -48,7 +50,9 @@ pub struct Model {
     pub control: Control,
     /// TLS of the whole process.
     pub tls: TlsPool,
-    /// Lines about connections and requests.
+    /// Who collects metrics beside the control socket.
+    pub metrics: Metrics,
+    /// What is written down.
     pub log: Log,
     /// Who is told when a state changes; `None` = nobody.
     pub notify: Option<Notify>,

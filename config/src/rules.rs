@@ -9,6 +9,7 @@ mod layers;
 mod limits;
 pub(crate) mod log;
 mod loops;
+mod metrics;
 mod names;
 mod network;
 pub(crate) mod notify;
@@ -28,6 +29,7 @@ use crate::draft::Draft;
 pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
     control::judge(draft, report);
     log::judge(draft, report);
+    metrics::judge(draft, report);
     notify::judge(draft, report);
     network::judge(draft, report);
     names::judge(draft, report);

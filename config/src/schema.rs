@@ -28,6 +28,7 @@ pub static ROOT: Table = Table {
         ),
         key("control", Kind::Table(&control::CONTROL), "Where the daemon answers the operator."),
         key("tls", Kind::Table(&tls::TLS_POOL), "TLS for the whole process: provider and handshake threads."),
+        key("metrics", Kind::Table(&process::METRICS), "A listener for who collects metrics."),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
         key("notify", Kind::Table(&notify::NOTIFY), "Who is told when a state changes."),
         key("pair", Kind::Table(&process::PAIR), "A second machine that takes over.").later(),

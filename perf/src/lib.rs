@@ -1,6 +1,7 @@
 //! Measuring Towpath beside its peers: the lab it happens in, the load, the accounting, the reports.
 
 pub mod certificate;
+pub mod control;
 pub mod cpu;
 pub mod crowd;
 pub mod health;

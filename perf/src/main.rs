@@ -22,6 +22,7 @@ struct Cli {
 enum Action {
     /// Tells what changed between two results of the same suite.
     Compare(commands::Compare),
+    Control(commands::Control),
     Health(commands::Health),
     Http(commands::Http),
     Identity(commands::Identity),
@@ -52,6 +53,7 @@ enum Action {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Action::Compare(compare) => compare.run(),
+        Action::Control(control) => control.run(),
         Action::Health(health) => health.run(),
         Action::Http(http) => http.run(),
         Action::Identity(identity) => identity.run(),

@@ -149,9 +149,9 @@ pub(crate) struct RunArguments {
     /// Configuration file
     #[arg(short, long, value_name = "FILE", default_value = "/etc/towpath/towpath.toml")]
     pub(crate) config: PathBuf,
-    /// How much it tells about itself on standard error: off, error, warn, info, debug, trace
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub(crate) log: tracing_subscriber::filter::LevelFilter,
+    /// How much it tells about itself, instead of log.level: off, error, warn, info, debug, trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) log: Option<tracing::level_filters::LevelFilter>,
     /// For tests: the CPUs that workers may use, one of them as often as it is named
     #[arg(long, value_name = "CPU", value_delimiter = ',', hide = true)]
     pub(crate) worker_cpus: Option<Vec<usize>>,

@@ -32,7 +32,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
             return Ok(Exit::ConfigErrors);
         }
     };
-    logging::install(arguments.log);
+    let log = logging::install(arguments.log).context("cannot start the thread of the log")?;
     // Before anything is opened: a signal that comes during the start waits until someone can act on it.
     let signals = Signals::new([SIGHUP, SIGINT, SIGTERM]).context("cannot install signal handlers")?;
     let handle = signals.handle();
@@ -54,7 +54,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     if attending.join().is_err() {
         error!("the thread that waits for signals has panicked");
     }
-    Ok(conclude(outcome))
+    let exit = conclude(outcome);
+    drop(log);
+    Ok(exit)
 }
 
 /// What remains to be said, and the exit code.

@@ -647,6 +647,9 @@ mod tests {
             connections_min: 0,
             connections_max: 0,
             opened: 12_000,
+            connects_failed: 0,
+            responses: 0,
+            errors: 0,
         }
     }
 
@@ -672,6 +675,7 @@ mod tests {
             phase: "running".to_owned(),
             role: "active".to_owned(),
             uptime_seconds: 7440,
+            started_unix_ms: 0,
             generation: 17,
             services: vec![ServiceStatus {
                 name: "front-end".to_owned(),
@@ -691,6 +695,7 @@ mod tests {
                 bytes_to_client: 1_250_000_000,
                 counters: BTreeMap::new(),
                 terminations: counts(&[("client_closed", 22_797), ("no_server", 3), ("server_reset", 0)]),
+                latencies: BTreeMap::new(),
                 refused_requests: BTreeMap::new(),
                 refused_responses: BTreeMap::new(),
                 refused_streams: BTreeMap::new(),
@@ -721,6 +726,7 @@ mod tests {
                 generation: 17,
                 vshards: 256,
                 sessions: 1200,
+                cpu_us: 0,
                 counters: counts(&[("breaths", 1_000_000), ("breath_max_microseconds", 1250)]),
                 flows: 0,
                 packets: BTreeMap::new(),
@@ -747,7 +753,10 @@ mod tests {
                 from: "up".to_owned(),
                 to: "down".to_owned(),
                 reason: "port 5061: connection refused".to_owned(),
+                lasted_seconds: None,
             }],
+            events_total: BTreeMap::new(),
+            latency_bounds_us: Vec::new(),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The part of the model that is about lines on connections and requests.
+//! The part of the model that is about what is written down.
 
 use crate::decode::{Section, Value};
 use crate::draft::Service;
@@ -9,6 +9,7 @@ pub(super) fn log(root: &Section) -> Option<model::Log> {
     let defaults = crate::decode::defaults("log");
     let section = root.table("log").unwrap_or(&defaults);
     Some(model::Log {
+        own: own(section)?,
         format: match section.word("connections_format")?.value {
             "combined" => model::LogFormat::Combined,
             "json" => model::LogFormat::Json,
@@ -28,9 +29,34 @@ pub(super) fn log(root: &Section) -> Option<model::Log> {
     })
 }
 
+fn own(section: &Section) -> Option<model::OwnLog> {
+    Some(model::OwnLog {
+        level: match section.word("level")?.value {
+            "error" => model::LogLevel::Error,
+            "warn" => model::LogLevel::Warn,
+            "debug" => model::LogLevel::Debug,
+            _ => model::LogLevel::Info,
+        },
+        format: match section.word("format")?.value {
+            "json" => model::OwnFormat::Json,
+            _ => model::OwnFormat::Text,
+        },
+        syslog: match section.word("to")?.value {
+            "syslog" => Some(syslog(section)?),
+            _ => None,
+        },
+    })
+}
+
 fn syslog(section: &Section) -> Option<model::Syslog> {
     Some(match &section.entry("syslog")?.value {
-        Value::Socket(server) => model::Syslog::Server(*server),
+        Value::Socket(server) => model::Syslog::Server(
+            *server,
+            match section.word("syslog_transport")?.value {
+                "tcp" => model::SyslogTransport::Tcp,
+                _ => model::SyslogTransport::Udp,
+            },
+        ),
         Value::Text(path) => model::Syslog::Local(path.into()),
         _ => return None,
     })

@@ -1,6 +1,6 @@
 //! `[log]` and `service.log`.
 
-use crate::decode::{At, Section};
+use crate::decode::{At, Section, Value};
 use crate::diagnostic::Report;
 use crate::draft::{Draft, Service};
 use crate::model::{Plane, Protocol};
@@ -49,12 +49,27 @@ fn destination(log: &Section, report: &mut Report) {
             .error("too-long", &path.span, format!("`log.syslog` has {} bytes", path.value.len()))
             .hint(format!("the kernel takes socket paths of at most {SOCKET_PATH_MAX} bytes"));
     }
+    if let Some(transport) = log.written("syslog_transport")
+        && !matches!(log.entry("syslog").map(|syslog| &syslog.value), Some(Value::Socket(_)))
+        && !log.broken.contains(&"syslog")
+    {
+        report
+            .error("no-effect", transport, "`log.syslog_transport` is for a syslog server, and none is named")
+            .hint("add `syslog = \"192.0.2.5:514\"`, or remove it");
+    }
+    if let (Some(format), Some(to)) = (log.written("format"), log.word("to"))
+        && to.value == "syslog"
+    {
+        report
+            .error("no-effect", format, "`log.format` has no effect: lines to syslog are text")
+            .hint("remove it, or use `to = \"stderr\"`");
+    }
     let has_syslog =
         ["to", "connections_to"].into_iter().any(|key| log.word(key).is_some_and(|to| to.value == "syslog"));
     if let Some(span) = log.written("syslog").filter(|_| !has_syslog) {
         report
             .warning("no-effect", span, "`log.syslog` has no effect: nothing goes there")
-            .hint("add `connections_to = \"syslog\"`, or remove it");
+            .hint("add `to = \"syslog\"` or `connections_to = \"syslog\"`, or remove it");
     }
 }
 

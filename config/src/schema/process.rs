@@ -1,6 +1,6 @@
 //! Tables about the process as a whole.
 
-use super::{HOUR, Kind, MINUTE, MS, SECOND, Table, Word, duration, integer, key, later, word};
+use super::{HOUR, Kind, MINUTE, MS, SECOND, Table, Word, duration, integer, key, word};
 
 pub(super) static RUNTIME: Table = Table {
     path: "runtime",
@@ -126,6 +126,20 @@ pub(super) static LIMITS: Table = Table {
     ],
 };
 
+pub(super) static METRICS: Table = Table {
+    path: "metrics",
+    doc: "A listener for who collects [metrics](metrics.md), as Prometheus does. The control socket has them, too.",
+    keys: &[
+        key(
+            "listen",
+            Kind::Socket,
+            "Where `GET /metrics` is answered, by plain HTTP; without it nowhere. Nothing else is answered there.",
+        ),
+        key("from", Kind::List(&Kind::Network, 64), "Networks whose addresses may ask.")
+            .described("everybody who reaches it"),
+    ],
+};
+
 /// `log.connections` and `service.log`.
 pub(super) static LOGGED: &[Word] = &[
     word("none", "Only counters."),
@@ -140,34 +154,43 @@ pub(super) static LOG: Table = Table {
         key(
             "level",
             Kind::Word(&[
-                later("error", "Errors only."),
-                later("warn", "Errors and warnings."),
+                word("error", "Errors only."),
+                word("warn", "Errors and warnings."),
                 word("info", "And what the operator should know: servers up and down, reloads."),
-                later("debug", "And what a developer wants to know."),
+                word("debug", "And what a developer wants to know."),
             ]),
-            "How much the daemon tells about itself.",
+            "How much the daemon tells about itself; `towpath run --log` is stronger. A line that comes again and again is written five times, then every ten seconds how often it came.",
         )
         .default("info"),
         key(
             "format",
-            Kind::Word(&[word("text", "For people."), later("json", "For programs.")]),
-            "How a line is written.",
+            Kind::Word(&[word("text", "For people."), word("json", "For programs: an object a line, with `time`, `level` and `message`.")]),
+            "How a line of the daemon's own is written; to syslog always as text.",
         )
         .default("text"),
         key(
             "to",
             Kind::Word(&[
-                word("stderr", "Standard error; systemd keeps it in its journal."),
-                later("syslog", "The syslog server of `syslog`."),
+                word("stderr", "Standard error; systemd keeps it in its journal, with the level of each line."),
+                word("syslog", "The syslog of `syslog`; what is told before the configuration is taken, and about syslog itself, goes to standard error."),
             ]),
-            "Where lines go.",
+            "Where lines of the daemon's own go.",
         )
         .default("stderr"),
         key(
             "syslog",
             Kind::Either(&[Kind::Socket, Kind::Path]),
-            "Syslog server (UDP, RFC 5424), or the path of this machine's socket, `\"/dev/log\"`, for `connections_to = \"syslog\"`.",
+            "Syslog server (RFC 5424), or the path of this machine's socket, `\"/dev/log\"`, for `to = \"syslog\"` and `connections_to = \"syslog\"`.",
         ),
+        key(
+            "syslog_transport",
+            Kind::Word(&[
+                word("tcp", "A connection, with the length in front of each message (RFC 6587)."),
+                word("udp", "A datagram each (RFC 5426)."),
+            ]),
+            "How a syslog server is spoken to.",
+        )
+        .default("udp"),
         key(
             "connections",
             Kind::Word(LOGGED),

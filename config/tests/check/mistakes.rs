@@ -898,6 +898,18 @@ fn where_lines_on_connections_go_is_judged() {
     let long = format!("\"/{}\"", "x".repeat(107));
     expect(&with(&format!("connections_to = \"syslog\"\nsyslog = {long}")), &[("too-long", &long)]);
     expect(&with("syslog = \"/dev/log\""), &[("no-effect", "syslog")]);
+    // What the daemon tells about itself.
+    expect(&with("to = \"syslog\""), &[("missing-key", "\"syslog\"")]);
+    expect(&with("to = \"syslog\"\nsyslog = \"192.0.2.5:601\"\nsyslog_transport = \"tcp\"\nlevel = \"debug\""), &[]);
+    expect(
+        &with("to = \"syslog\"\nsyslog = \"/dev/log\"\nsyslog_transport = \"tcp\""),
+        &[("no-effect", "syslog_transport")],
+    );
+    expect(&with("syslog_transport = \"udp\""), &[("no-effect", "syslog_transport")]);
+    expect(&with("to = \"syslog\"\nsyslog = \"/dev/log\"\nsyslog_transport = \"tls\""), &[("unknown-word", "\"tls\"")]);
+    expect(&with("to = \"syslog\"\nsyslog = \"/dev/log\"\nformat = \"json\""), &[("no-effect", "format")]);
+    expect(&with("format = \"json\"\nlevel = \"warn\""), &[]);
+    expect(&with("level = \"trace\""), &[("unknown-word", "\"trace\"")]);
     expect(&with("connections_query = \"some\""), &[("unknown-word", "\"some\"")]);
     expect(&with("connections_format = \"common\""), &[("unknown-word", "\"common\"")]);
     // The combined format is for requests.
@@ -916,6 +928,21 @@ fn where_lines_on_connections_go_is_judged() {
     );
     let packets = service("plane = \"packet\"\nsource = \"vip\"", "");
     expect(&format!("[log]\nconnections = \"all\"\n{packets}"), &[]);
+}
+
+#[test]
+fn the_listener_for_metrics_is_judged() {
+    let with = |lines: &str| format!("[metrics]\n{lines}\n{}", service("vip = \"192.0.2.10\"\nports = [80, 9464]", ""));
+    expect(&with(""), &[]);
+    expect(&with("listen = \"127.0.0.1:9464\"\nfrom = [\"192.0.2.0/24\", \"2001:db8::/32\"]"), &[]);
+    expect(&with("from = [\"192.0.2.0/24\"]"), &[("no-effect", "from")]);
+    expect(&with("listen = \"127.0.0.1\""), &[("bad-address", "\"127.0.0.1\"")]);
+    expect(&with("listen = \"127.0.0.1:0\""), &[("out-of-range", "\"127.0.0.1:0\"")]);
+    expect(&with("listen = \"127.0.0.1:9100\"\nfrom = []"), &[("empty-list", "[]")]);
+    expect(&with("listen = \"192.0.2.10:9464\""), &[("duplicate-socket", "\"192.0.2.10:9464\"")]);
+    expect(&with("listen = \"0.0.0.0:80\""), &[("duplicate-socket", "\"0.0.0.0:80\"")]);
+    expect(&with("listen = \"192.0.2.10:9465\""), &[]);
+    expect(&with("listen = \"127.0.0.1:9100\"\nport = 1"), &[("unknown-key", "port")]);
 }
 
 #[test]

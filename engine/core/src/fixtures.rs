@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use towpath_config::model::{
     AdminState, Balance, CheckKind, Control, ControlGroup, Damping, Evict, FastPath, Forwarding, HandshakeThreads,
-    Health, Limits, Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence,
-    Plane, Poll, Ports, Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool,
-    TlsProvider, VirtualService, Workers,
+    Health, Limits, Log, Logged, Metrics, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll, Ports,
+    Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider, VirtualService,
+    Workers,
 };
 
 use crate::admin::Halted;
@@ -154,7 +154,8 @@ pub(crate) fn model() -> Model {
             ticket_key_file: None,
         },
         notify: None,
-        log: Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr },
+        metrics: Metrics::default(),
+        log: Log::default(),
         routes: Vec::new(),
         router: Router::default(),
         outbound: Vec::new(),

@@ -131,6 +131,8 @@ pub struct Transition {
     pub reason: Arc<str>,
     /// When.
     pub at: Now,
+    /// For how long it had been what it was, in milliseconds.
+    pub lasted_ms: u64,
 }
 
 /// The verdict about one check, built from its results.
@@ -223,8 +225,8 @@ impl HealthState {
             ServerHealth::Unknown => {}
         }
         let from = std::mem::replace(&mut self.health, to);
-        self.since = now;
-        Some(Transition { from, to, reason: self.reason.clone(), at: now })
+        let since = std::mem::replace(&mut self.since, now);
+        Some(Transition { from, to, reason: self.reason.clone(), at: now, lasted_ms: now.ms_since(since) })
     }
 
     /// It went down from up.

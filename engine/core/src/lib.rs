@@ -16,6 +16,7 @@ pub mod fast_path;
 mod fixtures;
 pub mod flow;
 pub mod health;
+pub mod histogram;
 pub mod http;
 pub mod http2;
 pub mod ids;

@@ -4,8 +4,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::net::TcpListener;
+use std::sync::mpsc::{Sender, SyncSender};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -27,10 +28,12 @@ use towpath_sys::packet::Instruction;
 
 use crate::access;
 use crate::control::{Access, Entrance};
+use crate::daemon_log;
 use crate::engine::ReloadError;
 use crate::house::{House, Truth};
 use crate::http_files;
 use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
+use crate::metrics::MetricsServer;
 use crate::packets::arms;
 use crate::packets::claims::{claims, services};
 use crate::packets::facing::resolve;
@@ -95,6 +98,7 @@ impl Controller {
     pub(crate) fn start(
         house: Arc<House>,
         entrance: Entrance,
+        metrics: Option<TcpListener>,
         seed: u64,
         judged: Sender<()>,
     ) -> io::Result<Controller> {
@@ -102,7 +106,7 @@ impl Controller {
         let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance));
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance, metrics));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
         })?;
@@ -183,6 +187,7 @@ struct Turn {
     role: MachineRole,
     /// Tells the neighbours of addresses that came with it.
     announcing: Option<AbortHandle>,
+    metrics: MetricsServer,
 }
 
 impl Turn {
@@ -204,11 +209,14 @@ impl Turn {
             drain_trouble: None,
             role,
             announcing: None,
+            metrics: MetricsServer::default(),
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance) {
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance, metrics: Option<TcpListener>) {
         control::serve(entrance, &self.house);
+        let settings = self.house.truth().model().metrics.clone();
+        self.metrics.follow(&settings, metrics, &self.house);
         let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
@@ -336,6 +344,7 @@ impl Turn {
             planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         let room = self.judge(&truth, &model)?;
         let Materials { tls, http, control } = materials?;
+        let metrics = self.metrics.prepare(&model.metrics).map_err(ReloadError::Metrics)?;
         let shared = &house.shared;
         let current = shared.snapshot();
         let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -394,6 +403,8 @@ impl Turn {
         shared.gate(Protocol::Udp).resize(room.udp_sessions);
         shared.handshakes().resize(room.handshakes);
         house.guard.follow(control);
+        self.metrics.follow(&truth.model().metrics, metrics, &house);
+        daemon_log::follow(&truth.model().log.own);
         shared.publish(next);
         self.steer_by(fanout, &steering);
         Ok((generation, changes))

@@ -30,7 +30,7 @@ use crate::control::{Access, AccessError, ControlError, ControlListener, Control
 use crate::controller::{Controller, Reloaded};
 use crate::house::{House, Origin, Truth};
 use crate::http_files::{self, HttpFileErrors};
-use crate::listen::{ListenErrors, Opening, open_all};
+use crate::listen::{ListenErrors, Opening, open_all, openings};
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -45,6 +45,7 @@ use crate::status::Status;
 use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
 use crate::worker::{self, Entrances};
+use crate::{daemon_log, metrics};
 
 /// How long a worker may take from its start until it serves.
 const WORKER_START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -98,6 +99,9 @@ pub enum StartError {
     /// Files that HTTP mode names.
     #[error("{0}")]
     Http(#[source] HttpFileErrors),
+    /// The listener for metrics could not be opened.
+    #[error("{0}")]
+    Metrics(String),
     /// Listeners that could not be opened.
     #[error("{0}")]
     Listen(#[from] ListenErrors),
@@ -157,6 +161,9 @@ pub enum ReloadError {
     /// Listeners that could not be opened.
     #[error("{0}")]
     Listen(#[source] ListenErrors),
+    /// The listener for metrics cannot be opened.
+    #[error("{0}")]
+    Metrics(String),
     /// Another number of workers while flows still move because of the last one.
     #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
     Moving,
@@ -255,6 +262,8 @@ impl Engine {
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(StartError::AccessLog)?;
         }
+        let metrics = metrics::bind(&model.metrics).map_err(StartError::Metrics)?;
+        daemon_log::follow(&model.log.own);
         let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
         let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
         let listeners = open_all(truth.openings(), plan.workers.len(), &steering, steering_seed(seed))?;
@@ -312,7 +321,7 @@ impl Engine {
         let origin = Origin { config: options.config, network, guard };
         let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, origin));
         let (judged, verdicts) = mpsc::channel();
-        let controller = Controller::start(Arc::clone(&house), entrance, seed, judged)
+        let controller = Controller::start(Arc::clone(&house), entrance, metrics, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
         let engine = Engine {
             house,

@@ -1,6 +1,6 @@
 //! What changed lately: a bounded list for status, one log line each, and word to who wants to be told ([`crate::notify`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,6 +9,7 @@ pub use towpath_config::model::EventKind;
 use towpath_config::model::Notify;
 
 use crate::notify::Notifier;
+use crate::status::word;
 
 /// Events that are kept; the oldest gives way.
 pub const EVENTS_MAX: usize = 256;
@@ -33,6 +34,9 @@ pub struct Event {
     pub to: String,
     /// Why.
     pub reason: String,
+    /// For how long it had been in the state before, in seconds; `None` where that is not known or says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lasted_seconds: Option<u64>,
 }
 
 /// How much an event needs somebody's attention.
@@ -49,6 +53,8 @@ pub(crate) struct EventLog {
     /// Number of the last one.
     last: u64,
     events: VecDeque<Event>,
+    /// How many there were, by kind.
+    totals: BTreeMap<String, u64>,
     /// One more has come.
     news: Arc<tokio::sync::Notify>,
     /// Who has others told of them.
@@ -58,7 +64,14 @@ pub(crate) struct EventLog {
 impl EventLog {
     /// Empty, for this run of the process.
     pub(crate) fn new(run: u64) -> EventLog {
-        EventLog { run, last: 0, events: VecDeque::new(), news: Arc::default(), notifier: None }
+        EventLog {
+            run,
+            last: 0,
+            events: VecDeque::new(),
+            totals: BTreeMap::new(),
+            news: Arc::default(),
+            notifier: None,
+        }
     }
 
     /// Which run this is, and its last event.
@@ -97,11 +110,18 @@ impl EventLog {
         if let Some(notifier) = &self.notifier {
             notifier.offer(&event);
         }
+        *self.totals.entry(word(&event.kind)).or_default() += 1;
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();
         }
         self.events.push_back(event);
         self.news.notify_waiters();
+    }
+
+    /// How many there were since the start, by kind; also kinds of which there was none.
+    pub(crate) fn totals(&self) -> BTreeMap<String, u64> {
+        let all = EventKind::ALL.iter().map(|kind| (word(kind), 0));
+        all.chain(self.totals.iter().map(|(kind, count)| (kind.clone(), *count))).collect()
     }
 
     /// The latest `count`, oldest first.
@@ -128,6 +148,7 @@ impl Event {
             from: from.into(),
             to: to.into(),
             reason: reason.into(),
+            lasted_seconds: None,
         }
     }
 
@@ -136,12 +157,17 @@ impl Event {
         Event { services, ..self }
     }
 
+    /// After so long in the state before.
+    pub(crate) fn lasted_ms(self, ms: u64) -> Event {
+        Event { lasted_seconds: Some(ms / 1000), ..self }
+    }
+
     /// About this server or source address.
     pub(crate) fn subject(self, subject: impl Into<String>) -> Event {
         Event { subject: Some(subject.into()), ..self }
     }
 
-    /// `server FE-1 of front-end: up → down: port 5061: connection refused`
+    /// `server FE-1 of front-end: up → down: port 5061: connection refused (up for 3 h 12 min)`
     pub fn line(&self) -> String {
         let subject = match (&self.subject, self.services.is_empty()) {
             (Some(subject), true) => format!("{subject}: "),
@@ -154,10 +180,20 @@ impl Event {
             (true, _) => self.to.clone(),
             (_, true) => self.from.clone(),
         };
-        match self.reason.is_empty() {
-            true => format!("{subject}{change}"),
-            false => format!("{subject}{change}: {}", self.reason),
-        }
+        let reason = if self.reason.is_empty() { String::new() } else { format!(": {}", self.reason) };
+        let lasted = self.lasted_seconds.map(|seconds| format!(" ({} for {})", self.from, span(seconds)));
+        format!("{subject}{change}{reason}{}", lasted.unwrap_or_default())
+    }
+}
+
+/// `40 s`, `3 h 12 min`: two units at most.
+fn span(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if minutes == 0 => format!("{seconds} s"),
+        () if hours == 0 => format!("{minutes} min {} s", seconds % 60),
+        () if days == 0 => format!("{hours} h {} min", minutes % 60),
+        () => format!("{days} d {} h", hours % 24),
     }
 }
 
@@ -190,5 +226,27 @@ mod tests {
             event.line(),
             "server FE-1 (192.0.2.31) of front-end, web: up → down: port 5061: connection refused"
         );
+        let after = event.lasted_ms(11_520_999).line();
+        assert!(after.ends_with(": connection refused (up for 3 h 12 min)"), "{after}");
+    }
+
+    #[test]
+    fn spans_have_two_units_at_most() {
+        let texts = [0, 59, 60, 3_599, 3_600, 86_399, 86_400, 90_000].map(span);
+        assert_eq!(
+            texts,
+            ["0 s", "59 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "23 h 59 min", "1 d 0 h", "1 d 1 h"]
+        );
+    }
+
+    #[test]
+    fn events_are_counted_by_kind_also_where_there_was_none() {
+        let mut log = EventLog::new(1);
+        for _ in 0..EVENTS_MAX + 1 {
+            log.record(Tone::Info, Event::now(EventKind::Health, "up", "down", ""));
+        }
+        let totals = log.totals();
+        assert_eq!((totals["health"], totals["phase"]), (EVENTS_MAX as u64 + 1, 0));
+        assert_eq!(totals.len(), EventKind::ALL.len());
     }
 }

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Add;
 use std::path::PathBuf;
@@ -10,13 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc};
-use towpath_config::model::{Model, Passive, Protocol};
+use towpath_config::model::{Model, Passive, Plane, Protocol};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
 use towpath_core::health::{
     AgentChange, AgentReport, AgentState, CheckPlan, CheckResult, HealthBoard, HealthState, Pace,
 };
+use towpath_core::histogram::{BOUNDS_US, Latency};
 use towpath_core::http::{BadRequest, BadResponse, HttpMaterial, HttpSecret};
 use towpath_core::http2::BadStream;
 use towpath_core::outbound::{OutboundLane, OutboundNat};
@@ -37,19 +37,22 @@ use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::leaving::Leaving;
 use crate::listen::{Opening, openings};
+use crate::metrics::Latest;
 use crate::notify::Notifier;
 use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
+use crate::process;
 use crate::questions::Turns;
 use crate::reload::{Change, ServiceChange, member_changes, service_changes};
-use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
+use crate::shared::{InForce, Phase, RingCounter, Seat, ServiceSum, Shared};
 use crate::state_file::{self, StateKeeper};
 use crate::status::{
-    AccessLogStatus, HandshakePoolStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus, ServerStatus,
-    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
+    AccessLogStatus, HandshakePoolStatus, LatencyStatus, LeavingServer, LimitsStatus, OutboundStatus, QueueStatus,
+    ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
+use crate::worker;
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
 const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
@@ -81,6 +84,8 @@ pub(crate) struct House {
     pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
     /// Who may come by `control.listen`.
     pub(crate) guard: Guard,
+    /// What who collects metrics gets.
+    pub(crate) metrics: Latest,
 }
 
 /// What a house is asked and reloaded by.
@@ -111,8 +116,10 @@ pub(crate) struct Truth {
     judged: HashMap<towpath_core::CheckId, Judged>,
     /// Servers ever named and not released: what is leaving still has a name.
     known: HashMap<RealServerId, RealServer>,
-    /// What each id had opened before it was given to the server that bears it now.
-    opened_before: HashMap<RealServerId, u64>,
+    /// What clients had met at each id before it was given to the server that bears it now.
+    met_before: HashMap<RealServerId, Met>,
+    /// The same of services.
+    counted_before: HashMap<ServiceId, ServiceSum>,
     /// Source addresses announced as nearly exhausted.
     announced: HashSet<(&'static str, IpAddr, SocketAddr)>,
     /// A loop of a bridge was announced, and is not over.
@@ -167,7 +174,8 @@ impl Truth {
             events: EventLog::new(unix_ms()),
             judged: HashMap::new(),
             known: HashMap::new(),
-            opened_before: HashMap::new(),
+            met_before: HashMap::new(),
+            counted_before: HashMap::new(),
             announced: HashSet::new(),
             is_looped: false,
             sorry: HashSet::new(),
@@ -449,8 +457,17 @@ impl Truth {
         for server in gone {
             if self.registry.release_server(server) {
                 self.known.remove(&server);
-                self.opened_before.insert(server, opened_ever(shared, server));
+                self.met_before.insert(server, met_ever(shared, server));
             }
+        }
+    }
+
+    /// What was counted for a service since it has this id.
+    fn counted(&self, service: ServiceId, shared: &Shared) -> ServiceSum {
+        let sum = ServiceSum::of(shared, service);
+        match self.counted_before.get(&service) {
+            Some(before) => sum.since(before),
+            None => sum,
         }
     }
 
@@ -543,7 +560,9 @@ impl Truth {
             };
             let (from, to) = (transition.from.label(), transition.to.label());
             let event = Event::now(EventKind::Health, from, to, &*transition.reason).services(services).subject(server);
-            self.events.record(tone, event);
+            // Before the first verdict it was in no state.
+            let is_first = transition.from == ServerHealth::Unknown;
+            self.events.record(tone, if is_first { event } else { event.lasted_ms(transition.lasted_ms) });
         }
         Judgement {
             pace: self.board.state(check).map_or(Pace::Steady, HealthState::pace),
@@ -677,6 +696,7 @@ impl House {
             network,
             commands: OnceLock::new(),
             guard,
+            metrics: Latest::new(),
         }
     }
 
@@ -745,6 +765,7 @@ impl House {
         let shared = &self.shared;
         let snapshot = shared.snapshot();
         let now = shared.now();
+        let cpu_times = process::cpu_times();
         let truth = self.truth();
         let services = truth
             .model
@@ -792,6 +813,7 @@ impl House {
             phase: phase_word(shared.phase()).to_owned(),
             role: word(&snapshot.role),
             uptime_seconds: now.0 / 1000,
+            started_unix_ms: unix_ms().saturating_sub(now.0),
             generation: snapshot.generation.0,
             services,
             outbound: snapshot
@@ -801,13 +823,18 @@ impl House {
                 .collect(),
             leaving,
             source_ports: source_ports(&snapshot).into_iter().map(Fill::into_status).collect(),
-            workers: shared.seats().map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some())).collect(),
+            workers: shared
+                .seats()
+                .map(|seat| worker_status(seat, &snapshot, self.plan.packets.is_some(), &cpu_times))
+                .collect(),
             neighbours: shared.network().neighbours(),
             handshake_pool: self.pool.as_ref().map(|pool| pool_status(pool.gauges(), &self.plan)),
             access_log: self.access_log(),
             notify: self.notifier.status(),
             limits: self.limits(&snapshot),
             events: truth.events.latest(crate::events::EVENTS_MAX),
+            events_total: truth.events.totals(),
+            latency_bounds_us: BOUNDS_US.to_vec(),
         }
     }
 
@@ -854,7 +881,7 @@ impl House {
             },
             // Without one to look with, none is left.
             descriptors: Usage {
-                used: open_descriptors().unwrap_or(self.plan.nofile),
+                used: process::open_descriptors().unwrap_or(self.plan.nofile),
                 max: self.plan.nofile,
                 refused: 0,
             },
@@ -886,9 +913,7 @@ fn service_status(
             targets.push(target);
         }
     }
-    let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(service.id)).collect();
-    let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
-    let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
+    let sum = truth.counted(service.id, shared);
     let servers: Vec<ServerStatus> =
         targets.iter().map(|target| server_status(service, target, truth, shared, now)).collect();
     ServiceStatus {
@@ -903,27 +928,16 @@ fn service_status(
         connections: shared.loads().service_active(service.id),
         connections_max: service.max_connections,
         queue: queue_status(service, shared),
-        accepted: counter(ServiceCounter::Accepted),
-        opened: counter(ServiceCounter::Opened),
-        bytes_from_client: counter(ServiceCounter::BytesFromClient),
-        bytes_to_client: counter(ServiceCounter::BytesToClient),
-        counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), counter(c))).collect(),
-        terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t))).collect(),
-        refused_requests: seen(
-            BadRequest::ALL
-                .iter()
-                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_requests(reason)).sum())),
-        ),
-        refused_responses: seen(
-            BadResponse::ALL
-                .iter()
-                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_responses(reason)).sum())),
-        ),
-        refused_streams: seen(
-            BadStream::ALL
-                .iter()
-                .map(|&reason| (reason.label(), pages.iter().map(|page| page.bad_streams(reason)).sum())),
-        ),
+        accepted: sum.read(ServiceCounter::Accepted),
+        opened: sum.read(ServiceCounter::Opened),
+        bytes_from_client: sum.read(ServiceCounter::BytesFromClient),
+        bytes_to_client: sum.read(ServiceCounter::BytesToClient),
+        counters: ServiceCounter::ALL.iter().map(|&c| (c.label().to_owned(), sum.read(c))).collect(),
+        terminations: Termination::ALL.iter().map(|&t| (t.label().to_owned(), sum.ended(t))).collect(),
+        latencies: latencies(service, &sum, truth),
+        refused_requests: seen(BadRequest::ALL.iter().map(|&reason| (reason.label(), sum.bad_requests(reason)))),
+        refused_responses: seen(BadResponse::ALL.iter().map(|&reason| (reason.label(), sum.bad_responses(reason)))),
+        refused_streams: seen(BadStream::ALL.iter().map(|&reason| (reason.label(), sum.bad_streams(reason)))),
         certificates: truth
             .material
             .certificates_of(&service.name)
@@ -932,6 +946,20 @@ fn service_status(
             .collect(),
         servers,
     }
+}
+
+/// What is measured of a service like this.
+fn latencies(service: &Service, sum: &ServiceSum, truth: &Truth) -> BTreeMap<String, LatencyStatus> {
+    if service.plane != Plane::Stream || service.protocol != Protocol::Tcp {
+        return BTreeMap::new();
+    }
+    let measured = |&latency: &Latency| (latency.label().to_owned(), LatencyStatus::from(sum.measured(latency)));
+    let applies = |latency: &&Latency| match latency {
+        Latency::Connect | Latency::FirstByte => true,
+        Latency::Handshake => !truth.material.certificates_of(&service.name).is_empty(),
+        Latency::Queue => service.queue.is_some(),
+    };
+    Latency::ALL.iter().filter(applies).map(measured).collect()
 }
 
 /// Who waits for a place of this service.
@@ -946,10 +974,9 @@ fn queue_status(service: &Service, shared: &Shared) -> Option<QueueStatus> {
 
 /// What hosts inside have opened by one `[[outbound_nat]]`, and how it ended.
 fn outbound_status(nat: &OutboundNat, lane: &OutboundLane, shared: &Shared) -> OutboundStatus {
-    let pages: Vec<_> = shared.seats().filter_map(|seat| seat.peek_service(lane.id)).collect();
-    let counter = |counter: ServiceCounter| pages.iter().map(|page| page.read(counter)).sum::<u64>();
-    let ended = |termination: Termination| pages.iter().map(|page| page.ended(termination)).sum::<u64>();
-    let terminations = Termination::ALL.iter().map(|&t| (t.label().to_owned(), ended(t)));
+    let sum = ServiceSum::of(shared, lane.id);
+    let counter = |counter| sum.read(counter);
+    let terminations = Termination::ALL.iter().map(|&t| (t.label().to_owned(), sum.ended(t)));
     OutboundStatus {
         name: nat.name.clone(),
         protocol: lane.pool.leased().label().to_owned(),
@@ -1007,7 +1034,8 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
     let own = target.check.filter(|_| target.also.is_empty());
     let state = own.and_then(|check| truth.board.state(check)).filter(|state| state.health() == target.health);
     let reason = state.map_or(&target.reason, |state| state.reason());
-    let before = truth.opened_before.get(&target.server).copied().unwrap_or(0);
+    let before = truth.met_before.get(&target.server).copied().unwrap_or_default();
+    let met = met_ever(shared, target.server);
     ServerStatus {
         name: target.name.clone(),
         address: target.address,
@@ -1027,7 +1055,10 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
         waiting: shared.seats().map(|seat| seat.idle(target.server)).sum(),
         connections_min: target.min_connections,
         connections_max: target.max_connections,
-        opened: opened_ever(shared, target.server).saturating_sub(before),
+        opened: met.opened.saturating_sub(before.opened),
+        connects_failed: met.failed.saturating_sub(before.failed),
+        responses: met.responses.saturating_sub(before.responses),
+        errors: met.errors.saturating_sub(before.errors),
     }
 }
 
@@ -1042,12 +1073,17 @@ fn duty_word(target: &Target) -> &'static str {
     }
 }
 
-/// What all workers together have opened on this id since the start.
-fn opened_ever(shared: &Shared, server: RealServerId) -> u64 {
-    shared.seats().map(|seat| seat.opened(server)).sum()
+/// What clients of all workers together have met at this id since the start.
+fn met_ever(shared: &Shared, server: RealServerId) -> Met {
+    shared.seats().map(|seat| seat.met(server)).fold(Met::default(), Met::add)
 }
 
-fn worker_status(seat: &Seat, snapshot: &Snapshot, has_packets: bool) -> WorkerStatus {
+fn worker_status(
+    seat: &Seat,
+    snapshot: &Snapshot,
+    has_packets: bool,
+    cpu_times: &BTreeMap<String, u64>,
+) -> WorkerStatus {
     let mut packets = BTreeMap::new();
     if has_packets {
         packets.extend(PlaneCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.plane_counter(c))));
@@ -1061,6 +1097,7 @@ fn worker_status(seat: &Seat, snapshot: &Snapshot, has_packets: bool) -> WorkerS
         generation: seat.adopted().0,
         vshards: snapshot.steering.owners().iter().filter(|&&owner| owner == seat.id()).count(),
         sessions: seat.sessions(),
+        cpu_us: cpu_times.get(&worker::thread_name(seat.id())).copied().unwrap_or(0),
         counters: WorkerCounter::ALL.iter().map(|&c| (c.label().to_owned(), seat.read(c))).collect(),
         flows: seat.flows(),
         packets,
@@ -1122,11 +1159,6 @@ impl Fill {
             nearly_exhausted: self.nearly_full,
         }
     }
-}
-
-fn open_descriptors() -> Option<u64> {
-    // One of them is the directory that is being read.
-    fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1) as u64)
 }
 
 fn phase_word(phase: Phase) -> &'static str {

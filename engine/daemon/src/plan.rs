@@ -39,6 +39,8 @@ const DESCRIPTORS_PER_COMMAND: u64 = 4;
 pub const ORDERED_PROBES_MAX: usize = 32;
 /// Clients that the control socket serves at the same time.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
+/// Those that collect metrics.
+pub const METRICS_CLIENTS_MAX: usize = 8;
 
 /// Clients that `control.listen` serves at the same time.
 pub const CONTROL_VISITORS_MAX: usize = 32;
@@ -672,6 +674,7 @@ impl Needs {
         let pipes = workers * u64::from(pipes_per_worker);
         let sockets = listeners(model).len() as u64;
         let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
+        let metrics = if model.metrics.listen.is_some() { 1 + METRICS_CLIENTS_MAX as u64 } else { 0 };
         let visitors = if model.control.listen.is_some() { 1 + CONTROL_VISITORS_MAX as u64 } else { 0 };
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
@@ -718,6 +721,7 @@ impl Needs {
                 ),
                 share("commands of checks", commands(model).min(COMMANDS_MAX as u64) * DESCRIPTORS_PER_COMMAND),
                 share("control socket", control),
+                share("metrics", metrics),
                 share("control listener", visitors),
                 share("reserve", RESERVED_DESCRIPTORS),
             ],

@@ -107,6 +107,8 @@ pub(crate) fn needs_restart(old: &Model, new: &Model, started: &Started<'_>) -> 
         bridges,
         // Whoever is told is told from now on.
         notify: _,
+        // Another listener is opened, the old one closed.
+        metrics: _,
     } = new;
     if workers_wanted(&runtime.workers, started.cpus, started.usable).is_none() {
         changed.push("runtime.workers".to_owned());

@@ -12,6 +12,7 @@ mod inbox;
 mod loads;
 mod network;
 mod seat;
+mod sum;
 mod waiting;
 
 use std::io;
@@ -46,6 +47,7 @@ pub use inbox::{HandedFrame, Inbox, Letter, Parcel};
 pub use loads::SharedLoads;
 pub use network::{NetworkBoard, SteeringPrograms};
 pub use seat::{Call, RingCounter, Seat, ServicePage};
+pub use sum::ServiceSum;
 use waiting::WaitingBoard;
 
 /// Bounds and seeds of the shared state; allocated at start.
@@ -638,6 +640,12 @@ impl Shared {
     #[inline]
     pub fn at(&self, instant: Instant) -> Now {
         Now(u64::try_from(instant.saturating_duration_since(self.origin).as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The same in microseconds, for what is measured.
+    #[inline]
+    pub fn micros_at(&self, instant: Instant) -> u64 {
+        u64::try_from(instant.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
     }
 
     /// Seed of [`towpath_core::steering::vshard_of_client`], the same as in the listeners' steering program.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use towpath_core::histogram::Histogram;
 use towpath_core::snapshot::ServerHealth;
 
 use crate::admin::{AdminSaid, WeightSaid};
@@ -22,6 +23,9 @@ pub struct Status {
     pub role: String,
     /// Seconds since the start.
     pub uptime_seconds: u64,
+    /// When it was started, in milliseconds since 1970.
+    #[serde(default)]
+    pub started_unix_ms: u64,
     /// Number of the configuration and health in force.
     pub generation: u64,
     /// Virtual services in the order of the file.
@@ -51,6 +55,12 @@ pub struct Status {
     pub limits: LimitsStatus,
     /// The latest changes of state, oldest first.
     pub events: Vec<Event>,
+    /// How many there were since the start, by kind.
+    #[serde(default)]
+    pub events_total: BTreeMap<String, u64>,
+    /// Upper ends of the ranges of [`LatencyStatus::buckets`], in microseconds.
+    #[serde(default)]
+    pub latency_bounds_us: Vec<u64>,
 }
 
 /// Whether a service can serve new clients.
@@ -103,6 +113,9 @@ pub struct ServiceStatus {
     pub counters: BTreeMap<String, u64>,
     /// How connections and sessions ended, by label.
     pub terminations: BTreeMap<String, u64>,
+    /// How long things took, by what was measured (`connect`, `first_byte`, `handshake`, `queue`); empty where nothing is.
+    #[serde(default)]
+    pub latencies: BTreeMap<String, LatencyStatus>,
     /// HTTP: requests that were refused, by reason; reasons that never were are left out.
     #[serde(default)]
     pub refused_requests: BTreeMap<String, u64>,
@@ -117,6 +130,36 @@ pub struct ServiceStatus {
     pub certificates: Vec<CertificateStatus>,
     /// Its servers in the order of the file.
     pub servers: Vec<ServerStatus>,
+}
+
+/// How long something took, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LatencyStatus {
+    /// How often it was measured.
+    pub count: u64,
+    /// All of it together, in microseconds.
+    pub sum_us: u64,
+    /// Half of them took no longer, in microseconds; `None` where nothing was measured.
+    pub p50_us: Option<u64>,
+    /// The same of nine tenths.
+    pub p90_us: Option<u64>,
+    /// The same of 99 of a hundred.
+    pub p99_us: Option<u64>,
+    /// How many by range, each for itself, the last for what took longer than every bound ([`Status::latency_bounds_us`]).
+    pub buckets: Vec<u64>,
+}
+
+impl From<Histogram> for LatencyStatus {
+    fn from(histogram: Histogram) -> LatencyStatus {
+        LatencyStatus {
+            count: histogram.count(),
+            sum_us: histogram.sum_us,
+            p50_us: histogram.percentile_us(50),
+            p90_us: histogram.percentile_us(90),
+            p99_us: histogram.percentile_us(99),
+            buckets: histogram.counts.to_vec(),
+        }
+    }
 }
 
 /// Clients of one service that wait for a place on a server, over its own servers and those behind its routes.
@@ -263,6 +306,15 @@ pub struct ServerStatus {
     pub connections_max: u32,
     /// Connections or sessions opened on the server, over all services.
     pub opened: u64,
+    /// Connects that it refused or did not answer, or whose TLS it failed, over all services.
+    #[serde(default)]
+    pub connects_failed: u64,
+    /// Its responses in HTTP mode, and those that did not come in time, over all services.
+    #[serde(default)]
+    pub responses: u64,
+    /// Of these, those with a status of 500 or more, and those that did not come.
+    #[serde(default)]
+    pub errors: u64,
 }
 
 /// A server that was removed and still holds connections.
@@ -335,6 +387,9 @@ pub struct WorkerStatus {
     pub vshards: usize,
     /// Connections and sessions that it holds.
     pub sessions: u32,
+    /// Time that its thread has had its CPU, in microseconds; also while it looks for work in vain. 0 where the kernel does not say.
+    #[serde(default)]
+    pub cpu_us: u64,
     /// Every counter of the worker, by label.
     pub counters: BTreeMap<String, u64>,
     /// Flows of its packet plane.

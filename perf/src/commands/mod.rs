@@ -1,6 +1,7 @@
 //! The subcommands.
 
 mod compare;
+mod control;
 mod health;
 mod identity;
 mod lab;
@@ -8,6 +9,7 @@ mod measure;
 mod report;
 
 pub(crate) use compare::Compare;
+pub(crate) use control::Control;
 pub(crate) use health::Health;
 pub(crate) use identity::Identity;
 pub(crate) use lab::Lab;

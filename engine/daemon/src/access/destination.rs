@@ -3,27 +3,21 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::{Duration, Instant};
 
-use towpath_config::model::{Log, LogTo, Syslog};
-use towpath_core::access::{Utc, utc};
+use towpath_config::model::{Log, LogTo};
 use towpath_sys::host;
+
+pub(super) use crate::syslog::Refused;
+use crate::syslog::{Message, Sender, Severity, Source, refused};
 
 /// A pipe that takes anything takes so much at once, whole (`PIPE_BUF`, pipe(7)).
 const PIPE_BYTES: usize = 4096;
 /// How often it is looked whether the file has still its name.
 const NAME_LOOK: Duration = Duration::from_millis(200);
-/// RFC 5424 §6.2.1: facility local0, as HAProxy's examples have it.
-const FACILITY: u8 = 16;
-/// Severities: error and informational.
-const ERROR: u8 = 3;
-const INFORMATIONAL: u8 = 6;
 
 /// Lines that are to be written, in one piece of memory.
 pub(super) struct Lines {
@@ -101,23 +95,11 @@ impl Lines {
     }
 }
 
-/// Why lines were not taken.
-pub(super) enum Refused {
-    /// They may be, a little later.
-    Full,
-    /// These are lost, others may be taken.
-    Failed(io::Error),
-    /// It has to be opened anew.
-    Gone(io::Error),
-}
-
 /// Where lines go, open.
 pub(super) enum Destination {
     File(LogFile),
     Stream(File),
-    Local(UnixDatagram, Vec<u8>),
-    /// With the name of this machine.
-    Server(UdpSocket, String, Vec<u8>),
+    Syslog(Sender),
 }
 
 /// A file by its name.
@@ -165,28 +147,13 @@ impl Destination {
             LogTo::File(path) => Destination::File(LogFile::open(path)?),
             LogTo::Stderr => Destination::Stream(copy(io::stderr().as_fd())?),
             LogTo::Stdout => Destination::Stream(copy(io::stdout().as_fd())?),
-            LogTo::Syslog(Syslog::Local(path)) => {
-                let socket = UnixDatagram::unbound()?;
-                socket.set_nonblocking(true)?;
-                socket.connect(path)?;
-                Destination::Local(socket, Vec::new())
-            }
-            LogTo::Syslog(Syslog::Server(server)) => {
-                let any: SocketAddr = match server {
-                    SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-                    SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-                };
-                let socket = UdpSocket::bind(any)?;
-                socket.set_nonblocking(true)?;
-                socket.connect(server)?;
-                Destination::Server(socket, host_name(), Vec::new())
-            }
+            LogTo::Syslog(syslog) => Destination::Syslog(Sender::open(syslog, Source::Access)?),
         })
     }
 
     /// Whether each line is a message of its own.
     pub(super) fn is_of_messages(&self) -> bool {
-        matches!(self, Destination::Local(..) | Destination::Server(..))
+        matches!(self, Destination::Syslog(_))
     }
 
     /// Has it take some of the lines, waiting for it no longer than `wait`; says how many are whole by that.
@@ -209,20 +176,23 @@ impl Destination {
                 taken
             }
             Destination::Stream(stream) => append(stream, lines, wait, PIPE_BYTES),
-            Destination::Local(socket, message) => {
-                begin_local(lines, message);
-                send(lines, message, || patient(|| socket.send(message), socket, wait))
+            Destination::Syslog(sender) => {
+                let Some(line) = lines.lines.front() else { return Ok(0) };
+                let severity = if line.is_error { Severity::Error } else { Severity::Informational };
+                // Without its end.
+                let text = &lines.bytes[lines.written..line.end - 1];
+                let bytes = line.end - lines.written;
+                sender.send(&Message { severity, unix_ms: line.unix_ms, text }, wait)?;
+                Ok(lines.advance(bytes))
             }
-            Destination::Server(socket, host, message) => {
-                begin_server(lines, host, message);
-                // It says later, and of another message, that nobody listens: that one is lost, not this one.
-                send(lines, message, || {
-                    patient(|| socket.send(message), socket, wait).or_else(|error| match error.kind() {
-                        io::ErrorKind::ConnectionRefused => socket.send(message),
-                        _ => Err(error),
-                    })
-                })
-            }
+        }
+    }
+
+    /// What was not taken is not tried again; says whether other lines can be.
+    pub(super) fn give_up(&mut self) -> bool {
+        match self {
+            Destination::File(_) | Destination::Stream(_) => true,
+            Destination::Syslog(sender) => sender.give_up(),
         }
     }
 }
@@ -255,81 +225,6 @@ fn append(mut file: &File, lines: &mut Lines, wait: Duration, at_once: usize) ->
         Ok(bytes) => Ok(lines.advance(bytes)),
         Err(error) => Err(refused(error)),
     }
-}
-
-fn refused(error: io::Error) -> Refused {
-    match error.kind() {
-        io::ErrorKind::Interrupted | io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Refused::Full,
-        // A pipe whose reader has gone, a syslog that was started anew.
-        io::ErrorKind::BrokenPipe
-        | io::ErrorKind::ConnectionRefused
-        | io::ErrorKind::ConnectionReset
-        | io::ErrorKind::NotConnected
-        | io::ErrorKind::NotFound => Refused::Gone(error),
-        _ => Refused::Failed(error),
-    }
-}
-
-/// Sends the first line, which `message` is made of.
-fn send(lines: &mut Lines, message: &[u8], send: impl FnOnce() -> io::Result<usize>) -> Result<u64, Refused> {
-    debug_assert!(!message.is_empty(), "a message is made before it is sent");
-    send().map_err(refused)?;
-    let Some(line) = lines.lines.front() else { return Ok(0) };
-    let bytes = line.end - lines.written;
-    Ok(lines.advance(bytes))
-}
-
-/// Sends; where there is no room, once more when there is some.
-fn patient(send: impl Fn() -> io::Result<usize>, socket: &impl AsFd, wait: Duration) -> io::Result<usize> {
-    match send() {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            host::await_writable(socket, wait)?;
-            send()
-        }
-        sent => sent,
-    }
-}
-
-/// RFC 3164 §4.1 without a host name, as this machine's own syslog expects it (syslog(3)).
-fn begin_local(lines: &Lines, message: &mut Vec<u8>) {
-    let Some(line) = lines.lines.front() else { return };
-    let at = utc(line.unix_ms);
-    let Utc { day, hour, minute, second, .. } = at;
-    message.clear();
-    // Writing into memory does not fail.
-    let _ = write!(
-        message,
-        "<{}>{} {day:2} {hour:02}:{minute:02}:{second:02} towpath[{}]: ",
-        priority(line),
-        at.month_name(),
-        process::id()
-    );
-    message.extend_from_slice(&lines.bytes[lines.written..line.end - 1]);
-}
-
-/// RFC 5424 §6, one message a datagram (RFC 5426 §3.1).
-fn begin_server(lines: &Lines, host: &str, message: &mut Vec<u8>) {
-    let Some(line) = lines.lines.front() else { return };
-    let Utc { year, month, day, hour, minute, second, ms } = utc(line.unix_ms);
-    message.clear();
-    let _ = write!(
-        message,
-        "<{}>1 {year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z {host} towpath {} access - ",
-        priority(line),
-        process::id()
-    );
-    message.extend_from_slice(&lines.bytes[lines.written..line.end - 1]);
-}
-
-fn priority(line: &Line) -> u8 {
-    FACILITY * 8 + if line.is_error { ERROR } else { INFORMATIONAL }
-}
-
-/// The name of this machine, or `-`, which says that it is unknown.
-fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name: String = name.trim().chars().filter(char::is_ascii_graphic).take(255).collect();
-    if name.is_empty() { "-".to_owned() } else { name }
 }
 
 #[cfg(test)]

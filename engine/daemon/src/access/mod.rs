@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
 use crossbeam_utils::CachePadded;
-use towpath_config::model::{Log, LogFormat, LogTo, Logged, LoggedQuery, Model};
+use towpath_config::model::{Log, Logged, Model};
 use towpath_core::WorkerId;
 use towpath_core::access::Record;
 
@@ -98,7 +98,7 @@ impl AccessLog {
             rings: (0..workers).map(|_| CachePadded::new(OnceLock::new())).collect(),
             is_asleep: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
-            settings: Mutex::new(Log { format: LogFormat::Haproxy, query: LoggedQuery::Names, to: LogTo::Stderr }),
+            settings: Mutex::new(Log::default()),
             turn: AtomicU64::new(0),
             written: AtomicU64::new(0),
             failed: AtomicU64::new(0),

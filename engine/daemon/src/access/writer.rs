@@ -187,6 +187,9 @@ impl Writer {
         }
         self.tell(trouble.as_deref());
         self.log.failed.fetch_add(self.lines.clear(), Ordering::Relaxed);
+        if self.destination.as_mut().is_some_and(|destination| !destination.give_up()) {
+            self.destination = None;
+        }
     }
 
     /// Tells once that lines are lost, and once that they are not any more.
@@ -218,7 +221,7 @@ fn name(settings: &Log) -> String {
         LogTo::File(path) | LogTo::Syslog(Syslog::Local(path)) => path.display().to_string(),
         LogTo::Stderr => "stderr".to_owned(),
         LogTo::Stdout => "stdout".to_owned(),
-        LogTo::Syslog(Syslog::Server(server)) => server.to_string(),
+        LogTo::Syslog(Syslog::Server(server, _)) => server.to_string(),
     }
 }
 

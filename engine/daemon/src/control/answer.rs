@@ -31,6 +31,13 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     }
 }
 
+/// `body` as what it is.
+pub(super) fn text(kind: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
 /// A refusal.
 pub(super) fn problem(status: StatusCode, code: &'static str, message: impl Into<String>) -> Answer {
     let refused = Refused { error: Problem { code: code.to_owned(), message: message.into() } };

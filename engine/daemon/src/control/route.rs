@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use towpath_config::model::{ControlRole, Page};
 
-use super::answer::{Answer, json, not_allowed, problem};
+use super::answer::{Answer, json, not_allowed, problem, text};
 use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
@@ -23,6 +23,7 @@ use super::server::Verb;
 use super::{capture, certs, check, events, explain, files, limits, persistence, reload, role, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
+use crate::metrics;
 
 /// Bytes that the body of a request may have.
 pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
@@ -76,6 +77,7 @@ pub(super) enum Action {
     KillSessions,
     Limits,
     Logout,
+    Metrics,
     Order(Verb),
     Persistence,
     Role,
@@ -110,6 +112,7 @@ const fn change(path: &'static str, role: ControlRole, action: Action) -> Route 
 
 /// Everything there is, beside the files of the page and the login, which nobody needs a role for.
 static ROUTES: &[Route] = &[
+    see("/metrics", Action::Metrics),
     see("/status", Action::Status),
     see("/v1", Action::Routes),
     // Frames hold what people write.
@@ -120,6 +123,7 @@ static ROUTES: &[Route] = &[
     see("/v1/flow", Action::Flow),
     see("/v1/limits", Action::Limits),
     change("/v1/logout", ControlRole::Viewer, Action::Logout),
+    see("/v1/metrics", Action::Metrics),
     see("/v1/persistence", Action::Persistence),
     change("/v1/persistence/clear", ControlRole::Operator, Action::ClearPersistence),
     see("/v1/role", Action::Role),
@@ -163,6 +167,7 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
             (Ok(_), Door::Network(visit)) => house.guard.log_out(who, visit),
             (Ok(_), Door::Socket { .. }) => json(StatusCode::OK, &serde_json::json!({})),
         },
+        Action::Metrics => text(metrics::CONTENT_TYPE, metrics::here(house).await),
         Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
         Action::Persistence => persistence::list(request, asked).await,
         Action::Role => role::show(asked),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use towpath_core::counters::{CounterPage, ServiceCounter, Termination, WorkerCounter};
+use towpath_core::histogram::{Histogram, HistogramPage, Latency};
 use towpath_core::http::{BadRequest, BadResponse};
 use towpath_core::http2::BadStream;
 use towpath_core::packet::DropReason;
@@ -16,14 +17,19 @@ use towpath_sys::event::EventFd;
 
 use crate::questions::Question;
 
-/// What one worker counts for one service.
+/// What one worker counts and measures for one service.
 pub struct ServicePage {
     cells: CounterPage,
+    /// Made by its first use: services of the packet plane and of UDP have none.
+    latencies: OnceLock<Box<HistogramPage>>,
 }
 
 impl ServicePage {
-    fn new() -> ServicePage {
-        ServicePage { cells: CounterPage::new(bad_stream_cell(BadStream::ALL.len()) + SLACK_CELLS) }
+    /// Counters of it.
+    pub(super) const CELLS: usize = bad_stream_cell(BadStream::ALL.len());
+
+    pub(super) fn new() -> ServicePage {
+        ServicePage { cells: CounterPage::new(Self::CELLS + SLACK_CELLS), latencies: OnceLock::new() }
     }
 
     /// Adds `n`. Only the seat's own worker may call this.
@@ -35,7 +41,18 @@ impl ServicePage {
     /// Counts one end of a connection or session. Only the seat's own worker may call this.
     #[inline]
     pub fn count_end(&self, termination: Termination) {
-        self.cells.add(ServiceCounter::ALL.len() + termination as usize, 1);
+        self.cells.add(termination_cell(termination as usize), 1);
+    }
+
+    /// Counts something that took so many microseconds. Only the seat's own worker may call this.
+    #[inline]
+    pub fn measure(&self, latency: Latency, us: u64) {
+        self.latencies.get_or_init(Box::default).record(latency, us);
+    }
+
+    /// How long these have taken, as of about now.
+    pub fn measured(&self, latency: Latency) -> Histogram {
+        self.latencies.get().map_or_else(Histogram::default, |page| page.read(latency))
     }
 
     /// Counts one refused request. Only the seat's own worker may call this.
@@ -60,7 +77,7 @@ impl ServicePage {
 
     /// How many ended so, as of about now.
     pub fn ended(&self, termination: Termination) -> u64 {
-        self.cells.read(ServiceCounter::ALL.len() + termination as usize)
+        self.cells.read(termination_cell(termination as usize))
     }
 
     /// How many requests were refused so, as of about now.
@@ -71,6 +88,11 @@ impl ServicePage {
     /// How many responses were refused so, as of about now.
     pub fn bad_responses(&self, reason: BadResponse) -> u64 {
         self.cells.read(bad_response_cell(reason as usize))
+    }
+
+    /// All of its counters, in the order of their cells.
+    pub(super) fn cells(&self) -> impl Iterator<Item = u64> {
+        (0..Self::CELLS).map(|index| self.cells.read(index))
     }
 
     /// How many streams and connections of HTTP/2 were refused so, as of about now.
@@ -132,6 +154,24 @@ impl RingCounter {
             RingCounter::SendFull => "send_full",
             RingCounter::SendRefused => "send_refused",
             RingCounter::SendTooLarge => "send_too_large",
+        }
+    }
+
+    /// One sentence for the reference.
+    pub fn help(self) -> &'static str {
+        match self {
+            RingCounter::MadeTooMany => "Frames that the worker made and had no room for.",
+            RingCounter::ReceivedForeign => "Frames passed over because they were for another station.",
+            RingCounter::ReceivedLost => "Frames that came while the ring was full.",
+            RingCounter::ReceivedTagged => "Frames passed over because they carry the tag of a VLAN that no port has.",
+            RingCounter::ReceivedTruncated => "Frames passed over because they were larger than a slot.",
+            RingCounter::ReceivedUnknown => {
+                "Frames passed over because they are to be cut in a way that is not known here."
+            }
+            RingCounter::SendDown => "Frames refused because the interface is down or gone.",
+            RingCounter::SendFull => "Frames refused because a queue was full.",
+            RingCounter::SendRefused => "Frames refused for another reason.",
+            RingCounter::SendTooLarge => "Frames refused because they are larger than the MTU.",
         }
     }
 }
@@ -416,15 +456,19 @@ impl Seat {
     }
 }
 
-fn bad_request_cell(reason: usize) -> usize {
-    ServiceCounter::ALL.len() + Termination::ALL.len() + reason
+pub(super) const fn termination_cell(termination: usize) -> usize {
+    ServiceCounter::ALL.len() + termination
 }
 
-fn bad_response_cell(reason: usize) -> usize {
+pub(super) const fn bad_request_cell(reason: usize) -> usize {
+    termination_cell(Termination::ALL.len()) + reason
+}
+
+pub(super) const fn bad_response_cell(reason: usize) -> usize {
     bad_request_cell(BadRequest::ALL.len()) + reason
 }
 
-fn bad_stream_cell(reason: usize) -> usize {
+pub(super) const fn bad_stream_cell(reason: usize) -> usize {
     bad_response_cell(BadResponse::ALL.len()) + reason
 }
 

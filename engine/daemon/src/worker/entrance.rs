@@ -15,6 +15,7 @@ use towpath_core::Now;
 use towpath_core::access::Phase;
 use towpath_core::client_hello::{HELLO_BYTES_MAX, HostName, Peek, peek};
 use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::histogram::Latency;
 use towpath_core::session::{Event, Session, Side};
 use towpath_sys::ring::{Completion, Received, Wait};
 use towpath_sys::socket::{self, Behind};
@@ -174,6 +175,7 @@ impl Pace {
 impl Worker {
     /// Begins the handshake with a client that was accepted.
     pub(super) fn enter(&mut self, key: Key) -> io::Result<()> {
+        let now_us = self.now_us;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(secured) = relay.service_tls.as_ref().map(Arc::clone) else { return Ok(()) };
         match secured.clients.accept() {
@@ -182,6 +184,7 @@ impl Worker {
         }
         let due = self.now + secured.handshake_timeout_ms;
         relay.entrance = Some(due);
+        relay.stopwatch.entered_us = now_us;
         self.wheel.arm(key.index, due);
         self.receive_record(key, Side::Client)
     }
@@ -456,6 +459,8 @@ impl Worker {
         }
         relay.entrance = None;
         relay.session = Session::connecting(self.now, service.connect_timeout_ms, service.idle_timeout_ms);
+        let took_us = self.now_us.saturating_sub(relay.stopwatch.entered_us);
+        self.shared.seat(self.id).service_page(service.id).measure(Latency::Handshake, took_us);
         self.shared.handshakes().leave();
         self.begin(key)
     }

@@ -24,6 +24,7 @@ mod queue;
 mod relay;
 mod secure;
 mod slab;
+mod stopwatch;
 mod token;
 
 use std::collections::VecDeque;
@@ -120,7 +121,7 @@ pub fn spawn(
     settings: WorkerSettings,
     ready: Sender<io::Result<()>>,
 ) -> io::Result<JoinHandle<()>> {
-    thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+    thread::Builder::new().name(thread_name(id)).spawn(move || {
         let guard = worker_guard(Arc::clone(&shared), id);
         let worker = Worker::new(shared, id, cpu, entrances, settings);
         let (worker, report) = match worker {
@@ -135,6 +136,11 @@ pub fn spawn(
         }
         drop(guard);
     })
+}
+
+/// What the kernel knows the thread of a worker by.
+pub(crate) fn thread_name(id: WorkerId) -> String {
+    format!("worker-{id}")
 }
 
 /// What may still know of a leased port when its connection ends.
@@ -163,6 +169,10 @@ struct Worker {
     /// Of the snapshot's generation.
     tls: Arc<TlsContexts>,
     now: Now,
+    /// The same in microseconds, for what is measured.
+    now_us: u64,
+    /// Since when it has had something to do without a sleep; `None` while it has not.
+    busy_since: Option<Instant>,
     doors: Doors,
     packets: Option<Packets>,
     relays: Slab<Relay>,
@@ -259,6 +269,8 @@ impl Worker {
             ring,
             now,
             doors: Doors::new(entrances.listeners, openings)?,
+            now_us: now.0.saturating_mul(1000),
+            busy_since: None,
             packets: settings.plane.map(|plane| {
                 let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
                 if let Some((memory, settings)) = entrances.fast {
@@ -330,6 +342,8 @@ impl Worker {
             on_breath();
         }
         self.now = self.shared.at(start);
+        self.now_us = self.shared.micros_at(start);
+        self.count_busy(start);
         self.adopt()?;
         self.end_lost()?;
         self.follow_phase()?;
@@ -382,7 +396,8 @@ impl Worker {
             && self.walks.is_empty()
             && !self.may_shake();
         let wait = self.wait(idle);
-        self.count_breath(start, taken, wait);
+        let has_worked = self.take_has_moved() || taken > 0 || !idle;
+        self.count_breath(start, taken, wait, has_worked);
         if self.is_over() {
             return Ok(true);
         }
@@ -690,7 +705,16 @@ impl Worker {
         Wait::Sleep(sleep.min(rest))
     }
 
-    fn count_breath(&self, start: Instant, completions: usize, wait: Wait) {
+    /// Counts the breath before this one, if it went straight on.
+    fn count_busy(&mut self, start: Instant) {
+        if let Some(since) = self.busy_since.take() {
+            self.shared
+                .seat(self.id)
+                .add(WorkerCounter::BusyMicroseconds, start.duration_since(since).as_micros() as u64);
+        }
+    }
+
+    fn count_breath(&mut self, start: Instant, completions: usize, wait: Wait, has_worked: bool) {
         let seat = self.shared.seat(self.id);
         seat.add(WorkerCounter::Breaths, 1);
         seat.add(WorkerCounter::Completions, completions as u64);
@@ -699,7 +723,14 @@ impl Worker {
         if matches!(wait, Wait::Sleep(_)) {
             seat.add(WorkerCounter::Sleeps, 1);
         }
-        seat.raise(WorkerCounter::BreathMaxMicroseconds, start.elapsed().as_micros() as u64);
+        let took_us = start.elapsed().as_micros() as u64;
+        seat.raise(WorkerCounter::BreathMaxMicroseconds, took_us);
+        match wait {
+            _ if !has_worked => {}
+            Wait::Sleep(_) => seat.add(WorkerCounter::BusyMicroseconds, took_us),
+            // What it submits next belongs to it, too.
+            Wait::Poll => self.busy_since = Some(start),
+        }
     }
 }
 

@@ -77,6 +77,8 @@ pub(super) struct Packets {
     overdue: Left,
     /// That of the snapshot at hand.
     role: MachineRole,
+    /// Frames were moved since somebody asked.
+    has_moved: bool,
 }
 
 /// More may be there at once.
@@ -123,6 +125,7 @@ impl Packets {
             drained: 0,
             overdue: Left::Nothing,
             role: snapshot.role,
+            has_moved: false,
         }
     }
 
@@ -148,6 +151,7 @@ impl Packets {
                 return Left::Nothing;
             }
             self.move_batch(now, count, desk);
+            self.has_moved = true;
             self.note_soon(now);
         }
         Left::Something
@@ -429,6 +433,11 @@ impl Worker {
         }
         packets.plane.adopt_snapshot(Arc::new(snapshot));
         packets.overdue = Left::Something;
+    }
+
+    /// Whether frames were moved since the last call.
+    pub(super) fn take_has_moved(&mut self) -> bool {
+        self.packets.as_mut().is_some_and(|packets| std::mem::take(&mut packets.has_moved))
     }
 
     /// Whether flows are to be ended that still are there.

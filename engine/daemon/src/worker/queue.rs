@@ -9,6 +9,7 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::histogram::Latency;
 use towpath_core::session::{Event, ReceiveEnd, Side};
 use towpath_core::waiting::{QueueFull, Ticket};
 use towpath_core::{Now, ServiceId};
@@ -31,7 +32,7 @@ pub(super) struct Waits {
     ticket: Ticket,
     /// Whose queue it stands in.
     place: ServiceId,
-    since: Now,
+    since_us: u64,
     due: Now,
 }
 
@@ -74,7 +75,7 @@ impl Queued {
 impl Worker {
     /// Has a client that was `refused` wait, if that is for want of room and its service has a queue; else says how it ends.
     pub(super) fn wait_in_queue(&mut self, key: Key, refused: Termination) -> Result<(), Termination> {
-        let now = self.now;
+        let (now, since_us) = (self.now, self.now_us);
         let Some(relay) = self.relays.get_mut(key) else { return Err(refused) };
         let service = Arc::clone(relay.service());
         let is_full = matches!(refused, Termination::ServersFull | Termination::ServiceFull);
@@ -87,7 +88,7 @@ impl Worker {
         let ticket = self.shared.join(&service, self.id, now).map_err(|QueueFull| Termination::QueueFull)?;
         // By the time that it has a turn, what had failed may be there again.
         relay.forget_tried();
-        relay.waits = Some(Box::new(Waits { ticket, place: service.place, since: now, due }));
+        relay.waits = Some(Box::new(Waits { ticket, place: service.place, since_us, due }));
         self.queued.by_place.insert((service.place, ticket), key);
         self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::Queued, 1);
         if service.http.is_some() {
@@ -127,13 +128,15 @@ impl Worker {
 
     /// A client that waited has a server.
     fn served_from_queue(&mut self, key: Key) -> io::Result<()> {
-        let now = self.now;
+        let (now, now_us) = (self.now, self.now_us);
         let Some(relay) = self.relays.get_mut(key) else { return Ok(()) };
         let Some(waits) = relay.waits.take() else { return Ok(()) };
         let is_http = relay.http.is_some();
         let page = self.shared.seat(self.id).service_page(relay.service().id);
         page.add(ServiceCounter::QueueServed, 1);
-        page.add(ServiceCounter::QueueWaitedMilliseconds, now.ms_since(waits.since));
+        let waited_us = now_us.saturating_sub(waits.since_us);
+        page.add(ServiceCounter::QueueWaitedMilliseconds, waited_us / 1000);
+        page.measure(Latency::Queue, waited_us);
         self.queued.by_place.remove(&(waits.place, waits.ticket));
         if is_http {
             return self.dial_from_queue(key);

@@ -31,6 +31,7 @@ use super::pressure::SendWatch;
 use super::proxy::Proxied;
 use super::pump::Pump;
 use super::queue::Waits;
+use super::stopwatch::Stopwatch;
 use super::token::{Key, Token};
 use super::{LEASES_MAX, PortUse, Worker, termination_of};
 use crate::listen::UNSENT_BYTES_MAX;
@@ -99,6 +100,8 @@ pub(super) struct Relay {
     proxied: Option<Box<Proxied>>,
     /// For the access log, where there is one.
     pub(super) notes: Option<Box<ConnectionNotes>>,
+    /// For the histograms.
+    pub(super) stopwatch: Stopwatch,
     /// When they were pumped last, as `Gathers::note_pump` counts time.
     pumped: [u64; 2],
 }
@@ -178,6 +181,7 @@ impl Relay {
             greeting: None,
             proxied: None,
             notes: None,
+            stopwatch: Stopwatch::default(),
         }
     }
 
@@ -566,7 +570,9 @@ impl Worker {
     /// Starts the connect to the chosen server from a leased source port, if the service leases them.
     fn connect(&mut self, key: Key) -> io::Result<Result<(), Termination>> {
         self.make_room(key)?;
+        let now_us = self.now_us;
         let Some(relay) = self.relays.get_mut(key) else { return Ok(Ok(())) };
+        relay.stopwatch.dial(now_us);
         let socket = match socket::tcp_socket(Family::of(relay.destination.ip())) {
             Ok(socket) => socket,
             Err(error) => return Ok(Err(termination_of(&error))),
@@ -678,6 +684,7 @@ impl Worker {
             seat.count_opened(server);
         }
         self.note_reached(key);
+        self.measure_connect(key);
         self.drive(key, Event::Connected)?;
         if let Some(termination) = self.lost_since_dialled(key) {
             self.drive(key, Event::End(termination))?;
@@ -803,6 +810,7 @@ impl Worker {
 
     fn tell(&mut self, key: Key, event: Event, ops: &mut Vec<Op>) {
         self.note_relayed(key, event);
+        self.measure_first_byte(key, event);
         let Some(relay) = self.relays.get(key) else { return };
         let room = self.room(relay.is_secured());
         let Some(relay) = self.relays.get_mut(key) else { return };

@@ -1,5 +1,10 @@
 use std::io::Read;
+use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::process;
+
+use towpath_config::model::{Syslog, SyslogTransport};
 
 use super::*;
 
@@ -111,7 +116,7 @@ fn a_pipe_that_is_full_is_waited_for_no_longer_than_said() {
 }
 
 fn log() -> Log {
-    Log { format: Default::default(), query: Default::default(), to: Default::default() }
+    Log::default()
 }
 
 #[test]
@@ -136,7 +141,7 @@ fn syslog_gets_a_message_a_line() {
         assert_eq!(std::str::from_utf8(&message[..length]).unwrap(), expected);
     }
     let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let to = LogTo::Syslog(Syslog::Server(server.local_addr().unwrap()));
+    let to = LogTo::Syslog(Syslog::Server(server.local_addr().unwrap(), SyslogTransport::Udp));
     let mut destination = Destination::open(&to).unwrap();
     assert_eq!(write_all(&mut destination, &mut lines(&["one"])), 1);
     let length = server.recv(&mut message).unwrap();

@@ -82,6 +82,8 @@ pub(super) struct Conversation {
     after: Option<AfterRequest>,
     /// The server at hand has read all that it was sent: it has answered behind it.
     has_read: bool,
+    /// When the request at hand was sent on, in microseconds, until its response is there.
+    asked_us: Option<u64>,
     /// For the access log, where there is one.
     pub(super) notes: Option<Box<RequestNotes>>,
 }
@@ -128,6 +130,7 @@ impl Conversation {
             named: None,
             after: None,
             has_read: false,
+            asked_us: None,
             notes: None,
         }
     }

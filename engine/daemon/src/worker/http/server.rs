@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use towpath_config::model::BalanceEach;
 use towpath_core::counters::{ServiceCounter, Termination};
+use towpath_core::histogram::Latency;
 use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
@@ -447,6 +448,12 @@ impl Worker {
         let then = conversation.exchange.respond(&edits, keep, output);
         if let Some(notes) = &mut conversation.notes {
             notes.note_responded(self.now, status, output.len() - before);
+        }
+        let is_final = status >= 200 || status == 101;
+        let asked_us = if is_final { conversation.asked_us.take() } else { None };
+        if let Some(asked_us) = asked_us {
+            let page = self.shared.seat(self.id).service_page(service.id);
+            page.measure(Latency::FirstByte, self.now_us.saturating_sub(asked_us));
         }
         self.count_response(key, status);
         if let Some(server) = self.relays.get(key).and_then(|relay| relay.server()) {

@@ -83,7 +83,7 @@ impl Worker {
     }
 
     fn client_turn(&mut self, key: Key, output: &mut Output) -> io::Result<bool> {
-        let Worker { relays, ring, now, .. } = self;
+        let Worker { relays, ring, now, now_us, .. } = self;
         let Some(relay) = relays.get_mut(key) else { return Ok(false) };
         let redispatches = relay.redispatches();
         let held = relay.http.as_ref().and_then(|conversation| conversation.inlets[Side::Client.index()].held);
@@ -102,6 +102,7 @@ impl Worker {
             conversation.after = Some(after);
             conversation.exchange.forward(&edits, leg, output);
             conversation.stage = Stage::Forwarded;
+            conversation.asked_us = Some(*now_us);
             conversation.inlets[Side::Client.index()].on_hold = false;
             if let Some(notes) = &mut conversation.notes {
                 notes.note_forwarded(*now, redispatches);
