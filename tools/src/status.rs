@@ -666,6 +666,7 @@ mod tests {
         Status {
             version: "0.1.0".to_owned(),
             phase: "running".to_owned(),
+            unix_ms: 1_012_000,
             uptime_seconds: 7440,
             generation: 17,
             services: vec![ServiceStatus {
@@ -675,6 +676,7 @@ mod tests {
                 ports: vec![135, 443, 444, 5061, 5062, 5063],
                 protocol: "tcp".to_owned(),
                 plane: "stream".to_owned(),
+                mode: "stream".to_owned(),
                 balance: "weighted-least-connections".to_owned(),
                 persistence_ms: Some(1_800_000),
                 connections: 1200,

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Notify;
-use towpath_config::model::{Model, Passive, Protocol};
+use towpath_config::model::{Model, Passive, Plane, Protocol, ServiceTls, VirtualService};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
@@ -607,7 +607,7 @@ impl House {
             .iter()
             .filter_map(|service| {
                 let compiled = snapshot.service(truth.registry.service(&service.name)?)?;
-                Some(service_status(compiled, &snapshot, word(&service.plane), &truth, shared, now))
+                Some(service_status(compiled, &snapshot, service, &truth, shared, now))
             })
             .collect();
         let mut leaving: Vec<LeavingServer> = truth
@@ -628,6 +628,7 @@ impl House {
         Status {
             version: self.version.clone(),
             phase: phase_word(shared.phase()).to_owned(),
+            unix_ms: unix_ms(),
             uptime_seconds: now.0 / 1000,
             generation: snapshot.generation.0,
             services,
@@ -707,7 +708,7 @@ fn seen(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u
 fn service_status(
     service: &Service,
     snapshot: &Snapshot,
-    plane: String,
+    configured: &VirtualService,
     truth: &Truth,
     shared: &Shared,
     now: Now,
@@ -734,7 +735,8 @@ fn service_status(
         vip: service.vip,
         ports: service.ports.clone(),
         protocol: word(&service.protocol),
-        plane,
+        plane: word(&configured.plane),
+        mode: mode_words(configured),
         balance: word(&service.balance),
         persistence_ms: service.persistence.as_ref().map(|rule| rule.timeout_ms),
         connections: shared.loads().service_active(service.id),
@@ -768,6 +770,19 @@ fn service_status(
             .map(|identity| certificate_status(identity, unix_s()))
             .collect(),
         servers,
+    }
+}
+
+/// What is done with the connections of a service, in the words of its configuration.
+fn mode_words(service: &VirtualService) -> String {
+    let plane = word(&service.plane);
+    match service.plane {
+        Plane::Packet => format!("{plane}, {}", word(&service.forwarding)),
+        Plane::Stream => {
+            let tls = matches!(service.tls, ServiceTls::Ended(_)).then_some("tls");
+            let http = service.http.is_some().then_some("http");
+            [Some(plane.as_str()), tls, http].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub struct Status {
     pub version: String,
     /// `running`, `draining` or `ending`.
     pub phase: String,
+    /// When this was told, in milliseconds since 1970: who looks at it later, or by another clock, counts from here.
+    #[serde(default)]
+    pub unix_ms: u64,
     /// Seconds since the start.
     pub uptime_seconds: u64,
     /// Number of the configuration and health in force.
@@ -77,6 +80,9 @@ pub struct ServiceStatus {
     pub protocol: String,
     /// `stream` or `packet`.
     pub plane: String,
+    /// The plane and what is done there: `packet, half-nat`, `stream`, `stream, tls, http`.
+    #[serde(default)]
+    pub mode: String,
     /// How a server is chosen, as in the configuration.
     pub balance: String,
     /// How long a client comes back to its server, in milliseconds; `None` = not at all.
