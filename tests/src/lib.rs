@@ -18,6 +18,7 @@
 //! }
 //! ```
 
+pub mod browser;
 pub mod bulk;
 pub mod client;
 pub mod config;
@@ -33,6 +34,7 @@ pub mod trunk;
 pub mod web;
 pub mod wire;
 
+pub use browser::{Browser, Key};
 pub use bulk::{Bulk, Sum};
 pub use client::{Connection, Greeting, ask_by_udp, is_refused, is_refused_from, visit, visit_from, who, who_from};
 pub use config::{ipv4, ipv6, packet_service, service, service_to};

@@ -1,6 +1,6 @@
 //! Tables about who may ask the daemon, and change it.
 
-use super::{DAY, Kind, MINUTE, Table, duration, key, word};
+use super::{DAY, Kind, SECOND, Table, duration, key, word};
 
 pub(super) static CONTROL: Table = Table {
     path: "control",
@@ -43,9 +43,9 @@ pub(super) static CONTROL: Table = Table {
             "The web page, at `/`.",
         )
         .default("read-only"),
-        key("session_idle_timeout", duration(MINUTE, DAY), "A login ends when its user has done nothing for so long; what the page fetches by itself does not count.")
+        key("session_idle_timeout", duration(SECOND, DAY), "A login ends when its user has done nothing for so long; what the page fetches by itself does not count.")
             .default("15m"),
-        key("session_timeout", duration(MINUTE, 30 * DAY), "A login ends after so long, whatever its user does.").default("12h"),
+        key("session_timeout", duration(SECOND, 30 * DAY), "A login ends after so long, whatever its user does.").default("12h"),
         key("user", Kind::Tables(&USER, USERS_MAX), "Who may use `listen`; there are no default credentials."),
     ],
 };

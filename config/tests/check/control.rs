@@ -113,7 +113,10 @@ fn what_means_nothing_is_refused() {
         &with(&format!("{LOOPBACK}\nsession_idle_timeout = \"13h\""), &password),
         &[("conflicting-keys", "\"13h\"")],
     );
-    expect(&with(&format!("{LOOPBACK}\nsession_idle_timeout = \"30s\""), &password), &[("out-of-range", "\"30s\"")]);
+    expect(
+        &with(&format!("{LOOPBACK}\nsession_idle_timeout = \"900ms\""), &password),
+        &[("out-of-range", "\"900ms\"")],
+    );
     expect(&with(&format!("{LOOPBACK}\npage = \"on\""), &password), &[("unknown-word", "\"on\"")]);
     let twice = format!("{password}\n[[control.user]]\nname = \"alice\"\nrole = \"viewer\"\n{password}");
     expect(&with(LOOPBACK, &twice), &[("duplicate-name", "\"alice\"")]);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc};
-use towpath_config::model::{Model, Passive, Plane, Protocol};
+use towpath_config::model::{Model, Passive, Plane, Protocol, ServiceTls, VirtualService};
 use towpath_core::admin::{AdminWords, Member};
 use towpath_core::compile::{self, CompileError};
 use towpath_core::counters::{ServiceCounter, Termination, WorkerCounter};
@@ -773,7 +773,7 @@ impl House {
             .iter()
             .filter_map(|service| {
                 let compiled = snapshot.service(truth.registry.service(&service.name)?)?;
-                Some(service_status(compiled, &snapshot, word(&service.plane), &truth, shared, now))
+                Some(service_status(compiled, &snapshot, service, &truth, shared, now))
             })
             .collect();
         let mut leaving: Vec<LeavingServer> = truth
@@ -812,6 +812,7 @@ impl House {
             version: self.version.clone(),
             phase: phase_word(shared.phase()).to_owned(),
             role: word(&snapshot.role),
+            unix_ms: unix_ms(),
             uptime_seconds: now.0 / 1000,
             started_unix_ms: unix_ms().saturating_sub(now.0),
             generation: snapshot.generation.0,
@@ -897,7 +898,7 @@ fn seen(counts: impl Iterator<Item = (&'static str, u64)>) -> BTreeMap<String, u
 fn service_status(
     service: &Service,
     snapshot: &Snapshot,
-    plane: String,
+    configured: &VirtualService,
     truth: &Truth,
     shared: &Shared,
     now: Now,
@@ -922,7 +923,8 @@ fn service_status(
         vip: service.vip,
         ports: service.ports.clone(),
         protocol: word(&service.protocol),
-        plane,
+        plane: word(&configured.plane),
+        mode: mode_words(configured),
         balance: word(&service.balance),
         persistence_ms: service.persistence.as_ref().map(|rule| rule.timeout_ms),
         connections: shared.loads().service_active(service.id),
@@ -960,6 +962,19 @@ fn latencies(service: &Service, sum: &ServiceSum, truth: &Truth) -> BTreeMap<Str
         Latency::Queue => service.queue.is_some(),
     };
     Latency::ALL.iter().filter(applies).map(measured).collect()
+}
+
+/// What is done with the connections of a service, in the words of its configuration.
+fn mode_words(service: &VirtualService) -> String {
+    let plane = word(&service.plane);
+    match service.plane {
+        Plane::Packet => format!("{plane}, {}", word(&service.forwarding)),
+        Plane::Stream => {
+            let tls = matches!(service.tls, ServiceTls::Ended(_)).then_some("tls");
+            let http = service.http.is_some().then_some("http");
+            [Some(plane.as_str()), tls, http].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        }
+    }
 }
 
 /// Who waits for a place of this service.

@@ -21,6 +21,9 @@ pub struct Status {
     /// `active`, or `standby` for another machine.
     #[serde(default)]
     pub role: String,
+    /// When this was told, in milliseconds since 1970: who looks at it later, or by another clock, counts from here.
+    #[serde(default)]
+    pub unix_ms: u64,
     /// Seconds since the start.
     pub uptime_seconds: u64,
     /// When it was started, in milliseconds since 1970.
@@ -90,6 +93,9 @@ pub struct ServiceStatus {
     pub protocol: String,
     /// `stream` or `packet`.
     pub plane: String,
+    /// The plane and what is done there: `packet, half-nat`, `stream`, `stream, tls, http`.
+    #[serde(default)]
+    pub mode: String,
     /// How a server is chosen, as in the configuration.
     pub balance: String,
     /// How long a client comes back to its server, in milliseconds; `None` = not at all.
