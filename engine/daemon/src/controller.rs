@@ -22,7 +22,6 @@ use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
-use towpath_core::{CheckId, Generation};
 use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
 use towpath_sys::packet::Instruction;
 

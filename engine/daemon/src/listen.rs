@@ -120,7 +120,7 @@ pub fn open_all(
 /// Whether each of `openings` could be opened just now; nothing is.
 pub(crate) fn probe_all(openings: &[Opening]) -> Result<(), ListenErrors> {
     let refused = |opening: &Opening| {
-        let source = refuse_shared(opening.address, transport(opening.protocol)).err()?;
+        let source = refuse_shared(opening.address, transport(opening.protocol), opening.binding).err()?;
         Some(ListenError { opening: opening.clone(), source })
     };
     let errors: Vec<ListenError> = openings.iter().filter_map(refused).collect();

@@ -146,6 +146,7 @@ fn process(all: &mut List) {
         &["phase"],
         "1 for the phase that the process is in, 0 for the others: running, draining, ending.",
     );
+    all.gauge("towpath_role", &["role"], "1 for the role that the machine has, 0 for the other: active, standby.");
     all.gauge("towpath_generation", &[], "Number of the configuration and health in force.");
     all.gauge("process_start_time_seconds", &[], "When the process was started, in seconds since 1970.");
     all.counter("process_cpu_seconds_total", &[], "Time that all threads have had CPUs, user and system.");

@@ -61,10 +61,16 @@ fn write(status: &Status, process: &ProcessUse) -> String {
         events: _,
         events_total,
         latency_bounds_us,
+        role,
+        // Who collects them has clocks of its own.
+        unix_ms: _,
     } = status;
     sheet.add("towpath_build_info", &[version], 1u64);
     for known in ["running", "draining", "ending"] {
         sheet.add("towpath_phase", &[known], phase == known);
+    }
+    for known in ["active", "standby"] {
+        sheet.add("towpath_role", &[known], role == known);
     }
     sheet.add("towpath_generation", &[], *generation);
     sheet.add("process_start_time_seconds", &[], Value::Parts(*started_unix_ms, 1_000));
@@ -106,6 +112,8 @@ fn put_service(service: &ServiceStatus, bounds_us: &[u64], sheet: &mut Sheet<'_>
         ports: _,
         protocol,
         plane,
+        // Of what the file says.
+        mode: _,
         balance,
         // It is what the file says.
         persistence_ms: _,

@@ -68,7 +68,7 @@ pub fn page() -> String {
 
 /// By the beginning of their names; the first that fits has it.
 const SECTIONS: [(&str, &[&str]); 9] = [
-    ("The process", &["towpath_build_", "towpath_phase", "towpath_generation", "process_"]),
+    ("The process", &["towpath_build_", "towpath_phase", "towpath_role", "towpath_generation", "process_"]),
     ("Services", &["towpath_service_"]),
     ("Servers", &["towpath_server_", "towpath_leaving_"]),
     ("TLS", &["towpath_certificate_", "towpath_handshake_"]),

@@ -17,7 +17,7 @@ use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
-use towpath_core::{Now, PickReason, RealServerId};
+use towpath_core::{Now, RealServerId};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Datagram};
 use towpath_sys::socket::{self, Family};

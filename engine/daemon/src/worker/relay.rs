@@ -16,7 +16,7 @@ use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::waiting::Ticket;
-use towpath_core::{Now, PickReason, RealServerId, VShard};
+use towpath_core::{Now, RealServerId, VShard};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
