@@ -9,6 +9,7 @@ mod outbound;
 mod router;
 mod standby;
 mod straight;
+mod survey;
 mod transits;
 
 use std::collections::{HashMap, HashSet};
