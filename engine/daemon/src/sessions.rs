@@ -564,7 +564,7 @@ pub(crate) fn why_sentence(why: PickReason, service: &Service) -> String {
     let method = word(&service.balance);
     match why {
         PickReason::Balanced => format!("chosen by {method}; nothing named a server for the client"),
-        PickReason::Consoled => "no server of the service takes clients, and this is its sorry server".to_owned(),
+        PickReason::Consoled => "the sorry server, for this time: no server of the service could take it".to_owned(),
         PickReason::Overflowed => {
             format!("chosen by {method}, for this time: the client's own server was full, or its port down")
         }
