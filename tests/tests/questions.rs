@@ -2,7 +2,9 @@
 //! remembered, what passes; and that some end.
 
 use std::fs::File;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -11,7 +13,7 @@ use pcap_file::pcapng::blocks::Block;
 use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketOption;
 use serde::de::DeserializeOwned;
 use towpath_engine::admin::{OrderBody, WeightBody};
-use towpath_engine::events::EventKind;
+use towpath_engine::events::{Event, EventKind};
 use towpath_engine::explain::ExplanationStatus;
 use towpath_engine::persistence::{ClearedStatus, EntriesStatus};
 use towpath_engine::sessions::{FlowStatus, KilledStatus, SessionStatus, SessionsStatus};
@@ -157,6 +159,31 @@ fn sessions_are_listed_with_what_they_are_and_those_that_are_meant_end() {
             visit(lab.client(), to);
             relay.stop();
         }
+    });
+}
+
+#[test]
+fn who_does_not_wait_for_the_answer_is_told_of_all_the_same() {
+    in_both(who_does_not_wait_for_the_answer_is_told_of_all_the_same, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let to = (vip(lab, "stream"), 443);
+        let relay = start(lab, "stream", "persistence = { by = \"source-ip\" }");
+        let _open: Vec<(Connection, String)> = (0..20).map(|_| held(lab, to)).collect();
+        for path in ["sessions/kill", "persistence/clear"] {
+            let mut stream = UnixStream::connect(relay.control()).expect("it listens");
+            let body = "{\"all\": true, \"reason\": \"in a hurry\"}";
+            let head = "Host: a\r\nContent-Type: application/json";
+            let request = format!("POST /v1/{path} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(request.as_bytes()).expect("it reads");
+            drop(stream);
+        }
+        for what in ["sessions", "persistence"] {
+            relay.until("it is told", |status| {
+                let is_its = |event: &Event| event.from == what && event.reason.ends_with(": all: in a hurry");
+                status.events.iter().any(is_its)
+            });
+        }
+        relay.stop();
     });
 }
 

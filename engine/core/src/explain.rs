@@ -117,18 +117,14 @@ fn members(service: &Service, loads: &impl Loads, port: u16, now: Now) -> Vec<Ca
         }
     };
     let mut members: Vec<Candidacy> = service.targets.iter().enumerate().map(looked_at).collect();
-    // Those that stand by serve where nobody else can, not even one that is only full; then the sorry server does.
-    for waits in [Target::stands_by, Target::is_last_resort] {
-        let may_serve = members
-            .iter()
-            .any(|member| member.obstacles.is_empty() || matches!(member.obstacles.as_slice(), [Obstacle::Full(_)]));
-        if may_serve {
+    // Those that stand by serve where nobody else can, not even one that is only full; and the sorry server where they cannot, either.
+    for may in [Target::stands_by, Target::is_last_resort] {
+        let serves = |member: &Candidacy| matches!(member.obstacles.as_slice(), [] | [Obstacle::Full(_)]);
+        if members.iter().any(serves) {
             break;
         }
-        for member in &mut members {
-            if waits(&service.targets[member.target.index()]) {
-                member.obstacles.retain(|obstacle| *obstacle != Obstacle::Standby);
-            }
+        for member in members.iter_mut().filter(|member| may(&service.targets[member.target.index()])) {
+            member.obstacles.retain(|obstacle| *obstacle != Obstacle::Standby);
         }
     }
     let weights: Vec<u64> = members
@@ -173,6 +169,10 @@ fn obstacles_at_home(service: &Service, server: RealServerId, loads: &impl Loads
     }
     if member.in_maintenance {
         obstacles.push(Obstacle::Maintenance);
+    }
+    // No client is its own, also while it serves.
+    if member.is_sorry() && member.duty == Duty::Serving {
+        obstacles.push(Obstacle::Standby);
     }
     obstacles.extend(obstacles_of_room(member, loads.active(server), port));
     obstacles

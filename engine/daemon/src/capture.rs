@@ -11,10 +11,9 @@ use towpath_config::model::Plane;
 use towpath_core::plane::{Network, PortId, Verdict};
 use towpath_core::snapshot::Service;
 
-use crate::events::{Event, EventKind, Tone};
 use crate::house::House;
 use crate::questions::{CaptureOrder, CapturedFrame, Question, Way, services_called};
-use crate::sessions::{QueryError, network, no_service};
+use crate::sessions::{Audit, QueryError, network, no_service};
 use crate::status::word;
 
 /// The longest that a capture may take.
@@ -83,6 +82,9 @@ impl House {
             return Err(QueryError::NotAvailable(instead(service)));
         }
         let _turn = self.turns.capture()?;
+        let of = body.client.as_ref().map(|client| format!(", client {client}")).unwrap_or_default();
+        let reason = format!("by {by}: service {}{of}", body.service);
+        let audit = Audit::begin(self, "capture", "ended", reason);
         let (order, mut captured) =
             CaptureOrder::new(services, client, body.snap_bytes, body.frames, CAPTURE_BYTES_MAX);
         let ender = Ender(Arc::clone(&order));
@@ -112,17 +114,10 @@ impl House {
             }
         }
         drop(ender);
-        let client = body.client.as_ref().map(|client| format!(", client {client}")).unwrap_or_default();
-        let event = Event::now(
-            EventKind::Admin,
-            "capture",
-            format!("frames: {}", frames.len()),
-            format!("by {by}: service {}{client}", body.service),
-        );
-        self.truth().record(Tone::Info, event.services(vec![body.service.clone()]));
+        audit.end(format!("frames: {}", frames.len()), vec![body.service.clone()]);
         frames.sort_by_key(|frame| frame.at);
         let network = self.shared.network().current();
-        let comment = format!("towpath {}: capture of service {}{client}", self.version, body.service);
+        let comment = format!("towpath {}: capture of service {}{of}", self.version, body.service);
         Ok(file(&comment, &frames, &network))
     }
 }

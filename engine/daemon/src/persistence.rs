@@ -9,10 +9,9 @@ use towpath_core::persistence::{Fingerprint, PERSISTENCE_STRIPES, PersistenceKey
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{RealServerId, ServiceId};
 
-use crate::events::{Event, EventKind, Tone};
 use crate::house::House;
 use crate::questions::holds;
-use crate::sessions::{QueryError, checked_reason, network, no_service, servers_called};
+use crate::sessions::{Audit, QueryError, checked_reason, network, no_service, servers_called};
 
 /// Entries that an answer names at most.
 pub const ENTRIES_MAX: u32 = 10_000;
@@ -228,6 +227,9 @@ impl House {
             let (_, cleared) = self.remembered(&filter, 0).await;
             return Ok(ClearedStatus { dry_run: true, cleared, warnings });
         }
+        let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
+        let reason = format!("by {by}: {}{why}", body.entries);
+        let audit = Audit::begin(self, "persistence", "clients forgotten: some", reason);
         let mut cleared = 0;
         for stripe in 0..PERSISTENCE_STRIPES {
             let mut at = Some(0);
@@ -239,14 +241,7 @@ impl House {
                 tokio::task::yield_now().await;
             }
         }
-        let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
-        let event = Event::now(
-            EventKind::Admin,
-            "persistence",
-            format!("clients forgotten: {cleared}"),
-            format!("by {by}: {}{why}", body.entries),
-        );
-        self.truth().record(Tone::Info, event.services(body.entries.service.iter().cloned().collect()));
+        audit.end(format!("clients forgotten: {cleared}"), body.entries.service.iter().cloned().collect());
         Ok(ClearedStatus { dry_run: false, cleared, warnings })
     }
 

@@ -360,7 +360,9 @@ async fn ask(shared: &Shared, wish: Wish, filter: SessionFilter, limit: u32) -> 
     found.sessions.retain(|found| {
         found.plane == Plane::Stream || met.insert((found.transport, found.client, found.vip, found.id.worker))
     });
-    found.matched -= (before - found.sessions.len()) as u64;
+    // Rows of a worker that has not come to its end are counted by nobody yet.
+    found.matched =
+        found.matched.saturating_sub((before - found.sessions.len()) as u64).max(found.sessions.len() as u64);
     found.sessions.reverse();
     found
 }

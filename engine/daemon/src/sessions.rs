@@ -168,6 +168,38 @@ pub struct FlowStatus {
     pub warnings: Vec<String>,
 }
 
+/// What is done for somebody at run time, told when it is over: also when who wanted it goes away before, and it stops half way.
+pub(crate) struct Audit<'h> {
+    house: &'h House,
+    event: Option<Event>,
+}
+
+impl<'h> Audit<'h> {
+    /// Something is begun; `so_far` is what is told if it is not brought to its end.
+    pub(crate) fn begin(house: &'h House, what: &str, so_far: &str, reason: String) -> Audit<'h> {
+        let so_far = format!("{so_far}; who wanted it has not waited");
+        Audit { house, event: Some(Event::now(EventKind::Admin, what, so_far, reason)) }
+    }
+
+    /// It is done.
+    pub(crate) fn end(mut self, outcome: String, services: Vec<String>) {
+        self.event = self.event.take().map(|event| Event { to: outcome, ..event.services(services) });
+    }
+
+    /// It was not even begun.
+    pub(crate) fn forget(mut self) {
+        self.event = None;
+    }
+}
+
+impl Drop for Audit<'_> {
+    fn drop(&mut self) {
+        if let Some(event) = self.event.take() {
+            self.house.truth().record(Tone::Info, event);
+        }
+    }
+}
+
 /// Why a question was not answered.
 #[derive(Debug, Error)]
 pub(crate) enum QueryError {
@@ -350,23 +382,28 @@ impl House {
             };
             return Err(QueryError::Bad(message.to_owned()));
         }
-        let wish = if body.dry_run { Wish::List } else { Wish::Kill };
-        let found = self.ask(wish, filter, body.sessions.limit()?).await?;
+        let limit = body.sessions.limit()?;
+        let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
+        let reason = format!("by {by}: {}{why}", body.sessions);
+        let (wish, audit) = match body.dry_run {
+            true => (Wish::List, None),
+            false => (Wish::Kill, Some(Audit::begin(self, "sessions", "ended: some", reason))),
+        };
+        let found = match self.ask(wish, filter, limit).await {
+            Ok(found) => found,
+            Err(busy) => {
+                audit.into_iter().for_each(Audit::forget);
+                return Err(busy.into());
+            }
+        };
         let (matched, killed) = (found.matched, found.killed);
         let warnings = warnings(&found);
         let sessions = self.shown(found, &snapshot);
-        if !body.dry_run {
+        if let Some(audit) = audit {
             let mut services: Vec<String> = sessions.iter().map(|session| session.service.clone()).collect();
             services.sort_unstable();
             services.dedup();
-            let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
-            let event = Event::now(
-                EventKind::Admin,
-                format!("sessions: {matched}"),
-                format!("ended: {killed}"),
-                format!("by {by}: {}{why}", body.sessions),
-            );
-            self.truth().record(Tone::Info, event.services(services));
+            audit.end(format!("ended: {killed}"), services);
         }
         Ok(KilledStatus { dry_run: body.dry_run, matched, killed, sessions, warnings })
     }

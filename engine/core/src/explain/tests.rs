@@ -13,9 +13,13 @@ const NOW: Now = Now(1_000_000);
 fn any_member(server: u16) -> impl Strategy<Value = Target> {
     let admin = prop::sample::select(vec![AdminState::Ready, AdminState::Ready, AdminState::Drain, AdminState::Halt]);
     let health = prop::sample::select(vec![ServerHealth::Up, ServerHealth::Up, ServerHealth::Down]);
-    (admin, health, 0_u16..3, 0_u32..4, 0_u32..3, any::<bool>()).prop_map(move |rolled| {
-        let (admin, health, weight, max_connections, min_connections, stands_by) = rolled;
-        let (role, duty) = if stands_by { (Role::Backup, Duty::Standby) } else { (Role::Primary, Duty::Serving) };
+    let role = prop::sample::select(vec![
+        (Role::Primary, Duty::Serving),
+        (Role::Backup, Duty::Standby),
+        (Role::Sorry, Duty::LastResort),
+    ]);
+    (admin, health, 0_u16..3, 0_u32..4, 0_u32..3, role).prop_map(move |rolled| {
+        let (admin, health, weight, max_connections, min_connections, (role, duty)) = rolled;
         Target { admin, health, weight, max_connections, min_connections, role, duty, ..target(server) }
     })
 }

@@ -130,7 +130,13 @@ impl Packets {
             }
             None => Frame::default(),
         });
+        if let Some(tap) = &mut self.tap {
+            tap.look(&self.plane, &frames[..count]);
+        }
         self.plane.process_handed(now, by, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
+        if let Some(tap) = &mut self.tap {
+            tap.note(&frames[..count], &self.verdicts);
+        }
         for (mut frame, verdict) in handed.drain(..).zip(&self.verdicts) {
             match *verdict {
                 Verdict::Send(port) => {

@@ -103,6 +103,12 @@ impl Worker {
             At::Flows(from) => self.look_at_flows(&mut walk, from)?,
             At::End => At::End,
         };
+        // The resets of all flows that this step has ended.
+        if walk.inquiry.wish == Wish::Kill
+            && let Some(packets) = &mut self.packets
+        {
+            packets.ports.flush();
+        }
         if !walk.rows.is_empty() {
             walk.inquiry.report(Report::Sessions(std::mem::take(&mut walk.rows)));
         }
@@ -371,7 +377,6 @@ impl Worker {
             let seat = shared.seat(*id);
             let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
             walk.killed += u64::from(packets.end_flow(*now, flow.place, &mut desk) == FlowEnd::Ended);
-            packets.ports.flush();
         }
         Ok(())
     }
