@@ -461,11 +461,11 @@ fn with_a_certificate_everything_goes_by_tls() {
     let lab = Lab::with(directory, &lines, &users);
     let url = format!("https://{}", lab.address);
     let asker = Asker { token_file: Some(token_file.clone()), certificate: None };
-    let at = |ca: &Path| Endpoint::Remote(Remote::new(&url, &asker, ca).unwrap());
+    let at = |ca: &Path| Endpoint::Remote(Box::new(Remote::new(&url, &asker, ca).unwrap()));
     assert_eq!(fetch_status(&at(&ca)).unwrap().services[0].name, "web");
     let error = fetch_status(&at(&other)).unwrap_err();
     assert!(matches!(error, FetchError::NotTrusted { .. }) && error.to_string().contains("--ca"), "{error}");
-    let nobody = Endpoint::Remote(Remote::new(&url, &Asker::default(), &ca).unwrap());
+    let nobody = Endpoint::Remote(Box::new(Remote::new(&url, &Asker::default(), &ca).unwrap()));
     assert!(matches!(fetch_status(&nobody).unwrap_err(), FetchError::Refused { status: 401, .. }));
     // Without TLS there is no answer, and nothing is heard.
     let answer = lab.raw(format!("GET /v1/status HTTP/1.1\r\nHost: x\r\n{}\r\n", lab.token(0)).as_bytes());
@@ -517,7 +517,7 @@ fn a_certificate_of_the_right_authority_says_who_asks() {
     let url = format!("https://{}", lab.address);
     let ask = |file: &Path| {
         let asker = Asker { token_file: None, certificate: Some(file.to_owned()) };
-        let at = Endpoint::Remote(Remote::new(&url, &asker, &ca).unwrap());
+        let at = Endpoint::Remote(Box::new(Remote::new(&url, &asker, &ca).unwrap()));
         get::<serde_json::Value>(&at, "/v1/session", PATIENCE)
     };
     let [carol, dave, eve, forged] = files.each_ref().map(|file| ask(file));

@@ -41,7 +41,7 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub enum Endpoint {
     /// At `control.listen`.
-    Remote(Remote),
+    Remote(Box<Remote>),
     /// At `control.socket`.
     Socket(PathBuf),
 }
