@@ -416,6 +416,34 @@ fn a_connection_of_a_user_goes_on_and_that_of_others_does_not() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "it is over");
 }
 
+#[test]
+fn strangers_who_say_nothing_make_room_for_users() {
+    let lab = Lab::new("");
+    let host = lab.address;
+    // A user who stays.
+    let mut known = lab.connect();
+    let ask = format!("GET /v1/session HTTP/1.1\r\nHost: {host}\r\n{}\r\n", lab.token(0));
+    let answers = |stream: &mut TcpStream| {
+        stream.write_all(ask.as_bytes()).unwrap();
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).starts_with("HTTP/1.1 200")
+    };
+    assert!(answers(&mut known));
+    // Households of loopback, more than there are places.
+    let strangers: Vec<TcpStream> = (0..100_u8)
+        .map(|number| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 1, 1 + number / 10], 0)).into()).unwrap();
+            socket.connect(&lab.address.into()).unwrap();
+            TcpStream::from(socket)
+        })
+        .collect();
+    assert_eq!(lab.ask("GET", "/v1/session", &lab.token(1), "").status, 200);
+    assert!(answers(&mut known), "who is known keeps its place");
+    drop(strangers);
+}
+
 /// An authority, and what it has signed, in files.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,

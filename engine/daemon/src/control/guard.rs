@@ -10,6 +10,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::header::{
@@ -59,6 +60,8 @@ pub(super) struct Visit {
     pub(super) certificate: Option<Presented>,
     /// … as authorities with this sum say.
     pub(super) authorities: [u8; 32],
+    /// Whether it has shown who it is: then it does not make room for others.
+    pub(super) is_known: Arc<AtomicBool>,
 }
 
 /// Judges who comes by the network. Holds no lock while a password is judged.

@@ -1,13 +1,15 @@
 //! `control.listen`: clients that come by the network, with TLS if there is a certificate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdTcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use towpath_core::Now;
@@ -49,6 +51,13 @@ struct Household {
     pace: Pace,
 }
 
+/// A connection that is here.
+struct Guest {
+    task: AbortHandle,
+    /// It has shown who it is.
+    is_known: Arc<AtomicBool>,
+}
+
 /// What it costs to welcome somebody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cost {
@@ -79,9 +88,8 @@ impl ControlListener {
         };
         let places = Arc::new(Semaphore::new(CONTROL_VISITORS_MAX));
         let visitors = Arc::new(Mutex::new(Visitors::new(house.shared.now())));
+        let mut guests: VecDeque<Guest> = VecDeque::new();
         loop {
-            // Whoever comes when all places are taken waits in the listener's own queue.
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
             match listener.accept().await {
                 Err(error) => {
                     tracing::warn!("control.listen {address}: {error}");
@@ -97,11 +105,21 @@ impl ControlListener {
                         house.guard.tell(now, format_args!("a connection from {} was not taken: it is of no network of control.from, or there are too many", from.ip()));
                         continue;
                     };
-                    let house = Arc::clone(&house);
-                    tokio::spawn(async move {
-                        welcome(stream, from.ip(), house).await;
+                    guests.retain(|guest| !guest.task.is_finished());
+                    if places.available_permits() == 0 {
+                        // Who has not shown who it is makes room, the oldest first: nobody keeps users out by saying nothing.
+                        let stranger = guests.iter().position(|guest| !guest.is_known.load(Ordering::Relaxed));
+                        let Some(stranger) = stranger.and_then(|place| guests.remove(place)) else { continue };
+                        stranger.task.abort();
+                    }
+                    let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                    let (house, is_known) = (Arc::clone(&house), Arc::new(AtomicBool::new(false)));
+                    let known = Arc::clone(&is_known);
+                    let task = tokio::spawn(async move {
+                        welcome(stream, from.ip(), known, house).await;
                         drop((seat, place));
                     });
+                    guests.push_back(Guest { task: task.abort_handle(), is_known });
                 }
             }
         }
@@ -152,7 +170,7 @@ impl Drop for Seat {
     }
 }
 
-async fn welcome(stream: TcpStream, address: IpAddr, house: Arc<House>) {
+async fn welcome(stream: TcpStream, address: IpAddr, is_known: Arc<AtomicBool>, house: Arc<House>) {
     let address = address.to_canonical();
     // Small answers are not to wait for the acknowledgement of others. Without it they come all the same.
     let _set = stream.set_nodelay(true);
@@ -161,7 +179,7 @@ async fn welcome(stream: TcpStream, address: IpAddr, house: Arc<House>) {
         return converse(
             stream,
             house,
-            Door::Network(Visit { address, has_tls: false, certificate: None, authorities: [0; 32] }),
+            Door::Network(Visit { address, has_tls: false, certificate: None, authorities: [0; 32], is_known }),
         )
         .await;
     };
@@ -175,7 +193,7 @@ async fn welcome(stream: TcpStream, address: IpAddr, house: Arc<House>) {
     converse(
         stream,
         house,
-        Door::Network(Visit { address, has_tls: true, certificate, authorities: access.authorities() }),
+        Door::Network(Visit { address, has_tls: true, certificate, authorities: access.authorities(), is_known }),
     )
     .await;
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
@@ -193,7 +194,10 @@ async fn by_network(
         };
     }
     match house.guard.admit(request.headers(), visit, house.shared.now()) {
-        Ok(who) => serve(request, house, &who, door, deadline).await,
+        Ok(who) => {
+            visit.is_known.store(true, Ordering::Relaxed);
+            serve(request, house, &who, door, deadline).await
+        }
         Err(answer) => *answer,
     }
 }

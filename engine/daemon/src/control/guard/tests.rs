@@ -24,7 +24,13 @@ fn access(users: Vec<User>) -> Access {
 }
 
 fn visit() -> Visit {
-    Visit { address: [192, 0, 2, 7].into(), has_tls: true, certificate: None, authorities: [0; 32] }
+    Visit {
+        address: [192, 0, 2, 7].into(),
+        has_tls: true,
+        certificate: None,
+        authorities: [0; 32],
+        is_known: Arc::default(),
+    }
 }
 
 fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
