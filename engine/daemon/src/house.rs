@@ -35,6 +35,7 @@ use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
+use crate::questions::Turns;
 use crate::reload::{Change, member_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -64,6 +65,8 @@ pub(crate) struct House {
     pub(crate) ordered: Notify,
     /// Where what was said at run time is kept.
     pub(crate) keeper: StateKeeper,
+    /// Who may ask the workers something now.
+    pub(crate) turns: Turns,
     /// Who may come by `control.listen`.
     pub(crate) guard: Guard,
 }
@@ -531,6 +534,7 @@ impl House {
             changed: Notify::new(),
             ordered: Notify::new(),
             keeper,
+            turns: Turns::default(),
             guard,
         }
     }

@@ -4,23 +4,28 @@
 
 pub mod access;
 pub mod admin;
+pub mod capture;
 mod command;
 mod control;
 mod controller;
 pub mod doctor;
 mod engine;
 pub mod events;
+pub mod explain;
 mod house;
 pub mod http_files;
 pub mod listen;
 mod notify;
 pub mod packets;
 mod page;
+pub mod persistence;
 pub mod plan;
 pub mod preflight;
 mod probe;
+pub mod questions;
 pub mod reload;
 pub mod server_check;
+pub mod sessions;
 pub mod settings;
 pub mod shared;
 mod state_file;
@@ -31,8 +36,8 @@ pub mod worker;
 
 pub use control::{
     AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
-    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_members,
-    fetch_status, get, order, post,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
+    fetch_members, fetch_status, get, order, post, query,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

@@ -21,7 +21,7 @@ use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
 use super::server::Verb;
-use super::{certs, check, events, files, limits, server};
+use super::{capture, certs, check, events, explain, files, limits, persistence, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -69,15 +69,22 @@ pub(super) struct Asked<'a> {
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
+    Capture,
     Certificates,
     Check,
+    ClearPersistence,
     Events,
+    Explain,
+    Flow,
+    KillSessions,
     Limits,
     Logout,
     Order(Verb),
+    Persistence,
     Routes,
     Servers,
     Session,
+    Sessions,
     Status,
 }
 
@@ -103,10 +110,16 @@ const fn change(path: &'static str, role: ControlRole, action: Action) -> Route 
 static ROUTES: &[Route] = &[
     see("/status", Action::Status),
     see("/v1", Action::Routes),
+    // Frames hold what people write.
+    change("/v1/capture", ControlRole::Admin, Action::Capture),
     see("/v1/certs", Action::Certificates),
     see("/v1/events", Action::Events),
+    see("/v1/explain", Action::Explain),
+    see("/v1/flow", Action::Flow),
     see("/v1/limits", Action::Limits),
     change("/v1/logout", ControlRole::Viewer, Action::Logout),
+    see("/v1/persistence", Action::Persistence),
+    change("/v1/persistence/clear", ControlRole::Operator, Action::ClearPersistence),
     see("/v1/services/{}/servers/{}", Action::Servers),
     // Servers notice it, and commands run.
     change("/v1/services/{}/servers/{}/check", ControlRole::Operator, Action::Check),
@@ -115,6 +128,8 @@ static ROUTES: &[Route] = &[
     change("/v1/services/{}/servers/{}/ready", ControlRole::Operator, Action::Order(Verb::Ready)),
     change("/v1/services/{}/servers/{}/weight", ControlRole::Operator, Action::Order(Verb::Weight)),
     see("/v1/session", Action::Session),
+    see("/v1/sessions", Action::Sessions),
+    change("/v1/sessions/kill", ControlRole::Operator, Action::KillSessions),
     see("/v1/status", Action::Status),
 ];
 const LOGIN: &str = "/v1/login";
@@ -123,12 +138,17 @@ const LOGIN: &str = "/v1/login";
 async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door: &Door) -> Answer {
     let Asked { house, who, path, .. } = asked;
     match action {
+        Action::Capture => capture::capture(request, asked).await,
         Action::Certificates => certs::show(house),
         Action::Check => check::check(request, &chosen(path), asked).await,
+        Action::ClearPersistence => persistence::clear(request, asked).await,
         Action::Events => {
             let query = request.uri().query().unwrap_or_default().to_owned();
             events::show(&query, asked).await
         }
+        Action::Explain => explain::explain(request, asked),
+        Action::Flow => sessions::flow(request, asked).await,
+        Action::KillSessions => sessions::kill(request, asked).await,
         Action::Limits => limits::show(house),
         Action::Logout => match (read_body::<NoKeys>(request).await, door) {
             (Err(answer), _) => answer,
@@ -136,9 +156,11 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
             (Ok(_), Door::Socket { .. }) => json(StatusCode::OK, &serde_json::json!({})),
         },
         Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
+        Action::Persistence => persistence::list(request, asked).await,
         Action::Routes => json(StatusCode::OK, &routes()),
         Action::Servers => server::show(house, &chosen(path)),
         Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),
+        Action::Sessions => sessions::list(request, asked).await,
         Action::Status => json(StatusCode::OK, &house.status()),
     }
 }
