@@ -136,6 +136,27 @@ fn service(
         proxy_from: proxy_from(section)?,
         log: log::of_service(service, draft.root)?,
         group,
+        sorry: match &service.sorry {
+            Some(sorry) => Some(sorry_server(sorry)?),
+            None => None,
+        },
+    })
+}
+
+/// It is told nothing of clients: who only says sorry need not know them, and a header that it does not expect would break what it says.
+fn sorry_server(sorry: &Server<'_>) -> Option<model::Server> {
+    Some(model::Server {
+        name: model::SORRY_NAME.to_owned(),
+        address: sorry.address.as_ref()?.value,
+        port: sorry.port.as_ref().map(|port| port.value),
+        weight: 1,
+        min_connections: 0,
+        max_connections: 0,
+        admin: model::AdminState::Ready,
+        backup: false,
+        re_encrypt: Some(sorry.section.bool("re_encrypt")?.value),
+        server_name: sorry.section.text("server_name").map(|name| name.value.to_ascii_lowercase()),
+        proxy_protocol: Some(model::ProxyTo::None),
     })
 }
 
@@ -400,6 +421,10 @@ fn check_kind(section: &Section) -> Option<model::CheckKind> {
                 Some(expect) => radius_answer(&expect)?,
                 None => model::RadiusAnswer::Accept,
             },
+            message_authenticator: match section.word("message_authenticator")?.value {
+                "optional" => model::MessageAuthenticator::Optional,
+                _ => model::MessageAuthenticator::Required,
+            },
         }),
         "smtp" => model::CheckKind::Smtp { expect: text("expect") },
         "stun" => model::CheckKind::Stun { transport: transport(section, check) },
@@ -419,6 +444,7 @@ fn runtime(root: &Section) -> Option<model::Runtime> {
             workers: model::Workers::Auto,
             poll: model::Poll::Adaptive,
             fast_path: model::FastPath::Auto,
+            role: None,
         });
     };
     let workers = match section.list("workers") {
@@ -430,7 +456,11 @@ fn runtime(root: &Section) -> Option<model::Runtime> {
     let poll = if section.word("poll")?.value == "busy" { model::Poll::Busy } else { model::Poll::Adaptive };
     let fast_path =
         if section.word("fast_path")?.value == "off" { model::FastPath::Off } else { model::FastPath::Auto };
-    Some(model::Runtime { workers, poll, fast_path })
+    let role = section.word("role").map(|role| match role.value {
+        "standby" => model::MachineRole::Standby,
+        _ => model::MachineRole::Active,
+    });
+    Some(model::Runtime { workers, poll, fast_path, role })
 }
 
 fn limits(root: &Section) -> Option<model::Limits> {

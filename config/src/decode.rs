@@ -118,6 +118,10 @@ impl Decoder<'_> {
             finding.hint("name it behind the first, as in `by = [\"cookie\", \"source-ip\"]`");
             return None;
         }
+        if (table.path, name) == ("service", "min_connections") {
+            finding.hint("it is a key of servers: write it into `[[service.server]]`");
+            return None;
+        }
         match near {
             Some(near) => finding.hint(format!("did you mean `{near}`?")),
             None => match homes(name) {

@@ -51,6 +51,7 @@ pub(crate) struct Service<'s> {
     pub(crate) tls_mode: At<&'static str>,
     pub(crate) http: Option<&'s Section>,
     pub(crate) members: Members<'s>,
+    pub(crate) sorry: Option<Server<'s>>,
 }
 
 /// Where a service's servers are written.
@@ -114,13 +115,22 @@ impl<'s> Draft<'s> {
         }
     }
 
+    /// Those and its sorry server.
+    pub(crate) fn servers_and_sorry<'d>(
+        &'d self,
+        service: &'d Service<'s>,
+    ) -> impl Iterator<Item = &'d Server<'s>> + use<'d, 's> {
+        self.servers(service).iter().chain(&service.sorry)
+    }
+
     /// Those and the ones behind its routes, each group once.
     pub(crate) fn all_servers<'d>(&'d self, service: &'d Service<'s>) -> impl Iterator<Item = &'d Server<'s>> {
         let own = match &service.members {
             Members::Group(_) => &[][..],
             Members::Own(servers) => servers,
         };
-        own.iter().chain(self.all_groups(service).into_iter().flat_map(|group| &self.groups[group].servers))
+        let grouped = self.all_groups(service).into_iter().flat_map(|group| &self.groups[group].servers);
+        own.iter().chain(grouped).chain(&service.sorry)
     }
 
     /// The groups that a service names, its routes too, each once.
@@ -182,6 +192,20 @@ impl<'s> Server<'s> {
         }
     }
 
+    /// `sorry` of a service, which has no more keys than these.
+    fn sorry(section: &'s Section) -> Self {
+        let nothing = section.span.clone();
+        Server {
+            section,
+            name: None,
+            address: section.address("address"),
+            port: section.number("port"),
+            weight: fallback(1, &nothing),
+            max_connections: fallback(0, &nothing),
+            admin: fallback(AdminState::Ready, &nothing),
+        }
+    }
+
     /// For messages.
     pub(crate) fn title(&self) -> String {
         match (&self.name, &self.address) {
@@ -227,6 +251,7 @@ impl<'s> Service<'s> {
                 .unwrap_or_else(|| fallback("pass-through", &nothing)),
             http: section.table("http"),
             members: members(section, groups, report),
+            sorry: section.table("sorry").map(Server::sorry),
             protocol,
         }
     }

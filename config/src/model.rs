@@ -34,6 +34,9 @@ pub use tls::{
 /// Ports that health checks speak from, first and last, at addresses that Towpath has on VLANs and bridges: nothing is leased there.
 pub const PROBE_PORTS: (u16, u16) = (61_000, 65_535);
 
+/// The name of each service's sorry server among its members.
+pub const SORRY_NAME: &str = "sorry";
+
 /// One configuration file, checked.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Model {
@@ -87,6 +90,19 @@ pub struct Runtime {
     pub poll: Poll,
     /// Whether the kernel carries open connections of the packet plane onwards.
     pub fast_path: FastPath,
+    /// What the machine is to its twin, unless another word was said; `None` = it has none.
+    pub role: Option<MachineRole>,
+}
+
+/// `runtime.role`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineRole {
+    /// It serves.
+    #[default]
+    Active,
+    /// Another machine serves.
+    Standby,
 }
 
 /// `runtime.fast_path`
@@ -377,6 +393,8 @@ pub struct VirtualService {
     pub log: Logged,
     /// Index into [`Model::groups`].
     pub group: usize,
+    /// Who serves while none of its servers can.
+    pub sorry: Option<Server>,
 }
 
 /// `queue`
@@ -858,6 +876,18 @@ pub struct RadiusCheck {
     pub password_file: Option<PathBuf>,
     /// Which answer to the user passes.
     pub expect: RadiusAnswer,
+    /// Whether an answer to the user without a Message-Authenticator passes for one.
+    pub message_authenticator: MessageAuthenticator,
+}
+
+/// `health.message_authenticator`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MessageAuthenticator {
+    /// A wrong one is refused, none is not.
+    Optional,
+    /// Answers have to have one.
+    Required,
 }
 
 /// Answers to an Access-Request.
@@ -939,7 +969,18 @@ impl Model {
         self.group_indices_of(service).map(|index| &self.groups[index])
     }
 
-    /// The same as indices into [`Model::groups`].
+    /// Every server that clients of a service may meet: those of its groups, and who says sorry for them.
+    pub fn servers_of<'m>(&'m self, service: &'m VirtualService) -> impl Iterator<Item = &'m Server> {
+        self.groups_of(service).flat_map(|group| &group.servers).chain(&service.sorry)
+    }
+
+    /// Every server of the file; one that several services have as often as it is written.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        let sorry = self.services.iter().filter_map(|service| service.sorry.as_ref());
+        self.groups.iter().flat_map(|group| &group.servers).chain(sorry)
+    }
+
+    /// The groups of [`Model::groups_of`] as indices into [`Model::groups`].
     pub fn group_indices_of(&self, service: &VirtualService) -> impl Iterator<Item = usize> {
         let by_name = service.routes().iter().map(|route| route.group);
         let behind: Vec<usize> = by_name.chain(service.http_groups().map(|(_, group)| group.group)).collect();

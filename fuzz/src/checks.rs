@@ -27,6 +27,7 @@ pub(crate) fn kind(number: usize) -> CheckKind {
             user: user.map(str::to_owned),
             password_file: user.map(|_| "/password".into()),
             expect: RadiusAnswer::Accept,
+            message_authenticator: MessageAuthenticator::Required,
         })
     };
     match number % KINDS {

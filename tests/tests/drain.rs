@@ -11,7 +11,8 @@ use towpath_engine::events::EventKind;
 use towpath_engine::status::ServerStatus;
 use towpath_tests::web::{WebClient, WebOrigin};
 use towpath_tests::{
-    Connection, Greeting, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, in_lab, ipv4, service, subject, who,
+    Connection, Greeting, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, in_lab, ipv4, service, subject,
+    who, who_from,
 };
 
 /// Small tables: many of these tests run at the same time.
@@ -380,6 +381,48 @@ fn who_came_before_a_drain_and_has_no_server_yet_gets_another_one() {
         }
         assert_eq!((relay.server("web", "server-1").opened, ended(&relay, "server_drained")), (0, 0));
         relay.stop();
+    });
+}
+
+/// What was drained or halted is as cold as what was down.
+#[test]
+fn a_server_that_is_ready_again_grows_into_its_share() {
+    in_both(a_server_that_is_ready_again_grows_into_its_share, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        for plane in PLANES {
+            let to = (vip(lab, plane), 443);
+            // So long that the test sees its beginning only.
+            let relay = start(lab, plane, "slow_start = \"1h\"");
+            let at_first = || (0..22).filter(|_| who(lab.client(), to) == "server-1").count();
+            assert_eq!(at_first(), 11, "{plane}: a start is no return");
+            for verb in ["drain", "halt"] {
+                relay.order("web/server-1", verb, &OrderBody::default());
+                relay.order("web/server-1", "ready", &OrderBody::default());
+                assert_eq!(at_first(), 2, "{plane}: a tenth as many as the other one after {verb}");
+            }
+            relay.stop();
+        }
+    });
+}
+
+#[test]
+fn who_was_away_during_a_drain_comes_back_to_a_server_that_is_ready_again() {
+    in_both(who_was_away_during_a_drain_comes_back_to_a_server_that_is_ready_again, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let clients: Vec<IpAddr> = (150..158).map(|number| lab.second_client(number)).collect();
+        for plane in PLANES {
+            let to = (vip(lab, plane), 443);
+            let relay = start(lab, plane, "persistence = { by = \"source-ip\" }");
+            let come = |from: IpAddr| who_from(lab.client(), from, to);
+            let of_first: Vec<IpAddr> =
+                clients.iter().copied().filter(|&from| come(from) == "server-1").take(2).collect();
+            let [absent, present] = of_first[..] else { panic!("{plane}: round robin reaches both") };
+            relay.order("web/server-1", "drain", &OrderBody::default());
+            assert_eq!(come(present), "server-2", "{plane}");
+            relay.order("web/server-1", "ready", &OrderBody::default());
+            assert_eq!((come(absent).as_str(), come(present).as_str()), ("server-1", "server-2"), "{plane}");
+            relay.stop();
+        }
     });
 }
 

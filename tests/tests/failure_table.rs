@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// The events that the table must have, by their headings.
-const EVENTS: [&str; 11] = [
+const EVENTS: [&str; 13] = [
     "A server refuses",
     "A server is silent",
     "A server is slow",
@@ -14,7 +14,9 @@ const EVENTS: [&str; 11] = [
     "A server is halted",
     "A server is removed",
     "A server returns",
+    "A server is ready again",
     "No server is left",
+    "No server is left but the sorry server",
     "The service is at its limit",
     "The queue is full",
 ];

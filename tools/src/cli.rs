@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::daemon::Daemon;
 use crate::{
-    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, run,
+    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, role, run,
     server, sessions, status,
 };
 
@@ -101,6 +101,9 @@ enum Command {
     /// Capture frames of a service on the packet plane, with what became of each
     #[command(after_help = capture::CAPTURE_HELP)]
     Capture(capture::CaptureArguments),
+    /// Serve, or stand by for a second machine: for a notify script of keepalived
+    #[command(after_help = role::ROLE_HELP)]
+    Role(role::RoleArguments),
     /// Show what changed lately, and what changes next
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArguments),
@@ -344,6 +347,7 @@ pub fn main() -> ExitCode {
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Persistence(command) => persistence::persistence(&command),
         Command::Capture(arguments) => capture::capture(&arguments),
+        Command::Role(arguments) => role::role(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Reference => reference::reference(),
     };

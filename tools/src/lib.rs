@@ -17,6 +17,7 @@ mod logging;
 mod paint;
 mod persistence;
 mod reference;
+mod role;
 mod run;
 mod server;
 mod sessions;

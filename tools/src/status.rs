@@ -73,8 +73,12 @@ fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
         "running" => paint.tint(Tint::Green, "running"),
         other => paint.tint(Tint::Yellow, other),
     };
+    let role = match status.role.as_str() {
+        "standby" => format!(" · {}", paint.tint(Tint::Yellow, "standby for another machine")),
+        _ => String::new(),
+    };
     let mut text = format!(
-        "towpath {} · {phase} for {} · generation {}\n",
+        "towpath {} · {phase} for {}{role} · generation {}\n",
         status.version,
         span(status.uptime_seconds.saturating_mul(1000)),
         status.generation
@@ -666,6 +670,7 @@ mod tests {
         Status {
             version: "0.1.0".to_owned(),
             phase: "running".to_owned(),
+            role: "active".to_owned(),
             uptime_seconds: 7440,
             generation: 17,
             services: vec![ServiceStatus {

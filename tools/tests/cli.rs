@@ -40,7 +40,7 @@ const LATER: &str = r#"
 name = "web"
 vip = "127.0.0.1"
 ports = [443]
-min_connections = 5
+template = "lync"
 
 [[service.server]]
 name = "a"

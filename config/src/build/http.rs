@@ -42,6 +42,7 @@ pub(super) fn service(
     let maintenance = match section.table("maintenance") {
         Some(page) => Some(model::Maintenance {
             file: PathBuf::from(page.text("file")?.value),
+            status: page.number("status")?.value,
             when: match page.word("when")?.value {
                 "always" => model::MaintenanceWhen::Always,
                 _ => model::MaintenanceWhen::NoServer,

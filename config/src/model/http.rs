@@ -106,6 +106,8 @@ pub struct Hsts {
 pub struct Maintenance {
     /// The page.
     pub file: PathBuf,
+    /// Its status, 400 to 599.
+    pub status: u16,
     /// Who gets it.
     pub when: MaintenanceWhen,
     /// When to come back.

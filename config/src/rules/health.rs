@@ -287,7 +287,7 @@ fn ldap(health: &Section, report: &mut Report) {
         }
         (None, Some(secret)) => {
             report
-                .warning(
+                .error(
                     "no-effect",
                     &secret.span,
                     "`health.secret_file` has no effect: an anonymous bind has no password",
@@ -312,7 +312,7 @@ fn without_tls(health: &Section, keys: &[&str], report: &mut Report) {
     for key in keys {
         if let Some(span) = health.written(key) {
             report
-                .warning("no-effect", span, format!("`health.{key}` has no effect without TLS"))
+                .error("no-effect", span, format!("`health.{key}` has no effect without TLS"))
                 .hint("add `transport = \"tls\"`, or remove it");
         }
     }
@@ -324,10 +324,22 @@ fn radius(health: &Section, report: &mut Report) {
         (Some(_), _) => needs(health, "password_file", "add the file with the user's password", report),
         (None, Some(password)) => {
             report
-                .warning("no-effect", &password.span, "`health.password_file` has no effect without a user")
+                .error("no-effect", &password.span, "`health.password_file` has no effect without a user")
                 .hint("add `user`, or remove it");
         }
         (None, None) => {}
+    }
+    if let Some(word) = health.word("message_authenticator").filter(|word| word.written)
+        && health.text("user").is_none()
+        && !health.broken.contains(&"user")
+    {
+        report
+            .error(
+                "no-effect",
+                &word.span,
+                "`health.message_authenticator` has no effect without a user: a status lets nobody in",
+            )
+            .hint("add `user` and `password_file`, or remove it");
     }
     if let Some(expect) = health.text("expect") {
         if radius_answer(expect.value).is_none() {
@@ -335,11 +347,7 @@ fn radius(health: &Section, report: &mut Report) {
             report.error("bad-answer", &expect.span, cause).hint("use \"accept\", \"reject\" or \"any\"");
         } else if health.text("user").is_none() {
             report
-                .warning(
-                    "no-effect",
-                    &expect.span,
-                    "`health.expect` has no effect: a server's status is one answer only",
-                )
+                .error("no-effect", &expect.span, "`health.expect` has no effect: a server's status is one answer only")
                 .hint("add `user` and `password_file`, or remove it");
         }
     }
@@ -418,7 +426,7 @@ fn request(health: &Section, report: &mut Report) {
         && health.bool("verify").is_some_and(|verify| !verify.value)
     {
         report
-            .warning("no-effect", span, "`health.ca` has no effect: the certificate is not checked")
+            .error("no-effect", span, "`health.ca` has no effect: the certificate is not checked")
             .hint("add `verify = true`, or remove it");
     }
 }
@@ -455,7 +463,7 @@ fn without_effect(health: &Section, report: &mut Report) {
     for key in ["evict", "flaps", "flap_window", "flap_hold"] {
         if let Some(span) = health.written(key).filter(|_| check.value == "none") {
             report
-                .warning("no-effect", span, format!("`health.{key}` has no effect with `check = \"none\"`"))
+                .error("no-effect", span, format!("`health.{key}` has no effect with `check = \"none\"`"))
                 .hint("remove it");
         }
     }
@@ -464,11 +472,11 @@ fn without_effect(health: &Section, report: &mut Report) {
             && health.integer("flaps").is_some_and(|flaps| flaps.value == 0)
         {
             report
-                .warning("no-effect", span, format!("`health.{key}` has no effect: no server is held (`flaps = 0`)"))
+                .error("no-effect", span, format!("`health.{key}` has no effect: no server is held (`flaps = 0`)"))
                 .hint("remove it");
         }
     }
-    let fitting: [(&str, &[&str]); 23] = [
+    let fitting: [(&str, &[&str]); 27] = [
         ("command", &["external"]),
         ("days_left", &["https", "ldap", "sip", "tls"]),
         ("fast_interval", &RUNNING),
@@ -483,6 +491,7 @@ fn without_effect(health: &Section, report: &mut Report) {
         ("secret_file", &["ldap", "radius"]),
         ("user", &["ldap", "radius"]),
         ("password_file", &["radius"]),
+        ("message_authenticator", &["radius"]),
         ("transport", &["dns", "ldap", "sip", "stun"]),
         ("query", &["dns"]),
         ("query_type", &["dns"]),
@@ -492,14 +501,25 @@ fn without_effect(health: &Section, report: &mut Report) {
         ("no_answer", &["udp"]),
         ("ports", &["dns", "external", "http", "https", "ldap", "radius", "sip", "smtp", "stun", "tcp", "tls", "udp"]),
         ("interval", &RUNNING),
+        ("timeout", &RUNNING),
+        ("rise", &RUNNING),
+        ("fall", &RUNNING),
     ];
     for (key, fitting) in fitting {
         if let Some(span) = health.written(key)
             && !fitting.contains(&check.value)
         {
             report
-                .warning("no-effect", span, format!("`health.{key}` has no effect with `check = \"{}\"`", check.value))
-                .hint("remove it");
+                .error("no-effect", span, format!("`health.{key}` has no effect with `check = \"{}\"`", check.value))
+                .hint(format!("remove it; it is for {}", listed(fitting)));
         }
     }
+}
+
+/// Kinds of checks for a hint.
+fn listed(kinds: &[&str]) -> String {
+    if kinds.len() == RUNNING.len() {
+        return "checks that ask something".to_owned();
+    }
+    kinds.iter().map(|kind| format!("\"{kind}\"")).collect::<Vec<_>>().join(", ")
 }

@@ -66,7 +66,7 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
             .label(&vip.span, "the VIP")
             .hint("name a next hop of the VIP's family");
     }
-    for server in draft.servers(service) {
+    for server in draft.servers_and_sorry(service) {
         let (Some(vip), Some(address)) = (&service.vip, &server.address) else { continue };
         if vip.value.is_ipv4() == address.value.is_ipv4() {
             continue;
@@ -88,7 +88,7 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
             )
             .hint("remove it");
     }
-    for server in draft.servers(service) {
+    for server in draft.servers_and_sorry(service) {
         if let ("dsr", Some(port)) = (forwarding.value, &server.port) {
             report
                 .error("conflicting-keys", &port.span, "direct server return cannot translate ports")
@@ -106,7 +106,7 @@ fn packet(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
 /// (requirements.md traps 1 and 2, T-29).
 fn on_link_clients(draft: &Draft<'_>, service: &Service<'_>, forwarding: &Span, report: &mut Report) {
     let hint = "add `source = { pool = [...] }` for them, use `forwarding = \"full-nat\"`, or put the servers into a network without clients";
-    let servers = || draft.servers(service).iter().filter_map(|server| server.address.as_ref());
+    let servers = || draft.servers_and_sorry(service).filter_map(|server| server.address.as_ref());
     if let Some(networks) = service.section.list("client_networks") {
         for item in networks.value {
             let Value::Network(network) = item.value else { continue };

@@ -112,7 +112,7 @@ fn unused(draft: &Draft<'_>, report: &mut Report) {
         || draft.services.iter().any(|service| service.plane.value == Plane::Packet)
         || !root.tables("bridge").is_empty()
         || ["service", "router", "bridge"].iter().any(|key| root.broken.contains(key));
-    let mut servers = draft.services.iter().flat_map(|service| draft.servers(service));
+    let mut servers = draft.services.iter().flat_map(|service| draft.servers_and_sorry(service));
     let is_there = |address: &At<IpAddr>| kept_network(root, address.value).is_some();
     // Without a service, or with relays to a server on a VLAN, that is an error already.
     if is_used
@@ -267,7 +267,7 @@ fn tagged(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     if service.plane.value != Plane::Stream {
         return;
     }
-    for server in draft.servers(service).iter().filter_map(|server| server.address.as_ref()) {
+    for server in draft.servers_and_sorry(service).filter_map(|server| server.address.as_ref()) {
         let Some((kind, network)) = kept_network(draft.root, server.value) else { continue };
         report
             .error(

@@ -2,7 +2,7 @@
 
 use crate::decode::{Section, Value};
 use crate::diagnostic::{Report, Span};
-use crate::draft::{Draft, Service};
+use crate::draft::{Draft, Server, Service};
 use crate::model::{Plane, Protocol};
 
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
@@ -27,7 +27,9 @@ fn told(section: &Section) -> Option<Span> {
 /// Every such place that counts for a service.
 fn all_told(draft: &Draft<'_>, service: &Service<'_>) -> Vec<Span> {
     let groups = draft.all_groups(service).into_iter().map(|group| draft.groups[group].section);
-    let servers = draft.all_servers(service).map(|server| server.section);
+    // Who says sorry is told nothing.
+    let is_sorry = |server: &&Server<'_>| service.sorry.as_ref().is_some_and(|sorry| std::ptr::eq(*server, sorry));
+    let servers = draft.all_servers(service).filter(|server| !is_sorry(server)).map(|server| server.section);
     std::iter::once(service.section).chain(groups).chain(servers).filter_map(told).collect()
 }
 

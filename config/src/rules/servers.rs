@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::diagnostic::{Report, Span};
 use crate::draft::{Draft, DraftPorts, Group, Members, Persists, Server, Service};
-use crate::model::{AdminState, Protocol};
+use crate::model::{AdminState, Protocol, SORRY_NAME};
 
 /// Different real servers (address and port) in one file.
 const REAL_SERVERS_MAX: usize = 4096;
@@ -24,7 +24,7 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
             group(servers, &service.section.span, report);
             same_everywhere(servers, &mut real, report);
         }
-        limits(service, report);
+        sorry(draft, service, report);
         one_port_for_many(service, draft.servers(service), report);
     }
     behind_another(draft, report);
@@ -142,11 +142,49 @@ fn limit(server: &Server<'_>, report: &mut Report) {
     }
 }
 
-fn limits(service: &Service<'_>, report: &mut Report) {
-    if let (Some(min), Some(max)) =
-        (service.section.integer("min_connections"), service.section.integer("max_connections"))
+/// Who says sorry is none of those for whom it is said, and there is somebody.
+fn sorry(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
+    let Some(sorry) = &service.sorry else { return };
+    let port = |server: &Server<'_>| server.port.as_ref().map(|port| port.value);
+    let twin = draft.all_servers(service).filter(|other| !std::ptr::eq(*other, sorry)).find(|other| {
+        let addresses = other.address.as_ref().zip(sorry.address.as_ref());
+        addresses.is_some_and(|(other, own)| other.value == own.value) && port(other) == port(sorry)
+    });
+    if let (Some(twin), Some(address)) = (twin, &sorry.address) {
+        let finding = report.error(
+            "duplicate-server",
+            &address.span,
+            format!("{} would say sorry for itself", shown((address.value, port(sorry)))),
+        );
+        if let Some(first) = &twin.address {
+            finding.label(&first.span, "a server of the service");
+        }
+        finding.hint("name another server or port; one that serves when others are down is `backup = true`");
+    }
+    let named = draft.all_servers(service).filter_map(|server| server.name.as_ref());
+    for name in named.filter(|name| name.value == SORRY_NAME) {
+        report
+            .error("duplicate-name", &name.span, format!("a server is named \"{SORRY_NAME}\", as the sorry server is"))
+            .label(&sorry.section.span, "the sorry server")
+            .hint("rename it");
+    }
+    if draft.all_servers(service).all(|server| std::ptr::eq(server, sorry))
+        && !service.section.broken.contains(&"server")
     {
-        least_and_most(min.value, &min.span, max.value, &max.span, report);
+        report
+            .error("no-effect", &sorry.section.span, "`sorry` stands in for nobody: the service has no servers")
+            .hint("remove it, or add `[[service.server]]`");
+    }
+    let page = service.http.and_then(|http| http.table("maintenance"));
+    if let Some(page) = page.filter(|page| page.word("when").is_some_and(|when| when.value == "no-server")) {
+        report
+            .error(
+                "conflicting-keys",
+                &sorry.section.span,
+                "while no server can serve, both a server and a page are to",
+            )
+            .label(&page.span, "the page")
+            .hint("remove `sorry`, or `http.maintenance`; with `when = \"always\"` the page is for everybody");
     }
 }
 
@@ -189,7 +227,7 @@ fn behind_another(draft: &Draft<'_>, report: &mut Report) {
     }
     let mut told = HashSet::new();
     for front in draft.services.iter().filter(|service| !service.keeps_client()) {
-        for server in draft.servers(front) {
+        for server in draft.servers_and_sorry(front) {
             let Some(address) = &server.address else { continue };
             for inner in pinned.get(&address.value).map_or(&[][..], Vec::as_slice) {
                 let meets = front.protocol == inner.protocol && reaches(front, server, inner);

@@ -48,7 +48,7 @@ fn of_probes(draft: &Draft<'_>, service: &Service<'_>, report: &mut Report) {
     let kept = |address: &IpAddr| is_kept(draft.root, *address);
     let leased = match &service.source {
         DraftSource::Facing(pool) => {
-            let servers = draft.servers(service).iter().filter_map(|server| server.address.as_ref());
+            let servers = draft.servers_and_sorry(service).filter_map(|server| server.address.as_ref());
             let on_kept = servers.map(|server| server.value).find(|&server| kept_network(draft.root, server).is_some());
             written(pool).zip(on_kept).map(|((ports, span), _)| (ports, span))
         }

@@ -74,6 +74,9 @@ fn process(draft: &Draft<'_>, report: &mut Report) {
 fn servers(draft: &Draft<'_>, report: &mut Report) {
     let (mut used, mut ended): (HashSet<usize>, HashSet<usize>) = (HashSet::new(), HashSet::new());
     for service in &draft.services {
+        if let Some(sorry) = &service.sorry {
+            one_server(sorry, is_ended(service), report);
+        }
         let groups = draft.all_groups(service);
         ended.extend(groups.iter().copied().filter(|_| is_ended(service)));
         used.extend(groups);

@@ -117,9 +117,11 @@ static HSTS: Table = Table {
 
 static MAINTENANCE: Table = Table {
     path: "service.http.maintenance",
-    doc: "An answer of our own, with status 503.",
+    doc: "An answer of our own.",
     keys: &[
         key("file", Kind::Path, "The page (HTML, at most 64 KiB); read again at a reload.").required(),
+        key("status", integer(400, 599, "status"), "Its status. 503 tells caches and search engines to come back.")
+            .default("503"),
         key(
             "when",
             Kind::Word(&[

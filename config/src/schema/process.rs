@@ -33,6 +33,19 @@ pub(super) static RUNTIME: Table = Table {
             "Whether the kernel itself carries open connections of the packet plane onwards (TCP over IPv4 that is translated or routed).",
         )
         .default("auto"),
+        key(
+            "role",
+            Kind::Word(&[
+                word("active", "It serves, and says where its addresses are."),
+                word(
+                    "standby",
+                    "Another machine serves: the packet plane is silent, but for the addresses of VLANs and bridges, which are each machine's own; listeners and health checks are ready.",
+                ),
+            ]),
+            "What this machine is to its twin at the start, until another word is said (`towpath role`, as from a notify script of keepalived); a reload that changes it holds again. \
+             Where it is written, addresses of the stream plane may be missing: they move between the machines.",
+        )
+        .described("`\"active\"`, and no twin"),
     ],
 };
 

@@ -116,13 +116,6 @@ pub static SERVICE: Table = Table {
         )
         .default("0ms"),
         key(
-            "min_connections",
-            integer(0, 16_777_216, "connections"),
-            "Connections that are kept for this service; 0 = none.",
-        )
-        .default("0")
-        .later(),
-        key(
             "max_connections",
             integer(0, 16_777_216, "connections"),
             "Never more than this many connections at once, in HTTP mode requests, over all workers; 0 = no limit.",
@@ -204,6 +197,7 @@ pub static SERVICE: Table = Table {
         key("group", Kind::Name, "Name of the server group behind it, instead of `[[service.server]]`; a service that answers or redirects every request itself needs neither."),
         key("health", Kind::Table(&HEALTH), "How servers are judged; replaces the group's."),
         key("server", Kind::Tables(&SERVER, SERVERS_MAX), "Real servers, when no group is named."),
+        key("sorry", Kind::Table(&SORRY), "Who serves while no server can; in HTTP mode a page does it too (`http.maintenance`)."),
     ],
 };
 
@@ -263,6 +257,21 @@ pub static SERVER: Table = Table {
         key("server_name", Kind::Text, "Name sent to this server (SNI) and expected in its certificate.")
             .described("`tls.server_name`"),
         PROXY_PROTOCOL.described("the group's, else the service's"),
+    ],
+};
+
+/// `sorry`
+static SORRY: Table = Table {
+    path: "service.sorry",
+    doc: "A server that takes clients only while no other of the service can: all are down, drained or halted, or of one connection all refused it. Servers that are only full do not count as gone. \
+          It is called `sorry` in status and orders, and is never checked. No client is remembered as its own: entries and cookies keep the server that they name. As soon as a server is \
+          back it gets the new clients; who is with this one stays until its connection ends, in HTTP mode until its next request, of UDP not at all. With routes it stands in for the servers of each.",
+    keys: &[
+        key("address", Kind::Address, "Address of the server.").required(),
+        key("port", integer(1, 65_535, "port"), "Port of the server.").described("the port that the client used"),
+        key("re_encrypt", Kind::Bool, "TLS towards it, where the service ends it.").default("false"),
+        key("server_name", Kind::Text, "Name sent to it (SNI) and expected in its certificate.")
+            .described("`tls.server_name`"),
     ],
 };
 
@@ -486,6 +495,15 @@ pub static HEALTH: Table = Table {
         ),
         key("user", Kind::Text, "RADIUS user, or who LDAP binds as.").described("Status-Server; an anonymous bind"),
         key("password_file", Kind::Path, "File with the RADIUS password of `user`; read likewise."),
+        key(
+            "message_authenticator",
+            Kind::Word(&[
+                word("optional", "They may have none: who stands between can forge them (CVE-2024-3596). A wrong one is refused all the same."),
+                word("required", "Without one they count as no answer."),
+            ]),
+            "Whether a RADIUS server's answers to `user` have to have a Message-Authenticator. Our requests always have one, so up-to-date servers answer with one.",
+        )
+        .default("required"),
         key(
             "transport",
             Kind::Word(&[word("tcp", "TCP."), word("tls", "TLS over TCP."), word("udp", "UDP.")]),

@@ -89,7 +89,7 @@ response_timeout = "2m"
 forwarded = "both"
 trusted = ["10.0.0.0/8"]
 hsts = { max_age = "1d", subdomains = true, preload = true }
-maintenance = { file = "/etc/towpath/soon.html", when = "always", retry_after = "10m" }
+maintenance = { file = "/etc/towpath/soon.html", status = 500, when = "always", retry_after = "10m" }
 cookie_secret_file = "/etc/towpath/cookies"
 
 [[service.http.filter]]
@@ -167,7 +167,10 @@ with = "/New"
     assert_eq!((http.forwarded, http.trusted.as_slice()), (Forwarded::Both, &[(ip("10.0.0.0"), 8)][..]));
     assert_eq!(http.hsts, Some(Hsts { max_age_s: 86_400, subdomains: true, preload: true }));
     let file = PathBuf::from("/etc/towpath/soon.html");
-    assert_eq!(http.maintenance, Some(Maintenance { file, when: MaintenanceWhen::Always, retry_after_s: Some(600) }));
+    assert_eq!(
+        http.maintenance,
+        Some(Maintenance { file, status: 500, when: MaintenanceWhen::Always, retry_after_s: Some(600) })
+    );
     assert_eq!(http.cookie_secret_file, Some(PathBuf::from("/etc/towpath/cookies")));
 
     let [deny, allow] = http.filters.as_slice() else { panic!("{:?}", http.filters) };

@@ -49,7 +49,7 @@ fn errors_and_what_is_not_available_are_told_before_other_warnings() {
             .expect("writes");
         writeln!(text, "[[service.server]]\nname = \"one\"\naddress = \"192.0.2.21\"\nweight = 0").expect("writes");
     }
-    text.push_str("[[service]]\nname = \"last\"\nvip = \"192.0.2.11\"\nports = 1\nmin_connections = 5\n");
+    text.push_str("[[service]]\nname = \"last\"\nvip = \"192.0.2.11\"\nports = 1\ntemplate = \"lync\"\n");
     text.push_str("[[service.server]]\nname = \"one\"\naddress = \"192.0.2.21\"\n");
     let checked = check("warnings.toml", &text);
     assert!(checked.model.is_some(), "warnings only");

@@ -118,7 +118,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
     let rows: &[(&str, &str, &str)] = &[
         ("balance = \"least-load\"", "", "\"least-load\""),
         ("balance = \"response-time\"", "", "\"response-time\""),
-        ("min_connections = 5", "", "min_connections"),
         ("template = \"lync\"", "", "template"),
     ];
     for (lines, server, place) in rows {
@@ -135,7 +134,6 @@ fn whatever_is_not_carried_out_yet_is_a_warning_and_the_rest_of_the_file_is_judg
 fn a_value_equal_to_the_default_is_no_warning() {
     let rows = [
         ("drop_on_failure = false", ""),
-        ("min_connections = 0", ""),
         ("tls = { mode = \"pass-through\" }", ""),
         ("log = \"none\"", ""),
         ("persistence = { by = \"none\" }", ""),
@@ -526,14 +524,51 @@ fn a_real_server_is_one_wherever_it_stands() {
 fn servers_that_cannot_serve_are_told() {
     expect(&service("", "weight = 0"), &[("no-server", "0")]);
     expect(&service("", "min_connections = 9\nmax_connections = 5"), &[("min-over-max", "9")]);
-    expect(
-        &service("min_connections = 9\nmax_connections = 5", ""),
-        &[("not-available", "min_connections"), ("min-over-max", "9")],
-    );
-    expect(&service("min_connections = 9\nmax_connections = 0", ""), &[("not-available", "min_connections")]);
+    // F-LB-08 is about real servers.
+    let of_service = service("min_connections = 9", "");
+    expect(&of_service, &[("unknown-key", "min_connections")]);
+    let hint = &check("test.toml", &of_service).diagnostics[0].hint;
+    assert!(hint.as_deref().is_some_and(|hint| hint.contains("[[service.server]]")), "{hint:?}");
     expect(&service("", "address = \"192.0.2.10\""), &[("loop", "\"192.0.2.10\"")]);
     expect(&service("", "address = \"192.0.2.10\"\nport = 443"), &[("loop", "\"192.0.2.10\"")]);
     expect(&service("", "address = \"192.0.2.10\"\nport = 8443"), &[]);
+}
+
+#[test]
+fn who_says_sorry_is_somebody_else_and_the_only_one() {
+    let sorry = |keys: &str| service(&format!("sorry = {{ {keys} }}"), "");
+    expect(&sorry("address = \"192.0.2.50\", port = 80"), &[]);
+    expect(&sorry("port = 80"), &[("missing-key", "{ port = 80 }")]);
+    expect(&sorry("address = \"192.0.2.50\", weight = 1"), &[("unknown-key", "weight")]);
+    expect(&sorry("address = \"192.0.2.21\""), &[("duplicate-server", "\"192.0.2.21\"")]);
+    expect(&sorry("address = \"192.0.2.21\", port = 80"), &[]);
+    expect(&sorry("address = \"192.0.2.10\""), &[("loop", "\"192.0.2.10\"")]);
+    expect(&sorry("address = \"192.0.2.50\", re_encrypt = true"), &[("no-effect", "re_encrypt")]);
+    let named = service("sorry = { address = \"192.0.2.50\" }", "").replace("\"one\"", "\"sorry\"");
+    expect(&named, &[("duplicate-name", "\"sorry\"")]);
+    let half_nat = "plane = \"packet\"\nforwarding = \"dsr\"\nsorry = ";
+    expect(&service(&format!("{half_nat}{{ address = \"192.0.2.50\" }}"), ""), &[]);
+    expect(
+        &service(&format!("{half_nat}{{ address = \"192.0.2.50\", port = 80 }}"), ""),
+        &[("conflicting-keys", "80")],
+    );
+    expect(
+        &service(&format!("{half_nat}{{ address = \"2001:db8::50\" }}"), ""),
+        &[("mixed-families", "\"2001:db8::50\"")],
+    );
+    let page = |when: &str| {
+        let http = format!("ports = 80\nhttp = {{ maintenance = {{ file = \"/p\", when = \"{when}\" }} }}");
+        service(&format!("{http}\nsorry = {{ address = \"192.0.2.50\" }}"), "")
+    };
+    expect(&page("no-server"), &[("conflicting-keys", "{ address = \"192.0.2.50\" }")]);
+    expect(&page("always"), &[]);
+    let alone = "[[service]]\nname = \"web\"\nvip = \"192.0.2.10\"\nports = 80\nhttp = { redirect_to_https = true }\nsorry = { address = \"192.0.2.50\" }\n";
+    expect(alone, &[("no-effect", "{ address = \"192.0.2.50\" }")]);
+    let status = |code: u16| {
+        service(&format!("ports = 80\nhttp = {{ maintenance = {{ file = \"/p\", status = {code} }} }}"), "")
+    };
+    expect(&status(599), &[]);
+    expect(&status(200), &[("out-of-range", "200")]);
 }
 
 #[test]
@@ -627,6 +662,8 @@ fn checks_must_be_able_to_answer() {
         &[("slow-check", "\"2s\"")],
     );
     expect(&service("health = { check = \"tcp\", interval = \"1s\" }", ""), &[("slow-check", "\"1s\"")]);
+    let idle = check("test.toml", &service("health = { check = \"tcp\", path = \"/\" }", ""));
+    assert_eq!(idle.diagnostics[0].severity, Severity::Error, "what means nothing there is refused");
     expect(&service("health = { check = \"tcp\", path = \"/\" }", ""), &[("no-effect", "path")]);
     for (keys, told) in [
         ("check = \"http\", path = \"owa\"", &[("bad-path", "\"owa\"")][..]),
@@ -664,6 +701,13 @@ fn checks_must_be_able_to_answer() {
         ("check = \"radius\", secret_file = \"/s\", expect = \"any\"", &[("no-effect", "\"any\"")]),
         ("check = \"radius\", secret_file = \"/s\", expect = \"yes\"", &[("bad-answer", "\"yes\"")]),
         ("check = \"radius\", secret_file = \"/s\", transport = \"tcp\"", &[("no-effect", "transport")]),
+        (
+            "check = \"radius\", secret_file = \"/s\", message_authenticator = \"optional\"",
+            &[("no-effect", "\"optional\"")],
+        ),
+        ("check = \"radius\", secret_file = \"/s\", message_authenticator = \"no\"", &[("unknown-word", "\"no\"")]),
+        ("check = \"tcp\", message_authenticator = \"required\"", &[("no-effect", "message_authenticator")]),
+        ("check = \"none\", rise = 3", &[("no-effect", "rise")]),
         ("check = \"ping\"", &[]),
         ("check = \"ping\", ports = [7]", &[("no-effect", "ports")]),
         ("check = \"ping\", evict = \"port\"", &[("conflicting-keys", "\"port\"")]),

@@ -18,7 +18,8 @@ fn model(text: &str) -> Model {
 #[test]
 fn a_short_file_gets_the_documented_defaults() {
     let model = model(&service("", ""));
-    assert_eq!(model.runtime, Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto });
+    let runtime = Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto, role: None };
+    assert_eq!(model.runtime, runtime);
     assert_eq!(
         model.limits,
         Limits {
@@ -76,6 +77,7 @@ fn a_short_file_gets_the_documented_defaults() {
         proxy_from: None,
         log: Logged::None,
         group: 0,
+        sorry: None,
     };
     assert_eq!(model.services, [expected]);
     let server = Server {
@@ -103,6 +105,7 @@ fn every_key_that_is_carried_out_reaches_the_model() {
 workers = [0, 2]
 poll = "busy"
 fast_path = "off"
+role = "standby"
 
 [limits]
 connections = 5000
@@ -167,7 +170,12 @@ group = "shared"
     let model = model(text);
     assert_eq!(
         model.runtime,
-        Runtime { workers: Workers::Cpus(vec![0, 2]), poll: Poll::Busy, fast_path: FastPath::Off }
+        Runtime {
+            workers: Workers::Cpus(vec![0, 2]),
+            poll: Poll::Busy,
+            fast_path: FastPath::Off,
+            role: Some(MachineRole::Standby),
+        }
     );
     assert_eq!(
         model.limits,
@@ -540,17 +548,25 @@ fn checks_have_what_they_ask_and_expect() {
     );
     assert_eq!(kind("check = \"ping\""), CheckKind::Ping);
     assert_eq!(kind("check = \"stun\""), CheckKind::Stun { transport: CheckTransport::Udp });
-    let radius =
-        RadiusCheck { secret_file: "/s".into(), user: None, password_file: None, expect: RadiusAnswer::Accept };
+    let radius = RadiusCheck {
+        secret_file: "/s".into(),
+        user: None,
+        password_file: None,
+        expect: RadiusAnswer::Accept,
+        message_authenticator: MessageAuthenticator::Required,
+    };
     assert_eq!(kind("check = \"radius\", secret_file = \"/s\""), CheckKind::Radius(radius.clone()));
     let asks = RadiusCheck {
         user: Some("u".to_owned()),
         password_file: Some("/p".into()),
         expect: RadiusAnswer::Reject,
+        message_authenticator: MessageAuthenticator::Optional,
         ..radius
     };
     assert_eq!(
-        kind("check = \"radius\", secret_file = \"/s\", user = \"u\", password_file = \"/p\", expect = \"reject\""),
+        kind(
+            "check = \"radius\", secret_file = \"/s\", user = \"u\", password_file = \"/p\", expect = \"reject\", message_authenticator = \"optional\""
+        ),
         CheckKind::Radius(asks)
     );
     assert_eq!(
@@ -581,4 +597,28 @@ fn state_is_kept_where_it_outlives_a_boot_and_apart_from_that_of_other_daemons()
     ] {
         assert_eq!(kept(keys).as_deref(), expected.map(Path::new), "{keys}");
     }
+}
+
+#[test]
+fn a_sorry_server_is_a_server_that_is_told_nothing() {
+    let keys = "tls = { mode = \"terminate\", certificate = [{ file = \"/c.pem\", key = \"/k.pem\" }] }\nsorry = { address = \"192.0.2.50\", port = 8443, re_encrypt = true, server_name = \"Sorry.Example.org\" }";
+    let checked = check("test.toml", &service(keys, ""));
+    let model = checked.model.unwrap_or_else(|| panic!("{:?}", checked.diagnostics));
+    let expected = Server {
+        name: SORRY_NAME.to_owned(),
+        address: "192.0.2.50".parse().expect("an address"),
+        port: Some(8443),
+        weight: 1,
+        min_connections: 0,
+        max_connections: 0,
+        admin: AdminState::Ready,
+        backup: false,
+        re_encrypt: Some(true),
+        server_name: Some("sorry.example.org".to_owned()),
+        proxy_protocol: Some(ProxyTo::None),
+    };
+    assert_eq!(model.services[0].sorry, Some(expected.clone()));
+    assert_eq!(model.groups.len(), 1, "it is in no group, so no check asks it");
+    assert_eq!(model.servers_of(&model.services[0]).last(), Some(&expected));
+    assert_eq!(model.servers().count(), 2);
 }

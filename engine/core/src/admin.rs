@@ -3,10 +3,10 @@
 //! A word is about one member: a real server as one service has it. It holds until a later one, whether that is said at run time or
 //! written into the file: each word remembers what the file said when it came, and gives way as soon as the file says something else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use towpath_config::model::{AdminState, Model, Server, VirtualService};
+use towpath_config::model::{AdminState, MachineRole, Model, Server, VirtualService};
 
 use crate::counters::Termination;
 use crate::snapshot::Target;
@@ -43,7 +43,7 @@ pub fn members(model: &Model) -> Vec<(Member, &str, Configured)> {
     let mut seen: BTreeMap<Member, ()> = BTreeMap::new();
     let mut members = Vec::new();
     for service in &model.services {
-        for server in model.groups_of(service).flat_map(|group| &group.servers) {
+        for server in model.servers_of(service) {
             let member = Member::of(service, server);
             if seen.insert(member.clone(), ()).is_none() {
                 let configured = Configured { admin: server.admin, weight: server.weight };
@@ -137,6 +137,17 @@ pub struct WeightWord {
     pub said: Said,
 }
 
+/// What the machine is to its twin, as said at run time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleWord {
+    /// The role that holds.
+    pub role: MachineRole,
+    /// What the configuration said then.
+    pub over: Option<MachineRole>,
+    /// Who said it.
+    pub said: Said,
+}
+
 /// What was said of one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Words {
@@ -219,6 +230,11 @@ impl Halted {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdminWords {
     members: BTreeMap<Member, Words>,
+    role: Option<RoleWord>,
+    /// Those that take no new connections, by what was said or by the file.
+    away: BTreeSet<Member>,
+    /// When those that had been away came back.
+    returned: BTreeMap<Member, Now>,
 }
 
 impl AdminWords {
@@ -258,10 +274,11 @@ impl AdminWords {
 
     /// Lays what was said over a member of this service.
     pub fn lay_over(&self, service: &str, target: &mut Target) {
-        if self.members.is_empty() {
+        if self.members.is_empty() && self.returned.is_empty() {
             return;
         }
         let member = Member { service: service.to_owned(), address: target.address, port: target.port };
+        target.returned = target.returned.max(self.returned.get(&member).copied());
         let Some(words) = self.members.get(&member) else { return };
         if let Some(word) = &words.admin {
             target.admin = word.state;
@@ -300,7 +317,10 @@ impl AdminWords {
     }
 
     /// Follows a new model: a word gives way where the file says something else than when it was said, or has no such member any more.
+    ///
+    /// The machine's role does so, too, and is not told of: whoever changes the file has said it.
     pub fn follow(&mut self, model: &Model) -> Vec<GivenWay> {
+        self.role.take_if(|word| word.over != model.runtime.role);
         if self.members.is_empty() {
             return Vec::new();
         }
@@ -321,6 +341,49 @@ impl AdminWords {
             *words != Words::default()
         });
         given_way
+    }
+
+    /// What the machine is to its twin.
+    pub fn role(&self, model: &Model) -> MachineRole {
+        self.role.as_ref().map_or(model.runtime.role.unwrap_or_default(), |word| word.role)
+    }
+
+    /// What was said of it at run time.
+    pub fn role_word(&self) -> Option<&RoleWord> {
+        self.role.as_ref()
+    }
+
+    /// The machine has this role from now on. What the configuration says anyway is no word of its own; said again, a role counts from when it began.
+    pub fn say_role(&mut self, model: &Model, role: MachineRole, said: Said) {
+        let over = model.runtime.role;
+        if over.unwrap_or_default() == role {
+            self.role = None;
+            return;
+        }
+        let before = self.role.take().filter(|before| before.role == role);
+        let unix_ms = before.map_or(said.unix_ms, |before| before.said.unix_ms);
+        self.role = Some(RoleWord { role, over, said: Said { unix_ms, ..said } });
+    }
+
+    /// The role of an earlier run; it gives way at the next [`AdminWords::follow`] if the file says something else by now.
+    pub fn restore_role(&mut self, word: RoleWord) {
+        self.role = Some(word);
+    }
+
+    /// Notes who has come back: was drained or halted, and is ready now. It is as cold as one that was down, so its share grows (`slow_start`).
+    pub fn note_returns(&mut self, model: &Model, now: Now) {
+        let mut away = BTreeSet::new();
+        let mut returned = BTreeMap::new();
+        for (member, _, configured) in members(model) {
+            if self.standing(&member, configured).admin != AdminState::Ready {
+                away.insert(member);
+            } else if self.away.contains(&member) {
+                returned.insert(member, now);
+            } else if let Some(&at) = self.returned.get(&member) {
+                returned.insert(member, at);
+            }
+        }
+        (self.away, self.returned) = (away, returned);
     }
 
     /// Ends the drains that are over. `connections` says how many a member holds, and `None` while workers may still give it new ones, which

@@ -178,6 +178,7 @@ pub fn compile(
         steering,
         router,
         outbound: Arc::default(),
+        role: health.words.role(model),
     };
     for service in &model.services {
         let id = next.take_service(&service.name).map_err(CompileError::TooManyServices)?;
@@ -213,7 +214,7 @@ pub fn compile(
     }
     let nats = model.outbound.iter().map(|nat| outbound_nat(model, nat, &mut next, snat));
     let nats: Vec<OutboundNat> = nats.collect::<Result<_, _>>()?;
-    let servers: Vec<IpAddr> = model.groups.iter().flat_map(|group| &group.servers).map(|s| s.address).collect();
+    let servers: Vec<IpAddr> = model.servers().map(|server| server.address).collect();
     snapshot.outbound = Arc::new(Outbound::new(nats, &servers));
     *registry = next;
     Ok(snapshot)
@@ -462,13 +463,7 @@ fn targets(
     let mut first: HashMap<RealServerId, &str> = HashMap::new();
     let mut targets = Vec::with_capacity(group.servers.len());
     for server in &group.servers {
-        let id = registry.take_server(server.address, server.port).map_err(CompileError::TooManyServers)?;
-        if let Some(other) = first.insert(id, &server.name) {
-            return Err(CompileError::DuplicateServer {
-                service: service.name.clone(),
-                servers: [other.to_owned(), server.name.clone()],
-            });
-        }
+        let id = member_id(service, server, &mut first, registry, snapshot)?;
         let Judged { mut verdict, checks, closed_ports } = judge(service, group, server, registry, judges.board)?;
         let (check, mut also) = match checks.split_first() {
             Some((first, rest)) => (Some(*first), rest.to_vec()),
@@ -482,37 +477,14 @@ fn targets(
                 _ => verdict.returned = verdict.returned.max(eviction.returned),
             }
         }
-        place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
-            id,
-            name: server.name.clone(),
-            address: server.address,
-            port: server.port,
-        });
         let agent = group.health.as_ref().and_then(|health| registry.check(&agent_key(server, health)?));
         let mut target = Target {
             proxy: service.proxy_version(group, server),
-            server: id,
-            name: server.name.clone(),
-            address: server.address,
-            port: server.port,
-            weight: server.weight,
-            min_connections: server.min_connections,
-            max_connections: server.max_connections,
-            admin: server.admin,
-            halted: Halted::ByOperator,
-            health: verdict.health,
             check,
             also: also.into(),
             agent,
-            in_maintenance: false,
-            reason: verdict.reason,
-            since: verdict.since,
-            returned: verdict.returned,
             closed_ports,
-            role: if server.backup { Role::Backup } else { Role::Primary },
-            duty: Duty::Serving,
-            is_out: false,
-            fail_open: false,
+            ..target(id, server, verdict)
         };
         judges.board.words.lay_over(&service.name, &mut target);
         if let Some(agent) = agent.and_then(|agent| judges.board.agent(agent)) {
@@ -529,8 +501,85 @@ fn targets(
         let outs = targets.iter().enumerate().filter_map(out).collect();
         eligible::put_out(&mut targets, outs);
     }
+    // For a service that answers everything itself there is nothing to be sorry for.
+    if let Some(sorry) = service.sorry.as_ref().filter(|_| !targets.is_empty()) {
+        targets.push(sorry_target(service, sorry, &mut first, registry, judges, snapshot)?);
+    }
     eligible::settle(&mut targets, service.panic_threshold);
     Ok(targets)
+}
+
+/// Who says sorry for a service, at each of its places: what a check would find matters to nobody, for there is nobody else.
+fn sorry_target<'m>(
+    service: &VirtualService,
+    sorry: &'m Server,
+    known: &mut HashMap<RealServerId, &'m str>,
+    registry: &mut Registry,
+    judges: &Judges<'_>,
+    snapshot: &mut Snapshot,
+) -> Result<Target, CompileError> {
+    let id = member_id(service, sorry, known, registry, snapshot)?;
+    let mut target = Target {
+        proxy: None,
+        role: Role::Sorry,
+        duty: Duty::LastResort,
+        ..target(id, sorry, Verdict::unasked(ServerHealth::Up, "it is not checked"))
+    };
+    judges.board.words.lay_over(&service.name, &mut target);
+    Ok(target)
+}
+
+/// The id of a member, which the snapshot knows from here on; no service has a server twice.
+fn member_id<'m>(
+    service: &VirtualService,
+    server: &'m Server,
+    known: &mut HashMap<RealServerId, &'m str>,
+    registry: &mut Registry,
+    snapshot: &mut Snapshot,
+) -> Result<RealServerId, CompileError> {
+    let id = registry.take_server(server.address, server.port).map_err(CompileError::TooManyServers)?;
+    if let Some(other) = known.insert(id, &server.name) {
+        return Err(CompileError::DuplicateServer {
+            service: service.name.clone(),
+            servers: [other.to_owned(), server.name.clone()],
+        });
+    }
+    place_at(&mut snapshot.real_servers, id.index()).get_or_insert_with(|| RealServer {
+        id,
+        name: server.name.clone(),
+        address: server.address,
+        port: server.port,
+    });
+    Ok(id)
+}
+
+/// What a server is by the configuration and this verdict, before anybody has said anything.
+fn target(id: RealServerId, server: &Server, verdict: Verdict) -> Target {
+    Target {
+        proxy: None,
+        server: id,
+        name: server.name.clone(),
+        address: server.address,
+        port: server.port,
+        weight: server.weight,
+        min_connections: server.min_connections,
+        max_connections: server.max_connections,
+        admin: server.admin,
+        halted: Halted::ByOperator,
+        health: verdict.health,
+        check: None,
+        also: Arc::default(),
+        agent: None,
+        in_maintenance: false,
+        reason: verdict.reason,
+        since: verdict.since,
+        returned: verdict.returned,
+        closed_ports: Arc::default(),
+        role: if server.backup { Role::Backup } else { Role::Primary },
+        duty: Duty::Serving,
+        is_out: false,
+        fail_open: false,
+    }
 }
 
 #[derive(Clone)]

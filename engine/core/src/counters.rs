@@ -41,6 +41,7 @@ counters!(
         DatagramsToClient = "datagrams_to_client", "UDP datagrams relayed from real servers to clients.";
         DatagramsCrowded = "datagrams_crowded", "UDP datagrams of a SIP call beyond the 1,024 that one client's port has a session for: they went by its session beside calls.";
         DatagramsDropped = "datagrams_dropped", "UDP datagrams that the kernel refused to send on: its queue was full, or the port is closed.";
+        Consoled = "consoled", "Connections, in HTTP mode requests, that the sorry server got because no server of the service could take them (`sorry`).";
         Redispatched = "redispatched", "Connects that failed and were tried again on another real server.";
         SnatRetried = "snat_retried", "Leased source ports that the kernel refused; the next lease was tried.";
         Bulk = "bulk", "Directions of a connection that were spliced through a pipe.";
@@ -116,7 +117,7 @@ counters!(
         ResponseCutOff = "response_cut_off", "HTTP: the real server's connection ended amid a response; the client's was reset.";
         ResponseTimedOut = "response_timed_out", "HTTP: the real server did not begin its response within response_timeout.";
         ServerClosed = "server_closed", "Both sides finished; the real server sent its FIN first.";
-        ServerDown = "server_down", "The real server failed its health check. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`.";
+        ServerDown = "server_down", "The real server failed its health check, or was the sorry server and others are back. UDP: the client's next datagram goes to another. TCP: with `drop_on_failure`, and a server's failure only.";
         ServerHandshakeFailed = "server_handshake_failed", "No real server completed a TLS handshake.";
         ServerDrained = "server_drained", "The drain of the real server was over, and it was to be halted then: its deadline had passed, or few enough connections were left.";
         ServerHalted = "server_halted", "The operator halted the real server.";

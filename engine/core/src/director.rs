@@ -79,9 +79,21 @@ pub enum PickReason {
     Overflowed,
     /// The client came back to its server.
     Persistent,
+    /// Nobody else could take it: it gets the sorry server for this connection, an entry stays.
+    Consoled,
     /// The client's server could not take it (down, halted, draining, gone, or its connect failed): the balancer chose, and
     /// the entry, if there is one, names the new one.
     Repinned,
+}
+
+impl PickReason {
+    /// Whether the client is to come back to the server that it got.
+    pub fn is_remembered(self) -> bool {
+        match self {
+            PickReason::Balanced | PickReason::Persistent | PickReason::Repinned => true,
+            PickReason::Consoled | PickReason::Overflowed => false,
+        }
+    }
 }
 
 /// Why nobody serves a new connection. Nothing was counted.
@@ -138,8 +150,8 @@ pub struct Client {
 ///
 /// First the client's own server, if its pin names one that may take it ([`crate::snapshot::Target::takes_pinned`]); else
 /// the balancer chooses among the members that take new connections, serve the port, are not in `tried` and have room, as long as there are any only among
-/// those with fewer connections than their `min_connections`. If there is none, and none that is only full, it chooses among those that stand by. A success
-/// records or refreshes the client's entry. `max_connections` is never exceeded, whoever else counts on the same `loads`.
+/// those with fewer connections than their `min_connections`. If there is none, and none that is only full, it chooses among those that stand by, then it
+/// takes the sorry server. A success records or refreshes the client's entry, but never with that one. `max_connections` is never exceeded, whoever else counts on the same `loads`.
 ///
 /// `state` belongs to this service, `persistence` is the stripe of this pin ([`Pin::stripe`]); for a
 /// service without persistence it is not looked at, and a table of capacity 0 will do. Allocates nothing once `state` has
@@ -200,12 +212,8 @@ pub fn pick_pinned(
     if !somebody_full && let Some(target) = state.choose_at_once(service, tried, loads) {
         match open(target) {
             Ok(()) => {
-                let server = service.targets[target.index()].server;
                 state.taken_at_once(target);
-                if let Some(entry) = entry.as_ref().filter(|_| why != PickReason::Overflowed) {
-                    persistence.record(entry.key, server, entry.expires, now);
-                }
-                return Ok(Pick { target, server, why });
+                return Ok(take(service, persistence, entry.as_ref(), target, why, now));
             }
             Err(Full::Service) => return Err(Refusal::ServiceFull),
             // Another service took its last place since it was looked at.
@@ -214,8 +222,10 @@ pub fn pick_pinned(
     }
 
     let mut candidates = candidates(service, client.port, tried, loads, Target::takes_new, &mut somebody_full);
-    if candidates.is_empty() && !somebody_full {
-        candidates = self::candidates(service, client.port, tried, loads, Target::stands_by, &mut somebody_full);
+    for may in [Target::stands_by, Target::is_last_resort] {
+        if candidates.is_empty() && !somebody_full {
+            candidates = self::candidates(service, client.port, tried, loads, may, &mut somebody_full);
+        }
     }
     let mut others = if service.has_minimums { set_aside(service, &mut candidates, loads) } else { None };
 
@@ -229,12 +239,8 @@ pub fn pick_pinned(
         };
         match open(target) {
             Ok(()) => {
-                let server = service.targets[target.index()].server;
                 state.taken(service, &candidates, target);
-                if let Some(entry) = entry.as_ref().filter(|_| why != PickReason::Overflowed) {
-                    persistence.record(entry.key, server, entry.expires, now);
-                }
-                return Ok(Pick { target, server, why });
+                return Ok(take(service, persistence, entry.as_ref(), target, why, now));
             }
             Err(Full::Service) => return Err(Refusal::ServiceFull),
             // Another service took the last place of a shared server since it was looked at.
@@ -245,6 +251,25 @@ pub fn pick_pinned(
         }
     }
     Err(if somebody_full { Refusal::ServersFull } else { Refusal::NoServer })
+}
+
+/// The pick of a member that the balancer chose and on which the connection is counted; the client is remembered as its own, unless it is sent there for
+/// this time only.
+#[inline]
+fn take(
+    service: &Service,
+    persistence: &mut PersistenceTable,
+    entry: Option<&Entry>,
+    target: TargetIndex,
+    why: PickReason,
+    now: Now,
+) -> Pick {
+    let member = &service.targets[target.index()];
+    let why = if member.is_sorry() { PickReason::Consoled } else { why };
+    if let Some(entry) = entry.filter(|_| why.is_remembered()) {
+        persistence.record(entry.key, member.server, entry.expires, now);
+    }
+    Pick { target, server: member.server, why }
 }
 
 /// Leaves those that have not as many connections as they are to have before others get more, if there are any, and gives back the others.

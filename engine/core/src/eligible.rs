@@ -1,4 +1,4 @@
-//! Who of a service's servers takes clients, decided of all of them together: backups, the panic threshold, and who is held.
+//! Who of a service's servers takes clients, decided of all of them together: backups, the panic threshold, who is held, and who says sorry.
 
 use towpath_config::model::AdminState;
 
@@ -10,6 +10,7 @@ use crate::snapshot::{Duty, Role, ServerHealth, Target};
 /// 1. Primaries serve. Backups wait, unless no primary is up, or fewer than `panic_threshold` percent; without a verdict is not down.
 /// 2. Fewer than `panic_threshold` percent, and no backup that is up: the checks are not believed, and all that are ready serve.
 /// 3. Still nobody: those that are held because they go up and down serve, for now they are up.
+/// 4. Nobody at all: the sorry server serves.
 pub fn settle(members: &mut [Target], panic_threshold: u8) {
     let is_wanted = |member: &Target| member.admin == AdminState::Ready && member.weight > 0;
     let is_up = |member: &Target| is_wanted(member) && member.health == ServerHealth::Up;
@@ -24,6 +25,7 @@ pub fn settle(members: &mut [Target], panic_threshold: u8) {
         member.duty = match member.role {
             Role::Backup if is_any_up && !too_few => Duty::Standby,
             Role::Backup | Role::Primary => Duty::Serving,
+            Role::Sorry => Duty::LastResort,
         };
         // What a server says of itself is believed.
         member.fail_open = panics && member.health != ServerHealth::Up && !member.in_maintenance;
@@ -31,6 +33,11 @@ pub fn settle(members: &mut [Target], panic_threshold: u8) {
     if !members.iter().any(Target::takes_new) {
         for member in members.iter_mut().filter(|member| member.health == ServerHealth::Held) {
             member.fail_open = true;
+        }
+    }
+    if !members.iter().any(Target::takes_new) {
+        for member in members.iter_mut().filter(|member| member.is_sorry()) {
+            member.duty = Duty::Serving;
         }
     }
 }
@@ -75,7 +82,7 @@ mod tests {
     use crate::fixtures::{service, target};
     use crate::time::Now;
 
-    /// Members by letters: primaries U(p), D(own), H(eld), ?, R(etired: drained, up), 0 (weight 0, up); backups in lower case.
+    /// Members by letters: primaries U(p), D(own), H(eld), ?, R(etired: drained, up), 0 (weight 0, up); backups in lower case; S(orry).
     fn members(letters: &str) -> Vec<Target> {
         let member = |(place, letter): (usize, char)| {
             let mut member = target(place as u16);
@@ -93,18 +100,22 @@ mod tests {
             if letter.is_ascii_lowercase() {
                 member.role = Role::Backup;
             }
+            if letter == 'S' {
+                member.role = Role::Sorry;
+            }
             member
         };
         letters.chars().enumerate().map(member).collect()
     }
 
-    /// Who takes clients (`+`), who waits (`o`), who neither (`-`).
+    /// Who takes clients (`+`), who waits (`o`), who waits for those as well (`.`), who neither (`-`).
     fn settled(letters: &str, panic_threshold: u8) -> String {
         let mut members = members(letters);
         settle(&mut members, panic_threshold);
         let sign = |member: &Target| match (member.takes_new(), member.stands_by()) {
             (true, _) => '+',
             (false, true) => 'o',
+            (false, false) if member.is_last_resort() => '.',
             (false, false) => '-',
         };
         members.iter().map(sign).collect()
@@ -145,6 +156,18 @@ mod tests {
             ("DHh", 0, "-++"),
             ("HHU", 50, "+++"),
             ("?H", 0, "-+"),
+            // Who says sorry is not even asked before they are.
+            ("UDS", 0, "+-."),
+            ("DDS", 0, "--+"),
+            ("R0S", 0, "--+"),
+            ("D?S", 0, "--+"),
+            ("DDuS", 0, "--+."),
+            ("DUuS", 0, "-+o."),
+            ("DDdS", 0, "---+"),
+            ("DHS", 0, "-+."),
+            ("UDDDS", 50, "++++."),
+            ("RRS", 50, "--+"),
+            ("DDS", 100, "++."),
         ];
         for (letters, panic_threshold, expected) in table {
             assert_eq!(settled(letters, panic_threshold), expected, "{letters}, {panic_threshold} %");

@@ -117,13 +117,16 @@ fn members(service: &Service, loads: &impl Loads, port: u16, now: Now) -> Vec<Ca
         }
     };
     let mut members: Vec<Candidacy> = service.targets.iter().enumerate().map(looked_at).collect();
-    // Those that stand by serve where nobody else can, not even one that is only full.
-    let may_serve = members
-        .iter()
-        .any(|member| member.obstacles.is_empty() || matches!(member.obstacles.as_slice(), [Obstacle::Full(_)]));
-    if !may_serve {
+    // Those that stand by serve where nobody else can, not even one that is only full; then the sorry server does.
+    for waits in [Target::stands_by, Target::is_last_resort] {
+        let may_serve = members
+            .iter()
+            .any(|member| member.obstacles.is_empty() || matches!(member.obstacles.as_slice(), [Obstacle::Full(_)]));
+        if may_serve {
+            break;
+        }
         for member in &mut members {
-            if service.targets[member.target.index()].stands_by() {
+            if waits(&service.targets[member.target.index()]) {
                 member.obstacles.retain(|obstacle| *obstacle != Obstacle::Standby);
             }
         }

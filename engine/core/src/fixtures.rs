@@ -129,7 +129,7 @@ pub(crate) fn http_material() -> HttpMaterial {
 /// A model without groups and services.
 pub(crate) fn model() -> Model {
     Model {
-        runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto },
+        runtime: Runtime { workers: Workers::Auto, poll: Poll::Adaptive, fast_path: FastPath::Auto, role: None },
         limits: Limits {
             connections: None,
             udp_sessions: Some(1024),
@@ -204,6 +204,7 @@ pub(crate) fn add_service(model: &mut Model, name: &str, ports: &[u16], addresse
         proxy_from: None,
         log: Logged::None,
         group: model.groups.len() - 1,
+        sorry: None,
     });
 }
 

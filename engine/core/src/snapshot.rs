@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, FirstBytes, Forwarding, Logged, Overload, Passive, Persistence, Plane, Protocol, ProxyFrom,
-    ProxyOthers, ProxyVersion, Queue,
+    AdminState, Balance, FirstBytes, Forwarding, Logged, MachineRole, Overload, Passive, Persistence, Plane, Protocol,
+    ProxyFrom, ProxyOthers, ProxyVersion, Queue,
 };
 
 use crate::admin::Halted;
@@ -40,6 +40,8 @@ pub struct Snapshot {
     pub router: Arc<Router>,
     /// What hosts inside open themselves and that leaves from an address of ours.
     pub outbound: Arc<Outbound>,
+    /// Whether this machine serves, or another one does.
+    pub role: MachineRole,
 }
 
 impl Snapshot {
@@ -200,10 +202,17 @@ impl Service {
         Some((TargetIndex(place as u16), &self.targets[place]))
     }
 
-    /// Whether all connections and sessions of this member end because it is down.
+    /// Whether all connections and sessions of this member end because it is down; of UDP, which knows no next connection, also because it only said
+    /// sorry for others and these can serve again.
     pub fn drops_flows_of(&self, member: &Target) -> bool {
         let is_lost = member.health == ServerHealth::Down && !member.is_out;
-        is_lost && !member.is_trusted() && self.drops_flows()
+        is_lost && !member.is_trusted() && self.drops_flows() || self.is_relieved(member)
+    }
+
+    /// Of single ports that are down nobody knows here whether another server has them.
+    fn is_relieved(&self, member: &Target) -> bool {
+        let is_idle = member.is_sorry() && member.duty == Duty::LastResort;
+        is_idle && self.protocol == Protocol::Udp && self.targets.iter().all(|other| other.closed_ports.is_empty())
     }
 
     /// Whether those to this port of the service do, be it the port alone that is down.
@@ -335,6 +344,18 @@ impl Target {
         self.duty == Duty::Standby && self.could_take_new()
     }
 
+    /// Whether it may be sent here if those that stand by have failed, too.
+    #[inline]
+    pub fn is_last_resort(&self) -> bool {
+        self.duty == Duty::LastResort && self.could_take_new()
+    }
+
+    /// Whether it serves in the place of others only to say that they cannot: no client is its own.
+    #[inline]
+    pub fn is_sorry(&self) -> bool {
+        self.role == Role::Sorry
+    }
+
     #[inline]
     fn could_take_new(&self) -> bool {
         self.weight > 0 && self.is_trusted() && self.admin == AdminState::Ready
@@ -366,7 +387,7 @@ impl Target {
             AdminState::Drain => persistence.enter_draining,
             AdminState::Halt => false,
         };
-        admitted && self.duty == Duty::Serving && !self.in_maintenance && self.is_trusted()
+        admitted && self.duty == Duty::Serving && !self.is_sorry() && !self.in_maintenance && self.is_trusted()
     }
 }
 
@@ -387,6 +408,8 @@ pub enum Role {
     Primary,
     /// To serve while no primary can (`backup`).
     Backup,
+    /// To serve while nobody else can (`sorry`).
+    Sorry,
 }
 
 /// Whose turn it is to serve, found out by [`crate::eligible::settle`] of all members together.
@@ -397,6 +420,8 @@ pub enum Duty {
     Serving,
     /// It waits until others cannot.
     Standby,
+    /// It waits until nobody else can.
+    LastResort,
 }
 
 /// What health checks say about a server.

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use towpath_config::model::AdminState;
+use towpath_config::model::{AdminState, Model};
 use towpath_core::admin::{
     self, ADMIN_REASON_BYTES_MAX, Configured, DRAIN_MS_MAX, Drain, DrainEnd, Ended, GaveWayTo, GivenWay, Member, Order,
     Said, Then,
@@ -343,7 +343,7 @@ impl House {
         if dry_run {
             return Ok(Taken { ordered, version: 0 });
         }
-        let next = truth.next_with(words, snapshot.generation)?;
+        let next = truth.next_with(words, snapshot.generation, now)?;
         ordered.generation = next.snapshot.generation.0;
         for changed in &ordered.members {
             let event = order_event(changed, order, &said);
@@ -381,7 +381,7 @@ impl House {
                     weight: standing.weight,
                     health: HealthStatus::from(target.health),
                     takes_new: target.takes_new(),
-                    stands_by: target.stands_by(),
+                    stands_by: target.stands_by() || target.is_last_resort(),
                 })
             })
             .collect();
@@ -403,11 +403,12 @@ impl House {
         let is_settled = shared.all_adopted(shared.generation());
         let mut words = truth.words().clone();
         let count = |member: &Member| if is_settled { connections(&truth, shared, member) } else { None };
-        let ended = words.turn(shared.now(), unix_ms(), count);
+        let now = shared.now();
+        let ended = words.turn(now, unix_ms(), count);
         if ended.is_empty() {
             return Ok(true);
         }
-        let next = truth.next_with(words, shared.generation())?;
+        let next = truth.next_with(words, shared.generation(), now)?;
         truth.tell_ended(&ended);
         shared.publish(next);
         self.keeper.note(truth.words_version());
@@ -430,7 +431,11 @@ impl Truth {
             admin::members(model).into_iter().filter(|(member, ..)| of_service(member)).collect();
         let found: Vec<_> = members
             .iter()
-            .filter(|(member, name, _)| chosen.server.as_deref().is_none_or(|wanted| is_named(member, name, wanted)))
+            .filter(|(member, name, _)| match chosen.server.as_deref() {
+                Some(wanted) => is_named(member, name, wanted),
+                // Who says sorry for all is no one of them.
+                None => !is_sorry(model, member),
+            })
             .map(|(member, name, configured)| (member.clone(), (*name).to_owned(), *configured))
             .collect();
         if found.is_empty() {
@@ -500,6 +505,12 @@ fn subject_of(member: &Member, names: &HashMap<Member, String>) -> String {
     }
 }
 
+fn is_sorry(model: &Model, member: &Member) -> bool {
+    let service = model.services.iter().find(|service| service.name == member.service);
+    let sorry = service.and_then(|service| service.sorry.as_ref());
+    sorry.is_some_and(|sorry| (sorry.address, sorry.port) == (member.address, member.port))
+}
+
 /// By its name, or by where it is.
 fn is_named(member: &Member, name: &str, wanted: &str) -> bool {
     let by_address = wanted.parse::<IpAddr>().is_ok_and(|address| address == member.address);
@@ -557,7 +568,8 @@ fn emptied(
     }
     let thresholds: HashMap<&str, u8> =
         truth.model().services.iter().map(|service| (service.name.as_str(), service.panic_threshold)).collect();
-    for place in snapshot.each_service().filter(|place| place.targets.iter().any(Target::takes_new)) {
+    let serves = |target: &Target| target.takes_new() && !target.is_sorry();
+    for place in snapshot.each_service().filter(|place| place.targets.iter().any(serves)) {
         let mut is_concerned = false;
         let mut targets = place.targets.clone();
         for target in &mut targets {
@@ -573,12 +585,13 @@ fn emptied(
             continue;
         }
         eligible::settle(&mut targets, thresholds.get(place.name.as_str()).copied().unwrap_or(0));
-        if !targets.iter().any(Target::takes_new) {
+        if !targets.iter().any(serves) {
             let group = match place.place == place.id {
                 true => String::new(),
                 false => format!(", group {}", place.group),
             };
-            warnings.push(format!("service {}{group}: no server takes new clients", place.name));
+            let sorry = if targets.iter().any(Target::is_sorry) { "; they get the sorry server" } else { "" };
+            warnings.push(format!("service {}{group}: no server takes new clients{sorry}", place.name));
         }
     }
     warnings

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::sync::mpsc as async_mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
-use towpath_config::model::Model;
+use towpath_config::model::{MachineRole, Model};
 use towpath_core::CheckId;
 use towpath_core::Generation;
 use towpath_core::health::{CheckPlan, CheckSchedule};
@@ -35,7 +35,7 @@ use crate::probe::Detail;
 use crate::reload::{check_room, needs_restart, new_interfaces, newcomers, workers_wanted};
 use crate::shared::SteeringPrograms;
 use crate::tls::TlsMaterial;
-use crate::{control, probe, state_file};
+use crate::{control, probe, role, state_file};
 
 /// Verdicts that come within this time of each other share one snapshot.
 const COALESCE_MS: u64 = 20;
@@ -123,12 +123,17 @@ struct Turn {
     drains_at: Option<Instant>,
     /// Why the last look could not end what was over.
     drain_trouble: Option<String>,
+    /// The machine's, as it was last looked at.
+    role: MachineRole,
+    /// Tells the neighbours of addresses that came with it.
+    announcing: Option<AbortHandle>,
 }
 
 impl Turn {
     fn new(house: Arc<House>, seed: u64, judged: Sender<()>) -> Turn {
         let first_checks_ms = house.truth().checks().iter().map(|plan| plan.timeout_ms).max().unwrap_or(0);
         let patience = Instant::now() + Duration::from_millis(first_checks_ms);
+        let role = house.shared.snapshot().role;
         Turn {
             house,
             seed,
@@ -141,6 +146,8 @@ impl Turn {
             // One of an earlier run may be.
             drains_at: Some(Instant::now()),
             drain_trouble: None,
+            role,
+            announcing: None,
         }
     }
 
@@ -170,7 +177,10 @@ impl Turn {
                     self.publish_at.get_or_insert(soon);
                 }
                 () = publish => self.publish(),
-                () = house.ordered.notified() => self.look_at_drains(),
+                () = house.ordered.notified() => {
+                    self.look_at_drains();
+                    self.look_at_role();
+                }
                 () = drains => self.look_at_drains(),
                 () = house.shared.news().notified() => self.answer_pending(),
                 () = late => self.answer_pending(),
@@ -213,6 +223,21 @@ impl Turn {
         self.drains_at = is_under_way.then(|| Instant::now() + Duration::from_millis(pause_ms));
     }
 
+    /// Whoever becomes active says where its addresses are.
+    fn look_at_role(&mut self) {
+        let role = self.house.shared.snapshot().role;
+        if role == self.role {
+            return;
+        }
+        self.role = role;
+        if let Some(before) = self.announcing.take() {
+            before.abort();
+        }
+        if role == MachineRole::Active {
+            self.announcing = Some(tokio::spawn(role::announce(Arc::clone(&self.house))).abort_handle());
+        }
+    }
+
     /// Verdicts have changed: the same model, compiled again.
     fn publish(&mut self) {
         self.publish_at = None;
@@ -231,6 +256,7 @@ impl Turn {
             }
             Ok(generation) => {
                 self.match_probes();
+                self.look_at_role();
                 // What was said may have given way.
                 let version = self.house.truth().words_version();
                 self.house.keeper.note(version);

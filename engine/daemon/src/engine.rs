@@ -338,6 +338,14 @@ impl Engine {
             // A panic does not come here: the worker's guard has aborted the process.
             let _ended = worker.join();
         }
+        if self.house.shared.phase() == Phase::Draining {
+            // Nobody had to say so.
+            let reason = match self.cut() {
+                0 => "the last connection has ended".to_owned(),
+                cut => format!("drain_timeout has passed; connections that were ended: {cut}"),
+            };
+            self.house.enter(Phase::Ending, &reason);
+        }
         self.house.shared.access().stop();
         drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.lock_controller().stop();

@@ -25,7 +25,7 @@ use towpath_core::registry::Registry;
 use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
-use towpath_core::{Generation, Loads, Now, RealServerId};
+use towpath_core::{Generation, Loads, Now, RealServerId, ServiceId};
 use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
@@ -94,6 +94,8 @@ pub(crate) struct Truth {
     announced: HashSet<(&'static str, IpAddr, SocketAddr)>,
     /// A loop of a bridge was announced, and is not over.
     is_looped: bool,
+    /// Places whose clients get the sorry server, as was announced.
+    sorry: HashSet<ServiceId>,
     expiry: ExpiryWatch,
 }
 
@@ -143,8 +145,10 @@ impl Truth {
             opened_before: HashMap::new(),
             announced: HashSet::new(),
             is_looped: false,
+            sorry: HashSet::new(),
             expiry: ExpiryWatch::default(),
         };
+        truth.board.words.note_returns(&truth.model, Now(0));
         truth.learn(&snapshot);
         truth.tell_kept(trouble);
         truth.tell_given_way(&given_way);
@@ -189,7 +193,38 @@ impl Truth {
         let Truth { model, http, registry, board, book, steering, .. } = self;
         let next = Generation(generation.0 + 1);
         let snapshot = compile::compile(model, registry, board, book, Arc::clone(steering), http, next)?;
+        self.announce_sorry(&snapshot);
         Ok(self.with_tls(snapshot))
+    }
+
+    /// Announces services whose clients get the sorry server from here on, and those whose do no more. Before every server has a verdict nobody knows
+    /// whether that is so.
+    fn announce_sorry(&mut self, snapshot: &Snapshot) {
+        if !self.all_judged() {
+            return;
+        }
+        for place in snapshot.each_service() {
+            let Some(sorry) = place.targets.iter().find(|target| target.is_sorry()) else { continue };
+            let is_serving = sorry.duty == Duty::Serving;
+            let was_serving = match is_serving {
+                true => !self.sorry.insert(place.place),
+                false => self.sorry.remove(&place.place),
+            };
+            if is_serving == was_serving {
+                continue;
+            }
+            let (tone, from, to, reason) = match is_serving {
+                true => (Tone::Warn, "standby", "sorry", "no server of the service takes clients"),
+                false => (Tone::Info, "sorry", "standby", "a server of the service takes clients again"),
+            };
+            let of_group = match place.place == place.id {
+                true => String::new(),
+                false => format!(" for group {}", place.group),
+            };
+            let subject = format!("sorry server ({}){of_group}", sorry.address);
+            let event = Event::now(EventKind::Health, from, to, reason);
+            self.events.record(tone, event.services(vec![place.name.clone()]).subject(subject));
+        }
     }
 
     /// What an agent says.
@@ -207,8 +242,14 @@ impl Truth {
         self.words_version
     }
 
-    /// What comes after `generation` if these words hold; an error leaves what held before.
-    pub(crate) fn next_with(&mut self, words: AdminWords, generation: Generation) -> Result<InForce, CompileError> {
+    /// What comes after `generation` if these words hold from now on; an error leaves what held before.
+    pub(crate) fn next_with(
+        &mut self,
+        mut words: AdminWords,
+        generation: Generation,
+        now: Now,
+    ) -> Result<InForce, CompileError> {
+        words.note_returns(&self.model, now);
         let before = std::mem::replace(&mut self.board.words, words);
         let next = self.next(generation);
         match &next {
@@ -259,6 +300,7 @@ impl Truth {
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, now);
         let given_way = board.words.follow(&model);
+        board.words.note_returns(&model, now);
         let next = Generation(current.generation.0 + 1);
         let book = &mut self.book;
         let mut compiled = |board: &HealthBoard| {
@@ -291,6 +333,11 @@ impl Truth {
             self.events
                 .record(Tone::Info, Event::now(EventKind::Configuration, from, to, "clients move with their flows"));
         }
+        let (role_before, role) = (self.board.words.role(&self.model), board.words.role(&model));
+        if role_before != role {
+            let event = Event::now(EventKind::Admin, word(&role_before), word(&role), "the configuration says so");
+            self.events.record(Tone::Info, event.subject("role of this machine".to_owned()));
+        }
         self.steering = steering;
         self.model = model;
         self.registry = registry;
@@ -298,6 +345,8 @@ impl Truth {
         self.checks = checks;
         self.material = Arc::new(material);
         self.http = http;
+        self.sorry.retain(|place| snapshot.service(*place).is_some());
+        self.announce_sorry(&snapshot);
         self.learn(&snapshot);
         if !given_way.is_empty() {
             self.words_version += 1;
@@ -632,6 +681,7 @@ impl House {
         Status {
             version: self.version.clone(),
             phase: phase_word(shared.phase()).to_owned(),
+            role: word(&snapshot.role),
             uptime_seconds: now.0 / 1000,
             generation: snapshot.generation.0,
             services,
@@ -829,7 +879,8 @@ fn unix_s() -> i64 {
 fn service_state(targets: &[&Target]) -> ServiceState {
     use towpath_config::model::AdminState;
     let wanted = || targets.iter().filter(|target| target.admin == AdminState::Ready && target.weight > 0);
-    match targets.iter().filter(|target| target.takes_new()).count() {
+    // Who says sorry is no service.
+    match targets.iter().filter(|target| target.takes_new() && !target.is_sorry()).count() {
         // It answers by itself.
         0 if targets.is_empty() => ServiceState::Up,
         0 => ServiceState::Down,
@@ -875,8 +926,9 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
 fn duty_word(target: &Target) -> &'static str {
     match (target.role, target.duty) {
         _ if target.fail_open => "fail-open",
-        (_, Duty::Standby) => "standby",
+        (_, Duty::LastResort | Duty::Standby) => "standby",
         (Role::Backup, Duty::Serving) => "backup",
+        (Role::Sorry, Duty::Serving) => "sorry",
         (Role::Primary, Duty::Serving) => "primary",
     }
 }

@@ -24,6 +24,7 @@ pub mod preflight;
 mod probe;
 pub mod questions;
 pub mod reload;
+pub mod role;
 pub mod server_check;
 pub mod sessions;
 pub mod settings;
@@ -37,7 +38,7 @@ pub mod worker;
 pub use control::{
     AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
     EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
-    fetch_members, fetch_status, get, order, post, query,
+    fetch_members, fetch_role, fetch_status, get, order, post, query, take_role,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

@@ -9,7 +9,7 @@ use towpath_config::model::{Model, Plane, Protocol};
 use towpath_core::ServiceId;
 use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
-use towpath_sys::socket::{self, Family, ListenOptions, ReusePort, Transport};
+use towpath_sys::socket::{self, Binding, Family, ListenOptions, ReusePort, Transport};
 
 /// Bytes that may wait to leave on a leg, besides those on their way: more would only hide for how long a slow client or server makes
 /// the other side wait, and take kernel memory (tcp_mem) from all others; a fast one is served from less.
@@ -41,6 +41,8 @@ pub struct Opening {
     pub protocol: Protocol,
     /// The address that clients use.
     pub address: SocketAddr,
+    /// Whether this host has that address, or may have it later.
+    pub binding: Binding,
 }
 
 /// A listener that could not be opened: cause and next step.
@@ -59,6 +61,8 @@ pub struct ListenErrors(pub Vec<ListenError>);
 /// The sockets of a model on the stream plane, in the order of the file; `id_of` knows the number of a service by its name.
 pub fn openings(model: &Model, mut id_of: impl FnMut(&str) -> Option<ServiceId>) -> Vec<Opening> {
     let mut openings = Vec::new();
+    // A VIP may be the other machine's at this time.
+    let binding = if model.runtime.role.is_some() { Binding::Free } else { Binding::HostAddress };
     for service in model.services.iter().filter(|service| service.plane == Plane::Stream) {
         let Some(id) = id_of(&service.name) else { continue };
         openings.extend(service.sockets().map(|address| Opening {
@@ -66,6 +70,7 @@ pub fn openings(model: &Model, mut id_of: impl FnMut(&str) -> Option<ServiceId>)
             name: service.name.clone(),
             protocol: service.protocol,
             address,
+            binding,
         }));
     }
     openings
@@ -109,6 +114,7 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
         reuse_port,
         hold_acknowledgements: true,
         unsent_bytes_max: Some(UNSENT_BYTES_MAX),
+        binding: opening.binding,
         ..ListenOptions::default()
     };
     if workers == 1 {
@@ -116,7 +122,7 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
         return Ok(vec![socket::open_listener(opening.address, transport, &options)?]);
     }
     // SO_REUSEPORT would join the sockets of another process of this user and take a share of its clients.
-    refuse_shared(opening.address, transport)?;
+    refuse_shared(opening.address, transport, opening.binding)?;
     let options = options(ReusePort::Shared);
     let group = (0..workers)
         .map(|_| socket::open_listener(opening.address, transport, &options))
@@ -126,12 +132,19 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
 }
 
 /// Fails with `EADDRINUSE` when another socket has this address and port, even one that would share it.
-fn refuse_shared(address: SocketAddr, transport: Transport) -> io::Result<()> {
+fn refuse_shared(address: SocketAddr, transport: Transport, binding: Binding) -> io::Result<()> {
     let family = Family::of(address.ip());
+    let fd = match transport {
+        Transport::Tcp => socket::tcp_socket(family)?,
+        Transport::Udp => socket::udp_socket(family)?,
+    };
+    if binding == Binding::Free {
+        socket::set_freebind(&fd, family)?;
+    }
     match transport {
         // With SO_REUSEADDR, or connections in TIME_WAIT would count as somebody else's; a listener conflicts all the same.
-        Transport::Tcp => socket::bind_leased(&socket::tcp_socket(family)?, address),
-        Transport::Udp => socket::bind(&socket::udp_socket(family)?, address),
+        Transport::Tcp => socket::bind_leased(&fd, address),
+        Transport::Udp => socket::bind(&fd, address),
     }
 }
 
@@ -202,7 +215,13 @@ mod tests {
     use super::*;
 
     fn opening(address: SocketAddr, protocol: Protocol) -> Opening {
-        Opening { service: ServiceId(0), name: "front-end".to_owned(), protocol, address }
+        Opening {
+            service: ServiceId(0),
+            name: "front-end".to_owned(),
+            protocol,
+            address,
+            binding: Binding::HostAddress,
+        }
     }
 
     #[test]
@@ -231,6 +250,9 @@ mod tests {
         for workers in [1, 2] {
             let errors = open_all(&openings, &SteeringTable::even(workers), 7).unwrap_err();
             assert_eq!(errors.0.len(), 3, "{errors}");
+            // One that may come later is listened on already.
+            let later = Opening { binding: Binding::Free, ..opening(foreign, Protocol::Tcp) };
+            assert_eq!(open_all(&[later], &SteeringTable::even(workers), 7).unwrap().len(), workers);
             let text = errors.to_string();
             assert!(text.contains("another process has this port"), "{text}");
             assert!(

@@ -843,8 +843,7 @@ impl Needs {
 fn tls_legs(model: &Model) -> u64 {
     let ended = model.services.iter().filter_map(|service| Some((service, service.ended_tls()?)));
     let legs = ended.map(|(service, tls)| {
-        let re_encrypts =
-            model.groups_of(service).flat_map(|group| &group.servers).any(|server| tls.re_encrypts(server));
+        let re_encrypts = model.servers_of(service).any(|server| tls.re_encrypts(server));
         1 + u64::from(re_encrypts)
     });
     legs.max().unwrap_or(0)
@@ -867,11 +866,7 @@ fn idle_connections(model: &Model) -> u64 {
         Reuse::Safe { idle_max, .. } => Some(idle_max),
     };
     let of = |service: &VirtualService| {
-        let ids: BTreeSet<_> = model
-            .groups_of(service)
-            .flat_map(|group| &group.servers)
-            .map(|server| (server.address, server.port))
-            .collect();
+        let ids: BTreeSet<_> = model.servers_of(service).map(|server| (server.address, server.port)).collect();
         shares(service).map_or(0, |idle_max| ids.len() as u64 * u64::from(idle_max))
     };
     model.services.iter().map(of).sum()
@@ -925,7 +920,7 @@ fn snat_maps(model: &Model, counts: impl Fn(PlaneWord) -> bool) -> usize {
             Ports::All => &[0],
             Ports::List(ports) => ports,
         };
-        for server in model.groups_of(service).flat_map(|group| &group.servers) {
+        for server in model.servers_of(service) {
             for destination in ports.iter().map(|&port| server.port.unwrap_or(port)) {
                 for &address in pool.addresses.iter().filter(|a| a.is_ipv4() == server.address.is_ipv4()) {
                     keys.insert((address, server.address, destination, service.protocol));

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use towpath_config::model::{
-    CheckKind, Forwarding, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService,
+    CheckKind, Forwarding, MachineRole, Model, PROBE_PORTS, Plane, Server, Source, SourcePool, VirtualService,
 };
 use towpath_core::steering::SteeringTable;
 use towpath_sys::neighbour::{LinkAddress, Neighbours, Tables};
@@ -181,7 +181,12 @@ pub fn preflight(model: &Model, facts: &HostFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     check_kernel(facts, &mut findings);
     for service in &model.services {
-        check_addresses(service, facts, &mut findings);
+        // Those of two machines move between them.
+        match model.runtime.role {
+            None => check_addresses(service, Severity::Error, facts, &mut findings),
+            Some(MachineRole::Active) => check_addresses(service, Severity::Warning, facts, &mut findings),
+            Some(MachineRole::Standby) => {}
+        }
         if let Source::Pool(pool) = &service.source {
             check_pool_ports(Some(service), "source address", pool, facts, &mut findings);
         }
@@ -250,14 +255,14 @@ fn check_kernel(facts: &HostFacts, findings: &mut Vec<Finding>) {
     }
 }
 
-fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut Vec<Finding>) {
+fn check_addresses(service: &VirtualService, severity: Severity, facts: &HostFacts, findings: &mut Vec<Finding>) {
     // On the packet plane addresses belong to Towpath; the kernel may have them as well.
     if service.plane == Plane::Packet {
         return;
     }
     if !facts.usable.contains(&service.vip) {
         findings.push(Finding {
-            severity: Severity::Error,
+            severity,
             check: Check::Addresses,
             service: Some(service.name.clone()),
             message: not_on_this_host(service.vip),
@@ -268,7 +273,7 @@ fn check_addresses(service: &VirtualService, facts: &HostFacts, findings: &mut V
     for &ip in pool.addresses.iter().filter(|&&ip| ip != service.vip && !facts.usable.contains(&ip)) {
         let prefix = if ip.is_ipv4() { 32 } else { 128 };
         findings.push(Finding {
-            severity: Severity::Error,
+            severity,
             check: Check::Addresses,
             service: Some(service.name.clone()),
             message: format!(
@@ -322,12 +327,11 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         );
     }
     for service in claims::services(model) {
-        let servers = &model.groups[service.group].servers;
         let mut kept =
             model.vlans().map(|(_, vlan)| &vlan.addresses).chain(model.bridges.iter().map(|bridge| &bridge.addresses));
         let kept: BTreeSet<IpAddr> = kept.by_ref().flatten().map(|&(ip, _)| ip).collect();
         let own = |ip: IpAddr| kept.contains(&ip) || facts.tables.addresses.iter().any(|address| address.ip == ip);
-        if let Some(server) = servers.iter().find(|server| own(server.address)) {
+        if let Some(server) = model.servers_of(service).find(|server| own(server.address)) {
             tell(
                 Severity::Error,
                 Check::Addresses,
@@ -341,7 +345,7 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
         }
         let told = |ip: IpAddr| facts.missing.contains(&NoWay::NoRoute(ip));
         let lacks = |server: &&Server| facing::lacks_source(service, server.address) && !told(server.address);
-        if let Some(server) = servers.iter().find(lacks) {
+        if let Some(server) = model.servers_of(service).find(lacks) {
             tell(
                 Severity::Error,
                 Check::Addresses,
@@ -369,7 +373,8 @@ fn check_packets(model: &Model, facts: &PacketFacts, cpus: usize, findings: &mut
                     );
                 }
                 if service.source == Source::Client {
-                    check_on_link_clients(service, servers, &facts.tables.addresses, &mut tell);
+                    let servers: Vec<&Server> = model.servers_of(service).collect();
+                    check_on_link_clients(service, &servers, &facts.tables.addresses, &mut tell);
                 }
             }
             // Where it leads is told by the ways that are missing.
@@ -614,11 +619,11 @@ fn check_listeners(model: &Model, facts: &PacketFacts, own: &BTreeSet<IpAddr>, f
 /// A client on the servers' own network gets its replies straight from the server, and resets it (requirements.md 6.3 nos. 1 and 2, T-29).
 fn check_on_link_clients(
     service: &VirtualService,
-    servers: &[Server],
+    servers: &[&Server],
     own: &[LinkAddress],
     tell: &mut impl FnMut(Severity, Check, Option<&VirtualService>, String),
 ) {
-    let on_link = |server: &&Server, client: &dyn Fn(&LinkAddress) -> bool| {
+    let on_link = |server: &Server, client: &dyn Fn(&LinkAddress) -> bool| {
         own.iter().any(|net| holds(net.ip, net.prefix, server.address) && client(net))
     };
     for &(network, prefix) in &service.client_networks {
@@ -765,14 +770,14 @@ fn model_addresses(model: &Model) -> BTreeSet<IpAddr> {
 }
 
 /// The one exact test: it knows secondary addresses, the whole of 127.0.0.0/8, local routes and `ip_nonlocal_bind`.
-fn can_bind(ip: IpAddr) -> bool {
+pub(crate) fn can_bind(ip: IpAddr) -> bool {
     let Ok(fd) = socket::udp_socket(socket::Family::of(ip)) else { return false };
     socket::bind(&fd, SocketAddr::new(ip, 0)).is_ok()
 }
 
 /// The kernel's choice towards every real server, towards the default route and into each connected network.
 fn kernel_sources(model: &Model) -> io::Result<BTreeSet<IpAddr>> {
-    let servers = model.groups.iter().flat_map(|group| &group.servers).map(|server| server.address);
+    let servers = model.servers().map(|server| server.address);
     // Documentation addresses (RFC 5737, RFC 3849): nobody has them, so they follow the default route.
     let default_routes =
         [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];

@@ -184,6 +184,7 @@ fn fixed_fields(old: &VirtualService, new: &VirtualService) -> Vec<&'static str>
         proxy_from: _,
         log: _,
         group: _,
+        sorry: _,
     } = new;
     let differences = [
         ("vip", *vip != old.vip),

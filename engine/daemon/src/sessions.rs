@@ -552,6 +552,7 @@ fn warnings(found: &Found) -> Vec<String> {
 pub(crate) fn why_word(why: PickReason) -> &'static str {
     match why {
         PickReason::Balanced => "balanced",
+        PickReason::Consoled => "consoled",
         PickReason::Overflowed => "overflowed",
         PickReason::Persistent => "persistent",
         PickReason::Repinned => "repinned",
@@ -563,6 +564,7 @@ pub(crate) fn why_sentence(why: PickReason, service: &Service) -> String {
     let method = word(&service.balance);
     match why {
         PickReason::Balanced => format!("chosen by {method}; nothing named a server for the client"),
+        PickReason::Consoled => "the sorry server, for this time: no server of the service could take it".to_owned(),
         PickReason::Overflowed => {
             format!("chosen by {method}, for this time: the client's own server was full, or its port down")
         }

@@ -23,7 +23,7 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
-use towpath_core::director::{self, Client, Pick, PickReason, Refusal, Tried};
+use towpath_core::director::{self, Client, Pick, Refusal, Tried};
 use towpath_core::explain::{Explanation, explain};
 use towpath_core::loads::Loads;
 use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin, Remembered};
@@ -216,7 +216,7 @@ impl Shared {
             |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).lookup(key, now).is_some();
         let pin = known.decides(remembered, |server| service.takes_back(server));
         let pick = pick(Client { address: client, port, pin })?;
-        if pick.why == PickReason::Overflowed || matches!(pin, Pin::Server(_)) {
+        if !pick.why.is_remembered() || matches!(pin, Pin::Server(_)) {
             return Ok(pick);
         }
         for key in known.keys().filter(|key| pin != Pin::Key(*key)) {
@@ -666,7 +666,7 @@ impl Shared {
 
 /// What a client is told that others wait before; where nobody can serve them all, it does not wait with them.
 fn behind_others(service: &Service) -> Refusal {
-    if service.targets.iter().any(|target| target.takes_new() || target.stands_by()) {
+    if service.targets.iter().any(|target| target.takes_new() || target.stands_by() || target.is_last_resort()) {
         Refusal::ServersFull
     } else {
         Refusal::NoServer

@@ -14,15 +14,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use towpath_config::model::AdminState;
+use towpath_config::model::{AdminState, MachineRole};
 use towpath_core::Now;
 use towpath_core::admin::{
-    ADMIN_REASON_BYTES_MAX, AdminWord, AdminWords, DRAIN_MS_MAX, Drain, DrainEnd, DrainOver, Member, Said, WeightWord,
-    Words,
+    ADMIN_REASON_BYTES_MAX, AdminWord, AdminWords, DRAIN_MS_MAX, Drain, DrainEnd, DrainOver, Member, RoleWord, Said,
+    WeightWord, Words,
 };
 
 use crate::admin::{DrainEndWord, DrainOverStatus, ThenWord, admin_of, unix_ms};
 use crate::house::House;
+use crate::role::RoleText;
 use crate::status::word;
 
 /// Bytes of the file at most: some hundred thousand members, each with a reason as long as it may be.
@@ -66,7 +67,21 @@ pub(crate) struct Found {
 #[derive(Debug, Serialize, Deserialize)]
 struct FileText {
     version: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    role: Option<RoleWordText>,
     members: Vec<MemberText>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RoleWordText {
+    role: RoleText,
+    /// What the configuration said then.
+    configured: Option<RoleText>,
+    /// Of the start of the machine in which it was said.
+    #[serde(default)]
+    boot: String,
+    #[serde(flatten)]
+    said: SaidText,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -247,6 +262,11 @@ fn parse(text: &[u8], unix_ms: u64) -> Result<AdminWords, String> {
         return Err(format!("its version is {}, not {VERSION}", file.version));
     }
     let mut words = AdminWords::new();
+    // After a crash of the machine its twin serves: nobody is active by what was said before.
+    let is_stale = |word: &RoleWordText| word.role == RoleText::Active && word.boot != boot();
+    if let Some(RoleWordText { role, configured, said, .. }) = file.role.filter(|word| !is_stale(word)) {
+        words.restore_role(RoleWord { role: role.into(), over: configured.map(MachineRole::from), said: said.into() });
+    }
     for MemberText { service, address, port, admin, weight } in file.members {
         let admin = admin.map(|text| admin_word(text, unix_ms)).transpose()?;
         let weight =
@@ -330,13 +350,24 @@ fn render(words: &AdminWords, now: Now, unix_ms: u64) -> Result<Vec<u8>, String>
             }),
         })
         .collect();
-    let mut text =
-        serde_json::to_vec_pretty(&FileText { version: VERSION, members }).map_err(|error| error.to_string())?;
+    let role = words.role_word().map(|word| RoleWordText {
+        role: word.role.into(),
+        configured: word.over.map(RoleText::from),
+        boot: boot(),
+        said: said_text(&word.said),
+    });
+    let file = FileText { version: VERSION, role, members };
+    let mut text = serde_json::to_vec_pretty(&file).map_err(|error| error.to_string())?;
     text.push(b'\n');
     match text.len() as u64 > FILE_BYTES_MAX {
         true => Err(format!("more than {FILE_BYTES_MAX} bytes, which nobody would read again; give shorter reasons")),
         false => Ok(text),
     }
+}
+
+/// Names this start of the machine (random(4)); empty where the kernel does not say.
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 
 /// Puts `text` in the place of the file, or leaves it as it is.

@@ -17,6 +17,9 @@ pub struct Status {
     pub version: String,
     /// `running`, `draining` or `ending`.
     pub phase: String,
+    /// `active`, or `standby` for another machine.
+    #[serde(default)]
+    pub role: String,
     /// Seconds since the start.
     pub uptime_seconds: u64,
     /// Number of the configuration and health in force.

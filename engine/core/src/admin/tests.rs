@@ -200,3 +200,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_was_drained_or_halted_and_is_ready_again_has_come_back() {
+    let mut file = model();
+    add_service(&mut file, "web", &[443], &[FE_1, FE_2], None);
+    let mut words = AdminWords::new();
+    words.note_returns(&file, Now(0));
+    assert_eq!(laid(&words, "web", FE_1).returned, None, "who was ready at the start has not been away");
+    for (order, at) in [(Order::Halt, 100), (drain(None, 0, Then::Stay), 300)] {
+        words.say(&member("web", FE_1), READY, order, said(1), Now(at));
+        words.note_returns(&file, Now(at));
+        words.say(&member("web", FE_1), READY, Order::Ready, said(2), Now(at + 50));
+        words.note_returns(&file, Now(at + 50));
+        // Whatever is said of others later.
+        words.note_returns(&file, Now(at + 70));
+        assert_eq!(laid(&words, "web", FE_1).returned, Some(Now(at + 50)), "{order:?}");
+        assert_eq!(laid(&words, "web", FE_2).returned, None, "{order:?}");
+    }
+    // The file may say it as well.
+    file.groups[0].servers[1].admin = AdminState::Drain;
+    words.note_returns(&file, Now(400));
+    file.groups[0].servers[1].admin = AdminState::Ready;
+    words.note_returns(&file, Now(500));
+    assert_eq!(laid(&words, "web", FE_2).returned, Some(Now(500)));
+}
+
+#[test]
+fn the_later_word_about_the_role_holds() {
+    let mut file = model();
+    let mut words = AdminWords::new();
+    assert_eq!(words.role(&file), MachineRole::Active);
+    words.say_role(&file, MachineRole::Standby, said(10));
+    words.say_role(&file, MachineRole::Standby, said(20));
+    assert_eq!(words.role(&file), MachineRole::Standby);
+    assert_eq!(words.role_word().map(|word| word.said.unix_ms), Some(10), "since when it is so");
+    assert!(words.follow(&file).is_empty());
+    assert_eq!(words.role(&file), MachineRole::Standby);
+    // The file says something new.
+    file.runtime.role = Some(MachineRole::Active);
+    words.follow(&file);
+    assert_eq!((words.role(&file), words.role_word()), (MachineRole::Active, None));
+    file.runtime.role = Some(MachineRole::Standby);
+    assert_eq!(words.role(&file), MachineRole::Standby);
+    words.say_role(&file, MachineRole::Active, said(30));
+    assert_eq!(words.role(&file), MachineRole::Active);
+    words.say_role(&file, MachineRole::Standby, said(40));
+    assert_eq!(words.role_word(), None, "what the file says anyway is no word");
+}

@@ -498,3 +498,37 @@ fn what_clients_meet_takes_a_server_out_of_the_services_that_look_at_it() {
     let target = &snapshot.service(ServiceId(0)).unwrap().targets[0];
     assert!(target.takes_new() && target.returned == Some(Now(1_200)));
 }
+
+#[test]
+fn who_says_sorry_is_a_member_of_every_place_that_no_check_judges() {
+    let mut model = model();
+    add_service(&mut model, "web", &[443], &["10.1.0.1", "10.1.0.2"], Some(tcp_check(&[443])));
+    add_service(&mut model, "other", &[443], &["10.1.0.9"], Some(tcp_check(&[443])));
+    model.groups[1].name = "partners".to_owned();
+    model.groups[1].health.as_mut().unwrap().evict = Evict::Server;
+    model.services[0].tls = ServiceTls::PassThrough(PassThrough {
+        routes: vec![TlsRoute { names: vec!["b.example".to_owned()], group: 1 }],
+        ..PassThrough::default()
+    });
+    model.services[0].sorry = Some(server("10.1.0.50", Some(8080)));
+    let mut desk = Desk::new();
+    let first = desk.compile(&model).unwrap();
+    assert!(checks(&model, &mut desk.registry).unwrap().iter().all(|plan| plan.address.to_string() != "10.1.0.50"));
+    assert_eq!(first.each_service().filter(|place| place.targets.iter().any(Target::is_sorry)).count(), 2);
+    for address in ["10.1.0.1", "10.1.0.2", "10.1.0.9"] {
+        desk.checked(&model, address, |_| true);
+    }
+    assert_eq!(takers(&desk.compile(&model).unwrap(), 0), ["server 10.1.0.1", "server 10.1.0.2"]);
+    for address in ["10.1.0.1", "10.1.0.2"] {
+        desk.checked(&model, address, |_| false);
+    }
+    let lost = desk.compile(&model).unwrap();
+    assert_eq!(takers(&lost, 0), ["server 10.1.0.50"]);
+    let behind = lost.each_service().find(|place| place.group == "partners" && place.name == "web").unwrap();
+    assert!(behind.targets[0].takes_new() && !behind.targets[1].takes_new());
+    // The operator may take it out as any other.
+    model.services[0].sorry.as_mut().unwrap().admin = AdminState::Halt;
+    assert!(takers(&desk.compile(&model).unwrap(), 0).is_empty());
+    model.services[0].sorry = Some(server("10.1.0.2", None));
+    assert!(matches!(desk.compile(&model), Err(CompileError::DuplicateServer { .. })));
+}

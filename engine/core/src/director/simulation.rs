@@ -25,7 +25,9 @@ use crate::waiting::{QueueFull, Ticket, WaitingQueue, may_have};
 const SERVICES: usize = 2;
 const WORKERS: usize = 3;
 /// Fewer than there are addresses.
-const SERVERS_MAX: usize = 4;
+const SERVERS_MAX: usize = 5;
+/// Who says sorry for the second service, and nobody for the first.
+const SORRY: &str = "10.2.0.1";
 const SEED: u64 = 99;
 /// Lives, and what happens in each.
 const LIVES: u64 = 2_000;
@@ -116,6 +118,7 @@ impl World {
             let rule = Persistence { timeout_ms: 60_000, enter_draining: n == 0, ..half_an_hour() };
             service.persistence = Some(rule);
         }
+        model.services[1].sorry = Some(server(SORRY, None));
         // Few ids, so that released ones are given again.
         let mut registry = Registry::bounded(SERVICES, SERVERS_MAX);
         let plans = checks(&model, &mut registry).unwrap();
@@ -231,12 +234,13 @@ impl World {
         assert_eq!(target.server, pick.server);
         assert!(!tried.contains(pick.server));
         assert_eq!(target.health, ServerHealth::Up);
+        assert_eq!(target.is_sorry(), pick.why == PickReason::Consoled);
         match target.admin {
             AdminState::Ready => assert!(target.weight > 0 || pick.why == PickReason::Persistent),
             AdminState::Drain => assert!(pick.why == PickReason::Persistent && id == ServiceId(0)),
             AdminState::Halt => panic!("a connection to a halted server"),
         }
-        assert!(self.loads.active(pick.server) <= target.max_connections);
+        assert!(target.is_sorry() || self.loads.active(pick.server) <= target.max_connections);
         assert!(after == before.active_of_service(id) + 1 && after <= service.max_connections);
         let is_below = |target: &Target| before.active(target.server) < target.min_connections;
         let has_room = |target: &Target| before.active(target.server) < target.max_connections;
@@ -253,6 +257,10 @@ impl World {
                 self.homes.insert(home, target.address);
             }
             PickReason::Overflowed => assert_ne!(self.homes[&home], target.address),
+            PickReason::Consoled => {
+                let could = |other: &Target| !other.is_sorry() && other.takes_new() && !tried.contains(other.server);
+                assert!(!service.targets.iter().any(could), "somebody could have served");
+            }
         }
         self.open.push(Connection { service: id, server: pick.server });
     }
@@ -561,7 +569,14 @@ fn no_connection_reaches_a_server_that_must_not_have_it_and_nobody_waits_in_vain
         return;
     }
     // The lives were full enough to mean something.
-    for why in [PickReason::Balanced, PickReason::Overflowed, PickReason::Persistent, PickReason::Repinned] {
+    let whys = [
+        PickReason::Balanced,
+        PickReason::Consoled,
+        PickReason::Overflowed,
+        PickReason::Persistent,
+        PickReason::Repinned,
+    ];
+    for why in whys {
         assert!(picked.get(&why).is_some_and(|&n| n > 50), "{why:?}: {picked:?}");
     }
     for why in [Refusal::NoServer, Refusal::ServersFull, Refusal::ServiceFull] {

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
-use towpath_config::model::{AdminState, Balance, Persistence};
+use towpath_config::model::{AdminState, Balance, Persistence, Protocol};
 
 use super::*;
 use crate::eligible;
@@ -461,6 +461,78 @@ fn clients_of_a_backup_go_back_when_another_can_serve() {
     eligible::settle(&mut stage.service.targets, 0);
     assert_eq!(stage.visit(client(1)), Ok((0, PickReason::Repinned)));
     assert_eq!(stage.visit(client(1)), Ok((0, PickReason::Persistent)));
+}
+
+#[test]
+fn who_says_sorry_serves_when_nobody_else_can_and_keeps_no_client() {
+    for balance in METHODS {
+        let mut service = service(balance, weighted(&[100; 3]));
+        service.persistence = Some(half_an_hour());
+        let mut stage = Stage::new(service);
+        stage.service.targets[2].role = Role::Sorry;
+        eligible::settle(&mut stage.service.targets, 0);
+        let (home, _) = stage.visit(client(1)).unwrap();
+        assert!((0..20).all(|n| stage.visit(client(n)).unwrap().0 != 2), "{balance:?}");
+        // Full is not gone.
+        stage.service.targets.iter_mut().for_each(|target| target.max_connections = 1);
+        stage.pick(client(2)).unwrap();
+        stage.pick(client(3)).unwrap();
+        assert_eq!(stage.pick(client(4)), Err(Refusal::ServersFull), "{balance:?}");
+        stage.close(0);
+        stage.close(1);
+        // One whose connects all failed.
+        stage.tried.insert(RealServerId(0));
+        stage.tried.insert(RealServerId(1));
+        assert_eq!(stage.visit(client(1)), Ok((2, PickReason::Consoled)), "{balance:?}");
+        stage.tried = Tried::new();
+        // All are down.
+        stage.service.targets[..2].iter_mut().for_each(|target| target.health = ServerHealth::Down);
+        eligible::settle(&mut stage.service.targets, 0);
+        for n in [1, 30] {
+            assert_eq!(stage.visit(client(n)), Ok((2, PickReason::Consoled)), "{balance:?}");
+        }
+        // They are back: the old client at its own server, the new one wherever.
+        stage.service.targets[..2].iter_mut().for_each(|target| target.health = ServerHealth::Up);
+        eligible::settle(&mut stage.service.targets, 0);
+        assert_eq!(stage.visit(client(1)), Ok((home, PickReason::Persistent)), "{balance:?}");
+        assert!(matches!(stage.visit(client(30)), Ok((0 | 1, PickReason::Balanced))), "{balance:?}");
+    }
+}
+
+#[test]
+fn a_cookie_that_names_who_says_sorry_leads_nobody_back() {
+    let mut stage = Stage::persistent(weighted(&[100; 2]), half_an_hour());
+    stage.service.targets[1].role = Role::Sorry;
+    eligible::settle(&mut stage.service.targets, 0);
+    let pick_named = |stage: &mut Stage| {
+        let Stage { service, state, table, loads, tried, now } = stage;
+        let asks = Client { address: client(1).ip(), port: 443, pin: Pin::Server(RealServerId(1)) };
+        pick_pinned(service, state, table, &*loads, asks, tried, *now).unwrap().server
+    };
+    assert_eq!(pick_named(&mut stage), RealServerId(0));
+    stage.service.targets[0].health = ServerHealth::Down;
+    eligible::settle(&mut stage.service.targets, 0);
+    assert_eq!(pick_named(&mut stage), RealServerId(1));
+    assert!(!stage.service.takes_back(RealServerId(1)));
+}
+
+#[test]
+fn of_udp_nobody_stays_with_who_says_sorry() {
+    let mut service = service(Balance::RoundRobin, weighted(&[100; 2]));
+    service.targets[1].role = Role::Sorry;
+    service.targets[0].health = ServerHealth::Down;
+    eligible::settle(&mut service.targets, 0);
+    let sorry = service.targets[1].clone();
+    assert!(!service.drops_flows_of(&sorry));
+    service.targets[0].health = ServerHealth::Up;
+    eligible::settle(&mut service.targets, 0);
+    let sorry = service.targets[1].clone();
+    assert!(!service.drops_flows_of(&sorry), "connections end by themselves");
+    service.protocol = Protocol::Udp;
+    assert!(service.drops_flows_of(&sorry));
+    // It may be needed for that port.
+    service.targets[0].closed_ports = [ClosedPort { port: 443, health: ServerHealth::Down }].into();
+    assert!(!service.drops_flows_of(&sorry));
 }
 
 #[test]

@@ -52,8 +52,8 @@ pub struct ServerCookies {
     cookie: InsertedCookie,
     /// By place among the members.
     names: Vec<[u8; NAME_BYTES]>,
-    /// Values of `Set-Cookie` that name them.
-    lines: Vec<Box<[u8]>>,
+    /// Values of `Set-Cookie` that name them; who says sorry is nobody's server.
+    lines: Vec<Option<Box<[u8]>>>,
     servers: Vec<RealServerId>,
 }
 
@@ -77,7 +77,11 @@ impl ServerCookies {
         };
         let names: Vec<[u8; NAME_BYTES]> = targets.iter().map(name).collect();
         Some(Arc::new(ServerCookies {
-            lines: names.iter().map(|name| line_of(&cookie, name)).collect(),
+            lines: targets
+                .iter()
+                .zip(&names)
+                .map(|(target, name)| (!target.is_sorry()).then(|| line_of(&cookie, name)))
+                .collect(),
             cookie,
             names,
             servers: targets.iter().map(|target| target.server).collect(),
@@ -97,7 +101,7 @@ impl ServerCookies {
 
     /// The value of `Set-Cookie` that names the member at this place.
     pub fn set(&self, target: TargetIndex) -> Option<&[u8]> {
-        self.lines.get(target.index()).map(|line| &**line)
+        self.lines.get(target.index())?.as_deref()
     }
 }
 
@@ -132,11 +136,13 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{half_an_hour, target};
+    use crate::snapshot::Role;
 
     fn cookies(name: &str, secret: u8) -> Arc<ServerCookies> {
         let cookie = InsertedCookie { name: name.into(), set: CookieSet::Missing, http_only: true, secure: false };
         let rule = Persistence { by: vec![PersistBy::InsertedCookie(cookie)], ..half_an_hour() };
-        let targets = [target(1), target(2), Target { port: Some(443), ..target(2) }];
+        let sorry = Target { role: Role::Sorry, ..target(3) };
+        let targets = [target(1), target(2), Target { port: Some(443), ..target(2) }, target(4), sorry];
         ServerCookies::new(Some(&rule), &targets, &HttpSecret::new([secret; 16])).unwrap()
     }
 
@@ -156,7 +162,8 @@ mod tests {
         changed[31] ^= 1;
         assert_eq!(own.server(&changed), None);
         assert_eq!(own.server(b""), None);
-        assert_eq!(own.set(TargetIndex(3)), None);
+        assert_eq!(own.set(TargetIndex(5)), None);
+        assert_eq!(own.set(TargetIndex(4)), None, "nobody is to come back to who says sorry");
         let text = String::from_utf8(own.set(TargetIndex(0)).unwrap().to_vec()).unwrap();
         assert!(text.starts_with("SERVERID=") && text.ends_with("; Path=/; HttpOnly"), "{text}");
     }

@@ -64,11 +64,13 @@ pub struct HttpRules {
     hsts: Option<String>,
 }
 
-/// A page instead of a server's response; its status is 503.
+/// A page instead of a server's response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// The page, HTML.
     pub body: Arc<[u8]>,
+    /// Its status.
+    pub status: u16,
     /// Value of `Retry-After`.
     pub retry_after: Option<String>,
 }
@@ -114,7 +116,11 @@ impl HttpRules {
             format!("max-age={}{subdomains}{preload}", hsts.max_age_s)
         });
         HttpRules {
-            page: page.map(|body| Page { body, retry_after: retry_after.map(|seconds| seconds.to_string()) }),
+            page: page.map(|body| Page {
+                body,
+                status: http.maintenance.as_ref().map_or(503, |maintenance| maintenance.status),
+                retry_after: retry_after.map(|seconds| seconds.to_string()),
+            }),
             http: http.clone(),
             places,
             secret,

@@ -109,6 +109,7 @@ counters!(
         ServiceFull = "service_full", "The service was at its max_connections; the client of a TCP connection is reset if `overload` says so.";
         SourceOurs = "source_ours", "A packet of no flow whose source is a VIP or SNAT address of ours; where packets are forwarded as they are, or any address of this host.";
         SpanningTree = "spanning_tree", "A frame of spanning tree on a bridge that does not let them pass.";
+        Standby = "standby", "A packet to a VIP or SNAT address while this machine stands by for another one (`towpath role`).";
         Tagged = "tagged", "A frame with a VLAN tag that the kernel has left in it.";
         TcpFlags = "tcp_flags", "A TCP segment with flags that no state of TCP sends together.";
         TcpHeaderLength = "tcp_header_length", "A TCP header shorter than 20 octets or longer than its packet.";

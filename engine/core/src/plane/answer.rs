@@ -1,5 +1,7 @@
 //! What is neither TCP nor UDP: questions for our addresses, pings of them, and ICMP errors about our flows.
 
+use towpath_config::model::MachineRole;
+
 use super::flows::Stage;
 use super::reply::{Macs, advertisement, arp_announcement, arp_reply, unsolicited_advertisement};
 use super::router::Known;
@@ -7,16 +9,25 @@ use super::{Desk, Frame, Outbox, Plane, PlaneCounter, PortId, Turn, Verdict};
 use crate::flow::{Direction, Returns};
 use crate::packet::rewrite::{Layout, answer_echo, decrement_hop_limit, translate_error};
 use crate::packet::{
-    Arp, ArpOperation, DropReason, Family, IcmpError, Ip, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
+    Arp, ArpOperation, DropReason, Family, IcmpError, Ip, Mac, Nd, NdKind, Other, PROTOCOL_TCP, Packet, Parsed, Tuple,
 };
 
 /// Time to live and hop limit of what we answer.
-const HOP_LIMIT: u8 = 64;
+pub(super) const HOP_LIMIT: u8 = 64;
+
+/// The frame that tells a link that the station at `mac` has this address: gratuitous ARP, or an unsolicited neighbour advertisement.
+pub fn announcement(mac: Mac, address: Ip) -> Vec<u8> {
+    match address.is_v4() {
+        true => arp_announcement(mac, address).to_vec(),
+        false => unsolicited_advertisement(mac, address).to_vec(),
+    }
+}
 
 impl Plane {
-    /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements.
+    /// Tells all links which addresses are ours: gratuitous ARP and unsolicited neighbour advertisements. A machine that stands by has none but its own.
     pub fn announce(&self, out: &mut Outbox) {
-        let services = self.services.ours().filter(|&address| !self.network.is_own(address));
+        let is_active = self.role == MachineRole::Active;
+        let services = self.services.ours().filter(|&address| is_active && !self.network.is_own(address));
         for address in services.chain(self.network.kept_addresses()).filter(|&address| self.is_ours_alone(address)) {
             for (port, id) in self.network.ports.iter().zip(0..) {
                 let id = PortId(id);
@@ -51,7 +62,7 @@ impl Plane {
         }
     }
 
-    fn on_arp(&mut self, frame: &Frame<'_>, arp: &Arp, out: &mut Outbox) -> Verdict {
+    pub(super) fn on_arp(&mut self, frame: &Frame<'_>, arp: &Arp, out: &mut Outbox) -> Verdict {
         if arp.operation != ArpOperation::Request || !self.is_answered(frame, arp.target) {
             return Verdict::Pass;
         }
@@ -61,7 +72,7 @@ impl Plane {
         Verdict::Kept
     }
 
-    fn on_nd(&mut self, frame: &Frame<'_>, nd: &Nd, out: &mut Outbox) -> Verdict {
+    pub(super) fn on_nd(&mut self, frame: &Frame<'_>, nd: &Nd, out: &mut Outbox) -> Verdict {
         if nd.kind != NdKind::Solicitation || !self.is_answered(frame, nd.target) {
             return Verdict::Pass;
         }

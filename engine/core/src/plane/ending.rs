@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use towpath_config::model::AdminState;
+use towpath_config::model::{AdminState, MachineRole};
 
 use super::flows::{Ended, Found, Stage, is_tcp};
 use super::reply::{Macs, RESET_LEN_MAX, tcp_reset};
@@ -47,6 +47,13 @@ impl Plane {
     /// Ends flows that were silent for too long or whose server was halted, and gives up frames that waited too long. Each flow looked at costs
     /// one of `budget`, and none is ended while `out` has no room for its resets. Whether all that was due is done.
     pub fn expire(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
+        out.mute(self.role == MachineRole::Standby);
+        let is_done = self.expire_some(now, budget, desk, out);
+        out.mute(false);
+        is_done
+    }
+
+    fn expire_some(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
         self.call(now);
         self.walk_fast(now);
         // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.

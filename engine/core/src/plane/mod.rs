@@ -29,6 +29,7 @@ mod reassembly;
 mod reply;
 mod router;
 mod services;
+mod standby;
 mod straight;
 mod survey;
 #[cfg(test)]
@@ -37,6 +38,8 @@ mod tests;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+
+use towpath_config::model::MachineRole;
 
 use crate::counters::{ServiceCounter, Termination, counters};
 use crate::flow::{Direction, FlowId, PathHashes, Trace, TupleHash};
@@ -63,6 +66,7 @@ use reassembly::{Gathered, Reassembly};
 use router::OwnAddresses;
 use services::Services;
 
+pub use answer::announcement;
 pub use moving::{Cargo, MovedFlow};
 pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
 pub use network::{Keeper, Network, NextHop, PROBE_PORTS, Port};
@@ -84,7 +88,7 @@ const ENDING: u8 = TcpFlags::FIN.0 | TcpFlags::RST.0;
 
 /// What the plane drops frames for, beside the reasons of [`crate::packet::parse`].
 #[cfg(test)]
-pub(crate) const DROP_REASONS: [DropReason; 35] = [
+pub(crate) const DROP_REASONS: [DropReason; 36] = [
     DropReason::BridgeReturned,
     DropReason::BridgeStorm,
     DropReason::CutFull,
@@ -117,6 +121,7 @@ pub(crate) const DROP_REASONS: [DropReason; 35] = [
     DropReason::ServiceFull,
     DropReason::SourceOurs,
     DropReason::SpanningTree,
+    DropReason::Standby,
     DropReason::TcpStray,
     DropReason::TooLongForV4,
     DropReason::Unroutable,
@@ -382,6 +387,7 @@ pub struct Plane {
     worker: WorkerId,
     steering_seed: u32,
     strays: Strays,
+    role: MachineRole,
     /// Room for the TCP and UDP packets of a batch.
     batch: Box<[Job; BATCH_MAX]>,
     /// Of those without an established flow, what is known before their turn.
@@ -426,6 +432,7 @@ impl Plane {
         notes.adopt(&snapshot);
         Plane {
             moving: Moving::new(&snapshot.steering, settings.worker),
+            role: snapshot.role,
             notes,
             handed_by: None,
             snapshot,
@@ -471,13 +478,17 @@ impl Plane {
         self.exhausted.forget();
         self.notes.adopt(&snapshot);
         self.moving.adopt(&self.snapshot.steering, self.snapshot.generation, &snapshot.steering, self.worker);
+        self.take_role(snapshot.role);
         self.snapshot = snapshot;
     }
 
     /// Forwards by `network` from here on, and sends what waited for a next hop that it knows.
     pub fn adopt_network(&mut self, network: Arc<Network>, out: &mut Outbox) {
+        let role = self.role;
         self.pending.adopt(&network, |port, frame| {
-            out.push(port, frame);
+            if role == MachineRole::Active {
+                out.push(port, frame);
+            }
         });
         let hops = Hops::new(&network);
         let own_addresses = OwnAddresses::of(&network);
@@ -511,6 +522,9 @@ impl Plane {
         assert!(frames.len() <= BATCH_MAX, "a batch has at most {BATCH_MAX} frames, not {}", frames.len());
         self.call(now);
         verdicts.clear();
+        if self.role == MachineRole::Standby {
+            return self.stand_by(frames, verdicts, out);
+        }
         let mut flags = 0;
         let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
         let (mut jobs, mut straights) = (0, 0);
@@ -724,7 +738,7 @@ impl Plane {
 
     /// A next hop that was looked for and is not known: the kernel, or [`Neighbours`], is to be asked for it. Each once per second at most; `None` when there is none.
     pub fn wanted(&mut self, now: Now) -> Option<(PortId, Ip)> {
-        self.pending.wanted(now)
+        if self.role == MachineRole::Standby { None } else { self.pending.wanted(now) }
     }
 }
 

@@ -5,6 +5,8 @@
 //! opens its new flows from the first moment on, and asks the other for those that have not come yet ([`super::handoff`]). Leases and notes lie
 //! where all workers reach them, so they need not move.
 
+use towpath_config::model::MachineRole;
+
 use super::flows::{Ended, Flows, OpenError, Stage, is_tcp, names_outside_v6};
 use super::{Desk, Outbox, Plane, PlaneCounter};
 use crate::counters::Termination;
@@ -184,6 +186,12 @@ impl Plane {
 
     /// Takes what worker `by` gives. A flow that finds no room here is ended, and both its sides are told.
     pub fn import(&mut self, now: Now, by: WorkerId, cargo: Cargo, desk: &mut impl Desk, out: &mut Outbox) {
+        out.mute(self.role == MachineRole::Standby);
+        self.take_cargo(now, by, cargo, desk, out);
+        out.mute(false);
+    }
+
+    fn take_cargo(&mut self, now: Now, by: WorkerId, cargo: Cargo, desk: &mut impl Desk, out: &mut Outbox) {
         let flow = match cargo {
             Cargo::Flow(flow) => flow,
             Cargo::End(generation) => return self.moving.ended(by, generation),

@@ -20,7 +20,7 @@ use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
-use crate::{Now, Pick, Refusal, ServiceId, VShard};
+use crate::{Now, Pick, PickReason, Refusal, ServiceId, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
 pub(super) const LEASES_MAX: usize = 4;
@@ -410,7 +410,12 @@ impl Plane {
         self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         let refusal = match desk.pick(service, client.source(), client.dst_port, now) {
             Ok(pick) => match service.target(pick.target).filter(|member| member.server == pick.server) {
-                Some(member) => return Ok((pick, member)),
+                Some(member) => {
+                    if pick.why == PickReason::Consoled {
+                        desk.count(service.id, ServiceCounter::Consoled, 1);
+                    }
+                    return Ok((pick, member));
+                }
                 None => {
                     desk.close(service.id, pick.server);
                     Refusal::NoServer

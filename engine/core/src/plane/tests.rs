@@ -7,6 +7,7 @@ mod ledger;
 mod lending;
 mod outbound;
 mod router;
+mod standby;
 mod straight;
 mod survey;
 mod transits;
@@ -15,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
-use towpath_config::model::{self, AdminState, Balance, Forwarding, Protocol, SourcePool};
+use towpath_config::model::{self, AdminState, Balance, Forwarding, MachineRole, Protocol, SourcePool};
 
 use super::*;
 use crate::PickReason;
@@ -295,6 +296,7 @@ impl Setup {
             steering: Arc::new(SteeringTable::even(self.workers)),
             router: Arc::new(Router::new(&self.router)),
             outbound: self.outbound(),
+            role: MachineRole::Active,
         })
     }
 

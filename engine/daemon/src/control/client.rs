@@ -28,6 +28,7 @@ use super::answer::{Problem, Refused};
 use super::guard::read_token;
 use super::route::escape;
 use crate::admin::{MembersStatus, OrderBody, Ordered};
+use crate::role::{RoleBody, RoleChanged, RoleStatus};
 use crate::status::Status;
 
 /// Bytes that an answer may have: 1,024 services with some hundred servers each.
@@ -242,6 +243,16 @@ pub fn order(at: &Endpoint, servers: &ServerPath, verb: &str, body: &OrderBody) 
 /// Asks a route of the API and waits so long for its answer.
 pub fn get<T: DeserializeOwned>(at: &Endpoint, uri: &str, limit: Duration) -> Result<T, FetchError> {
     call(at, Method::GET, uri, Vec::new(), limit)
+}
+
+/// Asks for the role of the machine. Blocks as [`fetch_status`].
+pub fn fetch_role(at: &Endpoint) -> Result<RoleStatus, FetchError> {
+    get(at, "/v1/role", FETCH_TIMEOUT)
+}
+
+/// Gives the machine a role. Returns when every worker follows it.
+pub fn take_role(at: &Endpoint, body: &RoleBody) -> Result<RoleChanged, FetchError> {
+    post(at, "/v1/role", body, ORDER_TIMEOUT)
 }
 
 /// Sends `body` to a route of the API and waits so long for its answer.

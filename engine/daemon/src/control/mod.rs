@@ -19,6 +19,7 @@ mod listener;
 mod peer;
 mod persistence;
 mod query;
+mod role;
 mod route;
 mod server;
 mod session;
@@ -52,7 +53,8 @@ use route::{Deadline, Door};
 pub use answer::Problem;
 pub use certs::{CertificateRow, Certificates};
 pub use client::{
-    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_status, get, order, post, query,
+    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_role, fetch_status, get, order,
+    post, query, take_role,
 };
 pub use events::EventsPage;
 pub use guard::AccessError;

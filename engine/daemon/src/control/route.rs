@@ -21,7 +21,7 @@ use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
 use super::server::Verb;
-use super::{capture, certs, check, events, explain, files, limits, persistence, server, sessions};
+use super::{capture, certs, check, events, explain, files, limits, persistence, role, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -81,7 +81,9 @@ pub(super) enum Action {
     Logout,
     Order(Verb),
     Persistence,
+    Role,
     Routes,
+    SayRole,
     Servers,
     Session,
     Sessions,
@@ -120,6 +122,8 @@ static ROUTES: &[Route] = &[
     change("/v1/logout", ControlRole::Viewer, Action::Logout),
     see("/v1/persistence", Action::Persistence),
     change("/v1/persistence/clear", ControlRole::Operator, Action::ClearPersistence),
+    see("/v1/role", Action::Role),
+    change("/v1/role", ControlRole::Operator, Action::SayRole),
     see("/v1/services/{}/servers/{}", Action::Servers),
     // Servers notice it, and commands run.
     change("/v1/services/{}/servers/{}/check", ControlRole::Operator, Action::Check),
@@ -157,6 +161,8 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
         },
         Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
         Action::Persistence => persistence::list(request, asked).await,
+        Action::Role => role::show(asked),
+        Action::SayRole => role::change(request, asked).await,
         Action::Routes => json(StatusCode::OK, &routes()),
         Action::Servers => server::show(house, &chosen(path)),
         Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),

@@ -14,7 +14,7 @@ use crate::admin::{Chosen, OrderBody, OrderError, order_of, unix_ms};
 use crate::house::House;
 
 /// An answer waits so long for the workers.
-const ADOPT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ADOPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks whether they have taken over what was said.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
@@ -72,7 +72,7 @@ pub(super) async fn change(request: Request<Incoming>, verb: Verb, chosen: &Chos
 }
 
 /// Waits until every worker follows this generation; says so if one does not.
-async fn until_adopted(house: &House, generation: Generation) -> Option<String> {
+pub(super) async fn until_adopted(house: &House, generation: Generation) -> Option<String> {
     let until = Instant::now() + ADOPT_TIMEOUT;
     while !house.shared.all_adopted(generation) {
         if Instant::now() >= until {

@@ -112,7 +112,7 @@ pub(super) fn own_addresses(model: &Model) -> BTreeSet<IpAddr> {
 
 /// Every real server.
 pub(super) fn servers(model: &Model) -> BTreeSet<IpAddr> {
-    model.groups.iter().flat_map(|group| &group.servers).map(|server| server.address).collect()
+    model.servers().map(|server| server.address).collect()
 }
 
 /// The Ethernet interfaces that a configuration needs: those of the packet plane, and those whose networks hold an address of ours or

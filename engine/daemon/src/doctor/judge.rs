@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use towpath_config::model::{Application, Forwarding, Model, Plane, Source, VirtualService};
+use towpath_config::model::{Application, Carrier, Forwarding, Model, Plane, Source, VirtualService};
 use towpath_sys::ethtool::Feature;
 use towpath_sys::neighbour::LinkAddress;
 
@@ -382,7 +382,7 @@ fn on_links(model: &Model, facts: &Facts, answers: &Answers, all: &mut Readings)
     }
     for service in &model.services {
         let near = |server: &IpAddr| of(Purpose::Server).any(|asked| asked.ip == *server);
-        let servers = model.groups[service.group].servers.iter().map(|server| server.address).filter(near).count();
+        let servers = model.servers_of(service).map(|server| server.address).filter(near).count();
         if servers > 0 {
             let told = format!("{} on our networks, all answer", counted(servers, "real server", "real servers"));
             all.fine(of_service(&service.name), Check::NextHop, told);
@@ -393,7 +393,7 @@ fn on_links(model: &Model, facts: &Facts, answers: &Answers, all: &mut Readings)
 /// What only the daemon can ask, because the kernel has no part in its network.
 fn unasked(model: &Model, facts: &Facts, all: &mut Readings) {
     for service in &model.services {
-        let servers = model.groups[service.group].servers.iter().map(|server| server.address);
+        let servers = model.servers_of(service).map(|server| server.address);
         let unknown: BTreeSet<IpAddr> =
             servers.chain([service.vip]).filter(|&ip| is_unknown_to_kernel(model, &facts.tables, ip)).collect();
         if unknown.is_empty() {
@@ -453,9 +453,7 @@ fn duplicate(model: &Model, answers: &Answers, asked: &Asked, other: [u8; 6], na
 }
 
 fn services_of(model: &Model, server: IpAddr) -> impl Iterator<Item = &VirtualService> {
-    model.services.iter().filter(move |service| {
-        model.groups_of(service).flat_map(|group| &group.servers).any(|member| member.address == server)
-    })
+    model.services.iter().filter(move |service| model.servers_of(service).any(|member| member.address == server))
 }
 
 fn mac(octets: &[u8; 6]) -> String {
@@ -494,16 +492,27 @@ fn mtu(facts: &Facts, answers: &Answers, all: &mut Readings) {
 fn servers(model: &Model, answers: &Answers, all: &mut Readings) {
     for service in &model.services {
         let tried = answers.tried.iter().filter(|tried| tried.service == service.name);
+        // As [`super::probes`] has asked them.
+        let carrier =
+            model.groups[service.group].health.as_ref().map_or(Carrier::Stream, |health| health.check.carrier());
+        let (what, look) = match carrier {
+            Carrier::Datagram => ("does not answer", "whether it listens there (`ss -lun` on it)"),
+            Carrier::Echo => ("does not answer", "whether it is on"),
+            Carrier::Stream => ("takes no connection", "whether it listens there (`ss -ltn` on it)"),
+        };
         for (tried, why) in tried.clone().filter_map(|tried| Some((tried, tried.failure.as_ref()?))) {
             let told = format!(
-                "real server {} ({}) takes no connection: {why}; look whether it listens there (`ss -ltn` on it) and for a filter between",
+                "real server {} ({}) {what}: {why}; look {look} and for a filter between",
                 tried.server, tried.ip
             );
             all.add_there(of_service(&service.name), Check::Servers, State::Warning, told);
         }
         let count = tried.count();
         if count > 0 {
-            let told = format!("{} connections", counted(count, "real server takes", "real servers take"));
+            let told = match carrier {
+                Carrier::Stream => format!("{} connections", counted(count, "real server takes", "real servers take")),
+                Carrier::Datagram | Carrier::Echo => counted(count, "real server answers", "real servers answer"),
+            };
             all.fine(of_service(&service.name), Check::Servers, told);
         }
     }

@@ -364,9 +364,7 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
     let sockets: BTreeMap<IpAddr, SocketAddr> = model
         .services
         .iter()
-        .flat_map(|service| {
-            model.groups_of(service).flat_map(|group| &group.servers).map(move |server| (service, server))
-        })
+        .flat_map(|service| model.servers_of(service).map(move |server| (service, server)))
         .filter_map(|(service, server)| socket_of(service, server.address, server.port))
         .map(|socket| (socket.ip(), socket))
         .collect();
@@ -392,7 +390,7 @@ fn beyond(model: &Model, facts: &Facts, taps: &mut BTreeMap<u32, Station>, port:
     }
     let half_nat = model.services.iter().filter(|service| service.forwarding == Forwarding::HalfNat);
     for service in half_nat {
-        for server in &model.groups[service.group].servers {
+        for server in model.servers_of(service) {
             let Some(&(link, way)) = ways.get(&server.address) else { continue };
             let Some(client) = client_of(service, server.address, tables) else { continue };
             let frames = sends.entry(link).or_default();

@@ -362,6 +362,11 @@ fn who_does_not_answer_is_told() {
     assert_told(PACKET, |_, a| a.asked[4].stations.clear(), ("web", NextHop, Warning, show));
     let refused = Some("port 443: connection refused".to_owned());
     assert_told(PACKET, |_, a| a.tried[0].failure = refused, ("web", Servers, Warning, "ss -ltn"));
+    let dns = PACKET.replacen("vip = ", "health = { check = \"dns\", query = \"a.b\" }\nvip = ", 1);
+    let silent = |_: &mut Facts, a: &mut Answers| a.tried[0].failure = Some("port 443: no answer".to_owned());
+    let [reading] = &*told(&dns, silent) else { panic!("one thing is wrong") };
+    let run = reading.run.as_ref().map_or("", |run| run.command.as_str());
+    assert!(reading.found.contains("does not answer") && run == "ss -lun", "{reading:#?}");
     assert_told(PACKET, |_, a| a.echoed[0].full = false, ("back", Mtu, Warning, "ip link set back mtu"));
     // Who does not answer echoes at all says nothing about their size.
     assert_eq!(told(PACKET, |_, a| (a.echoed[0].small, a.echoed[0].full) = (false, false)), []);

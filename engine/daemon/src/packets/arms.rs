@@ -218,8 +218,8 @@ fn uses(model: &Model, forwarding: Forwarding, server: IpAddr) -> bool {
         .any(|service| members(model, service).any(|member| member == server))
 }
 
-fn members<'m>(model: &'m Model, service: &VirtualService) -> impl Iterator<Item = IpAddr> + use<'m> {
-    model.groups[service.group].servers.iter().map(|server| server.address)
+fn members<'m>(model: &'m Model, service: &'m VirtualService) -> impl Iterator<Item = IpAddr> + use<'m> {
+    model.servers_of(service).map(|server| server.address)
 }
 
 /// Whether a network of a VLAN or a bridge holds an address.

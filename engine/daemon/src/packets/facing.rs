@@ -55,7 +55,8 @@ fn resolve_by(
     for service in services {
         let Source::Facing(FacingPorts { port_low, port_high, rest_ms }) = service.source else { continue };
         let known = before.and_then(|before| pool(before, &service.name));
-        let server_address = groups[service.group].servers.iter().map(|server| server.address);
+        let servers = groups[service.group].servers.iter().chain(&service.sorry);
+        let server_address = servers.map(|server| server.address);
         let towards: BTreeMap<IpAddr, IpAddr> = server_address
             .filter_map(|server| {
                 let known = known.and_then(|known| known.towards.get(&server).copied());

@@ -5,6 +5,7 @@ use std::io;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use towpath_config::model::MachineRole;
 use towpath_core::Now;
 use towpath_core::packet::{Ip, Mac};
 use towpath_core::plane::{Heard, NEIGHBOURS_MAX, NeighbourCounts, Neighbours, Network, PortId};
@@ -19,6 +20,8 @@ pub(crate) struct Neighbourhood {
     hearing: AsyncFd<Hearing>,
     /// Addresses of ours of which it was told that another station has them too.
     told: BTreeSet<Ip>,
+    /// The machine's, when frames were heard last.
+    role: MachineRole,
 }
 
 impl Neighbourhood {
@@ -29,7 +32,12 @@ impl Neighbourhood {
             reason = "`register` is unsafe; the descriptor is the socket's own and stays open as long as it"
         )]
         let hearing = AsyncFd::new(hearing)?;
-        Ok(Neighbourhood { table: Neighbours::new(ours, NEIGHBOURS_MAX), hearing, told: BTreeSet::new() })
+        Ok(Neighbourhood {
+            table: Neighbours::new(ours, NEIGHBOURS_MAX),
+            hearing,
+            told: BTreeSet::new(),
+            role: MachineRole::Active,
+        })
     }
 
     /// Who is known.
@@ -56,7 +64,11 @@ impl Neighbourhood {
     }
 
     /// Reads what has come, so much that others are not held up; whether the network is another one since.
-    pub(crate) fn hear(&mut self, now: Now, network: &Network) -> bool {
+    pub(crate) fn hear(&mut self, now: Now, network: &Network, role: MachineRole) -> bool {
+        if self.role != role {
+            self.role = role;
+            self.told.clear();
+        }
         let mut is_news = false;
         for _ in 0..FRAMES_MAX {
             let Neighbourhood { table, hearing, .. } = self;
@@ -66,6 +78,8 @@ impl Neighbourhood {
             });
             match heard {
                 Ok(Heard::News) => is_news = true,
+                // The machine that serves says that it has our addresses, as it should.
+                Ok(Heard::Duplicate(ip, _)) if role == MachineRole::Standby && !network.is_own(ip) => {}
                 Ok(Heard::Duplicate(ip, mac)) => self.tell_duplicate(ip, mac),
                 Ok(Heard::Nothing) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

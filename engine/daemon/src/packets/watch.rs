@@ -154,7 +154,7 @@ impl Turn {
     fn hear(&mut self) {
         let (now, network) = (self.shared.now(), self.shared.network().current());
         let Some(neighbours) = &mut self.neighbours else { return };
-        let is_news = neighbours.hear(now, &network);
+        let is_news = neighbours.hear(now, &network, self.shared.snapshot().role);
         self.shared.network().note_neighbours(neighbours.known().count(), neighbours.counts());
         if is_news {
             self.publish_soon();

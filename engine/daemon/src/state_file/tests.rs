@@ -138,3 +138,17 @@ fn a_write_that_fails_leaves_the_file_as_it_was() {
     assert!(write(&path, b"after").is_err());
     assert_eq!(fs::read_to_string(&path).unwrap(), "before");
 }
+
+#[test]
+fn who_was_active_before_the_machine_crashed_waits_for_a_new_word() {
+    let said = Said { unix_ms: UNIX_MS, by: "user root".into(), reason: "keepalived".into() };
+    for (role, survives) in [(MachineRole::Active, false), (MachineRole::Standby, true)] {
+        let mut words = AdminWords::new();
+        let over = if role == MachineRole::Active { Some(MachineRole::Standby) } else { None };
+        words.restore_role(RoleWord { role, over, said: said.clone() });
+        let text = render(&words, Now(0), UNIX_MS).unwrap();
+        assert_eq!(parse(&text, UNIX_MS).unwrap().role_word(), words.role_word(), "{role:?}: a restart of the process");
+        let other = String::from_utf8(text).unwrap().replace(&boot(), "another start");
+        assert_eq!(parse(other.as_bytes(), UNIX_MS).unwrap().role_word().is_some(), survives, "{role:?}");
+    }
+}

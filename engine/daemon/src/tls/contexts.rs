@@ -311,7 +311,7 @@ impl<'m> Loader<'m> {
             client_certificates,
         };
         // A server that stands in several groups says the same in each.
-        let members = self.model.groups_of(service).flat_map(|group| &group.servers);
+        let members = self.model.servers_of(service);
         let again: Vec<_> = members.filter(|server| ended.re_encrypts(server)).collect();
         let mut servers = HashMap::new();
         if !again.is_empty() {

@@ -297,6 +297,9 @@ impl Worker {
             Ok(pick) => pick,
             Err(refusal) => return Ok(Err(Termination::from(refusal))),
         };
+        if pick.why == PickReason::Consoled {
+            self.shared.seat(self.id).service_page(service.id).add(ServiceCounter::Consoled, 1);
+        }
         let target = service.target(pick.target).expect("the pick is from this very service");
         let destination = target.destination(port);
         let (server, lease) = match self.connect_datagram(service, client, destination) {

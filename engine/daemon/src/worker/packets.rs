@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use towpath_config::model::{AdminState, Plane as PlaneWord};
+use towpath_config::model::{AdminState, MachineRole, Plane as PlaneWord};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Pick, Refusal, Tried};
 use towpath_core::packet::rewrite::Checksum;
@@ -42,6 +42,8 @@ const RING_NOTE_MS: u64 = 1000;
 /// How often our addresses are announced, and the time in between (RFC 5227 section 1.1, ANNOUNCE_NUM and ANNOUNCE_INTERVAL).
 const ANNOUNCEMENTS: u32 = 2;
 const ANNOUNCE_AGAIN_MS: u64 = 2000;
+/// How often when they were another machine's before: neighbours know that one, and a frame may be lost.
+const TAKEOVER_ANNOUNCEMENTS: u32 = 5;
 /// The worker that questions for neighbours are steered to, so the one that announces.
 const ANNOUNCER: WorkerId = WorkerId(0);
 
@@ -73,6 +75,8 @@ pub(super) struct Packets {
     drained: usize,
     /// Flows whose time is up, or whose server was halted.
     overdue: Left,
+    /// That of the snapshot at hand.
+    role: MachineRole,
 }
 
 /// More may be there at once.
@@ -118,6 +122,7 @@ impl Packets {
             was_polled: false,
             drained: 0,
             overdue: Left::Nothing,
+            role: snapshot.role,
         }
     }
 
@@ -399,6 +404,11 @@ impl Worker {
     pub(super) fn adopt_in_plane(&mut self) {
         if let Some(packets) = &mut self.packets {
             packets.drained = 0;
+            if packets.role != self.snapshot.role {
+                packets.role = self.snapshot.role;
+                let takes_over = packets.role == MachineRole::Active && self.id == ANNOUNCER;
+                packets.announce = takes_over.then_some((self.now, TAKEOVER_ANNOUNCEMENTS));
+            }
             packets.plane.adopt_snapshot(Arc::clone(&self.snapshot));
         }
     }

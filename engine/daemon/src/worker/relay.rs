@@ -515,6 +515,9 @@ impl Worker {
         };
         relay.counted = Some(pick.server);
         relay.why = Some(pick.why);
+        if pick.why == PickReason::Consoled {
+            self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Consoled, 1);
+        }
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
         }

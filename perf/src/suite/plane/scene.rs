@@ -262,6 +262,7 @@ impl Scene {
             steering: Arc::new(SteeringTable::even(1)),
             router: Arc::default(),
             outbound: Arc::default(),
+            role: Default::default(),
         };
         Ok((id, snapshot))
     }

@@ -3,7 +3,7 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
-use towpath_config::model::{RadiusAnswer, RadiusCheck};
+use towpath_config::model::{MessageAuthenticator, RadiusAnswer, RadiusCheck};
 
 use super::{Course, Parties, Secrets, shown};
 use crate::random::SplitMix64;
@@ -37,10 +37,15 @@ pub(super) struct RadiusTalk {
     secrets: Secrets,
     id: u8,
     authenticator: [u8; BLOCK],
-    /// An answer came that the secret does not prove.
-    unproven: bool,
+    /// Of the last answer that was passed over: what it would have had to be.
+    unproven: Option<&'static str>,
     heard: String,
 }
+
+/// The secret does not prove the answer.
+const UNFIT: &str = "answer whose authenticator fits our secret";
+/// The secret proves it only by MD5, which who stands between can forge (CVE-2024-3596, Blast-RADIUS).
+const UNSIGNED: &str = "answer with a Message-Authenticator (it came without; `health.message_authenticator`)";
 
 impl RadiusTalk {
     pub(super) fn begin(check: &RadiusCheck, parties: &Parties<'_>, send: &mut Vec<u8>) -> (RadiusTalk, Course) {
@@ -50,7 +55,7 @@ impl RadiusTalk {
         authenticator.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&random.next_u64().to_be_bytes()));
         let secrets = parties.secrets.clone();
         let talk =
-            RadiusTalk { check: check.clone(), secrets, id, authenticator, unproven: false, heard: String::new() };
+            RadiusTalk { check: check.clone(), secrets, id, authenticator, unproven: None, heard: String::new() };
         match talk.request() {
             Ok(request) => send.extend_from_slice(&request),
             Err(reason) => return (talk, Course::Failed(reason.to_owned())),
@@ -119,42 +124,50 @@ impl RadiusTalk {
         };
         match self.judge(packet, header[0]) {
             // RFC 2865 section 3: silently discarded, it may be anybody's.
-            None => {
-                self.unproven = true;
+            Err(unproven) => {
+                self.unproven = Some(unproven);
                 Course::More
             }
-            Some(course) => course,
+            Ok(course) => course,
         }
     }
 
-    /// `None`: whoever sent it does not know the secret.
-    fn judge(&mut self, packet: &[u8], code: u8) -> Option<Course> {
+    /// The error: whoever sent it may not know the secret.
+    fn judge(&mut self, packet: &[u8], code: u8) -> Result<Course, &'static str> {
         let mut asked = packet.to_vec();
         asked[4..HEADER_OCTETS].copy_from_slice(&self.authenticator);
         let digest = Md5::new().chain_update(&asked).chain_update(&self.secrets.secret).finalize();
         if packet[4..HEADER_OCTETS] != digest[..] {
-            return None;
+            return Err(UNFIT);
         }
         let mut message = String::new();
+        let mut is_signed = false;
         let mut at = HEADER_OCTETS;
         while let Some(&kind) = packet.get(at) {
             let value = packet.get(at + 1).and_then(|&length| packet.get(at + 2..at + usize::from(length)));
             let Some(value) = value else {
-                return Some(Course::Failed("the answer ends amid an attribute".to_owned()));
+                return Ok(Course::Failed("the answer ends amid an attribute".to_owned()));
             };
             if kind == MESSAGE_AUTHENTICATOR {
                 let Some(proof) = asked.get_mut(at + 2..at + 2 + BLOCK).filter(|_| value.len() == BLOCK) else {
-                    return Some(Course::Failed("the answer's Message-Authenticator has no such length".to_owned()));
+                    return Ok(Course::Failed("the answer's Message-Authenticator has no such length".to_owned()));
                 };
                 proof.fill(0);
                 if value != self.proof(&asked) {
-                    return None;
+                    return Err(UNFIT);
                 }
+                is_signed = true;
             }
             if kind == REPLY_MESSAGE && message.is_empty() {
                 message = format!(" \"{}\"", shown(value));
             }
             at += 2 + value.len();
+        }
+        // A status lets nobody in, and its request leaves no room for somebody else's octets (RFC 5997 section 3).
+        let wants_signed =
+            self.check.user.is_some() && self.check.message_authenticator == MessageAuthenticator::Required;
+        if wants_signed && !is_signed {
+            return Err(UNSIGNED);
         }
         let name = code_name(code);
         self.heard = format!("{name}{message}");
@@ -164,11 +177,11 @@ impl RadiusTalk {
             RadiusAnswer::Any => matches!(code, ACCESS_ACCEPT | ACCESS_REJECT | ACCESS_CHALLENGE),
             RadiusAnswer::Reject => code == ACCESS_REJECT,
         };
-        Some(if wanted { Course::Passed } else { Course::Failed(format!("answers {}", self.heard)) })
+        Ok(if wanted { Course::Passed } else { Course::Failed(format!("answers {}", self.heard)) })
     }
 
     pub(super) fn waits_for(&self) -> &'static str {
-        if self.unproven { "answer whose authenticator fits our secret" } else { "answer" }
+        self.unproven.unwrap_or("answer")
     }
 
     /// A status is asked anew by the next check (RFC 5997); other requests are repeated as RFC 5080 section 2.2.1 has it.
@@ -210,13 +223,14 @@ mod tests {
                 secret_file: "/secret".into(),
                 password_file: None,
                 expect: RadiusAnswer::Accept,
+                message_authenticator: MessageAuthenticator::Required,
             },
             secrets: Secrets { secret: b"xyzzy5461".to_vec(), password: b"arctangent".to_vec() },
             id: 0,
             authenticator: [
                 0x0f, 0x40, 0x3f, 0x94, 0x73, 0x97, 0x80, 0x57, 0xbd, 0x83, 0xd5, 0xcb, 0x98, 0xf4, 0x22, 0x7a,
             ],
-            unproven: false,
+            unproven: None,
             heard: String::new(),
         };
         assert_eq!(
@@ -236,11 +250,12 @@ mod tests {
                 secret_file: "/secret".into(),
                 password_file: None,
                 expect: RadiusAnswer::Accept,
+                message_authenticator: MessageAuthenticator::Required,
             },
             secrets: Secrets { secret: b"xyzzy5461".to_vec(), password: Vec::new() },
             id: 0xda,
             authenticator: request_authenticator,
-            unproven: false,
+            unproven: None,
             heard: String::new(),
         };
         // The request of the example, whose Message-Authenticator is its only attribute.
@@ -262,5 +277,57 @@ mod tests {
             (talk.received(&answer), talk.waits_for()),
             (Course::More, "answer whose authenticator fits our secret")
         );
+    }
+    /// An answer to the request of `talk` with these attributes; a Message-Authenticator among them is filled in.
+    fn answer_of(talk: &RadiusTalk, code: u8, attributes: &[(u8, &[u8])]) -> Vec<u8> {
+        let mut packet = vec![code, talk.id, 0, 0];
+        packet.extend_from_slice(&talk.authenticator);
+        let mut proof = None;
+        for (kind, value) in attributes {
+            proof = proof.or((*kind == MESSAGE_AUTHENTICATOR).then_some(packet.len() + 2));
+            attribute(&mut packet, *kind, value);
+        }
+        let length = packet.len() as u16;
+        packet[2..4].copy_from_slice(&length.to_be_bytes());
+        if let Some(at) = proof {
+            let signed = talk.proof(&packet);
+            packet[at..at + BLOCK].copy_from_slice(&signed);
+        }
+        let digest = Md5::new().chain_update(&packet).chain_update(&talk.secrets.secret).finalize();
+        packet[4..HEADER_OCTETS].copy_from_slice(&digest);
+        packet
+    }
+
+    #[test]
+    fn without_a_message_authenticator_nobody_is_let_in_unless_the_operator_says_so() {
+        let mut talk = RadiusTalk {
+            check: RadiusCheck {
+                user: Some("probe".to_owned()),
+                secret_file: "/secret".into(),
+                password_file: Some("/password".into()),
+                expect: RadiusAnswer::Accept,
+                message_authenticator: MessageAuthenticator::Required,
+            },
+            secrets: Secrets { secret: b"xyzzy5461".to_vec(), password: b"arctangent".to_vec() },
+            id: 7,
+            authenticator: [3; BLOCK],
+            unproven: None,
+            heard: String::new(),
+        };
+        let bare = answer_of(&talk, ACCESS_ACCEPT, &[(REPLY_MESSAGE, b"welcome")]);
+        assert_eq!((talk.received(&bare), talk.waits_for()), (Course::More, UNSIGNED));
+        let signed = answer_of(&talk, ACCESS_ACCEPT, &[(MESSAGE_AUTHENTICATOR, &[0; BLOCK])]);
+        assert_eq!(talk.received(&signed), Course::Passed);
+        let mut forged = signed;
+        forged[HEADER_OCTETS + 2] ^= 1;
+        let digest_of = |packet: &mut Vec<u8>, talk: &RadiusTalk| {
+            packet[4..HEADER_OCTETS].copy_from_slice(&talk.authenticator);
+            let digest = Md5::new().chain_update(&*packet).chain_update(&talk.secrets.secret).finalize();
+            packet[4..HEADER_OCTETS].copy_from_slice(&digest);
+        };
+        digest_of(&mut forged, &talk);
+        talk.check.message_authenticator = MessageAuthenticator::Optional;
+        assert_eq!((talk.received(&forged), talk.waits_for()), (Course::More, UNFIT));
+        assert_eq!(talk.received(&bare), Course::Passed);
     }
 }

@@ -1,6 +1,6 @@
 //! Answers of servers, in one piece and octet by octet.
 
-use towpath_config::model::{RadiusAnswer, RadiusCheck, UdpCheck};
+use towpath_config::model::{MessageAuthenticator, RadiusAnswer, RadiusCheck, UdpCheck};
 
 use super::*;
 
@@ -138,6 +138,7 @@ fn datagrams_are_sent_again_and_streams_are_not() {
             user: user.map(str::to_owned),
             password_file: None,
             expect: RadiusAnswer::Accept,
+            message_authenticator: MessageAuthenticator::Required,
         })
     };
     assert_eq!(waits(&radius(Some("nemo")))[..3], [Some(2_000), Some(4_000), Some(8_000)]);

@@ -59,6 +59,7 @@ fn unanswered_datagrams_leave_half_of_the_half_open_flows_to_tcp() {
         steering: Arc::new(SteeringTable::even(1)),
         router: Arc::default(),
         outbound: Arc::default(),
+        role: Default::default(),
     }));
     let mut first = None;
     for n in 0..40 {
@@ -433,6 +434,7 @@ fn a_one_way_flow_is_not_kept_out_by_the_answers_of_another() {
         steering: Arc::new(SteeringTable::even(1)),
         router: Arc::default(),
         outbound: Arc::default(),
+        role: Default::default(),
     }));
     // The same client port, through another service, to the same port of the same server.
     let second = Tuple { dst_port: 444, ..forward_of(7, 40_000, Protocol::Tcp) };

@@ -67,6 +67,7 @@ impl Crew {
                 steering: Arc::clone(&table),
                 router: Arc::default(),
                 outbound: Arc::default(),
+                role: Default::default(),
             })
         };
         let plane = |worker: usize| {
@@ -225,6 +226,7 @@ impl Crew {
             steering: Arc::clone(&self.tables[last]),
             router: Arc::default(),
             outbound: Arc::default(),
+            role: Default::default(),
         }));
     }
 

@@ -45,8 +45,7 @@ pub(super) fn shown(model: &Model, questions_max: usize) -> Vec<Shown> {
     let mut wanted = Vec::new();
     for service in &model.services {
         let Some(tls) = service.ended_tls() else { continue };
-        for server in model.groups_of(service).flat_map(|group| &group.servers).filter(|server| tls.re_encrypts(server))
-        {
+        for server in model.servers_of(service).filter(|server| tls.re_encrypts(server)) {
             wanted.push((service, tls, server));
         }
     }

@@ -256,7 +256,7 @@ impl Worker {
             return false;
         }
         let port = relay.service_port();
-        let takes = |target: &Target| target.takes_new() && target.serves(port);
+        let takes = |target: &Target| target.takes_new() && !target.is_sorry() && target.serves(port);
         let Some((_, target)) = service.target_of(server).filter(|(_, target)| takes(target)) else {
             return false;
         };

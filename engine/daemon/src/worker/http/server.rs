@@ -10,7 +10,7 @@ use towpath_core::http::{Answer, Edit, Edits, Keep, Output, ServerLeg, Then};
 use towpath_core::http::{BadRequest, Page, Verdict};
 use towpath_core::persistence::Seen;
 use towpath_core::session::Side;
-use towpath_core::snapshot::Service;
+use towpath_core::snapshot::{Service, Target};
 use towpath_core::{Now, ServiceId};
 use towpath_sys::socket;
 
@@ -110,7 +110,7 @@ impl Worker {
     fn show(&mut self, key: Key, page: &Page, termination: Termination) -> io::Result<()> {
         let retry_after = page.retry_after.as_deref().map(|text| ("Retry-After", text.as_bytes()));
         let fields = retry_after.as_slice();
-        let answer = Answer { content_type: Page::CONTENT_TYPE, body: &page.body, ..Answer::with(503, fields) };
+        let answer = Answer { content_type: Page::CONTENT_TYPE, body: &page.body, ..Answer::with(page.status, fields) };
         self.answer_ourselves(key, &answer, termination)
     }
 
@@ -180,7 +180,9 @@ impl Worker {
     fn may_stay(&self, key: Key) -> bool {
         let Some(relay) = self.relays.get(key) else { return false };
         let target = relay.server().and_then(|server| Some(relay.service().target_of(server)?.1));
-        target.is_some_and(|target| target.takes_new() && target.serves(relay.service_port()))
+        // Who is with the sorry server comes back as soon as there is another.
+        let takes = |target: &Target| target.takes_new() && !target.is_sorry() && target.serves(relay.service_port());
+        target.is_some_and(takes)
     }
 
     /// Chooses a server for the request at hand and starts the connect; if none is left to try, `failed` is how it went with the tried ones.
