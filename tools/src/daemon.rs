@@ -41,7 +41,9 @@ impl Daemon {
             None => Ok(Endpoint::Socket(self.socket.clone())),
             Some(url) => {
                 let asker = Asker { token_file: self.token_file.clone(), certificate: self.certificate.clone() };
-                Remote::new(url, &asker, &self.ca).map(Endpoint::Remote).map_err(|why| anyhow!(why))
+                Remote::new(url, &asker, &self.ca)
+                    .map(|remote| Endpoint::Remote(Box::new(remote)))
+                    .map_err(|why| anyhow!(why))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
@@ -80,8 +80,15 @@ pub(crate) fn events(arguments: &EventsArguments) -> Result<Exit> {
             eprintln!("warning: {} events came faster than they were read, and are not kept", page.missed);
         }
         page = loop {
+            let asked = Instant::now();
             match next(&at, &page.cursor) {
-                Ok(page) => break page,
+                Ok(page) => {
+                    // All places to wait at are taken.
+                    if page.events.is_empty() && asked.elapsed() < RETRY {
+                        thread::sleep(RETRY);
+                    }
+                    break page;
+                }
                 Err(
                     error @ (FetchError::NotReachable { .. }
                     | FetchError::TimedOut { .. }

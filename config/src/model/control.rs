@@ -42,6 +42,8 @@ pub struct ControlListen {
     pub certificate: Option<CertificateFiles>,
     /// Authorities of users' certificates.
     pub client_ca: Option<PathBuf>,
+    /// Networks that may come; empty = every one.
+    pub from: Vec<(std::net::IpAddr, u8)>,
     /// What the page does.
     pub page: Page,
     /// A login ends when nothing was done for so long.
@@ -203,7 +205,7 @@ mod tests {
         assert_eq!(PasswordHash::read(&written), Some(password.clone()));
         let token = TokenHash([0xcd; 32]);
         assert_eq!(TokenHash::read(&token.written()), Some(token));
-        let shown = format!("{password:?} {token:?}") + &serde_json::to_string(&(&password, &token)).unwrap();
+        let shown = format!("{password:?} {token:?}") + &serde_json::to_string(&(&password, &token)).expect("text");
         assert!(!shown.contains("abab") && !shown.contains("0707") && !shown.contains("cdcd"), "{shown}");
         assert!(!shown.contains("171, 171") && !shown.contains("205, 205"), "{shown}");
     }

@@ -12,8 +12,8 @@ use crate::model::{PASSWORD_ROUNDS, PasswordHash, Plane, Protocol, TokenHash};
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Keys that mean nothing where nobody is answered but at the socket.
-const OF_LISTENER: [&str; 7] =
-    ["certificate", "client_ca", "page", "private_key", "session_idle_timeout", "session_timeout", "user"];
+const OF_LISTENER: [&str; 8] =
+    ["certificate", "client_ca", "from", "page", "private_key", "session_idle_timeout", "session_timeout", "user"];
 /// Keys that a user is known by.
 const CREDENTIALS: [&str; 4] = ["certificate_name", "password_hash", "token_file", "token_hash"];
 
@@ -195,7 +195,7 @@ fn users(control: &Section, report: &mut Report) {
 fn credentials(control: &Section, user: &Section, report: &mut Report) {
     let is_there = |key: &&str| user.entry(key).is_some() || user.broken.contains(key);
     let who = user.text("name").map(|name| format!(" \"{}\"", name.value)).unwrap_or_default();
-    if !CREDENTIALS.iter().any(|key| is_there(&key)) {
+    if !CREDENTIALS.iter().any(is_there) {
         report
             .error("missing-key", &user.span, format!("nothing tells who user{who} is"))
             .hint("add `password_hash`, `token_hash`, `token_file` or `certificate_name`");

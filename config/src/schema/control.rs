@@ -24,7 +24,7 @@ pub(super) static CONTROL: Table = Table {
         key(
             "listen",
             Kind::Socket,
-            "Address and port where the web page and the API answer its users, too. Without `certificate` it must be an address of loopback.",
+            "Address and port where the web page and the API answer its users, too. Without `certificate` it must be an address of loopback; browsers then send the page's cookie to every port there.",
         ),
         key("certificate", Kind::Path, "PEM with the certificate of `listen` and those of its issuers. With it only TLS is spoken, 1.2 or 1.3; a reload reads it again."),
         key("private_key", Kind::Path, "Private key (PEM) of `certificate`."),
@@ -33,6 +33,12 @@ pub(super) static CONTROL: Table = Table {
             Kind::Path,
             "Authorities (PEM) that certificates of users come from: who shows one of a user's `certificate_name` is that user.",
         ),
+        key(
+            "from",
+            Kind::List(&Kind::Network, 64),
+            "Networks that may come by `listen`; connections from elsewhere are closed before anything is said.",
+        )
+        .described("every one"),
         key(
             "page",
             Kind::Word(&[

@@ -28,15 +28,15 @@ fn users_of_the_listener_are_read() {
         &format!("password_hash = {}\ntoken_hash = {}\ncertificate_name = \"alice\"", password(), token()),
     );
     expect(&text, &[]);
-    let control = check("test.toml", &text).model.unwrap().control;
+    let control = check("test.toml", &text).model.expect("no errors").control;
     assert_eq!(control.group, ControlGroup::Named("wheel".to_owned()));
-    let listen = control.listen.unwrap();
+    let listen = control.listen.expect("it is written");
     assert_eq!((listen.page, listen.session_ms, listen.session_idle_ms), (Page::Full, 8 * 3_600_000, 15 * 60_000));
     let user = &listen.users[0];
     assert_eq!((user.name.as_str(), user.role), ("alice", ControlRole::Admin));
     assert_eq!(user.password.as_ref().map(|hash| (hash.rounds, hash.salt.len())), Some((210_000, 16)));
     assert!(user.token.is_some() && user.certificate_name.as_deref() == Some("alice"));
-    let control = check("test.toml", &service("", "")).model.unwrap().control;
+    let control = check("test.toml", &service("", "")).model.expect("no errors").control;
     assert_eq!((control.group, control.listen), (ControlGroup::IfThere("towpath".to_owned()), None));
     assert!(ControlRole::Viewer < ControlRole::Operator && ControlRole::Operator < ControlRole::Admin);
 }
@@ -88,12 +88,13 @@ fn what_means_nothing_is_refused() {
     for line in [
         "certificate = \"/a\"",
         "client_ca = \"/a\"",
+        "from = [\"192.0.2.0/24\"]",
         "page = \"off\"",
         "private_key = \"/a\"",
         "session_idle_timeout = \"5m\"",
         "session_timeout = \"5h\"",
     ] {
-        let key = line.split(' ').next().unwrap();
+        let key = line.split(' ').next().expect("a key");
         expect(&format!("[control]\n{line}\n{}", service("", "")), &[("no-effect", key)]);
     }
     expect(&with("", &password), &[("no-effect", "user")]);

@@ -43,7 +43,7 @@ pub const CONTROL_CLIENTS_MAX: usize = 16;
 pub const METRICS_CLIENTS_MAX: usize = 8;
 
 /// Clients that `control.listen` serves at the same time.
-pub const CONTROL_VISITORS_MAX: usize = 32;
+pub const CONTROL_VISITORS_MAX: usize = 64;
 
 /// Descriptors of the process itself: standard streams, the controller's event loop, whatever was inherited.
 const PROCESS_DESCRIPTORS: u64 = 24;

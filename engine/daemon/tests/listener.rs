@@ -416,6 +416,34 @@ fn a_connection_of_a_user_goes_on_and_that_of_others_does_not() {
     assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "it is over");
 }
 
+#[test]
+fn strangers_who_say_nothing_make_room_for_users() {
+    let lab = Lab::new("");
+    let host = lab.address;
+    // A user who stays.
+    let mut known = lab.connect();
+    let ask = format!("GET /v1/session HTTP/1.1\r\nHost: {host}\r\n{}\r\n", lab.token(0));
+    let answers = |stream: &mut TcpStream| {
+        stream.write_all(ask.as_bytes()).unwrap();
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).starts_with("HTTP/1.1 200")
+    };
+    assert!(answers(&mut known));
+    // Households of loopback, more than there are places.
+    let strangers: Vec<TcpStream> = (0..100_u8)
+        .map(|number| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 0, 1, 1 + number / 10], 0)).into()).unwrap();
+            socket.connect(&lab.address.into()).unwrap();
+            TcpStream::from(socket)
+        })
+        .collect();
+    assert_eq!(lab.ask("GET", "/v1/session", &lab.token(1), "").status, 200);
+    assert!(answers(&mut known), "who is known keeps its place");
+    drop(strangers);
+}
+
 /// An authority, and what it has signed, in files.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -461,11 +489,11 @@ fn with_a_certificate_everything_goes_by_tls() {
     let lab = Lab::with(directory, &lines, &users);
     let url = format!("https://{}", lab.address);
     let asker = Asker { token_file: Some(token_file.clone()), certificate: None };
-    let at = |ca: &Path| Endpoint::Remote(Remote::new(&url, &asker, ca).unwrap());
+    let at = |ca: &Path| Endpoint::Remote(Box::new(Remote::new(&url, &asker, ca).unwrap()));
     assert_eq!(fetch_status(&at(&ca)).unwrap().services[0].name, "web");
     let error = fetch_status(&at(&other)).unwrap_err();
     assert!(matches!(error, FetchError::NotTrusted { .. }) && error.to_string().contains("--ca"), "{error}");
-    let nobody = Endpoint::Remote(Remote::new(&url, &Asker::default(), &ca).unwrap());
+    let nobody = Endpoint::Remote(Box::new(Remote::new(&url, &Asker::default(), &ca).unwrap()));
     assert!(matches!(fetch_status(&nobody).unwrap_err(), FetchError::Refused { status: 401, .. }));
     // Without TLS there is no answer, and nothing is heard.
     let answer = lab.raw(format!("GET /v1/status HTTP/1.1\r\nHost: x\r\n{}\r\n", lab.token(0)).as_bytes());
@@ -517,7 +545,7 @@ fn a_certificate_of_the_right_authority_says_who_asks() {
     let url = format!("https://{}", lab.address);
     let ask = |file: &Path| {
         let asker = Asker { token_file: None, certificate: Some(file.to_owned()) };
-        let at = Endpoint::Remote(Remote::new(&url, &asker, &ca).unwrap());
+        let at = Endpoint::Remote(Box::new(Remote::new(&url, &asker, &ca).unwrap()));
         get::<serde_json::Value>(&at, "/v1/session", PATIENCE)
     };
     let [carol, dave, eve, forged] = files.each_ref().map(|file| ask(file));

@@ -47,7 +47,7 @@ const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub enum Endpoint {
     /// At `control.listen`.
-    Remote(Remote),
+    Remote(Box<Remote>),
     /// At `control.socket`.
     Socket(PathBuf),
 }

@@ -9,14 +9,16 @@ use tokio::time::timeout;
 
 use super::CONNECTION_TIMEOUT;
 use super::answer::{Answer, json, problem};
+use super::caller::Who;
 use super::route::{Asked, unescape};
 use crate::events::{EVENTS_MAX, Event};
 
 /// An answer waits at most so long for something to happen.
 pub(super) const WAIT_MAX: Duration = Duration::from_secs(30);
-/// Answers that wait at the same time: they hold places of others.
+/// Answers that wait at the same time, by the socket and by the network: they hold places of others.
 const WAITING_MAX: usize = 6;
 static WAITING: Semaphore = Semaphore::const_new(WAITING_MAX);
+static WAITING_FAR: Semaphore = Semaphore::const_new(WAITING_MAX);
 
 /// The latest changes of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +61,8 @@ pub(super) async fn show(query: &str, asked: &Asked<'_>) -> Answer {
     if !page.events.is_empty() || wanted.wait.is_zero() {
         return json(StatusCode::OK, &page);
     }
-    let Ok(_waiting) = WAITING.try_acquire() else { return json(StatusCode::OK, &page) };
+    let places = if matches!(asked.who.who, Who::Local(_)) { &WAITING } else { &WAITING_FAR };
+    let Ok(_waiting) = places.try_acquire() else { return json(StatusCode::OK, &page) };
     asked.deadline.put_off(wanted.wait + CONNECTION_TIMEOUT);
     let _late = timeout(wanted.wait, happened).await;
     json(StatusCode::OK, &asked.house.truth().events().page(&wanted))

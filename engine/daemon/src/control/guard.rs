@@ -4,11 +4,13 @@
 //! changes needs a word (`X-CSRF-Token`) that only our page knows.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper::header::{
@@ -32,7 +34,7 @@ use super::credential::{
     PASSWORD_BYTES_MAX, TOKEN_BYTES_MAX, TOKEN_BYTES_MIN, draw_key, hash_token, hexadecimal, is_password, is_same,
     nobodys_hash, sha256,
 };
-use super::session::{Deed, Lifetime, Session, Sessions, Tried, Tries};
+use super::session::{Deed, Lifetime, Lines, Session, Sessions, Tried, Tries};
 use crate::tls::{identity_files, provider};
 
 /// Passwords that are judged at the same time, a tenth of a second of a core each …
@@ -54,21 +56,26 @@ const BACKGROUND_HEADER: &str = "x-towpath-background";
 pub(super) struct Visit {
     pub(super) address: IpAddr,
     pub(super) has_tls: bool,
-    /// The certificate that was shown, and is good.
+    /// The certificate that was shown, and is good …
     pub(super) certificate: Option<Presented>,
+    /// … as authorities with this sum say.
+    pub(super) authorities: [u8; 32],
+    /// Whether it has shown who it is: then it does not make room for others.
+    pub(super) is_known: Arc<AtomicBool>,
 }
 
 /// Judges who comes by the network. Holds no lock while a password is judged.
 pub(crate) struct Guard {
     inside: Mutex<Inside>,
-    judged: Semaphore,
-    waiting: Semaphore,
+    judged: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
 }
 
 struct Inside {
     access: Option<Arc<Access>>,
     sessions: Sessions,
     tries: Tries,
+    lines: Lines,
 }
 
 /// `control.listen` with what its files say.
@@ -78,6 +85,10 @@ pub(crate) struct Access {
     users: Vec<User>,
     tls: Option<ServerContext>,
     identity: Option<Arc<Identity>>,
+    /// Sum over the authorities of users' certificates: a certificate that others have vouched for is nobody's.
+    authorities: [u8; 32],
+    /// Networks that may come; empty = every one.
+    from: Vec<(IpAddr, u8)>,
 }
 
 struct User {
@@ -167,12 +178,31 @@ impl Access {
         };
         let tls = identity.as_ref().map(|identity| context(model, listen, identity)).transpose()?;
         let lifetime = Lifetime { idle_ms: listen.session_idle_ms, whole_ms: listen.session_ms };
-        Ok(Some(Access { page: listen.page, lifetime, users, tls, identity }))
+        let (tls, authorities) = tls.unzip();
+        Ok(Some(Access {
+            page: listen.page,
+            lifetime,
+            users,
+            tls,
+            identity,
+            authorities: authorities.unwrap_or_default(),
+            from: listen.from.clone(),
+        }))
     }
 
     /// With what handshakes are made; `None` = without TLS.
     pub(super) fn tls(&self) -> Option<&ServerContext> {
         self.tls.as_ref()
+    }
+
+    /// Who vouches for users' certificates now.
+    pub(super) fn authorities(&self) -> [u8; 32] {
+        self.authorities
+    }
+
+    /// Whether this address may come at all.
+    pub(super) fn is_from(&self, address: IpAddr) -> bool {
+        self.from.is_empty() || self.from.iter().any(|&(network, prefix)| holds(network, prefix, address))
     }
 
     /// The certificate of the listener.
@@ -181,13 +211,34 @@ impl Access {
     }
 }
 
-fn context(model: &Model, listen: &ControlListen, identity: &Arc<Identity>) -> Result<ServerContext, AccessError> {
+fn holds(network: IpAddr, prefix: u8, address: IpAddr) -> bool {
+    match (network, address.to_canonical()) {
+        (IpAddr::V4(network), IpAddr::V4(address)) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+            network.to_bits() & mask == address.to_bits() & mask
+        }
+        (IpAddr::V6(network), IpAddr::V6(address)) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(prefix)).unwrap_or(0);
+            network.to_bits() & mask == address.to_bits() & mask
+        }
+        _ => false,
+    }
+}
+
+/// With what handshakes are made, and the sum over who vouches for users.
+fn context(
+    model: &Model,
+    listen: &ControlListen,
+    identity: &Arc<Identity>,
+) -> Result<(ServerContext, [u8; 32]), AccessError> {
+    let mut vouching = Vec::new();
     let client_certificates = match &listen.client_ca {
         None => ClientCertificates::None,
-        Some(path) => ClientCertificates::Request(ClientTrust {
-            authorities: load_authorities(path).map_err(AccessError::ClientCa)?,
-            revocations: Vec::new(),
-        }),
+        Some(path) => {
+            let authorities = load_authorities(path).map_err(AccessError::ClientCa)?;
+            authorities.iter().for_each(|authority| vouching.extend(sha256(authority)));
+            ClientCertificates::Request(ClientTrust { authorities, revocations: Vec::new() })
+        }
     };
     let settings = ServerSettings {
         service: "control.listen".to_owned(),
@@ -202,7 +253,8 @@ fn context(model: &Model, listen: &ControlListen, identity: &Arc<Identity>) -> R
         resumption: Resumption::Off,
         client_certificates,
     };
-    ServerContext::new(&settings, None).map_err(AccessError::Context)
+    let context = ServerContext::new(&settings, None).map_err(AccessError::Context)?;
+    Ok((context, sha256(&vouching)))
 }
 
 impl User {
@@ -258,11 +310,16 @@ fn is_token(token: &str) -> bool {
 
 impl Guard {
     pub(crate) fn new(access: Option<Access>) -> Guard {
-        let inside = Inside { access: access.map(Arc::new), sessions: Sessions::default(), tries: Tries::default() };
+        let inside = Inside {
+            access: access.map(Arc::new),
+            sessions: Sessions::default(),
+            tries: Tries::default(),
+            lines: Lines::default(),
+        };
         Guard {
             inside: Mutex::new(inside),
-            judged: Semaphore::new(JUDGED_MAX),
-            waiting: Semaphore::new(JUDGED_MAX + WAITING_MAX),
+            judged: Arc::new(Semaphore::new(JUDGED_MAX)),
+            waiting: Arc::new(Semaphore::new(JUDGED_MAX + WAITING_MAX)),
         }
     }
 
@@ -285,15 +342,24 @@ impl Guard {
         self.access().map_or(Page::Off, |access| access.page)
     }
 
+    /// Tells of what a stranger has tried, as long as there are not too many of them.
+    pub(super) fn tell(&self, now: Now, what: impl fmt::Display) {
+        match self.inside().lines.may(now) {
+            None => {}
+            Some(0) => tracing::warn!("control.listen: {what}"),
+            Some(more) => tracing::warn!("control.listen: {what} ({more} more like this were left out before)"),
+        }
+    }
+
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Who sends these headers. A token goes before a session, and that before a certificate; a wrong one is not passed over.
-    pub(super) fn admit(&self, headers: &HeaderMap, visit: &Visit, now: Now) -> Result<Caller, Answer> {
+    pub(super) fn admit(&self, headers: &HeaderMap, visit: &Visit, now: Now) -> Result<Caller, Box<Answer>> {
         let mut inside = self.inside();
-        let Inside { access, sessions, tries: _ } = &mut *inside;
-        let Some(access) = access else { return Err(unknown("no_session", "nobody may come this way")) };
+        let Inside { access, sessions, lines, tries: _ } = &mut *inside;
+        let Some(access) = access else { return Err(foreign().into()) };
         let caller = |user: &User, by| Caller {
             role: user.role,
             who: Who::User { name: user.name.clone(), address: visit.address, by },
@@ -301,11 +367,15 @@ impl Guard {
         if headers.contains_key(AUTHORIZATION) {
             let user = bearer(headers).and_then(|token| access.of_token(token));
             return user.map(|user| caller(user, By::Token)).ok_or_else(|| {
-                tracing::warn!("control.listen: a wrong token from {}", visit.address);
+                if let Some(more) = lines.may(now) {
+                    let more = if more > 0 { format!(" ({more} more before)") } else { String::new() };
+                    tracing::warn!("control.listen: a wrong token from {}{more}", visit.address);
+                }
                 unknown(
                     "bad_token",
                     "nobody has this token; is it `Authorization: Bearer TOKEN`, with a token of control.user?",
                 )
+                .into()
             });
         }
         if access.page != Page::Off
@@ -322,7 +392,7 @@ impl Guard {
             match (user, access.of_certificate(visit)) {
                 (Some(user), _) => return Ok(caller(user, By::Session(key))),
                 (None, Some(user)) => return Ok(caller(user, By::Certificate)),
-                (None, None) => return Err(unknown("session_over", "this login is over; log in again")),
+                (None, None) => return Err(unknown("session_over", "this login is over; log in again").into()),
             }
         }
         let by_certificate = access.of_certificate(visit).map(|user| caller(user, By::Certificate));
@@ -331,48 +401,60 @@ impl Guard {
                 "no_session",
                 "who is asking? Log in, or send `Authorization: Bearer TOKEN` or a client certificate",
             )
+            .into()
         })
     }
 
     /// Whether a session may change anything with these headers.
-    pub(super) fn judge_mutation(&self, headers: &HeaderMap, caller: &Caller, now: Now) -> Result<(), Answer> {
+    pub(super) fn judge_mutation(&self, headers: &HeaderMap, caller: &Caller, now: Now) -> Result<(), Box<Answer>> {
         let Some(key) = caller.session() else { return Ok(()) };
         let mut inside = self.inside();
-        let Inside { access: Some(access), sessions, .. } = &mut *inside else { return Err(foreign()) };
+        let Inside { access: Some(access), sessions, .. } = &mut *inside else { return Err(foreign().into()) };
         let session = sessions.find(&key, access.lifetime, Deed::OfUser, now);
         let said = one(headers, CSRF_HEADER).unwrap_or_default();
         match session {
             Some(session) if is_same(said.as_bytes(), session.csrf.as_bytes()) => Ok(()),
-            _ => Err(problem(
+            _ => Err(Box::new(problem(
                 StatusCode::FORBIDDEN,
                 "bad_csrf",
                 "a change by the page needs the word of GET /v1/session in the header X-CSRF-Token; load the page again",
-            )),
+            ))),
         }
     }
 
     /// Logs somebody in.
     pub(super) async fn log_in(&self, body: LoginBody, visit: &Visit, clock: impl Fn() -> Now) -> Answer {
         let LoginBody { user: name, password } = body;
-        let wait_ms = self.inside().tries.wait_ms(visit.address, clock());
-        if wait_ms > 0 {
-            return too_many(wait_ms.div_ceil(1000));
-        }
         let Some(access) = self.access() else { return foreign() };
         // Whoever waits here holds a place, which are few; the others hear so at once.
-        let Ok(_waiting) = self.waiting.try_acquire() else { return too_many(1) };
-        let Ok(_judged) = self.judged.acquire().await else { return too_many(1) };
+        let Ok(waiting) = Arc::clone(&self.waiting).try_acquire_owned() else { return too_many(1) };
+        let sum = sha256(name.as_bytes());
+        let tried = {
+            let mut inside = self.inside();
+            let wait_ms = inside.tries.wait_ms(visit.address, sum, clock());
+            if wait_ms > 0 {
+                return too_many(wait_ms.div_ceil(1000));
+            }
+            inside.tries.note(visit.address, sum, clock())
+        };
+        let Ok(judged) = Arc::clone(&self.judged).acquire_owned().await else { return too_many(1) };
         let user = access.users.iter().find(|user| user.name == name);
         let hash = user.and_then(|user| user.password.clone());
         let is_known = hash.is_some();
-        let hash = hash.unwrap_or_else(nobodys_hash);
+        let rounds = access.users.iter().find_map(|user| Some(user.password.as_ref()?.rounds));
+        let hash = hash.unwrap_or_else(|| nobodys_hash(rounds));
         let is_right = password.len() <= PASSWORD_BYTES_MAX
-            && spawn_blocking(move || is_password(&hash, &password)).await.unwrap_or(false);
+            && spawn_blocking(move || {
+                // Until it is judged, also when its client has gone.
+                let _places = (judged, waiting);
+                is_password(&hash, &password)
+            })
+            .await
+            .unwrap_or(false);
         let shown: String = name.chars().filter(|character| !character.is_control()).take(64).collect();
         let (true, true, Some(user)) = (is_known, is_right, user) else {
-            let tried = self.inside().tries.note_wrong(visit.address, clock());
             let more = if tried == Tried::FirstWait { "; more of them have to wait from now on" } else { "" };
-            tracing::warn!("control.listen: a wrong password for \"{shown}\" from {}{more}", visit.address);
+            self.tell(clock(), format_args!("a wrong password for \"{shown}\" from {}{more}", visit.address));
             return unknown("bad_login", "no such user and password");
         };
         let (Ok(key), Ok(csrf)) = (draw_key(), draw_key()) else {
@@ -382,7 +464,7 @@ impl Guard {
         let (kept, now) = (sha256(key.as_bytes()), clock());
         {
             let mut inside = self.inside();
-            inside.tries.forgive(visit.address);
+            inside.tries.forgive(visit.address, sum);
             inside.sessions.open(kept, user.name.clone(), user.known_by(), csrf, now);
         }
         tracing::info!("control.listen: {} ({}) has logged in as {}", user.name, visit.address, user.role.word());
@@ -441,7 +523,9 @@ impl Access {
     }
 
     fn of_certificate(&self, visit: &Visit) -> Option<&User> {
-        let Presented { names, common_name, .. } = visit.certificate.as_ref()?;
+        // A connection may be older than who vouches now.
+        let certificate = visit.certificate.as_ref().filter(|_| visit.authorities == self.authorities);
+        let Presented { names, common_name, .. } = certificate?;
         let names: Vec<&str> = names.iter().chain(common_name).map(String::as_str).collect();
         self.users.iter().find(|user| user.certificate_name.as_deref().is_some_and(|name| names.contains(&name)))
     }
@@ -453,10 +537,13 @@ pub(super) fn is_of_other_site(headers: &HeaderMap, visit: &Visit) -> bool {
     let by_fetch = headers.contains_key("sec-fetch-site")
         && !matches!(one(headers, "sec-fetch-site"), Some("same-origin" | "none"));
     let by_origin = headers.contains_key(ORIGIN) && {
-        let scheme = if visit.has_tls { "https" } else { "http" };
-        let own = one(headers, HOST.as_str()).map(|host| format!("{scheme}://{host}"));
-        match (one(headers, ORIGIN.as_str()), own) {
-            (Some(origin), Some(own)) => !origin.eq_ignore_ascii_case(&own),
+        let host = one(headers, HOST.as_str());
+        // On loopback a proxy may end TLS for us.
+        let schemes = if visit.has_tls { &["https"][..] } else { &["http", "https"] };
+        match (one(headers, ORIGIN.as_str()), host) {
+            (Some(origin), Some(host)) => {
+                !schemes.iter().any(|scheme| origin.eq_ignore_ascii_case(&format!("{scheme}://{host}")))
+            }
             _ => true,
         }
     };

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
@@ -31,6 +32,8 @@ pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
 const SEGMENTS_MAX: usize = 8;
 /// Of a path so much is written into the log.
 const PATH_LOGGED_MAX: usize = 300;
+/// Of a method so much.
+const METHOD_LOGGED_MAX: usize = 16;
 
 /// By when a connection has to be over. A route whose answer takes longer puts it off.
 pub(super) struct Deadline(watch::Sender<Instant>);
@@ -193,7 +196,7 @@ pub(super) async fn answer(request: Request<Incoming>, house: &House, door: &Doo
         Door::Network(visit) => {
             let mut answer = by_network(request, house, visit, door, deadline).await;
             files::harden(&mut answer);
-            if !answer.status().is_success() {
+            if answer.status().is_client_error() {
                 // Who may not come keeps no place.
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -215,16 +218,12 @@ async fn by_network(
         && guard::only_looks(method)
         && let Some(asset) = crate::page::find(path)
     {
-        let mut answer = files::send(asset, request.headers());
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        return answer;
+        return files::send(asset, request.headers());
     }
     if guard::is_of_other_site(request.headers(), visit) {
-        tracing::warn!(
-            "control.listen: {method} {} from {} refused: it is of another site",
-            shown(path),
-            visit.address
-        );
+        let what =
+            format_args!("{} {} from {} refused: it is of another site", word(method), shown(path), visit.address);
+        house.guard.tell(house.shared.now(), what);
         return guard::refuse_other_site();
     }
     if page != Page::Off && path == LOGIN {
@@ -238,8 +237,11 @@ async fn by_network(
         };
     }
     match house.guard.admit(request.headers(), visit, house.shared.now()) {
-        Ok(who) => serve(request, house, &who, door, deadline).await,
-        Err(answer) => answer,
+        Ok(who) => {
+            visit.is_known.store(true, Ordering::Relaxed);
+            serve(request, house, &who, door, deadline).await
+        }
+        Err(answer) => *answer,
     }
 }
 
@@ -259,10 +261,10 @@ async fn serve(request: Request<Incoming>, house: &House, who: &Caller, door: &D
             return problem(StatusCode::NOT_FOUND, "not_found", "not here; GET /v1 shows what there is, and who may");
         }
     };
-    let what = format!("{} {}", request.method(), shown(request.uri().path()));
+    let what = format!("{} {}", word(request.method()), shown(request.uri().path()));
     if let Err(answer) = may(route, request.headers(), who, house) {
         tracing::warn!("control: {who}: {what} refused");
-        return answer;
+        return *answer;
     }
     let asked = Asked { house, who, path: &path, deadline };
     let answer = act(route.action, request, &asked, door).await;
@@ -273,7 +275,7 @@ async fn serve(request: Request<Incoming>, house: &House, who: &Caller, door: &D
 }
 
 /// Whether `who` may take this route.
-fn may(route: &Route, headers: &HeaderMap, who: &Caller, house: &House) -> Result<(), Answer> {
+fn may(route: &Route, headers: &HeaderMap, who: &Caller, house: &House) -> Result<(), Box<Answer>> {
     if who.role < route.role {
         let how = match who.who {
             Who::Local(_) => "that is for root, the owner and the group of the socket",
@@ -281,7 +283,7 @@ fn may(route: &Route, headers: &HeaderMap, who: &Caller, house: &House) -> Resul
         };
         let (role, needed) = (who.role.word(), route.role.word());
         let message = format!("{who} is a {role}, and this is for the role {needed}: {how}");
-        return Err(problem(StatusCode::FORBIDDEN, "forbidden", message));
+        return Err(problem(StatusCode::FORBIDDEN, "forbidden", message).into());
     }
     if route.method == Method::GET {
         return Ok(());
@@ -289,7 +291,7 @@ fn may(route: &Route, headers: &HeaderMap, who: &Caller, house: &House) -> Resul
     if who.session().is_some() && house.guard.page() == Page::ReadOnly && route.action != Action::Logout {
         let message =
             "the page shows, but changes nothing: control.page is \"read-only\"; use the command line, or set \"full\"";
-        return Err(problem(StatusCode::FORBIDDEN, "read_only", message));
+        return Err(problem(StatusCode::FORBIDDEN, "read_only", message).into());
     }
     house.guard.judge_mutation(headers, who, house.shared.now())
 }
@@ -343,7 +345,12 @@ fn routes() -> RouteRows {
 
 /// A path as the log has it: hyper lets no control character through.
 fn shown(path: &str) -> &str {
-    path.get(..PATH_LOGGED_MAX).unwrap_or(path)
+    &path[..path.floor_char_boundary(PATH_LOGGED_MAX)]
+}
+
+/// A method as the log has it: whoever asks may have made it up.
+fn word(method: &Method) -> &str {
+    &method.as_str()[..method.as_str().floor_char_boundary(METHOD_LOGGED_MAX)]
 }
 
 /// One name in a path.

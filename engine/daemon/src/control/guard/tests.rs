@@ -20,11 +20,17 @@ fn user(name: &str, role: ControlRole) -> User {
 
 fn access(users: Vec<User>) -> Access {
     let lifetime = Lifetime { idle_ms: 60_000, whole_ms: 600_000 };
-    Access { page: Page::Full, lifetime, users, tls: None, identity: None }
+    Access { page: Page::Full, lifetime, users, tls: None, identity: None, authorities: [0; 32], from: Vec::new() }
 }
 
 fn visit() -> Visit {
-    Visit { address: [192, 0, 2, 7].into(), has_tls: true, certificate: None }
+    Visit {
+        address: [192, 0, 2, 7].into(),
+        has_tls: true,
+        certificate: None,
+        authorities: [0; 32],
+        is_known: Arc::default(),
+    }
 }
 
 fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
@@ -162,7 +168,8 @@ fn tokens_and_certificates_are_their_users() {
         // A wrong token is no reason to look further.
         assert!(guard.admit(&headers(&[("authorization", "Bearer x")]), &visit, NOW).is_err());
     }
-    for visit in [visit(), shown(Some("Carol"), &[]), shown(None, &[])] {
+    let of_others = Visit { authorities: [1; 32], ..shown(Some("carol"), &[]) };
+    for visit in [visit(), of_others, shown(Some("Carol"), &[]), shown(None, &[])] {
         assert!(guard.admit(&none, &visit, NOW).is_err());
     }
 }
@@ -187,10 +194,47 @@ fn wrong_passwords_cost_time_and_tell_nothing() {
     }
     told.dedup();
     assert_eq!(told.len(), 1, "who is there is not told: {told:?}");
+    for _ in 0..3 {
+        assert_eq!(log_in(&guard, "alice", "wrong", NOW).status(), StatusCode::UNAUTHORIZED);
+    }
     let answer = log_in(&guard, "alice", PASSWORD, NOW);
     assert_eq!(answer.status(), StatusCode::TOO_MANY_REQUESTS, "even the right one waits");
     let wait_s: u64 = answer.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
     assert_eq!(log_in(&guard, "alice", PASSWORD, Now(NOW.0 + wait_s * 1000)).status(), StatusCode::OK);
+}
+
+#[test]
+fn who_hangs_up_has_tried_and_keeps_its_place_until_it_is_judged() {
+    let guard = Guard::new(Some(access(vec![user("alice", ControlRole::Admin)])));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut refused, mut begun) = (0, 0);
+    for _ in 0..50 {
+        runtime.block_on(async {
+            let visit = visit();
+            let mut try_it = Box::pin(guard.log_in(body("alice", "wrong"), &visit, || NOW));
+            // It goes as far as it can without waiting, and then its client is gone.
+            match std::future::poll_fn(|cx| std::task::Poll::Ready(try_it.as_mut().poll(cx))).await {
+                std::task::Poll::Ready(answer) if answer.status() == StatusCode::TOO_MANY_REQUESTS => refused += 1,
+                std::task::Poll::Ready(answer) => panic!("{answer:?}"),
+                std::task::Poll::Pending => begun += 1,
+            }
+        });
+    }
+    assert!(begun <= 5 && refused >= 45, "{begun} {refused}");
+    let elsewhere = Visit { address: [192, 0, 2, 8].into(), ..visit() };
+    let answer = runtime.block_on(guard.log_in(body("alice", PASSWORD), &elsewhere, || NOW));
+    assert_eq!(answer.status(), StatusCode::OK, "nobody else is kept out");
+}
+
+#[test]
+fn only_the_networks_of_the_file_may_come() {
+    let from = vec![([192, 0, 2, 0].into(), 24), ("2001:db8::".parse().unwrap(), 32)];
+    let access = Access { from, ..access(Vec::new()) };
+    let is_from = |address: &str| access.is_from(address.parse().unwrap());
+    assert!(is_from("192.0.2.7") && is_from("::ffff:192.0.2.7") && is_from("2001:db8:1::1"));
+    assert!(!is_from("192.0.3.7") && !is_from("2001:db9::1") && !is_from("127.0.0.1"));
+    let open = Access { from: Vec::new(), ..access };
+    assert!(open.is_from("198.51.100.1".parse().unwrap()));
 }
 
 #[test]
@@ -223,6 +267,11 @@ fn what_another_site_has_a_browser_ask_is_known() {
     }
     let plain = Visit { has_tls: false, ..visit() };
     assert!(!is_of_other_site(&headers(&[host, ("origin", "http://lb.example.org:9443")]), &plain));
+    assert!(
+        !is_of_other_site(&headers(&[host, ("origin", "https://lb.example.org:9443")]), &plain),
+        "a proxy ends TLS"
+    );
+    assert!(is_of_other_site(&headers(&[host, ("origin", "https://lb.example.org")]), &plain));
 }
 
 #[test]
