@@ -370,7 +370,7 @@ address = "192.0.2.12"
 [[service]]
 name = "mail"
 vip = "192.0.2.1"
-ports = [25]
+ports = [8025]
 [[service.server]]
 name = "three"
 address = "192.0.2.13"
@@ -432,7 +432,7 @@ address = "192.0.2.13"
             told(&[("name = \"mail\"", "name = \"post\"")]),
             [
                 "service mail: removed  ->  (2 may finish within drain_timeout)",
-                "service post: added  -> 192.0.2.1 tcp 25 (0 go on)"
+                "service post: added  -> 192.0.2.1 tcp 8025 (0 go on)"
             ]
         );
     }
