@@ -8,7 +8,10 @@ use clap::builder::styling::AnsiColor;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::daemon::Daemon;
-use crate::{cert, certs, check, credential, demo, doctor, events, limits, reference, reload, run, server, status};
+use crate::{
+    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, reload,
+    run, server, sessions, status,
+};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub enum Exit {
     Done = 0,
     /// It failed; the message says why.
     Failed = 1,
+    /// The command was not understood.
+    Usage = 2,
     /// The configuration has errors, or does not work on this machine.
     ConfigErrors = 3,
     /// It works, but the doctor has warnings.
@@ -88,6 +93,21 @@ enum Command {
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
+    /// Which connections, sessions and flows there are; end some
+    #[command(subcommand, after_help = sessions::SESSIONS_HELP)]
+    Sessions(sessions::SessionsCommand),
+    /// Find one by its two ends: which worker, server and lease, in which state, and why
+    #[command(after_help = sessions::FLOW_HELP)]
+    Flow(sessions::FlowArguments),
+    /// What would become of a new connection, and why; nothing is changed
+    #[command(after_help = explain::EXPLAIN_HELP)]
+    Explain(explain::ExplainArguments),
+    /// Which clients come back to which server; forget them
+    #[command(subcommand, after_help = persistence::PERSISTENCE_HELP)]
+    Persistence(persistence::PersistenceCommand),
+    /// Capture frames of a service on the packet plane, with what became of each
+    #[command(after_help = capture::CAPTURE_HELP)]
+    Capture(capture::CaptureArguments),
     /// Show what changed lately, and what changes next
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArguments),
@@ -328,6 +348,11 @@ pub fn main() -> ExitCode {
         Command::Plan(arguments) => reload::plan(&arguments),
         Command::Reload(arguments) => reload::reload(&arguments),
         Command::Server(command) => server::server(&command),
+        Command::Sessions(command) => sessions::sessions(&command),
+        Command::Flow(arguments) => sessions::flow(&arguments),
+        Command::Explain(arguments) => explain::explain(&arguments),
+        Command::Persistence(command) => persistence::persistence(&command),
+        Command::Capture(arguments) => capture::capture(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
         Command::Reference => reference::reference(),
     };

@@ -96,6 +96,7 @@ counters!(
         HeadTimedOut = "head_timed_out", "HTTP: the head of a request was not whole within head_timeout.";
         IdleTimedOut = "idle_timed_out", "No byte in either direction for idle_timeout.";
         KeepAliveEnded = "keep_alive_ended", "HTTP: the connection ended between two requests: as one side wanted it, by idle_timeout or for a drain.";
+        Killed = "killed", "An operator ended it (`towpath sessions kill`).";
         LogonOverHttp2 = "logon_over_http2", "HTTP/2: a logon that authenticates the connection; the client was told to come by HTTP/1.1.";
         QueueFull = "queue_full", "Every place was taken, and as many clients waited for one as may (`queue`).";
         QueueLeft = "queue_left", "The client went away while it waited for a place.";

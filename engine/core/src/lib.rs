@@ -10,6 +10,7 @@ pub mod compile;
 pub mod counters;
 pub mod director;
 pub mod eligible;
+pub mod explain;
 pub mod fast_path;
 #[cfg(test)]
 mod fixtures;

@@ -48,6 +48,27 @@ impl PersistenceKey {
         PersistenceKey { service, who: Who::Fingerprint(fingerprint) }
     }
 
+    /// The place whose clients it is of ([`Service::pins`]).
+    pub fn service(&self) -> ServiceId {
+        self.service
+    }
+
+    /// The address, cut to its prefix, that makes this client, if that is what does.
+    pub fn address(&self) -> Option<IpAddr> {
+        match self.who {
+            Who::Address(address) => Some(address),
+            Who::Fingerprint(_) => None,
+        }
+    }
+
+    /// The hash that makes this client, if that is what does.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        match self.who {
+            Who::Address(_) => None,
+            Who::Fingerprint(fingerprint) => Some(fingerprint),
+        }
+    }
+
     /// The stripe of this key, below [`PERSISTENCE_STRIPES`]. `seed` is one per process and secret, so that clients cannot crowd one.
     pub fn stripe(&self, seed: u64) -> usize {
         let hash = match self.who {
@@ -254,6 +275,17 @@ type Link = u32;
 
 const NONE: Link = 0;
 
+/// An entry as it is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// The client.
+    pub key: PersistenceKey,
+    /// Its server.
+    pub server: RealServerId,
+    /// The last moment at which the entry lives.
+    pub expires: Now,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     /// `None` = free.
@@ -295,6 +327,45 @@ impl PersistenceTable {
             return None;
         }
         Some(entry.server)
+    }
+
+    /// The entry of this client, if it lives; nothing changes by that.
+    pub fn peek(&self, key: PersistenceKey, now: Now) -> Option<Remembered> {
+        let Entry { server, expires, .. } = *self.entry(self.find(key)?);
+        (expires >= now).then_some(Remembered { key, server, expires })
+    }
+
+    /// Tells `found` of the entries that live at the next `places`, from `at` on. Where to go on; `None`: that was the end.
+    pub fn survey(&self, at: usize, places: usize, now: Now, mut found: impl FnMut(Remembered)) -> Option<usize> {
+        let end = at.saturating_add(places).min(self.entries.len());
+        for &Entry { key, server, expires, .. } in self.entries.get(at..end).unwrap_or_default() {
+            if let Some(key) = key.filter(|_| expires >= now) {
+                found(Remembered { key, server, expires });
+            }
+        }
+        (end < self.entries.len()).then_some(end)
+    }
+
+    /// Removes the entries that `goes` names at the next `places`, from `at` on; how many of those lived. Where to go on; `None`: that was the end.
+    pub fn forget_some(
+        &mut self,
+        at: usize,
+        places: usize,
+        now: Now,
+        mut goes: impl FnMut(Remembered) -> bool,
+    ) -> (usize, Option<usize>) {
+        let end = at.saturating_add(places).min(self.entries.len());
+        let mut gone = 0;
+        for place in at..end {
+            let Entry { key, server, expires, .. } = self.entries[place];
+            if let Some(key) = key
+                && goes(Remembered { key, server, expires })
+            {
+                gone += usize::from(expires >= now);
+                self.remove((place + 1) as Link);
+            }
+        }
+        (gone, (end < self.entries.len()).then_some(end))
     }
 
     /// From now until `expires` this client belongs to `server`. When the table is full the entry refreshed longest ago is lost.

@@ -41,6 +41,7 @@ use crate::notify::Notifier;
 use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
+use crate::questions::Turns;
 use crate::reload::{Change, ServiceChange, member_changes, service_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -76,6 +77,8 @@ pub(crate) struct House {
     pub(crate) network: Option<NetworkOrders>,
     /// How the controller is asked for a reload.
     pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
+    /// Who may ask the workers something now.
+    pub(crate) turns: Turns,
     /// Who may come by `control.listen`.
     pub(crate) guard: Guard,
 }
@@ -623,6 +626,7 @@ impl House {
             config,
             network,
             commands: OnceLock::new(),
+            turns: Turns::default(),
             guard,
         }
     }

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod capture;
 mod command;
 pub mod config_file;
 mod control;
@@ -11,6 +12,7 @@ mod controller;
 pub mod doctor;
 mod engine;
 pub mod events;
+pub mod explain;
 mod house;
 pub mod http_files;
 mod leaving;
@@ -18,11 +20,14 @@ pub mod listen;
 mod notify;
 pub mod packets;
 mod page;
+pub mod persistence;
 pub mod plan;
 pub mod preflight;
 mod probe;
+pub mod questions;
 pub mod reload;
 pub mod server_check;
+pub mod sessions;
 pub mod settings;
 pub mod shared;
 mod state_file;
@@ -33,8 +38,8 @@ pub mod worker;
 
 pub use control::{
     AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
-    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_members,
-    fetch_plan, fetch_status, get, order, order_reload, post,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
+    fetch_members, fetch_plan, fetch_status, get, order, order_reload, post, query,
 };
 pub use controller::Reloaded;
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};

@@ -25,8 +25,9 @@ use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
 use towpath_core::director::{self, Client, Pick, PickReason, Refusal, Tried};
+use towpath_core::explain::{Explanation, explain};
 use towpath_core::loads::Loads;
-use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin};
+use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin, Remembered};
 use towpath_core::plane::Network;
 use towpath_core::snapshot::{Service, Snapshot, Target};
 use towpath_core::waiting::{self as waiting_for, QueueFull, Ticket, WaitingQueue};
@@ -573,6 +574,43 @@ impl Shared {
         for stripe in &self.persistence {
             lock(stripe).sweep(now, budget);
         }
+    }
+
+    /// Tells `found` of living entries at the next `places` of a stripe, from `at` on. Where to go on; `None`: that was the end. Workers that open
+    /// connections wait meanwhile.
+    pub(crate) fn survey_persistence(
+        &self,
+        stripe: usize,
+        at: usize,
+        places: usize,
+        found: impl FnMut(Remembered),
+    ) -> Option<usize> {
+        lock(&self.persistence[stripe]).survey(at, places, self.now(), found)
+    }
+
+    /// Removes the entries that `goes` names at the next `places` of a stripe, likewise; how many of them lived.
+    pub(crate) fn forget_persistence(
+        &self,
+        stripe: usize,
+        at: usize,
+        places: usize,
+        goes: impl FnMut(Remembered) -> bool,
+    ) -> (usize, Option<usize>) {
+        lock(&self.persistence[stripe]).forget_some(at, places, self.now(), goes)
+    }
+
+    /// What would become of a new connection to this port of the service. Nothing changes by the question.
+    pub(crate) fn explain(&self, service: &Service, client: IpAddr, port: u16, known: &Known, now: Now) -> Explanation {
+        let entry = |key: PersistenceKey| lock(&self.persistence[key.stripe(self.seed)]).peek(key, now);
+        let pin = known.decides(|key| entry(key).is_some(), |server| service.takes_back(server));
+        let home = match pin {
+            Pin::Key(key) | Pin::Offered(key) => entry(key),
+            Pin::Nobody | Pin::Server(_) => None,
+        };
+        // A copy, so that nobody waits for the answer.
+        let balancer = lock(self.desk(service.place)).balancer.clone();
+        let of_service = self.loads.service_active(service.id);
+        explain(service, &balancer, home, &self.loads, of_service, Client { address: client, port, pin }, now)
     }
 
     /// Removes every persistence entry of servers whose ids may be given to others.

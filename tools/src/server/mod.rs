@@ -291,7 +291,8 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
-fn span(text: &str) -> Result<Duration, String> {
+/// A time, as people write it.
+pub(crate) fn span(text: &str) -> Result<Duration, String> {
     let ms = towpath_config::duration_ms(text);
     ms.map(Duration::from_millis).ok_or_else(|| "write a number with its unit, as 90s, 10m or 2h".to_owned())
 }

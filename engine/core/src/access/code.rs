@@ -81,7 +81,7 @@ pub fn letter(termination: Termination) -> u8 {
         | Termination::ServersFull
         | Termination::ServiceFull => b'R',
         Termination::ServerDown => b'D',
-        Termination::DrainEnded | Termination::ServerDrained | Termination::ServerHalted => b'K',
+        Termination::DrainEnded | Termination::Killed | Termination::ServerDrained | Termination::ServerHalted => b'K',
         Termination::SystemRefused => b'I',
         Termination::ClientClosed | Termination::KeepAliveEnded | Termination::ServerClosed => b'-',
     }

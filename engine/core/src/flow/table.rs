@@ -123,6 +123,11 @@ impl FlowId {
     pub fn slot(self) -> usize {
         self.slot as usize
     }
+
+    /// Which flow of this place it is.
+    pub fn generation(self) -> u32 {
+        self.generation
+    }
 }
 
 /// The keyed hash of a tuple, for whoever looks it up more than once.

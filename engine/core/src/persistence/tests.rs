@@ -167,3 +167,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_walk_finds_what_lives_and_clears_what_it_is_told_to() {
+    let mut table = PersistenceTable::new(100, 1);
+    for n in 0..50 {
+        let expires = if n % 5 == 0 { Now(10) } else { FOREVER };
+        table.record(key(n), RealServerId(u16::from(n % 2)), expires, Now(0));
+    }
+    let now = Now(20);
+    assert_eq!(table.peek(key(1), now).map(|entry| entry.server), Some(RealServerId(1)));
+    assert_eq!(table.peek(key(5), now), None, "it has expired");
+    let found = |table: &PersistenceTable, places: usize| {
+        let (mut at, mut found) = (Some(0), Vec::new());
+        while let Some(from) = at {
+            at = table.survey(from, places, now, |entry| found.push(entry.key));
+        }
+        found
+    };
+    for places in [1, 7, 1_000] {
+        assert_eq!(found(&table, places).len(), 40, "{places}");
+    }
+    let (mut at, mut gone) = (Some(0), 0);
+    while let Some(from) = at {
+        let (more, next) = table.forget_some(from, 7, now, |entry| entry.server == RealServerId(1));
+        (at, gone) = (next, gone + more);
+    }
+    // Of the 25 of that server 5 had expired: they go, but nobody had them any more.
+    assert_eq!((gone, table.len()), (20, 25));
+    assert!(
+        found(&table, 7).iter().all(|&key| table.peek(key, now).is_some_and(|entry| entry.server == RealServerId(0)))
+    );
+    // What is left is still found, and what is free is used again.
+    for n in 0..100 {
+        table.record(key(n), RealServerId(3), FOREVER, now);
+    }
+    assert_eq!((table.len(), table.evicted(), found(&table, 9).len()), (100, 0, 100));
+}

@@ -295,7 +295,7 @@ impl Plane {
 }
 
 /// Whether the resets of one more flow fit.
-fn has_room(out: &Outbox) -> bool {
+pub(super) fn has_room(out: &Outbox) -> bool {
     out.has_room(RESETS_MAX, RESETS_MAX * RESET_LEN_MAX)
 }
 

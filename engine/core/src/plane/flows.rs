@@ -18,7 +18,7 @@ use crate::flow::udp::UdpTrack;
 use crate::packet::{PROTOCOL_TCP, Parsed, TcpFlags, Tuple};
 use crate::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use crate::snat::{SnatLease, SnatMaps};
-use crate::{Now, RealServerId, ServiceId};
+use crate::{Now, PickReason, RealServerId, ServiceId};
 
 /// Flows over IPv6 that hosts inside have opened: whom they are to takes a place among the addresses of ours, and must not use them up.
 pub(super) const OUTSIDE_V6_MAX: usize = 16_384;
@@ -82,6 +82,8 @@ pub(super) struct Detail {
     pub(super) server: RealServerId,
     /// Whether it counts as a connection at the desk.
     pub(super) is_counted: bool,
+    /// How its server was picked.
+    pub(super) why: PickReason,
     /// Sequence number of the last SYN that did not fit the connection and was sent on; 0 when there was none (one with that number is not followed).
     pub(super) other_syn: u32,
     /// Port map of the lease whose address and port the real server sees.
@@ -92,14 +94,21 @@ pub(super) struct Detail {
 
 impl Default for Detail {
     fn default() -> Detail {
-        Detail { server: RealServerId(0), is_counted: false, other_syn: 0, map: NO_MAP, fast: NOT_FAST }
+        Detail {
+            server: RealServerId(0),
+            is_counted: false,
+            why: PickReason::Balanced,
+            other_syn: 0,
+            map: NO_MAP,
+            fast: NOT_FAST,
+        }
     }
 }
 
 impl Detail {
     /// Of a flow that was just picked, with the lease that it goes out by.
-    pub(super) fn new(server: RealServerId, lease: Option<SnatLease>) -> Detail {
-        Detail { server, is_counted: true, map: lease.map_or(NO_MAP, SnatLease::into_map), ..Detail::default() }
+    pub(super) fn new(server: RealServerId, why: PickReason, lease: Option<SnatLease>) -> Detail {
+        Detail { server, is_counted: true, why, map: lease.map_or(NO_MAP, SnatLease::into_map), ..Detail::default() }
     }
 
     /// Its number in the fast path, if it is in it.

@@ -30,6 +30,7 @@ mod reply;
 mod router;
 mod services;
 mod straight;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +68,7 @@ pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, N
 pub use network::{Keeper, Network, NextHop, PROBE_PORTS, Port};
 pub use outbox::Outbox;
 pub use pending::HELD_BYTES_MAX;
+pub use survey::{Concern, FlowEnd, FlowPlace, Survey, SurveyedFlow};
 
 /// Ports at most, so that a set of them is one word.
 pub const PORTS_MAX: usize = 64;

@@ -20,7 +20,7 @@ use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
-use crate::{Now, Pick, Refusal, ServiceId, TargetIndex, VShard};
+use crate::{Now, Pick, Refusal, ServiceId, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
 pub(super) const LEASES_MAX: usize = 4;
@@ -172,7 +172,7 @@ impl Plane {
             let client = self.batch[job].packet.tuple;
             let rule = *self.services.rule(id);
             let sourced = snapshot.service(id).and_then(|service| {
-                self.source(turn.now, &snapshot.steering, service, pick.target, &client, &rule, place, 0).ok()
+                self.source(turn.now, &snapshot.steering, service, pick, &client, &rule, place, 0).ok()
             });
             let Some((path, detail)) = sourced else {
                 turn.desk.close(id, pick.server);
@@ -391,7 +391,7 @@ impl Plane {
             desk.count(service.id, ServiceCounter::Accepted, 1);
         }
         let (pick, _) = picked?;
-        let connected = self.connect(now, steering, service, pick.target, client, &rule, state);
+        let connected = self.connect(now, steering, service, pick, client, &rule, state);
         if connected.is_err() {
             desk.close(service.id, pick.server);
             self.flows.dismiss(client);
@@ -434,14 +434,14 @@ impl Plane {
         now: Now,
         steering: &SteeringTable,
         service: &Service,
-        target: TargetIndex,
+        pick: Pick,
         client: &Tuple,
         rule: &Rule,
         state: State,
     ) -> Result<(FlowId, FlowPath), Refused> {
         let class = first_class(rule, client);
         for attempt in 0..LEASES_MAX {
-            let (path, mut detail) = self.source(now, steering, service, target, client, rule, None, attempt)?;
+            let (path, mut detail) = self.source(now, steering, service, pick, client, rule, None, attempt)?;
             let hashes = self.flows.half_open.hashes(&path);
             match self.flows.open(now, &path, &hashes, class, state, detail) {
                 Ok(id) => return Ok((id, path)),
@@ -464,7 +464,7 @@ impl Plane {
         now: Now,
         steering: &SteeringTable,
         service: &Service,
-        target: TargetIndex,
+        pick: Pick,
         client: &Tuple,
         rule: &Rule,
         place: Option<LeasePlace>,
@@ -472,7 +472,7 @@ impl Plane {
     ) -> Result<(FlowPath, Detail), Refused> {
         let id = service.id;
         let exhausted = (DropReason::PortsExhausted, Termination::OutOfSourcePorts);
-        let way = self.services.way(id, target).copied().zip(service.target(target));
+        let way = self.services.way(id, pick.target).copied().zip(service.target(pick.target));
         // It was picked of the same snapshot.
         let Some((way, member)) = way else { return Err((DropReason::NoServer, Termination::NoServer)) };
         let Way { server, .. } = way;
@@ -508,7 +508,7 @@ impl Plane {
             returns: rule.returns(),
         };
         if is_kept && attempt == 0 {
-            return Ok((with_source(client.src, client.src_port), Detail::new(member.server, None)));
+            return Ok((with_source(client.src, client.src_port), Detail::new(member.server, pick.why, None)));
         }
         let Some(pool) = pool.filter(|_| service.forwarding != Forwarding::Dsr) else { return Err(exhausted) };
         let towards = || towards(service, member, client);
@@ -526,7 +526,7 @@ impl Plane {
             };
             let path = with_source(lease.ip(), lease.port());
             let is_taken = self.notes.has_twins() && self.is_taken_elsewhere(&lease, towards(), &path);
-            let mut detail = Detail::new(member.server, Some(lease));
+            let mut detail = Detail::new(member.server, pick.why, Some(lease));
             if !is_taken {
                 return Ok((path, detail));
             }

@@ -13,7 +13,7 @@ use crate::router::{Passage, PassageKind};
 use crate::snapshot::Snapshot;
 use crate::snat::LeasePlace;
 use crate::steering::vshard_of_client_ip;
-use crate::{RealServerId, VShard};
+use crate::{PickReason, RealServerId, VShard};
 
 /// Whether these are the numbers of ICMP, whose flows are pings.
 fn is_ping(protocol: u8) -> bool {
@@ -131,7 +131,7 @@ impl Plane {
             };
             let server = Tuple { src: lease.ip(), src_port: lease.port(), ..*client };
             let path = FlowPath { server, ..unleased };
-            let mut detail = Detail::new(RealServerId::NOBODY, Some(lease));
+            let mut detail = Detail::new(RealServerId::NOBODY, PickReason::Balanced, Some(lease));
             let hashes = self.flows.half_open.hashes(&path);
             match self.flows.open(turn.now, &path, &hashes, class, state, detail) {
                 Ok(id) => return Ok((id, path)),

@@ -8,6 +8,7 @@ mod lending;
 mod outbound;
 mod router;
 mod straight;
+mod survey;
 mod transits;
 
 use std::collections::{HashMap, HashSet};

@@ -314,6 +314,11 @@ impl Session {
         }
     }
 
+    /// When bytes arrived or left last.
+    pub fn last_activity(&self) -> Now {
+        self.last_activity
+    }
+
     /// When [`Event::Tick`] is due; `None` when the session waits for operations to end.
     pub fn deadline(&self) -> Option<Now> {
         match self.phase {

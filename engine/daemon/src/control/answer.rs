@@ -48,6 +48,13 @@ pub(super) fn not_allowed(allowed: &str) -> Answer {
     answer
 }
 
+/// Something else than JSON, of this content type.
+pub(super) fn file(content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = respond(StatusCode::OK, body);
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
 fn respond(status: StatusCode, body: Vec<u8>) -> Answer {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;

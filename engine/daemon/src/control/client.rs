@@ -273,6 +273,25 @@ pub fn post<T: DeserializeOwned>(
     call(at, Method::POST, uri, serde_json::to_vec(body).map_err(malformed)?, limit)
 }
 
+/// Asks a route of the API with a query: pairs of key and value, not escaped.
+pub fn query<T: DeserializeOwned>(
+    at: &Endpoint,
+    uri: &str,
+    query: &[(&str, String)],
+    limit: Duration,
+) -> Result<T, FetchError> {
+    let pairs: Vec<String> = query.iter().map(|(key, value)| format!("{key}={}", escape(value))).collect();
+    let mark = if pairs.is_empty() { "" } else { "?" };
+    get(at, &format!("{uri}{mark}{}", pairs.join("&")), limit)
+}
+
+/// Sends `body` to a route of the API that answers with a file.
+pub fn fetch_file(at: &Endpoint, uri: &str, body: &impl Serialize, limit: Duration) -> Result<Vec<u8>, FetchError> {
+    let malformed = |error: serde_json::Error| FetchError::Malformed { at: at.to_string(), reason: error.to_string() };
+    let body = serde_json::to_vec(body).map_err(malformed)?;
+    Ok(call_for_bytes(at, Method::POST, uri, body, limit)?.to_vec())
+}
+
 fn call<T: DeserializeOwned>(
     at: &Endpoint,
     method: Method,
@@ -280,7 +299,18 @@ fn call<T: DeserializeOwned>(
     body: Vec<u8>,
     limit: Duration,
 ) -> Result<T, FetchError> {
-    let malformed = |reason: String| FetchError::Malformed { at: at.to_string(), reason };
+    let body = call_for_bytes(at, method, uri, body, limit)?;
+    serde_json::from_slice(&body)
+        .map_err(|error| FetchError::Malformed { at: at.to_string(), reason: error.to_string() })
+}
+
+fn call_for_bytes(
+    at: &Endpoint,
+    method: Method,
+    uri: &str,
+    body: Vec<u8>,
+    limit: Duration,
+) -> Result<Bytes, FetchError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -292,7 +322,7 @@ fn call<T: DeserializeOwned>(
     runtime.shutdown_background();
     let (status, body) = asked?;
     if status == StatusCode::OK {
-        return serde_json::from_slice(&body).map_err(|error| malformed(error.to_string()));
+        return Ok(body);
     }
     Err(match serde_json::from_slice::<Refused>(&body) {
         Ok(Refused { error: problem }) => FetchError::Refused { status: status.as_u16(), problem },

@@ -5,20 +5,25 @@
 
 mod answer;
 mod caller;
+mod capture;
 mod certs;
 mod check;
 mod client;
 pub mod credential;
 mod events;
+mod explain;
 mod files;
 mod guard;
 mod limits;
 mod listener;
 mod peer;
+mod persistence;
+mod query;
 mod reload;
 mod route;
 mod server;
 mod session;
+mod sessions;
 
 use std::convert::Infallible;
 use std::fs;
@@ -48,8 +53,8 @@ use route::{Deadline, Door};
 pub use answer::Problem;
 pub use certs::{CertificateRow, Certificates};
 pub use client::{
-    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_members, fetch_plan, fetch_status, get, order, order_reload,
-    post,
+    Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_plan, fetch_status, get, order,
+    order_reload, post, query,
 };
 pub use events::EventsPage;
 pub use guard::AccessError;

@@ -20,7 +20,7 @@ use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
 use super::server::Verb;
-use super::{certs, check, events, files, limits, reload, server};
+use super::{capture, certs, check, events, explain, files, limits, persistence, reload, server, sessions};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -66,18 +66,25 @@ pub(super) struct Asked<'a> {
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
+    Capture,
     Certificates,
     Check,
+    ClearPersistence,
     Events,
+    Explain,
+    Flow,
+    KillSessions,
     Limits,
     Logout,
     Order(Verb),
+    Persistence,
     Plan,
     PlanOf,
     Reload,
     Routes,
     Servers,
     Session,
+    Sessions,
     Status,
 }
 
@@ -103,10 +110,16 @@ const fn change(path: &'static str, role: ControlRole, action: Action) -> Route 
 static ROUTES: &[Route] = &[
     see("/status", Action::Status),
     see("/v1", Action::Routes),
+    // Frames hold what people write.
+    change("/v1/capture", ControlRole::Admin, Action::Capture),
     see("/v1/certs", Action::Certificates),
     see("/v1/events", Action::Events),
+    see("/v1/explain", Action::Explain),
+    see("/v1/flow", Action::Flow),
     see("/v1/limits", Action::Limits),
     change("/v1/logout", ControlRole::Viewer, Action::Logout),
+    see("/v1/persistence", Action::Persistence),
+    change("/v1/persistence/clear", ControlRole::Operator, Action::ClearPersistence),
     // Files are read for it, and the machine is asked. One of the caller's may name files that only the daemon can read.
     Route { method: Method::GET, path: "/v1/plan", role: ControlRole::Operator, action: Action::Plan },
     change("/v1/plan", ControlRole::Operator, Action::PlanOf),
@@ -119,6 +132,8 @@ static ROUTES: &[Route] = &[
     change("/v1/services/{}/servers/{}/ready", ControlRole::Operator, Action::Order(Verb::Ready)),
     change("/v1/services/{}/servers/{}/weight", ControlRole::Operator, Action::Order(Verb::Weight)),
     see("/v1/session", Action::Session),
+    see("/v1/sessions", Action::Sessions),
+    change("/v1/sessions/kill", ControlRole::Operator, Action::KillSessions),
     see("/v1/status", Action::Status),
 ];
 const LOGIN: &str = "/v1/login";
@@ -127,12 +142,17 @@ const LOGIN: &str = "/v1/login";
 async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door: &Door) -> Answer {
     let Asked { house, who, path, .. } = asked;
     match action {
+        Action::Capture => capture::capture(request, asked).await,
         Action::Certificates => certs::show(house),
         Action::Check => check::check(request, &chosen(path), asked).await,
+        Action::ClearPersistence => persistence::clear(request, asked).await,
         Action::Events => {
             let query = request.uri().query().unwrap_or_default().to_owned();
             events::show(&query, asked).await
         }
+        Action::Explain => explain::explain(request, asked),
+        Action::Flow => sessions::flow(request, asked).await,
+        Action::KillSessions => sessions::kill(request, asked).await,
         Action::Limits => limits::show(house),
         Action::Logout => match (read_body::<NoKeys>(request).await, door) {
             (Err(answer), _) => answer,
@@ -140,12 +160,14 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
             (Ok(_), Door::Socket { .. }) => json(StatusCode::OK, &serde_json::json!({})),
         },
         Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
+        Action::Persistence => persistence::list(request, asked).await,
         Action::Plan => reload::plan(asked).await,
         Action::PlanOf => reload::plan_of(request, asked).await,
         Action::Reload => reload::reload(request, asked).await,
         Action::Routes => json(StatusCode::OK, &routes()),
         Action::Servers => server::show(house, &chosen(path)),
         Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),
+        Action::Sessions => sessions::list(request, asked).await,
         Action::Status => json(StatusCode::OK, &house.status()),
     }
 }
@@ -471,6 +493,8 @@ mod tests {
     fn no_viewer_changes_anything_but_its_own_login() {
         for route in ROUTES {
             match route.method {
+                // A plan is work for the machine.
+                Method::GET if route.action == Action::Plan => assert_eq!(route.role, ControlRole::Operator),
                 Method::GET => assert_eq!(route.role, ControlRole::Viewer, "{}", route.path),
                 Method::POST => {
                     let is_own = route.action == Action::Logout;

@@ -14,6 +14,8 @@ use towpath_core::plane::{PlaneCounter, PlaneCounts};
 use towpath_core::{Generation, RealServerId, ServiceId, WorkerId};
 use towpath_sys::event::EventFd;
 
+use crate::questions::Question;
+
 /// What one worker counts for one service.
 pub struct ServicePage {
     cells: CounterPage,
@@ -162,6 +164,8 @@ pub struct Seat {
     wanted_room: AtomicU32,
     /// What it was called for and has not heard yet, each once.
     calls: Mutex<Vec<Call>>,
+    /// What it was asked and has not heard yet.
+    questions: Mutex<Vec<Question>>,
     packets: CounterPage,
     adopted: AtomicU64,
     moved: AtomicU64,
@@ -185,6 +189,7 @@ impl Seat {
             idle: CounterPage::new(real_servers_max),
             wanted_room: AtomicU32::new(0),
             calls: Mutex::new(Vec::new()),
+            questions: Mutex::new(Vec::new()),
             packets: CounterPage::new(
                 PlaneCounter::ALL.len() + RingCounter::ALL.len() + DropReason::ALL.len() + SLACK_CELLS,
             ),
@@ -308,6 +313,17 @@ impl Seat {
     /// What it was called for. Only the seat's own worker may call this.
     pub fn take_calls(&self) -> Vec<Call> {
         std::mem::take(&mut *self.calls.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Asks the worker something, which it answers in its own time.
+    pub(crate) fn ask(&self, question: Question) {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner).push(question);
+        self.wake();
+    }
+
+    /// What it was asked. Only the seat's own worker may call this.
+    pub(crate) fn take_questions(&self) -> Vec<Question> {
+        std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The snapshot that the worker serves.

@@ -17,7 +17,7 @@ use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{Service, ServiceSource};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
-use towpath_core::{Now, RealServerId};
+use towpath_core::{Now, PickReason, RealServerId};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Datagram};
 use towpath_sys::socket::{self, Family};
@@ -44,6 +44,8 @@ pub(super) struct DatagramSession {
     /// Those that its server has begun by it: what the client says to them goes by it, too.
     begun: Vec<PersistenceKey>,
     lease: Option<SnatLease>,
+    opened: Now,
+    why: PickReason,
     last_activity: Now,
     /// Its end, once decided: the receive in flight must complete first.
     ending: Option<Termination>,
@@ -52,6 +54,44 @@ pub(super) struct DatagramSession {
 impl DatagramSession {
     pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
+    }
+
+    /// Whether its end is decided.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.is_some()
+    }
+
+    /// Where the client is.
+    pub(super) fn client(&self) -> SocketAddr {
+        self.client
+    }
+
+    /// Where the client sends to.
+    pub(super) fn vip(&self) -> SocketAddr {
+        SocketAddr::new(self.service.vip, self.port)
+    }
+
+    /// Its server, and how that was picked.
+    pub(super) fn picked(&self) -> (RealServerId, PickReason) {
+        (self.counted, self.why)
+    }
+
+    /// Where its server is; `None`: that is none of its service any more.
+    pub(super) fn destination(&self) -> Option<SocketAddr> {
+        self.service.target_of(self.counted).map(|(_, target)| target.destination(self.port))
+    }
+
+    /// The address and port that the server sees, and whether it is leased.
+    pub(super) fn source(&self) -> (Option<SocketAddr>, bool) {
+        match &self.lease {
+            Some(lease) => (Some(lease.source()), true),
+            None => (self.server.local_addr().ok(), false),
+        }
+    }
+
+    /// When it was opened, and when a datagram passed last.
+    pub(super) fn times(&self) -> (Now, Now) {
+        (self.opened, self.last_activity)
     }
 }
 
@@ -286,6 +326,8 @@ impl Worker {
             call,
             begun: Vec::new(),
             lease,
+            opened: self.now,
+            why: pick.why,
             last_activity: self.now,
             ending: None,
         });

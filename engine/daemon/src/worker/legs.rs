@@ -148,6 +148,15 @@ impl Legs {
         Side::BOTH.into_iter().filter_map(|side| self.tls(side))
     }
 
+    /// The address and port that the server sees: those leased, else those that the kernel has chosen.
+    pub(super) fn source(&self) -> Option<SocketAddr> {
+        let connection = self.server.connection()?;
+        match &connection.lease {
+            Some(lease) => Some(lease.source()),
+            None => connection.socket.local_addr().ok(),
+        }
+    }
+
     /// Whether the server's leg has a lease.
     pub(super) fn has_lease(&self) -> bool {
         self.server.connection().is_some_and(|connection| connection.lease.is_some())

@@ -5,6 +5,7 @@
 //! something completes or the next deadline comes.
 
 mod access;
+mod capture;
 mod datagram;
 mod doors;
 mod entrance;
@@ -18,6 +19,7 @@ mod peek;
 mod pressure;
 mod proxy;
 mod pump;
+mod questions;
 mod queue;
 mod relay;
 mod secure;
@@ -60,6 +62,7 @@ use packets::{Left, Packets};
 use pressure::KeptBytes;
 pub(crate) use pressure::kept_bytes_max;
 use pump::Pipes;
+use questions::Walks;
 use queue::Queued;
 use relay::Relay;
 pub(crate) use secure::RECORD_BUFFER_BYTES;
@@ -207,6 +210,8 @@ struct Worker {
     lost: Vec<Key>,
     /// Services that a reload has taken out, as far as somebody may still be served by them.
     gone: Vec<GoneService>,
+    /// Questions about its sessions that it is about to answer.
+    walks: Walks,
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,
@@ -287,6 +292,7 @@ impl Worker {
             slow_look: None,
             lost: Vec::new(),
             gone: Vec::new(),
+            walks: Walks::default(),
             stopping: None,
             drain_look: now,
             moved: Generation(0),
@@ -356,6 +362,7 @@ impl Worker {
         self.look_at_idle()?;
         self.reclaim_from_pool()?;
         self.shake()?;
+        self.answer_questions()?;
         self.wake_rested();
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
@@ -372,6 +379,7 @@ impl Worker {
             && !self.can_send_unsent()
             && self.woken.is_empty()
             && self.lost.is_empty()
+            && self.walks.is_empty()
             && !self.may_shake();
         let wait = self.wait(idle);
         self.count_breath(start, taken, wait);
@@ -438,6 +446,7 @@ impl Worker {
                 self.take_from_pool()?;
                 self.give_room()?;
                 self.answer_calls()?;
+                self.take_questions();
                 self.follow_phase()
             }
         }

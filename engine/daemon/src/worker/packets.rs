@@ -10,7 +10,9 @@ use towpath_config::model::{AdminState, Plane as PlaneWord};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Pick, Refusal, Tried};
 use towpath_core::packet::rewrite::Checksum;
-use towpath_core::plane::{BATCH_MAX, Desk, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict};
+use towpath_core::plane::{
+    BATCH_MAX, Desk, FlowEnd, FlowPlace, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict,
+};
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
 use towpath_sys::packet::{Offload, PacketPort, PacketPorts, PortState};
@@ -19,6 +21,7 @@ use towpath_sys::prefetch::prefetch;
 use towpath_sys::ring::{Completion, Readiness};
 
 use super::Worker;
+use super::capture::{Tap, Tapped};
 use super::handoff::Handoff;
 use super::lanes::Lanes;
 use super::token::{Key, Token};
@@ -50,6 +53,8 @@ pub(super) struct Packets {
     pub(super) verdicts: Vec<Verdict>,
     pub(super) handoff: Handoff,
     pub(super) lanes: Lanes,
+    /// Hands out copies of frames, while somebody wants them.
+    pub(super) tap: Option<Box<Tap>>,
     /// Of the network that the plane has.
     edition: u64,
     /// Of the announcements that were made.
@@ -101,6 +106,7 @@ impl Packets {
             verdicts: Vec::with_capacity(BATCH_MAX),
             handoff: Handoff::new(settings.worker, inboxes),
             lanes,
+            tap: None,
             // None: ports may have been opened anew since the first, and they are taken with the next.
             edition: 0,
             announced: shared.network().announcements(),
@@ -169,7 +175,13 @@ impl Packets {
             None => Frame::default(),
         });
         drop(received);
+        if let Some(tap) = &mut self.tap {
+            tap.look(&self.plane, &frames[..count]);
+        }
         self.plane.process(now, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
+        if let Some(tap) = &mut self.tap {
+            tap.note(&frames[..count], &self.verdicts);
+        }
         let mut any_handed = false;
         for (frame, verdict) in self.verdicts.iter().enumerate() {
             match verdict {
@@ -194,6 +206,11 @@ impl Packets {
 
     /// Sends what the plane has made, and hands fragments to the workers that have their flows.
     pub(super) fn send_made(&mut self) {
+        if let Some(tap) = &mut self.tap
+            && tap.note_made(&self.plane, &self.out) == Tapped::Over
+        {
+            self.tap = None;
+        }
         for (port, bytes) in self.out.iter() {
             let (link, tag) = self.lanes.way(port, None);
             self.ports.send_bytes(link, bytes, Offload::NONE, tag);
@@ -205,6 +222,14 @@ impl Packets {
             }
         }
         self.out.clear();
+    }
+
+    /// Ends one flow as an operator wants it.
+    pub(super) fn end_flow(&mut self, now: Now, place: FlowPlace, desk: &mut Counters<'_>) -> FlowEnd {
+        let end = self.plane.end_flow(now, place, desk, &mut self.out);
+        self.send_made();
+        self.note_soon(now);
+        end
     }
 
     /// Ends flows whose time is up.

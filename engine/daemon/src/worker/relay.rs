@@ -16,7 +16,7 @@ use towpath_core::snapshot::{Heralded, Service, ServiceSource, Target};
 use towpath_core::snat::SnatLease;
 use towpath_core::steering::vshard_of_client;
 use towpath_core::waiting::Ticket;
-use towpath_core::{Now, RealServerId, VShard};
+use towpath_core::{Now, PickReason, RealServerId, VShard};
 use towpath_sys::Cause;
 use towpath_sys::ring::{Completion, Readiness, Received};
 use towpath_sys::socket::{self, Family};
@@ -47,8 +47,12 @@ pub(super) struct Relay {
     service: Arc<Service>,
     service_port: u16,
     home: VShard,
-    /// The server that the connection is counted on.
+    /// When its client came.
+    accepted: Now,
+    /// The server that the connection is counted on, …
     counted: Option<RealServerId>,
+    /// … and how that was picked.
+    why: Option<PickReason>,
     destination: SocketAddr,
     /// What it is told of the client first of all.
     proxy_to: Option<ProxyVersion>,
@@ -144,7 +148,9 @@ impl Relay {
             service_port,
             home,
             service,
+            accepted: now,
             counted: None,
+            why: None,
             destination: client_address,
             proxy_to: None,
             tried: Tried::new(),
@@ -195,6 +201,16 @@ impl Relay {
         self.counted
     }
 
+    /// When its client came.
+    pub(super) fn accepted(&self) -> Now {
+        self.accepted
+    }
+
+    /// How its server was picked.
+    pub(super) fn why(&self) -> Option<PickReason> {
+        self.why.filter(|_| self.counted.is_some())
+    }
+
     /// Whether bytes may go from one leg to the other as they are.
     pub(super) fn has_plain_legs(&self) -> bool {
         !self.is_secured()
@@ -218,6 +234,7 @@ impl Relay {
     /// It holds a place on this member of its service from here on.
     pub(super) fn count_on(&mut self, target: &Target) {
         self.counted = Some(target.server);
+        self.why = Some(PickReason::Persistent);
         self.destination = target.destination(self.service_port);
     }
 
@@ -502,6 +519,7 @@ impl Worker {
             Some(ticket) => self.shared.pick_waiting(service, client, port, &known, ticket, self.now)?,
         };
         relay.counted = Some(pick.server);
+        relay.why = Some(pick.why);
         if relay.redispatches > 0 {
             self.shared.seat(self.id).service_page(relay.service.id).add(ServiceCounter::Redispatched, 1);
         }

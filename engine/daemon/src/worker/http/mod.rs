@@ -137,6 +137,11 @@ impl Conversation {
         &self.front
     }
 
+    /// Since when it waits for what it waits for.
+    pub(super) fn since(&self) -> Now {
+        self.since
+    }
+
     /// Where the request at hand is.
     pub(super) fn stage(&self) -> Stage {
         self.stage

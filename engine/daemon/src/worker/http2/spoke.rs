@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use towpath_config::model::Protocol;
+use towpath_core::Now;
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::http2::{BadStream, ErrorCode, Part, RequestBody, ResponseReader, StreamId, TranslatedRequest};
 use towpath_core::session::{Event, Side};
@@ -11,6 +12,7 @@ use towpath_core::session::{Event, Side};
 use super::super::Worker;
 use super::super::relay::Relay;
 use super::super::token::Key;
+use super::Hub;
 
 /// What a relay is a spoke by.
 pub(in super::super) struct Spoke {
@@ -28,6 +30,13 @@ pub(in super::super) struct Spoke {
 pub(super) struct Seat {
     spoke: Key,
     stream: Option<StreamId>,
+}
+
+impl Hub {
+    /// Since when no stream is open; `None` while one is.
+    pub(in super::super) fn idle_since(&self) -> Option<Now> {
+        self.seats.iter().all(|seat| seat.stream.is_none()).then_some(self.since)
+    }
 }
 
 impl Worker {
