@@ -511,6 +511,8 @@ mod tests {
     fn no_viewer_changes_anything_but_its_own_login() {
         for route in ROUTES {
             match route.method {
+                // A plan is work for the machine.
+                Method::GET if route.action == Action::Plan => assert_eq!(route.role, ControlRole::Operator),
                 Method::GET => assert_eq!(route.role, ControlRole::Viewer, "{}", route.path),
                 Method::POST => {
                     let is_own = route.action == Action::Logout;

@@ -159,8 +159,9 @@ fn a_listener_amid_ports_that_the_packet_plane_leases_takes_a_restart() {
 
 #[test]
 fn the_first_service_of_a_protocol_has_no_room() {
-    let over_udp = BASE.replacen("ports = [80]", "ports = [80]\nprotocol = \"udp\"", 1);
-    let (tcp, udp) = (model(BASE), model(&over_udp));
+    let tcp = model(BASE);
+    let mut udp = tcp.clone();
+    udp.services[0].protocol = Protocol::Udp;
     let by =
         |room| needs_restart(&tcp, &udp, &Started { cpus: &[0], usable: &[0], room, leaving: &Leaving::default() });
     assert_eq!(by(ROOM), Vec::<String>::new());
