@@ -310,7 +310,7 @@ fn t_18_a_click_drains_a_server_and_another_takes_it_back() {
         assert!(audit.len() == 1 && audit[0].contains("ready → drain: by alice"), "{audit:?}");
         // Back at once.
         page.click("#notice-order button");
-        until_says(&mut page, &member("front-end", &home, ".state"), "up");
+        until_says(&mut page, "#notices", &format!("{home} of front-end is ready."));
         assert_eq!(stage.relay.server("front-end", &home).admin, "ready");
         // With a deadline, a reason and halt afterwards: it counts down.
         page.click(&button("front-end", &home, "drain-by"));
@@ -332,7 +332,8 @@ fn t_18_a_click_drains_a_server_and_another_takes_it_back() {
         until_says(&mut page, &member("front-end", &home, ".state"), "halt");
         until_says(&mut page, "#event-list", "no connection is left");
         page.click(&button("front-end", &home, "ready"));
-        until_says(&mut page, &member("front-end", &home, ".state"), "up");
+        until_says(&mut page, "#notices", &format!("{home} of front-end is ready."));
+        assert_eq!(stage.relay.server("front-end", &home).admin, "ready");
         expect_no_faults(&mut page);
     });
 }
