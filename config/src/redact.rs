@@ -186,7 +186,7 @@ vip = \"192.0.2.1\"
 ports = [80, \"5000-5010\"]
 vib = 4711
 [service.health]
-check = \"command\"
+check = \"external\"
 command = [\"/usr/local/bin/probe\", \"--password\", \"canary-4711\"]
 expect = '''
 canary-4711 # no comment'''
@@ -205,7 +205,7 @@ vip = \"192.0.2.1\"
 ports = [80, \"5000-5010\"]
 vib = \"(left out)\"
 [service.health]
-check = \"command\"
+check = \"external\"
 command = [\"/usr/local/bin/probe\", \"(left out)\", \"(left out)\"]
 expect = \"(left out)\"
 [service.unknown.deep]

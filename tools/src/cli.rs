@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::{cert, check, demo, doctor, reference, run, server, status};
+use crate::{cert, check, demo, doctor, manual, reference, run, server, service, status, support, top};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,7 @@ First steps:
   towpath run -c my.toml                balance until SIGTERM
   towpath doctor -c my.toml             what is wrong with machine and network, and the command that mends it
   towpath status                        what a running towpath does right now
+  towpath top                           the same live
   towpath server drain web/FE-1         take a server out of service gently
 
 Exit codes: 0 ok · 1 failed · 2 usage · 3 configuration errors · 4 warnings of the doctor · 5 daemon not reachable · 7 timeout";
@@ -74,12 +75,27 @@ enum Command {
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
+    /// Watch it live: rates, connections, servers, workers, limits; sort and filter
+    #[command(after_help = top::TOP_HELP)]
+    Top(top::TopArguments),
+    /// Collect what a helper asks for, without secrets, in one archive
+    #[command(after_help = support::SUPPORT_HELP)]
+    SupportBundle(support::SupportArguments),
+    /// Make this program a service of the machine, or take it away again
+    #[command(subcommand, after_help = service::SERVICE_HELP)]
+    Service(service::ServiceCommand),
     /// See it work: three origins, a relay, real traffic, one origin stopped
     #[command(after_help = DEMO_HELP)]
     Demo(DemoArguments),
     /// Print the configuration reference: every key with type, default and range
     #[command(after_help = EXIT_CODES)]
     Reference,
+    /// Print what a shell needs to complete commands
+    #[command(after_help = manual::COMPLETIONS_HELP)]
+    Completions(manual::CompletionsArguments),
+    /// Write the manual pages into a directory
+    #[command(after_help = manual::MAN_HELP)]
+    Man(manual::ManArguments),
 }
 
 const STYLES: Styles = Styles::styled()
@@ -257,7 +273,7 @@ const STATUS_HELP: &str = "\
 Examples:
   towpath status
   towpath status --socket /run/towpath/test.sock
-  watch towpath status
+  towpath status --watch                anew every 2 seconds, until Ctrl-C
   towpath status --json | jq .
 
 Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer in time";
@@ -268,6 +284,9 @@ pub(crate) struct StatusArguments {
     /// Unix socket of the daemon: `control.socket` of its file
     #[arg(long, value_name = "PATH", default_value_os_t = status::default_socket())]
     pub(crate) socket: PathBuf,
+    /// Show it anew every so many seconds, until Ctrl-C; with --json one line each
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) watch: Option<u32>,
     /// Print JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
@@ -295,6 +314,11 @@ pub(crate) struct DemoArguments {
     pub(crate) json: bool,
 }
 
+/// The command line as a value: for manual pages and completions.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Reads the arguments, does what they say, and tells how it ended. The whole program.
 pub fn main() -> ExitCode {
     // clap prints help and usage errors itself and ends with 0 or 2.
@@ -306,7 +330,12 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::status(&arguments),
         Command::Server(command) => server::server(&command),
         Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
+        Command::SupportBundle(arguments) => support::support_bundle(&arguments),
+        Command::Service(command) => service::service(&command),
         Command::Reference => reference::reference(),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),
@@ -327,7 +356,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_are_consistent() {
