@@ -1,5 +1,6 @@
 //! From a draft without errors to the model.
 
+mod control;
 mod http;
 mod log;
 mod notify;
@@ -7,7 +8,6 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
 
 use crate::decode::{At, PortSet, Section, Value};
 use crate::draft::{Draft, DraftPorts, DraftSource, Members, Persists, Server, Service, persists};
@@ -60,7 +60,7 @@ pub(crate) fn build(draft: &Draft<'_>) -> Option<model::Model> {
     Some(model::Model {
         runtime: runtime(draft.root)?,
         limits: limits(draft.root)?,
-        control: control(draft.root),
+        control: control::control(draft.root)?,
         tls: tls::pool(draft.root)?,
         log: log::log(draft.root)?,
         notify: notify::notify(draft.root)?,
@@ -512,33 +512,4 @@ fn rule(section: &Section) -> Option<model::RouterRule> {
 
 fn action(word: &str) -> model::RuleAction {
     if word == "deny" { model::RuleAction::Deny } else { model::RuleAction::Allow }
-}
-
-fn control(root: &Section) -> model::Control {
-    let defaults = crate::decode::defaults("control");
-    let section = root.table("control").unwrap_or(&defaults);
-    let socket =
-        section.text("socket").map(|socket| socket.value).filter(|socket| *socket != "none").map(PathBuf::from);
-    let state_file = match (section.text("state_file"), &socket) {
-        (_, None) => None,
-        (Some(path), Some(_)) => Some(path.value).filter(|path| *path != "none").map(PathBuf::from),
-        (None, Some(socket)) => Some(state_beside(socket)),
-    };
-    model::Control { socket, state_file }
-}
-
-/// Where a daemon with this socket keeps its state. What is below /run is gone after a boot; another socket is that of a trial or of a second daemon,
-/// which must not take the state of the first: so its whole path is in the name.
-fn state_beside(socket: &Path) -> PathBuf {
-    let below = ["/run", "/var/run"].iter().find_map(|volatile| socket.strip_prefix(volatile).ok());
-    let Some(below) = below else {
-        let mut path = socket.as_os_str().to_owned();
-        path.push(".state");
-        return path.into();
-    };
-    // Our own directory adds nothing.
-    let below = below.strip_prefix("towpath").ok().filter(|rest| rest.components().count() == 1).unwrap_or(below);
-    let parts: Vec<&str> = below.iter().filter_map(|part| part.to_str()).collect();
-    let name = parts.join("--");
-    Path::new("/var/lib/towpath").join(format!("{}.state", name.strip_suffix(".sock").unwrap_or(&name)))
 }

@@ -2,6 +2,7 @@
 //!
 //! A `Model` exists only when the file had no errors. Durations are whole milliseconds (`*_ms`), limits of 0 mean "no limit".
 
+mod control;
 mod http;
 mod log;
 mod notify;
@@ -14,6 +15,9 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+pub use control::{
+    Control, ControlGroup, ControlListen, ControlRole, ControlUser, PASSWORD_ROUNDS, Page, PasswordHash, TokenHash,
+};
 pub use http::{
     BalanceEach, Change, FilterAction, Forwarded, HeaderChange, HeaderMatch, Hsts, Http, HttpFilter, HttpRoute,
     Maintenance, MaintenanceWhen, ParameterMatch, PathMatch, RequestMatch, Reuse, Rewrite, RouteClients, RouteGroup,
@@ -140,15 +144,6 @@ pub struct Limits {
     pub http2_streams: u32,
     /// Bytes of a request body on one of them that may be here and not passed on.
     pub http2_window: u32,
-}
-
-/// `[control]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Control {
-    /// Path of the Unix socket; `None` = no control socket.
-    pub socket: Option<PathBuf>,
-    /// What was said at run time is kept there; `None` = nowhere, so also without a socket.
-    pub state_file: Option<PathBuf>,
 }
 
 /// `[[route]]`

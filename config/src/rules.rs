@@ -1,6 +1,7 @@
 //! What a file may not mean: rules over the draft, one file per family.
 
 mod applications;
+mod control;
 pub(crate) mod health;
 mod hidden_client;
 mod http;
@@ -13,7 +14,6 @@ mod network;
 pub(crate) mod notify;
 mod outbound;
 mod persistence;
-mod process;
 mod proxy_protocol;
 mod servers;
 mod sockets;
@@ -26,7 +26,7 @@ use crate::draft::Draft;
 
 /// Runs every rule. Each tells all it finds; none depends on another.
 pub(crate) fn judge(draft: &Draft<'_>, report: &mut Report) {
-    process::judge(draft, report);
+    control::judge(draft, report);
     log::judge(draft, report);
     notify::judge(draft, report);
     network::judge(draft, report);

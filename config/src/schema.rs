@@ -3,6 +3,7 @@
 //! It drives the decoder (unknown keys, types, units, ranges, defaults), the "not available yet" warnings and the
 //! reference. A key that is not here does not exist.
 
+mod control;
 mod http;
 mod network;
 mod notify;
@@ -25,7 +26,7 @@ pub static ROOT: Table = Table {
             Kind::Table(&process::LIMITS),
             "Upper bounds of everything that is allocated, for the whole process.",
         ),
-        key("control", Kind::Table(&process::CONTROL), "Where the daemon answers the operator."),
+        key("control", Kind::Table(&control::CONTROL), "Where the daemon answers the operator."),
         key("tls", Kind::Table(&tls::TLS_POOL), "TLS for the whole process: provider and handshake threads."),
         key("log", Kind::Table(&process::LOG), "What is written down, and where to."),
         key("notify", Kind::Table(&notify::NOTIFY), "Who is told when a state changes."),

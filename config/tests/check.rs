@@ -1,5 +1,7 @@
 //! The check as its callers see it: text in, model or diagnostics out.
 
+#[path = "check/control.rs"]
+mod control;
 #[path = "check/examples.rs"]
 mod examples;
 #[path = "check/failure.rs"]

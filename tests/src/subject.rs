@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use towpath_engine::admin::{OrderBody, Ordered};
 use towpath_engine::status::{HealthStatus, ServerStatus, ServiceStatus};
-use towpath_engine::{FetchError, ServerPath, Status, fetch_status, order};
+use towpath_engine::{Endpoint, FetchError, ServerPath, Status, fetch_status, order};
 use towpath_perf::lab::Child;
 
 use crate::{Host, PATIENCE, eventually, roles};
@@ -165,6 +165,11 @@ impl Program {
 }
 
 impl Subject {
+    /// Where it is asked.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::Socket(self.home.control())
+    }
+
     /// Its state.
     ///
     /// # Panics
@@ -172,7 +177,7 @@ impl Subject {
     /// When it does not tell.
     #[track_caller]
     pub fn status(&self) -> Status {
-        fetch_status(&self.home.control()).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
+        fetch_status(&self.endpoint()).unwrap_or_else(|error| panic!("{error}\n{}", self.log()))
     }
 
     /// Waits until its state is as wanted and every worker serves it, and returns that state.
@@ -361,7 +366,7 @@ impl Subject {
     pub fn try_order(&self, servers: &str, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
         let part = |name: &str| (name != "*").then(|| name.to_owned());
         let (service, server) = servers.split_once('/').expect("a service and a server");
-        order(&self.home.control(), &ServerPath { service: part(service), server: part(server) }, verb, body)
+        order(&self.endpoint(), &ServerPath { service: part(service), server: part(server) }, verb, body)
     }
 
     /// Runs a command line of it (`server drain …`) against this one, with its socket added; returns when that has ended.

@@ -181,6 +181,8 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> Sha256 {
 pub struct Presented {
     /// Names and addresses that its certificate is for.
     pub names: Vec<String>,
+    /// The common name of its subject, if there is exactly one.
+    pub common_name: Option<String>,
     /// Its distinguished name.
     pub subject: String,
     /// That of who has signed it.
@@ -193,8 +195,11 @@ pub struct Presented {
 pub fn presented(certificate: &CertificateDer<'_>) -> Option<Presented> {
     let (_, read) = X509Certificate::from_der(certificate).ok()?;
     let validity = read.validity();
+    let mut common_names = read.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let common_name = common_names.next().map(str::to_owned).filter(|_| common_names.next().is_none());
     Some(Presented {
         names: names(&read),
+        common_name,
         subject: read.subject().to_string(),
         issuer: read.issuer().to_string(),
         dates: Dates { begin_s: validity.not_before.timestamp(), end_s: validity.not_after.timestamp() },

@@ -7,7 +7,11 @@ use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::{cert, check, demo, doctor, manual, reference, run, server, service, status, support, top};
+use crate::daemon::Daemon;
+use crate::{
+    cert, certs, check, credential, demo, doctor, events, limits, manual, reference, run, server, service, status,
+    support, top,
+};
 
 /// How a command ended; scripts depend on these numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +70,12 @@ enum Command {
     /// Certificates: take them over, request them, list them
     #[command(subcommand, after_help = CERT_HELP)]
     Cert(CertCommand),
+    /// Show the certificates that a running towpath shows, and how long they are good
+    #[command(after_help = certs::CERTS_HELP)]
+    Certs(certs::CertsArguments),
+    /// Passwords and tokens for who may use the web page and the API
+    #[command(subcommand, after_help = credential::CREDENTIAL_HELP)]
+    Credential(credential::CredentialCommand),
     /// Examine machine and network: what works, what is wrong, and the command that mends it
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorArguments),
@@ -75,6 +85,12 @@ enum Command {
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
+    /// Show what changed lately, and what changes next
+    #[command(after_help = events::EVENTS_HELP)]
+    Events(events::EventsArguments),
+    /// Show what is scarce, and how full it is
+    #[command(after_help = limits::LIMITS_HELP)]
+    Limits(limits::LimitsArguments),
     /// Watch it live: rates, connections, servers, workers, limits; sort and filter
     #[command(after_help = top::TOP_HELP)]
     Top(top::TopArguments),
@@ -274,6 +290,7 @@ Examples:
   towpath status
   towpath status --socket /run/towpath/test.sock
   towpath status --watch                anew every 2 seconds, until Ctrl-C
+  towpath status --url https://lb.example.org:9443 --token-file ~/lb.token
   towpath status --json | jq .
 
 Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer in time";
@@ -281,15 +298,11 @@ Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer
 /// Arguments of `towpath status`.
 #[derive(Args, Debug)]
 pub(crate) struct StatusArguments {
-    /// Unix socket of the daemon: `control.socket` of its file
-    #[arg(long, value_name = "PATH", default_value_os_t = status::default_socket())]
-    pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
     /// Show it anew every so many seconds, until Ctrl-C; with --json one line each
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub(crate) watch: Option<u32>,
-    /// Print JSON on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 const DEMO_HELP: &str = "\
@@ -326,6 +339,10 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Check(arguments) => check::check(&arguments),
         Command::Cert(command) => cert::cert(&command),
+        Command::Certs(arguments) => certs::certs(&arguments),
+        Command::Credential(command) => credential::credential(&command),
+        Command::Events(arguments) => events::events(&arguments),
+        Command::Limits(arguments) => limits::limits(&arguments),
         Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Status(arguments) => status::status(&arguments),
         Command::Server(command) => server::server(&command),

@@ -1,11 +1,16 @@
-//! The command line of Towpath: run, check, cert, doctor, status, top, server, support-bundle, service, demo, reference.
+//! The command line of Towpath: run, check, cert, doctor, status, top, server, support-bundle, service, events, limits, certs, credential, demo, reference.
 
 mod cert;
+mod certs;
 mod check;
 pub mod cli;
+mod credential;
+mod daemon;
 mod demo;
 mod doctor;
+mod events;
 mod file;
+mod limits;
 mod logging;
 mod manual;
 mod paint;

@@ -1,4 +1,4 @@
-//! `towpath status`: what a running towpath does, asked over its Unix socket.
+//! `towpath status`: what a running towpath does, asked over its Unix socket or by its `control.listen`.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -47,7 +47,7 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
 }
 
 fn once(arguments: &StatusArguments) -> Result<Exit> {
-    let status = match fetch_status(&arguments.socket) {
+    let status = match fetch_status(&arguments.daemon.endpoint()?) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error}");
@@ -57,7 +57,7 @@ fn once(arguments: &StatusArguments) -> Result<Exit> {
     let stdout = io::stdout();
     let paint = Paint::on(&stdout);
     let mut out = stdout.lock();
-    if arguments.json {
+    if arguments.daemon.json {
         serde_json::to_writer_pretty(&mut out, &status)?;
         writeln!(out)?;
     } else {
@@ -72,12 +72,13 @@ fn watch(arguments: &StatusArguments, interval: Duration) -> Result<Exit> {
     let paint = Paint::on(&stdout);
     let in_place = stdout.is_terminal() && moves_cursor();
     let mut out = stdout.lock();
+    let endpoint = arguments.daemon.endpoint()?;
     loop {
         // Anew each time: windows are made larger and smaller.
         let size = if in_place { crossterm::terminal::size().ok() } else { None };
         let lines_max = size.map(|(_columns, lines)| usize::from(lines));
-        let fetched = fetch_status(&arguments.socket);
-        match (&fetched, arguments.json) {
+        let fetched = fetch_status(&endpoint);
+        match (&fetched, arguments.daemon.json) {
             (Ok(status), true) => {
                 serde_json::to_writer(&mut out, status)?;
                 writeln!(out)?;
@@ -119,7 +120,7 @@ fn frame(page: &str, lines_max: Option<usize>) -> String {
 pub(crate) fn exit_of(error: &FetchError) -> Exit {
     match error {
         FetchError::Answer { .. } | FetchError::Malformed { .. } | FetchError::Refused { .. } => Exit::Failed,
-        FetchError::NotReachable { .. } => Exit::Unreachable,
+        FetchError::NotReachable { .. } | FetchError::NotTrusted { .. } => Exit::Unreachable,
         FetchError::TimedOut { .. } => Exit::TimedOut,
     }
 }
@@ -791,6 +792,7 @@ pub(crate) mod tests {
                 descriptors: Usage { used: 2431, max: 20_000, refused: 0 },
             },
             events: vec![Event {
+                id: 1,
                 unix_ms: 1_000_000,
                 kind: EventKind::Health,
                 services: vec!["front-end".to_owned()],
@@ -950,10 +952,10 @@ latest changes
 
     #[test]
     fn scripts_can_tell_why_no_status_came() {
-        let path = PathBuf::from("/nowhere");
+        let at = || "/nowhere".to_owned();
         let source = io::ErrorKind::NotFound.into();
-        assert_eq!(exit_of(&FetchError::NotReachable { path: path.clone(), source }), Exit::Unreachable);
-        assert_eq!(exit_of(&FetchError::TimedOut { path: path.clone(), limit: Duration::ZERO }), Exit::TimedOut);
-        assert_eq!(exit_of(&FetchError::Answer { path, status: 500 }), Exit::Failed);
+        assert_eq!(exit_of(&FetchError::NotReachable { at: at(), key: "control.socket", source }), Exit::Unreachable);
+        assert_eq!(exit_of(&FetchError::TimedOut { at: at(), limit: Duration::ZERO }), Exit::TimedOut);
+        assert_eq!(exit_of(&FetchError::Answer { at: at(), status: 500 }), Exit::Failed);
     }
 }

@@ -16,11 +16,12 @@ use towpath_engine::doctor::{Probing, examine};
 use towpath_engine::fetch_status;
 
 use crate::cli::Exit;
+use crate::daemon::Place;
 use crate::doctor;
 use crate::file::ConfigFile;
 use crate::paint::Paint;
 use crate::server::shown::unix_ms;
-use crate::status::{self, default_socket};
+use crate::status;
 use crate::table::{counted, thousands};
 
 pub(crate) const SUPPORT_HELP: &str = "\
@@ -47,9 +48,8 @@ pub(crate) struct SupportArguments {
     /// Leave out the journal
     #[arg(long)]
     no_journal: bool,
-    /// Unix socket of the daemon: `control.socket` of its file
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
-    socket: PathBuf,
+    #[command(flatten)]
+    place: Place,
 }
 
 /// Lines of the journal.
@@ -122,7 +122,8 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
     });
     secrets.extend(checked.iter().flat_map(|checked| &checked.files).filter_map(|file| first_line(&file.path)));
 
-    let status = fetch_status(&arguments.socket).map_err(|error| error.to_string());
+    let endpoint = arguments.place.endpoint().map_err(|error| format!("{error:#}"));
+    let status = endpoint.and_then(|endpoint| fetch_status(&endpoint).map_err(|error| error.to_string()));
     let json =
         |status: &towpath_engine::Status| serde_json::to_string_pretty(status).map_err(|error| error.to_string());
     let mut parts = vec![
@@ -291,7 +292,7 @@ mod tests {
             config: place("towpath.toml"),
             out: Some(out.clone()),
             no_journal: true,
-            socket: place("nobody.sock"),
+            place: Place::at(place("nobody.sock")),
         };
         support_bundle(&arguments).unwrap();
         let bytes = fs::read(&out).unwrap();
@@ -326,8 +327,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("towpath.toml");
         fs::write(&config, format!("password = \"{}\n", SECRETS[0])).unwrap();
-        let socket = folder.path().join("nobody.sock");
-        let parts = collect(&SupportArguments { config, out: None, no_journal: true, socket });
+        let place = Place::at(folder.path().join("nobody.sock"));
+        let parts = collect(&SupportArguments { config, out: None, no_journal: true, place });
         let part = parts.iter().find(|part| part.name == "towpath.toml").unwrap();
         assert!(part.content.as_ref().unwrap_err().contains("no TOML"));
         let archive = archive(&parts, 0);

@@ -113,26 +113,6 @@ pub(super) static LIMITS: Table = Table {
     ],
 };
 
-pub(super) static CONTROL: Table = Table {
-    path: "control",
-    doc: "Where the daemon answers the operator.",
-    keys: &[
-        key("socket", Kind::Path, "Unix socket for `towpath status` and `towpath server`; `\"none\"` opens none.")
-            .default("/run/towpath/control.sock"),
-        key(
-            "state_file",
-            Kind::Path,
-            "Where what was said at run time (`towpath server`) is kept, so that it survives a restart; `\"none\"` keeps it nowhere. Of a daemon \
-             without a socket there is none.",
-        )
-        .described("of `/run/towpath/NAME.sock`: `/var/lib/towpath/NAME.state`; of another below /run, with its whole path as the name; else beside it, as `SOCKET.state`"),
-        key("listen", Kind::Socket, "Address and port of the web page, the HTTP API and the metrics.").later(),
-        key("certificate", Kind::Path, "Certificate chain (PEM) for `listen`.").later(),
-        key("private_key", Kind::Path, "Private key (PEM) for `listen`.").later(),
-        key("users", Kind::Path, "File with the users who may use `listen`; there are no default credentials.").later(),
-    ],
-};
-
 /// `log.connections` and `service.log`.
 pub(super) static LOGGED: &[Word] = &[
     word("none", "Only counters."),

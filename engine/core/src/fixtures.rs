@@ -4,10 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use towpath_config::model::{
-    AdminState, Balance, CheckKind, Control, Damping, Evict, FastPath, Forwarding, HandshakeThreads, Health, Limits,
-    Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence, Plane, Poll,
-    Ports, Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool, TlsProvider,
-    VirtualService, Workers,
+    AdminState, Balance, CheckKind, Control, ControlGroup, Damping, Evict, FastPath, Forwarding, HandshakeThreads,
+    Health, Limits, Log, LogFormat, LogTo, Logged, LoggedQuery, Model, Overload, PassThrough, PersistBy, Persistence,
+    Plane, Poll, Ports, Protocol, ProxyTo, Router, Runtime, Server, ServerGroup, ServiceTls, Source, TlsPool,
+    TlsProvider, VirtualService, Workers,
 };
 
 use crate::admin::Halted;
@@ -143,7 +143,7 @@ pub(crate) fn model() -> Model {
             http2_streams: 100,
             http2_window: 262_144,
         },
-        control: Control { socket: None, state_file: None },
+        control: Control { socket: None, state_file: None, group: ControlGroup::OfProcess, listen: None },
         tls: TlsPool {
             provider: TlsProvider::AwsLcRs,
             threads: HandshakeThreads::Auto,

@@ -22,7 +22,7 @@ use towpath_core::steering::SteeringTable;
 use towpath_core::steering::program::reuseport_program;
 
 use crate::access;
-use crate::control::ControlSocket;
+use crate::control::{Access, Entrance};
 use crate::engine::ReloadError;
 use crate::house::House;
 use crate::http_files;
@@ -68,14 +68,14 @@ impl Controller {
     /// Starts the thread; `judged` hears once every check has a verdict, or once the first checks' time is over.
     pub(crate) fn start(
         house: Arc<House>,
-        control: Option<ControlSocket>,
+        entrance: Entrance,
         seed: u64,
         judged: Sender<()>,
     ) -> io::Result<Controller> {
         let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, control));
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
         })?;
@@ -144,10 +144,8 @@ impl Turn {
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, control: Option<ControlSocket>) {
-        if let Some(control) = control {
-            tokio::spawn(control::serve(control, Arc::clone(&self.house)));
-        }
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance) {
+        control::serve(entrance, &self.house);
         let receivers = self.house.notifier.serve();
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
         let version = self.house.truth().words_version();
@@ -251,6 +249,7 @@ impl Turn {
         // Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
         let material = TlsMaterial::load(&model, &before);
         let http = http_files::load(&model, secret);
+        let control = Access::load(&model);
         let mut truth = self.house.truth();
         let model = resolve(model, Some(truth.model()));
         let started: Vec<usize> = self.house.plan.workers.iter().map(|worker| worker.cpu).collect();
@@ -290,6 +289,7 @@ impl Turn {
         }
         let material = material.map_err(ReloadError::Tls)?;
         let http = http.map_err(ReloadError::Http)?;
+        let control = control.map_err(ReloadError::Control)?;
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(ReloadError::AccessLog)?;
         }
@@ -306,6 +306,7 @@ impl Turn {
         let now = self.house.shared.now();
         let next = truth.take(model, material, http, steering, &current, now).map_err(ReloadError::Compile)?;
         let generation = next.snapshot.generation;
+        self.house.guard.follow(control);
         let access = Arc::clone(self.house.shared.access());
         if let Err(error) = access.follow(truth.model(), self.house.shared.origin()) {
             tracing::error!("access log: its thread could not be made: {error}; no lines are written");

@@ -23,7 +23,7 @@ use towpath_sys::silence::Silence;
 
 use crate::access;
 use crate::admin::unix_ms;
-use crate::control::{ControlError, ControlSocket};
+use crate::control::{Access, AccessError, ControlError, ControlListener, ControlSocket, Entrance, Guard};
 use crate::controller::Controller;
 use crate::house::{House, Truth};
 use crate::http_files::{self, HttpFileErrors};
@@ -136,6 +136,9 @@ pub enum ReloadError {
     /// The configuration cannot become a snapshot.
     #[error("{0}")]
     Compile(#[source] CompileError),
+    /// Files of `[control]`.
+    #[error("{0}")]
+    Control(#[source] AccessError),
     /// The machine could not be asked.
     #[error("the machine could not be asked about itself: {0}")]
     Host(#[source] io::Error),
@@ -224,7 +227,12 @@ impl Engine {
         let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
         let openings = openings(truth.model(), |name| truth.registry().service(name));
         let listeners = open_all(&openings, &steering, steering_seed(seed))?;
-        let control = truth.model().control.socket.as_deref().map(ControlSocket::bind).transpose()?;
+        let control = &truth.model().control;
+        let guard = Guard::new(Access::load(truth.model()).map_err(ControlError::Access)?);
+        let entrance = Entrance {
+            socket: control.socket.as_deref().map(|path| ControlSocket::bind(path, &control.group)).transpose()?,
+            listener: control.listen.as_ref().map(|listen| ControlListener::bind(listen.address)).transpose()?,
+        };
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
         let shared = Arc::new(shared);
@@ -268,9 +276,9 @@ impl Engine {
             .collect();
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
-        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth));
+        let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, guard));
         let (judged, verdicts) = mpsc::channel();
-        let controller = Controller::start(Arc::clone(&house), control, seed, judged)
+        let controller = Controller::start(Arc::clone(&house), entrance, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
         let engine = Engine {
             house,

@@ -16,6 +16,9 @@ pub const EVENTS_MAX: usize = 256;
 /// One change of state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
+    /// Its number among those of this run of the process, from 1.
+    #[serde(default)]
+    pub id: u64,
     /// When, in milliseconds since 1970.
     pub unix_ms: u64,
     /// What kind of state changed.
@@ -40,14 +43,34 @@ pub(crate) enum Tone {
 }
 
 /// The latest events, oldest first.
-#[derive(Default)]
 pub(crate) struct EventLog {
+    /// Tells this run of the process from others.
+    run: u64,
+    /// Number of the last one.
+    last: u64,
     events: VecDeque<Event>,
+    /// One more has come.
+    news: Arc<tokio::sync::Notify>,
     /// Who has others told of them.
     notifier: Option<Arc<Notifier>>,
 }
 
 impl EventLog {
+    /// Empty, for this run of the process.
+    pub(crate) fn new(run: u64) -> EventLog {
+        EventLog { run, last: 0, events: VecDeque::new(), news: Arc::default(), notifier: None }
+    }
+
+    /// Which run this is, and its last event.
+    pub(crate) fn reached(&self) -> (u64, u64) {
+        (self.run, self.last)
+    }
+
+    /// Wakes who waits for the next one.
+    pub(crate) fn news(&self) -> Arc<tokio::sync::Notify> {
+        Arc::clone(&self.news)
+    }
+
     /// Has `notifier` tell others by these settings, of what is kept already, too.
     pub(crate) fn notify_by(&mut self, notifier: Arc<Notifier>, settings: Option<&Notify>) {
         notifier.follow(settings);
@@ -64,6 +87,8 @@ impl EventLog {
 
     /// Keeps and logs one event, and has others told of it.
     pub(crate) fn record(&mut self, tone: Tone, event: Event) {
+        self.last += 1;
+        let event = Event { id: self.last, ..event };
         let line = event.line();
         match tone {
             Tone::Info => tracing::info!("{line}"),
@@ -76,6 +101,7 @@ impl EventLog {
             self.events.pop_front();
         }
         self.events.push_back(event);
+        self.news.notify_waiters();
     }
 
     /// The latest `count`, oldest first.
@@ -94,6 +120,7 @@ impl Event {
         reason: impl Into<String>,
     ) -> Event {
         Event {
+            id: 0,
             unix_ms: unix_ms(),
             kind,
             services: Vec::new(),
@@ -144,7 +171,7 @@ mod tests {
 
     #[test]
     fn the_oldest_event_gives_way() {
-        let mut log = EventLog::default();
+        let mut log = EventLog::new(1);
         for number in 0..EVENTS_MAX + 3 {
             log.record(Tone::Info, Event::now(EventKind::Health, "up", number.to_string(), ""));
         }

@@ -30,6 +30,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
+use crate::control::Guard;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::notify::Notifier;
 use crate::plan::Plan;
@@ -63,6 +64,8 @@ pub(crate) struct House {
     pub(crate) ordered: Notify,
     /// Where what was said at run time is kept.
     pub(crate) keeper: StateKeeper,
+    /// Who may come by `control.listen`.
+    pub(crate) guard: Guard,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -131,7 +134,7 @@ impl Truth {
             checks,
             book,
             steering,
-            events: EventLog::default(),
+            events: EventLog::new(unix_ms()),
             judged: HashMap::new(),
             known: HashMap::new(),
             opened_before: HashMap::new(),
@@ -161,6 +164,11 @@ impl Truth {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// What changed lately.
+    pub(crate) fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// The checks that run for this model.
@@ -507,6 +515,7 @@ impl House {
         version: String,
         pool: Option<HandshakePool>,
         mut truth: Truth,
+        guard: Guard,
     ) -> House {
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
@@ -522,6 +531,7 @@ impl House {
             changed: Notify::new(),
             ordered: Notify::new(),
             keeper,
+            guard,
         }
     }
 

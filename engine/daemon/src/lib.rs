@@ -15,6 +15,7 @@ pub mod http_files;
 pub mod listen;
 mod notify;
 pub mod packets;
+mod page;
 pub mod plan;
 pub mod preflight;
 mod probe;
@@ -29,7 +30,9 @@ pub mod tls;
 pub mod worker;
 
 pub use control::{
-    ControlError, ControlSocket, FetchError, Problem, ServerPath, fetch_members, fetch_status, order, post,
+    AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
+    EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_members,
+    fetch_status, get, order, post,
 };
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};
 pub use plan::{Plan, PlanErrors, PlanInput};

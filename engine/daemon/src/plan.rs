@@ -40,6 +40,9 @@ pub const ORDERED_PROBES_MAX: usize = 32;
 /// Clients that the control socket serves at the same time.
 pub const CONTROL_CLIENTS_MAX: usize = 16;
 
+/// Clients that `control.listen` serves at the same time.
+pub const CONTROL_VISITORS_MAX: usize = 32;
+
 /// Descriptors of the process itself: standard streams, the controller's event loop, whatever was inherited.
 const PROCESS_DESCRIPTORS: u64 = 24;
 /// Per worker: its ring, its eventfd, and one to give up when descriptors run out.
@@ -669,6 +672,7 @@ impl Needs {
         let pipes = workers * u64::from(pipes_per_worker);
         let sockets = listeners(model).len() as u64;
         let control = if model.control.socket.is_some() { 1 + CONTROL_CLIENTS_MAX as u64 } else { 0 };
+        let visitors = if model.control.listen.is_some() { 1 + CONTROL_VISITORS_MAX as u64 } else { 0 };
         let limits = &model.limits;
         let buffers = limits.buffers.unwrap_or_else(|| derived_buffers(model, tcp, workers, input));
         let tls_legs = tls_legs(model);
@@ -714,6 +718,7 @@ impl Needs {
                 ),
                 share("commands of checks", commands(model).min(COMMANDS_MAX as u64) * DESCRIPTORS_PER_COMMAND),
                 share("control socket", control),
+                share("control listener", visitors),
                 share("reserve", RESERVED_DESCRIPTORS),
             ],
             fixed_memory,

@@ -825,7 +825,7 @@ fn parse_ranges(text: &str) -> Vec<RangeInclusive<u16>> {
 }
 
 /// What the machine has free, or less where a control group says so.
-fn memory_bytes() -> io::Result<u64> {
+pub(crate) fn memory_bytes() -> io::Result<u64> {
     let available = host::memory()?.available_bytes;
     Ok(control_group_room().map_or(available, |room| room.min(available)))
 }

@@ -3,12 +3,29 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use towpath_config::model::{Model, OutboundNat, Server, ServerGroup, Source, SourcePool, VirtualService, Workers};
+use towpath_config::model::{
+    Control, ControlListen, Model, OutboundNat, Server, ServerGroup, Source, SourcePool, VirtualService, Workers,
+};
 use towpath_core::steering::VSHARDS;
 
 use crate::engine::ReloadError;
 use crate::packets::arms::Arm;
 use crate::plan::{PacketsPlan, WORKERS_MAX};
+
+/// What is bound at the start, of `[control]`; users, certificates and the page are taken.
+fn control_bound(old: &Control, new: &Control) -> impl Iterator<Item = &'static str> {
+    // Taken apart, so that a field that is added later must be judged here.
+    let Control { socket, group, state_file, listen } = new;
+    let address = |listen: &Option<ControlListen>| listen.as_ref().map(|listen| listen.address);
+    let changed = [
+        ("control.socket", socket != &old.socket),
+        ("control.group", group != &old.group),
+        // The one beside the socket goes with it.
+        ("control.state_file", state_file != &old.state_file && socket == &old.socket),
+        ("control.listen", address(listen) != address(&old.listen)),
+    ];
+    changed.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key)
+}
 
 /// Everything in `new` that takes a restart, each by name; empty = a reload can take it.
 ///
@@ -61,9 +78,7 @@ pub fn needs_restart(old: &Model, new: &Model, started: &[usize], usable: &[usiz
     if leases(outbound) != leases(&old.outbound) {
         changed.push("outbound_nat (added, removed, or of another source)".to_owned());
     }
-    if control != &old.control {
-        changed.push("control".to_owned());
-    }
+    changed.extend(control_bound(&old.control, control).map(str::to_owned));
     if tls != &old.tls {
         changed.push("tls".to_owned());
     }

@@ -5,12 +5,13 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use towpath_engine::{ControlError, ControlSocket, Engine, FetchError, StartOptions, Stop, fetch_status};
+use towpath_config::model::ControlGroup;
+use towpath_engine::{ControlError, ControlSocket, Endpoint, Engine, FetchError, StartOptions, Stop, fetch_status};
 
 /// A directory of this test's own, removed with it.
 struct Scratch(PathBuf);
@@ -31,6 +32,10 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.0).unwrap();
     }
+}
+
+fn bind(socket: &Path) -> Result<ControlSocket, ControlError> {
+    ControlSocket::bind(socket, &ControlGroup::OfProcess)
 }
 
 fn engine(socket: &Path) -> Engine {
@@ -61,7 +66,7 @@ fn a_stale_socket_file_is_replaced_and_goes_at_the_end() {
     let scratch = Scratch::new("stale");
     drop(UnixListener::bind(scratch.socket()).unwrap());
     assert!(scratch.socket().exists(), "a dead daemon leaves its file behind");
-    let control = ControlSocket::bind(&scratch.socket()).unwrap();
+    let control = bind(&scratch.socket()).unwrap();
     let mode = fs::metadata(scratch.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     drop(control);
@@ -72,7 +77,7 @@ fn a_stale_socket_file_is_replaced_and_goes_at_the_end() {
 fn a_live_daemons_socket_is_refused_and_left_alone() {
     let scratch = Scratch::new("live");
     let live = UnixListener::bind(scratch.socket()).unwrap();
-    let error = ControlSocket::bind(&scratch.socket()).unwrap_err();
+    let error = bind(&scratch.socket()).unwrap_err();
     assert!(matches!(error, ControlError::InUse(_)), "{error}");
     assert!(error.to_string().contains("another daemon answers there; stop it"), "{error}");
     live.set_nonblocking(true).unwrap();
@@ -83,7 +88,7 @@ fn a_live_daemons_socket_is_refused_and_left_alone() {
 fn a_file_that_is_no_socket_is_never_removed() {
     let scratch = Scratch::new("file");
     fs::write(scratch.socket(), "precious").unwrap();
-    let error = ControlSocket::bind(&scratch.socket()).unwrap_err();
+    let error = bind(&scratch.socket()).unwrap_err();
     assert!(matches!(error, ControlError::NotASocket(_)), "{error}");
     assert_eq!(fs::read_to_string(scratch.socket()).unwrap(), "precious");
 }
@@ -91,7 +96,7 @@ fn a_file_that_is_no_socket_is_never_removed() {
 #[test]
 fn a_socket_that_another_daemon_has_put_in_our_place_stays() {
     let scratch = Scratch::new("taken-over");
-    let first = ControlSocket::bind(&scratch.socket()).unwrap();
+    let first = bind(&scratch.socket()).unwrap();
     fs::remove_file(scratch.socket()).unwrap();
     let _second = UnixListener::bind(scratch.socket()).unwrap();
     drop(first);
@@ -102,17 +107,32 @@ fn a_socket_that_another_daemon_has_put_in_our_place_stays() {
 fn a_missing_directory_is_made_one_level_deep() {
     let scratch = Scratch::new("directory");
     let socket = scratch.0.join("run").join("control.sock");
-    drop(ControlSocket::bind(&socket).unwrap());
+    drop(bind(&socket).unwrap());
     let deep = scratch.0.join("not").join("there").join("control.sock");
-    let error = ControlSocket::bind(&deep).unwrap_err();
+    let error = bind(&deep).unwrap_err();
     assert!(error.to_string().contains("RuntimeDirectory="), "{error}");
+}
+
+#[test]
+fn the_socket_is_given_to_the_group_that_the_file_names() {
+    let scratch = Scratch::new("group");
+    let nowhere = ControlGroup::Named("no-such-group".to_owned());
+    let error = ControlSocket::bind(&scratch.socket(), &nowhere).unwrap_err();
+    assert!(matches!(error, ControlError::NoGroup(_)) && error.to_string().contains("groupadd"), "{error}");
+    assert!(!scratch.socket().exists(), "nothing is left behind");
+    drop(ControlSocket::bind(&scratch.socket(), &ControlGroup::IfThere("no-such-group".to_owned())).unwrap());
+    // The group of root is on every machine; who is not root may give it away to its own only.
+    let control = ControlSocket::bind(&scratch.socket(), &ControlGroup::IfThere("root".to_owned())).unwrap();
+    let file = fs::metadata(scratch.socket()).unwrap();
+    assert!(file.uid() != 0 || file.gid() == 0);
+    drop(control);
 }
 
 #[test]
 fn the_status_comes_over_the_socket_and_is_read_only() {
     let scratch = Scratch::new("status");
     let engine = engine(&scratch.socket());
-    let status = fetch_status(&scratch.socket()).unwrap();
+    let status = fetch_status(&Endpoint::Socket(scratch.socket())).unwrap();
     assert_eq!((status.phase.as_str(), status.services[0].name.as_str()), ("running", "web"));
     assert_eq!(status.limits.connections.max, 100);
     assert!(status.limits.descriptors.used > 0);
@@ -129,7 +149,7 @@ fn the_status_comes_over_the_socket_and_is_read_only() {
     engine.stop(Stop::Now);
     engine.wait();
     assert!(!scratch.socket().exists());
-    let error = fetch_status(&scratch.socket()).unwrap_err();
+    let error = fetch_status(&Endpoint::Socket(scratch.socket())).unwrap_err();
     assert!(matches!(error, FetchError::NotReachable { .. }), "{error}");
     assert!(error.to_string().contains("no daemon answers at"), "{error}");
 }

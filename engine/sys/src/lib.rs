@@ -27,5 +27,6 @@ pub mod silence;
 pub mod socket;
 pub mod splice;
 pub mod sysfs;
+pub mod terminal;
 
 pub use errno::Cause;

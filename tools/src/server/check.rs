@@ -43,9 +43,10 @@ struct Nothing {}
 /// Asks and prints.
 pub(super) fn check(arguments: &CheckServerArguments) -> Result<Exit> {
     let Addressed { servers, daemon } = &arguments.addressed;
+    let at = daemon.endpoint()?;
     let mut checked = Checked { servers: Vec::new() };
     for selector in servers {
-        match post::<Checked>(&daemon.socket, &selector.path().uri("check"), &Nothing {}, LIMIT) {
+        match post::<Checked>(&at, &selector.path().uri("check"), &Nothing {}, LIMIT) {
             Ok(more) => checked.servers.extend(more.servers),
             Err(error) => {
                 eprintln!("error: {selector}: {error}");

@@ -1,4 +1,4 @@
-//! `towpath server`: take servers out of service and back, at run time, over the daemon's Unix socket.
+//! `towpath server`: take servers out of service and back, at run time.
 
 mod check;
 mod select;
@@ -6,7 +6,6 @@ pub(crate) mod shown;
 mod wait;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -16,8 +15,9 @@ use towpath_engine::admin::{Configuration, MemberStatus, OrderBody, Ordered, The
 use towpath_engine::{fetch_members, order};
 
 use crate::cli::Exit;
+use crate::daemon::Daemon;
 use crate::paint::Paint;
-use crate::status::{default_socket, exit_of};
+use crate::status::exit_of;
 use check::{CHECK_HELP, CheckServerArguments, check};
 use select::Selector;
 use wait::{Patience, Waited, WaitsFor, wait};
@@ -67,17 +67,6 @@ pub(crate) struct Addressed {
     servers: Vec<Selector>,
     #[command(flatten)]
     daemon: Daemon,
-}
-
-/// Where the daemon is, and how its answer is shown.
-#[derive(Args, Debug)]
-pub(crate) struct Daemon {
-    /// Unix socket of the daemon: `control.socket` of its file
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
-    socket: PathBuf,
-    /// Print JSON on standard output
-    #[arg(long)]
-    json: bool,
 }
 
 /// What goes with every order.
@@ -225,10 +214,11 @@ fn give(
     body: &OrderBody,
     waiting: Option<(&Waiting, WaitsFor)>,
 ) -> Result<Exit> {
+    let at = daemon.endpoint()?;
     let mut done = Done { orders: Vec::new(), waited: None };
     let paint = Paint::on(&io::stdout());
     for selector in servers {
-        match order(&daemon.socket, &selector.path(), verb, body) {
+        match order(&at, &selector.path(), verb, body) {
             Ok(ordered) => {
                 if !daemon.json {
                     io::stdout().write_all(shown::ordered(verb, &ordered, body, paint).as_bytes())?;
@@ -247,7 +237,7 @@ fn give(
         && !body.dry_run
     {
         let patience = Patience { timeout: *timeout, quiet: daemon.json };
-        match wait(&daemon.socket, servers, waits_for, &patience) {
+        match wait(&at, servers, waits_for, &patience) {
             Ok(waited) => {
                 exit = waited.exit();
                 if !daemon.json {
@@ -268,9 +258,10 @@ fn give(
 }
 
 fn show(addressed: &Addressed) -> Result<Exit> {
+    let at = addressed.daemon.endpoint()?;
     let mut members: Vec<MemberStatus> = Vec::new();
     for selector in &addressed.servers {
-        match fetch_members(&addressed.daemon.socket, &selector.path()) {
+        match fetch_members(&at, &selector.path()) {
             Ok(found) => {
                 for member in found.members {
                     if !members.contains(&member) {
@@ -293,7 +284,7 @@ fn show(addressed: &Addressed) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)?;

@@ -1,13 +1,12 @@
 //! Waiting for what an order brings about, with the count of what is left.
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use towpath_engine::admin::MemberStatus;
-use towpath_engine::{FetchError, fetch_members};
+use towpath_engine::{Endpoint, FetchError, fetch_members};
 
 use super::select::Selector;
 use crate::cli::Exit;
@@ -87,7 +86,7 @@ impl Waited {
 
 /// Looks at the servers until all are as wanted, the time is over, or somebody has said something else.
 pub(crate) fn wait(
-    socket: &Path,
+    at: &Endpoint,
     servers: &[Selector],
     waits_for: WaitsFor,
     patience: &Patience,
@@ -98,7 +97,7 @@ pub(crate) fn wait(
     loop {
         let mut members = Vec::new();
         for selector in servers {
-            members.extend(fetch_members(socket, &selector.path())?.members);
+            members.extend(fetch_members(at, &selector.path())?.members);
         }
         let waited = started.elapsed();
         let end = match () {

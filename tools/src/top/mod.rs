@@ -6,7 +6,6 @@ mod figures;
 mod screen;
 
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +14,12 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use towpath_engine::{FetchError, fetch_status};
+use towpath_engine::{Endpoint, FetchError, fetch_status};
 
 use crate::cli::Exit;
+use crate::daemon::Place;
 use crate::paint::Paint;
-use crate::status::{default_socket, exit_of};
+use crate::status::exit_of;
 use figures::{History, Reading, Sheet, View};
 
 pub(crate) const TOP_HELP: &str = "\
@@ -41,9 +41,8 @@ Exit codes: 0 ok · 1 failed, or not on a terminal · 2 usage · 5 daemon not re
 /// Arguments of `towpath top`.
 #[derive(Args, Debug)]
 pub(crate) struct TopArguments {
-    /// Unix socket of the daemon: `control.socket` of its file
-    #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
-    socket: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Seconds between two looks
     #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
     interval: u32,
@@ -93,7 +92,8 @@ pub(crate) fn top(arguments: &TopArguments) -> Result<Exit> {
     }
     // Who is not reached is told in the terminal as it was.
     let began = Instant::now();
-    let first = match fetch_status(&arguments.socket) {
+    let endpoint = arguments.place.endpoint()?;
+    let first = match fetch_status(&endpoint) {
         Ok(status) => Reading { at: began.elapsed(), status },
         Err(error) => {
             eprintln!("error: {error}");
@@ -105,11 +105,10 @@ pub(crate) fn top(arguments: &TopArguments) -> Result<Exit> {
 
     let (readings, fetched) = mpsc::sync_channel(1);
     let (pace, paced) = mpsc::sync_channel(1);
-    let socket = arguments.socket.clone();
     let mut interval = Duration::from_secs(arguments.interval.into());
     thread::Builder::new()
         .name("fetch".to_owned())
-        .spawn(move || fetch(&socket, began, &mut interval, &readings, &paced))
+        .spawn(move || fetch(&endpoint, began, &mut interval, &readings, &paced))
         .context("cannot start the thread that asks the daemon")?;
 
     let mut terminal = ratatui::try_init().context("cannot draw on this terminal")?;
@@ -121,7 +120,7 @@ pub(crate) fn top(arguments: &TopArguments) -> Result<Exit> {
 
 /// Asks at each interval for as long as somebody listens; a new interval holds at once.
 fn fetch(
-    socket: &Path,
+    endpoint: &Endpoint,
     began: Instant,
     interval: &mut Duration,
     readings: &SyncSender<Result<Reading, String>>,
@@ -136,7 +135,7 @@ fn fetch(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        let read = fetch_status(socket).map(|status| Reading { at: began.elapsed(), status });
+        let read = fetch_status(endpoint).map(|status| Reading { at: began.elapsed(), status });
         if readings.send(read.map_err(|error: FetchError| error.to_string())).is_err() {
             return;
         }

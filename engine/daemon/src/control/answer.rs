@@ -39,10 +39,12 @@ pub(super) fn problem(status: StatusCode, code: &'static str, message: impl Into
 }
 
 /// The path is there, but not for this method.
-pub(super) fn not_allowed(allowed: &'static str) -> Answer {
+pub(super) fn not_allowed(allowed: &str) -> Answer {
     let message = format!("here is {allowed} only");
     let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message);
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    if let Ok(allowed) = HeaderValue::from_str(allowed) {
+        answer.headers_mut().insert(ALLOW, allowed);
+    }
     answer
 }
 

@@ -1,21 +1,31 @@
-//! The side of the command line: one request over the socket, one answer, and what is wrong where there is none.
+//! The side of the command line: one request to the daemon, one answer, and what is wrong where there is none.
 
+use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+use towpath_tls::{
+    CipherPolicy, ClientContext, ClientSettings, Identity, MinVersion, Provider, ServerVerification, load_authorities,
+};
 
 use super::answer::{Problem, Refused};
+use super::guard::read_token;
 use super::route::escape;
 use crate::admin::{MembersStatus, OrderBody, Ordered};
 use crate::status::Status;
@@ -27,32 +37,156 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same for an order, which is published to the workers and written down first.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Where a daemon is asked.
+#[derive(Clone, Debug)]
+pub enum Endpoint {
+    /// At `control.listen`.
+    Remote(Remote),
+    /// At `control.socket`.
+    Socket(PathBuf),
+}
+
+/// `control.listen` of a daemon, and as whom it is asked.
+#[derive(Clone)]
+pub struct Remote {
+    url: String,
+    authority: String,
+    host: String,
+    port: u16,
+    /// `None` = plain HTTP.
+    tls: Option<ClientContext>,
+    token: Option<HeaderValue>,
+}
+
+/// As whom a daemon is asked by the network.
+#[derive(Clone, Debug, Default)]
+pub struct Asker {
+    /// File with a token.
+    pub token_file: Option<PathBuf>,
+    /// PEM with a certificate and its private key.
+    pub certificate: Option<PathBuf>,
+}
+
+impl Remote {
+    /// `url` is `https://HOST[:PORT]`; without TLS only on loopback, where nobody reads the token.
+    pub fn new(url: &str, asker: &Asker, authorities: &Path) -> Result<Remote, String> {
+        let bad = |why: &str| format!("{url} {why}; write it as in https://lb.example.org:9443");
+        let parsed: Uri = url.parse().map_err(|_| bad("is no URL"))?;
+        let has_tls = match parsed.scheme_str() {
+            Some("https") => true,
+            Some("http") => false,
+            _ => return Err(bad("begins with neither https:// nor http://")),
+        };
+        if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() {
+            return Err(bad("has a path"));
+        }
+        let authority = parsed.authority().filter(|authority| !authority.as_str().contains('@'));
+        let authority = authority.ok_or_else(|| bad("names no host, or a user"))?;
+        let host = authority.host().trim_matches(['[', ']']).to_owned();
+        let address: Option<IpAddr> = host.parse().ok();
+        let is_here = host == "localhost" || address.is_some_and(|address| address.is_loopback());
+        if !has_tls && !is_here {
+            return Err(format!("{url}: without TLS whoever is on the way reads the token; write https://"));
+        }
+        let token = match &asker.token_file {
+            None => None,
+            Some(path) => {
+                let read = read_token(path).map_err(|why| format!("{}: {why}", path.display()))?;
+                let mut token = HeaderValue::try_from(format!("Bearer {read}"))
+                    .map_err(|_| format!("{}: it is no token", path.display()))?;
+                token.set_sensitive(true);
+                Some(token)
+            }
+        };
+        let identity = asker.certificate.as_deref().map(|path| Identity::load(path, path, Provider::default()));
+        let identity = identity.transpose().map_err(|error| error.to_string())?;
+        let tls = if has_tls { Some(context(&host, address, authorities, identity)?) } else { None };
+        let port = authority.port_u16().unwrap_or(if has_tls { 443 } else { 80 });
+        Ok(Remote { url: url.to_owned(), authority: authority.as_str().to_owned(), host, port, tls, token })
+    }
+}
+
+fn context(
+    host: &str,
+    address: Option<IpAddr>,
+    authorities: &Path,
+    identity: Option<Identity>,
+) -> Result<ClientContext, String> {
+    let authorities = load_authorities(authorities).map_err(|error| error.to_string())?;
+    let settings = ClientSettings {
+        provider: Provider::default(),
+        min_version: MinVersion::Tls12,
+        ciphers: CipherPolicy::Intermediate,
+        post_quantum: false,
+        verification: ServerVerification::Authorities(authorities),
+        server_name: address.is_none().then(|| host.to_owned()),
+        identity: identity.map(Arc::new),
+        sessions_max: 0,
+    };
+    ClientContext::new(&settings, None).map_err(|error| error.to_string())
+}
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Remote(remote) => f.write_str(&remote.url),
+            Endpoint::Socket(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Endpoint {
+    /// What to look at when nobody answers.
+    fn key(&self) -> &'static str {
+        match self {
+            Endpoint::Remote(_) => "control.listen",
+            Endpoint::Socket(_) => "control.socket",
+        }
+    }
+}
+
 /// Why no answer came.
 #[derive(Debug, Error)]
 pub enum FetchError {
     /// The daemon answered with something else.
-    #[error("the daemon at {} answered {status}; is it of another version?", path.display())]
+    #[error("the daemon at {at} answered {status}; is it of another version?")]
     Answer {
-        /// The socket.
-        path: PathBuf,
+        /// Where.
+        at: String,
         /// Its answer.
         status: u16,
     },
     /// The answer could not be read.
-    #[error("the daemon at {} sent something else than was asked for ({reason}); is it of another version?", path.display())]
+    #[error("the daemon at {at} sent something else than was asked for ({reason}); is it of another version?")]
     Malformed {
-        /// The socket.
-        path: PathBuf,
+        /// Where.
+        at: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// Nobody answers at the socket.
-    #[error("no daemon answers at {} ({source}); is it running (`towpath run`), and is this its control.socket?", path.display())]
+    /// Nobody answers there.
+    #[error("no daemon answers at {at} ({source}); is it running (`towpath run`), and is this its {key}?")]
     NotReachable {
-        /// The socket.
-        path: PathBuf,
+        /// Where.
+        at: String,
+        /// The key that says where it answers.
+        key: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// Who answers is not known to be the daemon.
+    #[error("no TLS with {at}: {reason}; name the authority of its certificate with --ca")]
+    NotTrusted {
+        /// Where.
+        at: String,
+        /// What is wrong.
+        reason: String,
     },
     /// The daemon has refused, and said why.
     #[error("{}", problem.message)]
@@ -63,10 +197,10 @@ pub enum FetchError {
         problem: Problem,
     },
     /// No answer in time.
-    #[error("the daemon at {} took the connection but did not answer within {} s", path.display(), limit.as_secs())]
+    #[error("the daemon at {at} took the connection but did not answer within {} s", limit.as_secs())]
     TimedOut {
-        /// The socket.
-        path: PathBuf,
+        /// Where.
+        at: String,
         /// How long it was waited for.
         limit: Duration,
     },
@@ -90,71 +224,142 @@ impl ServerPath {
     }
 }
 
-/// Asks the daemon at `path` for its status. Blocks for a few seconds at most; not to be called from an async task.
-pub fn fetch_status(path: &Path) -> Result<Status, FetchError> {
-    call(path, Method::GET, "/v1/status", Vec::new(), FETCH_TIMEOUT)
+/// Asks a daemon for its status. Blocks for a few seconds at most; not to be called from an async task.
+pub fn fetch_status(at: &Endpoint) -> Result<Status, FetchError> {
+    get(at, "/v1/status", FETCH_TIMEOUT)
 }
 
 /// Asks for servers of services. Blocks as [`fetch_status`].
-pub fn fetch_members(path: &Path, servers: &ServerPath) -> Result<MembersStatus, FetchError> {
-    call(path, Method::GET, &servers.uri(""), Vec::new(), FETCH_TIMEOUT)
+pub fn fetch_members(at: &Endpoint, servers: &ServerPath) -> Result<MembersStatus, FetchError> {
+    get(at, &servers.uri(""), FETCH_TIMEOUT)
 }
 
 /// Gives an order (`ready`, `drain`, `halt`, `weight`) about servers. Returns when every worker follows it.
-pub fn order(path: &Path, servers: &ServerPath, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
-    post(path, &servers.uri(verb), body, ORDER_TIMEOUT)
+pub fn order(at: &Endpoint, servers: &ServerPath, verb: &str, body: &OrderBody) -> Result<Ordered, FetchError> {
+    post(at, &servers.uri(verb), body, ORDER_TIMEOUT)
+}
+
+/// Asks a route of the API and waits so long for its answer.
+pub fn get<T: DeserializeOwned>(at: &Endpoint, uri: &str, limit: Duration) -> Result<T, FetchError> {
+    call(at, Method::GET, uri, Vec::new(), limit)
 }
 
 /// Sends `body` to a route of the API and waits so long for its answer.
 pub fn post<T: DeserializeOwned>(
-    path: &Path,
+    at: &Endpoint,
     uri: &str,
     body: &impl Serialize,
     limit: Duration,
 ) -> Result<T, FetchError> {
-    let malformed =
-        |error: serde_json::Error| FetchError::Malformed { path: path.to_owned(), reason: error.to_string() };
-    call(path, Method::POST, uri, serde_json::to_vec(body).map_err(malformed)?, limit)
+    let malformed = |error: serde_json::Error| FetchError::Malformed { at: at.to_string(), reason: error.to_string() };
+    call(at, Method::POST, uri, serde_json::to_vec(body).map_err(malformed)?, limit)
 }
 
 fn call<T: DeserializeOwned>(
-    path: &Path,
+    at: &Endpoint,
     method: Method,
     uri: &str,
     body: Vec<u8>,
     limit: Duration,
 ) -> Result<T, FetchError> {
-    let unreachable = |source| FetchError::NotReachable { path: path.to_owned(), source };
-    let malformed = |reason: String| FetchError::Malformed { path: path.to_owned(), reason };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(unreachable)?;
-    let late = || FetchError::TimedOut { path: path.to_owned(), limit };
-    let asking = async { timeout(limit, ask(path, method, uri, body)).await.unwrap_or_else(|_| Err(late())) };
-    let (status, body) = runtime.block_on(asking)?;
+    let malformed = |reason: String| FetchError::Malformed { at: at.to_string(), reason };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| FetchError::NotReachable { at: at.to_string(), key: at.key(), source })?;
+    let late = || FetchError::TimedOut { at: at.to_string(), limit };
+    let asking = async { timeout(limit, ask(at, method, uri, body)).await.unwrap_or_else(|_| Err(late())) };
+    let asked = runtime.block_on(asking);
+    // A name server that does not answer is not waited for.
+    runtime.shutdown_background();
+    let (status, body) = asked?;
     if status == StatusCode::OK {
         return serde_json::from_slice(&body).map_err(|error| malformed(error.to_string()));
     }
     Err(match serde_json::from_slice::<Refused>(&body) {
         Ok(Refused { error: problem }) => FetchError::Refused { status: status.as_u16(), problem },
-        Err(_) => FetchError::Answer { path: path.to_owned(), status: status.as_u16() },
+        Err(_) => FetchError::Answer { at: at.to_string(), status: status.as_u16() },
     })
 }
 
-async fn ask(path: &Path, method: Method, uri: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), FetchError> {
-    let unreachable = |source| FetchError::NotReachable { path: path.to_owned(), source };
-    let malformed = |reason: String| FetchError::Malformed { path: path.to_owned(), reason };
-    let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+async fn ask(at: &Endpoint, method: Method, uri: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), FetchError> {
+    let unreachable = |source| FetchError::NotReachable { at: at.to_string(), key: at.key(), source };
+    let mut request = Request::new(Full::new(Bytes::from(body)));
+    *request.method_mut() = method;
+    *request.uri_mut() =
+        uri.parse::<Uri>().map_err(|error| FetchError::Malformed { at: at.to_string(), reason: error.to_string() })?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::from_static("towpath"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    match at {
+        Endpoint::Socket(path) => {
+            let stream = UnixStream::connect(path).await.map_err(unreachable)?;
+            exchange(at, stream, request).await
+        }
+        Endpoint::Remote(remote) => {
+            if let Ok(host) = HeaderValue::try_from(&remote.authority) {
+                headers.insert(HOST, host);
+            }
+            if let Some(token) = &remote.token {
+                headers.insert(AUTHORIZATION, token.clone());
+            }
+            let stream = TcpStream::connect((remote.host.as_str(), remote.port)).await.map_err(unreachable)?;
+            let Some(tls) = &remote.tls else { return exchange(at, stream, request).await };
+            let untrusted = |reason: String| FetchError::NotTrusted { at: at.to_string(), reason };
+            let name = ServerName::try_from(remote.host.clone()).map_err(|error| untrusted(error.to_string()))?;
+            let connector = TlsConnector::from(Arc::clone(tls.config()));
+            let stream = connector.connect(name, stream).await.map_err(|error| untrusted(error.to_string()))?;
+            exchange(at, stream, request).await
+        }
+    }
+}
+
+async fn exchange(
+    at: &Endpoint,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<(StatusCode, Bytes), FetchError> {
+    let malformed = |reason: String| FetchError::Malformed { at: at.to_string(), reason };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| malformed(e.to_string()))?;
     let driver = tokio::spawn(connection);
-    let mut request = Request::new(Full::new(Bytes::from(body)));
-    *request.method_mut() = method;
-    *request.uri_mut() = uri.parse::<Uri>().map_err(|error| malformed(error.to_string()))?;
-    request.headers_mut().insert(HOST, HeaderValue::from_static("towpath"));
-    request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let response = sender.send_request(request).await.map_err(|e| malformed(e.to_string()))?;
     let status = response.status();
     let body =
         Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|e| malformed(e.to_string()))?;
     driver.abort();
     Ok((status, body.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_a_host_and_nothing_else() {
+        let new = |url: &str| Remote::new(url, &Asker::default(), Path::new("/no/such/file"));
+        for (url, host, port) in [
+            ("http://127.0.0.1:9443", "127.0.0.1", 9443),
+            ("http://[::1]/", "::1", 80),
+            ("http://localhost:1", "localhost", 1),
+        ] {
+            let remote = new(url).unwrap();
+            assert_eq!((remote.host.as_str(), remote.port, remote.tls.is_none()), (host, port, true), "{url}");
+            assert!(!format!("{remote:?}").contains("token"), "{remote:?}");
+        }
+        for (url, why) in [
+            ("lb.example.org", "begins with neither"),
+            ("ftp://lb.example.org", "begins with neither"),
+            ("http://127.0.0.1/v1/status", "has a path"),
+            ("http://127.0.0.1/?a", "has a path"),
+            ("http://me:secret@127.0.0.1", "names no host, or a user"),
+            ("http://lb.example.org", "reads the token"),
+            ("http://192.0.2.1", "reads the token"),
+            ("https://lb.example.org", "/no/such/file"),
+            ("http://a b", "is no URL"),
+        ] {
+            let told = new(url).unwrap_err();
+            assert!(told.contains(why), "{url}: {told}");
+        }
+    }
 }

@@ -1,19 +1,28 @@
-//! The control socket: HTTP/1.1 and JSON over a Unix socket; and the client that the command line uses.
+//! How the daemon is asked: HTTP/1.1 and JSON over a Unix socket, and over `control.listen` for its users; and the client that the command line uses.
 //!
-//! What can be asked is in `route`. Everything that changes anything is a POST, which only root, the owner and the group of the socket may send, and
-//! an event with who, what, before and after.
+//! What can be asked, and which role it takes, is the table in `route`. Everything that changes anything is a POST, a line in the log, and an event
+//! with who, what, before and after. Who comes by the network is judged in `guard`.
 
 mod answer;
+mod caller;
+mod certs;
 mod check;
 mod client;
+pub mod credential;
+mod events;
+mod files;
+mod guard;
+mod limits;
+mod listener;
 mod peer;
 mod route;
 mod server;
+mod session;
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
@@ -23,18 +32,27 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, sleep_until};
+use towpath_config::model::ControlGroup;
 use towpath_sys::Cause;
 
 use crate::house::House;
 use crate::plan::CONTROL_CLIENTS_MAX;
-use peer::Peer;
-use route::{Asked, Deadline};
+use peer::{Peer, group_named};
+use route::{Deadline, Door};
 
 pub use answer::Problem;
-pub use client::{FetchError, ServerPath, fetch_members, fetch_status, order, post};
+pub use certs::{CertificateRow, Certificates};
+pub use client::{Asker, Endpoint, FetchError, Remote, ServerPath, fetch_members, fetch_status, get, order, post};
+pub use events::EventsPage;
+pub use guard::AccessError;
+pub use limits::{Level, LimitRow, LimitRows};
+pub use listener::ControlListener;
+
+pub(crate) use guard::{Access, Guard};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,6 +64,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Owner and group may talk to us.
 const SOCKET_MODE: u32 = 0o660;
+
+/// Where the daemon is asked, bound and not yet served.
+#[derive(Debug, Default)]
+pub struct Entrance {
+    /// `control.socket`
+    pub socket: Option<ControlSocket>,
+    /// `control.listen`
+    pub listener: Option<ControlListener>,
+}
 
 /// The socket, bound and not yet served; its file goes with it.
 #[derive(Debug)]
@@ -60,6 +87,22 @@ pub enum ControlError {
     /// Another daemon answers there.
     #[error("control socket {}: another daemon answers there; stop it, or set another control.socket", .0.display())]
     InUse(PathBuf),
+    /// The files of users and certificates.
+    #[error("{0}")]
+    Access(#[from] AccessError),
+    /// The address cannot be listened on.
+    #[error("control.listen {address}: {source}; {}", listener::next_step(source))]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The group that the file names is not there.
+    #[error(
+        "control.group: this machine has no group \"{0}\"; make it (`groupadd --system {0}`), name another, or \"none\""
+    )]
+    NoGroup(String),
     /// There is a file that is no socket.
     #[error("control socket {}: there is a file that is not a socket; remove it, or set another control.socket", .0.display())]
     NotASocket(PathBuf),
@@ -82,8 +125,8 @@ struct SocketFile {
 }
 
 impl ControlSocket {
-    /// Binds `path`. A socket file that a dead daemon left behind is replaced, a live daemon's is not.
-    pub fn bind(path: &Path) -> Result<ControlSocket, ControlError> {
+    /// Binds `path`, for the users of `group`, too. A socket file that a dead daemon left behind is replaced, a live daemon's is not.
+    pub fn bind(path: &Path, group: &ControlGroup) -> Result<ControlSocket, ControlError> {
         let system = |source| ControlError::System { path: path.to_owned(), source };
         clear_the_way(path)?;
         if let Some(directory) = path.parent()
@@ -93,7 +136,27 @@ impl ControlSocket {
             // /run is empty after a boot.
             fs::create_dir(directory).map_err(system)?;
         }
+        let gid = match group {
+            ControlGroup::IfThere(name) => group_named(name),
+            ControlGroup::Named(name) => Some(group_named(name).ok_or_else(|| ControlError::NoGroup(name.clone()))?),
+            ControlGroup::OfProcess => None,
+        };
         let listener = StdUnixListener::bind(path).map_err(system)?;
+        if let Some(gid) = gid
+            && let Err(error) = chown(path, None, Some(gid))
+        {
+            match group {
+                // Nobody has asked for it: who is not root and not of the group cannot give it away.
+                ControlGroup::IfThere(name) => {
+                    tracing::warn!("control socket {}: it cannot be given to group {name}: {error}", path.display())
+                }
+                ControlGroup::Named(_) | ControlGroup::OfProcess => {
+                    // The file is nobody else's yet.
+                    let _removed = fs::remove_file(path);
+                    return Err(system(error));
+                }
+            }
+        }
         // Until here only the owner may connect, as the umask stands; nobody is let in by accident.
         fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
@@ -140,7 +203,17 @@ impl Drop for SocketFile {
 }
 
 /// Answers for as long as the controller runs.
-pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
+pub(crate) fn serve(entrance: Entrance, house: &Arc<House>) {
+    let Entrance { socket, listener } = entrance;
+    if let Some(socket) = socket {
+        tokio::spawn(serve_socket(socket, Arc::clone(house)));
+    }
+    if let Some(listener) = listener {
+        tokio::spawn(listener.serve(Arc::clone(house)));
+    }
+}
+
+async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
     let ControlSocket { listener, file } = socket;
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
@@ -164,15 +237,23 @@ pub(crate) async fn serve(socket: ControlSocket, house: Arc<House>) {
                 spare = spare.or_else(spare_descriptor);
             }
             Ok((stream, _)) => {
-                let (house, path) = (Arc::clone(&house), Arc::clone(&path));
+                let peer = match Peer::of(&stream) {
+                    Ok(peer) => peer,
+                    Err(error) => {
+                        tracing::debug!("control socket: who is there cannot be told: {error}");
+                        continue;
+                    }
+                };
+                let door = Door::Socket { peer, path: Arc::clone(&path) };
+                let house = Arc::clone(&house);
                 if spare.is_none() {
                     // One at a time, so that the descriptor comes back to us.
-                    converse(stream, house, path).await;
+                    converse(stream, house, door).await;
                     spare = spare_descriptor();
                     continue;
                 }
                 tokio::spawn(async move {
-                    converse(stream, house, path).await;
+                    converse(stream, house, door).await;
                     drop(place);
                 });
             }
@@ -185,21 +266,17 @@ fn spare_descriptor() -> Option<fs::File> {
     fs::File::open("/dev/null").ok()
 }
 
-/// One request, one answer.
-async fn converse(stream: UnixStream, house: Arc<House>, socket: Arc<Path>) {
-    let peer = match Peer::of(&stream) {
-        Ok(peer) => Arc::new(peer),
-        Err(error) => return tracing::debug!("control socket: who is there cannot be told: {error}"),
-    };
+/// Answers what one client asks: once by the socket, as long as it goes on by the network.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, house: Arc<House>, door: Door) {
+    let stays = matches!(door, Door::Network(_));
+    let door = Arc::new(door);
     let (deadline, mut moved) = Deadline::new(CONNECTION_TIMEOUT);
     let deadline = Arc::new(deadline);
     let service = service_fn(move |request| {
-        let (house, peer) = (Arc::clone(&house), Arc::clone(&peer));
-        let (socket, deadline) = (Arc::clone(&socket), Arc::clone(&deadline));
+        let (house, door, deadline) = (Arc::clone(&house), Arc::clone(&door), Arc::clone(&deadline));
         async move {
-            let asked = Asked { house: &house, peer: &peer, socket: &socket, deadline: &deadline };
-            let answer = route::answer(request, &asked).await;
-            // The client has its time to take it.
+            let answer = route::answer(request, &house, &door, &deadline).await;
+            // The client has its time to take it, and for its next request.
             deadline.put_off(CONNECTION_TIMEOUT);
             Ok::<_, Infallible>(answer)
         }
@@ -208,7 +285,7 @@ async fn converse(stream: UnixStream, house: Arc<House>, socket: Arc<Path>) {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(REQUEST_BYTES_MAX)
-        .keep_alive(false)
+        .keep_alive(stays)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     loop {
@@ -216,12 +293,12 @@ async fn converse(stream: UnixStream, house: Arc<House>, socket: Arc<Path>) {
         tokio::select! {
             ended = &mut connection => {
                 if let Err(error) = ended {
-                    tracing::debug!("control socket: {error}");
+                    tracing::debug!("control: {error}");
                 }
                 return;
             }
             Ok(()) = moved.changed() => {}
-            () = sleep_until(until) => return tracing::debug!("control socket: a client was too slow"),
+            () = sleep_until(until) => return tracing::debug!("control: a client was too slow"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Who asks: the process at the other end of the socket, and whether it may change anything.
+//! The process at the other end of the Unix socket, and what it may do.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -7,9 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tokio::net::UnixStream;
+use towpath_config::model::ControlRole;
 use towpath_sys::peer::supplementary_groups;
 
-/// Of the list of users so much is read to find a name.
+/// Of the lists of users and groups so much is read to find a name.
 const USERS_BYTES_MAX: u64 = 1024 * 1024;
 /// What a group may do that may write to the socket.
 const GROUP_WRITES: u32 = 0o020;
@@ -45,16 +46,20 @@ impl Peer {
         })
     }
 
-    /// Whether it may change anything: root, the owner of the socket and its group may. Who else may connect, because somebody has opened the
-    /// file's mode, may look only.
-    pub(super) fn may_change(&self, socket: &Path) -> bool {
-        let Ok(file) = fs::symlink_metadata(socket) else { return self.uid == 0 };
-        self.may_change_by(Owner { uid: file.uid(), gid: file.gid(), mode: file.mode() })
+    /// What it may do: root, the owner of the socket and its group may do everything. Who else may connect, because somebody has opened the file's
+    /// mode, may look only.
+    pub(super) fn role(&self, socket: &Path) -> ControlRole {
+        // Without the file it cannot be told who else it belonged to.
+        let owner = fs::symlink_metadata(socket).ok();
+        self.role_by(owner.map(|file| Owner { uid: file.uid(), gid: file.gid(), mode: file.mode() }))
     }
 
-    fn may_change_by(&self, owner: Owner) -> bool {
-        let of_group = self.gid == owner.gid || self.groups.contains(&owner.gid);
-        self.uid == 0 || self.uid == owner.uid || (of_group && owner.mode & GROUP_WRITES != 0)
+    fn role_by(&self, owner: Option<Owner>) -> ControlRole {
+        let is_owner = |owner: Owner| {
+            let of_group = self.gid == owner.gid || self.groups.contains(&owner.gid);
+            self.uid == owner.uid || (of_group && owner.mode & GROUP_WRITES != 0)
+        };
+        if self.uid == 0 || owner.is_some_and(is_owner) { ControlRole::Admin } else { ControlRole::Viewer }
     }
 }
 
@@ -77,6 +82,20 @@ fn name_of(uid: u32) -> Option<String> {
     let mut users = String::new();
     File::open("/etc/passwd").ok()?.take(USERS_BYTES_MAX).read_to_string(&mut users).ok()?;
     name_in(&users, uid)
+}
+
+/// The number of a group of this machine (group(5)).
+pub(super) fn group_named(name: &str) -> Option<u32> {
+    let mut groups = String::new();
+    File::open("/etc/group").ok()?.take(USERS_BYTES_MAX).read_to_string(&mut groups).ok()?;
+    number_in(&groups, name)
+}
+
+fn number_in(groups: &str, name: &str) -> Option<u32> {
+    groups.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next()? == name).then(|| fields.nth(1)?.parse().ok())?
+    })
 }
 
 fn name_in(users: &str, uid: u32) -> Option<String> {
@@ -105,7 +124,10 @@ mod tests {
             (peer(1000, 1000, &[4, 200]), [true, true, false]),
             (peer(1000, 1000, &[4]), [false, false, false]),
         ] {
-            assert_eq!([owner, open, closed].map(|owner| peer.may_change_by(owner)), expected, "{peer:?}");
+            let roles = expected.map(|all| if all { ControlRole::Admin } else { ControlRole::Viewer });
+            assert_eq!([owner, open, closed].map(|owner| peer.role_by(Some(owner))), roles, "{peer:?}");
+            let alone = if peer.uid == 0 { ControlRole::Admin } else { ControlRole::Viewer };
+            assert_eq!(peer.role_by(None), alone, "{peer:?}");
         }
     }
 
@@ -113,5 +135,14 @@ mod tests {
     fn users_are_found_by_their_number() {
         let users = "root:x:0:0:root:/root:/bin/bash\n\nbroken\n:x:5::\nmail:x:8:8:mail:/var/mail:/usr/sbin/nologin\n";
         assert_eq!([0, 8, 5, 9].map(|uid| name_in(users, uid)), [Some("root".into()), Some("mail".into()), None, None]);
+    }
+
+    #[test]
+    fn groups_are_found_by_their_name() {
+        let groups = "root:x:0:\n\nbroken\nbad:x:y:\nwheel:x:10:alice,bob\n:x:5:\n";
+        assert_eq!(
+            ["root", "wheel", "bad", "alice", ""].map(|name| number_in(groups, name)),
+            [Some(0), Some(10), None, None, Some(5)]
+        );
     }
 }

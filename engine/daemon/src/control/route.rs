@@ -1,19 +1,26 @@
-//! Which path and method is for what. Paths begin with the version of what they answer; what changes anything is a POST.
+//! Which path and method is for what, and what role it takes: one table. Paths begin with the version of what they answer; what changes anything is a
+//! POST.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use towpath_config::model::{ControlRole, Page};
 
 use super::answer::{Answer, json, not_allowed, problem};
+use super::caller::{Caller, Who};
+use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
-use super::{check, server};
+use super::server::Verb;
+use super::{certs, check, events, files, limits, server};
 use crate::admin::Chosen;
 use crate::house::House;
 
@@ -21,6 +28,8 @@ use crate::house::House;
 pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
 /// Segments that a path may have.
 const SEGMENTS_MAX: usize = 8;
+/// Of a path so much is written into the log.
+const PATH_LOGGED_MAX: usize = 300;
 
 /// By when a connection has to be over. A route whose answer takes longer puts it off.
 pub(super) struct Deadline(watch::Sender<Instant>);
@@ -38,26 +47,161 @@ impl Deadline {
     }
 }
 
-/// One request with everything that an answer needs.
+/// How a request came in.
+pub(super) enum Door {
+    /// By `control.listen`.
+    Network(Visit),
+    /// By the Unix socket at this path.
+    Socket { peer: Peer, path: Arc<Path> },
+}
+
+/// One request that its caller may make, with everything that an answer needs.
 pub(super) struct Asked<'a> {
     pub(super) house: &'a House,
-    pub(super) peer: &'a Peer,
-    /// The socket that it came by.
-    pub(super) socket: &'a Path,
+    pub(super) who: &'a Caller,
+    pub(super) path: &'a [Segment],
     pub(super) deadline: &'a Deadline,
 }
 
-/// One name in a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
-    /// As it stands.
-    Word(String),
-    /// `*`, not escaped: every one. A name may be a `*` of its own, which then is escaped.
-    Any,
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Certificates,
+    Check,
+    Events,
+    Limits,
+    Logout,
+    Order(Verb),
+    Routes,
+    Servers,
+    Session,
+    Status,
+}
+
+/// One line of the table.
+pub(super) struct Route {
+    method: Method,
+    /// `{}` stands for any one part.
+    path: &'static str,
+    /// Who may not do less than this one may ask.
+    role: ControlRole,
+    action: Action,
+}
+
+const fn see(path: &'static str, action: Action) -> Route {
+    Route { method: Method::GET, path, role: ControlRole::Viewer, action }
+}
+
+const fn change(path: &'static str, role: ControlRole, action: Action) -> Route {
+    Route { method: Method::POST, path, role, action }
+}
+
+/// Everything there is, beside the files of the page and the login, which nobody needs a role for.
+static ROUTES: &[Route] = &[
+    see("/status", Action::Status),
+    see("/v1", Action::Routes),
+    see("/v1/certs", Action::Certificates),
+    see("/v1/events", Action::Events),
+    see("/v1/limits", Action::Limits),
+    change("/v1/logout", ControlRole::Viewer, Action::Logout),
+    see("/v1/services/{}/servers/{}", Action::Servers),
+    // Servers notice it, and commands run.
+    change("/v1/services/{}/servers/{}/check", ControlRole::Operator, Action::Check),
+    change("/v1/services/{}/servers/{}/drain", ControlRole::Operator, Action::Order(Verb::Drain)),
+    change("/v1/services/{}/servers/{}/halt", ControlRole::Operator, Action::Order(Verb::Halt)),
+    change("/v1/services/{}/servers/{}/ready", ControlRole::Operator, Action::Order(Verb::Ready)),
+    change("/v1/services/{}/servers/{}/weight", ControlRole::Operator, Action::Order(Verb::Weight)),
+    see("/v1/session", Action::Session),
+    see("/v1/status", Action::Status),
+];
+const LOGIN: &str = "/v1/login";
+
+/// Does what a request asks for.
+async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door: &Door) -> Answer {
+    let Asked { house, who, path, .. } = asked;
+    match action {
+        Action::Certificates => certs::show(house),
+        Action::Check => check::check(request, &chosen(path), asked).await,
+        Action::Events => {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            events::show(&query, asked).await
+        }
+        Action::Limits => limits::show(house),
+        Action::Logout => match (read_body::<NoKeys>(request).await, door) {
+            (Err(answer), _) => answer,
+            (Ok(_), Door::Network(visit)) => house.guard.log_out(who, visit),
+            (Ok(_), Door::Socket { .. }) => json(StatusCode::OK, &serde_json::json!({})),
+        },
+        Action::Order(verb) => server::change(request, verb, &chosen(path), asked).await,
+        Action::Routes => json(StatusCode::OK, &routes()),
+        Action::Servers => server::show(house, &chosen(path)),
+        Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),
+        Action::Status => json(StatusCode::OK, &house.status()),
+    }
 }
 
 /// Answers one request.
-pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Answer {
+pub(super) async fn answer(request: Request<Incoming>, house: &House, door: &Door, deadline: &Deadline) -> Answer {
+    match door {
+        Door::Socket { peer, path } => {
+            let who = Caller { role: peer.role(path), who: Who::Local(peer.clone()) };
+            serve(request, house, &who, door, deadline).await
+        }
+        Door::Network(visit) => {
+            let mut answer = by_network(request, house, visit, door, deadline).await;
+            files::harden(&mut answer);
+            if !answer.status().is_success() {
+                // Who may not come keeps no place.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            answer
+        }
+    }
+}
+
+async fn by_network(
+    request: Request<Incoming>,
+    house: &House,
+    visit: &Visit,
+    door: &Door,
+    deadline: &Deadline,
+) -> Answer {
+    let page = house.guard.page();
+    let (method, path) = (request.method(), request.uri().path());
+    if page != Page::Off
+        && guard::only_looks(method)
+        && let Some(asset) = crate::page::find(path)
+    {
+        let mut answer = files::send(asset, request.headers());
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return answer;
+    }
+    if guard::is_of_other_site(request.headers(), visit) {
+        tracing::warn!(
+            "control.listen: {method} {} from {} refused: it is of another site",
+            shown(path),
+            visit.address
+        );
+        return guard::refuse_other_site();
+    }
+    if page != Page::Off && path == LOGIN {
+        if *method != Method::POST {
+            return not_allowed("POST");
+        }
+        // A page of another site cannot send JSON without asking first.
+        return match read_body::<LoginBody>(request).await {
+            Ok(body) => house.guard.log_in(body, visit, || house.shared.now()).await,
+            Err(answer) => answer,
+        };
+    }
+    match house.guard.admit(request.headers(), visit, house.shared.now()) {
+        Ok(who) => serve(request, house, &who, door, deadline).await,
+        Err(answer) => answer,
+    }
+}
+
+/// Does what `who` asks for, if it may.
+async fn serve(request: Request<Incoming>, house: &House, who: &Caller, door: &Door, deadline: &Deadline) -> Answer {
     let Some(path) = segments(request.uri().path()) else {
         return problem(
             StatusCode::BAD_REQUEST,
@@ -65,34 +209,107 @@ pub(super) async fn answer(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
             "the path has a damaged escape, no UTF-8 or too many parts",
         );
     };
-    let words: Vec<&str> = path.iter().map(|segment| segment.word().unwrap_or_default()).collect();
-    match words.as_slice() {
-        ["status"] | ["v1", "status"] => match *request.method() {
-            Method::GET => json(StatusCode::OK, &asked.house.status()),
-            _ => not_allowed("GET"),
-        },
-        ["v1", "services", _, "servers", _] => match *request.method() {
-            Method::GET => server::show(asked.house, &chosen(&path)),
-            _ => not_allowed("GET"),
-        },
-        ["v1", "services", _, "servers", _, "check"] => match *request.method() {
-            Method::POST => check::check(request, &chosen(&path), asked).await,
-            _ => not_allowed("POST"),
-        },
-        ["v1", "services", _, "servers", _, verb] => {
-            let Some(verb) = server::Verb::of(verb) else { return not_here() };
-            match *request.method() {
-                Method::POST => server::change(request, verb, &chosen(&path), asked).await,
-                _ => not_allowed("POST"),
-            }
+    let route = match find(request.method(), &path) {
+        Found::Route(route) => route,
+        Found::OtherMethod(allowed) => return not_allowed(&allowed),
+        Found::Nothing => {
+            return problem(StatusCode::NOT_FOUND, "not_found", "not here; GET /v1 shows what there is, and who may");
         }
-        _ => not_here(),
+    };
+    let what = format!("{} {}", request.method(), shown(request.uri().path()));
+    if let Err(answer) = may(route, request.headers(), who, house) {
+        tracing::warn!("control: {who}: {what} refused");
+        return answer;
     }
+    let asked = Asked { house, who, path: &path, deadline };
+    let answer = act(route.action, request, &asked, door).await;
+    if route.method != Method::GET {
+        tracing::info!("control: {who}: {what}: {}", answer.status().as_u16());
+    }
+    answer
 }
 
-fn not_here() -> Answer {
-    let message = "not here; there are GET /v1/status, GET /v1/services/SERVICE/servers/SERVER and POST of /ready, /drain, /halt, /weight and /check below it";
-    problem(StatusCode::NOT_FOUND, "not_found", message)
+/// Whether `who` may take this route.
+fn may(route: &Route, headers: &HeaderMap, who: &Caller, house: &House) -> Result<(), Answer> {
+    if who.role < route.role {
+        let how = match who.who {
+            Who::Local(_) => "that is for root, the owner and the group of the socket",
+            Who::User { .. } => "its role in control.user is another",
+        };
+        let (role, needed) = (who.role.word(), route.role.word());
+        let message = format!("{who} is a {role}, and this is for the role {needed}: {how}");
+        return Err(problem(StatusCode::FORBIDDEN, "forbidden", message));
+    }
+    if route.method == Method::GET {
+        return Ok(());
+    }
+    if who.session().is_some() && house.guard.page() == Page::ReadOnly && route.action != Action::Logout {
+        let message =
+            "the page shows, but changes nothing: control.page is \"read-only\"; use the command line, or set \"full\"";
+        return Err(problem(StatusCode::FORBIDDEN, "read_only", message));
+    }
+    house.guard.judge_mutation(headers, who, house.shared.now())
+}
+
+/// What the table says about a request.
+enum Found {
+    Route(&'static Route),
+    /// The path is there for these.
+    OtherMethod(String),
+    Nothing,
+}
+
+fn find(method: &Method, path: &[Segment]) -> Found {
+    let is_here = |route: &&Route| {
+        let mut parts = route.path.split('/').skip(1);
+        let fits = path.iter().all(|segment| match parts.next() {
+            Some("{}") => true,
+            Some(part) => segment.word() == Some(part),
+            None => false,
+        });
+        fits && parts.next().is_none()
+    };
+    let here: Vec<&'static Route> = ROUTES.iter().filter(is_here).collect();
+    // What HEAD is asked is what GET is (RFC 9110 §9.3.2).
+    let wanted = if method == Method::HEAD { &Method::GET } else { method };
+    if let Some(route) = here.iter().find(|route| route.method == *wanted) {
+        return Found::Route(route);
+    }
+    let allowed: Vec<&str> = here.iter().map(|route| route.method.as_str()).collect();
+    if allowed.is_empty() { Found::Nothing } else { Found::OtherMethod(allowed.join(", ")) }
+}
+
+/// One route, for people and programs.
+#[derive(Debug, Serialize, Deserialize)]
+struct RouteRow {
+    method: String,
+    path: String,
+    role: ControlRole,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RouteRows {
+    routes: Vec<RouteRow>,
+}
+
+fn routes() -> RouteRows {
+    let row =
+        |route: &Route| RouteRow { method: route.method.to_string(), path: route.path.to_owned(), role: route.role };
+    RouteRows { routes: ROUTES.iter().map(row).collect() }
+}
+
+/// A path as the log has it: hyper lets no control character through.
+fn shown(path: &str) -> &str {
+    path.get(..PATH_LOGGED_MAX).unwrap_or(path)
+}
+
+/// One name in a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Segment {
+    /// As it stands.
+    Word(String),
+    /// `*`, not escaped: every one. A name may be a `*` of its own, which then is escaped.
+    Any,
 }
 
 fn chosen(path: &[Segment]) -> Chosen {
@@ -101,7 +318,7 @@ fn chosen(path: &[Segment]) -> Chosen {
 }
 
 impl Segment {
-    fn word(&self) -> Option<&str> {
+    pub(super) fn word(&self) -> Option<&str> {
         match self {
             Segment::Word(word) => Some(word),
             Segment::Any => None,
@@ -118,7 +335,7 @@ fn segments(path: &str) -> Option<Vec<Segment>> {
     parts.map(|part| if part == "*" { Some(Segment::Any) } else { unescape(part).map(Segment::Word) }).collect()
 }
 
-fn unescape(part: &str) -> Option<String> {
+pub(super) fn unescape(part: &str) -> Option<String> {
     let mut bytes = part.bytes();
     let mut plain = Vec::with_capacity(part.len());
     while let Some(byte) = bytes.next() {
@@ -197,5 +414,58 @@ mod tests {
         }
         assert_eq!(segments("/").unwrap(), [Segment::Word(String::new())]);
         assert_eq!(segments("/%2a/*").unwrap(), [Segment::Word("*".into()), Segment::Any]);
+    }
+
+    fn found(method: &Method, path: &str) -> Option<(Action, ControlRole)> {
+        match find(method, &segments(path).unwrap()) {
+            Found::Route(route) => Some((route.action, route.role)),
+            Found::OtherMethod(_) | Found::Nothing => None,
+        }
+    }
+
+    #[test]
+    fn every_route_is_found_by_its_method_only() {
+        for route in ROUTES {
+            let path = route.path.replace("{}", "a%20b");
+            assert_eq!(found(&route.method, &path), Some((route.action, route.role)), "{path}");
+            let Found::OtherMethod(allowed) = find(&Method::DELETE, &segments(&path).unwrap()) else {
+                panic!("{path}")
+            };
+            assert!(allowed.contains(route.method.as_str()), "{path}: {allowed}");
+            assert!(
+                found(&route.method, &format!("{path}/")).is_none()
+                    && found(&route.method, &format!("{path}/x")).is_none()
+            );
+        }
+        assert_eq!(found(&Method::HEAD, "/v1/status"), Some((Action::Status, ControlRole::Viewer)));
+        assert_eq!(found(&Method::GET, "/v1/services/*/servers/*"), Some((Action::Servers, ControlRole::Viewer)));
+        for path in [
+            "/",
+            "/*",
+            "/v1/*",
+            "/V1/status",
+            "/v1//status",
+            "/v1/services/a/servers",
+            "/v1/services/a/servers/b/restart",
+        ] {
+            assert!(matches!(find(&Method::GET, &segments(path).unwrap()), Found::Nothing), "{path}");
+        }
+    }
+
+    #[test]
+    fn no_viewer_changes_anything_but_its_own_login() {
+        for route in ROUTES {
+            match route.method {
+                Method::GET => assert_eq!(route.role, ControlRole::Viewer, "{}", route.path),
+                Method::POST => {
+                    let is_own = route.action == Action::Logout;
+                    assert!(is_own || route.role >= ControlRole::Operator, "{}", route.path);
+                }
+                _ => panic!("{} is neither GET nor POST", route.path),
+            }
+        }
+        let paths: std::collections::BTreeSet<_> =
+            ROUTES.iter().map(|route| (route.path, route.method.as_str())).collect();
+        assert_eq!(paths.len(), ROUTES.len(), "each stands once");
     }
 }

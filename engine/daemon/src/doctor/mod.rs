@@ -155,7 +155,11 @@ impl Examination {
 /// Looks at the machine, in the network namespace of the calling thread, for this configuration.
 pub fn examine(model: &Model, probing: Probing) -> io::Result<Examination> {
     let model = &facing::resolve(model.clone(), None);
-    let status = model.control.socket.as_deref().and_then(|socket| fetch_status(socket).ok());
+    let status = model
+        .control
+        .socket
+        .as_deref()
+        .and_then(|socket| fetch_status(&crate::Endpoint::Socket(socket.to_owned())).ok());
     let daemon = status.map(|status| Daemon {
         version: status.version,
         phase: status.phase,

@@ -55,7 +55,9 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
         ("workers = [0]", "workers = [0]\npoll = \"busy\"", "runtime.poll"),
         ("workers = [0]", "workers = [0]\nfast_path = \"off\"", "runtime.fast_path"),
         ("udp_sessions = 100", "udp_sessions = 200", "limits"),
-        ("a.sock", "b.sock", "control"),
+        ("a.sock", "b.sock", "control.socket"),
+        ("/a.sock\"", "/a.sock\"\nstate_file = \"/a.state\"", "control.state_file"),
+        ("/a.sock\"", "/a.sock\"\ngroup = \"none\"", "control.group"),
         ("[control]", "[tls]\nthreads = 0\n\n[control]", "tls"),
         ("vip = \"192.0.2.1\"", "vip = \"192.0.2.2\"", "vip of service `web`"),
         ("ports = [80]", "ports = [80, 81]", "ports of service `web`"),
@@ -64,6 +66,26 @@ fn what_listeners_workers_and_allocations_hang_on_is_refused_by_name() {
     let old = model(BASE);
     for (from, to, expected) in cases {
         assert_eq!(needs_restart(&old, &edited(from, to), &[0], &[0]), [expected], "{to}");
+    }
+}
+
+#[test]
+fn users_and_the_page_are_taken_and_another_address_is_not() {
+    let token = |digit: &str| digit.repeat(64);
+    let with = |address: &str, more: &str, token: &str| {
+        edited(
+            "/a.sock\"",
+            &format!(
+                "/a.sock\"\nlisten = \"{address}\"\n{more}\n[[control.user]]\nname = \"alice\"\nrole = \"admin\"\ntoken_hash = \"sha256:{token}\""
+            ),
+        )
+    };
+    let old = with("127.0.0.1:9443", "", &token("0"));
+    let taken = with("127.0.0.1:9443", "page = \"off\"\nsession_timeout = \"2h\"", &token("1"));
+    assert!(needs_restart(&old, &taken, &[0], &[0]).is_empty());
+    for other in [with("127.0.0.1:9444", "", &token("0")), model(BASE)] {
+        assert_eq!(needs_restart(&old, &other, &[0], &[0]), ["control.listen"]);
+        assert_eq!(needs_restart(&other, &old, &[0], &[0]), ["control.listen"]);
     }
 }
 

@@ -127,6 +127,16 @@ impl ExpiryWatch {
     }
 }
 
+/// How near the end of a certificate is, in a few words.
+pub(crate) fn certificate_level(identity: &Identity, now_s: i64) -> &'static str {
+    Stage::of(identity.validity(now_s)).label()
+}
+
+/// The same of a file that lives for days.
+pub(crate) fn file_level(dates: &Dates, now_s: i64) -> &'static str {
+    Stage::of_file(dates, dates.validity(now_s)).label()
+}
+
 /// A certificate as status shows it.
 pub(crate) fn certificate_status(identity: &Identity, now_s: i64) -> CertificateStatus {
     CertificateStatus {

@@ -9,7 +9,7 @@ mod pool;
 pub use contexts::{ServiceTls, TlsContexts, TlsError, TlsErrors, TlsMaterial};
 pub use pool::PooledHandshake;
 
-pub(crate) use certificates::{ExpiryWatch, LAST_PART, certificate_status};
+pub(crate) use certificates::{ExpiryWatch, LAST_PART, certificate_level, certificate_status, file_level};
 pub(crate) use contexts::{
     CACHED_SESSIONS_MAX, DatedFile, DatedKind, ciphers, dated_files, dates_of, identity_files, min_version, provider,
 };
