@@ -108,7 +108,10 @@ pub(crate) fn service(command: &ServiceCommand) -> Result<Exit> {
         ServiceCommand::Uninstall(arguments) => (arguments, uninstalling()?),
     };
     let root = &arguments.root;
-    judge(root)?;
+    let is_install = matches!(command, ServiceCommand::Install(_));
+    if judge(root)? == Found::Nothing && !is_install {
+        bail!("nothing is installed here by `towpath service install`");
+    }
     let runs = root == Path::new("/");
     let mut out = io::stdout().lock();
     for step in steps {
@@ -121,7 +124,6 @@ pub(crate) fn service(command: &ServiceCommand) -> Result<Exit> {
             writeln!(out, "{step}")?;
         }
     }
-    let is_install = matches!(command, ServiceCommand::Install(_));
     if is_install && !arguments.dry_run {
         writeln!(
             out,
@@ -131,8 +133,15 @@ pub(crate) fn service(command: &ServiceCommand) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// What is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    OurUnit,
+}
+
 /// Refuses where the service is not ours to install or take away.
-fn judge(root: &Path) -> Result<()> {
+fn judge(root: &Path) -> Result<Found> {
     if PACKAGE_UNITS.iter().any(|unit| root.join(unit).exists()) {
         bail!("the Debian package towpath is installed here; use apt to upgrade or remove it");
     }
@@ -144,14 +153,14 @@ fn judge(root: &Path) -> Result<()> {
     let unit = root.join(UNIT);
     let text = match OpenOptions::new().read(true).open(&unit) {
         Ok(file) => io::read_to_string(io::Read::take(file, UNIT_BYTES_MAX)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => Err(error),
     };
     let text = text.with_context(|| format!("cannot read {}", unit.display()))?;
     if !text.starts_with(MARK) {
         bail!("{} was not written by `towpath service install`; move it away first", unit.display());
     }
-    Ok(())
+    Ok(Found::OurUnit)
 }
 
 /// Everything that makes the program a service.
@@ -275,7 +284,7 @@ mod tests {
     #[test]
     fn what_is_installed_is_taken_away_but_for_the_configuration() {
         let root = tempfile::tempdir().unwrap();
-        judge(root.path()).unwrap();
+        assert_eq!(judge(root.path()).unwrap(), Found::Nothing);
         all(installing(b"program 1".to_vec()).unwrap(), root.path());
         let unit = fs::read_to_string(root.path().join(UNIT)).unwrap();
         assert!(unit.contains("\nExecStart=/usr/local/bin/towpath run -c /etc/towpath/towpath.toml\n"), "{unit}");
@@ -284,7 +293,7 @@ mod tests {
 
         // The operator's file stays when a newer program comes.
         fs::write(root.path().join(CONFIGURATION), "mine").unwrap();
-        judge(root.path()).unwrap();
+        assert_eq!(judge(root.path()).unwrap(), Found::OurUnit);
         all(installing(b"program 2".to_vec()).unwrap(), root.path());
         assert_eq!(fs::read(root.path().join(PROGRAM)).unwrap(), b"program 2");
         assert_eq!(fs::read(root.path().join(CONFIGURATION)).unwrap(), b"mine");

@@ -27,7 +27,7 @@ use crate::table::{counted, thousands};
 pub(crate) const SUPPORT_HELP: &str = "\
 In it are the configuration without free text, comments, passwords and keys, status and events, what the doctor sees on this machine, counters of the
 kernel's network, versions, and the latest lines of the journal. Names and addresses of services, servers and, in the journal, of clients stay
-readable: look into it before you give it away.
+readable, and so does a secret that the file has named before and now no more: look into it before you give it away.
 
 Examples:
   towpath support-bundle                writes towpath-support-….tar here
@@ -120,7 +120,7 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
         }
         None => Err("it is no TOML, so that nobody can say which part of it is secret".to_owned()),
     });
-    secrets.extend(checked.iter().flat_map(|checked| &checked.files).filter_map(|file| first_line(&file.path)));
+    secrets.extend(checked.iter().flat_map(|checked| &checked.files).flat_map(|file| lines_of(&file.path)));
 
     let endpoint = arguments.place.endpoint().map_err(|error| format!("{error:#}"));
     let status = endpoint.and_then(|endpoint| fetch_status(&endpoint).map_err(|error| error.to_string()));
@@ -140,9 +140,9 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
         parts.push(Part { name: "journal", content: journal() });
     }
     for part in &mut parts {
-        if let Ok(content) = &mut part.content {
-            *content = without(std::mem::take(content), &secrets);
-        }
+        // Reasons quote what programs and the system have said.
+        let (Ok(text) | Err(text)) = &mut part.content;
+        *text = without(std::mem::take(text), &secrets);
     }
     parts
 }
@@ -194,12 +194,12 @@ fn read(path: &Path) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What a short file begins with: passwords and tokens are first lines. That of a certificate is the same in all.
-fn first_line(path: &Path) -> Option<String> {
+/// What a short file says, line by line: passwords, tokens and keys are there. The first and last lines of PEM are the same in all.
+fn lines_of(path: &Path) -> Vec<String> {
     let is_short = fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() <= SECRET_FILE_BYTES_MAX);
-    let text = fs::read_to_string(path).ok().filter(|_| is_short)?;
-    let line = text.lines().next()?.trim();
-    (line.len() >= SECRET_BYTES_MIN && !line.starts_with("-----BEGIN")).then(|| line.to_owned())
+    let text = if is_short { fs::read_to_string(path).unwrap_or_default() } else { String::new() };
+    let lines = text.lines().map(str::trim).filter(|line| line.len() >= SECRET_BYTES_MIN && !line.starts_with("-----"));
+    lines.map(str::to_owned).collect()
 }
 
 /// The text with something else wherever a secret stands, also as JSON writes it.
@@ -269,8 +269,13 @@ fn header(name: &str, length: usize, seconds: u64) -> [u8; BLOCK] {
 mod tests {
     use super::*;
 
-    const SECRETS: [&str; 4] =
-        ["hunter2-in-the-file", "token-in-the-webhook", "word-in-a-comment", "argument-of-a-command"];
+    const SECRETS: [&str; 5] = [
+        "hunter2-in-the-file",
+        "token-in-the-webhook",
+        "word-in-a-comment",
+        "argument-of-a-command",
+        "a-hash-of-a-password",
+    ];
 
     #[test]
     fn no_secret_gets_into_the_archive() {
@@ -280,11 +285,13 @@ mod tests {
         let config = format!(
             "# {}\n[notify]\nwebhook = \"https://hooks.example/{}\"\ncommand = [\"/bin/true\", \"{}\"]\nwebhook_token_file = \"{}\"\n\
              [[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = 80\n\
-             server = [{{ name = \"one\", address = \"192.0.2.9\" }}]\n",
+             server = [{{ name = \"one\", address = \"192.0.2.9\" }}]\n\
+             [[control.user]]\nname = \"alice\"\nrole = \"viewer\"\npassword_hash = \"{}\"\n",
             SECRETS[2],
             SECRETS[1],
             SECRETS[3],
-            place("password").display()
+            place("password").display(),
+            SECRETS[4]
         );
         fs::write(place("towpath.toml"), config).unwrap();
         let out = place("bundle.tar");
