@@ -7,6 +7,7 @@ mod draft;
 pub mod model;
 mod parse;
 pub mod pattern;
+mod redact;
 mod reference;
 mod render;
 mod rules;
@@ -20,6 +21,7 @@ use serde::Serialize;
 
 pub use diagnostic::{DIAGNOSTICS_MAX, Diagnostic, Label, Location, NOT_AVAILABLE, Severity};
 pub use model::Model;
+pub use redact::{Redacted, without_secrets};
 pub use reference::reference;
 pub use render::render;
 

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -20,6 +20,8 @@ use crate::table::{Cell, Table};
 
 /// Only its user may read it.
 const SECRET_MODE: u32 = 0o600;
+/// Its group, too.
+const GROUP_SECRET_MODE: u32 = 0o640;
 const PUBLIC_MODE: u32 = 0o644;
 /// As long before the end as authorities renew.
 const RENEW_DAYS: i64 = 21;
@@ -265,6 +267,7 @@ fn refuse_to_replace(paths: [&PathBuf; 2], force: bool) -> Result<()> {
 /// Writes a file that nobody has read before it has its mode, in one step: whoever reads it has the old or the new one.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let next = with_ending(path, "new");
+    let mode = if mode == SECRET_MODE && hands_its_group_on(path) { GROUP_SECRET_MODE } else { mode };
     let written = (|| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(SECRET_MODE).open(&next)?;
         file.set_permissions(Permissions::from_mode(mode))?;
@@ -273,4 +276,11 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         fs::rename(&next, path)
     })();
     written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Whether files made beside this one belong to a group that the folder says, as in `/etc/towpath` of the package, whose daemon reads keys by its group.
+fn hands_its_group_on(path: &Path) -> bool {
+    const SET_GROUP: u32 = 0o2000;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::metadata(folder).is_ok_and(|folder| folder.mode() & SET_GROUP != 0 && folder.gid() != 0)
 }

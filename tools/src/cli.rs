@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::builder::Styles;
 use clap::builder::styling::AnsiColor;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::daemon::Daemon;
 use crate::{
-    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, persistence, reference, reload,
-    role, run, server, sessions, status,
+    capture, cert, certs, check, credential, demo, doctor, events, explain, limits, manual, persistence, reference,
+    reload, role, run, server, service, sessions, status, support, top,
 };
 
 /// How a command ended; scripts depend on these numbers.
@@ -48,6 +48,7 @@ First steps:
   towpath run -c my.toml                balance until SIGTERM
   towpath doctor -c my.toml             what is wrong with machine and network, and the command that mends it
   towpath status                        what a running towpath does right now
+  towpath top                           the same live
   towpath server drain web/FE-1         take a server out of service gently
   towpath plan                          what a reload of the changed file would do
 
@@ -117,12 +118,27 @@ enum Command {
     /// Show what is scarce, and how full it is
     #[command(after_help = limits::LIMITS_HELP)]
     Limits(limits::LimitsArguments),
+    /// Watch it live: rates, connections, servers, workers, limits; sort and filter
+    #[command(after_help = top::TOP_HELP)]
+    Top(top::TopArguments),
+    /// Collect what a helper asks for, without secrets, in one archive
+    #[command(after_help = support::SUPPORT_HELP)]
+    SupportBundle(support::SupportArguments),
+    /// Make this program a service of the machine, or take it away again
+    #[command(subcommand, after_help = service::SERVICE_HELP)]
+    Service(service::ServiceCommand),
     /// See it work: three origins, a relay, real traffic, one origin stopped
     #[command(after_help = DEMO_HELP)]
     Demo(DemoArguments),
     /// Print the configuration reference: every key with type, default and range
     #[command(after_help = EXIT_CODES)]
     Reference,
+    /// Print what a shell needs to complete commands
+    #[command(after_help = manual::COMPLETIONS_HELP)]
+    Completions(manual::CompletionsArguments),
+    /// Write the manual pages into a directory
+    #[command(after_help = manual::MAN_HELP)]
+    Man(manual::ManArguments),
 }
 
 const STYLES: Styles = Styles::styled()
@@ -300,8 +316,8 @@ const STATUS_HELP: &str = "\
 Examples:
   towpath status
   towpath status --socket /run/towpath/test.sock
+  towpath status --watch                anew every 2 seconds, until Ctrl-C
   towpath status --url https://lb.example.org:9443 --token-file ~/lb.token
-  watch towpath status
   towpath status --json | jq .
 
 Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer in time";
@@ -311,6 +327,9 @@ Exit codes: 0 ok · 1 failed · 2 usage · 5 daemon not reachable · 7 no answer
 pub(crate) struct StatusArguments {
     #[command(flatten)]
     pub(crate) daemon: Daemon,
+    /// Show it anew every so many seconds, until Ctrl-C; with --json one line each
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) watch: Option<u32>,
 }
 
 const DEMO_HELP: &str = "\
@@ -333,6 +352,11 @@ pub(crate) struct DemoArguments {
     /// Print the result as JSON on standard output
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The command line as a value: for manual pages and completions.
+pub(crate) fn command() -> clap::Command {
+    Arguments::command()
 }
 
 /// Reads the arguments, does what they say, and tells how it ended. The whole program.
@@ -358,7 +382,12 @@ pub fn main() -> ExitCode {
         Command::Capture(arguments) => capture::capture(&arguments),
         Command::Role(arguments) => role::role(&arguments),
         Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Top(arguments) => top::top(&arguments),
+        Command::SupportBundle(arguments) => support::support_bundle(&arguments),
+        Command::Service(command) => service::service(&command),
         Command::Reference => reference::reference(),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
     };
     match outcome {
         Ok(exit) => exit.into(),
@@ -379,7 +408,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_are_consistent() {

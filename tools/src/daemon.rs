@@ -14,6 +14,23 @@ const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Where the daemon is, and how its answer is shown.
 #[derive(Args, Debug)]
 pub(crate) struct Daemon {
+    #[command(flatten)]
+    place: Place,
+    /// Print JSON on standard output
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl Daemon {
+    /// Whom to ask.
+    pub(crate) fn endpoint(&self) -> Result<Endpoint> {
+        self.place.endpoint()
+    }
+}
+
+/// Where the daemon is.
+#[derive(Args, Debug)]
+pub(crate) struct Place {
     /// Unix socket of the daemon: `control.socket` of its file
     #[arg(long, value_name = "PATH", default_value_os_t = default_socket())]
     socket: PathBuf,
@@ -29,12 +46,9 @@ pub(crate) struct Daemon {
     /// Authorities (PEM) that the certificate of --url comes from
     #[arg(long, value_name = "FILE", requires = "url", default_value = AUTHORITIES)]
     ca: PathBuf,
-    /// Print JSON on standard output
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
-impl Daemon {
+impl Place {
     /// Whom to ask.
     pub(crate) fn endpoint(&self) -> Result<Endpoint> {
         match &self.url {
@@ -46,5 +60,13 @@ impl Daemon {
                     .map_err(|why| anyhow!(why))
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Place {
+    /// The daemon at this socket.
+    pub(crate) fn at(socket: PathBuf) -> Place {
+        Place { socket, url: None, token_file: None, certificate: None, ca: PathBuf::new() }
     }
 }

@@ -86,7 +86,7 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> Result<Exit> {
 }
 
 /// The whole page.
-fn render(file: &str, examination: &Examination, paint: Paint) -> String {
+pub(crate) fn render(file: &str, examination: &Examination, paint: Paint) -> String {
     let daemon = match &examination.daemon {
         Some(daemon) => {
             format!(

@@ -1,4 +1,4 @@
-//! The command line of Towpath: run, check, cert, doctor, status, server, events, limits, certs, credential, demo, reference.
+//! The command line of Towpath: run, check, cert, doctor, status, top, server, support-bundle, service, events, limits, certs, credential, demo, reference.
 
 mod capture;
 mod cert;
@@ -14,6 +14,7 @@ mod explain;
 mod file;
 mod limits;
 mod logging;
+mod manual;
 mod paint;
 mod persistence;
 mod reference;
@@ -21,6 +22,9 @@ mod reload;
 mod role;
 mod run;
 mod server;
+mod service;
 mod sessions;
 mod status;
+mod support;
 mod table;
+mod top;

@@ -1,11 +1,13 @@
 //! `towpath status`: what a running towpath does, asked over its Unix socket or by its `control.listen`.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
+use ratatui::crossterm;
 use towpath_config::schema::{self, Kind};
 use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
@@ -16,8 +18,8 @@ use towpath_engine::status::{
 use towpath_engine::{FetchError, fetch_status};
 
 use crate::cli::{Exit, StatusArguments};
-use crate::paint::{Paint, Tint};
-use crate::server::shown::{admin_line, weight_line};
+use crate::paint::{Paint, Tint, moves_cursor};
+use crate::server::shown::{self, admin_line, weight_line};
 use crate::table::{Cell, Table, span, thousands};
 
 /// Source addresses shown, the fullest first.
@@ -36,8 +38,15 @@ pub(crate) fn default_socket() -> PathBuf {
     }
 }
 
-/// Asks and prints.
+/// Asks and prints, once or again and again.
 pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
+    match arguments.watch {
+        None => once(arguments),
+        Some(seconds) => watch(arguments, Duration::from_secs(seconds.into())),
+    }
+}
+
+fn once(arguments: &StatusArguments) -> Result<Exit> {
     let status = match fetch_status(&arguments.daemon.endpoint()?) {
         Ok(status) => status,
         Err(error) => {
@@ -52,10 +61,59 @@ pub(crate) fn status(arguments: &StatusArguments) -> Result<Exit> {
         serde_json::to_writer_pretty(&mut out, &status)?;
         writeln!(out)?;
     } else {
-        let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-        out.write_all(render(&status, unix_ms, paint).as_bytes())?;
+        out.write_all(render(&status, shown::unix_ms(), paint).as_bytes())?;
     }
     Ok(Exit::Done)
+}
+
+/// Shows it anew until a signal ends it. A daemon that does not answer may be there again the next time: that is said in its place.
+fn watch(arguments: &StatusArguments, interval: Duration) -> Result<Exit> {
+    let stdout = io::stdout();
+    let paint = Paint::on(&stdout);
+    let in_place = stdout.is_terminal() && moves_cursor();
+    let mut out = stdout.lock();
+    let endpoint = arguments.daemon.endpoint()?;
+    loop {
+        // Anew each time: windows are made larger and smaller.
+        let size = if in_place { crossterm::terminal::size().ok() } else { None };
+        let lines_max = size.map(|(_columns, lines)| usize::from(lines));
+        let fetched = fetch_status(&endpoint);
+        match (&fetched, arguments.daemon.json) {
+            (Ok(status), true) => {
+                serde_json::to_writer(&mut out, status)?;
+                writeln!(out)?;
+            }
+            (Ok(status), false) => {
+                out.write_all(frame(&render(status, shown::unix_ms(), paint), lines_max).as_bytes())?;
+            }
+            // Whoever reads JSON reads nothing else.
+            (Err(error), true) => eprintln!("error: {error}"),
+            (Err(error), false) => {
+                let text = format!("{}: {error}\n", paint.tint(Tint::Red, "error"));
+                out.write_all(frame(&text, lines_max).as_bytes())?;
+            }
+        }
+        out.flush()?;
+        thread::sleep(interval);
+    }
+}
+
+/// A page in the place of the one before, or below it where nothing can be drawn anew. Each line is cleared behind its end and then all below the last,
+/// so that nothing flickers.
+fn frame(page: &str, lines_max: Option<usize>) -> String {
+    let Some(lines_max) = lines_max else { return format!("{page}\n") };
+    let lines: Vec<&str> = page.lines().collect();
+    // A page that is too long would push its own beginning out; the last line has no end, which would scroll.
+    let shown = match lines.len() >= lines_max {
+        true => lines_max.saturating_sub(1),
+        false => lines.len(),
+    };
+    let mut text: String = lines[..shown].iter().map(|line| format!("{line}\x1b[K\r\n")).collect();
+    if shown < lines.len() {
+        text.push_str(&format!("… {} more lines: `towpath status | less`, `towpath top`\x1b[K", lines.len() - shown));
+    }
+    // Lines that are too wide are cut for as long: wrapped ones would be more than are counted.
+    format!("\x1b[?7l\x1b[H{text}\x1b[J\x1b[?7h")
 }
 
 /// How a command ends that got no answer.
@@ -68,7 +126,7 @@ pub(crate) fn exit_of(error: &FetchError) -> Exit {
 }
 
 /// The whole page. `unix_ms` is the time now, which events are counted from.
-fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
+pub(crate) fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     let phase = match status.phase.as_str() {
         "running" => paint.tint(Tint::Green, "running"),
         other => paint.tint(Tint::Yellow, other),
@@ -540,7 +598,7 @@ fn reasons<'s>(counts: impl Iterator<Item = (&'s String, &'s u64)>, paint: Paint
     table.render(2, paint)
 }
 
-fn turn(microseconds: u64) -> String {
+pub(crate) fn turn(microseconds: u64) -> String {
     if microseconds < 1000 { format!("{microseconds} µs") } else { format!("{:.1} ms", microseconds as f64 / 1000.0) }
 }
 
@@ -583,7 +641,7 @@ fn events(all: &[Event], unix_ms: u64, paint: Paint) -> String {
 }
 
 /// Ports in order, neighbours as ranges: 80, 443, 50000-50099.
-fn ports(all: &[u16]) -> String {
+pub(crate) fn ports(all: &[u16]) -> String {
     if all.is_empty() {
         return "all".to_owned();
     }
@@ -619,7 +677,7 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::collections::BTreeMap;
     use towpath_engine::admin::{AdminSaid, DrainStatus, ThenWord};
@@ -653,7 +711,7 @@ mod tests {
         }
     }
 
-    fn page() -> Status {
+    pub(crate) fn page() -> Status {
         let counts = |pairs: &[(&str, u64)]| -> BTreeMap<String, u64> {
             pairs.iter().map(|&(label, count)| (label.to_owned(), count)).collect()
         };
@@ -887,6 +945,15 @@ latest changes
     }
 
     #[test]
+    fn a_page_is_put_in_the_place_of_the_one_before() {
+        assert_eq!(frame("a\nb\n", Some(24)), "\x1b[?7l\x1b[Ha\x1b[K\r\nb\x1b[K\r\n\x1b[J\x1b[?7h");
+        assert_eq!(frame("a\n", None), "a\n\n");
+        let long = frame("1\n2\n3\n4\n", Some(3));
+        assert_eq!(long.matches("\r\n").count(), 2, "{long:?}");
+        assert!(long.contains("… 2 more lines"), "{long:?}");
+    }
+
+    #[test]
     fn ports_and_bytes_are_short() {
         assert_eq!(ports(&[80, 81, 443, 65_533, 65_534, 65_535]), "80, 81, 443, 65533-65535");
         let amounts = [0, 999, 1000, 999_949, 999_950, 5_000_000_000_000].map(bytes);
@@ -904,7 +971,7 @@ latest changes
         let at = || "/nowhere".to_owned();
         let source = io::ErrorKind::NotFound.into();
         assert_eq!(exit_of(&FetchError::NotReachable { at: at(), key: "control.socket", source }), Exit::Unreachable);
-        assert_eq!(exit_of(&FetchError::TimedOut { at: at(), limit: std::time::Duration::ZERO }), Exit::TimedOut);
+        assert_eq!(exit_of(&FetchError::TimedOut { at: at(), limit: Duration::ZERO }), Exit::TimedOut);
         assert_eq!(exit_of(&FetchError::Answer { at: at(), status: 500 }), Exit::Failed);
     }
 }

@@ -73,6 +73,19 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+fn keys_are_for_the_group_that_a_folder_hands_on() {
+    let folder = Folder::new();
+    // Who is not root has a group of its own, and may give its folder no other.
+    let _is_root = std::os::unix::fs::chown(folder.0.path(), None, Some(65_534));
+    for (of_folder, of_key) in [(0o755, 0o600), (0o2755, 0o640)] {
+        fs::set_permissions(folder.0.path(), fs::Permissions::from_mode(of_folder)).expect("our own folder");
+        let done = folder.towpath("cert csr --name mail.example.org --key ecdsa-p256 --out mail --force");
+        assert_eq!(done.status.code(), Some(0), "{}", text(&done.stderr));
+        assert_eq!((mode(&folder.path("mail.key")), mode(&folder.path("mail.csr"))), (of_key, 0o644));
+    }
+}
+
+#[test]
 fn t_37_a_pfx_of_an_old_windows_becomes_pem_that_the_configuration_names() {
     let folder = Folder::new();
     folder.certificate("mail", "mail.example.org", 100);

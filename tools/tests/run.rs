@@ -230,6 +230,56 @@ fn status_shows_what_a_running_towpath_does() {
 }
 
 #[test]
+fn status_is_shown_again_and_again_until_somebody_ends_it() {
+    let daemon = Daemon::start();
+    let socket = daemon.socket();
+    let mut watching = Running::start(&["status", "--watch", "1", "--json", "--socket", socket.to_str().unwrap()], out);
+    let pages: Vec<serde_json::Value> =
+        (0..2).map(|_| serde_json::from_str(&watching.line_with("uptime_seconds")).unwrap()).collect();
+    assert_eq!(pages[1]["services"][0]["name"], "web");
+    // Like Ctrl-C.
+    watching.signal("INT");
+    assert!(!watching.wait().success());
+}
+
+#[test]
+fn top_draws_on_a_terminal_and_leaves_it_as_it_was() {
+    let daemon = Daemon::start();
+    let _client = daemon.client();
+    // script(1) gives it a terminal of its own; one that nobody has is of no size.
+    let top =
+        format!("stty rows 24 cols 100; {} top --socket {}", env!("CARGO_BIN_EXE_towpath"), daemon.socket().display());
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command", &top, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR");
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut keys, mut picture) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut terminal = Running { child, lines: mpsc::channel().1 };
+    let mut drawn = String::new();
+    let mut until = |text: &str| {
+        let mut buffer = [0; 4096];
+        while !drawn.contains(text) {
+            let read = picture.read(&mut buffer).unwrap();
+            assert!(read > 0, "{text:?} is missing in\n{drawn:?}");
+            drawn.push_str(&String::from_utf8_lossy(&buffer[..read]));
+        }
+    };
+    until("\x1b[?1049h");
+    until("conn/s");
+    keys.write_all(b"2").unwrap();
+    until("web/one");
+    keys.write_all(b"q").unwrap();
+    until("\x1b[?1049l");
+    assert!(terminal.wait().success());
+}
+
+#[test]
+fn top_says_what_to_use_where_there_is_no_terminal() {
+    let output = towpath(&["top"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("status --watch"), "{output:?}");
+}
+
+#[test]
 fn sighup_takes_over_admin_states_and_keeps_everything_on_an_error() {
     let daemon = Daemon::start();
     daemon.configure("drain");
