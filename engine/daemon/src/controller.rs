@@ -5,8 +5,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::TcpListener;
-use std::sync::mpsc::{Sender, SyncSender};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 

@@ -30,7 +30,7 @@ use crate::control::{Access, AccessError, ControlError, ControlListener, Control
 use crate::controller::{Controller, Reloaded};
 use crate::house::{House, Origin, Truth};
 use crate::http_files::{self, HttpFileErrors};
-use crate::listen::{ListenErrors, Opening, open_all, openings};
+use crate::listen::{ListenErrors, Opening, open_all};
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;

@@ -82,8 +82,6 @@ pub(crate) struct House {
     pub(crate) network: Option<NetworkOrders>,
     /// How the controller is asked for a reload.
     pub(crate) commands: OnceLock<mpsc::Sender<Command>>,
-    /// Who may ask the workers something now.
-    pub(crate) turns: Turns,
     /// Who may come by `control.listen`.
     pub(crate) guard: Guard,
     /// What who collects metrics gets.

@@ -47,7 +47,8 @@ impl Leaving {
             let admin = if *is_over { AdminState::Halt } else { AdminState::Drain };
             let mut group = ServerGroup { health: None, ..group.clone() };
             group.servers.iter_mut().for_each(|server| server.admin = admin);
-            model.services.push(VirtualService { group: model.groups.len(), ..service.clone() });
+            let sorry = service.sorry.clone().map(|server| Server { admin, ..server });
+            model.services.push(VirtualService { group: model.groups.len(), sorry, ..service.clone() });
             model.groups.push(group);
         }
         Cow::Owned(model)

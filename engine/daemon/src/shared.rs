@@ -25,7 +25,7 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 use towpath_config::model::Protocol;
 use towpath_core::balancer::BalancerState;
-use towpath_core::director::{self, Client, Pick, PickReason, Refusal, Tried};
+use towpath_core::director::{self, Client, Pick, Refusal, Tried};
 use towpath_core::explain::{Explanation, explain};
 use towpath_core::loads::Loads;
 use towpath_core::persistence::{Known, PERSISTENCE_STRIPES, PersistenceKey, PersistenceTable, Pin, Remembered};

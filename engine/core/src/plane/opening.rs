@@ -20,7 +20,7 @@ use crate::packet::{DropReason, Ip, PROTOCOL_TCP, PROTOCOL_UDP, Parsed, TcpFlags
 use crate::snapshot::{Service, ServiceSource, Target};
 use crate::snat::LeasePlace;
 use crate::steering::{SteeringTable, vshard_of_client_ip};
-use crate::{Now, Pick, PickReason, Refusal, ServiceId, TargetIndex, VShard};
+use crate::{Now, Pick, PickReason, Refusal, ServiceId, VShard};
 
 /// Leases tried for one flow. The next one is needed only where two services reach the same server port, one of them as one of all its ports.
 pub(super) const LEASES_MAX: usize = 4;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use towpath_config::model::{AdminState, Protocol};
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::Tried;
+use towpath_core::director::{PickReason, Tried};
 use towpath_core::persistence::{Known, PersistenceKey, Seen};
 use towpath_core::sip::{self, SipPeek};
 use towpath_core::snapshot::{Service, ServiceSource};

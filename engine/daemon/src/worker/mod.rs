@@ -222,8 +222,6 @@ struct Worker {
     walks: Walks,
     /// Services that a reload has taken out, as far as somebody may still be served by them.
     gone: Vec<GoneService>,
-    /// Services that a reload has taken out, as far as somebody may still be served by them.
-    /// Questions about its sessions that it is about to answer.
     /// Since when the worker accepts nothing any more.
     stopping: Option<Now>,
     drain_look: Now,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use towpath_config::model::{Protocol, ProxyVersion};
 use towpath_core::access::Phase;
 use towpath_core::counters::{ServiceCounter, Termination};
-use towpath_core::director::{Refusal, Tried};
+use towpath_core::director::{PickReason, Refusal, Tried};
 use towpath_core::http::pinning::{Lent, Pinned};
 use towpath_core::persistence::{Known, Seen};
 use towpath_core::session::{Claim, Event, GATHER_BYTES, Op, PumpStop, ReceiveEnd, Room, Session, Side};
