@@ -102,7 +102,7 @@ mod tests {
         assert_eq!((&body["host"], &body["version"], &body["dropped"]), (&"lb1".into(), &"1.2".into(), &2.into()));
         assert_eq!(body["text"], text);
         let expected = serde_json::json!({
-            "unix_ms": 1, "kind": "health", "services": ["web"], "subject": "server FE-2",
+            "id": 0, "unix_ms": 1, "kind": "health", "services": ["web"], "subject": "server FE-2",
             "from": "up", "to": "down", "reason": "port 443: connection refused",
         });
         assert_eq!(body["events"][0], expected);
