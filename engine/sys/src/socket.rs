@@ -767,19 +767,19 @@ mod tests {
         let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
         let listener = open_listener(any, Transport::Tcp, &ListenOptions::default()).unwrap();
         let address = local_address(&listener).unwrap();
-        let waits = std::net::TcpStream::connect(address).unwrap();
+        let waits = TcpStream::connect(address).unwrap();
         refuse_newcomers(&listener).unwrap();
-        let refused = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
+        let refused = TcpStream::connect_timeout(&address, Duration::from_millis(50));
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::TimedOut);
         let (taken, peer) = accept(&listener).unwrap().expect("who had come before");
         assert_eq!(peer, waits.local_addr().unwrap());
-        let mut taken = std::net::TcpStream::from(taken);
-        std::io::Write::write_all(&mut taken, b"x").unwrap();
-        assert_eq!(std::io::Read::read(&mut &waits, &mut [0; 1]).unwrap(), 1);
+        let mut taken = TcpStream::from(taken);
+        io::Write::write_all(&mut taken, b"x").unwrap();
+        assert_eq!(io::Read::read(&mut &waits, &mut [0; 1]).unwrap(), 1);
         for _ in 0..2 {
             admit_newcomers(&listener).unwrap();
         }
-        std::net::TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+        TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
     }
 
     #[test]

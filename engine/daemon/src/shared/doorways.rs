@@ -147,6 +147,7 @@ impl DoorBoard {
 #[cfg(test)]
 mod tests {
     use towpath_core::ServiceId;
+    use towpath_sys::socket::Binding;
 
     use super::*;
 
@@ -155,7 +156,13 @@ mod tests {
 
     fn opening(port: u16) -> Opening {
         let address = SocketAddr::from(([192, 0, 2, 1], port));
-        Opening { service: ServiceId(0), name: "web".to_owned(), protocol: Protocol::Tcp, address }
+        Opening {
+            service: ServiceId(0),
+            name: "web".to_owned(),
+            protocol: Protocol::Tcp,
+            address,
+            binding: Binding::HostAddress,
+        }
     }
 
     fn board(port: u16) -> (DoorBoard, Doorway) {
