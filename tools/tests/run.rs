@@ -255,9 +255,12 @@ fn top_draws_on_a_terminal_and_leaves_it_as_it_was() {
     let (mut keys, mut picture) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut terminal = Running { child, lines: mpsc::channel().1 };
     let mut drawn = String::new();
+    let deadline = Instant::now() + DEADLINE;
     let mut until = |text: &str| {
         let mut buffer = [0; 4096];
+        // It draws every second, so that no read waits for ever.
         while !drawn.contains(text) {
+            assert!(Instant::now() < deadline, "{text:?} is missing in\n{drawn:?}");
             let read = picture.read(&mut buffer).unwrap();
             assert!(read > 0, "{text:?} is missing in\n{drawn:?}");
             drawn.push_str(&String::from_utf8_lossy(&buffer[..read]));
@@ -266,7 +269,8 @@ fn top_draws_on_a_terminal_and_leaves_it_as_it_was() {
     until("\x1b[?1049h");
     until("conn/s");
     keys.write_all(b"2").unwrap();
-    until("web/one");
+    // Only what has changed is drawn: the second row is new as a whole.
+    until("web/two");
     keys.write_all(b"q").unwrap();
     until("\x1b[?1049l");
     assert!(terminal.wait().success());

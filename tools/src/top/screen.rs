@@ -204,7 +204,7 @@ mod tests {
         assert_eq!(lines[5], "[1 services]  2 servers   3 workers   4 source ports");
         let columns: Vec<&str> = lines[6].split_whitespace().collect();
         assert_eq!(columns, ["service", "state", "conn/s", "open", "in", "out", "unserved/s", "servers", "lately"]);
-        assert!(lines[7].starts_with("front-end   ◐ degraded"), "{text}");
+        assert!(lines[7].starts_with("front-end  ◐ degraded"), "{text}");
         assert!(lines[7].ends_with("▃▅█"), "{text}");
         assert!(lines[17].starts_with("q end · Tab view"), "{text}");
         let yellow = terminal.backend().buffer().content().iter().filter(|cell| cell.fg == Color::Yellow).count();
