@@ -368,6 +368,7 @@ fn whoever_would_leave_too_few_servers_says_so_twice() {
         // Everywhere is that too: the machine has a server in three services.
         page.click(&button("front-end", "FE-2", "drain-by"));
         page.choose("#drain-then", "stay");
+        until_says(&mut page, "#order-effect", "front-end: 2 of 3 servers take new clients then");
         page.click("#order-everywhere");
         until_says(&mut page, "#order-effect", "front-end: 2 of 3 servers take new clients then");
         until_says(&mut page, "#order-effect", "ldap: 1 of 2 servers takes new clients then");
