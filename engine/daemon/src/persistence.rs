@@ -166,7 +166,7 @@ fn fingerprint(text: &str) -> Result<Fingerprint, QueryError> {
     let digits: Vec<u8> =
         text.chars().map(|digit| Some(digit.to_digit(16)? as u8)).collect::<Option<_>>().ok_or_else(bad)?;
     let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
-    let is_even = digits.len() % 2 == 0;
+    let is_even = digits.len().is_multiple_of(2);
     bytes.try_into().ok().filter(|_| is_even).ok_or_else(bad)
 }
 

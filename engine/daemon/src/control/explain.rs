@@ -1,5 +1,7 @@
 //! `GET /v1/explain`.
 
+#![expect(clippy::result_large_err, reason = "the answer to one request, made and moved once")]
+
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::body::Incoming;

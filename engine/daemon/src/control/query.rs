@@ -1,5 +1,7 @@
 //! What stands behind the `?` of a path: `key=value`, each of a known key, and each said once unless it may be repeated.
 
+#![expect(clippy::result_large_err, reason = "the answer to one request, made and moved once")]
+
 use std::fmt::Display;
 use std::str::FromStr;
 
