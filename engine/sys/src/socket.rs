@@ -599,6 +599,8 @@ pub(crate) fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) ->
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -774,8 +776,8 @@ mod tests {
         let (taken, peer) = accept(&listener).unwrap().expect("who had come before");
         assert_eq!(peer, waits.local_addr().unwrap());
         let mut taken = TcpStream::from(taken);
-        io::Write::write_all(&mut taken, b"x").unwrap();
-        assert_eq!(io::Read::read(&mut &waits, &mut [0; 1]).unwrap(), 1);
+        taken.write_all(b"x").unwrap();
+        assert_eq!((&waits).read(&mut [0; 1]).unwrap(), 1);
         for _ in 0..2 {
             admit_newcomers(&listener).unwrap();
         }
