@@ -599,8 +599,6 @@ pub(crate) fn read_int(fd: &impl AsFd, level: libc::c_int, name: libc::c_int) ->
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Write};
-
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream, UdpSocket};
