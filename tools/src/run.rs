@@ -10,6 +10,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use towpath_engine::config_file::{Accepted, Purpose, RefusedReload, Style, accept};
 use towpath_engine::{Engine, Outcome, Reloaded, StartOptions, Stop};
+use towpath_sys::host::hand_on_no_capabilities;
 use tracing::{error, info, warn};
 
 use crate::cli::{Exit, RunArguments};
@@ -20,6 +21,8 @@ use crate::table::{counted, span};
 
 /// Serves what the file says. Returns when the engine has ended.
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
+    // Before there is another thread. Commands that check servers and that are told of events need nothing of what we may do.
+    hand_on_no_capabilities().context("cannot keep capabilities to ourselves")?;
     let file = ConfigFile::read(&arguments.config)?;
     let style = if Paint::on(&io::stderr()) == Paint::Colour { Style::Colour } else { Style::Plain };
     let model = match accept(&file.name, &file.text, Purpose::Start, style) {

@@ -274,7 +274,7 @@ mod tests {
         "token-in-the-webhook",
         "word-in-a-comment",
         "argument-of-a-command",
-        "a-hash-of-a-password",
+        "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b",
     ];
 
     #[test]
@@ -283,10 +283,10 @@ mod tests {
         let place = |name: &str| folder.path().join(name);
         fs::write(place("password"), format!("{}\n", SECRETS[0])).unwrap();
         let config = format!(
-            "# {}\n[notify]\nwebhook = \"https://hooks.example/{}\"\ncommand = [\"/bin/true\", \"{}\"]\nwebhook_token_file = \"{}\"\n\
+            "# {}\n[control]\nlisten = \"127.0.0.1:9443\"\n[notify]\nwebhook = \"https://hooks.example/{}\"\ncommand = [\"/bin/true\", \"{}\"]\nwebhook_token_file = \"{}\"\n\
              [[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nports = 80\n\
              server = [{{ name = \"one\", address = \"192.0.2.9\" }}]\n\
-             [[control.user]]\nname = \"alice\"\nrole = \"viewer\"\npassword_hash = \"{}\"\n",
+             [[control.user]]\nname = \"alice\"\nrole = \"viewer\"\npassword_hash = \"pbkdf2-sha512:210000:0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a:{}\"\n",
             SECRETS[2],
             SECRETS[1],
             SECRETS[3],

@@ -877,7 +877,8 @@ fn process_wide_keys_are_judged() {
     expect(&with("[control]\nstate_file = \"\""), &[("bad-text", "\"\"")]);
     expect(&with("[tls]\npost_quantum = true"), &[("no-effect", "tls")]);
     expect(&with("[log]\nlevel = \"info\""), &[]);
-    expect(&with("[log]\nlevel = \"debug\""), &[("not-available", "\"debug\"")]);
+    expect(&with("[log]\nlevel = \"debug\""), &[]);
+    expect(&with("[log]\nlevel = \"loud\""), &[("unknown-word", "\"loud\"")]);
     expect(&with("[runtim]\n"), &[("unknown-key", "runtim")]);
 }
 

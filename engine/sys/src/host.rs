@@ -120,6 +120,17 @@ pub fn set_timer_slack(slack_ns: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Keeps what this thread may do, and those that it makes, from programs that they start: no capability is ambient any more (capabilities(7)). A
+/// service manager hands capabilities to us that way.
+pub fn hand_on_no_capabilities() -> io::Result<()> {
+    let none: libc::c_ulong = 0;
+    // SAFETY: prctl(2) takes five numbers here, and changes this thread's credentials only.
+    check(unsafe {
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, none, none, none)
+    })?;
+    Ok(())
+}
+
 /// The ports the kernel picks from when a socket asks for none (of the calling thread's network namespace).
 pub fn ip_local_port_range() -> io::Result<RangeInclusive<u16>> {
     let path = "/proc/sys/net/ipv4/ip_local_port_range";
