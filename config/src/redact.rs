@@ -193,7 +193,7 @@ canary-4711 # no comment'''
 [service.unknown.deep]
 pins = [4711, \"canary-4711\"]
 ";
-        let redacted = without_secrets(text).unwrap();
+        let redacted = without_secrets(text).expect("a test");
         let expected = "\
 # (left out)
 runtime = { workers = [0, 1] } # (left out)
@@ -231,7 +231,7 @@ pins = [\"(left out)\", \"(left out)\"]
                 }
                 let header = if table.path.is_empty() { String::new() } else { format!("[{}]\n", table.path) };
                 for value in [format!("\"{CANARY}\""), format!("[\"/bin/x\", \"{CANARY}\"]")] {
-                    let redacted = without_secrets(&format!("{header}{} = {value}\n", key.name)).unwrap();
+                    let redacted = without_secrets(&format!("{header}{} = {value}\n", key.name)).expect("a test");
                     assert!(!redacted.text.contains(CANARY), "{}.{}: {}", table.path, key.name, redacted.text);
                 }
                 tried += 1;
@@ -250,11 +250,11 @@ pins = [\"(left out)\", \"(left out)\"]
     fn every_example_is_told_but_for_its_comments() {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
         let mut seen = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
+        for entry in std::fs::read_dir(folder).expect("a test") {
+            let path = entry.expect("a test").path();
             if path.extension().is_some_and(|extension| extension == "toml") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let redacted = without_secrets(&text).unwrap();
+                let text = std::fs::read_to_string(&path).expect("a test");
+                let redacted = without_secrets(&text).expect("a test");
                 assert_eq!(redacted.text.lines().count(), text.lines().count(), "{}", path.display());
                 assert!(redacted.text.contains("vip = "), "{}: {}", path.display(), redacted.text);
                 seen += 1;

@@ -220,10 +220,10 @@ fn inline(text: &str) -> String {
         let marked = &rest[at..];
         let link =
             marked.strip_prefix('[').and_then(|link| link.split_once("](")).filter(|(words, _)| !words.contains('\n'));
-        if marked.starts_with('`') {
+        if let Some(after) = marked.strip_prefix('`') {
             out.push_str(if is_bold { "\\fR" } else { "\\fB" });
             is_bold = !is_bold;
-            rest = &marked[1..];
+            rest = after;
         } else if let (false, Some((words, target))) = (is_bold, link) {
             out.push_str(&inline(words));
             rest = target.split_once(')').map_or("", |(_, rest)| rest);

@@ -118,9 +118,7 @@ pub(crate) fn service(command: &ServiceCommand) -> Result<Exit> {
         if !runs && matches!(step, Step::Run { .. }) {
             continue;
         }
-        if arguments.dry_run {
-            writeln!(out, "{step}")?;
-        } else if carry_out(&step, root)? {
+        if arguments.dry_run || carry_out(&step, root)? {
             writeln!(out, "{step}")?;
         }
     }

@@ -378,7 +378,7 @@ impl Turn {
                 return Err(error);
             }
         };
-        let next = match truth.take(model, tls, http, Arc::clone(&steering), &current, by, shared.now()) {
+        let next = match truth.take(model, (tls, http), Arc::clone(&steering), &current, by, shared.now()) {
             Ok(next) => next,
             Err(error) => {
                 give_back();

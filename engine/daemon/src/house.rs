@@ -363,8 +363,7 @@ impl Truth {
     pub(crate) fn take(
         &mut self,
         model: Model,
-        material: TlsMaterial,
-        http: HttpMaterial,
+        (material, http): (TlsMaterial, HttpMaterial),
         steering: Arc<SteeringTable>,
         current: &Snapshot,
         by: &str,

@@ -49,7 +49,7 @@ fn told(truth: &Truth, kind: EventKind) -> Vec<String> {
 fn take(truth: &mut Truth, shared: &Shared, model: Model) {
     let steering = Arc::new(SteeringTable::even(1));
     let next = truth
-        .take(model, TlsMaterial::default(), http(), steering, &shared.snapshot(), "a test", shared.now())
+        .take(model, (TlsMaterial::default(), http()), steering, &shared.snapshot(), "a test", shared.now())
         .unwrap();
     shared.publish(next.clone());
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
