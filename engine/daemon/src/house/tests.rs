@@ -104,8 +104,7 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
     let next = truth
         .take(
             model("", &["11"]),
-            TlsMaterial::default(),
-            http(),
+            (TlsMaterial::default(), http()),
             Arc::new(SteeringTable::even(1)),
             &shared.snapshot(),
             "a test",
