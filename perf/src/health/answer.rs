@@ -20,19 +20,32 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PAGE: &[u8] =
     b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\nConnection: close\r\n\r\n200 OK";
 
-/// Answers checks of this kind at every address of the host, until the process ends.
-pub(super) fn answer(host: &Host, kind: CheckedBy, port: u16, answered: &Arc<AtomicU64>) -> io::Result<()> {
+/// Stack of a thread that answers datagrams: there is one for each server.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// Answers checks of this kind at these addresses of the host, until the process ends.
+pub(super) fn answer(
+    host: &Host,
+    kind: CheckedBy,
+    addresses: &[Ipv4Addr],
+    port: u16,
+    answered: &Arc<AtomicU64>,
+) -> io::Result<()> {
     let count = Arc::clone(answered);
-    let at = (Ipv4Addr::UNSPECIFIED, port);
-    // It ends with the process.
+    // Threads end with the process.
     let _serving: JoinHandle<io::Result<()>> = match kind {
         CheckedBy::None => return Ok(()),
+        // An answer has to leave from the address that was asked, so each has a socket of its own.
         CheckedBy::Udp => {
-            let socket = host.run(|| UdpSocket::bind(at))??;
-            std::thread::spawn(move || datagrams(&socket, &count))
+            for address in addresses {
+                let (socket, count) = (host.run(|| UdpSocket::bind((*address, port)))??, Arc::clone(&count));
+                let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+                let _serving = thread.spawn(move || datagrams(&socket, &count))?;
+            }
+            return Ok(());
         }
         CheckedBy::Http | CheckedBy::Https | CheckedBy::Tcp | CheckedBy::Tls => {
-            let listener = host.run(|| TcpListener::bind(at))??;
+            let listener = host.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)))??;
             let tls = match kind {
                 CheckedBy::Https | CheckedBy::Tls => Some(tls_config()?),
                 _ => None,

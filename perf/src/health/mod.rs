@@ -31,6 +31,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// Of the checks that were asked for, the share that there must be: intervals vary by a tenth, around what they should be.
 const RATE_SHARE_MIN: f64 = 0.95;
+/// What the daemon writes of a server that is down now.
+const WENT_DOWN: &str = "→ down";
 /// The thread that checks.
 const CONTROLLER: &str = "controller";
 
@@ -101,6 +103,12 @@ impl Rate {
     /// Time between two checks of one server.
     fn interval_ms(self) -> u64 {
         (self.servers as u64 * 60_000 / self.per_minute.max(1)).max(100)
+    }
+
+    /// So long, and until each server's interval is whole: the first checks come close together, and those after them nearly so.
+    fn whole_intervals(self, time: Duration) -> Duration {
+        let interval_ms = self.interval_ms();
+        Duration::from_millis((time.as_millis() as u64).div_ceil(interval_ms).max(1) * interval_ms)
     }
 
     fn services(self) -> usize {
@@ -178,15 +186,20 @@ pub fn measure(towpath: &Path, kind: CheckedBy, rate: Rate, time: Duration) -> i
     addresses.iter().try_for_each(|address| server.add_address((*address).into()))?;
     let answered = Arc::new(AtomicU64::new(0));
     for port in rate.ports() {
-        answer(server, kind, port, &answered)?;
+        answer(server, kind, &addresses, port, &answered)?;
     }
     let mut daemon = Daemon::start(lab.balancer(), towpath, kind, rate, &addresses)?;
     // Each server has been found to be up, and the first checks, which come faster, are over.
     daemon.until_serving(|| kind == CheckedBy::None || answered.load(Ordering::Relaxed) >= 3 * rate.servers as u64)?;
+    let time = rate.whole_intervals(time);
     let (start, before, run_before) = (Instant::now(), answered.load(Ordering::Relaxed), daemon.controller_ns()?);
     thread::sleep(time);
     let (elapsed, run_ns) = (start.elapsed(), daemon.controller_ns()?.saturating_sub(run_before));
     let checks = answered.load(Ordering::Relaxed) - before;
+    // What was answered need not have been an answer to the check.
+    if let Some(failed) = daemon.said().lines().find(|line| line.contains(WENT_DOWN)) {
+        return Err(io::Error::other(format!("a server that is well was found to be down: {failed}")));
+    }
     daemon.stop()?;
     Ok(Cost::of(kind, checks, elapsed, run_ns))
 }
@@ -280,6 +293,8 @@ mod tests {
     fn every_kind_has_a_configuration_with_one_check_per_server() {
         let rate = Rate { servers: 250, per_minute: 10_000 };
         assert_eq!(rate.interval_ms(), 1500);
+        let whole = |seconds| rate.whole_intervals(Duration::from_secs(seconds)).as_millis();
+        assert_eq!([0, 1, 3, 20].map(whole), [1500, 1500, 3000, 21_000]);
         let addresses: Vec<Ipv4Addr> = (0..ADDRESSES as u8).map(|last| Ipv4Addr::new(10, 0, 0, last + 1)).collect();
         for kind in CheckedBy::ALL {
             assert_eq!(CheckedBy::find(&kind.to_string()), Some(kind));
