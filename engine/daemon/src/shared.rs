@@ -648,6 +648,16 @@ impl Shared {
         u64::try_from(instant.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// Seed of every random decision.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The client with this key comes back to `server` until then, as another process has known.
+    pub(crate) fn remember(&self, key: PersistenceKey, server: RealServerId, expires: Now, now: Now) {
+        lock(&self.persistence[key.stripe(self.seed)]).record_if_absent(key, server, expires, now);
+    }
+
     /// Seed of [`towpath_core::steering::vshard_of_client`], the same as in the listeners' steering program.
     pub fn steering_seed(&self) -> u32 {
         steering_seed(self.seed)

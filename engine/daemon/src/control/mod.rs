@@ -25,6 +25,7 @@ mod route;
 mod server;
 mod session;
 mod sessions;
+mod upgrade;
 
 use std::convert::Infallible;
 use std::fs;
@@ -55,7 +56,7 @@ pub use answer::Problem;
 pub use certs::{CertificateRow, Certificates};
 pub use client::{
     Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_plan, fetch_role, fetch_status,
-    get, order, order_reload, post, query, take_role,
+    get, order, order_reload, order_upgrade, post, query, take_role,
 };
 pub use events::EventsPage;
 pub use guard::AccessError;
@@ -175,6 +176,22 @@ impl ControlSocket {
         Ok(ControlSocket { listener, file })
     }
 
+    /// The socket at `path` that another process has bound and that is ours from now on.
+    pub fn adopt(path: &Path, group: &ControlGroup, listener: StdUnixListener) -> Result<ControlSocket, ControlError> {
+        let system = |source| ControlError::System { path: path.to_owned(), source };
+        if let ControlGroup::Named(name) = group {
+            let gid = group_named(name).ok_or_else(|| ControlError::NoGroup(name.clone()))?;
+            chown(path, None, Some(gid)).map_err(system)?;
+        }
+        listener.set_nonblocking(true).map_err(system)?;
+        Ok(ControlSocket { listener, file: SocketFile { path: path.to_owned(), device: 0, inode: 0 } })
+    }
+
+    /// A copy, for the process that takes over.
+    pub(crate) fn copy(&self) -> io::Result<(PathBuf, StdUnixListener)> {
+        Ok((self.file.path.clone(), self.listener.try_clone()?))
+    }
+
     /// Where it is bound.
     pub fn path(&self) -> &Path {
         &self.file.path
@@ -202,6 +219,20 @@ fn clear_the_way(path: &Path) -> Result<(), ControlError> {
     }
 }
 
+impl SocketFile {
+    /// Ours is whatever is there now: of a process that fails before it has taken over, the file stays.
+    fn own(&mut self) {
+        if let Ok(metadata) = fs::symlink_metadata(&self.path) {
+            (self.device, self.inode) = (metadata.dev(), metadata.ino());
+        }
+    }
+
+    /// It is another process's from now on.
+    fn leave(mut self) {
+        (self.device, self.inode) = (0, 0);
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let ours = fs::symlink_metadata(&self.path)
@@ -224,7 +255,8 @@ pub(crate) fn serve(entrance: Entrance, house: &Arc<House>) {
 }
 
 async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
-    let ControlSocket { listener, file } = socket;
+    let ControlSocket { listener, mut file } = socket;
+    file.own();
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -238,7 +270,12 @@ async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
     loop {
         // Whoever comes when all places are taken waits in the socket's own queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = house.upgrades.handed() => return file.leave(),
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             // The operator may want to know just that.
             Err(error) if Cause::of(&error) == Cause::OutOfDescriptors && spare.take().is_some() => {}
             Err(error) => {
@@ -279,6 +316,8 @@ fn spare_descriptor() -> Option<fs::File> {
 /// Answers what one client asks: once by the socket, as long as it goes on by the network.
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, house: Arc<House>, door: Door) {
     let stays = matches!(door, Door::Network(_));
+    let asked = Arc::clone(&house);
+    let _conversing = asked.upgrades.converse();
     let door = Arc::new(door);
     let (deadline, mut moved) = Deadline::new(CONNECTION_TIMEOUT);
     let deadline = Arc::new(deadline);

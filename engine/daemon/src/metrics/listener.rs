@@ -94,7 +94,12 @@ async fn serve(listener: StdTcpListener, house: Arc<House>, from: Arc<Mutex<Vec<
     loop {
         // Whoever comes when all places are taken waits in the socket's own queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = house.upgrades.handed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Err(error) => {
                 tracing::warn!("metrics: {error}");
                 sleep(ACCEPT_PAUSE).await;

@@ -108,6 +108,20 @@ impl Doors {
         result
     }
 
+    /// Copies of the listeners that stay.
+    pub(super) fn copies(&self) -> io::Result<Vec<(Doorway, OwnedFd)>> {
+        let stay = self.doors.iter().filter(|door| door.leaving.is_none());
+        let copy = |door: &Door| {
+            let socket = match &door.socket {
+                DoorSocket::Stream(socket) => socket.as_fd(),
+                DoorSocket::Datagram(socket) => socket.as_fd(),
+                DoorSocket::Closed => return None,
+            };
+            Some(socket.try_clone_to_owned().map(|socket| (door.doorway, socket)))
+        };
+        stay.filter_map(copy).collect()
+    }
+
     /// Whether an accept or receive is still in flight.
     pub(super) fn any_armed(&self) -> bool {
         self.doors.iter().any(|door| door.armed)
