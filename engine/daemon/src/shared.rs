@@ -17,7 +17,7 @@ mod waiting;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -102,6 +102,8 @@ pub struct Shared {
     access: Arc<AccessLog>,
     seed: u64,
     lost: OnceLock<WorkerId>,
+    /// Whoever comes from now on is served by another process.
+    is_handed: AtomicBool,
     news: Notify,
 }
 
@@ -181,6 +183,7 @@ impl Shared {
             access: Arc::new(AccessLog::new(settings.cpus.len())),
             seed: settings.seed,
             lost: OnceLock::new(),
+            is_handed: AtomicBool::new(false),
             news: Notify::new(),
         })
     }
@@ -520,6 +523,16 @@ impl Shared {
             self.news.notify_one();
         }
         entered
+    }
+
+    /// Whoever comes from now on is served by another process; said before the drain.
+    pub(crate) fn hand(&self) {
+        self.is_handed.store(true, Ordering::Release);
+    }
+
+    /// Whether it is so.
+    pub(crate) fn is_handed(&self) -> bool {
+        self.is_handed.load(Ordering::Acquire)
     }
 
     /// The place of one worker.

@@ -106,13 +106,13 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
     let turn = || -> Result<String, Trouble> {
         let version = hear_hello(house, &line)?;
         let (manifest, held) = manifest(house)?;
-        line.tell(&FromOld::Manifest(Box::new(manifest))).map_err(Trouble::told("what there is"))?;
-        line.give(&held.all()).map_err(Trouble::told("the listeners"))?;
+        line.tell(&FromOld::Manifest(Box::new(manifest))).map_err(Trouble::told("was ready", "what there is"))?;
+        line.give(&held.all()).map_err(Trouble::told("was ready", "the listeners"))?;
         drop(held);
         hear(house, &line, READY_TIMEOUT, "was ready", |word| matches!(word, FromNew::Ready).then_some(()))?;
         let (going, entries) = going(house)?;
-        line.tell(&FromOld::Go(Box::new(going))).map_err(Trouble::told("to go"))?;
-        line.tell_bytes(&entries).map_err(Trouble::told("who comes back where"))?;
+        line.tell(&FromOld::Go(Box::new(going))).map_err(Trouble::told("served", "to go"))?;
+        line.tell_bytes(&entries).map_err(Trouble::told("served", "who comes back where"))?;
         hear(house, &line, RUNNING_TIMEOUT, "served", |word| matches!(word, FromNew::Running).then_some(()))?;
         Ok(version)
     };
@@ -127,6 +127,7 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
     started.is_let_go = true;
     drop(started);
     house.upgrades.hand();
+    house.shared.hand();
     let connections = open(house);
     {
         let truth = house.truth();
@@ -162,8 +163,13 @@ enum Trouble {
 }
 
 impl Trouble {
-    fn told(what: &'static str) -> impl Fn(io::Error) -> Trouble {
-        move |error| Trouble::Ours(format!("the new process could not be told {what}: {error}"))
+    fn told(step: &'static str, what: &'static str) -> impl Fn(io::Error) -> Trouble {
+        move |error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                Trouble::Late { step, silence: Silence::Ended }
+            }
+            _ => Trouble::Ours(format!("the new process could not be told {what}: {error}")),
+        }
     }
 }
 
