@@ -157,6 +157,18 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> T {
     serde_json::from_str(text).expect("what the API takes")
 }
 
+/// An [`Origin`] greets, and sends back what it gets.
+#[track_caller]
+fn echo(stream: &mut (impl Read + Write)) {
+    stream.write_all(b"echo me").expect("the connection goes on");
+    let (mut heard, mut part) = (Vec::new(), [0; 256]);
+    while !heard.ends_with(b"echo me") {
+        let length = stream.read(&mut part).expect("the connection goes on");
+        assert_ne!(length, 0, "the connection has ended");
+        heard.extend(&part[..length]);
+    }
+}
+
 #[test]
 fn transfers_with_tls_and_http_go_on_and_cookies_hold() {
     in_lab(transfers_with_tls_and_http_go_on_and_cookies_hold, Topology::TwoArm, 2, |lab| {
@@ -174,16 +186,40 @@ fn transfers_with_tls_and_http_go_on_and_cookies_hold() {
         let first = client.get("/first");
         let cookie = first.field("set-cookie").expect("a cookie").split(';').next().expect("a pair").to_owned();
         let home = first.field("x-server").expect("who has answered").to_owned();
-        upgrade(&relay, &[]);
+        let (over, requests, handshakes) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            // Each request gets its answer, also on connections that stay; who is told that it was the last comes anew.
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut client = None;
+                    while !over.load(Ordering::Acquire) {
+                        let mut open = client.take().unwrap_or_else(|| WebClient::open(lab.client(), (web, 80)));
+                        let response = open.get("/again");
+                        assert_eq!(response.status, 200);
+                        requests.fetch_add(1, Ordering::AcqRel);
+                        client = (response.field("connection") != Some("close")).then_some(open);
+                    }
+                });
+            }
+            scope.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    echo(&mut pki.open(lab.client(), (secure, 443)).expect("a handshake"));
+                    handshakes.fetch_add(1, Ordering::AcqRel);
+                }
+            });
+            let _ends = OnDrop(|| over.store(true, Ordering::Release));
+            let more = |count: &AtomicUsize, wanted: usize| {
+                let so_far = count.load(Ordering::Acquire);
+                eventually("clients are served", || (count.load(Ordering::Acquire) >= so_far + wanted).then_some(()));
+            };
+            more(&requests, 50);
+            more(&handshakes, 2);
+            upgrade(&relay, &[]);
+            more(&requests, 50);
+            more(&handshakes, 2);
+        });
         // By the process before.
-        stream.write_all(b"echo me").expect("the connection goes on");
-        let mut heard = Vec::new();
-        let mut part = [0; 256];
-        while !heard.ends_with(b"echo me") {
-            let length = stream.read(&mut part).expect("the connection goes on");
-            assert_ne!(length, 0, "the connection has ended");
-            heard.extend(&part[..length]);
-        }
+        echo(&mut stream);
         client.get("/second");
         // By the new one, where the cookie is known.
         for _ in 0..4 {

@@ -330,7 +330,7 @@ impl std::error::Error for ListenErrors {}
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -383,6 +383,50 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn sockets_of_another_process_are_taken_whatever_its_number_of_workers() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (there, more) = (opening(free, Protocol::Tcp), opening("127.0.0.1:0".parse().unwrap(), Protocol::Udp));
+        for (before, now) in [(2, 2), (3, 2), (2, 4), (1, 1)] {
+            let opened = open_all(std::slice::from_ref(&there), before, &SteeringTable::even(before), 7).unwrap();
+            let mut handed = HandedSockets::default();
+            // In whatever order they come; one that nobody wants is closed.
+            for (place, listeners) in opened.iter().enumerate().rev() {
+                let socket = listeners[0].socket.try_clone().unwrap();
+                handed.insert(there.doorway(), place as u16, socket);
+            }
+            let unwanted = TcpListener::bind("127.0.0.1:0").unwrap();
+            let closed = unwanted.local_addr().unwrap();
+            handed.insert((Protocol::Tcp, closed), 0, unwanted.into());
+
+            let openings = [there.clone(), more.clone()];
+            let steering = SteeringTable::even(now);
+            let taken = open_or_take(&openings, now, &steering, 7, handed).unwrap();
+            assert_eq!(taken.len(), now);
+            assert_eq!(taken.iter().flatten().filter(|one| one.address == free).count(), before.max(now));
+            assert_eq!(taken.iter().flatten().filter(|one| one.protocol == Protocol::Udp).count(), now);
+            let of_workers: Vec<&[Listener]> = taken.iter().map(Vec::as_slice).collect();
+            HandedSockets::steer(&of_workers, &steering, 7).unwrap();
+            assert!(TcpListener::bind(closed).is_ok());
+            // Whoever had come is there, also once the process before has closed its own.
+            let clients: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(free).unwrap()).collect();
+            drop(opened);
+            let accepted = || {
+                let listeners = taken.iter().flatten().filter(|one| one.address == free);
+                listeners.map(|one| std::iter::from_fn(|| socket::accept(&one.socket).unwrap()).count()).sum::<usize>()
+            };
+            assert_eq!(accepted(), clients.len(), "from {before} to {now} workers");
+            // The first ones alone are chosen from now on.
+            let firsts = taken.iter().filter(|listeners| !listeners.is_empty()).count();
+            assert_eq!(firsts, now);
+        }
+        let alone = open_all(std::slice::from_ref(&there), 1, &SteeringTable::even(1), 7).unwrap();
+        let mut handed = HandedSockets::default();
+        handed.insert(there.doorway(), 0, alone[0][0].socket.try_clone().unwrap());
+        let refused = open_or_take(std::slice::from_ref(&there), 2, &SteeringTable::even(2), 7, handed).unwrap_err();
+        assert!(refused.to_string().contains("the running process has one worker"), "{refused}");
     }
 
     #[test]

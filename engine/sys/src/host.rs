@@ -143,9 +143,12 @@ pub fn hand_on_all_capabilities() -> io::Result<()> {
     let mut halves = [Half::default(); 2];
     // SAFETY: the kernel reads one header and writes two halves; both outlive the call.
     check_call(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
-    halves.iter_mut().for_each(|half| half.inheritable = half.permitted);
-    // SAFETY: the kernel reads one header and two halves; both outlive the call.
-    check_call(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) })?;
+    // A service manager that gives us ambient ones has made them inheritable already.
+    if halves.iter().any(|half| half.permitted & !half.inheritable != 0) {
+        halves.iter_mut().for_each(|half| half.inheritable |= half.permitted);
+        // SAFETY: the kernel reads one header and two halves; both outlive the call.
+        check_call(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) })?;
+    }
     for capability in 0..64_u32 {
         if halves[capability as usize / 32].permitted & (1 << (capability % 32)) == 0 {
             continue;
@@ -344,6 +347,27 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_program_gets_what_the_thread_that_starts_it_hands_on() {
+        let line = |status: &str, name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+        };
+        let ours = || fs::read_to_string("/proc/thread-self/status").unwrap();
+        let before = line(&ours(), "CapAmb:");
+        std::thread::spawn(move || {
+            hand_on_all_capabilities().unwrap();
+            let permitted = line(&ours(), "CapPrm:");
+            let output = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+            assert_eq!(line(&String::from_utf8(output.stdout).unwrap(), "CapAmb:"), permitted);
+            hand_on_no_capabilities().unwrap();
+            assert_eq!(line(&ours(), "CapAmb:"), "0000000000000000");
+        })
+        .join()
+        .unwrap();
+        assert_eq!(line(&ours(), "CapAmb:"), before, "other threads keep theirs to themselves");
     }
 
     #[test]

@@ -337,6 +337,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
         .keep_alive(stays)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let mut is_last = false;
     loop {
         let until = *moved.borrow_and_update();
         tokio::select! {
@@ -347,6 +348,11 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
                 return;
             }
             Ok(()) = moved.changed() => {}
+            // A page that goes on asking is to ask the process that serves.
+            () = asked.upgrades.handed(), if !is_last => {
+                is_last = true;
+                connection.as_mut().graceful_shutdown();
+            }
             () = sleep_until(until) => return tracing::debug!("control: a client was too slow"),
         }
     }

@@ -48,7 +48,7 @@ fn earlier(words: &AdminWords, ms: u64) -> AdminWords {
 fn what_is_written_is_read_and_deadlines_stay_where_they_are_in_the_calendar() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("deeper").join("control.state");
-    write(&path, &render(&words(), Now(10_000), UNIX_MS, Now(0)).unwrap()).unwrap();
+    write(&path, &render(&words(), Now(10_000), UNIX_MS).unwrap()).unwrap();
     // Read 20 s later, by a process that has just started.
     let found = read(&path, UNIX_MS + 20_000);
     assert_eq!(found.trouble, None);
@@ -71,7 +71,7 @@ fn a_file_that_is_not_there_says_nothing() {
 fn a_damaged_file_is_set_aside_and_told() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("control.state");
-    let good = String::from_utf8(render(&words(), Now(0), UNIX_MS, Now(0)).unwrap()).unwrap();
+    let good = String::from_utf8(render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     let damaged = [
         String::new(),
         "[]".to_owned(),
@@ -103,7 +103,7 @@ fn what_is_no_file_is_set_aside_and_a_link_beside_it_leads_nowhere() {
     let precious = directory.path().join("precious");
     fs::write(&precious, "precious").unwrap();
     std::os::unix::fs::symlink(&precious, beside(&path, ".new")).unwrap();
-    write(&path, &render(&words(), Now(0), UNIX_MS, Now(0)).unwrap()).unwrap();
+    write(&path, &render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
     assert!(read(&path, UNIX_MS).trouble.is_none());
 }
@@ -121,7 +121,7 @@ fn more_than_would_be_read_is_not_written() {
 
 #[test]
 fn what_somebody_has_edited_is_bounded() {
-    let text = String::from_utf8(render(&words(), Now(0), UNIX_MS, Now(0)).unwrap()).unwrap();
+    let text = String::from_utf8(render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     let edited = text.replace("root (uid 0)", &("ö".repeat(200) + "\\n"));
     let words = parse(edited.as_bytes(), UNIX_MS, Now(0)).unwrap();
     let by = &words.of(&member(3, None)).unwrap().admin.as_ref().unwrap().said.by;
@@ -146,7 +146,7 @@ fn who_was_active_before_the_machine_crashed_waits_for_a_new_word() {
         let mut words = AdminWords::new();
         let over = if role == MachineRole::Active { Some(MachineRole::Standby) } else { None };
         words.restore_role(RoleWord { role, over, said: said.clone() });
-        let text = render(&words, Now(0), UNIX_MS, Now(0)).unwrap();
+        let text = render(&words, Now(0), UNIX_MS).unwrap();
         assert_eq!(
             parse(&text, UNIX_MS, Now(0)).unwrap().role_word(),
             words.role_word(),

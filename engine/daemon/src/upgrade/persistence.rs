@@ -157,3 +157,171 @@ fn key_of(place: &Service, kind: u32, key: [u8; 16]) -> Option<PersistenceKey> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use towpath_core::Generation;
+    use towpath_core::health::HealthBoard;
+    use towpath_core::http::{HttpMaterial, HttpSecret};
+    use towpath_core::registry::Registry;
+    use towpath_core::snat::{SnatBook, SnatLimits};
+    use towpath_core::steering::SteeringTable;
+
+    use super::*;
+    use crate::shared::SharedSettings;
+
+    /// A process with these services, each with these servers.
+    fn shared(services: &[(&str, &str)], servers: &[u8], seed: u64) -> Shared {
+        let mut text = String::new();
+        for (place, (name, keys)) in services.iter().enumerate() {
+            text += &format!("[[service]]\nname = \"{name}\"\nvip = \"192.0.2.{}\"\nports = 80\n{keys}\n", place + 1);
+            for server in servers {
+                text += &format!("[[service.server]]\nname = \"s{server}\"\naddress = \"198.51.100.{server}\"\n");
+            }
+        }
+        let checked = towpath_config::check("test.toml", &text);
+        let errors: Vec<String> = checked.errors().map(|found| found.message.clone()).collect();
+        let snapshot = towpath_core::compile::compile(
+            &checked.model.unwrap_or_else(|| panic!("{errors:?}")),
+            &mut Registry::new(),
+            &HealthBoard::new(),
+            &mut SnatBook::new(SnatLimits::default()),
+            Arc::new(SteeringTable::even(1)),
+            &HttpMaterial::new(HttpSecret::new([7; 16])),
+            Generation(1),
+        );
+        let settings = SharedSettings {
+            cpus: vec![0],
+            services_max: 8,
+            real_servers_max: 16,
+            connections_max: 10,
+            udp_sessions_max: 10,
+            handshakes_max: 10,
+            persistence_entries: 6_400,
+            seed,
+        };
+        Shared::new(&settings, Arc::new(snapshot.unwrap())).unwrap()
+    }
+
+    const BY_ADDRESS: &str = "persistence = { by = \"source-ip\", timeout = \"1h\" }";
+    const BRIEF: &str = "persistence = { by = \"source-ip\", timeout = \"1m\" }";
+
+    /// Who is remembered: service, client, server.
+    fn remembered(shared: &Shared) -> Vec<(String, String, IpAddr)> {
+        let snapshot = shared.snapshot();
+        let mut found = Vec::new();
+        for stripe in 0..PERSISTENCE_STRIPES {
+            let rest = shared.survey_persistence(stripe, 0, usize::MAX, |entry| {
+                let place = snapshot.each_service().find(|place| place.pins == entry.key.service()).unwrap();
+                let server = snapshot.real_servers.iter().flatten().find(|server| server.id == entry.server).unwrap();
+                let who = (entry.key.address(), entry.key.fingerprint());
+                found.push((place.name.clone(), format!("{who:?}"), server.address));
+            });
+            assert_eq!(rest, None);
+        }
+        found.sort();
+        found
+    }
+
+    fn with_entries() -> Shared {
+        let shared = shared(&[("web", BY_ADDRESS), ("mail", BY_ADDRESS)], &[1, 2], 7);
+        let snapshot = shared.snapshot();
+        let now = shared.now();
+        for place in snapshot.each_service() {
+            let rule = place.persistence.as_ref().unwrap();
+            for (number, target) in (0_u8..100).zip(place.targets.iter().cycle()) {
+                let clients =
+                    [IpAddr::from([10, 0, 0, number]), IpAddr::from([0x2001, 0xdb8, 0, u16::from(number), 0, 0, 0, 1])];
+                let keys = clients.map(|client| PersistenceKey::new(place.pins, client, rule));
+                for key in keys.into_iter().chain([PersistenceKey::of_fingerprint(place.pins, [number; 16])]) {
+                    shared.remember(key, target.server, now + 600_000, now);
+                }
+            }
+        }
+        shared
+    }
+
+    #[test]
+    fn clients_are_known_by_name_of_service_and_address_of_server() {
+        let old = with_entries();
+        let told = export(&old);
+        // Other ids, another seed.
+        let new = shared(&[("mail", BY_ADDRESS), ("more", BY_ADDRESS), ("web", BY_ADDRESS)], &[9, 2, 1], 8);
+        assert_eq!(import(&told, &new).unwrap(), Imported { entries: 600, dropped: 0 });
+        assert_eq!(remembered(&new), remembered(&old));
+        // One that is gone, and one that remembers nobody any more.
+        let new = shared(&[("web", ""), ("mail", BY_ADDRESS)], &[2], 8);
+        assert_eq!(import(&told, &new).unwrap(), Imported { entries: 150, dropped: 450 });
+        assert!(
+            remembered(&new)
+                .iter()
+                .all(|(service, _, server)| service == "mail" && *server == IpAddr::from([198, 51, 100, 2]))
+        );
+    }
+
+    #[test]
+    fn an_entry_lives_no_longer_than_it_would_have() {
+        let old = with_entries();
+        let new = shared(&[("web", BY_ADDRESS), ("mail", BRIEF)], &[1, 2], 8);
+        import(&export(&old), &new).unwrap();
+        let (now, snapshot) = (new.now(), new.snapshot());
+        for stripe in 0..PERSISTENCE_STRIPES {
+            new.survey_persistence(stripe, 0, usize::MAX, |entry| {
+                let place = snapshot.each_service().find(|place| place.pins == entry.key.service()).unwrap();
+                let longest = if place.name == "web" { 600_000 } else { 60_000 };
+                let left = entry.expires.ms_since(now);
+                assert!(left <= longest && left + 10_000 > longest, "{left} ms of {longest}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_names_nobody_is_refused() {
+        let told = export(&with_entries());
+        let new = || shared(&[("web", BY_ADDRESS)], &[1], 8);
+        for length in [0, 7, 8, 30, told.len() - 1] {
+            assert!(import(&told[..length], &new()).is_err(), "{length} octets");
+        }
+        let rows = told.len() - 600 * ROW;
+        for at in [rows, rows + 4] {
+            let mut lying = told.clone();
+            lying[at..at + 4].fill(0xff);
+            assert!(import(&lying, &new()).unwrap_err().contains("without a name"));
+        }
+        let mut long = told.clone();
+        long[..8].fill(0xff);
+        assert!(import(&long, &new()).is_err());
+    }
+
+    #[test]
+    fn whatever_is_changed_nothing_panics() {
+        let told = export(&with_entries());
+        // Numerical Recipes' linear congruential generator: any will do that is the same in every run.
+        let mut state = 7_u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        let new = shared(&[("web", BY_ADDRESS), ("mail", BY_ADDRESS)], &[1, 2], 8);
+        let (mut taken, mut refused) = (0, 0);
+        for _ in 0..300 {
+            let mut changed = told.clone();
+            // Names and the first rows as often as all the others.
+            let reach = if draw(2) == 0 { 400 } else { told.len() };
+            for _ in 0..=draw(8) {
+                let at = draw(reach);
+                changed[at] = draw(256) as u8;
+            }
+            match import(&changed, &new) {
+                Ok(Imported { entries, dropped }) => {
+                    assert_eq!(entries + dropped, 600);
+                    taken += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(taken > 30 && refused > 30, "{taken} taken, {refused} refused");
+    }
+}
