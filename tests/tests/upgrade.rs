@@ -1,8 +1,8 @@
 //! A new process takes over from the running one.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
@@ -40,6 +40,11 @@ fn upgrade(relay: &Subject, arguments: &[&str]) -> TakenOverStatus {
     let output = relay.command(&[&["upgrade"], arguments].concat());
     assert!(output.status.success(), "{}\n{}", said(&output), relay.log());
     relay.status().taken_over.unwrap_or_else(|| panic!("nobody was taken over from:\n{}", relay.log()))
+}
+
+/// Whether nobody listens there.
+fn is_closed(lab: &TestLab, vip: Ipv4Addr, port: u16) -> bool {
+    Connection::open(lab.client(), (vip, port)).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Waits until the process before has ended.
@@ -372,6 +377,58 @@ fn a_sigterm_during_an_upgrade_ends_both_processes() {
             eventually("both have ended", || relay.processes().is_empty().then_some(()));
             assert!(!asking.join().expect("an answer").status.success());
         });
+    });
+}
+
+#[test]
+fn a_sigterm_after_an_upgrade_lets_connections_of_both_processes_finish() {
+    in_lab(a_sigterm_after_an_upgrade_lets_connections_of_both_processes_finish, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let _origin = Origin::tcp(lab.server(1), 443);
+        let config = LIMITS.to_owned() + &service("web", vip, "443", "drain_timeout = \"1h\"", &ipv4(lab.servers()));
+        let relay = subject!().start_under_init(lab.balancer(), &config, &[0]);
+        let open = || {
+            let mut connection = Connection::open(lab.client(), (vip, 443)).expect("somebody listens");
+            connection.greeting().expect("a greeting");
+            connection
+        };
+        let (before, mut of_old) = (relay.processes(), open());
+        upgrade(&relay, &[]);
+        let of_new = open();
+        let new = relay.processes().into_iter().find(|process| !before.contains(process)).expect("a new process");
+        assert!(Command::new("kill").arg(new.to_string()).status().expect("kill").success());
+        eventually("the new one takes nobody any more", || is_closed(lab, vip, 443).then_some(()));
+        of_new.close().expect("a clean end");
+        // The new one has none any more, and waits for the one before it.
+        of_old.echo(b"not yet finished").expect("a connection from before goes on");
+        assert_eq!(relay.processes().len(), 2);
+        of_old.close().expect("a clean end");
+        eventually("both have ended", || relay.processes().is_empty().then_some(()));
+        assert!(!relay.control().exists());
+    });
+}
+
+#[test]
+fn what_a_reload_has_moved_is_where_it_is_afterwards() {
+    in_lab(what_a_reload_has_moved_is_where_it_is_afterwards, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let _origins = [443, 8443].map(|port| Origin::tcp(lab.server(1), port));
+        let with = |metrics: u16, ports: &str| {
+            format!("[metrics]\nlisten = \"{vip}:{metrics}\"\n{LIMITS}")
+                + &service("web", vip, ports, "", &ipv4(lab.servers()))
+        };
+        let relay = subject!().start_under_init(lab.balancer(), &with(9900, "443"), &[0, 0]);
+        let collect = |port: u16| WebClient::open(lab.client(), (vip, port)).get("/metrics").status;
+        assert_eq!(collect(9900), 200);
+        relay.write(&with(9901, "[443, 8443]"));
+        assert!(relay.command(&["reload"]).status.success(), "{}", relay.log());
+        eventually("nobody listens where metrics were", || is_closed(lab, vip, 9900).then_some(()));
+        upgrade(&relay, &[]);
+        assert_eq!(collect(9901), 200);
+        who(lab.client(), (vip, 8443));
+        until_gone(&relay);
+        assert_eq!(collect(9901), 200);
+        assert!(is_closed(lab, vip, 9900));
     });
 }
 

@@ -46,7 +46,7 @@ use crate::reload::{
 };
 use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
 use crate::tls::TlsMaterial;
-use crate::upgrade::UpgradeBody;
+use crate::upgrade::{UpgradeBody, UpgradeError};
 use crate::{control, probe, role, state_file, upgrade};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -245,6 +245,10 @@ impl Turn {
                     Some(Command::Reload { model, by, reply }) => self.reload(*model, &by, reply),
                     Some(Command::Look { model, reply }) => {
                         let _nobody_waits = reply.send(self.look_at(*model));
+                    }
+                    Some(Command::Upgrade { reply, .. }) if !self.pending.is_empty() => {
+                        // Workers still take listeners, which would not all be handed over.
+                        let _nobody_waits = reply.send(Err(UpgradeError::Reloading));
                     }
                     Some(Command::Upgrade { body, by, reply }) => upgrade::old::begin(&house, body, by, reply),
                     Some(Command::Stop) | None => break,

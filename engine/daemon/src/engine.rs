@@ -379,6 +379,10 @@ impl Engine {
         upgrades.hold(held(&entrance, truth.model().metrics.listen.zip(metrics.as_ref())).map_err(StartError::Host)?);
         let origin = Origin { config: options.config, network, guard, upgrades };
         let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, origin));
+        if take_over.is_some() {
+            // Until this one serves the process before tells others what happens.
+            house.truth().events().follow(None);
+        }
         let (judged, verdicts) = mpsc::channel();
         let (open, opening) = oneshot::channel();
         let controller = Controller::start(Arc::clone(&house), opening, seed, judged)
@@ -409,6 +413,10 @@ impl Engine {
         engine.start_workers(entrances, seed, options.on_breath)?;
         if let Some(before) = take_over {
             before.run().map_err(StartError::TakeOver)?;
+            {
+                let truth = engine.house.truth();
+                truth.events().follow(truth.model().notify.as_ref());
+            }
             open_doors(&mut opened);
             follow(Arc::clone(before), Arc::clone(&engine.house), reserved)
                 .map_err(|source| StartError::System { what: "the thread that follows the process before", source })?;
@@ -481,6 +489,8 @@ impl Engine {
             // A panic does not come here: the worker's guard has aborted the process.
             let _ended = worker.join();
         }
+        // A process that was cut, or that a worker has ended, waits for nobody.
+        self.house.upgrades.see_off(|| self.house.shared.phase() != Phase::Draining);
         if self.house.shared.phase() == Phase::Draining {
             // Nobody had to say so.
             let reason = match self.cut() {
@@ -489,7 +499,6 @@ impl Engine {
             };
             self.house.enter(Phase::Ending, &reason);
         }
-        self.house.upgrades.see_off();
         self.house.shared.access().stop();
         drop(self.watch.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.lock_controller().stop();

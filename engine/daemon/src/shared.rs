@@ -104,6 +104,8 @@ pub struct Shared {
     lost: OnceLock<WorkerId>,
     /// Whoever comes from now on is served by another process.
     is_handed: AtomicBool,
+    /// Source ports that are leased now would not be known there.
+    is_handing: AtomicBool,
     news: Notify,
 }
 
@@ -184,6 +186,7 @@ impl Shared {
             seed: settings.seed,
             lost: OnceLock::new(),
             is_handed: AtomicBool::new(false),
+            is_handing: AtomicBool::new(false),
             news: Notify::new(),
         })
     }
@@ -533,6 +536,18 @@ impl Shared {
     /// Whether it is so.
     pub(crate) fn is_handed(&self) -> bool {
         self.is_handed.load(Ordering::Acquire)
+    }
+
+    /// Says that sessions which begin now would not be known to the process that takes over, or that none does.
+    pub(crate) fn set_handing(&self, is_handing: bool) {
+        self.is_handing.store(is_handing, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Whether it is so.
+    #[inline]
+    pub(crate) fn is_handing(&self) -> bool {
+        self.is_handing.load(Ordering::Acquire)
     }
 
     /// The place of one worker.

@@ -35,6 +35,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -133,6 +134,10 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Whom it is to be given to once it is ours.
+    group: Option<u32>,
+    /// It is another process's once this is set.
+    is_handed: Arc<AtomicBool>,
 }
 
 impl ControlSocket {
@@ -172,19 +177,22 @@ impl ControlSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
         let metadata = fs::symlink_metadata(path).map_err(system)?;
-        let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        let file = SocketFile { path: path.to_owned(), device, inode, group: None, is_handed: Arc::default() };
         Ok(ControlSocket { listener, file })
     }
 
     /// The socket at `path` that another process has bound and that is ours from now on.
     pub fn adopt(path: &Path, group: &ControlGroup, listener: StdUnixListener) -> Result<ControlSocket, ControlError> {
         let system = |source| ControlError::System { path: path.to_owned(), source };
-        if let ControlGroup::Named(name) = group {
-            let gid = group_named(name).ok_or_else(|| ControlError::NoGroup(name.clone()))?;
-            chown(path, None, Some(gid)).map_err(system)?;
-        }
+        let group = match group {
+            ControlGroup::IfThere(name) => group_named(name),
+            ControlGroup::Named(name) => Some(group_named(name).ok_or_else(|| ControlError::NoGroup(name.clone()))?),
+            ControlGroup::OfProcess => None,
+        };
         listener.set_nonblocking(true).map_err(system)?;
-        Ok(ControlSocket { listener, file: SocketFile { path: path.to_owned(), device: 0, inode: 0 } })
+        let file = SocketFile { path: path.to_owned(), device: 0, inode: 0, group, is_handed: Arc::default() };
+        Ok(ControlSocket { listener, file })
     }
 
     /// A copy, for the process that takes over.
@@ -221,22 +229,25 @@ fn clear_the_way(path: &Path) -> Result<(), ControlError> {
 
 impl SocketFile {
     /// Ours is whatever is there now: of a process that fails before it has taken over, the file stays.
-    fn own(&mut self) {
+    fn own(&mut self, is_handed: Arc<AtomicBool>) {
+        self.is_handed = is_handed;
+        if let Some(group) = self.group.take()
+            && let Err(error) = chown(&self.path, None, Some(group))
+        {
+            tracing::warn!("control socket {}: it cannot be given to its group: {error}", self.path.display());
+        }
         if let Ok(metadata) = fs::symlink_metadata(&self.path) {
             (self.device, self.inode) = (metadata.dev(), metadata.ino());
         }
-    }
-
-    /// It is another process's from now on.
-    fn leave(mut self) {
-        (self.device, self.inode) = (0, 0);
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| metadata.dev() == self.device && metadata.ino() == self.inode);
+        let is_ours = !self.is_handed.load(Ordering::Acquire);
+        let ours = is_ours
+            && fs::symlink_metadata(&self.path)
+                .is_ok_and(|metadata| metadata.dev() == self.device && metadata.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("control socket {} could not be removed: {error}", self.path.display());
         }
@@ -256,7 +267,7 @@ pub(crate) fn serve(entrance: Entrance, house: &Arc<House>) {
 
 async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
     let ControlSocket { listener, mut file } = socket;
-    file.own();
+    file.own(house.upgrades.handed_flag());
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -272,7 +283,7 @@ async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = tokio::select! {
             biased;
-            () = house.upgrades.handed() => return file.leave(),
+            () = house.upgrades.handed() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -52,7 +52,7 @@ pub(super) async fn upgrade(request: Request<Incoming>, asked: &Asked<'_>, door:
 
 fn refuse(refused: &UpgradeError) -> Answer {
     let (status, code) = match refused {
-        UpgradeError::Busy => (StatusCode::CONFLICT, "busy"),
+        UpgradeError::Busy | UpgradeError::Reloading => (StatusCode::CONFLICT, "busy"),
         UpgradeError::Stopping => (StatusCode::CONFLICT, "stopping"),
         UpgradeError::FirstProcess | UpgradeError::PacketPlane(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart")

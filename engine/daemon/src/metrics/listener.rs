@@ -79,6 +79,13 @@ impl MetricsServer {
         if let Some((_, task)) = self.serving.take() {
             task.abort();
         }
+        // Of the one before the next process is to have no copy, or the address would stay taken.
+        let copy = settings.listen.zip(opened.as_ref()).map(|(listen, opened)| Ok((listen, opened.try_clone()?)));
+        let copy = copy.transpose().unwrap_or_else(|error: io::Error| {
+            tracing::warn!("metrics: an upgrade will not hand their listener over: {error}");
+            None
+        });
+        house.upgrades.hold_metrics(copy);
         let (Some(listen), Some(opened)) = (settings.listen, opened) else { return };
         let task = tokio::spawn(serve(opened, Arc::clone(house), Arc::clone(&self.from)));
         self.serving = Some((listen, task.abort_handle()));

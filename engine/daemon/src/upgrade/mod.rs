@@ -24,9 +24,10 @@ mod persistence;
 mod words;
 
 use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,9 @@ pub struct TakenOverStatus {
 /// Why there was no upgrade. The process before goes on as if nothing had been.
 #[derive(Debug, Error)]
 pub enum UpgradeError {
+    /// A reload is not finished.
+    #[error("a reload is not finished yet; ask again in a moment")]
+    Reloading,
     /// One is under way.
     #[error("an upgrade is under way; ask again when it is over")]
     Busy,
@@ -152,7 +156,7 @@ pub(crate) struct Upgrades {
     /// What is said now would be lost.
     is_handing: AtomicBool,
     /// What this process had is another's.
-    is_handed: AtomicBool,
+    is_handed: Arc<AtomicBool>,
     /// The same, for who waits for it.
     handed: Notify,
     /// Conversations by the control socket that are not over.
@@ -221,19 +225,18 @@ impl Upgrades {
     }
 
     /// Before the process ends: whoever has asked for the upgrade hears of it, and the process before this one ends first, for it ends with this one.
-    pub(crate) fn see_off(&self) {
+    /// That one has its own drain timeouts; a second signal here (`is_over`) is one for both.
+    pub(crate) fn see_off(&self, is_over: impl Fn() -> bool) {
         let until = Instant::now() + ANSWER_TIMEOUT;
         // One that is given up ends the process that it has started.
         while self.is_under_way() && !self.is_handed() && Instant::now() < until {
             thread::sleep(LOOK_EVERY);
         }
-        if !self.is_handed() {
-            return;
-        }
-        while self.conversations.load(Ordering::Acquire) > 0 && Instant::now() < until {
+        while self.is_handed() && self.conversations.load(Ordering::Acquire) > 0 && Instant::now() < until {
             thread::sleep(LOOK_EVERY);
         }
-        while self.predecessor.get().is_some_and(|before| !before.is_gone.load(Ordering::Acquire)) {
+        let is_there = || self.predecessor.get().is_some_and(|before| !before.is_gone.load(Ordering::Acquire));
+        while !is_over() && is_there() {
             thread::sleep(LOOK_EVERY);
         }
     }
@@ -241,6 +244,16 @@ impl Upgrades {
     /// Keeps copies of what the controller listens on, for the next process.
     pub(crate) fn hold(&self, held: Held) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// The same for the listener of metrics, which a reload may move.
+    pub(crate) fn hold_metrics(&self, metrics: Option<(SocketAddr, TcpListener)>) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).metrics = metrics;
+    }
+
+    /// What tells that this process has handed over.
+    pub(crate) fn handed_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_handed)
     }
 
     /// From whom this process has taken over.

@@ -93,7 +93,7 @@ impl Takeover {
     }
 
     pub(crate) fn http_secret(&self) -> HttpSecret {
-        HttpSecret::new(self.manifest.http_secret)
+        HttpSecret::new(self.manifest.http_secret.0)
     }
 
     /// What was said at run time, up to the moment at which it was told.
@@ -167,7 +167,8 @@ impl Takeover {
             Err(Silence::Ended) => {
                 tracing::warn!("the process before has ended instead of letting its connections finish")
             }
-            Err(silence) => return Err(format!("the process before does not let go: {silence}")),
+            // It has heard that this one serves, so there is no way back: its end would leave nobody.
+            Err(silence) => tracing::error!("the process before does not let go: {silence}"),
         }
         if let Some(path) = self.left_socket()
             && let Err(error) = std::fs::remove_file(&path)
@@ -202,7 +203,7 @@ pub(crate) fn follow(takeover: Arc<Takeover>, house: Arc<House>, reserved: Vec<S
         let mut truth = house.truth();
         truth.release(reserved);
         let (tone, reason) = match why {
-            Silence::Ended => (Tone::Info, "its connections have ended".to_owned()),
+            Silence::Ended => (Tone::Info, "its connections have ended, or their time".to_owned()),
             other => (Tone::Warn, format!("what becomes of it is not known: {other}")),
         };
         let event = Event::now(EventKind::Phase, "draining", "ended", reason);

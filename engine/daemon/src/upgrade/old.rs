@@ -1,6 +1,6 @@
 //! The process that hands over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,11 +14,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use towpath_config::model::{Model, Plane, Protocol};
+use towpath_core::steering::program::reuseport_program;
 use towpath_sys::host::hand_on_all_capabilities;
 use towpath_sys::process::Process;
+use towpath_sys::socket::attach_reuseport_program;
 
 use super::line::{Line, Silence};
-use super::words::{DESCRIPTORS_MAX, FromNew, FromOld, Going, Held, HeldDoor, HeldLease, Holdings, Manifest, together};
+use super::words::{
+    DESCRIPTORS_MAX, FromNew, FromOld, Going, Held, HeldDoor, HeldLease, Holdings, Manifest, Secret, together,
+};
 use super::{FORMAT, Successor, UpgradeBody, UpgradeError, Upgraded, persistence};
 use crate::house::House;
 use crate::questions::Question;
@@ -68,8 +72,34 @@ pub(crate) fn begin(house: &Arc<House>, body: UpgradeBody, by: String, reply: Re
 
 /// As if nothing had been.
 fn resume(house: &House) {
-    house.upgrades.is_handing.store(false, Ordering::Release);
+    if house.upgrades.is_handing.swap(false, Ordering::AcqRel) {
+        steer_back(house);
+        house.shared.set_handing(false);
+    }
     house.upgrades.is_under_way.store(false, Ordering::Release);
+}
+
+/// The new process may have had the kernel steer by its own table.
+fn steer_back(house: &House) {
+    if house.plan.workers.len() == 1 {
+        return;
+    }
+    let table = Arc::clone(&house.shared.snapshot().steering);
+    let program: Vec<(u16, u8, u8, u32)> = reuseport_program(&table, house.shared.steering_seed())
+        .into_iter()
+        .map(|i| (i.code, i.jt, i.jf, i.k))
+        .collect();
+    let Ok(holdings) = holdings(house, true) else {
+        return tracing::error!("upgrade: a worker does not answer, so clients may be steered by another table");
+    };
+    let mut steered = BTreeSet::new();
+    for (doorway, socket) in holdings.into_iter().flat_map(|holdings| holdings.doors) {
+        if steered.insert(doorway)
+            && let Err(error) = attach_reuseport_program(&socket, &program)
+        {
+            tracing::error!("upgrade: listener {}: clients may be steered by another table: {error}", doorway.1);
+        }
+    }
 }
 
 /// The new process, which ends with this unless it is let go.
@@ -113,7 +143,9 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
         let (going, entries) = going(house)?;
         line.tell(&FromOld::Go(Box::new(going))).map_err(Trouble::told("served", "to go"))?;
         line.tell_bytes(&entries).map_err(Trouble::told("served", "who comes back where"))?;
-        hear(house, &line, RUNNING_TIMEOUT, "served", |word| matches!(word, FromNew::Running).then_some(()))?;
+        // From here on it may serve somebody already: who is asked to end meanwhile hands over all the same.
+        let is_serving = |word: FromNew| matches!(word, FromNew::Running).then_some(());
+        hear_while(&line, RUNNING_TIMEOUT, "served", || house.shared.phase() != Phase::Ending, is_serving)?;
         Ok(version)
     };
     let version = match turn() {
@@ -140,7 +172,10 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
     }
     let reason =
         format!("process {pid} ({version}) has taken over, by {by}; connections that finish here: {connections}");
-    house.enter(Phase::Draining, &reason);
+    if !house.enter(Phase::Draining, &reason) {
+        // Who was asked to end before it had handed over passes that on.
+        let _ends = process.end(Duration::ZERO);
+    }
     let drain_timeout_ms = house.truth().model().services.iter().map(|service| service.drain_timeout_ms).max();
     let upgraded = Upgraded {
         pid,
@@ -254,8 +289,17 @@ fn hear<T>(
     step: &'static str,
     wanted: impl FnOnce(FromNew) -> Option<T>,
 ) -> Result<T, Trouble> {
-    let goes_on = || house.shared.phase() == Phase::Running;
-    let word = line.hear(patience, goes_on).map_err(|silence| Trouble::Late { step, silence })?;
+    hear_while(line, patience, step, || house.shared.phase() == Phase::Running, wanted)
+}
+
+fn hear_while<T>(
+    line: &Line,
+    patience: Duration,
+    step: &'static str,
+    goes_on: impl Fn() -> bool,
+    wanted: impl FnOnce(FromNew) -> Option<T>,
+) -> Result<T, Trouble> {
+    let word = line.hear(patience, &goes_on).map_err(|silence| Trouble::Late { step, silence })?;
     if !goes_on() {
         return Err(Trouble::Late { step, silence: Silence::Abandoned });
     }
@@ -287,7 +331,7 @@ fn manifest(house: &House) -> Result<(Manifest, Copies<'_>), Trouble> {
         pid: process::id(),
         seed: house.shared.seed(),
         workers: house.plan.workers.len(),
-        http_secret: truth.http_secret().octets(),
+        http_secret: Secret(truth.http_secret().octets()),
         words,
         verdicts: truth.verdicts(),
         socket: held.socket.as_ref().map(|(path, _)| path.clone()),
@@ -324,6 +368,7 @@ fn going(house: &House) -> Result<(Going, Vec<u8>), Trouble> {
         // Under the lock that words are said under.
         let _truth = house.truth();
         house.upgrades.is_handing.store(true, Ordering::Release);
+        house.shared.set_handing(true);
     }
     let words = state_file::text_of(house).map_err(Trouble::Ours)?;
     let leases: Vec<HeldLease> = holdings(house, false)?.into_iter().flat_map(|holdings| holdings.leases).collect();

@@ -1,6 +1,7 @@
 //! What the two processes say to each other.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -69,7 +70,7 @@ pub(super) struct Manifest {
     /// Workers that it was started with.
     pub(super) workers: usize,
     /// Of cookies and of what clients are known by, where the file names no secret.
-    pub(super) http_secret: [u8; 16],
+    pub(super) http_secret: Secret,
     /// What was said at run time, as in `control.state_file`.
     pub(super) words: String,
     /// What is known of servers, by what is checked.
@@ -82,6 +83,16 @@ pub(super) struct Manifest {
     pub(super) metrics: Option<SocketAddr>,
     /// The listeners of the stream plane, in the order of their descriptors, behind those three.
     pub(super) doors: Vec<HeldDoor>,
+}
+
+/// What nobody is to read in a log.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Secret(pub(super) [u8; 16]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
 }
 
 impl Manifest {
@@ -252,7 +263,7 @@ mod tests {
             pid: 7,
             seed: u64::MAX,
             workers: 2,
-            http_secret: [9; 16],
+            http_secret: Secret([9; 16]),
             words: String::new(),
             verdicts: BTreeMap::new(),
             socket: Some("/run/towpath/control.sock".into()),

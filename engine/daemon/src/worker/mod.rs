@@ -378,6 +378,7 @@ impl Worker {
         self.shake()?;
         self.answer_questions()?;
         self.wake_rested();
+        self.take_held_datagrams()?;
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }

@@ -85,7 +85,10 @@ impl Worker {
                         packets.tap = Some(Box::new(Tap::new(order, self.id)));
                     }
                 }
-                Question::Holdings(order) => order.answer(self.holdings(order.with_doors)),
+                Question::Holdings(order) => {
+                    let is_held = if order.with_doors { Ok(()) } else { self.hold_datagrams() };
+                    order.answer(is_held.and_then(|()| self.holdings(order.with_doors)));
+                }
                 Question::Sessions(inquiry) => self.walks.walks.push_back(Walk::new(inquiry)),
             }
         }
