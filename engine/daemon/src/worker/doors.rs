@@ -213,6 +213,10 @@ impl Worker {
             return Ok(());
         }
         self.doors.holds_datagrams = false;
+        // Whom the kernel has woken the other process for, which is gone.
+        for index in 0..self.doors.doors.len() {
+            self.empty_accept_queue(index)?;
+        }
         self.rearm_unless_stopping()
     }
 
@@ -379,7 +383,7 @@ impl Worker {
         match completion.into_descriptor() {
             Ok(socket) => self.welcome(index, socket)?,
             // Cancelled.
-            Err(_) if self.doors.doors[index as usize].is_closing() => {}
+            Err(_) if self.doors.doors[index as usize].is_closing() || self.stopping.is_some() => {}
             Err(errno) => match Cause::of_errno(errno) {
                 Cause::OutOfDescriptors => self.refuse_waiting(index),
                 // The client gave up between SYN and accept: nothing was lost.
@@ -391,6 +395,11 @@ impl Worker {
             },
         }
         if goes_on {
+            return Ok(());
+        }
+        if self.stopping.is_some() {
+            self.empty_accept_queue(index as usize)?;
+            self.doors.doors[index as usize].socket = DoorSocket::Closed;
             return Ok(());
         }
         if self.doors.doors[index as usize].is_closing() {
@@ -424,6 +433,11 @@ impl Worker {
             };
             self.ring.cancel_all(socket, Token::Nothing.pack())?;
             self.empty_accept_queue(index)?;
+            // Another process accepts there, too, and the kernel wakes one of those who do (EPOLLEXCLUSIVE, io_uring/opdef.c): whom it has woken us for
+            // is looked for once more when our accept has ended.
+            if self.shared.is_handed() && self.doors.doors[index].armed {
+                continue;
+            }
             // UDP sessions still answer through their listener until they end.
             let door = &mut self.doors.doors[index].socket;
             match mem::replace(door, DoorSocket::Closed) {
