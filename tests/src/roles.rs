@@ -1,10 +1,12 @@
 //! What the program under test can be besides Towpath: an origin or a crowd of clients, in a process of their own, because
 //! descriptors are limited per process.
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdout, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,12 @@ const STORM: &str = "--as-storm";
 /// The same for a Towpath whose workers panic once its second argument is there.
 const PANICKING: &str = "--as-panicking";
 
+/// The same for the first process of a PID namespace, whose end is the end of all: it starts a Towpath with the rest of the arguments, and stays.
+const INIT: &str = "--as-init";
+
+/// The same for a program that claims to take over, and ends as soon as it may.
+const DESERTER: &str = "--as-deserter";
+
 /// How often the file is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
@@ -43,6 +51,8 @@ pub fn play(arguments: &[String]) -> Option<ExitCode> {
     let played = match arguments {
         [role, name, addresses @ ..] if role == ORIGIN => play_origin(name, addresses),
         [role, config, trigger] if role == PANICKING => play_panicking(Path::new(config), PathBuf::from(trigger)),
+        [role] if role == DESERTER => desert(),
+        [role, arguments @ ..] if role == INIT => play_init(arguments),
         [role, to, from, clients] if role == CROWD => play_crowd(to, from, clients),
         [role, to, from, clients, returns] if role == STORM => play_storm(to, from, clients, returns),
         _ => return None,
@@ -59,6 +69,37 @@ pub fn play(arguments: &[String]) -> Option<ExitCode> {
 /// The first argument, and those after it, of a Towpath that panics in a worker as soon as the file `trigger` is there.
 pub(crate) fn panicking<'a>(config: &'a Path, trigger: &'a Path) -> [&'a OsStr; 3] {
     [OsStr::new(PANICKING), config.as_os_str(), trigger.as_os_str()]
+}
+
+/// What comes before the arguments of a Towpath that is not to be the first process of its namespace.
+pub(crate) fn under_init() -> &'static OsStr {
+    OsStr::new(INIT)
+}
+
+fn play_init(arguments: &[String]) -> io::Result<()> {
+    let mut child = Command::new(env::current_exe()?).args(arguments).stdin(Stdio::null()).spawn()?;
+    child.wait()?;
+    // Others may be there by now. Whoever has started this one kills it, and them with it.
+    loop {
+        thread::park();
+    }
+}
+
+/// Says on standard input that it is ready to take over, and ends with 3 when it is told to go.
+fn desert() -> io::Result<()> {
+    let mut line = fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    for word in ["{\"word\":\"hello\",\"format\":1,\"version\":\"9.9.9\"}", "{\"word\":\"ready\"}"] {
+        line.write_all(&(word.len() as u32).to_be_bytes())?;
+        line.write_all(word.as_bytes())?;
+    }
+    let (mut heard, mut part, go) = (Vec::<u8>::new(), [0; 4096], b"\"word\":\"go\"");
+    while !heard.windows(go.len()).any(|part| part == go) {
+        match line.read(&mut part)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            length => heard.extend(&part[..length]),
+        }
+    }
+    std::process::exit(3)
 }
 
 fn play_panicking(config: &Path, trigger: PathBuf) -> io::Result<()> {

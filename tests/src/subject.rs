@@ -42,7 +42,7 @@ macro_rules! subject {
 pub struct Subject {
     child: Child,
     /// Where it tells how it is; like a supervisor's, open for as long as it lives.
-    _supervisor: UnixDatagram,
+    supervisor: UnixDatagram,
     program: Program,
     home: Arc<Home>,
 }
@@ -113,6 +113,23 @@ impl Program {
         self.start_as(host, Arc::new(home), &arguments)
     }
 
+    /// As [`Program::start_on`], but another process is the first of its PID namespace: it may end while one lives that it has started.
+    ///
+    /// # Panics
+    ///
+    /// Likewise.
+    #[track_caller]
+    pub fn start_under_init(self, host: &Host, config: &str, cpus: &[usize]) -> Subject {
+        let home = Home::create(config);
+        let mut arguments = vec![roles::under_init().to_owned()];
+        arguments.extend(home.arguments());
+        if !cpus.is_empty() {
+            let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            arguments.extend(["--worker-cpus".into(), cpus.join(",").into()]);
+        }
+        self.start_as(host, Arc::new(home), &arguments)
+    }
+
     #[track_caller]
     fn start_as(self, host: &Host, home: Arc<Home>, arguments: &[OsString]) -> Subject {
         let config = home.text();
@@ -126,7 +143,7 @@ impl Program {
         loop {
             match ready.recv(&mut heard) {
                 Ok(length) if heard[..length].starts_with(b"READY=1") => {
-                    return Subject { child, _supervisor: ready, program: self, home };
+                    return Subject { child, supervisor: ready, program: self, home };
                 }
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
@@ -386,6 +403,36 @@ impl Subject {
         command.output().expect("the program can be run")
     }
 
+    /// Ids of the processes under [`Program::start_under_init`] that live, as they are seen from here, oldest first.
+    ///
+    /// # Panics
+    ///
+    /// When the kernel does not tell.
+    #[track_caller]
+    pub fn processes(&self) -> Vec<u32> {
+        let mut found = Vec::new();
+        let mut parents = vec![self.child.id()];
+        while let Some(parent) = parents.pop() {
+            // A process may end while it is looked at.
+            let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+            for task in tasks.flatten() {
+                let children = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+                let children = children.split_ascii_whitespace().filter_map(|id| id.parse().ok());
+                parents.extend(children.filter(|child| is_alive(*child)).inspect(|child| found.push(*child)));
+            }
+        }
+        found.sort_unstable();
+        found
+    }
+
+    /// What its supervisor has heard since the last time, oldest first.
+    pub fn told_supervisor(&self) -> Vec<String> {
+        let mut heard = [0; 256];
+        std::iter::from_fn(|| self.supervisor.recv(&mut heard).ok().map(|length| heard[..length].to_vec()))
+            .map(|words| String::from_utf8_lossy(&words).into_owned())
+            .collect()
+    }
+
     /// The file that keeps what was said at run time.
     pub fn state_file(&self) -> PathBuf {
         self.home.state_file()
@@ -408,6 +455,13 @@ impl Drop for Subject {
             eprintln!("towpath said:\n{}", self.log());
         }
     }
+}
+
+/// Whether a process is there and no zombie.
+fn is_alive(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map_or("Z", |(_, behind)| behind);
+    !state.starts_with(['Z', 'X'])
 }
 
 impl Home {

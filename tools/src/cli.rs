@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::daemon::Daemon;
 use crate::{
     capture, cert, certs, check, credential, demo, doctor, events, explain, limits, manual, persistence, reference,
-    reload, role, run, server, service, sessions, status, support, top,
+    reload, role, run, server, service, sessions, status, support, top, upgrade,
 };
 
 /// How a command ended; scripts depend on these numbers.
@@ -91,6 +91,9 @@ enum Command {
     /// Have a running towpath take its file as it is now, without losing a connection
     #[command(after_help = reload::RELOAD_HELP)]
     Reload(reload::ReloadArguments),
+    /// Have a new program, or this one with another file, take over without losing a connection
+    #[command(after_help = upgrade::UPGRADE_HELP)]
+    Upgrade(upgrade::UpgradeArguments),
     /// Take servers out of service and back: ready, drain, halt, weight
     #[command(subcommand, after_help = server::SERVER_HELP)]
     Server(server::ServerCommand),
@@ -171,6 +174,9 @@ pub(crate) struct RunArguments {
     /// For tests: the CPUs that workers may use, one of them as often as it is named
     #[arg(long, value_name = "CPU", value_delimiter = ',', hide = true)]
     pub(crate) worker_cpus: Option<Vec<usize>>,
+    /// For `towpath upgrade`: take over from the process at the other end of standard input
+    #[arg(long, hide = true)]
+    pub(crate) take_over: bool,
 }
 
 const CHECK_HELP: &str = "\
@@ -374,6 +380,7 @@ pub fn main() -> ExitCode {
         Command::Status(arguments) => status::status(&arguments),
         Command::Plan(arguments) => reload::plan(&arguments),
         Command::Reload(arguments) => reload::reload(&arguments),
+        Command::Upgrade(arguments) => upgrade::upgrade(&arguments),
         Command::Server(command) => server::server(&command),
         Command::Sessions(command) => sessions::sessions(&command),
         Command::Flow(arguments) => sessions::flow(&arguments),

@@ -1,5 +1,6 @@
 //! `towpath run`: check, start, then serve until a signal ends it.
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use towpath_engine::config_file::{Accepted, Purpose, RefusedReload, Style, accept};
+use towpath_engine::upgrade::{Takeover, successor};
 use towpath_engine::{Engine, Outcome, Reloaded, StartOptions, Stop};
 use towpath_sys::host::hand_on_no_capabilities;
 use tracing::{error, info, warn};
@@ -23,7 +25,17 @@ use crate::table::{counted, span};
 pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     // Before there is another thread. Commands that check servers and that are told of events need nothing of what we may do.
     hand_on_no_capabilities().context("cannot keep capabilities to ourselves")?;
-    let file = ConfigFile::read(&arguments.config)?;
+    let take_over = match arguments.take_over {
+        true => Some(Arc::new(Takeover::greet(env!("CARGO_PKG_VERSION")).map_err(|error| anyhow!(error))?)),
+        false => None,
+    };
+    let file = match ConfigFile::read(&arguments.config) {
+        Ok(file) => file,
+        Err(error) => {
+            refuse(take_over.as_deref(), &format!("{error:#}"));
+            return Err(error);
+        }
+    };
     let style = if Paint::on(&io::stderr()) == Paint::Colour { Style::Colour } else { Style::Plain };
     let model = match accept(&file.name, &file.text, Purpose::Start, style) {
         Ok(Accepted { model, warnings }) => {
@@ -32,6 +44,7 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
         }
         Err(rejected) => {
             tell(&rejected.text);
+            refuse(take_over.as_deref(), &rejected.text);
             return Ok(Exit::ConfigErrors);
         }
     };
@@ -42,7 +55,9 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
 
     // Its text names the causes already; as a chain they would be told twice.
     let config = Some(arguments.config.clone());
-    let options = StartOptions { cpus: arguments.worker_cpus.clone(), config, ..StartOptions::default() };
+    let successor = successor(as_started(arguments));
+    let options =
+        StartOptions { cpus: arguments.worker_cpus.clone(), config, successor, take_over, ..StartOptions::default() };
     let engine = Engine::start(*model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
     let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
@@ -60,6 +75,26 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let exit = conclude(outcome);
     drop(log);
     Ok(exit)
+}
+
+/// Tells the running process why this one does not take over from it.
+fn refuse(take_over: Option<&Takeover>, why: &str) {
+    if let Some(take_over) = take_over {
+        take_over.refuse(vec![why.trim_end().to_owned()]);
+    }
+}
+
+/// The arguments that a process is started with that takes over from this one, but for the file.
+fn as_started(RunArguments { log, worker_cpus, config: _, take_over: _ }: &RunArguments) -> Vec<OsString> {
+    let mut arguments = vec![OsString::from("run")];
+    if let Some(level) = log {
+        arguments.extend(["--log".into(), level.to_string().into()]);
+    }
+    if let Some(cpus) = worker_cpus {
+        let cpus: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+        arguments.extend(["--worker-cpus".into(), cpus.join(",").into()]);
+    }
+    arguments
 }
 
 /// What remains to be said, and the exit code.

@@ -13,14 +13,14 @@ use towpath_engine::events::Event;
 use towpath_engine::shared::RingCounter;
 use towpath_engine::status::{
     AccessLogStatus, CertificateStatus, HandshakePoolStatus, HealthStatus, NotifyStatus, OutboundStatus, ServerStatus,
-    ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus,
+    ServiceState, ServiceStatus, SourcePortsStatus, Status, TakenOverStatus, Usage, WorkerStatus,
 };
 use towpath_engine::{FetchError, fetch_status};
 
 use crate::cli::{Exit, StatusArguments};
 use crate::paint::{Paint, Tint, moves_cursor};
 use crate::server::shown::{self, admin_line, weight_line};
-use crate::table::{Cell, Table, span, thousands};
+use crate::table::{Cell, Table, counted, span, thousands};
 
 /// Source addresses shown, the fullest first.
 const SOURCE_PORTS_SHOWN: usize = 20;
@@ -125,6 +125,17 @@ pub(crate) fn exit_of(error: &FetchError) -> Exit {
     }
 }
 
+/// From whom this process has taken over, and what is left there.
+fn taken_over(TakenOverStatus { pid, version, at_unix_ms, finishing }: &TakenOverStatus, unix_ms: u64) -> String {
+    let rest = match finishing {
+        None => "it has ended".to_owned(),
+        Some(0) => "it is about to end".to_owned(),
+        Some(1) => "1 connection finishes there".to_owned(),
+        Some(open) => format!("{} finish there", counted(usize::try_from(*open).unwrap_or(usize::MAX), "connection")),
+    };
+    format!("taken over from process {pid} ({version}) {} ago; {rest}\n", span(unix_ms.saturating_sub(*at_unix_ms)))
+}
+
 /// The whole page. `unix_ms` is the time now, which events are counted from.
 pub(crate) fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
     let phase = match status.phase.as_str() {
@@ -141,6 +152,9 @@ pub(crate) fn render(status: &Status, unix_ms: u64, paint: Paint) -> String {
         span(status.uptime_seconds.saturating_mul(1000)),
         status.generation
     );
+    if let Some(before) = &status.taken_over {
+        text.push_str(&taken_over(before, unix_ms));
+    }
     for service in &status.services {
         text.push('\n');
         text.push_str(&render_service(service, unix_ms, paint));
@@ -731,6 +745,7 @@ pub(crate) mod tests {
         Status {
             version: "0.1.0".to_owned(),
             phase: "running".to_owned(),
+            taken_over: None,
             role: "active".to_owned(),
             unix_ms: 1_012_000,
             uptime_seconds: 7440,
@@ -818,6 +833,23 @@ pub(crate) mod tests {
             events_total: BTreeMap::new(),
             latency_bounds_us: Vec::new(),
         }
+    }
+
+    #[test]
+    fn it_is_said_from_whom_was_taken_over() {
+        let before = |finishing| TakenOverStatus { pid: 17, version: "0.1.0".to_owned(), at_unix_ms: 7_000, finishing };
+        let table = [
+            (Some(0), "taken over from process 17 (0.1.0) 1 min 30 s ago; it is about to end\n"),
+            (Some(1), "taken over from process 17 (0.1.0) 1 min 30 s ago; 1 connection finishes there\n"),
+            (Some(1_200), "taken over from process 17 (0.1.0) 1 min 30 s ago; 1,200 connections finish there\n"),
+            (None, "taken over from process 17 (0.1.0) 1 min 30 s ago; it has ended\n"),
+        ];
+        for (finishing, expected) in table {
+            assert_eq!(taken_over(&before(finishing), 97_000), expected);
+        }
+        let status = Status { taken_over: Some(before(Some(1))), ..page() };
+        let page = render(&status, status.unix_ms, Paint::Plain);
+        assert!(page.lines().nth(1).is_some_and(|line| line.starts_with("taken over from process 17")), "{page}");
     }
 
     #[test]

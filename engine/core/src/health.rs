@@ -453,6 +453,18 @@ impl HealthBoard {
         self.rows.get_mut(&check)?.state.on_result(result, now)
     }
 
+    /// Gives a check that has no verdict yet the one that another process had come to; it holds until the check's own counts change it.
+    pub fn inherit(&mut self, check: CheckId, health: ServerHealth, reason: &str, now: Now) {
+        let Some(Row { state, .. }) = self.rows.get_mut(&check) else { return };
+        if state.health != ServerHealth::Unknown {
+            return;
+        }
+        // For how long one is still held back nobody has told: it has to prove itself once more.
+        state.health = if health == ServerHealth::Held { ServerHealth::Down } else { health };
+        state.reason = bounded(reason);
+        state.since = now;
+    }
+
     /// What is known about `check`.
     pub fn state(&self, check: CheckId) -> Option<&HealthState> {
         self.rows.get(&check).map(|row| &row.state)

@@ -259,6 +259,8 @@ pub(crate) enum OrderError {
     NoSuchService { service: String, known: Vec<String> },
     #[error("the process is ending; what is said now would hold for nobody")]
     Stopping,
+    #[error("another process takes over at this moment and would not hear of it; say it once more")]
+    Upgrading,
 }
 
 fn there(known: &[String]) -> String {
@@ -320,6 +322,9 @@ impl House {
         }
         let now = self.shared.now();
         let mut truth = self.truth();
+        if self.upgrades.is_handing() {
+            return Err(OrderError::Upgrading);
+        }
         let snapshot = self.shared.snapshot();
         let members = truth.chosen(chosen)?;
         let mut words = truth.words().clone();

@@ -46,7 +46,8 @@ use crate::reload::{
 };
 use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
 use crate::tls::TlsMaterial;
-use crate::{control, probe, role, state_file};
+use crate::upgrade::{UpgradeBody, UpgradeError};
+use crate::{control, probe, role, state_file, upgrade};
 
 /// Verdicts that come within this time of each other share one snapshot.
 const COALESCE_MS: u64 = 20;
@@ -73,6 +74,14 @@ pub(crate) enum Command {
     Reload { model: Box<Model>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
     /// The end.
     Stop,
+    /// Another process is to take over, as somebody wants.
+    Upgrade { body: UpgradeBody, by: String, reply: upgrade::old::Reply },
+}
+
+/// What the controller answers by.
+pub(crate) struct Opened {
+    pub(crate) entrance: Entrance,
+    pub(crate) metrics: Option<TcpListener>,
 }
 
 /// What a reload has brought.
@@ -93,11 +102,11 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// Starts the thread; `judged` hears once every check has a verdict, or once the first checks' time is over.
+    /// Starts the thread; `judged` hears once every check has a verdict, or once the first checks' time is over. It answers, and writes down what was
+    /// said, from when it gets `opening` on.
     pub(crate) fn start(
         house: Arc<House>,
-        entrance: Entrance,
-        metrics: Option<TcpListener>,
+        opening: oneshot::Receiver<Opened>,
         seed: u64,
         judged: Sender<()>,
     ) -> io::Result<Controller> {
@@ -105,7 +114,7 @@ impl Controller {
         let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance, metrics));
+            runtime.block_on(Turn::new(house, seed, judged).run(inbox, opening));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
         })?;
@@ -212,14 +221,9 @@ impl Turn {
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance, metrics: Option<TcpListener>) {
-        control::serve(entrance, &self.house);
-        let settings = self.house.truth().model().metrics.clone();
-        self.metrics.follow(&settings, metrics, &self.house);
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, mut opening: oneshot::Receiver<Opened>) {
         let receivers = self.house.notifier.serve();
-        tokio::spawn(state_file::keep(Arc::clone(&self.house)));
-        let version = self.house.truth().words_version();
-        self.house.keeper.note(version);
+        let mut is_open = false;
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
@@ -231,11 +235,22 @@ impl Turn {
             let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
             tokio::select! {
+                opened = &mut opening, if !is_open => {
+                    is_open = true;
+                    if let Ok(opened) = opened {
+                        self.open(opened);
+                    }
+                }
                 command = inbox.recv() => match command {
                     Some(Command::Reload { model, by, reply }) => self.reload(*model, &by, reply),
                     Some(Command::Look { model, reply }) => {
                         let _nobody_waits = reply.send(self.look_at(*model));
                     }
+                    Some(Command::Upgrade { reply, .. }) if !self.pending.is_empty() => {
+                        // Workers still take listeners, which would not all be handed over.
+                        let _nobody_waits = reply.send(Err(UpgradeError::Reloading));
+                    }
+                    Some(Command::Upgrade { body, by, reply }) => upgrade::old::begin(&house, body, by, reply),
                     Some(Command::Stop) | None => break,
                 },
                 () = house.changed.notified() => {
@@ -255,12 +270,24 @@ impl Turn {
                 _ = looks.tick() => house.look_at_clients(),
             }
         }
-        state_file::keep_last(&self.house);
+        if is_open {
+            state_file::keep_last(&self.house);
+        }
         for pending in self.pending {
             // Published, but the workers are ending.
             pending.answer(Vec::new());
         }
         receivers.finish().await;
+    }
+
+    /// Answers from here on.
+    fn open(&mut self, Opened { entrance, metrics }: Opened) {
+        control::serve(entrance, &self.house);
+        let settings = self.house.truth().model().metrics.clone();
+        self.metrics.follow(&settings, metrics, &self.house);
+        tokio::spawn(state_file::keep(Arc::clone(&self.house)));
+        let version = self.house.truth().words_version();
+        self.house.keeper.note(version);
     }
 
     /// Lets the start go on once every check has a verdict that is published, or its time is over.

@@ -1,10 +1,11 @@
 //! The life of a running process: start, reload, drain, end.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use thiserror::Error;
+use tokio::sync::oneshot;
 use towpath_config::model::Model;
 use towpath_core::compile::CompileError;
 use towpath_core::counters::Termination;
@@ -27,10 +29,10 @@ use crate::access;
 use crate::admin::unix_ms;
 use crate::config_file::{self, Accepted, RefusedReload};
 use crate::control::{Access, AccessError, ControlError, ControlListener, ControlSocket, Entrance, Guard};
-use crate::controller::{Controller, Reloaded};
+use crate::controller::{Controller, Opened, Reloaded};
 use crate::house::{House, Origin, Truth};
 use crate::http_files::{self, HttpFileErrors};
-use crate::listen::{ListenErrors, Opening, open_all};
+use crate::listen::{HandedSockets, ListenErrors, Listener, open_or_take};
 use crate::packets::NetworkWatch;
 use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
@@ -39,11 +41,13 @@ use crate::packets::steering::SteeringError;
 use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
-use crate::shared::{Inbox, Phase, Shared, SharedSettings, steering_seed};
+use crate::shared::{Doorway, Inbox, Phase, Shared, SharedSettings, steering_seed};
 use crate::state_file;
 use crate::status::Status;
 use crate::supervisor;
 use crate::tls::{TlsErrors, TlsMaterial, start_pool};
+use crate::upgrade::new::{Takeover, follow};
+use crate::upgrade::{Held, Successor, Upgrades};
 use crate::worker::{self, Entrances};
 use crate::{daemon_log, metrics};
 
@@ -66,6 +70,10 @@ pub struct StartOptions {
     pub cpus: Option<Vec<usize>>,
     /// The file that the configuration was read from: what a reload by order reads. `None` = there is none.
     pub config: Option<PathBuf>,
+    /// What a process is started with that takes over from this one; `None` = none does.
+    pub successor: Option<Successor>,
+    /// The running process that this one takes over from; `None` = there is none.
+    pub take_over: Option<Arc<Takeover>>,
 }
 
 impl Default for StartOptions {
@@ -76,6 +84,8 @@ impl Default for StartOptions {
             descriptors_elsewhere: 0,
             cpus: None,
             config: None,
+            successor: None,
+            take_over: None,
             on_breath: None,
         }
     }
@@ -122,6 +132,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// The running process does not let go.
+    #[error("{0}")]
+    TakeOver(String),
     /// Certificates or settings of TLS that make no contexts.
     #[error("{0}")]
     Tls(#[source] TlsErrors),
@@ -188,6 +201,9 @@ pub enum ReloadError {
     /// Certificates or settings of TLS that make no contexts.
     #[error("{0}")]
     Tls(#[source] TlsErrors),
+    /// Another process takes over just now.
+    #[error("an upgrade is under way; reload again when it is over")]
+    Upgrading,
     /// Fewer workers than the flows need that are open.
     #[error(
         "runtime.workers: {flows} flows are open, but the tables of so few workers (there would be {workers}) hold {flows_max}; name more \
@@ -251,32 +267,73 @@ impl Engine {
     /// checks is over). Until then clients wait in the listeners' queues.
     ///
     /// Everything that can be refused is refused before anything serves.
+    ///
+    /// Where it takes over from a running process, that one goes on as if nothing had been if this fails; its clients do not wait.
     pub fn start(model: Model, options: StartOptions) -> Result<Engine, StartError> {
+        let take_over = options.take_over.clone();
+        let started = Engine::start_by(model, options, take_over.as_ref());
+        if let (Err(error), Some(take_over)) = (&started, take_over) {
+            take_over.refuse(vec![format!("the new process cannot start: {error}")]);
+        }
+        started
+    }
+
+    fn start_by(model: Model, options: StartOptions, take_over: Option<&Arc<Takeover>>) -> Result<Engine, StartError> {
         let model = resolve(model, None);
         let usable_cpus = usable_cpus(options.cpus.as_deref(), host::available_cpus().map_err(StartError::Host)?)?;
         let plan = plan(&model, &options, &usable_cpus)?;
-        let seed = options.seed.unwrap_or_else(system_seed);
+        // Clients are steered and remembered by the seed.
+        let seed = take_over.map(|before| before.seed()).or(options.seed).unwrap_or_else(system_seed);
         let steering = Arc::new(SteeringTable::even(plan.workers.len()));
         let material = TlsMaterial::load(&model, &TlsMaterial::default()).map_err(StartError::Tls)?;
-        let http = http_files::load(&model, http_files::draw_secret()).map_err(StartError::Http)?;
+        let http_secret = take_over.map_or_else(http_files::draw_secret, |before| before.http_secret());
+        let http = http_files::load(&model, http_secret).map_err(StartError::Http)?;
         if access::is_wanted(&model) {
             access::check(&model.log).map_err(StartError::AccessLog)?;
         }
-        let metrics = metrics::bind(&model.metrics).map_err(StartError::Metrics)?;
+        let handed_metrics = take_over.and_then(|before| before.metrics(model.metrics.listen?));
+        let metrics = match handed_metrics {
+            Some(listener) => Some(listener),
+            None => metrics::bind(&model.metrics).map_err(StartError::Metrics)?,
+        };
         daemon_log::follow(&model.log.own);
-        let kept = model.control.state_file.as_deref().map(|path| state_file::read(path, unix_ms()));
-        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept.unwrap_or_default())?;
-        let listeners = open_all(truth.openings(), plan.workers.len(), &steering, steering_seed(seed))?;
+        let kept = match (take_over, model.control.state_file.as_deref()) {
+            (Some(before), _) => before.words(),
+            (None, Some(path)) => state_file::read(path, unix_ms()),
+            (None, None) => state_file::Found::default(),
+        };
+        let unknown = BTreeMap::new();
+        let verdicts = take_over.map_or(&unknown, |before| before.verdicts());
+        let (truth, first) = Truth::first(model, material, http, Arc::clone(&steering), kept, verdicts)?;
+        let handed = take_over.map(|before| before.doors()).unwrap_or_default();
+        let listeners = open_or_take(truth.openings(), plan.workers.len(), &steering, steering_seed(seed), handed)?;
         let control = &truth.model().control;
         let guard = Guard::new(Access::load(truth.model()).map_err(ControlError::Access)?);
         let entrance = Entrance {
-            socket: control.socket.as_deref().map(|path| ControlSocket::bind(path, &control.group)).transpose()?,
-            listener: control.listen.as_ref().map(|listen| ControlListener::bind(listen.address)).transpose()?,
+            socket: control
+                .socket
+                .as_deref()
+                .map(|path| match take_over.and_then(|before| before.socket(path)) {
+                    Some(listener) => ControlSocket::adopt(path, &control.group, listener),
+                    None => ControlSocket::bind(path, &control.group),
+                })
+                .transpose()?,
+            listener: control
+                .listen
+                .as_ref()
+                .map(|listen| match take_over.and_then(|before| before.listen(listen.address)) {
+                    Some(listener) => ControlListener::adopt(listen.address, listener),
+                    None => ControlListener::bind(listen.address),
+                })
+                .transpose()?,
         };
         let shared = Shared::new(&shared_settings(&plan, seed), first)
             .map_err(|source| StartError::System { what: "the workers' eventfds", source })?;
         let shared = Arc::new(shared);
-        shared.doorways().enter(truth.openings().iter().map(Opening::doorway));
+        let count = |doorway: Doorway| {
+            (doorway, listeners.iter().flatten().filter(|listener| listener.doorway() == doorway).count())
+        };
+        shared.doorways().enter_counted(truth.openings().iter().map(|opening| count(opening.doorway())));
         let (pool, hatches) = start_pool(truth.model(), &plan, &shared)
             .map_err(|source| StartError::System { what: "the threads for handshakes", source })?;
         let (kernel, ports) = match &plan.packets {
@@ -318,10 +375,17 @@ impl Engine {
         let watch = kernel.map(|kernel| NetworkWatch::start(Arc::clone(&shared), kernel)).transpose();
         let watch = watch.map_err(|source| StartError::System { what: "the network's thread", source })?;
         let (watch, network) = watch.unzip();
-        let origin = Origin { config: options.config, network, guard };
+        let upgrades = Upgrades::new(options.successor);
+        upgrades.hold(held(&entrance, truth.model().metrics.listen.zip(metrics.as_ref())).map_err(StartError::Host)?);
+        let origin = Origin { config: options.config, network, guard, upgrades };
         let house = Arc::new(House::new(shared, plan, usable_cpus, options.version, pool, truth, origin));
+        if take_over.is_some() {
+            // Until this one serves the process before tells others what happens.
+            house.truth().events().follow(None);
+        }
         let (judged, verdicts) = mpsc::channel();
-        let controller = Controller::start(Arc::clone(&house), entrance, metrics, seed, judged)
+        let (open, opening) = oneshot::channel();
+        let controller = Controller::start(Arc::clone(&house), opening, seed, judged)
             .map_err(|source| StartError::System { what: "the controller's thread", source })?;
         let engine = Engine {
             house,
@@ -332,9 +396,31 @@ impl Engine {
         let shared = &engine.house.shared;
         let followed = shared.access().follow(engine.house.truth().model(), shared.origin());
         followed.map_err(|source| StartError::System { what: "the access log's thread", source })?;
+        let mut opened = Some((open, Opened { entrance, metrics }));
+        if take_over.is_none() {
+            open_doors(&mut opened);
+        }
         // The controller bounds the wait itself, by the time of the first checks.
         let _ended = verdicts.recv();
+        let mut reserved = Vec::new();
+        if let Some(before) = take_over {
+            reserved = before.go(&engine.house).map_err(StartError::TakeOver)?;
+            let of_workers: Vec<&[Listener]> =
+                entrances.iter().map(|of_worker| of_worker.listeners.as_slice()).collect();
+            HandedSockets::steer(&of_workers, &steering, steering_seed(seed))
+                .map_err(|source| StartError::System { what: "the steering of listeners", source })?;
+        }
         engine.start_workers(entrances, seed, options.on_breath)?;
+        if let Some(before) = take_over {
+            before.run().map_err(StartError::TakeOver)?;
+            {
+                let truth = engine.house.truth();
+                truth.events().follow(truth.model().notify.as_ref());
+            }
+            open_doors(&mut opened);
+            follow(Arc::clone(before), Arc::clone(&engine.house), reserved)
+                .map_err(|source| StartError::System { what: "the thread that follows the process before", source })?;
+        }
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
         supervisor::tell(&format!(
@@ -373,6 +459,9 @@ impl Engine {
         if self.house.shared.phase() != Phase::Running {
             return Err(ReloadError::Stopping);
         }
+        if self.house.upgrades.is_under_way() {
+            return Err(ReloadError::Upgrading);
+        }
         self.lock_controller().reload(model, by.to_owned())
     }
 
@@ -400,6 +489,8 @@ impl Engine {
             // A panic does not come here: the worker's guard has aborted the process.
             let _ended = worker.join();
         }
+        // A process that was cut, or that a worker has ended, waits for nobody.
+        self.house.upgrades.see_off(|| self.house.shared.phase() != Phase::Draining);
         if self.house.shared.phase() == Phase::Draining {
             // Nobody had to say so.
             let reason = match self.cut() {
@@ -462,6 +553,23 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.house.shared.enter(Phase::Ending);
         self.wait();
+    }
+}
+
+/// Copies of what is listened on beside the stream plane, for the process that takes over.
+fn held(entrance: &Entrance, metrics: Option<(SocketAddr, &TcpListener)>) -> io::Result<Held> {
+    let metrics =
+        metrics.map(|(address, listener)| Ok::<_, io::Error>((address, listener.try_clone()?))).transpose()?;
+    let socket = entrance.socket.as_ref().map(ControlSocket::copy).transpose()?;
+    let listen = entrance.listener.as_ref().map(ControlListener::copy).transpose()?;
+    Ok(Held { socket, listen, metrics })
+}
+
+/// Lets the controller answer at the control socket, and those who collect metrics.
+fn open_doors(opened: &mut Option<(oneshot::Sender<Opened>, Opened)>) {
+    if let Some((open, doors)) = opened.take() {
+        // A controller that has ended answers nobody.
+        let _ended = open.send(doors);
     }
 }
 

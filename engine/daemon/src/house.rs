@@ -25,7 +25,7 @@ use towpath_core::passive::{Met, PassiveChange};
 use towpath_core::plane::PlaneCounter;
 use towpath_core::registry::Registry;
 use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
-use towpath_core::snat::{SnatBook, SnatLimits};
+use towpath_core::snat::{Leased, SnatBook, SnatLease, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId, ServiceId};
 use towpath_tls::PoolGauges;
@@ -43,7 +43,7 @@ use crate::packets::NetworkOrders;
 use crate::plan::Plan;
 use crate::probe::{Probed, Subject};
 use crate::process;
-use crate::questions::Turns;
+use crate::questions::{Transport, Turns};
 use crate::reload::{Change, ServiceChange, member_changes, service_changes};
 use crate::shared::{InForce, Phase, RingCounter, Seat, ServiceSum, Shared};
 use crate::state_file::{self, StateKeeper};
@@ -52,6 +52,7 @@ use crate::status::{
     ServerStatus, ServiceState, ServiceStatus, SourcePortsStatus, Status, Usage, WorkerStatus, word,
 };
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
+use crate::upgrade::{self, HeldPorts, Upgrades, Verdict};
 use crate::worker;
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
@@ -86,6 +87,8 @@ pub(crate) struct House {
     pub(crate) guard: Guard,
     /// What who collects metrics gets.
     pub(crate) metrics: Latest,
+    /// Processes before and after this one.
+    pub(crate) upgrades: Upgrades,
 }
 
 /// What a house is asked and reloaded by.
@@ -93,6 +96,7 @@ pub(crate) struct Origin {
     pub(crate) config: Option<PathBuf>,
     pub(crate) network: Option<NetworkOrders>,
     pub(crate) guard: Guard,
+    pub(crate) upgrades: Upgrades,
 }
 
 /// What the next snapshot is made from. One lock, held for as long as one compile takes, never by a worker.
@@ -146,6 +150,7 @@ impl Truth {
         http: HttpMaterial,
         steering: Arc<SteeringTable>,
         kept: state_file::Found,
+        verdicts: &BTreeMap<String, Verdict>,
     ) -> Result<(Truth, InForce), CompileError> {
         let mut registry = Registry::new();
         let mut board = HealthBoard::new();
@@ -157,6 +162,11 @@ impl Truth {
         let mut book = SnatBook::new(SnatLimits::default());
         let checks = compile::checks(&model, &mut registry)?;
         board.adopt(&checks, Now(0));
+        for plan in &checks {
+            if let Some(verdict) = verdicts.get(&upgrade::subject_of(plan)) {
+                board.inherit(plan.id, verdict.health(), verdict.reason(), Now(0));
+            }
+        }
         let first = Generation(1);
         let snapshot = compile::compile(&model, &mut registry, &board, &mut book, Arc::clone(&steering), &http, first)?;
         let mut truth = Truth {
@@ -331,6 +341,34 @@ impl Truth {
             Err(_) => self.board.words = before,
         }
         next
+    }
+
+    /// What is known of servers, for the process that takes over.
+    pub(crate) fn verdicts(&self) -> BTreeMap<String, Verdict> {
+        let of_plan = |plan: &CheckPlan| {
+            let state = self.board.state(plan.id)?;
+            Some((upgrade::subject_of(plan), Verdict::of(state.health(), state.reason())?))
+        };
+        self.checks.iter().filter_map(of_plan).collect()
+    }
+
+    /// Takes source ports that another process holds, so that nobody leases them here: those that anybody could.
+    pub(crate) fn reserve(&self, held: &[HeldPorts]) -> Vec<SnatLease> {
+        let leases = held.iter().flat_map(|held| {
+            let leased = match held.transport {
+                Transport::Echo => Leased::Echo,
+                Transport::Tcp => Leased::Tcp,
+                Transport::Udp => Leased::Udp,
+            };
+            let source = |port: &u16| SocketAddr::new(held.address, *port);
+            held.ports.iter().map(source).filter_map(move |source| self.book.reserve(leased, source, held.destination))
+        });
+        leases.collect()
+    }
+
+    /// Gives them back.
+    pub(crate) fn release(&self, leases: Vec<SnatLease>) {
+        leases.into_iter().for_each(|lease| self.book.maps().release(lease));
     }
 
     /// Tells what holds from an earlier run, and what is wrong with the file that kept it.
@@ -675,7 +713,7 @@ impl House {
         mut truth: Truth,
         origin: Origin,
     ) -> House {
-        let Origin { config, network, guard } = origin;
+        let Origin { config, network, guard, upgrades } = origin;
         let notifier = Arc::new(Notifier::new(&version));
         truth.events.notify_by(Arc::clone(&notifier), truth.model.notify.as_ref());
         let keeper = StateKeeper::new(truth.model.control.state_file.clone());
@@ -696,6 +734,7 @@ impl House {
             commands: OnceLock::new(),
             guard,
             metrics: Latest::new(),
+            upgrades,
         }
     }
 
@@ -759,6 +798,20 @@ impl House {
         entered
     }
 
+    /// Takes what another process was told, in place of what holds.
+    pub(crate) fn take_words(&self, found: state_file::Found) -> Result<(), String> {
+        let mut words = match found.trouble {
+            Some(trouble) => return Err(trouble),
+            None => found.words,
+        };
+        let mut truth = self.truth();
+        let given_way = words.follow(&truth.model);
+        let next = truth.next_with(words, self.shared.generation(), self.shared.now());
+        self.shared.publish(next.map_err(|error| error.to_string())?);
+        truth.tell_given_way(&given_way);
+        Ok(())
+    }
+
     /// The state of everything, for status.
     pub(crate) fn status(&self) -> Status {
         let shared = &self.shared;
@@ -810,6 +863,7 @@ impl House {
         Status {
             version: self.version.clone(),
             phase: phase_word(shared.phase()).to_owned(),
+            taken_over: self.upgrades.taken_over(),
             role: word(&snapshot.role),
             unix_ms: unix_ms(),
             uptime_seconds: now.0 / 1000,

@@ -39,12 +39,14 @@ pub mod status;
 mod supervisor;
 mod syslog;
 pub mod tls;
+pub mod upgrade;
 pub mod worker;
 
 pub use control::{
     AccessError, Asker, CertificateRow, Certificates, ControlError, ControlListener, ControlSocket, Endpoint, Entrance,
     EventsPage, FetchError, Level, LimitRow, LimitRows, Problem, Remote, ServerPath, credential, fetch_file,
-    fetch_members, fetch_plan, fetch_role, fetch_status, get, order, order_reload, post, query, take_role,
+    fetch_members, fetch_plan, fetch_role, fetch_status, get, order, order_reload, order_upgrade, post, query,
+    take_role,
 };
 pub use controller::Reloaded;
 pub use engine::{Engine, Outcome, ReloadError, StartError, StartOptions, Stop};

@@ -1,5 +1,6 @@
 //! Opens every listener before anything serves: one per service port and worker, so that each worker has its own accept queue.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -117,6 +118,94 @@ pub fn open_all(
     if errors.is_empty() { Ok(per_worker) } else { Err(ListenErrors(errors)) }
 }
 
+/// Sockets that another process has opened, and that clients come by already.
+#[derive(Debug, Default)]
+pub(crate) struct HandedSockets(BTreeMap<Doorway, BTreeMap<u16, OwnedFd>>);
+
+impl HandedSockets {
+    /// One of them, with its number among those of the same doorway.
+    pub(crate) fn insert(&mut self, doorway: Doorway, place: u16, socket: OwnedFd) {
+        self.0.entry(doorway).or_default().insert(place, socket);
+    }
+
+    /// Has the kernel give clients to the sockets by the table; until then it does by that of the process which has opened them. The n-th list is
+    /// worker n's.
+    pub(crate) fn steer(listeners: &[&[Listener]], table: &SteeringTable, seed: u32) -> io::Result<()> {
+        let program: Vec<(u16, u8, u8, u32)> =
+            reuseport_program(table, seed).into_iter().map(|i| (i.code, i.jt, i.jf, i.k)).collect();
+        let mut counts: BTreeMap<Doorway, usize> = BTreeMap::new();
+        listeners.iter().copied().flatten().for_each(|listener| *counts.entry(listener.doorway()).or_default() += 1);
+        let Some(first) = listeners.first() else { return Ok(()) };
+        // One alone is no group, and there is nothing to choose.
+        let mut groups =
+            first.iter().filter(|listener| counts.get(&listener.doorway()).is_some_and(|count| *count > 1));
+        groups.try_for_each(|listener| socket::attach_reuseport_program(&listener.socket, &program))
+    }
+}
+
+impl Listener {
+    /// What it is one of the sockets of.
+    pub(crate) fn doorway(&self) -> Doorway {
+        (self.protocol, self.address)
+    }
+}
+
+/// As [`open_all`], with the sockets that `handed` has for these openings: they are taken as they are. What it has beside them is closed here.
+///
+/// Where the other process had more workers, those of the first ones get two sockets or more; where it had fewer, sockets are added behind its own. The
+/// kernel numbers them in the order in which they were opened, and steers by these numbers.
+pub(crate) fn open_or_take(
+    openings: &[Opening],
+    workers: usize,
+    table: &SteeringTable,
+    seed: u32,
+    mut handed: HandedSockets,
+) -> Result<Vec<Vec<Listener>>, ListenErrors> {
+    let (there, fresh): (Vec<&Opening>, Vec<&Opening>) =
+        openings.iter().partition(|opening| handed.0.contains_key(&opening.doorway()));
+    let fresh: Vec<Opening> = fresh.into_iter().cloned().collect();
+    let mut errors = Vec::new();
+    let mut per_worker: Vec<Vec<Listener>> = match open_all(&fresh, workers, table, seed) {
+        Ok(listeners) => listeners,
+        Err(refused) => {
+            errors = refused.0;
+            (0..workers).map(|_| Vec::new()).collect()
+        }
+    };
+    for opening in there {
+        let mut sockets: Vec<OwnedFd> = handed.0.remove(&opening.doorway()).unwrap_or_default().into_values().collect();
+        if let Err(source) = add_missing(opening, workers, &mut sockets) {
+            errors.push(ListenError { opening: opening.clone(), source });
+            continue;
+        }
+        for (place, socket) in sockets.into_iter().enumerate() {
+            per_worker[place % workers].push(Listener {
+                service: opening.service,
+                port: opening.address.port(),
+                protocol: opening.protocol,
+                socket,
+                address: opening.address,
+            });
+        }
+    }
+    if errors.is_empty() { Ok(per_worker) } else { Err(ListenErrors(errors)) }
+}
+
+/// Opens as many sockets as there are workers without one.
+fn add_missing(opening: &Opening, workers: usize, sockets: &mut Vec<OwnedFd>) -> io::Result<()> {
+    if sockets.len() == 1 && workers > 1 {
+        // Opened to be alone, and so it stays.
+        return Err(io::Error::other(
+            "the running process has one worker, and its listeners are no groups; restart to use more",
+        ));
+    }
+    let options = options(opening.binding, ReusePort::Shared);
+    while sockets.len() < workers {
+        sockets.push(socket::open_listener(opening.address, transport(opening.protocol), &options)?);
+    }
+    Ok(())
+}
+
 /// Whether each of `openings` could be opened just now; nothing is.
 pub(crate) fn probe_all(openings: &[Opening]) -> Result<(), ListenErrors> {
     let refused = |opening: &Opening| {
@@ -137,13 +226,7 @@ fn transport(protocol: Protocol) -> Transport {
 /// One socket per worker, in worker order: the steering program answers with an index into this order.
 fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)]) -> io::Result<Vec<OwnedFd>> {
     let transport = transport(opening.protocol);
-    let options = |reuse_port| ListenOptions {
-        reuse_port,
-        hold_acknowledgements: true,
-        unsent_bytes_max: Some(UNSENT_BYTES_MAX),
-        binding: opening.binding,
-        ..ListenOptions::default()
-    };
+    let options = |reuse_port| options(opening.binding, reuse_port);
     if workers == 1 {
         let options = options(ReusePort::Exclusive);
         return Ok(vec![socket::open_listener(opening.address, transport, &options)?]);
@@ -156,6 +239,16 @@ fn open_group(opening: &Opening, workers: usize, program: &[(u16, u8, u8, u32)])
         .collect::<io::Result<Vec<OwnedFd>>>()?;
     socket::attach_reuseport_program(&group[0], program)?;
     Ok(group)
+}
+
+fn options(binding: Binding, reuse_port: ReusePort) -> ListenOptions {
+    ListenOptions {
+        reuse_port,
+        hold_acknowledgements: true,
+        unsent_bytes_max: Some(UNSENT_BYTES_MAX),
+        binding,
+        ..ListenOptions::default()
+    }
 }
 
 /// Fails with `EADDRINUSE` when another socket has this address and port, even one that would share it.
@@ -237,7 +330,7 @@ impl std::error::Error for ListenErrors {}
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -290,6 +383,50 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn sockets_of_another_process_are_taken_whatever_its_number_of_workers() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (there, more) = (opening(free, Protocol::Tcp), opening("127.0.0.1:0".parse().unwrap(), Protocol::Udp));
+        for (before, now) in [(2, 2), (3, 2), (2, 4), (1, 1)] {
+            let opened = open_all(std::slice::from_ref(&there), before, &SteeringTable::even(before), 7).unwrap();
+            let mut handed = HandedSockets::default();
+            // In whatever order they come; one that nobody wants is closed.
+            for (place, listeners) in opened.iter().enumerate().rev() {
+                let socket = listeners[0].socket.try_clone().unwrap();
+                handed.insert(there.doorway(), place as u16, socket);
+            }
+            let unwanted = TcpListener::bind("127.0.0.1:0").unwrap();
+            let closed = unwanted.local_addr().unwrap();
+            handed.insert((Protocol::Tcp, closed), 0, unwanted.into());
+
+            let openings = [there.clone(), more.clone()];
+            let steering = SteeringTable::even(now);
+            let taken = open_or_take(&openings, now, &steering, 7, handed).unwrap();
+            assert_eq!(taken.len(), now);
+            assert_eq!(taken.iter().flatten().filter(|one| one.address == free).count(), before.max(now));
+            assert_eq!(taken.iter().flatten().filter(|one| one.protocol == Protocol::Udp).count(), now);
+            let of_workers: Vec<&[Listener]> = taken.iter().map(Vec::as_slice).collect();
+            HandedSockets::steer(&of_workers, &steering, 7).unwrap();
+            assert!(TcpListener::bind(closed).is_ok());
+            // Whoever had come is there, also once the process before has closed its own.
+            let clients: Vec<TcpStream> = (0..32).map(|_| TcpStream::connect(free).unwrap()).collect();
+            drop(opened);
+            let accepted = || {
+                let listeners = taken.iter().flatten().filter(|one| one.address == free);
+                listeners.map(|one| std::iter::from_fn(|| socket::accept(&one.socket).unwrap()).count()).sum::<usize>()
+            };
+            assert_eq!(accepted(), clients.len(), "from {before} to {now} workers");
+            // The first ones alone are chosen from now on.
+            let firsts = taken.iter().filter(|listeners| !listeners.is_empty()).count();
+            assert_eq!(firsts, now);
+        }
+        let alone = open_all(std::slice::from_ref(&there), 1, &SteeringTable::even(1), 7).unwrap();
+        let mut handed = HandedSockets::default();
+        handed.insert(there.doorway(), 0, alone[0][0].socket.try_clone().unwrap());
+        let refused = open_or_take(std::slice::from_ref(&there), 2, &SteeringTable::even(2), 7, handed).unwrap_err();
+        assert!(refused.to_string().contains("the running process has one worker"), "{refused}");
     }
 
     #[test]

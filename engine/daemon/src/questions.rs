@@ -21,6 +21,7 @@ use towpath_core::{Now, PickReason, RealServerId, ServiceId, WorkerId};
 
 use crate::house::House;
 use crate::shared::Shared;
+use crate::upgrade::old::HoldingsOrder;
 
 /// Sessions that one answer names at most.
 pub const SESSIONS_MAX: u32 = 10_000;
@@ -39,6 +40,8 @@ pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(TURN_TIMEOUT.as_sec
 pub(crate) enum Question {
     /// To hand out copies of frames until that is over.
     Capture(Arc<CaptureOrder>),
+    /// What it holds that the process needs which takes over.
+    Holdings(Arc<HoldingsOrder>),
     /// About its sessions.
     Sessions(Arc<Inquiry>),
 }

@@ -127,6 +127,9 @@ impl House {
             return Err(OrderError::Stopping);
         }
         let mut truth = self.truth();
+        if self.upgrades.is_handing() {
+            return Err(OrderError::Upgrading);
+        }
         let mut words = truth.words().clone();
         let before = words.role(truth.model());
         words.say_role(truth.model(), role, said.clone());

@@ -17,7 +17,7 @@ mod waiting;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -102,6 +102,10 @@ pub struct Shared {
     access: Arc<AccessLog>,
     seed: u64,
     lost: OnceLock<WorkerId>,
+    /// Whoever comes from now on is served by another process.
+    is_handed: AtomicBool,
+    /// Source ports that are leased now would not be known there.
+    is_handing: AtomicBool,
     news: Notify,
 }
 
@@ -181,6 +185,8 @@ impl Shared {
             access: Arc::new(AccessLog::new(settings.cpus.len())),
             seed: settings.seed,
             lost: OnceLock::new(),
+            is_handed: AtomicBool::new(false),
+            is_handing: AtomicBool::new(false),
             news: Notify::new(),
         })
     }
@@ -522,6 +528,28 @@ impl Shared {
         entered
     }
 
+    /// Whoever comes from now on is served by another process; said before the drain.
+    pub(crate) fn hand(&self) {
+        self.is_handed.store(true, Ordering::Release);
+    }
+
+    /// Whether it is so.
+    pub(crate) fn is_handed(&self) -> bool {
+        self.is_handed.load(Ordering::Acquire)
+    }
+
+    /// Says that sessions which begin now would not be known to the process that takes over, or that none does.
+    pub(crate) fn set_handing(&self, is_handing: bool) {
+        self.is_handing.store(is_handing, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Whether it is so.
+    #[inline]
+    pub(crate) fn is_handing(&self) -> bool {
+        self.is_handing.load(Ordering::Acquire)
+    }
+
     /// The place of one worker.
     #[inline]
     pub fn seat(&self, worker: WorkerId) -> &Seat {
@@ -646,6 +674,16 @@ impl Shared {
     #[inline]
     pub fn micros_at(&self, instant: Instant) -> u64 {
         u64::try_from(instant.saturating_duration_since(self.origin).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Seed of every random decision.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The client with this key comes back to `server` until then, as another process has known.
+    pub(crate) fn remember(&self, key: PersistenceKey, server: RealServerId, expires: Now, now: Now) {
+        lock(&self.persistence[key.stripe(self.seed)]).record_if_absent(key, server, expires, now);
     }
 
     /// Seed of [`towpath_core::steering::vshard_of_client`], the same as in the listeners' steering program.

@@ -189,6 +189,10 @@ pub(crate) async fn keep(house: Arc<House>) {
     let mut wanted = house.keeper.wanted.subscribe();
     loop {
         let version = *wanted.borrow_and_update();
+        if house.upgrades.is_handed() {
+            // Another process writes it.
+            return;
+        }
         if !house.keeper.is_written(version) {
             let (version, text) = text_now(&house);
             let (path, writing) = (path.clone(), Arc::clone(&house.keeper.writing));
@@ -209,6 +213,9 @@ pub(crate) async fn keep(house: Arc<House>) {
 /// Writes what is not written yet: the process ends.
 pub(crate) fn keep_last(house: &House) {
     let Some(path) = &house.keeper.path else { return };
+    if house.upgrades.is_handed() {
+        return;
+    }
     let (version, text) = text_now(house);
     if !house.keeper.is_written(version) {
         house.keeper.tell(version, write_alone(&house.keeper.writing, path, text));
@@ -220,6 +227,22 @@ fn write_alone(writing: &Mutex<()>, path: &Path, text: Result<Vec<u8>, String>) 
     write(path, &text?).map_err(|error| error.to_string())
 }
 
+/// What holds now, as the file would say it: for the process that takes over.
+pub(crate) fn text_of(house: &House) -> Result<String, String> {
+    text_now(house).1.and_then(|text| String::from_utf8(text).map_err(|error| error.to_string()))
+}
+
+/// What another process has said so.
+pub(crate) fn found(text: &str, now: Now) -> Found {
+    match parse(text.as_bytes(), unix_ms(), now) {
+        Ok(words) => Found { words, trouble: None },
+        Err(reason) => Found {
+            words: AdminWords::new(),
+            trouble: Some(format!("what the process before has told is damaged ({reason})")),
+        },
+    }
+}
+
 fn text_now(house: &House) -> (u64, Result<Vec<u8>, String>) {
     let truth = house.truth();
     (truth.words_version(), render(truth.words(), house.shared.now(), unix_ms()))
@@ -228,7 +251,7 @@ fn text_now(house: &House) -> (u64, Result<Vec<u8>, String>) {
 /// What was said before, if the file is there. One that is damaged or cannot be read is set aside, so that the next word is not written over it.
 pub(crate) fn read(path: &Path, unix_ms: u64) -> Found {
     let what = match read_text(path) {
-        Ok(text) => match parse(&text, unix_ms) {
+        Ok(text) => match parse(&text, unix_ms, Now(0)) {
             Ok(words) => return Found { words, trouble: None },
             Err(reason) => format!("it is damaged ({reason})"),
         },
@@ -253,7 +276,8 @@ fn read_text(path: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-fn parse(text: &[u8], unix_ms: u64) -> Result<AdminWords, String> {
+/// Deadlines count from `now`, which is `unix_ms` by the calendar: what has passed before is over at once.
+fn parse(text: &[u8], unix_ms: u64, now: Now) -> Result<AdminWords, String> {
     if text.len() as u64 > FILE_BYTES_MAX {
         return Err(format!("more than {FILE_BYTES_MAX} bytes"));
     }
@@ -268,7 +292,7 @@ fn parse(text: &[u8], unix_ms: u64) -> Result<AdminWords, String> {
         words.restore_role(RoleWord { role: role.into(), over: configured.map(MachineRole::from), said: said.into() });
     }
     for MemberText { service, address, port, admin, weight } in file.members {
-        let admin = admin.map(|text| admin_word(text, unix_ms)).transpose()?;
+        let admin = admin.map(|text| admin_word(text, unix_ms, now)).transpose()?;
         let weight =
             weight.map(|text| WeightWord { weight: text.weight, over: text.configured, said: text.said.into() });
         words.restore(Member { service, address, port }, Words { admin, weight });
@@ -276,11 +300,10 @@ fn parse(text: &[u8], unix_ms: u64) -> Result<AdminWords, String> {
     Ok(words)
 }
 
-fn admin_word(text: AdminText, unix_ms: u64) -> Result<AdminWord, String> {
+fn admin_word(text: AdminText, unix_ms: u64, now: Now) -> Result<AdminWord, String> {
     let state = |word: &str| admin_of(word).ok_or_else(|| format!("{word:?} is no admin state"));
     let drain = text.drain.map(|drain| Drain {
-        // Time begins with the process: what has passed before is over at once.
-        deadline: drain.deadline_unix_ms.map(|deadline| Now(deadline.saturating_sub(unix_ms).min(DRAIN_MS_MAX))),
+        deadline: drain.deadline_unix_ms.map(|deadline| now + deadline.saturating_sub(unix_ms).min(DRAIN_MS_MAX)),
         until: drain.until,
         then: drain.then.into(),
         over: drain.over.map(|over| DrainOver {

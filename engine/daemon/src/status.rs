@@ -10,6 +10,7 @@ use towpath_core::snapshot::ServerHealth;
 
 use crate::admin::{AdminSaid, WeightSaid};
 use crate::events::Event;
+pub use crate::upgrade::TakenOverStatus;
 
 /// The state of a running process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +19,9 @@ pub struct Status {
     pub version: String,
     /// `running`, `draining` or `ending`.
     pub phase: String,
+    /// From whom this process has taken over; `None` = it was started anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_over: Option<TakenOverStatus>,
     /// `active`, or `standby` for another machine.
     #[serde(default)]
     pub role: String,

@@ -120,6 +120,58 @@ pub fn set_timer_slack(slack_ns: u32) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets a program that this thread starts do what this thread may: every capability that it has becomes ambient (capabilities(7)). The other threads
+/// keep theirs to themselves.
+pub fn hand_on_all_capabilities() -> io::Result<()> {
+    /// `struct __user_cap_header_struct` (include/uapi/linux/capability.h).
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: libc::c_int,
+    }
+    /// `struct __user_cap_data_struct`, of which there are two: the low and the high half.
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Half {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`
+    const VERSION: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION, pid: 0 };
+    let mut halves = [Half::default(); 2];
+    // SAFETY: the kernel reads one header and writes two halves; both outlive the call.
+    check_call(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
+    // A service manager that gives us ambient ones has made them inheritable already.
+    if halves.iter().any(|half| half.permitted & !half.inheritable != 0) {
+        halves.iter_mut().for_each(|half| half.inheritable |= half.permitted);
+        // SAFETY: the kernel reads one header and two halves; both outlive the call.
+        check_call(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) })?;
+    }
+    for capability in 0..64_u32 {
+        if halves[capability as usize / 32].permitted & (1 << (capability % 32)) == 0 {
+            continue;
+        }
+        let none: libc::c_ulong = 0;
+        // SAFETY: prctl(2) takes five numbers here, and changes this thread's credentials only.
+        check(unsafe {
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE as libc::c_ulong,
+                libc::c_ulong::from(capability),
+                none,
+                none,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+fn check_call(result: libc::c_long) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Keeps what this thread may do, and those that it makes, from programs that they start: no capability is ambient any more (capabilities(7)). A
 /// service manager hands capabilities to us that way.
 pub fn hand_on_no_capabilities() -> io::Result<()> {
@@ -295,6 +347,27 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_program_gets_what_the_thread_that_starts_it_hands_on() {
+        let line = |status: &str, name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+        };
+        let ours = || fs::read_to_string("/proc/thread-self/status").unwrap();
+        let before = line(&ours(), "CapAmb:");
+        std::thread::spawn(move || {
+            hand_on_all_capabilities().unwrap();
+            let permitted = line(&ours(), "CapPrm:");
+            let output = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap();
+            assert_eq!(line(&String::from_utf8(output.stdout).unwrap(), "CapAmb:"), permitted);
+            hand_on_no_capabilities().unwrap();
+            assert_eq!(line(&ours(), "CapAmb:"), "0000000000000000");
+        })
+        .join()
+        .unwrap();
+        assert_eq!(line(&ours(), "CapAmb:"), before, "other threads keep theirs to themselves");
     }
 
     #[test]

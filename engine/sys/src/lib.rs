@@ -9,6 +9,7 @@ mod errno;
 pub mod ethtool;
 pub mod event;
 pub mod fast_path;
+pub mod handover;
 pub mod host;
 pub mod instructions;
 pub mod link;

@@ -243,6 +243,11 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended; says whether it has. Who started it still learns how.
+    pub fn has_ended(&self, timeout: Duration) -> bool {
+        host::await_readable(&self.exit, timeout).is_ok()
+    }
+
     /// Asks it to end (SIGTERM) and waits until it has.
     pub fn end(&self, timeout: Duration) -> io::Result<()> {
         let (fd, no_info) = (self.exit.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());

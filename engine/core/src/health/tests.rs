@@ -291,3 +291,31 @@ fn only_who_was_down_has_returned() {
     state.on_result(CheckResult::Passed, Now(7));
     assert_eq!(state.returned(), Some(Now(7)));
 }
+
+#[test]
+fn an_inherited_verdict_holds_until_the_counts_change_it() {
+    let mut board = HealthBoard::new();
+    let plans = [plan(0, &[80], 1_000), plan(1, &[81], 1_000), plan(2, &[82], 1_000), plan(3, &[83], 1_000)];
+    board.adopt(&plans, Now(0));
+    let told = [ServerHealth::Up, ServerHealth::Down, ServerHealth::Held, ServerHealth::Unknown];
+    for (plan, health) in plans.iter().zip(told) {
+        board.inherit(plan.id, health, "as it was", Now(5));
+    }
+    let health = |board: &HealthBoard, id| board.state(CheckId(id)).unwrap().health();
+    assert_eq!(
+        [0, 1, 2, 3].map(|id| health(&board, id)),
+        [ServerHealth::Up, ServerHealth::Down, ServerHealth::Down, ServerHealth::Unknown]
+    );
+    assert!(board.is_judged(CheckId(0)) && !board.is_judged(CheckId(3)));
+    // Falls after three, rises after two.
+    for (id, result, times) in [(0, failed("refused"), 3), (1, CheckResult::Passed, 2)] {
+        let before = health(&board, id);
+        let transitions: Vec<bool> =
+            (0..times).map(|_| board.on_result(CheckId(id), result.clone(), Now(9)).is_some()).collect();
+        assert_eq!(transitions.iter().filter(|changed| **changed).count(), 1);
+        assert!(transitions[times - 1] && health(&board, id) != before);
+    }
+    // Whoever has a verdict of its own believes it.
+    board.inherit(CheckId(1), ServerHealth::Down, "late", Now(10));
+    assert_eq!(health(&board, 1), ServerHealth::Up);
+}

@@ -20,6 +20,11 @@ impl HttpSecret {
         HttpSecret(secret)
     }
 
+    /// The same bytes, for the process that takes over from this one.
+    pub fn octets(&self) -> [u8; 16] {
+        self.0
+    }
+
     /// From a longer secret.
     pub fn of(secret: &[u8]) -> HttpSecret {
         let mut hasher = SipHasher24::new();

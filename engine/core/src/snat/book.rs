@@ -8,7 +8,7 @@ use std::sync::Arc;
 use towpath_config::model::SourcePool;
 
 use super::map::{PortMap, PortMask, SnatMaps};
-use super::{Leased, Route, RouteSource, SnatPool};
+use super::{Leased, Route, RouteSource, SnatLease, SnatPool};
 
 /// Upper bounds of a [`SnatBook`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +190,12 @@ impl SnatBook {
         let unused = &mut self.unused;
         unused.extend(self.by_key.extract_if(|_, map| map.is_unused()).map(|(_, map)| map));
         self.sweep_at = (self.by_key.len() * 2).max(SWEEP_MIN);
+    }
+
+    /// Takes one certain port, which another process holds, so that nobody leases it here. `None`: no pool leases there, or it is leased.
+    pub fn reserve(&self, leased: Leased, source: SocketAddr, destination: SocketAddr) -> Option<SnatLease> {
+        let map = self.by_key.get(&MapKey { address: source.ip(), destination, leased })?;
+        map.take(source.port()).then(|| SnatLease { map: map.id(), port: source.port(), address: source.ip().into() })
     }
 
     /// Where leases are released whose pool is gone.

@@ -92,6 +92,16 @@ impl PortMap {
         None
     }
 
+    /// Claims one certain port; false where it is leased.
+    pub(super) fn take(&self, port: u16) -> bool {
+        let (vshard, word, bit) = place(port);
+        let taken = self.shards[vshard].leased[word].fetch_or(bit, Ordering::AcqRel) & bit == 0;
+        if taken {
+            self.note(port, vshard_of_port(port));
+        }
+        taken
+    }
+
     /// Notes that the flow which has just leased `port` lives in `home`. Where nothing else was ever said of these ports, their notes are right as
     /// they are, and the line of one more table need not be written.
     #[inline]

@@ -522,3 +522,21 @@ fn a_full_rest_hands_back_the_lease_with_the_least_time_left() {
     assert_eq!(early, Some(second));
     assert_eq!(rest.len(), 2);
 }
+
+#[test]
+fn a_port_that_another_process_holds_is_leased_to_nobody_until_it_is_given_back() {
+    let to = server("10.0.0.1:443");
+    let mut book = book();
+    let pool = book.pool(&rule(&["192.0.2.1"], 20_000, 20_255), &[], Protocol::Tcp, &[to]).expect("a pool");
+    let held = server("192.0.2.1:20007");
+    let reserved = book.reserve(Leased::Tcp, held, to).expect("a free port");
+    assert_eq!(reserved.source(), held);
+    assert_eq!(book.reserve(Leased::Tcp, held, to), None, "twice");
+    assert_eq!(book.reserve(Leased::Udp, held, to), None, "no pool leases there");
+    assert_eq!(book.reserve(Leased::Tcp, held, server("10.0.0.2:443")), None);
+    let leases = lease_all(&pool, to);
+    assert_eq!(leases.len(), 255);
+    assert!(!sources(&leases).contains(&held));
+    book.maps().release(reserved);
+    assert_eq!(lease(&pool, to).expect("the one that came back").source(), held);
+}

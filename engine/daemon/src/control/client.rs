@@ -33,6 +33,7 @@ use crate::controller::Reloaded;
 use crate::reload::changes::ReloadPlan;
 use crate::role::{RoleBody, RoleChanged, RoleStatus};
 use crate::status::Status;
+use crate::upgrade::{UpgradeBody, Upgraded};
 
 /// Bytes that an answer may have: 1,024 services with some hundred servers each.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -42,6 +43,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const ORDER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same for a reload, before which the machine is asked and every file is read.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The same for an upgrade: the new process does all that a start does.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Where a daemon is asked.
 #[derive(Clone, Debug)]
@@ -263,6 +267,11 @@ pub fn take_role(at: &Endpoint, body: &RoleBody) -> Result<RoleChanged, FetchErr
 /// Has the daemon take its file as it is now. Returns when every worker serves it.
 pub fn order_reload(at: &Endpoint) -> Result<Reloaded, FetchError> {
     post(at, "/v1/reload", &json!({}), RELOAD_TIMEOUT)
+}
+
+/// Has another process take over from the daemon. Returns when that one serves.
+pub fn order_upgrade(at: &Endpoint, body: &UpgradeBody) -> Result<Upgraded, FetchError> {
+    post(at, "/v1/upgrade", body, UPGRADE_TIMEOUT)
 }
 
 /// Asks what a reload would change: of the daemon's own file, or of one with this name and text.

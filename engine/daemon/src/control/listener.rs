@@ -80,6 +80,17 @@ impl ControlListener {
         Ok(ControlListener { listener, address })
     }
 
+    /// The listener at `address` that another process has opened.
+    pub(crate) fn adopt(address: SocketAddr, listener: StdTcpListener) -> Result<ControlListener, ControlError> {
+        listener.set_nonblocking(true).map_err(|source| ControlError::Listen { address, source })?;
+        Ok(ControlListener { listener, address })
+    }
+
+    /// A copy, for the process that takes over.
+    pub(crate) fn copy(&self) -> io::Result<(SocketAddr, StdTcpListener)> {
+        Ok((self.address, self.listener.try_clone()?))
+    }
+
     pub(super) async fn serve(self, house: Arc<House>) {
         let ControlListener { listener, address } = self;
         let listener = match TcpListener::from_std(listener) {
@@ -90,7 +101,12 @@ impl ControlListener {
         let visitors = Arc::new(Mutex::new(Visitors::new(house.shared.now())));
         let mut guests: VecDeque<Guest> = VecDeque::new();
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                biased;
+                () = house.upgrades.handed() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
                 Err(error) => {
                     tracing::warn!("control.listen {address}: {error}");
                     sleep(ACCEPT_PAUSE).await;

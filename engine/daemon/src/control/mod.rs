@@ -25,6 +25,7 @@ mod route;
 mod server;
 mod session;
 mod sessions;
+mod upgrade;
 
 use std::convert::Infallible;
 use std::fs;
@@ -34,6 +35,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -55,7 +57,7 @@ pub use answer::Problem;
 pub use certs::{CertificateRow, Certificates};
 pub use client::{
     Asker, Endpoint, FetchError, Remote, ServerPath, fetch_file, fetch_members, fetch_plan, fetch_role, fetch_status,
-    get, order, order_reload, post, query, take_role,
+    get, order, order_reload, order_upgrade, post, query, take_role,
 };
 pub use events::EventsPage;
 pub use guard::AccessError;
@@ -132,6 +134,10 @@ struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// Whom it is to be given to once it is ours.
+    group: Option<u32>,
+    /// It is another process's once this is set.
+    is_handed: Arc<AtomicBool>,
 }
 
 impl ControlSocket {
@@ -171,8 +177,27 @@ impl ControlSocket {
         fs::set_permissions(path, fs::Permissions::from_mode(SOCKET_MODE)).map_err(system)?;
         listener.set_nonblocking(true).map_err(system)?;
         let metadata = fs::symlink_metadata(path).map_err(system)?;
-        let file = SocketFile { path: path.to_owned(), device: metadata.dev(), inode: metadata.ino() };
+        let (device, inode) = (metadata.dev(), metadata.ino());
+        let file = SocketFile { path: path.to_owned(), device, inode, group: None, is_handed: Arc::default() };
         Ok(ControlSocket { listener, file })
+    }
+
+    /// The socket at `path` that another process has bound and that is ours from now on.
+    pub fn adopt(path: &Path, group: &ControlGroup, listener: StdUnixListener) -> Result<ControlSocket, ControlError> {
+        let system = |source| ControlError::System { path: path.to_owned(), source };
+        let group = match group {
+            ControlGroup::IfThere(name) => group_named(name),
+            ControlGroup::Named(name) => Some(group_named(name).ok_or_else(|| ControlError::NoGroup(name.clone()))?),
+            ControlGroup::OfProcess => None,
+        };
+        listener.set_nonblocking(true).map_err(system)?;
+        let file = SocketFile { path: path.to_owned(), device: 0, inode: 0, group, is_handed: Arc::default() };
+        Ok(ControlSocket { listener, file })
+    }
+
+    /// A copy, for the process that takes over.
+    pub(crate) fn copy(&self) -> io::Result<(PathBuf, StdUnixListener)> {
+        Ok((self.file.path.clone(), self.listener.try_clone()?))
     }
 
     /// Where it is bound.
@@ -202,10 +227,27 @@ fn clear_the_way(path: &Path) -> Result<(), ControlError> {
     }
 }
 
+impl SocketFile {
+    /// Ours is whatever is there now: of a process that fails before it has taken over, the file stays.
+    fn own(&mut self, is_handed: Arc<AtomicBool>) {
+        self.is_handed = is_handed;
+        if let Some(group) = self.group.take()
+            && let Err(error) = chown(&self.path, None, Some(group))
+        {
+            tracing::warn!("control socket {}: it cannot be given to its group: {error}", self.path.display());
+        }
+        if let Ok(metadata) = fs::symlink_metadata(&self.path) {
+            (self.device, self.inode) = (metadata.dev(), metadata.ino());
+        }
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|metadata| metadata.dev() == self.device && metadata.ino() == self.inode);
+        let is_ours = !self.is_handed.load(Ordering::Acquire);
+        let ours = is_ours
+            && fs::symlink_metadata(&self.path)
+                .is_ok_and(|metadata| metadata.dev() == self.device && metadata.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("control socket {} could not be removed: {error}", self.path.display());
         }
@@ -224,7 +266,8 @@ pub(crate) fn serve(entrance: Entrance, house: &Arc<House>) {
 }
 
 async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
-    let ControlSocket { listener, file } = socket;
+    let ControlSocket { listener, mut file } = socket;
+    file.own(house.upgrades.handed_flag());
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -238,7 +281,12 @@ async fn serve_socket(socket: ControlSocket, house: Arc<House>) {
     loop {
         // Whoever comes when all places are taken waits in the socket's own queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = house.upgrades.handed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             // The operator may want to know just that.
             Err(error) if Cause::of(&error) == Cause::OutOfDescriptors && spare.take().is_some() => {}
             Err(error) => {
@@ -279,6 +327,8 @@ fn spare_descriptor() -> Option<fs::File> {
 /// Answers what one client asks: once by the socket, as long as it goes on by the network.
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, house: Arc<House>, door: Door) {
     let stays = matches!(door, Door::Network(_));
+    let asked = Arc::clone(&house);
+    let _conversing = asked.upgrades.converse();
     let door = Arc::new(door);
     let (deadline, mut moved) = Deadline::new(CONNECTION_TIMEOUT);
     let deadline = Arc::new(deadline);
@@ -298,6 +348,7 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
         .keep_alive(stays)
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let mut is_last = false;
     loop {
         let until = *moved.borrow_and_update();
         tokio::select! {
@@ -308,6 +359,11 @@ async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, 
                 return;
             }
             Ok(()) = moved.changed() => {}
+            // A page that goes on asking is to ask the process that serves.
+            () = asked.upgrades.handed(), if !is_last => {
+                is_last = true;
+                connection.as_mut().graceful_shutdown();
+            }
             () = sleep_until(until) => return tracing::debug!("control: a client was too slow"),
         }
     }

@@ -54,6 +54,11 @@ impl Peer {
         self.role_by(owner.map(|file| Owner { uid: file.uid(), gid: file.gid(), mode: file.mode() }))
     }
 
+    /// Whether it is root, or runs as the owner of the socket, so as this process: of the group alone nobody has what this process may do.
+    pub(super) fn is_owner(&self, socket: &Path) -> bool {
+        self.uid == 0 || fs::symlink_metadata(socket).is_ok_and(|file| file.uid() == self.uid)
+    }
+
     fn role_by(&self, owner: Option<Owner>) -> ControlRole {
         let is_owner = |owner: Owner| {
             let of_group = self.gid == owner.gid || self.groups.contains(&owner.gid);

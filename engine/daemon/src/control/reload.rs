@@ -61,6 +61,9 @@ pub(super) async fn reload(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
     if body.dry_run {
         return plan(asked).await;
     }
+    if house.upgrades.is_under_way() {
+        return refuse(&RefusedReload::Engine(ReloadError::Upgrading));
+    }
     if house.shared.phase() != Phase::Running {
         return refuse(&RefusedReload::Engine(ReloadError::Stopping));
     }
@@ -137,7 +140,9 @@ async fn ask<T>(house: &House, command: Command, answer: oneshot::Receiver<T>) -
 fn refuse(refused: &RefusedReload) -> Answer {
     let (status, code) = match refused {
         RefusedReload::Engine(ReloadError::Stopping) => (StatusCode::CONFLICT, "stopping"),
-        RefusedReload::Engine(ReloadError::Closing(_) | ReloadError::Moving) => (StatusCode::CONFLICT, "busy"),
+        RefusedReload::Engine(ReloadError::Closing(_) | ReloadError::Moving | ReloadError::Upgrading) => {
+            (StatusCode::CONFLICT, "busy")
+        }
         RefusedReload::Engine(ReloadError::NeedsRestart(_)) => (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart"),
         RefusedReload::Engine(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not_taken"),
         RefusedReload::NoFile => (StatusCode::UNPROCESSABLE_ENTITY, "no_file"),

@@ -21,7 +21,9 @@ use super::caller::{Caller, Who};
 use super::guard::{self, LoginBody, NoKeys, Visit};
 use super::peer::Peer;
 use super::server::Verb;
-use super::{capture, certs, check, events, explain, files, limits, persistence, reload, role, server, sessions};
+use super::{
+    capture, certs, check, events, explain, files, limits, persistence, reload, role, server, sessions, upgrade,
+};
 use crate::admin::Chosen;
 use crate::house::House;
 use crate::metrics;
@@ -93,6 +95,7 @@ pub(super) enum Action {
     Session,
     Sessions,
     Status,
+    Upgrade,
 }
 
 /// One line of the table.
@@ -146,6 +149,8 @@ static ROUTES: &[Route] = &[
     see("/v1/sessions", Action::Sessions),
     change("/v1/sessions/kill", ControlRole::Operator, Action::KillSessions),
     see("/v1/status", Action::Status),
+    // A program is started with everything that this process may do.
+    change("/v1/upgrade", ControlRole::Admin, Action::Upgrade),
 ];
 const LOGIN: &str = "/v1/login";
 
@@ -183,6 +188,7 @@ async fn act(action: Action, request: Request<Incoming>, asked: &Asked<'_>, door
         Action::Session => json(StatusCode::OK, &house.guard.view(who, house.shared.now())),
         Action::Sessions => sessions::list(request, asked).await,
         Action::Status => json(StatusCode::OK, &house.status()),
+        Action::Upgrade => upgrade::upgrade(request, asked, door).await,
     }
 }
 

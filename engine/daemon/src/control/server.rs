@@ -90,6 +90,7 @@ pub(super) fn refuse(error: &OrderError) -> Answer {
         OrderError::NoSuchServer { .. } => (StatusCode::NOT_FOUND, "no_such_server"),
         OrderError::NoSuchService { .. } => (StatusCode::NOT_FOUND, "no_such_service"),
         OrderError::Stopping => (StatusCode::CONFLICT, "stopping"),
+        OrderError::Upgrading => (StatusCode::CONFLICT, "busy"),
     };
     problem(status, code, error.to_string())
 }

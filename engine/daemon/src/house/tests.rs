@@ -26,6 +26,7 @@ fn first(model: Model) -> (Truth, Arc<Shared>) {
         http(),
         Arc::new(SteeringTable::even(1)),
         state_file::Found::default(),
+        &BTreeMap::new(),
     )
     .unwrap();
     let settings = SharedSettings {

@@ -79,6 +79,13 @@ impl MetricsServer {
         if let Some((_, task)) = self.serving.take() {
             task.abort();
         }
+        // Of the one before the next process is to have no copy, or the address would stay taken.
+        let copy = settings.listen.zip(opened.as_ref()).map(|(listen, opened)| Ok((listen, opened.try_clone()?)));
+        let copy = copy.transpose().unwrap_or_else(|error: io::Error| {
+            tracing::warn!("metrics: an upgrade will not hand their listener over: {error}");
+            None
+        });
+        house.upgrades.hold_metrics(copy);
         let (Some(listen), Some(opened)) = (settings.listen, opened) else { return };
         let task = tokio::spawn(serve(opened, Arc::clone(house), Arc::clone(&self.from)));
         self.serving = Some((listen, task.abort_handle()));
@@ -94,7 +101,12 @@ async fn serve(listener: StdTcpListener, house: Arc<House>, from: Arc<Mutex<Vec<
     loop {
         // Whoever comes when all places are taken waits in the socket's own queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = house.upgrades.handed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
             Err(error) => {
                 tracing::warn!("metrics: {error}");
                 sleep(ACCEPT_PAUSE).await;

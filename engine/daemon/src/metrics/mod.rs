@@ -43,6 +43,8 @@ fn write(status: &Status, process: &ProcessUse) -> String {
     let Status {
         version,
         phase,
+        // Over when a process has gone that collects nothing any more.
+        taken_over: _,
         // Who collects them has clocks of its own.
         uptime_seconds: _,
         started_unix_ms,

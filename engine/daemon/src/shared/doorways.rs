@@ -60,10 +60,14 @@ impl DoorBoard {
 
     /// These are open, one socket for each worker.
     pub(crate) fn enter(&self, doorways: impl Iterator<Item = Doorway>) {
+        let workers = self.workers;
+        self.enter_counted(doorways.map(|doorway| (doorway, workers)));
+    }
+
+    /// These are open, so many sockets each: some workers may have two, where a process with more of them had opened them.
+    pub(crate) fn enter_counted(&self, doorways: impl Iterator<Item = (Doorway, usize)>) {
         let mut sockets = lock(&self.sockets);
-        for doorway in doorways {
-            sockets.insert(doorway, Sockets { open: self.workers, state: State::Open });
-        }
+        sockets.extend(doorways.map(|(doorway, open)| (doorway, Sockets { open, state: State::Open })));
     }
 
     /// Finds what of `wanted` has to be opened. What was leaving stays from here on, unless it is [given up](Self::leave) again.
@@ -115,7 +119,7 @@ impl DoorBoard {
         let Some(Sockets { open, state }) = sockets.get_mut(doorway) else { return false };
         let State::Leaving { ready } = state else { return false };
         ready.insert(worker);
-        let is_last = ready.len() >= *open;
+        let is_last = ready.len() >= (*open).min(self.workers);
         if is_last {
             *state = State::Closing;
         }

@@ -123,7 +123,7 @@ fn more_than_would_be_read_is_not_written() {
 fn what_somebody_has_edited_is_bounded() {
     let text = String::from_utf8(render(&words(), Now(0), UNIX_MS).unwrap()).unwrap();
     let edited = text.replace("root (uid 0)", &("ö".repeat(200) + "\\n"));
-    let words = parse(edited.as_bytes(), UNIX_MS).unwrap();
+    let words = parse(edited.as_bytes(), UNIX_MS, Now(0)).unwrap();
     let by = &words.of(&member(3, None)).unwrap().admin.as_ref().unwrap().said.by;
     assert_eq!(*by, "ö".repeat(128), "256 bytes");
 }
@@ -147,8 +147,12 @@ fn who_was_active_before_the_machine_crashed_waits_for_a_new_word() {
         let over = if role == MachineRole::Active { Some(MachineRole::Standby) } else { None };
         words.restore_role(RoleWord { role, over, said: said.clone() });
         let text = render(&words, Now(0), UNIX_MS).unwrap();
-        assert_eq!(parse(&text, UNIX_MS).unwrap().role_word(), words.role_word(), "{role:?}: a restart of the process");
+        assert_eq!(
+            parse(&text, UNIX_MS, Now(0)).unwrap().role_word(),
+            words.role_word(),
+            "{role:?}: a restart of the process"
+        );
         let other = String::from_utf8(text).unwrap().replace(&boot(), "another start");
-        assert_eq!(parse(other.as_bytes(), UNIX_MS).unwrap().role_word().is_some(), survives, "{role:?}");
+        assert_eq!(parse(other.as_bytes(), UNIX_MS, Now(0)).unwrap().role_word().is_some(), survives, "{role:?}");
     }
 }

@@ -264,7 +264,7 @@ impl Worker {
     ) -> io::Result<Option<Key>> {
         let Some((service, port)) = self.service_of_listener(index) else { return Ok(None) };
         let page = self.shared.seat(self.id).service_page(service.id);
-        if self.is_leaving(index) {
+        if self.is_leaving(index) || self.shared.is_handing() {
             page.count_end(Termination::NoServer);
             return Ok(None);
         }

@@ -70,6 +70,8 @@ pub(super) struct Doors {
     openings: Arc<[Opening]>,
     /// How many leave.
     leaving: usize,
+    /// Datagrams wait in the kernel for the process that takes over.
+    holds_datagrams: bool,
     /// A descriptor kept back, so that a client can be accepted and refused when there is no other.
     reserve: Option<File>,
 }
@@ -77,7 +79,7 @@ pub(super) struct Doors {
 impl Doors {
     pub(super) fn new(listeners: Vec<Listener>, openings: Arc<[Opening]>) -> io::Result<Doors> {
         let doors = listeners.into_iter().map(Door::new).collect();
-        Ok(Doors { doors, openings, leaving: 0, reserve: Some(reserve()?) })
+        Ok(Doors { doors, openings, leaving: 0, holds_datagrams: false, reserve: Some(reserve()?) })
     }
 
     /// One more; it takes the place of one that has closed.
@@ -106,6 +108,20 @@ impl Doors {
             }
         }
         result
+    }
+
+    /// Copies of the listeners that stay.
+    pub(super) fn copies(&self) -> io::Result<Vec<(Doorway, OwnedFd)>> {
+        let stay = self.doors.iter().filter(|door| door.leaving.is_none());
+        let copy = |door: &Door| {
+            let socket = match &door.socket {
+                DoorSocket::Stream(socket) => socket.as_fd(),
+                DoorSocket::Datagram(socket) => socket.as_fd(),
+                DoorSocket::Closed => return None,
+            };
+            Some(socket.try_clone_to_owned().map(|socket| (door.doorway, socket)))
+        };
+        stay.filter_map(copy).collect()
     }
 
     /// Whether an accept or receive is still in flight.
@@ -168,6 +184,7 @@ impl Worker {
                 DoorSocket::Stream(socket) => {
                     self.ring.accept_many(socket.as_fd(), Token::Accept(index).pack())?;
                 }
+                DoorSocket::Datagram(_) if self.doors.holds_datagrams => continue,
                 DoorSocket::Datagram(socket) => {
                     self.ring.receive_messages(socket.as_fd(), Token::Listen(index).pack())?;
                 }
@@ -176,6 +193,31 @@ impl Worker {
             door.armed = true;
         }
         Ok(())
+    }
+
+    /// Leaves datagrams of clients to the process that takes over, from before it learns what is leased here: two sockets may have one UDP port, and
+    /// answers to one would be the other's. (Of TCP the kernel refuses the second connection.)
+    pub(super) fn hold_datagrams(&mut self) -> io::Result<()> {
+        self.doors.holds_datagrams = true;
+        for door in &self.doors.doors {
+            if let DoorSocket::Datagram(socket) = &door.socket {
+                self.ring.cancel_all(socket.as_fd(), Token::Nothing.pack())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes them again where there is no such process any more.
+    pub(super) fn take_held_datagrams(&mut self) -> io::Result<()> {
+        if !self.doors.holds_datagrams || self.shared.is_handing() {
+            return Ok(());
+        }
+        self.doors.holds_datagrams = false;
+        // Whom the kernel has woken the other process for, which is gone.
+        for index in 0..self.doors.doors.len() {
+            self.empty_accept_queue(index)?;
+        }
+        self.rearm_unless_stopping()
     }
 
     /// The service behind a listener, as the snapshot at hand has it; of one that leaves, as it was last.
@@ -341,7 +383,7 @@ impl Worker {
         match completion.into_descriptor() {
             Ok(socket) => self.welcome(index, socket)?,
             // Cancelled.
-            Err(_) if self.doors.doors[index as usize].is_closing() => {}
+            Err(_) if self.doors.doors[index as usize].is_closing() || self.stopping.is_some() => {}
             Err(errno) => match Cause::of_errno(errno) {
                 Cause::OutOfDescriptors => self.refuse_waiting(index),
                 // The client gave up between SYN and accept: nothing was lost.
@@ -353,6 +395,11 @@ impl Worker {
             },
         }
         if goes_on {
+            return Ok(());
+        }
+        if self.stopping.is_some() {
+            self.empty_accept_queue(index as usize)?;
+            self.doors.doors[index as usize].socket = DoorSocket::Closed;
             return Ok(());
         }
         if self.doors.doors[index as usize].is_closing() {
@@ -386,6 +433,11 @@ impl Worker {
             };
             self.ring.cancel_all(socket, Token::Nothing.pack())?;
             self.empty_accept_queue(index)?;
+            // Another process accepts there, too, and the kernel wakes one of those who do (EPOLLEXCLUSIVE, io_uring/opdef.c): whom it has woken us for
+            // is looked for once more when our accept has ended.
+            if self.shared.is_handed() && self.doors.doors[index].armed {
+                continue;
+            }
             // UDP sessions still answer through their listener until they end.
             let door = &mut self.doors.doors[index].socket;
             match mem::replace(door, DoorSocket::Closed) {
@@ -466,8 +518,13 @@ mod tests {
             Door::new(Listener { service, port: address.port(), protocol, socket, address })
         };
         let no_socket = OwnedFd::from(File::open("/dev/null").unwrap());
-        let doors =
-            Doors { doors: vec![door(no_socket), door(first)], openings: Arc::default(), leaving: 0, reserve: None };
+        let doors = Doors {
+            doors: vec![door(no_socket), door(first)],
+            openings: Arc::default(),
+            leaving: 0,
+            holds_datagrams: false,
+            reserve: None,
+        };
         // Always the second.
         assert!(doors.steer(&[(0x06, 0, 0, 1)]).is_err());
         for _ in 0..16 {

@@ -378,6 +378,7 @@ impl Worker {
         self.shake()?;
         self.answer_questions()?;
         self.wake_rested();
+        self.take_held_datagrams()?;
         if self.stopping.is_none() && self.doors.next_due().is_some_and(|due| due <= self.now) {
             self.arm_doors()?;
         }
@@ -610,7 +611,11 @@ impl Worker {
         if self.stopping.is_none() {
             self.stopping = Some(self.shared.phase_since());
             self.close_doors()?;
-            self.drain_conversations()?;
+            // Where another process serves the next connection, nobody has to be sent away between two requests, just as the next one may be on its way:
+            // whoever comes with one is told with the response that it was the last.
+            if !self.shared.is_handed() {
+                self.drain_conversations()?;
+            }
             self.drain_hubs()?;
             self.close_all_idle()?;
         }

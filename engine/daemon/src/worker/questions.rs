@@ -22,6 +22,7 @@ use super::token::Key;
 use crate::questions::{
     Features, FoundSession, Inquiry, Question, Report, SessionFilter, SessionId, SessionPlace, Transport, Wish,
 };
+use crate::upgrade::{HeldLease, Holdings};
 
 /// Places of connections, or of UDP sessions, looked at in one breath.
 const SESSIONS_LOOKED_AT: u32 = 256;
@@ -84,9 +85,29 @@ impl Worker {
                         packets.tap = Some(Box::new(Tap::new(order, self.id)));
                     }
                 }
+                Question::Holdings(order) => {
+                    let is_held = if order.with_doors { Ok(()) } else { self.hold_datagrams() };
+                    order.answer(is_held.and_then(|()| self.holdings(order.with_doors)));
+                }
                 Question::Sessions(inquiry) => self.walks.walks.push_back(Walk::new(inquiry)),
             }
         }
+    }
+
+    /// What the process needs that takes over: copies of the listeners that stay, and what is leased.
+    fn holdings(&self, with_doors: bool) -> io::Result<Holdings> {
+        let doors = if with_doors { self.doors.copies()? } else { Vec::new() };
+        let of_relay = |relay: &Relay| {
+            let source = relay.legs.source().filter(|_| relay.legs.has_lease())?;
+            Some(HeldLease { transport: Transport::Tcp, source, destination: relay.destination() })
+        };
+        let of_session = |session: &DatagramSession| {
+            let (Some(source), true) = session.source() else { return None };
+            Some(HeldLease { transport: Transport::Udp, source, destination: session.destination()? })
+        };
+        let relays = self.relays.iter().filter_map(|(_, relay)| of_relay(relay));
+        let sessions = self.datagrams.sessions.iter().filter_map(|(_, session)| of_session(session));
+        Ok(Holdings { worker: self.id, doors, leases: relays.chain(sessions).collect() })
     }
 
     /// One step of the oldest question.
