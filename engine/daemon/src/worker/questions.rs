@@ -77,7 +77,7 @@ impl Walk {
 
 impl Worker {
     /// Hears what was asked.
-    pub(super) fn take_questions(&mut self) {
+    pub(super) fn take_questions(&mut self) -> io::Result<()> {
         for question in self.shared.seat(self.id).take_questions() {
             match question {
                 Question::Capture(order) => {
@@ -86,9 +86,11 @@ impl Worker {
                     }
                 }
                 Question::Holdings(order) => order.answer(self.holdings(order.with_doors)),
+                Question::Plane(order) => self.obey_plane(order)?,
                 Question::Sessions(inquiry) => self.walks.walks.push_back(Walk::new(inquiry)),
             }
         }
+        Ok(())
     }
 
     /// What the process needs that takes over: copies of the listeners that stay, and what is leased.
