@@ -40,7 +40,7 @@ use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::packets::steering::SteeringError;
-use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpus};
+use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, WorkerPlan, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Doorway, Inbox, Phase, Shared, SharedSettings, steering_seed};
@@ -539,23 +539,30 @@ impl Engine {
 
     fn start_workers(&self, entrances: Vec<Entrances>, seed: u64, on_breath: Option<fn()>) -> Result<(), StartError> {
         let plan = &self.house.plan;
+        let failed = |planned: &WorkerPlan| {
+            let (worker, cpu) = (WorkerId(planned.id), planned.cpu);
+            move |source| StartError::Worker { worker, cpu, source }
+        };
+        let mut serving = Vec::new();
         for (planned, entrances) in plan.workers.iter().zip(entrances) {
             let id = WorkerId(planned.id);
-            let failed = |source| StartError::Worker { worker: id, cpu: planned.cpu, source };
             let (ready, served) = mpsc::channel();
             let settings = WorkerSettings { on_breath, ..worker_settings(plan, seed, id) };
             let shared = Arc::clone(&self.house.shared);
             // On an error the engine is dropped, which ends the workers that serve already.
-            let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed)?;
+            let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed(planned))?;
             self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            serving.push((planned, served));
+        }
+        for (planned, served) in serving {
             match served.recv_timeout(WORKER_START_TIMEOUT) {
-                Ok(result) => result.map_err(failed)?,
+                Ok(result) => result.map_err(failed(planned))?,
                 Err(RecvTimeoutError::Timeout) => {
                     let seconds = WORKER_START_TIMEOUT.as_secs();
-                    return Err(failed(io::Error::other(format!("it did not serve within {seconds} s"))));
+                    return Err(failed(planned)(io::Error::other(format!("it did not serve within {seconds} s"))));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(failed(io::Error::other("its thread ended without a word")));
+                    return Err(failed(planned)(io::Error::other("its thread ended without a word")));
                 }
             }
         }

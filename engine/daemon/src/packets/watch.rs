@@ -31,6 +31,8 @@ const RETRY_MS: u64 = 1_000;
 const ORDERS_MAX: usize = 8;
 /// How long whoever gives one waits for it to be done: a transaction of nftables.
 const FOLLOW_MS: u64 = 2_000;
+/// How often the thread is asked to leave, with [`FOLLOW_MS`] each time.
+const LEAVES_MAX: usize = 15;
 /// Why an order is not taken.
 const NO_TIME: &str = "the network's thread has no time for it";
 /// Time between two confirmations of the neighbours that are sent to.
@@ -116,8 +118,13 @@ impl NetworkOrders {
 
     /// Ends the thread and leaves everything as it is: it is another process's.
     pub(crate) fn leave(&self) {
-        if let Err(error) = self.order(|reply| Order::Leave { reply }) {
-            tracing::error!("{error}");
+        // The other one serves already: there is no way back from here, so this is asked until it is done.
+        for _ in 0..LEAVES_MAX {
+            match self.order(|reply| Order::Leave { reply }) {
+                Ok(()) => return,
+                Err(_) if self.0.is_closed() => return,
+                Err(error) => tracing::warn!("the network is another process's: {error}"),
+            }
         }
     }
 

@@ -168,7 +168,9 @@ impl Takeover {
         let snapshot = house.shared.snapshot();
         let inheritance = plane
             .filter(|_| house.network.is_some())
-            .map(|manifest| Inheritance::new(&manifest, files, &house.truth(), &snapshot).map(Arc::new))
+            .map(|manifest| {
+                Inheritance::new(&manifest, files, house.plan.workers.len(), &house.truth(), &snapshot).map(Arc::new)
+            })
             .transpose()?;
         tracing::info!(
             "taken over from process {}: persistence entries: {}, of services or servers that are gone: {}, source ports held there: {}",

@@ -7,7 +7,7 @@
 //!
 //! The rules that keep the kernel silent stay where they are. Who has them is told by a socket that only one process can have, and which is handed over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -56,8 +56,8 @@ struct HeldMap {
 /// What the records say in the ids of the process that wrote them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct PlaneManifest {
-    places: BTreeMap<u16, PlaceName>,
-    servers: BTreeMap<u16, (IpAddr, Option<u16>)>,
+    places: Vec<(u16, PlaceName)>,
+    servers: Vec<(u16, (IpAddr, Option<u16>))>,
     maps: Vec<HeldMap>,
     /// When the old process began to freeze, in nanoseconds since 1970: what came before, it has forwarded.
     began_unix_ns: u64,
@@ -198,6 +198,9 @@ pub(crate) struct Inheritance {
     began_unix_ns: u64,
     taken: AtomicU64,
     lost: AtomicU64,
+    /// Workers that have not taken their flows yet.
+    awaited: Mutex<usize>,
+    arrived: Condvar,
 }
 
 impl Renamed for Inheritance {
@@ -219,6 +222,7 @@ impl Inheritance {
     pub(super) fn new(
         manifest: &PlaneManifest,
         files: Vec<OwnedFd>,
+        workers: usize,
         truth: &Truth,
         snapshot: &Snapshot,
     ) -> Result<Inheritance, String> {
@@ -246,6 +250,8 @@ impl Inheritance {
             files,
             taken: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            awaited: Mutex::new(workers),
+            arrived: Condvar::new(),
         })
     }
 
@@ -274,6 +280,18 @@ impl Inheritance {
     pub(crate) fn count(&self, taken: u64, lost: u64) {
         self.taken.fetch_add(taken, Ordering::Relaxed);
         self.lost.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    /// A worker has taken its flows, or cannot; waits for the others: who served before would lease ports that their flows have.
+    pub(crate) fn await_others(&self) {
+        let mut awaited = self.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        *awaited = awaited.saturating_sub(1);
+        self.arrived.notify_all();
+        // One that could not even begin ends the start; nobody waits for it for ever.
+        let _waited = self
+            .arrived
+            .wait_timeout_while(awaited, FREEZE_TIMEOUT, |awaited| *awaited > 0)
+            .unwrap_or_else(PoisonError::into_inner);
     }
 
     /// Flows that live on here, and those that do not: their service, server or source port is not there any more, or there was no room.

@@ -155,21 +155,20 @@ impl Packets {
             let _counted = desk.shared.loads().try_open(service, 0, server, 0);
         };
         let (mut taken, mut lost) = (0, 0);
-        inheritance.each(|record| {
+        let result = inheritance.each(|record| {
             let became = self.plane.inherit(now, record, inheritance, &mut desk, count, &mut self.out);
             match became.map_err(|error| format!("a flow of the process before is damaged: {error}"))? {
                 Inherited::Taken => taken += 1,
                 Inherited::Lost => lost += 1,
                 Inherited::Elsewhere(_) => {}
             }
-            if !self.out.is_empty() {
-                self.send_made();
-            }
+            // Nothing is said about those that found no room: the process before may still have to go on.
+            self.out.clear();
             Ok(())
-        })?;
-        self.ports.flush();
+        });
         inheritance.count(taken, lost);
-        Ok(())
+        inheritance.await_others();
+        result
     }
 
     /// Writes some of the flows down, and says so once all are.

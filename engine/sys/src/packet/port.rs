@@ -366,7 +366,11 @@ impl PacketPort {
             if self.copies.as_ref().is_some_and(|copies| !copies.has_room()) && self.slots.is_next_queued() {
                 return None;
             }
-            let filled = self.slots.take()?;
+            let Some(filled) = self.slots.take() else {
+                // What was another process's has been passed over; a clock that is set back later is nothing to us.
+                self.from_unix_ns = 0;
+                return None;
+            };
             let taken = if filled.is_queued { self.take_queued(&filled) } else { self.judge(&filled) };
             match taken {
                 Ok(taken) if filled.received_unix_ns < self.from_unix_ns => {
