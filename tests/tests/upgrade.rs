@@ -1,5 +1,8 @@
 //! A new process takes over from the running one.
 
+#[path = "upgrade/plane.rs"]
+mod plane;
+
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -463,14 +466,6 @@ fn when_the_new_process_dies_the_one_before_leaves_the_place_to_the_supervisor()
 #[test]
 fn what_cannot_be_handed_over_is_refused_by_name() {
     in_lab(what_cannot_be_handed_over_is_refused_by_name, Topology::TwoArm, 1, |lab| {
-        let source = format!("source = {{ pool = [\"{}\"] }}", lab.free_snat(102));
-        let config = "[limits]\nflows = 16384\n".to_owned()
-            + &packet_service("packets", lab.free_vip(100), "443", &source, &ipv4(lab.servers()));
-        let relay = subject!().start_under_init(lab.balancer(), &config, &[0]);
-        let output = relay.command(&["upgrade"]);
-        assert_eq!(output.status.code(), Some(3));
-        assert!(said(&output).contains("service `packets` is on the packet plane"), "{}", said(&output));
-
         let config = LIMITS.to_owned() + &service("web", lab.vip(101), "443", "", &ipv4(lab.servers()));
         let first = subject!().start(lab.balancer(), &config);
         let output = first.command(&["upgrade"]);

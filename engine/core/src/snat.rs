@@ -23,7 +23,7 @@ mod rest;
 #[cfg(test)]
 mod tests;
 
-pub use book::{SnatBook, SnatBookError, SnatLimits};
+pub use book::{MapName, SnatBook, SnatBookError, SnatLimits};
 pub use homes::PortHomes;
 pub use map::SnatMaps;
 pub use rest::SnatRest;

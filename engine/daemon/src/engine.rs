@@ -6,6 +6,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,7 @@ use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, WorkerId};
 use towpath_sys::host;
+use towpath_sys::packet::PacketPort;
 use towpath_sys::silence::Silence;
 
 use crate::access;
@@ -38,7 +40,7 @@ use crate::packets::facing::resolve;
 use crate::packets::fast::KernelPath;
 use crate::packets::kernel::{Kernel, KernelError};
 use crate::packets::steering::SteeringError;
-use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, usable_cpus};
+use crate::plan::{FastPlan, PacketsPlan, Plan, PlanErrors, PlanInput, WorkerPlan, usable_cpus};
 use crate::preflight::{Finding, HostFacts, Severity, preflight};
 use crate::settings::WorkerSettings;
 use crate::shared::{Doorway, Inbox, Phase, Shared, SharedSettings, steering_seed};
@@ -338,16 +340,34 @@ impl Engine {
             .map_err(|source| StartError::System { what: "the threads for handshakes", source })?;
         let (kernel, ports) = match &plan.packets {
             None => {
-                clear_silence();
+                // The process before may keep it, and removes it once it has gone.
+                if take_over.is_none() {
+                    clear_silence();
+                }
                 (None, Vec::new())
             }
             Some(packets) => {
                 let fast = open_fast_path(packets);
-                let (kernel, ports) =
-                    Kernel::open(truth.model(), &packets.arms, packets.ring, &steering, steering_seed(seed), fast)?;
+                let kept = take_over.and_then(|before| before.silence());
+                let (kernel, ports) = Kernel::open(
+                    truth.model(),
+                    &packets.arms,
+                    packets.ring,
+                    &steering,
+                    steering_seed(seed),
+                    fast,
+                    kept,
+                )?;
                 (Some(kernel), ports)
             }
         };
+        let interfaces = |source| StartError::System { what: "the interfaces of the packet plane", source };
+        let filter = kernel.as_ref().and_then(Kernel::fast_path).map(KernelPath::filter);
+        let filter = filter.map(|filter| filter.try_clone_to_owned()).transpose().map_err(interfaces)?;
+        if take_over.is_some() {
+            // Their rings are not to be full of what the process before forwards.
+            ports.iter().flatten().try_for_each(PacketPort::deafen).map_err(interfaces)?;
+        }
         let ports = ports.into_iter().chain(std::iter::repeat_with(Vec::new));
         let workers = plan.workers.len();
         let inboxes: Arc<[Inbox]> = match plan.packets {
@@ -359,7 +379,7 @@ impl Engine {
             let flows = plan.packets.as_ref()?.fast_flows_of(worker);
             Some((memory.clone()?, FastSettings { worker, flows, origin_ms: shared.origin_ms() }))
         };
-        let entrances: Vec<Entrances> = listeners
+        let mut entrances: Vec<Entrances> = listeners
             .into_iter()
             .zip(ports)
             .zip(hatches.into_iter().map(Some).chain(std::iter::repeat_with(|| None)))
@@ -368,6 +388,7 @@ impl Engine {
                 listeners,
                 ports,
                 inboxes: Arc::clone(&inboxes),
+                inheritance: None,
                 fast: fast(worker),
                 hatch,
             })
@@ -404,18 +425,35 @@ impl Engine {
         let _ended = verdicts.recv();
         let mut reserved = Vec::new();
         if let Some(before) = take_over {
-            reserved = before.go(&engine.house).map_err(StartError::TakeOver)?;
+            let hear = |port: &PacketPort| port.set_filter(filter.as_ref().map(AsFd::as_fd));
+            entrances.iter().flat_map(|of_worker| &of_worker.ports).try_for_each(hear).map_err(interfaces)?;
+            let inheritance;
+            (reserved, inheritance) = before.go(&engine.house).map_err(StartError::TakeOver)?;
+            if let Some(network) = &engine.house.network {
+                network.silence()?;
+            }
+            for of_worker in &mut entrances {
+                of_worker.inheritance.clone_from(&inheritance);
+            }
             let of_workers: Vec<&[Listener]> =
                 entrances.iter().map(|of_worker| of_worker.listeners.as_slice()).collect();
             HandedSockets::steer(&of_workers, &steering, steering_seed(seed))
                 .map_err(|source| StartError::System { what: "the steering of listeners", source })?;
         }
+        let inheritance = entrances.first().and_then(|entrances| entrances.inheritance.clone());
         engine.start_workers(entrances, seed, options.on_breath)?;
+        if let Some(inheritance) = inheritance {
+            let (taken, lost) = inheritance.counted();
+            tracing::info!("flows taken over: {taken}, lost because nothing here is theirs: {lost}");
+        }
         if let Some(before) = take_over {
             before.run().map_err(StartError::TakeOver)?;
             {
                 let truth = engine.house.truth();
                 truth.events().follow(truth.model().notify.as_ref());
+            }
+            if let Some(network) = &engine.house.network {
+                network.keep().map_err(|source| StartError::System { what: "the network's thread", source })?;
             }
             open_doors(&mut opened);
             follow(Arc::clone(before), Arc::clone(&engine.house), reserved)
@@ -510,23 +548,30 @@ impl Engine {
 
     fn start_workers(&self, entrances: Vec<Entrances>, seed: u64, on_breath: Option<fn()>) -> Result<(), StartError> {
         let plan = &self.house.plan;
+        let failed = |planned: &WorkerPlan| {
+            let (worker, cpu) = (WorkerId(planned.id), planned.cpu);
+            move |source| StartError::Worker { worker, cpu, source }
+        };
+        let mut serving = Vec::new();
         for (planned, entrances) in plan.workers.iter().zip(entrances) {
             let id = WorkerId(planned.id);
-            let failed = |source| StartError::Worker { worker: id, cpu: planned.cpu, source };
             let (ready, served) = mpsc::channel();
             let settings = WorkerSettings { on_breath, ..worker_settings(plan, seed, id) };
             let shared = Arc::clone(&self.house.shared);
             // On an error the engine is dropped, which ends the workers that serve already.
-            let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed)?;
+            let thread = worker::spawn(shared, id, planned.cpu, entrances, settings, ready).map_err(failed(planned))?;
             self.workers.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            serving.push((planned, served));
+        }
+        for (planned, served) in serving {
             match served.recv_timeout(WORKER_START_TIMEOUT) {
-                Ok(result) => result.map_err(failed)?,
+                Ok(result) => result.map_err(failed(planned))?,
                 Err(RecvTimeoutError::Timeout) => {
                     let seconds = WORKER_START_TIMEOUT.as_secs();
-                    return Err(failed(io::Error::other(format!("it did not serve within {seconds} s"))));
+                    return Err(failed(planned)(io::Error::other(format!("it did not serve within {seconds} s"))));
                 }
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(failed(io::Error::other("its thread ended without a word")));
+                    return Err(failed(planned)(io::Error::other("its thread ended without a word")));
                 }
             }
         }

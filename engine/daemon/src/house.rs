@@ -25,7 +25,7 @@ use towpath_core::passive::{Met, PassiveChange};
 use towpath_core::plane::PlaneCounter;
 use towpath_core::registry::Registry;
 use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
-use towpath_core::snat::{Leased, SnatBook, SnatLease, SnatLimits};
+use towpath_core::snat::{Leased, MapName, SnatBook, SnatLease, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Loads, Now, RealServerId, ServiceId};
 use towpath_tls::PoolGauges;
@@ -350,6 +350,16 @@ impl Truth {
             Some((upgrade::subject_of(plan), Verdict::of(state.health(), state.reason())?))
         };
         self.checks.iter().filter_map(of_plan).collect()
+    }
+
+    /// What every port map is of.
+    pub(crate) fn each_map<T>(&self, tell: impl Fn(u32, MapName) -> T) -> Vec<T> {
+        self.book.each_map().map(|(number, name)| tell(number, name)).collect()
+    }
+
+    /// The number of the port map with this name, if there is one.
+    pub(crate) fn map_of(&self, name: &MapName) -> Option<u32> {
+        self.book.map_of(name)
     }
 
     /// Takes source ports that another process holds, so that nobody leases them here: those that anybody could.

@@ -22,6 +22,7 @@ use towpath_core::{Now, PickReason, RealServerId, ServiceId, WorkerId};
 use crate::house::House;
 use crate::shared::Shared;
 use crate::upgrade::old::HoldingsOrder;
+use crate::upgrade::plane::PlaneOrder;
 
 /// Sessions that one answer names at most.
 pub const SESSIONS_MAX: u32 = 10_000;
@@ -42,6 +43,8 @@ pub(crate) enum Question {
     Capture(Arc<CaptureOrder>),
     /// What it holds that the process needs which takes over.
     Holdings(Arc<HoldingsOrder>),
+    /// To stop, hand over or go on with its packet plane.
+    Plane(Arc<PlaneOrder>),
     /// About its sessions.
     Sessions(Arc<Inquiry>),
 }

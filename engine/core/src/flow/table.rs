@@ -111,7 +111,7 @@ impl FlowPath {
 
 /// A flow of one table. Not valid for any other flow, also when its slot is used again: a slot whose generations are used up (2^31
 /// flows) is retired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FlowId {
     slot: u32,
     /// Odd while the flow lives.

@@ -121,6 +121,16 @@ impl Detail {
         self.fast = id.unwrap_or(NOT_FAST);
     }
 
+    /// The same flow in another process: with the real server and the lease that it has there, and in no fast path.
+    pub(super) fn renamed(self, server: RealServerId, lease: Option<SnatLease>) -> Detail {
+        Detail { server, map: lease.map_or(NO_MAP, SnatLease::into_map), fast: NOT_FAST, ..self }
+    }
+
+    /// Port map of its lease, if it still has one.
+    pub(super) fn map(&self) -> Option<u32> {
+        self.is_leased().then_some(self.map)
+    }
+
     /// Whether it still has a lease.
     pub(super) fn is_leased(&self) -> bool {
         self.map != NO_MAP

@@ -17,6 +17,7 @@ mod flows;
 mod forward;
 mod fragments;
 mod handoff;
+mod inherit;
 mod moving;
 mod neighbours;
 mod network;
@@ -67,6 +68,7 @@ use router::OwnAddresses;
 use services::Services;
 
 pub use answer::announcement;
+pub use inherit::{FLOW_RECORD, FlowRecord, FlowRecordError, Inherited, Renamed};
 pub use moving::{Cargo, MovedFlow};
 pub use neighbours::{Heard, NEIGHBOURS_MAX, NeighbourCounter, NeighbourCounts, Neighbours};
 pub use network::{Keeper, Network, NextHop, PROBE_PORTS, Port};
@@ -287,7 +289,7 @@ counters!(
         FlowsOpened = "flows_opened", "Flows that were opened.";
         FlowsReopened = "flows_reopened", "Flows that a SYN opened in place of one that was over.";
         FlowsReset = "flows_reset", "Flows that were ended from here by resets to both sides.";
-        FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before.";
+        FlowsTaken = "flows_taken", "Flows taken from the workers that their clients were steered to before, or from the process before.";
         FragmentsGivenUp = "fragments_given_up", "Fragments that were kept and then dropped: their packet was not whole in time, was refused, or gave way to newer ones.";
         FragmentsKept = "fragments_kept", "Fragments kept until their packet is whole.";
         FragmentsMade = "fragments_made", "Fragments of packets that were cut.";

@@ -26,10 +26,10 @@ pub enum Cargo {
 /// A flow on its way between two tables. Plain data.
 #[derive(Clone, Copy, Debug)]
 pub struct MovedFlow {
-    stage: Stage,
-    seen: Now,
+    pub(super) stage: Stage,
+    pub(super) seen: Now,
     /// With the name that it had.
-    flow: Ended,
+    pub(super) flow: Ended,
 }
 
 /// What a plane has still to give, and what it waits for.
@@ -172,16 +172,12 @@ impl Plane {
 
     /// The flow, if another worker owns its home.
     fn moved(&self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
-        let table = self.flows.table(stage);
-        let path = table.path(id)?;
-        let home = self.home_of_flow(&path);
+        let home = self.home_of_flow(&self.flows.table(stage).path(id)?);
         let owner = self.snapshot.steering.worker_of(home);
         if owner == self.worker {
             return None;
         }
-        let (seen, class) = (table.seen(id)?, table.class(id)?);
-        let (state, detail) = (*table.state(id)?, *table.detail(id)?);
-        Some((owner, MovedFlow { stage, seen, flow: Ended { id, path, class, state, detail } }))
+        Some((owner, self.flows.moved(stage, id)?))
     }
 
     /// Takes what worker `by` gives. A flow that finds no room here is ended, and both its sides are told.

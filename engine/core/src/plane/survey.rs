@@ -24,6 +24,24 @@ pub struct Survey {
 impl Survey {
     /// From the start.
     pub const START: Survey = Survey { stage: Stage::HalfOpen, slot: 0 };
+
+    pub(super) fn place(&self) -> (Stage, usize) {
+        (self.stage, self.slot)
+    }
+
+    /// Goes on behind the place.
+    pub(super) fn pass(&mut self) {
+        self.slot += 1;
+    }
+
+    /// Goes on with the other table; false: there is none.
+    pub(super) fn next_stage(&mut self) -> bool {
+        let is_first = self.stage == Stage::HalfOpen;
+        if is_first {
+            *self = Survey { stage: Stage::Established, slot: 0 };
+        }
+        is_first
+    }
 }
 
 /// One flow of a plane, and no later one at the same place.
@@ -93,9 +111,8 @@ impl Plane {
             let table = self.flows.table(at.stage);
             // Places are given out from the first one on: behind one that never was taken, none was.
             if !table.was_taken(at.slot) {
-                match at.stage {
-                    Stage::HalfOpen => *at = Survey { stage: Stage::Established, slot: 0 },
-                    Stage::Established => return true,
+                if !at.next_stage() {
+                    return true;
                 }
                 continue;
             }

@@ -3,6 +3,7 @@ mod cross;
 mod edges;
 mod fast;
 mod fragments;
+mod inherit;
 mod ledger;
 mod lending;
 mod outbound;

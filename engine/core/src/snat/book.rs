@@ -9,6 +9,7 @@ use towpath_config::model::SourcePool;
 
 use super::map::{PortMap, PortMask, SnatMaps};
 use super::{Leased, Route, RouteSource, SnatLease, SnatPool};
+use crate::steering::vshard_of_port;
 
 /// Upper bounds of a [`SnatBook`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ impl std::error::Error for SnatBookError {}
 pub struct SnatBook {
     maps: Arc<SnatMaps>,
     maps_max: u32,
-    by_key: HashMap<MapKey, Arc<PortMap>>,
+    by_key: HashMap<MapName, Arc<PortMap>>,
     /// Maps that were allocated and belong to no key.
     unused: Vec<Arc<PortMap>>,
     /// Maps allocated; the next one gets this number.
@@ -90,11 +91,15 @@ pub struct SnatBook {
 /// Below this many maps it is not worth looking for unused ones.
 const SWEEP_MIN: usize = 64;
 
+/// What a port map is of, in whichever process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct MapKey {
-    address: IpAddr,
-    destination: SocketAddr,
-    leased: Leased,
+pub struct MapName {
+    /// The SNAT address.
+    pub address: IpAddr,
+    /// The real server, or whoever a lane of outbound NAT leases towards.
+    pub destination: SocketAddr,
+    /// What its numbers are.
+    pub leased: Leased,
 }
 
 impl SnatBook {
@@ -151,7 +156,7 @@ impl SnatBook {
             .addresses
             .iter()
             .filter(|&address| address.is_ipv4() == destination.is_ipv4() && towards.is_none_or(|own| own == address))
-            .map(|&address| Ok(RouteSource::new(address, self.map(MapKey { address, destination, leased })?)))
+            .map(|&address| Ok(RouteSource::new(address, self.map(MapName { address, destination, leased })?)))
             .collect::<Result<Box<[_]>, _>>()?;
         if sources.is_empty() {
             return Err(SnatBookError::NoAddressFor { destination });
@@ -159,7 +164,7 @@ impl SnatBook {
         Ok(Route::new(destination, sources))
     }
 
-    fn map(&mut self, key: MapKey) -> Result<Arc<PortMap>, SnatBookError> {
+    fn map(&mut self, key: MapName) -> Result<Arc<PortMap>, SnatBookError> {
         if let Some(map) = self.by_key.get(&key) {
             return Ok(Arc::clone(map));
         }
@@ -194,8 +199,18 @@ impl SnatBook {
 
     /// Takes one certain port, which another process holds, so that nobody leases it here. `None`: no pool leases there, or it is leased.
     pub fn reserve(&self, leased: Leased, source: SocketAddr, destination: SocketAddr) -> Option<SnatLease> {
-        let map = self.by_key.get(&MapKey { address: source.ip(), destination, leased })?;
-        map.take(source.port()).then(|| SnatLease { map: map.id(), port: source.port(), address: source.ip().into() })
+        let map = self.map_of(&MapName { address: source.ip(), destination, leased })?;
+        self.maps.take(map, source, vshard_of_port(source.port()))
+    }
+
+    /// The maps that belong to a (SNAT address, real server, protocol), with their numbers.
+    pub fn each_map(&self) -> impl Iterator<Item = (u32, MapName)> + '_ {
+        self.by_key.iter().map(|(name, map)| (map.id(), *name))
+    }
+
+    /// The number of the map with this name, if there is one.
+    pub fn map_of(&self, name: &MapName) -> Option<u32> {
+        Some(self.by_key.get(name)?.id())
     }
 
     /// Where leases are released whose pool is gone.

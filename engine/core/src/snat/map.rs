@@ -1,5 +1,6 @@
 //! The bitmap of one (SNAT address, real server, protocol), and the table of all of them.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -93,11 +94,11 @@ impl PortMap {
     }
 
     /// Claims one certain port; false where it is leased.
-    pub(super) fn take(&self, port: u16) -> bool {
+    pub(super) fn take(&self, port: u16, home: VShard) -> bool {
         let (vshard, word, bit) = place(port);
         let taken = self.shards[vshard].leased[word].fetch_or(bit, Ordering::AcqRel) & bit == 0;
         if taken {
-            self.note(port, vshard_of_port(port));
+            self.note(port, home);
         }
         taken
     }
@@ -239,6 +240,12 @@ impl SnatMaps {
     #[inline]
     pub fn place(&self, map: u32, port: u16) -> Option<&AtomicU64> {
         Some(self.slots.get(map as usize)?.get()?.place(vshard_of_port(port)))
+    }
+
+    /// Takes one certain port of a map for a flow that has it already and whose home is `home`. `None`: there is no such map, or it is leased.
+    pub fn take(&self, map: u32, source: SocketAddr, home: VShard) -> Option<SnatLease> {
+        let of = self.slots.get(map as usize)?.get()?;
+        of.take(source.port(), home).then(|| SnatLease::from_map(map, source))
     }
 
     /// Makes the port of `lease` free again.

@@ -54,9 +54,7 @@ fn refuse(refused: &UpgradeError) -> Answer {
     let (status, code) = match refused {
         UpgradeError::Busy | UpgradeError::Reloading => (StatusCode::CONFLICT, "busy"),
         UpgradeError::Stopping => (StatusCode::CONFLICT, "stopping"),
-        UpgradeError::FirstProcess | UpgradeError::PacketPlane(_) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart")
-        }
+        UpgradeError::FirstProcess => (StatusCode::UNPROCESSABLE_ENTITY, "needs_restart"),
         UpgradeError::NoProgram => (StatusCode::UNPROCESSABLE_ENTITY, "no_program"),
         UpgradeError::NotStarted { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "not_started"),
         UpgradeError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "not_taken"),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use towpath_config::model::{FastPath as FastPathWord, Forwarding, Model, Protocol};
 use towpath_core::fast_path::program::{FastMaps, carry_program, filter_program};
@@ -71,6 +72,11 @@ impl KernelPath {
         let [control, index, entries] = path.words().clone();
         let memory = FastMemory::new(shape, seed, control, index, entries);
         Ok(KernelPath { path, memory, attached: BTreeMap::new() })
+    }
+
+    /// What tells the ports which frames are theirs.
+    pub fn filter(&self) -> BorrowedFd<'_> {
+        self.path.filter()
     }
 
     /// What workers enter flows into.

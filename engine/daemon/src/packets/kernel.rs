@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use thiserror::Error;
 use towpath_config::model::Model;
@@ -91,6 +91,8 @@ pub struct Update {
 impl Kernel {
     /// Opens the arms for every worker, then silences the kernel. The n-th list belongs to worker n. What carries flows is attached to the arms.
     ///
+    /// Where another process keeps the kernel silent and has given its lock, as `kept`, nothing of that changes before [`Kernel::impose`].
+    ///
     /// Either all is open at the end or nothing is; only without [`fast_path`](Kernel::fast_path) it goes on, with a warning.
     pub fn open(
         model: &Model,
@@ -99,6 +101,7 @@ impl Kernel {
         steering: &SteeringTable,
         seed: u32,
         mut fast: Option<KernelPath>,
+        kept: Option<OwnedFd>,
     ) -> Result<(Kernel, Vec<Vec<PacketPort>>), KernelError> {
         let workers = steering.workers();
         let program = program(model, steering, seed)?;
@@ -136,7 +139,11 @@ impl Kernel {
         let claims = claims(model, &kernels);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         let mute: Vec<&str> = mute(&known, &file).map(|arm| arm.name.as_str()).collect();
-        let silence = Silence::impose(&names, &mute, &claims).map_err(KernelError::Silence)?;
+        let silence = match kept {
+            Some(lock) => Silence::inherit(lock),
+            None => Silence::impose(&names, &mute, &claims),
+        };
+        let silence = silence.map_err(KernelError::Silence)?;
         let kernel = Kernel {
             model: model.clone(),
             view,
@@ -222,6 +229,20 @@ impl Kernel {
             groups.iter().try_for_each(|&group| memberships.join(arm.index, group)).map_err(failed(&arm.name))?;
         }
         Ok(())
+    }
+
+    /// Silences the kernel for what is claimed, whatever another process has claimed.
+    pub fn impose(&mut self) -> Result<(), KernelError> {
+        let claims = std::mem::take(&mut self.claims);
+        let silenced = self.silence(&claims);
+        self.claims = claims;
+        self.is_silent = silenced.is_ok();
+        silenced
+    }
+
+    /// The silence of the kernel, which another process may share.
+    pub fn silence_kept(&mut self) -> &mut Silence {
+        &mut self.silence
     }
 
     /// What the kernel says has changed, without waiting.
@@ -322,11 +343,7 @@ impl Kernel {
     }
 
     fn silence_again(&mut self) {
-        let claims = std::mem::take(&mut self.claims);
-        let silenced = self.silence(&claims);
-        self.claims = claims;
-        self.is_silent = silenced.is_ok();
-        if let Err(error) = silenced {
+        if let Err(error) = self.impose() {
             tracing::error!("{error}");
         }
     }

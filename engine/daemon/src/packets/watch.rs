@@ -2,6 +2,8 @@
 //! their time, and neither health checks nor the operator may wait for them.
 
 use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self as std_mpsc, SyncSender};
 use std::thread::{self, JoinHandle};
@@ -29,6 +31,10 @@ const RETRY_MS: u64 = 1_000;
 const ORDERS_MAX: usize = 8;
 /// How long whoever gives one waits for it to be done: a transaction of nftables.
 const FOLLOW_MS: u64 = 2_000;
+/// How often the thread is asked to leave, with [`FOLLOW_MS`] each time.
+const LEAVES_MAX: usize = 15;
+/// Why an order is not taken.
+const NO_TIME: &str = "the network's thread has no time for it";
 /// Time between two confirmations of the neighbours that are sent to.
 const CONFIRM_MS: u64 = 10_000;
 
@@ -72,6 +78,14 @@ impl NetworkWatch {
 enum Order {
     /// Say where our addresses are.
     Announce,
+    /// The silence of the kernel is this process's alone.
+    Keep,
+    /// Another process keeps it: the thread ends, and leaves all as it is.
+    Leave { reply: SyncSender<()> },
+    /// Give a copy of what says that this process keeps the kernel silent.
+    Lock { reply: SyncSender<io::Result<OwnedFd>> },
+    /// Silence the kernel for what is claimed.
+    Silence { reply: SyncSender<Result<(), KernelError>> },
     /// Claim what this model claims.
     Follow { model: Box<Model>, program: Vec<Instruction>, reply: SyncSender<Result<(), KernelError>> },
 }
@@ -83,12 +97,42 @@ pub(crate) struct NetworkOrders(mpsc::Sender<Order>);
 impl NetworkOrders {
     /// Has the kernel leave to us what `model` claims, and interfaces that are opened anew steer by `program`; returns when it does.
     pub(crate) fn follow(&self, model: Model, program: Vec<Instruction>) -> Result<(), KernelError> {
+        self.order(|reply| Order::Follow { model: Box::new(model), program, reply })
+            .unwrap_or_else(|error| Err(KernelError::Silence(error)))
+    }
+
+    /// Silences the kernel for what is claimed, whatever another process has claimed; returns when it is.
+    pub(crate) fn silence(&self) -> Result<(), KernelError> {
+        self.order(|reply| Order::Silence { reply }).unwrap_or_else(|error| Err(KernelError::Silence(error)))
+    }
+
+    /// A copy of what says that this process keeps the kernel silent, for the one that takes over.
+    pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
+        self.order(|reply| Order::Lock { reply })?
+    }
+
+    /// The silence of the kernel, which was another process's too, is ours alone.
+    pub(crate) fn keep(&self) -> io::Result<()> {
+        self.0.try_send(Order::Keep).map_err(|_| io::Error::other(NO_TIME))
+    }
+
+    /// Ends the thread and leaves everything as it is: it is another process's.
+    pub(crate) fn leave(&self) {
+        // The other one serves already: there is no way back from here, so this is asked until it is done.
+        for _ in 0..LEAVES_MAX {
+            match self.order(|reply| Order::Leave { reply }) {
+                Ok(()) => return,
+                Err(_) if self.0.is_closed() => return,
+                Err(error) => tracing::warn!("the network is another process's: {error}"),
+            }
+        }
+    }
+
+    fn order<T>(&self, order: impl FnOnce(SyncSender<T>) -> Order) -> io::Result<T> {
         let (reply, answer) = std_mpsc::sync_channel(1);
-        let silent = |text: &str| KernelError::Silence(io::Error::other(text.to_owned()));
-        let order = Order::Follow { model: Box::new(model), program, reply };
-        self.0.try_send(order).map_err(|_| silent("the network's thread has no time for it"))?;
+        self.0.try_send(order(reply)).map_err(|_| io::Error::other(NO_TIME))?;
         let patience = Duration::from_millis(FOLLOW_MS);
-        answer.recv_timeout(patience).unwrap_or_else(|_| Err(silent("the network's thread does not answer")))
+        answer.recv_timeout(patience).map_err(|_| io::Error::other("the network's thread does not answer"))
     }
 
     /// Has the neighbours told where our addresses are.
@@ -130,7 +174,11 @@ impl Turn {
             let (look_at, publish_at, ask_at) = (self.look_at, self.publish_at, self.next_question());
             tokio::select! {
                 _ = &mut stopped => break,
-                Some(order) = orders.recv() => self.obey(order),
+                Some(order) = orders.recv() => {
+                    if self.obey(order).is_break() {
+                        break;
+                    }
+                }
                 changed = changed(&mut self.kernel) => {
                     let wait_ms = changed.map_or_else(unread, |()| LOOK_COALESCE_MS);
                     let soon = Instant::now() + Duration::from_millis(wait_ms);
@@ -151,7 +199,8 @@ impl Turn {
         }
     }
 
-    fn obey(&mut self, order: Order) {
+    /// Whether the thread goes on.
+    fn obey(&mut self, order: Order) -> ControlFlow<()> {
         match order {
             Order::Announce => {
                 self.shared.network().ask_for_announcement();
@@ -174,7 +223,21 @@ impl Turn {
                     tracing::error!("{error}");
                 }
             }
+            // Who waited too long for one of these asks again, or has given up.
+            Order::Keep => self.kernel.get_mut().silence_kept().keep_alone(),
+            Order::Leave { reply } => {
+                self.kernel.get_mut().silence_kept().leave();
+                let _gave_up = reply.send(());
+                return ControlFlow::Break(());
+            }
+            Order::Lock { reply } => {
+                let _gave_up = reply.send(self.kernel.get_mut().silence_kept().copy_lock());
+            }
+            Order::Silence { reply } => {
+                let _gave_up = reply.send(self.kernel.get_mut().impose());
+            }
         }
+        ControlFlow::Continue(())
     }
 
     /// The network has changed: the workers get it as it is now.

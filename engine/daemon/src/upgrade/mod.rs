@@ -21,6 +21,7 @@ mod line;
 pub(crate) mod new;
 pub(crate) mod old;
 mod persistence;
+pub(crate) mod plane;
 mod words;
 
 use std::ffi::OsString;
@@ -111,9 +112,6 @@ pub enum UpgradeError {
          or replace the container"
     )]
     FirstProcess,
-    /// Flows of the packet plane would be lost.
-    #[error("service `{0}` is on the packet plane, whose flows an upgrade does not hand over yet; restart instead")]
-    PacketPlane(String),
     /// What the next program is cannot be told.
     #[error("this process does not know how it was started; name the program (`--program`)")]
     NoProgram,

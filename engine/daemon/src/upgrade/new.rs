@@ -14,9 +14,11 @@ use std::time::Duration;
 use towpath_core::Now;
 use towpath_core::http::HttpSecret;
 use towpath_core::snat::SnatLease;
+use towpath_sys::silence::Silence;
 use towpath_sys::socket;
 
-use super::line::{Line, Silence};
+use super::line::{self, Line};
+use super::plane::{self, Inheritance};
 use super::words::{DESCRIPTORS_MAX, FromNew, FromOld, Going, HeldDoor, Manifest, Verdict};
 use super::{FORMAT, Predecessor, persistence};
 use crate::admin::unix_ms;
@@ -47,6 +49,8 @@ struct Sockets {
     listen: Option<TcpListener>,
     metrics: Option<TcpListener>,
     doors: HandedSockets,
+    /// What says who keeps the kernel silent.
+    silence: Option<OwnedFd>,
 }
 
 impl Takeover {
@@ -125,6 +129,11 @@ impl Takeover {
         if self.manifest.metrics == Some(address) { self.sockets().metrics.take() } else { None }
     }
 
+    /// What says that the kernel is kept silent by the process that has it, if it was; once.
+    pub(crate) fn silence(&self) -> Option<OwnedFd> {
+        self.sockets().silence.take()
+    }
+
     fn sockets(&self) -> std::sync::MutexGuard<'_, Sockets> {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,18 +144,34 @@ impl Takeover {
     }
 
     /// Says that everything is ready, waits for the word to go, and takes what comes with it. Leases are held until the old process has gone.
-    pub(crate) fn go(&self, house: &House) -> Result<Vec<SnatLease>, String> {
-        let gone = |silence: Silence| format!("the running process does not let go: {silence}");
+    pub(crate) fn go(&self, house: &House) -> Result<(Vec<SnatLease>, Option<Arc<Inheritance>>), String> {
+        let gone = |silence: line::Silence| format!("the running process does not let go: {silence}");
         self.line.tell(&FromNew::Ready).map_err(|error| error.to_string())?;
-        let Going { words, leases } = match self.line.hear(GO_TIMEOUT, || true).map_err(gone)? {
+        let Going { words, leases, plane } = match self.line.hear(GO_TIMEOUT, || true).map_err(gone)? {
             FromOld::Go(going) => *going,
             _ => return Err("the running process has said another word than was its turn".to_owned()),
         };
         let entries = self.line.hear_bytes(GO_TIMEOUT, || true).map_err(gone)?;
+        let files = match &plane {
+            Some(manifest) if !plane::may_take(manifest) => {
+                return Err("more files of flows than can be taken over".to_owned());
+            }
+            Some(manifest) => {
+                self.line.take(manifest.files).map_err(|error| format!("the flows could not be taken: {error}"))?
+            }
+            None => Vec::new(),
+        };
         house.take_words(state_file::found(&words, house.shared.now()))?;
         let imported = persistence::import(&entries, &house.shared)
             .map_err(|reason| format!("who comes back where cannot be read: {reason}"))?;
         let reserved = house.truth().reserve(&leases);
+        let snapshot = house.shared.snapshot();
+        let inheritance = plane
+            .filter(|_| house.network.is_some())
+            .map(|manifest| {
+                Inheritance::new(&manifest, files, house.plan.workers.len(), &house.truth(), &snapshot).map(Arc::new)
+            })
+            .transpose()?;
         tracing::info!(
             "taken over from process {}: persistence entries: {}, of services or servers that are gone: {}, source ports held there: {}",
             self.manifest.pid,
@@ -154,7 +179,7 @@ impl Takeover {
             imported.dropped,
             reserved.len()
         );
-        Ok(reserved)
+        Ok((reserved, inheritance))
     }
 
     /// Says that this process serves, and waits until all is its own.
@@ -164,11 +189,17 @@ impl Takeover {
             Ok(FromOld::Yours) => {}
             Ok(_) => tracing::warn!("the process before has said another word than was its turn"),
             // It serves nobody new by then, whatever has become of it.
-            Err(Silence::Ended) => {
+            Err(line::Silence::Ended) => {
                 tracing::warn!("the process before has ended instead of letting its connections finish")
             }
             // It has heard that this one serves, so there is no way back: its end would leave nobody.
             Err(silence) => tracing::error!("the process before does not let go: {silence}"),
+        }
+        // The process before had a packet plane, and this one has none.
+        if let Some(lock) = self.silence()
+            && let Err(error) = Silence::inherit(lock).and_then(Silence::lift)
+        {
+            tracing::warn!("the rules that kept the kernel silent could not be removed: {error}");
         }
         if let Some(path) = self.left_socket()
             && let Err(error) = std::fs::remove_file(&path)
@@ -203,7 +234,7 @@ pub(crate) fn follow(takeover: Arc<Takeover>, house: Arc<House>, reserved: Vec<S
         let mut truth = house.truth();
         truth.release(reserved);
         let (tone, reason) = match why {
-            Silence::Ended => (Tone::Info, "its connections have ended, or their time".to_owned()),
+            line::Silence::Ended => (Tone::Info, "its connections have ended, or their time".to_owned()),
             other => (Tone::Warn, format!("what becomes of it is not known: {other}")),
         };
         let event = Event::now(EventKind::Phase, "draining", "ended", reason);
@@ -236,7 +267,8 @@ fn take(line: &Line, manifest: &Manifest) -> Result<Sockets, String> {
         is_at(&socket, *address)?;
         doors.insert((door.protocol(), *address), *place, socket);
     }
-    Ok(Sockets { socket, listen, metrics, doors })
+    let silence = manifest.is_silent.then(&mut next).transpose()?;
+    Ok(Sockets { socket, listen, metrics, doors, silence })
 }
 
 /// A descriptor is what it is said to be.

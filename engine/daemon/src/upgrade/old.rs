@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,18 +14,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
-use towpath_config::model::{Model, Plane, Protocol};
+use towpath_config::model::Protocol;
 use towpath_core::steering::program::reuseport_program;
 use towpath_sys::host::hand_on_all_capabilities;
 use towpath_sys::process::Process;
 use towpath_sys::socket::attach_reuseport_program;
 
 use super::line::{Line, Silence};
+use super::plane::{self, Frozen};
 use super::words::{
     DESCRIPTORS_MAX, FromNew, FromOld, Going, Held, HeldDoor, HeldLease, Holdings, Manifest, Secret, together,
 };
 use super::{FORMAT, Successor, UpgradeBody, UpgradeError, Upgraded, persistence};
 use crate::house::House;
+use crate::packets::NetworkOrders;
 use crate::questions::Question;
 use crate::shared::{Doorway, Phase};
 use crate::{state_file, supervisor};
@@ -72,6 +75,7 @@ pub(crate) fn begin(house: &Arc<House>, body: UpgradeBody, by: String, reply: Re
 
 /// As if nothing had been.
 fn resume(house: &House) {
+    plane::thaw(house);
     if house.upgrades.is_handing.swap(false, Ordering::AcqRel) {
         steer_back(house);
         house.shared.set_handing(false);
@@ -125,7 +129,6 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
     if process::id() == 1 {
         return Err(UpgradeError::FirstProcess);
     }
-    refuse_packets(house.truth().model())?;
     let successor = house.upgrades.successor.get();
     let program = body.program.clone().or_else(|| successor.map(|successor| successor.program.clone()));
     let (Some(program), Some(successor)) = (program, successor) else { return Err(UpgradeError::NoProgram) };
@@ -140,9 +143,12 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
         line.give(&held.all()).map_err(Trouble::told("was ready", "the listeners"))?;
         drop(held);
         hear(house, &line, READY_TIMEOUT, "was ready", |word| matches!(word, FromNew::Ready).then_some(()))?;
-        let (going, entries) = going(house)?;
+        let (going, entries, frozen) = going(house)?;
         line.tell(&FromOld::Go(Box::new(going))).map_err(Trouble::told("served", "to go"))?;
         line.tell_bytes(&entries).map_err(Trouble::told("served", "who comes back where"))?;
+        if let Some(frozen) = frozen {
+            line.give(&frozen.descriptors()).map_err(Trouble::told("served", "the flows of the packet plane"))?;
+        }
         // From here on it may serve somebody already: who is asked to end meanwhile hands over all the same.
         let is_serving = |word: FromNew| matches!(word, FromNew::Running).then_some(());
         hear_while(&line, RUNNING_TIMEOUT, "served", || house.shared.phase() != Phase::Ending, is_serving)?;
@@ -160,6 +166,7 @@ fn hand_over(house: &Arc<House>, body: &UpgradeBody, by: &str) -> Result<(Upgrad
     drop(started);
     house.upgrades.hand();
     house.shared.hand();
+    plane::leave(house);
     let connections = open(house);
     {
         let truth = house.truth();
@@ -237,14 +244,6 @@ fn ended(child: &mut Child) -> Option<process::ExitStatus> {
     child.try_wait().ok().flatten()
 }
 
-/// Flows of the packet plane are not handed over.
-fn refuse_packets(model: &Model) -> Result<(), UpgradeError> {
-    match model.services.iter().find(|service| service.plane == Plane::Packet) {
-        Some(service) => Err(UpgradeError::PacketPlane(service.name.clone())),
-        None => Ok(()),
-    }
-}
-
 /// Starts the program with one end of a line as its standard input, as this user and with what this process may do.
 fn start(program: &Path, successor: &Successor, config: &Path) -> Result<(Line, Started), UpgradeError> {
     let not_started = |why: String| UpgradeError::NotStarted { program: program.to_path_buf(), why };
@@ -313,17 +312,20 @@ fn hear_while<T>(
 struct Copies<'h> {
     held: std::sync::MutexGuard<'h, Held>,
     doors: Vec<OwnedFd>,
+    silence: Option<OwnedFd>,
 }
 
 impl Copies<'_> {
     fn all(&self) -> Vec<BorrowedFd<'_>> {
-        self.held.descriptors().chain(self.doors.iter().map(AsFd::as_fd)).collect()
+        self.held.descriptors().chain(self.doors.iter().chain(&self.silence).map(AsFd::as_fd)).collect()
     }
 }
 
 fn manifest(house: &House) -> Result<(Manifest, Copies<'_>), Trouble> {
     let (doors, sockets) = numbered(holdings(house, true)?, house.plan.workers.len());
     let words = state_file::text_of(house).map_err(Trouble::Ours)?;
+    let silence = house.network.as_ref().map(NetworkOrders::lock).transpose();
+    let silence = silence.map_err(|error| Trouble::Ours(format!("who keeps the kernel silent: {error}")))?;
     let held = house.upgrades.held.lock().unwrap_or_else(PoisonError::into_inner);
     let truth = house.truth();
     let manifest = Manifest {
@@ -338,12 +340,13 @@ fn manifest(house: &House) -> Result<(Manifest, Copies<'_>), Trouble> {
         listen: held.listen.as_ref().map(|(address, _)| *address),
         metrics: held.metrics.as_ref().map(|(address, _)| *address),
         doors,
+        is_silent: silence.is_some(),
     };
     drop(truth);
     if manifest.descriptors() > DESCRIPTORS_MAX {
         return Err(Trouble::Ours(format!("more than {DESCRIPTORS_MAX} listeners; restart instead")));
     }
-    Ok((manifest, Copies { held, doors: sockets }))
+    Ok((manifest, Copies { held, doors: sockets, silence }))
 }
 
 /// The listeners with their numbers. Each worker has the one of its own number; where another process had more workers, it has those, too, that are so
@@ -363,7 +366,7 @@ fn numbered(holdings: Vec<Holdings>, workers: usize) -> (Vec<HeldDoor>, Vec<Owne
 }
 
 /// From here on nothing is said to this process that the new one would not know.
-fn going(house: &House) -> Result<(Going, Vec<u8>), Trouble> {
+fn going(house: &House) -> Result<(Going, Vec<u8>, Option<Frozen>), Trouble> {
     {
         // Under the lock that words are said under.
         let _truth = house.truth();
@@ -372,7 +375,11 @@ fn going(house: &House) -> Result<(Going, Vec<u8>), Trouble> {
     }
     let words = state_file::text_of(house).map_err(Trouble::Ours)?;
     let leases: Vec<HeldLease> = holdings(house, false)?.into_iter().flat_map(|holdings| holdings.leases).collect();
-    Ok((Going { words, leases: together(leases) }, persistence::export(&house.shared)))
+    // Last of all: nothing is forwarded from here on until the new one serves.
+    let entries = persistence::export(&house.shared);
+    let mut frozen = plane::freeze(house).map_err(Trouble::Ours)?;
+    let plane = frozen.as_mut().map(|frozen| mem::take(&mut frozen.manifest));
+    Ok((Going { words, leases: together(leases), plane }, entries, frozen))
 }
 
 /// What every worker holds.

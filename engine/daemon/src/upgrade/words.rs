@@ -16,6 +16,8 @@ use towpath_core::snapshot::ServerHealth;
 use crate::questions::Transport;
 use crate::shared::Doorway;
 
+use super::plane::PlaneManifest;
+
 /// Descriptors that a manifest announces at most: 1,024 services with a few ports each on a hundred workers.
 pub(super) const DESCRIPTORS_MAX: usize = 1 << 19;
 
@@ -83,6 +85,8 @@ pub(super) struct Manifest {
     pub(super) metrics: Option<SocketAddr>,
     /// The listeners of the stream plane, in the order of their descriptors, behind those three.
     pub(super) doors: Vec<HeldDoor>,
+    /// Whether the kernel is kept silent for a packet plane; what says by whom is the last descriptor.
+    pub(super) is_silent: bool,
 }
 
 /// What nobody is to read in a log.
@@ -99,7 +103,7 @@ impl Manifest {
     /// Descriptors that come with it.
     pub(super) fn descriptors(&self) -> usize {
         let named = [self.socket.is_some(), self.listen.is_some(), self.metrics.is_some()];
-        named.into_iter().filter(|is_there| *is_there).count() + self.doors.len()
+        named.into_iter().filter(|is_there| *is_there).count() + self.doors.len() + usize::from(self.is_silent)
     }
 }
 
@@ -170,6 +174,8 @@ pub(super) struct Going {
     pub(super) words: String,
     /// Source ports that connections of the old process hold.
     pub(super) leases: Vec<HeldPorts>,
+    /// What the flows of the packet plane are, which come as descriptors at the end; `None` where there is none.
+    pub(super) plane: Option<PlaneManifest>,
 }
 
 /// Source ports of one address towards one server.
@@ -270,6 +276,7 @@ mod tests {
             listen: None,
             metrics: Some("127.0.0.1:9900".parse().unwrap()),
             doors: vec![door.clone(), door],
+            is_silent: false,
         };
         assert_eq!(manifest.descriptors(), 4);
         let told = serde_json::to_vec(&FromOld::Manifest(Box::new(manifest))).unwrap();

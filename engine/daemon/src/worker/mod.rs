@@ -53,6 +53,7 @@ use crate::listen::Listener;
 use crate::settings::WorkerSettings;
 use crate::shared::{InForce, Inbox, Phase, Shared, worker_guard};
 use crate::tls::{PooledHandshake, TlsContexts};
+use crate::upgrade::plane::Inheritance;
 use datagram::Datagrams;
 use doors::Doors;
 use entrance::{Pace, Waiting};
@@ -106,6 +107,8 @@ pub struct Entrances {
     pub ports: Vec<PacketPort>,
     /// What workers hand to each other, by worker; empty where there is nobody to hand to.
     pub inboxes: Arc<[Inbox]>,
+    /// Flows of the process that this one takes over from.
+    pub(crate) inheritance: Option<Arc<Inheritance>>,
     /// Its part of the flows that the kernel carries onwards; `None` where it does not.
     pub fast: Option<(FastMemory, FastSettings)>,
     /// Its way to the pool; `None` where the workers sign themselves.
@@ -271,13 +274,19 @@ impl Worker {
             doors: Doors::new(entrances.listeners, openings)?,
             now_us: now.0.saturating_mul(1000),
             busy_since: None,
-            packets: settings.plane.map(|plane| {
-                let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
-                if let Some((memory, settings)) = entrances.fast {
-                    packets.plane.use_fast_path(memory, settings);
-                }
-                packets
-            }),
+            packets: settings
+                .plane
+                .map(|plane| {
+                    let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
+                    if let Some((memory, settings)) = entrances.fast {
+                        packets.plane.use_fast_path(memory, settings);
+                    }
+                    if let Some(inheritance) = &entrances.inheritance {
+                        packets.inherit(inheritance, &shared, shared.seat(id), now)?;
+                    }
+                    Ok::<_, io::Error>(packets)
+                })
+                .transpose()?,
             relays: Slab::new(settings.connections_max),
             queued: Queued::default(),
             datagrams: Datagrams::new(settings.udp_sessions_max),
@@ -462,7 +471,7 @@ impl Worker {
                 self.take_from_pool()?;
                 self.give_room()?;
                 self.answer_calls()?;
-                self.take_questions();
+                self.take_questions()?;
                 self.follow_phase()
             }
         }

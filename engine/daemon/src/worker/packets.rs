@@ -9,9 +9,11 @@ use std::sync::Arc;
 use towpath_config::model::{AdminState, MachineRole, Plane as PlaneWord};
 use towpath_core::counters::{ServiceCounter, Termination};
 use towpath_core::director::{Pick, Refusal, Tried};
+use towpath_core::loads::Loads;
 use towpath_core::packet::rewrite::Checksum;
 use towpath_core::plane::{
-    BATCH_MAX, Desk, FlowEnd, FlowPlace, Frame, HELD_BYTES_MAX, Outbox, Plane, PlaneSettings, PortId, Verdict,
+    BATCH_MAX, Desk, FLOW_RECORD, FlowEnd, FlowPlace, Frame, HELD_BYTES_MAX, Inherited, Outbox, Plane, PlaneSettings,
+    PortId, Survey, Verdict,
 };
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{Now, RealServerId, ServiceId, WorkerId};
@@ -26,6 +28,7 @@ use super::handoff::Handoff;
 use super::lanes::Lanes;
 use super::token::{Key, Token};
 use crate::shared::{Inbox, RingCounter, Seat, Shared};
+use crate::upgrade::plane::{Inheritance, PlaneOrder, PlaneWish, Writing};
 
 /// Batches of frames moved in one breath.
 const BATCHES_MAX: usize = 8;
@@ -33,6 +36,8 @@ const BATCHES_MAX: usize = 8;
 const EXPIRED_MAX: usize = 256;
 /// Of these, before what was made for them is sent: a step of a sweep may end 16 flows, and each end may get two resets.
 const EXPIRED_STEP: usize = 4;
+/// Places of flows written down in one breath.
+const WRITTEN_MAX: usize = 4_096;
 /// Frames made in one batch or one step of expiry, besides those that waited for a next hop.
 const MADE_MAX: usize = 4 * 16 * EXPIRED_STEP;
 /// How long after a change the counters that status shows may be older.
@@ -79,6 +84,10 @@ pub(super) struct Packets {
     role: MachineRole,
     /// Frames were moved since somebody asked.
     has_moved: bool,
+    /// Neither reads nor sends: another process is about to take over.
+    is_frozen: bool,
+    /// Its flows are being written down for that process.
+    writing: Option<Writing>,
 }
 
 /// More may be there at once.
@@ -126,7 +135,55 @@ impl Packets {
             overdue: Left::Nothing,
             role: snapshot.role,
             has_moved: false,
+            is_frozen: false,
+            writing: None,
         }
+    }
+
+    /// Takes this worker's flows of the process before, and none of the frames that were forwarded there.
+    pub(super) fn inherit(
+        &mut self,
+        inheritance: &Inheritance,
+        shared: &Shared,
+        seat: &Seat,
+        now: Now,
+    ) -> io::Result<()> {
+        self.ports.take_from(inheritance.began_unix_ns());
+        let mut desk = Counters { shared, seat, takes_new: true };
+        let count = |desk: &mut Counters<'_>, service, server| {
+            // Without limits it always fits.
+            let _counted = desk.shared.loads().try_open(service, 0, server, 0);
+        };
+        let (mut taken, mut lost) = (0, 0);
+        let result = inheritance.each(|record| {
+            let became = self.plane.inherit(now, record, inheritance, &mut desk, count, &mut self.out);
+            match became.map_err(|error| format!("a flow of the process before is damaged: {error}"))? {
+                Inherited::Taken => taken += 1,
+                Inherited::Lost => lost += 1,
+                Inherited::Elsewhere(_) => {}
+            }
+            // Nothing is said about those that found no room: the process before may still have to go on.
+            self.out.clear();
+            Ok(())
+        });
+        inheritance.count(taken, lost);
+        inheritance.await_others();
+        result
+    }
+
+    /// Writes some of the flows down, and says so once all are.
+    fn write_flows(&mut self, now: Now, desk: &mut Counters<'_>, id: WorkerId) -> Left {
+        let Some(Writing { order, at }) = &mut self.writing else { return Left::Nothing };
+        let mut records = Vec::with_capacity(WRITTEN_MAX * FLOW_RECORD);
+        let is_end = self.plane.write_flows(now, at, WRITTEN_MAX, &mut records);
+        let written = order.write(id.index(), &records);
+        if !is_end && written.is_ok() {
+            return Left::Something;
+        }
+        self.plane.tell_carried(desk);
+        order.answer(written);
+        self.writing = None;
+        Left::Nothing
     }
 
     /// Flows that it holds.
@@ -136,6 +193,9 @@ impl Packets {
 
     /// When it has something to do next, whatever comes in.
     pub(super) fn next_due(&self) -> Option<Now> {
+        if self.is_frozen {
+            return None;
+        }
         [self.plane.next_due(), self.announce.map(|(at, _)| at), self.note_at].into_iter().flatten().min()
     }
 
@@ -334,6 +394,12 @@ impl Worker {
 
     /// One turn of the packet plane; says whether it has more to do at once.
     pub(super) fn move_packets(&mut self) -> io::Result<Left> {
+        if let Worker { packets: Some(packets), shared, id, now, .. } = self
+            && packets.is_frozen
+        {
+            let mut desk = Counters { shared, seat: shared.seat(*id), takes_new: true };
+            return Ok(packets.write_flows(*now, &mut desk, *id));
+        }
         self.follow_network()?;
         let letters = self.read_letters()?;
         let Worker { packets: Some(packets), shared, id, now, stopping, .. } = self else {
@@ -359,6 +425,41 @@ impl Worker {
         self.report_moved();
         let is_left = [letters, moved, exported, overdue].contains(&Left::Something);
         Ok(if is_left { Left::Something } else { Left::Nothing })
+    }
+
+    /// Stops, goes on or ends as another process takes over, or does not.
+    pub(super) fn obey_plane(&mut self, order: Arc<PlaneOrder>) -> io::Result<()> {
+        match (&order.wish, &mut self.packets) {
+            (PlaneWish::Freeze(_), Some(packets)) if packets.plane.is_moving() => {
+                order.answer(Err(io::Error::other("flows still move between workers; try again in a moment")));
+            }
+            (PlaneWish::Freeze(_), Some(packets)) => {
+                packets.ports.flush();
+                packets.is_frozen = true;
+                packets.writing = Some(Writing { order, at: Survey::START });
+            }
+            (PlaneWish::Thaw, Some(packets)) => {
+                (packets.is_frozen, packets.writing) = (false, None);
+                packets.note_soon(self.now);
+                order.answer(Ok(()));
+            }
+            (PlaneWish::Leave, Some(_)) => {
+                self.leave_ports()?;
+                self.packets = None;
+                order.answer(Ok(()));
+            }
+            (_, None) => order.answer(Ok(())),
+        }
+        Ok(())
+    }
+
+    /// A wait for a port would keep it open.
+    fn leave_ports(&mut self) -> io::Result<()> {
+        let Some(packets) = &self.packets else { return Ok(()) };
+        for (index, generation) in (0..).zip(packets.openings.clone()) {
+            self.ring.cancel_wait(Token::Frames(Key { index, generation }).pack(), Token::Nothing.pack())?;
+        }
+        Ok(())
     }
 
     /// Forwards by the newest network from here on, and sends what waited for it.

@@ -77,7 +77,7 @@ impl Walk {
 
 impl Worker {
     /// Hears what was asked.
-    pub(super) fn take_questions(&mut self) {
+    pub(super) fn take_questions(&mut self) -> io::Result<()> {
         for question in self.shared.seat(self.id).take_questions() {
             match question {
                 Question::Capture(order) => {
@@ -89,9 +89,11 @@ impl Worker {
                     let is_held = if order.with_doors { Ok(()) } else { self.hold_datagrams() };
                     order.answer(is_held.and_then(|()| self.holdings(order.with_doors)));
                 }
+                Question::Plane(order) => self.obey_plane(order)?,
                 Question::Sessions(inquiry) => self.walks.walks.push_back(Walk::new(inquiry)),
             }
         }
+        Ok(())
     }
 
     /// What the process needs that takes over: copies of the listeners that stay, and what is leased.

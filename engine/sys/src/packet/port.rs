@@ -137,6 +137,8 @@ pub struct PacketPort {
     vlans: Vlans,
     /// For other stations too, and with whatever tag.
     takes_all: bool,
+    /// Frames received before, in nanoseconds since 1970, were another process's.
+    from_unix_ns: u64,
     counts: RxCounts,
 }
 
@@ -253,6 +255,7 @@ impl PacketPort {
             in_group,
             vlans,
             takes_all: false,
+            from_unix_ns: 0,
             counts,
         })
     }
@@ -273,6 +276,16 @@ impl PacketPort {
             return Ok(());
         }
         set_program(&self.socket, libc::SOL_PACKET, libc::PACKET_FANOUT_DATA, steering)
+    }
+
+    /// Passes over frames that were received before this moment, in nanoseconds since 1970: another process has had them.
+    pub fn take_from(&mut self, unix_ns: u64) {
+        self.from_unix_ns = unix_ns;
+    }
+
+    /// Takes no frame until [`set_filter`](PacketPort::set_filter) says which.
+    pub fn deafen(&self) -> io::Result<()> {
+        set_program(&self.socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &DROP_ALL)
     }
 
     /// Asks `filter`, a program of [`FastPath`](crate::fast_path::FastPath), which frames come here, live; of those that the machine sends it lets none pass. `None`: all that come in.
@@ -353,9 +366,17 @@ impl PacketPort {
             if self.copies.as_ref().is_some_and(|copies| !copies.has_room()) && self.slots.is_next_queued() {
                 return None;
             }
-            let filled = self.slots.take()?;
+            let Some(filled) = self.slots.take() else {
+                // What was another process's has been passed over; a clock that is set back later is nothing to us.
+                self.from_unix_ns = 0;
+                return None;
+            };
             let taken = if filled.is_queued { self.take_queued(&filled) } else { self.judge(&filled) };
             match taken {
+                Ok(taken) if filled.received_unix_ns < self.from_unix_ns => {
+                    self.release(taken.place);
+                    *looks = looks.checked_sub(1)?;
+                }
                 Ok(taken) => {
                     self.counts.frames += 1;
                     self.counts.bytes += taken.frame.len() as u64;

@@ -116,6 +116,11 @@ impl PacketPorts {
         }
     }
 
+    /// Passes over frames that were received before this moment, in nanoseconds since 1970: another process has had them.
+    pub fn take_from(&mut self, unix_ns: u64) {
+        self.ports.iter_mut().for_each(|port| port.packets.take_from(unix_ns));
+    }
+
     /// Takes up to `max` (at most [`BATCH_MAX`]) frames from the rings, the ports in turn; says how many. Flushes first if there
     /// still is an older batch. After 0 the rings were empty (or thousands of frames in a row had to be passed over): wait for
     /// [`PacketPorts::poll_fd`].

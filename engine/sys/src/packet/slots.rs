@@ -84,6 +84,8 @@ pub(super) struct Filled {
     pub(super) frame: Extent,
     /// What the kernel says the frame leaves to be done.
     pub(super) offload: Header,
+    /// When it was received, in nanoseconds since 1970.
+    pub(super) received_unix_ns: u64,
     /// Whether it was for another station.
     pub(super) is_foreign: bool,
     /// Its VLAN tag, which the kernel has taken off.
@@ -145,6 +147,7 @@ impl Slots {
             slot,
             frame: Extent { start: begin + start, len },
             offload: self.store.read(begin + start - HEADER_BYTES),
+            received_unix_ns: u64::from(header.tp_sec) * 1_000_000_000 + u64::from(header.tp_nsec),
             is_foreign: address.sll_pkttype == libc::PACKET_OTHERHOST,
             tag: Tag::of_aux(header.tp_status, header.tp_vlan_tci, header.tp_vlan_tpid),
             whole_bytes: header.tp_len as usize,

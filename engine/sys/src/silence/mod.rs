@@ -24,6 +24,7 @@ mod message;
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as LocalAddress, UnixDatagram};
 
@@ -130,8 +131,10 @@ impl Claim {
 #[derive(Debug)]
 pub struct Silence {
     conversation: Conversation,
-    _lock: UnixDatagram,
+    lock: UnixDatagram,
     lifted: bool,
+    /// Another process keeps it, too, and it does not end with this one.
+    is_shared: bool,
 }
 
 impl Silence {
@@ -147,9 +150,40 @@ impl Silence {
     /// interface (before Linux 6.16; later ones have the hook wait for it).
     pub fn impose(interfaces: &[&str], mute: &[&str], claims: &[Claim]) -> io::Result<Silence> {
         let lock = lock()?;
-        let mut silence = Silence { conversation: Conversation::open()?, _lock: lock, lifted: true };
+        let mut silence = Silence { conversation: Conversation::open()?, lock, lifted: true, is_shared: false };
         silence.replace(interfaces, mute, claims)?;
         Ok(silence)
+    }
+
+    /// What says that this process keeps the silence, for the one that takes over from it.
+    pub fn copy_lock(&self) -> io::Result<OwnedFd> {
+        self.lock.as_fd().try_clone_to_owned()
+    }
+
+    /// Keeps the silence together with the process that has given its lock. Nothing changes until [`replace`](Silence::replace), and nothing ends with
+    /// this value, until it [is its own](Silence::keep_alone).
+    ///
+    /// # Errors
+    /// `InvalidData`: this is no such lock.
+    pub fn inherit(lock: OwnedFd) -> io::Result<Silence> {
+        let lock = UnixDatagram::from(lock);
+        if lock.local_addr()?.as_abstract_name() != Some(LOCK) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "what was handed over does not say who keeps the kernel silent",
+            ));
+        }
+        Ok(Silence { conversation: Conversation::open()?, lock, lifted: true, is_shared: true })
+    }
+
+    /// The silence ends with this value from here on.
+    pub fn keep_alone(&mut self) {
+        self.is_shared = false;
+    }
+
+    /// Another process keeps it from here on: dropping this value leaves it as it is.
+    pub fn leave(&mut self) {
+        self.is_shared = true;
     }
 
     /// Replaces interfaces, mute ones and claims in one step. Also to be called when an interface was gone and is there again: its hook went with
@@ -191,7 +225,7 @@ impl Silence {
     /// As [`Silence::impose`].
     pub fn clear() -> io::Result<bool> {
         let lock = lock()?;
-        Silence { conversation: Conversation::open()?, _lock: lock, lifted: false }.remove()
+        Silence { conversation: Conversation::open()?, lock, lifted: false, is_shared: false }.remove()
     }
 
     fn remove(&mut self) -> io::Result<bool> {
@@ -208,7 +242,7 @@ impl Silence {
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        if !self.lifted {
+        if !self.lifted && !self.is_shared {
             // Nobody is left to tell; the next start removes it.
             let _told_by_lift = self.remove();
         }
