@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as async_mpsc;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::AbortHandle;
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::task::{AbortHandle, JoinHandle as JoinTask, spawn_blocking};
 use tokio::time::{Instant, sleep_until};
 use towpath_config::model::{MachineRole, Model, Protocol, Workers};
 use towpath_core::health::{CheckPlan, CheckSchedule};
-use towpath_core::http::HttpMaterial;
 use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
@@ -26,26 +25,24 @@ use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
 use towpath_sys::packet::Instruction;
 
 use crate::access;
-use crate::control::{Access, Entrance};
+use crate::control::{Desks, Entrance};
 use crate::daemon_log;
 use crate::engine::ReloadError;
 use crate::house::{House, Truth};
-use crate::http_files;
 use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
 use crate::metrics::MetricsServer;
 use crate::packets::arms;
 use crate::packets::claims::{claims, services};
-use crate::packets::facing::resolve;
 use crate::packets::steering::{program, rules};
 use crate::plan::{PROBES_MAX, Plan, PlanInput};
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::probe::Detail;
 use crate::reload::changes::{PlannedChange, ReloadPlan};
+use crate::reload::read::{Files, Read};
 use crate::reload::{
     Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted,
 };
 use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
-use crate::tls::TlsMaterial;
 use crate::{control, probe, role, state_file};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -71,8 +68,12 @@ pub(crate) enum Command {
     Look { model: Box<Model>, reply: oneshot::Sender<ReloadPlan> },
     /// A model is to be taken, as somebody wants.
     Reload { model: Box<Model>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
-    /// The end.
-    Stop,
+}
+
+/// The same once what it stands on is read.
+enum Due {
+    Look { read: Box<Read>, reply: oneshot::Sender<ReloadPlan> },
+    Reload { read: Box<Read>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
 }
 
 /// What a reload has brought.
@@ -89,6 +90,8 @@ pub struct Reloaded {
 /// The controller's thread, as others hold it.
 pub(crate) struct Controller {
     commands: async_mpsc::Sender<Command>,
+    /// Beside the commands: what is read for one of them may take its time.
+    stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -104,12 +107,18 @@ impl Controller {
         let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
         let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let desks = Desks::open()?;
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, entrance, metrics));
+            let turn = Turn::new(house, seed, judged, MetricsServer::new(desks.visitors().clone()));
+            control::serve(entrance, &desks, &turn.house);
+            runtime.block_on(turn.run(inbox, &stopped, metrics));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
+            desks.close();
         })?;
-        Ok(Controller { commands, thread: Some(thread) })
+        Ok(Controller { commands, stop, thread: Some(thread) })
     }
 
     /// Hands a model over and waits until it is in force or refused.
@@ -124,7 +133,7 @@ impl Controller {
     /// Ends the thread; the control socket is gone afterwards.
     pub(crate) fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        let _ended_already = self.commands.blocking_send(Command::Stop);
+        self.stop.notify_one();
         if thread.join().is_err() {
             tracing::warn!("the controller's thread panicked");
         }
@@ -143,27 +152,6 @@ impl Pending {
     fn answer(self, warnings: Vec<String>) {
         let Pending { generation, changes, reply, .. } = self;
         let _nobody_waits = reply.send(Ok(Reloaded { generation: generation.0, changes, warnings }));
-    }
-}
-
-/// What a model names and the reload reads.
-struct Materials {
-    tls: TlsMaterial,
-    http: HttpMaterial,
-    control: Option<Access>,
-}
-
-impl Materials {
-    /// Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
-    fn load(house: &House, model: &Model) -> Result<Materials, ReloadError> {
-        let (before, secret) = {
-            let truth = house.truth();
-            (Arc::clone(truth.material()), truth.http_secret())
-        };
-        let tls = TlsMaterial::load(model, &before).map_err(ReloadError::Tls)?;
-        let http = http_files::load(model, secret).map_err(ReloadError::Http)?;
-        let control = Access::load(model).map_err(ReloadError::Control)?;
-        Ok(Materials { tls, http, control })
     }
 }
 
@@ -187,10 +175,12 @@ struct Turn {
     /// Tells the neighbours of addresses that came with it.
     announcing: Option<AbortHandle>,
     metrics: MetricsServer,
+    /// What is read for the next command; one at a time, for it reads what the one before has brought.
+    reading: Option<JoinTask<Due>>,
 }
 
 impl Turn {
-    fn new(house: Arc<House>, seed: u64, judged: Sender<()>) -> Turn {
+    fn new(house: Arc<House>, seed: u64, judged: Sender<()>, metrics: MetricsServer) -> Turn {
         let first_checks_ms = house.truth().checks().iter().map(|plan| plan.timeout_ms).max().unwrap_or(0);
         let patience = Instant::now() + Duration::from_millis(first_checks_ms);
         let role = house.shared.snapshot().role;
@@ -208,12 +198,12 @@ impl Turn {
             drain_trouble: None,
             role,
             announcing: None,
-            metrics: MetricsServer::default(),
+            metrics,
+            reading: None,
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, entrance: Entrance, metrics: Option<TcpListener>) {
-        control::serve(entrance, &self.house);
+    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, stop: &Notify, metrics: Option<TcpListener>) {
         let settings = self.house.truth().model().metrics.clone();
         self.metrics.follow(&settings, metrics, &self.house);
         let receivers = self.house.notifier.serve();
@@ -230,14 +220,24 @@ impl Turn {
             let patience = at(self.judged.as_ref().map(|(_, until)| *until));
             let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
+            let is_free = self.reading.is_none();
             tokio::select! {
-                command = inbox.recv() => match command {
-                    Some(Command::Reload { model, by, reply }) => self.reload(*model, &by, reply),
-                    Some(Command::Look { model, reply }) => {
-                        let _nobody_waits = reply.send(self.look_at(*model));
-                    }
-                    Some(Command::Stop) | None => break,
+                command = inbox.recv(), if is_free => match command {
+                    Some(command) => self.read_for(command),
+                    None => break,
                 },
+                due = read(&mut self.reading) => {
+                    self.reading = None;
+                    match due {
+                        Some(Due::Reload { read, by, reply }) => self.reload(*read, &by, reply),
+                        Some(Due::Look { read, reply }) => {
+                            let _nobody_waits = reply.send(self.look_at(*read));
+                        }
+                        // Who asked hears that nobody answers.
+                        None => tracing::error!("what a reload stands on could not be read: its thread panicked"),
+                    }
+                }
+                () = stop.notified() => break,
                 () = house.changed.notified() => {
                     let soon = Instant::now() + Duration::from_millis(COALESCE_MS);
                     self.publish_at.get_or_insert(soon);
@@ -314,8 +314,19 @@ impl Turn {
         }
     }
 
-    fn reload(&mut self, model: Model, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
-        match self.take(model, by) {
+    /// Reads what a command stands on, beside this thread.
+    fn read_for(&mut self, command: Command) {
+        let house = Arc::clone(&self.house);
+        self.reading = Some(spawn_blocking(move || match command {
+            Command::Look { model, reply } => Due::Look { read: Box::new(Read::now(&house, *model)), reply },
+            Command::Reload { model, by, reply } => {
+                Due::Reload { read: Box::new(Read::now(&house, *model)), by, reply }
+            }
+        }));
+    }
+
+    fn reload(&mut self, read: Read, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
+        match self.take(read, by) {
             Err(error) => {
                 tracing::warn!("reload refused: {error}");
                 let _nobody_waits = reply.send(Err(error));
@@ -334,15 +345,14 @@ impl Turn {
     }
 
     /// Makes a model the truth, or says why it stays as it was.
-    fn take(&mut self, model: Model, by: &str) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
+    fn take(&mut self, read: Read, by: &str) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
         let house = Arc::clone(&self.house);
-        let materials = Materials::load(&house, &model);
+        let Read { model, facts, files } = read;
         let mut truth = house.truth();
-        let model = resolve(model, Some(truth.model()));
         let changes =
             planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
-        let room = self.judge(&truth, &model)?;
-        let Materials { tls, http, control } = materials?;
+        let room = self.judge(&truth, &model, facts)?;
+        let Files { tls, http, control } = files?;
         let metrics = self.metrics.prepare(&model.metrics).map_err(ReloadError::Metrics)?;
         let shared = &house.shared;
         let current = shared.snapshot();
@@ -474,15 +484,14 @@ impl Turn {
     }
 
     /// What taking a model would change, and whether it could be taken; nothing is.
-    fn look_at(&self, model: Model) -> ReloadPlan {
+    fn look_at(&self, read: Read) -> ReloadPlan {
         let house = Arc::clone(&self.house);
-        let materials = Materials::load(&house, &model);
+        let Read { model, facts, files } = read;
         let truth = house.truth();
-        let model = resolve(model, Some(truth.model()));
         let changes =
             planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         // What is wrong with files the judgement says with its place.
-        let unfit = self.judge(&truth, &model).err().or(materials.err());
+        let unfit = self.judge(&truth, &model, facts).err().or(files.err());
         let refusals = [unfit, self.probe_openings(&truth, &model).err().map(ReloadError::Listen)];
         let refusals = refusals.into_iter().flatten().flat_map(|error| error.reasons()).collect();
         ReloadPlan { generation: house.shared.generation().0, changes, refusals }
@@ -498,7 +507,7 @@ impl Turn {
     }
 
     /// Judges what a model wants of a process that runs; returns what is admitted by it.
-    fn judge(&self, truth: &Truth, model: &Model) -> Result<Room, ReloadError> {
+    fn judge(&self, truth: &Truth, model: &Model, facts: io::Result<HostFacts>) -> Result<Room, ReloadError> {
         let plan = &self.house.plan;
         let started: Vec<usize> = plan.workers.iter().map(|worker| worker.cpu).collect();
         let room = Room::of(plan);
@@ -507,7 +516,7 @@ impl Turn {
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
-        let mut facts = HostFacts::gather(model).map_err(ReloadError::Host)?;
+        let mut facts = facts.map_err(ReloadError::Host)?;
         if let (Some(planned), Some(packets)) = (&plan.packets, &mut facts.packets) {
             let (needed, _) = arms::needed(model, &packets.tables);
             let changed = new_interfaces(&planned.arms, &arms::describe(&needed));
@@ -687,6 +696,14 @@ async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaph
         let probed = probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
         let pace = house.judge(plan.id, probed);
         schedule.advance(started, pace);
+    }
+}
+
+/// What was read, once it is; never, if nothing is. `None` = whoever read it panicked.
+async fn read(reading: &mut Option<JoinTask<Due>>) -> Option<Due> {
+    match reading {
+        Some(reading) => reading.await.ok(),
+        None => std::future::pending().await,
     }
 }
 
