@@ -64,7 +64,7 @@ pub use limits::{Level, LimitRow, LimitRows};
 pub use listener::ControlListener;
 
 pub(crate) use desk::Desks;
-pub(crate) use guard::{Access, Guard};
+pub(crate) use guard::{Access, Guard, exposed, faults};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
