@@ -329,6 +329,7 @@ impl Turn {
         match self.take(read, by) {
             Err(error) => {
                 tracing::warn!("reload refused: {error}");
+                self.house.tell_refused(by, error.reasons().len());
                 let _nobody_waits = reply.send(Err(error));
             }
             Ok((generation, changes)) => {

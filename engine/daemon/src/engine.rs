@@ -363,7 +363,8 @@ impl Engine {
 
     /// The same with the file that this was started with, as it is now and as `by` wants.
     pub fn reload_file(&self, by: &str) -> Result<Reloaded, RefusedReload> {
-        let Accepted { model, warnings } = config_file::of_house(&self.house)?;
+        let told = |refused: &RefusedReload| self.house.tell_refused(by, refused.reasons().len());
+        let Accepted { model, warnings } = config_file::of_house(&self.house).inspect_err(told)?;
         let mut reloaded = self.take(*model, by).map_err(RefusedReload::Engine)?;
         reloaded.warnings.splice(0..0, warnings);
         Ok(reloaded)

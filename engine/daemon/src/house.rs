@@ -408,8 +408,9 @@ impl Truth {
             let event = Event::now(EventKind::Configuration, "", change, "").subject(format!("service {service}"));
             self.events.record(Tone::Info, event.services(vec![service]));
         }
-        let reason = format!("generation {next}, by {by}");
-        self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
+        let (was, is) = (format!("generation {}", current.generation), format!("generation {next}"));
+        let reason = format!("configuration reloaded by {by}");
+        self.events.record(Tone::Info, Event::now(EventKind::Configuration, was, is, reason));
         let (before, after) = (self.steering.workers(), steering.workers());
         if before != after {
             let (from, to) = (format!("workers: {before}"), format!("workers: {after}"));
@@ -666,6 +667,14 @@ fn inherit_verdicts(
 }
 
 impl House {
+    /// Tells that a reload was refused, of how many reasons; whoever wanted it has them, and they may quote the file.
+    pub(crate) fn tell_refused(&self, by: &str, reasons: usize) {
+        let is = format!("generation {}", self.shared.generation());
+        let plural = if reasons == 1 { "" } else { "s" };
+        let why = format!("reload by {by} refused for {reasons} reason{plural}; nothing is changed");
+        self.truth().record(Tone::Warn, Event::now(EventKind::Configuration, is.clone(), is, why));
+    }
+
     pub(crate) fn new(
         shared: Arc<Shared>,
         plan: Plan,

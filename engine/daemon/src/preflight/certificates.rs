@@ -73,7 +73,7 @@ impl Certificates {
                     severity,
                     check: Check::Certificates,
                     service: service.map(str::to_owned),
-                    message,
+                    message: told(service, "control.certificate", message),
                     file: Some(path.to_path_buf()),
                 });
             };
@@ -113,7 +113,7 @@ impl Certificates {
                 severity,
                 check: Check::Certificates,
                 service: service.map(str::to_owned),
-                message,
+                message: told(service, "control.client_crl", message),
                 file: Some(path.to_path_buf()),
             });
         }
@@ -204,6 +204,14 @@ impl Certificates {
                 ),
             );
         }
+    }
+}
+
+/// What is no service's is told with its key.
+fn told(service: Option<&str>, key: &str, message: String) -> String {
+    match service {
+        Some(_) => message,
+        None => format!("{key}: {message}"),
     }
 }
 
