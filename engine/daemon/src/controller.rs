@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
@@ -42,7 +42,7 @@ use crate::reload::read::{Files, Read};
 use crate::reload::{
     Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted,
 };
-use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
+use crate::shared::{Doorway, Reserved, SteeringPrograms};
 use crate::{control, probe, role, state_file};
 
 /// Verdicts that come within this time of each other share one snapshot.
@@ -51,6 +51,8 @@ const COALESCE_MS: u64 = 20;
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
 /// How long a reload waits for listeners that close while it wants them: their workers have only to come by.
 const CLOSING_MS: u64 = 1_000;
+/// Time between two looks whether they have.
+const CLOSING_LOOK: Duration = Duration::from_millis(1);
 /// Time between rounds of housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
 /// Time between two looks at connections that drains wait for.
@@ -73,7 +75,26 @@ pub(crate) enum Command {
 /// The same once what it stands on is read.
 enum Due {
     Look { read: Box<Read>, reply: oneshot::Sender<ReloadPlan> },
-    Reload { read: Box<Read>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
+    Reload(Wanted),
+}
+
+/// A reload that can be taken.
+struct Wanted {
+    read: Box<Read>,
+    by: String,
+    reply: oneshot::Sender<Result<Reloaded, ReloadError>>,
+    /// It waits no longer for what closes.
+    until: Instant,
+}
+
+/// Why a reload was not taken.
+enum NotTaken {
+    /// Listeners that it wants close at this moment; it can be taken as it is in another one.
+    Closing {
+        read: Box<Read>,
+        closing: Vec<SocketAddr>,
+    },
+    Refused(ReloadError),
 }
 
 /// What a reload has brought.
@@ -177,6 +198,8 @@ struct Turn {
     metrics: MetricsServer,
     /// What is read for the next command; one at a time, for it reads what the one before has brought.
     reading: Option<JoinTask<Due>>,
+    /// What waits for listeners that close, and when it is tried again.
+    held: Option<(Instant, Wanted)>,
 }
 
 impl Turn {
@@ -200,6 +223,7 @@ impl Turn {
             announcing: None,
             metrics,
             reading: None,
+            held: None,
         }
     }
 
@@ -220,7 +244,8 @@ impl Turn {
             let patience = at(self.judged.as_ref().map(|(_, until)| *until));
             let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
-            let is_free = self.reading.is_none();
+            let is_free = self.reading.is_none() && self.held.is_none();
+            let again = at(self.held.as_ref().map(|(again_at, _)| *again_at));
             tokio::select! {
                 command = inbox.recv(), if is_free => match command {
                     Some(command) => self.read_for(command),
@@ -229,7 +254,7 @@ impl Turn {
                 due = read(&mut self.reading) => {
                     self.reading = None;
                     match due {
-                        Some(Due::Reload { read, by, reply }) => self.reload(*read, &by, reply),
+                        Some(Due::Reload(wanted)) => self.reload(wanted),
                         Some(Due::Look { read, reply }) => {
                             let _nobody_waits = reply.send(self.look_at(*read));
                         }
@@ -237,6 +262,9 @@ impl Turn {
                         None => tracing::error!("what a reload stands on could not be read: its thread panicked"),
                     }
                 }
+                () = again => if let Some((_, wanted)) = self.held.take() {
+                    self.reload(wanted);
+                },
                 () = stop.notified() => break,
                 () = house.changed.notified() => {
                     let soon = Instant::now() + Duration::from_millis(COALESCE_MS);
@@ -320,18 +348,22 @@ impl Turn {
         self.reading = Some(spawn_blocking(move || match command {
             Command::Look { model, reply } => Due::Look { read: Box::new(Read::now(&house, *model)), reply },
             Command::Reload { model, by, reply } => {
-                Due::Reload { read: Box::new(Read::now(&house, *model)), by, reply }
+                let read = Box::new(Read::now(&house, *model));
+                Due::Reload(Wanted { read, by, reply, until: Instant::now() + Duration::from_millis(CLOSING_MS) })
             }
         }));
     }
 
-    fn reload(&mut self, read: Read, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
-        match self.take(read, by) {
-            Err(error) => {
-                tracing::warn!("reload refused: {error}");
-                self.house.tell_refused(by, error.reasons().len());
-                let _nobody_waits = reply.send(Err(error));
+    /// Takes what was read, or holds it for a moment where something that it wants is about to close.
+    fn reload(&mut self, wanted: Wanted) {
+        let Wanted { read, by, reply, until } = wanted;
+        match self.take(*read, &by) {
+            Err(NotTaken::Closing { read, .. }) if Instant::now() < until => {
+                let again_at = Instant::now() + CLOSING_LOOK;
+                self.held = Some((again_at, Wanted { read, by, reply, until }));
             }
+            Err(NotTaken::Refused(error)) => self.refuse(error, &by, reply),
+            Err(NotTaken::Closing { closing, .. }) => self.refuse(ReloadError::Closing(closing), &by, reply),
             Ok((generation, changes)) => {
                 self.match_probes();
                 self.look_at_role();
@@ -345,14 +377,44 @@ impl Turn {
         }
     }
 
+    fn refuse(&self, error: ReloadError, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
+        tracing::warn!("reload refused: {error}");
+        self.house.tell_refused(by, error.reasons().len());
+        let _nobody_waits = reply.send(Err(error));
+    }
+
     /// Makes a model the truth, or says why it stays as it was.
-    fn take(&mut self, read: Read, by: &str) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
+    fn take(&mut self, read: Read, by: &str) -> Result<(Generation, Vec<PlannedChange>), NotTaken> {
+        let house = Arc::clone(&self.house);
+        let mut truth = house.truth();
+        // Numbers are given when the model is taken.
+        let wanted = openings(&read.model, |name| Some(truth.registry().service(name).unwrap_or(ServiceId(0))));
+        let doorways = house.shared.doorways();
+        let Reserved { fresh, back, closing } = doorways.reserve(&wanted);
+        if !closing.is_empty() {
+            doorways.leave(back);
+            let closing = closing.into_iter().map(|(_, address)| address).collect();
+            return Err(NotTaken::Closing { read: Box::new(read), closing });
+        }
+        self.take_with(&mut truth, read, &fresh, by).map_err(|error| {
+            doorways.leave(back);
+            NotTaken::Refused(error)
+        })
+    }
+
+    /// The same, where `fresh` is to be opened for it.
+    fn take_with(
+        &mut self,
+        truth: &mut Truth,
+        read: Read,
+        fresh: &[Opening],
+        by: &str,
+    ) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
         let house = Arc::clone(&self.house);
         let Read { model, facts, files } = read;
-        let mut truth = house.truth();
         let changes =
-            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
-        let room = self.judge(&truth, &model, facts)?;
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, truth, service, server));
+        let room = self.judge(truth, &model, facts)?;
         let Files { tls, http, control } = files?;
         let metrics = self.metrics.prepare(&model.metrics).map_err(ReloadError::Metrics)?;
         let shared = &house.shared;
@@ -368,31 +430,15 @@ impl Turn {
             }
         };
         let before = Arc::clone(truth.openings());
-        // Numbers are given when the model is taken.
-        let wanted = openings(&model, |name| Some(truth.registry().service(name).unwrap_or(ServiceId(0))));
         let doorways = shared.doorways();
-        let reserved = reserve(doorways, &wanted)?;
-        let give_back = || doorways.leave(reserved.back.iter().copied());
-        let listeners = match open_all(&reserved.fresh, started.len(), &steering, shared.steering_seed()) {
-            Ok(listeners) => listeners,
-            Err(errors) => {
-                give_back();
-                return Err(ReloadError::Listen(errors));
-            }
-        };
+        let listeners =
+            open_all(fresh, started.len(), &steering, shared.steering_seed()).map_err(ReloadError::Listen)?;
         let (served_before, served_next) = (truth.served().into_owned(), leaving.with(&model).into_owned());
         // First, so that no flow is opened where the kernel answers, too. What goes is still claimed, for its flows.
-        let fanout = match self.claim(&served_before, &served_next, &steering) {
-            Ok(fanout) => fanout,
-            Err(error) => {
-                give_back();
-                return Err(error);
-            }
-        };
+        let fanout = self.claim(&served_before, &served_next, &steering)?;
         let next = match truth.take(model, (tls, http), Arc::clone(&steering), &current, by, shared.now()) {
             Ok(next) => next,
             Err(error) => {
-                give_back();
                 if let Err(error) = self.claim(&served_next, &served_before, &current.steering) {
                     tracing::error!("{error}");
                 }
@@ -400,7 +446,7 @@ impl Turn {
             }
         };
         let generation = next.snapshot.generation;
-        doorways.enter(reserved.fresh.iter().map(Opening::doorway));
+        doorways.enter(fresh.iter().map(Opening::doorway));
         doorways.hand(generation, listeners);
         let stays: BTreeSet<Doorway> = truth.openings().iter().map(Opening::doorway).collect();
         doorways.leave(before.iter().map(Opening::doorway).filter(|doorway| !stays.contains(doorway)));
@@ -647,22 +693,6 @@ impl Turn {
             let seed = self.seed ^ u64::from(id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             self.probes.entry(id).or_insert_with(|| tokio::spawn(watch(house, plan, seed, places)).abort_handle());
         }
-    }
-}
-
-/// Finds what is to be opened. What closes just now is closed a moment later: its workers have nothing more to wait for.
-fn reserve(doorways: &DoorBoard, wanted: &[Opening]) -> Result<Reserved, ReloadError> {
-    let until = Instant::now() + Duration::from_millis(CLOSING_MS);
-    loop {
-        let reserved = doorways.reserve(wanted);
-        if reserved.closing.is_empty() {
-            return Ok(reserved);
-        }
-        doorways.leave(reserved.back.iter().copied());
-        if Instant::now() >= until {
-            return Err(ReloadError::Closing(reserved.closing.iter().map(|(_, address)| *address).collect()));
-        }
-        thread::sleep(Duration::from_millis(1));
     }
 }
 
