@@ -30,6 +30,8 @@ const ASK_EVERY: Duration = Duration::from_millis(100);
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often it is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(50);
+/// Threads that make load for each CPU, so that they get more of its time than the worker there, which then always has some of their requests.
+const THREADS_PER_CPU: usize = 2;
 /// A worker that works, or waits for its CPU, for less than this share of the time could do more. Clients and origins have the same CPUs: while they
 /// run, it waits.
 const FULL_SHARE: f64 = 0.8;
@@ -106,7 +108,7 @@ impl Answers {
 /// Measures for so long each, in a lab of its own, with so many services beside the one that carries the load; `towpath` is the program.
 pub fn measure(towpath: &Path, services: u16, time: Duration) -> io::Result<Vec<Answers>> {
     let lab = Lab::build(Topology::TwoArm, 1)?;
-    let threads = host::available_cpus()?.len();
+    let threads = host::available_cpus()?.len() * THREADS_PER_CPU;
     let server = lab.server(1);
     let daemon = Daemon::start(lab.balancer(), towpath, threads as u16, services, server.ipv4())?;
     let mut answers = Vec::new();
