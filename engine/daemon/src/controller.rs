@@ -671,10 +671,11 @@ impl Turn {
         self.house.shared.sweep_persistence(SWEEP_BUDGET);
         self.let_go();
         let snapshot = self.house.shared.snapshot();
+        let access = self.house.guard.access();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
-        truth.announce_certificates();
+        truth.announce_certificates(access.as_deref());
         truth.release_gone(&self.house.shared);
     }
 

@@ -32,7 +32,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
-use crate::control::Guard;
+use crate::control::{Access, Guard};
 use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::leaving::Leaving;
@@ -519,8 +519,13 @@ impl Truth {
     }
 
     /// Announces certificates, revocation lists and OCSP responses that are about to end, and those that were renewed.
-    pub(crate) fn announce_certificates(&mut self) {
-        for (tone, event) in self.expiry.turn(self.material.certificates(), self.material.dated(), unix_s()) {
+    pub(crate) fn announce_certificates(&mut self, control: Option<&Access>) {
+        let of_services = self.material.certificates();
+        let of_services = of_services.map(|(service, place, identity)| (Some(service), place, identity));
+        let own = control.and_then(Access::identity).map(|identity| (None, 0, identity));
+        let dated = self.material.dated().map(|(service, file)| (Some(service), file));
+        let own_list = control.and_then(Access::revocations).map(|file| (None, file));
+        for (tone, event) in self.expiry.turn(of_services.chain(own), dated.chain(own_list), unix_s()) {
             self.events.record(tone, event);
         }
     }

@@ -585,6 +585,11 @@ fn a_certificate_of_the_right_authority_says_who_asks() {
     assert!(!matches!(error, FetchError::Refused { .. }), "the handshake fails: {error}");
 }
 
+fn ask_certificates(url: &str, file: &Path, ca: &Path) -> Certificates {
+    let asker = Asker { token_file: None, certificate: Some(file.to_owned()) };
+    get(&Endpoint::Remote(Box::new(Remote::new(url, &asker, ca).unwrap())), "/v1/certs", PATIENCE).unwrap()
+}
+
 #[test]
 fn a_certificate_that_was_taken_back_says_nothing_any_more() {
     let directory = tempfile::tempdir().unwrap();
@@ -613,6 +618,10 @@ fn a_certificate_that_was_taken_back_says_nothing_any_more() {
         get::<serde_json::Value>(&at, "/v1/session", PATIENCE).map(|answer| answer["user"].to_string())
     };
     assert_eq!((ask(&carol.1).unwrap(), ask(&dave.1).unwrap()), ("\"carol\"".to_owned(), "\"dave\"".to_owned()));
+    // The lists end one day, and are watched as certificates are.
+    let answer = ask_certificates(&url, &dave.1, &ca);
+    let list = answer.certificates.iter().find(|row| row.kind == "revocation list").unwrap();
+    assert_eq!((list.service.as_deref(), list.level.as_str()), (None, "valid"));
     fs::write(&lists, authority.list(&[carol.0])).unwrap();
     lab.engine.reload(model(&lab.text)).unwrap();
     let error = ask(&carol.1).unwrap_err();

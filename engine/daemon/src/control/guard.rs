@@ -36,7 +36,7 @@ use super::credential::{
 };
 use super::session::{Deed, Lifetime, Lines, Session, Sessions, Tried, Tries};
 use crate::http_files::FileFault;
-use crate::tls::{identity_files, provider};
+use crate::tls::{DatedFile, DatedKind, dates_of, identity_files, provider};
 
 /// Passwords that are judged at the same time, a tenth of a second of a core each …
 const JUDGED_MAX: usize = 1;
@@ -86,6 +86,8 @@ pub(crate) struct Access {
     users: Vec<User>,
     tls: Option<ServerContext>,
     identity: Option<Arc<Identity>>,
+    /// The lists of what authorities of users have taken back. From its end on nobody comes in by a certificate.
+    revocations: Option<DatedFile>,
     /// Sum over the authorities of users' certificates and what they have taken back: a certificate that others have vouched for is nobody's, and one that
     /// has come in before it was taken back has to come in again.
     authorities: [u8; 32],
@@ -184,12 +186,20 @@ impl Access {
         let tls = identity.as_ref().map(|identity| context(model, listen, identity)).transpose()?;
         let lifetime = Lifetime { idle_ms: listen.session_idle_ms, whole_ms: listen.session_ms };
         let (tls, authorities) = tls.unzip();
+        let revocations = match &listen.client_crl {
+            None => None,
+            Some(path) => {
+                let dates = dates_of(DatedKind::RevocationList, path).map_err(AccessError::ClientCrl)?;
+                dates.map(|dates| DatedFile { kind: DatedKind::RevocationList, path: path.clone(), dates })
+            }
+        };
         Ok(Some(Access {
             page: listen.page,
             lifetime,
             users,
             tls,
             identity,
+            revocations,
             authorities: authorities.unwrap_or_default(),
             from: listen.from.clone(),
         }))
@@ -208,6 +218,11 @@ impl Access {
     /// Whether this address may come at all.
     pub(super) fn is_from(&self, address: IpAddr) -> bool {
         self.from.is_empty() || self.from.iter().any(|&(network, prefix)| holds(network, prefix, address))
+    }
+
+    /// When the lists of users' certificates that were taken back end, if there are any and they say so.
+    pub(crate) fn revocations(&self) -> Option<&DatedFile> {
+        self.revocations.as_ref()
     }
 
     /// The certificate of the listener.
