@@ -132,23 +132,18 @@ impl Controller {
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            let turn = Turn::new(house, seed, judged, MetricsServer::new(desks.visitors().clone()));
-            control::serve(entrance, &desks, &turn.house);
-            runtime.block_on(turn.run(inbox, &stopped, metrics));
+            let mut turn = Turn::new(house, seed, judged, desks);
+            runtime.block_on(turn.run(inbox, &stopped, entrance, metrics));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
-            desks.close();
+            turn.desks.close();
         })?;
         Ok(Controller { commands, stop, thread: Some(thread) })
     }
 
-    /// Hands a model over and waits until it is in force or refused.
-    pub(crate) fn reload(&self, model: Model, by: String) -> Result<Reloaded, ReloadError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .blocking_send(Command::Reload { model: Box::new(model), by, reply })
-            .map_err(|_| ReloadError::Stopping)?;
-        answer.blocking_recv().unwrap_or(Err(ReloadError::Stopping))
+    /// How it is asked: whoever waits for an answer does not hold it itself, which is to be stopped meanwhile.
+    pub(crate) fn commands(&self) -> Commands {
+        Commands(self.commands.clone())
     }
 
     /// Ends the thread; the control socket is gone afterwards.
@@ -158,6 +153,20 @@ impl Controller {
         if thread.join().is_err() {
             tracing::warn!("the controller's thread panicked");
         }
+    }
+}
+
+/// The way to the controller, for who waits for what it answers.
+pub(crate) struct Commands(async_mpsc::Sender<Command>);
+
+impl Commands {
+    /// Hands a model over and waits until it is in force or refused.
+    pub(crate) fn reload(&self, model: Model, by: String) -> Result<Reloaded, ReloadError> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .blocking_send(Command::Reload { model: Box::new(model), by, reply })
+            .map_err(|_| ReloadError::Stopping)?;
+        answer.blocking_recv().unwrap_or(Err(ReloadError::Stopping))
     }
 }
 
@@ -196,6 +205,8 @@ struct Turn {
     /// Tells the neighbours of addresses that came with it.
     announcing: Option<AbortHandle>,
     metrics: MetricsServer,
+    /// Where questions are answered.
+    desks: Desks,
     /// What is read for the next command; one at a time, for it reads what the one before has brought.
     reading: Option<JoinTask<Due>>,
     /// What waits for listeners that close, and when it is tried again.
@@ -203,7 +214,7 @@ struct Turn {
 }
 
 impl Turn {
-    fn new(house: Arc<House>, seed: u64, judged: Sender<()>, metrics: MetricsServer) -> Turn {
+    fn new(house: Arc<House>, seed: u64, judged: Sender<()>, desks: Desks) -> Turn {
         let first_checks_ms = house.truth().checks().iter().map(|plan| plan.timeout_ms).max().unwrap_or(0);
         let patience = Instant::now() + Duration::from_millis(first_checks_ms);
         let role = house.shared.snapshot().role;
@@ -221,13 +232,21 @@ impl Turn {
             drain_trouble: None,
             role,
             announcing: None,
-            metrics,
+            metrics: MetricsServer::new(desks.visitors().clone()),
+            desks,
             reading: None,
             held: None,
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, stop: &Notify, metrics: Option<TcpListener>) {
+    async fn run(
+        &mut self,
+        mut inbox: async_mpsc::Receiver<Command>,
+        stop: &Notify,
+        entrance: Entrance,
+        metrics: Option<TcpListener>,
+    ) {
+        control::serve(entrance, &self.desks, &self.house);
         let settings = self.house.truth().model().metrics.clone();
         self.metrics.follow(&settings, metrics, &self.house);
         let receivers = self.house.notifier.serve();
@@ -284,7 +303,7 @@ impl Turn {
             }
         }
         state_file::keep_last(&self.house);
-        for pending in self.pending {
+        for pending in self.pending.drain(..) {
             // Published, but the workers are ending.
             pending.answer(Vec::new());
         }

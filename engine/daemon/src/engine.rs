@@ -374,7 +374,8 @@ impl Engine {
         if self.house.shared.phase() != Phase::Running {
             return Err(ReloadError::Stopping);
         }
-        self.lock_controller().reload(model, by.to_owned())
+        let commands = self.lock_controller().commands();
+        commands.reload(model, by.to_owned())
     }
 
     /// The service whose connections have most time to finish when the process stops, with that in milliseconds.
