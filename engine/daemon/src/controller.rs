@@ -267,7 +267,7 @@ impl Turn {
             let again = at(self.held.as_ref().map(|(again_at, _)| *again_at));
             tokio::select! {
                 command = inbox.recv(), if is_free => match command {
-                    Some(command) => self.read_for(command),
+                    Some(command) => self.begin(command),
                     None => break,
                 },
                 due = read(&mut self.reading) => {
@@ -361,16 +361,19 @@ impl Turn {
         }
     }
 
-    /// Reads what a command stands on, beside this thread.
-    fn read_for(&mut self, command: Command) {
+    /// Begins with a command: what it stands on is read beside this thread.
+    fn begin(&mut self, command: Command) {
         let house = Arc::clone(&self.house);
-        self.reading = Some(spawn_blocking(move || match command {
-            Command::Look { model, reply } => Due::Look { read: Box::new(Read::now(&house, *model)), reply },
-            Command::Reload { model, by, reply } => {
+        let reading = match command {
+            Command::Look { model, reply } => {
+                spawn_blocking(move || Due::Look { read: Box::new(Read::now(&house, *model)), reply })
+            }
+            Command::Reload { model, by, reply } => spawn_blocking(move || {
                 let read = Box::new(Read::now(&house, *model));
                 Due::Reload(Wanted { read, by, reply, until: Instant::now() + Duration::from_millis(CLOSING_MS) })
-            }
-        }));
+            }),
+        };
+        self.reading = Some(reading);
     }
 
     /// Takes what was read, or holds it for a moment where something that it wants is about to close.
