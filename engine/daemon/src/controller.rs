@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as async_mpsc;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::{AbortHandle, JoinHandle as JoinTask, spawn_blocking};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use towpath_config::model::{MachineRole, Model, Protocol, Workers};
 use towpath_core::health::{CheckPlan, CheckSchedule};
 use towpath_core::loads::Loads;
@@ -51,6 +51,8 @@ const COALESCE_MS: u64 = 20;
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
 /// How long a reload waits for listeners that close while it wants them: their workers have only to come by.
 const CLOSING_MS: u64 = 1_000;
+/// What a reload stands on is read by then: before whoever asked for it stops waiting (a minute), so that the next one has its turn.
+const READ_LIMIT: Duration = Duration::from_secs(50);
 /// Time between two looks whether they have.
 const CLOSING_LOOK: Duration = Duration::from_millis(1);
 /// Time between rounds of housekeeping.
@@ -72,10 +74,18 @@ pub(crate) enum Command {
     Reload { model: Box<Model>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
 }
 
-/// The same once what it stands on is read.
-enum Due {
-    Look { read: Box<Read>, reply: oneshot::Sender<ReloadPlan> },
-    Reload(Wanted),
+/// What is read for a command, and who waits for it.
+struct Reading {
+    task: JoinTask<Box<Read>>,
+    /// It is waited for no longer.
+    until: Instant,
+    asked: Asked,
+}
+
+/// Who waits.
+enum Asked {
+    Look { reply: oneshot::Sender<ReloadPlan> },
+    Reload { by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
 }
 
 /// A reload that can be taken.
@@ -208,7 +218,7 @@ struct Turn {
     /// Where questions are answered.
     desks: Desks,
     /// What is read for the next command; one at a time, for it reads what the one before has brought.
-    reading: Option<JoinTask<Due>>,
+    reading: Option<Reading>,
     /// What waits for listeners that close, and when it is tried again.
     held: Option<(Instant, Wanted)>,
 }
@@ -270,17 +280,9 @@ impl Turn {
                     Some(command) => self.begin(command),
                     None => break,
                 },
-                due = read(&mut self.reading) => {
-                    self.reading = None;
-                    match due {
-                        Some(Due::Reload(wanted)) => self.reload(wanted),
-                        Some(Due::Look { read, reply }) => {
-                            let _nobody_waits = reply.send(self.look_at(*read));
-                        }
-                        // Who asked hears that nobody answers.
-                        None => tracing::error!("what a reload stands on could not be read: its thread panicked"),
-                    }
-                }
+                read = read(&mut self.reading) => if let Some(Reading { asked, .. }) = self.reading.take() {
+                    self.go_on(asked, read);
+                },
                 () = again => if let Some((_, wanted)) = self.held.take() {
                     self.reload(wanted);
                 },
@@ -364,16 +366,37 @@ impl Turn {
     /// Begins with a command: what it stands on is read beside this thread.
     fn begin(&mut self, command: Command) {
         let house = Arc::clone(&self.house);
-        let reading = match command {
-            Command::Look { model, reply } => {
-                spawn_blocking(move || Due::Look { read: Box::new(Read::now(&house, *model)), reply })
-            }
-            Command::Reload { model, by, reply } => spawn_blocking(move || {
-                let read = Box::new(Read::now(&house, *model));
-                Due::Reload(Wanted { read, by, reply, until: Instant::now() + Duration::from_millis(CLOSING_MS) })
-            }),
+        let (model, asked) = match command {
+            Command::Look { model, reply } => (model, Asked::Look { reply }),
+            Command::Reload { model, by, reply } => (model, Asked::Reload { by, reply }),
         };
-        self.reading = Some(reading);
+        let task = spawn_blocking(move || Box::new(Read::now(&house, *model)));
+        self.reading = Some(Reading { task, until: Instant::now() + READ_LIMIT, asked });
+    }
+
+    /// Goes on with what was read for a command; `None` = it could not be in time, and whoever reads it is left alone.
+    fn go_on(&mut self, asked: Asked, read: Option<Box<Read>>) {
+        let late = || {
+            let message = format!("files, or the machine, did not answer within {} s", READ_LIMIT.as_secs());
+            ReloadError::Host(io::Error::new(io::ErrorKind::TimedOut, message))
+        };
+        match (asked, read) {
+            (Asked::Reload { by, reply }, Some(read)) => {
+                let until = Instant::now() + Duration::from_millis(CLOSING_MS);
+                self.reload(Wanted { read, by, reply, until });
+            }
+            (Asked::Reload { by, reply }, None) => self.refuse(late(), &by, reply),
+            (Asked::Look { reply }, read) => {
+                let plan = match read {
+                    Some(read) => self.look_at(*read),
+                    None => {
+                        let generation = self.house.shared.generation().0;
+                        ReloadPlan { generation, changes: Vec::new(), refusals: late().reasons() }
+                    }
+                };
+                let _nobody_waits = reply.send(plan);
+            }
+        }
     }
 
     /// Takes what was read, or holds it for a moment where something that it wants is about to close.
@@ -753,10 +776,10 @@ async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaph
     }
 }
 
-/// What was read, once it is; never, if nothing is. `None` = whoever read it panicked.
-async fn read(reading: &mut Option<JoinTask<Due>>) -> Option<Due> {
+/// What was read, once it is; never, if nothing is. `None` = it is not there in time, or whoever read it panicked.
+async fn read(reading: &mut Option<Reading>) -> Option<Box<Read>> {
     match reading {
-        Some(reading) => reading.await.ok(),
+        Some(Reading { task, until, .. }) => timeout_at(*until, task).await.ok()?.ok(),
         None => std::future::pending().await,
     }
 }

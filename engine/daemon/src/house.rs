@@ -677,7 +677,11 @@ impl House {
         let is = format!("generation {}", self.shared.generation());
         let plural = if reasons == 1 { "" } else { "s" };
         let why = format!("reload by {by} refused for {reasons} reason{plural}; nothing is changed");
-        self.truth().record(Tone::Warn, Event::now(EventKind::Configuration, is.clone(), is, why));
+        let mut truth = self.truth();
+        // Who tries again and again leaves room for other events; each try is in the log.
+        if truth.events().latest(1).first().is_none_or(|last| last.reason != why) {
+            truth.record(Tone::Warn, Event::now(EventKind::Configuration, is.clone(), is, why));
+        }
     }
 
     pub(crate) fn new(
