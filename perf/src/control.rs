@@ -12,26 +12,31 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use serde_json::Value;
 use towpath_sys::host;
 use towpath_sys::process::{Child, MemoryFile};
 
+use crate::cpu::wanted_time_ns;
 use crate::lab::{Host, Lab, Topology};
 use crate::load::{Pace, Plan, Security, Work, client, new_histogram};
 use crate::message::Framing;
 
 /// The port of the service that carries the load, by the thread that makes it; the services beside it follow.
 const FIRST_PORT: u16 = 10_000;
-/// Connections of each thread that makes load.
-const CONNECTIONS: usize = 128;
+/// Connections of each thread that makes load: while it has its turn with some, enough others wait for the workers.
+const CONNECTIONS: usize = 512;
 /// Time between two questions: nobody asks faster, and so the asking itself is no load.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// How long it may take until the daemon serves, and until it has ended.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// How often it is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(50);
-/// A worker that works less than this share of the time could do more.
+/// Threads that make load for each CPU, so that they get more of its time than the worker there, which then always has some of their requests.
+const THREADS_PER_CPU: usize = 2;
+/// A worker that works, or waits for its CPU, for less than this share of the time could do more. Clients and origins have the same CPUs: while they
+/// run, it waits.
 const FULL_SHARE: f64 = 0.8;
+/// Names of the threads that are workers begin so.
+const WORKER: &str = "worker-";
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -82,7 +87,7 @@ pub struct Answers {
     pub p99_ms: f64,
     /// The slowest.
     pub max_ms: f64,
-    /// Of the time, the share that the worker with the least to do was busy.
+    /// Of the time, the share that the worker with the least to do ran or waited for its CPU.
     pub busy_share: f64,
     /// Requests that clients had answered in a second.
     pub requests_per_second: f64,
@@ -103,7 +108,7 @@ impl Answers {
 /// Measures for so long each, in a lab of its own, with so many services beside the one that carries the load; `towpath` is the program.
 pub fn measure(towpath: &Path, services: u16, time: Duration) -> io::Result<Vec<Answers>> {
     let lab = Lab::build(Topology::TwoArm, 1)?;
-    let threads = host::available_cpus()?.len();
+    let threads = host::available_cpus()?.len() * THREADS_PER_CPU;
     let server = lab.server(1);
     let daemon = Daemon::start(lab.balancer(), towpath, threads as u16, services, server.ipv4())?;
     let mut answers = Vec::new();
@@ -200,7 +205,7 @@ impl Daemon {
     /// Asks for so long.
     fn ask(&self, question: Question, load: Load, time: Duration) -> io::Result<Answers> {
         let mut taken = new_histogram();
-        let (start, before) = (Instant::now(), self.busy_us()?);
+        let (start, before) = (Instant::now(), self.wanted_ns()?);
         let mut bytes = 0;
         while start.elapsed() < time {
             let asked = Instant::now();
@@ -208,22 +213,16 @@ impl Daemon {
             taken.saturating_record(u64::try_from(asked.elapsed().as_nanos()).unwrap_or(u64::MAX));
             thread::sleep(ASK_EVERY.saturating_sub(asked.elapsed()));
         }
-        let (elapsed, after) = (start.elapsed(), self.busy_us()?);
+        let (elapsed, after) = (start.elapsed(), self.wanted_ns()?);
         let busy = before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before)).min();
-        let busy_share = busy.unwrap_or(0) as f64 / elapsed.as_micros().max(1) as f64;
+        let busy_share = busy.unwrap_or(0) as f64 / elapsed.as_nanos().max(1) as f64;
         Ok(summary(question, load, &taken, bytes, busy_share))
     }
 
-    /// Microseconds that each worker had something to do.
-    fn busy_us(&self) -> io::Result<Vec<u64>> {
-        let status: Value = serde_json::from_slice(&self.fetch(Question::Status)?)?;
-        let workers = status["workers"].as_array().ok_or_else(|| io::Error::other("a status without workers"))?;
-        let busy = |worker: &Value| worker["counters"]["busy_microseconds"].as_u64();
-        workers
-            .iter()
-            .map(busy)
-            .collect::<Option<Vec<u64>>>()
-            .ok_or_else(|| io::Error::other("a worker without its load"))
+    /// For how long each worker has had something to do. Its own count has nothing of the time in which others had its CPU, which here is most of it.
+    fn wanted_ns(&self) -> io::Result<Vec<u64>> {
+        let all = wanted_time_ns(self.child.id(), |name| name.starts_with(WORKER))?;
+        if all.is_empty() { Err(io::Error::other("a daemon without workers")) } else { Ok(all) }
     }
 
     /// The body of the answer.

@@ -38,6 +38,26 @@ pub fn run_time_ns(pids: &[u32]) -> u64 {
         .sum()
 }
 
+/// Nanoseconds that each thread of a process with such a name has run or has waited for a CPU, in the order of their names: what it had to do, whoever
+/// else had its CPU meanwhile.
+pub fn wanted_time_ns(pid: u32, name: impl Fn(&str) -> bool) -> io::Result<Vec<u64>> {
+    let mut threads = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let path = thread?.path();
+        let called = fs::read_to_string(path.join("comm"))?;
+        if name(called.trim_end()) {
+            threads.insert(called, parse_wanted(&fs::read_to_string(path.join("schedstat"))?).unwrap_or_default());
+        }
+    }
+    Ok(threads.into_values().collect())
+}
+
+/// Documentation/scheduler/sched-stats.rst: time on the CPU, time waiting for it, times it got it.
+fn parse_wanted(schedstat: &str) -> Option<u64> {
+    let mut words = schedstat.split_whitespace().map(str::parse::<u64>);
+    Some(words.next()?.ok()?.saturating_add(words.next()?.ok()?))
+}
+
 /// Memory of these processes, in bytes; pages that several share count once. A process that is gone counts as 0.
 pub fn memory_bytes(pids: &[u32]) -> u64 {
     let text = pids.iter().filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok());
@@ -174,6 +194,15 @@ mod tests {
     use std::time::Duration;
 
     const STAT: &str = "cpu  9 9 9 9 9 9 9 9 9 9\ncpu1 1 2 3 40 5 6 7 8 0 0\ncpu10 1 0 0 0 0 0 0 0 0 0\nintr 1\n";
+
+    #[test]
+    fn who_waits_for_a_cpu_wants_it() {
+        assert_eq!(parse_wanted("2000 700 31\n"), Some(2700));
+        assert_eq!((parse_wanted(""), parse_wanted("2000"), parse_wanted("a b c")), (None, None, None));
+        let own = std::process::id();
+        let all = wanted_time_ns(own, |_| true).unwrap();
+        assert!(!all.is_empty() && wanted_time_ns(own, |name| name == "nobody's name").unwrap().is_empty());
+    }
 
     #[test]
     fn waiting_is_idle_and_a_cpu_is_found_by_its_whole_name() {

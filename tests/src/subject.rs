@@ -255,7 +255,7 @@ impl Subject {
     pub fn reload(&mut self, config: &str) -> Result<u64, String> {
         self.home.write(config);
         let before = self.log().len();
-        self.child.signal(libc::SIGHUP).expect("the program is our child");
+        self.hang_up();
         eventually("an answer to SIGHUP", || {
             let said = self.log().split_off(before);
             let line = said.split_inclusive('\n').find(|line| line.contains("SIGHUP: ") && line.ends_with('\n'))?;
@@ -264,6 +264,11 @@ impl Subject {
                 None => Some(Err(said)),
             }
         })
+    }
+
+    /// Sends SIGHUP and goes on.
+    pub fn hang_up(&mut self) {
+        self.child.signal(libc::SIGHUP).expect("the program is our child");
     }
 
     /// Writes a new configuration and tells it nothing.

@@ -1,11 +1,15 @@
 //! Changes while it runs.
 
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
-use std::process::Output;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use towpath_engine::admin::OrderBody;
+use towpath_engine::status::HealthStatus;
 use towpath_tests::web::WebOrigin;
 use towpath_tests::{
     Connection, Greeting, Origin, PATIENCE, TestLab, Topology, eventually, in_lab, ipv4, ipv6, packet_service, service,
@@ -462,6 +466,48 @@ fn plan_and_reload_tell_what_changes_and_every_reason_why_not() {
         assert_eq!(json["refusals"], serde_json::json!([]), "{json}");
         assert!(json["changes"].as_array().is_some_and(|changes| changes.len() == 2), "{json}");
         relay.stop();
+    });
+}
+
+/// A named pipe that nobody writes into, as a file system that does not answer.
+#[test]
+fn a_file_that_cannot_be_read_for_now_holds_up_nobody_but_its_reload() {
+    in_lab(a_file_that_cannot_be_read_for_now_holds_up_nobody_but_its_reload, Topology::TwoArm, 1, |lab| {
+        let web = lab.vip(100);
+        let origin = Origin::tcp(lab.server(1), 443);
+        let health = "health = { check = \"tcp\", interval = \"200ms\" }";
+        let good = service("web", web, "443", health, &ipv4(lab.servers()));
+        let mut relay = subject!().start(lab.balancer(), &good);
+        relay.until_all_up();
+        let directory = tempfile::tempdir().expect("a directory");
+        let pipe = directory.path().join("token");
+        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+        let token = format!("webhook_token_file = \"{}\"", pipe.display());
+        relay.write(&format!("[notify]\nwebhook = \"https://hooks.example.org/towpath\"\n{token}\n{good}"));
+        // Whoever opens it to write without waiting is let in when somebody opens it to read.
+        let open = || OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe).ok();
+        thread::scope(|scope| {
+            let reload = scope.spawn(|| relay.command(&["reload"]));
+            let writer = eventually("the file is opened", &open);
+            relay.order("web/server-1", "drain", &OrderBody { until: Some(1), ..OrderBody::default() });
+            relay.until("the controller ends a drain", |status| {
+                let said = status.services[0].servers[0].admin_said.as_ref();
+                said.and_then(|said| said.drain.as_ref()).is_some_and(|drain| drain.over.is_some())
+            });
+            drop(origin);
+            relay.until("its checks go on", |status| status.services[0].servers[0].health == HealthStatus::Down);
+            assert!(!reload.is_finished());
+            drop(writer);
+            let output = reload.join().expect("a thread");
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(output.status.code() == Some(3) && said.contains("webhook_token_file"), "{said}");
+        });
+        // Nor is it kept from its end.
+        relay.hang_up();
+        let writer = eventually("the file is opened", &open);
+        relay.terminate();
+        assert_eq!(relay.wait(), Some(0), "it ends although a file does not answer");
+        drop(writer);
     });
 }
 

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use towpath_engine::Status;
+use serde_json::json;
+use towpath_engine::{Status, fetch_file};
 use towpath_sys::host::available_cpus;
 use towpath_tests::{
     Connection, Origin, PATIENCE, Subject, TestLab, Topology, eventually, in_lab, ipv4, packet_service, service,
@@ -120,6 +121,66 @@ fn what_other_workers_hand_over_is_counted_also_where_nothing_else_arrives() {
         assert!(noted > 0 && counted(&status, "frames_handed_here") == noted, "{noted} by note");
         relay.stop();
     });
+}
+
+#[test]
+fn a_capture_shows_frames_that_are_handed_on_where_they_came_and_where_they_belong() {
+    in_lab(
+        a_capture_shows_frames_that_are_handed_on_where_they_came_and_where_they_belong,
+        Topology::TwoArm,
+        1,
+        |lab| {
+            // As above: answers to clients of the one worker come in by the other one.
+            const FLOWS: u64 = 16;
+            let vip = lab.free_vip(100);
+            let server = lab.server(1).run(|| UdpSocket::bind("0.0.0.0:3478")).expect("a thread").expect("a socket");
+            server.set_read_timeout(Some(PATIENCE)).expect("not zero");
+            let source = format!("source = {{ pool = [\"{}\"], ports = \"20000-20023\" }}", lab.free_snat(101));
+            let lines = format!("protocol = \"udp\"\nidle_timeout = \"10m\"\n{source}");
+            let config = format!(
+                "[limits]\nflows = 16384\n{}",
+                packet_service("web", vip, "3478", &lines, &ipv4(lab.servers()))
+            );
+            let relay = subject!().start_on(lab.balancer(), &config, &cpus(2));
+            let mut heard = [0; 16];
+            let open = |_| {
+                let client = lab.client().run(|| UdpSocket::bind("0.0.0.0:0")).expect("a thread").expect("a socket");
+                client.send_to(b"question", (vip, 3478)).expect("a datagram");
+                client
+            };
+            let _clients: Vec<UdpSocket> = (0..FLOWS).map(open).collect();
+            let peers: Vec<_> = (0..FLOWS).map(|_| server.recv_from(&mut heard).expect("the question").1).collect();
+            let captured = thread::scope(|scope| {
+                let wanted = json!({"service": "web", "frames": 20 * FLOWS, "seconds": 60});
+                let endpoint = relay.endpoint();
+                let capture = scope.spawn(move || fetch_file(&endpoint, "/v1/capture", &wanted, 2 * PATIENCE));
+                // It has begun at some time; until then answers pass unseen.
+                while !capture.is_finished() {
+                    for peer in &peers {
+                        server.send_to(b"answer", peer).expect("a datagram");
+                    }
+                    thread::yield_now();
+                }
+                capture.join().expect("a thread").expect("a capture")
+            });
+            // Comments are the only text of the file. Whoever receives a frame for another worker does not know whose it is: it is shown where its flow is.
+            let text = String::from_utf8_lossy(&captured);
+            let mut noted = 0;
+            for (worker, other) in [(0, 1), (1, 0)] {
+                let to = format!("worker {worker}, to client ");
+                let told = text.split(&to).skip(1).filter_map(|rest| rest.split(char::is_control).next());
+                // Some wait for the next hop before they leave.
+                let came: Vec<&str> =
+                    told.filter(|told| !told.contains("as it leaves") && !told.contains("made here")).collect();
+                let by_other = format!(": handed on by worker {other}, ");
+                let handed = came.iter().filter(|told| told.contains(&by_other)).count();
+                assert!(handed == 0 || handed == came.len(), "all ports are those of one worker: {came:?}");
+                noted += handed;
+            }
+            assert!(noted > 0, "no frame was handed on in {text}");
+            relay.stop();
+        },
+    );
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow};
@@ -61,7 +62,14 @@ pub(crate) fn run(arguments: &RunArguments) -> Result<Exit> {
     let engine = Engine::start(*model, options).map_err(|error| anyhow!("cannot start: {error}"))?;
     let engine = Arc::new(engine);
     tell(&engine.plan().to_string());
-    let attendant = Attendant { engine: Arc::clone(&engine), config: arguments.config.clone(), stopping: false };
+    let (reloads, asked) = sync_channel(1);
+    let attendant = Attendant { engine: Arc::clone(&engine), reloads, stopping: false };
+    let (reloaded, config) = (Arc::downgrade(&engine), arguments.config.clone());
+    // Its end nobody waits for: a file system may keep it.
+    thread::Builder::new()
+        .name("reload".to_owned())
+        .spawn(move || asked.iter().for_each(|()| reload(&reloaded, &config)))
+        .context("cannot start the thread that reloads")?;
     let attending = thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || attendant.attend(signals))
@@ -126,7 +134,8 @@ fn tell(text: &str) {
 /// Acts on signals while the engine runs.
 struct Attendant {
     engine: Arc<Engine>,
-    config: PathBuf,
+    /// Asks for a reload; one that waits reads what stands in the file then, so it is one for all who ask meanwhile.
+    reloads: SyncSender<()>,
     stopping: bool,
 }
 
@@ -135,7 +144,9 @@ impl Attendant {
         for signal in signals.forever() {
             match signal {
                 SIGHUP if self.stopping => warn!("SIGHUP: not reloading, the process is stopping"),
-                SIGHUP => self.reload(),
+                SIGHUP => {
+                    let _one_waits_already = self.reloads.try_send(());
+                }
                 _ if self.stopping => {
                     warn!("second signal: closing {} at once", counted(self.open(), "connection"));
                     self.engine.stop(Stop::Now);
@@ -152,21 +163,23 @@ impl Attendant {
     fn open(&self) -> usize {
         self.engine.status().workers.iter().map(|worker| worker.sessions as usize).sum()
     }
+}
 
-    fn reload(&self) {
-        match self.engine.reload_file("SIGHUP") {
-            Ok(Reloaded { generation, warnings, .. }) => {
-                warnings.iter().for_each(|warning| tell(warning));
-                info!("SIGHUP: {} is in effect, generation {generation}", self.config.display());
-            }
-            Err(refused) => {
-                let named = match &refused {
-                    RefusedReload::Engine(error) => format!("{}: {error}", self.config.display()),
-                    other => other.to_string(),
-                };
-                tell(&format!("{}\n", named.trim_end()));
-                error!("SIGHUP: nothing was changed; the configuration in effect stays");
-            }
+/// Takes the file as it is now, beside the thread that hears signals: a file system that does not answer keeps nobody from stopping.
+fn reload(engine: &Weak<Engine>, config: &Path) {
+    let Some(engine) = engine.upgrade() else { return };
+    match engine.reload_file("SIGHUP") {
+        Ok(Reloaded { generation, warnings, .. }) => {
+            warnings.iter().for_each(|warning| tell(warning));
+            info!("SIGHUP: {} is in effect, generation {generation}", config.display());
+        }
+        Err(refused) => {
+            let named = match &refused {
+                RefusedReload::Engine(error) => format!("{}: {error}", config.display()),
+                other => other.to_string(),
+            };
+            tell(&format!("{}\n", named.trim_end()));
+            error!("SIGHUP: nothing was changed; the configuration in effect stays");
         }
     }
 }

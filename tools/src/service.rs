@@ -319,7 +319,9 @@ mod tests {
     #[test]
     fn the_unit_runs_what_the_package_has_and_nothing_that_it_lacks() {
         let unit = include_str!("../../packaging/towpath.service");
-        assert_eq!(unit.matches("/usr/bin/towpath").count(), unit.matches("towpath run ").count());
+        let started =
+            unit.matches("=/usr/bin/towpath run ").count() + unit.matches("=/usr/bin/towpath reload\n").count();
+        assert_eq!((unit.matches("/usr/bin/towpath").count(), started), (2, 2), "{unit}");
         let checked = towpath_config::check("towpath.toml", include_str!("../../packaging/towpath.toml"));
         assert!(checked.model.is_some() && checked.diagnostics.is_empty(), "{:?}", checked.diagnostics);
     }

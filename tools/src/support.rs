@@ -8,12 +8,14 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use serde_json::Value;
 use towpath_config::{Checked, Severity};
 use towpath_engine::doctor::{Probing, examine};
-use towpath_engine::fetch_status;
+use towpath_engine::{Endpoint, fetch_status, get};
 
 use crate::cli::Exit;
 use crate::daemon::Place;
@@ -25,8 +27,8 @@ use crate::status;
 use crate::table::{counted, thousands};
 
 pub(crate) const SUPPORT_HELP: &str = "\
-In it are the configuration without free text, comments, passwords and keys, status and events, what the doctor sees on this machine, counters of the
-kernel's network, versions, and the latest lines of the journal. Names and addresses of services, servers and, in the journal, of clients stay
+In it are the configuration without free text, comments, passwords and keys, status, events, limits, certificates (not their keys), what a reload would
+change now, what the doctor sees on this machine, counters of the kernel's network, versions, and the latest lines of the journal. Names and addresses of services, servers and, in the journal, of clients stay
 readable, and so does a secret that the file has named before and now no more: look into it before you give it away.
 
 Examples:
@@ -61,6 +63,16 @@ const SECRET_FILE_BYTES_MAX: u64 = 4096;
 /// Shorter secrets cannot be told from other text.
 const SECRET_BYTES_MIN: usize = 6;
 const LEFT_OUT: &str = "(left out)";
+
+/// What the daemon is asked beside its status: what has happened, what is scarce, what ends, and what a reload would change, or why it would be refused.
+const QUESTIONS: [(&str, &str); 4] = [
+    ("events.json", "/v1/events"),
+    ("limits.json", "/v1/limits"),
+    ("certs.json", "/v1/certs"),
+    ("plan.json", "/v1/plan"),
+];
+/// An answer is there by then: for a plan files are read and the machine is asked.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
 /// What the kernel counts and knows, by file.
 const KERNEL_FILES: [(&str, &str); 12] = [
@@ -123,7 +135,8 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
     secrets.extend(checked.iter().flat_map(|checked| &checked.files).flat_map(|file| lines_of(&file.path)));
 
     let endpoint = arguments.place.endpoint().map_err(|error| format!("{error:#}"));
-    let status = endpoint.and_then(|endpoint| fetch_status(&endpoint).map_err(|error| error.to_string()));
+    let status = endpoint.as_ref().map_err(Clone::clone);
+    let status = status.and_then(|endpoint| fetch_status(endpoint).map_err(|error| error.to_string()));
     let json =
         |status: &towpath_engine::Status| serde_json::to_string_pretty(status).map_err(|error| error.to_string());
     let mut parts = vec![
@@ -131,9 +144,23 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
         Part { name: "towpath.toml", content: config },
         Part { name: "check", content: checked.as_ref().map(diagnostics).ok_or_else(|| "there is no file".to_owned()) },
         Part { name: "status.json", content: status.as_ref().map_err(Clone::clone).and_then(json) },
-        Part { name: "status", content: status.map(|status| status::render(&status, unix_ms(), Paint::Plain)) },
+        Part {
+            name: "status",
+            content: status
+                .as_ref()
+                .map_err(Clone::clone)
+                .map(|status| status::render(status, unix_ms(), Paint::Plain)),
+        },
         Part { name: "doctor", content: doctor(checked.as_ref()) },
     ];
+    parts.extend(QUESTIONS.map(|(name, path)| {
+        // Whoever does not tell its status does not answer these either: each would wait as long again.
+        let content = match (&endpoint, &status) {
+            (Ok(endpoint), Ok(_)) => answer(endpoint, path),
+            (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+        };
+        Part { name, content }
+    }));
     let kernel = KERNEL_FILES.map(|(name, path)| Part { name, content: read(Path::new(path)) });
     parts.extend(kernel);
     if !arguments.no_journal {
@@ -145,6 +172,12 @@ fn collect(arguments: &SupportArguments) -> Vec<Part> {
         *text = without(std::mem::take(text), &secrets);
     }
     parts
+}
+
+/// What the daemon answers, as it is.
+fn answer(endpoint: &Endpoint, path: &str) -> Result<String, String> {
+    let answer: Value = get(endpoint, path, ANSWER_LIMIT).map_err(|error| error.to_string())?;
+    serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())
 }
 
 fn versions() -> String {
@@ -208,7 +241,7 @@ fn without(mut text: String, secrets: &[String]) -> String {
     // One that holds another goes first, so that none of it is left.
     secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
     for secret in secrets {
-        let quoted = serde_json::Value::from(secret.as_str()).to_string();
+        let quoted = Value::from(secret.as_str()).to_string();
         let quoted = quoted.strip_prefix('"').and_then(|quoted| quoted.strip_suffix('"')).unwrap_or(&quoted);
         for form in [secret.as_str(), quoted] {
             if text.contains(form) {
@@ -307,7 +340,8 @@ mod tests {
         for secret in SECRETS {
             assert!(!text.contains(secret), "{secret} is in the archive");
         }
-        for told in ["name = \"web\"", "vip = \"192.0.2.1\"", "status.json", "no daemon answers", "Linux "] {
+        for told in ["name = \"web\"", "vip = \"192.0.2.1\"", "status.json", "plan.json", "no daemon answers", "Linux "]
+        {
             assert!(text.contains(told), "{told} is missing");
         }
 

@@ -40,6 +40,7 @@ fn listen(section: &Section) -> Option<model::ControlListen> {
             staple: None,
         }),
         client_ca: path("client_ca"),
+        client_crl: path("client_crl"),
         from: super::networks(section, "from"),
         page: match section.word("page")?.value {
             "full" => Page::Full,

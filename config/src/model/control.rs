@@ -42,6 +42,8 @@ pub struct ControlListen {
     pub certificate: Option<CertificateFiles>,
     /// Authorities of users' certificates.
     pub client_ca: Option<PathBuf>,
+    /// Certificates that they have taken back.
+    pub client_crl: Option<PathBuf>,
     /// Networks that may come; empty = every one.
     pub from: Vec<(std::net::IpAddr, u8)>,
     /// What the page does.

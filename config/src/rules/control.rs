@@ -12,8 +12,17 @@ use crate::model::{PASSWORD_ROUNDS, PasswordHash, Plane, Protocol, TokenHash};
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Keys that mean nothing where nobody is answered but at the socket.
-const OF_LISTENER: [&str; 8] =
-    ["certificate", "client_ca", "from", "page", "private_key", "session_idle_timeout", "session_timeout", "user"];
+const OF_LISTENER: [&str; 9] = [
+    "certificate",
+    "client_ca",
+    "client_crl",
+    "from",
+    "page",
+    "private_key",
+    "session_idle_timeout",
+    "session_timeout",
+    "user",
+];
 /// Keys that a user is known by.
 const CREDENTIALS: [&str; 4] = ["certificate_name", "password_hash", "token_file", "token_hash"];
 
@@ -100,13 +109,19 @@ fn listener(draft: &Draft<'_>, control: &Section, listen: &At<SocketAddr>, repor
                 )
                 .hint("add `certificate` and `private_key`, or use 127.0.0.1 or [::1]");
         }
-        for key in ["client_ca", "private_key"] {
+        for key in ["client_ca", "client_crl", "private_key"] {
             if let Some(span) = control.written(key) {
                 report
                     .error("missing-key", span, format!("`control.{key}` means nothing without `control.certificate`"))
                     .hint("add `certificate`, or remove it");
             }
         }
+    }
+    if let (Some(lists), true, false) = (control.written("client_crl"), is_there("certificate"), is_there("client_ca"))
+    {
+        report
+            .error("missing-key", lists, "`control.client_crl` means nothing without `control.client_ca`")
+            .hint("name the authorities that the lists are of, or remove it");
     }
     if let (Some(certificate), false) = (control.written("certificate"), is_there("private_key")) {
         report

@@ -7,6 +7,15 @@ use crate::diagnostic::Report;
 use crate::draft::{Draft, DraftPorts};
 use crate::model::Protocol;
 
+/// Whether the kernel lets only one of these listen: on every address is on that of the other, too, and on `[::]` is on those of IPv4 as well.
+fn meets(one: SocketAddr, other: SocketAddr) -> bool {
+    let covers = |one: SocketAddr, other: SocketAddr| {
+        one.ip().is_unspecified() && (one.is_ipv6() || other.ip().to_canonical().is_ipv4())
+    };
+    let is_same = one.ip().to_canonical() == other.ip().to_canonical();
+    one.port() == other.port() && (is_same || covers(one, other) || covers(other, one))
+}
+
 pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
     let Some(metrics) = draft.root.table("metrics") else { return };
     let Some(listen) = metrics.entry("listen") else {
@@ -22,6 +31,19 @@ pub(super) fn judge(draft: &Draft<'_>, report: &mut Report) {
         report
             .error("out-of-range", &listen.at, "`metrics.listen` needs a port that whoever collects metrics can know")
             .hint("Prometheus has 9100 and up for exporters, write for example 9464");
+    }
+    if let Some(control) = draft.root.table("control").and_then(|control| control.entry("listen"))
+        && let Value::Socket(page) = control.value
+        && meets(socket, page)
+    {
+        report
+            .error(
+                "duplicate-socket",
+                &listen.at,
+                format!("`metrics.listen` and `control.listen` both listen on {page}"),
+            )
+            .label(&control.at, "the other one")
+            .hint("give one of them another port");
     }
     for service in &draft.services {
         let (Some(vip), Some(ports)) = (&service.vip, &service.ports) else { continue };

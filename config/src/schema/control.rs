@@ -34,6 +34,11 @@ pub(super) static CONTROL: Table = Table {
             "Authorities (PEM) that certificates of users come from: who shows one of a user's `certificate_name` is that user.",
         ),
         key(
+            "client_crl",
+            Kind::Path,
+            "Revocation lists (PEM) of these authorities: whose certificate is in one does not come in. A reload reads it again.",
+        ),
+        key(
             "from",
             Kind::List(&Kind::Network, 64),
             "Networks that may come by `listen`; connections from elsewhere are closed before anything is said.",

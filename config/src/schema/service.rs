@@ -470,7 +470,7 @@ pub static HEALTH: Table = Table {
         key(
             "command",
             Kind::Command,
-            "Program and arguments of `check = \"external\"`, run once per port without a shell, as the user of the daemon and with its capabilities, and killed with all of its process group after `timeout`. Status 0 passes; the first line of its output is the reason. Its environment: `TOWPATH_ADDRESS`, `TOWPATH_PORT`, `TOWPATH_SERVER`, `TOWPATH_SERVICES`, `TOWPATH_VIP` (with `forwarding = \"dsr\"`), `TOWPATH_TIMEOUT_MS` and a plain `PATH`.",
+            "Program and arguments of `check = \"external\"`, run once per port without a shell, as the user of the daemon but without the capabilities that a service manager has given it, and killed with all of its process group after `timeout`. Status 0 passes; the first line of its output is the reason. Its environment: `TOWPATH_ADDRESS`, `TOWPATH_PORT`, `TOWPATH_SERVER`, `TOWPATH_SERVICES`, `TOWPATH_VIP` (with `forwarding = \"dsr\"`), `TOWPATH_TIMEOUT_MS` and a plain `PATH`.",
         ),
         key("method", Kind::Word(&[word("GET", "With a body."), word("HEAD", "Without a body.")]), "HTTP method.")
             .default("GET"),

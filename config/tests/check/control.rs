@@ -24,7 +24,9 @@ const TLS: &str = "listen = \"192.0.2.1:9443\"\ncertificate = \"/a.pem\"\nprivat
 #[test]
 fn users_of_the_listener_are_read() {
     let text = with(
-        &format!("{TLS}\nclient_ca = \"/ca.pem\"\npage = \"full\"\ngroup = \"wheel\"\nsession_timeout = \"8h\""),
+        &format!(
+            "{TLS}\nclient_ca = \"/ca.pem\"\nclient_crl = \"/crl.pem\"\npage = \"full\"\ngroup = \"wheel\"\nsession_timeout = \"8h\""
+        ),
         &format!("password_hash = {}\ntoken_hash = {}\ncertificate_name = \"alice\"", password(), token()),
     );
     expect(&text, &[]);
@@ -32,6 +34,7 @@ fn users_of_the_listener_are_read() {
     assert_eq!(control.group, ControlGroup::Named("wheel".to_owned()));
     let listen = control.listen.expect("it is written");
     assert_eq!((listen.page, listen.session_ms, listen.session_idle_ms), (Page::Full, 8 * 3_600_000, 15 * 60_000));
+    assert_eq!(listen.client_crl.as_deref(), Some(std::path::Path::new("/crl.pem")));
     let user = &listen.users[0];
     assert_eq!((user.name.as_str(), user.role), ("alice", ControlRole::Admin));
     assert_eq!(user.password.as_ref().map(|hash| (hash.rounds, hash.salt.len())), Some((210_000, 16)));
@@ -88,6 +91,7 @@ fn what_means_nothing_is_refused() {
     for line in [
         "certificate = \"/a\"",
         "client_ca = \"/a\"",
+        "client_crl = \"/a\"",
         "from = [\"192.0.2.0/24\"]",
         "page = \"off\"",
         "private_key = \"/a\"",
@@ -105,6 +109,9 @@ fn what_means_nothing_is_refused() {
     expect(&with(&format!("{LOOPBACK}\nprivate_key = \"/a\""), &password), &[("missing-key", "private_key")]);
     expect(&with(&format!("{LOOPBACK}\ncertificate = \"/a\""), &password), &[("missing-key", "certificate")]);
     expect(&with(&format!("{LOOPBACK}\nclient_ca = \"/a\""), &password), &[("missing-key", "client_ca")]);
+    expect(&with(&format!("{LOOPBACK}\nclient_crl = \"/a\""), &password), &[("missing-key", "client_crl")]);
+    expect(&with(&format!("{TLS}\nclient_crl = \"/a\""), &password), &[("missing-key", "client_crl")]);
+    expect(&with(&format!("{TLS}\nclient_crl = 5\nclient_ca = \"/a\""), &password), &[("wrong-type", "5")]);
     expect(
         &with(&format!("{LOOPBACK}\npage = \"full\""), &format!("token_hash = {}", token())),
         &[("no-effect", "\"full\"")],
@@ -130,4 +137,21 @@ fn what_means_nothing_is_refused() {
         |ports: &str| format!("{same}\n{password}\n{}", service(&format!("vip = \"192.0.2.10\"\nports = {ports}"), ""));
     expect(&clash("[80, 8080]"), &[("duplicate-socket", "\"192.0.2.10:8080\"")]);
     expect(&clash("[80, 8081]"), &[]);
+    let both = |metrics: &str| {
+        let listen = format!("[metrics]\nlisten = \"{metrics}\"\n");
+        listen + &with("listen = \"192.0.2.1:9443\"\ncertificate = \"/a\"\nprivate_key = \"/a\"", &password)
+    };
+    for (metrics, meets) in [
+        ("192.0.2.1:9443", true),
+        ("0.0.0.0:9443", true),
+        ("[::]:9443", true),
+        ("[::ffff:192.0.2.1]:9443", true),
+        ("192.0.2.1:9464", false),
+        ("192.0.2.2:9443", false),
+        ("[2001:db8::1]:9443", false),
+    ] {
+        let quoted = format!("\"{metrics}\"");
+        let wanted: &[(&str, &str)] = if meets { &[("duplicate-socket", &quoted)] } else { &[] };
+        expect(&both(metrics), wanted);
+    }
 }

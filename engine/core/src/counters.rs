@@ -140,7 +140,7 @@ counters!(
         AcceptFailed = "accept_failed", "Accepts that failed for another reason than a missing descriptor.";
         LogLines = "log_lines", "Lines given to the log.";
         LogDropped = "log_dropped", "Lines that were not written because the log had fallen behind: its destination is too slow, or stands still.";
-        BusyMicroseconds = "busy_microseconds", "Time of turns in which there was something to do; waiting and looking in vain are not counted.";
+        BusyMicroseconds = "busy_microseconds", "Time on the CPU, the kernel's work for the worker included; of workers that never sleep, that of turns in which there was something to do.";
         BreathMaxMicroseconds = "breath_max_microseconds", "Longest turn of the loop since the start.";
     }
 );

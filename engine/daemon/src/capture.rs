@@ -168,7 +168,8 @@ fn verdict(frame: &CapturedFrame, name: impl Fn(PortId) -> String) -> String {
         0 => String::new(),
         bytes => format!("; a super-packet of segments with {bytes} bytes"),
     };
-    format!("worker {worker}, {from} client {}: {what}{segments}", frame.client)
+    let by = frame.handed_by.map_or_else(String::new, |by| format!("handed on by worker {by}, "));
+    format!("worker {worker}, {from} client {}: {by}{what}{segments}", frame.client)
 }
 
 const SECTION_HEADER: u32 = 0x0a0d_0d0a;
@@ -267,6 +268,7 @@ mod tests {
         let frame = |port, way, bytes: &[u8]| CapturedFrame {
             at: Duration::new(1_700_000_000, 123_456_789),
             worker: WorkerId(3),
+            handed_by: (way == Way::Left).then_some(WorkerId(2)),
             port: PortId(port),
             way,
             bytes: bytes.to_vec(),
@@ -306,7 +308,10 @@ mod tests {
         assert_eq!(read, [(0, nanoseconds, 5, 1_514), (1, nanoseconds, 4, 1_514), (2, nanoseconds, 0, 1_514)]);
         let says = |packet: &[u8], text: &str| packet.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(says(packets[0], "worker 3, from client 192.0.2.7:40000: rewritten, leaves by eth1"));
-        assert!(says(packets[1], "as it leaves") && says(packets[2], "dropped: no_server"));
+        assert!(
+            says(packets[1], "client 192.0.2.7:40000: handed on by worker 2, as it leaves")
+                && says(packets[2], "dropped: no_server")
+        );
         assert_eq!(&packets[0][20..25], b"12345");
         let direction = |packet: &[u8], at: usize| (word_at(packet, at), word_at(packet, at + 4));
         let flags = u32::from(OPTION_FLAGS) | 4 << 16;

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::thread::{self, JoinHandle};
@@ -12,12 +12,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc as async_mpsc;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Notify, Semaphore, oneshot};
+use tokio::task::{AbortHandle, JoinHandle as JoinTask, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use towpath_config::model::{MachineRole, Model, Protocol, Workers};
 use towpath_core::health::{CheckPlan, CheckSchedule};
-use towpath_core::http::HttpMaterial;
 use towpath_core::loads::Loads;
 use towpath_core::snapshot::Snapshot;
 use towpath_core::steering::SteeringTable;
@@ -26,26 +25,24 @@ use towpath_core::{CheckId, Generation, RealServerId, ServiceId};
 use towpath_sys::packet::Instruction;
 
 use crate::access;
-use crate::control::{Access, Entrance};
+use crate::control::{Desks, Entrance};
 use crate::daemon_log;
 use crate::engine::ReloadError;
 use crate::house::{House, Truth};
-use crate::http_files;
 use crate::listen::{ListenErrors, Opening, open_all, openings, probe_all};
 use crate::metrics::MetricsServer;
 use crate::packets::arms;
 use crate::packets::claims::{claims, services};
-use crate::packets::facing::resolve;
 use crate::packets::steering::{program, rules};
 use crate::plan::{PROBES_MAX, Plan, PlanInput};
 use crate::preflight::{HostFacts, Severity, preflight};
 use crate::probe::Detail;
 use crate::reload::changes::{PlannedChange, ReloadPlan};
+use crate::reload::read::{Files, Read};
 use crate::reload::{
     Room, Started, check_room, needs_restart, new_interfaces, newcomers, planned_changes, workers_wanted,
 };
-use crate::shared::{DoorBoard, Doorway, Reserved, SteeringPrograms};
-use crate::tls::TlsMaterial;
+use crate::shared::{Doorway, Reserved, SteeringPrograms};
 use crate::upgrade::{UpgradeBody, UpgradeError};
 use crate::{control, probe, role, state_file, upgrade};
 
@@ -55,6 +52,10 @@ const COALESCE_MS: u64 = 20;
 const ADOPT_TIMEOUT_MS: u64 = 5_000;
 /// How long a reload waits for listeners that close while it wants them: their workers have only to come by.
 const CLOSING_MS: u64 = 1_000;
+/// What a reload stands on is read by then: before whoever asked for it stops waiting (a minute), so that the next one has its turn.
+const READ_LIMIT: Duration = Duration::from_secs(50);
+/// Time between two looks whether they have.
+const CLOSING_LOOK: Duration = Duration::from_millis(1);
 /// Time between rounds of housekeeping.
 const HOUSEKEEPING_MS: u64 = 1_000;
 /// Time between two looks at connections that drains wait for.
@@ -72,10 +73,41 @@ pub(crate) enum Command {
     Look { model: Box<Model>, reply: oneshot::Sender<ReloadPlan> },
     /// A model is to be taken, as somebody wants.
     Reload { model: Box<Model>, by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
-    /// The end.
-    Stop,
     /// Another process is to take over, as somebody wants.
     Upgrade { body: UpgradeBody, by: String, reply: upgrade::old::Reply },
+}
+
+/// What is read for a command, and who waits for it.
+struct Reading {
+    task: JoinTask<Box<Read>>,
+    /// It is waited for no longer.
+    until: Instant,
+    asked: Asked,
+}
+
+/// Who waits.
+enum Asked {
+    Look { reply: oneshot::Sender<ReloadPlan> },
+    Reload { by: String, reply: oneshot::Sender<Result<Reloaded, ReloadError>> },
+}
+
+/// A reload that can be taken.
+struct Wanted {
+    read: Box<Read>,
+    by: String,
+    reply: oneshot::Sender<Result<Reloaded, ReloadError>>,
+    /// It waits no longer for what closes.
+    until: Instant,
+}
+
+/// Why a reload was not taken.
+enum NotTaken {
+    /// Listeners that it wants close at this moment; it can be taken as it is in another one.
+    Closing {
+        read: Box<Read>,
+        closing: Vec<SocketAddr>,
+    },
+    Refused(ReloadError),
 }
 
 /// What the controller answers by.
@@ -98,6 +130,8 @@ pub struct Reloaded {
 /// The controller's thread, as others hold it.
 pub(crate) struct Controller {
     commands: async_mpsc::Sender<Command>,
+    /// Beside the commands: what is read for one of them may take its time.
+    stop: Arc<Notify>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -113,30 +147,45 @@ impl Controller {
         let (commands, inbox) = async_mpsc::channel(COMMANDS_MAX);
         let _is_first = house.commands.set(commands.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let desks = Desks::open()?;
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new().name("controller".to_owned()).spawn(move || {
-            runtime.block_on(Turn::new(house, seed, judged).run(inbox, opening));
+            let mut turn = Turn::new(house, seed, judged, desks);
+            runtime.block_on(turn.run(inbox, &stopped, opening));
             // A name server or a file system that somebody still waits for is no reason to stay.
             runtime.shutdown_background();
+            turn.desks.close();
         })?;
-        Ok(Controller { commands, thread: Some(thread) })
+        Ok(Controller { commands, stop, thread: Some(thread) })
     }
 
-    /// Hands a model over and waits until it is in force or refused.
-    pub(crate) fn reload(&self, model: Model, by: String) -> Result<Reloaded, ReloadError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands
-            .blocking_send(Command::Reload { model: Box::new(model), by, reply })
-            .map_err(|_| ReloadError::Stopping)?;
-        answer.blocking_recv().unwrap_or(Err(ReloadError::Stopping))
+    /// How it is asked: whoever waits for an answer does not hold it itself, which is to be stopped meanwhile.
+    pub(crate) fn commands(&self) -> Commands {
+        Commands(self.commands.clone())
     }
 
     /// Ends the thread; the control socket is gone afterwards.
     pub(crate) fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        let _ended_already = self.commands.blocking_send(Command::Stop);
+        self.stop.notify_one();
         if thread.join().is_err() {
             tracing::warn!("the controller's thread panicked");
         }
+    }
+}
+
+/// The way to the controller, for who waits for what it answers.
+pub(crate) struct Commands(async_mpsc::Sender<Command>);
+
+impl Commands {
+    /// Hands a model over and waits until it is in force or refused.
+    pub(crate) fn reload(&self, model: Model, by: String) -> Result<Reloaded, ReloadError> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .blocking_send(Command::Reload { model: Box::new(model), by, reply })
+            .map_err(|_| ReloadError::Stopping)?;
+        answer.blocking_recv().unwrap_or(Err(ReloadError::Stopping))
     }
 }
 
@@ -152,27 +201,6 @@ impl Pending {
     fn answer(self, warnings: Vec<String>) {
         let Pending { generation, changes, reply, .. } = self;
         let _nobody_waits = reply.send(Ok(Reloaded { generation: generation.0, changes, warnings }));
-    }
-}
-
-/// What a model names and the reload reads.
-struct Materials {
-    tls: TlsMaterial,
-    http: HttpMaterial,
-    control: Option<Access>,
-}
-
-impl Materials {
-    /// Nobody waits for the truth while files are read. What is wrong with them is told last: preflight says it with its place.
-    fn load(house: &House, model: &Model) -> Result<Materials, ReloadError> {
-        let (before, secret) = {
-            let truth = house.truth();
-            (Arc::clone(truth.material()), truth.http_secret())
-        };
-        let tls = TlsMaterial::load(model, &before).map_err(ReloadError::Tls)?;
-        let http = http_files::load(model, secret).map_err(ReloadError::Http)?;
-        let control = Access::load(model).map_err(ReloadError::Control)?;
-        Ok(Materials { tls, http, control })
     }
 }
 
@@ -196,10 +224,16 @@ struct Turn {
     /// Tells the neighbours of addresses that came with it.
     announcing: Option<AbortHandle>,
     metrics: MetricsServer,
+    /// Where questions are answered.
+    desks: Desks,
+    /// What is read for the next command; one at a time, for it reads what the one before has brought.
+    reading: Option<Reading>,
+    /// What waits for listeners that close, and when it is tried again.
+    held: Option<(Instant, Wanted)>,
 }
 
 impl Turn {
-    fn new(house: Arc<House>, seed: u64, judged: Sender<()>) -> Turn {
+    fn new(house: Arc<House>, seed: u64, judged: Sender<()>, desks: Desks) -> Turn {
         let first_checks_ms = house.truth().checks().iter().map(|plan| plan.timeout_ms).max().unwrap_or(0);
         let patience = Instant::now() + Duration::from_millis(first_checks_ms);
         let role = house.shared.snapshot().role;
@@ -217,13 +251,22 @@ impl Turn {
             drain_trouble: None,
             role,
             announcing: None,
-            metrics: MetricsServer::default(),
+            metrics: MetricsServer::new(desks.visitors().clone()),
+            desks,
+            reading: None,
+            held: None,
         }
     }
 
-    async fn run(mut self, mut inbox: async_mpsc::Receiver<Command>, mut opening: oneshot::Receiver<Opened>) {
+    async fn run(
+        &mut self,
+        mut inbox: async_mpsc::Receiver<Command>,
+        stop: &Notify,
+        mut opening: oneshot::Receiver<Opened>,
+    ) {
         let receivers = self.house.notifier.serve();
-        let mut is_open = false;
+        // Only who answers writes down what was said: a process that does not come to take over has nothing to keep.
+        let (mut is_heard, mut is_open) = (false, false);
         self.match_probes();
         let house = Arc::clone(&self.house);
         let mut housekeeping = tokio::time::interval(Duration::from_millis(HOUSEKEEPING_MS));
@@ -234,25 +277,27 @@ impl Turn {
             let patience = at(self.judged.as_ref().map(|(_, until)| *until));
             let drains = at(self.drains_at);
             let late = at(self.pending.iter().map(|pending| pending.until).min());
+            let is_free = self.reading.is_none() && self.held.is_none();
+            let again = at(self.held.as_ref().map(|(again_at, _)| *again_at));
             tokio::select! {
-                opened = &mut opening, if !is_open => {
-                    is_open = true;
+                opened = &mut opening, if !is_heard => {
+                    is_heard = true;
                     if let Ok(opened) = opened {
+                        is_open = true;
                         self.open(opened);
                     }
                 }
-                command = inbox.recv() => match command {
-                    Some(Command::Reload { model, by, reply }) => self.reload(*model, &by, reply),
-                    Some(Command::Look { model, reply }) => {
-                        let _nobody_waits = reply.send(self.look_at(*model));
-                    }
-                    Some(Command::Upgrade { reply, .. }) if !self.pending.is_empty() => {
-                        // Workers still take listeners, which would not all be handed over.
-                        let _nobody_waits = reply.send(Err(UpgradeError::Reloading));
-                    }
-                    Some(Command::Upgrade { body, by, reply }) => upgrade::old::begin(&house, body, by, reply),
-                    Some(Command::Stop) | None => break,
+                command = inbox.recv(), if is_free => match command {
+                    Some(command) => self.begin(command),
+                    None => break,
                 },
+                read = read(&mut self.reading) => if let Some(Reading { asked, .. }) = self.reading.take() {
+                    self.go_on(asked, read);
+                },
+                () = again => if let Some((_, wanted)) = self.held.take() {
+                    self.reload(wanted);
+                },
+                () = stop.notified() => break,
                 () = house.changed.notified() => {
                     let soon = Instant::now() + Duration::from_millis(COALESCE_MS);
                     self.publish_at.get_or_insert(soon);
@@ -273,7 +318,7 @@ impl Turn {
         if is_open {
             state_file::keep_last(&self.house);
         }
-        for pending in self.pending {
+        for pending in self.pending.drain(..) {
             // Published, but the workers are ending.
             pending.answer(Vec::new());
         }
@@ -282,7 +327,7 @@ impl Turn {
 
     /// Answers from here on.
     fn open(&mut self, Opened { entrance, metrics }: Opened) {
-        control::serve(entrance, &self.house);
+        control::serve(entrance, &self.desks, &self.house);
         let settings = self.house.truth().model().metrics.clone();
         self.metrics.follow(&settings, metrics, &self.house);
         tokio::spawn(state_file::keep(Arc::clone(&self.house)));
@@ -341,12 +386,62 @@ impl Turn {
         }
     }
 
-    fn reload(&mut self, model: Model, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
-        match self.take(model, by) {
-            Err(error) => {
-                tracing::warn!("reload refused: {error}");
-                let _nobody_waits = reply.send(Err(error));
+    /// Begins with a command: what it stands on is read beside this thread.
+    fn begin(&mut self, command: Command) {
+        let house = Arc::clone(&self.house);
+        let (model, asked) = match command {
+            Command::Look { model, reply } => (model, Asked::Look { reply }),
+            Command::Reload { model, by, reply } => (model, Asked::Reload { by, reply }),
+            Command::Upgrade { reply, .. } if !self.pending.is_empty() => {
+                // Workers still take listeners, which would not all be handed over.
+                let _nobody_waits = reply.send(Err(UpgradeError::Reloading));
+                return;
             }
+            Command::Upgrade { body, by, reply } => return upgrade::old::begin(&house, body, by, reply),
+        };
+        let task = spawn_blocking(move || Box::new(Read::now(&house, *model)));
+        self.reading = Some(Reading { task, until: Instant::now() + READ_LIMIT, asked });
+    }
+
+    /// Goes on with what was read for a command; `None` = it could not be in time, and whoever reads it is left alone.
+    fn go_on(&mut self, asked: Asked, read: Option<Box<Read>>) {
+        let late = || {
+            let message = format!("files, or the machine, did not answer within {} s", READ_LIMIT.as_secs());
+            ReloadError::Host(io::Error::new(io::ErrorKind::TimedOut, message))
+        };
+        match (asked, read) {
+            (Asked::Reload { by, reply }, Some(read)) => {
+                let until = Instant::now() + Duration::from_millis(CLOSING_MS);
+                self.reload(Wanted { read, by, reply, until });
+            }
+            (Asked::Reload { by, reply }, None) => self.refuse(late(), &by, reply),
+            (Asked::Look { reply }, read) => {
+                let plan = match read {
+                    Some(read) => self.look_at(*read),
+                    None => {
+                        let generation = self.house.shared.generation().0;
+                        ReloadPlan { generation, changes: Vec::new(), refusals: late().reasons() }
+                    }
+                };
+                let _nobody_waits = reply.send(plan);
+            }
+        }
+    }
+
+    /// Takes what was read, or holds it for a moment where something that it wants is about to close.
+    fn reload(&mut self, wanted: Wanted) {
+        let Wanted { read, by, reply, until } = wanted;
+        // What it would open or close, the process that takes over would not know of.
+        if self.house.upgrades.is_under_way() {
+            return self.refuse(ReloadError::Upgrading, &by, reply);
+        }
+        match self.take(*read, &by) {
+            Err(NotTaken::Closing { read, .. }) if Instant::now() < until => {
+                let again_at = Instant::now() + CLOSING_LOOK;
+                self.held = Some((again_at, Wanted { read, by, reply, until }));
+            }
+            Err(NotTaken::Refused(error)) => self.refuse(error, &by, reply),
+            Err(NotTaken::Closing { closing, .. }) => self.refuse(ReloadError::Closing(closing), &by, reply),
             Ok((generation, changes)) => {
                 self.match_probes();
                 self.look_at_role();
@@ -360,16 +455,45 @@ impl Turn {
         }
     }
 
+    fn refuse(&self, error: ReloadError, by: &str, reply: oneshot::Sender<Result<Reloaded, ReloadError>>) {
+        tracing::warn!("reload refused: {error}");
+        self.house.tell_refused(by, error.reasons().len());
+        let _nobody_waits = reply.send(Err(error));
+    }
+
     /// Makes a model the truth, or says why it stays as it was.
-    fn take(&mut self, model: Model, by: &str) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
+    fn take(&mut self, read: Read, by: &str) -> Result<(Generation, Vec<PlannedChange>), NotTaken> {
         let house = Arc::clone(&self.house);
-        let materials = Materials::load(&house, &model);
         let mut truth = house.truth();
-        let model = resolve(model, Some(truth.model()));
+        // Numbers are given when the model is taken.
+        let wanted = openings(&read.model, |name| Some(truth.registry().service(name).unwrap_or(ServiceId(0))));
+        let doorways = house.shared.doorways();
+        let Reserved { fresh, back, closing } = doorways.reserve(&wanted);
+        if !closing.is_empty() {
+            doorways.leave(back);
+            let closing = closing.into_iter().map(|(_, address)| address).collect();
+            return Err(NotTaken::Closing { read: Box::new(read), closing });
+        }
+        self.take_with(&mut truth, read, &fresh, by).map_err(|error| {
+            doorways.leave(back);
+            NotTaken::Refused(error)
+        })
+    }
+
+    /// The same, where `fresh` is to be opened for it.
+    fn take_with(
+        &mut self,
+        truth: &mut Truth,
+        read: Read,
+        fresh: &[Opening],
+        by: &str,
+    ) -> Result<(Generation, Vec<PlannedChange>), ReloadError> {
+        let house = Arc::clone(&self.house);
+        let Read { model, facts, files } = read;
         let changes =
-            planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
-        let room = self.judge(&truth, &model)?;
-        let Materials { tls, http, control } = materials?;
+            planned_changes(truth.model(), &model, |service, server| open_connections(&house, truth, service, server));
+        let room = self.judge(truth, &model, facts)?;
+        let Files { tls, http, control } = files?;
         let metrics = self.metrics.prepare(&model.metrics).map_err(ReloadError::Metrics)?;
         let shared = &house.shared;
         let current = shared.snapshot();
@@ -384,31 +508,15 @@ impl Turn {
             }
         };
         let before = Arc::clone(truth.openings());
-        // Numbers are given when the model is taken.
-        let wanted = openings(&model, |name| Some(truth.registry().service(name).unwrap_or(ServiceId(0))));
         let doorways = shared.doorways();
-        let reserved = reserve(doorways, &wanted)?;
-        let give_back = || doorways.leave(reserved.back.iter().copied());
-        let listeners = match open_all(&reserved.fresh, started.len(), &steering, shared.steering_seed()) {
-            Ok(listeners) => listeners,
-            Err(errors) => {
-                give_back();
-                return Err(ReloadError::Listen(errors));
-            }
-        };
+        let listeners =
+            open_all(fresh, started.len(), &steering, shared.steering_seed()).map_err(ReloadError::Listen)?;
         let (served_before, served_next) = (truth.served().into_owned(), leaving.with(&model).into_owned());
         // First, so that no flow is opened where the kernel answers, too. What goes is still claimed, for its flows.
-        let fanout = match self.claim(&served_before, &served_next, &steering) {
-            Ok(fanout) => fanout,
-            Err(error) => {
-                give_back();
-                return Err(error);
-            }
-        };
+        let fanout = self.claim(&served_before, &served_next, &steering)?;
         let next = match truth.take(model, (tls, http), Arc::clone(&steering), &current, by, shared.now()) {
             Ok(next) => next,
             Err(error) => {
-                give_back();
                 if let Err(error) = self.claim(&served_next, &served_before, &current.steering) {
                     tracing::error!("{error}");
                 }
@@ -416,7 +524,7 @@ impl Turn {
             }
         };
         let generation = next.snapshot.generation;
-        doorways.enter(reserved.fresh.iter().map(Opening::doorway));
+        doorways.enter(fresh.iter().map(Opening::doorway));
         doorways.hand(generation, listeners);
         let stays: BTreeSet<Doorway> = truth.openings().iter().map(Opening::doorway).collect();
         doorways.leave(before.iter().map(Opening::doorway).filter(|doorway| !stays.contains(doorway)));
@@ -501,15 +609,14 @@ impl Turn {
     }
 
     /// What taking a model would change, and whether it could be taken; nothing is.
-    fn look_at(&self, model: Model) -> ReloadPlan {
+    fn look_at(&self, read: Read) -> ReloadPlan {
         let house = Arc::clone(&self.house);
-        let materials = Materials::load(&house, &model);
+        let Read { model, facts, files } = read;
         let truth = house.truth();
-        let model = resolve(model, Some(truth.model()));
         let changes =
             planned_changes(truth.model(), &model, |service, server| open_connections(&house, &truth, service, server));
         // What is wrong with files the judgement says with its place.
-        let unfit = self.judge(&truth, &model).err().or(materials.err());
+        let unfit = self.judge(&truth, &model, facts).err().or(files.err());
         let refusals = [unfit, self.probe_openings(&truth, &model).err().map(ReloadError::Listen)];
         let refusals = refusals.into_iter().flatten().flat_map(|error| error.reasons()).collect();
         ReloadPlan { generation: house.shared.generation().0, changes, refusals }
@@ -525,7 +632,7 @@ impl Turn {
     }
 
     /// Judges what a model wants of a process that runs; returns what is admitted by it.
-    fn judge(&self, truth: &Truth, model: &Model) -> Result<Room, ReloadError> {
+    fn judge(&self, truth: &Truth, model: &Model, facts: io::Result<HostFacts>) -> Result<Room, ReloadError> {
         let plan = &self.house.plan;
         let started: Vec<usize> = plan.workers.iter().map(|worker| worker.cpu).collect();
         let room = Room::of(plan);
@@ -534,7 +641,7 @@ impl Turn {
         if !changed.is_empty() {
             return Err(ReloadError::NeedsRestart(changed));
         }
-        let mut facts = HostFacts::gather(model).map_err(ReloadError::Host)?;
+        let mut facts = facts.map_err(ReloadError::Host)?;
         if let (Some(planned), Some(packets)) = (&plan.packets, &mut facts.packets) {
             let (needed, _) = arms::needed(model, &packets.tables);
             let changed = new_interfaces(&planned.arms, &arms::describe(&needed));
@@ -642,10 +749,11 @@ impl Turn {
         self.house.shared.sweep_persistence(SWEEP_BUDGET);
         self.let_go();
         let snapshot = self.house.shared.snapshot();
+        let access = self.house.guard.access();
         let mut truth = self.house.truth();
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
-        truth.announce_certificates();
+        truth.announce_certificates(access.as_deref());
         truth.release_gone(&self.house.shared);
     }
 
@@ -664,22 +772,6 @@ impl Turn {
             let seed = self.seed ^ u64::from(id.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             self.probes.entry(id).or_insert_with(|| tokio::spawn(watch(house, plan, seed, places)).abort_handle());
         }
-    }
-}
-
-/// Finds what is to be opened. What closes just now is closed a moment later: its workers have nothing more to wait for.
-fn reserve(doorways: &DoorBoard, wanted: &[Opening]) -> Result<Reserved, ReloadError> {
-    let until = Instant::now() + Duration::from_millis(CLOSING_MS);
-    loop {
-        let reserved = doorways.reserve(wanted);
-        if reserved.closing.is_empty() {
-            return Ok(reserved);
-        }
-        doorways.leave(reserved.back.iter().copied());
-        if Instant::now() >= until {
-            return Err(ReloadError::Closing(reserved.closing.iter().map(|(_, address)| *address).collect()));
-        }
-        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -714,6 +806,14 @@ async fn watch(house: Arc<House>, plan: CheckPlan, seed: u64, places: Arc<Semaph
         let probed = probe::run(&plan, &network, &places, &mut trust, &subject, Detail::Result).await;
         let pace = house.judge(plan.id, probed);
         schedule.advance(started, pace);
+    }
+}
+
+/// What was read, once it is; never, if nothing is. `None` = it is not there in time, or whoever read it panicked.
+async fn read(reading: &mut Option<Reading>) -> Option<Box<Read>> {
+    match reading {
+        Some(Reading { task, until, .. }) => timeout_at(*until, task).await.ok()?.ok(),
+        None => std::future::pending().await,
     }
 }
 

@@ -487,7 +487,8 @@ impl Engine {
 
     /// The same with the file that this was started with, as it is now and as `by` wants.
     pub fn reload_file(&self, by: &str) -> Result<Reloaded, RefusedReload> {
-        let Accepted { model, warnings } = config_file::of_house(&self.house)?;
+        let told = |refused: &RefusedReload| self.house.tell_refused(by, refused.reasons().len());
+        let Accepted { model, warnings } = config_file::of_house(&self.house).inspect_err(told)?;
         let mut reloaded = self.take(*model, by).map_err(RefusedReload::Engine)?;
         reloaded.warnings.splice(0..0, warnings);
         Ok(reloaded)
@@ -500,7 +501,8 @@ impl Engine {
         if self.house.upgrades.is_under_way() {
             return Err(ReloadError::Upgrading);
         }
-        self.lock_controller().reload(model, by.to_owned())
+        let commands = self.lock_controller().commands();
+        commands.reload(model, by.to_owned())
     }
 
     /// The service whose connections have most time to finish when the process stops, with that in milliseconds.

@@ -32,7 +32,7 @@ use towpath_tls::PoolGauges;
 
 use crate::access::AccessLogUse;
 use crate::admin::{admin_said, unix_ms, weight_said};
-use crate::control::Guard;
+use crate::control::{Access, Guard};
 use crate::controller::Command;
 use crate::events::{Event, EventKind, EventLog, Tone};
 use crate::leaving::Leaving;
@@ -456,8 +456,9 @@ impl Truth {
             let event = Event::now(EventKind::Configuration, "", change, "").subject(format!("service {service}"));
             self.events.record(Tone::Info, event.services(vec![service]));
         }
-        let reason = format!("generation {next}, by {by}");
-        self.events.record(Tone::Info, Event::now(EventKind::Configuration, "", "configuration reloaded", reason));
+        let (was, is) = (format!("generation {}", current.generation), format!("generation {next}"));
+        let reason = format!("configuration reloaded by {by}");
+        self.events.record(Tone::Info, Event::now(EventKind::Configuration, was, is, reason));
         let (before, after) = (self.steering.workers(), steering.workers());
         if before != after {
             let (from, to) = (format!("workers: {before}"), format!("workers: {after}"));
@@ -566,8 +567,13 @@ impl Truth {
     }
 
     /// Announces certificates, revocation lists and OCSP responses that are about to end, and those that were renewed.
-    pub(crate) fn announce_certificates(&mut self) {
-        for (tone, event) in self.expiry.turn(self.material.certificates(), self.material.dated(), unix_s()) {
+    pub(crate) fn announce_certificates(&mut self, control: Option<&Access>) {
+        let of_services = self.material.certificates();
+        let of_services = of_services.map(|(service, place, identity)| (Some(service), place, identity));
+        let own = control.and_then(Access::identity).map(|identity| (None, 0, identity));
+        let dated = self.material.dated().map(|(service, file)| (Some(service), file));
+        let own_list = control.and_then(Access::revocations).map(|file| (None, file));
+        for (tone, event) in self.expiry.turn(of_services.chain(own), dated.chain(own_list), unix_s()) {
             self.events.record(tone, event);
         }
     }
@@ -714,6 +720,18 @@ fn inherit_verdicts(
 }
 
 impl House {
+    /// Tells that a reload was refused, of how many reasons; whoever wanted it has them, and they may quote the file.
+    pub(crate) fn tell_refused(&self, by: &str, reasons: usize) {
+        let is = format!("generation {}", self.shared.generation());
+        let plural = if reasons == 1 { "" } else { "s" };
+        let why = format!("reload by {by} refused for {reasons} reason{plural}; nothing is changed");
+        let mut truth = self.truth();
+        // Who tries again and again leaves room for other events; each try is in the log.
+        if truth.events().latest(1).first().is_none_or(|last| last.reason != why) {
+            truth.record(Tone::Warn, Event::now(EventKind::Configuration, is.clone(), is, why));
+        }
+    }
+
     pub(crate) fn new(
         shared: Arc<Shared>,
         plan: Plan,

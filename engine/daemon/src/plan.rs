@@ -45,8 +45,8 @@ pub const METRICS_CLIENTS_MAX: usize = 8;
 /// Clients that `control.listen` serves at the same time.
 pub const CONTROL_VISITORS_MAX: usize = 64;
 
-/// Descriptors of the process itself: standard streams, the controller's event loop, whatever was inherited.
-const PROCESS_DESCRIPTORS: u64 = 24;
+/// Descriptors of the process itself: standard streams, the event loops of the controller and of those who answer questions, whatever was inherited.
+const PROCESS_DESCRIPTORS: u64 = 32;
 /// Per worker: its ring, its eventfd, and one to give up when descriptors run out.
 const WORKER_DESCRIPTORS: u64 = 3;
 /// Kept free, so that a full process can still open a file or be looked at.

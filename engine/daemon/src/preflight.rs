@@ -28,6 +28,7 @@ use crate::packets::{claims, facing, routes, steering};
 use crate::plan::{Plan, PlanInput};
 
 use crate::command;
+use crate::control;
 use crate::http_files::{self, FileFault};
 use crate::notify;
 use crate::probe::secrets;
@@ -91,9 +92,10 @@ pub struct HostFacts {
     pub kernel_release: String,
     /// What the packet plane needs to know; `None` where it carries nothing.
     pub packets: Option<PacketFacts>,
-    /// The certificates that services name.
+    /// The certificates that services and `control.listen` name.
     pub certificates: Certificates,
-    /// What is wrong with secrets and pages that HTTP mode names, and with programs and secrets of checks.
+    /// What is wrong with secrets and pages that HTTP mode names, with programs and secrets of checks and messages, and with what users of `control.listen`
+    /// are known by.
     pub files: Vec<FileFault>,
 }
 
@@ -170,8 +172,14 @@ impl HostFacts {
             kernel_release: host::kernel_release()?,
             packets: claims::carries_packets(model).then(|| PacketFacts::gather(model)).transpose()?,
             certificates: Certificates::gather(model),
-            files: [http_files::faults(model), command::faults(model), secrets::faults(model), notify::faults(model)]
-                .concat(),
+            files: [
+                http_files::faults(model),
+                command::faults(model),
+                secrets::faults(model),
+                notify::faults(model),
+                control::faults(model),
+            ]
+            .concat(),
         })
     }
 }

@@ -443,6 +443,8 @@ pub(crate) struct CapturedFrame {
     /// When, since 1970.
     pub(crate) at: Duration,
     pub(crate) worker: WorkerId,
+    /// Who received it, if that was another one, which knows of no flow of its and does not show it.
+    pub(crate) handed_by: Option<WorkerId>,
     pub(crate) port: PortId,
     pub(crate) way: Way,
     /// The first of its bytes.

@@ -449,6 +449,7 @@ fn member(servers: &[Server], address: IpAddr, port: Option<u16>) -> Option<&Ser
 }
 
 pub mod changes;
+pub(crate) mod read;
 
 pub(crate) use changes::{ServiceChange, planned_changes, service_changes};
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-use towpath_core::histogram::Histogram;
+pub use towpath_core::histogram::{BOUNDS_US, Histogram, RANGES};
 use towpath_core::snapshot::ServerHealth;
 
 use crate::admin::{AdminSaid, WeightSaid};
@@ -169,6 +169,20 @@ impl From<Histogram> for LatencyStatus {
             p99_us: histogram.percentile_us(99),
             buckets: histogram.counts.to_vec(),
         }
+    }
+}
+
+impl LatencyStatus {
+    /// What has come since `earlier` was told; all of it, if that is of another process or of other ranges.
+    #[must_use]
+    pub fn since(&self, earlier: &LatencyStatus) -> LatencyStatus {
+        let counts = |of: &LatencyStatus| <[u64; RANGES]>::try_from(of.buckets.as_slice()).ok();
+        let (Some(mut now), Some(before)) = (counts(self), counts(earlier)) else { return self.clone() };
+        if now.iter().zip(&before).any(|(now, before)| now < before) {
+            return self.clone();
+        }
+        now.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+        Histogram { counts: now, sum_us: self.sum_us.saturating_sub(earlier.sum_us) }.into()
     }
 }
 

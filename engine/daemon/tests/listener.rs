@@ -6,9 +6,13 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType, IsCa, KeyIdMethod,
+    KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
+};
 use tempfile::TempDir;
 use towpath_config::model::Model;
 use towpath_engine::credential::{draw_token, hash_password};
@@ -458,14 +462,37 @@ impl Authority {
         Authority { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap() }
     }
 
-    /// Certificate and key for `name`, both in one file.
-    fn sign(&self, path: &Path, names: &[&str], common_name: &str) {
+    /// Certificate and key for `name`, both in one file; returns its serial number.
+    fn sign(&self, path: &Path, names: &[&str], common_name: &str) -> u64 {
+        static SIGNED: AtomicU64 = AtomicU64::new(1);
+        let serial = SIGNED.fetch_add(1, Ordering::Relaxed);
         let mut params =
             CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
         params.distinguished_name.push(DnType::CommonName, common_name);
+        params.serial_number = Some(SerialNumber::from(serial));
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         fs::write(path, certificate.pem() + &key.serialize_pem()).unwrap();
+        serial
+    }
+
+    /// PEM with the list of certificates that it has taken back, by their serial numbers.
+    fn list(&self, revoked: &[u64]) -> String {
+        let revoked = revoked.iter().map(|&serial| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: date_time_ymd(2024, 2, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 2, 1),
+            next_update: date_time_ymd(2100, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 
@@ -512,7 +539,7 @@ fn with_a_certificate_everything_goes_by_tls() {
     assert_ne!(certificates.certificates[0].sha256, before);
     fs::write(&own, "damaged").unwrap();
     let refused = lab.engine.reload(model(&lab.text)).unwrap_err().to_string();
-    assert!(refused.starts_with("control.certificate: "), "{refused}");
+    assert!(refused.contains("control.certificate: "), "{refused}");
     assert_eq!(fetch_status(&at(&ca)).unwrap().phase, "running");
     fs::write(&token_file, "short").unwrap();
     authority.sign(&own, &["127.0.0.1"], "lb");
@@ -556,6 +583,55 @@ fn a_certificate_of_the_right_authority_says_who_asks() {
     assert!(matches!(eve.unwrap_err(), FetchError::Refused { status: 401, .. }), "nobody is called so");
     let error = forged.unwrap_err();
     assert!(!matches!(error, FetchError::Refused { .. }), "the handshake fails: {error}");
+}
+
+fn ask_certificates(url: &str, file: &Path, ca: &Path) -> Certificates {
+    let asker = Asker { token_file: None, certificate: Some(file.to_owned()) };
+    get(&Endpoint::Remote(Box::new(Remote::new(url, &asker, ca).unwrap())), "/v1/certs", PATIENCE).unwrap()
+}
+
+#[test]
+fn a_certificate_that_was_taken_back_says_nothing_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let authority = Authority::new("authority");
+    fs::write(path("ca.pem"), authority.issuer.pem()).unwrap();
+    authority.sign(&path("own.pem"), &["127.0.0.1"], "lb");
+    let [carol, dave] = ["carol", "dave"].map(|name| {
+        let file = path(&format!("{name}.pem"));
+        (authority.sign(&file, &[], name), file)
+    });
+    let (lists, ca) = (path("lists.pem"), path("ca.pem"));
+    fs::write(&lists, authority.list(&[])).unwrap();
+    let lines = format!(
+        "certificate = {:?}\nprivate_key = {:?}\nclient_ca = {ca:?}\nclient_crl = {lists:?}",
+        path("own.pem"),
+        path("own.pem"),
+    );
+    let names = ["carol", "dave"]
+        .map(|name| format!("[[control.user]]\nname = \"{name}\"\nrole = \"viewer\"\ncertificate_name = \"{name}\"\n"));
+    let lab = Lab::with(directory, &lines, &names.concat());
+    let url = format!("https://{}", lab.address);
+    let ask = |file: &Path| {
+        let asker = Asker { token_file: None, certificate: Some(file.to_owned()) };
+        let at = Endpoint::Remote(Box::new(Remote::new(&url, &asker, &ca).unwrap()));
+        get::<serde_json::Value>(&at, "/v1/session", PATIENCE).map(|answer| answer["user"].to_string())
+    };
+    assert_eq!((ask(&carol.1).unwrap(), ask(&dave.1).unwrap()), ("\"carol\"".to_owned(), "\"dave\"".to_owned()));
+    // The lists end one day, and are watched as certificates are.
+    let answer = ask_certificates(&url, &dave.1, &ca);
+    let list = answer.certificates.iter().find(|row| row.kind == "revocation list").unwrap();
+    assert_eq!((list.service.as_deref(), list.level.as_str()), (None, "valid"));
+    fs::write(&lists, authority.list(&[carol.0])).unwrap();
+    lab.engine.reload(model(&lab.text)).unwrap();
+    let error = ask(&carol.1).unwrap_err();
+    assert!(!matches!(error, FetchError::Refused { .. }), "the handshake fails: {error}");
+    assert_eq!(ask(&dave.1).unwrap(), "\"dave\"");
+    // A list that is none is refused with its place, and the one before holds.
+    fs::write(&lists, "damaged").unwrap();
+    let refused = lab.engine.reload(model(&lab.text)).unwrap_err().to_string();
+    assert!(refused.contains("control.client_crl: ") && refused.contains("lists.pem"), "{refused}");
+    assert!(ask(&carol.1).is_err() && ask(&dave.1).is_ok());
 }
 
 #[test]

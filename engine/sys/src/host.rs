@@ -268,6 +268,14 @@ pub fn monotonic_ms() -> u64 {
     (time.tv_sec as u64).saturating_mul(1000) + time.tv_nsec as u64 / 1_000_000
 }
 
+/// Time that the calling thread has had a CPU, the kernel's work for it included, in microseconds.
+pub fn thread_cpu_us() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer names `time`, which outlives the call; every thread has this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    (time.tv_sec as u64).saturating_mul(1_000_000) + time.tv_nsec as u64 / 1_000
+}
+
 /// Release of the running kernel, as in `6.1.0-25-amd64`.
 pub fn kernel_release() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned())

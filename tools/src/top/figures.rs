@@ -30,10 +30,11 @@ pub(super) enum View {
     Servers,
     Workers,
     Sources,
+    Latencies,
 }
 
 impl View {
-    pub(super) const ALL: [View; 4] = [View::Services, View::Servers, View::Workers, View::Sources];
+    pub(super) const ALL: [View; 5] = [View::Services, View::Servers, View::Workers, View::Sources, View::Latencies];
 
     pub(super) fn word(self) -> &'static str {
         match self {
@@ -41,6 +42,7 @@ impl View {
             View::Servers => "servers",
             View::Workers => "workers",
             View::Sources => "source ports",
+            View::Latencies => "latencies",
         }
     }
 
@@ -49,7 +51,8 @@ impl View {
             View::Services => View::Servers,
             View::Servers => View::Workers,
             View::Workers => View::Sources,
-            View::Sources => View::Services,
+            View::Sources => View::Latencies,
+            View::Latencies => View::Services,
         }
     }
 }
@@ -107,6 +110,14 @@ impl Value {
             None => Value::amount(-1.0, "-".to_owned()),
         };
         Value { tint, ..value }
+    }
+
+    /// A time; where nothing was measured, a dash.
+    fn time(us: Option<u64>) -> Value {
+        match us {
+            Some(us) => Value::amount(us as f64, crate::status::turn(us)),
+            None => Value::amount(-1.0, "-".to_owned()),
+        }
     }
 
     fn tinted(self, tint: Tint) -> Value {
@@ -247,6 +258,10 @@ pub(super) fn sheet(view: View, earlier: Option<&Reading>, now: &Reading, histor
             &["worker", "CPU", "state", "busy", "turns/s", "open", "flows", "frames/s", "drops/s", "longest turn"],
             worker_lines(earlier, now),
         ),
+        View::Latencies => (
+            &["service", "what", "per second", "p50", "p90", "p99", "p99 since the start"],
+            now.status.services.iter().flat_map(|service| latency_lines(service, earlier, now)).collect(),
+        ),
         View::Sources => (
             &["address", "server", "protocol", "leased", "of", "full", "services"],
             now.status.source_ports.iter().map(source_line).collect(),
@@ -370,6 +385,35 @@ fn worker_lines(earlier: Option<&Reading>, now: &Reading) -> Vec<Line> {
     lines.collect()
 }
 
+/// What is measured of a service, in the order in which a connection meets it, with its words.
+const LATENCIES: [(&str, &str); 4] =
+    [("handshake", "TLS handshake"), ("queue", "queue"), ("connect", "connect"), ("first_byte", "first byte")];
+
+/// How long things took between the two looks, and since the start; what nobody has waited for is left out.
+fn latency_lines(service: &ServiceStatus, earlier: Option<&Reading>, now: &Reading) -> Vec<Line> {
+    let before = earlier.and_then(|earlier| service_of(&earlier.status, &service.name));
+    let line = |(label, word): (&str, &str)| {
+        let all = service.latencies.get(label).filter(|all| all.count > 0)?;
+        let before = before.map(|before| before.latencies.get(label).cloned().unwrap_or_default());
+        let rate =
+            earlier.and_then(|earlier| per_second(earlier, now, before.as_ref().map(|before| before.count), all.count));
+        let lately = before.map_or_else(|| all.clone(), |before| all.since(&before));
+        Some(Line {
+            key: format!("{}/{label}", service.name),
+            values: vec![
+                Value::word(&service.name),
+                Value::word(word),
+                Value::rate(rate),
+                Value::time(lately.p50_us),
+                Value::time(lately.p90_us),
+                Value::time(lately.p99_us),
+                Value::time(all.p99_us),
+            ],
+        })
+    };
+    LATENCIES.into_iter().filter_map(line).collect()
+}
+
 fn source_line(fill: &towpath_engine::status::SourcePortsStatus) -> Line {
     let server = match fill.destination.ip().is_unspecified() {
         true => "any outside".to_owned(),
@@ -442,6 +486,43 @@ mod tests {
         assert_eq!(workers.rows[0].values[3].tint, Some(Tint::Yellow));
         assert_eq!(texts(&sheet(View::Services, None, &now, &history), 0)[2], "-");
         assert_eq!(totals(None, &now), [None; 3]);
+    }
+
+    #[test]
+    fn latencies_are_those_between_two_looks() {
+        let measured = |ranges: &[(usize, u64)]| {
+            let mut histogram = towpath_engine::status::Histogram::default();
+            ranges.iter().for_each(|&(range, count)| histogram.counts[range] = count);
+            towpath_engine::status::LatencyStatus::from(histogram)
+        };
+        let (mut earlier, mut now) = readings(|_| {});
+        let put = |reading: &mut Reading, latency| {
+            reading.status.services[0].latencies.insert("connect".to_owned(), latency);
+        };
+        // A hundred fast ones before, ten slow ones since.
+        put(&mut earlier, measured(&[(0, 100)]));
+        put(&mut now, measured(&[(0, 100), (5, 10)]));
+        let latencies = sheet(View::Latencies, Some(&earlier), &now, &History::default());
+        assert_eq!(latencies.keys(), ["front-end/connect"], "what was never measured has no row");
+        let row = texts(&latencies, 0);
+        assert_eq!(row[..3], ["front-end", "connect", "5"]);
+        let amount = |column: usize| match latencies.rows[0].values[column].order {
+            Order::Amount(amount) => amount,
+            Order::Word => panic!("{row:?}"),
+        };
+        let (low, high) = (towpath_engine::status::BOUNDS_US[4] as f64, towpath_engine::status::BOUNDS_US[5] as f64);
+        for column in 3..6 {
+            assert!(amount(column) > low && amount(column) <= high, "{row:?}: nothing of what was before");
+        }
+        // Where nothing has come since there is nothing to say, but of the whole.
+        put(&mut earlier, measured(&[(0, 100), (5, 10)]));
+        let latencies = sheet(View::Latencies, Some(&earlier), &now, &History::default());
+        assert_eq!(texts(&latencies, 0)[2..6], ["0", "-", "-", "-"]);
+        assert_ne!(texts(&latencies, 0)[6], "-");
+        // Of another process.
+        put(&mut earlier, measured(&[(0, 900)]));
+        let latencies = sheet(View::Latencies, Some(&earlier), &now, &History::default());
+        assert_ne!(texts(&latencies, 0)[3], "-");
     }
 
     #[test]

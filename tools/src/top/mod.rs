@@ -24,7 +24,7 @@ use figures::{History, Reading, Sheet, View};
 
 pub(crate) const TOP_HELP: &str = "\
 Keys:
-  1 2 3 4, Tab      services, servers, workers, source ports
+  1 2 3 4 5, Tab    services, servers, workers, source ports, latencies
   s, r              sort by the next column, turn the order round
   /                 show only rows with this text; Esc shows all again
   p, space          hold the picture, and let it go on
@@ -240,6 +240,7 @@ impl Top {
             KeyCode::Char('2') => self.turn_to(View::Servers),
             KeyCode::Char('3') => self.turn_to(View::Workers),
             KeyCode::Char('4') => self.turn_to(View::Sources),
+            KeyCode::Char('5') => self.turn_to(View::Latencies),
             KeyCode::Tab => self.turn_to(self.view.next()),
             KeyCode::Char('s') => {
                 let columns = self.sheet().columns.len();

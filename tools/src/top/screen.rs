@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(lines[0], "towpath 0.1.0 · running for 2 h 4 min · generation 17 · every 1 s");
         assert_eq!(lines[1], "500 conn/s · 1,200 open · 0 B/s in · 0 B/s out · source ports 0.9 % full");
         assert!(lines[2..5].iter().any(|line| line.contains('█')), "no curve in\n{text}");
-        assert_eq!(lines[5], "[1 services]  2 servers   3 workers   4 source ports");
+        assert_eq!(lines[5], "[1 services]  2 servers   3 workers   4 source ports   5 latencies");
         let columns: Vec<&str> = lines[6].split_whitespace().collect();
         assert_eq!(columns, ["service", "state", "conn/s", "open", "in", "out", "unserved/s", "servers", "lately"]);
         assert!(lines[7].starts_with("front-end  ◐ degraded"), "{text}");

@@ -6,6 +6,7 @@ use towpath_tls::{Curve, Identity, KeyKind};
 
 use super::answer::{Answer, json};
 use super::credential::hexadecimal;
+use super::guard::Access;
 use crate::events::unix_ms;
 use crate::house::House;
 use crate::tls::{DatedFile, certificate_level, file_level};
@@ -57,22 +58,12 @@ fn certificates(house: &House) -> Certificates {
             certificates.push(row(Some(&service.name), identity, &files.file.display().to_string(), now_s));
         }
     }
-    for (service, DatedFile { kind, path, dates }) in material.dated() {
-        certificates.push(CertificateRow {
-            service: Some(service.to_owned()),
-            kind: kind.noun().to_owned(),
-            names: Vec::new(),
-            file: path.display().to_string(),
-            key: String::new(),
-            sha256: String::new(),
-            not_before_unix_seconds: dates.begin_s,
-            not_after_unix_seconds: dates.end_s,
-            seconds_left: dates.end_s.saturating_sub(now_s),
-            level: file_level(dates, now_s).to_owned(),
-        });
-    }
+    let access = house.guard.access();
+    let own_list = access.as_deref().and_then(Access::revocations).map(|file| (None, file));
+    let of_services = material.dated().map(|(service, file)| (Some(service), file));
+    certificates.extend(of_services.chain(own_list).map(|(service, file)| file_row(service, file, now_s)));
     let own = truth.model().control.listen.as_ref().and_then(|listen| listen.certificate.as_ref());
-    if let (Some(access), Some(files)) = (house.guard.access(), own)
+    if let (Some(access), Some(files)) = (&access, own)
         && let Some(identity) = access.identity()
     {
         certificates.push(row(None, identity, &files.file.display().to_string(), now_s));
@@ -83,6 +74,22 @@ fn certificates(house: &House) -> Certificates {
         key(one).cmp(&key(other))
     });
     Certificates { certificates }
+}
+
+/// What ends and is no certificate.
+fn file_row(service: Option<&str>, DatedFile { kind, path, dates }: &DatedFile, now_s: i64) -> CertificateRow {
+    CertificateRow {
+        service: service.map(str::to_owned),
+        kind: kind.noun().to_owned(),
+        names: Vec::new(),
+        file: path.display().to_string(),
+        key: String::new(),
+        sha256: String::new(),
+        not_before_unix_seconds: dates.begin_s,
+        not_after_unix_seconds: dates.end_s,
+        seconds_left: dates.end_s.saturating_sub(now_s),
+        level: file_level(dates, now_s).to_owned(),
+    }
 }
 
 fn row(service: Option<&str>, identity: &Identity, file: &str, now_s: i64) -> CertificateRow {

@@ -25,7 +25,7 @@ use towpath_config::model::{ControlListen, ControlRole, ControlUser, Model, Page
 use towpath_core::Now;
 use towpath_tls::{
     CipherPolicy, ClientCertificates, ClientTrust, ContextError, FileError, Identity, IdentityError, MinVersion,
-    Presented, Resumption, ServedIdentity, ServerContext, ServerSettings, load_authorities,
+    Presented, Resumption, ServedIdentity, ServerContext, ServerSettings, load_authorities, load_revocations,
 };
 
 use super::answer::{Answer, json, problem};
@@ -35,7 +35,8 @@ use super::credential::{
     nobodys_hash, sha256,
 };
 use super::session::{Deed, Lifetime, Lines, Session, Sessions, Tried, Tries};
-use crate::tls::{identity_files, provider};
+use crate::http_files::FileFault;
+use crate::tls::{DatedFile, DatedKind, dates_of, identity_files, provider};
 
 /// Passwords that are judged at the same time, a tenth of a second of a core each …
 const JUDGED_MAX: usize = 1;
@@ -85,7 +86,10 @@ pub(crate) struct Access {
     users: Vec<User>,
     tls: Option<ServerContext>,
     identity: Option<Arc<Identity>>,
-    /// Sum over the authorities of users' certificates: a certificate that others have vouched for is nobody's.
+    /// The lists of what authorities of users have taken back. From its end on nobody comes in by a certificate.
+    revocations: Option<DatedFile>,
+    /// Sum over the authorities of users' certificates and what they have taken back: a certificate that others have vouched for is nobody's, and one that
+    /// has come in before it was taken back has to come in again.
     authorities: [u8; 32],
     /// Networks that may come; empty = every one.
     from: Vec<(IpAddr, u8)>,
@@ -108,6 +112,9 @@ pub enum AccessError {
     /// The authorities of users' certificates.
     #[error("control.client_ca: {0}")]
     ClientCa(#[source] FileError),
+    /// The lists of what these authorities have taken back.
+    #[error("control.client_crl: {0}")]
+    ClientCrl(#[source] FileError),
     /// What they say together.
     #[error("control.certificate: {0}")]
     Context(#[source] ContextError),
@@ -179,12 +186,20 @@ impl Access {
         let tls = identity.as_ref().map(|identity| context(model, listen, identity)).transpose()?;
         let lifetime = Lifetime { idle_ms: listen.session_idle_ms, whole_ms: listen.session_ms };
         let (tls, authorities) = tls.unzip();
+        let revocations = match &listen.client_crl {
+            None => None,
+            Some(path) => {
+                let dates = dates_of(DatedKind::RevocationList, path).map_err(AccessError::ClientCrl)?;
+                dates.map(|dates| DatedFile { kind: DatedKind::RevocationList, path: path.clone(), dates })
+            }
+        };
         Ok(Some(Access {
             page: listen.page,
             lifetime,
             users,
             tls,
             identity,
+            revocations,
             authorities: authorities.unwrap_or_default(),
             from: listen.from.clone(),
         }))
@@ -203,6 +218,11 @@ impl Access {
     /// Whether this address may come at all.
     pub(super) fn is_from(&self, address: IpAddr) -> bool {
         self.from.is_empty() || self.from.iter().any(|&(network, prefix)| holds(network, prefix, address))
+    }
+
+    /// When the lists of users' certificates that were taken back end, if there are any and they say so.
+    pub(crate) fn revocations(&self) -> Option<&DatedFile> {
+        self.revocations.as_ref()
     }
 
     /// The certificate of the listener.
@@ -236,8 +256,13 @@ fn context(
         None => ClientCertificates::None,
         Some(path) => {
             let authorities = load_authorities(path).map_err(AccessError::ClientCa)?;
+            let revocations = match &listen.client_crl {
+                None => Vec::new(),
+                Some(path) => load_revocations(path).map_err(AccessError::ClientCrl)?,
+            };
             authorities.iter().for_each(|authority| vouching.extend(sha256(authority)));
-            ClientCertificates::Request(ClientTrust { authorities, revocations: Vec::new() })
+            revocations.iter().for_each(|list| vouching.extend(sha256(list)));
+            ClientCertificates::Request(ClientTrust { authorities, revocations })
         }
     };
     let settings = ServerSettings {
@@ -255,6 +280,43 @@ fn context(
     };
     let context = ServerContext::new(&settings, None).map_err(AccessError::Context)?;
     Ok((context, sha256(&vouching)))
+}
+
+/// What is wrong with the files of `[control]`, each with its key; certificate and revocation lists are judged with those of services
+/// ([`crate::preflight::Certificates`]).
+pub(crate) fn faults(model: &Model) -> Vec<FileFault> {
+    let Some(listen) = &model.control.listen else { return Vec::new() };
+    let mut faults = Vec::new();
+    let mut tell = |file: &Path, error: AccessError| {
+        faults.push(FileFault { service: None, file: file.to_path_buf(), message: error.to_string() });
+    };
+    if let Some((path, Err(error))) = listen.client_ca.as_deref().map(|path| (path, load_authorities(path))) {
+        tell(path, AccessError::ClientCa(error));
+    }
+    for user in &listen.users {
+        if let (Some(path), Err(error)) = (&user.token_file, User::of(user)) {
+            tell(path, error);
+        }
+    }
+    if faults.is_empty()
+        && let Err(error @ (AccessError::SameToken { .. } | AccessError::Context(_))) = Access::load(model)
+    {
+        // No single file is wrong, only what they say together.
+        let first = listen.users.iter().find_map(|user| user.token_file.clone());
+        let file = match &error {
+            AccessError::SameToken { .. } => first,
+            _ => listen.certificate.as_ref().map(|files| files.file.clone()),
+        };
+        faults.push(FileFault { service: None, file: file.unwrap_or_default(), message: error.to_string() });
+    }
+    faults
+}
+
+/// Files with a token that every user of the machine may read.
+pub(crate) fn exposed(model: &Model) -> impl Iterator<Item = &Path> {
+    let is_exposed = |path: &&Path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0);
+    let users = model.control.listen.iter().flat_map(|listen| &listen.users);
+    users.filter_map(|user| user.token_file.as_deref()).filter(is_exposed)
 }
 
 impl User {
@@ -296,10 +358,6 @@ pub(super) fn read_token(path: &Path) -> Result<String, String> {
         return Err(format!(
             "it is no token: one word of ASCII with {TOKEN_BYTES_MIN} to {TOKEN_BYTES_MAX} characters is; `towpath credential token` draws one"
         ));
-    }
-    let others = fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o007 != 0);
-    if others {
-        tracing::warn!("{}: every user of this machine may read this token; `chmod o= {0}`", path.display());
     }
     Ok(token.to_owned())
 }

@@ -24,7 +24,7 @@ use crate::plan::CONTROL_VISITORS_MAX;
 
 /// Of these places one household may have so many: nobody keeps the others out. Some browsers behind one address have six connections each.
 const VISITORS_OF_ONE_MAX: usize = 24;
-/// Connections that are welcomed at once, and then in each second: a handshake is a millisecond of the thread that runs the checks.
+/// Connections that are welcomed at once, and then in each second: a handshake is a millisecond of the thread that answers all of them.
 const WELCOMES: (u64, u64) = (100, 50);
 /// The same of one household.
 const WELCOMES_OF_ONE: (u64, u64) = (50, 20);

@@ -10,6 +10,7 @@ mod certs;
 mod check;
 mod client;
 pub mod credential;
+mod desk;
 mod events;
 mod explain;
 mod files;
@@ -64,7 +65,8 @@ pub use guard::AccessError;
 pub use limits::{Level, LimitRow, LimitRows};
 pub use listener::ControlListener;
 
-pub(crate) use guard::{Access, Guard};
+pub(crate) use desk::Desks;
+pub(crate) use guard::{Access, Guard, exposed, faults};
 
 /// A client must have sent its request by then.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -254,14 +256,14 @@ impl Drop for SocketFile {
     }
 }
 
-/// Answers for as long as the controller runs.
-pub(crate) fn serve(entrance: Entrance, house: &Arc<House>) {
+/// Answers for as long as the desks are open.
+pub(crate) fn serve(entrance: Entrance, desks: &Desks, house: &Arc<House>) {
     let Entrance { socket, listener } = entrance;
     if let Some(socket) = socket {
-        tokio::spawn(serve_socket(socket, Arc::clone(house)));
+        desks.operators().spawn(serve_socket(socket, Arc::clone(house)));
     }
     if let Some(listener) = listener {
-        tokio::spawn(listener.serve(Arc::clone(house)));
+        desks.visitors().spawn(listener.serve(Arc::clone(house)));
     }
 }
 

@@ -71,6 +71,7 @@ pub(super) async fn reload(request: Request<Incoming>, asked: &Asked<'_>) -> Ans
         Ok(accepted) => accepted,
         Err(refused) => {
             tracing::warn!("reload by {who} refused: {refused}");
+            house.tell_refused(&who.to_string(), refused.reasons().len());
             return refuse(&refused);
         }
     };

@@ -98,6 +98,47 @@ pub(super) enum Action {
     Upgrade,
 }
 
+/// What is left behind of a request that is no question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Trace {
+    /// An event with who, what, before and after, where anything is another afterwards or was refused by what it says; and a line in the log.
+    Event,
+    /// A line in the log with who and what: nothing of ours is another afterwards.
+    Line,
+}
+
+impl Action {
+    /// What it leaves behind; `None` = it only looks.
+    fn trace(self) -> Option<Trace> {
+        match self {
+            Action::Capture
+            | Action::ClearPersistence
+            | Action::KillSessions
+            | Action::Order(_)
+            | Action::Reload
+            | Action::SayRole
+            | Action::Upgrade => Some(Trace::Event),
+            // Checks by order judge nothing, a plan takes nothing, and a login is its user's own.
+            Action::Check | Action::Logout | Action::PlanOf => Some(Trace::Line),
+            Action::Certificates
+            | Action::Events
+            | Action::Explain
+            | Action::Flow
+            | Action::Limits
+            | Action::Metrics
+            | Action::Persistence
+            | Action::Plan
+            | Action::Role
+            | Action::Routes
+            | Action::Servers
+            | Action::Session
+            | Action::Sessions
+            | Action::Status => None,
+        }
+    }
+}
+
 /// One line of the table.
 pub(super) struct Route {
     method: Method,
@@ -274,7 +315,7 @@ async fn serve(request: Request<Incoming>, house: &House, who: &Caller, door: &D
     }
     let asked = Asked { house, who, path: &path, deadline };
     let answer = act(route.action, request, &asked, door).await;
-    if route.method != Method::GET {
+    if route.action.trace().is_some() {
         tracing::info!("control: {who}: {what}: {}", answer.status().as_u16());
     }
     answer
@@ -336,6 +377,9 @@ struct RouteRow {
     method: String,
     path: String,
     role: ControlRole,
+    /// What it leaves behind; nothing where it only looks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<Trace>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -344,8 +388,12 @@ struct RouteRows {
 }
 
 fn routes() -> RouteRows {
-    let row =
-        |route: &Route| RouteRow { method: route.method.to_string(), path: route.path.to_owned(), role: route.role };
+    let row = |route: &Route| RouteRow {
+        method: route.method.to_string(),
+        path: route.path.to_owned(),
+        role: route.role,
+        trace: route.action.trace(),
+    };
     RouteRows { routes: ROUTES.iter().map(row).collect() }
 }
 
@@ -526,6 +574,10 @@ mod tests {
                 }
                 _ => panic!("{} is neither GET nor POST", route.path),
             }
+        }
+        // That the traces are there is shown by tests/tests/audit.rs, with every route.
+        for route in ROUTES {
+            assert_eq!(route.method == Method::POST, route.action.trace().is_some(), "{}", route.path);
         }
         let paths: std::collections::BTreeSet<_> =
             ROUTES.iter().map(|route| (route.path, route.method.as_str())).collect();

@@ -43,7 +43,7 @@ pub(crate) async fn here(house: &House) -> Bytes {
     house.metrics.fresh().unwrap_or_else(|| house.metrics.write(house))
 }
 
-/// Written beside this thread, on which health checks run; `None` once the process ends.
+/// Written beside this thread, which others wait for; `None` once the process ends.
 pub(super) async fn beside(house: &Arc<House>) -> Option<Bytes> {
     let turn = Arc::clone(&house.metrics.turn).acquire_owned().await.ok()?;
     if let Some(text) = house.metrics.fresh() {

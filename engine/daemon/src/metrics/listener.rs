@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
@@ -51,8 +52,9 @@ fn open(listen: SocketAddr) -> io::Result<StdTcpListener> {
 }
 
 /// Serves by the settings at hand.
-#[derive(Default)]
 pub(crate) struct MetricsServer {
+    /// Where those are answered who come by the network.
+    desk: Handle,
     /// Where it listens, and its task.
     serving: Option<(SocketAddr, AbortHandle)>,
     /// Who may ask; empty = everybody.
@@ -60,6 +62,11 @@ pub(crate) struct MetricsServer {
 }
 
 impl MetricsServer {
+    /// One that will answer there, and listens nowhere yet.
+    pub(crate) fn new(desk: Handle) -> MetricsServer {
+        MetricsServer { desk, serving: None, from: Arc::default() }
+    }
+
     /// Where it listens.
     pub(crate) fn listens_at(&self) -> Option<SocketAddr> {
         self.serving.as_ref().map(|(listen, _)| *listen)
@@ -87,7 +94,7 @@ impl MetricsServer {
         });
         house.upgrades.hold_metrics(copy);
         let (Some(listen), Some(opened)) = (settings.listen, opened) else { return };
-        let task = tokio::spawn(serve(opened, Arc::clone(house), Arc::clone(&self.from)));
+        let task = self.desk.spawn(serve(opened, Arc::clone(house), Arc::clone(&self.from)));
         self.serving = Some((listen, task.abort_handle()));
     }
 }

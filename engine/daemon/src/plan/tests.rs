@@ -177,7 +177,7 @@ workers      2 on CPUs 0-1, poll adaptive
 listeners    2 × 2 workers
   web  tcp 192.0.2.1:80
   web  tcp 192.0.2.1:443
-connections  9,734 at most, as the descriptors allow
+connections  9,730 at most, as the descriptors allow
 UDP sessions none
 persistence  262,144 entries
 buffers      20,512 × 16 KiB per worker, 104 pipes for bulk
@@ -188,16 +188,16 @@ memory       838.5 MiB at most, of 8.0 GiB
   pipes for bulk         64.0 MiB
   connections             9.5 MiB
   timers                  456 KiB
-  kernel sockets, idle   85.6 MiB
+  kernel sockets, idle   85.5 MiB
 descriptors  20,000 at most, of 20,000
-  process              24
+  process              32
   workers               6
   listeners             4
   pipes for bulk      416
   health checks         1
   control socket       17
   reserve              64
-  TCP connections  19,468
+  TCP connections  19,460
 ";
     let shown = plan.to_string();
     assert_eq!(shown, expected, "{shown}");

@@ -11,12 +11,13 @@ use towpath_config::model::{CertificateFiles, Model};
 use towpath_tls::{Chain, Dates, FileError, Identity, IdentityError, Validity};
 
 use super::{Check, Finding, Severity};
+use crate::control;
 use crate::tls::{DatedKind, LAST_PART, dated_files, dates_of, identity_files, provider};
 
 /// A certificate that ends so soon is told: authorities renew a month before.
 const ENDS_SOON_S: u64 = 21 * 86_400;
 
-/// The identities that a model names, each read once.
+/// The identities that a model names, for services and for `control.listen`, each read once.
 #[derive(Clone, Debug, Default)]
 pub struct Certificates {
     /// Now, in Unix seconds.
@@ -25,6 +26,8 @@ pub struct Certificates {
     pub read: HashMap<CertificateFiles, ReadIdentity>,
     /// From when until when revocation lists and OCSP responses are good, by file; `None` where they do not say.
     pub dated: HashMap<PathBuf, Result<Option<Dates>, Arc<FileError>>>,
+    /// Files with tokens of users that every user of the machine may read.
+    pub exposed_tokens: Vec<PathBuf>,
 }
 
 /// One identity as its files say it.
@@ -54,35 +57,31 @@ impl Certificates {
         for (_, kind, path) in each_dated(model) {
             dated.entry(path.to_path_buf()).or_insert_with(|| dates_of(kind, path).map_err(Arc::new));
         }
-        Certificates { now_s: i64::try_from(now).unwrap_or(i64::MAX), read, dated }
+        let exposed_tokens = control::exposed(model).map(Path::to_path_buf).collect();
+        Certificates { now_s: i64::try_from(now).unwrap_or(i64::MAX), read, dated, exposed_tokens }
     }
 
     /// What is wrong with them.
     pub(super) fn check(&self, model: &Model, findings: &mut Vec<Finding>) {
         self.check_hidden(model, findings);
         self.check_dated(model, findings);
+        findings.extend(self.exposed_tokens.iter().map(|path| exposed(Check::Files, None, path)));
         for (service, files) in each(model) {
             let Some(read) = self.read.get(files) else { continue };
             let mut tell = |severity, path: &Path, message: String| {
                 findings.push(Finding {
                     severity,
                     check: Check::Certificates,
-                    service: Some(service.to_owned()),
-                    message,
+                    service: service.map(str::to_owned),
+                    message: told(service, "control.certificate", message),
                     file: Some(path.to_path_buf()),
                 });
             };
-            for path in &read.exposed {
-                let path_shown = path.display();
-                let message = format!(
-                    "{path_shown}: every user of this machine can read the secret in it; take that away: `chmod o-rwx {path_shown}`"
-                );
-                tell(Severity::Warning, path, message);
-            }
             match &read.identity {
                 Err(error) => tell(Severity::Error, error.path(), error.to_string()),
                 Ok(identity) => self.judge(identity, &files.file, &mut tell),
             }
+            findings.extend(read.exposed.iter().map(|path| exposed(Check::Certificates, service, path)));
         }
     }
 
@@ -113,8 +112,8 @@ impl Certificates {
             findings.push(Finding {
                 severity,
                 check: Check::Certificates,
-                service: Some(service.to_owned()),
-                message,
+                service: service.map(str::to_owned),
+                message: told(service, "control.client_crl", message),
                 file: Some(path.to_path_buf()),
             });
         }
@@ -208,16 +207,44 @@ impl Certificates {
     }
 }
 
-/// Every certificate of a model with the name of its service, those for servers too.
-fn each(model: &Model) -> impl Iterator<Item = (&str, &CertificateFiles)> {
+/// What is no service's is told with its key.
+fn told(service: Option<&str>, key: &str, message: String) -> String {
+    match service {
+        Some(_) => message,
+        None => format!("{key}: {message}"),
+    }
+}
+
+/// A file with a secret that everybody on the machine may read.
+fn exposed(check: Check, service: Option<&str>, path: &Path) -> Finding {
+    let shown = path.display();
+    Finding {
+        severity: Severity::Warning,
+        check,
+        service: service.map(str::to_owned),
+        message: format!(
+            "{shown}: every user of this machine can read the secret in it; take that away: `chmod o-rwx {shown}`"
+        ),
+        file: Some(path.to_path_buf()),
+    }
+}
+
+/// Every certificate of a model with the name of its service, those for servers too; that of `control.listen` is no service's.
+fn each(model: &Model) -> impl Iterator<Item = (Option<&str>, &CertificateFiles)> {
     let ended = model.services.iter().filter_map(|service| Some((service.name.as_str(), service.ended_tls()?)));
-    ended.flat_map(|(name, tls)| tls.certificates.iter().chain(&tls.servers.identity).map(move |files| (name, files)))
+    let of_services = ended.flat_map(|(name, tls)| {
+        tls.certificates.iter().chain(&tls.servers.identity).map(move |files| (Some(name), files))
+    });
+    let of_control = model.control.listen.iter().filter_map(|listen| listen.certificate.as_ref());
+    of_services.chain(of_control.map(|files| (None, files)))
 }
 
 /// Every file of a model whose content ends before certificates do, with the name of its service.
-fn each_dated(model: &Model) -> impl Iterator<Item = (&str, DatedKind, &Path)> {
+fn each_dated(model: &Model) -> impl Iterator<Item = (Option<&str>, DatedKind, &Path)> {
     let ended = model.services.iter().filter_map(|service| Some((service.name.as_str(), service.ended_tls()?)));
-    ended.flat_map(|(name, tls)| dated_files(tls).map(move |(kind, path)| (name, kind, path)))
+    let of_services = ended.flat_map(|(name, tls)| dated_files(tls).map(move |(kind, path)| (Some(name), kind, path)));
+    let of_control = model.control.listen.iter().filter_map(|listen| listen.client_crl.as_deref());
+    of_services.chain(of_control.map(|path| (None, DatedKind::RevocationList, path)))
 }
 
 /// "3 days", "5 hours".

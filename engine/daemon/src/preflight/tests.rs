@@ -427,3 +427,42 @@ fn lists_and_responses_that_have_ended_are_told_with_what_follows() {
     );
     assert!(told(-DAY_S)[1].contains("mail.ocsp: this OCSP response begins in 1 day; wait, "), "{:?}", told(-DAY_S));
 }
+
+#[test]
+fn what_control_names_is_looked_at_with_its_keys() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, mode: u32, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        path.display().to_string()
+    };
+    let token = "0123456789abcdef0123456789abcdef";
+    let (good, open, short) = (file("good", 0o600, token), file("open", 0o644, token), file("short", 0o600, "x"));
+    let damaged = file("damaged.pem", 0o600, "damaged");
+    let told = |lines: &str, tokens: &[&str]| {
+        let users = tokens.iter().enumerate().map(|(number, token)| {
+            format!("[[control.user]]\nname = \"user-{number}\"\nrole = \"viewer\"\ntoken_file = \"{token}\"\n")
+        });
+        let text = format!("[control]\nlisten = \"127.0.0.1:9443\"\n{lines}\n{}", users.collect::<String>());
+        let service = "[[service]]\nname = \"web\"\nvip = \"192.0.2.30\"\nports = [443]\n\
+                       [[service.server]]\nname = \"one\"\naddress = \"192.0.2.31\"\n";
+        let checked = towpath_config::check("test.toml", &format!("{text}{service}"));
+        let model = Model { control: checked.model.expect("no errors").control, ..model(POOL) };
+        let (certificates, files) = (Certificates::gather(&model), control::faults(&model));
+        messages(&model, &HostFacts { certificates, files, ..facts() })
+    };
+    assert_eq!(told("", &[&good]), Vec::<String>::new());
+    let [exposed] = &told("", &[&open])[..] else { panic!("one finding") };
+    assert!(exposed.starts_with("warning: ") && exposed.contains("chmod o-rwx"), "{exposed}");
+    let [refused] = &told("", &[&short])[..] else { panic!("one finding") };
+    assert!(refused.starts_with("error: control.user: token_file ") && refused.contains("it is no token"), "{refused}");
+    let same = &told("", &[&good, &open])[0];
+    assert!(same.contains("user-0 and user-1 have the same token"), "{same}");
+    let lines = ["certificate", "private_key", "client_ca", "client_crl"].map(|key| format!("{key} = \"{damaged}\"\n"));
+    let all = told(&lines.concat(), &[&good]);
+    for key in ["control.certificate: ", "control.client_ca: ", "control.client_crl: "] {
+        let found = all.iter().any(|told| told.starts_with("error: ") && told.contains(key) && told.contains(&damaged));
+        assert!(found, "{key}: {all:?}");
+    }
+}

@@ -96,20 +96,39 @@ pub(crate) fn planned_changes(
     new: &Model,
     open: impl Fn(&str, Option<&str>) -> u64,
 ) -> Vec<PlannedChange> {
+    // Taken apart, so that a section that is added later must be told here.
+    let Model {
+        runtime,
+        limits,
+        control,
+        notify,
+        tls,
+        log,
+        metrics,
+        router,
+        routes,
+        outbound,
+        interfaces,
+        bridges,
+        // Those of services are told with them.
+        groups: _,
+        services: _,
+    } = new;
     let mut changes = Vec::new();
     let mut sections = Sections { changes: &mut changes };
-    sections.compare("runtime", &old.runtime, &new.runtime, Shown::Values);
-    sections.compare("limits", &old.limits, &new.limits, Shown::Values);
+    sections.compare("runtime", &old.runtime, runtime, Shown::Values);
+    sections.compare("limits", &old.limits, limits, Shown::Values);
     // These have passwords, or their hashes, or addresses with tokens.
-    sections.compare("control", &old.control, &new.control, Shown::Keys);
-    sections.compare("notify", &old.notify, &new.notify, Shown::Keys);
-    sections.compare("tls", &old.tls, &new.tls, Shown::Values);
-    sections.compare("log", &old.log, &new.log, Shown::Values);
-    sections.compare("router", &old.router, &new.router, Shown::Values);
-    sections.compare("route", &old.routes, &new.routes, Shown::Keys);
-    sections.compare("outbound_nat", &old.outbound, &new.outbound, Shown::Keys);
-    sections.compare("interface", &old.interfaces, &new.interfaces, Shown::Keys);
-    sections.compare("bridge", &old.bridges, &new.bridges, Shown::Keys);
+    sections.compare("control", &old.control, control, Shown::Keys);
+    sections.compare("notify", &old.notify, notify, Shown::Keys);
+    sections.compare("tls", &old.tls, tls, Shown::Values);
+    sections.compare("log", &old.log, log, Shown::Values);
+    sections.compare("metrics", &old.metrics, metrics, Shown::Values);
+    sections.compare("router", &old.router, router, Shown::Values);
+    sections.compare("route", &old.routes, routes, Shown::Keys);
+    sections.compare("outbound_nat", &old.outbound, outbound, Shown::Keys);
+    sections.compare("interface", &old.interfaces, interfaces, Shown::Keys);
+    sections.compare("bridge", &old.bridges, bridges, Shown::Keys);
 
     let (before, after) = (by_name(&old.services), by_name(&new.services));
     for (name, _) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
@@ -436,6 +455,21 @@ address = "192.0.2.13"
                 "service post: added  -> 192.0.2.1 tcp 8025 (0 go on)"
             ]
         );
+    }
+
+    #[test]
+    fn where_metrics_are_collected_is_told() {
+        let told = |from: &str, to: &str| {
+            let changes = planned_changes(&model(from), &model(to), |_, _| 0);
+            let told = changes.iter().map(|c| format!("{} {}: {} -> {}", c.subject, c.change, c.from, c.to));
+            told.collect::<Vec<String>>()
+        };
+        let with = |lines: &str| format!("[metrics]\n{lines}\n{BASE}");
+        let (one, other) = ("listen = \"127.0.0.1:9464\"", "listen = \"127.0.0.1:9465\"");
+        assert_eq!(told(&with(one), &with(other)), ["metrics listen: 127.0.0.1:9464 -> 127.0.0.1:9465"]);
+        let from = format!("{one}\nfrom = [\"192.0.2.0/24\"]");
+        assert_eq!(told(&with(one), &with(&from)).len(), 1);
+        assert!(told(&with(&from), &with(&from)).is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ const DAY_S: u64 = 86_400;
 pub(crate) const LAST_PART: u64 = 4;
 
 const CERTIFICATE_REMEDY: &str = "put a new one into the files of tls.certificate and reload";
+const OWN_REMEDY: &str = "put a new one into the file of control.certificate and reload";
 
 /// How near the end of a certificate is, in the steps at which somebody is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,8 +73,8 @@ impl Stage {
 /// Remembers what was told about each certificate and file.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
-    /// By service; calm ones are left out.
-    told: HashMap<(String, Ending), Stage>,
+    /// By service, `None` = `control.listen`; calm ones are left out.
+    told: HashMap<(Option<String>, Ending), Stage>,
 }
 
 /// What ends, of one service.
@@ -85,17 +86,18 @@ enum Ending {
 }
 
 impl ExpiryWatch {
-    /// What is to be told at `now_s` (Unix seconds) about the certificates and files of all services, each with its name.
+    /// What is to be told at `now_s` (Unix seconds) about the certificates and files of all services, each with its name, and of `control.listen`, which
+    /// is none.
     pub(crate) fn turn<'c>(
         &mut self,
-        certificates: impl Iterator<Item = (&'c str, usize, &'c Identity)>,
-        files: impl Iterator<Item = (&'c str, &'c DatedFile)>,
+        certificates: impl Iterator<Item = (Option<&'c str>, usize, &'c Identity)>,
+        files: impl Iterator<Item = (Option<&'c str>, &'c DatedFile)>,
         now_s: i64,
     ) -> Vec<(Tone, Event)> {
         let mut events = Vec::new();
         let mut before = std::mem::take(&mut self.told);
-        let mut note = |service: &str, ending, stage: Stage, subject: String, reason: String| {
-            let key = (service.to_owned(), ending);
+        let mut note = |service: Option<&str>, ending, stage: Stage, subject: String, reason: String| {
+            let key = (service.map(str::to_owned), ending);
             // One file may be that of two certificates.
             if self.told.contains_key(&key) {
                 return;
@@ -104,7 +106,7 @@ impl ExpiryWatch {
             if stage != was {
                 let tone = if stage == Stage::Calm { Tone::Info } else { Tone::Warn };
                 let event = Event::now(EventKind::Certificate, was.label(), stage.label(), reason);
-                events.push((tone, event.services(vec![key.0.clone()]).subject(subject)));
+                events.push((tone, event.services(key.0.iter().cloned().collect()).subject(subject)));
             }
             if stage != Stage::Calm {
                 self.told.insert(key, stage);
@@ -113,8 +115,12 @@ impl ExpiryWatch {
         for (service, place, identity) in certificates {
             let validity = identity.validity(now_s);
             let stage = Stage::of(validity);
-            let subject = format!("certificate for {}", whom(identity));
-            note(service, Ending::Certificate(place), stage, subject, reason(validity, stage, CERTIFICATE_REMEDY));
+            let (of, remedy) = match service {
+                Some(_) => ("", CERTIFICATE_REMEDY),
+                None => (" of control.listen", OWN_REMEDY),
+            };
+            let subject = format!("certificate{of} for {}", whom(identity));
+            note(service, Ending::Certificate(place), stage, subject, reason(validity, stage, remedy));
         }
         for (service, DatedFile { kind, path, dates }) in files {
             let validity = dates.validity(now_s);

@@ -262,9 +262,12 @@ fn somebody_is_told_in_time_once_and_again_when_it_is_renewed() {
     let material = TlsMaterial::load(&model, &TlsMaterial::default()).unwrap();
     let end_s = material.certificates_of("owa")[0].not_after_s();
     let mut watch = ExpiryWatch::default();
+    fn of_owa(material: &TlsMaterial) -> impl Iterator<Item = (Option<&str>, usize, &towpath_tls::Identity)> {
+        let all = material.certificates().filter(|(service, ..)| *service == "owa");
+        all.map(|(service, place, identity)| (Some(service), place, identity))
+    }
     let mut told = |material: &TlsMaterial, now_s| {
-        let events =
-            watch.turn(material.certificates().filter(|(service, ..)| *service == "owa"), material.dated(), now_s);
+        let events = watch.turn(of_owa(material), material.dated().map(|(service, file)| (Some(service), file)), now_s);
         assert!(events.iter().all(|(_, event)| event.kind == EventKind::Certificate));
         events.iter().map(|(tone, event)| (*tone, event.line())).collect::<Vec<_>>()
     };
@@ -284,6 +287,13 @@ fn somebody_is_told_in_time_once_and_again_when_it_is_renewed() {
     assert!(matches!(&lines[..], [(Tone::Info, told)] if told.contains("expired → valid: ")), "{lines:?}");
     let status = certificate_status(&renewed.certificates_of("owa")[0], end_s);
     assert_eq!((status.names.len(), status.seconds_left), (1, status.not_after_unix_seconds - end_s));
+    // That of control.listen is no service's.
+    let own = &material.certificates_of("owa")[0];
+    let events = ExpiryWatch::default().turn([(None, 0, &**own)].into_iter(), std::iter::empty(), end_s + 60);
+    let [(Tone::Warn, event)] = &events[..] else { panic!("{} events", events.len()) };
+    let line = event.line();
+    assert!(line.starts_with("certificate of control.listen for mail.example.com: valid → expired: "), "{line}");
+    assert!(line.ends_with("the file of control.certificate and reload"), "{line}");
 }
 
 /// Past its end rustls refuses every client that comes with a certificate.
@@ -313,7 +323,8 @@ fn somebody_is_told_before_a_revocation_list_ends() {
     let material = TlsMaterial::load(&model, &TlsMaterial::default()).unwrap();
     let mut watch = ExpiryWatch::default();
     let mut told = |now_s| {
-        let events = watch.turn(std::iter::empty(), material.dated(), now_s);
+        let dated = material.dated().map(|(service, file)| (Some(service), file));
+        let events = watch.turn(std::iter::empty(), dated, now_s);
         events.iter().map(|(_, event)| event.line()).collect::<Vec<_>>()
     };
     let subject = format!("revocation list {} of owa: ", crl.display());

@@ -32,8 +32,8 @@ impl Tap {
         Tap { order, worker, looked: Vec::new(), ready: Vec::new() }
     }
 
-    /// Copies those frames of a batch that are wanted, as they came.
-    pub(super) fn look(&mut self, plane: &Plane, frames: &[Frame<'_>]) {
+    /// Copies those frames of a batch that are wanted, as they came; by another worker, if one has handed them on.
+    pub(super) fn look(&mut self, plane: &Plane, frames: &[Frame<'_>], handed_by: Option<WorkerId>) {
         self.looked.clear();
         if self.order.is_over() {
             return;
@@ -45,7 +45,7 @@ impl Tap {
             let way = Way::Came(Verdict::Pass);
             let parts = [&*frame.bytes, &[]];
             if let Some(captured) = self.copy(at, frame.port, way, parts, frame.segment_bytes, concern) {
-                self.looked.push((place, captured));
+                self.looked.push((place, CapturedFrame { handed_by, ..captured }));
             }
         }
     }
@@ -122,6 +122,7 @@ impl Tap {
         Some(CapturedFrame {
             at,
             worker: self.worker,
+            handed_by: None,
             port,
             way,
             bytes,

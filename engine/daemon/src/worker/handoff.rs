@@ -131,7 +131,7 @@ impl Packets {
             None => Frame::default(),
         });
         if let Some(tap) = &mut self.tap {
-            tap.look(&self.plane, &frames[..count]);
+            tap.look(&self.plane, &frames[..count], Some(by));
         }
         self.plane.process_handed(now, by, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
         if let Some(tap) = &mut self.tap {

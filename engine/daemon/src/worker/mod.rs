@@ -45,6 +45,7 @@ use towpath_core::snat::{SnatLease, SnatMaps, SnatRest};
 use towpath_core::wheel::TimerWheel;
 use towpath_core::{Generation, Now, ServiceId, WorkerId};
 use towpath_sys::Cause;
+use towpath_sys::host::thread_cpu_us;
 use towpath_sys::packet::PacketPort;
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
 use towpath_tls::Hatch;
@@ -86,6 +87,8 @@ const FED_MAX: usize = 64;
 const DATAGRAM_BUFFERS: u16 = 128;
 /// The longest sleep: what nobody announces is noticed after this time.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// Between two looks at the CPU time of a worker, in microseconds: each is a system call.
+const CPU_LOOK_US: u64 = 1000;
 /// How often a draining worker looks for connections whose time is up.
 const DRAIN_LOOK_MS: u64 = 100;
 /// How long an end at once waits for the listeners' operations: they hold the ports until they are cancelled, and who is started
@@ -174,8 +177,10 @@ struct Worker {
     now: Now,
     /// The same in microseconds, for what is measured.
     now_us: u64,
-    /// Since when it has had something to do without a sleep; `None` while it has not.
+    /// Of a worker that never sleeps, since when it has had something to do; `None` while it has not.
     busy_since: Option<Instant>,
+    /// Of one that sleeps, when its CPU time is looked at again.
+    cpu_look_us: u64,
     doors: Doors,
     packets: Option<Packets>,
     relays: Slab<Relay>,
@@ -274,6 +279,7 @@ impl Worker {
             doors: Doors::new(entrances.listeners, openings)?,
             now_us: now.0.saturating_mul(1000),
             busy_since: None,
+            cpu_look_us: 0,
             packets: settings
                 .plane
                 .map(|plane| {
@@ -719,7 +725,7 @@ impl Worker {
         Wait::Sleep(sleep.min(rest))
     }
 
-    /// Counts the breath before this one, if it went straight on.
+    /// Counts the breath before this one, if there was something to do in it.
     fn count_busy(&mut self, start: Instant) {
         if let Some(since) = self.busy_since.take() {
             self.shared
@@ -737,13 +743,14 @@ impl Worker {
         if matches!(wait, Wait::Sleep(_)) {
             seat.add(WorkerCounter::Sleeps, 1);
         }
-        let took_us = start.elapsed().as_micros() as u64;
-        seat.raise(WorkerCounter::BreathMaxMicroseconds, took_us);
-        match wait {
-            _ if !has_worked => {}
-            Wait::Sleep(_) => seat.add(WorkerCounter::BusyMicroseconds, took_us),
+        seat.raise(WorkerCounter::BreathMaxMicroseconds, start.elapsed().as_micros() as u64);
+        if self.settings.poll == Poll::Busy {
             // What it submits next belongs to it, too.
-            Wait::Poll => self.busy_since = Some(start),
+            self.busy_since = has_worked.then_some(start);
+        } else if self.now_us >= self.cpu_look_us {
+            // Most of the work of such a worker is the kernel's, in the call that also sleeps: only the CPU's clock tells them apart.
+            seat.raise(WorkerCounter::BusyMicroseconds, thread_cpu_us());
+            self.cpu_look_us = self.now_us + CPU_LOOK_US;
         }
     }
 }

@@ -245,7 +245,7 @@ impl Packets {
         });
         drop(received);
         if let Some(tap) = &mut self.tap {
-            tap.look(&self.plane, &frames[..count]);
+            tap.look(&self.plane, &frames[..count], None);
         }
         self.plane.process(now, &mut frames[..count], &mut self.verdicts, desk, &mut self.out);
         if let Some(tap) = &mut self.tap {

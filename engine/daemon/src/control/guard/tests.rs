@@ -20,7 +20,16 @@ fn user(name: &str, role: ControlRole) -> User {
 
 fn access(users: Vec<User>) -> Access {
     let lifetime = Lifetime { idle_ms: 60_000, whole_ms: 600_000 };
-    Access { page: Page::Full, lifetime, users, tls: None, identity: None, authorities: [0; 32], from: Vec::new() }
+    Access {
+        page: Page::Full,
+        lifetime,
+        users,
+        tls: None,
+        identity: None,
+        revocations: None,
+        authorities: [0; 32],
+        from: Vec::new(),
+    }
 }
 
 fn visit() -> Visit {
