@@ -11,9 +11,10 @@ use towpath_config::model::Plane;
 use towpath_core::plane::{Network, PortId, Verdict};
 use towpath_core::snapshot::Service;
 
+use crate::audit::Audit;
 use crate::house::House;
+use crate::query::{QueryError, network, no_service};
 use crate::questions::{CaptureOrder, CapturedFrame, Question, Way, services_called};
-use crate::sessions::{Audit, QueryError, network, no_service};
 use crate::status::word;
 
 /// The longest that a capture may take.
