@@ -266,14 +266,16 @@ pub(crate) fn is_called(target: &Target, name: &str) -> bool {
         || target.port.is_some_and(|port| name.parse() == Ok(SocketAddr::new(target.address, port)))
 }
 
-/// The servers of these names, of one service or of all.
+/// The servers of these names, of one service or of all; `remnants` are services, or members of them, that are not in force any more.
 pub(crate) fn servers_called(
     snapshot: &Snapshot,
+    remnants: &[Arc<Service>],
     service: Option<&str>,
     name: &str,
 ) -> Result<Vec<RealServerId>, QueryError> {
     let targets = || {
-        let services = snapshot.each_service().filter(|of| service.is_none_or(|service| of.name == service));
+        let services = snapshot.each_service().chain(remnants);
+        let services = services.filter(|of| service.is_none_or(|service| of.name == service));
         services.flat_map(|service| &service.targets)
     };
     let mut servers: Vec<RealServerId> =
@@ -295,17 +297,18 @@ pub(crate) fn no_service(snapshot: &Snapshot, name: &str) -> QueryError {
 }
 
 impl SessionsQuery {
-    fn filter(&self, snapshot: &Snapshot) -> Result<SessionFilter, QueryError> {
+    /// What is meant; what `remnants` have open has the names that it began with.
+    fn filter(&self, snapshot: &Snapshot, remnants: &[Arc<Service>]) -> Result<SessionFilter, QueryError> {
         if self.ids.len() > IDS_MAX {
             return Err(QueryError::Bad(format!("at most {IDS_MAX} `ids` at a time")));
         }
         let ids: Result<Vec<SessionId>, String> = self.ids.iter().map(|id| id.parse()).collect();
-        let services = self.service.as_deref().map(|name| match services_called(snapshot, name) {
+        let services = self.service.as_deref().map(|name| match services_called(snapshot, remnants, name) {
             ids if ids.is_empty() => Err(no_service(snapshot, name)),
             ids => Ok(ids),
         });
         let server = self.server.as_deref();
-        let servers = server.map(|name| servers_called(snapshot, self.service.as_deref(), name));
+        let servers = server.map(|name| servers_called(snapshot, remnants, self.service.as_deref(), name));
         let plane = self.plane.as_deref().map(|word| match word {
             "packet" => Ok(Plane::Packet),
             "stream" => Ok(Plane::Stream),
@@ -358,10 +361,16 @@ impl fmt::Display for SessionsQuery {
 }
 
 impl House {
+    /// What sessions may be of beside what is in force.
+    fn remnants(&self, snapshot: &Snapshot) -> Vec<Arc<Service>> {
+        self.truth().remnants(snapshot)
+    }
+
     /// Which sessions there are.
     pub(crate) async fn sessions(&self, query: &SessionsQuery) -> Result<SessionsStatus, QueryError> {
         let snapshot = self.shared.snapshot();
-        let found = self.ask(Wish::List, query.filter(&snapshot)?, query.limit()?).await?;
+        let filter = query.filter(&snapshot, &self.remnants(&snapshot))?;
+        let found = self.ask(Wish::List, filter, query.limit()?).await?;
         Ok(SessionsStatus {
             generation: snapshot.generation.0,
             matched: found.matched,
@@ -374,7 +383,7 @@ impl House {
     pub(crate) async fn kill(&self, body: &KillBody, by: &str) -> Result<KilledStatus, QueryError> {
         checked_reason(&body.reason)?;
         let snapshot = self.shared.snapshot();
-        let filter = body.sessions.filter(&snapshot)?;
+        let filter = body.sessions.filter(&snapshot, &self.remnants(&snapshot))?;
         if filter.is_any() == body.all {
             let message = match body.all {
                 true => "`all` is for all sessions; leave it out where some are named",
