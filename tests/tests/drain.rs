@@ -160,6 +160,26 @@ fn a_deadline_ends_what_is_left_and_counts_it() {
 }
 
 #[test]
+fn a_deadline_passes_while_the_whole_process_drains() {
+    in_both(a_deadline_passes_while_the_whole_process_drains, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        for plane in PLANES {
+            let to = (plane_vip(lab, plane), 443);
+            let mut relay = start(lab, plane, "drain_timeout = \"1h\"");
+            let mut held = held_at(lab, to, "server-1");
+            let mut elsewhere = held_at(lab, to, "server-2");
+            relay.order("web/server-1", "drain", &OrderBody { deadline_ms: ms(1_000), ..OrderBody::default() });
+            relay.terminate();
+            assert!(held.is_ended(), "{plane}: its server's deadline is sooner");
+            elsewhere.echo(b"an hour is left").expect("the other server's client stays");
+            elsewhere.close().expect("a clean end");
+            assert_eq!(relay.wait(), Some(0), "{}", relay.log());
+            assert!(relay.log().contains("drain → halt: its deadline has passed"), "{}", relay.log());
+        }
+    });
+}
+
+#[test]
 fn a_drain_that_only_ends_leaves_its_connections_alone() {
     in_both(a_drain_that_only_ends_leaves_its_connections_alone, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));

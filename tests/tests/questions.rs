@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -18,8 +18,8 @@ use towpath_engine::explain::ExplanationStatus;
 use towpath_engine::persistence::{ClearedStatus, EntriesStatus};
 use towpath_engine::sessions::{FlowStatus, KilledStatus, SessionStatus, SessionsStatus};
 use towpath_tests::{
-    Connection, Origin, PLANES, SMALL_LIMITS, Subject, TestLab, Topology, eventually, in_both, in_lab, in_turn,
-    plane_vip, subject, visit, who,
+    Connection, Origin, PLANES, SMALL_LIMITS, Subject, TestLab, Topology, eventually, in_both, in_lab, in_turn, ipv4,
+    plane_vip, service, subject, visit, who,
 };
 
 /// Two workers, so that answers are put together.
@@ -128,6 +128,45 @@ fn sessions_are_listed_with_what_they_are_and_those_that_are_meant_end() {
             visit(lab.client(), to);
             relay.stop();
         }
+    });
+}
+
+#[test]
+fn what_a_removed_service_or_server_still_has_open_is_found_by_its_name() {
+    in_both(what_a_removed_service_or_server_still_has_open_is_found_by_its_name, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let stays = in_turn(lab, "packet", "stays", 443, "");
+        let web = |servers: &[(&str, IpAddr)]| {
+            format!(
+                "{SMALL_LIMITS}{stays}{}",
+                service("web", plane_vip(lab, "stream"), "443", "balance = \"round-robin\"", servers)
+            )
+        };
+        let servers = ipv4(lab.servers());
+        let mut relay = subject!().start_on(lab.balancer(), &web(&servers), &[0, 1]);
+        let mut open: Vec<(Connection, String)> = (0..4).map(|_| held(lab, (plane_vip(lab, "stream"), 443))).collect();
+        let called = |relay: &Subject, name: &str| listed(relay, &["--server", name, "--service", "web"]).matched;
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        relay.reload(&web(&servers[..1])).expect("a server is taken out");
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        relay.reload(&format!("{SMALL_LIMITS}{stays}")).expect("its service is taken out");
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        assert!(listed(&relay, &[]).sessions.iter().all(|session| session.service == "web"));
+        let killed: KilledStatus = asked(&relay, &["sessions", "kill", "--service", "web", "--server", "server-2"]);
+        assert_eq!((killed.matched, killed.killed), (2, 2));
+        for (connection, server) in &mut open {
+            match server.as_str() {
+                "server-2" => assert!(connection.is_ended()),
+                _ => connection.echo(b"undisturbed").expect("the other server's stay"),
+            }
+        }
+        let killed: KilledStatus = asked(&relay, &["sessions", "kill", "--service", "web"]);
+        assert_eq!(killed.killed, 2);
+        eventually("nothing has the name any more", || {
+            let (code, text) = told(&relay, &["sessions", "list", "--service", "web"]);
+            (code == Some(1) && text.contains("no service \"web\"; there are stays")).then_some(())
+        });
+        relay.stop();
     });
 }
 

@@ -74,7 +74,7 @@ impl House {
         }
         let client = body.client.as_deref().map(network).transpose()?;
         let snapshot = self.shared.snapshot();
-        let services = services_called(&snapshot, &body.service);
+        let services = services_called(&snapshot, &[], &body.service);
         if services.is_empty() {
             return Err(no_service(&snapshot, &body.service));
         }

@@ -348,6 +348,8 @@ impl Turn {
         let current = shared.snapshot();
         let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
         let workers = workers_wanted(&model.runtime.workers, &started, &house.usable_cpus).unwrap_or(started.len());
+        // It may name more than there are ids left.
+        truth.release_gone(shared, shared.now());
         let leaving = truth.leaving().after(truth.model(), &model, shared.now());
         let (steering, programs) = match workers == current.steering.workers() {
             true => (Arc::clone(&current.steering), None),
@@ -619,7 +621,7 @@ impl Turn {
         truth.announce_source_ports(&snapshot);
         truth.announce_loops(&self.house.shared);
         truth.announce_certificates();
-        truth.release_gone(&self.house.shared);
+        truth.release_gone(&self.house.shared, self.house.shared.now());
     }
 
     /// One probe per check of the model in force, at once for a new one; those of others end.

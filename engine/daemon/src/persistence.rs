@@ -134,7 +134,7 @@ impl PersistenceQuery {
         if let Some(name) = service.filter(|_| services().next().is_none()) {
             return Err(no_service(snapshot, name));
         }
-        let servers = self.server.as_deref().map(|name| servers_called(snapshot, service, name));
+        let servers = self.server.as_deref().map(|name| servers_called(snapshot, &[], service, name));
         let client = self.client.as_deref().map(network).transpose()?;
         let whole = client.filter(|(address, prefix)| *prefix == if address.is_ipv4() { 32 } else { 128 });
         let cut = |of: &Service| Some(PersistenceKey::new(of.pins, whole?.0, of.persistence.as_ref()?));

@@ -2,10 +2,11 @@
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use thiserror::Error;
 use towpath_core::RealServerId;
-use towpath_core::snapshot::{Snapshot, Target};
+use towpath_core::snapshot::{Service, Snapshot, Target};
 
 use crate::questions::Busy;
 
@@ -82,14 +83,16 @@ fn is_called(target: &Target, name: &str) -> bool {
         || target.port.is_some_and(|port| name.parse() == Ok(SocketAddr::new(target.address, port)))
 }
 
-/// The servers of these names, of one service or of all.
+/// The servers of these names, of one service or of all; `remnants` are services, or members of them, that are not in force any more.
 pub(crate) fn servers_called(
     snapshot: &Snapshot,
+    remnants: &[Arc<Service>],
     service: Option<&str>,
     name: &str,
 ) -> Result<Vec<RealServerId>, QueryError> {
     let targets = || {
-        let services = snapshot.each_service().filter(|of| service.is_none_or(|service| of.name == service));
+        let services = snapshot.each_service().chain(remnants);
+        let services = services.filter(|of| service.is_none_or(|service| of.name == service));
         services.flat_map(|service| &service.targets)
     };
     let mut servers: Vec<RealServerId> =

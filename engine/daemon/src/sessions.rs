@@ -163,17 +163,18 @@ pub struct FlowStatus {
 }
 
 impl SessionsQuery {
-    fn filter(&self, snapshot: &Snapshot) -> Result<SessionFilter, QueryError> {
+    /// What is meant; what `remnants` have open has the names that it began with.
+    fn filter(&self, snapshot: &Snapshot, remnants: &[Arc<Service>]) -> Result<SessionFilter, QueryError> {
         if self.ids.len() > IDS_MAX {
             return Err(QueryError::Bad(format!("at most {IDS_MAX} `ids` at a time")));
         }
         let ids: Result<Vec<SessionId>, String> = self.ids.iter().map(|id| id.parse()).collect();
-        let services = self.service.as_deref().map(|name| match services_called(snapshot, name) {
+        let services = self.service.as_deref().map(|name| match services_called(snapshot, remnants, name) {
             ids if ids.is_empty() => Err(no_service(snapshot, name)),
             ids => Ok(ids),
         });
         let server = self.server.as_deref();
-        let servers = server.map(|name| servers_called(snapshot, self.service.as_deref(), name));
+        let servers = server.map(|name| servers_called(snapshot, remnants, self.service.as_deref(), name));
         let plane = self.plane.as_deref().map(|word| match word {
             "packet" => Ok(Plane::Packet),
             "stream" => Ok(Plane::Stream),
@@ -218,10 +219,16 @@ impl fmt::Display for SessionsQuery {
 }
 
 impl House {
+    /// What sessions may be of beside what is in force.
+    fn remnants(&self, snapshot: &Snapshot) -> Vec<Arc<Service>> {
+        self.truth().remnants(snapshot)
+    }
+
     /// Which sessions there are.
     pub(crate) async fn sessions(&self, query: &SessionsQuery) -> Result<SessionsStatus, QueryError> {
         let snapshot = self.shared.snapshot();
-        let found = self.ask(Wish::List, query.filter(&snapshot)?, limited(query.limit, SESSIONS_MAX)?).await?;
+        let filter = query.filter(&snapshot, &self.remnants(&snapshot))?;
+        let found = self.ask(Wish::List, filter, limited(query.limit, SESSIONS_MAX)?).await?;
         Ok(SessionsStatus {
             generation: snapshot.generation.0,
             matched: found.matched,
@@ -234,7 +241,7 @@ impl House {
     pub(crate) async fn kill(&self, body: &KillBody, by: &str) -> Result<KilledStatus, QueryError> {
         checked_reason(&body.reason)?;
         let snapshot = self.shared.snapshot();
-        let filter = body.sessions.filter(&snapshot)?;
+        let filter = body.sessions.filter(&snapshot, &self.remnants(&snapshot))?;
         some_or_all(filter.is_any(), body.all, "sessions")?;
         let limit = limited(body.sessions.limit, SESSIONS_MAX)?;
         let reason = wanted(by, &body.sessions, &body.reason);
