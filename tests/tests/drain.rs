@@ -11,44 +11,12 @@ use towpath_engine::events::EventKind;
 use towpath_engine::status::ServerStatus;
 use towpath_tests::web::{WebClient, WebOrigin};
 use towpath_tests::{
-    Connection, Greeting, Origin, PATIENCE, Subject, TestLab, Topology, ask_by_udp, in_lab, ipv4, service, subject,
-    who, who_from,
+    Connection, Greeting, Origin, PATIENCE, PLANES, SMALL_LIMITS, Subject, TestLab, Topology, ask_by_udp, in_both,
+    in_lab, in_turn, ipv4, plane_vip, service, subject, who, who_from,
 };
 
-/// Small tables: many of these tests run at the same time.
-const LIMITS: &str = "[limits]\nconnections = 1024\nudp_sessions = 1024\nflows = 8192\n";
-
-/// Both, as the configuration calls them.
-const PLANES: [&str; 2] = ["stream", "packet"];
-
-/// The VIP of a plane: the balancer has that of the stream plane ([`in_both`]), nobody that of the packet plane.
-fn vip(lab: &TestLab, plane: &str) -> Ipv4Addr {
-    match plane {
-        "packet" => lab.free_vip(110),
-        _ => lab.free_vip(100),
-    }
-}
-
-/// A lab of two servers that both planes can be tried in.
-fn in_both<F: FnOnce()>(test: F, body: impl FnOnce(&TestLab)) {
-    in_lab(test, Topology::TwoArm, 2, |lab| {
-        lab.vip(100);
-        body(lab);
-    });
-}
-
-/// Servers in turn, on one plane. `keys` may have more services behind them.
-fn config(lab: &TestLab, plane: &str, name: &str, port: u16, keys: &str) -> String {
-    let source = match plane {
-        "packet" => format!("plane = \"packet\"\nsource.pool = [\"{}\"]\n", lab.free_snat(111)),
-        _ => String::new(),
-    };
-    let balance = "balance = \"round-robin\"";
-    service(name, vip(lab, plane), &port.to_string(), &format!("{source}{balance}\n{keys}"), &ipv4(lab.servers()))
-}
-
 fn start(lab: &TestLab, plane: &str, keys: &str) -> Subject {
-    subject!().start(lab.balancer(), &format!("{LIMITS}{}", config(lab, plane, "web", 443, keys)))
+    subject!().start(lab.balancer(), &format!("{SMALL_LIMITS}{}", in_turn(lab, plane, "web", 443, keys)))
 }
 
 /// A connection that this server serves.
@@ -108,7 +76,7 @@ fn t_18_a_draining_server_keeps_its_connections_and_gets_no_new_ones() {
     in_both(t_18_a_draining_server_keeps_its_connections_and_gets_no_new_ones, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let mut held = held_at(lab, to, "server-1");
             let said = OrderBody { reason: "patch day".into(), ..OrderBody::default() };
@@ -148,7 +116,7 @@ fn clients_with_an_entry_enter_a_draining_server_only_where_that_is_set() {
     in_both(clients_with_an_entry_enter_a_draining_server_only_where_that_is_set, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for (plane, enters) in PLANES.into_iter().flat_map(|plane| [(plane, true), (plane, false)]) {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let keys = format!("persistence = {{ by = \"source-ip\", enter_draining = {enters} }}");
             let relay = start(lab, plane, &keys);
             let home = who(lab.client(), to);
@@ -170,7 +138,7 @@ fn a_deadline_ends_what_is_left_and_counts_it() {
     in_both(a_deadline_ends_what_is_left_and_counts_it, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let mut held = [held_at(lab, to, "server-1"), held_at(lab, to, "server-1")];
             let mut elsewhere = held_at(lab, to, "server-2");
@@ -192,11 +160,31 @@ fn a_deadline_ends_what_is_left_and_counts_it() {
 }
 
 #[test]
+fn a_deadline_passes_while_the_whole_process_drains() {
+    in_both(a_deadline_passes_while_the_whole_process_drains, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        for plane in PLANES {
+            let to = (plane_vip(lab, plane), 443);
+            let mut relay = start(lab, plane, "drain_timeout = \"1h\"");
+            let mut held = held_at(lab, to, "server-1");
+            let mut elsewhere = held_at(lab, to, "server-2");
+            relay.order("web/server-1", "drain", &OrderBody { deadline_ms: ms(1_000), ..OrderBody::default() });
+            relay.terminate();
+            assert!(held.is_ended(), "{plane}: its server's deadline is sooner");
+            elsewhere.echo(b"an hour is left").expect("the other server's client stays");
+            elsewhere.close().expect("a clean end");
+            assert_eq!(relay.wait(), Some(0), "{}", relay.log());
+            assert!(relay.log().contains("drain → halt: its deadline has passed"), "{}", relay.log());
+        }
+    });
+}
+
+#[test]
 fn a_drain_that_only_ends_leaves_its_connections_alone() {
     in_both(a_drain_that_only_ends_leaves_its_connections_alone, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let mut held = held_at(lab, to, "server-1");
             let stays = OrderBody { deadline_ms: ms(100), then: Some(ThenWord::Stay), ..OrderBody::default() };
@@ -217,9 +205,9 @@ fn until_counts_what_the_service_has_there_and_not_what_others_have() {
         let _origins: Vec<Origin> =
             [1, 2].into_iter().flat_map(|n| [443, 444].map(|port| Origin::tcp(lab.server(n), port))).collect();
         for plane in PLANES {
-            let text = [("web", 443), ("mail", 444)].map(|(name, port)| config(lab, plane, name, port, ""));
-            let relay = subject!().start(lab.balancer(), &format!("{LIMITS}{}", text.concat()));
-            let to = |port| (vip(lab, plane), port);
+            let text = [("web", 443), ("mail", 444)].map(|(name, port)| in_turn(lab, plane, name, port, ""));
+            let relay = subject!().start(lab.balancer(), &format!("{SMALL_LIMITS}{}", text.concat()));
+            let to = |port| (plane_vip(lab, plane), port);
             let mut others: Vec<Connection> = (0..3).map(|_| held_at(lab, to(444), "server-1")).collect();
             let mut held: Vec<Connection> = (0..3).map(|_| held_at(lab, to(443), "server-1")).collect();
             let until = OrderBody { until: Some(1), then: Some(ThenWord::Halt), ..OrderBody::default() };
@@ -251,9 +239,9 @@ fn everywhere_is_every_service_that_has_the_server() {
         let _origins: Vec<Origin> =
             [1, 2].into_iter().flat_map(|n| [443, 444].map(|port| Origin::tcp(lab.server(n), port))).collect();
         for plane in PLANES {
-            let text = [("web", 443), ("mail", 444)].map(|(name, port)| config(lab, plane, name, port, ""));
-            let relay = subject!().start(lab.balancer(), &format!("{LIMITS}{}", text.concat()));
-            let to = |port| (vip(lab, plane), port);
+            let text = [("web", 443), ("mail", 444)].map(|(name, port)| in_turn(lab, plane, name, port, ""));
+            let relay = subject!().start(lab.balancer(), &format!("{SMALL_LIMITS}{}", text.concat()));
+            let to = |port| (plane_vip(lab, plane), port);
             let mut held = held_at(lab, to(444), "server-1");
             let ordered = relay.order("*/server-1", "halt", &OrderBody::default());
             assert_eq!((ordered.members.len(), ordered.warnings.len()), (2, 0), "{plane}: {ordered:?}");
@@ -281,7 +269,7 @@ fn a_weight_of_zero_gets_nobody_new_and_the_configured_one_is_found_again() {
     in_both(a_weight_of_zero_gets_nobody_new_and_the_configured_one_is_found_again, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let weight = |text: &str| OrderBody {
                 weight: Some(serde_json::from_str(text).expect("a weight")),
@@ -335,7 +323,7 @@ fn udp_clients_stay_until_the_deadline_and_then_go_on_elsewhere() {
     in_both(udp_clients_stay_until_the_deadline_and_then_go_on_elsewhere, |lab| {
         let _origins = [1, 2].map(|n| Origin::udp(lab.server(n), 443));
         for plane in PLANES {
-            let to = SocketAddr::from((vip(lab, plane), 443));
+            let to = SocketAddr::from((plane_vip(lab, plane), 443));
             let relay = start(lab, plane, "protocol = \"udp\"");
             let caller = loop {
                 let caller = Caller::new(lab, to);
@@ -365,7 +353,7 @@ fn udp_clients_stay_until_the_deadline_and_then_go_on_elsewhere() {
 fn who_came_before_a_drain_and_has_no_server_yet_gets_another_one() {
     in_both(who_came_before_a_drain_and_has_no_server_yet_gets_another_one, |lab| {
         let mut origins = [1, 2].map(|n| Some(Origin::tcp(lab.server(n), 443)));
-        let to = (vip(lab, "stream"), 443);
+        let to = (plane_vip(lab, "stream"), 443);
         // Each waits for its first bytes, which may name whom it asks for.
         let keys = "persistence = { by = \"sni\" }\ntls.handshake_timeout = \"1m\"";
         let relay = start(lab, "stream", keys);
@@ -390,7 +378,7 @@ fn a_server_that_is_ready_again_grows_into_its_share() {
     in_both(a_server_that_is_ready_again_grows_into_its_share, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             // So long that the test sees its beginning only.
             let relay = start(lab, plane, "slow_start = \"1h\"");
             let at_first = || (0..22).filter(|_| who(lab.client(), to) == "server-1").count();
@@ -411,7 +399,7 @@ fn who_was_away_during_a_drain_comes_back_to_a_server_that_is_ready_again() {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         let clients: Vec<IpAddr> = (150..158).map(|number| lab.second_client(number)).collect();
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "persistence = { by = \"source-ip\" }");
             let come = |from: IpAddr| who_from(lab.client(), from, to);
             let of_first: Vec<IpAddr> =
@@ -434,7 +422,7 @@ fn who_uses_its_port_again_leaves_a_draining_server() {
     in_both(who_uses_its_port_again_leaves_a_draining_server, |lab| {
         let mut origins = [1, 2].map(|n| Some(Origin::tcp(lab.server(n), 443)));
         for (plane, port) in PLANES.into_iter().zip([45_001, 45_101]) {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let from = |port: u16| SocketAddr::from((lab.client().ipv4(), port));
             let visit = |port: u16| {
@@ -484,7 +472,7 @@ fn what_comes_back_disturbs_nobody_and_knows_what_was_said() {
     in_both(what_comes_back_disturbs_nobody_and_knows_what_was_said, |lab| {
         let origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let check = "health = { check = \"tcp\", interval = \"10s\", timeout = \"1s\", rise = 1, fall = 1 }";
             let relay = start(lab, plane, check);
             relay.until_all_up();
@@ -512,8 +500,8 @@ fn what_was_said_survives_reloads_and_restarts_until_the_file_says_something_new
     in_both(what_was_said_survives_reloads_and_restarts_until_the_file_says_something_new, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
-            let text = format!("{LIMITS}{}", config(lab, plane, "web", 443, ""));
+            let to = (plane_vip(lab, plane), 443);
+            let text = format!("{SMALL_LIMITS}{}", in_turn(lab, plane, "web", 443, ""));
             let mut relay = subject!().start(lab.balancer(), &text);
             let drain = OrderBody {
                 deadline_ms: ms(3_600_000),
@@ -564,7 +552,7 @@ fn a_deadline_passes_while_nobody_is_there() {
     in_both(a_deadline_passes_while_nobody_is_there, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let held = held_at(lab, to, "server-1");
             relay.order("web/server-1", "drain", &OrderBody { deadline_ms: ms(3_600_000), ..OrderBody::default() });
@@ -598,7 +586,7 @@ fn a_damaged_state_file_is_told_and_set_aside() {
         aside.push(".broken");
         let relay =
             relay.restart(lab.balancer(), || fs::write(&state, "{\"version\":1,\"mem").expect("it can be written"));
-        assert_eq!(served(lab, (vip(lab, "stream"), 443)), both(), "as configured");
+        assert_eq!(served(lab, (plane_vip(lab, "stream"), 443)), both(), "as configured");
         assert_eq!(fs::read_to_string(&aside).expect("nothing is lost"), "{\"version\":1,\"mem");
         let told = relay.status().events.iter().find(|event| event.kind == EventKind::Admin).map(|event| event.line());
         let told = told.expect("it is told");
@@ -621,7 +609,7 @@ fn what_cannot_be_kept_holds_all_the_same_and_is_told() {
         // Even root cannot write a file where a directory is.
         fs::create_dir(&new).expect("the directory can be written");
         let said = relay.order("web/server-1", "halt", &OrderBody::default());
-        assert_eq!(served(lab, (vip(lab, "stream"), 443)), second());
+        assert_eq!(served(lab, (plane_vip(lab, "stream"), 443)), second());
         let [warning] = said.warnings.as_slice() else { panic!("{said:?}") };
         assert!(warning.starts_with("this will not survive a restart: "), "{warning}");
         fs::remove_dir(&new).expect("it is empty");
@@ -636,8 +624,10 @@ fn a_client_that_keeps_its_connection_and_asks_nothing_does_not_hold_up_a_drain(
         let _origins = [1, 2].map(|number| WebOrigin::start(lab.server(number), 80));
         let to = (lab.vip(100), 80);
         let keys = "balance = \"round-robin\"\n[service.http]\nbalance_each = \"connection\"";
-        let relay = subject!()
-            .start(lab.balancer(), &(LIMITS.to_owned() + &service("web", to.0, "80", keys, &ipv4(lab.servers()))));
+        let relay = subject!().start(
+            lab.balancer(),
+            &(SMALL_LIMITS.to_owned() + &service("web", to.0, "80", keys, &ipv4(lab.servers()))),
+        );
         let mut clients: Vec<WebClient> = (0..4).map(|_| WebClient::open(lab.client(), to)).collect();
         let homes: BTreeSet<String> = clients.iter_mut().map(home_of).collect();
         assert_eq!(homes.len(), 2, "{homes:?}");
@@ -665,7 +655,7 @@ fn a_client_that_keeps_its_connection_and_asks_nothing_does_not_hold_up_a_drain(
 fn the_command_line_does_what_it_says_and_ends_as_it_says() {
     in_both(the_command_line_does_what_it_says_and_ends_as_it_says, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
-        let to = (vip(lab, "stream"), 443);
+        let to = (plane_vip(lab, "stream"), 443);
         let relay = start(lab, "stream", "");
         let run = |arguments: &[&str]| {
             let output = relay.command(&[&["server"], arguments].concat());

@@ -54,6 +54,7 @@ fn a_first_sigterm_refuses_new_clients_and_lets_the_others_finish() {
         assert!(relay.is_running(), "one connection is left");
         second.close().expect("a clean end");
         assert_ended_well(&mut relay, "every connection had ended by itself");
+        assert!(relay.log().contains("draining → ending: the last connection has ended"), "{}", relay.log());
     });
 }
 
@@ -71,6 +72,8 @@ fn what_is_left_after_drain_timeout_is_closed() {
         // The relay's clock counts whole milliseconds.
         assert!(lived >= Duration::from_millis(990), "closed after {lived:?}");
         assert_ended_well(&mut relay, "1 connection was cut");
+        let told = "draining → ending: drain_timeout has passed; connections that were ended: 1";
+        assert!(relay.log().contains(told), "{}", relay.log());
     });
 }
 

@@ -1,5 +1,5 @@
 //! The walls between the crates hold: every arrow points one way, `unsafe` stays in engine/sys, every crate keeps the
-//! workspace's lints, and core stays free of clocks, files, threads and locks.
+//! workspace's lints, core stays free of clocks, files, threads and locks, and ARCHITECTURE.md names files that are there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -222,4 +222,39 @@ fn core_has_no_clock_no_files_no_sockets_no_threads_and_no_locks() {
     ] {
         assert!(banned.contains(&path), "engine/core/clippy.toml does not ban {path}");
     }
+}
+
+/// The Rust files in `text` that are named with their folder, as they are written there.
+fn named_files(text: &str) -> Vec<&str> {
+    let is_of_path = |letter: char| letter.is_ascii_alphanumeric() || "/_-.".contains(letter);
+    text.split(|letter| !is_of_path(letter))
+        .map(|word| word.trim_end_matches('.'))
+        .filter(|word| word.contains('/') && word.ends_with(".rs"))
+        .collect()
+}
+
+/// Whether one of the `files` has a path that ends as the name says; between a crate and the rest of the name `src` may be left out.
+fn is_there(name: &str, files: &[PathBuf]) -> bool {
+    let within = name.split_once('/').map(|(folder, rest)| format!("{folder}/src/{rest}"));
+    files.iter().any(|file| file.ends_with(name) || within.as_ref().is_some_and(|within| file.ends_with(within)))
+}
+
+#[test]
+fn the_architecture_names_files_that_are_there() {
+    let mut files = Vec::new();
+    rust_files(&root(), &mut files);
+    let text = read(&root().join("ARCHITECTURE.md"));
+    let named = named_files(&text);
+    assert!(named.len() > 100, "the search saw only {named:?}");
+    let gone: Vec<&&str> = named.iter().filter(|name| !is_there(name, &files)).collect();
+    assert!(gone.is_empty(), "ARCHITECTURE.md names files that have moved or gone: {gone:?}");
+}
+
+#[test]
+fn files_are_found_in_prose_and_in_drawings() {
+    let named = named_files("→ one (core/wheel.rs), `daemon/plan.rs`. See main.rs, or worker/http2/mod.rs.");
+    assert_eq!(named, ["core/wheel.rs", "daemon/plan.rs", "worker/http2/mod.rs"]);
+    let files = [PathBuf::from("/root/engine/core/src/wheel.rs")];
+    assert!(is_there("core/wheel.rs", &files) && is_there("src/wheel.rs", &files));
+    assert!(!is_there("core/heel.rs", &files) && !is_there("sys/wheel.rs", &files));
 }

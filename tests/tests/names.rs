@@ -102,7 +102,8 @@ fn the_first_route_may_come_by_a_reload() {
 fn a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers() {
     in_lab(a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers, Topology::TwoArm, 2, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
-        let mut relay = subject!().start(lab.balancer(), &config(lab, "300ms"));
+        let short = config(lab, "300ms");
+        let mut relay = subject!().start(lab.balancer(), &short);
         let open = || Connection::open(lab.client(), (lab.free_vip(100), 443)).expect("the relay listens");
         // Half a ClientHello, then the end: it has a server that can say so.
         let bytes = hello(Some("web.test"), 16_000);
@@ -120,11 +121,16 @@ fn a_client_that_ends_or_stays_silent_goes_to_the_service_s_own_servers() {
             assert!(since.elapsed() >= Duration::from_millis(250), "{:?}", since.elapsed());
             assert_eq!(silent.close().expect("an orderly end"), begun);
         }
-        // Those that wait when the process is to end do not hold it up.
+        // Those that wait when the process is to end are waited for as long as a drain lasts, and not for their own time.
+        let drained = short
+            .replace("tls.handshake_timeout = \"300ms\"", "drain_timeout = \"1s\"\ntls.handshake_timeout = \"60s\"");
+        relay.reload(&drained).expect("a valid configuration");
         let mut waiting = Connection::open(lab.client(), (lab.free_vip(100), 443)).expect("the relay listens");
         relay.until("the client waits", |status| status.services[0].accepted == 4);
+        let since = Instant::now();
         relay.terminate();
         let _ = waiting.end();
         assert_eq!(relay.wait(), Some(0));
+        assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
     });
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
@@ -18,44 +18,13 @@ use towpath_engine::explain::ExplanationStatus;
 use towpath_engine::persistence::{ClearedStatus, EntriesStatus};
 use towpath_engine::sessions::{FlowStatus, KilledStatus, SessionStatus, SessionsStatus};
 use towpath_tests::{
-    Connection, Origin, Subject, TestLab, Topology, eventually, in_lab, ipv4, service, subject, visit, who,
+    Connection, Origin, PLANES, SMALL_LIMITS, Subject, TestLab, Topology, eventually, in_both, in_lab, in_turn, ipv4,
+    plane_vip, service, subject, visit, who,
 };
-
-/// Small tables: many of these tests run at the same time.
-const LIMITS: &str = "[limits]\nconnections = 1024\nudp_sessions = 1024\nflows = 8192\n";
-
-/// Both, as the configuration calls them.
-const PLANES: [&str; 2] = ["stream", "packet"];
-
-/// The VIP of a plane: the balancer has that of the stream plane, nobody that of the packet plane.
-fn vip(lab: &TestLab, plane: &str) -> Ipv4Addr {
-    match plane {
-        "packet" => lab.free_vip(110),
-        _ => lab.free_vip(100),
-    }
-}
-
-/// A lab of two servers that both planes can be tried in, with the port 443 of each VIP.
-fn in_both<F: FnOnce()>(test: F, body: impl FnOnce(&TestLab)) {
-    in_lab(test, Topology::TwoArm, 2, |lab| {
-        lab.vip(100);
-        body(lab);
-    });
-}
-
-/// Servers in turn, on one plane.
-fn config(lab: &TestLab, plane: &str, name: &str, port: u16, keys: &str) -> String {
-    let source = match plane {
-        "packet" => format!("plane = \"packet\"\nsource.pool = [\"{}\"]\n", lab.free_snat(111)),
-        _ => String::new(),
-    };
-    let balance = "balance = \"round-robin\"";
-    service(name, vip(lab, plane), &port.to_string(), &format!("{source}{balance}\n{keys}"), &ipv4(lab.servers()))
-}
 
 /// Two workers, so that answers are put together.
 fn start(lab: &TestLab, plane: &str, keys: &str) -> Subject {
-    subject!().start_on(lab.balancer(), &format!("{LIMITS}{}", config(lab, plane, "web", 443, keys)), &[0, 1])
+    subject!().start_on(lab.balancer(), &format!("{SMALL_LIMITS}{}", in_turn(lab, plane, "web", 443, keys)), &[0, 1])
 }
 
 /// What a command line says as JSON.
@@ -101,7 +70,7 @@ fn sessions_are_listed_with_what_they_are_and_those_that_are_meant_end() {
     in_both(sessions_are_listed_with_what_they_are_and_those_that_are_meant_end, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             assert_eq!(listed(&relay, &[]).matched, 0, "{plane}");
             let mut open: Vec<(Connection, String)> = (0..6).map(|_| held(lab, to)).collect();
@@ -163,10 +132,49 @@ fn sessions_are_listed_with_what_they_are_and_those_that_are_meant_end() {
 }
 
 #[test]
+fn what_a_removed_service_or_server_still_has_open_is_found_by_its_name() {
+    in_both(what_a_removed_service_or_server_still_has_open_is_found_by_its_name, |lab| {
+        let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
+        let stays = in_turn(lab, "packet", "stays", 443, "");
+        let web = |servers: &[(&str, IpAddr)]| {
+            format!(
+                "{SMALL_LIMITS}{stays}{}",
+                service("web", plane_vip(lab, "stream"), "443", "balance = \"round-robin\"", servers)
+            )
+        };
+        let servers = ipv4(lab.servers());
+        let mut relay = subject!().start_on(lab.balancer(), &web(&servers), &[0, 1]);
+        let mut open: Vec<(Connection, String)> = (0..4).map(|_| held(lab, (plane_vip(lab, "stream"), 443))).collect();
+        let called = |relay: &Subject, name: &str| listed(relay, &["--server", name, "--service", "web"]).matched;
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        relay.reload(&web(&servers[..1])).expect("a server is taken out");
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        relay.reload(&format!("{SMALL_LIMITS}{stays}")).expect("its service is taken out");
+        assert_eq!((called(&relay, "server-1"), called(&relay, "server-2")), (2, 2));
+        assert!(listed(&relay, &[]).sessions.iter().all(|session| session.service == "web"));
+        let killed: KilledStatus = asked(&relay, &["sessions", "kill", "--service", "web", "--server", "server-2"]);
+        assert_eq!((killed.matched, killed.killed), (2, 2));
+        for (connection, server) in &mut open {
+            match server.as_str() {
+                "server-2" => assert!(connection.is_ended()),
+                _ => connection.echo(b"undisturbed").expect("the other server's stay"),
+            }
+        }
+        let killed: KilledStatus = asked(&relay, &["sessions", "kill", "--service", "web"]);
+        assert_eq!(killed.killed, 2);
+        eventually("nothing has the name any more", || {
+            let (code, text) = told(&relay, &["sessions", "list", "--service", "web"]);
+            (code == Some(1) && text.contains("no service \"web\"; there are stays")).then_some(())
+        });
+        relay.stop();
+    });
+}
+
+#[test]
 fn who_does_not_wait_for_the_answer_is_told_of_all_the_same() {
     in_both(who_does_not_wait_for_the_answer_is_told_of_all_the_same, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
-        let to = (vip(lab, "stream"), 443);
+        let to = (plane_vip(lab, "stream"), 443);
         let relay = start(lab, "stream", "persistence = { by = \"source-ip\" }");
         let _open: Vec<(Connection, String)> = (0..20).map(|_| held(lab, to)).collect();
         for (path, what) in [("sessions/kill", "sessions"), ("persistence/clear", "persistence")] {
@@ -191,9 +199,9 @@ fn sessions_of_udp_are_listed_and_end() {
     in_both(sessions_of_udp_are_listed_and_end, |lab| {
         let _origins = [1, 2].map(|n| Origin::udp(lab.server(n), 5060));
         for plane in PLANES {
-            let to = SocketAddr::from((vip(lab, plane), 5060));
-            let config = config(lab, plane, "sip", 5060, "protocol = \"udp\"");
-            let relay = subject!().start_on(lab.balancer(), &format!("{LIMITS}{config}"), &[0, 1]);
+            let to = SocketAddr::from((plane_vip(lab, plane), 5060));
+            let config = in_turn(lab, plane, "sip", 5060, "protocol = \"udp\"");
+            let relay = subject!().start_on(lab.balancer(), &format!("{SMALL_LIMITS}{config}"), &[0, 1]);
             let from = (lab.client().ipv4(), 0);
             let socket = lab.client().run(|| UdpSocket::bind(from)).expect("a thread").expect("a socket");
             socket.set_read_timeout(Some(Duration::from_secs(1))).expect("not zero");
@@ -229,7 +237,7 @@ fn a_session_is_found_by_what_either_side_sees_and_says_why_it_is_there() {
     in_both(a_session_is_found_by_what_either_side_sees_and_says_why_it_is_there, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "persistence = { by = \"source-ip\" }");
             let (_first, _) = held(lab, to);
             let mut connection = Connection::open(lab.client(), to).expect("somebody serves");
@@ -280,7 +288,7 @@ fn the_next_connection_goes_where_it_was_said_to_go() {
     in_both(the_next_connection_goes_where_it_was_said_to_go, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let client = lab.client().ipv4().to_string();
             let ask = || asked::<ExplanationStatus>(&relay, &["explain", &client, "web"]);
@@ -330,7 +338,7 @@ fn requests_are_explained_by_routes_and_filters() {
             format!("[[group]]\nname = \"{name}\"\n[[group.server]]\nname = \"{server}\"\naddress = \"{address}\"\n")
         };
         let config = format!(
-            "{LIMITS}{}{}[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = [80]\ngroup = \"main\"\n\
+            "{SMALL_LIMITS}{}{}[[service]]\nname = \"web\"\nvip = \"{vip}\"\nports = [80]\ngroup = \"main\"\n\
              [[service.http.filter]]\naction = \"deny\"\npath = [\"/secret\"]\n\
              [[service.http.route]]\npath = [\"/owa\"]\ngroup = \"owa\"\n",
             group("main", "one", 1),
@@ -360,7 +368,7 @@ fn clients_are_remembered_until_they_are_forgotten() {
     in_both(clients_are_remembered_until_they_are_forgotten, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "persistence = { by = \"source-ip\", timeout = \"10m\" }");
             let home = who(lab.client(), to);
             let client = lab.client().ipv4().to_string();
@@ -414,7 +422,7 @@ fn a_capture_shows_what_came_what_became_of_it_and_what_left() {
     in_both(a_capture_shows_what_came_what_became_of_it_and_what_left, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         let relay = start(lab, "packet", "");
-        let to = (vip(lab, "packet"), 443);
+        let to = (plane_vip(lab, "packet"), 443);
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("web.pcapng");
         let path = path.to_str().expect("text");
@@ -462,7 +470,7 @@ fn what_cannot_be_captured_says_what_to_do_instead() {
         let relay = start(lab, "stream", "");
         let (code, text) = told(&relay, &["capture", "--service", "web", "-o", "/dev/null"]);
         assert_eq!(code, Some(1), "{text}");
-        let vip = vip(lab, "stream");
+        let vip = plane_vip(lab, "stream");
         assert!(text.contains(&format!("tcpdump -ni any -w web.pcap 'tcp and ((host {vip} and (port 443))")), "{text}");
         let (code, text) = told(&relay, &["capture", "--service", "wep", "-o", "/dev/null"]);
         assert!(code == Some(1) && text.contains("no service \"wep\"; there are web"), "{text}");
@@ -475,7 +483,7 @@ fn questions_do_not_stop_what_is_served() {
     in_both(questions_do_not_stop_what_is_served, |lab| {
         let _origins = [1, 2].map(|n| Origin::tcp(lab.server(n), 443));
         for plane in PLANES {
-            let to = (vip(lab, plane), 443);
+            let to = (plane_vip(lab, plane), 443);
             let relay = start(lab, plane, "");
             let open: Vec<(Connection, String)> = (0..200).map(|_| held(lab, to)).collect();
             thread::scope(|scope| {

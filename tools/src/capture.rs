@@ -10,9 +10,9 @@ use clap::Args;
 use towpath_engine::capture::{CAPTURE_FRAMES_MAX, CAPTURE_SECONDS_MAX, CaptureBody, SNAP_BYTES};
 use towpath_engine::fetch_file;
 
+use crate::answer::failed;
 use crate::cli::Exit;
 use crate::daemon::Daemon;
-use crate::sessions::failed;
 
 /// What an answer takes beside the capture.
 const SLACK: Duration = Duration::from_secs(30);

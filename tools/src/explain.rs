@@ -1,6 +1,5 @@
 //! `towpath explain`: what would become of a new connection, and why.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,11 +7,10 @@ use clap::Args;
 use towpath_engine::explain::{CandidateStatus, ExplanationStatus};
 use towpath_engine::query;
 
+use crate::answer::{failed, given, show};
 use crate::cli::Exit;
 use crate::daemon::Daemon;
 use crate::paint::{Paint, Tint};
-use crate::server::print_json;
-use crate::sessions::failed;
 use crate::table::{Cell, Table};
 
 /// It needs no work of the workers.
@@ -62,24 +60,19 @@ pub(crate) struct ExplainArguments {
 pub(crate) fn explain(arguments: &ExplainArguments) -> Result<Exit> {
     let ExplainArguments { client, service, port, name, method, host, path, header, daemon } = arguments;
     let mut said = vec![("client", client.clone()), ("service", service.clone())];
-    let words = [
+    said.extend(given([
         ("port", port.map(|port| port.to_string())),
         ("name", name.clone()),
         ("method", method.clone()),
         ("host", host.clone()),
         ("path", path.clone()),
-    ];
-    said.extend(words.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    ]));
     said.extend(header.iter().map(|header| ("header", header.clone())));
     let explanation: ExplanationStatus = match query(&daemon.endpoint()?, "/v1/explain", &said, LIMIT) {
         Ok(explanation) => explanation,
         Err(error) => return Ok(failed(&error)),
     };
-    if daemon.json {
-        print_json(&explanation)?;
-    } else {
-        io::stdout().write_all(shown(&explanation, Paint::on(&io::stdout())).as_bytes())?;
-    }
+    show(daemon, &explanation, &[], |paint| shown(&explanation, paint))?;
     Ok(if ["served", "queued"].contains(&explanation.outcome.as_str()) { Exit::Done } else { Exit::Failed })
 }
 

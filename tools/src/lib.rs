@@ -1,5 +1,6 @@
 //! The command line of Towpath: run, check, cert, doctor, status, top, server, support-bundle, service, events, limits, certs, credential, demo, reference.
 
+mod answer;
 mod capture;
 mod cert;
 mod certs;

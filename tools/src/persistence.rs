@@ -1,6 +1,5 @@
 //! `towpath persistence`: which clients come back to which server, and how to forget it.
 
-use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -8,11 +7,10 @@ use clap::{Args, Subcommand};
 use towpath_engine::persistence::{ClearBody, ClearedStatus, EntriesStatus, EntryStatus, PersistenceQuery};
 use towpath_engine::{post, query};
 
+use crate::answer::{failed, given, show};
 use crate::cli::Exit;
 use crate::daemon::Daemon;
 use crate::paint::Paint;
-use crate::server::print_json;
-use crate::sessions::{failed, warn};
 use crate::table::{Cell, Table, counted, span};
 
 /// The daemon looks through a few million entries in that time.
@@ -104,30 +102,21 @@ pub(crate) fn persistence(command: &PersistenceCommand) -> Result<Exit> {
 fn list(arguments: &ListArguments) -> Result<Exit> {
     let ListArguments { filter, limit, daemon } = arguments;
     let PersistenceQuery { service, server, client, key, limit } = filter.query(*limit);
-    let words = [
+    let said = given([
         ("service", service),
         ("server", server),
         ("client", client),
         ("key", key),
         ("limit", limit.map(|limit| limit.to_string())),
-    ];
-    let said: Vec<(&str, String)> = words.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    ]);
     let found: EntriesStatus = match query(&daemon.endpoint()?, "/v1/persistence", &said, LIMIT) {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };
-    warn(&found.warnings);
-    if daemon.json {
-        print_json(&found)?;
-        return Ok(Exit::Done);
-    }
-    let mut out = io::stdout().lock();
-    if found.matched == 0 {
-        writeln!(out, "no entry fits")?;
-        return Ok(Exit::Done);
-    }
-    out.write_all(table(&found.entries, Paint::on(&io::stdout())).as_bytes())?;
-    writeln!(out, "{} remembered", counted(found.matched as usize, "client"))?;
+    show(daemon, &found, &found.warnings, |paint| match found.matched {
+        0 => "no entry fits\n".to_owned(),
+        matched => format!("{}{} remembered\n", table(&found.entries, paint), counted(matched as usize, "client")),
+    })?;
     Ok(Exit::Done)
 }
 
@@ -138,16 +127,13 @@ fn clear(arguments: &ClearArguments) -> Result<Exit> {
         Ok(cleared) => cleared,
         Err(error) => return Ok(failed(&error)),
     };
-    warn(&cleared.warnings);
-    if daemon.json {
-        print_json(&cleared)?;
-        return Ok(Exit::Done);
-    }
-    let clients = counted(cleared.cleared as usize, "client");
-    match cleared.dry_run {
-        true => writeln!(io::stdout(), "{clients} would be forgotten; nothing was changed (--dry-run)")?,
-        false => writeln!(io::stdout(), "{clients} forgotten")?,
-    }
+    show(daemon, &cleared, &cleared.warnings, |_| {
+        let clients = counted(cleared.cleared as usize, "client");
+        match cleared.dry_run {
+            true => format!("{clients} would be forgotten; nothing was changed (--dry-run)\n"),
+            false => format!("{clients} forgotten\n"),
+        }
+    })?;
     Ok(Exit::Done)
 }
 

@@ -1,6 +1,5 @@
 //! `towpath sessions` and `towpath flow`: which connections, UDP sessions and flows there are, where one is and why, and the end of some.
 
-use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,13 +7,13 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use towpath_engine::questions::Transport;
 use towpath_engine::sessions::{FlowStatus, KillBody, KilledStatus, SessionStatus, SessionsQuery, SessionsStatus};
-use towpath_engine::{FetchError, post, query};
+use towpath_engine::{post, query};
 
+use crate::answer::{failed, given, show};
 use crate::cli::Exit;
 use crate::daemon::Daemon;
 use crate::paint::{Paint, Tint};
-use crate::server::{print_json, span as time};
-use crate::status::exit_of;
+use crate::server::span as time;
 use crate::table::{Cell, Table, counted, span};
 
 /// The workers have some seconds to answer.
@@ -137,7 +136,7 @@ impl Filter {
 fn pairs(query: &SessionsQuery) -> Vec<(&'static str, String)> {
     let SessionsQuery { ids, service, server, client, plane, protocol, state, worker, idle_ms, limit } = query.clone();
     let mut pairs: Vec<(&str, String)> = ids.into_iter().map(|id| ("id", id)).collect();
-    let words = [
+    pairs.extend(given([
         ("service", service),
         ("server", server),
         ("client", client),
@@ -147,8 +146,7 @@ fn pairs(query: &SessionsQuery) -> Vec<(&'static str, String)> {
         ("worker", worker.map(|worker| worker.to_string())),
         ("idle_ms", idle_ms.map(|ms| ms.to_string())),
         ("limit", limit.map(|limit| limit.to_string())),
-    ];
-    pairs.extend(words.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    ]));
     pairs
 }
 
@@ -165,18 +163,10 @@ fn list(filter: &Filter, daemon: &Daemon) -> Result<Exit> {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };
-    warn(&found.warnings);
-    if daemon.json {
-        print_json(&found)?;
-        return Ok(Exit::Done);
-    }
-    let mut out = io::stdout().lock();
-    if found.matched == 0 {
-        writeln!(out, "no session fits")?;
-        return Ok(Exit::Done);
-    }
-    out.write_all(table(&found.sessions, Paint::on(&io::stdout())).as_bytes())?;
-    writeln!(out, "{}", counted(found.matched as usize, "session"))?;
+    show(daemon, &found, &found.warnings, |paint| match found.matched {
+        0 => "no session fits\n".to_owned(),
+        matched => format!("{}{}\n", table(&found.sessions, paint), counted(matched as usize, "session")),
+    })?;
     Ok(Exit::Done)
 }
 
@@ -187,21 +177,14 @@ fn kill(arguments: &KillArguments) -> Result<Exit> {
         Ok(killed) => killed,
         Err(error) => return Ok(failed(&error)),
     };
-    warn(&killed.warnings);
-    if daemon.json {
-        print_json(&killed)?;
-        return Ok(Exit::Done);
-    }
-    let mut out = io::stdout().lock();
-    if !killed.sessions.is_empty() {
-        out.write_all(table(&killed.sessions, Paint::on(&io::stdout())).as_bytes())?;
-    }
-    match killed.dry_run {
-        true => {
-            writeln!(out, "{} would end; nothing was changed (--dry-run)", counted(killed.matched as usize, "session"))?
+    show(daemon, &killed, &killed.warnings, |paint| {
+        let named = if killed.sessions.is_empty() { String::new() } else { table(&killed.sessions, paint) };
+        let sessions = |count: u64| counted(count as usize, "session");
+        match killed.dry_run {
+            true => format!("{named}{} would end; nothing was changed (--dry-run)\n", sessions(killed.matched)),
+            false => format!("{named}{} ended\n", sessions(killed.killed)),
         }
-        false => writeln!(out, "{} ended", counted(killed.killed as usize, "session"))?,
-    }
+    })?;
     Ok(Exit::Done)
 }
 
@@ -221,12 +204,7 @@ pub(crate) fn flow(arguments: &FlowArguments) -> Result<Exit> {
         Ok(found) => found,
         Err(error) => return Ok(failed(&error)),
     };
-    warn(&found.warnings);
-    if daemon.json {
-        print_json(&found)?;
-    } else {
-        io::stdout().write_all(shown(&found, Paint::on(&io::stdout())).as_bytes())?;
-    }
+    show(daemon, &found, &found.warnings, |paint| shown(&found, paint))?;
     Ok(if found.sessions.is_empty() { Exit::Failed } else { Exit::Done })
 }
 
@@ -305,17 +283,6 @@ fn protocol(protocol: Transport) -> &'static str {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
     }
-}
-
-/// Says why there is no answer.
-pub(crate) fn failed(error: &FetchError) -> Exit {
-    eprintln!("error: {error}");
-    exit_of(error)
-}
-
-/// Says what somebody should know.
-pub(crate) fn warn(warnings: &[String]) {
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
 }
 
 #[cfg(test)]

@@ -64,8 +64,8 @@ impl Registry {
     /// A registry with fewer ids: small tests reach their end.
     pub(crate) fn bounded(services_max: usize, servers_max: usize) -> Registry {
         Registry {
-            services: Ids::new(services_max),
-            servers: Ids::new(servers_max),
+            services: Ids::new(services_max, Next::Released),
+            servers: Ids::new(servers_max, Next::Fresh),
             checks: HashMap::new(),
             checks_given: 0,
         }
@@ -89,6 +89,11 @@ impl Registry {
     /// Real servers that the last model no longer named and that were not released, ascending.
     pub fn gone_servers(&self) -> impl Iterator<Item = RealServerId> + '_ {
         self.servers.gone().map(RealServerId)
+    }
+
+    /// How many services with new names can come before ids have to be released.
+    pub fn services_left(&self) -> usize {
+        self.services.left()
     }
 
     /// Nothing holds the id of this gone service any more: no connection, no worker's snapshot, no persistence entry
@@ -148,11 +153,21 @@ struct Ids<Name> {
     /// Released ids; the one released longest ago is given first.
     free: VecDeque<u16>,
     max: usize,
+    first: Next,
+}
+
+/// Which ids are given first.
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    /// Those never given: a released one rests as long as possible.
+    Fresh,
+    /// Released ones: each that was given has memory of its own.
+    Released,
 }
 
 impl<Name: Eq + Hash> Ids<Name> {
-    fn new(max: usize) -> Ids<Name> {
-        Ids { by_name: HashMap::new(), live: Vec::new(), free: VecDeque::new(), max }
+    fn new(max: usize, first: Next) -> Ids<Name> {
+        Ids { by_name: HashMap::new(), live: Vec::new(), free: VecDeque::new(), max, first }
     }
 
     fn begin(&mut self) {
@@ -176,13 +191,21 @@ impl<Name: Eq + Hash> Ids<Name> {
         Ok(id)
     }
 
-    /// Ids never given come first: so a released one rests as long as possible.
     fn next(&mut self) -> Result<u16, RegistryFull> {
+        if matches!(self.first, Next::Released)
+            && let Some(id) = self.free.pop_front()
+        {
+            return Ok(id);
+        }
         if self.live.len() < self.max {
             self.live.push(false);
             return Ok((self.live.len() - 1) as u16);
         }
         self.free.pop_front().ok_or_else(|| RegistryFull { max: self.max, gone: self.gone().count() })
+    }
+
+    fn left(&self) -> usize {
+        self.max - self.live.len() + self.free.len()
     }
 
     fn gone(&self) -> impl Iterator<Item = u16> + '_ {

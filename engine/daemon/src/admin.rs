@@ -400,12 +400,14 @@ impl House {
         if !truth.words().is_draining() {
             return Ok(false);
         }
-        if shared.phase() != Phase::Running {
-            // What the end of the process cuts is no drain that was over.
-            return Ok(true);
-        }
-        // Until then a worker may still give a draining server somebody new.
-        let is_settled = shared.all_adopted(shared.generation());
+        let is_running = match shared.phase() {
+            Phase::Running => true,
+            Phase::Draining => false,
+            Phase::Ending => return Ok(true),
+        };
+        // Until all know, a worker may still give a draining server somebody new. And what the end of the process cuts is no drain that was over: while
+        // it drains as a whole only deadlines count.
+        let is_settled = is_running && shared.all_adopted(shared.generation());
         let mut words = truth.words().clone();
         let count = |member: &Member| if is_settled { connections(&truth, shared, member) } else { None };
         let now = shared.now();

@@ -11,9 +11,10 @@ use towpath_config::model::Plane;
 use towpath_core::plane::{Network, PortId, Verdict};
 use towpath_core::snapshot::Service;
 
+use crate::audit::Audit;
 use crate::house::House;
+use crate::query::{QueryError, network, no_service};
 use crate::questions::{CaptureOrder, CapturedFrame, Question, Way, services_called};
-use crate::sessions::{Audit, QueryError, network, no_service};
 use crate::status::word;
 
 /// The longest that a capture may take.
@@ -73,7 +74,7 @@ impl House {
         }
         let client = body.client.as_deref().map(network).transpose()?;
         let snapshot = self.shared.snapshot();
-        let services = services_called(&snapshot, &body.service);
+        let services = services_called(&snapshot, &[], &body.service);
         if services.is_empty() {
             return Err(no_service(&snapshot, &body.service));
         }

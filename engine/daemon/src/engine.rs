@@ -581,13 +581,10 @@ impl Engine {
     }
 
     fn cut(&self) -> u64 {
-        let snapshot = self.house.shared.snapshot();
-        snapshot
-            .each_service()
-            .filter(|service| service.place == service.id)
-            .flat_map(|service| self.house.shared.seats().filter_map(|seat| seat.peek_service(service.id)))
-            .map(|page| page.ended(Termination::DrainEnded))
-            .sum()
+        let House { shared, .. } = &*self.house;
+        let (snapshot, truth) = (shared.snapshot(), self.house.truth());
+        let services = snapshot.each_service().filter(|service| service.place == service.id);
+        services.map(|service| truth.counted(service.id, shared).ended(Termination::DrainEnded)).sum()
     }
 
     fn lock_controller(&self) -> std::sync::MutexGuard<'_, Controller> {

@@ -14,7 +14,8 @@ use towpath_core::steering::vshard_of_client;
 use towpath_core::{Now, Refusal};
 
 use crate::house::House;
-use crate::sessions::{QueryError, no_service, why_sentence, why_word};
+use crate::query::{QueryError, no_service};
+use crate::sessions::{why_sentence, why_word};
 use crate::shared::Phase;
 use crate::status::word;
 

@@ -54,6 +54,12 @@ use crate::status::{
 use crate::tls::{ExpiryWatch, HandshakePool, TlsMaterial, certificate_status};
 use crate::upgrade::{self, HeldPorts, Upgrades, Verdict};
 use crate::worker;
+use holders::Holders;
+
+mod holders;
+
+/// So many names of services that have gone keep their ids, the latest ones: who comes back counts on and finds its persistence entries.
+const GONE_NAMES_KEPT: usize = 64;
 
 /// Source addresses count as calm again below this share, so that the announcement does not flutter.
 const SOURCE_PORTS_CALM_PERCENT: u64 = 70;
@@ -107,6 +113,8 @@ pub(crate) struct Truth {
     material: Arc<TlsMaterial>,
     http: HttpMaterial,
     registry: Registry,
+    /// Who holds what of it.
+    holders: Holders,
     board: HealthBoard,
     /// How often what was said at run time has changed.
     words_version: u64,
@@ -175,6 +183,7 @@ impl Truth {
             material: Arc::new(material),
             http,
             registry,
+            holders: Holders::default(),
             board,
             words_version: 0,
             checks,
@@ -204,7 +213,8 @@ impl Truth {
         Ok((truth, in_force))
     }
 
-    fn with_tls(&self, snapshot: Snapshot) -> InForce {
+    fn with_tls(&mut self, snapshot: Snapshot) -> InForce {
+        self.holders.note(&snapshot);
         let tls = self.material.contexts(&self.registry, &snapshot);
         InForce { snapshot: Arc::new(snapshot), tls: Arc::new(tls), openings: Arc::clone(&self.openings) }
     }
@@ -490,12 +500,40 @@ impl Truth {
         Ok(self.with_tls(snapshot))
     }
 
-    /// Gives the ids of removed servers back that nobody holds any more; `all_adopted` says that no worker has an older
-    /// snapshot.
-    pub(crate) fn release_gone(&mut self, shared: &Shared) {
-        if self.registry.gone_servers().next().is_none() || !shared.all_adopted(shared.generation()) {
+    /// Gives the ids of removed servers and services back that nobody holds any more.
+    pub(crate) fn release_gone(&mut self, shared: &Shared, now: Now) {
+        // Until then a worker may begin with an older snapshot.
+        if !shared.all_adopted(shared.generation()) {
             return;
         }
+        self.release_services(shared, now);
+        self.release_servers(shared);
+    }
+
+    fn release_services(&mut self, shared: &Shared, now: Now) {
+        let Truth { registry, holders, .. } = self;
+        let active = |service| shared.loads().service_active(service);
+        let kept = if registry.services_left() < GONE_NAMES_KEPT { 0 } else { GONE_NAMES_KEPT };
+        let too_many = registry.gone_services().count().saturating_sub(kept);
+        let free = |service| Some((holders.let_go(service, active(service), now)?, service));
+        let mut gone: Vec<(Now, ServiceId)> = registry.gone_services().filter_map(free).collect();
+        // Who has gone first.
+        gone.sort_unstable();
+        gone.truncate(too_many);
+        if gone.is_empty() {
+            return;
+        }
+        let gone: Vec<ServiceId> = gone.into_iter().map(|(_, service)| service).collect();
+        shared.forget_services(&gone);
+        for service in gone {
+            if self.registry.release_service(service) {
+                self.holders.forget(service);
+                self.counted_before.insert(service, ServiceSum::of(shared, service));
+            }
+        }
+    }
+
+    fn release_servers(&mut self, shared: &Shared) {
         let gone: Vec<RealServerId> =
             self.registry.gone_servers().filter(|&server| shared.loads().active(server) == 0).collect();
         if gone.is_empty() {
@@ -510,8 +548,13 @@ impl Truth {
         }
     }
 
+    /// What somebody still has to do with though it is not in force: services that were removed, and those that were changed.
+    pub(crate) fn remnants(&self, in_force: &Snapshot) -> Vec<Arc<Service>> {
+        self.holders.remnants(in_force)
+    }
+
     /// What was counted for a service since it has this id.
-    fn counted(&self, service: ServiceId, shared: &Shared) -> ServiceSum {
+    pub(crate) fn counted(&self, service: ServiceId, shared: &Shared) -> ServiceSum {
         let sum = ServiceSum::of(shared, service);
         match self.counted_before.get(&service) {
             Some(before) => sum.since(before),

@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod admin;
+mod audit;
 pub mod capture;
 mod command;
 pub mod config_file;
@@ -27,6 +28,7 @@ pub mod plan;
 pub mod preflight;
 mod probe;
 mod process;
+mod query;
 pub mod questions;
 pub mod reload;
 pub mod role;

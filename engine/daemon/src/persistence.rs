@@ -9,14 +9,13 @@ use towpath_core::persistence::{Fingerprint, PERSISTENCE_STRIPES, PersistenceKey
 use towpath_core::snapshot::{Service, Snapshot};
 use towpath_core::{RealServerId, ServiceId};
 
+use crate::audit::Audit;
 use crate::house::House;
+use crate::query::{QueryError, checked_reason, limited, network, no_service, servers_called, some_or_all, wanted};
 use crate::questions::holds;
-use crate::sessions::{Audit, QueryError, checked_reason, network, no_service, servers_called};
 
 /// Entries that an answer names at most.
 pub const ENTRIES_MAX: u32 = 10_000;
-/// Entries that it names unless more are asked for.
-const ENTRIES_SHOWN: u32 = 1_000;
 /// Entries looked at while workers that open connections may have to wait: some 10 µs.
 const LOOKED_AT_ONCE: usize = 1_024;
 
@@ -135,7 +134,7 @@ impl PersistenceQuery {
         if let Some(name) = service.filter(|_| services().next().is_none()) {
             return Err(no_service(snapshot, name));
         }
-        let servers = self.server.as_deref().map(|name| servers_called(snapshot, service, name));
+        let servers = self.server.as_deref().map(|name| servers_called(snapshot, &[], service, name));
         let client = self.client.as_deref().map(network).transpose()?;
         let whole = client.filter(|(address, prefix)| *prefix == if address.is_ipv4() { 32 } else { 128 });
         let cut = |of: &Service| Some(PersistenceKey::new(of.pins, whole?.0, of.persistence.as_ref()?));
@@ -177,11 +176,7 @@ fn hexadecimal(fingerprint: &Fingerprint) -> String {
 impl House {
     /// What is remembered of clients.
     pub(crate) async fn persistence(&self, query: &PersistenceQuery) -> Result<EntriesStatus, QueryError> {
-        let limit = match query.limit {
-            None => ENTRIES_SHOWN,
-            Some(limit) if limit <= ENTRIES_MAX => limit,
-            Some(_) => return Err(QueryError::Bad(format!("`limit` is at most {ENTRIES_MAX}"))),
-        };
+        let limit = limited(query.limit, ENTRIES_MAX)?;
         let snapshot = self.shared.snapshot();
         let filter = query.filter(&snapshot)?;
         let (found, matched) = self.remembered(&filter, limit as usize).await;
@@ -213,13 +208,7 @@ impl House {
     /// Forgets clients; `by` says who wants it.
     pub(crate) async fn clear_persistence(&self, body: &ClearBody, by: &str) -> Result<ClearedStatus, QueryError> {
         checked_reason(&body.reason)?;
-        if body.entries.is_any() == body.all {
-            let message = match body.all {
-                true => "`all` is for all entries; leave it out where some are named",
-                false => "say which entries, or `all`",
-            };
-            return Err(QueryError::Bad(message.to_owned()));
-        }
+        some_or_all(body.entries.is_any(), body.all, "entries")?;
         let snapshot = self.shared.snapshot();
         let filter = body.entries.filter(&snapshot)?;
         let warnings = unremembered(&snapshot, &body.entries).into_iter().collect();
@@ -227,8 +216,7 @@ impl House {
             let (_, cleared) = self.remembered(&filter, 0).await;
             return Ok(ClearedStatus { dry_run: true, cleared, warnings });
         }
-        let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
-        let reason = format!("by {by}: {}{why}", body.entries);
+        let reason = wanted(by, &body.entries, &body.reason);
         let audit = Audit::begin(self, "persistence", "clients forgotten: some", reason);
         let mut cleared = 0;
         for stripe in 0..PERSISTENCE_STRIPES {

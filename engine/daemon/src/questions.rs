@@ -468,9 +468,10 @@ pub(crate) enum Way {
     Made,
 }
 
-/// The services of this name, or all: by their ids, those of `[[outbound_nat]]` among them.
-pub(crate) fn services_called(snapshot: &Snapshot, name: &str) -> Vec<ServiceId> {
-    let services = snapshot.each_service().filter(|service| service.name == name).map(|service| service.id);
+/// The services of this name: by their ids, those of `[[outbound_nat]]` among them, and of those that are not in force any more `remnants`.
+pub(crate) fn services_called(snapshot: &Snapshot, remnants: &[Arc<Service>], name: &str) -> Vec<ServiceId> {
+    let services = snapshot.each_service().chain(remnants);
+    let services = services.filter(|service| service.name == name).map(|service| service.id);
     let lanes = snapshot.outbound.each().filter(|nat| nat.name == name).flat_map(|nat| nat.lanes());
     let mut ids: Vec<ServiceId> = services.chain(lanes.map(|lane| lane.id)).collect();
     ids.sort_unstable();

@@ -2,32 +2,26 @@
 //! why, and the end of some.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 use towpath_config::model::{AdminState, Plane, Protocol};
 use towpath_core::outbound::OutboundNat;
 use towpath_core::snapshot::{Service, Snapshot, Target};
 use towpath_core::steering::vshard_of_client;
 use towpath_core::{PickReason, RealServerId, WorkerId};
 
-use crate::events::{Event, EventKind, Tone};
+use crate::audit::Audit;
 use crate::house::House;
-use crate::questions::{
-    Busy, Found, FoundSession, SESSIONS_MAX, SessionFilter, SessionId, Transport, Wish, services_called,
+use crate::query::{
+    QueryError, ROWS_SHOWN, checked_reason, limited, network, no_service, servers_called, some_or_all, wanted,
 };
+use crate::questions::{Found, FoundSession, SESSIONS_MAX, SessionFilter, SessionId, Transport, Wish, services_called};
 use crate::status::word;
 
-/// Sessions that an answer names unless more are asked for.
-pub const SESSIONS_SHOWN: u32 = 1_000;
 /// Sessions that may be named by their ids at a time.
 const IDS_MAX: usize = 1_000;
-/// Names that a refusal lists.
-const NAMES_TOLD_MAX: usize = 8;
-/// Bytes of a reason.
-const REASON_BYTES_MAX: usize = 256;
 
 /// Which sessions are meant: those for which everything holds that is said.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,144 +162,19 @@ pub struct FlowStatus {
     pub warnings: Vec<String>,
 }
 
-/// What is done for somebody at run time, told when it is over: also when who wanted it goes away before, and it stops half way.
-pub(crate) struct Audit<'h> {
-    house: &'h House,
-    event: Option<Event>,
-}
-
-impl<'h> Audit<'h> {
-    /// Something is begun; `so_far` is what is told if it is not brought to its end.
-    pub(crate) fn begin(house: &'h House, what: &str, so_far: &str, reason: String) -> Audit<'h> {
-        let so_far = format!("{so_far}; who wanted it has not waited");
-        Audit { house, event: Some(Event::now(EventKind::Admin, what, so_far, reason)) }
-    }
-
-    /// It is done.
-    pub(crate) fn end(mut self, outcome: String, services: Vec<String>) {
-        self.event = self.event.take().map(|event| Event { to: outcome, ..event.services(services) });
-    }
-
-    /// It was not even begun.
-    pub(crate) fn forget(mut self) {
-        self.event = None;
-    }
-}
-
-impl Drop for Audit<'_> {
-    fn drop(&mut self) {
-        if let Some(event) = self.event.take() {
-            self.house.truth().record(Tone::Info, event);
-        }
-    }
-}
-
-/// Why a question was not answered.
-#[derive(Debug, Error)]
-pub(crate) enum QueryError {
-    #[error("{0}")]
-    Bad(String),
-    #[error("others ask at the same time; try again")]
-    Busy,
-    #[error("no {what} \"{name}\"{}", there(.known))]
-    NotThere { what: &'static str, name: String, known: Vec<String> },
-    #[error("{0}")]
-    NotAvailable(String),
-}
-
-impl From<Busy> for QueryError {
-    fn from(_: Busy) -> QueryError {
-        QueryError::Busy
-    }
-}
-
-/// `; there are a, b and 3 more`
-fn there(known: &[String]) -> String {
-    let mut known: Vec<&str> = known.iter().map(String::as_str).collect();
-    known.sort_unstable();
-    known.dedup();
-    match known.len() {
-        0 => "; there is none".to_owned(),
-        count if count > NAMES_TOLD_MAX => {
-            format!("; there are {} and {} more", known[..NAMES_TOLD_MAX].join(", "), count - NAMES_TOLD_MAX)
-        }
-        _ => format!("; there are {}", known.join(", ")),
-    }
-}
-
-/// An address, or a network as `192.0.2.0/24`.
-pub(crate) fn network(text: &str) -> Result<(IpAddr, u8), QueryError> {
-    let bad = || QueryError::Bad(format!("\"{text}\" is no address and no network; write 192.0.2.7 or 192.0.2.0/24"));
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, Some(prefix)),
-        None => (text, None),
-    };
-    let address: IpAddr = address.parse().map_err(|_| bad())?;
-    let address = address.to_canonical();
-    let bits = if address.is_ipv4() { 32 } else { 128 };
-    let prefix = match prefix {
-        None => bits,
-        Some(prefix) => prefix.parse().ok().filter(|prefix| *prefix <= bits).ok_or_else(bad)?,
-    };
-    Ok((address, prefix))
-}
-
-/// Why something is done, as it may be told.
-pub(crate) fn checked_reason(reason: &str) -> Result<(), QueryError> {
-    if reason.len() > REASON_BYTES_MAX || reason.chars().any(char::is_control) {
-        let message = format!("`reason` has at most {REASON_BYTES_MAX} bytes and no control characters");
-        return Err(QueryError::Bad(message));
-    }
-    Ok(())
-}
-
-/// Whether a member is called so: by its name, its address, or its address and port.
-pub(crate) fn is_called(target: &Target, name: &str) -> bool {
-    target.name == name
-        || name.parse() == Ok(target.address)
-        || target.port.is_some_and(|port| name.parse() == Ok(SocketAddr::new(target.address, port)))
-}
-
-/// The servers of these names, of one service or of all.
-pub(crate) fn servers_called(
-    snapshot: &Snapshot,
-    service: Option<&str>,
-    name: &str,
-) -> Result<Vec<RealServerId>, QueryError> {
-    let targets = || {
-        let services = snapshot.each_service().filter(|of| service.is_none_or(|service| of.name == service));
-        services.flat_map(|service| &service.targets)
-    };
-    let mut servers: Vec<RealServerId> =
-        targets().filter(|target| is_called(target, name)).map(|target| target.server).collect();
-    servers.sort_unstable();
-    servers.dedup();
-    if servers.is_empty() {
-        let known = targets().map(|target| target.name.clone()).collect();
-        return Err(QueryError::NotThere { what: "server", name: name.to_owned(), known });
-    }
-    Ok(servers)
-}
-
-/// The names of all services, for a refusal.
-pub(crate) fn no_service(snapshot: &Snapshot, name: &str) -> QueryError {
-    let nats = snapshot.outbound.each().map(|nat| nat.name.clone());
-    let known = snapshot.each_service().map(|service| service.name.clone()).chain(nats).collect();
-    QueryError::NotThere { what: "service", name: name.to_owned(), known }
-}
-
 impl SessionsQuery {
-    fn filter(&self, snapshot: &Snapshot) -> Result<SessionFilter, QueryError> {
+    /// What is meant; what `remnants` have open has the names that it began with.
+    fn filter(&self, snapshot: &Snapshot, remnants: &[Arc<Service>]) -> Result<SessionFilter, QueryError> {
         if self.ids.len() > IDS_MAX {
             return Err(QueryError::Bad(format!("at most {IDS_MAX} `ids` at a time")));
         }
         let ids: Result<Vec<SessionId>, String> = self.ids.iter().map(|id| id.parse()).collect();
-        let services = self.service.as_deref().map(|name| match services_called(snapshot, name) {
+        let services = self.service.as_deref().map(|name| match services_called(snapshot, remnants, name) {
             ids if ids.is_empty() => Err(no_service(snapshot, name)),
             ids => Ok(ids),
         });
         let server = self.server.as_deref();
-        let servers = server.map(|name| servers_called(snapshot, self.service.as_deref(), name));
+        let servers = server.map(|name| servers_called(snapshot, remnants, self.service.as_deref(), name));
         let plane = self.plane.as_deref().map(|word| match word {
             "packet" => Ok(Plane::Packet),
             "stream" => Ok(Plane::Stream),
@@ -324,14 +193,6 @@ impl SessionsQuery {
             idle_ms: self.idle_ms,
             ends: None,
         })
-    }
-
-    fn limit(&self) -> Result<u32, QueryError> {
-        match self.limit {
-            None => Ok(SESSIONS_SHOWN),
-            Some(limit) if limit <= SESSIONS_MAX => Ok(limit),
-            Some(_) => Err(QueryError::Bad(format!("`limit` is at most {SESSIONS_MAX}"))),
-        }
     }
 }
 
@@ -358,10 +219,16 @@ impl fmt::Display for SessionsQuery {
 }
 
 impl House {
+    /// What sessions may be of beside what is in force.
+    fn remnants(&self, snapshot: &Snapshot) -> Vec<Arc<Service>> {
+        self.truth().remnants(snapshot)
+    }
+
     /// Which sessions there are.
     pub(crate) async fn sessions(&self, query: &SessionsQuery) -> Result<SessionsStatus, QueryError> {
         let snapshot = self.shared.snapshot();
-        let found = self.ask(Wish::List, query.filter(&snapshot)?, query.limit()?).await?;
+        let filter = query.filter(&snapshot, &self.remnants(&snapshot))?;
+        let found = self.ask(Wish::List, filter, limited(query.limit, SESSIONS_MAX)?).await?;
         Ok(SessionsStatus {
             generation: snapshot.generation.0,
             matched: found.matched,
@@ -374,17 +241,10 @@ impl House {
     pub(crate) async fn kill(&self, body: &KillBody, by: &str) -> Result<KilledStatus, QueryError> {
         checked_reason(&body.reason)?;
         let snapshot = self.shared.snapshot();
-        let filter = body.sessions.filter(&snapshot)?;
-        if filter.is_any() == body.all {
-            let message = match body.all {
-                true => "`all` is for all sessions; leave it out where some are named",
-                false => "say which sessions, or `all`",
-            };
-            return Err(QueryError::Bad(message.to_owned()));
-        }
-        let limit = body.sessions.limit()?;
-        let why = if body.reason.is_empty() { String::new() } else { format!(": {}", body.reason) };
-        let reason = format!("by {by}: {}{why}", body.sessions);
+        let filter = body.sessions.filter(&snapshot, &self.remnants(&snapshot))?;
+        some_or_all(filter.is_any(), body.all, "sessions")?;
+        let limit = limited(body.sessions.limit, SESSIONS_MAX)?;
+        let reason = wanted(by, &body.sessions, &body.reason);
         let (wish, audit) = match body.dry_run {
             true => (Wish::List, None),
             false => (Wish::Kill, Some(Audit::begin(self, "sessions", "ended: some", reason))),
@@ -419,7 +279,7 @@ impl House {
         let (one, other) = (plain(one), plain(other));
         let filter = SessionFilter { ends: Some((one, other)), protocol, ..SessionFilter::default() };
         let snapshot = self.shared.snapshot();
-        let found = self.ask(Wish::List, filter, SESSIONS_SHOWN).await?;
+        let found = self.ask(Wish::List, filter, ROWS_SHOWN).await?;
         let warnings = warnings(&found);
         let mut reasons: Vec<String> =
             found.sessions.iter().flat_map(|session| self.reasons(session, &snapshot)).collect();
@@ -638,23 +498,6 @@ fn health(target: &Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn networks_are_addresses_with_or_without_a_prefix() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        for (text, address, prefix) in [
-            ("192.0.2.7", "192.0.2.7", 32),
-            ("192.0.2.0/24", "192.0.2.0", 24),
-            ("0.0.0.0/0", "0.0.0.0", 0),
-            ("2001:db8::/32", "2001:db8::", 32),
-            ("::ffff:192.0.2.7", "192.0.2.7", 32),
-        ] {
-            assert_eq!(network(text).unwrap(), (ip(address), prefix), "{text}");
-        }
-        for wrong in ["", "192.0.2", "192.0.2.0/33", "192.0.2.0/", "192.0.2.0/-1", "::/129", "web", "192.0.2.7:80"] {
-            assert!(network(wrong).unwrap_err().to_string().contains("192.0.2.0/24"), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_query_reads_as_it_was_said() {

@@ -15,6 +15,7 @@ mod seat;
 mod sum;
 mod waiting;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -49,6 +50,9 @@ pub use network::{NetworkBoard, SteeringPrograms};
 pub use seat::{Call, RingCounter, Seat, ServicePage};
 pub use sum::ServiceSum;
 use waiting::WaitingBoard;
+
+/// Persistence entries looked at while workers that open connections may have to wait: some 10 µs.
+const FORGOTTEN_AT_ONCE: usize = 1_024;
 
 /// Bounds and seeds of the shared state; allocated at start.
 #[derive(Clone, Debug)]
@@ -645,10 +649,28 @@ impl Shared {
 
     /// Removes every persistence entry of servers whose ids may be given to others.
     pub(crate) fn forget_servers(&self, gone: &[RealServerId]) {
-        for stripe in &self.persistence {
-            let mut table = lock(stripe);
-            for &server in gone {
-                table.forget_server(server);
+        let gone: HashSet<RealServerId> = gone.iter().copied().collect();
+        self.forget_remembered(|entry| gone.contains(&entry.server));
+    }
+
+    /// Forgets what is remembered of services whose ids may be given to others. Nobody holds them, so nobody waits for one.
+    pub(crate) fn forget_services(&self, gone: &[ServiceId]) {
+        let gone: HashSet<ServiceId> = gone.iter().copied().collect();
+        self.forget_remembered(|entry| gone.contains(&entry.key.service()));
+        for place in gone {
+            if let Some(desk) = self.desks[place.index()].get() {
+                *lock(desk) = Desk::new(self.seed ^ u64::from(place.0));
+            }
+        }
+    }
+
+    /// One walk over all persistence entries, some at a time: workers that open connections wait meanwhile. What is looked for is held by nobody, so no
+    /// new entry of it comes behind the walk.
+    fn forget_remembered(&self, mut goes: impl FnMut(Remembered) -> bool) {
+        for stripe in 0..self.persistence.len() {
+            let mut at = Some(0);
+            while let Some(from) = at {
+                at = self.forget_persistence(stripe, from, FORGOTTEN_AT_ONCE, &mut goes).1;
             }
         }
     }

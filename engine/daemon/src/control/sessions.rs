@@ -11,8 +11,9 @@ use hyper::{Request, StatusCode};
 use super::answer::{Answer, json, problem};
 use super::query::Query;
 use super::route::{Asked, read_body};
+use crate::query::QueryError;
 use crate::questions::ASK_TIMEOUT;
-use crate::sessions::{KillBody, QueryError, SessionsQuery};
+use crate::sessions::{KillBody, SessionsQuery};
 
 /// What an answer takes beside that of the workers.
 const SLACK: Duration = Duration::from_secs(2);

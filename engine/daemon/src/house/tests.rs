@@ -3,6 +3,8 @@
 use towpath_core::{VShard, WorkerId};
 
 use super::*;
+use towpath_core::persistence::{PERSISTENCE_STRIPES, PersistenceKey};
+
 use crate::shared::SharedSettings;
 
 fn model(keys: &str, servers: &[&str]) -> Model {
@@ -31,7 +33,7 @@ fn first(model: Model) -> (Truth, Arc<Shared>) {
     .unwrap();
     let settings = SharedSettings {
         cpus: vec![0],
-        services_max: 8,
+        services_max: towpath_core::snapshot::SERVICES_MAX,
         real_servers_max: 16,
         connections_max: 100,
         udp_sessions_max: 100,
@@ -92,10 +94,10 @@ fn the_id_of_a_removed_server_is_kept_while_somebody_holds_it() {
     let service = truth.registry().service("web").unwrap();
     shared.loads().try_open(service, 0, gone, 0).unwrap();
     take(&mut truth, &shared, model("", &["11"]));
-    truth.release_gone(&shared);
+    truth.release_gone(&shared, shared.now());
     assert!(truth.registry().gone_servers().eq([gone]), "a connection holds it");
     shared.close(service, gone);
-    truth.release_gone(&shared);
+    truth.release_gone(&shared, shared.now());
     assert_eq!(truth.registry().gone_servers().count(), 0);
 }
 
@@ -113,11 +115,100 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
         )
         .unwrap();
     shared.publish(next.clone());
-    truth.release_gone(&shared);
+    truth.release_gone(&shared, shared.now());
     assert_eq!(truth.registry().gone_servers().count(), 1, "the worker may still pick it");
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
-    truth.release_gone(&shared);
+    truth.release_gone(&shared, shared.now());
     assert_eq!(truth.registry().gone_servers().count(), 0);
+}
+
+/// So many services of these names, each on a port of its own.
+fn many(name: &str, count: usize, keys: &str) -> Model {
+    let service = |at: usize| {
+        format!(
+            "[[service]]\nname = \"{name}-{at}\"\nvip = \"192.0.2.1\"\nports = {}\n{keys}\n[[service.server]]\nname = \"s\"\n\
+             address = \"192.0.2.11\"\n",
+            1_000 + at
+        )
+    };
+    let text: String = (0..count).map(service).collect();
+    towpath_config::check("test.toml", &text).model.unwrap_or_else(|| panic!("no model of {count} services"))
+}
+
+#[test]
+fn names_come_and_go_for_ever_and_who_has_an_id_next_begins_at_nothing() {
+    const AT_A_TIME: usize = 300;
+    let (mut truth, shared) = first(many("first", AT_A_TIME, "persistence = { by = \"source-ip\" }"));
+    let named = |truth: &Truth, name: &str| truth.registry().service(name).expect("it has an id");
+    let (held, free) = (named(&truth, "first-7"), named(&truth, "first-8"));
+    // What a relay has while it lives.
+    let form = Arc::clone(shared.snapshot().service(held).expect("it is served"));
+    let server = truth.registry().server("192.0.2.11".parse().unwrap(), None).expect("it is named");
+    let service = Arc::clone(shared.snapshot().service(free).expect("it is served"));
+    let key = PersistenceKey::of_fingerprint(free, [3; 16]);
+    shared.learn(&service, key, server, shared.now());
+    let remembered = || {
+        let mut count = 0;
+        for stripe in 0..PERSISTENCE_STRIPES {
+            shared.survey_persistence(stripe, 0, usize::MAX, |entry| count += usize::from(entry.key == key));
+        }
+        count
+    };
+    assert_eq!(remembered(), 1);
+    drop(service);
+    shared.seat(WorkerId(0)).service_page(free).add(ServiceCounter::Accepted, 9);
+    assert_eq!(truth.counted(free, &shared).read(ServiceCounter::Accepted), 9);
+    for round in 0..8 {
+        truth.release_gone(&shared, shared.now());
+        take(&mut truth, &shared, many(&format!("round-{round}"), AT_A_TIME, ""));
+        assert_eq!(truth.registry().service("first-7"), Some(held), "somebody holds it");
+    }
+    assert_eq!(truth.registry().service("first-8"), None);
+    assert!((0..AT_A_TIME).all(|at| named(&truth, &format!("round-7-{at}")) != held));
+    assert_eq!(truth.counted(free, &shared).read(ServiceCounter::Accepted), 0);
+    assert_eq!(remembered(), 0, "the next service with this id knows nobody");
+    assert_eq!(
+        truth.remnants(&shared.snapshot()).iter().map(|form| form.name.as_str()).collect::<Vec<_>>(),
+        ["first-7"]
+    );
+    drop(form);
+    for round in 8..12 {
+        truth.release_gone(&shared, shared.now());
+        take(&mut truth, &shared, many(&format!("round-{round}"), AT_A_TIME, ""));
+    }
+    assert_eq!(truth.registry().service("first-7"), None, "nobody holds it any more");
+}
+
+#[test]
+fn the_latest_names_that_are_gone_keep_their_ids() {
+    let (mut truth, shared) = first(many("first", 64, ""));
+    let id = truth.registry().service("first-7");
+    take(&mut truth, &shared, many("second", 100, ""));
+    truth.release_gone(&shared, shared.now());
+    assert_eq!(truth.registry().service("first-7"), id, "it counts on when it comes back");
+    take(&mut truth, &shared, many("third", 100, ""));
+    truth.release_gone(&shared, shared.now());
+    assert_eq!(truth.registry().service("first-7"), None, "others have gone since");
+}
+
+#[test]
+fn the_id_of_a_service_of_the_packet_plane_rests_as_long_as_its_closed_flows() {
+    let keys = "plane = \"packet\"\nsource = \"vip\"";
+    let (mut truth, shared) = first(many("first", 80, keys));
+    take(&mut truth, &shared, many("second", 10, ""));
+    // Without flows it does not linger.
+    truth.turn_leaving(&shared);
+    let next = truth.next(shared.generation()).expect("it compiles");
+    shared.publish(next.clone());
+    shared.report_adopted(WorkerId(0), next.snapshot.generation);
+    let gone = |truth: &Truth| truth.registry().gone_services().count();
+    let since = shared.now();
+    truth.release_gone(&shared, since);
+    assert_eq!(gone(&truth), 80, "late packets of a flow that was closed may come for eight minutes");
+    truth.release_gone(&shared, since + 479_999);
+    assert_eq!(gone(&truth), 80);
+    truth.release_gone(&shared, since + 480_000);
+    assert_eq!(gone(&truth), 64, "the latest keep theirs");
 }
 
 #[test]
