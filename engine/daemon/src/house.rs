@@ -461,10 +461,11 @@ impl Truth {
         self.release_servers(shared);
     }
 
-    /// Gives ids back before a model is taken that may name more services, and groups behind them, than there are ids left. Housekeeping does so in time as a
-    /// rule: here whoever asks for the truth waits.
+    /// Gives ids back before a model is taken that may name more services, and groups behind them, than there are ids left; and where reloads follow each
+    /// other faster than housekeeping does. As a rule that does it in time: here whoever asks for the truth waits.
     pub(crate) fn make_room_for(&mut self, model: &Model, shared: &Shared) {
-        if self.registry.services_left() < model.services.len() + model.groups.len() {
+        let are_few = self.registry.services_left() < model.services.len() + model.groups.len();
+        if are_few || self.registry.gone_services().count() > 2 * GONE_NAMES_KEPT {
             self.release_gone(shared);
         }
     }
