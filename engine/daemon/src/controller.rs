@@ -499,8 +499,7 @@ impl Turn {
         let current = shared.snapshot();
         let started: Vec<usize> = house.plan.workers.iter().map(|worker| worker.cpu).collect();
         let workers = workers_wanted(&model.runtime.workers, &started, &house.usable_cpus).unwrap_or(started.len());
-        // It may name more than there are ids left.
-        truth.release_gone(shared, shared.now());
+        truth.make_room_for(&model, shared);
         let leaving = truth.leaving().after(truth.model(), &model, shared.now());
         let (steering, programs) = match workers == current.steering.workers() {
             true => (Arc::clone(&current.steering), None),

@@ -501,13 +501,22 @@ impl Truth {
     }
 
     /// Gives the ids of removed servers and services back that nobody holds any more.
-    pub(crate) fn release_gone(&mut self, shared: &Shared, now: Now) {
+    pub(crate) fn release_gone(&mut self, shared: &Shared) {
         // Until then a worker may begin with an older snapshot.
         if !shared.all_adopted(shared.generation()) {
             return;
         }
-        self.release_services(shared, now);
+        self.release_services(shared, shared.now());
         self.release_servers(shared);
+    }
+
+    /// Gives ids back before a model is taken that may name more services, and groups behind them, than there are ids left; and where reloads follow each
+    /// other faster than housekeeping does. As a rule that does it in time: here whoever asks for the truth waits.
+    pub(crate) fn make_room_for(&mut self, model: &Model, shared: &Shared) {
+        let are_few = self.registry.services_left() < model.services.len() + model.groups.len();
+        if are_few || self.registry.gone_services().count() > 2 * GONE_NAMES_KEPT {
+            self.release_gone(shared);
+        }
     }
 
     fn release_services(&mut self, shared: &Shared, now: Now) {

@@ -63,7 +63,7 @@ fn is_held(form: &Weak<Service>) -> bool {
 }
 
 /// How long a flow that is counted no more may lie in a table: both ends have closed it, or it was reset, and packets may still be late. Twice, for what
-/// these packets prolong.
+/// these packets prolong. Longer than a capture lasts, which knows its services by their ids.
 fn rest_ms(service: &Service) -> u64 {
     if service.plane != Plane::Packet {
         return 0;

@@ -94,10 +94,10 @@ fn the_id_of_a_removed_server_is_kept_while_somebody_holds_it() {
     let service = truth.registry().service("web").unwrap();
     shared.loads().try_open(service, 0, gone, 0).unwrap();
     take(&mut truth, &shared, model("", &["11"]));
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert!(truth.registry().gone_servers().eq([gone]), "a connection holds it");
     shared.close(service, gone);
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 0);
 }
 
@@ -115,10 +115,10 @@ fn the_id_of_a_removed_server_is_kept_until_every_worker_has_let_go_of_the_old_s
         )
         .unwrap();
     shared.publish(next.clone());
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 1, "the worker may still pick it");
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert_eq!(truth.registry().gone_servers().count(), 0);
 }
 
@@ -159,7 +159,7 @@ fn names_come_and_go_for_ever_and_who_has_an_id_next_begins_at_nothing() {
     shared.seat(WorkerId(0)).service_page(free).add(ServiceCounter::Accepted, 9);
     assert_eq!(truth.counted(free, &shared).read(ServiceCounter::Accepted), 9);
     for round in 0..8 {
-        truth.release_gone(&shared, shared.now());
+        truth.release_gone(&shared);
         take(&mut truth, &shared, many(&format!("round-{round}"), AT_A_TIME, ""));
         assert_eq!(truth.registry().service("first-7"), Some(held), "somebody holds it");
     }
@@ -173,7 +173,7 @@ fn names_come_and_go_for_ever_and_who_has_an_id_next_begins_at_nothing() {
     );
     drop(form);
     for round in 8..12 {
-        truth.release_gone(&shared, shared.now());
+        truth.release_gone(&shared);
         take(&mut truth, &shared, many(&format!("round-{round}"), AT_A_TIME, ""));
     }
     assert_eq!(truth.registry().service("first-7"), None, "nobody holds it any more");
@@ -184,10 +184,10 @@ fn the_latest_names_that_are_gone_keep_their_ids() {
     let (mut truth, shared) = first(many("first", 64, ""));
     let id = truth.registry().service("first-7");
     take(&mut truth, &shared, many("second", 100, ""));
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert_eq!(truth.registry().service("first-7"), id, "it counts on when it comes back");
     take(&mut truth, &shared, many("third", 100, ""));
-    truth.release_gone(&shared, shared.now());
+    truth.release_gone(&shared);
     assert_eq!(truth.registry().service("first-7"), None, "others have gone since");
 }
 
@@ -203,11 +203,11 @@ fn the_id_of_a_service_of_the_packet_plane_rests_as_long_as_its_closed_flows() {
     shared.report_adopted(WorkerId(0), next.snapshot.generation);
     let gone = |truth: &Truth| truth.registry().gone_services().count();
     let since = shared.now();
-    truth.release_gone(&shared, since);
+    truth.release_services(&shared, since);
     assert_eq!(gone(&truth), 80, "late packets of a flow that was closed may come for eight minutes");
-    truth.release_gone(&shared, since + 479_999);
+    truth.release_services(&shared, since + 479_999);
     assert_eq!(gone(&truth), 80);
-    truth.release_gone(&shared, since + 480_000);
+    truth.release_services(&shared, since + 480_000);
     assert_eq!(gone(&truth), 64, "the latest keep theirs");
 }
 
