@@ -112,9 +112,9 @@ export function serverState(server) {
   return healthState(server.health);
 }
 
-/** Whether it only says that nobody can serve: it is no server that a service has. While others can, it stands by under that name. */
+/** Whether it only says that nobody can serve: it is no server that a service has. */
 export function isSorry(server) {
-  return server.duty === "sorry" || (server.duty === "standby" && server.name === "sorry");
+  return server.sorry === true;
 }
 
 /** Whether new clients may be sent to it now, as far as its status tells. */
