@@ -217,6 +217,14 @@ fn expect_readable(page: &mut Browser, how: &str) {
     assert_eq!(found["bad"], Value::Array(Vec::new()), "{how}");
 }
 
+/// What a screen reader and a keyboard need, as far as a program can say.
+#[track_caller]
+fn expect_sound(page: &mut Browser, how: &str) {
+    let found = page.value(include_str!("page/rules.js"));
+    assert!(found["rules"].as_u64().expect("a number") > 10, "{how}: {found}");
+    assert_eq!(found["broken"], Value::Array(Vec::new()), "{how}");
+}
+
 #[track_caller]
 fn expect_no_faults(page: &mut Browser) {
     assert_eq!(page.faults(), [] as [String; 0]);
@@ -384,6 +392,205 @@ fn whoever_would_leave_too_few_servers_says_so_twice() {
     });
 }
 
+/// A drain with everything that can be said of it on the command line and by the API (tests/tests/drain.rs), and what becomes of two connections.
+fn drain_by(lab: &TestLab, options: &[(&str, &str, &str)]) {
+    let stage = Stage::set(lab, &[1, 2, 3], FULL);
+    stage.relay.until_all_up();
+    let mut page = open(lab, "alice");
+    for &(deadline, until, then) in options {
+        let how = format!("deadline {deadline:?}, until {until}, then {then}");
+        let open = |_| Connection::open(lab.client(), stage.front_end()).expect("somebody serves");
+        let mut held: Vec<Connection> = (0..2).map(open).collect();
+        // A client comes back to its server.
+        let homes = held.iter_mut().map(|connection| connection.greeting().expect("a greeting").name);
+        let home = homes.last().expect("two").replace("server", "FE");
+        page.click(&button("front-end", &home, "drain-by"));
+        page.choose("#drain-deadline", deadline);
+        assert_eq!(page.value("document.querySelector('#drain-minutes').checkVisibility()"), deadline == "minutes");
+        if deadline == "minutes" {
+            page.write("#drain-minutes", "0");
+            until_says(&mut page, "#order-error", "Minutes are more than 0");
+            // A second, and what is left of it.
+            page.write("#drain-minutes", "0.02");
+        }
+        page.write("#drain-until", until);
+        page.choose("#drain-then", then);
+        page.write("#order-reason", &how);
+        until_says(&mut page, "#order-effect", "front-end: 2 of 3 servers take new clients then");
+        page.click("#order-go");
+        page.until("the order is given", "!document.querySelector('#order').open");
+        let said = stage.relay.server("front-end", &home).admin_said.expect("something was said of it");
+        let drain = said.drain.expect("it drains");
+        assert_eq!((serde_json::json!(drain.then), said.reason.as_str()), (Value::from(then), how.as_str()));
+        assert_eq!((drain.until.to_string().as_str(), drain.deadline_in_ms.is_some()), (until, deadline != ""));
+        if until != "0" {
+            held.pop().expect("two").close().expect("it ends as it would have anyway");
+        }
+        let (state, words) = match then {
+            "halt" => ("halt", " ended"),
+            _ => ("drained", " left then"),
+        };
+        until_says(&mut page, &member("front-end", &home, ".state"), state);
+        until_says(&mut page, &member("front-end", &home, ".said"), &how);
+        let left = if held.len() == 1 { "1 connection" } else { "2 connections" };
+        until_says(&mut page, &member("front-end", &home, ".said"), &format!("{left}{words}"));
+        match then {
+            "halt" => assert!(held.iter_mut().all(Connection::is_ended), "{how}"),
+            _ => assert!(held.iter_mut().all(|one| one.echo(b"still there").is_ok()), "{how}"),
+        }
+        stage.relay.order(&format!("front-end/{home}"), "ready", &OrderBody::default());
+    }
+    expect_no_faults(&mut page);
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn t_18_a_drain_is_over_at_so_many_connections() {
+    in_lab(t_18_a_drain_is_over_at_so_many_connections, Topology::TwoArm, 3, |lab| {
+        drain_by(lab, &[("", "1", "stay"), ("", "1", "halt")]);
+    });
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn t_18_a_drain_is_over_after_so_many_minutes() {
+    in_lab(t_18_a_drain_is_over_after_so_many_minutes, Topology::TwoArm, 3, |lab| {
+        drain_by(lab, &[("minutes", "0", "halt"), ("minutes", "0", "stay")]);
+    });
+}
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn the_page_says_how_the_process_is() {
+    in_lab(the_page_says_how_the_process_is, Topology::TwoArm, 1, |lab| {
+        let _origin = Origin::tcp(lab.server(1), FRONT_END);
+        let vip = lab.vip(100);
+        let config = |role: &str, more: &str| {
+            let service = of(lab, "front-end", vip, FRONT_END, more, "FE", &[1]);
+            format!("{}{LIMITS}[runtime]\nrole = \"{role}\"\n{service}", control(""))
+        };
+        let mut relay = subject!().start(lab.balancer(), &config("active", ""));
+        relay.until_all_up();
+        for _ in 0..3 {
+            who(lab.client(), (vip, FRONT_END));
+        }
+        let mut page = open(lab, "vera");
+        until_says(&mut page, "#process-list", "active");
+        until_says(&mut page, "#process-list", "none among the latest events");
+        // How long things take, of this service.
+        until_says(&mut page, ".latencies", "Connect");
+        until_says(&mut page, ".latencies", "First byte");
+        until_says(&mut page, ".latencies", "since the start half within");
+        // How busy each worker is, in words and for those who do not see the bar; with the second answer.
+        page.until("a share", "/\\d+ %/.test(document.querySelector('#worker-rows [data-label=Busy]').innerText)");
+        let meters = page.value("[...document.querySelectorAll('#worker-rows [role=meter]')].map((each) => [each.getAttribute('aria-label'), each.getAttribute('aria-valuetext')])");
+        let meters = meters.as_array().expect("a list");
+        assert_eq!(meters.len(), relay.status().workers.len());
+        for (id, meter) in meters.iter().enumerate() {
+            assert_eq!(meter[0], format!("Busy: worker {id}"));
+            assert!(meter[1].as_str().is_some_and(|words| words.ends_with(" %")), "{meter}");
+        }
+        // Another generation, by a reload.
+        let generation = relay.reload(&config("active", "drain_timeout = \"1m\"\n")).expect("it is right");
+        until_says(&mut page, "#process-list", &format!("generation {generation}"));
+        until_says(&mut page, "#process-list", "taken");
+        // Of two machines the one that waits.
+        relay.reload(&config("standby", "")).expect("it is right");
+        until_says(&mut page, "#process-list", "standby");
+        until_says(&mut page, "#attention-list", "another machine has the addresses");
+        until_says(&mut page, "#daemon", "standby");
+        expect_sound(&mut page, "process");
+        picture(&mut page, "process", true);
+        expect_no_faults(&mut page);
+    });
+}
+
+/// So many services, and the page shows those that matter.
+const SERVICES: usize = 1_000;
+
+#[test]
+#[ignore = "needs the Debian package chromium"]
+fn a_thousand_services_are_found_and_sorted() {
+    in_lab(a_thousand_services_are_found_and_sorted, Topology::TwoArm, 1, |lab| {
+        let vip = lab.vip(100);
+        let services: String = (0..SERVICES)
+            .map(|n| {
+                let port = 10_000 + u16::try_from(n).expect("few");
+                let server = (lab.server(1).ipv4(), port).into();
+                let name = format!("service-{n}");
+                service_to(&name, vip, &port.to_string(), "balance = \"least-connections\"\n", &[("only", server)])
+            })
+            .collect();
+        let last = (vip, 10_000 + u16::try_from(SERVICES - 1).expect("few"));
+        let _origin = Origin::tcp(lab.server(1), last.1);
+        let relay = subject!().start(lab.balancer(), &format!("{}{LIMITS}{services}", control("")));
+        let mut held = Connection::open(lab.client(), last).expect("somebody serves");
+        held.greeting().expect("a greeting");
+        relay.order("service-500/only", "halt", &OrderBody::default());
+        let mut page = open(lab, "vera");
+        let rows = "[...document.querySelectorAll('#service-rows tr.service')]";
+        let names = |page: &mut Browser, count: usize| {
+            page.value(&format!("{rows}.slice(0, {count}).map((row) => row.querySelector('.open').innerText)"))
+        };
+        let sort = |page: &mut Browser, by: &str| page.click(&format!("th[data-sort={by}] button"));
+        until_says(&mut page, "#services-shown", "100 of 1,000");
+        assert_eq!(page.value(&format!("{rows}.length")), 100);
+        assert_eq!(names(&mut page, 2), serde_json::json!(["service-0", "service-1"]));
+        // What is down stands first when that is wanted.
+        sort(&mut page, "state");
+        assert_eq!(names(&mut page, 2), serde_json::json!(["service-500", "service-0"]));
+        sort(&mut page, "connections");
+        assert_eq!(names(&mut page, 1), serde_json::json!(["service-999"]));
+        let heads =
+            "[...document.querySelectorAll('th[aria-sort]')].map((head) => [head.innerText.trim(), head.ariaSort])";
+        assert_eq!(page.value(heads), serde_json::json!([["Connections", "descending"]]));
+        // By the numbers in names, the other way round, and as in the file again.
+        sort(&mut page, "service");
+        assert_eq!(names(&mut page, 3), serde_json::json!(["service-0", "service-1", "service-2"]));
+        sort(&mut page, "service");
+        assert_eq!(names(&mut page, 1), serde_json::json!(["service-999"]));
+        assert_eq!(page.value(heads), serde_json::json!([["Service", "descending"]]));
+        sort(&mut page, "service");
+        assert_eq!(page.value(heads), serde_json::json!([]));
+        page.click("#more-services");
+        until_says(&mut page, "#services-shown", "200 of 1,000");
+        page.write("#filter", "service-99");
+        until_says(&mut page, "#services-shown", "11 of 1,000");
+        assert_eq!(names(&mut page, 2), serde_json::json!(["service-99", "service-990"]));
+        page.write("#filter", "service-1");
+        until_says(&mut page, "#services-shown", "100 of 111 that are like that, of 1,000");
+        // How long the page has its thread for one drawing, with a hundred rows and with all: that depends on the machine, so it is only told.
+        page.write("#filter", "s");
+        let took = page.value(
+            "(async () => {
+                const drawn = () => {
+                    const began = performance.now();
+                    document.querySelector('#filter').dispatchEvent(new Event('input'));
+                    document.body.getBoundingClientRect();
+                    return performance.now() - began;
+                };
+                const hundred = drawn();
+                const nodes = document.querySelectorAll('*').length;
+                for (let more = 0; more < 9; more += 1) document.querySelector('#more-services').click();
+                document.body.getBoundingClientRect();
+                const sort = document.querySelector('#sort');
+                sort.value = 'service turned';
+                const all = await new Promise((resolve) => requestAnimationFrame(() => {
+                    const at = performance.now();
+                    document.querySelector('#more-services').click();
+                    document.body.getBoundingClientRect();
+                    resolve(performance.now() - at);
+                }));
+                return { hundred_ms: hundred, all_ms: all, nodes, rows: document.querySelectorAll('#service-rows tr.service').length };
+            })()",
+        );
+        eprintln!("{SERVICES} services: {took}");
+        assert!(took["nodes"].as_u64().is_some_and(|nodes| nodes < 12_000), "{took}");
+        assert_eq!(took["rows"], SERVICES);
+        expect_no_faults(&mut page);
+    });
+}
+
 #[test]
 #[ignore = "needs the Debian package chromium"]
 fn a_weight_is_set_and_taken_back_and_a_check_shows_its_steps() {
@@ -434,6 +641,7 @@ fn who_is_not_logged_in_sees_nothing() {
         assert_eq!(page.value("document.querySelector('#login-password').value"), "");
         assert!(!page.text("body").contains("front-end"));
         expect_readable(&mut page, "login");
+        expect_sound(&mut page, "login");
         page.write("#login-password", PASSWORD);
         page.press(Key::Enter);
         page.until("the overview", "document.querySelectorAll('#service-rows tr.service').length");
@@ -544,6 +752,7 @@ fn the_page_can_be_read_by_everybody_everywhere() {
             page.prefer_dark(dark);
             expect_readable(&mut page, if dark { "dark" } else { "light" });
         }
+        expect_sound(&mut page, "overview");
         // A choice of the user's counts more than the system's, and is still there after a reload of the page.
         page.choose("#theme", "light");
         assert_eq!(page.value("getComputedStyle(document.documentElement).colorScheme"), "light");
@@ -556,6 +765,7 @@ fn the_page_can_be_read_by_everybody_everywhere() {
         page.click(&button("front-end", "FE-1", "halt"));
         page.until("its effect", "document.querySelector('#order-effect').innerText !== ''");
         expect_readable(&mut page, "dialog");
+        expect_sound(&mut page, "dialog");
         page.press(Key::Escape);
         // Everything that can be pressed or filled in has a name.
         let spoken = page.spoken();
@@ -584,6 +794,7 @@ fn the_page_can_be_read_by_everybody_everywhere() {
             let wide = page.value("[document.documentElement.scrollWidth, innerWidth]");
             assert_eq!(wide[0], wide[1]);
             expect_readable(&mut page, "phone");
+            expect_sound(&mut page, "phone");
             let small = page.value(
                 "[...document.querySelectorAll('button, select, a:not(.skip), input')].filter((each) => each.checkVisibility())
                     .map((each) => [each.innerText || each.id, (each.closest('label') ?? each).getBoundingClientRect().height])
@@ -758,6 +969,49 @@ fn figures_read_as_on_the_command_line() {
             ("takesNew({ admin: 'ready', weight: 1, health: 'down', duty: 'fail-open' })", "true"),
             ("takesNew({ admin: 'ready', weight: 0, health: 'up', duty: 'primary' })", "false"),
             ("takesNew({ admin: 'ready', weight: 1, health: 'up', duty: 'standby' })", "false"),
+            // Whoever is called so is none, and who is may have any name.
+            ("isSorry({ name: 'sorry', duty: 'standby', sorry: false })", "false"),
+            ("isSorry({ name: 'away', duty: 'standby', sorry: true })", "true"),
+            ("serverState({ admin: 'ready', health: 'up', duty: 'sorry', sorry: true }).word", "sorry"),
+            ("serverState({ admin: 'ready', health: 'up', duty: 'standby', sorry: true }).word", "standby"),
+            ("roleState('active').tone", "good"),
+            ("roleState('standby').word", "standby"),
+            ("microseconds(null)", "–"),
+            ("microseconds(850)", "850 µs"),
+            ("microseconds(2500)", "2.5 ms"),
+            ("microseconds(150000)", "150 ms"),
+            ("microseconds(2500000)", "2.5 s"),
+            ("microseconds(60000000)", "1 min 0 s"),
+            (
+                "takenOverWords({ pid: 7, version: '0.9.0', at_unix_ms: 0, finishing: 1 }, 61000)",
+                "from process 7 (0.9.0) 1 min 1 s ago, where 1 connection finishes",
+            ),
+            (
+                "takenOverWords({ pid: 7, version: '0.9.0', at_unix_ms: 0, finishing: null }, 61000)",
+                "from process 7 (0.9.0) 1 min 1 s ago, which has gone",
+            ),
+            ("lastReload([])", "null"),
+            (
+                "lastReload([{ kind: 'configuration', services: [], subject: null, from: 'generation 3', to: 'generation 4', reason: 'by alice' }]).words",
+                "generation 3 → generation 4: by alice",
+            ),
+            // What it has changed, and what others say afterwards, is not what became of it.
+            (
+                "lastReload([{ kind: 'configuration', services: [], subject: null, from: 'generation 4', to: 'generation 4', reason: 'refused' },
+                    { kind: 'configuration', services: [], subject: null, from: 'workers: 1', to: 'workers: 2', reason: '' },
+                    { kind: 'configuration', services: ['web'], subject: 'service web', from: '', to: 'added', reason: '' },
+                    { kind: 'health', services: [], subject: null, from: '', to: '', reason: '' }]).refused",
+                "true",
+            ),
+            (
+                "certificateState({ kind: 'revocation list', level: 'valid', seconds_left: 86400, not_before_unix_seconds: 0, not_after_unix_seconds: 1e9 }).tone",
+                "good",
+            ),
+            (
+                "certificateState({ kind: 'revocation list', level: 'ends soon', seconds_left: 3600, not_before_unix_seconds: 0, not_after_unix_seconds: 1e9 }).tone",
+                "warn",
+            ),
+            ("certificateName({ kind: 'OCSP response', names: [], file: '/etc/towpath/owa.ocsp' })", "owa.ocsp"),
         ] {
             let told = tell(call);
             assert_eq!(told.as_str().map_or_else(|| told.to_string(), str::to_owned), expected, "{call}");
@@ -766,19 +1020,26 @@ fn figures_read_as_on_the_command_line() {
         let courses = page.value(
             "import('/page/history.js').then(({ History }) => {
                 const history = new History();
-                const at = (unix_ms, uptime_seconds, accepted) => history.take({ unix_ms, uptime_seconds,
-                    services: [{ name: 'web', accepted, bytes_from_client: 0, bytes_to_client: accepted * 10, counters: {} }] });
-                at(0, 10, 100);
+                const server = (connections) => ({ address: '192.0.2.1', port: 443, connections });
+                const at = (unix_ms, uptime_seconds, accepted, ...buckets) => history.take({ unix_ms, uptime_seconds,
+                    latency_bounds_us: [100, 250],
+                    workers: [{ id: 0, counters: { busy_microseconds: uptime_seconds * 250_000 } }],
+                    services: [{ name: 'web', accepted, bytes_from_client: 0, bytes_to_client: accepted * 10, counters: {},
+                        latencies: { connect: { count: buckets.reduce((sum, each) => sum + each, 0), buckets } },
+                        servers: [server(accepted / 100)] }] });
+                at(0, 10, 100, 7, 0, 0);
                 const first = [...history.of('web').opened];
-                at(2000, 12, 300);
-                at(4000, 14, 300);
+                at(2000, 12, 300, 7, 0, 0);
+                at(4000, 14, 300, 8, 98, 1);
                 const then = [...history.of('web').opened];
                 const bytes = [...history.of('').bytes];
-                at(6000, 1, 5);
-                return [first, then, bytes, [...history.of('web').opened]];
+                const others = [[...history.ofServer(server(0))], [...history.ofWorker(0)], history.lately('web').connect];
+                at(6000, 1, 5, 0, 0, 0);
+                return [first, then, bytes, ...others, [...history.of('web').opened], history.ofWorker(0)];
             })",
         );
-        assert_eq!(courses, serde_json::json!([[], [100, 0], [1000, 0], []]));
+        let lately = serde_json::json!({ "count": 100, "p50Us": 250, "p99Us": 250 });
+        assert_eq!(courses, serde_json::json!([[], [100, 0], [1000, 0], [1, 3, 3], [0.25, 0.25], lately, [], []]));
         expect_no_faults(&mut page);
     });
 }

@@ -710,6 +710,7 @@ pub(crate) mod tests {
             health,
             reason: reason.to_owned(),
             duty: "primary".to_owned(),
+            sorry: false,
             closed_ports: Vec::new(),
             agent: None,
             health_seconds: 75,

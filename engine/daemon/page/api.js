@@ -85,6 +85,9 @@ export const status = () => call("GET", "/v1/status", { background: true });
 /** What is scarce and how full it is, with what to do about it. */
 export const limits = async () => (await call("GET", "/v1/limits", { background: true })).limits;
 
+/** Certificates and other files that end, what ends first stands first. */
+export const certificates = async () => (await call("GET", "/v1/certs", { background: true })).certificates;
+
 /** `service` null = every one. `body` as in the reference of the API. */
 export const order = (verb, service, server, body) => call("POST", servers(service, server, verb), { body, limitMs: ORDER_MS });
 

@@ -1,14 +1,14 @@
 // What somebody should look at, the worst first. Pure.
 
-import { certificateState, counted, isSorry, limitName, limitState, orders, percent, ports, serverState, socket, standing, thousands } from "./words.js";
+import { certificateName, certificateState, counted, isSorry, lastReload, limitName, limitState, orders, percent, ports, serverState, socket, standing, takenOverWords, thousands } from "./words.js";
 
 /** So many are listed; the rest is counted. */
 export const LISTED_MAX = 12;
 
 const GRAVITY = { bad: 0, warn: 1, calm: 2 };
 
-/** `[{ tone, shape, word, whom, why }]`; `limits` as the daemon lists them. */
-export function attention(status, limits, nowMs, passedMs) {
+/** `[{ tone, shape, word, whom, why }]`; `limits` and `certificates` as the daemon lists them. */
+export function attention({ status, limits, certificates, nowMs, passedMs }) {
   const found = [];
   const note = (state, whom, why) => found.push({ ...state, whom, why });
   if (status.phase !== "running") {
@@ -16,6 +16,12 @@ export function attention(status, limits, nowMs, passedMs) {
   }
   if (status.role === "standby") {
     note({ word: "standby", tone: "calm", shape: "standby" }, "Towpath", "another machine has the addresses; this one waits");
+  }
+  const reload = lastReload(status.events);
+  if (reload?.refused) note({ word: "refused", tone: "warn", shape: "warning" }, "last reload", `${reload.words}; \`towpath reload\` tells the reasons`);
+  // What finishes there still counts on the machine, and on the servers.
+  if (status.taken_over && status.taken_over.finishing !== null) {
+    note({ word: "taken over", tone: "calm", shape: "standby" }, "Towpath", takenOverWords(status.taken_over, nowMs));
   }
   for (const service of status.services) {
     if (service.state === "down") {
@@ -34,10 +40,11 @@ export function attention(status, limits, nowMs, passedMs) {
     if (queue && queue.waiting > 0) {
       note({ word: "queue", tone: "warn", shape: "warning" }, service.name, `${thousands(queue.waiting)} of ${thousands(queue.max)} clients wait for a place`);
     }
-    for (const certificate of service.certificates) {
-      const state = certificateState(certificate);
-      if (state.tone !== "good") note({ ...state, word: "certificate" }, `${certificate.names.join(", ") || "no name"} of ${service.name}`, state.word);
-    }
+  }
+  for (const row of certificates) {
+    const state = certificateState(row);
+    const whom = `${certificateName(row)} of ${row.service ?? "this page"}`;
+    if (state.tone !== "good") note({ ...state, word: row.kind }, whom, state.word);
   }
   for (const limit of limits) {
     const state = limitState(limit);

@@ -103,6 +103,9 @@ export function bar(label) {
   };
 }
 
+/** Of a young course there are places for so many values: it need not be two minutes old to be seen. */
+const PLACES_MIN = 15;
+
 /** The course of a figure as a small line; what it says is in the text beside it. */
 export function sparkline() {
   const line = drawing("polyline", { class: "spark-line", points: "" });
@@ -115,10 +118,10 @@ export function sparkline() {
   );
   return {
     node,
-    /** `values` oldest first, of at most `places`; the newest is at the right edge. */
-    update(values, places) {
-      const top = Math.max(...values, 1);
-      const step = 100 / (places - 1);
+    /** `values` oldest first, of at most `places`; the newest is at the right edge. What is above `full` makes the line lower. */
+    update(values, places, full = 1) {
+      const top = Math.max(...values, full);
+      const step = 100 / (Math.min(places, Math.max(values.length, PLACES_MIN)) - 1);
       const points = values.map((value, at) => {
         const x = 100 - (values.length - 1 - at) * step;
         return `${x.toFixed(1)},${(22.5 - (value / top) * 21).toFixed(1)}`;

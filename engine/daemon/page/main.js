@@ -8,7 +8,7 @@ import { panels } from "./panels.js";
 import { Services } from "./services.js";
 import { countdown, eventParts, serviceState, span, utc } from "./words.js";
 
-/** Between two questions to the daemon; after one without an answer each takes twice as long as the last, up to the limit. */
+/** Between two questions to the daemon; after a second one without an answer each takes twice as long as the last, up to the limit. */
 const ASK_EVERY_MS = 2_000;
 const ASK_EVERY_MS_MAX = 8_000;
 /** With so many services an answer is megabytes: it is asked for less often. */
@@ -16,8 +16,8 @@ const SERVICES_MANY = 200;
 const ASK_EVERY_MS_MANY = 6_000;
 /** From so many questions without an answer on, what is shown is old and nothing is ordered. */
 const STALE_FAILURES = 2;
-/** Limits are asked for with every so many answers: they fill slowly. */
-const LIMITS_EVERY = 5;
+/** Limits and certificates are asked for with every so many answers: they fill and end slowly. */
+const SLOW_EVERY = 5;
 /** Who uses the page tells the daemon so often at most. */
 const TOUCH_EVERY_MS = 30_000;
 /** So long before the session ends for want of use its user is asked, and told before it ends anyway; of a short one a quarter of it. */
@@ -32,6 +32,7 @@ const history = new History();
 /** The last answer, and when it came by the clock of this page (`performance.now`). */
 let status = null;
 let limits = [];
+let certificates = [];
 let answers = 0;
 let answeredAt = 0;
 /** Who is logged in, and by when the session is over. */
@@ -193,10 +194,11 @@ async function ask() {
   clearTimeout(timer);
   const mine = ++asked;
   try {
-    const [next, nextLimits] = await Promise.all([api.status(), answers % LIMITS_EVERY === 0 ? api.limits() : limits]);
+    const slow = answers % SLOW_EVERY === 0 ? [api.limits(), api.certificates()] : [limits, certificates];
+    const [next, ...nextSlow] = await Promise.all([api.status(), ...slow]);
     // Another question was asked meanwhile, which goes on from here.
     if (mine !== asked) return;
-    [status, limits] = [next, nextLimits];
+    [status, [limits, certificates]] = [next, nextSlow];
     answers += 1;
     answeredAt = performance.now();
     failures = 0;
@@ -211,7 +213,7 @@ async function ask() {
     render();
   }
   const usualMs = status && status.services.length > SERVICES_MANY ? ASK_EVERY_MS_MANY : ASK_EVERY_MS;
-  const waitMs = failures > 0 ? Math.min(ASK_EVERY_MS * 2 ** failures, ASK_EVERY_MS_MAX) : usualMs;
+  const waitMs = failures > 0 ? Math.min(ASK_EVERY_MS * 2 ** (failures - 1), ASK_EVERY_MS_MAX) : usualMs;
   // A page that nobody sees asks nothing until it is looked at again.
   if (!document.hidden) timer = setTimeout(ask, waitMs);
 }
@@ -231,8 +233,9 @@ function render() {
   const passedMs = stale ? 0 : performance.now() - answeredAt;
   const nowMs = status.unix_ms + passedMs;
   const may = session?.page === "full" && session.role !== "viewer";
-  const context = { status, limits, history, nowMs, passedMs, may, stale };
-  say(get("daemon"), `${status.version} · ${status.phase} for ${span(status.uptime_seconds * 1000 + passedMs)}`);
+  const context = { status, limits, certificates, history, nowMs, passedMs, may, stale };
+  const role = status.role === "standby" ? `${status.phase}, standby` : status.phase;
+  say(get("daemon"), `${status.version} · ${role} for ${span(status.uptime_seconds * 1000 + passedMs)}`);
   say(get("clock"), utc(nowMs));
   services.update(context);
   views.update(context);
@@ -313,6 +316,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("pointerdown", touch);
+// Where rows are cards nobody sees the heads of the table: the list beside the filter sorts.
+const narrow = matchMedia("(max-width: 56rem)");
+const narrowed = () => document.querySelectorAll("th[data-sort] button").forEach((each) => set(each, "disabled", narrow.matches));
+narrow.addEventListener("change", narrowed);
+narrowed();
 document.addEventListener("visibilitychange", () => {
   if (!document.hidden && session) ask();
 });

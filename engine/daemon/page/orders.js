@@ -18,6 +18,8 @@ const VERBS = {
 /** The largest weight, and the largest number of connections. */
 const WEIGHT_MAX = 65_535;
 const UNTIL_MAX = 4_294_967_295;
+/** A drain has 30 days at most. */
+const MINUTES_MAX = 43_200;
 
 /** After the last key so long is waited until the daemon is asked what would happen. */
 const SETTLE_MS = 250;
@@ -71,10 +73,12 @@ export class Orders {
       get("weight-number").disabled = get("weight-configured").checked;
       this.#foresee();
     });
-    for (const id of ["weight-number", "drain-until"]) get(id).addEventListener("input", () => this.#foresee(SETTLE_MS));
+    for (const id of ["weight-number", "drain-until", "drain-minutes"]) get(id).addEventListener("input", () => this.#foresee(SETTLE_MS));
     get("drain-deadline").addEventListener("change", () => {
       // As the daemon means it where nothing is said.
       get("drain-then").value = get("drain-deadline").value === "" ? "stay" : "halt";
+      this.#offerMinutes();
+      this.#foresee();
     });
     get("order-sure-box").addEventListener("change", () => this.#allow());
   }
@@ -119,11 +123,16 @@ export class Orders {
       get("drain-deadline").value = "300000";
       get("drain-then").value = "halt";
     }
+    this.#offerMinutes();
     get("order-everywhere").nextElementSibling.textContent = `in every service that ${server.address} is in`;
     this.#fail(null);
     get("order").showModal();
     (verb === "weight" ? get("weight-number") : verb === "drain" ? get("drain-deadline") : get("order-reason")).focus();
     this.#foresee();
+  }
+
+  #offerMinutes() {
+    for (const each of document.querySelectorAll(".drain-minutes")) set(each, "hidden", get("drain-deadline").value !== "minutes");
   }
 
   /** Whom the order is about, as the API has it. */
@@ -139,7 +148,8 @@ export class Orders {
     if (reason !== "") body.reason = reason;
     if (verb === "drain") {
       const deadline = get("drain-deadline").value;
-      if (deadline !== "") body.deadline_ms = Number(deadline);
+      if (deadline === "minutes") body.deadline_ms = minutesMs();
+      else if (deadline !== "") body.deadline_ms = Number(deadline);
       const until = whole("drain-until", UNTIL_MAX, "A number of connections");
       if (until > 0) body.until = until;
       body.then = get("drain-then").value;
@@ -249,6 +259,16 @@ function whole(id, max, what) {
     throw new api.Refusal(0, "not_a_number", `${what} is a whole number from 0 to ${thousands(max)}.`);
   }
   return number;
+}
+
+/** The minutes that somebody wants, parts of one, too. */
+function minutesMs() {
+  const { value } = get("drain-minutes");
+  const ms = Math.round((value === "" ? NaN : Number(value)) * 60_000);
+  if (!(ms > 0) || ms > MINUTES_MAX * 60_000) {
+    throw new api.Refusal(0, "not_a_number", `Minutes are more than 0 and at most ${thousands(MINUTES_MAX)}, which is 30 days.`);
+  }
+  return ms;
 }
 
 /** What the checks of one server did, step by step. */

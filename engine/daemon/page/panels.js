@@ -3,10 +3,14 @@
 import { attention, LISTED_MAX, serversOf, tally } from "./attention.js";
 import { badge, bar, element, following, say, set, sparkline } from "./dom.js";
 import { PLACES } from "./history.js";
-import { bytes, certificateState, clock, counted, eventParts, limitName, limitState, limitWords, percent, rate, serverState, serviceState, socket, thousands, utc } from "./words.js";
+import { bytes, certificateName, certificateState, clock, counted, eventParts, lastReload, limitName, limitState, limitWords, percent, rate, roleState, serverState, serviceState, socket, span, takenOverWords, thousands, utc } from "./words.js";
 
 /** Limits of services, servers and source addresses that are shown, the fullest first. */
 const LIMITS_SHOWN = 12;
+/** From such a share of its time on a worker has little left for more. */
+const BUSY_HIGH = 0.9;
+/** Certificates that are shown, those that end first. */
+const CERTIFICATES_SHOWN = 24;
 /** Events that are shown until somebody wants more. */
 const EVENTS_SHOWN = 12;
 
@@ -14,7 +18,7 @@ const get = (id) => document.querySelector(`#${id}`);
 
 /** All of them; `update(context)` as of the services. */
 export function panels() {
-  const all = [sums(), attentionPanel(), leaving(), certificates(), limits(), events(), workers()];
+  const all = [sums(), attentionPanel(), leaving(), certificates(), limits(), events(), workers(), processPanel()];
   return { update: (context) => all.forEach((panel) => panel(context)) };
 }
 
@@ -65,8 +69,8 @@ function attentionPanel() {
       },
     };
   });
-  return ({ status, limits, nowMs, passedMs }) => {
-    const items = attention(status, limits, nowMs, passedMs);
+  return (context) => {
+    const items = attention(context);
     set(get("attention"), "hidden", items.length === 0);
     const more = items.length - LISTED_MAX;
     const rest = more > 0 ? [{ tone: "calm", shape: "warning", word: "more", whom: `${thousands(more)} more`, why: "see below" }] : [];
@@ -96,25 +100,29 @@ function tile(...below) {
 }
 
 function certificates() {
-  const key = ({ service, certificate }) => `${service} ${certificate.names.join()} ${certificate.not_before_unix_seconds}`;
+  const key = (row) => `${row.service} ${row.kind} ${row.file} ${row.sha256}`;
   const follow = following(get("certificate-list"), key, () => {
-    const [of, until] = [element("p", { class: "quiet" }), element("p", { class: "quiet figures" })];
-    const { name, state, node } = tile(of, until);
+    const [of, until, file] = [element("p", { class: "quiet" }), element("p", { class: "quiet figures" }), element("p", { class: "quiet" })];
+    const { name, state, node } = tile(of, until, file);
     return {
       nodes: [node],
-      update({ service, certificate }) {
-        say(name, certificate.names.join(", ") || "no name");
-        state.update(certificateState(certificate));
-        say(of, `service ${service}`);
-        say(until, `until ${utc(certificate.not_after_unix_seconds * 1000)}`);
+      update(row) {
+        say(name, certificateName(row));
+        state.update(certificateState(row));
+        const what = row.kind === "certificate" ? row.key : row.kind;
+        say(of, [row.service === null ? "this page and the API" : `service ${row.service}`, what].filter((part) => part !== "").join(" · "));
+        say(until, `until ${utc(row.not_after_unix_seconds * 1000)}`);
+        say(file, row.file);
       },
     };
   });
-  return ({ status }) => {
-    const all = status.services.flatMap((service) => service.certificates.map((certificate) => ({ service: service.name, certificate })));
-    all.sort((a, b) => a.certificate.seconds_left - b.certificate.seconds_left);
-    set(get("no-certificates"), "hidden", all.length > 0);
-    follow(all);
+  // What ends first stands first.
+  return ({ certificates }) => {
+    set(get("no-certificates"), "hidden", certificates.length > 0);
+    follow(certificates.slice(0, CERTIFICATES_SHOWN));
+    const more = certificates.length - CERTIFICATES_SHOWN;
+    set(get("more-certificates"), "hidden", more <= 0);
+    say(get("more-certificates"), `${thousands(more)} more are good for longer; \`towpath certs\` lists all of them.`);
   };
 }
 
@@ -235,18 +243,72 @@ function workers() {
     const figure = (label) => element("td", { role: "cell", class: "figure", "data-label": label });
     const [cpu, sessions, flows, dropped, generation] = ["CPU", "Sessions", "Flows", "Dropped frames", "Generation"].map(figure);
     const stateCell = element("td", { role: "cell", "data-label": "State" }, state.node);
-    const node = element("tr", { role: "row" }, head, stateCell, cpu, sessions, flows, dropped, generation);
+    const busy = element("span", { class: "figures" });
+    const share = bar("");
+    const line = sparkline();
+    const busyCell = element("td", { role: "cell", "data-label": "Busy" }, element("div", { class: "course" }, busy, share.node, line.node));
+    const node = element("tr", { role: "row" }, head, stateCell, busyCell, cpu, sessions, flows, dropped, generation);
     return {
       nodes: [node],
-      update(worker) {
+      update({ loads, ...worker }) {
         say(head, `${worker.id}`);
         const serves = worker.state === "serving";
         state.update({ word: worker.state, tone: serves ? "good" : "bad", shape: serves ? "up" : "down" });
+        const load = loads.at(-1);
+        const words = load === undefined ? "–" : percent(load, 1);
+        say(busy, words);
+        share.update(load ?? 0, load > BUSY_HIGH ? "warn" : "good", words);
+        set(share.node, "aria-label", `Busy: worker ${worker.id}`);
+        // Of all its time, so that an idle one is a flat line.
+        line.update(loads, PLACES, 1);
         const drops = Object.values(worker.drops).reduce((sum, count) => sum + count, 0);
         const figures = [worker.cpu, worker.sessions, worker.flows, drops, worker.generation];
         [cpu, sessions, flows, dropped, generation].forEach((cell, at) => say(cell, thousands(figures[at])));
       },
     };
   });
-  return ({ status }) => follow(status.workers);
+  return ({ status, history }) => follow(status.workers.map((worker) => ({ ...worker, loads: history.ofWorker(worker.id) })));
+}
+
+/** The process as a whole: what it is, what it runs by, whom it follows. */
+function processPanel() {
+  const follow = following(get("process-list"), (fact) => fact.name, () => {
+    const [name, state, words] = [element("dt"), badge("lamp"), element("span", { class: "figures" })];
+    return {
+      nodes: [element("div", {}, name, element("dd", {}, state.node, words))],
+      update(fact) {
+        say(name, fact.name);
+        set(state.node, "hidden", !fact.state);
+        if (fact.state) state.update(fact.state);
+        say(words, fact.words);
+      },
+    };
+  });
+  return ({ status, nowMs, passedMs }) => {
+    const facts = [
+      { name: "Version", words: status.version },
+      { name: "Role", state: roleState(status.role), words: "" },
+      { name: "Started", words: `${utc(status.started_unix_ms)}, ${span(status.uptime_seconds * 1000 + passedMs)} ago` },
+    ];
+    if (status.taken_over) facts.push({ name: "Taken over", words: takenOverWords(status.taken_over, nowMs) });
+    facts.push({ name: "Generation", words: thousands(status.generation) });
+    const reload = lastReload(status.events);
+    if (reload) {
+      const state = reload.refused ? { word: "refused", tone: "warn", shape: "warning" } : { word: "taken", tone: "good", shape: "up" };
+      facts.push({ name: "Last reload", state, words: `${clock(reload.unixMs, nowMs)}: ${reload.words}` });
+    } else {
+      facts.push({ name: "Last reload", words: "none among the latest events" });
+    }
+    const pool = status.handshake_pool;
+    if (pool) {
+      const waiting = `${thousands(pool.running)} of ${counted(pool.cpus.length, "thread")} sign, ${counted(pool.queued, "handshake")} wait${pool.queued === 1 ? "s" : ""}`;
+      facts.push({ name: "Handshakes", words: waiting });
+    }
+    const log = status.access_log;
+    if (log) facts.push({ name: "Access log", words: `${counted(log.written, "line")} written, ${thousands(log.dropped + log.failed)} lost` });
+    for (const { receiver, delivered, failed, dropped } of status.notify) {
+      facts.push({ name: `Told by ${receiver}`, words: `${counted(delivered, "event")}, ${thousands(failed)} failed, ${thousands(dropped)} dropped` });
+    }
+    follow(facts);
+  };
 }

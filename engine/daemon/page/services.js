@@ -2,10 +2,28 @@
 
 import { badge, element, following, say, set, sparkline } from "./dom.js";
 import { PLACES } from "./history.js";
-import { bytes, counted, countdown, healthState, orders, ports, rate, serverState, serviceState, socket, span, standing, thousands } from "./words.js";
+import { bytes, counted, countdown, healthState, microseconds, orders, ports, rate, serverState, serviceState, socket, span, standing, thousands } from "./words.js";
 
 /** With so few services all of them are open until somebody closes them. */
 const OPEN_MAX = 4;
+/** So many rows are drawn until somebody wants more: a thousand that are ordered anew hold a browser up for half a second. */
+const SHOWN_STEP = 100;
+
+const GRAVITY = { bad: 0, warn: 1, calm: 2 };
+const last = (values) => values.at(-1) ?? 0;
+const byName = (a, b) => a.name.localeCompare(b.name, "en", { numeric: true });
+
+/**
+ * What services can be sorted by, and how: `way` is 1 for what is read upwards, -1 where the most stands first. Equals stay in the order of the file.
+ */
+const ORDERS = {
+  service: { way: 1, compare: byName },
+  state: { way: 1, compare: (a, b) => gravity(a) - gravity(b) },
+  vip: { way: 1, compare: (a, b) => a.vip.localeCompare(b.vip, "en", { numeric: true }) },
+  connections: { way: -1, compare: (a, b) => a.connections - b.connections },
+  opened: { way: -1, compare: (a, b, history) => last(history.of(a.name).opened) - last(history.of(b.name).opened) },
+  bytes: { way: -1, compare: (a, b, history) => last(history.of(a.name).bytes) - last(history.of(b.name).bytes) },
+};
 
 export class Services {
   #act;
@@ -13,13 +31,33 @@ export class Services {
   /** What somebody has opened or closed, by the name of the service. */
   #chosen = new Map();
   #context = null;
+  /** Another filter or order begins at the top again. */
+  #shownMax = SHOWN_STEP;
 
   /** `act(verb, service, server, from)` when somebody presses a button. */
   constructor(act) {
     this.#act = act;
     this.#follow = following(document.querySelector("#service-rows"), (service) => service.name, () => this.#row());
-    document.querySelector("#filter").addEventListener("input", () => this.#render());
-    document.querySelector("#troubled").addEventListener("change", () => this.#render());
+    const anew = () => {
+      this.#shownMax = SHOWN_STEP;
+      this.#render();
+    };
+    document.querySelector("#filter").addEventListener("input", anew);
+    document.querySelector("#troubled").addEventListener("change", anew);
+    document.querySelector("#sort").addEventListener("change", anew);
+    for (const head of document.querySelectorAll("#service-table th[data-sort]")) {
+      head.firstElementChild.addEventListener("click", () => {
+        const sort = document.querySelector("#sort");
+        const [by, turned] = sort.value.split(" ");
+        // Once as it is usual, once the other way round, then as in the file.
+        sort.value = by !== head.dataset.sort ? head.dataset.sort : turned ? "" : `${by} turned`;
+        anew();
+      });
+    }
+    document.querySelector("#more-services").addEventListener("click", () => {
+      this.#shownMax += SHOWN_STEP;
+      this.#render();
+    });
   }
 
   /** `context`: `{ status, history, nowMs, passedMs, may }`. */
@@ -33,11 +71,30 @@ export class Services {
     const { services } = this.#context.status;
     const wanted = document.querySelector("#filter").value.trim().toLowerCase();
     const troubled = document.querySelector("#troubled").checked;
-    const shown = services.filter((service) => matches(service, wanted) && (!troubled || isTroubled(service)));
+    const found = services.filter((service) => matches(service, wanted) && (!troubled || isTroubled(service)));
+    const shown = this.#sorted(found).slice(0, this.#shownMax);
     this.#follow(shown);
+    const more = found.length - shown.length;
+    set(document.querySelector("#more-services"), "hidden", more === 0);
+    say(document.querySelector("#more-services"), `Show ${thousands(Math.min(more, SHOWN_STEP))} more`);
+    set(document.querySelector("#services-shown"), "hidden", found.length === services.length && more === 0);
+    const of = found.length === services.length ? "" : ` that are like that, of ${thousands(services.length)}`;
+    say(document.querySelector("#services-shown"), more > 0 ? `${thousands(shown.length)} of ${thousands(found.length)}${of}` : `${thousands(found.length)} of ${thousands(services.length)}`);
     set(document.querySelector("#no-services"), "hidden", services.length > 0);
     set(document.querySelector("#none-match"), "hidden", services.length === 0 || shown.length > 0);
     set(document.querySelector("#service-table"), "hidden", shown.length === 0);
+  }
+
+  #sorted(services) {
+    const [by, turned] = document.querySelector("#sort").value.split(" ");
+    for (const head of document.querySelectorAll("#service-table th[data-sort]")) {
+      const way = (ORDERS[head.dataset.sort].way === 1) === !turned ? "ascending" : "descending";
+      set(head, "aria-sort", head.dataset.sort === by ? way : null);
+    }
+    const order = ORDERS[by];
+    if (!order) return services;
+    const way = turned ? -order.way : order.way;
+    return services.toSorted((a, b) => way * order.compare(a, b, this.#context.history));
   }
 
   #isOpen(service) {
@@ -76,8 +133,10 @@ export class Services {
       cell("Throughput", traffic.node),
     );
     const list = element("ul", { role: "list" });
+    const latencies = element("ul", { class: "latencies", role: "list" });
     const more = element("p", { class: "more" });
-    const members = element("tr", { role: "row", class: "members" }, element("td", { role: "cell", colspan: 10 }, list, more));
+    const members = element("tr", { role: "row", class: "members" }, element("td", { role: "cell", colspan: 10 }, list, latencies, more));
+    const followLatencies = following(latencies, ([what]) => what, latency);
     const follow = following(list, (server) => `${server.name} ${socket(server.address, server.port)}`, () => this.#member());
     return {
       nodes: [row, members],
@@ -102,6 +161,9 @@ export class Services {
         set(members, "hidden", !isOpen);
         if (!isOpen) return;
         follow(service.servers.map((server) => ({ ...server, service: service.name })));
+        const measured = Object.entries(service.latencies ?? {}).filter(([, { count }]) => count > 0);
+        set(latencies, "hidden", measured.length === 0);
+        followLatencies(measured.map(([what, ever]) => [what, ever, history.lately(service.name)[what]]));
         say(more, details(service, history).join(" · "));
       },
     };
@@ -117,7 +179,7 @@ export class Services {
     const since = element("div", { class: "quiet figures" });
     const said = element("div", { class: "said" });
     const clock = element("span", { class: "figures", role: "timer" });
-    const load = element("div", { class: "figures" });
+    const load = course();
     const weight = element("div", { class: "quiet figures" });
     const acts = element("div", { class: "acts" });
     const button = (verb, label) =>
@@ -137,14 +199,14 @@ export class Services {
       element("div", { class: "stack state" }, state.node, health.node),
       element("div", { class: "stack who" }, name, address),
       element("div", { class: "why" }, why, said, clock, since),
-      element("div", { class: "load" }, load, weight),
+      element("div", { class: "load" }, load.node, weight),
       acts,
     );
     return {
       nodes: [node],
       update: (next) => {
         server = next;
-        const { nowMs, passedMs, may, stale } = this.#context;
+        const { history, nowMs, passedMs, may, stale } = this.#context;
         set(node, "data-server", `${server.service}/${server.name}`);
         const lead = serverState(server);
         state.update(lead);
@@ -162,7 +224,7 @@ export class Services {
         set(clock, "hidden", left === null);
         say(clock, left === null ? "" : `${countdown(left)} left`);
         const max = server.connections_max > 0 ? ` of ${thousands(server.connections_max)}` : "";
-        say(load, `${counted(server.connections, "connection")}${max}`);
+        load.update(history.ofServer(server), () => `${counted(server.connections, "connection")}${max}`);
         say(weight, `weight ${thousands(server.weight)} · ${thousands(server.opened)} opened`);
         set(acts, "hidden", !may);
         set(buttons.ready, "hidden", server.admin === "ready");
@@ -218,14 +280,27 @@ function details(service, history) {
     const longest = service.queue.waiting > 0 ? `, the first for ${span(service.queue.longest_ms)}` : "";
     parts.push(`${thousands(service.queue.waiting)} of ${thousands(service.queue.max)} wait${longest}`);
   }
-  for (const [what, latency] of Object.entries(service.latencies ?? {})) {
-    if (latency.count > 0) parts.push(`${what.replaceAll("_", " ")}: half within ${microseconds(latency.p50_us)}, 99 % within ${microseconds(latency.p99_us)}`);
-  }
   const ended = Object.entries(service.terminations).filter(([, count]) => count > 0);
   if (ended.length > 0) parts.push(`ended: ${ended.map(([label, count]) => `${label} ${thousands(count)}`).join(", ")}`);
   return parts;
 }
 
-function microseconds(us) {
-  return us < 1000 ? `${us} µs` : us < 10_000 ? `${(us / 1000).toFixed(1)} ms` : span(us / 1000);
+/** How long something took: lately, and since the start. */
+function latency() {
+  const [what, lately, ever] = [element("span", { class: "name" }), element("span", { class: "figures" }), element("span", { class: "quiet figures" })];
+  return {
+    nodes: [element("li", {}, what, lately, ever)],
+    update([name, since, recent]) {
+      say(what, LATENCIES[name] ?? name);
+      const within = (p50, p99) => `half within ${microseconds(p50)}, 99 % within ${microseconds(p99)}`;
+      say(lately, recent && recent.count > 0 ? within(recent.p50Us, recent.p99Us) : "nothing lately");
+      say(ever, `since the start ${within(since.p50_us, since.p99_us)}`);
+    },
+  };
+}
+
+const LATENCIES = { connect: "Connect", first_byte: "First byte", handshake: "TLS handshake", queue: "Queue" };
+
+function gravity(service) {
+  return GRAVITY[serviceState(service).tone] ?? (isTroubled(service) ? 2 : 3);
 }

@@ -112,9 +112,9 @@ export function serverState(server) {
   return healthState(server.health);
 }
 
-/** Whether it only says that nobody can serve: it is no server that a service has. While others can, it stands by under that name. */
+/** Whether it only says that nobody can serve: it is no server that a service has. */
 export function isSorry(server) {
-  return server.duty === "sorry" || (server.duty === "standby" && server.name === "sorry");
+  return server.sorry === true;
 }
 
 /** Whether new clients may be sent to it now, as far as its status tells. */
@@ -174,8 +174,16 @@ export function orders(server, nowMs, passedMs) {
 const CERTIFICATE_NEAR_DAYS = 30;
 const CERTIFICATE_URGENT_DAYS = 7;
 
-/** How near the end of a certificate is. */
+/** What it is for, or for a file that is none, where it is. */
+export function certificateName(row) {
+  return row.names.join(", ") || (row.kind === "certificate" ? "no name" : row.file.split("/").at(-1));
+}
+
+/** How near the end of a certificate is. Lists and responses that are made anew all the time are judged by the daemon: it knows for how long they are good. */
 export function certificateState(certificate) {
+  const level = certificate.kind === "certificate" ? undefined : certificate.level;
+  if (level === "valid") return state(`${span(certificate.seconds_left * 1000)} left`, "good", "up");
+  if (level === "ends soon") return state(`${span(certificate.seconds_left * 1000)} left`, "warn", "warning");
   const left = certificate.seconds_left;
   const days = Math.floor(left / 86_400);
   if (left < 0) return state(`ended ${span(-left * 1000)} ago`, "bad", "down");
@@ -196,6 +204,41 @@ export function limitState(limit) {
 export function limitName(limit) {
   const name = limit.name[0].toUpperCase() + limit.name.slice(1);
   return limit.subject === null ? name : `${name} of ${limit.subject}`;
+}
+
+/** Where two machines share their addresses, which of them this is. */
+export function roleState(role) {
+  const states = { active: state("active", "good", "up"), standby: state("standby", "calm", "standby") };
+  return states[role] ?? state(role || "unknown", "warn", "unknown");
+}
+
+/**
+ * What became of the last reload, by its event; null where none is known. One that was refused leaves the generation as it was: then what runs is not
+ * what the file says.
+ */
+export function lastReload(events) {
+  // Others tell what it has changed.
+  const ofReload = ({ kind, from, reason }) => kind === "configuration" && [from, reason].some((text) => text.startsWith("generation "));
+  const event = events.findLast(ofReload);
+  if (!event) return null;
+  const { change, why } = eventParts(event);
+  const refused = event.from !== "" && event.from === event.to;
+  return { refused, unixMs: event.unix_ms, words: refused || change === "" ? why : [change, why].filter((part) => part !== "").join(": ") };
+}
+
+/** From whom this process has taken over, and what finishes there. */
+export function takenOverWords(takenOver, nowMs) {
+  const { pid, version, at_unix_ms, finishing } = takenOver;
+  const rest = finishing === null ? "which has gone" : `where ${counted(finishing, "connection")} finish${finishing === 1 ? "es" : ""}`;
+  return `from process ${pid} (${version}) ${span(Math.max(0, nowMs - at_unix_ms))} ago, ${rest}`;
+}
+
+/** Microseconds as "850 µs", "2.5 ms", "150 ms", "1.2 s"; null where nothing was measured. */
+export function microseconds(us) {
+  if (us === null || us === undefined) return "–";
+  if (us < 1000) return `${us} µs`;
+  if (us < 10_000) return `${(us / 1000).toFixed(1)} ms`;
+  return us < 1_000_000 || us >= 60_000_000 ? span(us / 1000) : `${(us / 1_000_000).toFixed(1)} s`;
 }
 
 /** "1,200 of 9,936", of memory "200.0 MB of 8.3 GB". */

@@ -1196,6 +1196,7 @@ fn server_status(service: &Service, target: &Target, truth: &Truth, shared: &Sha
         agent: target.agent.and_then(|agent| truth.board.agent(agent)).map(AgentState::line),
         reason: reason.to_string(),
         duty: duty_word(target).to_owned(),
+        sorry: target.is_sorry(),
         closed_ports: target.closed_ports.iter().map(|closed| closed.port).collect(),
         health_seconds: now.ms_since(target.since) / 1000,
         connections: shared.loads().active(target.server),

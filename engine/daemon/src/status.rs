@@ -307,6 +307,9 @@ pub struct ServerStatus {
     /// because too few are).
     #[serde(default)]
     pub duty: String,
+    /// Whether it only says that nobody can serve, whatever its name: it is no server that the service has.
+    #[serde(default)]
+    pub sorry: bool,
     /// Ports of the service that are not up there, while others are.
     #[serde(default)]
     pub closed_ports: Vec<u16>,

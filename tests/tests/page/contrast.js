@@ -29,5 +29,19 @@
     found.push({ ratio: (light + 0.05) / (dark + 0.05), text: texts.currentNode.data.trim().slice(0, 40), of: node.className || node.tagName });
   }
   found.sort((a, b) => a.ratio - b.ratio);
-  return { seen: found.length, bad: found.filter((pair) => pair.ratio < 4.5) };
+  // Of what can be pressed or filled in, either the edge or the ground stands out (1.4.11); boxes to tick are the browser's own.
+  const ratio = (one, other) => {
+    const [light, dark] = [luminance(one), luminance(other)].sort((a, b) => b - a);
+    return (light + 0.05) / (dark + 0.05);
+  };
+  const edges = [...document.querySelectorAll("button, select, input:not([type=checkbox])")].filter((node) => node.checkVisibility() && !node.disabled);
+  const faint = edges.flatMap((node) => {
+    const style = getComputedStyle(node);
+    const around = ground(node.parentElement);
+    // What looks like text has no edge.
+    if (style.borderTopWidth === "0px" && rgba(style.backgroundColor)[3] === 0) return [];
+    const best = Math.max(ratio(over(rgba(style.borderTopColor), around), around), ratio(ground(node), around));
+    return best < 3 ? [{ ratio: best, text: "its edge", of: node.id || node.className || node.innerText }] : [];
+  });
+  return { seen: found.length, bad: [...found.filter((pair) => pair.ratio < 4.5), ...faint] };
 })()

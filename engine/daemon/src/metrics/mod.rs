@@ -211,6 +211,8 @@ fn put_server(service: &str, server: &ServerStatus, sheet: &mut Sheet<'_>) {
         health,
         reason: _,
         duty,
+        // It is what the file says.
+        sorry: _,
         closed_ports,
         agent: _,
         health_seconds,
