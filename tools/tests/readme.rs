@@ -46,3 +46,36 @@ fn every_file_that_the_readme_links_to_exists() {
         local.iter().filter(|link| !Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(link).exists()).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
+
+/// `#[ignore = "needs the Debian packages a, b"]`, in every test of the workspace.
+fn packages_of_tests(folder: &Path, found: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            packages_of_tests(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let marks =
+                text.lines().filter_map(|line| line.trim().strip_prefix("#[ignore = \"needs the Debian package"));
+            for names in marks.filter_map(|rest| rest.strip_suffix("\"]")) {
+                let names = names.trim_start_matches('s').trim();
+                found.extend(names.split(", ").map(|name| (name.to_owned(), path.display().to_string())));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_packages_that_tests_are_ignored_for_are_installed_by_ci_packages() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut needed = Vec::new();
+    for folder in ["config", "engine", "perf", "tests", "tls-offload", "tools"] {
+        packages_of_tests(&root.join(folder), &mut needed);
+    }
+    assert!(needed.iter().any(|(package, _)| package == "chromium"), "{needed:?}");
+    let script = file("tools/ci-packages");
+    let pairs = script.lines().filter_map(|line| line.trim().strip_prefix('\'')?.strip_suffix('\'')?.split_once(' '));
+    let installed: Vec<&str> = pairs.map(|(_, package)| package).collect();
+    needed.retain(|(package, _)| !installed.contains(&package.as_str()));
+    assert!(needed.is_empty(), "not in tools/ci-packages: {needed:?}");
+}
