@@ -116,6 +116,7 @@ fn httplog(line: &str) -> Vec<String> {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn requests_of_curl_get_a_line_each_in_every_format() {
     in_lab(requests_of_curl_get_a_line_each_in_every_format, Topology::TwoArm, 1, |lab| {
         let mut stage = Stage::set(lab, "", "");
@@ -245,6 +246,7 @@ fn connections_get_a_line_each_with_what_passed() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn tls_is_told_of_and_handshakes_that_fail_have_lines() {
     in_lab(tls_is_told_of_and_handshakes_that_fail_have_lines, Topology::TwoArm, 1, |lab| {
         let (log, pki, vip) = (Log::new(), Pki::new(), lab.vip(100));

@@ -383,6 +383,7 @@ fn secret(folder: &TempDir, name: &str, secret: &str) -> PathBuf {
 }
 
 #[test]
+#[ignore = "needs the Debian package slapd"]
 fn openldap_binds_a_user_and_shows_its_root_dse() {
     in_lab(openldap_binds_a_user_and_shows_its_root_dse, Topology::TwoArm, 1, |lab| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -409,6 +410,7 @@ fn openldap_binds_a_user_and_shows_its_root_dse() {
 }
 
 #[test]
+#[ignore = "needs the Debian package slapd"]
 fn openldap_refuses_a_wrong_password_and_the_file_is_read_for_each_check() {
     in_lab(openldap_refuses_a_wrong_password_and_the_file_is_read_for_each_check, Topology::TwoArm, 1, |lab| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -431,6 +433,7 @@ fn openldap_refuses_a_wrong_password_and_the_file_is_read_for_each_check() {
 }
 
 #[test]
+#[ignore = "needs the Debian package slapd"]
 fn openldap_is_checked_over_tls_by_its_certificate() {
     in_lab(openldap_is_checked_over_tls_by_its_certificate, Topology::TwoArm, 1, |lab| {
         let (trusted, other) = (Authority::new("trusted"), Authority::new("other"));
@@ -456,6 +459,7 @@ fn openldap_is_checked_over_tls_by_its_certificate() {
 }
 
 #[test]
+#[ignore = "needs the Debian package freeradius"]
 fn freeradius_tells_its_status_to_who_knows_the_secret() {
     in_lab(freeradius_tells_its_status_to_who_knows_the_secret, Topology::TwoArm, 1, |lab| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -479,6 +483,7 @@ fn freeradius_tells_its_status_to_who_knows_the_secret() {
 }
 
 #[test]
+#[ignore = "needs the Debian package freeradius"]
 fn freeradius_lets_a_user_in_or_not() {
     in_lab(freeradius_lets_a_user_in_or_not, Topology::TwoArm, 1, |lab| {
         let folder = tempfile::tempdir().expect("a folder");
@@ -525,6 +530,7 @@ fn servfail(answer: &mut [u8]) {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn dnsmasq_answers_a_query_by_udp() {
     in_lab(dnsmasq_answers_a_query_by_udp, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -544,6 +550,7 @@ fn dnsmasq_answers_a_query_by_udp() {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn dnsmasq_answers_a_query_by_tcp() {
     in_lab(dnsmasq_answers_a_query_by_tcp, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -573,6 +580,7 @@ fn dnsmasq_answers_a_query_by_tcp() {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn dnsmasq_is_judged_by_what_it_answers() {
     in_lab(dnsmasq_is_judged_by_what_it_answers, Topology::TwoArm, 1, |lab| {
         let mut daemon = dnsmasq(lab.server(1), 53);
@@ -591,6 +599,7 @@ fn dnsmasq_is_judged_by_what_it_answers() {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn a_datagram_of_the_operators_is_answered() {
     in_lab(a_datagram_of_the_operators_is_answered, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -610,6 +619,7 @@ fn a_datagram_of_the_operators_is_answered() {
 }
 
 #[test]
+#[ignore = "needs the Debian package coturn"]
 fn coturn_answers_a_binding_request_by_udp() {
     in_lab(coturn_answers_a_binding_request_by_udp, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -629,6 +639,7 @@ fn coturn_answers_a_binding_request_by_udp() {
 }
 
 #[test]
+#[ignore = "needs the Debian package coturn"]
 fn coturn_answers_a_binding_request_by_tcp() {
     in_lab(coturn_answers_a_binding_request_by_tcp, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -648,6 +659,7 @@ fn coturn_answers_a_binding_request_by_tcp() {
 }
 
 #[test]
+#[ignore = "needs the Debian package postfix"]
 fn postfix_greets_and_answers() {
     in_lab(postfix_greets_and_answers, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -670,6 +682,7 @@ fn postfix_greets_and_answers() {
 }
 
 #[test]
+#[ignore = "needs the Debian package nginx-light"]
 fn nginx_answers_a_request() {
     in_lab(nginx_answers_a_request, Topology::TwoArm, 1, |lab| {
         all_of_it(
@@ -689,6 +702,7 @@ fn nginx_answers_a_request() {
 }
 
 #[test]
+#[ignore = "needs the Debian package nginx-light"]
 fn nginx_answers_a_request_over_tls() {
     in_lab(nginx_answers_a_request_over_tls, Topology::TwoArm, 1, |lab| {
         let authority = Authority::new("trusted");
@@ -869,6 +883,7 @@ fn come_and_go(lab: &TestLab, relay: &Subject) -> (UdpSocket, Daemon) {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn datagrams_of_checks_reach_servers_on_a_vlan() {
     in_lab(datagrams_of_checks_reach_servers_on_a_vlan, Topology::TwoArm, 1, |lab| {
         let _wire = Trunk::lay(lab);
@@ -969,6 +984,7 @@ fn have_silently(server: &Host, vip: Ipv4Addr) {
 }
 
 #[test]
+#[ignore = "needs the Debian package dnsmasq-base"]
 fn datagrams_of_checks_ask_for_the_vip_where_servers_answer_directly() {
     in_lab(datagrams_of_checks_ask_for_the_vip_where_servers_answer_directly, Topology::OneArm, 1, |lab| {
         let (vip, vip6) = (lab.free_vip(100), lab.free_vip6(0x100));

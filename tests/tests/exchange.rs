@@ -139,6 +139,7 @@ fn serve(host: &Host, port: u16, certificate: &Issued, speaks: &str, pages: &Pat
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, openssl"]
 fn every_virtual_directory_of_the_exchange_example_is_served_by_both_servers() {
     in_site(every_virtual_directory_of_the_exchange_example_is_served_by_both_servers, &NETWORKS, |site| {
         let mut taps = SERVERS.map(|(name, _)| site.host(name).capture("lan").expect("a tap"));
@@ -181,6 +182,7 @@ fn every_virtual_directory_of_the_exchange_example_is_served_by_both_servers() {
 
 /// The certificate that a client sees by the VIP is the one that each server shows, and so what a logon is bound to is the same.
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn clients_of_the_exchange_example_see_the_certificate_of_the_servers() {
     in_site(clients_of_the_exchange_example_see_the_certificate_of_the_servers, &NETWORKS, |site| {
         let installation = Installation::new(site);
@@ -202,6 +204,7 @@ fn clients_of_the_exchange_example_see_the_certificate_of_the_servers() {
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, openssl"]
 fn the_other_ports_of_the_exchange_example_pass_through() {
     in_site(the_other_ports_of_the_exchange_example_pass_through, &NETWORKS, |site| {
         let installation = Installation::new(site);
@@ -228,6 +231,7 @@ fn the_other_ports_of_the_exchange_example_pass_through() {
 
 /// Users do not notice that one of the two servers has gone.
 #[test]
+#[ignore = "needs the Debian packages curl, openssl"]
 fn the_exchange_example_lives_with_one_server() {
     in_site(the_exchange_example_lives_with_one_server, &NETWORKS, |site| {
         let mut installation = Installation::new(site);

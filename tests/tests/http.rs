@@ -129,6 +129,7 @@ fn requests_of_a_connection_are_served_one_after_the_other() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn curl_is_served_with_all_its_ways() {
     in_lab(curl_is_served_with_all_its_ways, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab, "");
@@ -588,6 +589,7 @@ fn requests_are_routed_changed_and_told_who_asks() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn https_ends_here_and_goes_on_with_tls() {
     in_lab(https_ends_here_and_goes_on_with_tls, Topology::TwoArm, 2, |lab| {
         for mode in ["terminate", "re-encrypt"] {

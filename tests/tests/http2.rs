@@ -90,6 +90,7 @@ fn curl(stage: &Stage, paths: &[&str], more: &[&str]) -> Command {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn curl_chooses_http2_and_is_served_with_all_its_ways() {
     in_lab(curl_chooses_http2_and_is_served_with_all_its_ways, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab, "", "");
@@ -131,6 +132,7 @@ fn curl_chooses_http2_and_is_served_with_all_its_ways() {
 }
 
 #[test]
+#[ignore = "needs the Debian package nghttp2-client"]
 fn many_streams_share_few_connections_to_servers() {
     in_lab(many_streams_share_few_connections_to_servers, Topology::TwoArm, 2, |lab| {
         let stage = Stage::set(lab, "", "");
@@ -148,6 +150,7 @@ fn many_streams_share_few_connections_to_servers() {
 }
 
 #[test]
+#[ignore = "needs the Debian package nghttp2-client"]
 fn a_server_serves_one_stream_after_the_other() {
     in_lab(a_server_serves_one_stream_after_the_other, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab, "", "");
@@ -162,6 +165,7 @@ fn a_server_serves_one_stream_after_the_other() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn a_hundred_megabytes_pass_each_way_in_little_memory() {
     in_lab(a_hundred_megabytes_pass_each_way_in_little_memory, Topology::TwoArm, 1, |lab| {
         const BYTES: u64 = 100 << 20;
@@ -183,6 +187,7 @@ fn a_hundred_megabytes_pass_each_way_in_little_memory() {
 }
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn clients_are_offered_it_only_where_it_is_asked_for() {
     in_lab(clients_are_offered_it_only_where_it_is_asked_for, Topology::TwoArm, 1, |lab| {
         let mut stage = Stage::set(lab, "", "");
@@ -202,6 +207,7 @@ fn clients_are_offered_it_only_where_it_is_asked_for() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn who_authenticates_a_connection_comes_by_http_1() {
     in_lab(who_authenticates_a_connection_comes_by_http_1, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab, "", "");

@@ -134,6 +134,7 @@ impl Mobile<'_> {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn t_23_clients_of_lync_2010_see_the_cookie_and_servers_see_tls() {
     in_site(t_23_clients_of_lync_2010_see_the_cookie_and_servers_see_tls, &NETWORKS_2010, |site| {
         let authority = Authority::new("domain");
@@ -174,6 +175,7 @@ fn t_23_clients_of_lync_2010_see_the_cookie_and_servers_see_tls() {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn t_23_clients_of_a_dead_front_end_of_lync_2010_are_pinned_to_another_by_their_replays() {
     const TEST: fn() = t_23_clients_of_a_dead_front_end_of_lync_2010_are_pinned_to_another_by_their_replays;
     in_site(TEST, &NETWORKS_2010, |site| {
@@ -378,6 +380,7 @@ chain = "/etc/towpath/intermediate.pem"
 "#;
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn t_15_nine_urls_are_reachable_from_inside_and_outside() {
     in_site(t_15_nine_urls_are_reachable_from_inside_and_outside, &NETWORKS_2013, |site| {
         let authority = Authority::new("domain");

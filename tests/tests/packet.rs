@@ -765,6 +765,7 @@ fn a_gigabyte_each_way_arrives_whole_as_super_packets() {
 }
 
 #[test]
+#[ignore = "needs the Debian package ethtool"]
 fn a_gigabyte_each_way_arrives_whole_without_offloads() {
     in_lab(a_gigabyte_each_way_arrives_whole_without_offloads, Topology::TwoArm, 1, |lab| {
         set_offloads(lab, "off");

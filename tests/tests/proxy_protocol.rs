@@ -107,6 +107,7 @@ fn curl(host: &Host, arguments: &[&str]) -> String {
 }
 
 #[test]
+#[ignore = "needs the Debian package curl"]
 fn the_client_that_a_proxy_names_counts_for_everything() {
     in_lab(the_client_that_a_proxy_names_counts_for_everything, Topology::TwoArm, 2, |lab| {
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -269,6 +270,7 @@ fn what_is_no_header_is_refused_and_counted() {
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, haproxy, nginx-light"]
 fn nginx_and_haproxy_hear_who_the_client_is() {
     in_lab(nginx_and_haproxy_hear_who_the_client_is, Topology::TwoArm, 1, |lab| {
         let pki = Pki::new();
@@ -309,6 +311,7 @@ fn nginx_and_haproxy_hear_who_the_client_is() {
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, haproxy, nginx-light"]
 fn servers_hear_of_tls_that_is_ended_here_and_before_their_own() {
     in_lab(servers_hear_of_tls_that_is_ended_here_and_before_their_own, Topology::TwoArm, 1, |lab| {
         let pki = Pki::new();
@@ -366,6 +369,7 @@ fn servers_hear_of_tls_that_is_ended_here_and_before_their_own() {
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, haproxy, nginx-light"]
 fn a_client_behind_haproxy_is_known_behind_us() {
     in_lab(a_client_behind_haproxy_is_known_behind_us, Topology::TwoArm, 1, |lab| {
         let pki = Pki::new();

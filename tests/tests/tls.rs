@@ -109,6 +109,7 @@ fn finish(stream: &mut Stream) {
 }
 
 #[test]
+#[ignore = "needs the Debian packages curl, openssl"]
 fn openssl_and_curl_are_served() {
     in_lab(openssl_and_curl_are_served, Topology::TwoArm, 1, |lab| {
         let stage = Stage::set(lab);
@@ -361,6 +362,7 @@ fn what_is_not_tls_gets_an_alert_and_reaches_no_server() {
 const RE_ENCRYPT: &str = "verify_server = \"none\"";
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn an_openssl_server_behind_is_spoken_to_with_tls() {
     in_lab(an_openssl_server_behind_is_spoken_to_with_tls, Topology::TwoArm, 1, |lab| {
         let (vip, pki) = (lab.vip(100), Pki::new());

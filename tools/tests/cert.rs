@@ -86,6 +86,7 @@ fn keys_are_for_the_group_that_a_folder_hands_on() {
 }
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn t_37_a_pfx_of_an_old_windows_becomes_pem_that_the_configuration_names() {
     let folder = Folder::new();
     folder.certificate("mail", "mail.example.org", 100);
@@ -116,6 +117,7 @@ fn t_37_a_pfx_of_an_old_windows_becomes_pem_that_the_configuration_names() {
 }
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn a_request_is_what_an_authority_takes() {
     let folder = Folder::new();
     for kind in ["rsa-2048", "ecdsa-p256"] {
@@ -132,6 +134,7 @@ fn a_request_is_what_an_authority_takes() {
 }
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn certificates_of_a_configuration_are_listed_with_their_days() {
     let folder = Folder::new();
     folder.certificate("one", "one.example.org", 100);
@@ -152,6 +155,7 @@ fn certificates_of_a_configuration_are_listed_with_their_days() {
 }
 
 #[test]
+#[ignore = "needs the Debian package openssl"]
 fn t_37_check_host_shows_what_is_wrong_with_certificates_at_the_key_that_names_them() {
     let folder = Folder::new();
     folder.certificate("good", "good.example.org", 100);
