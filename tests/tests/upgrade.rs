@@ -415,7 +415,8 @@ fn a_sigterm_after_an_upgrade_lets_connections_of_both_processes_finish() {
         assert_eq!(relay.processes().len(), 2);
         of_old.close().expect("a clean end");
         eventually("both have ended", || relay.processes().is_empty().then_some(()));
-        assert!(!relay.control().exists());
+        // One that gets another parent just while they are counted is not seen.
+        eventually("the socket has gone with the last one", || (!relay.control().exists()).then_some(()));
     });
 }
 

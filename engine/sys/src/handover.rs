@@ -38,17 +38,13 @@ fn send_batch(socket: &impl AsFd, batch: &[BorrowedFd<'_>]) -> io::Result<()> {
     }
     // SAFETY: CMSG_LEN computes with its argument.
     let length = unsafe { libc::CMSG_LEN(payload) };
+    let filled = libc::cmsghdr { cmsg_len: length as _, cmsg_level: libc::SOL_SOCKET, cmsg_type: libc::SCM_RIGHTS };
     // SAFETY: `header` lies at the beginning of `control`, whose words are aligned as a header has to be.
-    unsafe {
-        header.write(libc::cmsghdr {
-            cmsg_len: length as _,
-            cmsg_level: libc::SOL_SOCKET,
-            cmsg_type: libc::SCM_RIGHTS,
-            ..mem::zeroed()
-        });
-    }
-    // SAFETY: the data of the message, `payload` bytes, lies in `control`: BATCH_MAX descriptors fit.
-    unsafe { std::ptr::copy_nonoverlapping(raw.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), payload as usize) };
+    unsafe { header.write(filled) };
+    // SAFETY: the data of a message begins behind its header.
+    let data = unsafe { libc::CMSG_DATA(header) };
+    // SAFETY: the data, `payload` bytes, lies in `control`: BATCH_MAX descriptors fit.
+    unsafe { std::ptr::copy_nonoverlapping(raw.as_ptr().cast::<u8>(), data, payload as usize) };
     loop {
         // SAFETY: `message` names a byte and a control buffer that outlive the call.
         let sent = unsafe { libc::sendmsg(socket.as_fd().as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
@@ -102,12 +98,14 @@ fn receive_batch(socket: &impl AsFd, descriptors: &mut Vec<OwnedFd>) -> io::Resu
         if (cmsg_level, cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             // SAFETY: CMSG_LEN computes with its argument.
             let empty = unsafe { libc::CMSG_LEN(0) } as usize;
-            let count = (cmsg_len as usize).saturating_sub(empty) / size_of::<RawFd>();
+            let count = cmsg_len.saturating_sub(empty) / size_of::<RawFd>();
             // SAFETY: the data of a header that the kernel has written begins behind it.
             let data = unsafe { libc::CMSG_DATA(header) }.cast::<RawFd>();
             for place in 0..count {
-                // SAFETY: the kernel has written `count` descriptors there, in no certain alignment.
-                let raw = unsafe { data.add(place).read_unaligned() };
+                // SAFETY: the kernel has written `count` descriptors there.
+                let written = unsafe { data.add(place) };
+                // SAFETY: `written` is one of them, in no certain alignment.
+                let raw = unsafe { written.read_unaligned() };
                 // SAFETY: recvmsg has just installed this descriptor, and nobody else holds it.
                 descriptors.push(unsafe { OwnedFd::from_raw_fd(raw) });
             }

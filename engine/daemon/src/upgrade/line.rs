@@ -165,7 +165,8 @@ mod tests {
 
     #[test]
     fn who_lies_or_says_half_a_word_is_not_believed() {
-        let table: [(&[u8], fn(&Silence) -> bool); 5] = [
+        type IsRight = fn(&Silence) -> bool;
+        let table: [(&[u8], IsRight); 5] = [
             (b"", |silence| matches!(silence, Silence::Ended)),
             (&[0, 0], |silence| matches!(silence, Silence::Ended)),
             (&[0, 0, 0, 9, b'1'], |silence| matches!(silence, Silence::Ended)),
