@@ -406,8 +406,9 @@ impl House {
             Phase::Ending => return Ok(true),
         };
         // Until all know, a worker may still give a draining server somebody new. And what the end of the process cuts is no drain that was over: while
-        // it drains as a whole only deadlines count.
-        let is_settled = is_running && shared.all_adopted(shared.generation());
+        // it drains as a whole only deadlines count. The same where connections finish in the process before: how many of them a server has nobody says.
+        let is_settled =
+            is_running && shared.all_adopted(shared.generation()) && !self.upgrades.is_finishing_elsewhere();
         let mut words = truth.words().clone();
         let count = |member: &Member| if is_settled { connections(&truth, shared, member) } else { None };
         let now = shared.now();

@@ -1,6 +1,6 @@
 //! A new process takes over the packet plane of the running one: its flows live on, and the kernel says nothing meanwhile.
 
-use std::io;
+use std::io::ErrorKind;
 
 use towpath_sys::silence::Silence;
 use towpath_tests::ipv6;
@@ -166,7 +166,7 @@ fn the_silence_goes_with_the_last_service_and_comes_with_the_first() {
         let relay = subject!().start_under_init(lab.balancer(), &both, &[0]);
         relay.until_all_up();
         let clear = || lab.balancer().run(Silence::clear).expect("a thread");
-        let is_kept = || clear().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        let is_kept = || clear().is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
         assert!(is_kept());
         relay.write(&format!("{FLOWS}{stream}"));
         renew(&relay);

@@ -254,6 +254,14 @@ impl Upgrades {
         Arc::clone(&self.is_handed)
     }
 
+    /// Whether connections of this process's clients finish in the one before.
+    pub(crate) fn is_finishing_elsewhere(&self) -> bool {
+        let is_one = |before: &Predecessor| {
+            !before.is_gone.load(Ordering::Acquire) && before.finishing.load(Ordering::Relaxed) > 0
+        };
+        self.predecessor.get().is_some_and(is_one)
+    }
+
     /// From whom this process has taken over.
     pub(crate) fn taken_over(&self) -> Option<TakenOverStatus> {
         let Predecessor { pid, version, at_unix_ms, finishing, is_gone } = self.predecessor.get()?;
