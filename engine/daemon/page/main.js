@@ -194,7 +194,12 @@ async function ask() {
   clearTimeout(timer);
   const mine = ++asked;
   try {
-    const slow = answers % SLOW_EVERY === 0 ? [api.limits(), api.certificates()] : [limits, certificates];
+    // One of these that fails leaves its last answer; what status says is shown all the same.
+    const orBefore = (question, before) => question.catch(() => before);
+    const isDue = answers % SLOW_EVERY === 0;
+    const slow = isDue
+      ? [orBefore(api.limits(), limits), orBefore(api.certificates(), certificates)]
+      : [limits, certificates];
     const [next, ...nextSlow] = await Promise.all([api.status(), ...slow]);
     // Another question was asked meanwhile, which goes on from here.
     if (mine !== asked) return;

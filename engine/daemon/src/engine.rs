@@ -183,7 +183,7 @@ pub enum ReloadError {
     #[error("runtime.workers: flows still move between workers since its last change; reload again in a moment")]
     Moving,
     /// Changes that only a restart can take, each by name.
-    #[error("changed, but cannot be taken while running: {}; restart to apply", .0.join(", "))]
+    #[error("changed, but cannot be taken while running: {}; run `towpath upgrade` or restart to apply", .0.join(", "))]
     NeedsRestart(Vec<String>),
     /// The kernel does not leave to the packet plane what it is to carry.
     #[error("packet plane: {0}")]
@@ -226,7 +226,7 @@ impl ReloadError {
     pub fn reasons(&self) -> Vec<String> {
         match self {
             ReloadError::NeedsRestart(changed) => {
-                changed.iter().map(|what| format!("{what}: cannot be taken while running; restart to apply")).collect()
+                changed.iter().map(|what| format!("{what}: cannot be taken while running; run `towpath upgrade` or restart to apply")).collect()
             }
             ReloadError::Preflight(findings) => findings.iter().map(ToString::to_string).collect(),
             ReloadError::Listen(errors) => errors.0.iter().map(ToString::to_string).collect(),
