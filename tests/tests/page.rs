@@ -422,7 +422,7 @@ fn drain_by(lab: &TestLab, options: &[(&str, &str, &str)]) {
         let said = stage.relay.server("front-end", &home).admin_said.expect("something was said of it");
         let drain = said.drain.expect("it drains");
         assert_eq!((serde_json::json!(drain.then), said.reason.as_str()), (Value::from(then), how.as_str()));
-        assert_eq!((drain.until.to_string().as_str(), drain.deadline_in_ms.is_some()), (until, deadline != ""));
+        assert_eq!((drain.until.to_string().as_str(), drain.deadline_in_ms.is_some()), (until, !deadline.is_empty()));
         if until != "0" {
             held.pop().expect("two").close().expect("it ends as it would have anyway");
         }
