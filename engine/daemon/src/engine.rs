@@ -225,9 +225,10 @@ impl ReloadError {
     /// Each reason by itself.
     pub fn reasons(&self) -> Vec<String> {
         match self {
-            ReloadError::NeedsRestart(changed) => {
-                changed.iter().map(|what| format!("{what}: cannot be taken while running; run `towpath upgrade` or restart to apply")).collect()
-            }
+            ReloadError::NeedsRestart(changed) => changed
+                .iter()
+                .map(|what| format!("{what}: cannot be taken while running; run `towpath upgrade` or restart to apply"))
+                .collect(),
             ReloadError::Preflight(findings) => findings.iter().map(ToString::to_string).collect(),
             ReloadError::Listen(errors) => errors.0.iter().map(ToString::to_string).collect(),
             other => vec![other.to_string()],
