@@ -155,6 +155,18 @@ impl Browser {
         }
     }
 
+    /// Loads the page once more, and returns when all that the new one names is there: the old one answers until then.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come.
+    #[track_caller]
+    pub fn reload(&mut self) {
+        self.value("window.isOld = true");
+        self.call("Page.reload", json!({}));
+        self.until("the page once more", "!window.isOld && document.readyState === 'complete'");
+    }
+
     /// The page gets this size in CSS pixels; `phone`: as a phone has them, two by two of the screen for each.
     ///
     /// # Panics

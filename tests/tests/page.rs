@@ -756,7 +756,7 @@ fn the_page_can_be_read_by_everybody_everywhere() {
         // A choice of the user's counts more than the system's, and is still there after a reload of the page.
         page.choose("#theme", "light");
         assert_eq!(page.value("getComputedStyle(document.documentElement).colorScheme"), "light");
-        page.value("location.reload()");
+        page.reload();
         page.until("the overview", "document.querySelectorAll('.member').length");
         assert_eq!(page.value("getComputedStyle(document.documentElement).colorScheme"), "light");
         page.choose("#theme", "auto");
