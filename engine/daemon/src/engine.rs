@@ -456,9 +456,10 @@ impl Engine {
             if let Some(network) = &engine.house.network {
                 network.keep().map_err(|source| StartError::System { what: "the network's thread", source })?;
             }
-            open_doors(&mut opened);
+            // Before anybody can ask: the first status says from whom this one has taken over.
             follow(Arc::clone(before), Arc::clone(&engine.house), reserved)
                 .map_err(|source| StartError::System { what: "the thread that follows the process before", source })?;
+            open_doors(&mut opened);
         }
         let plan = engine.plan();
         tracing::info!("serving: listeners: {}, workers: {}", plan.listeners.len(), plan.workers.len());
