@@ -2,11 +2,16 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
 use crate::{Host, PATIENCE};
+
+/// What the buffers between two ends take with nobody reading: less than what those of a socket begin with.
+const BUFFERED_BYTES: usize = 32 * 1024;
 
 /// What an [`crate::Origin`] says first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,9 +95,20 @@ impl Connection {
 
     /// Sends these bytes and reads them back from an origin.
     pub fn echo(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)?;
         let mut back = vec![0; bytes.len()];
-        self.stream.read_exact(&mut back)?;
+        // An origin that cannot send any more does not read any more either: who only sends may then wait for ever.
+        let (at_once, rest) = bytes.split_at(bytes.len().min(BUFFERED_BYTES));
+        let stream = &self.stream;
+        (&*stream).write_all(at_once)?;
+        if rest.is_empty() {
+            (&*stream).read_exact(&mut back)?;
+        } else {
+            thread::scope(|scope| {
+                let sender = scope.spawn(|| (&*stream).write_all(rest));
+                (&*stream).read_exact(&mut back)?;
+                sender.join().unwrap_or_else(|panic| resume_unwind(panic))
+            })?;
+        }
         if back == bytes { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidData, "another echo")) }
     }
 
