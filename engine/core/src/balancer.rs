@@ -9,7 +9,7 @@ use crate::director::Tried;
 use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::Loads;
 use crate::random::{SplitMix64, hash_address, mix};
-use crate::snapshot::{REAL_SERVERS_MAX, Service, Target};
+use crate::snapshot::{Entrant, REAL_SERVERS_MAX, Service, Target};
 use crate::time::Now;
 
 /// Seed of the hash for `source-hash`: fixed, so that every worker, restart and machine agrees about a client.
@@ -172,39 +172,33 @@ impl BalancerState {
         let is_plain = !service.has_minimums && !service.ramps(self.now);
         let seated = self.seats.len() == service.targets.len() && tried.is_empty() && is_plain;
         match service.balance {
-            Balance::LeastConnections if seated => self.least_at_once::<true>(&service.targets, loads),
-            Balance::RoundRobin if seated => self.least_at_once::<false>(&service.targets, loads),
+            Balance::LeastConnections if seated => self.least_at_once::<true>(service.entrants()?, loads),
+            Balance::RoundRobin if seated => self.least_at_once::<false>(service.entrants()?, loads),
             _ => None,
         }
     }
 
     /// On its own, so that its few values stay in registers.
     #[inline(never)]
-    fn least_at_once<const BY_LOAD: bool>(&self, targets: &[Target], loads: &impl Loads) -> Option<TargetIndex> {
+    fn least_at_once<const BY_LOAD: bool>(&self, entrants: &[Entrant], loads: &impl Loads) -> Option<TargetIndex> {
         // Connections, and below them the last turn: one comparison. Turns of so long ago are equally long ago.
         let long_ago = self.turns.saturating_sub(u64::from(u32::MAX));
         let (mut least, mut best) = (u64::MAX, None);
-        let mut place = TargetIndex(0);
-        for (target, seat) in targets.iter().zip(&self.seats) {
-            if seat.server != target.server {
+        for entrant in entrants {
+            let seat = self.seats.get(entrant.place.index())?;
+            if seat.server != entrant.server {
                 return None;
             }
-            if target.takes_new() {
-                if !target.closed_ports.is_empty() {
-                    return None;
-                }
-                let is_limited = target.max_connections != 0;
-                let active = if BY_LOAD || is_limited { loads.active(target.server) } else { 0 };
-                if is_limited && active >= target.max_connections {
-                    return None;
-                }
-                let turn = seat.last_turn.saturating_sub(long_ago);
-                let score = if BY_LOAD { u64::from(active) << 32 | turn } else { turn };
-                if score < least {
-                    (least, best) = (score, Some(place));
-                }
+            let is_limited = entrant.max_connections != 0;
+            let active = if BY_LOAD || is_limited { loads.active(entrant.server) } else { 0 };
+            if is_limited && active >= entrant.max_connections {
+                return None;
             }
-            place.0 += 1;
+            let turn = seat.last_turn.saturating_sub(long_ago);
+            let score = if BY_LOAD { u64::from(active) << 32 | turn } else { turn };
+            if score < least {
+                (least, best) = (score, Some(entrant.place));
+            }
         }
         best
     }

@@ -21,7 +21,7 @@ use crate::outbound::{Outbound, OutboundLane, OutboundNat, towards_anyone};
 use crate::registry::{CheckKey, Registry, RegistryFull};
 use crate::router::Router;
 use crate::snapshot::{
-    ClosedPort, Duty, RealServer, Role, ServerHealth, Service, ServiceHttp, ServiceSource, Snapshot, Target,
+    ClosedPort, Duty, Entrants, RealServer, Role, ServerHealth, Service, ServiceHttp, ServiceSource, Snapshot, Target,
 };
 use crate::snat::{Leased, SnatBook, SnatBookError, SnatPool};
 use crate::steering::SteeringTable;
@@ -436,6 +436,7 @@ fn service_of(
         source,
         next_hop: service.next_hop,
         targets,
+        entrants: Entrants::default(),
         routes: None,
         maglev,
         http,

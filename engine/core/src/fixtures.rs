@@ -14,7 +14,7 @@ use crate::admin::Halted;
 use crate::compile;
 use crate::http::{HttpMaterial, HttpSecret};
 use crate::ids::{RealServerId, ServiceId};
-use crate::snapshot::{Duty, Role, ServerHealth, Service, ServiceSource, Target};
+use crate::snapshot::{Duty, Entrants, Role, ServerHealth, Service, ServiceSource, Target};
 use crate::time::Now;
 
 /// Every method.
@@ -102,6 +102,7 @@ pub(crate) fn service(balance: Balance, targets: Vec<Target>) -> Service {
             _ => None,
         },
         targets,
+        entrants: Entrants::default(),
     }
 }
 

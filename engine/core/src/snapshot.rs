@@ -1,7 +1,7 @@
 //! Everything a worker needs to serve, in one immutable value: configuration, health and ids of one generation.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use towpath_config::model::{
     AdminState, Balance, FirstBytes, Forwarding, Logged, MachineRole, Overload, Passive, Persistence, Plane, Protocol,
@@ -134,6 +134,8 @@ pub struct Service {
     pub next_hop: Option<IpAddr>,
     /// The members in the order of the file, whatever their state; no RealServer twice.
     pub targets: Vec<Target>,
+    /// Those of them that take new connections. Whoever changes members after a connection was given begins with a new one.
+    pub entrants: Entrants,
     /// Which clients go to other servers, by the name that they ask for.
     pub routes: Option<Arc<NameRoutes>>,
     /// A reload has taken it out: it is here for the flows that it still has, and nobody new comes to it (packet plane).
@@ -198,6 +200,12 @@ impl Service {
         self.targets.get(index.index())
     }
 
+    /// The members that may have a new connection; `None` where a port of one is closed, so that it depends on the port who may.
+    #[inline]
+    pub fn entrants(&self) -> Option<&[Entrant]> {
+        self.entrants.0.get_or_init(|| Entrant::all(&self.targets)).as_deref()
+    }
+
     /// Where `server` stands among the members, if it is one.
     pub fn target_of(&self, server: RealServerId) -> Option<(TargetIndex, &Target)> {
         let place = self.targets.iter().position(|target| target.server == server)?;
@@ -245,6 +253,40 @@ impl Service {
     pub fn share_of(&self, member: &Target, now: Now) -> u64 {
         let weight = u64::from(member.weight);
         if self.slow_start_ms == 0 { weight } else { weight * self.ramp(member, now) }
+    }
+}
+
+/// What a walk over the members of a service needs of those that take new connections, beside each other: a [`Target`] is some cache lines. Found at the
+/// first walk; a copy of the service, whose members may then be changed, finds its own.
+#[derive(Debug, Default)]
+pub struct Entrants(OnceLock<Option<Box<[Entrant]>>>);
+
+impl Clone for Entrants {
+    fn clone(&self) -> Entrants {
+        Entrants::default()
+    }
+}
+
+/// A member that takes new connections, at every port of its service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entrant {
+    /// Its RealServer.
+    pub server: RealServerId,
+    /// Never more than this many connections on that; 0 = no limit.
+    pub max_connections: u32,
+    /// Its place in [`Service::targets`].
+    pub place: TargetIndex,
+}
+
+impl Entrant {
+    fn all(targets: &[Target]) -> Option<Box<[Entrant]>> {
+        let entering = targets.iter().zip(0..).filter(|(target, _)| target.takes_new());
+        entering
+            .map(|(target, place)| {
+                let Target { server, max_connections, .. } = *target;
+                target.closed_ports.is_empty().then_some(Entrant { server, max_connections, place: TargetIndex(place) })
+            })
+            .collect()
     }
 }
 

@@ -8,7 +8,7 @@ use crate::eligible;
 use crate::fixtures::{METHODS, client, half_an_hour, service, target, weighted};
 use crate::ids::ServiceId;
 use crate::loads::PlainLoads;
-use crate::snapshot::{ClosedPort, Role, ServerHealth, Target};
+use crate::snapshot::{ClosedPort, Entrants, Role, ServerHealth, Target};
 
 const MINUTE_MS: u64 = 60_000;
 
@@ -41,6 +41,8 @@ impl Stage {
     }
 
     fn pick(&mut self, client: SocketAddr) -> Result<(u16, PickReason), Refusal> {
+        // Members may have changed since the last one.
+        self.service.entrants = Entrants::default();
         let Stage { service, state, table, loads, tried, now } = self;
         pick(service, state, table, loads, client, tried, *now).map(|pick| {
             assert_eq!(service.targets[pick.target.index()].server, pick.server);

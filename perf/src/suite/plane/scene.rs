@@ -16,7 +16,9 @@ use towpath_core::loads::{Loads, PlainLoads};
 use towpath_core::packet::{Family, Mac, PROTOCOL_TCP, PROTOCOL_UDP, Tuple};
 use towpath_core::persistence::PersistenceTable;
 use towpath_core::plane::{Desk, Network, PlaneSettings, Port, PortId, Strays};
-use towpath_core::snapshot::{Duty, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target};
+use towpath_core::snapshot::{
+    Duty, Entrants, RealServer, Role, ServerHealth, Service, ServiceSource, Snapshot, Target,
+};
 use towpath_core::snat::{SnatBook, SnatLimits};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, Now, Pick, RealServerId, Refusal, ServiceId, Tried, WorkerId};
@@ -250,6 +252,7 @@ impl Scene {
             has_minimums: false,
             source,
             targets,
+            entrants: Entrants::default(),
             routes: None,
             maglev: None,
             http: None,
