@@ -7,7 +7,6 @@ mod wire;
 
 use std::sync::atomic::Ordering;
 
-use towpath_core::Now;
 use towpath_core::fast_path::program::{self, FastMaps};
 use towpath_core::fast_path::{
     Arrival, FastFlow, FastMemory, FastNumbers, FastSettings, FastShape, FastSide, FastTable, FastTransit, MapShape,
@@ -15,12 +14,15 @@ use towpath_core::fast_path::{
 use towpath_core::packet::checksum;
 use towpath_core::packet::rewrite::{Checksum, Macs};
 use towpath_core::packet::straight::Station;
-use towpath_core::packet::{Mac, TupleV4};
+use towpath_core::{Now, RealServerId};
+
+use towpath_core::packet::{Mac, TcpFlags, TupleV4};
 use towpath_core::random::SplitMix64;
 use towpath_sys::fast_path::{FastPath, MapSize, Programs, Trial, Unavailable};
 
 const SEED: [u64; 2] = [0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321];
 const WORKER: u16 = 3;
+const FIN: u8 = TcpFlags::FIN.0;
 
 /// A table in memory that the kernel reads, and one of the same kind that it does not.
 struct Twins {
@@ -75,7 +77,9 @@ fn flow(number: u16) -> FastFlow {
         size_max: 1500,
         numbers: FastNumbers { end, ack, window: 400, scale: 7 },
     };
-    FastFlow { sides: [side(near, far, 1, 1_000, 50), side(far.reversed(), near.reversed(), 2, 50, 1_000)] }
+    let sides = [side(near, far, 1, 1_000, 50), side(far.reversed(), near.reversed(), 2, 50, 1_000)];
+    // Of every other one the end is carried, too.
+    FastFlow { sides, server: number.is_multiple_of(2).then_some(RealServerId(number / 8)) }
 }
 
 /// The first direction of the flow `number`, routed.
@@ -109,6 +113,62 @@ fn finish(frame: &mut [u8]) {
     let pseudo = checksum::pseudo_header(&frame[26..30], &frame[30..34], 6, frame.len() as u32 - 34);
     let whole = checksum::transport(pseudo, &frame[34..]);
     frame[50..52].copy_from_slice(&whole.to_be_bytes());
+}
+
+#[test]
+fn the_kernel_follows_how_connections_close_as_its_twin_does() {
+    const FLOWS: u16 = 4_000;
+    let Some(twins) = opened(FLOWS.into()) else { return };
+    let model = FastMemory::private(twins.memory.shape(), SEED);
+    let mut tables = [table(&twins.memory), table(&model)];
+    let here = Arrival {
+        ifindex: 1,
+        station: Station::new(Mac([0; 6])),
+        is_tagged: false,
+        checksum: Checksum::Complete,
+        segment_bytes: 0,
+    };
+    let mut chance = SplitMix64::new(11);
+    let mut over = 0;
+    for number in 0..FLOWS {
+        let server = RealServerId(number % 7);
+        let flow = FastFlow { server: Some(server), ..flow(number) };
+        let Ok(id) = tables.each_mut().map(|table| table.insert(&flow, Now(1)))[1] else { continue };
+        for _ in 0..4 + chance.below(8) {
+            let at = chance.below(2) as usize;
+            let used = tables[1].read(id);
+            let mut side = flow.sides[at];
+            // Near what was sent last, and what the other side has sent last.
+            side.numbers.end = used.sides[at].numbers.end.wrapping_sub((chance.below(8) / 6) as u32);
+            side.numbers.ack = used.sides[1 - at].numbers.end.wrapping_sub((chance.below(8) / 6) as u32);
+            let mut frame = segment(&side, (chance.below(8) / 7) as usize);
+            if chance.below(3) == 0 {
+                frame[47] |= FIN;
+                finish(&mut frame);
+            }
+            let Trial { result, frame: went } = twins.path.try_carry(&frame, 0).unwrap();
+            let is_carried = tables[1].carry(&mut frame, &here, Now(1)).is_some();
+            assert_eq!((result == program::REDIRECT, went), (is_carried, frame), "{number}");
+            let seen = tables.each_ref().map(|table| {
+                let sides = table.read(id).sides.map(|side| (side.numbers, side.fin, side.frames));
+                (sides, table.has_ended(), table.memory().ended(server))
+            });
+            assert_eq!(seen[0], seen[1], "{number}");
+        }
+        // Some are looked for at once, others stay in the list.
+        if chance.below(4) == 0 {
+            loop {
+                let next = tables.each_mut().map(|table| table.next_ended(Now(2)));
+                assert_eq!(next[0], next[1]);
+                let Some(ended) = next[0] else { break };
+                over += 1;
+                for table in &mut tables {
+                    table.remove(ended, Now(2));
+                }
+            }
+        }
+    }
+    assert!(over > usize::from(FLOWS) / 20, "{over} were over");
 }
 
 #[test]
@@ -150,6 +210,9 @@ fn the_kernel_does_with_random_frames_what_its_twin_does() {
         let payload = [0, 1, 100, 1459, 1460, 1461, 2000][chance.below(7) as usize];
         let mut frame = segment(&side, payload);
         frame[48..50].copy_from_slice(&(chance.next_u64() as u16).to_be_bytes());
+        if chance.below(16) == 0 {
+            frame[47] |= FIN;
+        }
         frame[22] = [64, 64, 64, 2, 1, 0][chance.below(6) as usize];
         if chance.below(3) > 0 {
             finish(&mut frame);

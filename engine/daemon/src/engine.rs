@@ -376,6 +376,9 @@ impl Engine {
             _ => Arc::default(),
         };
         let memory = kernel.as_ref().and_then(Kernel::fast_path).map(|path| path.memory().clone());
+        if let Some(memory) = &memory {
+            shared.loads().leave_out(memory.clone());
+        }
         let fast = |worker: u16| {
             let flows = plan.packets.as_ref()?.fast_flows_of(worker);
             Some((memory.clone()?, FastSettings { worker, flows, origin_ms: shared.origin_ms() }))

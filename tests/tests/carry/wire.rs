@@ -196,6 +196,7 @@ impl Wires {
                 side(near, far, front, back, to_server, numbers[0]),
                 side(far.reversed(), near.reversed(), back, front, to_client, numbers[1]),
             ],
+            server: None,
         }
     }
 }

@@ -72,6 +72,9 @@ const REGISTER: u8 = 0x08;
 const LOAD: u8 = 0x61;
 const STORE: u8 = 0x63;
 const ATOMIC_64: u8 = 0xdb;
+/// In the constant of an atomic operation: it fetches what was there.
+const EXCHANGE: i32 = 0xe1;
+const COMPARE_AND_EXCHANGE: i32 = 0xf1;
 const LOAD_CONSTANT_64: u8 = 0x18;
 const TO_BIG_ENDIAN: u8 = 0xdc;
 const JUMP: u8 = 0x05;
@@ -154,6 +157,16 @@ impl Assembler {
     /// The 64 bits at base + offset ← themselves + from, at once for all CPUs.
     pub(super) fn atomic_add(&mut self, base: Reg, offset: i16, from: Reg) {
         self.push(ATOMIC_64, base as u8, from as u8, offset, 0);
+    }
+
+    /// The 64 bits at base + offset, and with, change places, at once for all CPUs.
+    pub(super) fn exchange(&mut self, base: Reg, offset: i16, with: Reg) {
+        self.push(ATOMIC_64, base as u8, with as u8, offset, EXCHANGE);
+    }
+
+    /// The 64 bits at base + offset ← new if they are R0, at once for all CPUs. R0 ← what they were.
+    pub(super) fn compare_and_exchange(&mut self, base: Reg, offset: i16, new: Reg) {
+        self.push(ATOMIC_64, base as u8, new as u8, offset, COMPARE_AND_EXCHANGE);
     }
 
     /// Takes the lower 16, 32 or 64 bits for a big-endian number, and clears those above.

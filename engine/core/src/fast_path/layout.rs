@@ -1,8 +1,10 @@
 //! Where everything stands in the memory that is shared with the kernel. Words are 64 bits in the byte order of the machine, which is little-endian.
 
 use super::{FastMemory, FastNumbers, WORKERS_MAX, Words};
+use crate::ids::RealServerId;
 use crate::packet::TupleV4;
 use crate::random;
+use crate::snapshot::REAL_SERVERS_MAX;
 use std::sync::atomic::AtomicU64;
 
 /// Words of a bucket: a cache line.
@@ -32,8 +34,8 @@ pub(super) const DELTAS: usize = 7;
 // The kernel writes the others.
 /// Sequence number after the last octet sent; in the upper half the highest acknowledgment.
 pub(super) const END_AND_ACK: usize = 8;
-/// The largest window field.
-pub(super) const WINDOW: usize = 9;
+/// The largest window field; in the upper half, which only this process writes, the number of the server plus one, or 0 where the ends of a flow are not carried.
+pub(super) const WINDOW_AND_SERVER: usize = 9;
 /// When the last frame was sent on, in nanoseconds of CLOCK_MONOTONIC.
 pub(super) const USED_NS: usize = 10;
 /// Frames sent on.
@@ -42,6 +44,30 @@ pub(super) const FRAMES: usize = 11;
 pub(super) const OCTETS: usize = 12;
 /// Octets of their payload.
 pub(super) const PAYLOAD_OCTETS: usize = 13;
+/// 0, or what is known of the FIN that was sent on: the bits `FIN_…`. Its number is the end.
+pub(super) const FIN: usize = 14;
+/// Of the first direction: how far the end of the connection has come, one of `LISTED_…`. Of the second one: the next of its list, as it stands in the
+/// head, with [`NEXT_IS_KNOWN`].
+pub(super) const LISTED_OR_NEXT: usize = 15;
+
+/// In [`FIN`]: it was sent on.
+pub(super) const FIN_SENT: u64 = 1;
+/// In [`FIN`]: behind that of the other side.
+pub(super) const FIN_SECOND: u64 = 2;
+/// In [`FIN`]: when that of the other side was acknowledged.
+pub(super) const FIN_ANSWERS: u64 = 4;
+
+/// The connection is not over.
+pub(super) const LISTED_NOT: u64 = 0;
+/// It is over, and in the list.
+pub(super) const LISTED: u64 = 1;
+/// The worker has taken it from the list.
+pub(super) const LISTED_TOLD: u64 = 2;
+/// The flow was taken out.
+pub(super) const LISTED_GONE: u64 = 3;
+
+/// What is in front is written: a program that puts a flow in front of a list makes it the head first.
+pub(super) const NEXT_IS_KNOWN: u64 = 1 << 63;
 
 /// Where the worker stands in [`GENERATION_AND_WORKER`].
 pub(super) const WORKER_SHIFT: u32 = 32;
@@ -51,6 +77,15 @@ pub(super) const SCALE_SHIFT: u32 = 48;
 pub(super) const TRANSIT: usize = WORKERS_MAX;
 /// Generations that there are: of the flows of each worker, then of the transits of each.
 pub(super) const GENERATIONS: usize = 2 * WORKERS_MAX;
+
+// What stands in the one element of the first map, in words.
+/// The heads of the lists of flows that are over, one for each worker: the number of a flow plus one, 0 = none.
+pub(super) const HEADS: usize = GENERATIONS;
+/// For each server, the flows that are over and were not taken out yet.
+pub(super) const ENDED: usize = HEADS + WORKERS_MAX;
+/// Words of all of it.
+const CONTROL_WORDS: usize = ENDED + REAL_SERVERS_MAX;
+const _: () = assert!(REAL_SERVERS_MAX.is_power_of_two() && WORKERS_MAX.is_power_of_two());
 
 /// The map that an array of words is: elements of so many octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,9 +132,9 @@ impl FastShape {
         self.flows
     }
 
-    /// One element with all generations.
+    /// One element with all generations, lists and counts.
     pub fn control(self) -> MapShape {
-        MapShape { element_octets: octets(GENERATIONS), elements: 1 }
+        MapShape { element_octets: octets(CONTROL_WORDS), elements: 1 }
     }
 
     /// The buckets.
@@ -165,6 +200,16 @@ impl FastMemory {
     /// The word that holds the generation of a worker's flows, or with [`TRANSIT`] that of its transits.
     pub(super) fn generation(&self, worker: usize) -> &AtomicU64 {
         &words(&self.control)[worker % GENERATIONS]
+    }
+
+    /// The head of the list of a worker's flows that are over.
+    pub(super) fn head(&self, worker: usize) -> &AtomicU64 {
+        &words(&self.control)[HEADS + worker % WORKERS_MAX]
+    }
+
+    /// How many flows to a server are over and were not taken out yet.
+    pub(super) fn ended_of(&self, server: RealServerId) -> &AtomicU64 {
+        &words(&self.control)[ENDED + server.index() % REAL_SERVERS_MAX]
     }
 
     /// The bucket of a hash.

@@ -9,12 +9,16 @@
 //!
 //! | array | element | holds |
 //! |---|---|---|
-//! | control | 2 words for each worker | the generations that the worker's flows and transits must have |
+//! | control | all that is there once | for each worker the generations that its flows and transits must have, and the head of its list of flows that are over; for each server how many are |
 //! | index | a bucket of 8 words | 0, or the number of a direction and 32 bits of its tuple's hash |
 //! | entries | a flow of 32 words | 16 for each direction: 8 that only this process writes, 8 that the kernel writes too |
 //!
 //! Beside flows there are *transits*: one direction each of a connection that is only routed. Nothing of it is changed but MACs and hop limit, and its sequence numbers are
 //! nobody's business; it takes the number of a flow and uses the first direction of it.
+//!
+//! The kernel carries the ends of a connection as well, where that was asked for: both FINs, and what acknowledges them. With the last of these the flow is *over*: the
+//! program counts it for its server and puts it in front of its worker's list, and the worker takes it out when it looks ([`FastTable::next_ended`]). Until then
+//! everybody who asks how many connections a server has subtracts those counts ([`FastMemory::ended`]).
 //!
 //! Each worker has its own flows and writes nothing of another's; the buckets are shared and change by compare-and-swap. An entry is whole before its number stands in a bucket, and
 //! its number rests [`REST_MS`] before it is another flow's, so a program that has found it just before it went reads what it found.
@@ -26,8 +30,9 @@ pub mod program;
 mod table;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::ids::RealServerId;
 use crate::packet::TupleV4;
 use crate::packet::rewrite::Macs;
 use crate::time::Now;
@@ -83,6 +88,8 @@ pub struct FastNumbers {
 pub struct FastFlow {
     /// Both directions, [`Forward`](crate::flow::Direction::Forward) first.
     pub sides: [FastSide; 2],
+    /// The server that its end is counted for; `None`: segments with FIN are not carried.
+    pub server: Option<RealServerId>,
 }
 
 /// One direction of a connection that is routed, to be entered.
@@ -140,6 +147,17 @@ pub struct FastSideUse {
     pub payload_octets: u64,
     /// Where the sender's TCP is now.
     pub numbers: FastNumbers,
+    /// Its FIN, if it was sent on.
+    pub fin: Option<FastFin>,
+}
+
+/// What is known of a FIN that was sent on. Its number is the end of its side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastFin {
+    /// The other side's was sent on before it, …
+    pub is_second: bool,
+    /// … and this side had it.
+    pub answers: bool,
 }
 
 /// The memory of a table and what its hash is keyed with: all that a frame is judged by.
@@ -171,6 +189,12 @@ impl FastMemory {
             Arc::new(words)
         };
         FastMemory::new(shape, seed, words(shape.control()), words(shape.index()), words(shape.entries()))
+    }
+
+    /// How many connections to a server are over that [`Loads`](crate::loads::Loads) still count.
+    #[inline]
+    pub fn ended(&self, server: RealServerId) -> u32 {
+        self.ended_of(server).load(Ordering::Acquire) as u32
     }
 
     /// How large the table is.

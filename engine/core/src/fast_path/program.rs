@@ -7,10 +7,12 @@
 //! The header is read with one call onto the stack, which needs it in the first piece of the frame, as drivers and GRO leave it; else the frame is left alone. A partial
 //! checksum stays partial, and a super-packet whole: the kernel's own function updates the TCP checksum as its kind needs. The programs are for little-endian machines.
 
+use super::WORKERS_MAX;
 use super::assembler::{Alu, Assembler, If, Label, Reg, Sign, Size, Slot};
 use super::layout::{self, BUCKET_WORDS, FOLD, FastShape, GENERATIONS, HashKeys, SIDE_WORDS, TRANSIT};
 use crate::flow::tcp::{ACK, FIN, OLDER_MIN_BYTES, RST, SYN};
 use crate::packet::{PROTOCOL_TCP, TcpFlags};
+use crate::snapshot::REAL_SERVERS_MAX;
 
 /// The descriptors of the maps whose memory a table is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +64,8 @@ const IPV4: i32 = 0x0008;
 const IPV4_WITHOUT_OPTIONS: i32 = 0x45;
 /// More fragments, or an offset, as they are read from the wire.
 const FRAGMENT: i32 = 0xff3f;
-const FLAGS: i32 = (TcpFlags::URG.0 | ACK | RST | SYN | FIN) as i32;
+/// All flags that matter but FIN, which may be there.
+const FLAGS: i32 = (TcpFlags::URG.0 | ACK | RST | SYN) as i32;
 
 /// Octets of the headers without options.
 const HEADERS: i32 = 54;
@@ -76,11 +79,18 @@ const HEADER: i16 = -58;
 const KEY: i16 = -64;
 /// The largest packet that becomes of the frame.
 const LARGEST: i16 = -72;
+/// The number of the flow.
+const FLOW: i16 = -80;
+/// Its words, those of the first direction in front.
+const ENTRY: i16 = -88;
 
 /// Where an octet of the frame stands on the stack.
 const fn at(octet: i16) -> i16 {
     HEADER + octet
 }
+
+/// Where the server of a flow stands in the words of a direction.
+const SERVER: i16 = word(layout::WINDOW_AND_SERVER) + 4;
 
 /// Where a word of a direction stands.
 const fn word(number: usize) -> i16 {
@@ -109,6 +119,7 @@ pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Sl
     let (miss, fail, onwards) = (code.label(), code.label(), code.label());
     judge(&mut code, shape, seed, maps, miss);
     note(&mut code);
+    list(&mut code, maps);
     rewrite(&mut code);
     code.register(Alu::Move, Reg::R1, Reg::R6);
     code.constant(Alu::Move, Reg::R2, 0);
@@ -260,7 +271,9 @@ fn find(code: &mut Assembler, shape: FastShape, seed: [u64; 2], maps: FastMaps, 
     code.register(Alu::Move, Reg::R8, Reg::R1);
     code.constant(Alu::And, Reg::R8, 1);
     code.constant(Alu::ShiftRight, Reg::R1, 1);
+    code.store(Size::Word64, Reg::Stack, FLOW, Reg::R1);
     look_up(code, maps.entries, miss);
+    code.store(Size::Word64, Reg::Stack, ENTRY, Reg::R0);
     let shift = (SIDE_WORDS * size_of::<u64>()).trailing_zeros().cast_signed();
     code.register(Alu::Move, Reg::R7, Reg::R0);
     code.register(Alu::Move, Reg::R1, Reg::R8);
@@ -328,10 +341,16 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
     code.big_endian(Reg::R3, 32);
     code.register_32(Alu::Move, Reg::R4, Reg::R2);
     code.register_32(Alu::Add, Reg::R4, Reg::R9);
-    let good = code.label();
+    let (good, no_fin) = (code.label(), code.label());
+    load_fin(code, Reg::R1);
+    code.jump_if(Reg::R1, If::Equal, 0, no_fin);
+    code.register_32(Alu::Add, Reg::R4, Reg::R1);
+    code.load(Size::Word32, Reg::R1, Reg::R7, SERVER);
+    code.jump_if(Reg::R1, If::Equal, 0, miss);
+    code.place(no_fin);
     jump_if_transit(code, good);
     // What the other side has acknowledged, and its window, less the sequence number.
-    code.load(Size::Word16, Reg::R5, Reg::R8, word(layout::WINDOW));
+    code.load(Size::Word16, Reg::R5, Reg::R8, word(layout::WINDOW_AND_SERVER));
     code.load(Size::Word16, Reg::R1, Reg::R7, word(layout::GENERATION_AND_WORKER) + 6);
     code.register_32(Alu::ShiftLeft, Reg::R5, Reg::R1);
     code.load(Size::Word32, Reg::R1, Reg::R8, ack);
@@ -344,6 +363,14 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
         code.constant_32(Alu::Add, Reg::R0, older);
         code.register_32(Alu::Or, Reg::R5, Reg::R0);
     }
+    // Nothing of a side's lies behind its FIN.
+    let open = code.label();
+    code.load(Size::Word64, Reg::R1, Reg::R7, word(layout::FIN));
+    code.jump_if(Reg::R1, If::Equal, 0, open);
+    code.load(Size::Word32, Reg::R1, Reg::R7, end);
+    code.register_32(Alu::Subtract, Reg::R1, Reg::R4);
+    code.register_32(Alu::Or, Reg::R5, Reg::R1);
+    code.place(open);
     code.load(Size::Word32, Reg::R0, Reg::R8, end);
     code.register_32(Alu::Subtract, Reg::R0, Reg::R3);
     code.register_32(Alu::Or, Reg::R5, Reg::R0);
@@ -366,10 +393,11 @@ fn note(code: &mut Assembler) {
     let smaller = code.label();
     code.load(Size::Word16, Reg::R1, Reg::Stack, at(48));
     code.big_endian(Reg::R1, 16);
-    code.load(Size::Word32, Reg::R2, Reg::R7, word(layout::WINDOW));
+    code.load(Size::Word32, Reg::R2, Reg::R7, word(layout::WINDOW_AND_SERVER));
     code.jump_if_register(Reg::R1, If::NotAbove, Reg::R2, smaller);
-    code.store(Size::Word32, Reg::R7, word(layout::WINDOW), Reg::R1);
+    code.store(Size::Word32, Reg::R7, word(layout::WINDOW_AND_SERVER), Reg::R1);
     code.place(smaller);
+    note_fin(code);
     code.call(function::KTIME_GET_COARSE_NS);
     code.store(Size::Word64, Reg::R7, word(layout::USED_NS), Reg::R0);
     code.constant(Alu::Move, Reg::R1, 1);
@@ -377,6 +405,80 @@ fn note(code: &mut Assembler) {
     code.load(Size::Word32, Reg::R1, Reg::R6, skb::LEN);
     code.atomic_add(Reg::R7, word(layout::OCTETS), Reg::R1);
     code.atomic_add(Reg::R7, word(layout::PAYLOAD_OCTETS), Reg::R9);
+}
+
+/// Notes the FIN of a segment that ends, in R4, where its sender's newest does. Changes R1 and R2.
+fn note_fin(code: &mut Assembler) {
+    let (none, first) = (code.label(), code.label());
+    load_fin(code, Reg::R1);
+    code.jump_if(Reg::R1, If::Equal, 0, none);
+    code.load(Size::Word64, Reg::R1, Reg::R7, word(layout::FIN));
+    code.jump_if(Reg::R1, If::NotEqual, 0, none);
+    code.load(Size::Word32, Reg::R1, Reg::R7, word(layout::END_AND_ACK));
+    code.register_32(Alu::Move, Reg::R4, Reg::R4);
+    code.jump_if_register(Reg::R1, If::NotEqual, Reg::R4, none);
+    code.constant(Alu::Move, Reg::R2, layout::FIN_SENT as i32);
+    code.load(Size::Word64, Reg::R1, Reg::R8, word(layout::FIN));
+    code.jump_if(Reg::R1, If::Equal, 0, first);
+    code.constant(Alu::Or, Reg::R2, layout::FIN_SECOND as i32);
+    jump_unless_acknowledged(code, Reg::R7, Reg::R8, first);
+    code.constant(Alu::Or, Reg::R2, layout::FIN_ANSWERS as i32);
+    code.place(first);
+    code.store(Size::Word64, Reg::R7, word(layout::FIN), Reg::R2);
+    code.place(none);
+}
+
+/// Puts a flow that is over in front of its worker's list, and counts it for its server; once. Changes R0 to R5.
+fn list(code: &mut Assembler, maps: FastMaps) {
+    let no = code.label();
+    for side in [Reg::R7, Reg::R8] {
+        code.load(Size::Word64, Reg::R1, side, word(layout::FIN));
+        code.jump_if(Reg::R1, If::Equal, 0, no);
+    }
+    jump_unless_acknowledged(code, Reg::R7, Reg::R8, no);
+    jump_unless_acknowledged(code, Reg::R8, Reg::R7, no);
+    code.load(Size::Word64, Reg::R5, Reg::Stack, ENTRY);
+    code.constant(Alu::Move, Reg::R0, layout::LISTED_NOT as i32);
+    code.constant(Alu::Move, Reg::R1, layout::LISTED as i32);
+    code.compare_and_exchange(Reg::R5, word(layout::LISTED_OR_NEXT), Reg::R1);
+    code.jump_if(Reg::R0, If::NotEqual, layout::LISTED_NOT as i32, no);
+    // R3: the word of the server's count, then that of the list's head.
+    code.load(Size::Word32, Reg::R1, Reg::R7, SERVER);
+    code.constant(Alu::Subtract, Reg::R1, 1);
+    control_word(code, maps, layout::ENDED, REAL_SERVERS_MAX);
+    code.constant(Alu::Move, Reg::R2, 1);
+    code.atomic_add(Reg::R3, 0, Reg::R2);
+    code.load(Size::Word16, Reg::R1, Reg::R7, word(layout::GENERATION_AND_WORKER) + 4);
+    control_word(code, maps, layout::HEADS, WORKERS_MAX);
+    code.load(Size::Word64, Reg::R2, Reg::Stack, FLOW);
+    code.constant(Alu::Add, Reg::R2, 1);
+    code.exchange(Reg::R3, 0, Reg::R2);
+    code.constant_64(Reg::R1, layout::NEXT_IS_KNOWN);
+    code.register(Alu::Or, Reg::R2, Reg::R1);
+    code.store(Size::Word64, Reg::R5, word(SIDE_WORDS + layout::LISTED_OR_NEXT), Reg::R2);
+    code.place(no);
+}
+
+/// R3 ← the address of a word of the first map: number R1 of `count`, a power of two, from `first` on. Changes R1.
+fn control_word(code: &mut Assembler, maps: FastMaps, first: usize, count: usize) {
+    code.constant(Alu::And, Reg::R1, count as i32 - 1);
+    code.constant(Alu::ShiftLeft, Reg::R1, 3);
+    code.constant(Alu::Add, Reg::R1, (first * size_of::<u64>()) as i32);
+    code.map_value(Reg::R3, maps.control);
+    code.register(Alu::Add, Reg::R3, Reg::R1);
+}
+
+/// Goes on at `label` unless the side whose words are at `by` has acknowledged all that the one at `of` has sent. Changes R1 and R3.
+fn jump_unless_acknowledged(code: &mut Assembler, by: Reg, of: Reg, label: Label) {
+    code.load(Size::Word32, Reg::R1, by, word(layout::END_AND_ACK) + 4);
+    code.load(Size::Word32, Reg::R3, of, word(layout::END_AND_ACK));
+    code.jump_if_register(Reg::R1, If::NotEqual, Reg::R3, label);
+}
+
+/// `to` ← 1 if the segment has FIN, else 0.
+fn load_fin(code: &mut Assembler, to: Reg) {
+    code.load(Size::Octet, to, Reg::Stack, at(47));
+    code.constant(Alu::And, to, FIN.into());
 }
 
 /// Rewrites the headers on the stack, but for the TCP checksum.

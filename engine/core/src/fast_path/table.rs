@@ -2,16 +2,17 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
-use super::carry::worker_of;
+use super::carry::{server_of, worker_of};
 use super::layout::{self, SCALE_SHIFT, TRANSIT, WORKER_SHIFT};
 use super::{
-    Arrival, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastTransit, FastUse, REST_MS,
-    WORKERS_MAX,
+    Arrival, FastFin, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastTransit, FastUse,
+    REST_MS, WORKERS_MAX,
 };
 use crate::flow::tcp::SCALE_MAX;
+use crate::ids::RealServerId;
 use crate::packet::TupleV4;
 use crate::packet::checksum::Delta;
 use crate::time::Now;
@@ -43,7 +44,12 @@ pub struct FastTable {
     /// Numbers that were used, and since when they rest.
     resting: VecDeque<(u32, Now)>,
     open: u32,
+    /// Those that are over and were not told yet: the number plus one of the first, 0 = none. Behind it they are as in the list.
+    ended: u64,
 }
+
+/// How often it is looked whether a program has written what lies behind a flow of the list: it is just doing so, on another CPU.
+const NEXT_LOOKS: u32 = 1_000;
 
 impl FastTable {
     /// The empty table of a worker, in memory that the worker has not used before.
@@ -56,7 +62,8 @@ impl FastTable {
         let [generation, transit_generation] =
             [0, TRANSIT].map(|kind| memory.generation(usize::from(worker) | kind).load(Relaxed) as u32);
         let resting = VecDeque::with_capacity((end - start) as usize);
-        let mut table = FastTable { memory, settings, generation, transit_generation, fresh: start, resting, open: 0 };
+        let mut table =
+            FastTable { memory, settings, generation, transit_generation, fresh: start, resting, open: 0, ended: 0 };
         table.forget_flows();
         table.forget_transits();
         table
@@ -93,7 +100,7 @@ impl FastTable {
         let owner = u64::from(self.settings.worker) << WORKER_SHIFT | u64::from(self.generation);
         for (at, side) in flow.sides.iter().enumerate() {
             let scale = flow.sides[1 - at].numbers.scale.min(SCALE_MAX);
-            self.write(number, at, side, owner | u64::from(scale) << SCALE_SHIFT, now);
+            self.write(number, at, side, flow.server, owner | u64::from(scale) << SCALE_SHIFT, now);
         }
         let [forward, reverse] = [0, 1].map(|side| self.memory.keys.hash(flow.sides[side].from));
         if !self.publish(forward, layout::item(forward, number, 0)) {
@@ -122,7 +129,7 @@ impl FastTable {
         let numbers = FastNumbers::default();
         let side = FastSide { from: tuple, to: tuple, in_ifindex, out_ifindex, macs, size_max, numbers };
         let worker = u64::from(self.settings.worker) | TRANSIT as u64;
-        self.write(number, 0, &side, worker << WORKER_SHIFT | u64::from(self.transit_generation), now);
+        self.write(number, 0, &side, None, worker << WORKER_SHIFT | u64::from(self.transit_generation), now);
         let hash = self.hash(tuple);
         if !self.publish(hash, layout::item(hash, number, 0)) {
             return Err(FastFull::Bucket);
@@ -165,6 +172,39 @@ impl FastTable {
         }
     }
 
+    /// The next flow that is over, each once; it is still to be taken out.
+    pub fn next_ended(&mut self, now: Now) -> Option<FastId> {
+        loop {
+            if self.ended == 0 {
+                let head = self.memory.head(self.settings.worker.into());
+                // Nearly always.
+                if head.load(Relaxed) == 0 {
+                    return None;
+                }
+                self.ended = head.swap(0, AcqRel);
+            }
+            let number = self.ended.checked_sub(1)? as u32;
+            let [first, second] = [self.memory.side(number, 0)?, self.memory.side(number, 1)?];
+            let next = &second[layout::LISTED_OR_NEXT];
+            let known = (0..NEXT_LOOKS).find_map(|_| {
+                std::hint::spin_loop();
+                Some(next.load(Acquire)).filter(|next| next & layout::NEXT_IS_KNOWN != 0)
+            });
+            self.ended = known? & !layout::NEXT_IS_KNOWN;
+            let listed = &first[layout::LISTED_OR_NEXT];
+            match listed.compare_exchange(layout::LISTED, layout::LISTED_TOLD, AcqRel, Relaxed) {
+                Ok(_) => return Some(FastId(number)),
+                // It was taken out meanwhile, and could not rest while it was in the list.
+                Err(_) => self.resting.push_back((number, now)),
+            }
+        }
+    }
+
+    /// Whether some flow is over that was not told.
+    pub fn has_ended(&self) -> bool {
+        self.ended != 0 || self.memory.head(self.settings.worker.into()).load(Relaxed) != 0
+    }
+
     /// Takes a flow or transit out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is.
     ///
     /// `id` is one that [`insert`](FastTable::insert) or [`insert_transit`](FastTable::insert_transit) returned and that was not taken out yet.
@@ -178,9 +218,23 @@ impl FastTable {
         }
         fence(Acquire);
         let used = self.read(id);
-        self.resting.push_back((id.0, now));
+        if self.leave_list(id.0) {
+            self.resting.push_back((id.0, now));
+        }
         self.open -= 1;
         used
+    }
+
+    /// A flow is not over any more, but gone. `false`: it is in the list.
+    fn leave_list(&self, number: u32) -> bool {
+        let Some(words) = self.memory.side(number, 0) else { return true };
+        let listed = words[layout::LISTED_OR_NEXT].swap(layout::LISTED_GONE, AcqRel);
+        if listed != layout::LISTED_NOT
+            && let Some(server) = server_of(words)
+        {
+            self.memory.ended_of(server).fetch_sub(1, AcqRel);
+        }
+        listed != layout::LISTED
     }
 
     /// Has the kernel send none of the worker's flows on any more. Each is still to be taken out, and can be read until then.
@@ -216,7 +270,7 @@ impl FastTable {
     }
 
     /// Writes a direction; `owner` is its [`layout::GENERATION_AND_WORKER`].
-    fn write(&self, number: u32, at: usize, side: &FastSide, owner: u64, now: Now) {
+    fn write(&self, number: u32, at: usize, side: &FastSide, server: Option<RealServerId>, owner: u64, now: Now) {
         let Some(words) = self.memory.side(number, at) else { return };
         let FastSide { from, to, in_ifindex, out_ifindex, macs, size_max, numbers } = side;
         let [m0, m1, m2, m3, m4, m5, m6, m7, m8, m9, m10, m11] = *macs.octets();
@@ -235,10 +289,13 @@ impl FastTable {
         set(layout::MACS_AND_SIZE, upper(*size_max, last));
         set(layout::DELTAS, deltas);
         set(layout::END_AND_ACK, layout::end_and_ack(numbers));
-        set(layout::WINDOW, numbers.window.into());
+        set(
+            layout::WINDOW_AND_SERVER,
+            upper(server.map_or(0, |server| u32::from(server.0) + 1), numbers.window.into()),
+        );
         set(layout::USED_NS, self.ns(now));
-        for count in [layout::FRAMES, layout::OCTETS, layout::PAYLOAD_OCTETS] {
-            set(count, 0);
+        for word in [layout::FRAMES, layout::OCTETS, layout::PAYLOAD_OCTETS, layout::FIN, layout::LISTED_OR_NEXT] {
+            set(word, 0);
         }
         words[layout::GENERATION_AND_WORKER].store(owner, Release);
     }
@@ -249,6 +306,7 @@ impl FastTable {
         };
         let get = |word: usize| words[word].load(Relaxed);
         let numbers = get(layout::END_AND_ACK);
+        let fin = get(layout::FIN);
         let scale = other[layout::GENERATION_AND_WORKER].load(Relaxed) >> SCALE_SHIFT;
         FastSideUse {
             used: Now(get(layout::USED_NS) / NS_PER_MS) - self.settings.origin_ms,
@@ -258,9 +316,13 @@ impl FastTable {
             numbers: FastNumbers {
                 end: numbers as u32,
                 ack: (numbers >> 32) as u32,
-                window: get(layout::WINDOW) as u16,
+                window: get(layout::WINDOW_AND_SERVER) as u16,
                 scale: scale as u8,
             },
+            fin: (fin != 0).then_some(FastFin {
+                is_second: fin & layout::FIN_SECOND != 0,
+                answers: fin & layout::FIN_ANSWERS != 0,
+            }),
         }
     }
 

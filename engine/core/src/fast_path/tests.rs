@@ -18,6 +18,7 @@ const OUR_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 const FRONT: u32 = 4;
 const BACK: u32 = 5;
 const URG: u8 = 0x20;
+const COUNTED: RealServerId = RealServerId(3);
 
 fn tuple(src: [u8; 4], src_port: u16, dst: [u8; 4], dst_port: u16) -> TupleV4 {
     let (src, dst) = (Ipv4Addr::from(src).into(), Ipv4Addr::from(dst).into());
@@ -45,6 +46,22 @@ fn flow(port: u16) -> FastFlow {
             side(near, far, FRONT, BACK, numbers(1_000, 5_000)),
             side(far.reversed(), near.reversed(), BACK, FRONT, numbers(5_000, 1_000)),
         ],
+        server: None,
+    }
+}
+
+/// The same, its end carried and counted for [`COUNTED`].
+fn closing(port: u16) -> FastFlow {
+    FastFlow { server: Some(COUNTED), ..flow(port) }
+}
+
+/// Has the kernel carry a whole connection's end, the client's first.
+fn close(table: &FastTable, port: u16) {
+    let [near, far] = flow(port).sides;
+    let steps = [(near, FIN | ACK, 1_000, 5_000), (far, FIN | ACK, 5_000, 1_001), (near, ACK, 1_001, 5_001)];
+    for (side, flags, seq, ack) in steps {
+        let mut frame = frame(side.from, flags, seq, ack, 600, 0);
+        assert_eq!(table.carry(&mut frame, &arrival(side.in_ifindex), Now(9)), Some(side.out_ifindex));
     }
 }
 
@@ -102,7 +119,7 @@ fn an_entered_flow_is_carried_both_ways_until_it_is_taken_out() {
         assert!(checksum::is_valid(0, &carried[14..34]));
         let noted = table.read(id).sides[side];
         let numbers = FastNumbers { end: seq + 100, ack, window: 600, scale: 7 };
-        let expected = FastSideUse { used: Now(9), frames: 1, octets: 154, payload_octets: 100, numbers };
+        let expected = FastSideUse { used: Now(9), frames: 1, octets: 154, payload_octets: 100, numbers, fin: None };
         assert_eq!(noted, expected);
     }
     let noted = table.read(id);
@@ -206,7 +223,7 @@ fn what_is_refused_leaves_nothing_behind() {
         table.remove(id, Now(0));
     }
     let index = (*table.memory().index).as_ref();
-    assert!(index.iter().all(|word| word.load(std::sync::atomic::Ordering::Relaxed) == 0));
+    assert!(index.iter().all(|word| word.load(Ordering::Relaxed) == 0));
     assert!(table.insert(&flow(5), Now(0)).is_ok());
 }
 
@@ -318,6 +335,77 @@ fn transits_and_flows_are_forgotten_apart() {
 }
 
 #[test]
+fn an_end_is_carried_and_told_once() {
+    let mut table = table(4);
+    let id = table.insert(&closing(1), Now(5)).unwrap();
+    let other = table.insert(&closing(2), Now(5)).unwrap();
+    let ended = |table: &FastTable| (table.memory().ended(COUNTED), table.memory().ended(RealServerId(2)));
+    let [near, far] = closing(1).sides;
+    let carry = |table: &FastTable, side: &FastSide, flags, seq, ack, payload| {
+        let mut frame = frame(side.from, flags, seq, ack, 600, payload);
+        table.carry(&mut frame, &arrival(side.in_ifindex), Now(9)).is_some()
+    };
+    let fin = |is_second, answers| Some(FastFin { is_second, answers });
+    assert!(carry(&table, &near, FIN | ACK, 1_000, 5_000, 10));
+    assert_eq!(table.read(id).sides.map(|side| side.fin), [fin(false, false), None]);
+    assert_eq!(table.read(id).sides[0].numbers.end, 1_011);
+    // It closed its side: more than it has sent is for who looks closer, the same once more is not.
+    assert!(!carry(&table, &near, ACK, 1_011, 5_000, 1));
+    assert!(carry(&table, &near, FIN | ACK, 1_000, 5_000, 10));
+    // The other side goes on, and closes before it has had that.
+    assert!(carry(&table, &far, ACK, 5_000, 1_000, 100));
+    assert!(carry(&table, &far, FIN | ACK, 5_100, 1_010, 0));
+    assert_eq!(table.read(id).sides[1].fin, fin(true, false));
+    assert!(carry(&table, &near, ACK, 1_011, 5_101, 0));
+    assert_eq!((ended(&table), table.has_ended(), table.next_ended(Now(9))), ((0, 0), false, None));
+    assert!(carry(&table, &far, ACK, 5_101, 1_011, 0));
+    assert_eq!((ended(&table), table.has_ended()), ((1, 0), true));
+    // Late duplicates change nothing.
+    assert!(carry(&table, &far, FIN | ACK, 5_100, 1_010, 0));
+    close(&table, 2);
+    assert_eq!(table.read(other).sides[1].fin, fin(true, true));
+    assert_eq!(ended(&table), (2, 0));
+    assert_eq!(
+        [table.next_ended(Now(9)), table.next_ended(Now(9)), table.next_ended(Now(9))],
+        [Some(other), Some(id), None]
+    );
+    assert!(carry(&table, &far, FIN | ACK, 5_100, 1_010, 0) && table.next_ended(Now(9)).is_none());
+    table.remove(id, Now(10));
+    assert_eq!(ended(&table), (1, 0));
+    table.remove(other, Now(10));
+    assert_eq!((ended(&table), table.has_ended()), ((0, 0), false));
+}
+
+#[test]
+fn a_number_in_the_list_is_not_used_again() {
+    let mut table = table(2);
+    let id = table.insert(&closing(1), Now(0)).unwrap();
+    let kept = table.insert(&closing(2), Now(0)).unwrap();
+    close(&table, 1);
+    close(&table, 2);
+    // Taken out for another reason, before anybody has looked.
+    table.remove(id, Now(0));
+    assert_eq!(table.memory().ended(COUNTED), 1);
+    assert_eq!(table.insert(&closing(3), Now(10 * REST_MS)), Err(FastFull::Entries));
+    assert_eq!(table.next_ended(Now(10 * REST_MS)), Some(kept));
+    assert_eq!(table.next_ended(Now(10 * REST_MS)), None);
+    assert_eq!(table.insert(&closing(3), Now(11 * REST_MS)), Ok(id));
+    assert_eq!(table.read(id).sides.map(|side| side.fin), [None; 2]);
+    close(&table, 3);
+    assert_eq!((table.next_ended(Now(11 * REST_MS)), table.memory().ended(COUNTED)), (Some(id), 2));
+}
+
+#[test]
+fn ends_are_told_to_the_worker_whose_flow_it_is() {
+    let memory = FastMemory::private(FastShape::new(8), [3, 4]);
+    let mut first = FastTable::new(memory.clone(), FastSettings { worker: 0, flows: 0..4, origin_ms: 0 });
+    let mut second = FastTable::new(memory, FastSettings { worker: 1, flows: 4..8, origin_ms: 0 });
+    let id = second.insert(&closing(1), Now(0)).unwrap();
+    close(&first, 1);
+    assert_eq!((first.next_ended(Now(1)), second.next_ended(Now(1))), (None, Some(id)));
+}
+
+#[test]
 fn newer_numbers_can_be_told() {
     let mut table = table(1);
     let flow = flow(1);
@@ -381,5 +469,51 @@ proptest! {
             followed.catch_up(side, &noted.sides[side.index()].numbers);
         }
         prop_assert_eq!(followed, track);
+    }
+
+    /// The same of how a connection closes, as long as the kernel carries it.
+    #[test]
+    fn ends_are_followed_as_a_track_follows_them(
+        segments in prop::collection::vec((any::<bool>(), 0..4_u32, 0..6_u32, 0..3_u32, 0..3_usize), 1..30),
+    ) {
+        let facts = |flags, seq, ack, payload| SegmentFacts { flags, seq, ack, window: 500, payload_len: payload, window_scale: None };
+        let mut track = TcpTrack::open(&facts(SYN, 999, 0, 0), Sight::BothWays).unwrap();
+        let _ = track.advance(Direction::Reverse, &facts(SYN | ACK, 4_999, 1_000, 0));
+        let _ = track.advance(Direction::Forward, &facts(ACK, 1_000, 5_000, 0));
+        let mut lent = track;
+        let mut flow = closing(1);
+        for (side, numbers) in flow.sides.iter_mut().zip(lent.lend().unwrap()) {
+            side.numbers = numbers;
+        }
+        let mut table = table(1);
+        let id = table.insert(&flow, Now(0)).unwrap();
+        let (mut is_over, mut followed) = (false, track);
+        for (is_reverse, back, behind, fin, payload) in segments {
+            let from = if is_reverse { Direction::Reverse } else { Direction::Forward };
+            let side = flow.sides[from.index()];
+            // Near what was sent last, and what the other side has sent last.
+            let seq = track.numbers(from).end.wrapping_sub(back);
+            let ack = track.numbers(from.opposite()).end.wrapping_sub(behind / 2);
+            let flags = if fin == 0 { FIN | ACK } else { ACK };
+            let outcome = track.advance(from, &facts(flags, seq, ack, payload as u32));
+            let mut frame = frame(side.from, flags, seq, ack, 500, payload);
+            if table.carry(&mut frame, &arrival(side.in_ifindex), Now(0)).is_none() {
+                // Who takes a flow out follows it from there by itself.
+                break;
+            }
+            prop_assert!(outcome.is_valid());
+            is_over |= outcome.event.is_some();
+            prop_assert_eq!(table.has_ended(), is_over);
+            followed = track;
+        }
+        prop_assert_eq!(table.next_ended(Now(0)), is_over.then_some(id));
+        let noted = table.remove(id, Now(0));
+        for side in Direction::BOTH {
+            lent.catch_up(side, &noted.sides[side.index()].numbers);
+        }
+        prop_assert_eq!(lent.catch_up_ends(noted.sides.map(|side| side.fin)), is_over);
+        lent.take_back();
+        followed.scale_windows();
+        prop_assert_eq!(lent, followed);
     }
 }

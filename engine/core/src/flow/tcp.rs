@@ -844,9 +844,13 @@ impl TcpTrack {
 
     /// The first FIN of the reverse side has come, and what it acknowledges is known.
     fn note_server_waits(&mut self) {
-        match self.is_fin_acked(Direction::Forward) {
-            true => self.bits &= !SERVER_WAITS,
-            false => self.bits |= SERVER_WAITS,
+        self.set_server_waits(!self.is_fin_acked(Direction::Forward));
+    }
+
+    fn set_server_waits(&mut self, waits: bool) {
+        match waits {
+            true => self.bits |= SERVER_WAITS,
+            false => self.bits &= !SERVER_WAITS,
         }
     }
 

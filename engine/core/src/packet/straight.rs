@@ -22,6 +22,7 @@ const TTL_LEFT: u64 = 0x0000_00fe_0000_0000;
 /// Flags that are looked at, in the two octets of the TCP header that have them second.
 const FLAGS: u16 =
     ((TcpFlags::URG.0 | TcpFlags::ACK.0 | TcpFlags::RST.0 | TcpFlags::SYN.0 | TcpFlags::FIN.0) as u16) << 8;
+const FIN: u16 = (TcpFlags::FIN.0 as u16) << 8;
 const ONLY_ACK: u16 = (TcpFlags::ACK.0 as u16) << 8;
 
 /// The station that frames are read for.
@@ -81,6 +82,12 @@ impl<'a> Straight<'a> {
         u32::from_be_bytes(octets(self.0, 38))
     }
 
+    /// Whether its sender has no more data.
+    #[inline(always)]
+    pub fn has_fin(&self) -> bool {
+        self.0[47] & TcpFlags::FIN.0 != 0
+    }
+
     /// Acknowledgment number.
     #[inline(always)]
     pub fn ack(&self) -> u32 {
@@ -128,6 +135,17 @@ impl<'a> Straight<'a> {
 /// may take one more hop, with ACK and neither SYN, FIN, RST nor URG. Whether its addresses and ports are those of two hosts is not looked at.
 #[inline(always)]
 pub fn read_straight(frame: &[u8], station: Station) -> Option<TupleV4> {
+    read(frame, station, FLAGS)
+}
+
+/// The same for one with ACK and perhaps FIN.
+#[inline(always)]
+pub fn read_straight_or_last(frame: &[u8], station: Station) -> Option<TupleV4> {
+    read(frame, station, FLAGS & !FIN)
+}
+
+#[inline(always)]
+fn read(frame: &[u8], station: Station, flags: u16) -> Option<TupleV4> {
     let header: &[u8; HEADERS_LEN] = frame.first_chunk()?;
     let version_to_length = u32::from_le_bytes(octets(header, 14));
     let id_to_checksum = u64::from_le_bytes(octets(header, 18));
@@ -136,7 +154,7 @@ pub fn read_straight(frame: &[u8], station: Station) -> Option<TupleV4> {
     let differs = (u64::from_le_bytes(octets(header, 0)) & STATION ^ station.0)
         | u64::from(u32::from_le_bytes(octets(header, 12)) & ETHERTYPE_AND_VERSION ^ IPV4_WITHOUT_OPTIONS)
         | (id_to_checksum & WHOLE_AND_PROTOCOL ^ WHOLE_TCP)
-        | u64::from(offset_and_flags & FLAGS ^ ONLY_ACK);
+        | u64::from(offset_and_flags & flags ^ ONLY_ACK);
     if differs != 0 || id_to_checksum & TTL_LEFT == 0 {
         return None;
     }

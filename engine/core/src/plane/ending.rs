@@ -9,7 +9,7 @@ use super::reply::{Macs, RESET_LEN_MAX, tcp_reset};
 use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::counters::{ServiceCounter, Termination};
-use crate::flow::tcp::TcpState;
+use crate::flow::tcp::{TcpState, TcpTrack};
 use crate::flow::{Direction, FlowPath, Returns};
 use crate::packet::{DropReason, Ip, Mac};
 use crate::snapshot::ServiceSource;
@@ -55,6 +55,7 @@ impl Plane {
 
     fn expire_some(&mut self, now: Now, budget: usize, desk: &mut impl Desk, out: &mut Outbox) -> bool {
         self.call(now);
+        self.settle_carried(now, desk);
         self.walk_fast(now);
         // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.
         let reserved = if self.sweep.is_some() { budget.div_ceil(SWEEP_SHARE) } else { 0 };
@@ -173,7 +174,7 @@ impl Plane {
 
     /// A flow was silent for its timeout.
     fn expired(&mut self, now: Now, stage: Stage, ended: Ended, desk: &mut impl Desk, out: &mut Outbox) {
-        let is_alive = ended.detail.is_counted && is_tcp(&ended.path);
+        let is_alive = ended.detail.is_counted && is_tcp(&ended.path) && !ended.state.tcp().is_over();
         let termination = match stage {
             Stage::HalfOpen if is_alive => Termination::ConnectTimedOut,
             _ => Termination::IdleTimedOut,
@@ -298,6 +299,14 @@ impl Plane {
             // What does not fit there is counted there, and the end point's own timer is what remains.
             Err(via) => self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() })).is_ok(),
         }
+    }
+}
+
+/// How a connection was closed, by whose FIN came first.
+pub(super) fn ended_by(track: &TcpTrack) -> Termination {
+    match track.closed_first() {
+        Some(Direction::Reverse) => Termination::ServerClosed,
+        Some(Direction::Forward) | None => Termination::ClientClosed,
     }
 }
 

@@ -5,6 +5,9 @@
 //! that the kernel did not judge good: the numbers are fetched, and it goes on like any other. A segment that may end the connection or change it:
 //! the flow is taken out first, its numbers and counts with it. Or its time is up: if the kernel has seen it since, it is not.
 //!
+//! How a connection closes in good order the kernel carries, too, unless its service has a limit, for which each end has to be heard at once. A flow that is over by that
+//! is taken out and settled at the next call, ten times a second at least; until then [`Loads`](crate::loads::Loads) leave it out by the kernel's own count.
+//!
 //! What the kernel counts is fetched by a walk that comes by every flow once a second, and when a flow is taken out. Connections that are only routed take the
 //! fast path as transits (`transits.rs`).
 
@@ -14,9 +17,11 @@ use std::net::Ipv4Addr;
 
 use transits::Transits;
 
-use super::flows::{Detail, Flows, State};
+use super::ending::ended_by;
+use super::flows::{Detail, Flows, Found, Stage, State};
 use super::forward::{Hops, Run};
 use super::router::OwnAddresses;
+use super::services::Rule;
 use super::{BATCH_MAX, Desk, Frame, Network, Plane, PlaneCounter, PortId};
 use crate::fast_path::{
     FastFlow, FastFull, FastId, FastMemory, FastSettings, FastSide, FastSideUse, FastTable, FastUse, REST_MS,
@@ -25,12 +30,16 @@ use crate::flow::tcp::TcpTimeout;
 use crate::flow::{Direction, FlowId, Returns};
 use crate::packet::{PROTOCOL_TCP, Parsed, TcpFlags, Tuple, TupleV4};
 use crate::snapshot::SERVICES_MAX;
-use crate::{Now, ServiceId};
+use crate::{Now, RealServerId, ServiceId};
 
 /// Time between two visits of the walk to one flow.
 const WALK_MS: u64 = 1_000;
 /// Flows that it visits in one go.
 const WALK_STEP: usize = 512;
+/// Time between two looks for flows that are over, where nothing else comes.
+const LOOK_MS: u64 = 100;
+/// Flows that are over and settled in one go.
+const SETTLED_STEP: usize = 512;
 /// A flow that was not used for so long gives way to others where there is little room.
 const IDLE_MS: u64 = 10_000;
 /// Little room: less than one part in so many is free.
@@ -51,6 +60,8 @@ pub(super) struct Fast {
     transits: Transits,
     /// Flows to be entered at the end of the batch.
     candidates: Vec<Candidate>,
+    /// Flows that were taken out and found to be over by what the kernel has carried.
+    over: Vec<FlowId>,
     /// Until then no flow is entered: there was no room.
     full_until: Now,
     /// What the kernel has carried and the desk has not been told, by service.
@@ -117,6 +128,7 @@ impl Fast {
             places: vec![Place::default(); flows.len()].into_boxed_slice(),
             used: 0,
             candidates: Vec::with_capacity(BATCH_MAX),
+            over: Vec::with_capacity(SETTLED_STEP),
             full_until: now,
             carried: Box::new([Run::NOTHING; SERVICES_MAX]),
             untold: Vec::with_capacity(SERVICES_MAX),
@@ -172,7 +184,11 @@ impl Fast {
         let used = self.table.remove(id, self.now);
         self.count(id, state.service(), &used);
         catch_up(state, &used);
+        let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin));
         state.tcp_mut().take_back();
+        if is_over && let Some(Holder::Flow(flow)) = self.place(id).map(|place| place.holder) {
+            self.over.push(flow);
+        }
         let place = self.place(id)?;
         place.holder = Holder::Nobody;
         Some((used, place.arrivals))
@@ -209,6 +225,21 @@ impl Fast {
     fn next_walk(&self) -> Option<Now> {
         (self.table.open() > 0 || self.has_news()).then_some(self.walk_at)
     }
+
+    /// When it is to be looked for flows that are over.
+    fn next_look(&self) -> Option<Now> {
+        (self.table.open() > self.transits.open() || !self.over.is_empty()).then(|| self.now + LOOK_MS)
+    }
+
+    /// Whether one was found to be over, or may be.
+    fn has_over(&self) -> bool {
+        !self.over.is_empty() || self.table.has_ended()
+    }
+}
+
+/// Whether the kernel has carried a FIN.
+fn has_fin(used: &FastUse) -> bool {
+    used.sides.iter().any(|side| side.fin.is_some())
 }
 
 /// When the kernel last carried a packet of a flow, if it has carried any.
@@ -248,6 +279,13 @@ impl Flows {
         Some(())
     }
 
+    /// A flow that was taken out, of which the kernel has carried a FIN, has the timer of its phase since it was last seen.
+    fn follow_end(&mut self, id: FlowId, rule: &Rule) {
+        if let Some(seen) = self.established.seen(id) {
+            self.established.follow(id, seen, |state| (Some(rule.tcp_class(state.tcp().timeout())), ()));
+        }
+    }
+
     /// Tells the kernel the numbers of a flow that it has not seen all packets of.
     fn inform(&self, id: FlowId) -> Option<()> {
         let fast = self.fast.as_ref()?;
@@ -276,7 +314,8 @@ impl Plane {
         let Some(fast) = &mut self.flows.fast else { return false };
         let Some(fast_id) = self.flows.established.detail(id).and_then(Detail::fast) else { return false };
         let arrives_by = fast.place(fast_id).map(|place| place.arrivals[direction as usize]);
-        if is_plain && arrives_by == Some(frame.port) && fast.table.is_live(fast_id) {
+        let is_open = fast.table.is_live(fast_id) && !has_fin(&fast.table.read(fast_id));
+        if is_plain && arrives_by == Some(frame.port) && is_open {
             self.flows.consult(id);
             return true;
         }
@@ -337,6 +376,9 @@ impl Plane {
         let flow = established.at(candidate.slot)?;
         let path = established.path(flow)?;
         let service = established.state(flow)?.service();
+        let has_limit = self.snapshot.service(service).is_none_or(|service| service.max_connections != 0);
+        let server =
+            Some(established.detail(flow)?.server).filter(|&server| !has_limit && server != RealServerId::NOBODY);
         let is_same_timer = established.class(flow)? == self.services.rule(service).tcp_class(TcpTimeout::Established);
         if !is_same_timer || path.client.protocol != PROTOCOL_TCP || path.returns != Returns::Here {
             return None;
@@ -376,7 +418,7 @@ impl Plane {
             numbers: numbers[direction as usize],
         };
         let sides = [side(Direction::Forward, in_0, out_0), side(Direction::Reverse, in_1, out_1)];
-        match fast.table.insert(&FastFlow { sides }, now) {
+        match fast.table.insert(&FastFlow { sides, server }, now) {
             Ok(id) => {
                 if let Some(place) = fast.place(id) {
                     *place = Place { holder: Holder::Flow(flow), arrivals, counted: Default::default() };
@@ -396,9 +438,45 @@ impl Plane {
         Some(())
     }
 
-    /// When the walk is due.
+    /// When the walk or a look is due.
     pub(super) fn next_walk(&self) -> Option<Now> {
-        self.flows.fast.as_ref().and_then(|fast| fast.next_walk())
+        let fast = self.flows.fast.as_ref()?;
+        [fast.next_walk(), fast.next_look()].into_iter().flatten().min()
+    }
+
+    /// Settles flows that are over by what the kernel has carried.
+    #[inline]
+    pub(super) fn settle_carried<D: Desk>(&mut self, now: Now, desk: &mut D) {
+        if self.flows.fast.as_ref().is_some_and(|fast| fast.has_over()) {
+            self.settle_over(now, desk);
+        }
+    }
+
+    #[inline(never)]
+    fn settle_over<D: Desk>(&mut self, now: Now, desk: &mut D) {
+        for _ in 0..SETTLED_STEP {
+            let Some(fast) = &mut self.flows.fast else { return };
+            let Some(id) = fast.table.next_ended(now) else { break };
+            if let Some(Holder::Flow(flow)) = fast.place(id).map(|place| place.holder) {
+                self.flows.recall(flow);
+            }
+        }
+        // The list has the newest first.
+        while let Some(fast) = &mut self.flows.fast
+            && let Some(id) = fast.over.pop()
+        {
+            self.settle_closed(id, desk);
+        }
+    }
+
+    /// Settles an established flow, unless it has left its table, whose track says that it is over.
+    pub(super) fn settle_closed<D: Desk>(&mut self, id: FlowId, desk: &mut D) {
+        let Some(state) = self.flows.established.state(id) else { return };
+        let rule = *self.services.rule(state.service());
+        let termination = ended_by(state.tcp());
+        self.flows.follow_end(id, &rule);
+        let found = Found { stage: Stage::Established, id, direction: Direction::Forward };
+        self.settle(found, termination, &rule, desk);
     }
 
     /// Goes on with the walk, if it is due: fetches what the kernel has counted, and takes out what the kernel is not to carry any more.
@@ -427,9 +505,14 @@ impl Plane {
             if let Some(at) = carried_at(&used) {
                 established.see(flow, at);
             }
-            let class = self.services.rule(service).tcp_class(TcpTimeout::Established);
+            let rule = *self.services.rule(service);
+            let class = rule.tcp_class(TcpTimeout::Established);
             let is_idle = is_crowded && now.ms_since(used.used()) >= IDLE_MS;
-            if is_idle || established.class(flow) != Some(class) || !fast.table.is_live(id) {
+            if has_fin(&used) {
+                // One side may go on for hours, by another timer.
+                self.flows.recall(flow);
+                self.flows.follow_end(flow, &rule);
+            } else if is_idle || established.class(flow) != Some(class) || !fast.table.is_live(id) {
                 self.flows.recall(flow);
             }
         }

@@ -1,5 +1,6 @@
 //! A packet of a flow, onwards: next hop, TCP or UDP state, rewriting, out.
 
+use super::ending::ended_by;
 use super::fast::Carried;
 use super::flows::{Found, Stage};
 use super::fragments::complete;
@@ -518,12 +519,8 @@ impl Plane {
             }
             (Some(TcpEvent::Established), _) => {}
             (Some(TcpEvent::Closed), _) => {
-                let state = self.flows.table(stage).state(id);
-                let first = state.and_then(|state| state.tcp().closed_first());
-                let termination = match first {
-                    Some(Direction::Reverse) => Termination::ServerClosed,
-                    _ => Termination::ClientClosed,
-                };
+                let termination =
+                    self.flows.table(stage).state(id).map_or(Termination::ClientClosed, |state| ended_by(state.tcp()));
                 self.settle(found, termination, rule, turn.desk);
             }
             (Some(TcpEvent::Reset), _) => {

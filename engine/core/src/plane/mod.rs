@@ -527,6 +527,7 @@ impl Plane {
         if self.role == MachineRole::Standby {
             return self.stand_by(frames, verdicts, out);
         }
+        self.settle_carried(now, desk);
         let mut flags = 0;
         let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
         let (mut jobs, mut straights) = (0, 0);

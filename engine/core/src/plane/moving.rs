@@ -206,6 +206,10 @@ impl Plane {
                 {
                     self.start_sweep();
                 }
+                // Its end was carried just before it left.
+                if detail.is_counted && is_tcp(&ended.path) && state.tcp().is_over() {
+                    self.settle_closed(id, desk);
+                }
                 if self.moved(stage, id).is_some() {
                     self.moving.giving = Some(FROM_THE_START);
                 }

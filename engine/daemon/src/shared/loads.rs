@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crossbeam_utils::CachePadded;
+use towpath_core::fast_path::FastMemory;
 use towpath_core::loads::{Full, Loads};
 use towpath_core::{RealServerId, ServiceId};
 
@@ -29,6 +30,8 @@ pub struct SharedLoads {
     servers: Box<[CachePadded<AtomicU32>]>,
     /// By service, then by server: a row is made when a service opens its first connection (16 KiB, of which what is near its servers is touched).
     members: Box<[OnceLock<Box<[AtomicU32]>>]>,
+    /// Where the fast path counts connections that are over, and that a worker has still to hear of.
+    fast: OnceLock<FastMemory>,
 }
 
 impl SharedLoads {
@@ -38,7 +41,18 @@ impl SharedLoads {
             services: (0..services_max).map(|_| CachePadded::default()).collect(),
             servers: (0..real_servers_max).map(|_| CachePadded::default()).collect(),
             members: (0..services_max).map(|_| OnceLock::new()).collect(),
+            fast: OnceLock::new(),
         }
+    }
+
+    /// Leaves out from here on what is over by this memory. Only the first counts.
+    pub(crate) fn leave_out(&self, fast: FastMemory) {
+        let _is_first = self.fast.set(fast);
+    }
+
+    /// Connections to a server that are counted here, and over.
+    fn over(&self, server: RealServerId) -> u32 {
+        self.fast.get().map_or(0, |fast| fast.ended(server))
     }
 
     /// Connections and sessions of `service` now.
@@ -55,7 +69,7 @@ impl SharedLoads {
 
 impl Loads for SharedLoads {
     fn active(&self, server: RealServerId) -> u32 {
-        self.servers[server.index()].load(Ordering::SeqCst)
+        self.servers[server.index()].load(Ordering::SeqCst).saturating_sub(self.over(server))
     }
 
     fn active_of(&self, service: ServiceId, server: RealServerId) -> u32 {
@@ -69,6 +83,7 @@ impl Loads for SharedLoads {
         server: RealServerId,
         server_max: u32,
     ) -> Result<(), Full> {
+        let server_max = if server_max == 0 { 0 } else { server_max.saturating_add(self.over(server)) };
         // A look first, so that a place of the service is held in vain only where another thread comes in between. A client that is led back to a full
         // server is no such race, and must not look like one to those who wait.
         if is_full(&self.services[service.index()], service_max) {

@@ -2,8 +2,8 @@
 //!
 //! A track that is lent refuses [`TcpTrack::advance_open`], so whoever meets one of its segments here asks for the newest numbers first.
 
-use super::{LENT, ONE_WAY, SYN_WINDOW, TcpTrack};
-use crate::fast_path::FastNumbers;
+use super::{BOTH_FINS_SEEN, CLOSED, FIN_SEEN, LENT, ONE_WAY, SYN_WINDOW, TcpTrack};
+use crate::fast_path::{FastFin, FastNumbers};
 use crate::flow::Direction;
 
 impl TcpTrack {
@@ -44,6 +44,25 @@ impl TcpTrack {
         let at = side.index();
         (self.end[at], self.ack[at]) = (numbers.end, numbers.ack);
         self.window[at] = self.window[at].max(numbers.window);
+    }
+
+    /// Takes what the other one has seen of the ends of both sides, the forward one first; behind their numbers. Says whether the connection is over by it: then it is as after
+    /// [`TcpEvent::Closed`](super::TcpEvent::Closed).
+    pub fn catch_up_ends(&mut self, fins: [Option<FastFin>; 2]) -> bool {
+        let is_over = self.is_over();
+        for is_second in [false, true] {
+            for side in Direction::BOTH {
+                let Some(fin) = fins[side.index()].filter(|fin| fin.is_second == is_second) else { continue };
+                if side == Direction::Reverse && !self.has(FIN_SEEN, side) {
+                    self.set_server_waits(!fin.answers);
+                }
+                self.see_fin(side);
+            }
+        }
+        if self.bits & BOTH_FINS_SEEN == BOTH_FINS_SEEN && Direction::BOTH.iter().all(|&side| self.is_fin_acked(side)) {
+            self.bits |= CLOSED;
+        }
+        self.is_over() && !is_over
     }
 
     /// Nobody else follows the connection any more.

@@ -267,6 +267,10 @@ impl Crew {
             self.read_all();
         }
         self.kernel = Arc::clone(self.tables.last().unwrap());
+        // How connections were closed by the kernel is heard of by then.
+        for plane in &mut self.planes {
+            plane.expire(self.now, 1_000, &mut self.clerk, &mut self.out);
+        }
     }
 
     fn remap(&mut self, workers: usize) {
