@@ -54,7 +54,8 @@ impl FastMemory {
         if largest > size_max || has_fin && server_of(words).is_none() {
             return None;
         }
-        if !is_transit && !(fits(words, other, scale, packet.seq(), end, packet.ack()) && is_before_fin(words, end)) {
+        let fits = || fits(words, other, scale, packet.seq(), end, packet.ack()) && is_before_fin(words, end);
+        if !is_transit && !fits() {
             return None;
         }
         note(words, end, packet.ack(), packet.window());

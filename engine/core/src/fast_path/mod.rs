@@ -194,7 +194,8 @@ impl FastMemory {
     /// How many connections to a server are over that [`Loads`](crate::loads::Loads) still count.
     #[inline]
     pub fn ended(&self, server: RealServerId) -> u32 {
-        self.ended_of(server).load(Ordering::Acquire) as u32
+        // Below 0 for a moment where a flow is taken out that a program on another CPU is just going to count.
+        self.ended_of(server).load(Ordering::Acquire).cast_signed().max(0) as u32
     }
 
     /// How large the table is.
