@@ -544,7 +544,7 @@ impl Truth {
 
     fn release_servers(&mut self, shared: &Shared) {
         let gone: Vec<RealServerId> =
-            self.registry.gone_servers().filter(|&server| shared.loads().active(server) == 0).collect();
+            self.registry.gone_servers().filter(|&server| shared.loads().held(server) == 0).collect();
         if gone.is_empty() {
             return;
         }

@@ -74,6 +74,7 @@ const STORE: u8 = 0x63;
 const ATOMIC_64: u8 = 0xdb;
 /// In the constant of an atomic operation: it fetches what was there.
 const EXCHANGE: i32 = 0xe1;
+const OR_AND_FETCH: i32 = 0x41;
 const COMPARE_AND_EXCHANGE: i32 = 0xf1;
 const LOAD_CONSTANT_64: u8 = 0x18;
 const TO_BIG_ENDIAN: u8 = 0xdc;
@@ -157,6 +158,11 @@ impl Assembler {
     /// The 64 bits at base + offset ← themselves + from, at once for all CPUs.
     pub(super) fn atomic_add(&mut self, base: Reg, offset: i16, from: Reg) {
         self.push(ATOMIC_64, base as u8, from as u8, offset, 0);
+    }
+
+    /// The 64 bits at base + offset ← with those of `bits`, at once for all CPUs. `bits` ← what they were.
+    pub(super) fn fetch_or(&mut self, base: Reg, offset: i16, bits: Reg) {
+        self.push(ATOMIC_64, base as u8, bits as u8, offset, OR_AND_FETCH);
     }
 
     /// The 64 bits at base + offset, and with, change places, at once for all CPUs.

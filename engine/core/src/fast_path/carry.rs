@@ -60,8 +60,9 @@ impl FastMemory {
         }
         note(words, end, packet.ack(), packet.window());
         if has_fin {
-            note_fin(words, other, end);
+            note_fin(words, other, end, packet.ack());
         }
+        note_fin_acked(words, other, packet.ack());
         words[layout::USED_NS].store(now_ns, Relaxed);
         words[layout::FRAMES].fetch_add(1, Relaxed);
         words[layout::OCTETS].fetch_add(octets, Relaxed);
@@ -126,30 +127,48 @@ pub(super) fn server_of(words: &[AtomicU64]) -> Option<RealServerId> {
 
 /// Whether no end lies behind that of the FIN that was sent on: who sends more has not sent that.
 fn is_before_fin(words: &[AtomicU64], end: u32) -> bool {
-    let known = words[layout::END_AND_ACK].load(Relaxed) as u32;
-    words[layout::FIN].load(Relaxed) == 0 || known.wrapping_sub(end) as i32 >= 0
+    fin_of(words).is_none_or(|(fin_end, _)| fin_end.wrapping_sub(end) as i32 >= 0)
 }
 
-/// Notes the FIN of a segment that fits and whose numbers are noted. One that is older than something else of its sender's is none.
-fn note_fin(words: &[AtomicU64], other: &[AtomicU64], end: u32) {
-    if words[layout::FIN].load(Relaxed) != 0 || words[layout::END_AND_ACK].load(Relaxed) as u32 != end {
+/// The number after the FIN that a side has sent, and what else is known of it.
+pub(super) fn fin_of(words: &[AtomicU64]) -> Option<(u32, u64)> {
+    let fin = words[layout::FIN].load(Acquire);
+    (fin != 0).then_some(((fin >> 32) as u32, fin & u64::from(u32::MAX)))
+}
+
+/// Notes the FIN of a segment that fits, that ends there and acknowledges that, and whose numbers are noted. One that is older than something else of its sender's is none.
+fn note_fin(words: &[AtomicU64], other: &[AtomicU64], end: u32, ack: u32) {
+    if end.wrapping_sub(words[layout::END_AND_ACK].load(Relaxed) as u32).cast_signed() < 0 {
         return;
     }
-    let is_second = other[layout::FIN].load(Relaxed) != 0;
-    let second = if is_second { layout::FIN_SECOND } else { 0 };
-    let answers = if is_second && acknowledges(words, other) { layout::FIN_ANSWERS } else { 0 };
-    words[layout::FIN].store(layout::FIN_SENT | second | answers, Relaxed);
+    let other_fin = fin_of(other);
+    let second = if other_fin.is_some() { layout::FIN_SECOND } else { 0 };
+    let answers = if other_fin.is_some_and(|(end, _)| acknowledges(words, ack, end)) { layout::FIN_ANSWERS } else { 0 };
+    let acked = if noted_ack(other) == end { layout::FIN_ACKED } else { 0 };
+    let fin = u64::from(end) << 32 | layout::FIN_SENT | second | answers | acked;
+    // Only the first counts.
+    let _known = words[layout::FIN].compare_exchange(0, fin, AcqRel, Relaxed);
+}
+
+/// Notes that the other side's FIN was acknowledged, if it is by this number.
+fn note_fin_acked(words: &[AtomicU64], other: &[AtomicU64], ack: u32) {
+    if fin_of(other).is_some_and(|(end, known)| known & layout::FIN_ACKED == 0 && acknowledges(words, ack, end)) {
+        other[layout::FIN].fetch_or(layout::FIN_ACKED, AcqRel);
+    }
+}
+
+/// Whether a side acknowledges this number, with a segment of this acknowledgment or one before it.
+fn acknowledges(words: &[AtomicU64], ack: u32, end: u32) -> bool {
+    ack == end || noted_ack(words) == end
+}
+
+fn noted_ack(words: &[AtomicU64]) -> u32 {
+    (words[layout::END_AND_ACK].load(Relaxed) >> 32) as u32
 }
 
 /// Whether both sides have closed, and each has acknowledged it.
 fn has_ended(words: &[AtomicU64], other: &[AtomicU64]) -> bool {
-    let has_closed = |words: &[AtomicU64]| words[layout::FIN].load(Relaxed) != 0;
-    has_closed(words) && has_closed(other) && acknowledges(words, other) && acknowledges(other, words)
-}
-
-/// Whether a side has acknowledged all that the other one has sent.
-fn acknowledges(words: &[AtomicU64], other: &[AtomicU64]) -> bool {
-    words[layout::END_AND_ACK].load(Relaxed) >> 32 == other[layout::END_AND_ACK].load(Relaxed) & u64::from(u32::MAX)
+    [words, other].iter().all(|words| fin_of(words).is_some_and(|(_, known)| known & layout::FIN_ACKED != 0))
 }
 
 /// The worker in a [`layout::GENERATION_AND_WORKER`], with [`TRANSIT`] if it is of a transit.
@@ -170,18 +189,15 @@ fn fits(words: &[AtomicU64], other: &[AtomicU64], scale: u32, seq: u32, end: u32
     signs as i32 >= 0
 }
 
-/// Notes the numbers of a segment that fits, where they are newer.
+/// Notes the numbers of a segment that fits, where they are newer than what anybody has noted.
 pub(super) fn note(words: &[AtomicU64], end: u32, ack: u32, window: u16) {
-    let known = words[layout::END_AND_ACK].load(Relaxed);
-    let (known_end, known_ack) = (known as u32, (known >> 32) as u32);
     let later = |known: u32, new: u32| if new.wrapping_sub(known) as i32 > 0 { new } else { known };
-    let noted = u64::from(later(known_end, end)) | u64::from(later(known_ack, ack)) << 32;
-    if noted != known {
-        words[layout::END_AND_ACK].store(noted, Relaxed);
-    }
-    let windows = words[layout::WINDOW_AND_SERVER].load(Relaxed);
-    if u32::from(window) > windows as u32 {
-        // Nobody else writes the upper half.
-        words[layout::WINDOW_AND_SERVER].store(windows >> 32 << 32 | u64::from(window), Relaxed);
-    }
+    let newer = |known: u64| {
+        let noted = u64::from(later(known as u32, end)) | u64::from(later((known >> 32) as u32, ack)) << 32;
+        (noted != known).then_some(noted)
+    };
+    let wider = |known: u64| (u32::from(window) > known as u32).then_some(known >> 32 << 32 | u64::from(window));
+    // What is as new as that stays.
+    let _known = words[layout::END_AND_ACK].fetch_update(Relaxed, Relaxed, newer);
+    let _known = words[layout::WINDOW_AND_SERVER].fetch_update(Relaxed, Relaxed, wider);
 }

@@ -44,7 +44,8 @@ pub(super) const FRAMES: usize = 11;
 pub(super) const OCTETS: usize = 12;
 /// Octets of their payload.
 pub(super) const PAYLOAD_OCTETS: usize = 13;
-/// 0, or what is known of the FIN that was sent on: the bits `FIN_…`. Its number is the end.
+/// 0, or what is known of the FIN that was sent on: the bits `FIN_…`; in the upper half the sequence number after it. What is known does not change any more, but for
+/// [`FIN_ACKED`], so that it holds where two CPUs note the numbers of one side at a time.
 pub(super) const FIN: usize = 14;
 /// Of the first direction: how far the end of the connection has come, one of `LISTED_…`. Of the second one: the next of its list, as it stands in the
 /// head, with [`NEXT_IS_KNOWN`].
@@ -56,6 +57,8 @@ pub(super) const FIN_SENT: u64 = 1;
 pub(super) const FIN_SECOND: u64 = 2;
 /// In [`FIN`]: when that of the other side was acknowledged.
 pub(super) const FIN_ANSWERS: u64 = 4;
+/// In [`FIN`]: what acknowledges it was sent on.
+pub(super) const FIN_ACKED: u64 = 8;
 
 /// The connection is not over.
 pub(super) const LISTED_NOT: u64 = 0;

@@ -125,6 +125,8 @@ pub enum FastFull {
 pub struct FastUse {
     /// Both directions, [`Forward`](crate::flow::Direction::Forward) first.
     pub sides: [FastSideUse; 2],
+    /// Whether the kernel has seen the connection end, and told so.
+    pub is_over: bool,
 }
 
 impl FastUse {

@@ -67,6 +67,9 @@ const FRAGMENT: i32 = 0xff3f;
 /// All flags that matter but FIN, which may be there.
 const FLAGS: i32 = (TcpFlags::URG.0 | ACK | RST | SYN) as i32;
 
+/// Where the number stands in a word about a FIN.
+const FIN_END_SHIFT: i32 = 32;
+
 /// Octets of the headers without options.
 const HEADERS: i32 = 54;
 /// Octets of a frame up to the ports' end: what changes, but for the TCP checksum.
@@ -119,7 +122,7 @@ pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Sl
     let (miss, fail, onwards) = (code.label(), code.label(), code.label());
     judge(&mut code, shape, seed, maps, miss);
     note(&mut code);
-    list(&mut code, maps);
+    list(&mut code, maps, fail);
     rewrite(&mut code);
     code.register(Alu::Move, Reg::R1, Reg::R6);
     code.constant(Alu::Move, Reg::R2, 0);
@@ -147,7 +150,7 @@ pub fn carry_program(shape: FastShape, seed: [u64; 2], maps: FastMaps) -> Vec<Sl
     code.place(miss);
     code.constant_32(Alu::Move, Reg::R0, NEXT);
     code.exit();
-    // No memory for a copy of the header that may be written to.
+    // No memory for a copy of the header that may be written to; or an end that nobody has heard of, as its flow was just taken out.
     code.place(fail);
     code.constant(Alu::Move, Reg::R0, DROP);
     code.exit();
@@ -367,7 +370,7 @@ fn match_numbers(code: &mut Assembler, miss: Label) {
     let open = code.label();
     code.load(Size::Word64, Reg::R1, Reg::R7, word(layout::FIN));
     code.jump_if(Reg::R1, If::Equal, 0, open);
-    code.load(Size::Word32, Reg::R1, Reg::R7, end);
+    code.constant(Alu::ShiftRight, Reg::R1, FIN_END_SHIFT);
     code.register_32(Alu::Subtract, Reg::R1, Reg::R4);
     code.register_32(Alu::Or, Reg::R5, Reg::R1);
     code.place(open);
@@ -407,36 +410,70 @@ fn note(code: &mut Assembler) {
     code.atomic_add(Reg::R7, word(layout::PAYLOAD_OCTETS), Reg::R9);
 }
 
-/// Notes the FIN of a segment that ends, in R4, where its sender's newest does. Changes R1 and R2.
+/// Notes the FIN of a segment whose end is in R4, unless it is older than its sender's newest, and that its acknowledgment, in R3, is one of the other side's FIN. Changes R0 to R2.
 fn note_fin(code: &mut Assembler) {
     let (none, first) = (code.label(), code.label());
     load_fin(code, Reg::R1);
     code.jump_if(Reg::R1, If::Equal, 0, none);
-    code.load(Size::Word64, Reg::R1, Reg::R7, word(layout::FIN));
-    code.jump_if(Reg::R1, If::NotEqual, 0, none);
     code.load(Size::Word32, Reg::R1, Reg::R7, word(layout::END_AND_ACK));
-    code.register_32(Alu::Move, Reg::R4, Reg::R4);
-    code.jump_if_register(Reg::R1, If::NotEqual, Reg::R4, none);
-    code.constant(Alu::Move, Reg::R2, layout::FIN_SENT as i32);
+    code.register_32(Alu::Move, Reg::R0, Reg::R4);
+    code.register_32(Alu::Subtract, Reg::R0, Reg::R1);
+    code.jump_if_sign(Reg::R0, Sign::Negative, none);
+    code.register_32(Alu::Move, Reg::R2, Reg::R4);
+    code.constant(Alu::ShiftLeft, Reg::R2, FIN_END_SHIFT);
+    code.constant(Alu::Or, Reg::R2, layout::FIN_SENT as i32);
     code.load(Size::Word64, Reg::R1, Reg::R8, word(layout::FIN));
     code.jump_if(Reg::R1, If::Equal, 0, first);
     code.constant(Alu::Or, Reg::R2, layout::FIN_SECOND as i32);
-    jump_unless_acknowledged(code, Reg::R7, Reg::R8, first);
+    code.constant(Alu::ShiftRight, Reg::R1, FIN_END_SHIFT);
+    jump_unless_acknowledged(code, first);
     code.constant(Alu::Or, Reg::R2, layout::FIN_ANSWERS as i32);
     code.place(first);
-    code.store(Size::Word64, Reg::R7, word(layout::FIN), Reg::R2);
+    let unknown = code.label();
+    code.load(Size::Word32, Reg::R1, Reg::R8, word(layout::END_AND_ACK) + 4);
+    code.register_32(Alu::Move, Reg::R0, Reg::R4);
+    code.jump_if_register(Reg::R0, If::NotEqual, Reg::R1, unknown);
+    code.constant(Alu::Or, Reg::R2, layout::FIN_ACKED as i32);
+    code.place(unknown);
+    // Only the first counts.
+    code.constant(Alu::Move, Reg::R0, 0);
+    code.compare_and_exchange(Reg::R7, word(layout::FIN), Reg::R2);
+    code.place(none);
+    let none = code.label();
+    code.load(Size::Word64, Reg::R1, Reg::R8, word(layout::FIN));
+    code.register(Alu::Move, Reg::R2, Reg::R1);
+    code.constant(Alu::And, Reg::R2, (layout::FIN_SENT | layout::FIN_ACKED) as i32);
+    code.jump_if(Reg::R2, If::NotEqual, layout::FIN_SENT as i32, none);
+    code.constant(Alu::ShiftRight, Reg::R1, FIN_END_SHIFT);
+    jump_unless_acknowledged(code, none);
+    code.constant(Alu::Move, Reg::R1, layout::FIN_ACKED as i32);
+    code.fetch_or(Reg::R8, word(layout::FIN), Reg::R1);
     code.place(none);
 }
 
-/// Puts a flow that is over in front of its worker's list, and counts it for its server; once. Changes R0 to R5.
-fn list(code: &mut Assembler, maps: FastMaps) {
+/// Goes on at `label` unless the number in R1 is that in R3, or the acknowledgment noted for the direction in R7. Changes R0.
+fn jump_unless_acknowledged(code: &mut Assembler, label: Label) {
+    let yes = code.label();
+    code.load(Size::Word32, Reg::R0, Reg::R7, word(layout::END_AND_ACK) + 4);
+    code.jump_if_register(Reg::R1, If::Equal, Reg::R0, yes);
+    code.jump_if_register(Reg::R1, If::NotEqual, Reg::R3, label);
+    code.place(yes);
+}
+
+/// Puts a flow that is over in front of its worker's list, and counts it for its server; once. Goes on at `gone` with a flow that has an end, and that was taken out meanwhile:
+/// who did may not have seen this one. Changes R0 to R5.
+fn list(code: &mut Assembler, maps: FastMaps, gone: Label) {
     let no = code.label();
-    for side in [Reg::R7, Reg::R8] {
-        code.load(Size::Word64, Reg::R1, side, word(layout::FIN));
-        code.jump_if(Reg::R1, If::Equal, 0, no);
-    }
-    jump_unless_acknowledged(code, Reg::R7, Reg::R8, no);
-    jump_unless_acknowledged(code, Reg::R8, Reg::R7, no);
+    code.load(Size::Word64, Reg::R1, Reg::R7, word(layout::FIN));
+    code.load(Size::Word64, Reg::R2, Reg::R8, word(layout::FIN));
+    code.register(Alu::Move, Reg::R3, Reg::R1);
+    code.register(Alu::Or, Reg::R3, Reg::R2);
+    code.jump_if(Reg::R3, If::Equal, 0, no);
+    code.load(Size::Word32, Reg::R3, Reg::R7, word(layout::GENERATION_AND_WORKER));
+    code.jump_if(Reg::R3, If::Equal, 0, gone);
+    code.register(Alu::And, Reg::R1, Reg::R2);
+    code.constant(Alu::And, Reg::R1, layout::FIN_ACKED as i32);
+    code.jump_if(Reg::R1, If::Equal, 0, no);
     code.load(Size::Word64, Reg::R5, Reg::Stack, ENTRY);
     code.constant(Alu::Move, Reg::R0, layout::LISTED_NOT as i32);
     code.constant(Alu::Move, Reg::R1, layout::LISTED as i32);
@@ -466,13 +503,6 @@ fn control_word(code: &mut Assembler, maps: FastMaps, first: usize, count: usize
     code.constant(Alu::Add, Reg::R1, (first * size_of::<u64>()) as i32);
     code.map_value(Reg::R3, maps.control);
     code.register(Alu::Add, Reg::R3, Reg::R1);
-}
-
-/// Goes on at `label` unless the side whose words are at `by` has acknowledged all that the one at `of` has sent. Changes R1 and R3.
-fn jump_unless_acknowledged(code: &mut Assembler, by: Reg, of: Reg, label: Label) {
-    code.load(Size::Word32, Reg::R1, by, word(layout::END_AND_ACK) + 4);
-    code.load(Size::Word32, Reg::R3, of, word(layout::END_AND_ACK));
-    code.jump_if_register(Reg::R1, If::NotEqual, Reg::R3, label);
 }
 
 /// `to` ← 1 if the segment has FIN, else 0.

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicU64, fence};
 
-use super::carry::{server_of, worker_of};
+use super::carry::{fin_of, server_of, worker_of};
 use super::layout::{self, SCALE_SHIFT, TRANSIT, WORKER_SHIFT};
 use super::{
     Arrival, FastFin, FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSide, FastSideUse, FastTransit, FastUse,
@@ -97,7 +97,7 @@ impl FastTable {
     /// There is no room; nothing has changed.
     pub fn insert(&mut self, flow: &FastFlow, now: Now) -> Result<FastId, FastFull> {
         let number = self.next_number(now).ok_or(FastFull::Entries)?;
-        let owner = u64::from(self.settings.worker) << WORKER_SHIFT | u64::from(self.generation);
+        let owner = u64::from(self.settings.worker) << WORKER_SHIFT;
         for (at, side) in flow.sides.iter().enumerate() {
             let scale = flow.sides[1 - at].numbers.scale.min(SCALE_MAX);
             self.write(number, at, side, flow.server, owner | u64::from(scale) << SCALE_SHIFT, now);
@@ -107,12 +107,12 @@ impl FastTable {
             return Err(FastFull::Bucket);
         }
         if !self.publish(reverse, layout::item(reverse, number, 1)) {
+            // It has no generation yet, so nobody's frame was taken for it.
             self.withdraw(forward, layout::item(forward, number, 0));
-            self.invalidate(number);
-            // The kernel may have found the forward direction.
-            self.take_number(number);
-            self.resting.push_back((number, now));
             return Err(FastFull::Bucket);
+        }
+        for words in [0, 1].iter().filter_map(|&side| self.memory.side(number, side)) {
+            words[layout::GENERATION_AND_WORKER].fetch_or(self.generation.into(), Release);
         }
         self.take_number(number);
         self.open += 1;
@@ -159,9 +159,15 @@ impl FastTable {
         owner as u32 == if worker_of(owner) & TRANSIT == 0 { self.generation } else { self.transit_generation }
     }
 
+    /// Whether the kernel carries the ends of a flow.
+    pub fn carries_ends(&self, id: FastId) -> bool {
+        self.memory.side(id.0, 0).is_some_and(|words| server_of(words).is_some())
+    }
+
     /// What the kernel has noted about an entered flow; of a transit, about its first direction.
     pub fn read(&self, id: FastId) -> FastUse {
-        FastUse { sides: [0, 1].map(|side| self.read_side(id.0, side)) }
+        let listed = self.memory.side(id.0, 0).map_or(0, |words| words[layout::LISTED_OR_NEXT].load(Acquire));
+        FastUse { sides: [0, 1].map(|side| self.read_side(id.0, side)), is_over: listed != layout::LISTED_NOT }
     }
 
     /// Tells the kernel of numbers that it has not seen: those of segments that came through the sockets. Older ones change nothing.
@@ -205,7 +211,8 @@ impl FastTable {
         self.ended != 0 || self.memory.head(self.settings.worker.into()).load(Relaxed) != 0
     }
 
-    /// Takes a flow or transit out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is.
+    /// Takes a flow or transit out, and returns what the kernel had noted. No new frame is sent on; one that a program on another CPU has just found still is, but for a FIN, or
+    /// what acknowledges one, that is not in what is returned.
     ///
     /// `id` is one that [`insert`](FastTable::insert) or [`insert_transit`](FastTable::insert_transit) returned and that was not taken out yet.
     pub fn remove(&mut self, id: FastId, now: Now) -> FastUse {
@@ -216,25 +223,29 @@ impl FastTable {
                 self.withdraw(hash, layout::item(hash, id.0, side));
             }
         }
-        fence(Acquire);
-        let used = self.read(id);
-        if self.leave_list(id.0) {
+        // A program that notes an end looks afterwards whether the flow is still there: either it sees that it is not, or its note is read here.
+        fence(SeqCst);
+        let mut used = self.read(id);
+        let listed = self.leave_list(id.0);
+        used.is_over = listed != layout::LISTED_NOT;
+        // What is in the list cannot rest yet.
+        if listed != layout::LISTED {
             self.resting.push_back((id.0, now));
         }
         self.open -= 1;
         used
     }
 
-    /// A flow is not over any more, but gone. `false`: it is in the list.
-    fn leave_list(&self, number: u32) -> bool {
-        let Some(words) = self.memory.side(number, 0) else { return true };
+    /// A flow is not over any more, but gone. Returns how far it had come, one of `LISTED_…`.
+    fn leave_list(&self, number: u32) -> u64 {
+        let Some(words) = self.memory.side(number, 0) else { return layout::LISTED_NOT };
         let listed = words[layout::LISTED_OR_NEXT].swap(layout::LISTED_GONE, AcqRel);
         if listed != layout::LISTED_NOT
             && let Some(server) = server_of(words)
         {
             self.memory.ended_of(server).fetch_sub(1, AcqRel);
         }
-        listed != layout::LISTED
+        listed
     }
 
     /// Has the kernel send none of the worker's flows on any more. Each is still to be taken out, and can be read until then.
@@ -306,7 +317,9 @@ impl FastTable {
         };
         let get = |word: usize| words[word].load(Relaxed);
         let numbers = get(layout::END_AND_ACK);
-        let fin = get(layout::FIN);
+        let (fin, other_fin) = (fin_of(words), fin_of(other));
+        // Those of the ends hold, the others may have been put back by a segment that was noted at the same time.
+        let acked = other_fin.filter(|(_, known)| known & layout::FIN_ACKED != 0);
         let scale = other[layout::GENERATION_AND_WORKER].load(Relaxed) >> SCALE_SHIFT;
         FastSideUse {
             used: Now(get(layout::USED_NS) / NS_PER_MS) - self.settings.origin_ms,
@@ -314,14 +327,14 @@ impl FastTable {
             octets: get(layout::OCTETS),
             payload_octets: get(layout::PAYLOAD_OCTETS),
             numbers: FastNumbers {
-                end: numbers as u32,
-                ack: (numbers >> 32) as u32,
+                end: fin.map_or(numbers as u32, |(end, _)| end),
+                ack: acked.map_or((numbers >> 32) as u32, |(end, _)| end),
                 window: get(layout::WINDOW_AND_SERVER) as u16,
                 scale: scale as u8,
             },
-            fin: (fin != 0).then_some(FastFin {
-                is_second: fin & layout::FIN_SECOND != 0,
-                answers: fin & layout::FIN_ANSWERS != 0,
+            fin: fin.map(|(_, known)| FastFin {
+                is_second: known & layout::FIN_SECOND != 0,
+                answers: known & layout::FIN_ANSWERS != 0,
             }),
         }
     }

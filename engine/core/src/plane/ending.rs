@@ -4,7 +4,7 @@ use std::ops::Deref;
 
 use towpath_config::model::{AdminState, MachineRole};
 
-use super::flows::{Ended, Found, Stage, is_tcp};
+use super::flows::{Ended, Found, Stage, State, is_tcp};
 use super::reply::{Macs, RESET_LEN_MAX, tcp_reset};
 use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
@@ -161,10 +161,12 @@ impl Plane {
         }
     }
 
-    /// A flow has left its table.
+    /// A flow has left its table, for this reason unless its connection is over.
     pub(super) fn end(&mut self, stage: Stage, ended: Ended, termination: Termination, desk: &mut impl Desk) {
         let Ended { path, state, mut detail, .. } = ended;
         if detail.is_counted {
+            // The kernel has carried its end, and nobody had looked.
+            let termination = if is_over(&path, &state) { ended_by(state.tcp()) } else { termination };
             tell_end(desk, stage, state.service(), detail.server, termination);
         }
         detail.release(&path, self.services.maps());
@@ -174,7 +176,7 @@ impl Plane {
 
     /// A flow was silent for its timeout.
     fn expired(&mut self, now: Now, stage: Stage, ended: Ended, desk: &mut impl Desk, out: &mut Outbox) {
-        let is_alive = ended.detail.is_counted && is_tcp(&ended.path) && !ended.state.tcp().is_over();
+        let is_alive = ended.detail.is_counted && is_tcp(&ended.path) && !is_over(&ended.path, &ended.state);
         let termination = match stage {
             Stage::HalfOpen if is_alive => Termination::ConnectTimedOut,
             _ => Termination::IdleTimedOut,
@@ -253,9 +255,9 @@ impl Plane {
         }
     }
 
-    /// Resets a TCP connection towards these sides, each as if by the other one.
+    /// Resets a TCP connection towards these sides, each as if by the other one, unless it is over.
     pub(super) fn reset(&mut self, now: Now, ended: &Ended, sides: &[Direction], out: &mut Outbox) {
-        if !is_tcp(&ended.path) {
+        if !is_tcp(&ended.path) || is_over(&ended.path, &ended.state) {
             return;
         }
         let mut made = 0;
@@ -300,6 +302,11 @@ impl Plane {
             Err(via) => self.pending.hold(now, port, via, &make(Macs { src, dst: Mac::default() })).is_ok(),
         }
     }
+}
+
+/// Whether both sides of a flow have closed it, or one has reset it.
+pub(super) fn is_over(path: &FlowPath, state: &State) -> bool {
+    is_tcp(path) && state.tcp().is_over()
 }
 
 /// How a connection was closed, by whose FIN came first.

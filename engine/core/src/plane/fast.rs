@@ -62,6 +62,8 @@ pub(super) struct Fast {
     candidates: Vec<Candidate>,
     /// Flows that were taken out and found to be over by what the kernel has carried.
     over: Vec<FlowId>,
+    /// More of them are in the list than were settled at once.
+    is_behind: bool,
     /// Until then no flow is entered: there was no room.
     full_until: Now,
     /// What the kernel has carried and the desk has not been told, by service.
@@ -128,7 +130,8 @@ impl Fast {
             places: vec![Place::default(); flows.len()].into_boxed_slice(),
             used: 0,
             candidates: Vec::with_capacity(BATCH_MAX),
-            over: Vec::with_capacity(SETTLED_STEP),
+            over: Vec::new(),
+            is_behind: false,
             full_until: now,
             carried: Box::new([Run::NOTHING; SERVICES_MAX]),
             untold: Vec::with_capacity(SERVICES_MAX),
@@ -184,7 +187,7 @@ impl Fast {
         let used = self.table.remove(id, self.now);
         self.count(id, state.service(), &used);
         catch_up(state, &used);
-        let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin));
+        let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin), used.is_over);
         state.tcp_mut().take_back();
         if is_over && let Some(Holder::Flow(flow)) = self.place(id).map(|place| place.holder) {
             self.over.push(flow);
@@ -219,7 +222,7 @@ impl Fast {
 
     /// Whether there is something that the desk was not told.
     pub(super) fn has_news(&self) -> bool {
-        !self.untold.is_empty() || self.transits.has_news()
+        !self.untold.is_empty() || !self.over.is_empty() || self.transits.has_news()
     }
 
     fn next_walk(&self) -> Option<Now> {
@@ -228,7 +231,10 @@ impl Fast {
 
     /// When it is to be looked for flows that are over.
     fn next_look(&self) -> Option<Now> {
-        (self.table.open() > self.transits.open() || !self.over.is_empty()).then(|| self.now + LOOK_MS)
+        match self.is_behind {
+            true => Some(self.now),
+            false => (self.table.open() > self.transits.open()).then(|| self.now + LOOK_MS),
+        }
     }
 
     /// Whether one was found to be over, or may be.
@@ -376,10 +382,10 @@ impl Plane {
         let flow = established.at(candidate.slot)?;
         let path = established.path(flow)?;
         let service = established.state(flow)?.service();
-        let has_limit = self.snapshot.service(service).is_none_or(|service| service.max_connections != 0);
-        let server =
-            Some(established.detail(flow)?.server).filter(|&server| !has_limit && server != RealServerId::NOBODY);
-        let is_same_timer = established.class(flow)? == self.services.rule(service).tcp_class(TcpTimeout::Established);
+        let rule = self.services.rule(service);
+        let server = Some(established.detail(flow)?.server);
+        let server = server.filter(|&server| rule.carries_ends && server != RealServerId::NOBODY);
+        let is_same_timer = established.class(flow)? == rule.tcp_class(TcpTimeout::Established);
         if !is_same_timer || path.client.protocol != PROTOCOL_TCP || path.returns != Returns::Here {
             return None;
         }
@@ -388,7 +394,6 @@ impl Plane {
             return None;
         }
         let onwards = Direction::BOTH.map(|direction| tuples[direction.opposite() as usize].reversed());
-        let rule = self.services.rule(service);
         let hops = Direction::BOTH.map(|direction| {
             let [_, to] = onwards[direction as usize].numbers();
             let station = rule.station(&self.network, direction, Ipv4Addr::from_bits(to).into());
@@ -454,14 +459,27 @@ impl Plane {
 
     #[inline(never)]
     fn settle_over<D: Desk>(&mut self, now: Now, desk: &mut D) {
+        let mut is_behind = true;
         for _ in 0..SETTLED_STEP {
             let Some(fast) = &mut self.flows.fast else { return };
-            let Some(id) = fast.table.next_ended(now) else { break };
+            let Some(id) = fast.table.next_ended(now) else {
+                is_behind = false;
+                break;
+            };
             if let Some(Holder::Flow(flow)) = fast.place(id).map(|place| place.holder) {
+                // From here on it counts again for its server, until it is settled.
                 self.flows.recall(flow);
+                self.settle_found(desk);
             }
         }
-        // The list has the newest first.
+        if let Some(fast) = &mut self.flows.fast {
+            fast.is_behind = is_behind;
+        }
+        self.settle_found(desk);
+    }
+
+    /// Settles flows that were taken out and found to be over.
+    fn settle_found<D: Desk>(&mut self, desk: &mut D) {
         while let Some(fast) = &mut self.flows.fast
             && let Some(id) = fast.over.pop()
         {
@@ -512,7 +530,11 @@ impl Plane {
                 // One side may go on for hours, by another timer.
                 self.flows.recall(flow);
                 self.flows.follow_end(flow, &rule);
-            } else if is_idle || established.class(flow) != Some(class) || !fast.table.is_live(id) {
+            } else if is_idle
+                || established.class(flow) != Some(class)
+                || !fast.table.is_live(id)
+                || fast.table.carries_ends(id) && !rule.carries_ends
+            {
                 self.flows.recall(flow);
             }
         }
@@ -552,6 +574,7 @@ impl Plane {
 
     /// Hands what the kernel has carried to the desk.
     pub(super) fn tell_fast<D: Desk>(&mut self, desk: &mut D) {
+        self.settle_found(desk);
         let Some(fast) = &mut self.flows.fast else { return };
         self.counts.set(PlaneCounter::FastFlowsEntered, fast.entered);
         let open = fast.table.open() - fast.transits.open();

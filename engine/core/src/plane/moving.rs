@@ -7,6 +7,7 @@
 
 use towpath_config::model::MachineRole;
 
+use super::ending::is_over;
 use super::flows::{Ended, Flows, OpenError, Stage, is_tcp, names_outside_v6};
 use super::{Desk, Outbox, Plane, PlaneCounter};
 use crate::counters::Termination;
@@ -207,7 +208,7 @@ impl Plane {
                     self.start_sweep();
                 }
                 // Its end was carried just before it left.
-                if detail.is_counted && is_tcp(&ended.path) && state.tcp().is_over() {
+                if detail.is_counted && is_over(&ended.path, &state) {
                     self.settle_closed(id, desk);
                 }
                 if self.moved(stage, id).is_some() {

@@ -38,6 +38,8 @@ pub(super) struct Rule {
     short_class: Option<TimeoutClass>,
     /// By whom clients that are on no link of ours are answered, instead of by the routes.
     pub(super) next_hop: Option<Ip>,
+    /// Whether the kernel may carry how its connections end: a worker hears of it a little later, so not where a limit waits for it.
+    pub(super) carries_ends: bool,
 }
 
 impl Rule {
@@ -61,7 +63,10 @@ impl Rule {
             established_ms: service.idle_timeout_ms,
         };
         let is_dsr = service.forwarding == Forwarding::Dsr;
-        Rule { is_dsr, rests: rest_ms > 0, next_hop: service.next_hop.map(Ip::from), ..Rule::timed(&tcp, &udp) }
+        let next_hop = service.next_hop.map(Ip::from);
+        let carries_ends =
+            service.max_connections == 0 && service.targets.iter().all(|member| member.max_connections == 0);
+        Rule { is_dsr, rests: rest_ms > 0, next_hop, carries_ends, ..Rule::timed(&tcp, &udp) }
     }
 
     /// Flows from inside have the timeouts of a NAT (RFC 4787 REQ-5, RFC 5382 REQ-5, RFC 5508 REQ-2).

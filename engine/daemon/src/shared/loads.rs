@@ -55,6 +55,11 @@ impl SharedLoads {
         self.fast.get().map_or(0, |fast| fast.ended(server))
     }
 
+    /// All connections to a server that were not given back, be they over or not.
+    pub(crate) fn held(&self, server: RealServerId) -> u32 {
+        self.servers[server.index()].load(Ordering::SeqCst)
+    }
+
     /// Connections and sessions of `service` now.
     pub fn service_active(&self, service: ServiceId) -> u32 {
         self.services[service.index()].load(Ordering::Acquire)
@@ -69,7 +74,7 @@ impl SharedLoads {
 
 impl Loads for SharedLoads {
     fn active(&self, server: RealServerId) -> u32 {
-        self.servers[server.index()].load(Ordering::SeqCst).saturating_sub(self.over(server))
+        self.held(server).saturating_sub(self.over(server))
     }
 
     fn active_of(&self, service: ServiceId, server: RealServerId) -> u32 {
@@ -83,7 +88,9 @@ impl Loads for SharedLoads {
         server: RealServerId,
         server_max: u32,
     ) -> Result<(), Full> {
-        let server_max = if server_max == 0 { 0 } else { server_max.saturating_add(self.over(server)) };
+        // Asked anew at each try: a connection that is over is left out of it a moment before it is given back.
+        let server_max = || if server_max == 0 { 0 } else { server_max.saturating_add(self.over(server)) };
+        let service_max = || service_max;
         // A look first, so that a place of the service is held in vain only where another thread comes in between. A client that is led back to a full
         // server is no such race, and must not look like one to those who wait.
         if is_full(&self.services[service.index()], service_max) {
@@ -99,7 +106,7 @@ impl Loads for SharedLoads {
         if !take_slot(&self.servers[server.index()], server_max) {
             give_back(&self.services[service.index()]);
             // Without a limit of the service nobody was refused by it.
-            UNDONE.set(service_max != 0);
+            UNDONE.set(service_max() != 0);
             return Err(Full::Server);
         }
         self.member(service, server).fetch_add(1, Ordering::AcqRel);
@@ -114,15 +121,17 @@ impl Loads for SharedLoads {
 }
 
 /// Counts one more unless `max` (0 = none) is reached.
-fn take_slot(cell: &AtomicU32, max: u32) -> bool {
+fn take_slot(cell: &AtomicU32, max: impl Fn() -> u32) -> bool {
     cell.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+        let max = max();
         let room = max == 0 || count < max;
         if room { count.checked_add(1) } else { None }
     })
     .is_ok()
 }
 
-fn is_full(cell: &AtomicU32, max: u32) -> bool {
+fn is_full(cell: &AtomicU32, max: impl Fn() -> u32) -> bool {
+    let max = max();
     max != 0 && cell.load(Ordering::SeqCst) >= max
 }
 

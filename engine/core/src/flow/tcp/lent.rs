@@ -46,10 +46,10 @@ impl TcpTrack {
         self.window[at] = self.window[at].max(numbers.window);
     }
 
-    /// Takes what the other one has seen of the ends of both sides, the forward one first; behind their numbers. Says whether the connection is over by it: then it is as after
-    /// [`TcpEvent::Closed`](super::TcpEvent::Closed).
-    pub fn catch_up_ends(&mut self, fins: [Option<FastFin>; 2]) -> bool {
-        let is_over = self.is_over();
+    /// Takes what the other one has seen of the ends of both sides, the forward one first, behind their numbers; and whether it has seen the connection end by that. Says whether
+    /// the connection is over by it: then it is as after [`TcpEvent::Closed`](super::TcpEvent::Closed).
+    pub fn catch_up_ends(&mut self, fins: [Option<FastFin>; 2], has_ended: bool) -> bool {
+        let was_over = self.is_over();
         for is_second in [false, true] {
             for side in Direction::BOTH {
                 let Some(fin) = fins[side.index()].filter(|fin| fin.is_second == is_second) else { continue };
@@ -59,10 +59,11 @@ impl TcpTrack {
                 self.see_fin(side);
             }
         }
-        if self.bits & BOTH_FINS_SEEN == BOTH_FINS_SEEN && Direction::BOTH.iter().all(|&side| self.is_fin_acked(side)) {
+        let is_acked = || Direction::BOTH.iter().all(|&side| self.is_fin_acked(side));
+        if has_ended || self.bits & BOTH_FINS_SEEN == BOTH_FINS_SEEN && is_acked() {
             self.bits |= CLOSED;
         }
-        self.is_over() && !is_over
+        self.is_over() && !was_over
     }
 
     /// Nobody else follows the connection any more.

@@ -218,6 +218,40 @@ fn a_new_connection_on_the_ports_of_one_that_is_over_is_one_even_if_nobody_has_l
 }
 
 #[test]
+fn what_is_over_needs_no_reset_whoever_takes_it_out() {
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    assert!(lab.carries(false, &back, FIN_ACK, (901, 101), b""));
+    assert!(lab.carries(true, &forward, FIN_ACK, (101, 902), b""));
+    assert!(lab.carries(false, &back, ACK, (902, 102), b""));
+    let place = lab.plane.find_flow(&forward).expect("nobody has looked").0.place;
+    let Lab { plane, clerk, out, now, .. } = &mut lab;
+    assert_eq!(plane.end_flow(*now, place, clerk, out), FlowEnd::Ended);
+    assert_eq!((lab.clerk.ends.as_slice(), lab.clerk.connections()), (&[Termination::ServerClosed][..], 0));
+    assert_eq!((lab.read(PlaneCounter::ResetsMade), lab.fast_flows()), (0, 0));
+    lab.expire();
+    assert_eq!(lab.clerk.ends.len(), 1, "it is not settled again");
+}
+
+#[test]
+fn a_limit_that_a_reload_brings_takes_the_ends_back_to_the_plane() {
+    let limits: [fn(&mut Service); 2] =
+        [|service| service.max_connections = 9, |service| service.targets[0].max_connections = 9];
+    for limit in limits {
+        let mut lab = lab(Forwarding::FullNat);
+        let (forward, back) = lab.open(Family::V4, 40_000);
+        lab.change(limit);
+        lab.now = lab.now + 1_000;
+        lab.expire();
+        assert_eq!(lab.fast_flows(), 0);
+        lab.client_sends(&forward, &tcp(&forward, ACK, 101, 901, &[], b""));
+        assert_eq!(lab.fast_flows(), 1);
+        assert!(lab.carries(false, &back, ACK, (901, 101), b"more"));
+        assert!(!lab.carries(true, &forward, FIN_ACK, (101, 905), b""));
+    }
+}
+
+#[test]
 fn a_reset_in_the_middle_of_a_close_knows_what_the_kernel_has_carried() {
     let mut lab = lab(Forwarding::FullNat);
     let (forward, back) = lab.open(Family::V4, 40_000);
