@@ -1,5 +1,7 @@
 //! A packet of a flow, onwards: next hop, TCP or UDP state, rewriting, out.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use super::ending::ended_by;
 use super::fast::Carried;
 use super::flows::{Found, Stage};
@@ -40,6 +42,8 @@ pub(super) struct Hop {
     more_v4: u32,
     /// Octets of the largest IPv4 packet that may go straight on; 0 where the station is not known.
     pub(super) straight_max: u32,
+    /// Of IPv4, ports by which what comes from there may come in, one bit each: those of the way there. Other routes may let in more.
+    entrances: u64,
 }
 
 /// A [`Hop`] by its number.
@@ -72,8 +76,16 @@ struct Recent {
 
 const RECENT_HOPS: usize = 256;
 
-const NO_HOP: Hop =
-    Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false, first_v4: 0, more_v4: 0, straight_max: 0 };
+const NO_HOP: Hop = Hop {
+    macs: Macs::NONE,
+    mtu: 0,
+    port: PortId(0),
+    is_ready: false,
+    first_v4: 0,
+    more_v4: 0,
+    straight_max: 0,
+    entrances: 0,
+};
 
 impl Hops {
     pub(super) fn new(network: &Network) -> Hops {
@@ -81,7 +93,8 @@ impl Hops {
             let (id, mac) = range?;
             let port = network.port(id)?;
             let macs = Macs::new(mac.unwrap_or_default(), port.mac);
-            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some(), ..NO_HOP })
+            let entrances = network.entrances(id);
+            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some(), entrances, ..NO_HOP })
         };
         // The last stands for addresses in no range at all.
         let mut hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
@@ -152,6 +165,15 @@ impl Hops {
     #[inline]
     fn towards_server(&mut self, network: &Network, to: Ip) -> Onward {
         Onward { hop: self.recall(network, to).hop, to }
+    }
+
+    /// The same of one of IPv4, where `hint` may be the number of the hop to it.
+    #[inline(always)]
+    pub(super) fn returns_by_v4(&mut self, network: &Network, server: u32, hint: u16, port: PortId) -> bool {
+        match self.hops.get(usize::from(hint)) {
+            Some(hop) if server.wrapping_sub(hop.first_v4) <= hop.more_v4 && hop.entrances & port.bit() != 0 => true,
+            _ => self.returns_by(network, IpAddr::V4(Ipv4Addr::from(server)).into(), port),
+        }
     }
 
     /// Whether the answers of a real server may come in by `port`.

@@ -3,8 +3,6 @@
 //! It takes what nearly every packet is, and all that it needs of a flow is in one cache line. What it finds it does as the path for
 //! everything does (`forward.rs`): the same octets, counts and state, which the tests hold it to. Whatever needs more is left to that path, as it was.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use super::{Desk, Frame, Plane, PortId, Turn, Verdict};
 use crate::flow::tcp::TcpTimeout;
 use crate::flow::{Direction, Trace};
@@ -30,7 +28,7 @@ impl Plane {
         let rule = self.services.rule(service);
         let [source, _] = packet.tuple().numbers();
         if direction == Direction::Reverse
-            && !self.hops.returns_by(&self.network, IpAddr::V4(Ipv4Addr::from(source)).into(), frame.port)
+            && !self.hops.returns_by_v4(&self.network, source, met.hint_back(), frame.port)
         {
             return None;
         }

@@ -103,6 +103,12 @@ impl<S> Met<'_, S> {
         &mut self.hot.numbers[self.direction.index()]
     }
 
+    /// The same for packets that go the other way.
+    #[inline]
+    pub fn hint_back(&self) -> u16 {
+        self.hot.numbers[self.direction.opposite().index()]
+    }
+
     /// The timeout class of the flow.
     #[inline]
     pub fn class(&self) -> TimeoutClass {
