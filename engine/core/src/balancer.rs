@@ -9,7 +9,7 @@ use crate::director::Tried;
 use crate::ids::{RealServerId, TargetIndex};
 use crate::loads::Loads;
 use crate::random::{SplitMix64, hash_address, mix};
-use crate::snapshot::{Entrant, REAL_SERVERS_MAX, Service, Target};
+use crate::snapshot::{Entrant, EntrantList, REAL_SERVERS_MAX, Service, Target};
 use crate::time::Now;
 
 /// Seed of the hash for `source-hash`: fixed, so that every worker, restart and machine agrees about a client.
@@ -101,8 +101,8 @@ impl Iterator for Places<'_> {
 pub struct BalancerState {
     /// One per member of the service as last seen, in its order.
     seats: Vec<Seat>,
-    /// Connections given so far.
-    turns: u64,
+    /// Connections given so far, less those of so long ago that turns before them are equally long ago.
+    turns: u32,
     random: SplitMix64,
     /// The time of the choice at hand: servers that came back grow into their share.
     now: Now,
@@ -111,8 +111,8 @@ pub struct BalancerState {
 #[derive(Clone, Copy, Debug)]
 struct Seat {
     server: RealServerId,
-    /// Number of the last connection given to it; 0 = none yet.
-    last_turn: u64,
+    /// Number of the last connection given to it; 0 = none yet, or long ago.
+    last_turn: u32,
     /// Smooth weighted round robin: what it is owed, in units of weight.
     owed: i64,
 }
@@ -172,42 +172,52 @@ impl BalancerState {
         let is_plain = !service.has_minimums && !service.ramps(self.now);
         let seated = self.seats.len() == service.targets.len() && tried.is_empty() && is_plain;
         match service.balance {
-            Balance::LeastConnections if seated => self.least_at_once::<true>(service.entrants()?, loads),
-            Balance::RoundRobin if seated => self.least_at_once::<false>(service.entrants()?, loads),
+            Balance::LeastConnections if seated => match service.entrants()? {
+                EntrantList { all, has_limits: false } => self.least_at_once::<true, false>(all, loads),
+                EntrantList { all, has_limits: true } => self.least_at_once::<true, true>(all, loads),
+            },
+            Balance::RoundRobin if seated => match service.entrants()? {
+                EntrantList { all, has_limits: false } => self.least_at_once::<false, false>(all, loads),
+                EntrantList { all, has_limits: true } => self.least_at_once::<false, true>(all, loads),
+            },
             _ => None,
         }
     }
 
     /// On its own, so that its few values stay in registers.
     #[inline(never)]
-    fn least_at_once<const BY_LOAD: bool>(&self, entrants: &[Entrant], loads: &impl Loads) -> Option<TargetIndex> {
-        // Connections, and below them the last turn: one comparison. Turns of so long ago are equally long ago.
-        let long_ago = self.turns.saturating_sub(u64::from(u32::MAX));
-        let (mut least, mut best) = (u64::MAX, None);
-        for entrant in entrants {
-            let seat = self.seats.get(entrant.place.index())?;
-            if seat.server != entrant.server {
-                return None;
-            }
-            let is_limited = entrant.max_connections != 0;
-            let active = if BY_LOAD || is_limited { loads.active(entrant.server) } else { 0 };
-            if is_limited && active >= entrant.max_connections {
-                return None;
-            }
-            let turn = seat.last_turn.saturating_sub(long_ago);
-            let score = if BY_LOAD { u64::from(active) << 32 | turn } else { turn };
-            if score < least {
-                (least, best) = (score, Some(entrant.place));
-            }
+    fn least_at_once<const BY_LOAD: bool, const LIMITED: bool>(
+        &self,
+        entrants: &[Entrant],
+        loads: &impl Loads,
+    ) -> Option<TargetIndex> {
+        if entrants.len() == self.seats.len() {
+            // Everybody takes new connections, as a rule.
+            return least_of::<BY_LOAD, LIMITED>(entrants.iter().zip(&self.seats), loads).map(|at| entrants[at].place);
         }
-        best
+        let seat = |entrant: &'_ Entrant| self.seats.get(entrant.place.index());
+        let seated = entrants.iter().filter_map(|entrant| Some((entrant, seat(entrant)?)));
+        least_of::<BY_LOAD, LIMITED>(seated, loads).map(|at| entrants[at].place)
     }
 
     /// The connection that [`BalancerState::choose_at_once`] gave to `target` was counted: its turn is over.
     #[inline]
     pub fn taken_at_once(&mut self, target: TargetIndex) {
+        if self.turns == u32::MAX {
+            self.forget_long_ago();
+        }
         self.turns += 1;
         self.seats[target.index()].last_turn = self.turns;
+    }
+
+    /// Makes room for more turns: those of the older half are equally long ago.
+    #[cold]
+    fn forget_long_ago(&mut self) {
+        const HALF: u32 = 1 << 31;
+        self.turns -= HALF;
+        for seat in &mut self.seats {
+            seat.last_turn = seat.last_turn.saturating_sub(HALF);
+        }
     }
 
     /// The connection that [`BalancerState::choose`] gave to `target` out of `candidates` was counted: its turn is over.
@@ -287,6 +297,33 @@ impl BalancerState {
             }
         }));
     }
+}
+
+/// Which of these has the fewest connections, and of those with the same the last turn longest ago; by the turn alone unless `BY_LOAD`. `None` where one
+/// is full, which may be only if `LIMITED`, or sits elsewhere, or there is none.
+#[inline(always)]
+fn least_of<'a, const BY_LOAD: bool, const LIMITED: bool>(
+    seated: impl Iterator<Item = (&'a Entrant, &'a Seat)>,
+    loads: &impl Loads,
+) -> Option<usize> {
+    // Connections, and below them the last turn: one comparison.
+    let (mut least, mut best) = (u64::MAX, usize::MAX);
+    for (at, (entrant, seat)) in seated.enumerate() {
+        if seat.server != entrant.server {
+            return None;
+        }
+        let is_limited = LIMITED && entrant.max_connections != 0;
+        let active = if BY_LOAD || is_limited { loads.active(entrant.server) } else { 0 };
+        if is_limited && active >= entrant.max_connections {
+            return None;
+        }
+        let turn = u64::from(seat.last_turn);
+        let score = if BY_LOAD { u64::from(active) << 32 | turn } else { turn };
+        if score < least {
+            (least, best) = (score, at);
+        }
+    }
+    (best != usize::MAX).then_some(best)
 }
 
 fn member(targets: &[Target], target: TargetIndex) -> &Target {

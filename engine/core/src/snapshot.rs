@@ -202,8 +202,8 @@ impl Service {
 
     /// The members that may have a new connection; `None` where a port of one is closed, so that it depends on the port who may.
     #[inline]
-    pub fn entrants(&self) -> Option<&[Entrant]> {
-        self.entrants.0.get_or_init(|| Entrant::all(&self.targets)).as_deref()
+    pub fn entrants(&self) -> Option<&EntrantList> {
+        self.entrants.0.get_or_init(|| EntrantList::of(&self.targets)).as_ref()
     }
 
     /// Where `server` stands among the members, if it is one.
@@ -259,12 +259,21 @@ impl Service {
 /// What a walk over the members of a service needs of those that take new connections, beside each other: a [`Target`] is some cache lines. Found at the
 /// first walk; a copy of the service, whose members may then be changed, finds its own.
 #[derive(Debug, Default)]
-pub struct Entrants(OnceLock<Option<Box<[Entrant]>>>);
+pub struct Entrants(OnceLock<Option<EntrantList>>);
 
 impl Clone for Entrants {
     fn clone(&self) -> Entrants {
         Entrants::default()
     }
+}
+
+/// Members that take new connections, in the order of the file.
+#[derive(Debug)]
+pub struct EntrantList {
+    /// Each of them.
+    pub all: Box<[Entrant]>,
+    /// Whether one of them has a limit of connections.
+    pub has_limits: bool,
 }
 
 /// A member that takes new connections, at every port of its service.
@@ -278,15 +287,16 @@ pub struct Entrant {
     pub place: TargetIndex,
 }
 
-impl Entrant {
-    fn all(targets: &[Target]) -> Option<Box<[Entrant]>> {
+impl EntrantList {
+    fn of(targets: &[Target]) -> Option<EntrantList> {
         let entering = targets.iter().zip(0..).filter(|(target, _)| target.takes_new());
-        entering
-            .map(|(target, place)| {
-                let Target { server, max_connections, .. } = *target;
-                target.closed_ports.is_empty().then_some(Entrant { server, max_connections, place: TargetIndex(place) })
-            })
-            .collect()
+        let entrants = entering.map(|(target, place)| {
+            let Target { server, max_connections, .. } = *target;
+            target.closed_ports.is_empty().then_some(Entrant { server, max_connections, place: TargetIndex(place) })
+        });
+        let all: Box<[Entrant]> = entrants.collect::<Option<_>>()?;
+        let has_limits = all.iter().any(|entrant| entrant.max_connections != 0);
+        Some(EntrantList { all, has_limits })
     }
 }
 

@@ -177,6 +177,26 @@ fn new_weights_count_from_the_next_connection() {
 }
 
 #[test]
+fn turns_go_on_in_order_when_there_were_as_many_as_a_number_holds() {
+    let service = service(Balance::LeastConnections, weighted(&[100; 4]));
+    let loads = PlainLoads::new(1, 64);
+    let mut state = BalancerState::new(1);
+    state.seat(&service.targets);
+    state.turns = u32::MAX - 6;
+    for (seat, turn) in state.seats.iter_mut().zip([7, u32::MAX - 7, u32::MAX - 6, 0]) {
+        seat.last_turn = turn;
+    }
+    let given = (0..20).map(|_| {
+        let target = state.choose_at_once(&service, &Tried::new(), &loads).expect("somebody takes connections");
+        state.taken_at_once(target);
+        target.index()
+    });
+    let given: Vec<usize> = given.collect();
+    assert_eq!(given, [3, 0, 1, 2].repeat(5));
+    assert!(state.turns < u32::MAX / 2 + 20);
+}
+
+#[test]
 fn members_that_stay_keep_their_turns_and_the_gone_are_forgotten() {
     let mut state = BalancerState::new(1);
     let loads = PlainLoads::new(1, 64);

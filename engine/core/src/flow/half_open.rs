@@ -18,6 +18,10 @@ const PLACES_MIN: usize = 1 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceFull;
 
+/// The counters of a source.
+#[derive(Clone, Copy, Debug)]
+pub struct HalfOpenSource(u64);
+
 /// Half-open flows by source: an IPv4 address, or an IPv6 network of 64 bits, as a host there has as many addresses as it likes.
 pub struct HalfOpenSources {
     rows: [Box<[u32]>; ROWS],
@@ -40,12 +44,17 @@ impl HalfOpenSources {
         ROWS * places(half_open_max) * size_of::<u32>()
     }
 
+    /// Which counters are those of `address`.
+    #[inline]
+    pub fn source(&self, address: Ip) -> HalfOpenSource {
+        HalfOpenSource(self.hash(address))
+    }
+
     /// `prefetch` is told the lines of the counters of `source`.
     #[inline]
-    pub fn prefetch(&self, source: Ip, prefetch: impl Fn(*const u8)) {
-        let hash = self.hash(source);
+    pub fn prefetch(&self, source: HalfOpenSource, prefetch: impl Fn(*const u8)) {
         for (row, turn) in self.rows.iter().zip(0..) {
-            prefetch(std::ptr::from_ref(&row[place(hash, turn, row.len())]).cast());
+            prefetch(std::ptr::from_ref(&row[place(source.0, turn, row.len())]).cast());
         }
     }
 
@@ -53,7 +62,8 @@ impl HalfOpenSources {
     ///
     /// # Errors
     /// It has as many as it may have, and nothing is counted.
-    pub fn open(&mut self, source: Ip) -> Result<(), SourceFull> {
+    #[inline]
+    pub fn open(&mut self, source: HalfOpenSource) -> Result<(), SourceFull> {
         let per_source_max = self.per_source_max;
         let mut counters = self.counters(source);
         let flows = counters.iter().map(|counter| **counter).min().unwrap_or(0);
@@ -65,12 +75,12 @@ impl HalfOpenSources {
     }
 
     /// Counts one that was admitted elsewhere, also above the cap.
-    pub fn add(&mut self, source: Ip) {
+    pub fn add(&mut self, source: HalfOpenSource) {
         self.counters(source).into_iter().for_each(|counter| *counter = counter.saturating_add(1));
     }
 
     /// A flow of `source` that was counted is no longer half open.
-    pub fn close(&mut self, source: Ip) {
+    pub fn close(&mut self, source: HalfOpenSource) {
         for counter in self.counters(source) {
             debug_assert!(*counter > 0, "closed as often as opened");
             *counter = counter.saturating_sub(1);
@@ -93,8 +103,8 @@ impl HalfOpenSources {
     }
 
     #[inline]
-    fn counters(&mut self, source: Ip) -> [&mut u32; ROWS] {
-        let hash = self.hash(source);
+    fn counters(&mut self, source: HalfOpenSource) -> [&mut u32; ROWS] {
+        let hash = source.0;
         let mut turn = 0;
         self.rows.each_mut().map(|row| {
             let place = place(hash, turn, row.len());
@@ -136,6 +146,16 @@ mod tests {
 
     const SEED: [u64; 2] = [0x5eed, 0xcafe];
 
+    impl HalfOpenSources {
+        fn open_of(&mut self, address: Ip) -> Result<(), SourceFull> {
+            self.open(self.source(address))
+        }
+
+        fn close_of(&mut self, address: Ip) {
+            self.close(self.source(address));
+        }
+    }
+
     fn v4(bits: u32) -> Ip {
         Ipv4Addr::from_bits(bits).into()
     }
@@ -145,32 +165,32 @@ mod tests {
         let mut sources = HalfOpenSources::new(1_000, 3, SEED);
         for source in [v4(0xc633_6407), Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 7).into()] {
             for _ in 0..3 {
-                assert_eq!(sources.open(source), Ok(()));
+                assert_eq!(sources.open_of(source), Ok(()));
             }
-            assert_eq!(sources.open(source), Err(SourceFull));
-            sources.close(source);
-            assert_eq!(sources.open(source), Ok(()));
-            assert_eq!(sources.open(source), Err(SourceFull));
+            assert_eq!(sources.open_of(source), Err(SourceFull));
+            sources.close_of(source);
+            assert_eq!(sources.open_of(source), Ok(()));
+            assert_eq!(sources.open_of(source), Err(SourceFull));
         }
-        assert_eq!(sources.open(v4(0xc633_6408)), Ok(()));
+        assert_eq!(sources.open_of(v4(0xc633_6408)), Ok(()));
     }
 
     #[test]
     fn the_hosts_of_an_ipv6_network_are_one_source() {
         let host = |network, host| Ipv6Addr::new(0x2001, 0xdb8, 0, network, host, 0, 0, host).into();
         let mut sources = HalfOpenSources::new(1_000, 2, SEED);
-        assert_eq!(sources.open(host(1, 1)), Ok(()));
-        assert_eq!(sources.open(host(1, 2)), Ok(()));
-        assert_eq!(sources.open(host(1, 3)), Err(SourceFull));
-        assert_eq!(sources.open(host(2, 1)), Ok(()));
-        sources.close(host(1, 9));
-        assert_eq!(sources.open(host(1, 3)), Ok(()));
+        assert_eq!(sources.open_of(host(1, 1)), Ok(()));
+        assert_eq!(sources.open_of(host(1, 2)), Ok(()));
+        assert_eq!(sources.open_of(host(1, 3)), Err(SourceFull));
+        assert_eq!(sources.open_of(host(2, 1)), Ok(()));
+        sources.close_of(host(1, 9));
+        assert_eq!(sources.open_of(host(1, 3)), Ok(()));
     }
 
     #[test]
     fn without_a_cap_one_source_may_have_all() {
         let mut sources = HalfOpenSources::new(10_000, 0, SEED);
-        assert!((0..10_000).all(|_| sources.open(v4(1)) == Ok(())));
+        assert!((0..10_000).all(|_| sources.open_of(v4(1)) == Ok(())));
     }
 
     #[test]
@@ -178,9 +198,9 @@ mod tests {
         // 1,024 sources with 64 flows each, and as many again from a source each.
         let mut sources = HalfOpenSources::new(65_536, 64, SEED);
         for source in 0..1_024 {
-            assert!((0..64).all(|_| sources.open(v4(source)) == Ok(())));
+            assert!((0..64).all(|_| sources.open_of(v4(source)) == Ok(())));
         }
-        let refused = (1 << 24..(1 << 24) + 65_536).filter(|&source| sources.open(v4(source)).is_err()).count();
+        let refused = (1 << 24..(1 << 24) + 65_536).filter(|&source| sources.open_of(v4(source)).is_err()).count();
         assert!(refused <= 1, "{refused} of 65,536 others met the cap of the flood");
         assert_eq!(HalfOpenSources::memory_bytes(65_536), 3 * 131_072 * 4);
     }
@@ -196,13 +216,13 @@ mod tests {
             for (opens, source) in steps {
                 let flows = open.entry(source).or_default();
                 if opens {
-                    match sources.open(v4(source)) {
+                    match sources.open_of(v4(source)) {
                         Ok(()) => *flows += 1,
                         // So few sources share no counter in all three rows.
                         Err(SourceFull) => prop_assert_eq!(*flows, per_source_max),
                     }
                 } else if *flows > 0 {
-                    sources.close(v4(source));
+                    sources.close_of(v4(source));
                     *flows -= 1;
                 }
                 prop_assert!(*flows <= per_source_max);

@@ -135,10 +135,10 @@ impl FlowId {
 pub struct TupleHash(u64);
 
 impl TupleHash {
-    /// One of 64 bits, to find equal ones among a few.
+    /// A number below 512, to find equal ones among a few.
     #[inline]
-    pub fn bit(self) -> u64 {
-        1 << (self.0 % 64)
+    pub fn place(self) -> usize {
+        (self.0 % 512) as usize
     }
 }
 
@@ -235,6 +235,7 @@ pub struct FlowTable<S, D> {
     /// Taken from the wheel, and not yet looked at.
     popped: Popped,
     flows: usize,
+    inserted: u64,
     counts: TableCounts,
 }
 
@@ -330,6 +331,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             timeouts,
             popped: Popped::NONE,
             flows: 0,
+            inserted: 0,
             counts: TableCounts::default(),
         }
     }
@@ -342,6 +344,12 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.flows == 0
+    }
+
+    /// How many flows were ever inserted: while it is the same, whoever was not found still is not there.
+    #[inline]
+    pub fn inserted(&self) -> u64 {
+        self.inserted
     }
 
     /// Most flows, those of retired slots included.
@@ -453,6 +461,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
             state,
         };
         self.flows += 1;
+        self.inserted += 1;
         Ok(FlowId { slot, generation })
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::fast::Fast;
 use crate::fast_path::FastId;
 use crate::flow::Direction;
-use crate::flow::half_open::{HalfOpenSources, SourceFull};
+use crate::flow::half_open::{HalfOpenSource, HalfOpenSources, SourceFull};
 use crate::flow::table::{
     Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, LOOKUP_BATCH, PathHashes, Returns, TIMEOUTS_MAX,
     TimeoutClass, Timeouts, TupleHash,
@@ -293,7 +293,7 @@ impl Flows {
             Direction::Forward => PathHashes { client: hash, returns: self.hash(&path.server.reversed()) },
             Direction::Reverse => PathHashes { client: self.hash(&path.client), returns: hash },
         };
-        self.sources.prefetch(path.client.src, &prefetch);
+        self.sources.prefetch(self.sources.source(path.client.src), &prefetch);
         let other = if direction == Direction::Forward { hashes.returns } else { hashes.client };
         prefetch(self.established.entry_line(other));
         Some(hashes)
@@ -314,14 +314,14 @@ impl Flows {
         std::hint::black_box(words);
     }
 
-    /// Whether one more half-open flow of the source of `client` may be tried.
-    pub(super) fn admit(&mut self, client: &Tuple) -> Result<(), SourceFull> {
-        self.sources.open(client.src)
+    /// Whether one more half-open flow of this source may be tried.
+    pub(super) fn admit(&mut self, source: HalfOpenSource) -> Result<(), SourceFull> {
+        self.sources.open(source)
     }
 
     /// Takes back an [`admit`](Self::admit) that no flow came of.
     pub(super) fn dismiss(&mut self, client: &Tuple) {
-        self.sources.close(client.src);
+        self.sources.close(self.sources.source(client.src));
     }
 
     /// Makes sure that both tables have a slot for a flow of `client`. UDP gets at most half of the half-open ones: nothing obliges a server to answer a
@@ -352,6 +352,7 @@ impl Flows {
     }
 
     /// Whether one more flow with this path may name whom it is to, if need be in place of one that is over.
+    #[inline]
     pub(super) fn make_room_outside(&mut self, path: &FlowPath) -> bool {
         !names_outside_v6(path) || self.outside_v6 < OUTSIDE_V6_MAX || self.evict(names_outside_v6)
     }
@@ -392,6 +393,7 @@ impl Flows {
     }
 
     /// Opens an admitted flow. One that has the tuple of its returns, is over, and only waits for late packets gives way to it.
+    #[inline]
     pub(super) fn open(
         &mut self,
         now: Now,
@@ -469,7 +471,7 @@ impl Flows {
         let Ended { path, state, detail, .. } = ended;
         match stage {
             Stage::HalfOpen => {
-                self.sources.close(path.client.src);
+                self.sources.close(self.sources.source(path.client.src));
                 self.unanswered -= usize::from(!is_tcp(path));
             }
             Stage::Established => self.one_way -= usize::from(path.returns == Returns::Elsewhere),

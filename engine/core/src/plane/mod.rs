@@ -394,6 +394,8 @@ pub struct Plane {
     batch: Box<[Job; BATCH_MAX]>,
     /// Of those without an established flow, what is known before their turn.
     ahead: Box<[Ahead; BATCH_MAX]>,
+    /// How many flows had ever come into the large table when that was found out.
+    ahead_of: u64,
     /// When it was last called.
     called: Now,
 }
@@ -460,6 +462,7 @@ impl Plane {
             strays: settings.strays,
             batch: Box::new([Job::default(); BATCH_MAX]),
             ahead: Box::new([Ahead::Nothing; BATCH_MAX]),
+            ahead_of: 0,
             called: now,
         }
     }

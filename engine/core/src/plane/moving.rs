@@ -251,7 +251,7 @@ impl Flows {
         })?;
         match stage {
             Stage::HalfOpen => {
-                self.sources.add(path.client.src);
+                self.sources.add(self.sources.source(path.client.src));
                 self.unanswered += usize::from(!is_tcp(&path));
             }
             Stage::Established => self.one_way += usize::from(path.returns == Returns::Elsewhere),

@@ -13,6 +13,7 @@ use super::router::Known;
 use super::services::{Rule, Way};
 use super::{BATCH_MAX, Desk, Frame, Job, Plane, PlaneCounter, Strays, Turn, Verdict};
 use crate::counters::{ServiceCounter, Termination};
+use crate::flow::half_open::HalfOpenSource;
 use crate::flow::tcp::{Sight, TcpTimeout, TcpTrack};
 use crate::flow::udp::{UdpTimeout, UdpTrack};
 use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns, TimeoutClass, TupleHash};
@@ -56,6 +57,8 @@ struct Candidate {
     /// Its place in the batch.
     job: usize,
     service: ServiceId,
+    /// Where its half-open flows are counted.
+    source: HalfOpenSource,
     state: State,
     /// Once there is one.
     pick: Option<Pick>,
@@ -71,6 +74,7 @@ impl Plane {
         found: &[Option<(FlowId, Direction)>],
         turn: &mut Turn<'_, D>,
     ) {
+        self.ahead_of = self.flows.established.inserted();
         let mut missed = [0; BATCH_MAX];
         let is_ours = |job: usize| self.batch[job].whose == Whose::Ours;
         let places = (0..found.len()).filter(|&job| found[job].is_none() && is_ours(job));
@@ -86,7 +90,7 @@ impl Plane {
         );
         let mut candidates = [const { None }; BATCH_MAX];
         let mut count = 0;
-        let mut hashes_seen = 0_u64;
+        let mut hashes_seen = [false; 512];
         let mut recent = None;
         for (&job, found) in missed.iter().zip(found) {
             let Job { at, ref packet, hash, .. } = self.batch[job];
@@ -97,10 +101,9 @@ impl Plane {
                 continue;
             }
             // Of two with one tuple, the second belongs to the flow that the first opens.
-            let bit = hash.bit();
-            let is_repeated =
-                hashes_seen & bit != 0 && missed.iter().any(|&other| other < job && self.batch[other].hash == hash);
-            hashes_seen |= bit;
+            let seen = &mut hashes_seen[hash.place()];
+            let may_repeat = std::mem::replace(seen, true);
+            let is_repeated = may_repeat && missed.iter().any(|&other| other < job && self.batch[other].hash == hash);
             if !is_repeated
                 && let Some(service) = self.find_again(&packet.tuple, &mut recent)
                 && !self.services.is_ours(packet.tuple.src)
@@ -108,8 +111,9 @@ impl Plane {
                 && self.flows.has_room_beside(count, &packet.tuple, self.services.rule(service).returns())
                 && let Some(state) = self.first_state(frames[at].bytes, packet, service)
             {
-                self.flows.sources.prefetch(packet.tuple.src, |line| turn.desk.prefetch(line));
-                candidates[count] = Some(Candidate { job, service, state, pick: None });
+                let source = self.flows.sources.source(packet.tuple.src);
+                self.flows.sources.prefetch(source, |line| turn.desk.prefetch(line));
+                candidates[count] = Some(Candidate { job, service, source, state, pick: None });
                 count += 1;
             }
         }
@@ -138,10 +142,10 @@ impl Plane {
         let snapshot = Arc::clone(&self.snapshot);
         let mut places = [const { None }; BATCH_MAX];
         for (candidate, place) in candidates.iter_mut().zip(&mut places) {
-            let Some(Candidate { job, service, .. }) = *candidate else { continue };
+            let Some(Candidate { job, service, source, .. }) = *candidate else { continue };
             let client = self.batch[job].packet.tuple;
             let pick = snapshot.service(service).and_then(|service| {
-                let (pick, member) = self.pick(turn.now, service, &client, turn.desk).ok()?;
+                let (pick, member) = self.pick(turn.now, service, &client, source, turn.desk).ok()?;
                 if let ServiceSource::Pool(pool) = &service.source
                     && let Some(way) = self.services.way(service.id, pick.target)
                     && let Some(route) = way.route(pool, || towards(service, member, &client))
@@ -168,7 +172,7 @@ impl Plane {
             }
         }
         for (candidate, &place) in candidates.iter().zip(&places) {
-            let &Some(Candidate { job, service: id, state, pick: Some(pick) }) = candidate else { continue };
+            let &Some(Candidate { job, service: id, state, pick: Some(pick), .. }) = candidate else { continue };
             let client = self.batch[job].packet.tuple;
             let rule = *self.services.rule(id);
             let sourced = snapshot.service(id).and_then(|service| {
@@ -207,9 +211,10 @@ impl Plane {
                 turn.hashes = hashes;
                 Some(found)
             }
-            Ahead::Opening(opening) => {
+            Ahead::Opening(Opening { service, path, hashes, class, state, detail }) => {
                 self.ahead[job] = Ahead::Nothing;
-                match self.insert(frame, packet, &opening, turn) {
+                let opening = Opening { service, path, hashes, class, state, detail };
+                match self.insert(frame, packet, opening, turn) {
                     Some(verdict) => return verdict,
                     None => self.flows.lookup_hashed(hash, &packet.tuple),
                 }
@@ -285,11 +290,13 @@ impl Plane {
         &mut self,
         frame: &mut Frame<'_>,
         packet: &Parsed,
-        opening: &Opening,
+        opening: Opening,
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
-        let Opening { service, ref path, ref hashes, class, state, mut detail } = *opening;
-        let is_new = self.flows.established.lookup_hashed(hashes.client, &path.client).is_none();
+        let Opening { service, ref path, ref hashes, class, state, mut detail } = opening;
+        let established = &self.flows.established;
+        let is_new =
+            established.inserted() == self.ahead_of || established.lookup_hashed(hashes.client, &path.client).is_none();
         if is_new && self.flows.make_room(&path.client, path.returns).is_ok() {
             match self.flows.open(turn.now, path, hashes, class, state, detail) {
                 Ok(flow) => {
@@ -386,7 +393,7 @@ impl Plane {
     ) -> Result<(FlowId, FlowPath), Refused> {
         let rule = *self.services.rule(service.id);
         self.flows.make_room(client, rule.returns()).map_err(refused)?;
-        let picked = self.pick(now, service, client, desk);
+        let picked = self.pick(now, service, client, self.flows.sources.source(client.src), desk);
         if !matches!(picked, Err((DropReason::HalfOpenSource, _))) {
             desk.count(service.id, ServiceCounter::Accepted, 1);
         }
@@ -400,14 +407,16 @@ impl Plane {
     }
 
     /// The server of a new flow of `client`, which counts as a half-open one of its source from here on.
+    #[inline(always)]
     fn pick<'s>(
         &mut self,
         now: Now,
         service: &'s Service,
         client: &Tuple,
+        source: HalfOpenSource,
         desk: &mut impl Desk,
     ) -> Result<(Pick, &'s Target), Refused> {
-        self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
+        self.flows.admit(source).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         let refusal = match desk.pick(service, client.source(), client.dst_port, now) {
             Ok(pick) => match service.target(pick.target).filter(|member| member.server == pick.server) {
                 Some(member) => {
@@ -464,6 +473,7 @@ impl Plane {
 
     /// The path of a flow towards a member, from a lease (at `place`, if that is known) where the service's mode wants one; another one at each `attempt`.
     #[expect(clippy::too_many_arguments, reason = "what the steps before found out")]
+    #[inline(always)]
     fn source(
         &mut self,
         now: Now,
@@ -542,6 +552,7 @@ impl Plane {
     }
 
     /// The virtual shard of a client.
+    #[inline]
     fn home(&self, client: &Tuple) -> VShard {
         vshard_of_client_ip(client.src, client.src_port, self.steering_seed)
     }

@@ -97,7 +97,9 @@ impl Plane {
     ) -> Result<(FlowId, FlowPath), Refused> {
         let client = &packet.tuple;
         self.flows.make_room(client, Returns::Here).map_err(refused)?;
-        self.flows.admit(client).map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
+        self.flows
+            .admit(self.flows.sources.source(client.src))
+            .map_err(|_| (DropReason::HalfOpenSource, Termination::OutOfConnections))?;
         turn.desk.count(lane.id, ServiceCounter::Accepted, 1);
         let opened = self.lease_outbound(lane, client, state, turn);
         if opened.is_err() {

@@ -145,14 +145,24 @@ impl Index {
     }
 
     /// Adds an entry; returns whether another one had to move.
+    #[inline]
     pub(super) fn insert(&mut self, place: Place, entry: u32) -> Result<bool, IndexFull> {
+        let home = &mut self.buckets[place.home];
+        if home.has_room() {
+            home.put(place.tag, entry);
+            return Ok(false);
+        }
+        self.insert_away(place, entry)
+    }
+
+    /// The same where there is no room at home.
+    #[inline(never)]
+    fn insert_away(&mut self, place: Place, entry: u32) -> Result<bool, IndexFull> {
         let Place { home, tag } = place;
         let other = self.other(home, tag);
         let may_leave = self.buckets[home].away < u16::MAX;
         let mut moved = false;
-        let bucket = if self.buckets[home].has_room() {
-            home
-        } else if may_leave && self.buckets[other].has_room() {
+        let bucket = if may_leave && self.buckets[other].has_room() {
             other
         } else if self.make_room(home) {
             moved = true;
@@ -260,6 +270,7 @@ impl Bucket {
         self.used != ALL_USED
     }
 
+    #[inline]
     fn put(&mut self, tag: u16, entry: u32) {
         let way = self.used.trailing_ones() as usize;
         self.used |= 1 << way;
