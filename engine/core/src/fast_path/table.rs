@@ -130,6 +130,10 @@ impl FastTable {
         let side = FastSide { from: tuple, to: tuple, in_ifindex, out_ifindex, macs, size_max, numbers };
         let worker = u64::from(self.settings.worker) | TRANSIT as u64;
         self.write(number, 0, &side, None, worker << WORKER_SHIFT | u64::from(self.transit_generation), now);
+        if let Some(other) = self.memory.side(number, 1) {
+            // A flow had the number: no end of it is one of this.
+            other[layout::FIN].store(0, Relaxed);
+        }
         let hash = self.hash(tuple);
         if !self.publish(hash, layout::item(hash, number, 0)) {
             return Err(FastFull::Bucket);

@@ -424,6 +424,18 @@ fn a_number_in_the_list_is_not_used_again() {
 }
 
 #[test]
+fn a_transit_has_no_end_of_the_flow_that_had_its_number() {
+    let mut table = table(1);
+    let id = table.insert(&closing(1), Now(0)).unwrap();
+    close(&table, 1);
+    assert_eq!(table.next_ended(Now(0)), Some(id));
+    table.remove(id, Now(0));
+    assert_eq!(table.insert_transit(&transit(2), Now(REST_MS)), Ok(id));
+    let fins = [0, 1].map(|side| table.memory().side(id.0, side).unwrap()[layout::FIN].load(Ordering::Relaxed));
+    assert_eq!(fins, [0, 0]);
+}
+
+#[test]
 fn ends_are_told_to_the_worker_whose_flow_it_is() {
     let memory = FastMemory::private(FastShape::new(8), [3, 4]);
     let mut first = FastTable::new(memory.clone(), FastSettings { worker: 0, flows: 0..4, origin_ms: 0 });

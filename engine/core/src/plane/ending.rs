@@ -57,6 +57,7 @@ impl Plane {
         self.call(now);
         self.settle_carried(now, desk);
         self.walk_fast(now);
+        self.settle_found(desk);
         // The flows that a flood leaves come first, and a sweep has a share that no number of silent flows takes from it.
         let reserved = if self.sweep.is_some() { budget.div_ceil(SWEEP_SHARE) } else { 0 };
         let mut left = budget - reserved;

@@ -64,6 +64,8 @@ pub(super) struct Fast {
     over: Vec<FlowId>,
     /// More of them are in the list than were settled at once.
     is_behind: bool,
+    /// When it was last looked for those.
+    looked: Now,
     /// Until then no flow is entered: there was no room.
     full_until: Now,
     /// What the kernel has carried and the desk has not been told, by service.
@@ -132,6 +134,7 @@ impl Fast {
             candidates: Vec::with_capacity(BATCH_MAX),
             over: Vec::new(),
             is_behind: false,
+            looked: now,
             full_until: now,
             carried: Box::new([Run::NOTHING; SERVICES_MAX]),
             untold: Vec::with_capacity(SERVICES_MAX),
@@ -233,7 +236,7 @@ impl Fast {
     fn next_look(&self) -> Option<Now> {
         match self.is_behind {
             true => Some(self.now),
-            false => (self.table.open() > self.transits.open()).then(|| self.now + LOOK_MS),
+            false => (self.table.open() > self.transits.open()).then(|| self.looked + LOOK_MS),
         }
     }
 
@@ -261,8 +264,8 @@ fn catch_up(state: &mut State, used: &FastUse) {
 }
 
 impl Flows {
-    /// Takes an established flow out of the fast path, if it is in it; returns where its packets came in.
-    pub(super) fn recall(&mut self, id: FlowId) -> Option<[PortId; 2]> {
+    /// Takes an established flow out of the fast path, if it is in it; returns what the kernel had noted, and where its packets came in.
+    fn recall(&mut self, id: FlowId) -> Option<(FastUse, [PortId; 2])> {
         let fast = self.fast.as_mut()?;
         let mut detail = *self.established.detail(id)?;
         let state = self.established.state_mut(id)?;
@@ -271,7 +274,7 @@ impl Flows {
         if let Some(at) = carried_at(&used) {
             self.established.see(id, at);
         }
-        Some(arrivals)
+        Some((used, arrivals))
     }
 
     /// Fetches the numbers of a flow that stays in the fast path.
@@ -312,6 +315,19 @@ impl Plane {
     /// Bytes that a plane needs for each flow of the fast path, beside the memory shared with the kernel.
     pub const BYTES_PER_FAST_FLOW: usize = size_of::<Place>() + size_of::<(u32, Now)>();
 
+    /// Takes an established flow out of the fast path, if it is in it; returns where its packets came in. Of one that is over, the desk has still to hear.
+    pub(super) fn recall(&mut self, id: FlowId) -> Option<[PortId; 2]> {
+        let (used, arrivals) = self.flows.recall(id)?;
+        if has_fin(&used)
+            && let Some(state) = self.flows.established.state(id)
+        {
+            // One side may go on for hours, by another timer.
+            let rule = *self.services.rule(state.service());
+            self.flows.follow_end(id, &rule);
+        }
+        Some(arrivals)
+    }
+
     /// A packet of a lent flow has come by here. What the kernel knows is fetched; unless it is a plain one where such packets come in, the flow is
     /// taken out. Whether it is still lent.
     #[cold]
@@ -325,7 +341,7 @@ impl Plane {
             self.flows.consult(id);
             return true;
         }
-        let arrivals = self.flows.recall(id);
+        let arrivals = self.recall(id);
         if is_plain
             && let Some(arrivals) = arrivals
             && let Some(fast) = &mut self.flows.fast
@@ -452,8 +468,11 @@ impl Plane {
     /// Settles flows that are over by what the kernel has carried.
     #[inline]
     pub(super) fn settle_carried<D: Desk>(&mut self, now: Now, desk: &mut D) {
-        if self.flows.fast.as_ref().is_some_and(|fast| fast.has_over()) {
-            self.settle_over(now, desk);
+        if let Some(fast) = &mut self.flows.fast {
+            fast.looked = now;
+            if fast.has_over() {
+                self.settle_over(now, desk);
+            }
         }
     }
 
@@ -468,7 +487,7 @@ impl Plane {
             };
             if let Some(Holder::Flow(flow)) = fast.place(id).map(|place| place.holder) {
                 // From here on it counts again for its server, until it is settled.
-                self.flows.recall(flow);
+                self.recall(flow);
                 self.settle_found(desk);
             }
         }
@@ -479,7 +498,7 @@ impl Plane {
     }
 
     /// Settles flows that were taken out and found to be over.
-    fn settle_found<D: Desk>(&mut self, desk: &mut D) {
+    pub(super) fn settle_found<D: Desk>(&mut self, desk: &mut D) {
         while let Some(fast) = &mut self.flows.fast
             && let Some(id) = fast.over.pop()
         {
@@ -489,7 +508,7 @@ impl Plane {
 
     /// Settles an established flow, unless it has left its table, whose track says that it is over.
     pub(super) fn settle_closed<D: Desk>(&mut self, id: FlowId, desk: &mut D) {
-        let Some(state) = self.flows.established.state(id) else { return };
+        let Some(state) = self.flows.established.state(id).filter(|state| state.tcp().is_over()) else { return };
         let rule = *self.services.rule(state.service());
         let termination = ended_by(state.tcp());
         self.flows.follow_end(id, &rule);
@@ -526,16 +545,13 @@ impl Plane {
             let rule = *self.services.rule(service);
             let class = rule.tcp_class(TcpTimeout::Established);
             let is_idle = is_crowded && now.ms_since(used.used()) >= IDLE_MS;
-            if has_fin(&used) {
-                // One side may go on for hours, by another timer.
-                self.flows.recall(flow);
-                self.flows.follow_end(flow, &rule);
-            } else if is_idle
+            if has_fin(&used)
+                || is_idle
                 || established.class(flow) != Some(class)
                 || !fast.table.is_live(id)
                 || fast.table.carries_ends(id) && !rule.carries_ends
             {
-                self.flows.recall(flow);
+                self.recall(flow);
             }
         }
         let Some(fast) = &mut self.flows.fast else { return };
@@ -596,7 +612,7 @@ impl Plane {
     pub(super) fn recall_all<D: Desk>(&mut self, desk: &mut D) {
         for slot in 0..self.flows.established.flows_max() {
             if let Some(flow) = self.flows.established.at(slot) {
-                self.flows.recall(flow);
+                self.recall(flow);
             }
         }
         self.tell_fast(desk);

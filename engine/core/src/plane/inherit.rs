@@ -77,7 +77,14 @@ pub enum Inherited {
 impl Plane {
     /// Writes the flows at the next `slots` places behind `into`, and goes on behind them. Whether that was the end. Nothing that comes meanwhile may be
     /// given to the plane: what was written would not know of it.
-    pub fn write_flows(&mut self, now: Now, at: &mut Survey, slots: usize, into: &mut Vec<u8>) -> bool {
+    pub fn write_flows<D: Desk>(
+        &mut self,
+        now: Now,
+        at: &mut Survey,
+        slots: usize,
+        desk: &mut D,
+        into: &mut Vec<u8>,
+    ) -> bool {
         self.call(now);
         for _ in 0..slots {
             let (stage, slot) = at.place();
@@ -91,7 +98,9 @@ impl Plane {
             at.pass();
             if let Some(id) = table.at(slot) {
                 if stage == Stage::Established {
-                    self.flows.recall(id);
+                    self.recall(id);
+                    // Else it would be counted here and there.
+                    self.settle_found(desk);
                 }
                 if let Some(flow) = self.flows.moved(stage, id) {
                     into.extend(flow.to_record(now));

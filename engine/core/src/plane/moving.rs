@@ -166,7 +166,7 @@ impl Plane {
     fn give(&mut self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
         self.moved(stage, id)?;
         if stage == Stage::Established {
-            self.flows.recall(id);
+            self.recall(id);
         }
         self.moved(stage, id)
     }
@@ -208,7 +208,7 @@ impl Plane {
                     self.start_sweep();
                 }
                 // Its end was carried just before it left.
-                if detail.is_counted && is_over(&ended.path, &state) {
+                if stage == Stage::Established && detail.is_counted && is_over(&ended.path, &state) {
                     self.settle_closed(id, desk);
                 }
                 if self.moved(stage, id).is_some() {

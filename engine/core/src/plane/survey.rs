@@ -139,6 +139,7 @@ impl Plane {
 
     /// Ends a flow as an operator wants it: resets for both sides, unless it is over anyway.
     pub fn end_flow(&mut self, now: Now, place: FlowPlace, desk: &mut impl Desk, out: &mut Outbox) -> FlowEnd {
+        self.call(now);
         let stage = place.stage();
         let table = self.flows.table(stage);
         let id = table.at(place.slot as usize).filter(|id| id.generation() == place.generation);

@@ -175,7 +175,7 @@ impl Packets {
     fn write_flows(&mut self, now: Now, desk: &mut Counters<'_>, id: WorkerId) -> Left {
         let Some(Writing { order, at }) = &mut self.writing else { return Left::Nothing };
         let mut records = Vec::with_capacity(WRITTEN_MAX * FLOW_RECORD);
-        let is_end = self.plane.write_flows(now, at, WRITTEN_MAX, &mut records);
+        let is_end = self.plane.write_flows(now, at, WRITTEN_MAX, desk, &mut records);
         let written = order.write(id.index(), &records);
         if !is_end && written.is_ok() {
             return Left::Something;

@@ -60,7 +60,7 @@ impl TcpTrack {
             }
         }
         let is_acked = || Direction::BOTH.iter().all(|&side| self.is_fin_acked(side));
-        if has_ended || self.bits & BOTH_FINS_SEEN == BOTH_FINS_SEEN && is_acked() {
+        if self.bits & BOTH_FINS_SEEN == BOTH_FINS_SEEN && (has_ended || is_acked()) {
             self.bits |= CLOSED;
         }
         self.is_over() && !was_over

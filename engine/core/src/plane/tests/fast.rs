@@ -7,6 +7,7 @@ use crate::fast_path::{Arrival, FastMemory, FastSettings, FastShape};
 use crate::flow::TimeoutClass;
 use crate::flow::tcp::TcpTimeout;
 use crate::plane::flows::Stage;
+use crate::plane::inherit::FLOW_RECORD;
 
 const PSH: u8 = TcpFlags::PSH.0;
 const ROOM: u32 = 64;
@@ -231,6 +232,22 @@ fn what_is_over_needs_no_reset_whoever_takes_it_out() {
     assert_eq!((lab.read(PlaneCounter::ResetsMade), lab.fast_flows()), (0, 0));
     lab.expire();
     assert_eq!(lab.clerk.ends.len(), 1, "it is not settled again");
+}
+
+#[test]
+fn what_is_over_is_settled_before_another_process_hears_of_it() {
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.open(Family::V4, 40_000);
+    assert!(lab.carries(true, &forward, FIN_ACK, (101, 901), b""));
+    assert!(lab.carries(false, &back, FIN_ACK, (901, 102), b""));
+    assert!(lab.carries(true, &forward, ACK, (102, 902), b""));
+    let Lab { plane, clerk, now, .. } = &mut lab;
+    let (mut at, mut records) = (Survey::START, Vec::new());
+    while !plane.write_flows(*now, &mut at, 100, clerk, &mut records) {}
+    assert_eq!(records.len(), FLOW_RECORD, "it waits for late segments");
+    assert_eq!((clerk.ends.as_slice(), clerk.connections()), (&[Termination::ClientClosed][..], 0));
+    let flow = plane.flows.lookup(&forward).expect("it is there").id;
+    assert!(!plane.flows.established.detail(flow).unwrap().is_counted);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn successor(setup: &Setup) -> Lab {
 
 fn records(lab: &mut Lab, slots: usize) -> Vec<FlowRecord> {
     let (mut at, mut octets) = (Survey::START, Vec::new());
-    while !lab.plane.write_flows(lab.now, &mut at, slots, &mut octets) {}
+    while !lab.plane.write_flows(lab.now, &mut at, slots, &mut lab.clerk, &mut octets) {}
     let (records, rest) = octets.as_chunks::<FLOW_RECORD>();
     assert!(rest.is_empty());
     records.to_vec()
