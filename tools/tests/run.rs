@@ -237,8 +237,8 @@ fn status_is_shown_again_and_again_until_somebody_ends_it() {
     let pages: Vec<serde_json::Value> =
         (0..2).map(|_| serde_json::from_str(&watching.line_with("uptime_seconds")).unwrap()).collect();
     assert_eq!(pages[1]["services"][0]["name"], "web");
-    // Like Ctrl-C.
-    watching.signal("INT");
+    // As Ctrl-C does, but that one is ignored where a shell has started the tests in its background.
+    watching.signal("TERM");
     assert!(!watching.wait().success());
 }
 
