@@ -10,7 +10,7 @@ use super::services::Rule;
 use super::{Desk, NextHop, Outbox, Plane, PlaneCounter, Turn};
 use crate::counters::{ServiceCounter, Termination};
 use crate::flow::tcp::{TcpState, TcpTrack};
-use crate::flow::{Direction, FlowPath, Returns};
+use crate::flow::{Direction, FlowId, FlowPath, PathHashes, Returns};
 use crate::packet::{DropReason, Ip, Mac};
 use crate::snapshot::ServiceSource;
 use crate::{Now, RealServerId, ServiceId};
@@ -95,31 +95,40 @@ impl Plane {
 
     /// The flow moves to the large table: both sides have been heard.
     pub(super) fn establish<D: Desk>(&mut self, found: Found, turn: &mut Turn<'_, D>) -> Result<(), DropReason> {
-        let table = &self.flows.half_open;
-        let (Some(path), Some(state), Some(detail)) =
-            (table.path(found.id), table.state(found.id), table.detail(found.id))
-        else {
-            return Ok(());
-        };
-        let (service, server) = (state.service(), detail.server);
-        let hashes = turn.hashes.take().unwrap_or_else(|| table.hashes(&path));
-        match self.flows.promote(turn.now, found.id, &hashes) {
-            Ok(_) => {
-                self.flows.established.next_lines().into_iter().for_each(|line| turn.desk.prefetch(line));
-                if server != RealServerId::NOBODY {
-                    turn.desk.opened(server);
-                }
-                turn.desk.count(service, ServiceCounter::Opened, 1);
-                Ok(())
-            }
-            Err(ended) => {
-                if let Some(ended) = ended {
-                    self.reset(turn.now, &ended, &Direction::BOTH, turn.out);
-                    self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, turn.desk);
-                }
+        let hashes = turn.hashes.take();
+        match self.establish_flow(turn.now, found.id, hashes, turn.desk) {
+            Ok(_) => Ok(()),
+            Err(None) => Ok(()),
+            Err(Some(ended)) => {
+                self.reset(turn.now, &ended, &Direction::BOTH, turn.out);
+                self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, turn.desk);
                 Err(DropReason::FlowsFull)
             }
         }
+    }
+
+    /// The same of a half-open flow by itself, whose `hashes` may be known. Its place in the large table; without room there it is in no table any more.
+    #[expect(clippy::result_large_err, reason = "the flow itself, which its caller ends")]
+    pub(super) fn establish_flow<D: Desk>(
+        &mut self,
+        now: Now,
+        id: FlowId,
+        hashes: Option<PathHashes>,
+        desk: &mut D,
+    ) -> Result<FlowId, Option<Ended>> {
+        let table = &self.flows.half_open;
+        let (Some(path), Some(state), Some(detail)) = (table.path(id), table.state(id), table.detail(id)) else {
+            return Err(None);
+        };
+        let (service, server) = (state.service(), detail.server);
+        let hashes = hashes.unwrap_or_else(|| table.hashes(&path));
+        let flow = self.flows.promote_there(now, id, &hashes)?;
+        self.flows.established.next_lines().into_iter().for_each(|line| desk.prefetch(line));
+        if server != RealServerId::NOBODY {
+            desk.opened(server);
+        }
+        desk.count(service, ServiceCounter::Opened, 1);
+        Ok(flow)
     }
 
     /// The connection of a flow is over, though the flow stays for late packets. Its port is free from here on, unless the server

@@ -1,9 +1,12 @@
 //! The fast path, as the plane uses it: established flows of TCP over IPv4 that the kernel carries onwards ([`crate::fast_path`]).
 //!
-//! A flow is entered when its handshake is complete, or with the next frame of it that goes straight on. From then on its track is lent: the kernel
-//! has the newer numbers. What comes here of such a flow is one of three things. A plain segment that was received before the flow was entered, or
+//! A flow is entered when its server has answered, when its handshake is complete, or with the next frame of it that goes straight on. From then on its track is lent: the
+//! kernel has the newer numbers. What comes here of such a flow is one of three things. A plain segment that was received before the flow was entered, or
 //! that the kernel did not judge good: the numbers are fetched, and it goes on like any other. A segment that may end the connection or change it:
 //! the flow is taken out first, its numbers and counts with it. Or its time is up: if the kernel has seen it since, it is not.
+//!
+//! What completes a handshake the kernel carries, too: a plain segment. Until that is heard of, a millisecond later at most where there is any traffic, the flow stays among
+//! the half-open ones, with all that holds for these; and of the room here they get a quarter, as a flood has servers answer to whom there is nobody.
 //!
 //! How a connection closes in good order the kernel carries, too, unless its service has a limit, for which each end has to be heard at once. A flow that is over by that
 //! is taken out and settled at the next call, ten times a second at least; until then [`Loads`](crate::loads::Loads) leave it out by the kernel's own count.
@@ -11,10 +14,13 @@
 //! What the kernel counts is fetched by a walk that comes by every flow once a second, and when a flow is taken out. Connections that are only routed take the
 //! fast path as transits (`transits.rs`).
 
+mod openings;
 mod transits;
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
+use openings::OPENING_SHARE;
 use transits::Transits;
 
 use super::ending::ended_by;
@@ -60,6 +66,10 @@ pub(super) struct Fast {
     transits: Transits,
     /// Flows to be entered at the end of the batch.
     candidates: Vec<Candidate>,
+    /// Half-open flows that were entered: whether the kernel has completed their handshakes is looked for in turn. Some may be gone.
+    openings: VecDeque<FlowId>,
+    /// When it was last looked for that.
+    heard: Now,
     /// Flows that were taken out and found to be over by what the kernel has carried.
     over: Vec<FlowId>,
     /// More of them are in the list than were settled at once.
@@ -87,6 +97,8 @@ enum Holder {
     Flow(FlowId),
     #[default]
     Nobody,
+    /// A half-open flow.
+    Opening(FlowId),
     Transit,
 }
 
@@ -115,9 +127,10 @@ impl Carried {
     }
 }
 
-/// A flow that may be entered: its slot in the large table, and where its packets come in, as far as that was seen.
+/// A flow that may be entered: its slot in its table, and where its packets come in, as far as that was seen.
 #[derive(Clone, Copy)]
 struct Candidate {
+    stage: Stage,
     slot: usize,
     arrivals: [Option<PortId>; 2],
 }
@@ -132,6 +145,8 @@ impl Fast {
             places: vec![Place::default(); flows.len()].into_boxed_slice(),
             used: 0,
             candidates: Vec::with_capacity(BATCH_MAX),
+            openings: VecDeque::with_capacity(flows.len() / OPENING_SHARE),
+            heard: now,
             over: Vec::new(),
             is_behind: false,
             looked: now,
@@ -155,7 +170,7 @@ impl Fast {
     pub(super) fn note(&mut self, slot: usize, direction: Direction, port: PortId) {
         let mut arrivals = [None; 2];
         arrivals[direction as usize] = Some(port);
-        self.propose(Candidate { slot, arrivals });
+        self.propose(Candidate { stage: Stage::Established, slot, arrivals });
     }
 
     #[inline]
@@ -189,15 +204,18 @@ impl Fast {
         detail.set_fast(None);
         let used = self.table.remove(id, self.now);
         self.count(id, state.service(), &used);
-        catch_up(state, &used);
-        let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin), used.is_over);
-        state.tcp_mut().take_back();
-        if is_over && let Some(Holder::Flow(flow)) = self.place(id).map(|place| place.holder) {
-            self.over.push(flow);
-        }
         let place = self.place(id)?;
-        place.holder = Holder::Nobody;
-        Some((used, place.arrivals))
+        let arrivals = place.arrivals;
+        // The track of a half-open flow is not lent.
+        if let Holder::Flow(flow) = std::mem::take(&mut place.holder) {
+            catch_up(state, &used);
+            let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin), used.is_over);
+            state.tcp_mut().take_back();
+            if is_over {
+                self.over.push(flow);
+            }
+        }
+        Some((used, arrivals))
     }
 
     /// The same for a flow that has left its table.
@@ -313,7 +331,8 @@ impl Plane {
     }
 
     /// Bytes that a plane needs for each flow of the fast path, beside the memory shared with the kernel.
-    pub const BYTES_PER_FAST_FLOW: usize = size_of::<Place>() + size_of::<(u32, Now)>();
+    pub const BYTES_PER_FAST_FLOW: usize =
+        size_of::<Place>() + size_of::<(u32, Now)>() + size_of::<FlowId>().div_ceil(OPENING_SHARE);
 
     /// Takes an established flow out of the fast path, if it is in it; returns where its packets came in. Of one that is over, the desk has still to hear.
     pub(super) fn recall(&mut self, id: FlowId) -> Option<[PortId; 2]> {
@@ -348,18 +367,19 @@ impl Plane {
         {
             let mut arrivals = arrivals.map(Some);
             arrivals[direction as usize] = Some(frame.port);
-            fast.propose(Candidate { slot: id.slot(), arrivals });
+            fast.propose(Candidate { stage: Stage::Established, slot: id.slot(), arrivals });
         }
         false
     }
 
-    /// The handshake of the flow of this packet is complete.
+    /// The handshake of the flow of this packet is complete, by that packet.
     #[cold]
     pub(super) fn note_established(&mut self, tuple: &Tuple, direction: Direction, port: PortId) {
         if let Some(fast) = &mut self.flows.fast
             && let Some((id, _)) = self.flows.established.lookup(tuple)
         {
             fast.note(id.slot(), direction, port);
+            self.flows.inform(id);
         }
     }
 
@@ -393,16 +413,24 @@ impl Plane {
     }
 
     fn enter(&mut self, now: Now, candidate: Candidate) -> Option<()> {
-        let Flows { established, fast, .. } = &mut self.flows;
+        let Flows { established, half_open, fast, .. } = &mut self.flows;
         let fast = fast.as_mut()?;
-        let flow = established.at(candidate.slot)?;
-        let path = established.path(flow)?;
-        let service = established.state(flow)?.service();
+        let table = match candidate.stage {
+            Stage::HalfOpen => half_open,
+            Stage::Established => established,
+        };
+        let flow = table.at(candidate.slot)?;
+        let path = table.path(flow)?;
+        let service = table.state(flow)?.service();
         let rule = self.services.rule(service);
-        let server = Some(established.detail(flow)?.server);
+        let detail = *table.detail(flow)?;
+        let server = Some(detail.server);
         let server = server.filter(|&server| rule.carries_ends && server != RealServerId::NOBODY);
-        let is_same_timer = established.class(flow)? == rule.tcp_class(TcpTimeout::Established);
-        if !is_same_timer || path.client.protocol != PROTOCOL_TCP || path.returns != Returns::Here {
+        let may_enter = match candidate.stage {
+            Stage::HalfOpen => detail.is_counted && detail.fast().is_none() && fast.has_room_for_opening(),
+            Stage::Established => table.class(flow)? == rule.tcp_class(TcpTimeout::Established),
+        };
+        if !may_enter || path.client.protocol != PROTOCOL_TCP || path.returns != Returns::Here {
             return None;
         }
         let tuples = [TupleV4::of(&path.client)?, TupleV4::of(&path.server.reversed())?];
@@ -428,7 +456,11 @@ impl Plane {
         if hops.iter().any(|hop| hop.straight_max == 0) {
             return None;
         }
-        let numbers = established.state_mut(flow)?.tcp_mut().lend()?;
+        let track = table.state_mut(flow)?.tcp_mut();
+        let numbers = match candidate.stage {
+            Stage::HalfOpen => track.opening_numbers()?,
+            Stage::Established => track.lend()?,
+        };
         let side = |direction: Direction, in_ifindex, out_ifindex| FastSide {
             from: tuples[direction as usize],
             to: onwards[direction as usize],
@@ -441,19 +473,27 @@ impl Plane {
         let sides = [side(Direction::Forward, in_0, out_0), side(Direction::Reverse, in_1, out_1)];
         match fast.table.insert(&FastFlow { sides, server }, now) {
             Ok(id) => {
+                let holder = match candidate.stage {
+                    Stage::HalfOpen => Holder::Opening(flow),
+                    Stage::Established => Holder::Flow(flow),
+                };
                 if let Some(place) = fast.place(id) {
-                    *place = Place { holder: Holder::Flow(flow), arrivals, counted: Default::default() };
+                    *place = Place { holder, arrivals, counted: Default::default() };
+                }
+                if candidate.stage == Stage::HalfOpen {
+                    fast.openings.push_back(flow);
                 }
                 fast.entered_number(id, now);
                 fast.entered += 1;
-                established.detail_mut(flow)?.set_fast(Some(id));
+                table.detail_mut(flow)?.set_fast(Some(id));
             }
             Err(full) => {
                 fast.refused += 1;
                 if full == FastFull::Entries {
                     fast.full_until = now + REST_MS;
                 }
-                established.state_mut(flow)?.tcp_mut().take_back();
+                // That of a half-open flow was not lent.
+                table.state_mut(flow)?.tcp_mut().take_back();
             }
         }
         Some(())
@@ -465,12 +505,17 @@ impl Plane {
         [fast.next_walk(), fast.next_look()].into_iter().flatten().min()
     }
 
-    /// Settles flows that are over by what the kernel has carried.
+    /// Moves flows whose handshakes the kernel has completed, and settles those that are over by what it has carried.
     #[inline]
     pub(super) fn settle_carried<D: Desk>(&mut self, now: Now, desk: &mut D) {
         if let Some(fast) = &mut self.flows.fast {
             fast.looked = now;
-            if fast.has_over() {
+            let (is_to_hear, has_over) = (!fast.openings.is_empty() && fast.heard < now, fast.has_over());
+            if is_to_hear {
+                fast.heard = now;
+                self.hear_openings(desk);
+            }
+            if has_over {
                 self.settle_over(now, desk);
             }
         }
@@ -485,7 +530,12 @@ impl Plane {
                 is_behind = false;
                 break;
             };
-            if let Some(Holder::Flow(flow)) = fast.place(id).map(|place| place.holder) {
+            let flow = match fast.place(id).map(|place| place.holder) {
+                Some(Holder::Flow(flow)) => Some(flow),
+                Some(Holder::Opening(opening)) => self.hear_for_good(opening, desk),
+                Some(Holder::Nobody | Holder::Transit) | None => None,
+            };
+            if let Some(flow) = flow {
                 // From here on it counts again for its server, until it is settled.
                 self.recall(flow);
                 self.settle_found(desk);
@@ -530,7 +580,7 @@ impl Plane {
             let id = FastId(fast.first + at as u32);
             let flow = match fast.places[at].holder {
                 Holder::Flow(flow) => flow,
-                Holder::Nobody => continue,
+                Holder::Nobody | Holder::Opening(_) => continue,
                 Holder::Transit => {
                     fast.visit_transit(id);
                     continue;
@@ -610,12 +660,25 @@ impl Plane {
     /// Takes every flow out of the fast path, all counts with it.
     #[cfg(test)]
     pub(super) fn recall_all<D: Desk>(&mut self, desk: &mut D) {
+        for slot in 0..self.flows.half_open.flows_max() {
+            if let Some(flow) = self.flows.half_open.at(slot) {
+                self.hear_for_good(flow, desk);
+            }
+        }
         for slot in 0..self.flows.established.flows_max() {
             if let Some(flow) = self.flows.established.at(slot) {
                 self.recall(flow);
             }
         }
         self.tell_fast(desk);
+    }
+
+    /// Listens for handshakes that the kernel has completed at the next call, be it in this very millisecond.
+    #[cfg(test)]
+    pub(super) fn hear_at_once(&mut self) {
+        if let Some(fast) = &mut self.flows.fast {
+            fast.heard = Now(0);
+        }
     }
 
     /// The fast path's table, to carry frames as the kernel does.

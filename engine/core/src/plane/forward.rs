@@ -237,6 +237,8 @@ impl Plane {
         found: Found,
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
+        let is_opening = found.stage == Stage::HalfOpen && self.flows.is_lent_opening(found.id);
+        let found = if is_opening { self.meet_opening(found, frame, packet, turn.desk)? } else { found };
         let Found { stage, id, direction } = found;
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let (service, is_lent) = (state.service(), state.tcp().is_lent());
@@ -268,6 +270,8 @@ impl Plane {
                 if outcome.event == Some(TcpEvent::Established) {
                     self.note_established(&packet.tuple, direction, frame.port);
                 }
+            } else if stage == Stage::HalfOpen && direction == Direction::Reverse {
+                self.note_answered(id, frame.port);
             }
             if is_lent {
                 self.met_lent(id);

@@ -97,10 +97,16 @@ impl Plane {
             }
             at.pass();
             if let Some(id) = table.at(slot) {
-                if stage == Stage::Established {
-                    self.recall(id);
-                    // Else it would be counted here and there.
-                    self.settle_found(desk);
+                match stage {
+                    // One whose handshake is complete is met again in the other table.
+                    Stage::HalfOpen => {
+                        self.hear_for_good(id, desk);
+                    }
+                    Stage::Established => {
+                        self.recall(id);
+                        // Else it would be counted here and there.
+                        self.settle_found(desk);
+                    }
                 }
                 if let Some(flow) = self.flows.moved(stage, id) {
                     into.extend(flow.to_record(now));

@@ -123,7 +123,13 @@ impl Plane {
 
     /// Gives flows away whose virtual shards belong to other workers now. Each slot looked at costs one of `budget`. `give` says whether the other
     /// worker has taken it; if not, the walk stops there until the next call. Whether all is given, and every other worker was told.
-    pub fn export(&mut self, now: Now, budget: usize, mut give: impl FnMut(WorkerId, Cargo) -> bool) -> bool {
+    pub fn export<D: Desk>(
+        &mut self,
+        now: Now,
+        budget: usize,
+        desk: &mut D,
+        mut give: impl FnMut(WorkerId, Cargo) -> bool,
+    ) -> bool {
         let Some(mut giving) = self.moving.giving else { return true };
         self.call(now);
         for _ in 0..budget {
@@ -135,7 +141,7 @@ impl Plane {
                 continue;
             }
             if let Some(id) = self.flows.table(giving.stage).at(giving.slot)
-                && let Some((owner, flow)) = self.give(giving.stage, id)
+                && let Some((owner, flow)) = self.give(giving.stage, id, desk)
             {
                 if !give(owner, Cargo::Flow(flow)) {
                     break;
@@ -163,10 +169,16 @@ impl Plane {
     }
 
     /// The flow, if another worker owns its home: as it is then nobody else follows it.
-    fn give(&mut self, stage: Stage, id: FlowId) -> Option<(WorkerId, MovedFlow)> {
+    fn give<D: Desk>(&mut self, stage: Stage, id: FlowId, desk: &mut D) -> Option<(WorkerId, MovedFlow)> {
         self.moved(stage, id)?;
-        if stage == Stage::Established {
-            self.recall(id);
+        match stage {
+            // One whose handshake is complete is met again in the other table.
+            Stage::HalfOpen => {
+                self.hear_for_good(id, desk);
+            }
+            Stage::Established => {
+                self.recall(id);
+            }
         }
         self.moved(stage, id)
     }

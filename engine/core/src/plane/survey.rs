@@ -140,9 +140,14 @@ impl Plane {
     /// Ends a flow as an operator wants it: resets for both sides, unless it is over anyway.
     pub fn end_flow(&mut self, now: Now, place: FlowPlace, desk: &mut impl Desk, out: &mut Outbox) -> FlowEnd {
         self.call(now);
-        let stage = place.stage();
+        let mut stage = place.stage();
+        let mut id = self.flows.table(stage).at(place.slot as usize).filter(|id| id.generation() == place.generation);
+        if stage == Stage::HalfOpen
+            && let Some(flow) = id.and_then(|id| self.hear_for_good(id, desk))
+        {
+            (stage, id) = (Stage::Established, Some(flow));
+        }
         let table = self.flows.table(stage);
-        let id = table.at(place.slot as usize).filter(|id| id.generation() == place.generation);
         let Some(id) = id.filter(|&id| table.detail(id).is_some_and(|detail| detail.is_counted)) else {
             return FlowEnd::Gone;
         };
@@ -179,7 +184,12 @@ impl Plane {
 
     fn surveyed(&self, stage: Stage, id: FlowId) -> Option<SurveyedFlow> {
         let table = self.flows.table(stage);
-        let (path, state, detail) = (table.path(id)?, table.state(id)?, table.detail(id)?);
+        let (path, mut state, detail) = (table.path(id)?, *table.state(id)?, table.detail(id)?);
+        if stage == Stage::HalfOpen
+            && let Some(fast) = &self.flows.fast
+        {
+            fast.complete(detail, &mut state);
+        }
         let carried = self.flows.fast.as_ref().and_then(|fast| fast.seen(detail));
         let (seen, due) = (table.seen(id)?, table.due(id)?);
         let later_ms = carried.map_or(0, |carried| carried.ms_since(seen));

@@ -6,6 +6,7 @@ mod fragments;
 mod inherit;
 mod ledger;
 mod lending;
+mod openings;
 mod outbound;
 mod router;
 mod standby;

@@ -81,9 +81,9 @@ impl Handoff {
 
 impl Packets {
     /// Gives flows away whose virtual shards belong to others now.
-    pub(super) fn export(&mut self, now: towpath_core::Now) -> Left {
+    pub(super) fn export(&mut self, now: towpath_core::Now, desk: &mut Counters<'_>) -> Left {
         let Packets { plane, handoff, .. } = self;
-        let all_given = plane.export(now, EXPORTED_MAX, |to, cargo| {
+        let all_given = plane.export(now, EXPORTED_MAX, desk, |to, cargo| {
             let given = handoff.inboxes.get(to.index()).is_some_and(|inbox| inbox.put_cargo(handoff.id, cargo));
             handoff.note(to);
             given

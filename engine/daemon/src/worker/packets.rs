@@ -409,7 +409,7 @@ impl Worker {
         let seat = shared.seat(*id);
         let mut desk = Counters { shared, seat, takes_new: stopping.is_none() };
         let moved = packets.move_frames(*now, &mut desk);
-        let exported = packets.export(*now);
+        let exported = packets.export(*now, &mut desk);
         packets.overdue = packets.expire(*now, &mut desk);
         packets.announce(*now);
         packets.ports.flush();

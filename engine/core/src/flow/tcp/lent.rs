@@ -2,7 +2,10 @@
 //!
 //! A track that is lent refuses [`TcpTrack::advance_open`], so whoever meets one of its segments here asks for the newest numbers first.
 
-use super::{BOTH_FINS_SEEN, CLOSED, FIN_SEEN, LENT, ONE_WAY, SYN_WINDOW, TcpTrack};
+use super::{
+    BOTH_FINS_SEEN, CLOSED, FIN_SEEN, LENT, OLDER_MIN_BYTES, ONE_WAY, SYN_ACKED, SYN_WINDOW, TcpState, TcpTrack,
+    is_after,
+};
 use crate::fast_path::{FastFin, FastNumbers};
 use crate::flow::Direction;
 
@@ -15,6 +18,43 @@ impl TcpTrack {
         self.scale_windows();
         self.bits |= LENT;
         Some(Direction::BOTH.map(|side| self.numbers(side)))
+    }
+
+    /// The numbers of a connection whose SYN was answered, and acknowledged by that: what completes its handshake is a plain segment, which somebody else may
+    /// follow as well, and nothing of the server's before that. The track knows nothing of that until it is [told](Self::complete). `None`: it is not at that point.
+    pub fn opening_numbers(&self) -> Option<[FastNumbers; 2]> {
+        const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | LENT;
+        let is_answered = self.state() == TcpState::SynAnswered && self.has(SYN_ACKED, Direction::Reverse);
+        if self.bits & OTHER != 0 || !is_answered {
+            return None;
+        }
+        let mut track = *self;
+        track.scale_windows();
+        let forward = track.numbers(Direction::Forward);
+        // What the server says before its answer is acknowledged fits nothing: it ends too far before what it has sent, or begins behind this edge.
+        let forward = FastNumbers { ack: forward.ack.wrapping_sub(2 * OLDER_MIN_BYTES), window: 0, ..forward };
+        Some([forward, track.numbers(Direction::Reverse)])
+    }
+
+    /// Takes what the other one has seen of a connection that was opening. Whether that completes the handshake, as the opener has acknowledged the answer;
+    /// else nothing has changed: a guess at what the answer has said goes on as one of an older segment does, and its receiver judges.
+    pub fn complete(&mut self, numbers: [&FastNumbers; 2]) -> bool {
+        let opener = Direction::Forward;
+        let is_acked = is_after(numbers[opener.index()].ack, self.ack[opener.index()]);
+        if self.opening_numbers().is_none() || !is_acked {
+            return false;
+        }
+        self.scale_windows();
+        for side in Direction::BOTH {
+            self.catch_up(side, numbers[side.index()]);
+        }
+        self.set(SYN_ACKED, opener);
+        true
+    }
+
+    /// Whether the opener completes the handshake by acknowledging this.
+    pub fn is_completed_by(&self, ack: u32) -> bool {
+        self.opening_numbers().is_some() && self.acknowledges(Direction::Forward, ack)
     }
 
     /// Whether it is lent.
@@ -110,6 +150,28 @@ mod tests {
         track.take_back();
         assert!(track.advance_open(Direction::Forward, plain.0, plain.1, plain.2, plain.3));
         assert!(track.lend().is_some());
+    }
+
+    #[test]
+    fn an_opening_that_is_followed_elsewhere_is_complete_once_its_answer_is_acknowledged() {
+        let mut track = TcpTrack::open(&segment(SYN, 100, 0, 8_001), Sight::BothWays).unwrap();
+        assert_eq!(track.opening_numbers(), None, "nothing has answered");
+        let _ = track.advance(Direction::Reverse, &segment(SYN | ACK, 900, 101, 8_000));
+        let before = track;
+        let numbers = |end, ack, window| FastNumbers { end, ack, window, scale: 3 };
+        let [forward, reverse] = [numbers(101, 900_u32.wrapping_sub(132_000), 0), numbers(901, 101, 1_000)];
+        assert_eq!(track.opening_numbers(), Some([forward, reverse]));
+        // A guess at what the server has said.
+        assert!(!track.complete([&numbers(301, 900, 700), &reverse]));
+        assert_eq!(track, before, "nothing has changed");
+        assert!(track.complete([&numbers(301, 1_001, 2_000), &numbers(1_401, 301, 1_000)]));
+        assert_eq!((track.state(), track.opening_numbers()), (TcpState::Established, None));
+        assert_eq!(track.lend(), Some([numbers(301, 1_001, 2_000), numbers(1_401, 301, 1_000)]));
+        assert_eq!(open().opening_numbers(), None, "it is open");
+        let refused = segment(ACK | crate::flow::tcp::RST, 0, 101, 0);
+        let mut track = TcpTrack::open(&segment(SYN, 100, 0, 8_001), Sight::BothWays).unwrap();
+        let _ = track.advance(Direction::Reverse, &refused);
+        assert_eq!(track.opening_numbers(), None, "it is over");
     }
 
     #[test]

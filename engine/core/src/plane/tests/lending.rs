@@ -233,7 +233,7 @@ impl Crew {
     /// Gives away, as long as `room` lasts.
     fn export(&mut self, at: usize, budget: usize, mut room: usize) {
         let mut given = Vec::new();
-        self.planes[at].export(self.now, budget, |to, cargo| {
+        self.planes[at].export(self.now, budget, &mut self.clerk, |to, cargo| {
             let has_room = room > 0;
             if has_room {
                 room -= 1;
