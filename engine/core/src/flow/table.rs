@@ -682,7 +682,7 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// Takes out one flow that was silent for its timeout; never early, at most two ticks (128 ms) late when called often enough. Each flow that is
     /// looked at costs one of `budget`, also those that turn out to be due later. `None`: there is no more, or the budget is 0.
     pub fn expire(&mut self, now: Now, budget: &mut usize) -> Option<Closed<S, D>> {
-        self.expire_unless(now, budget, |_| None)
+        self.expire_unless(now, budget, |_, _| None)
     }
 
     /// The same where others may have seen packets of a flow: before one is taken out, `seen` says when that was last, if at all.
@@ -690,17 +690,17 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         &mut self,
         now: Now,
         budget: &mut usize,
-        seen: impl Fn(&D) -> Option<Now>,
+        seen: impl Fn(&S, &D) -> Option<Now>,
     ) -> Option<Closed<S, D>> {
         let now_tick = tick(now);
         loop {
             while let Some((id, hashes)) = self.popped.next() {
                 // It may have gone since it was popped, or have a timer again.
                 let Some(hot) = self.hot(id).filter(|_| !self.cold.is_linked(id.slot)) else { continue };
-                let class = hot.class;
+                let (class, state) = (hot.class, hot.state);
                 let mut due_tick = self.due_tick(hot.seen_tick, class);
                 if due_tick <= now_tick
-                    && let Some(seen) = seen(self.cold.detail(id.slot))
+                    && let Some(seen) = seen(&state, self.cold.detail(id.slot))
                 {
                     self.see(id, seen);
                     due_tick = due_tick.max(self.due_tick(tick(seen), class));

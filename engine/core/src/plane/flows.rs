@@ -459,8 +459,14 @@ impl Flows {
     /// Takes out a flow that was silent for too long; see [`FlowTable::expire`].
     pub(super) fn expire(&mut self, stage: Stage, now: Now, budget: &mut usize) -> Option<Ended> {
         let mut ended = match (stage, &self.fast) {
-            (Stage::Established, Some(fast)) => self.established.expire_unless(now, budget, |detail| fast.seen(detail)),
-            _ => self.table_mut(stage).expire(now, budget),
+            (_, None) => self.table_mut(stage).expire(now, budget),
+            // One whose handshake is complete is soon heard of.
+            (Stage::HalfOpen, Some(fast)) => {
+                self.half_open.expire_unless(now, budget, |state, detail| fast.complete(detail, &mut state.clone()))
+            }
+            (Stage::Established, Some(fast)) => {
+                self.established.expire_unless(now, budget, |_, detail| fast.seen(detail))
+            }
         }?;
         self.left(stage, &mut ended);
         Some(ended)

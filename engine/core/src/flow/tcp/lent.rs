@@ -24,7 +24,10 @@ impl TcpTrack {
     /// follow as well, and nothing of the server's before that. The track knows nothing of that until it is [told](Self::complete). `None`: it is not at that point.
     pub fn opening_numbers(&self) -> Option<[FastNumbers; 2]> {
         const OTHER: u32 = BOTH_FINS_SEEN | ONE_WAY | LENT;
-        let is_answered = self.state() == TcpState::SynAnswered && self.has(SYN_ACKED, Direction::Reverse);
+        let [opener, server] = Direction::BOTH.map(Direction::index);
+        // And has said no more than that.
+        let is_silent = self.end[server] == self.ack[opener].wrapping_add(1);
+        let is_answered = self.state() == TcpState::SynAnswered && self.has(SYN_ACKED, Direction::Reverse) && is_silent;
         if self.bits & OTHER != 0 || !is_answered {
             return None;
         }
@@ -32,7 +35,7 @@ impl TcpTrack {
         track.scale_windows();
         let forward = track.numbers(Direction::Forward);
         // What the server says before its answer is acknowledged fits nothing: it ends too far before what it has sent, or begins behind this edge.
-        let forward = FastNumbers { ack: forward.ack.wrapping_sub(2 * OLDER_MIN_BYTES), window: 0, ..forward };
+        let forward = FastNumbers { ack: forward.ack.wrapping_sub(OLDER_MIN_BYTES), window: 0, ..forward };
         Some([forward, track.numbers(Direction::Reverse)])
     }
 
@@ -159,7 +162,7 @@ mod tests {
         let _ = track.advance(Direction::Reverse, &segment(SYN | ACK, 900, 101, 8_000));
         let before = track;
         let numbers = |end, ack, window| FastNumbers { end, ack, window, scale: 3 };
-        let [forward, reverse] = [numbers(101, 900_u32.wrapping_sub(132_000), 0), numbers(901, 101, 1_000)];
+        let [forward, reverse] = [numbers(101, 900_u32.wrapping_sub(66_000), 0), numbers(901, 101, 1_000)];
         assert_eq!(track.opening_numbers(), Some([forward, reverse]));
         // A guess at what the server has said.
         assert!(!track.complete([&numbers(301, 900, 700), &reverse]));
