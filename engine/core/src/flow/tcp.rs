@@ -877,8 +877,9 @@ impl TcpTrack {
         if self.bits & RESET_BY_REVERSE == 0 { Direction::Forward } else { Direction::Reverse }
     }
 
+    /// Whether both SYNs are acknowledged.
     #[inline]
-    fn is_synchronised(&self) -> bool {
+    pub fn is_synchronised(&self) -> bool {
         self.bits & BOTH_SYNS_ACKED == BOTH_SYNS_ACKED
     }
 

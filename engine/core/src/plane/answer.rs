@@ -134,6 +134,7 @@ impl Plane {
                 false => self.route_on(frame, &error.parsed, Known::ErrorAbout(&error.embedded), turn),
             };
         };
+        let found = if found.stage == Stage::HalfOpen { self.listen_to(found, turn.desk) } else { found };
         if found.stage == Stage::Established {
             self.flows.consult(found.id);
         }

@@ -205,7 +205,10 @@ impl Plane {
     /// Resets an established connection at both ends; a half-open one only where the server holds it, since who it is from may be forged.
     pub(super) fn reset_who_is_known(&mut self, now: Now, stage: Stage, ended: &Ended, out: &mut Outbox) {
         match (stage, ended.state.tcp().state()) {
-            (Stage::Established, _) => self.reset(now, ended, &Direction::BOTH, out),
+            // The kernel may have completed the handshake of a half-open one in the last moment.
+            (Stage::Established, _) | (Stage::HalfOpen, TcpState::Established) => {
+                self.reset(now, ended, &Direction::BOTH, out);
+            }
             (Stage::HalfOpen, TcpState::SynAnswered | TcpState::SynCrossed) => {
                 self.reset(now, ended, &[Direction::Reverse], out);
             }
@@ -238,6 +241,10 @@ impl Plane {
             let (service, server) = (state.service(), detail.server);
             let is_shunned = |path: FlowPath| self.services.is_shunned(service, server, path.client.dst_port);
             if !detail.is_counted || !table.path(id).is_some_and(is_shunned) {
+                continue;
+            }
+            // One whose handshake is complete is met again in the other table.
+            if stage == Stage::HalfOpen && self.hear_for_good(id, desk).is_some() {
                 continue;
             }
             let member = self.snapshot.service(service).and_then(|service| service.target_of(server));

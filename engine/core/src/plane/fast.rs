@@ -17,10 +17,9 @@
 mod openings;
 mod transits;
 
-use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 
-use openings::OPENING_SHARE;
+use openings::Openings;
 use transits::Transits;
 
 use super::ending::ended_by;
@@ -30,7 +29,8 @@ use super::router::OwnAddresses;
 use super::services::Rule;
 use super::{BATCH_MAX, Desk, Frame, Network, Plane, PlaneCounter, PortId};
 use crate::fast_path::{
-    FastFlow, FastFull, FastId, FastMemory, FastSettings, FastSide, FastSideUse, FastTable, FastUse, REST_MS,
+    FastFlow, FastFull, FastId, FastMemory, FastNumbers, FastSettings, FastSide, FastSideUse, FastTable, FastUse,
+    REST_MS,
 };
 use crate::flow::tcp::TcpTimeout;
 use crate::flow::{Direction, FlowId, Returns};
@@ -66,10 +66,8 @@ pub(super) struct Fast {
     transits: Transits,
     /// Flows to be entered at the end of the batch.
     candidates: Vec<Candidate>,
-    /// Half-open flows that were entered: whether the kernel has completed their handshakes is looked for in turn. Some may be gone.
-    openings: VecDeque<FlowId>,
-    /// When it was last looked for that.
-    heard: Now,
+    /// Half-open flows that were entered.
+    openings: Openings,
     /// Flows that were taken out and found to be over by what the kernel has carried.
     over: Vec<FlowId>,
     /// More of them are in the list than were settled at once.
@@ -145,8 +143,7 @@ impl Fast {
             places: vec![Place::default(); flows.len()].into_boxed_slice(),
             used: 0,
             candidates: Vec::with_capacity(BATCH_MAX),
-            openings: VecDeque::with_capacity(flows.len() / OPENING_SHARE),
-            heard: now,
+            openings: Openings::new(flows.len(), now),
             over: Vec::new(),
             is_behind: false,
             looked: now,
@@ -206,12 +203,20 @@ impl Fast {
         self.count(id, state.service(), &used);
         let place = self.place(id)?;
         let arrivals = place.arrivals;
-        // The track of a half-open flow is not lent.
-        if let Holder::Flow(flow) = std::mem::take(&mut place.holder) {
-            catch_up(state, &used);
+        let holder = std::mem::take(&mut place.holder);
+        let is_known = match holder {
+            Holder::Flow(_) => {
+                catch_up(state, &used);
+                true
+            }
+            // What its client has said since it was listened for; its track is not lent.
+            Holder::Opening(_) => state.tcp_mut().complete(numbers_of(&used)),
+            Holder::Nobody | Holder::Transit => false,
+        };
+        if is_known {
             let is_over = state.tcp_mut().catch_up_ends(used.sides.map(|side| side.fin), used.is_over);
             state.tcp_mut().take_back();
-            if is_over {
+            if is_over && let Holder::Flow(flow) = holder {
                 self.over.push(flow);
             }
         }
@@ -262,6 +267,11 @@ impl Fast {
     fn has_over(&self) -> bool {
         !self.over.is_empty() || self.table.has_ended()
     }
+}
+
+/// The numbers of both sides.
+fn numbers_of(used: &FastUse) -> [&FastNumbers; 2] {
+    used.sides.each_ref().map(|side| &side.numbers)
 }
 
 /// Whether the kernel has carried a FIN.
@@ -331,8 +341,7 @@ impl Plane {
     }
 
     /// Bytes that a plane needs for each flow of the fast path, beside the memory shared with the kernel.
-    pub const BYTES_PER_FAST_FLOW: usize =
-        size_of::<Place>() + size_of::<(u32, Now)>() + size_of::<FlowId>().div_ceil(OPENING_SHARE);
+    pub const BYTES_PER_FAST_FLOW: usize = size_of::<Place>() + size_of::<(u32, Now)>() + Openings::BYTES_PER_FLOW;
 
     /// Takes an established flow out of the fast path, if it is in it; returns where its packets came in. Of one that is over, the desk has still to hear.
     pub(super) fn recall(&mut self, id: FlowId) -> Option<[PortId; 2]> {
@@ -481,7 +490,7 @@ impl Plane {
                     *place = Place { holder, arrivals, counted: Default::default() };
                 }
                 if candidate.stage == Stage::HalfOpen {
-                    fast.openings.push_back(flow);
+                    fast.openings.enter(id, now);
                 }
                 fast.entered_number(id, now);
                 fast.entered += 1;
@@ -510,10 +519,9 @@ impl Plane {
     pub(super) fn settle_carried<D: Desk>(&mut self, now: Now, desk: &mut D) {
         if let Some(fast) = &mut self.flows.fast {
             fast.looked = now;
-            let (is_to_hear, has_over) = (!fast.openings.is_empty() && fast.heard < now, fast.has_over());
-            if is_to_hear {
-                fast.heard = now;
-                self.hear_openings(desk);
+            let has_over = fast.has_over();
+            if fast.openings.is_due(now) {
+                self.hear_openings(now, desk);
             }
             if has_over {
                 self.settle_over(now, desk);
@@ -677,7 +685,7 @@ impl Plane {
     #[cfg(test)]
     pub(super) fn hear_at_once(&mut self) {
         if let Some(fast) = &mut self.flows.fast {
-            fast.heard = Now(0);
+            fast.openings.forget_heard();
         }
     }
 

@@ -238,7 +238,10 @@ impl Plane {
         turn: &mut Turn<'_, D>,
     ) -> Option<Verdict> {
         let is_opening = found.stage == Stage::HalfOpen && self.flows.is_lent_opening(found.id);
-        let found = if is_opening { self.meet_opening(found, frame, packet, turn.desk)? } else { found };
+        let found = match is_opening && self.may_come_by(found.direction, packet, frame.port) {
+            true => self.meet_opening(found, frame, packet, turn.desk)?,
+            false => found,
+        };
         let Found { stage, id, direction } = found;
         let (to, returns, state) = self.flows.table(stage).outgoing(id, direction)?;
         let (service, is_lent) = (state.service(), state.tcp().is_lent());
@@ -246,7 +249,7 @@ impl Plane {
             return None;
         }
         let rule = *self.services.rule(service);
-        if direction == Direction::Reverse && !self.hops.returns_by(&self.network, packet.tuple.src, frame.port) {
+        if !self.may_come_by(direction, packet, frame.port) {
             return Some(Verdict::Drop(DropReason::ReturnPort));
         }
         let is_lent = is_lent && self.meet_lent(id, direction, frame, packet);
@@ -294,6 +297,12 @@ impl Plane {
         }
         self.count_for(service, turn);
         Some(self.send(frame, packet, &to, direction, returns, onward, turn))
+    }
+
+    /// Whether a packet of a flow may come in by this port: what a server answers comes by few.
+    #[inline(always)]
+    fn may_come_by(&mut self, direction: Direction, packet: &Parsed, port: PortId) -> bool {
+        direction == Direction::Forward || self.hops.returns_by(&self.network, packet.tuple.src, port)
     }
 
     /// The next hop of a packet to `to`, if it may go there; else its sender is told.

@@ -34,7 +34,8 @@ impl TcpTrack {
         let mut track = *self;
         track.scale_windows();
         let forward = track.numbers(Direction::Forward);
-        // What the server says before its answer is acknowledged fits nothing: it ends too far before what it has sent, or begins behind this edge.
+        // What the server says before its answer is acknowledged fits nothing: it ends too far before what it has sent, or begins behind this edge. (But for a segment
+        // that begins so far before its answer, which tells nothing new.)
         let forward = FastNumbers { ack: forward.ack.wrapping_sub(OLDER_MIN_BYTES), window: 0, ..forward };
         Some([forward, track.numbers(Direction::Reverse)])
     }

@@ -2,21 +2,59 @@
 //!
 //! A flow is entered when its server has answered, so that the answer's acknowledgment finds it there. Nothing of the server's is carried before that
 //! ([`TcpTrack::opening_numbers`](crate::flow::tcp::TcpTrack::opening_numbers)). The flow stays among the half-open ones, with their timer and caps, until the plane hears
-//! that the handshake is complete: at the next call of another millisecond. Whatever else comes by here of such a flow takes it out.
+//! that the handshake is complete: at the next call of another millisecond, as a rule. Whatever else comes by here of such a flow takes it out.
+
+use std::collections::VecDeque;
 
 use super::super::flows::{Detail, Ended, Flows, Found, Stage, State};
 use super::super::{Desk, Frame, Plane, PortId};
-use super::{Candidate, Fast, Holder, NOT_PLAIN, carried_at};
+use super::{Candidate, Fast, Holder, NOT_PLAIN, Place, numbers_of};
 use crate::Now;
 use crate::counters::Termination;
-use crate::flow::tcp::TcpTimeout;
+use crate::fast_path::FastId;
 use crate::flow::{Direction, FlowId, PathHashes};
 use crate::packet::{Parsed, TcpFlags};
 
-/// Half-open flows that are looked at in one go, whether the kernel has completed their handshakes.
-const HEARD_STEP: usize = 1_024;
 /// One part in so many of the room is for half-open flows.
-pub(super) const OPENING_SHARE: usize = 4;
+const SHARE: usize = 4;
+/// For so long a flow is listened for each millisecond: a client that lives acknowledges an answer in a round trip.
+const YOUNG_MS: u64 = 200;
+/// Young ones that are listened for in a millisecond, and old ones, which a flood may have left.
+const STEPS: [usize; 2] = [256, 32];
+
+/// Half-open flows of the fast path, in the order in which they are listened for. Some may be gone.
+pub(super) struct Openings {
+    /// By number, with when they were entered: young ones, then old ones.
+    queues: [VecDeque<(FastId, Now)>; 2],
+    heard: Now,
+}
+
+impl Openings {
+    pub(super) const BYTES_PER_FLOW: usize = 2 * size_of::<(FastId, Now)>().div_ceil(SHARE);
+
+    pub(super) fn new(flows: usize, now: Now) -> Openings {
+        Openings { queues: [0; 2].map(|_| VecDeque::with_capacity(flows / SHARE)), heard: now }
+    }
+
+    fn len(&self) -> usize {
+        self.queues.iter().map(VecDeque::len).sum()
+    }
+
+    pub(super) fn enter(&mut self, id: FastId, now: Now) {
+        self.queues[0].push_back((id, now));
+    }
+
+    /// Whether it is time to listen for them.
+    #[inline]
+    pub(super) fn is_due(&self, now: Now) -> bool {
+        self.heard < now && self.queues.iter().any(|queue| !queue.is_empty())
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget_heard(&mut self) {
+        self.heard = Now(0);
+    }
+}
 
 /// What was heard of a half-open flow.
 enum Heard {
@@ -31,14 +69,13 @@ enum Heard {
 impl Fast {
     /// Whether one more half-open flow may be entered.
     pub(super) fn has_room_for_opening(&self) -> bool {
-        self.openings.len() < self.table.room() as usize / OPENING_SHARE && !self.is_crowded()
+        self.openings.len() < self.table.room() as usize / SHARE && !self.is_crowded()
     }
 
-    /// Tells the track of a half-open flow if the kernel has completed its handshake, and when.
+    /// Tells the track of a half-open flow if the kernel has completed its handshake, and by when.
     pub(in super::super) fn complete(&self, detail: &Detail, state: &mut State) -> Option<Now> {
         let used = self.table.read(detail.fast()?);
-        let seen = carried_at(&used)?;
-        state.tcp_mut().complete(used.sides.each_ref().map(|side| &side.numbers)).then_some(seen)
+        state.tcp_mut().complete(numbers_of(&used)).then(|| used.used())
     }
 }
 
@@ -89,12 +126,14 @@ impl Flows {
         promoted
     }
 
-    /// Takes a half-open flow out of the fast path, if it is in it.
-    pub(in super::super) fn recall_opening(&mut self, id: FlowId) -> Option<()> {
+    /// Takes a half-open flow out of the fast path, if it is in it. When the kernel was seen to have completed its handshake, just before.
+    fn recall_opening(&mut self, id: FlowId) -> Option<Now> {
         let mut detail = *self.half_open.detail(id)?;
-        self.fast.as_mut()?.remove(&mut detail, self.half_open.state_mut(id)?)?;
+        let state = self.half_open.state_mut(id)?;
+        let (used, _) = self.fast.as_mut()?.remove(&mut detail, state)?;
+        let is_complete = state.tcp().is_synchronised();
         *self.half_open.detail_mut(id)? = detail;
-        Some(())
+        is_complete.then(|| used.used())
     }
 }
 
@@ -110,35 +149,51 @@ impl Plane {
         desk: &mut D,
     ) -> Option<Found> {
         let id = found.id;
-        match self.hear_opening(id, desk) {
-            Heard::Established(id) => return Some(Found { stage: Stage::Established, id, ..found }),
-            Heard::Nothing => {}
-            Heard::Silence => {
-                // Of a client that was quicker, and completes its handshake here: it is told to the kernel.
-                let is_plain = packet.tcp.flags.0 & NOT_PLAIN == TcpFlags::ACK.0;
-                let is_last = is_plain
-                    && found.direction == Direction::Forward
-                    && self.flows.half_open.state(id).is_some_and(|state| state.tcp().is_completed_by(packet.tcp.ack));
-                let fast_id = self.flows.half_open.detail(id).and_then(Detail::fast);
-                let place = fast_id.and_then(|fast_id| self.flows.fast.as_mut()?.place(fast_id));
-                if !is_last || place.is_none_or(|place| place.arrivals[Direction::Forward as usize] != frame.port) {
-                    self.flows.recall_opening(id);
-                }
-            }
+        let heard = match self.hear_opening(id, desk) {
+            Heard::Silence if !self.is_last(found, frame, packet) => self.recall_half_open(id, desk),
+            heard => heard,
+        };
+        match heard {
+            Heard::Established(id) => Some(Found { stage: Stage::Established, id, ..found }),
+            Heard::Nothing | Heard::Silence => self.flows.half_open.state(id).map(|_| found),
         }
-        self.flows.half_open.state(id).map(|_| found)
+    }
+
+    /// Whether a packet completes the handshake of this half-open flow where such packets come in: its client was quicker than its entry, and the kernel is told.
+    fn is_last(&mut self, found: Found, frame: &Frame<'_>, packet: &Parsed) -> bool {
+        let Flows { half_open, fast: Some(fast), .. } = &mut self.flows else { return false };
+        let is_plain = packet.tcp.flags.0 & NOT_PLAIN == TcpFlags::ACK.0;
+        let completes = half_open.state(found.id).is_some_and(|state| state.tcp().is_completed_by(packet.tcp.ack));
+        let place = half_open.detail(found.id).and_then(Detail::fast).and_then(|id| fast.place(id));
+        is_plain
+            && completes
+            && found.direction == Direction::Forward
+            && place.is_some_and(|place| place.arrivals[Direction::Forward as usize] == frame.port)
+    }
+
+    /// Takes a half-open flow out of the fast path. If the kernel has completed its handshake in the last moment it is in the large table from here on.
+    fn recall_half_open<D: Desk>(&mut self, id: FlowId, desk: &mut D) -> Heard {
+        match self.flows.recall_opening(id) {
+            Some(seen) => self.move_on(seen, id, desk),
+            None => Heard::Nothing,
+        }
     }
 
     /// The kernel is not to complete the handshake of a half-open flow any more. Where in the large table that is, if it has.
     pub(in super::super) fn hear_for_good<D: Desk>(&mut self, id: FlowId, desk: &mut D) -> Option<FlowId> {
-        match self.hear_opening(id, desk) {
-            Heard::Established(flow) => return Some(flow),
-            Heard::Nothing => {}
-            Heard::Silence => {
-                self.flows.recall_opening(id);
-            }
+        let heard = match self.hear_opening(id, desk) {
+            Heard::Silence => self.recall_half_open(id, desk),
+            heard => heard,
+        };
+        if let Heard::Established(flow) = heard { Some(flow) } else { None }
+    }
+
+    /// Where a half-open flow is by now, as the kernel may have completed its handshake.
+    pub(in super::super) fn listen_to<D: Desk>(&mut self, found: Found, desk: &mut D) -> Found {
+        match self.hear_opening(found.id, desk) {
+            Heard::Established(id) => Found { stage: Stage::Established, id, ..found },
+            Heard::Nothing | Heard::Silence => found,
         }
-        None
     }
 
     /// The server of a half-open flow has answered, by this port.
@@ -151,16 +206,25 @@ impl Plane {
 
     /// Looks whether the kernel has completed the handshakes of half-open flows.
     #[inline(never)]
-    pub(super) fn hear_openings<D: Desk>(&mut self, desk: &mut D) {
-        let count = self.flows.fast.as_ref().map_or(0, |fast| fast.openings.len());
-        for _ in 0..count.min(HEARD_STEP) {
-            let Some(id) = self.flows.fast.as_mut().and_then(|fast| fast.openings.pop_front()) else { return };
-            if let Heard::Silence = self.hear_opening(id, desk)
-                && let Some(fast) = &mut self.flows.fast
-            {
-                fast.openings.push_back(id);
+    pub(super) fn hear_openings<D: Desk>(&mut self, now: Now, desk: &mut D) {
+        for (age, step) in STEPS.into_iter().enumerate() {
+            let Some(fast) = &mut self.flows.fast else { return };
+            fast.openings.heard = now;
+            for _ in 0..fast.openings.queues[age].len().min(step) {
+                self.hear_next(now, age, desk);
             }
         }
+    }
+
+    fn hear_next<D: Desk>(&mut self, now: Now, age: usize, desk: &mut D) -> Option<()> {
+        let fast = self.flows.fast.as_mut()?;
+        let (id, entered) = fast.openings.queues[age].pop_front()?;
+        let &mut Place { holder: Holder::Opening(flow), .. } = fast.place(id)? else { return None };
+        if let Heard::Silence = self.hear_opening(flow, desk) {
+            let is_old = now.ms_since(entered) > YOUNG_MS;
+            self.flows.fast.as_mut()?.openings.queues[usize::from(is_old)].push_back((id, entered));
+        }
+        Some(())
     }
 
     /// Takes a half-open flow to the large table if the kernel has completed its handshake; it stays in the fast path.
@@ -168,21 +232,36 @@ impl Plane {
         let Flows { half_open, fast: Some(fast), .. } = &mut self.flows else { return Heard::Nothing };
         let Some(fast_id) = half_open.detail(id).and_then(Detail::fast) else { return Heard::Nothing };
         let Some(&(mut state)) = half_open.state(id) else { return Heard::Nothing };
-        let Some(seen) = half_open.detail(id).and_then(|detail| fast.complete(detail, &mut state)) else {
-            if fast.table.is_live(fast_id) {
-                return Heard::Silence;
+        let seen = half_open.detail(id).and_then(|detail| fast.complete(detail, &mut state));
+        match seen {
+            Some(seen) => {
+                half_open.follow(id, seen, |there| (None, *there = state));
+                self.move_on(seen, id, desk)
             }
-            self.flows.recall_opening(id);
-            return Heard::Nothing;
-        };
-        let class = self.services.rule(state.service()).tcp_class(TcpTimeout::Established);
-        half_open.follow(id, seen, |there| (Some(class), *there = state));
-        match self.establish_flow(seen, id, None, desk) {
-            Ok(flow) => return Heard::Established(flow),
-            // Whatever comes of it is of no connection any more, and its sender is told.
-            Err(Some(ended)) => self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, desk),
-            Err(None) => {}
+            None if fast.table.is_live(fast_id) => Heard::Silence,
+            None => self.recall_half_open(id, desk),
         }
-        Heard::Nothing
+    }
+
+    /// Takes a half-open flow to the large table whose track knows by now that the kernel has completed its handshake.
+    fn move_on<D: Desk>(&mut self, seen: Now, id: FlowId, desk: &mut D) -> Heard {
+        let half_open = &mut self.flows.half_open;
+        let Some(service) = half_open.state(id).map(State::service) else { return Heard::Nothing };
+        let rule = *self.services.rule(service);
+        half_open.follow(id, seen, |state| (Some(rule.tcp_class(state.tcp().timeout())), ()));
+        match self.establish_flow(seen, id, None, desk) {
+            Ok(flow) => {
+                // It was taken out when it was over.
+                self.settle_closed(flow, desk);
+                Heard::Established(flow)
+            }
+            Err(ended) => {
+                // Whatever comes of it is of no connection any more, and its sender is told.
+                if let Some(ended) = ended {
+                    self.end(Stage::HalfOpen, ended, Termination::OutOfConnections, desk);
+                }
+                Heard::Nothing
+            }
+        }
     }
 }

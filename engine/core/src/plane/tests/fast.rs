@@ -41,7 +41,7 @@ pub(super) fn carry(
 
 impl Lab {
     /// A reload changes the service.
-    fn change(&mut self, change: impl FnOnce(&mut Service)) {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Service)) {
         let mut snapshot = Snapshot::clone(&self.plane.snapshot);
         change(Arc::make_mut(snapshot.services[0].as_mut().expect("it has one")));
         self.plane.adopt_snapshot(Arc::new(snapshot));

@@ -248,3 +248,62 @@ fn a_handshake_that_completes_without_room_is_given_up() {
     assert_eq!((lab.clerk.ends.as_slice(), lab.sizes()), (&[Termination::OutOfConnections][..], (2, 0, 2)));
     assert_eq!(lab.clerk.connections(), 2);
 }
+
+/// The sweep walks in the very millisecond in which it was listened.
+#[test]
+fn a_server_that_is_halted_loses_an_opening_that_is_complete_like_any_other() {
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.half_open(40_000);
+    lab.hears();
+    assert!(lab.carries(true, &forward, ACK, (101, 901), b"request"));
+    assert!(lab.carries(false, &back, ACK, (901, 108), b"answer"));
+    lab.change(|service| service.targets[0].admin = AdminState::Halt);
+    lab.expire();
+    assert_eq!((lab.clerk.ends.as_slice(), lab.sizes()), (&[Termination::ServerHalted][..], (0, 0, 0)));
+    assert_eq!(lab.clerk.counted(ServiceCounter::Opened), 1);
+    let resets: Vec<_> =
+        lab.made().iter().map(|(port, frame)| (*port, parsed(frame).tcp.seq, parsed(frame).tcp.ack)).collect();
+    assert!(resets.contains(&(OUTSIDE, 907, 108)) && resets.contains(&(INSIDE, 108, 907)), "{resets:?}");
+}
+
+#[test]
+fn a_forged_answer_by_a_port_that_leads_to_no_server_takes_no_opening_out() {
+    let mut lab = lab(Forwarding::FullNat);
+    let (forward, back) = lab.half_open(40_000);
+    let mut forged = frame_of(OUTSIDE_MAC, ROUTER_MAC, &back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+    assert_eq!(lab.send(OUTSIDE, &mut forged), Verdict::Drop(DropReason::ReturnPort));
+    assert_eq!(lab.sizes(), (1, 1, 1));
+    assert!(lab.carries(true, &forward, ACK, (101, 901), b""));
+}
+
+/// However often an answer is repeated, its flow is listened for once.
+#[test]
+fn repeated_answers_take_no_room_from_others() {
+    let mut lab = Setup::new(Family::V4, Forwarding::FullNat, Protocol::Tcp).lab();
+    enter(&mut lab, 16);
+    let (_, back) = lab.half_open(40_000);
+    for _ in 0..10 {
+        lab.server_sends(&back, &tcp(&back, SYN_ACK, 900, 101, &[], b""));
+        // Its number may be given again.
+        lab.now = lab.now + 200;
+        lab.expire_once();
+    }
+    for port in 1..4 {
+        lab.half_open(40_000 + port);
+    }
+    assert_eq!(lab.fast_flows(), 4);
+}
+
+#[test]
+fn an_old_opening_is_heard_of_too() {
+    let mut lab = lab(Forwarding::FullNat);
+    let flows: Vec<Tuple> = (0..10).map(|port| lab.half_open(40_000 + port).0).collect();
+    for _ in 0..3 {
+        lab.now = lab.now + 300;
+        lab.expire_once();
+    }
+    assert_eq!(lab.sizes(), (10, 10, 10));
+    assert!(flows.iter().all(|forward| lab.carries(true, forward, ACK, (101, 901), b"")));
+    lab.hears();
+    assert_eq!(lab.sizes(), (10, 0, 10));
+}
