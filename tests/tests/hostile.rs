@@ -208,8 +208,8 @@ fn without_descriptors_clients_are_refused_and_counted_and_served_again_later() 
         let crowd = Crowd::gather(subject!(), lab.client(), lab.client().ipv4().into(), to, 300);
         assert_eq!(crowd.served + crowd.refused, 300);
         assert!(
-            (20..=40).contains(&crowd.served),
-            "two for each, and some that the process had for itself: {} were served",
+            (20..=60).contains(&crowd.served),
+            "two for each, and some that the process had for itself, or for a moment: {} were served",
             crowd.served
         );
         held.echo(b"undisturbed").expect("those who are in go on");

@@ -101,6 +101,8 @@ pub struct Shared {
     connections: Gate,
     udp_sessions: Gate,
     handshakes: Gate,
+    /// Workers that have given up the descriptor that they keep back, and have no other one yet.
+    reserves_missing: AtomicU64,
     network: NetworkBoard,
     doorways: DoorBoard,
     access: Arc<AccessLog>,
@@ -184,6 +186,7 @@ impl Shared {
             connections: Gate::new(settings.connections_max),
             udp_sessions: Gate::new(settings.udp_sessions_max),
             handshakes: Gate::new(settings.handshakes_max),
+            reserves_missing: AtomicU64::new(0),
             network: NetworkBoard::default(),
             doorways: DoorBoard::new(settings.cpus.len()),
             access: Arc::new(AccessLog::new(settings.cpus.len())),
@@ -578,6 +581,21 @@ impl Shared {
     #[inline]
     pub fn handshakes(&self) -> &Gate {
         &self.handshakes
+    }
+
+    /// A worker gives up the descriptor that it keeps back to refuse clients with, or has it again.
+    pub fn note_reserve(&self, is_there: bool) {
+        match is_there {
+            true => self.reserves_missing.fetch_sub(1, Ordering::SeqCst),
+            false => self.reserves_missing.fetch_add(1, Ordering::SeqCst),
+        };
+    }
+
+    /// Whether some worker lacks it: a descriptor that anybody has got since belongs to that one. With two of them a client would be served, and until it left nobody could
+    /// even be refused.
+    #[inline]
+    pub fn lacks_reserve(&self) -> bool {
+        self.reserves_missing.load(Ordering::SeqCst) > 0
     }
 
     /// Where lines on connections and requests go.

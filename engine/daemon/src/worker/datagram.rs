@@ -363,6 +363,9 @@ impl Worker {
         let home = vshard_of_client(client.ip(), client.port(), self.settings.seed as u32);
         for _ in 0..LEASES_MAX {
             let socket = socket::udp_socket(Family::of(destination.ip())).map_err(|error| termination_of(&error))?;
+            if self.shared.lacks_reserve() {
+                return Err(Termination::OutOfDescriptors);
+            }
             let lease = match &service.source {
                 ServiceSource::Client | ServiceSource::Interface => None,
                 ServiceSource::Pool(pool) => {

@@ -22,7 +22,7 @@ use towpath_sys::socket;
 use super::Worker;
 use super::token::Token;
 use crate::listen::{Listener, Opening};
-use crate::shared::Doorway;
+use crate::shared::{Doorway, Shared};
 use crate::tls::{ServiceTls, TlsContexts};
 
 /// How long a listener waits after the process ran out of descriptors or a receive failed.
@@ -73,13 +73,13 @@ pub(super) struct Doors {
     /// Datagrams wait in the kernel for the process that takes over.
     holds_datagrams: bool,
     /// A descriptor kept back, so that a client can be accepted and refused when there is no other.
-    reserve: Option<File>,
+    reserve: Reserve,
 }
 
 impl Doors {
     pub(super) fn new(listeners: Vec<Listener>, openings: Arc<[Opening]>) -> io::Result<Doors> {
         let doors = listeners.into_iter().map(Door::new).collect();
-        Ok(Doors { doors, openings, leaving: 0, holds_datagrams: false, reserve: Some(reserve()?) })
+        Ok(Doors { doors, openings, leaving: 0, holds_datagrams: false, reserve: Reserve(Some(reserve()?)) })
     }
 
     /// One more; it takes the place of one that has closed.
@@ -182,6 +182,11 @@ impl Worker {
             door.paused_until = None;
             match &door.socket {
                 DoorSocket::Stream(socket) => {
+                    // Another worker may have got it while it was used; it gives it back.
+                    if !self.doors.reserve.regain(&self.shared) {
+                        door.paused_until = Some(self.now + PAUSE_MS);
+                        continue;
+                    }
                     self.ring.accept_many(socket.as_fd(), Token::Accept(index).pack())?;
                 }
                 DoorSocket::Datagram(_) if self.doors.holds_datagrams => continue,
@@ -470,7 +475,7 @@ impl Worker {
     fn refuse_waiting(&mut self, index: u32) {
         let door = &self.doors.doors[index as usize];
         let page = self.shared.seat(self.id).service_page(door.service);
-        self.doors.reserve = None;
+        self.doors.reserve.give_up(&self.shared);
         if let DoorSocket::Stream(listener) = &door.socket {
             for _ in 0..REFUSED_AT_ONCE_MAX {
                 let Ok(Some((client, _))) = socket::accept(listener) else { break };
@@ -479,7 +484,7 @@ impl Worker {
                 let _ = socket::set_linger_reset(&client);
             }
         }
-        self.doors.reserve = reserve().ok();
+        self.doors.reserve.regain(&self.shared);
         self.pause(index);
     }
 
@@ -489,6 +494,30 @@ impl Worker {
             return;
         }
         door.paused_until = Some(self.now + PAUSE_MS);
+    }
+}
+
+/// A descriptor that is kept back.
+struct Reserve(Option<File>);
+
+impl Reserve {
+    fn give_up(&mut self, shared: &Shared) {
+        if self.0.is_some() {
+            // In this order: who gets the descriptor knows whose it is.
+            shared.note_reserve(false);
+            self.0 = None;
+        }
+    }
+
+    /// Whether there is one by now.
+    fn regain(&mut self, shared: &Shared) -> bool {
+        if self.0.is_none()
+            && let Ok(file) = reserve()
+        {
+            self.0 = Some(file);
+            shared.note_reserve(true);
+        }
+        self.0.is_some()
     }
 }
 
@@ -523,7 +552,7 @@ mod tests {
             openings: Arc::default(),
             leaving: 0,
             holds_datagrams: false,
-            reserve: None,
+            reserve: Reserve(None),
         };
         // Always the second.
         assert!(doors.steer(&[(0x06, 0, 0, 1)]).is_err());

@@ -367,6 +367,12 @@ impl Worker {
             page.count_end(Termination::ClientReset);
             return Ok(());
         };
+        if self.shared.lacks_reserve() {
+            page.count_end(Termination::OutOfDescriptors);
+            refuse(&client);
+            self.log_refused(&service, client_address, service_port, Termination::OutOfDescriptors);
+            return Ok(());
+        }
         let heralded = service.heralded(client_address.ip());
         if heralded == Heralded::Refused {
             page.count_end(Termination::ProxyUntrusted);
@@ -577,6 +583,9 @@ impl Worker {
             Ok(socket) => socket,
             Err(error) => return Ok(Err(termination_of(&error))),
         };
+        if self.shared.lacks_reserve() {
+            return Ok(Err(Termination::OutOfDescriptors));
+        }
         // A failure costs a packet or two.
         let _ = socket::hold_acknowledgements(&socket);
         let mut lease = None;
