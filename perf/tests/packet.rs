@@ -41,6 +41,18 @@ fn peers_without_a_kernel_open_hold_and_close_through_the_kernels_translation() 
 }
 
 #[test]
+fn connections_of_peers_without_a_kernel_come_and_go() {
+    if ensure_privilege(connections_of_peers_without_a_kernel_come_and_go).unwrap() == Privilege::Delegated {
+        return;
+    }
+    let case = "connect-crowd-steered";
+    let report = measure(&["packet", "--subject", "kernel", "--case", case]);
+    assert!(figure(&report, case, "rate") > 0.0 && figure(&report, case, "efficiency-saturated") > 0.0);
+    let row = report.rows.iter().find(|row| row.metric == "rate").unwrap();
+    assert!(row.p50_us.is_some_and(|p50| p50 > 0.0) && row.p99_us >= row.p50_us, "{row:?}");
+}
+
+#[test]
 fn the_packet_plane_is_measured_in_memory() {
     // Nobody starts the program that is named.
     let report = measure(&["packet", "--towpath", "/bin/true", "--flows", "5000", "--case", "memory-half-nat-v4-5k"]);

@@ -101,7 +101,9 @@ impl Load<'_> {
                 if busy_s > 0.0 { (1.0 - tally.processes_s / busy_s).max(0.0) } else { 0.0 }
             }
             // What arrives while nobody runs is nobody's.
-            Accounting::Plain | Accounting::Steered => others.share(&tally)?,
+            Accounting::Plain | Accounting::Steered => {
+                others.share(tally.cpus.iter().map(|cpu| cpu.busy_s).sum::<f64>() / tally.seconds)?
+            }
         };
         // In the plain accounting the kernel relays in the name of the client that sends: nobody's work is the balancer's.
         let own_cpu = balancer.filter(|_| subject.kind != Kind::Kernel || self.case.accounting == Accounting::Steered);
@@ -174,7 +176,7 @@ fn kept_up(tally: &Tally) -> bool {
 
 /// Whether the client was the ceiling: it had no time left, the balancer had, and there was more to do than was done, as there
 /// always is in a closed loop. An open one that kept up has met no ceiling.
-fn is_client_bound(client_busy: f64, balancer_busy: f64, more_to_do: bool) -> bool {
+pub(super) fn is_client_bound(client_busy: f64, balancer_busy: f64, more_to_do: bool) -> bool {
     client_busy >= SATURATED && balancer_busy < SATURATED && more_to_do
 }
 
@@ -237,7 +239,7 @@ fn drive(stage: &Stage, options: &Options, plan: &Plan, origin: Origin) -> io::R
 }
 
 /// What processes that are not ours do on some CPUs.
-struct Others {
+pub(super) struct Others {
     cpus: Vec<usize>,
     ours: Vec<u32>,
     before: BTreeMap<u32, f64>,
@@ -245,13 +247,13 @@ struct Others {
 }
 
 impl Others {
-    fn watch(cpus: &[usize], ours: &[u32]) -> io::Result<Others> {
+    pub(super) fn watch(cpus: &[usize], ours: &[u32]) -> io::Result<Others> {
         let before = process_seconds_on(cpus)?;
         Ok(Others { cpus: cpus.to_vec(), ours: ours.to_vec(), before, since: Instant::now() })
     }
 
-    /// Their share of the work on these CPUs.
-    fn share(&self, tally: &Tally) -> io::Result<f64> {
+    /// Their share of the work on these CPUs, which were busy for so many seconds in a second.
+    pub(super) fn share(&self, busy_share: f64) -> io::Result<f64> {
         let elapsed_s = self.since.elapsed().as_secs_f64();
         let others_s: f64 = process_seconds_on(&self.cpus)?
             .into_iter()
@@ -259,8 +261,6 @@ impl Others {
             // One that is new has done all its work since.
             .map(|(pid, seconds)| (seconds - self.before.get(&pid).copied().unwrap_or(0.0)).max(0.0))
             .sum();
-        let busy_s: f64 = tally.cpus.iter().map(|cpu| cpu.busy_s).sum();
-        let busy_share = busy_s / tally.seconds;
         Ok(if busy_share > 0.0 { (others_s / elapsed_s / busy_share).min(1.0) } else { 0.0 })
     }
 }

@@ -190,6 +190,11 @@ fn under(accountings: &[Accounting], plane: Plane, mode: Mode, courses: &[(&str,
 /// What is done in a turn.
 #[derive(Clone, Debug)]
 pub enum Course {
+    /// Connections of clients without a kernel that come and go, each with one request, to a server without one.
+    Churn {
+        /// How many are open at a time.
+        at_once: usize,
+    },
     /// The cryptography of TLS alone, and whole handshakes in memory, without lab and kernel.
     Ceiling,
     /// No load: what the subject's processes do by themselves.
@@ -252,6 +257,7 @@ impl Course {
                 ..
             } => true,
             Course::Ceiling
+            | Course::Churn { .. }
             | Course::Idle
             | Course::InMemory(_)
             | Course::Isolation { .. }
@@ -270,8 +276,8 @@ impl Course {
             Course::Idle => kind != Kind::Kernel,
             Course::Ceiling | Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
             Course::Isolation { .. } => kind.relays_plain(),
-            // Others take two descriptors for each connection.
-            Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
+            // Others take two descriptors for each connection, and are full where clients have a kernel.
+            Course::Churn { .. } | Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
             // What is held is not asked by HTTP.
             Course::Memory { .. } => kind.framing() == Framing::Bare,
             Course::Load { .. } | Course::RoundTrip | Course::Snat { .. } => match self.transport() {
@@ -298,6 +304,7 @@ impl Course {
         match self {
             Course::Load { work: Work::Datagrams { .. }, .. } => Transport::Udp,
             Course::Ceiling
+            | Course::Churn { .. }
             | Course::Idle
             | Course::InMemory(_)
             | Course::Isolation { .. }
@@ -537,6 +544,7 @@ fn take_turn(case: &Case, subject: &Subject, options: &Options, equal_rate: Opti
     let set = || Stage::set(case, subject, options);
     match &case.course {
         Course::Ceiling => ceiling::take(case, options),
+        Course::Churn { at_once } => scale::churn::take(case, *at_once, subject, options, &set()?),
         Course::Idle => idle::take(case, subject, options, &set()?),
         Course::InMemory(work) => plane::take(case, work, options),
         Course::Isolation { per_second, .. } => isolation::take(case, *per_second, subject, options, &set()?),

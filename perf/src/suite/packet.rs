@@ -29,6 +29,9 @@ const MODES: [Mode; 4] = [
     Mode::ROUTED,
 ];
 
+/// More than all that wait on their way at a time, so that nobody waits for the next one.
+const CROWD: Course = Course::Churn { at_once: 256 };
+
 /// What the plane carries in memory.
 const IN_MEMORY: [(Forwarding, Family, Cargo); 7] = [
     (Forwarding::FullNat, Family::V4, Cargo::Segments),
@@ -49,12 +52,12 @@ pub fn cases(accountings: &[Accounting], flows: &[usize]) -> Vec<Case> {
     courses.extend(udp::courses());
     courses.retain(|(name, _)| LOADS.contains(name));
     let in_memory = IN_MEMORY.into_iter().flat_map(|mode| flows.iter().map(move |&flows| in_memory_case(mode, flows)));
-    // What they cost at rest and for one request does not show under load.
-    let quiet = [("round-trip", Course::RoundTrip), ("idle-cpu", Course::Idle)];
+    // Connections of kernels are more work for these than for a packet plane; and what a subject costs at rest and for one request does not show under load.
+    let others = [("connect-crowd", CROWD), ("round-trip", Course::RoundTrip), ("idle-cpu", Course::Idle)];
     let of_modes: Vec<_> = courses.iter().filter(|(name, _)| LOADS_OF_MODES.contains(name)).cloned().collect();
     let under = |mode, courses: &[_]| super::under(accountings, Plane::Packet, mode, courses);
     let mut cases = under(Mode::USUAL, &courses);
-    cases.extend(under(Mode::USUAL, &quiet));
+    cases.extend(under(Mode::USUAL, &others));
     cases.extend(MODES.into_iter().flat_map(|mode| under(mode, &of_modes)));
     cases.extend(in_memory);
     cases
@@ -91,7 +94,7 @@ mod tests {
     #[test]
     fn every_load_is_one_that_another_suite_has() {
         let cases = cases(&Accounting::ALL, &[1000]);
-        assert_eq!(cases.len(), 2 * (LOADS.len() + 2 + MODES.len() * LOADS_OF_MODES.len()) + IN_MEMORY.len());
+        assert_eq!(cases.len(), 2 * (LOADS.len() + 3 + MODES.len() * LOADS_OF_MODES.len()) + IN_MEMORY.len());
         assert!(cases.iter().all(|case| case.plane == Plane::Packet));
     }
 }

@@ -1,5 +1,6 @@
 //! A turn of very many connections to one real server port: clients and server without a kernel, so that only the subject's limits are met.
 
+pub(super) mod churn;
 mod hosts;
 
 use std::collections::VecDeque;
@@ -8,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use towpath_core::packet::{Mac, Packet, parse};
 use towpath_core::random::SplitMix64;
-use towpath_sys::packet::{BATCH_MAX, Offload, PacketPorts, RingSettings, open};
+use towpath_sys::packet::{BATCH_MAX, Offload, PacketPort, PacketPorts, RingSettings, open};
 
 use hosts::{Answer, CLIENT, Clients, Connection, SERVER, Server, Sources, State, Step};
 
 use super::sample::{Reading, Sample};
 use super::snat::{LEVELS_PERCENT, window};
-use super::stage::{Stage, explain};
+use super::stage::{Stage, crowd_gateway, explain};
 use super::{Case, Options, Watch, on_cpus};
 use crate::cpu::{CpuTime, CpuUse, run_time_ns};
 use crate::load::{new_histogram, recorded};
@@ -48,6 +49,9 @@ const HOLD_LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long connections are only held.
 const HOLD: Duration = Duration::from_secs(2);
+
+/// Of the peers: a station that no kernel is, on either network.
+const STATION: Mac = Mac([0x02, 0x54, 0x6f, 0x77, 0x70, 0x01]);
 
 /// Frames that may wait for the peers; each is small.
 const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048, queued_bytes_max: 0 };
@@ -315,6 +319,8 @@ impl Peers {
         for (host, link) in [client, server] {
             ports.extend(host.run(|| open(link, 1, &[], &RING))??);
         }
+        // Their station is not the host's, so that its kernel passes over their frames at once.
+        ports.iter_mut().for_each(PacketPort::take_all);
         let mac = |host: &crate::lab::Host, link: &str| -> io::Result<Mac> {
             let address = host.links()?.find(link)?.hardware_address;
             let octets =
@@ -331,7 +337,9 @@ impl Peers {
             watch,
             clients: Clients {
                 vip: setting.listen,
-                from_mac: mac(client.0, client.1)?,
+                gateway: crowd_gateway(lab).into(),
+                closes_at_once: false,
+                from_mac: STATION,
                 to_mac: mac(lab.balancer(), client.1)?,
                 connections: vec![Connection::default(); connections],
                 finished: Vec::with_capacity(BATCH_MAX),
@@ -339,7 +347,7 @@ impl Peers {
             },
             server: Server {
                 address: setting.server,
-                from_mac: mac(server.0, server.1)?,
+                from_mac: STATION,
                 to_mac: mac(lab.balancer(), server.1)?,
                 sources: Sources::of(pool.unwrap_or_default()),
                 unacked: VecDeque::new(),
@@ -479,6 +487,7 @@ impl Peers {
             let is_complete = frame.offload.checksum.is_none();
             match (frame.port, parse(frame.bytes)) {
                 (SERVER, Ok(Packet::Arp(question))) => answers.extend(server.answer_arp(&question)),
+                (_, Ok(Packet::Arp(question))) => answers.extend(clients.answer_arp(&question)),
                 (port, Ok(Packet::Transport(parsed))) => {
                     if is_complete && !is_intact(frame.bytes, &parsed) {
                         return Err(io::Error::other(format!("a segment with a wrong checksum: {:?}", parsed.tuple)));
@@ -525,7 +534,16 @@ mod tests {
         let connections = vec![Connection::default(); connections];
         let sources = Sources::of(vec![IpAddr::from([10, 88, 2, 101]).into()]);
         (
-            Clients { vip, from_mac, to_mac, connections, finished: Vec::new(), wrong: None },
+            Clients {
+                vip,
+                gateway: IpAddr::from([10, 88, 1, 50]).into(),
+                closes_at_once: false,
+                from_mac,
+                to_mac,
+                connections,
+                finished: Vec::new(),
+                wrong: None,
+            },
             Server { address, from_mac, to_mac, sources, unacked: VecDeque::new(), repeated: 0, wrong: None },
         )
     }
@@ -558,6 +576,31 @@ mod tests {
             }
         }
         assert_eq!(clients.connections[7].state, State::Closed);
+        assert_eq!((clients.wrong, server.wrong), (None, None));
+    }
+
+    #[test]
+    fn a_client_comes_again_with_a_new_connection() {
+        let (mut clients, mut server) = peers(10);
+        clients.closes_at_once = true;
+        let client = crowd::client(Family::V4, 7).to_string();
+        let mut before = None;
+        for _ in 0..2 {
+            clients.renew(7);
+            for step in [Step::Open, Step::Speak, Step::Close] {
+                let (parsed, payload) = translated(&clients.ask(7, step), "10.88.2.101:2000", "10.88.2.50:7000");
+                if step == Step::Open {
+                    // Behind what the one before has sent (RFC 9293 section 3.10.7.4).
+                    assert!(before.is_none_or(|before: u32| parsed.tcp.seq.wrapping_sub(before) < 1 << 31));
+                }
+                before = Some(parsed.tcp.seq);
+                let answer = server.hear(&parsed, &payload, Instant::now()).unwrap();
+                let (parsed, payload) = translated(&answer, "10.88.1.100:8080", &client);
+                let last = clients.hear(&parsed, &payload);
+                assert_eq!(last.is_some(), step != Step::Speak, "what closes acknowledges the answer");
+            }
+            assert_eq!(clients.connections[7].state, State::Closed);
+        }
         assert_eq!((clients.wrong, server.wrong), (None, None));
     }
 

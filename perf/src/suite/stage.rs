@@ -13,6 +13,7 @@ use towpath_sys::neighbour::Neighbours;
 use towpath_sys::process::Child;
 use towpath_sys::socket::Transport;
 
+use super::scale::churn::CLIENTS as CHURN_CLIENTS;
 use super::{Accounting, Case, Course, Options, Place};
 use crate::crowd;
 use crate::lab::{Host, Lab, Steering, Topology};
@@ -47,7 +48,7 @@ const PACKET_POOL: u8 = 16;
 /// How often the client's kernel asks for a neighbour that does not answer, in milliseconds: a subject may have just started.
 const NEIGHBOUR_RETRY_MS: &str = "20";
 
-/// A server without a kernel, on the servers' network.
+/// A server without a kernel, on the servers' network; behind the same number on the clients' network are clients without one.
 const PEER_NUMBER: u8 = 50;
 
 /// Flows that a subject has room for besides those that are asked for, as far as those are few.
@@ -121,7 +122,7 @@ impl Stage {
             _ if case.mode.forwarding != Forwarding::FullNat => None,
             (Course::Scale { addresses, .. }, _) => pool_of(*addresses, FIRST_PORT..=u16::MAX),
             (Course::Snat { addresses, ports }, _) => pool_of(*addresses, ports.clone()),
-            (_, Plane::Packet) => pool_of(PACKET_POOL, FIRST_PORT..=u16::MAX),
+            (Course::Churn { .. }, _) | (_, Plane::Packet) => pool_of(PACKET_POOL, FIRST_PORT..=u16::MAX),
             (_, Plane::Stream) => None,
         };
         // The client is to be no ceiling: every port, and none in TIME_WAIT from the phase before.
@@ -144,15 +145,20 @@ impl Stage {
                 own.copied().try_for_each(|ip| lab.balancer().add_address(ip))?;
             }
         }
-        // Peers without a kernel have a server's address that no kernel has, and a network of clients behind the one that has.
-        let (server, flows) = match case.course {
-            Course::Scale { connections, .. } => {
-                let front = &lab.client().ports()[0];
-                let (destination, gateway) = (crowd::NETWORK_V4, Some(front.ipv4.into()));
-                lab.balancer().links()?.add_route(&Route { destination, gateway, link: front.link.clone() })?;
-                (on_back(PEER_NUMBER), Some(connections + connections / 16 + FLOWS_SPARE))
+        // Peers without a kernel have a server's address that no kernel has, and a network of clients behind another.
+        let crowd = match case.course {
+            Course::Churn { .. } => Some(CHURN_CLIENTS),
+            Course::Scale { connections, .. } => Some(connections),
+            _ => None,
+        };
+        let (server, flows) = match crowd {
+            Some(clients) => {
+                let gateway = Some(crowd_gateway(&lab));
+                let (destination, link) = (crowd::NETWORK_V4, lab.client().ports()[0].link.clone());
+                lab.balancer().links()?.add_route(&Route { destination, gateway, link })?;
+                (on_back(PEER_NUMBER), Some(clients + clients / 16 + FLOWS_SPARE))
             }
-            _ => (own_address(lab.server(1), case.mode.family), None),
+            None => (own_address(lab.server(1), case.mode.family), None),
         };
         lab.steer(match case.accounting {
             Accounting::Plain => Steering::Off,
@@ -221,6 +227,7 @@ impl Stage {
             Course::Load { work: Work::KeepAlive { connections, idle, .. }, .. } => connections + idle,
             Course::Idle
             | Course::Ceiling
+            | Course::Churn { .. }
             | Course::InMemory(_)
             | Course::Lease { .. }
             | Course::Load { .. }
@@ -359,6 +366,11 @@ fn await_neighbour(host: &Host, ip: IpAddr, ensure_alive: impl FnMut() -> io::Re
         ensure_alive,
         late,
     )
+}
+
+/// Behind which clients without a kernel are: an address that no kernel has.
+pub(super) fn crowd_gateway(lab: &Lab) -> IpAddr {
+    beside(lab.client(), Family::V4, PEER_NUMBER)
 }
 
 /// Address `number` of the first network of a host.

@@ -19,6 +19,9 @@ pub(super) const PAYLOAD_BYTES: usize = 64;
 /// How often the server answers a SYN before it forgets it.
 pub(super) const ANSWERS_MAX: u8 = 4;
 
+/// A client's next connection begins so many numbers later.
+const TURN_SHIFT: u32 = 24;
+
 /// The peers' ports.
 pub(super) const CLIENT: u8 = 0;
 pub(super) const SERVER: u8 = 1;
@@ -51,6 +54,8 @@ pub(super) struct Connection {
     pub(super) server_next: u32,
     pub(super) state: State,
     pub(super) has_spoken: bool,
+    /// Connections that the client has had before this one.
+    pub(super) turn: u8,
 }
 
 /// A frame to send.
@@ -62,6 +67,10 @@ pub(super) struct Answer {
 
 pub(super) struct Clients {
     pub(super) vip: SocketAddr,
+    /// Behind which they are.
+    pub(super) gateway: Ip,
+    /// What closes a connection acknowledges the answer that it had.
+    pub(super) closes_at_once: bool,
     pub(super) from_mac: Mac,
     pub(super) to_mac: Mac,
     pub(super) connections: Vec<Connection>,
@@ -81,6 +90,16 @@ impl Clients {
             Step::Open => self.segment(number, seq.wrapping_sub(1), 0, &[TcpFlags::SYN], &[]),
             Step::Speak => self.segment(number, seq, server_next, &[TcpFlags::PSH, TcpFlags::ACK], data(number)),
         }
+    }
+
+    /// The client's next connection is to be asked for.
+    pub(super) fn renew(&mut self, number: usize) {
+        let connection = &mut self.connections[number];
+        *connection = Connection { turn: connection.turn.wrapping_add(1), ..Connection::default() };
+    }
+
+    pub(super) fn answer_arp(&self, question: &Arp) -> Option<Answer> {
+        Answer::to_arp(CLIENT, question, self.gateway, self.from_mac)
     }
 
     pub(super) fn segment(&self, number: usize, seq: u32, ack: u32, set: &[TcpFlags], payload: &[u8]) -> Answer {
@@ -141,7 +160,8 @@ impl Clients {
             self.finished.push(number);
         }
         // An acknowledgment is owed for whatever takes a sequence number.
-        let is_owed = now.state != State::Refused && (has(TcpFlags::SYN) || has(TcpFlags::FIN) || !payload.is_empty());
+        let takes_number = has(TcpFlags::SYN) || has(TcpFlags::FIN) || !payload.is_empty() && !self.closes_at_once;
+        let is_owed = now.state != State::Refused && takes_number;
         let seq = own_next(number, &now).wrapping_add(u32::from(now.state == State::Closed));
         is_owed.then(|| self.segment(number, seq, now.server_next, &[TcpFlags::ACK], &[]))
     }
@@ -150,7 +170,9 @@ impl Clients {
 /// Next sequence number of a client that has not finished.
 fn own_next(number: usize, connection: &Connection) -> u32 {
     let spoken = if connection.has_spoken { PAYLOAD_BYTES as u32 } else { 0 };
-    crowd::first_number(number, Direction::Forward).wrapping_add(1 + spoken)
+    // Behind all numbers of the connection before (RFC 9293 section 3.4.3).
+    let first = crowd::first_number(number, Direction::Forward).wrapping_add(u32::from(connection.turn) << TURN_SHIFT);
+    first.wrapping_add(1 + spoken)
 }
 
 /// What a connection passes.
@@ -183,8 +205,7 @@ pub(super) struct Unacked {
 
 impl Server {
     pub(super) fn answer_arp(&self, question: &Arp) -> Option<Answer> {
-        let is_for_us = question.operation == ArpOperation::Request && question.target == Ip::from(self.address.ip());
-        is_for_us.then(|| Answer::to_arp(SERVER, question, self.from_mac))
+        Answer::to_arp(SERVER, question, self.address.ip().into(), self.from_mac)
     }
 
     /// What it says to a segment, if anything.
@@ -323,8 +344,11 @@ impl Answer {
         Answer { port, length: segment.write(&mut bytes), bytes }
     }
 
-    /// That the address asked for is at `mac` (RFC 826).
-    pub(super) fn to_arp(port: u8, question: &Arp, mac: Mac) -> Answer {
+    /// That `own` is at `mac` (RFC 826), if it was asked for.
+    pub(super) fn to_arp(port: u8, question: &Arp, own: Ip, mac: Mac) -> Option<Answer> {
+        if question.operation != ArpOperation::Request || question.target != own {
+            return None;
+        }
         let mut bytes = [0; FRAME_BYTES_MAX];
         let fields: [&[u8]; 7] = [
             &question.sender_mac.0,
@@ -341,6 +365,6 @@ impl Answer {
             bytes[length..length + field.len()].copy_from_slice(field);
             length += field.len();
         }
-        Answer { port, length, bytes }
+        Some(Answer { port, length, bytes })
     }
 }
