@@ -28,7 +28,7 @@ pub(super) static RUNTIME: Table = Table {
             "fast_path",
             Kind::Word(&[
                 word("auto", "Where the kernel lets us; the plan says why not."),
-                word("off", "Never: every frame goes through a worker."),
+                word("off", "Never: every frame goes through a worker, and none of our programs runs in the kernel."),
             ]),
             "Whether the kernel itself carries open connections of the packet plane onwards (TCP over IPv4 that is translated or routed).",
         )

@@ -4,7 +4,9 @@
 
 pub mod access;
 pub mod admin;
+mod assembler;
 pub mod balancer;
+pub mod burst;
 pub mod client_hello;
 pub mod compile;
 pub mod counters;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::oneshot;
 use towpath_config::model::Model;
+use towpath_core::burst;
 use towpath_core::compile::CompileError;
 use towpath_core::counters::Termination;
 use towpath_core::fast_path::FastSettings;
@@ -24,7 +25,7 @@ use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, WorkerId};
 use towpath_sys::host;
-use towpath_sys::packet::PacketPort;
+use towpath_sys::packet::{Burst, BurstLayout, PacketPort};
 use towpath_sys::silence::Silence;
 
 use crate::access;
@@ -393,6 +394,7 @@ impl Engine {
                 ports,
                 inboxes: Arc::clone(&inboxes),
                 inheritance: None,
+                burst: plan.packets.as_ref().and_then(open_burst),
                 fast: fast(worker),
                 hatch,
             })
@@ -686,6 +688,29 @@ fn open_fast_path(packets: &PacketsPlan) -> Option<KernelPath> {
         Ok(path) => Some(path),
         Err(why) => {
             tracing::warn!("no fast path: {why}; every frame goes through a worker");
+            None
+        }
+    }
+}
+
+/// What a worker's small frames leave by, many at a time, if programs may run in the kernel. Without it they leave one by one.
+fn open_burst(packets: &PacketsPlan) -> Option<Burst> {
+    match packets.fast {
+        FastPlan::Off | FastPlan::Unavailable(_) => return None,
+        FastPlan::InKernel { .. } | FastPlan::Unneeded => {}
+    }
+    let layout = BurstLayout {
+        frames_max: burst::FRAMES_MAX,
+        frame_min: burst::FRAME_MIN,
+        place: burst::PLACE,
+        length: burst::LENGTH,
+        interface: burst::INTERFACE,
+        frame: burst::FRAME,
+    };
+    match Burst::open(layout, burst::program) {
+        Ok(burst) => Some(burst),
+        Err(why) => {
+            tracing::info!("frames leave one by one: {why}");
             None
         }
     }

@@ -23,7 +23,6 @@
 //! Each worker has its own flows and writes nothing of another's; the buckets are shared and change by compare-and-swap. An entry is whole before its number stands in a bucket, and
 //! its number rests [`REST_MS`] before it is another flow's, so a program that has found it just before it went reads what it found.
 
-mod assembler;
 mod carry;
 mod layout;
 pub mod program;
@@ -37,7 +36,7 @@ use crate::packet::TupleV4;
 use crate::packet::rewrite::Macs;
 use crate::time::Now;
 
-pub use assembler::Slot;
+pub use crate::assembler::Slot;
 pub use carry::Arrival;
 pub use layout::{FastShape, MapShape};
 pub use table::{FastSettings, FastTable};

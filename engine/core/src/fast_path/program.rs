@@ -8,8 +8,8 @@
 //! checksum stays partial, and a super-packet whole: the kernel's own function updates the TCP checksum as its kind needs. The programs are for little-endian machines.
 
 use super::WORKERS_MAX;
-use super::assembler::{Alu, Assembler, If, Label, Reg, Sign, Size, Slot};
 use super::layout::{self, BUCKET_WORDS, FOLD, FastShape, GENERATIONS, HashKeys, SIDE_WORDS, TRANSIT};
+use crate::assembler::{Alu, Assembler, If, Label, Reg, Sign, Size, Slot};
 use crate::flow::tcp::{ACK, FIN, OLDER_MIN_BYTES, RST, SYN};
 use crate::packet::{PROTOCOL_TCP, TcpFlags};
 use crate::snapshot::REAL_SERVERS_MAX;

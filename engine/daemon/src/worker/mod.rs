@@ -46,7 +46,7 @@ use towpath_core::wheel::TimerWheel;
 use towpath_core::{Generation, Now, ServiceId, WorkerId};
 use towpath_sys::Cause;
 use towpath_sys::host::thread_cpu_us;
-use towpath_sys::packet::PacketPort;
+use towpath_sys::packet::{Burst, PacketPort};
 use towpath_sys::ring::{Completion, Readiness, Ring, RingSettings, Wait};
 use towpath_tls::Hatch;
 
@@ -112,6 +112,8 @@ pub struct Entrances {
     pub inboxes: Arc<[Inbox]>,
     /// Flows of the process that this one takes over from.
     pub(crate) inheritance: Option<Arc<Inheritance>>,
+    /// What its small frames leave by, many at a time; `None` where they leave one by one.
+    pub burst: Option<Burst>,
     /// Its part of the flows that the kernel carries onwards; `None` where it does not.
     pub fast: Option<(FastMemory, FastSettings)>,
     /// Its way to the pool; `None` where the workers sign themselves.
@@ -284,6 +286,9 @@ impl Worker {
                 .plane
                 .map(|plane| {
                     let mut packets = Packets::new(entrances.ports, entrances.inboxes, &plane, &snapshot, &shared, now);
+                    if let Some(burst) = entrances.burst {
+                        packets.ports.use_burst(burst);
+                    }
                     if let Some((memory, settings)) = entrances.fast {
                         packets.plane.use_fast_path(memory, settings);
                     }

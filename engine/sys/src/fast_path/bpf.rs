@@ -25,7 +25,7 @@ const LOG_LINES: usize = 12;
 
 /// What a program is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// The ingress of an interface.
     Ingress,
     /// The filter of a socket.
@@ -79,7 +79,7 @@ struct LinkAttr {
 }
 
 /// An array map of so many elements, whose memory can be mapped.
-pub(super) fn create_array(name: &str, element_octets: u32, elements: u32) -> io::Result<OwnedFd> {
+pub(crate) fn create_array(name: &str, element_octets: u32, elements: u32) -> io::Result<OwnedFd> {
     let attr = MapAttr {
         map_type: MAP_TYPE_ARRAY,
         key_size: size_of::<u32>() as u32,
@@ -98,7 +98,7 @@ pub(super) fn create_array(name: &str, element_octets: u32, elements: u32) -> io
 ///
 /// # Errors
 /// Those of the kernel, with the end of what it tells about a program that it refuses.
-pub(super) fn load(name: &str, kind: Kind, program: &[u64]) -> io::Result<OwnedFd> {
+pub(crate) fn load(name: &str, kind: Kind, program: &[u64]) -> io::Result<OwnedFd> {
     let quiet = match try_load(name, kind, program, &mut []) {
         Ok(loaded) => return Ok(loaded),
         // Of a program that it refuses it says EACCES.

@@ -2,10 +2,10 @@
 //!
 //! What the memory holds and what the programs do is not known here. Everything is held by descriptors, so it ends with the process, however that ends.
 
-mod bpf;
+pub(crate) mod bpf;
 #[cfg(test)]
 mod tests;
-mod trial;
+pub(crate) mod trial;
 
 use std::fmt;
 use std::io;

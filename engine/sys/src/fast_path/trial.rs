@@ -1,4 +1,4 @@
-//! BPF_PROG_TEST_RUN: a program on a frame as if it arrived on the loopback of this namespace.
+//! BPF_PROG_TEST_RUN: a program on a frame as if it arrived on the loopback of the calling thread's namespace.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -56,10 +56,32 @@ pub(super) fn run(program: BorrowedFd<'_>, frame: &[u8], segment_bytes: u16) -> 
         ctx_in: skb.as_ptr().addr() as u64,
         ..Attr::default()
     };
-    let place: *mut Attr = &mut attr;
-    // SAFETY: the pointer and length name `attr`, whose addresses and lengths name `frame`, `out` and `skb`; all outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, place, size_of::<Attr>()) };
-    check(result as libc::c_int)?;
+    // SAFETY: the addresses and lengths name `frame`, `out` and `skb`; all outlive the call.
+    unsafe { call(&mut attr) }?;
     out.truncate(attr.data_size_out as usize);
     Ok(Trial { result: attr.retval.cast_signed(), frame: out })
+}
+
+/// Runs a program on a frame for what else it does.
+pub(crate) fn run_for_effect(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<()> {
+    let mut attr = Attr {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr().addr() as u64,
+        ..Attr::default()
+    };
+    // SAFETY: address and length name `frame`, which outlives the call.
+    unsafe { call(&mut attr) }
+}
+
+/// Has the kernel run a program.
+///
+/// # Safety
+/// The addresses in `attr` are those of memory that is as long as `attr` says, may be written to where the kernel writes, and outlives the call.
+unsafe fn call(attr: &mut Attr) -> io::Result<()> {
+    let place: *mut Attr = attr;
+    // SAFETY: the pointer and length name `attr`, which outlives the call; the caller vouches for the addresses in it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, place, size_of::<Attr>()) };
+    check(result as libc::c_int)?;
+    Ok(())
 }

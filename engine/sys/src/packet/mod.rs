@@ -1,5 +1,6 @@
 //! Frames of interfaces: the rings that the packet plane reads and sends through, and a tap for tests.
 
+mod burst;
 mod copies;
 mod hearing;
 mod memberships;
@@ -14,6 +15,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 
+pub use burst::{Burst, BurstLayout};
 pub use hearing::{HeardFrame, Hearing};
 pub use memberships::Memberships;
 pub use offload::{Offload, PartialChecksum, SegmentKind, Segments};

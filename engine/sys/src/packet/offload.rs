@@ -38,6 +38,34 @@ pub struct PartialChecksum {
     pub field: u16,
 }
 
+impl PartialChecksum {
+    /// Whether its field lies within a frame of so many octets.
+    pub(super) fn lies_within(self, len: usize) -> bool {
+        usize::from(self.start) + usize::from(self.field) + size_of::<u16>() <= len
+    }
+
+    /// Sums what is left and puts the checksum into its field (RFC 1071), as `skb_checksum_help` does (net/core/dev.c).
+    ///
+    /// # Panics
+    /// If the field does not [lie within](PartialChecksum::lies_within) the frame.
+    pub(super) fn finish(self, frame: &mut [u8]) {
+        let summed = &mut frame[usize::from(self.start)..];
+        let (words, rest) = summed.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        // The sum of 32-bit words is that of 16-bit ones, in whichever order of octets.
+        let words = words.iter().chain([&last]).map(|word| u64::from(u32::from_ne_bytes(*word)));
+        let mut sum: u64 = words.sum();
+        while sum > u64::from(u16::MAX) {
+            sum = (sum & u64::from(u16::MAX)) + (sum >> 16);
+        }
+        // No sum is told by zero (RFC 768).
+        let sum = if sum == u64::from(u16::MAX) { u16::MAX } else { !(sum as u16) };
+        let field = usize::from(self.field);
+        summed[field..field + size_of::<u16>()].copy_from_slice(&sum.to_ne_bytes());
+    }
+}
+
 /// How a super-packet is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segments {

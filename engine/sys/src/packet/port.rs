@@ -347,6 +347,11 @@ impl PacketPort {
         }
     }
 
+    /// Whether the interface is there and up; asks the kernel.
+    pub(super) fn is_up(&self) -> bool {
+        socket::is_up(&self.socket, self.index).unwrap_or(false)
+    }
+
     /// What the port has received; asks the kernel for its losses.
     pub fn counts(&mut self) -> RxCounts {
         // Reading resets the kernel's own count; a socket's statistics can always be read.

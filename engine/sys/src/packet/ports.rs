@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr;
 use std::slice;
 
-use super::offload::{HEADER_BYTES, Offload};
+use super::burst::{Burst, Sent};
+use super::offload::{HEADER_BYTES, Offload, PartialChecksum};
 use super::port::{PacketPort, Place, PortState, RingSettings, RxCounts, Taken};
 use super::store::Extent;
 use super::tag::Tag;
@@ -15,6 +16,8 @@ use crate::errno::check;
 /// Frames of one batch.
 pub const BATCH_MAX: usize = 32;
 
+/// Fewer frames than these are sent by themselves: a burst of one costs more.
+const BURST_MIN: usize = 2;
 /// Frames that one call of sendmmsg(2) sends.
 const QUEUE_MAX: usize = 64;
 /// Room for frames that were made here, until they are sent: a few super-packets, or some thousand resets.
@@ -44,6 +47,8 @@ pub struct TxCounts {
     pub frames: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Those of the frames that left [many at a time](PacketPorts::use_burst).
+    pub in_bursts: u64,
     /// Refused because the interface is down or gone (`ENETDOWN`, `ENXIO`, `ENODEV`).
     pub down: u64,
     /// Refused because its queue or the socket's buffer is full (`ENOBUFS`, `EAGAIN`, `ENOMEM`).
@@ -65,6 +70,10 @@ pub struct PacketPorts {
     made: Vec<u8>,
     /// The port whose ring the next batch begins with.
     turn: usize,
+    /// Sends small frames many at a time.
+    burst: Option<Burst>,
+    /// Port and length of each frame in it.
+    in_burst: Vec<(usize, usize)>,
 }
 
 #[derive(Debug)]
@@ -113,7 +122,15 @@ impl PacketPorts {
             batch: Vec::with_capacity(BATCH_MAX),
             made: Vec::with_capacity(MADE_BYTES),
             turn: 0,
+            burst: None,
+            in_burst: Vec::with_capacity(QUEUE_MAX),
         }
+    }
+
+    /// Has small frames leave by this from now on, where there are several. From then on all is to be called in the ports' namespace: the kernel looks for the
+    /// interfaces of a burst where the calling thread is.
+    pub fn use_burst(&mut self, burst: Burst) {
+        self.burst = Some(burst);
     }
 
     /// Passes over frames that were received before this moment, in nanoseconds since 1970: another process has had them.
@@ -293,6 +310,7 @@ impl PacketPorts {
     }
 
     fn transmit_all(&mut self) {
+        self.transmit_burst();
         for number in 0..self.ports.len() {
             if !self.ports[number].queue.is_empty() {
                 self.transmit(number);
@@ -301,19 +319,84 @@ impl PacketPorts {
         self.made.clear();
     }
 
+    /// Sends the queues of small frames in one call, if these are enough for it. The others stay.
+    fn transmit_burst(&mut self) {
+        let waiting: usize = self.ports.iter().map(|port| port.queue.len()).sum();
+        let Some(mut burst) = self.burst.take_if(|_| waiting >= BURST_MIN) else { return };
+        let mut ether_type = None;
+        let mut put = mem::take(&mut self.in_burst);
+        put.clear();
+        for (number, port) in self.ports.iter().enumerate() {
+            let (before, mut same) = (burst.count(), ether_type);
+            let index = port.packets.index();
+            let is_put = port.queue.iter().all(|outgoing| {
+                // SAFETY: the frame is in `made` or where it was received, which is ours, and neither changes while `self` is borrowed.
+                let pieces = self.pieces(outgoing).map(|piece| unsafe { &*piece });
+                let small = Small::of(pieces).filter(|small| burst.fits(small.len()));
+                let Some(small) = small.filter(|small| *same.get_or_insert(small.ether_type) == small.ether_type)
+                else {
+                    return false;
+                };
+                burst.put(index, small.pieces, small.checksum);
+                put.push((number, small.len()));
+                true
+            });
+            if is_put {
+                ether_type = same;
+            } else {
+                // A queue goes one way as a whole, so that its frames stay in their order.
+                burst.truncate(before);
+                put.truncate(before);
+            }
+        }
+        let is_sent = if burst.count() < BURST_MIN {
+            burst.truncate(0);
+            false
+        } else {
+            match burst.send() {
+                Ok(()) => true,
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN | libc::EINTR)) => false,
+                // The kernel does not run it for us: nor will it later.
+                Err(_) => return self.in_burst = put,
+            }
+        };
+        if is_sent {
+            for (place, &(number, len)) in put.iter().enumerate() {
+                let Port { counts, queue, packets } = &mut self.ports[number];
+                queue.clear();
+                match burst.sent(place).failure(packets) {
+                    None => {
+                        counts.frames += 1;
+                        counts.bytes += len as u64;
+                        counts.in_bursts += 1;
+                    }
+                    Some(failure) => *failure.counter(counts) += 1,
+                }
+            }
+        }
+        self.burst = Some(burst);
+        self.in_burst = put;
+    }
+
+    /// Where a frame that is to be sent lies, behind its offload header, in one or two pieces.
+    fn pieces(&self, outgoing: &Outgoing) -> [*const [u8]; 2] {
+        let received =
+            |port: u8, place, extent| self.ports[usize::from(port)].packets.store(place).pointer(extent).cast_const();
+        match *outgoing {
+            Outgoing::Made { start, len } => [&raw const self.made[start..start + len], NO_PIECE],
+            Outgoing::Received { port, place, extent } => [received(port, place, extent), NO_PIECE],
+            Outgoing::Tagged { start, port, place, rest } => {
+                [&raw const self.made[start..start + TAGGED_BYTES], received(port, place, rest)]
+            }
+        }
+    }
+
     /// Sends the queue of one port.
     fn transmit(&mut self, number: usize) {
         let mut frames = [[NOTHING; 2]; QUEUE_MAX];
         let count = self.ports[number].queue.len();
-        let received = |port: u8, place, extent| self.ports[usize::from(port)].packets.store(place).pointer(extent);
         for (frame, outgoing) in frames.iter_mut().zip(&self.ports[number].queue) {
-            *frame = match *outgoing {
-                Outgoing::Made { start, len } => [piece(&self.made[start..start + len]), NOTHING],
-                Outgoing::Received { port, place, extent } => [piece(received(port, place, extent)), NOTHING],
-                Outgoing::Tagged { start, port, place, rest } => {
-                    [piece(&self.made[start..start + TAGGED_BYTES]), piece(received(port, place, rest))]
-                }
-            };
+            *frame = self.pieces(outgoing).map(piece);
         }
         let port = &mut self.ports[number];
         port.queue.clear();
@@ -323,7 +406,31 @@ impl PacketPorts {
 }
 
 /// No bytes: what is sent is in one piece.
+const NO_PIECE: *const [u8] = ptr::slice_from_raw_parts(ptr::dangling(), 0);
 const NOTHING: libc::iovec = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// A frame that is no super-packet, in two pieces.
+struct Small<'a> {
+    pieces: [&'a [u8]; 2],
+    /// As it is read from the wire.
+    ether_type: [u8; 2],
+    checksum: Option<PartialChecksum>,
+}
+
+impl<'a> Small<'a> {
+    /// What lies behind an offload header, if it is one.
+    fn of([first, rest]: [&'a [u8]; 2]) -> Option<Small<'a>> {
+        let (header, first) = first.split_first_chunk()?;
+        let Offload { checksum, segments: None } = Offload::read(header)? else { return None };
+        let ether_type = *first.get(Tag::PLACE..)?.first_chunk()?;
+        let small = Small { pieces: [first, rest], ether_type, checksum };
+        checksum.is_none_or(|checksum| checksum.lies_within(small.len())).then_some(small)
+    }
+
+    fn len(&self) -> usize {
+        self.pieces[0].len() + self.pieces[1].len()
+    }
+}
 
 /// Bytes to be sent, which are only read.
 fn piece(bytes: *const [u8]) -> libc::iovec {
@@ -389,6 +496,21 @@ enum Failure {
     Refused,
     /// Larger than the MTU.
     TooLarge,
+}
+
+impl Sent {
+    /// Why a frame of a burst could not be sent over a port; `None`: it was.
+    fn failure(self, port: &PacketPort) -> Option<Failure> {
+        match self.0 {
+            0 => None,
+            // A queue has dropped it, or another for it (NET_XMIT_DROP and NET_XMIT_CN, linux/netdevice.h); that of an interface that is down drops all.
+            1.. if port.is_up() => Some(Failure::QueueFull),
+            1.. => Some(Failure::Down),
+            // There is no such interface (`bpf_clone_redirect`, net/core/filter.c).
+            error if error == -libc::EINVAL => Some(Failure::Down),
+            error => Some(Failure::of(&io::Error::from_raw_os_error(-error))),
+        }
+    }
 }
 
 impl Failure {

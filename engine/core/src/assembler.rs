@@ -6,7 +6,7 @@ pub type Slot = u64;
 /// A register. R0 is a call's result, R1 to R5 its arguments and gone after it, R6 to R9 stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Reg {
+pub(crate) enum Reg {
     R0,
     R1,
     R2,
@@ -24,7 +24,7 @@ pub(super) enum Reg {
 /// How much a load or store moves.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(super) enum Size {
+pub(crate) enum Size {
     Word32 = 0x00,
     Word16 = 0x08,
     Octet = 0x10,
@@ -34,7 +34,7 @@ pub(super) enum Size {
 /// An operation on 64 bits; with [`ON_32`] on the lower 32, which clears the upper ones.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(super) enum Alu {
+pub(crate) enum Alu {
     Add = 0x07,
     Subtract = 0x17,
     Multiply = 0x27,
@@ -49,7 +49,7 @@ pub(super) enum Alu {
 /// A comparison to jump after, of 64 bits.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(super) enum If {
+pub(crate) enum If {
     Equal = 0x15,
     Above = 0x25,
     NotEqual = 0x55,
@@ -60,7 +60,7 @@ pub(super) enum If {
 /// A comparison of the lower 32 bits with 0, as a number with a sign.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
-pub(super) enum Sign {
+pub(crate) enum Sign {
     NotNegative = 0x76,
     Negative = 0xc6,
 }
@@ -88,11 +88,11 @@ const MAP_VALUE: u8 = 2;
 
 /// A place in the program, to be jumped to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Label(usize);
+pub(crate) struct Label(usize);
 
 /// A program in the making.
 #[derive(Debug, Default)]
-pub(super) struct Assembler {
+pub(crate) struct Assembler {
     slots: Vec<Slot>,
     places: Vec<Option<usize>>,
     jumps: Vec<(usize, Label)>,
@@ -100,118 +100,118 @@ pub(super) struct Assembler {
 
 impl Assembler {
     /// A label without a place yet.
-    pub(super) fn label(&mut self) -> Label {
+    pub(crate) fn label(&mut self) -> Label {
         self.places.push(None);
         Label(self.places.len() - 1)
     }
 
     /// The label's place is here.
-    pub(super) fn place(&mut self, label: Label) {
+    pub(crate) fn place(&mut self, label: Label) {
         self.places[label.0] = Some(self.slots.len());
     }
 
     /// to ← to `alu` value.
-    pub(super) fn constant(&mut self, alu: Alu, to: Reg, value: i32) {
+    pub(crate) fn constant(&mut self, alu: Alu, to: Reg, value: i32) {
         self.push(alu as u8, to as u8, 0, 0, value);
     }
 
     /// to ← to `alu` from.
-    pub(super) fn register(&mut self, alu: Alu, to: Reg, from: Reg) {
+    pub(crate) fn register(&mut self, alu: Alu, to: Reg, from: Reg) {
         self.push(alu as u8 | REGISTER, to as u8, from as u8, 0, 0);
     }
 
     /// The same with constant and 32 bits.
-    pub(super) fn constant_32(&mut self, alu: Alu, to: Reg, value: i32) {
+    pub(crate) fn constant_32(&mut self, alu: Alu, to: Reg, value: i32) {
         self.push(alu as u8 ^ ON_32, to as u8, 0, 0, value);
     }
 
     /// The same with registers and 32 bits.
-    pub(super) fn register_32(&mut self, alu: Alu, to: Reg, from: Reg) {
+    pub(crate) fn register_32(&mut self, alu: Alu, to: Reg, from: Reg) {
         self.push(alu as u8 ^ ON_32 | REGISTER, to as u8, from as u8, 0, 0);
     }
 
     /// to ← value.
-    pub(super) fn constant_64(&mut self, to: Reg, value: u64) {
+    pub(crate) fn constant_64(&mut self, to: Reg, value: u64) {
         self.wide(to, 0, value as u32, (value >> 32) as u32);
     }
 
     /// to ← the map behind a descriptor.
-    pub(super) fn map(&mut self, to: Reg, descriptor: i32) {
+    pub(crate) fn map(&mut self, to: Reg, descriptor: i32) {
         self.wide(to, MAP, descriptor.cast_unsigned(), 0);
     }
 
     /// to ← the address of the only element of the map behind a descriptor.
-    pub(super) fn map_value(&mut self, to: Reg, descriptor: i32) {
+    pub(crate) fn map_value(&mut self, to: Reg, descriptor: i32) {
         self.wide(to, MAP_VALUE, descriptor.cast_unsigned(), 0);
     }
 
     /// to ← what is at base + offset, with zeroes above it.
-    pub(super) fn load(&mut self, size: Size, to: Reg, base: Reg, offset: i16) {
+    pub(crate) fn load(&mut self, size: Size, to: Reg, base: Reg, offset: i16) {
         self.push(LOAD | size as u8, to as u8, base as u8, offset, 0);
     }
 
     /// What is at base + offset ← from.
-    pub(super) fn store(&mut self, size: Size, base: Reg, offset: i16, from: Reg) {
+    pub(crate) fn store(&mut self, size: Size, base: Reg, offset: i16, from: Reg) {
         self.push(STORE | size as u8, base as u8, from as u8, offset, 0);
     }
 
     /// The 64 bits at base + offset ← themselves + from, at once for all CPUs.
-    pub(super) fn atomic_add(&mut self, base: Reg, offset: i16, from: Reg) {
+    pub(crate) fn atomic_add(&mut self, base: Reg, offset: i16, from: Reg) {
         self.push(ATOMIC_64, base as u8, from as u8, offset, 0);
     }
 
     /// The 64 bits at base + offset ← with those of `bits`, at once for all CPUs. `bits` ← what they were.
-    pub(super) fn fetch_or(&mut self, base: Reg, offset: i16, bits: Reg) {
+    pub(crate) fn fetch_or(&mut self, base: Reg, offset: i16, bits: Reg) {
         self.push(ATOMIC_64, base as u8, bits as u8, offset, OR_AND_FETCH);
     }
 
     /// The 64 bits at base + offset, and with, change places, at once for all CPUs.
-    pub(super) fn exchange(&mut self, base: Reg, offset: i16, with: Reg) {
+    pub(crate) fn exchange(&mut self, base: Reg, offset: i16, with: Reg) {
         self.push(ATOMIC_64, base as u8, with as u8, offset, EXCHANGE);
     }
 
     /// The 64 bits at base + offset ← new if they are R0, at once for all CPUs. R0 ← what they were.
-    pub(super) fn compare_and_exchange(&mut self, base: Reg, offset: i16, new: Reg) {
+    pub(crate) fn compare_and_exchange(&mut self, base: Reg, offset: i16, new: Reg) {
         self.push(ATOMIC_64, base as u8, new as u8, offset, COMPARE_AND_EXCHANGE);
     }
 
     /// Takes the lower 16, 32 or 64 bits for a big-endian number, and clears those above.
-    pub(super) fn big_endian(&mut self, to: Reg, bits: i32) {
+    pub(crate) fn big_endian(&mut self, to: Reg, bits: i32) {
         self.push(TO_BIG_ENDIAN, to as u8, 0, 0, bits);
     }
 
     /// Goes on at `label`.
-    pub(super) fn jump(&mut self, label: Label) {
+    pub(crate) fn jump(&mut self, label: Label) {
         self.jump_slot(JUMP, Reg::R0, Reg::R0, 0, label);
     }
 
     /// Goes on at `label` if the comparison with a constant holds.
-    pub(super) fn jump_if(&mut self, a: Reg, test: If, b: i32, label: Label) {
+    pub(crate) fn jump_if(&mut self, a: Reg, test: If, b: i32, label: Label) {
         self.jump_slot(test as u8, a, Reg::R0, b, label);
     }
 
     /// The same with a register.
-    pub(super) fn jump_if_register(&mut self, a: Reg, test: If, b: Reg, label: Label) {
+    pub(crate) fn jump_if_register(&mut self, a: Reg, test: If, b: Reg, label: Label) {
         self.jump_slot(test as u8 | REGISTER, a, b, 0, label);
     }
 
     /// Goes on at `label` if the lower 32 bits have that sign.
-    pub(super) fn jump_if_sign(&mut self, a: Reg, test: Sign, label: Label) {
+    pub(crate) fn jump_if_sign(&mut self, a: Reg, test: Sign, label: Label) {
         self.jump_slot(test as u8, a, Reg::R0, 0, label);
     }
 
     /// R0 ← what the kernel's function returns.
-    pub(super) fn call(&mut self, function: i32) {
+    pub(crate) fn call(&mut self, function: i32) {
         self.push(CALL, 0, 0, 0, function);
     }
 
     /// Ends with result R0.
-    pub(super) fn exit(&mut self) {
+    pub(crate) fn exit(&mut self) {
         self.push(EXIT, 0, 0, 0, 0);
     }
 
     /// The whole program.
-    pub(super) fn finish(mut self) -> Vec<Slot> {
+    pub(crate) fn finish(mut self) -> Vec<Slot> {
         for (at, label) in self.jumps {
             let to = self.places[label.0].expect("each label is placed");
             let skipped = i16::try_from(to as isize - at as isize - 1).expect("programs are far shorter than 32 Ki");
