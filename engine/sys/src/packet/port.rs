@@ -498,6 +498,6 @@ mod tests {
             assert!(bytes <= (mib << 20).max(least) + (1 << 20), "{mib} MiB: {bytes}");
         }
         let usual = RingSettings::within(32 << 20, 1500);
-        assert_eq!((usual.slots, usual.frame_bytes_max), (RingSettings::SLOTS_MAX, 1952));
+        assert_eq!((usual.slots, usual.frame_bytes_max), (RingSettings::SLOTS_MAX, 1888));
     }
 }

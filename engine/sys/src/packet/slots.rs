@@ -23,7 +23,8 @@ pub(super) const VERSION: libc::c_int = 1;
 const BLOCK_BYTES: u32 = 1 << 20;
 /// Blocks of one ring, so that it stays below the 4 GiB that the kernel counts to.
 const BLOCKS_MAX: u32 = 4095;
-/// Slots are a multiple of this where their size is free.
+/// Where their size is free, slots are a cache line less than a multiple of this: at a power of two from each other the same lines of all slots
+/// would share a few sets of the cache, and each frame would push out one that is still to be read.
 const SLOT_STEP: u32 = 1 << 11;
 /// A slot begins with a cache line of its own.
 const SLOT_ALIGNMENT: u32 = 64;
@@ -70,9 +71,9 @@ impl Geometry {
     }
 }
 
-/// The largest frame that fits a slot of whole steps which is made for frames of so many bytes.
+/// The largest frame that fits a slot of free size which is made for frames of so many bytes.
 pub(super) fn filled_by(frame_bytes: u32) -> u32 {
-    (frame_bytes + HEADROOM).next_multiple_of(SLOT_STEP) - HEADROOM
+    (frame_bytes + HEADROOM + SLOT_ALIGNMENT).next_multiple_of(SLOT_STEP) - SLOT_ALIGNMENT - HEADROOM
 }
 
 /// A slot that is ours, until it is released.
