@@ -263,6 +263,11 @@ impl Host {
         self.namespace.run(work)
     }
 
+    /// Its network, for whoever is to enter it.
+    pub fn network(&self) -> io::Result<Namespace> {
+        self.namespace.share()
+    }
+
     /// Starts a program on this host. It and all it starts are killed when the returned value is dropped.
     pub fn spawn(&self, command: Command) -> io::Result<Child> {
         self.namespace.spawn(command)

@@ -10,8 +10,7 @@ use towpath_core::packet::checksum;
 use towpath_sys::host;
 use towpath_sys::netns::Namespace;
 use towpath_sys::packet::{
-    BATCH_MAX, Burst, BurstLayout, Offload, PacketPorts, PartialChecksum, RingSettings, SegmentKind, Segments, Tag,
-    TxCounts, open,
+    BATCH_MAX, Burst, Offload, PacketPorts, PartialChecksum, RingSettings, SegmentKind, Segments, Tag, TxCounts, open,
 };
 use towpath_sys::privilege::{self, Privilege};
 
@@ -24,15 +23,6 @@ const OTHER_ETHER_TYPE: [u8; 2] = [0x88, 0xb6];
 const RING: RingSettings = RingSettings { slots: 512, frame_bytes_max: 1_952, queued_bytes_max: 0 };
 /// The longest frame that a burst takes.
 const LEN_MAX: usize = burst::PLACE - burst::FRAME;
-
-const LAYOUT: BurstLayout = BurstLayout {
-    frames_max: burst::FRAMES_MAX,
-    frame_min: burst::FRAME_MIN,
-    place: burst::PLACE,
-    length: burst::LENGTH,
-    interface: burst::INTERFACE,
-    frame: burst::FRAME,
-};
 
 /// A host with two interfaces, and who is at their other ends.
 struct Wires {
@@ -81,8 +71,12 @@ impl Wires {
 
     /// Both ends; `None` where this process may not load programs.
     fn open(&self) -> Option<(PacketPorts, PacketPorts)> {
+        self.open_with(burst::program)
+    }
+
+    fn open_with(&self, program: fn(i32) -> Vec<u64>) -> Option<(PacketPorts, PacketPorts)> {
         let mut here = Wires::ports(&self.near, ["a0", "a1"], &[]);
-        match Burst::open(LAYOUT, burst::program) {
+        match Burst::open(burst::LAYOUT.into(), program) {
             Ok(burst) => here.use_burst(burst),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 eprintln!("not looked at: {error}");
@@ -138,46 +132,48 @@ fn frames_of_a_burst_arrive_as_they_are_and_in_order() {
     if privilege::ensure(frames_of_a_burst_arrive_as_they_are_and_in_order).unwrap() == Privilege::Delegated {
         return;
     }
-    let wires = Wires::new();
-    let Some((mut here, mut there)) = wires.open() else { return };
-    // Of all lengths that there are, longer and shorter in turn, over both ports.
-    let lens = [burst::FRAME_MIN, LEN_MAX, 60, 61, 505 - 2, 74, 128, 35];
-    let mut expected = [Vec::new(), Vec::new()];
-    for round in 0..20_u8 {
-        for (number, len) in (0..).zip(lens) {
-            let (port, frame) = (number % 2, frame(ETHER_TYPE, round * 8 + number, len));
-            here.send_bytes(port, &frame, Offload::NONE, None);
-            expected[usize::from(port)].push(frame);
+    for program in [burst::program, burst::program_to_one] {
+        let wires = Wires::new();
+        let Some((mut here, mut there)) = wires.open_with(program) else { return };
+        // Of all lengths that there are, longer and shorter in turn, over both ports.
+        let lens = [burst::FRAME_MIN, LEN_MAX, 60, 61, 505 - 2, 74, 128, 35];
+        let mut expected = [Vec::new(), Vec::new()];
+        for round in 0..20_u8 {
+            for (number, len) in (0..).zip(lens) {
+                let (port, frame) = (number % 2, frame(ETHER_TYPE, round * 8 + number, len));
+                here.send_bytes(port, &frame, Offload::NONE, None);
+                expected[usize::from(port)].push(frame);
+            }
+            wires.flush(&mut here);
+            let arrived = receive(&mut there, lens.len());
+            for port in 0..2 {
+                let sent: Vec<Vec<u8>> = expected[usize::from(port)].drain(..).collect();
+                assert_eq!(of_port(&arrived, port), sent, "round {round}");
+            }
         }
-        wires.flush(&mut here);
-        let arrived = receive(&mut there, lens.len());
         for port in 0..2 {
-            let sent: Vec<Vec<u8>> = expected[usize::from(port)].drain(..).collect();
-            assert_eq!(of_port(&arrived, port), sent, "round {round}");
+            let counts = here.tx_counts(port);
+            assert_eq!((counts.frames, counts.in_bursts), (80, 80), "{counts:?}");
         }
-    }
-    for port in 0..2 {
-        let counts = here.tx_counts(port);
-        assert_eq!((counts.frames, counts.in_bursts), (80, 80), "{counts:?}");
-    }
-    // Those that were received leave so as well, in place.
-    for number in 0..10 {
-        there.send_bytes(0, &frame(ETHER_TYPE, number, 70), Offload::NONE, None);
-    }
-    there.flush();
-    let mut count = 0;
-    while count < 10 {
-        let taken = here.take(BATCH_MAX);
-        here.frames().for_each(|frame| frame.bytes[20] = 0xee);
-        (0..taken).for_each(|index| here.send(index, 1, None));
-        wires.flush(&mut here);
-        count += taken;
-    }
-    let arrived = receive(&mut there, 10);
-    for (number, arrived) in (0..).zip(arrived) {
-        let mut expected = frame(ETHER_TYPE, number, 70);
-        expected[20] = 0xee;
-        assert_eq!((arrived.port, arrived.bytes), (1, expected));
+        // Those that were received leave so as well, in place.
+        for number in 0..10 {
+            there.send_bytes(0, &frame(ETHER_TYPE, number, 70), Offload::NONE, None);
+        }
+        there.flush();
+        let mut count = 0;
+        while count < 10 {
+            let taken = here.take(BATCH_MAX);
+            here.frames().for_each(|frame| frame.bytes[20] = 0xee);
+            (0..taken).for_each(|index| here.send(index, 1, None));
+            wires.flush(&mut here);
+            count += taken;
+        }
+        let arrived = receive(&mut there, 10);
+        for (number, arrived) in (0..).zip(arrived) {
+            let mut expected = frame(ETHER_TYPE, number, 70);
+            expected[20] = 0xee;
+            assert_eq!((arrived.port, arrived.bytes), (1, expected));
+        }
     }
 }
 

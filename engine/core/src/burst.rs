@@ -24,6 +24,9 @@ pub const INTERFACE: usize = 4;
 /// Where the frame stands.
 pub const FRAME: usize = 8;
 
+/// All that whoever fills the places has to know: [`FRAMES_MAX`], [`FRAME_MIN`], [`PLACE`], [`LENGTH`], [`INTERFACE`], [`FRAME`].
+pub const LAYOUT: [usize; 6] = [FRAMES_MAX, FRAME_MIN, PLACE, LENGTH, INTERFACE, FRAME];
+
 const PLACE_SHIFT: i32 = 9;
 
 /// `struct __sk_buff` (linux/bpf.h): where its length is.
@@ -34,15 +37,29 @@ mod function {
     pub(super) const SKB_STORE_BYTES: i32 = 9;
     pub(super) const CLONE_REDIRECT: i32 = 13;
     pub(super) const SKB_CHANGE_TAIL: i32 = 38;
+    pub(super) const SET_HASH: i32 = 48;
 }
 
 /// The program, for the kind `BPF_PROG_TYPE_SCHED_CLS` (Linux 5.5), with the descriptor of a map of one element: [`FRAMES_MAX`] places.
 pub fn program(places: i32) -> Vec<Slot> {
+    program_with(places, None)
+}
+
+/// The same for links at whose other end all is received by one CPU: the kernel, which steers by a hash of each frame's addresses and ports, is told this one instead.
+pub fn program_to_one(places: i32) -> Vec<Slot> {
+    program_with(places, Some(1))
+}
+
+fn program_with(places: i32, hash: Option<i32>) -> Vec<Slot> {
     let mut code = Assembler::default();
     let (next, fits, told, end) = (code.label(), code.label(), code.label(), code.label());
     // R6: the context; R7: the number of the place.
     code.register(Alu::Move, Reg::R6, Reg::R1);
     code.constant(Alu::Move, Reg::R7, 0);
+    if let Some(hash) = hash {
+        code.constant(Alu::Move, Reg::R2, hash);
+        code.call(function::SET_HASH);
+    }
     code.place(next);
     // R9: the place; R8: the length.
     code.map_value(Reg::R9, places);

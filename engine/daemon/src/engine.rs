@@ -25,7 +25,7 @@ use towpath_core::snapshot::{REAL_SERVERS_MAX, SERVICES_MAX};
 use towpath_core::steering::SteeringTable;
 use towpath_core::{Generation, WorkerId};
 use towpath_sys::host;
-use towpath_sys::packet::{Burst, BurstLayout, PacketPort};
+use towpath_sys::packet::{Burst, PacketPort};
 use towpath_sys::silence::Silence;
 
 use crate::access;
@@ -699,15 +699,7 @@ fn open_burst(packets: &PacketsPlan) -> Option<Burst> {
         FastPlan::Off | FastPlan::Unavailable(_) => return None,
         FastPlan::InKernel { .. } | FastPlan::Unneeded => {}
     }
-    let layout = BurstLayout {
-        frames_max: burst::FRAMES_MAX,
-        frame_min: burst::FRAME_MIN,
-        place: burst::PLACE,
-        length: burst::LENGTH,
-        interface: burst::INTERFACE,
-        frame: burst::FRAME,
-    };
-    match Burst::open(layout, burst::program) {
+    match Burst::open(burst::LAYOUT.into(), burst::program) {
         Ok(burst) => Some(burst),
         Err(why) => {
             tracing::info!("frames leave one by one: {why}");

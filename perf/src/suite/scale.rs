@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
+use towpath_core::burst;
 use towpath_core::packet::{Mac, Packet, parse};
 use towpath_core::random::SplitMix64;
-use towpath_sys::packet::{BATCH_MAX, Offload, PacketPort, PacketPorts, RingSettings, open};
+use towpath_sys::netns::Namespace;
+use towpath_sys::packet::{BATCH_MAX, Burst, Offload, PacketPort, PacketPorts, RingSettings, open};
 
 use hosts::{Answer, CLIENT, Clients, Connection, SERVER, Server, Sources, State, Step};
 
@@ -18,6 +20,7 @@ use super::snat::{LEVELS_PERCENT, window};
 use super::stage::{Stage, crowd_gateway, explain};
 use super::{Case, Options, Watch, on_cpus};
 use crate::cpu::{CpuTime, CpuUse, run_time_ns};
+use crate::lab::Host;
 use crate::load::{new_histogram, recorded};
 use crate::peers::{Pool, Running, Subject};
 use crate::segment::is_intact;
@@ -54,7 +57,7 @@ const HOLD: Duration = Duration::from_secs(2);
 const STATION: Mac = Mac([0x02, 0x54, 0x6f, 0x77, 0x70, 0x01]);
 
 /// Frames that may wait for the peers; each is small.
-const RING: RingSettings = RingSettings { slots: 8192, frame_bytes_max: 2048, queued_bytes_max: 0 };
+const RING: RingSettings = RingSettings { slots: 2048, frame_bytes_max: 256, queued_bytes_max: 0 };
 
 /// Opens the connections, holds them, passes data on a few, and closes them all.
 pub(super) fn take(
@@ -297,9 +300,44 @@ impl Clock {
     }
 }
 
+/// A link of a host, and who speaks there without its kernel.
+struct Side {
+    /// The host's.
+    network: Namespace,
+    ports: PacketPorts,
+}
+
+impl Side {
+    fn open((host, link): (&Host, &str)) -> io::Result<Side> {
+        let mut ports = host.run(|| open(link, 1, &[], &RING))??;
+        // Their station is not the host's, so that its kernel passes over their frames at once.
+        ports.iter_mut().for_each(PacketPort::take_all);
+        let mut ports = PacketPorts::new(ports);
+        // A CPU of its own receives for each host. Without the right to load programs each frame leaves by itself, which only takes longer.
+        if let Ok(burst) = Burst::open(burst::LAYOUT.into(), burst::program_to_one) {
+            ports.use_burst(burst);
+        }
+        Ok(Side { network: host.network()?, ports })
+    }
+
+    fn send(&mut self, answer: &Answer) {
+        self.ports.send_bytes(0, &answer.bytes[..answer.length], Offload::NONE, None);
+    }
+
+    /// Sends what was queued, on the thread's next host: a burst looks for its interface where the thread is.
+    fn flush(&mut self) -> io::Result<()> {
+        if self.ports.has_queued() {
+            self.network.enter()?;
+            self.ports.flush();
+        }
+        Ok(())
+    }
+}
+
 /// Clients and server, on one thread, each on the link of its host.
 struct Peers {
-    ports: PacketPorts,
+    /// By number: [`CLIENT`], [`SERVER`].
+    sides: [Side; 2],
     clock: Clock,
     /// Frames that were heard.
     heard: u64,
@@ -315,13 +353,8 @@ impl Peers {
     fn open(connections: usize, stage: &Stage, processes: Vec<u32>, watch: Watch) -> io::Result<Peers> {
         let lab = stage.lab()?;
         let [client, server] = [lab.client(), lab.server(1)].map(|host| (host, host.ports()[0].link.as_str()));
-        let mut ports = Vec::new();
-        for (host, link) in [client, server] {
-            ports.extend(host.run(|| open(link, 1, &[], &RING))??);
-        }
-        // Their station is not the host's, so that its kernel passes over their frames at once.
-        ports.iter_mut().for_each(PacketPort::take_all);
-        let mac = |host: &crate::lab::Host, link: &str| -> io::Result<Mac> {
+        let sides = [Side::open(client)?, Side::open(server)?];
+        let mac = |host: &Host, link: &str| -> io::Result<Mac> {
             let address = host.links()?.find(link)?.hardware_address;
             let octets =
                 <[u8; 6]>::try_from(address).map_err(|_| io::Error::other(format!("`{link}` is no Ethernet")))?;
@@ -330,7 +363,7 @@ impl Peers {
         let setting = stage.setting();
         let pool = setting.pool.as_ref().map(|pool| pool.addresses.iter().map(|&ip| ip.into()).collect());
         Ok(Peers {
-            ports: PacketPorts::new(ports),
+            sides,
             clock: Clock::start(),
             heard: 0,
             processes,
@@ -364,11 +397,11 @@ impl Peers {
 
     /// Frames that came and found no room, or could not leave.
     fn lost(&mut self) -> u64 {
-        let ports = [CLIENT, SERVER].map(|port| {
-            let (rx, tx) = (self.ports.rx_counts(port), self.ports.tx_counts(port));
+        let lost = |side: &mut Side| {
+            let (rx, tx) = (side.ports.rx_counts(0), side.ports.tx_counts(0));
             rx.dropped + rx.truncated + tx.down + tx.full + tx.too_large + tx.refused
-        });
-        ports.iter().sum()
+        };
+        self.sides.iter_mut().map(lost).sum()
     }
 
     /// Asks each of these connections for a step, so many at once, until each has made it or been refused.
@@ -477,15 +510,19 @@ impl Peers {
 
     /// Sends what is queued, takes what has come and queues the answers. How many frames came.
     fn listen(&mut self) -> io::Result<usize> {
-        let Peers { ports, clock, clients, server, answers, .. } = self;
-        ports.flush();
+        let Peers { sides, clock, clients, server, answers, .. } = self;
         clients.finished.clear();
         answers.clear();
-        let (heard, now) = (ports.take(BATCH_MAX), clock.now());
+        sides.iter_mut().try_for_each(Side::flush)?;
+        let (heard, now) = (sides.iter_mut().map(|side| side.ports.take(BATCH_MAX)).sum(), clock.now());
         self.heard += heard as u64;
-        for frame in ports.frames() {
+        let frames = sides
+            .iter_mut()
+            .zip([CLIENT, SERVER])
+            .flat_map(|(side, number)| side.ports.frames().map(move |frame| (number, frame)));
+        for (side, frame) in frames {
             let is_complete = frame.offload.checksum.is_none();
-            match (frame.port, parse(frame.bytes)) {
+            match (side, parse(frame.bytes)) {
                 (SERVER, Ok(Packet::Arp(question))) => answers.extend(server.answer_arp(&question)),
                 (_, Ok(Packet::Arp(question))) => answers.extend(clients.answer_arp(&question)),
                 (port, Ok(Packet::Transport(parsed))) => {
@@ -503,7 +540,7 @@ impl Peers {
         }
         answers.extend(std::iter::from_fn(|| server.repeat(now)).take(BATCH_MAX));
         for answer in answers.iter() {
-            ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE, None);
+            sides[usize::from(answer.side)].send(answer);
         }
         match clients.wrong.take().or(server.wrong.take()) {
             Some(wrong) => Err(io::Error::new(io::ErrorKind::InvalidData, wrong)),
@@ -513,7 +550,7 @@ impl Peers {
 
     fn ask(&mut self, number: usize, step: Step) {
         let answer = self.clients.ask(number, step);
-        self.ports.send_bytes(answer.port, &answer.bytes[..answer.length], Offload::NONE, None);
+        self.sides[usize::from(answer.side)].send(&answer);
     }
 }
 

@@ -28,6 +28,13 @@ pub struct BurstLayout {
     pub frame: usize,
 }
 
+impl From<[usize; 6]> for BurstLayout {
+    /// In the order of the fields.
+    fn from([frames_max, frame_min, place, length, interface, frame]: [usize; 6]) -> BurstLayout {
+        BurstLayout { frames_max, frame_min, place, length, interface, frame }
+    }
+}
+
 /// Frames that are sent by one call. All of them are of one EtherType.
 #[derive(Debug)]
 pub struct Burst {

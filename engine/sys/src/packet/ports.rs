@@ -138,6 +138,11 @@ impl PacketPorts {
         self.ports.iter_mut().for_each(|port| port.packets.take_from(unix_ns));
     }
 
+    /// Whether frames wait for [`flush`](PacketPorts::flush).
+    pub fn has_queued(&self) -> bool {
+        self.ports.iter().any(|port| !port.queue.is_empty())
+    }
+
     /// Takes up to `max` (at most [`BATCH_MAX`]) frames from the rings, the ports in turn; says how many. Flushes first if there
     /// still is an older batch. After 0 the rings were empty (or thousands of frames in a row had to be passed over): wait for
     /// [`PacketPorts::poll_fd`].

@@ -22,7 +22,7 @@ pub(super) const ANSWERS_MAX: u8 = 4;
 /// A client's next connection begins so many numbers later.
 const TURN_SHIFT: u32 = 24;
 
-/// The peers' ports.
+/// The peers' sides.
 pub(super) const CLIENT: u8 = 0;
 pub(super) const SERVER: u8 = 1;
 
@@ -60,7 +60,7 @@ pub(super) struct Connection {
 
 /// A frame to send.
 pub(super) struct Answer {
-    pub(super) port: u8,
+    pub(super) side: u8,
     pub(super) length: usize,
     pub(super) bytes: [u8; FRAME_BYTES_MAX],
 }
@@ -339,13 +339,13 @@ impl Sources {
 }
 
 impl Answer {
-    pub(super) fn of(port: u8, segment: &Segment<'_>) -> Answer {
+    pub(super) fn of(side: u8, segment: &Segment<'_>) -> Answer {
         let mut bytes = [0; FRAME_BYTES_MAX];
-        Answer { port, length: segment.write(&mut bytes), bytes }
+        Answer { side, length: segment.write(&mut bytes), bytes }
     }
 
     /// That `own` is at `mac` (RFC 826), if it was asked for.
-    pub(super) fn to_arp(port: u8, question: &Arp, own: Ip, mac: Mac) -> Option<Answer> {
+    pub(super) fn to_arp(side: u8, question: &Arp, own: Ip, mac: Mac) -> Option<Answer> {
         if question.operation != ArpOperation::Request || question.target != own {
             return None;
         }
@@ -365,6 +365,6 @@ impl Answer {
             bytes[length..length + field.len()].copy_from_slice(field);
             length += field.len();
         }
-        Some(Answer { port, length, bytes })
+        Some(Answer { side, length, bytes })
     }
 }
