@@ -6,8 +6,8 @@ pub mod tcp;
 pub mod udp;
 
 pub use table::{
-    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Met, PathHashes, Returns, TableCounts, TimeoutClass,
-    Timeouts, Trace, TupleHash,
+    Closed, FlowId, FlowLimits, FlowPath, FlowTable, InsertError, Met, PathHashes, Returns, SeenAt, TableCounts,
+    TimeoutClass, Timeouts, Trace, TupleHash,
 };
 
 /// Which way a packet of a flow goes.

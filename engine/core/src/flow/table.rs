@@ -46,7 +46,7 @@ use deadlines::{Cold, Deadlines, TICK_MS};
 use hash::TupleHasher;
 use index::{ENTRY_BITS, Index, Likely};
 
-pub use traces::{Met, Trace};
+pub use traces::{Met, SeenAt, Trace};
 
 /// Most flows of one table.
 pub const FLOWS_MAX: usize = (1 << 30) - 1;

@@ -293,6 +293,22 @@ const _: () = assert!(size_of::<TcpTrack>() == 24);
 /// Window scale of each side plus one, four bits each; 0 where it has not offered to scale.
 const SCALE_BITS: u32 = 4;
 const SCALE_MASK: u32 = (1 << SCALE_BITS) - 1;
+/// What both have offered.
+const SCALES_MASK: u32 = (1 << (2 * SCALE_BITS)) - 1;
+/// The shift of either side's window field, by what both have offered: every packet asks for it.
+static SHIFTS: [[u8; SCALES_MASK as usize + 1]; 2] = {
+    let mut shifts = [[0; SCALES_MASK as usize + 1]; 2];
+    let mut offers = 0;
+    while offers <= SCALES_MASK {
+        let (forward, reverse) = (offers & SCALE_MASK, offers >> SCALE_BITS);
+        if forward != 0 && reverse != 0 {
+            shifts[0][offers as usize] = forward as u8 - 1;
+            shifts[1][offers as usize] = reverse as u8 - 1;
+        }
+        offers += 1;
+    }
+    shifts
+};
 /// This side's SYN has been seen.
 const SYN_SEEN: u32 = 8;
 /// This side has acknowledged the other's SYN.
@@ -830,10 +846,7 @@ impl TcpTrack {
     /// The shift of this side's window field; 0 unless both have offered to scale.
     #[inline]
     fn scale(&self, side: Direction) -> u32 {
-        let [forward, reverse] = [self.bits & SCALE_MASK, self.bits >> SCALE_BITS & SCALE_MASK];
-        let both = forward != 0 && reverse != 0;
-        let own = if side == Direction::Forward { forward } else { reverse };
-        if both { own - 1 } else { 0 }
+        SHIFTS[side.index()][(self.bits & SCALES_MASK) as usize].into()
     }
 
     /// Whether `seq` is near the newest of the opener's; for tracks that know no window.

@@ -167,13 +167,20 @@ impl Hops {
         Onward { hop: self.recall(network, to).hop, to }
     }
 
-    /// The same of one of IPv4, where `hint` may be the number of the hop to it.
+    /// Whether the hop of the number in `hint` says that what is from `source` may come in by `port`. Where it does not, others may.
     #[inline(always)]
-    pub(super) fn returns_by_v4(&mut self, network: &Network, server: u32, hint: u16, port: PortId) -> bool {
+    pub(super) fn is_entrance_v4(&self, source: u32, hint: u16, port: PortId) -> bool {
         match self.hops.get(usize::from(hint)) {
-            Some(hop) if server.wrapping_sub(hop.first_v4) <= hop.more_v4 && hop.entrances & port.bit() != 0 => true,
-            _ => self.returns_by(network, IpAddr::V4(Ipv4Addr::from(server)).into(), port),
+            Some(hop) => (source.wrapping_sub(hop.first_v4) <= hop.more_v4) & (hop.entrances & port.bit() != 0),
+            None => false,
         }
+    }
+
+    /// Whether the answers of a real server of IPv4 may come in by `port`.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn returns_by_v4(&mut self, network: &Network, server: u32, port: PortId) -> bool {
+        self.returns_by(network, IpAddr::V4(Ipv4Addr::from(server)).into(), port)
     }
 
     /// Whether the answers of a real server may come in by `port`.

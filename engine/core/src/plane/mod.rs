@@ -43,7 +43,7 @@ use std::sync::Arc;
 use towpath_config::model::MachineRole;
 
 use crate::counters::{ServiceCounter, Termination, counters};
-use crate::flow::{Direction, FlowId, PathHashes, Trace, TupleHash};
+use crate::flow::{Direction, FlowId, PathHashes, TupleHash};
 use crate::packet::rewrite::Checksum;
 use crate::packet::straight::read_straight;
 use crate::packet::{DropReason, Ip, Mac, PROTOCOL_TCP, Parsed, TcpFlags, parse_to};
@@ -66,6 +66,7 @@ use pending::Pending;
 use reassembly::{Gathered, Reassembly};
 use router::OwnAddresses;
 use services::Services;
+use straight::{Places, Straights};
 
 pub use answer::announcement;
 pub use inherit::{FLOW_RECORD, FlowRecord, FlowRecordError, Inherited, Renamed};
@@ -414,6 +415,13 @@ struct Turn<'a, D> {
     whose: Whose,
 }
 
+/// How many packets of a batch have jobs, and the flags that any of these has.
+#[derive(Clone, Copy, Default)]
+struct Jobs {
+    count: usize,
+    flags: u8,
+}
+
 /// A packet and the place of its frame in the batch.
 #[derive(Clone, Copy, Default)]
 struct Job {
@@ -531,102 +539,29 @@ impl Plane {
             return self.stand_by(frames, verdicts, out);
         }
         self.settle_carried(now, desk);
-        let mut flags = 0;
         let mut turn = Turn { now, desk, out, run: Run::default(), hashes: None, pieces: None, whose: Whose::Ours };
-        let (mut jobs, mut straights) = (0, 0);
-        let mut traces = [Trace::default(); BATCH_MAX];
-        let mut places = [0; BATCH_MAX];
         verdicts.resize(frames.len(), Verdict::Pass);
-        for (at, (frame, verdict)) in frames.iter_mut().zip(&mut *verdicts).enumerate() {
-            if let Some(tuple) = read_straight(frame.bytes, self.hops.station(frame.port)) {
-                traces[straights] = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
-                places[straights] = at;
-                straights += 1;
-                continue;
-            }
-            let whose = match self.whose(now, frame) {
-                Ok(whose) => whose,
-                Err(decided) => {
-                    *verdict = decided;
-                    continue;
+        let (mut straights, mut others) = (Straights::default(), Places::default());
+        for (at, frame) in frames.iter().enumerate() {
+            match read_straight(frame.bytes, self.hops.station(frame.port)) {
+                Some(tuple) => {
+                    let trace = self.flows.established.trace(tuple, PROTOCOL_TCP, |line| turn.desk.prefetch(line));
+                    straights.push(at, trace);
                 }
-            };
-            let job = &mut self.batch[jobs];
-            match parse_to(frame.bytes, &mut job.packet) {
-                Ok(None) if whose == Whose::Others && !self.services.keeps_clients(job.packet.tuple.src) => {
-                    *verdict = self.pass_over(now, frame);
-                }
-                Ok(None) => {
-                    (job.at, job.whose) = (at, whose);
-                    job.hash = self.flows.hash(&job.packet.tuple);
-                    turn.desk.prefetch(self.flows.established.entry_line(job.hash));
-                    if job.packet.tcp.flags.contains(TcpFlags::SYN) {
-                        turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
-                    }
-                    flags |= job.packet.tcp.flags.0;
-                    jobs += 1;
-                }
-                Ok(Some(other)) if whose == Whose::Others => *verdict = self.answer_on_arm(frame, &other, &mut turn),
-                Ok(Some(other)) => *verdict = self.answer(frame, &other, &mut turn),
-                Err(_) if whose == Whose::Others => *verdict = self.pass_over(now, frame),
-                Err(reason) => *verdict = self.refuse(frame, reason, &mut turn),
+                None => others.push(at),
             }
         }
-        self.flows.established.follow_traces(&mut traces[..straights], |line| turn.desk.prefetch(line));
-        let mut found = [None; BATCH_MAX];
-        if !traces[..straights].iter().all(Trace::leads_on) {
-            // Those that lead nowhere are taken the longer way, in their order.
-            let mut kept = 0;
-            for straight in 0..straights {
-                let (trace, at) = (traces[straight], places[straight]);
-                if trace.leads_on() {
-                    (traces[kept], places[kept]) = (trace, at);
-                    kept += 1;
-                    continue;
-                }
-                let job = &mut self.batch[jobs];
-                match parse_to(frames[at].bytes, &mut job.packet) {
-                    Ok(None) => {
-                        (job.at, job.whose) = (at, Whose::Ours);
-                        job.hash = self.flows.hash(&job.packet.tuple);
-                        jobs += 1;
-                    }
-                    // Frames that go straight on are TCP.
-                    Ok(Some(_)) => {}
-                    Err(reason) => verdicts[at] = Verdict::Drop(reason),
-                }
-            }
-            straights = kept;
-            self.batch[..jobs].sort_unstable_by_key(|job| job.at);
+        let mut jobs = Jobs::default();
+        if !others.is_empty() {
+            self.look_at(now, &others, &mut jobs, frames, verdicts, &mut turn);
         }
-        let established = &self.flows.established;
-        established.lookup_batch_by(&self.batch[..jobs], |job| &job.packet.tuple, |job| job.hash, &mut found);
-        if found[..jobs].contains(&None) {
-            self.read_ahead(frames, &found[..jobs], &mut turn);
+        if !self.flows.established.follow_traces(straights.traces_mut(), |line| turn.desk.prefetch(line)) {
+            self.set_aside(&mut straights, &mut jobs, frames, verdicts);
         }
-        if flags & ENDING != 0 {
-            self.read_ends(&found[..jobs]);
-        }
-        // In their order, as what one packet does to its flow may matter to the next.
-        let mut job = 0;
-        let mut sent = 0;
-        for (trace, &at) in traces[..straights].iter().zip(&places) {
-            while job < jobs && self.batch[job].at < at {
-                verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
-                job += 1;
-            }
-            let frame = &mut frames[at];
-            verdicts[at] = match self.go_straight(frame, trace, &mut turn) {
-                Some(port) => {
-                    sent += 1;
-                    Verdict::Send(port)
-                }
-                None => self.look_closer(frame, &mut turn),
-            };
-        }
-        for job in job..jobs {
-            verdicts[self.batch[job].at] = self.onward(job, found[job], frames, &mut turn);
-        }
+        let sent = match straights.len() == frames.len() {
+            true => self.go_on(straights.traces().iter().zip(frames.iter_mut().zip(&mut *verdicts)), &mut turn),
+            false => self.take_turns(&straights, jobs, frames, verdicts, &mut turn),
+        };
         if self.bridges.is_any() {
             self.follow_stations(now, frames, verdicts);
         }
@@ -641,6 +576,113 @@ impl Plane {
         if sent < frames.len() {
             self.count_verdicts(verdicts);
         }
+    }
+
+    /// Parses the frames at these places, answers those that ask, and makes jobs of those with TCP, UDP or an echo.
+    #[inline(never)]
+    fn look_at<D: Desk>(
+        &mut self,
+        now: Now,
+        places: &Places,
+        jobs: &mut Jobs,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut [Verdict],
+        turn: &mut Turn<'_, D>,
+    ) {
+        for at in places.iter() {
+            let (frame, verdict) = (&mut frames[at], &mut verdicts[at]);
+            let whose = match self.whose(now, frame) {
+                Ok(whose) => whose,
+                Err(decided) => {
+                    *verdict = decided;
+                    continue;
+                }
+            };
+            let job = &mut self.batch[jobs.count];
+            match parse_to(frame.bytes, &mut job.packet) {
+                Ok(None) if whose == Whose::Others && !self.services.keeps_clients(job.packet.tuple.src) => {
+                    *verdict = self.pass_over(now, frame);
+                }
+                Ok(None) => {
+                    (job.at, job.whose) = (at, whose);
+                    job.hash = self.flows.hash(&job.packet.tuple);
+                    turn.desk.prefetch(self.flows.established.entry_line(job.hash));
+                    if job.packet.tcp.flags.contains(TcpFlags::SYN) {
+                        turn.desk.prefetch(self.flows.half_open.entry_line(job.hash));
+                    }
+                    jobs.flags |= job.packet.tcp.flags.0;
+                    jobs.count += 1;
+                }
+                Ok(Some(other)) if whose == Whose::Others => *verdict = self.answer_on_arm(frame, &other, turn),
+                Ok(Some(other)) => *verdict = self.answer(frame, &other, turn),
+                Err(_) if whose == Whose::Others => *verdict = self.pass_over(now, frame),
+                Err(reason) => *verdict = self.refuse(frame, reason, turn),
+            }
+        }
+    }
+
+    /// Makes jobs of those that lead nowhere, in the order of the batch.
+    #[inline(never)]
+    fn set_aside(
+        &mut self,
+        straights: &mut Straights,
+        jobs: &mut Jobs,
+        frames: &[Frame<'_>],
+        verdicts: &mut [Verdict],
+    ) {
+        straights.retain(|at, trace| {
+            if trace.leads_on() {
+                return true;
+            }
+            let job = &mut self.batch[jobs.count];
+            match parse_to(frames[at].bytes, &mut job.packet) {
+                Ok(None) => {
+                    (job.at, job.whose) = (at, Whose::Ours);
+                    job.hash = self.flows.hash(&job.packet.tuple);
+                    jobs.count += 1;
+                }
+                // Frames that go straight on are TCP.
+                Ok(Some(_)) => {}
+                Err(reason) => verdicts[at] = Verdict::Drop(reason),
+            }
+            false
+        });
+        self.batch[..jobs.count].sort_unstable_by_key(|job| job.at);
+    }
+
+    /// Decides about the frames of a batch of which not all go straight on; returns how many do.
+    #[inline(never)]
+    fn take_turns<D: Desk>(
+        &mut self,
+        straights: &Straights,
+        jobs: Jobs,
+        frames: &mut [Frame<'_>],
+        verdicts: &mut [Verdict],
+        turn: &mut Turn<'_, D>,
+    ) -> usize {
+        let Jobs { count, flags } = jobs;
+        let mut found = [None; BATCH_MAX];
+        let established = &self.flows.established;
+        established.lookup_batch_by(&self.batch[..count], |job| &job.packet.tuple, |job| job.hash, &mut found);
+        if found[..count].contains(&None) {
+            self.read_ahead(frames, &found[..count], turn);
+        }
+        if flags & ENDING != 0 {
+            self.read_ends(&found[..count]);
+        }
+        // In their order, as what one packet does to its flow may matter to the next.
+        let (mut job, mut sent) = (0, 0);
+        for (at, trace) in straights.iter() {
+            while job < count && self.batch[job].at < at {
+                verdicts[self.batch[job].at] = self.onward(job, found[job], frames, turn);
+                job += 1;
+            }
+            sent += self.go_on(std::iter::once((trace, (&mut frames[at], &mut verdicts[at]))), turn);
+        }
+        for job in job..count {
+            verdicts[self.batch[job].at] = self.onward(job, found[job], frames, turn);
+        }
+        sent
     }
 
     /// Whether we have to do with a frame, and how.

@@ -28,6 +28,8 @@ const DNS_TIMEOUT_MS: u64 = 30_000;
 
 /// How the flows of one service are treated. Stays when the service goes, for the flows that it leaves.
 #[derive(Clone, Copy, Debug, Default)]
+// So that one is found by a shift.
+#[repr(align(32))]
 pub(super) struct Rule {
     classes: [TimeoutClass; TCP_TIMEOUTS + UDP_TIMEOUTS],
     /// Only the MACs of the flows that it opens are rewritten, and their answers do not come by.

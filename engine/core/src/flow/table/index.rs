@@ -40,8 +40,22 @@ const EMPTY: Bucket = Bucket { tags: [0; WAYS], used: 0, away: 0, entries: [0; W
 /// Where the entry of a hash belongs.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Place {
-    home: usize,
-    tag: u16,
+    /// Of a bucket.
+    home: u32,
+    /// Of 16 bits; with those above it, a place has no gaps, and many are cleared at once.
+    tag: u32,
+}
+
+impl Place {
+    #[inline]
+    fn home(self) -> usize {
+        self.home as usize
+    }
+
+    #[inline]
+    fn tag(self) -> u16 {
+        self.tag as u16
+    }
 }
 
 /// Which entry may be that of a [`Place`].
@@ -79,45 +93,45 @@ impl Index {
 
     #[inline]
     pub(super) fn place(&self, hash: u64) -> Place {
-        Place { home: self.scale((hash >> 32) as u32), tag: hash as u16 }
+        Place { home: self.scale((hash >> 32) as u32) as u32, tag: hash as u32 & 0xffff }
     }
 
     /// The line that the home bucket is.
     #[inline(always)]
     pub(super) fn line(&self, place: Place) -> *const u8 {
-        std::ptr::from_ref(&self.buckets[place.home]).cast()
+        std::ptr::from_ref(&self.buckets[place.home()]).cast()
     }
 
     /// The line that the other bucket is, if an entry of `place` may be there.
     #[inline]
     pub(super) fn line_away(&self, place: Place) -> Option<*const u8> {
-        let other = || std::ptr::from_ref(&self.buckets[self.other(place.home, place.tag)]).cast();
-        (self.buckets[place.home].away != 0).then(other)
+        let other = || std::ptr::from_ref(&self.buckets[self.other(place.home(), place.tag())]).cast();
+        (self.buckets[place.home()].away != 0).then(other)
     }
 
     /// Reads a word of the home bucket, so that its line is on the way.
     #[inline]
     pub(super) fn touch(&self, place: Place) -> u32 {
-        u32::from(self.buckets[place.home].used)
+        u32::from(self.buckets[place.home()].used)
     }
 
     /// The ways of the home bucket with the right tag, one bit each.
     #[inline]
     pub(super) fn matches(&self, place: Place) -> u16 {
-        self.buckets[place.home].matches(place.tag)
+        self.buckets[place.home()].matches(place.tag())
     }
 
     /// Whether entries whose home this is live elsewhere.
     #[inline]
     pub(super) fn has_away(&self, place: Place) -> bool {
-        self.buckets[place.home].away != 0
+        self.buckets[place.home()].away != 0
     }
 
     /// What the tags of the home bucket say of `place`.
     #[inline]
     pub(super) fn likely(&self, place: Place) -> Likely {
-        let bucket = &self.buckets[place.home];
-        let matches = bucket.matches(place.tag);
+        let bucket = &self.buckets[place.home()];
+        let matches = bucket.matches(place.tag());
         let entry =
             bucket.entries.get(matches.trailing_zeros() as usize).map_or(ENTRY_BITS, |entry| entry & ENTRY_BITS);
         Likely { matches, entry }
@@ -126,30 +140,30 @@ impl Index {
     /// The first entry of `place` in its other bucket, when its home names none.
     #[inline(never)]
     pub(super) fn likely_away(&self, place: Place) -> u32 {
-        let other = &self.buckets[self.other(place.home, place.tag)];
-        other.find(place.tag, AWAY, |_| true).map_or(Likely::NONE.entry, |way| other.entries[way] & ENTRY_BITS)
+        let other = &self.buckets[self.other(place.home(), place.tag())];
+        other.find(place.tag(), AWAY, |_| true).map_or(Likely::NONE.entry, |way| other.entries[way] & ENTRY_BITS)
     }
 
     /// The entry at `place`, whose [`matches`](Self::matches) these are, of which `is_it` holds.
     #[inline]
     pub(super) fn find(&self, place: Place, matches: u16, is_it: impl Fn(u32) -> bool) -> Option<u32> {
-        let home = &self.buckets[place.home];
+        let home = &self.buckets[place.home()];
         if let Some(way) = home.find_among(matches, 0, &is_it) {
             return Some(home.entries[way]);
         }
         if home.away == 0 {
             return None;
         }
-        let other = &self.buckets[self.other(place.home, place.tag)];
-        other.find(place.tag, AWAY, &is_it).map(|way| other.entries[way] & ENTRY_BITS)
+        let other = &self.buckets[self.other(place.home(), place.tag())];
+        other.find(place.tag(), AWAY, &is_it).map(|way| other.entries[way] & ENTRY_BITS)
     }
 
     /// Adds an entry; returns whether another one had to move.
     #[inline]
     pub(super) fn insert(&mut self, place: Place, entry: u32) -> Result<bool, IndexFull> {
-        let home = &mut self.buckets[place.home];
+        let home = &mut self.buckets[place.home()];
         if home.has_room() {
-            home.put(place.tag, entry);
+            home.put(place.tag(), entry);
             return Ok(false);
         }
         self.insert_away(place, entry)
@@ -158,7 +172,7 @@ impl Index {
     /// The same where there is no room at home.
     #[inline(never)]
     fn insert_away(&mut self, place: Place, entry: u32) -> Result<bool, IndexFull> {
-        let Place { home, tag } = place;
+        let (home, tag) = (place.home(), place.tag());
         let other = self.other(home, tag);
         let may_leave = self.buckets[home].away < u16::MAX;
         let mut moved = false;
@@ -184,7 +198,7 @@ impl Index {
 
     /// Removes an entry that is there.
     pub(super) fn remove(&mut self, place: Place, entry: u32) {
-        let Place { home, tag } = place;
+        let (home, tag) = (place.home(), place.tag());
         if let Some(way) = self.buckets[home].find(tag, 0, |found| found == entry) {
             self.buckets[home].used &= !(1 << way);
             return;
@@ -298,9 +312,9 @@ mod tests {
             let mut random = SplitMix64::new(7);
             for _ in 0..2_000 {
                 let place = index.place(random.next_u64());
-                let other = index.other(place.home, place.tag);
+                let other = index.other(place.home(), place.tag());
                 assert!(other < index.buckets.len());
-                assert_eq!(index.other(other, place.tag), place.home);
+                assert_eq!(index.other(other, place.tag()), place.home());
             }
         }
     }

@@ -33,6 +33,18 @@ pub struct Met<'a, S> {
     direction: Direction,
 }
 
+/// When flows are seen: a time as the table keeps it, worked out once for many of them.
+#[derive(Clone, Copy, Debug)]
+pub struct SeenAt(u32);
+
+impl SeenAt {
+    /// At this time. Not inlined, as it would be worked out for each of them then.
+    #[inline(never)]
+    pub fn at(now: Now) -> SeenAt {
+        SeenAt(tick(now))
+    }
+}
+
 impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
     /// Begins to look for the flow of a packet of IPv4 with this tuple and protocol. `prefetch` is told which line the next step reads.
     #[inline(always)]
@@ -42,30 +54,36 @@ impl<S: Copy + Default, D: Copy + Default> FlowTable<S, D> {
         Trace { place, entry: Likely::NONE.entry }
     }
 
-    /// Goes on with [`LOOKUP_BATCH`] traces or fewer. `prefetch` is told which lines the last step, [`meet`](Self::meet), reads.
+    /// Goes on with [`LOOKUP_BATCH`](super::LOOKUP_BATCH) traces or fewer; returns whether each of them [leads on](Trace::leads_on). `prefetch` is told which lines the
+    /// last step, [`meet`](Self::meet), reads.
     #[inline(always)]
-    pub fn follow_traces(&self, traces: &mut [Trace], prefetch: impl Fn(*const u8)) {
+    pub fn follow_traces(&self, traces: &mut [Trace], prefetch: impl Fn(*const u8)) -> bool {
         let line = |entry: u32| self.hot.get((entry & SLOT) as usize).map(|hot| std::ptr::from_ref(hot).cast());
-        let mut away = 0_u32;
+        let (mut away, mut lead_on) = (0_u32, true);
         for (trace, at) in traces.iter_mut().zip(0..u32::BITS) {
             trace.entry = self.index.likely(trace.place).entry;
             match line(trace.entry) {
                 Some(line) => prefetch(line),
-                None => {
-                    if let Some(line) = self.index.line_away(trace.place) {
+                None => match self.index.line_away(trace.place) {
+                    Some(line) => {
                         prefetch(line);
                         away |= 1 << at;
                     }
-                }
+                    None => lead_on = false,
+                },
             }
         }
         while away != 0 {
             if let Some(trace) = traces.get_mut(away.trailing_zeros() as usize) {
                 trace.entry = self.index.likely_away(trace.place);
-                line(trace.entry).map(&prefetch);
+                match line(trace.entry) {
+                    Some(line) => prefetch(line),
+                    None => lead_on = false,
+                }
             }
             away &= away - 1;
         }
+        lead_on
     }
 
     /// The flow at the end of a trace, if it is that of packets with this tuple and protocol. `None` says little: it may be elsewhere.
@@ -115,9 +133,9 @@ impl<S> Met<'_, S> {
         TimeoutClass(self.hot.class)
     }
 
-    /// Notes that the flow was seen `now`.
+    /// Notes that the flow was seen.
     #[inline]
-    pub fn touch(&mut self, now: Now) {
-        self.hot.seen_tick = self.hot.seen_tick.max(tick(now));
+    pub fn touch(&mut self, seen: SeenAt) {
+        self.hot.seen_tick = self.hot.seen_tick.max(seen.0);
     }
 }

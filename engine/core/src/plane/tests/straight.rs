@@ -1,6 +1,7 @@
 //! The straight path does what the path for everything does: two planes get the same frames, and one of them has to take the long way.
 
 use super::*;
+use crate::flow::SeenAt;
 use crate::packet::straight::read_straight;
 use crate::plane::flows::{Stage, State};
 
@@ -251,7 +252,7 @@ fn what_an_open_connection_carries_goes_straight() {
                 pieces: None,
                 whose: Whose::Ours,
             };
-            let sent = lab.plane.go_straight(&mut frame, &traces[0], &mut turn);
+            let sent = lab.plane.go_straight(&mut frame, &traces[0], SeenAt::at(lab.now), &mut turn);
             assert_eq!(sent, Some(if port == OUTSIDE { INSIDE } else { OUTSIDE }), "{forwarding:?}");
             sound(&bytes);
         }
