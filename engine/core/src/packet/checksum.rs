@@ -137,7 +137,7 @@ pub(super) fn add(a: u64, b: u64) -> u64 {
 /// Whether this sum of 16-bit words is all ones once its carries are folded back in.
 #[inline]
 pub(super) fn is_all_ones(sum: u64) -> bool {
-    sum != 0 && sum.is_multiple_of(0xffff)
+    fold(sum) == 0xffff
 }
 
 /// Carries folded back in, until 16 bits are left.

@@ -42,8 +42,6 @@ pub(super) struct Hop {
     more_v4: u32,
     /// Octets of the largest IPv4 packet that may go straight on; 0 where the station is not known.
     pub(super) straight_max: u32,
-    /// Of IPv4, ports by which what comes from there may come in, one bit each: those of the way there. Other routes may let in more.
-    entrances: u64,
 }
 
 /// A [`Hop`] by its number.
@@ -76,16 +74,8 @@ struct Recent {
 
 const RECENT_HOPS: usize = 256;
 
-const NO_HOP: Hop = Hop {
-    macs: Macs::NONE,
-    mtu: 0,
-    port: PortId(0),
-    is_ready: false,
-    first_v4: 0,
-    more_v4: 0,
-    straight_max: 0,
-    entrances: 0,
-};
+const NO_HOP: Hop =
+    Hop { macs: Macs::NONE, mtu: 0, port: PortId(0), is_ready: false, first_v4: 0, more_v4: 0, straight_max: 0 };
 
 impl Hops {
     pub(super) fn new(network: &Network) -> Hops {
@@ -93,8 +83,7 @@ impl Hops {
             let (id, mac) = range?;
             let port = network.port(id)?;
             let macs = Macs::new(mac.unwrap_or_default(), port.mac);
-            let entrances = network.entrances(id);
-            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some(), entrances, ..NO_HOP })
+            Some(Hop { macs, mtu: port.mtu, port: id, is_ready: mac.is_some(), ..NO_HOP })
         };
         // The last stands for addresses in no range at all.
         let mut hops: Box<[Hop]> = network.ranges().map(|range| hop(range).unwrap_or(NO_HOP)).chain([NO_HOP]).collect();
@@ -167,11 +156,12 @@ impl Hops {
         Onward { hop: self.recall(network, to).hop, to }
     }
 
-    /// Whether the hop of the number in `hint` says that what is from `source` may come in by `port`. Where it does not, others may.
+    /// Whether `port` is that by which packets leave to `source`, by the hop of the number in `hint`: what is from there may come in by it. By others, it
+    /// may as well.
     #[inline(always)]
     pub(super) fn is_entrance_v4(&self, source: u32, hint: u16, port: PortId) -> bool {
         match self.hops.get(usize::from(hint)) {
-            Some(hop) => (source.wrapping_sub(hop.first_v4) <= hop.more_v4) & (hop.entrances & port.bit() != 0),
+            Some(hop) => (source.wrapping_sub(hop.first_v4) <= hop.more_v4) & (hop.port == port) & (hop.mtu > 0),
             None => false,
         }
     }

@@ -227,7 +227,7 @@ impl Network {
     }
 
     /// By which ports comes in what is on the link of this one, one bit each.
-    pub(super) fn entrances(&self, port: PortId) -> u64 {
+    fn entrances(&self, port: PortId) -> u64 {
         port.bit() | self.port(port).and_then(|port| port.peer).map_or(0, PortId::bit)
     }
 
