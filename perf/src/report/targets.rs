@@ -27,7 +27,7 @@ enum Bound {
 }
 
 /// Those of the suite `packet`, one core, each host receiving on its own.
-const PACKET: [Target; 13] = [
+const PACKET: [Target; 14] = [
     ratio("bulk against the kernel", "bulk-4-steered", "rate", &["kernel"], 1.0),
     ratio("bulk against nginx", "bulk-4-steered", "rate", &["nginx"], 1.2),
     ratio("bulk against HAProxy", "bulk-4-steered", "rate", &["haproxy"], 1.3),
@@ -46,6 +46,13 @@ const PACKET: [Target; 13] = [
         2.0,
     ),
     // Of clients without a kernel: those of kernels are the ceiling before the subject is.
+    ratio(
+        "the same, clients without a kernel",
+        "connect-crowd-steered",
+        "efficiency-saturated",
+        &["haproxy", "nginx"],
+        2.0,
+    ),
     ratio(
         "connections per CPU-second against the kernel",
         "connect-crowd-steered",

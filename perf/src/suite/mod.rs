@@ -276,10 +276,10 @@ impl Course {
             Course::Idle => kind != Kind::Kernel,
             Course::Ceiling | Course::InMemory(_) | Course::Lease { .. } => kind == Kind::Towpath,
             Course::Isolation { .. } => kind.relays_plain(),
-            // Others take two descriptors for each connection, and are full where clients have a kernel.
-            Course::Churn { .. } | Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
-            // What is held is not asked by HTTP.
-            Course::Memory { .. } => kind.framing() == Framing::Bare,
+            // Others take two descriptors for each connection that is held.
+            Course::Scale { .. } => matches!(kind, Kind::Kernel | Kind::Towpath),
+            // These peers do not speak HTTP.
+            Course::Churn { .. } | Course::Memory { .. } => kind.framing() == Framing::Bare,
             Course::Load { .. } | Course::RoundTrip | Course::Snat { .. } => match self.transport() {
                 Transport::Tcp => true,
                 Transport::Udp => kind.relays_datagrams(),
