@@ -1,4 +1,4 @@
-//! What the packet plane, TLS and HTTP mode are meant to reach, beside what a report has of it.
+//! What the relay, the packet plane, TLS and HTTP mode are meant to reach, beside what a report has of it.
 
 use super::sheet;
 use super::{Better, Report};
@@ -70,8 +70,28 @@ const PACKET: [Target; 14] = [
     own("at rest, % of a CPU", "idle-cpu", "busy", 1.0, Bound::AtMost(1.0)),
 ];
 
-/// Who ends TLS and balances HTTP beside us.
+/// Who relays, ends TLS and balances HTTP beside us.
 const PEERS: &[&str] = &["haproxy", "nginx"];
+
+/// Those of the suite `relay`: one core, work per CPU-second, and the latency of a few connections at one rate for all.
+const RELAY: [Target; 10] = [
+    per_cpu("requests against the better peer", "keepalive-128B-64c", 1.15),
+    per_cpu("requests against the better peer, steered", "keepalive-128B-64c-steered", 1.5),
+    per_cpu("connections against the better peer", "connect", 1.2),
+    per_cpu("connections against the better peer, steered", "connect-steered", 1.35),
+    ratio("bulk at one rate against the better peer", "bulk-4", "efficiency", PEERS, 1.0),
+    ratio("median of 4 connections against the better peer", "keepalive-128B-4c", "p50", PEERS, 0.95),
+    ratio("median of 4 connections against the better peer, steered", "keepalive-128B-4c-steered", "p50", PEERS, 1.0),
+    ratio("slowest 1 % of 4 connections against the better peer", "keepalive-128B-4c", "p99", PEERS, 0.95),
+    ratio(
+        "slowest 1 % of 4 connections against the better peer, steered",
+        "keepalive-128B-4c-steered",
+        "p99",
+        PEERS,
+        1.0,
+    ),
+    own("memory of an idle connection, KB", "idle-memory", "memory", 1e-3, Bound::AtMost(1.5)),
+];
 
 /// Those of the suite `tls`: one core, work per CPU-second.
 const TLS: [Target; 14] = [
@@ -176,6 +196,7 @@ pub(super) fn lines(report: &Report) -> Vec<[String; 4]> {
         _ if report.rows.is_empty() => &[],
         "http" => &HTTP,
         "packet" => &PACKET,
+        "relay" => &RELAY,
         "tls" => &TLS,
         _ => &[],
     };
@@ -248,6 +269,8 @@ mod tests {
     fn every_target_is_a_case_of_the_suite() {
         let cases = crate::suite::packet::cases(&crate::suite::Accounting::ALL, &[1_000_000, 10_000_000]);
         assert!(PACKET.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
+        let cases = crate::suite::relay::cases(&crate::suite::Accounting::ALL);
+        assert!(RELAY.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
         let cases = crate::suite::tls::cases(&crate::suite::Accounting::ALL, crate::suite::tls::POOL_CPUS_MIN);
         assert!(TLS.iter().all(|target| cases.iter().any(|case| case.name == target.case)));
         let cases = crate::suite::http::cases(&crate::suite::Accounting::ALL);
